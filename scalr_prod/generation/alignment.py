@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downsampling of synthetic events so that their item values are distributed as those of the real events.
 
-An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Buckets of equal mass
-of real events cut the values; in each bucket as many synthetic events are kept as brings the buckets' shares nearest to the
-real ones, while at least half of all events stay. Which ones stay is decided by a hash, the event's own id: any number of
-parts gives the same choice. After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
+An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Values are cut into buckets of
+equal mass of real events. Each bucket keeps as many synthetic events as brings the shares closest to the real ones, while at least
+half of all events stay. A hash, the event's own id, selects which ones, so the selection does not depend on the number of parts.
+After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
 
 Two passes over the staged parts, each in batches: memory does not grow with the run.
 """
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = ["KEEP_AT_LEAST", "Aligned", "align_parts", "bucket_targets", "keep_counts", "value_buckets"]
 
-#: Closeness is not bought with more than half of the events.
+#: At least this share of events stays, even if the distributions then match less closely.
 KEEP_AT_LEAST: Final = 0.5
 
-#: Rows that are written at a time.
+#: Rows written at a time.
 _BATCH: Final = 100_000
 
-#: The choice is made by the first 12 bits of an event's id: fine enough that a bucket's share is met to 1/4096.
+#: Rows are selected by the first 12 bits of the event's id, so that a bucket's share is met to 1/4096.
 _CELLS: Final = 4096
 _CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
@@ -50,12 +50,12 @@ class Aligned:
     """Hold the result of the alignment.
 
     Attributes:
-        manifests: Of the candidate files, by partition.
+        manifests: Manifests of the candidate files, by partition.
         events: Rows kept.
         dropped: Rows not kept.
         users: Distinct users among the rows kept.
         items: Distinct items among them.
-        sources: Rows kept by the source domain that they were translated from.
+        sources: Rows kept, by source domain.
         bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
     """
 
@@ -71,11 +71,11 @@ class Aligned:
 def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
     """Return each item's bucket, with about the same number of real events in every bucket.
 
-    Items of one popularity share a bucket, so an item of many events makes its bucket wide, and others may stay empty.
+    Items of equal popularity share a bucket, so a very popular item makes its bucket wide, and other buckets may stay empty.
 
     Args:
         counts: int64 [N], real events of each item.
-        buckets: How many to cut at most.
+        buckets: Maximum number of buckets.
 
     Returns:
         int64 [N] in ``0 … buckets - 1``, rising with popularity.
@@ -99,14 +99,14 @@ def keep_counts(
 ) -> NDArray[np.int64]:
     """Return how many events to keep in each bucket.
 
-    ``min(count, c * share)`` for the largest c at which the shares are met exactly; where that would keep less than
-    ``at_least`` of all, the smallest c that keeps as much. For a given number kept no other choice is nearer in total
-    variation: what a bucket lacks nobody can add, and the surplus is spread in proportion to the shares.
+    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than ``at_least`` of all
+    events, the smallest c that keeps that much. No other selection of the same size is closer in total variation: missing
+    events of a bucket cannot be added, and the surplus is spread in proportion to the shares.
 
     Args:
-        counts: int64 [B], events to choose from.
+        counts: int64 [B], events to select from.
         shares: float64 [B], of the real events; sums to 1.
-        at_least: Share of all events that stays.
+        at_least: Minimum share of all events to keep.
 
     Returns:
         int64 [B], each at most its count.
@@ -120,7 +120,7 @@ def keep_counts(
     if np.minimum(counts, scale * shares).sum() < floor:
         scale = _scale_that_keeps(counts, shares, floor)
     kept = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
-    # Buckets without a real event fill up what the others cannot give, in order of their number.
+    # Buckets without a real event fill the remainder, in order of their number.
     for bucket in np.flatnonzero(~wanted):
         kept[bucket] = min(int(counts[bucket]), max(0, floor - int(kept.sum())))
     return kept
@@ -145,7 +145,7 @@ def align_parts(
 
     Args:
         settings: The project's settings.
-        spec: The run; its ``align`` says whether anything is dropped.
+        spec: The run; its setting ``align`` enables the downsampling.
         parts: Folder of the staged parts.
         candidates: Folder to write to.
         partitions: Number of parts.
@@ -159,7 +159,7 @@ def align_parts(
         found = _count(connection, staged, buckets)
         counts = found.sum(1)
         keep = keep_counts(counts, shares) if wanted["align"] else counts
-        # A bucket keeps the ids up to its first cell at which enough are held.
+        # A bucket keeps ids up to the first hash cell at which enough are selected.
         limits = [
             int(np.searchsorted(np.cumsum(found[bucket]), keep[bucket])) + 1 if keep[bucket] else 0 for bucket in range(buckets)
         ]

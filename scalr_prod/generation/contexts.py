@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoding of source events, their histories and consumed items as `Contexts`.
 
-Everything is done on whole columns; no Python loop runs over rows.
+All steps work on whole columns; there is no Python loop over rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories"]
 
-#: Columns of the point-in-time join that hold a history.
+#: History columns of the point-in-time join.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
 HISTORY_TIMES: Final = "source_user_history__event_timestamps"
 
@@ -41,10 +41,10 @@ def count_contexts(
 
     Args:
         connection: A DuckDB connection in which ``events`` are the source events.
-        settings: Those of the run's specification.
+        settings: The settings of the run's specification.
         start: The window's first instant.
         end: The instant after it.
-        as_of: Nothing that became known later counts.
+        as_of: Rows that became known later are ignored.
     """
     each = "user_id" if settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
     row = connection.execute(
@@ -61,13 +61,13 @@ def encode_histories(
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Encode histories as left-padded index arrays, each with its own translated event last.
 
-    The event stands among its ties in some order, or was cut from a full history by them: it is moved to the end, or put there.
+    Among events with equal times its position is arbitrary, or it was truncated: it is moved to the end, or added there.
 
     Args:
         joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
-        vocabulary: Of the translator.
-        length: L.
-        own_time: int64 [B]. When each translated event happened, microseconds; default: ``event_timestamp``.
+        vocabulary: The translator's vocabulary.
+        length: History length L.
+        own_time: int64 [B]. Time of each translated event, microseconds; default: ``event_timestamp``.
 
     Returns:
         int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
@@ -82,8 +82,8 @@ def encode_histories(
 
     own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
     found = np.full(rows, -1)
-    found[row[own]] = place[own]  # of several, the last assignment stays: that nearest to the end
-    # Everything behind the event that moves, and all of a history that lacks it, steps one place to the left.
+    found[row[own]] = place[own]  # of several matches the last assignment wins: the one closest to the end
+    # Events after the moved one, and all events of a history that lacks it, shift left by one.
     steps = np.where(found[row] < 0, 1, (place > found[row]).astype(np.int64))
     column = length - counts[row] + place - steps
     kept = (column >= 0) & ~((found[row] >= 0) & (place == found[row]))
@@ -102,7 +102,7 @@ class Consumed:
 
     Attributes:
         users: Distinct users [U].
-        starts: int64 [U + 1]. Where each user's items begin in the arrays below; the last is where they end.
+        starts: int64 [U + 1]. Start of each user's items in the arrays below; the last element is their end.
         times: int64 [N]. First time of consumption, ascending within a user.
         items: int32 [N]. Target indices.
     """
@@ -130,7 +130,7 @@ class Consumed:
 
         code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
         known = code >= 0
-        # One sorted key of (user, rank of time) finds all places with a single search.
+        # One sorted key of (user, rank of time) answers all lookups with a single search.
         distinct = np.unique(self.times)
         width = len(distinct) + 1
         owner = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
@@ -157,15 +157,15 @@ def batches(
 
     Args:
         histories: Indices and ages, [B, L] each.
-        ends: When the translated events happened [B], microseconds.
-        times: The instants that are asked about [B], microseconds.
+        ends: Times of the translated events [B], microseconds.
+        times: Times to predict for [B], microseconds.
         folds: Parameter sets [B], see `Contexts.fold`.
         noise_keys: [B].
-        consumed: What not to propose; None excludes nothing.
+        consumed: Items to exclude; None excludes nothing.
         users: [B].
-        never: int32 [F]. Target indices that no context may propose.
-        size: Contexts in a batch.
-        most_bytes: Upper limit of a batch's arrays.
+        never: int32 [F]. Target indices to exclude for all contexts.
+        size: Maximum number of contexts in a batch.
+        most_bytes: Upper limit of a batch's arrays in bytes.
     """
     indices, ages = histories
     rows = len(times)

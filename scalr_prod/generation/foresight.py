@@ -29,10 +29,10 @@ class Foreseen:
     Attributes:
         start: The window's first instant (UTC).
         end: The instant after the window (UTC).
-        as_of: Nothing that became known later would be read (UTC).
-        contexts: How many contexts would be translated.
-        users: Of how many users.
-        partitions: In how many parts.
+        as_of: Rows that became known later would be ignored (UTC).
+        contexts: Number of contexts to translate.
+        users: Number of their users.
+        partitions: Number of parts.
     """
 
     start: datetime
@@ -60,13 +60,13 @@ def foresee_run(settings: Settings) -> Foreseen:
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
-        TableNotFound: Nothing was ingested yet.
+        TableNotFound: Nothing has been ingested yet.
     """
     from scalr_prod.duck import open_duckdb
 
     lake = Lake.open(settings)
     events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))
-    # What DuckDB spills goes beside the project, not into it.
+    # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
         connection.register("events", events)
         window = window_of(settings, connection)

@@ -28,14 +28,14 @@ class LateWindow:
     """Describe a published window with source events that its run did not know.
 
     Attributes:
-        start: Its first instant (UTC).
-        end: The instant after its last.
-        as_of: What it may know when it is published again.
-        published_by: The run that it was published by.
+        start: The window's first instant (UTC).
+        end: The instant after its last (UTC).
+        as_of: Knowledge time when it is republished.
+        published_by: The run that published it.
         events: Late source events that are known by ``as_of``.
-        unknown: Those that are not, and so stay untranslated.
-        run_id: The run that it was published again by; None: it was not.
-        error: Why it was not.
+        unknown: Late source events not known by ``as_of``; they stay untranslated.
+        run_id: The run that republished it; None if it was not republished.
+        error: Why it was not republished.
     """
 
     start: datetime
@@ -60,9 +60,9 @@ class LateReport:
     """Report what was done about late source events.
 
     Attributes:
-        windows: Those within the look-back that late events lie in, the earliest first.
-        too_late: Source events that arrived since the run before this one and lie before the look-back: nothing translates them.
-        corrected: Windows whose events were replaced, and what became of them; see `scalr_prod.stages.stale`.
+        windows: Windows within the look-back that have late events, earliest first.
+        too_late: Source events that arrived since the previous run and lie before the look-back: they stay untranslated.
+        corrected: Outcome of windows whose events were replaced; see `scalr_prod.stages.stale`.
     """
 
     windows: list[LateWindow] = field(default_factory=list)
@@ -88,9 +88,9 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
 
     Args:
         settings: ``[generation] lookback`` and ``late_as_of``.
-        start: The run's window; windows that end after its start are left alone.
-        end: The look-back counts from here.
-        as_of: What the run may know.
+        start: Start of the run's window; windows that end later are skipped.
+        end: The look-back counts back from here.
+        as_of: Knowledge time of the run.
     """
     generation, lake = settings.generation, Lake.open(settings)
     reach = end - timedelta(days=generation.lookback)
@@ -100,7 +100,7 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
     for spec in within:
         knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
         translated = _events(lake, spec.start, spec.end, version=_version(spec), known_by=spec.as_of)
-        if translated is None:  # the log's version of then is gone: it cannot be told what is late
+        if translated is None:  # the run's version of the log no longer exists, so late events cannot be identified
             continue
         known = _events(lake, spec.start, spec.end, known_by=knows) or 0
         everything = _events(lake, spec.start, spec.end) or 0
@@ -114,7 +114,7 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
     """Return the settings and translator version to republish a window with: those of its run, for the same users.
 
     Returns:
-        The settings; and the version, None where it is no longer there and the latest that fits takes its place.
+        The settings; and the version, None if it no longer exists and the latest suitable one is used.
     """
     with Ledger.open(settings) as ledger:
         spec = ledger.run(window.published_by).spec
@@ -133,7 +133,7 @@ def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
     """Return the runs whose rows are all in the feature view, in order of publication."""
     with Ledger.open(settings) as ledger:
         published = [one for one in ledger.standing_publications() if one.end <= before]
-        gone = PublicationStatus.ROLLED_BACK  # what such a publication had replaced is back
+        gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
         standing = (one for one in published if all(later.status is gone for later in ledger.replaced_since(one)))
         return [ledger.run(one.run_id).spec for one in standing]
 

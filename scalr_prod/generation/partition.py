@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One partition's task: translate its shards of contexts into a part on disk. Deterministic for a given run.
 
-What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number
-of partitions, workers or batches, nor on where the translator runs.
+Inputs are pinned: tables at the run's versions, rows known by its ``as_of``. The output depends neither on the number of partitions,
+workers or batches, nor on where the translator runs.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Why a draw became no event, as far as one partition can tell.
+#: Reasons why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
-#: Contexts of each task whose shortlists are measured.
+#: Contexts per task on which the shortlist's loss is measured.
 _MEASURED: Final = 64
 
 
@@ -101,32 +101,32 @@ def make_part(
         settings: The project's settings.
         spec: The run.
         partition: The task's number.
-        partitions: How many tasks there are.
+        partitions: Number of tasks.
         translated: Called with the number of contexts translated since the last call.
 
     Returns:
         The part's manifest: plain JSON values.
 
     Raises:
-        GenerationError: Its contexts are not laid out.
-        ScalrError: Of the feature store or the scorer.
+        GenerationError: Its input is missing.
+        ScalrError: Raised by the feature store or the scorer.
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
     started = time.perf_counter()
     tools = open_tools(settings, spec, place=partition)
-    tools.latencies.take()  # of opening, and of a task that failed
+    tools.latencies.take()  # discard counts of opening and of a failed task
     tally = _Tally()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
-        connection.execute("SET threads = 1")  # one task, one core: the other cores have tasks of their own
+        connection.execute("SET threads = 1")  # one core per task: the other cores run other tasks
         with writing(path, tools.schema) as write:
             for rows, real in read_slices(settings, spec, partition, partitions):
                 consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
                 part = in_scoring_order(rows, spec, tools.folds)
                 if not tally.left_out and not tally.contexts:
                     tally.left_out = _left_out(settings, connection, spec, tools, part, consumed)
-                    tools.latencies.take()  # nothing else was asked for yet
+                    tools.latencies.take()  # discard the counts of the measurement
                 drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)
@@ -149,7 +149,7 @@ def draw(
     """Sample the run's events for contexts (rows of `read_bucket`): the scorer's answers, and rows of the feature view.
 
     Raises:
-        ScalrError: Of the feature store or the scorer.
+        ScalrError: Raised by the feature store or the scorer.
     """
     answers = []
     for answer in _answers(settings, connection, spec, tools, rows, consumed):
@@ -210,7 +210,7 @@ def _left_out(
 ) -> dict[str, int]:
     """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
-    Draws have the same noise, so that they are the same unless the list lacks the item: what comes out is P of what lists leave out.
+    Both draws use the same noise and differ only if the shortlist lacks the item, which estimates the probability it leaves out.
     """
     import pyarrow as pa
 
@@ -267,8 +267,8 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
             }
         ),
     )
-    # Scorers agree to about 1e-7, compiled code and plain to 4e-6: probabilities are compared to a thousandth, so that rounding hardly
-    # ever decides which draw is kept.
+    # Scorers agree to about 1e-7, compiled and plain code to 4e-6: probabilities are compared to a thousandth, so that rounding hardly ever
+    # changes which draw is kept.
     source_item = source_item_sql("source_key", tools.sources, id_type_of(tools.schema, "source_item_id"))
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,

@@ -54,12 +54,12 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
     """Yield a function that writes row groups to a Parquet file; the file appears only once it is complete.
 
     Args:
-        path: Its name in the end.
-        schema: Of every table that is given to the function yielded.
+        path: The file's final path.
+        schema: Schema of every table passed to the yielded function.
     """
     import pyarrow.parquet as pq
 
-    # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
+    # pyarrow's writer does not close its own file if it cannot write the footer, which would keep a full disk full.
     with (
         whole(path) as unfinished,
         unfinished.open("wb") as file,

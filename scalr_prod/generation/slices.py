@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's input, written once for all of its tasks as shards in ``<home>/runs/<run_id>/asked``.
 
-The driver reads the logs in one pass. Each task reads its own slices, so that all tasks together read each context once, however
-many tasks there are; and a slice is of users that follow each other, so that what is read of other tables for it lies together
-there. A file has a row group a slice, and a manifest. A run that goes on finds what is whole; it goes once all parts are made.
+The driver reads the logs in one pass and each task reads only its own shards, so the number of tasks does not matter. A shard holds
+consecutive users, so that their rows in other tables lie together too. Each task's file has one row group per shard, and a manifest.
+A resumed run reuses complete files; they are removed once all parts are made.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lay_out", "read_slices", "remove_slices"]
 
-#: Contexts that a task holds in memory at a time, with their histories.
+#: Contexts, with their histories, that a task holds in memory at a time.
 _SLICE: Final = 50_000
 _BATCH: Final = 100_000
 _NUMBER: Final = "slice"
@@ -44,10 +44,10 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
     Args:
         settings: The project's settings.
         spec: The run.
-        partitions: Number of tasks. Each gets about as many contexts, of users that follow each other in the order of their ids.
+        partitions: Number of tasks. Each gets about the same number of contexts, of consecutive users by id.
 
     Returns:
-        How many contexts there are.
+        The number of contexts.
 
     Raises:
         LakeError: A table cannot be read.
@@ -74,7 +74,7 @@ def read_slices(
     """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_bucket` returns them.
 
     Raises:
-        GenerationError: What the driver laid out is not there.
+        GenerationError: The input written by the driver is missing.
     """
     import pyarrow.parquet as pq
 
@@ -82,9 +82,9 @@ def read_slices(
     for path in paths:
         if read_manifest(path, **identity(spec, partition, partitions)) is None:
             raise GenerationError(
-                "the contexts that this task is to translate are missing or damaged",
+                "the input of this task is missing or damaged",
                 where=str(path),
-                next_step="check that every worker sees the project's home, then go on, which writes them anew: scalr runs resume RUN",
+                next_step="check that every worker sees the project's home, then resume the run: scalr runs resume RUN",
             ).at(run_id=spec.run_id)
     files = [pq.ParquetFile(path) for path in paths]
     try:
@@ -124,7 +124,7 @@ def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
 def _cut(connection: Any, partitions: int) -> list[list[int]]:
     """Assign each chosen user to one of about equally large shards, and return the shard numbers of each task.
 
-    No user is cut in two: after one with very many, numbers are missing.
+    A user is never split: after one with very many contexts, shard numbers are skipped.
     """
     (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN}").fetchone()
     each = max(1, -(-contexts // (partitions * _SLICE)))
@@ -161,7 +161,7 @@ def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.Recor
 def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
     """Write rows that come shard by shard to one file per task, and return their number.
 
-    A slice without rows has a row group, too, so that the files of a task agree.
+    A shard without rows gets an empty row group, so that the row groups of a task's files match.
     """
     partitions, reader = len(slices), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))

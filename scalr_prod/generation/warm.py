@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports for tasks of local workers, done once in the process that they are forked from.
 
-To import Feast and the rest takes seconds; forked workers have it at once, share its memory, and a lost one is replaced in
-a moment. Importing this module does the imports; it opens nothing.
+Importing Feast and the other libraries takes seconds. Forked workers share these imports and their memory, and a lost worker is
+replaced quickly. Importing this module only imports; it opens nothing.
 """
 
 from __future__ import annotations

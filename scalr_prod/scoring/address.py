@@ -30,7 +30,7 @@ def server_urls(settings: Settings) -> tuple[str, ...]:
     """Return the addresses of the gRPC endpoints: host:port, or unix:path for a local one.
 
     Raises:
-        ServerUnreachable: The settings name none, and no local server was started.
+        ServerUnreachable: The settings name no server, and no local one was started.
     """
     if settings.serving.urls:
         return settings.serving.urls
@@ -39,7 +39,7 @@ def server_urls(settings: Settings) -> tuple[str, ...]:
         return (str(json.loads(path.read_text(encoding="utf-8"))["url"]),)
     except (OSError, ValueError, KeyError) as error:
         raise ServerUnreachable(
-            "no local Triton is running, and [serving] url names none",
+            "no local Triton is running, and [serving] url is not set",
             where=str(path),
             next_step='run: scalr triton start (or set [serving] url, or scorer = "local")',
         ) from error

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["build_request", "check_items", "check_request", "check_shares", "check_version", "read_tensors", "row_bytes"]
 
 _DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
-#: Sums of float32 terms may end a little above 1.
+#: Sums of float32 terms may slightly exceed 1.
 _SLACK: Final = 1e-3
-_NEXT: Final = "the server runs another program than this one: compare numpy (< 2) and scalr-prod in both environments"
+_NEXT: Final = "client and server differ: compare numpy (< 2) and scalr-prod in both environments"
 
 
 def row_bytes(tensors: Mapping[str, NDArray[Any]]) -> int:
@@ -38,10 +38,10 @@ def build_request(
 
     Args:
         model: The model's name in the server.
-        version: Its version; no other may answer.
+        version: The only version that may answer.
         tensors: Input tensors.
         outputs: Output tensors to send back.
-        timeout_s: The server drops the request if it has waited for longer in its queue.
+        timeout_s: The server drops the request after this time in its queue.
     """
     from tritonclient.grpc import service_pb2
 
@@ -64,7 +64,7 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
         where: The server's address, for errors.
 
     Raises:
-        MalformedResponse: A tensor is missing, has another dtype or shape, or other bytes than its shape needs.
+        MalformedResponse: A tensor is missing, or has an unexpected dtype, shape or size.
     """
     if len(response.raw_output_contents) != len(response.outputs):
         raise _malformed(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
@@ -90,7 +90,7 @@ def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> 
     """Check that the expected version answered every row.
 
     Raises:
-        ModelVersionMismatch: One was not.
+        ModelVersionMismatch: A row was answered by another version.
     """
     if (versions != expected).any():
         raise version_mismatch(int(versions[versions != expected][0]), expected, where)
@@ -100,11 +100,11 @@ def check_digest(digests: NDArray[np.int64], expected: int | None, version: int,
     """Check that the expected model answered every row; None accepts any.
 
     Raises:
-        ModelVersionMismatch: Another model of that number answered: another project's, or one that was trained anew.
+        ModelVersionMismatch: Another model with that version number answered, of another project or of a retraining.
     """
     if expected is not None and (digests != expected).any():
         raise ModelVersionMismatch(
-            f"version {version} there is another model than version {version} here",
+            f"version {version} is a different model from version {version} here",
             where=where,
             next_step=f"install this one: scalr translator promote --version {version}",
         )
@@ -114,10 +114,10 @@ def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where
     """Check that the answer belongs to the request with these keys.
 
     Raises:
-        MalformedResponse: It was meant for another. A Triton whose model process stood still for a second does so (ADR 0014).
+        MalformedResponse: It belongs to another request. A Triton whose model process was paused for a second does this (ADR 0014).
     """
     if not np.array_equal(keys, expected):
-        raise _malformed("the answer is that to another request", where)
+        raise _malformed("the answer belongs to another request", where)
 
 
 def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:
@@ -133,22 +133,22 @@ def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) ->
     """Check that every item is an index into the catalogue, or none.
 
     Raises:
-        MalformedResponse: One is not.
+        MalformedResponse: An item is neither.
     """
     outside = (items < NO_ITEM) | (items >= catalogue_size)
     if outside.any():
-        raise _malformed(f"item {items[outside][0]} lies outside of the catalogue of {catalogue_size}", where)
+        raise _malformed(f"item {items[outside][0]} is outside the catalogue of {catalogue_size}", where)
 
 
 def check_shares(name: str, shares: NDArray[np.float32], *, where: str) -> None:
     """Check that every value is a probability.
 
     Raises:
-        MalformedResponse: One is not, or is not a number.
+        MalformedResponse: A value is out of range or not a number.
     """
     wrong = ~((shares >= 0) & (shares <= 1 + _SLACK))
     if wrong.any():
-        raise _malformed(f"{name} holds {shares[wrong][0]}, which is no probability", where)
+        raise _malformed(f"{name} holds {shares[wrong][0]}, which is not a probability", where)
 
 
 def _malformed(found: str, where: str) -> MalformedResponse:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BOUNDS_S", "Latencies", "sum_of"]
 
-#: Upper bounds of the buckets, in seconds; a last one has no bound.
+#: Upper bounds of the buckets, in seconds; a last bucket is unbounded.
 BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 

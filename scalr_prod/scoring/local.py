@@ -25,15 +25,15 @@ class LocalScorer:
     """Call the module directly; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        folder: The version's folder, as `load_version` found it.
+        folder: The version's folder, as found by `load_version`.
         version: The version.
-        threads: Groups of contexts that are worked on side by side on a CPU; torch itself gets one thread in this whole process.
-        device: ``cpu``, ``cuda``, or ``auto``: on a GPU where torch sees one.
-        latencies: Counts how long batches take.
+        threads: Groups of contexts processed in parallel on a CPU; torch is limited to one thread in this process.
+        device: ``cpu``, ``cuda``, or ``auto``: the GPU if torch sees one.
+        latencies: Records the duration of batches.
 
     Raises:
-        TranslatorError: The folder holds no usable model.
-        SettingsError: ``cuda``, and torch sees no GPU.
+        TranslatorError: The folder has no usable model.
+        SettingsError: The device is ``cuda``, and torch sees no GPU.
     """
 
     def __init__(

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadline", "Limits", "Pace", "RetryPolicy"]
 
-#: A request should take no more than this share of its deadline: a slower machine, or more workers beside this one, may come later.
+#: Target share of the deadline for one request, so that a slower machine or more workers still meet it.
 _SHARE: Final = 0.25
-#: From one answer to the next, requests grow by this factor at most.
+#: Maximum growth of requests from one answer to the next.
 _GROWTH: Final = 4.0
 
 
@@ -26,8 +26,8 @@ class Deadline:
     """Time limit of a request over all of its attempts.
 
     Attributes:
-        seconds: How long the request may take in all.
-        ends_at: The moment, on ``clock``.
+        seconds: Total time for the request.
+        ends_at: The time limit, on ``clock``.
         clock: Monotonic seconds.
     """
 
@@ -64,11 +64,11 @@ class Deadline:
 class RetryPolicy:
     """Exponential backoff with jitter between attempts.
 
-    Many workers lose a server at the same moment; without the draw they would all come back at the same moment too.
+    Many workers lose a server at the same time; without jitter they would all retry at the same time too.
 
     Attributes:
-        first_s: Upper limit of the first wait.
-        limit_s: Upper limit of every wait.
+        first_s: Upper limit of the first delay.
+        limit_s: Upper limit of every delay.
     """
 
     first_s: float = 0.1
@@ -78,7 +78,7 @@ class RetryPolicy:
         """Yield the seconds to wait before each further attempt, without end: the deadline stops the retries.
 
         Args:
-            draw: Uniform on [0, 1).
+            draw: Returns a uniform random number in [0, 1).
         """
         ceiling = self.first_s
         while True:
@@ -91,8 +91,8 @@ class Limits:
     """Size limits of one request.
 
     Attributes:
-        request_bytes: Bytes of all input tensors.
-        rows: Contexts; the server's own limit on a batch.
+        request_bytes: Maximum bytes of all input tensors.
+        rows: Maximum contexts: the server's limit on a batch.
     """
 
     request_bytes: int
@@ -102,7 +102,7 @@ class Limits:
         """Return how many contexts of this size fit into one request.
 
         Raises:
-            RequestTooLarge: Not even one does.
+            RequestTooLarge: A single context exceeds the limit.
         """
         fit = self.request_bytes // max(row_bytes, 1)
         if fit < 1:
@@ -118,11 +118,11 @@ class Limits:
 class Pace:
     """Estimate the server's speed from recent answers, to keep requests small enough for their deadline.
 
-    What others ask of the same server is part of the time that a request takes: the more workers, the smaller their requests.
+    Requests of other workers are part of the measured time: with more workers, each sends smaller requests.
 
     Attributes:
-        deadline_s: Seconds of a request, over all of its attempts.
-        row_s: Seconds that one context takes; 0: not measured yet.
+        deadline_s: Time limit of a request, over all of its attempts, in seconds.
+        row_s: Seconds per context; 0 before the first measurement.
     """
 
     deadline_s: float

@@ -32,12 +32,12 @@ class Scorer(Protocol):
         Args:
             contexts: B contexts.
             k: Draws per context.
-            temperature: 1 draws from P; towards 0 it becomes the top k.
+            temperature: 1 draws from P; towards 0, draws become the top k.
             min_lift: A draw with P(item | context) < min_lift * P(item) becomes ``NO_ITEM``.
-            shortlist: Items that are scored for a context, see `TranslatorModule.sample`; None: all.
+            shortlist: Number of items scored per context, see `TranslatorModule.sample`; None: all.
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def sample_stream(
@@ -52,7 +52,7 @@ class Scorer(Protocol):
         """Yield the answer to each batch, in order; batches are read from the iterable only as answers are consumed.
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -66,7 +66,7 @@ class Scorer(Protocol):
             Probabilities and prior, each float32 [B, C].
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTROL", "HEADER", "Security"]
 
-#: Protocols of Triton that change the server or tell about it: only those who send the secret may use them.
+#: Triton protocols that change the server or reveal its state: restricted to clients with the secret.
 CONTROL: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")
-#: Name of the header that carries a local server's secret.
+#: Name of the header with a local server's secret.
 HEADER: Final = "scalr"
 
 
@@ -25,10 +25,10 @@ class Security:
     """Credentials of a connection; the default is plain text.
 
     Attributes:
-        tls: Whether to encrypt, and to check the server's certificate.
-        authorities: Certificates (PEM) to check it against; None: those that gRPC knows.
-        certificate: Our own certificate (PEM), where the server asks for one.
-        key: Its key (PEM).
+        tls: Whether to encrypt the connection and verify the server's certificate.
+        authorities: Certificates (PEM) to verify it with; None: gRPC's defaults.
+        certificate: Client certificate (PEM), if the server requires one.
+        key: The client certificate's key (PEM).
         header: Name and value sent with every request.
     """
 
@@ -66,13 +66,13 @@ class Security:
             return cls.of(settings)
         try:
             return cls(header=(HEADER, secret_file(settings).read_text(encoding="ascii")))
-        except OSError:  # no server was started, or another user's: without the secret the server refuses, and says so
+        except OSError:  # no local server, or another user's: without the secret the server refuses with a clear error
             return cls()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the gRPC metadata of a request."""
-        # Triton looks for its restricted protocols' header under this prefix.
+        # Triton expects the header of restricted protocols under this prefix.
         return ((f"triton-grpc-protocol-{self.header[0]}", self.header[1]),) if self.header else ()
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """gRPC channel to one Triton server; the only module that uses gRPC.
 
-Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every
-attempt, knows no deadline by default, and decodes an empty tensor without complaint.
+Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every attempt,
+has no deadline by default, and decodes an empty tensor without an error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A lost server is looked for again at our own pace; the channel's own pauses grow to two minutes.
+    # Reconnect at our own pace: the channel's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Two scorers of one process must not share a connection that one of them may have to give up.
+    # Two scorers of one process must not share a connection, since one of them may close it.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _ABSENT: Final = ("is not found", "unknown model", "not at ready state", "is not ready", "no available versions")
@@ -43,7 +43,7 @@ class Failure(Exception):
 
     Attributes:
         code: Name of the gRPC status, such as ``UNAVAILABLE``.
-        detail: The server's words.
+        detail: The server's message.
     """
 
     code: str
@@ -79,22 +79,22 @@ class Failure(Exception):
             )
         if self.restricted:
             return ScoringError(
-                f"the server keeps this to itself: {self.detail}",
+                f"the server restricts this protocol: {self.detail}",
                 where=url,
                 next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; start a local one anew: "
                 "scalr triton stop, scalr triton start",
             )
         if self.backend_died:
             return ModelNotReady(
-                f"the process that {model} runs in has died: {self.detail}",
+                f"the process that {model} runs in has exited: {self.detail}",
                 where=url,
-                next_step="see that memory suffices, then go on with the run: scalr runs resume RUN (the model is loaded anew)",
+                next_step="check the available memory, then resume the run, which reloads the model: scalr runs resume RUN",
             )
         if self.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
             return ServerUnreachable(
                 f"no answer: {self.detail}",
                 where=url,
-                next_step="look with: scalr triton status; start one with: scalr triton start; or correct [serving] url",
+                next_step="check it: scalr triton status; start one with: scalr triton start; or correct [serving] url",
             )
         refused = InvalidRequest if self.code == "INVALID_ARGUMENT" else ScoringError
         return refused(
@@ -109,7 +109,7 @@ class Reply(Protocol):
         """Wait for the answer, at most until the request's deadline.
 
         Raises:
-            Failure: None came.
+            Failure: No answer arrived.
         """
 
     def cancel(self) -> None:
@@ -130,7 +130,7 @@ class Transport(Protocol):
         """Return the model's configuration.
 
         Raises:
-            Failure: It could not be had.
+            Failure: The server did not return it.
         """
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Channel:
         """Return the model's configuration.
 
         Raises:
-            Failure: It could not be had.
+            Failure: The server did not return it.
         """
         return self._call("ModelConfig", self._pb.ModelConfigRequest(name=model, version=version), timeout).config
 
@@ -201,7 +201,7 @@ class Channel:
         """Load the versions named by the model's configuration; versions loaded already stay until then.
 
         Raises:
-            Failure: The server could not, and says why.
+            Failure: The server could not load them; with its reason.
         """
         self._call("RepositoryModelLoad", self._pb.RepositoryModelLoadRequest(model_name=model), timeout)
 
@@ -216,7 +216,7 @@ class Channel:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a channel belongs to one process: open another in each")
+        raise TypeError("a channel belongs to one process: open one in each process")
 
     def _call(self, method: str, request: Message, timeout: float) -> Message:
         try:
@@ -231,7 +231,7 @@ class _GrpcReply:
         self._error = error
         self._started, self._arrived, self._latencies = started, 0.0, latencies
         if latencies is not None:
-            future.add_done_callback(self._note)  # the answer may be there long before somebody asks for it
+            future.add_done_callback(self._note)  # the answer may arrive long before the caller asks for it
 
     def _note(self, _: Any) -> None:
         self._arrived = time.perf_counter()

@@ -32,7 +32,7 @@ __all__ = ["TritonScorer"]
 
 logger = logging.getLogger(__name__)
 
-#: How long an unreachable server, or a model that is being loaded, is waited for before the first answer ever came.
+#: How long to wait for an unreachable server, or for a model that is loading, before the first answer.
 _PATIENCE_S: Final = 10.0
 
 
@@ -60,17 +60,17 @@ class TritonScorer:
     """Call one version of the translator, on one server at a time; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        addresses: Gives the addresses of the servers. It is asked again after a failure: the next server is gone on with, and a local
-            one that was started anew has another address.
+        addresses: Returns the addresses of the servers. Called again after a failure, before switching to the next server; a restarted
+            local server has another address.
         version: The version that must answer.
         model: The model's name in the server.
-        deadline_s: Seconds for one request, over all of its attempts.
-        in_flight: Requests on their way at once, in a stream.
+        deadline_s: Time limit of one request, over all of its attempts, in seconds.
+        in_flight: Concurrent requests of a stream.
         max_request_mb: Limit of one request's input tensors, MiB.
-        digest: The model's expected `digest_of`, where it is known.
-        retries: Waits between attempts.
-        guarded: Somebody starts the server anew when it fails, so a failure that it would not recover from may pass.
-        place: Which server to ask first, counted around.
+        digest: The model's expected `digest_of`, if known.
+        retries: Backoff between attempts.
+        guarded: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
+        place: Number of the server to ask first, modulo the number of servers.
         connect: Opens a channel to an address.
 
     Raises:
@@ -100,14 +100,14 @@ class TritonScorer:
         self._pace = Pace(deadline_s)
         self._digest, self._catalogue_size = digest, 0
         urls = addresses()
-        #: Whether another server can be asked where one fails.
+        #: Whether there is another server to switch to.
         self._others = len(urls) > 1
         self._channel = connect(urls[place % len(urls)])
         self._channels = {self._channel.url: self._channel}
         try:
             patience = Deadline.after(deadline_s if guarded else min(_PATIENCE_S, deadline_s))
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
-            # A real request: it waits behind those of other workers, so it has a request's own time.
+            # A real request queues behind those of other workers, so it gets a request's full deadline.
             self.identity = self._ask_identity(Deadline.after(deadline_s))
             self._digest, self._catalogue_size = self.identity.digest, self.identity.catalogue_size
         except BaseException:
@@ -145,7 +145,7 @@ class TritonScorer:
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
                 where="candidates",
-                next_step="name the candidates of each context in one row",
+                next_step="pass the candidates of each context as one row",
             )
         if not candidates.size:
             return np.empty(candidates.shape, np.float32), np.empty(candidates.shape, np.float32)
@@ -166,7 +166,7 @@ class TritonScorer:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a scorer belongs to one process: open another in each with open_scorer(settings, version)")
+        raise TypeError("a scorer belongs to one process: open one in each process with open_scorer(settings, version)")
 
     def _stream(
         self, encoded: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str], width: int
@@ -188,7 +188,7 @@ class TritonScorer:
                 parts.clear()
                 paused = time.monotonic()
                 yield whole
-                # While the caller works on one answer, the clock of the others stands still.
+                # The deadlines of pending requests are extended by the time that the caller works on one answer.
                 for pending in waiting:
                     pending.deadline = pending.deadline.extended(time.monotonic() - paused)
         finally:
@@ -214,7 +214,7 @@ class TritonScorer:
             self._model, self._version, piece.tensors, tuple(piece.shapes), timeout_s=self._deadline_s
         )
         deadline = Deadline.after(self._deadline_s)
-        # A batch without rows needs no answer from anybody.
+        # An empty batch needs no request.
         reply = self._channel.infer(message, self._patience(deadline)) if len(piece.tensors["event_time"]) else None
         return _Pending(piece, message, deadline, self._channel, reply)
 
@@ -241,7 +241,7 @@ class TritonScorer:
             try:
                 return self._checked(pending.piece, response, where=asked.url)
             except MalformedResponse as error:
-                # A server that mixes answers up does so until it is started anew, which is done where it is watched over.
+                # A server that mixes up answers does so until it is restarted, which the watchdog does.
                 pause = next(pauses)
                 if not (self._guarded or self._others) or pause >= pending.deadline.remaining:
                     raise
@@ -256,7 +256,7 @@ class TritonScorer:
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
         codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
         codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
-        if "items" in tensors and self._catalogue_size:  # who answers tells it with the first answer
+        if "items" in tensors and self._catalogue_size:  # the first answer identifies the model
             codec.check_items(tensors["items"], self._catalogue_size, where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
@@ -274,13 +274,13 @@ class TritonScorer:
         """Retry until there is an answer, a permanent failure, or no time left.
 
         Args:
-            attempt: Makes one attempt at a channel, which may take the given seconds.
-            deadline: Of all attempts.
-            first: The first attempt, where it is on its way already, and the channel that it took.
-            await_model: A model that is absent may be on its way back: the server was started anew.
+            attempt: Makes one attempt on a channel, within the given seconds.
+            deadline: Time limit of all attempts.
+            first: The first attempt and its channel, if it is under way already.
+            await_model: Also retry while the model is absent: a restarted server may still be loading it.
 
         Returns:
-            The channel that the answer came by, which may have been left since it was asked, and the answer.
+            The channel that the answer came from, which may not be the current one any more, and the answer.
         """
         pauses = self._retries.waits()
         attempts = 1
@@ -298,7 +298,7 @@ class TritonScorer:
                     raise self._explain(failure, asked.url, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", asked.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
-                if deadline.passed:  # a busy machine may sleep longer than it was asked to
+                if deadline.passed:  # a busy machine may sleep longer than requested
                     raise self._explain(failure, asked.url, attempts, deadline) from failure
             first = None
             attempts += 1
@@ -310,11 +310,11 @@ class TritonScorer:
 
     def _follow(self, failed: Transport) -> None:
         """Switch to the next server, or to the local one's current address, which changes with a restart."""
-        if failed is not self._channel:  # another request has found out before
+        if failed is not self._channel:  # another request has switched already
             return
         try:
             urls = self._addresses()
-        except ServerUnreachable:  # none is there now; one may come until the deadline
+        except ServerUnreachable:  # there is none now; one may start before the deadline
             return
         if failed.url in urls:
             url = urls[(urls.index(failed.url) + 1) % len(urls)]
@@ -349,7 +349,7 @@ class TritonScorer:
             history_end=np.zeros(1, np.int64),
             event_time=np.full(1, LATEST_US, np.int64),
             fold=np.full(1, -1, np.int32),
-            # Like no other's: a server that mixes answers up must not pass with that to an earlier question.
+            # A unique request, so that an answer to an earlier one cannot pass for its answer.
             noise_key=np.array([random.getrandbits(62)], np.int64),
             exclude=np.full((1, 1), NO_ITEM, np.int32),
         )

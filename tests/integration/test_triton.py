@@ -179,7 +179,7 @@ def test_what_the_server_refuses_is_told_with_its_reason(served):
 
 
 def test_a_scorer_stays_in_its_process(served):
-    with open_scorer(served, 2) as scorer, pytest.raises(TypeError, match="open another in each"):
+    with open_scorer(served, 2) as scorer, pytest.raises(TypeError, match="open one in each"):
         pickle.dumps(scorer)
 
 
