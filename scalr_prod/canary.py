@@ -31,8 +31,8 @@ class CanaryReport(Jsonable):
     """Report what was done to canary publications.
 
     Attributes:
-        runs: What was done, run by run.
-        canary: Runs that are published for a share of users now, see `canaries`.
+        runs: What was done, by run.
+        canary: Canary publications now, see `canaries`.
     """
 
     runs: list[PublicationReport] = field(default_factory=list)
@@ -60,20 +60,20 @@ def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None =
 
     Args:
         settings: The project's settings.
-        runs: Only these; default: all, in the order in which they were published.
-        share: For this share of users, not for everybody.
+        runs: Only these runs; default: all, in order of publication.
+        share: Publish for this share of users instead of all.
 
     Raises:
-        PublicationError: A run that is named is not published for a share of users, or for a larger one; or as `publish`.
+        PublicationError: A given run is not a canary publication, or is one for a larger share; or as `publish`.
     """
     chosen = _chosen(settings, runs)
     canary = Canary.of(settings, share) if share is not None and share < 1 else None
     for one in chosen:
         if share is not None and share < (one.canary or {})["share"]:
             raise PublicationError(
-                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of users, and not to be for fewer",
+                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of usersand cannot be narrowed",
                 where="share",
-                next_step="take it out, then publish it for fewer: scalr publication withdraw",
+                next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
             ).at(run_id=one.run_id)
     return CanaryReport([publish_for(settings, one.run_id, canary, widens=True) for one in chosen], canaries(settings))
 
@@ -83,10 +83,10 @@ def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
 
     Args:
         settings: The project's settings.
-        runs: Only these; default: all, in the order in which they were published.
+        runs: Only these runs; default: all, in order of publication.
 
     Raises:
-        PublicationError: A run that is named is not published for a share of users.
+        PublicationError: A given run is not a canary publication.
     """
     chosen = _chosen(settings, runs)
     return CanaryReport([rollback_run(settings, one.run_id) for one in chosen], canaries(settings))
@@ -96,7 +96,7 @@ def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
     with Ledger.open(settings) as ledger:
         standing = _standing(ledger)
         for run_id in runs:
-            ledger.run(run_id)  # says that there is no such run
+            ledger.run(run_id)  # raises if there is no such run
     others = set(runs) - {one.run_id for one in standing}
     if others:
         raise PublicationError(

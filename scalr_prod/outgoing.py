@@ -29,7 +29,7 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     """Return the files that the gate accepted, after verifying their checksums, and the number of accepted rows.
 
     Raises:
-        PublicationError: There is no verdict, it is no, or a file is missing or another one.
+        PublicationError: There is no verdict, the gate rejected the run, or a file is missing or differs.
     """
     from scalr_prod.generation.parts import sha256_of
 
@@ -38,9 +38,11 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     try:
         report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
     except (OSError, ValueError, KeyError) as error:
-        raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
+        raise PublicationError("the gate's verdict is missing", where=str(folder / "gate.json"), next_step=again) from error
     if not report["passed"]:
-        raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
+        raise PublicationError("the quality gate rejected the run", where=str(folder / "gate.json"), next_step=again).at(
+            run_id=run_id
+        )
     paths = []
     for file in report["files"]:
         path = folder / file["path"]
@@ -56,7 +58,7 @@ def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | Non
     """Yield the rows of accepted files, of a canary's users or of all (None). Memory does not grow with the files."""
     import pyarrow.dataset as ds
 
-    # Else a file is read whole before its first row is there.
+    # Otherwise a file is read entirely before its first row is available.
     options = ds.ParquetFragmentScanOptions(pre_buffer=False)
     rows_of = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
     for batch in rows_of.to_batches(fragment_scan_options=options, **ONWARD):
@@ -87,5 +89,5 @@ def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> 
             raise PublicationError(
                 f"the run has rows of {len(found)} {those} were forgotten",
                 where=str(run_folder(settings, run_id) / "accepted"),
-                next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+                next_step="erase them again: scalr forget; or generate a new run: scalr run",
             ).at(run_id=run_id)

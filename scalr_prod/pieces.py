@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ONWARD", "Part", "Piece", "piece_of", "rows_by_run", "stream"]
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
-#: How pyarrow reads rows that are written again: no faster than they are written. Some ten batches wait in Delta's writer.
+#: Scan options for rows that are rewritten: read no faster than they are written. About ten batches queue in Delta's writer.
 ONWARD: Final[dict[str, int | bool]] = {
     "batch_size": 16_384,
     "batch_readahead": 1,
@@ -41,8 +41,8 @@ class Piece:
     Attributes:
         start: The first instant (UTC).
         end: The instant after the last.
-        within: The users are in each of these; none: everybody.
-        beyond: They are in none of these.
+        within: Users must be in each of these canaries; empty: all users.
+        beyond: Users must be in none of these canaries.
     """
 
     start: datetime
@@ -77,9 +77,9 @@ class Part:
     """Rows of the view: a region at a version, of all or some runs.
 
     Attributes:
-        version: Of the table.
-        piece: Where they lie.
-        runs: Whose they are; None: anybody's.
+        version: Version of the table.
+        piece: The rows' region.
+        runs: The rows' runs; None: all runs.
     """
 
     version: int
@@ -96,7 +96,7 @@ def piece_of(publication: Publication) -> Piece:
 def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield the rows of regions, one after the other, with the columns that the table has now.
 
-    Tables are opened by this call and not by the first batch: while a stream is written, the library that writes it cannot open a table.
+    This call opens the tables, not the first batch: Delta's writer cannot open a table while it consumes the stream.
     """
     import pyarrow as pa
 
@@ -106,7 +106,7 @@ def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.
         for dataset, part in opened:
             for batch in dataset.to_batches(filter=_inside(part), **ONWARD):
                 rows = _of_users(batch, part.piece)
-                columns = [  # a version of a former package may lack a column
+                columns = [  # an older version's table may lack a column
                     rows.column(field.name).cast(field.type)
                     if field.name in rows.schema.names
                     else pa.nulls(len(rows), field.type)
@@ -121,10 +121,10 @@ def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None, opened:
     """Count the rows of each run in a region of the view. Memory does not grow with the region.
 
     Args:
-        lake: Where the view is.
-        piece: Where the rows lie.
-        version: As of this version; default: now.
-        opened: As of the version at which this table, the view, stands.
+        lake: The lake with the view.
+        piece: The region to count in.
+        version: The view's version; default: the current one.
+        opened: The opened view, to count at its version.
 
     Raises:
         LakeError: The view, or a file of it, cannot be read.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exactly-once publication of a run: one atomic commit replaces the run's window in the feature view.
 
-The ledger holds the intent before the commit and the outcome after it. A crash between the two is told by the commit's key:
-the lake's log holds it or does not.
+The ledger records the intent before the commit and the outcome after it. After a crash between the two, the commit's key in the lake's
+log shows whether the commit happened.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 _PUBLISHABLE: Final = frozenset({RunState.VALIDATED, RunState.PUBLISHED, RunState.ROLLED_BACK})
-#: Attempts of one commit against other publishers; each time, at least one of them got through.
+#: Maximum attempts of one commit against other publishers; each failure means that another one succeeded.
 _ATTEMPTS: Final = 50
 _LEASE_WAIT_S: Final = 90.0
 
@@ -57,18 +57,18 @@ class PublicationReport(Jsonable):
     Attributes:
         run_id: The run.
         outcome: ``published``, ``widened`` (it was published for fewer users), ``already_published``, ``recovered`` (an earlier call
-            committed it and died before it could say so), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to take
-            out: other runs hold its window).
-        attempt: Which publication of the run this is.
+            committed it and exited before recording it), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to
+            remove: other runs replaced its window).
+        attempt: Number of this publication of the run.
         table: The feature view's table.
         delta_version: The Delta version that the commit made.
-        rows: Rows published, or taken out.
-        replaced: Rows that the publication removed from its window, by the run they came from.
+        rows: Rows published or removed.
+        replaced: Rows removed from its window by the publication, by run.
         replaced_by: Runs that have since been published over this one's window.
-        restored: Rows that a rollback brought back, which the run had replaced, by the run they came from.
-        not_restored: Runs whose rows could not be brought back, since the table's files of then are gone.
-        online: Whether the online store was brought up to date.
-        canary: Share of users whom it is published for; None: everybody.
+        restored: Rows restored by a rollback, which the run had replaced, by run.
+        not_restored: Runs whose rows could not be restored, since the files of that table version are gone.
+        online: Whether the online store was updated.
+        canary: Share of users that it is published for; None: all.
     """
 
     run_id: str
@@ -88,20 +88,20 @@ class PublicationReport(Jsonable):
 def publish(settings: Settings, run_id: str) -> PublicationReport:
     """Publish a validated run: its accepted rows replace the rows of its window in the feature view.
 
-    With ``[experiment] canary``, of that share of users alone: what others have in the window stays. Publishing a published run changes
-    nothing; one that was rolled back, or replaced since, is put back, and one that is published for fewer users than the settings say is
-    published for all of those.
+    With ``[experiment] canary`` it is published for that share of users only; rows of other users in the window stay. Publishing a
+    published run changes nothing; a run that was rolled back or replaced since is published again, and one published for fewer users
+    than configured is widened.
 
     Args:
         settings: The project's settings.
         run_id: A validated run.
 
     Raises:
-        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or the events that
-            it was made from have been replaced since.
-        PublicationDisabled: The project's publication is switched off.
+        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or its source events
+            have been replaced since.
+        PublicationDisabled: Publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
-        CommitOutcomeUnknown: The commit may have landed; repeating finds out.
+        CommitOutcomeUnknown: The commit may have happened; repeating the call finds out.
         LedgerError: Another driver works on the run.
     """
     return publish_for(settings, run_id, Canary.of(settings))
@@ -113,8 +113,8 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
     Args:
         settings: The project's settings.
         run_id: A validated run.
-        canary: The users.
-        widens: It is published for fewer users already, and goes on being what it is, also where later runs have taken rows of its window.
+        canary: The users to publish for.
+        widens: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
     """
     from scalr_prod.ledger import Ledger
 
@@ -136,11 +136,11 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
 def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
     """Remove a run's rows from the feature view and restore the rows they had replaced, in one commit.
 
-    Rows of runs that have been rolled back themselves do not come back.
+    Rows of runs that have been rolled back themselves are not restored.
 
     Raises:
         PublicationError: The run was never published.
-        PublicationDisabled: The project's publication is switched off.
+        PublicationDisabled: Publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
         LedgerError: Another driver works on the run.
     """
@@ -152,13 +152,13 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         view = lake.open_table(_VIEW)
         _refuse_disabled(lake, view, run_id)
         _confirmed(lake, ledger, view, run_id)
-        # An attempt that is pending did not land; what it was to replace may stand.
+        # A pending attempt was not committed: the publication it was to replace may be live.
         last = next((one for one in ledger.publications(run_id)[::-1] if one.status is not PublicationStatus.PENDING), None)
         if last is None:
             raise PublicationError(
                 f"the run is {ledger.run(run_id).state.value}: it was never published",
                 where=lake.uri(_VIEW),
-                next_step=f"see how it stands: scalr runs show {run_id}",
+                next_step=f"see its state: scalr runs show {run_id}",
             ).at(run_id=run_id)
         if last.status is PublicationStatus.ROLLED_BACK:
             report = _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
@@ -171,7 +171,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
     if lake.aside(_VIEW, opened=view) is not None:
         raise PublicationDisabled(
-            "publication is switched off: the feature view reads as empty, and stays as it is",
+            "publication is switched off: the feature view reads as empty and cannot be changed",
             where=lake.uri(_VIEW),
             next_step="switch it on, then repeat the command: scalr publication enable",
         ).at(run_id=run_id)
@@ -183,7 +183,7 @@ def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
         raise PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
     if state not in _PUBLISHABLE:
         raise PublicationError(
-            f"the run is {state.value}, not validated", where="ledger", next_step=f"go on with it: scalr runs resume {run_id}"
+            f"the run is {state.value}, not validated", where="ledger", next_step=f"resume it: scalr runs resume {run_id}"
         )
 
 
@@ -214,9 +214,9 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
         return former is None
     if former.salt != canary.salt:
         raise PublicationError(
-            "the run is published for users who were chosen under another key",
+            "the users that the run is published for were selected with another key",
             where="[experiment] key",
-            next_step="publish it for everybody, or take it out: scalr publication widen, scalr publication withdraw",
+            next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
         ).at(run_id=standing.run_id)
     return canary <= former
 
@@ -295,11 +295,11 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
     if since is not None:
         which = (
             "events" if since.year == 1 else f"events from {since.isoformat()} on"
-        )  # of all times: items were forgotten, say
+        )  # replaced at all times, for example by an erasure of items
         raise PublicationError(
-            f"{which}, which the run was made from, have been replaced since",
+            f"{which} that the run was generated from have been replaced since",
             where=lake.root,
-            next_step="make a run of the events that there are now: scalr run",
+            next_step="generate a run from the current events: scalr run",
         ).at(run_id=spec.run_id)
 
 
@@ -311,7 +311,7 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
     others: dict[str, int] = {}
     not_restored: list[str] = []
     recovered = view.transaction_version(key) is not None
-    # Events that were taken out of the log stay out of the view.
+    # Events removed from the log must not return to the view.
     taken = {name for one in ledger.publications(run_id) for name in one.replaced} - {run_id}
     stale = {
         name for name in taken if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
@@ -334,12 +334,12 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
         return lake.replace_where(_VIEW, back, former.predicate, key=key, expected_version=version, opened=view)
 
     commit = against_others(lake, view, attempt)
-    if recovered:  # an earlier call took them out and died before it could say so
+    if recovered:  # an earlier call removed them and exited before recording it
         rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
     held = rows.pop(run_id, 0)
     after = rows_by_run(lake, window, version=commit.version) if held else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
-    # Others whose rows it does not let stand beside it came after it, whether or not the ledger knows of them yet.
+    # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
     later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
     replaced_by = sorted(later | (others.keys() - {run_id}))
     outcome = "rolled_back" if held else "replaced"
@@ -362,7 +362,7 @@ def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcom
         try:
             return attempt(version)
         except CommitFailed:
-            # The table stands where it stood: it was no conflict, and trying again would not help.
+            # The view has not changed: it was no conflict, and another attempt would not help.
             if tried == _ATTEMPTS or lake.current(_VIEW, view).version() == version:
                 raise
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
@@ -393,7 +393,7 @@ def fill_online(settings: Settings) -> bool:
     """Update the online store if ``[publication] online`` is set; a repeated call finishes an interrupted update.
 
     Returns:
-        Whether it was asked for.
+        Whether ``[publication] online`` is set.
     """
     if not settings.publication.online:
         return False

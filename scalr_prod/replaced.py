@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rollback plan: which rows a rollback of a publication restores.
 
-The feature view is what its publications give, one after the other, each in its own window. A rollback makes it what it would be
-without one of them: the rows of the version before, and, where those were of a run that has been rolled back since, of the version
-before that. Rows come from the table's own former versions, so that what was erased before stays erased.
+The feature view is the result of its publications in order, each in its own window. A rollback restores the view as if one of them had
+not happened: the rows of the version before it, or, where those belong to a run that was rolled back since, of the version before that.
+Rows come from the table's earlier versions, so that erased rows stay erased.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Former:
     """Rows to restore.
 
     Attributes:
-        lake: Where they are.
-        parts: The rows, and those beside them that stay, see `predicate`.
-        predicate: SQL: the rows that they take the place of, and they themselves. Which users are in a canary no SQL says: rows of
-            others in the window are written again.
+        lake: The lake with the rows.
+        parts: The rows to restore, and the rows of others that stay, see `predicate`.
+        predicate: SQL: the rows to replace, including those written again. SQL cannot express canary membership, so rows of other
+            users in the window are rewritten.
     """
 
     lake: Lake
@@ -59,14 +59,14 @@ def restored_by(
     """Plan which rows to restore when a publication's rows are removed from the view.
 
     Args:
-        lake: Where they are.
-        ledger: The project's.
-        last: The publication; its rows are there.
+        lake: The lake with the view.
+        ledger: The project's ledger.
+        last: The publication to roll back; its rows are in the view.
         version: The view's version that the rollback follows.
-        without: Runs whose rows stay out.
+        without: Runs whose rows are not restored.
 
     Returns:
-        The rows, None where there are none; and the runs whose rows should be there, but whose files are gone.
+        The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
     """
     made = [one for one in ledger.publications() if one.delta_version is not None]
     out = _rolled_back(made) | {last.run_id} | set(without)
@@ -75,12 +75,12 @@ def restored_by(
     parts = [part for piece in own for part in _before(piece, last, made, out)]
     try:
         if {run for piece in own for run in rows_by_run(lake, piece, version=version)} != {last.run_id}:
-            # Others were published without the ledger's knowledge: after this one, so that nothing of before may stand beside them.
+            # Runs published later that the ledger does not know yet: earlier rows must not be restored beside theirs.
             return None, []
         found = {run for part in parts for run in rows_by_run(lake, part.piece, version=part.version)} - out
-    except (LakeError, OSError) as error:  # an emergency: the run goes out whether or not the former rows can be read
+    except (LakeError, OSError) as error:  # a rollback must succeed even if the former rows cannot be read
         lost = sorted(run for run in taken if run not in out)
-        logger.warning("what %s had replaced cannot be brought back: %s", last.run_id, error)
+        logger.warning("the rows that %s had replaced cannot be restored: %s", last.run_id, error)
         return None, lost
     lost = sorted(run for run in taken if run in without)
     if not found:

@@ -15,10 +15,10 @@ class Check(Jsonable):
     """Describe the outcome of one check.
 
     Attributes:
-        name: What was looked at.
-        ok: Whether it can be used.
-        found: What was found, in one sentence.
-        next_step: What to do, where it cannot be used.
+        name: What was checked.
+        ok: Whether it is usable.
+        found: The finding, in one sentence.
+        next_step: What to do if it is not usable.
     """
 
     name: str

@@ -21,10 +21,10 @@ class PromotionDecision(Jsonable):
 
     Attributes:
         version: The new version.
-        served: The version that is served from now on.
-        promoted: Whether the new one is.
-        reason: In one sentence.
-        comparison: Both versions on the same events; None where there was nothing to compare with.
+        served: The version served from now on.
+        promoted: Whether the new version was promoted.
+        reason: The reason, in one sentence.
+        comparison: Both versions on the same events; None if there was no served version.
     """
 
     version: int
@@ -43,7 +43,7 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
         progress: Show a progress bar on stderr.
 
     Raises:
-        ScalrError: The version is not there, or it does not answer once it is loaded.
+        ScalrError: The version does not exist, or does not answer once it is loaded.
     """
     from scalr_prod.serving.versions import promote
     from scalr_prod.translator.comparison import compare

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
     """Make the version available for the duration of the block.
 
-    The local scorer needs nothing. Where the settings name servers, each is checked, and asked to load the version if it does
-    not hold it. Else the local server is found or started; one that was not started by command is stopped by its last user.
+    The local scorer needs nothing. Servers named in the settings are checked, and load the version if they do not hold it. Otherwise
+    the local server is found or started; its last user stops it unless a command started it.
 
     Args:
         settings: The project's settings.
@@ -38,7 +38,7 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
 
     Raises:
         ServingError: The server could not be started, or could not load the version.
-        ScoringError: It does not answer as it should.
+        ScoringError: It does not answer as expected.
         TranslatorNotFound: The version was never trained.
     """
     return serving(settings, version)
@@ -51,7 +51,7 @@ def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None
     Args:
         settings: The project's settings.
         version: The translator version.
-        beside: The other versions to hold; default: all that it holds already.
+        beside: The other versions to hold; default: all versions that it holds already.
     """
     if settings.serving.scorer == "local":
         open_scorer(settings, version).close()
@@ -89,9 +89,9 @@ def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | N
             if fresh:
                 raise
             if not isinstance(error, MalformedResponse) and beats(settings, version) != before:
-                logger.info("Triton works on requests of others: waiting for it")
+                logger.info("Triton is busy with other requests: waiting for it")
                 continue
-            # It hangs, mixes answers up or is about to end: what was left of it by an earlier run is of no use to anybody.
+            # It hangs, mixes up answers or is about to exit: nobody needs a server that an earlier run left in this state.
             restart_locked(settings, [version])
             return _ensure_loaded(settings, version, None)
 
@@ -104,5 +104,5 @@ def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | 
     try:
         check_version(settings, version)
     except (ModelNotReady, ModelVersionMismatch):
-        # Another model under this number: another home's, or one of before this home was made anew.
+        # A different model has this number: another home's, or one from before this home was recreated.
         load_versions(settings, {version, *configured_versions(settings)}, needed=version)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Location and inspection of the serving environment.
 
-The server is the one inside the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it
-needs that interpreter's shared library; and it needs numpy < 2: under numpy 2 every output arrives empty.
+The server is the one in the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it needs that
+interpreter's shared library. It also needs numpy < 2: with numpy 2 every output arrives empty.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _NEXT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
-#: Variables of this process that the server gets too: where temporary files go, which language and which GPU. All else may be a secret.
+#: Variables of this process passed to the server: temporary folders, language and GPU. Any other one may be a secret.
 _KEPT: Final = frozenset(
     {
         "CUDA_DEVICE_ORDER",
@@ -76,9 +76,9 @@ class ServingEnvironment:
     Attributes:
         folder: The virtual environment.
         minor: Version of its Python, such as ``3.11``.
-        packages: Versions of what the server needs; None where it is missing.
-        wheel: Folder of ``tritonserver`` inside the wheel; None where the wheel is missing.
-        library: Folder of the interpreter's shared library; None where there is none, empty path where the system knows it.
+        packages: Versions of the packages that the server needs; None if missing.
+        wheel: Folder of ``tritonserver`` in the wheel; None if the wheel is missing.
+        library: Folder of the interpreter's shared library; None if missing, empty path if the system's loader finds it.
     """
 
     folder: Path
@@ -110,10 +110,10 @@ class ServingEnvironment:
         if int((self.packages["numpy"] or "2").split(".")[0]) > 1:
             return f"numpy {self.packages['numpy']} is installed there; the server needs numpy < 2, or its outputs arrive empty"
         if self.server is None:
-            return f"the wheel nvidia-pytriton holds no server for Python {self.minor} on this machine"
+            return f"the wheel nvidia-pytriton has no server for Python {self.minor} on this machine"
         if self.library is None:
             name = f"libpython{self.minor}"
-            return f"{name}.so.1.0 is nowhere to be found (Debian and Ubuntu: apt-get install {name})"
+            return f"{name}.so.1.0 was not found (Debian and Ubuntu: apt-get install {name})"
         return None
 
     def variables(self, threads: int) -> dict[str, str]:
@@ -125,7 +125,7 @@ class ServingEnvironment:
             # The stub finds its packages through the first python on the PATH.
             "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
-            # How many groups of contexts the model works on side by side; torch has one thread in each (docs/adr/0008).
+            # Groups of contexts that the model processes in parallel, each with one torch thread (docs/adr/0008).
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -135,12 +135,12 @@ class ServingEnvironment:
 def environment_places(settings: Settings | None) -> list[Path]:
     """Return the folders to search for a serving environment, in order.
 
-    Where the settings name one, there alone; else ``.venv-triton`` beside the running virtual environment, in the checkout, in
-    the working directory, or beside scalr.toml.
+    Only the folder named in the settings, if any; else ``.venv-triton`` beside the running virtual environment, in the checkout, in the
+    working directory, and beside scalr.toml.
     """
     if settings is not None and settings.serving.environment is not None:
         return [settings.resolve(settings.serving.environment)]
-    # The system's own Python has no folder of ours beside it.
+    # There is no environment of ours beside the system's Python.
     parents = [Path(sys.prefix).parent] if sys.prefix != sys.base_prefix else []
     checkout = Path(__file__).resolve().parents[2]
     parents += [checkout] if (checkout / "pyproject.toml").is_file() else []
@@ -158,9 +158,7 @@ def find_environment(settings: Settings | None) -> ServingEnvironment:
     for folder in places:
         if (folder / "bin" / "python").exists():
             return examine_environment(folder)
-    raise ServingError(
-        "there is no serving environment to start Triton from", where=", ".join(map(str, places)), next_step=_NEXT
-    )
+    raise ServingError("no serving environment was found", where=", ".join(map(str, places)), next_step=_NEXT)
 
 
 def require_environment(settings: Settings) -> None:
@@ -177,7 +175,7 @@ def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
     """Prepare Triton's python backend folder: the wheel's files and the stub of the right Python.
 
     Raises:
-        ServingError: A server cannot be started from this environment.
+        ServingError: No server can be started from this environment.
     """
     wheel = _usable(environment)
     python = folder / "python"
@@ -214,7 +212,7 @@ def find_library(minor: str, places: Sequence[str]) -> Path | None:
 
     Args:
         minor: The Python's version, such as ``3.12``.
-        places: Folders to look in first; then the system's loader is asked.
+        places: Folders to search before asking the system's loader.
     """
     name = f"libpython{minor}.so.1.0"
     library = next((Path(place) for place in places if place and (Path(place) / name).is_file()), None)
@@ -225,7 +223,7 @@ def _usable(environment: ServingEnvironment) -> Path:
     """Return the wheel's folder of an environment that a server can be started from."""
     problem = environment.problem()
     if problem is not None or environment.wheel is None:
-        raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+        raise ServingError(f"Triton cannot be started: {problem}", where=str(environment.folder), next_step=_NEXT)
     return environment.wheel
 
 

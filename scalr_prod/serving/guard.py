@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watchdog of a local server during a run: restarts it if it dies or hangs.
 
-The workers need not know. They ask again until their deadline, and go to where the server is then.
+Workers need not know of it: they retry until their deadline, and switch to the server's new address.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S: Final = 1.0
 _PROBE_S: Final = 5.0
-#: A busy machine may answer late: a server hangs if for this long, and no longer than requests wait, it answers nobody and works on
-#: no group of contexts.
+#: A busy machine may answer late. A server counts as hung if it answers nobody and processes no group of contexts for this long,
+#: but no longer than requests wait.
 _HANGS_AFTER_S: Final = 30.0
-#: Restarts within one run; a server that needs more has a cause that a person should see.
+#: Maximum restarts within one run; a server that needs more has a problem that a person should look at.
 _RESTARTS: Final = 5
 
 
@@ -44,7 +44,7 @@ _RESTARTS: Final = 5
 def guarded_serving(settings: Settings, version: int) -> Iterator[None]:
     """Serve the version, and restart the local server if it dies, hangs, mixes up answers or loses a model process.
 
-    A server that the settings name elsewhere, or one that is stopped by command, is left as it is.
+    Servers named in the settings, and servers stopped by command, are not touched.
 
     Args:
         settings: The project's settings.
@@ -87,19 +87,19 @@ class _Guard(threading.Thread):
             trouble = self._trouble(record)
             if trouble is not None:
                 restarts += 1
-                logger.warning("Triton at %s %s: starting it anew (%d of %d)", record.url, trouble, restarts, _RESTARTS)
+                logger.warning("Triton at %s %s: restarting it (%d of %d)", record.url, trouble, restarts, _RESTARTS)
                 self._restart(record)
 
     def _trouble(self, record: ServerRecord) -> str | None:
         if not is_alive(record):
             return "has ended"
         if self._lost_a_process(record):
-            return "has lost a process that the model runs in"
+            return "lost a process of its model"
         name = self._settings.served_model
-        try:  # with a real request: a server may say that it is well, and its model not answer
+        try:  # a real request, since a server may report to be well while its model does not answer
             TritonScorer(lambda: [record.url], self._version, model=name, deadline_s=_PROBE_S).close()
         except MalformedResponse:
-            return "hands out answers that are meant for others"
+            return "mixes up answers"
         except ModelNotReady as error:
             return f"has a model that does not answer ({error.found})"
         except ScoringError:
@@ -110,14 +110,14 @@ class _Guard(threading.Thread):
     def _silence(self, record: ServerRecord) -> str | None:
         """Return why a silent server counts as hung: it answers nobody and makes no progress within its batch.
 
-        Other requests may have come before ours, and be large.
+        Other, larger requests may be queued before the probe.
         """
         answered = self._signs[0]
         try:
             with Channel(record.url, Security.control(self._settings)) as channel:
                 answered = channel.answered(self._settings.served_model, _PROBE_S)
         except Failure as failure:
-            logger.info("Triton at %s does not even count: %s", record.url, failure.detail)
+            logger.info("Triton at %s does not report statistics either: %s", record.url, failure.detail)
         signs = (answered, beats(self._settings, self._version))
         if signs != self._signs:
             self._alive_at, self._signs = time.monotonic(), signs
@@ -134,7 +134,7 @@ class _Guard(threading.Thread):
             for process in psutil.Process(record.pid).children(recursive=True):
                 ended = process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED}
                 running += not ended and any(program in part for part in process.cmdline())
-        except psutil.Error:  # it has ended just now: the next look tells
+        except psutil.Error:  # it has just exited: the next check reports it
             return False
         most = max(self._seen.get(record.pid, 1), running)
         self._seen = {record.pid: most}
@@ -144,11 +144,11 @@ class _Guard(threading.Thread):
         try:
             with server_lock(self._settings):
                 found = read_record(self._settings)
-                if found is None or found.pid != seen.pid:  # another run's guard was faster, or it was stopped by command
+                if found is None or found.pid != seen.pid:  # another run's watchdog was faster, or it was stopped by command
                     return
                 restart_locked(self._settings, [self._version])
                 check_version(self._settings, self._version)
         except (ScalrError, OSError) as error:
-            logger.warning("Triton could not be started anew: %s", error)
+            logger.warning("Triton could not be restarted: %s", error)
         finally:
             self._alive_at = time.monotonic()

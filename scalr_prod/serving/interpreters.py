@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choice of Python for the serving environment: one that the server can embed and numpy < 2 has wheels for.
 
-Imports the standard library only: `make setup` uses it before anything is installed.
+Uses only the standard library: `make setup` imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOCAL", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
 
-#: Pythons that numpy < 2 has wheels for, the preferred one first.
+#: Python versions with wheels of numpy < 2, in order of preference.
 MINORS: Final = ("3.12", "3.11")
 LOCAL: Final = 'or do without Triton: [serving] scorer = "local" in scalr.toml'
 _GLIBC: Final = (2, 35)
@@ -43,9 +43,9 @@ class Interpreter:
     """A working Python interpreter.
 
     Attributes:
-        path: Its program.
+        path: The interpreter's binary.
         minor: Its version, such as ``3.12``.
-        library: Folder of its shared library, which the server embeds; None where there is none.
+        library: Folder of its shared library, which the server embeds; None if missing.
     """
 
     path: str
@@ -69,7 +69,7 @@ def require_platform() -> None:
     """Check that a Triton server can be installed on this machine.
 
     Raises:
-        ServingError: Another platform than Linux x86-64, or a C library that is too old.
+        ServingError: The platform is not Linux x86-64, or the C library is too old.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServingError(
@@ -90,10 +90,10 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
     """Return the running Python if it can serve, else another one of this machine, else one that uv installs.
 
     Args:
-        system_packages: Whether a missing shared library may be installed by apt, later.
+        system_packages: Whether apt may install a missing shared library, later.
 
     Raises:
-        ServingError: There is none; says what to install.
+        ServingError: There is none; the error says what to install.
     """
     fitting = []
     for interpreter in _candidates():
@@ -110,7 +110,7 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
     if fitting:
         name = f"libpython{fitting[0].minor}"
         raise ServingError(
-            f"{name}.so.1.0, which Triton's python backend embeds, is nowhere to be found",
+            f"{name}.so.1.0, which Triton's python backend embeds, was not found",
             where=fitting[0].path,
             next_step=f"install it (Debian, Ubuntu: apt-get install {name}) and run the command again; {LOCAL}",
         )
@@ -157,7 +157,7 @@ def _from_uv() -> Interpreter | None:
     uv = find_uv()
     if uv is None:
         return None
-    logger.info("Python %s cannot serve; getting Python %s …", platform.python_version(), MINORS[0])
+    logger.info("Python %s cannot be used for serving; installing Python %s …", platform.python_version(), MINORS[0])
     got = subprocess.run([uv, "python", "install", "--quiet", MINORS[0]], check=False)  # noqa: S603 - uv
     if got.returncode:
         return None

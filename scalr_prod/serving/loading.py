@@ -29,7 +29,7 @@ def loaded_versions(settings: Settings) -> list[int]:
     """Return the versions that every server holds, in ascending order.
 
     Raises:
-        ServerUnreachable: One does not answer.
+        ServerUnreachable: A server does not answer.
     """
     return sorted(set.intersection(*map(set, versions_by_server(settings).values())))
 
@@ -38,7 +38,7 @@ def versions_by_server(settings: Settings) -> dict[str, list[int]]:
     """Return the versions that each server holds, in ascending order, by the server's address.
 
     Raises:
-        ServerUnreachable: One does not answer.
+        ServerUnreachable: A server does not answer.
     """
     found = {}
     for url in server_urls(settings):
@@ -53,17 +53,17 @@ def versions_by_server(settings: Settings) -> dict[str, list[int]]:
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
     """Make each server hold exactly these versions, and check that the needed one answers.
 
-    If it does not, each gets back what it held before.
+    If it does not, each server gets back its previous versions.
 
     Args:
         settings: The project's settings.
-        versions: Those to hold.
-        needed: The one to check; it is put into the repository first.
+        versions: The versions to hold.
+        needed: The version to check; it is installed in the repository first.
 
     Raises:
         TranslatorNotFound: The needed version was never trained.
         ServingError: A server could not load it; with its reason.
-        ScoringError: It was loaded, but does not answer as it should.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     install_version(settings, load_version(settings, needed))
     before = configured_versions(settings)
@@ -82,7 +82,7 @@ def check_version(settings: Settings, version: int) -> None:
     """Check that the version answers a request at each server.
 
     Raises:
-        ScoringError: It does not answer as it should.
+        ScoringError: It does not answer as expected.
     """
     try:
         for url in server_urls(settings):
@@ -113,7 +113,7 @@ def _load_at(settings: Settings, url: str) -> None:
         raise ServingError(
             f"the server could not load {settings.served_model}: {failure.detail}",
             where=f"{url}, {model_folder(settings)}",
-            next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
+            next_step="correct what it names; the serving environment needs this version of scalr-prod",
         ) from failure
 
 
@@ -129,4 +129,4 @@ def _try_load(settings: Settings) -> None:
     try:
         _load(settings)
     except (ServingError, ModelNotReady) as error:
-        logger.warning("the versions that were served before could not be loaded again: %s", error)
+        logger.warning("the previous versions could not be reloaded: %s", error)

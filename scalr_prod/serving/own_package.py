@@ -33,7 +33,7 @@ def pack_wheel(folder: Path) -> Path:
     """Build a wheel of the installed package, to install it elsewhere without a package index.
 
     Args:
-        folder: Where to put the wheel.
+        folder: Folder to write the wheel to.
 
     Raises:
         ServingError: The installed package has no metadata.

@@ -54,12 +54,12 @@ class ServerStatus(Jsonable):
 
     Attributes:
         running: Whether it answers.
-        url: Address of gRPC, host:port or unix:path; None where no server was started and the settings name none.
-        versions: Translator versions that are loaded.
-        pid: Its process, where it is a local one.
-        metrics_url: Address of the Prometheus metrics, where it is a local one.
-        log: Its log, where it is a local one.
-        started: Whether this call has started it.
+        url: Address of gRPC, host:port or unix:path; None if no server was started and the settings name none.
+        versions: Loaded translator versions.
+        pid: Process id of a local server.
+        metrics_url: Address of a local server's Prometheus metrics.
+        log: Log file of a local server.
+        started: Whether this call started it.
         detail: Why it does not answer.
     """
 
@@ -76,11 +76,11 @@ class ServerStatus(Jsonable):
 def start_triton(settings: Settings) -> ServerStatus:
     """Start the local server, or find the running one, and wait until it answers. It runs until `stop_triton`.
 
-    It holds the promoted version, and the one before it for a rollback.
+    It loads the promoted version, and the one before it for a rollback.
 
     Raises:
         ServingError: The settings name a server elsewhere, there is no serving environment, or the server did not come up;
-            then with the end of its log.
+            the error then holds the end of its log.
     """
     _refuse_remote(settings, "started")
     with server_lock(settings):
@@ -133,12 +133,12 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
 
     Args:
         settings: The project's settings.
-        versions: Those to load, unless a server runs already. Each is a process with torch in it.
-        lasting: Whether it runs until it is stopped by command.
+        versions: Versions to load, unless a server runs already. Each is a process with torch in it.
+        lasting: Whether it runs until a command stops it.
     """
     found = read_record(settings)
     if found is not None and is_alive(found) and not found.socket_folder:
-        logger.warning("the Triton at %s was started by a former package and is open to everybody: replacing it", found.url)
+        logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", found.url)
         lasting |= found.lasting
         stop_locked(settings)
         versions, found = {*versions, *configured_versions(settings)}, None
@@ -149,7 +149,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         return triton_status(settings)
     environment = find_environment(settings)
     backends = lay_backends(environment, state_folder(settings) / "backends")
-    # A server that was stopped has left no record; one that ended by itself is wanted back with all that it held.
+    # A stopped server leaves no record; one that exited by itself is restarted with all versions that it held.
     wanted = {*versions}
     if found is not None:
         wanted |= {*configured_versions(settings)}
@@ -166,7 +166,7 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
             stop_locked(settings)
             if not taken or attempt == _PORT_TRIES:
                 raise
-            logger.warning("a port was taken meanwhile; trying others")
+            logger.warning("another process took the port; trying another one")
             continue
         break
     status = triton_status(settings)
@@ -178,7 +178,7 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
 
     Args:
         settings: The project's settings.
-        versions: Those that it must hold, beside what it held.
+        versions: Versions to hold, in addition to those it held.
     """
     record = read_record(settings)
     if record is not None and is_alive(record):
@@ -199,7 +199,7 @@ def stop_locked(settings: Settings) -> bool:
             _signal(record, signal.SIGKILL)
             if not _ends(record, _STOP_S):
                 raise ServingError(
-                    f"process {record.pid} does not end", where=record.url, next_step=f"look at it: ps -p {record.pid}"
+                    f"process {record.pid} does not exit", where=record.url, next_step=f"inspect it: ps -p {record.pid}"
                 )
     _sweep(record)
     for file in (server_file(settings), secret_file(settings)):
@@ -208,7 +208,7 @@ def stop_locked(settings: Settings) -> bool:
 
 
 def log_tail(record: ServerRecord, lines: int = 8) -> str:
-    """Return the last lines of the server's log, or the errors in them if there are any."""
+    """Return the last errors in the server's log, or its last lines if there are none."""
     try:
         text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -225,9 +225,9 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
         while True:
             if not is_alive(record):
                 raise ServingError(
-                    f"Triton ended while it was starting; the end of its log: {log_tail(record)}",
+                    f"Triton exited while starting; the end of its log: {log_tail(record)}",
                     where=record.log,
-                    next_step='correct what it names; or run without it: [serving] scorer = "local"',
+                    next_step='fix the reported problem; or run without Triton: [serving] scorer = "local"',
                 )
             try:
                 name = channel.server_name(_PROBE_S)
@@ -273,7 +273,7 @@ def _ends(record: ServerRecord, seconds: float) -> bool:
 def _signal(record: ServerRecord, number: signal.Signals) -> None:
     try:
         if number == signal.SIGKILL:
-            os.killpg(record.pid, number)  # its stubs too: nobody else would end them
+            os.killpg(record.pid, number)  # its stubs too, which would otherwise keep running
         else:
             os.kill(record.pid, number)
     except ProcessLookupError:
@@ -293,15 +293,15 @@ def _sweep(record: ServerRecord) -> None:
         if any(record.name in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
             try:
                 process.kill()
-            except psutil.Error:  # it has ended meanwhile, or is not ours
+            except psutil.Error:  # it has exited meanwhile, or belongs to another user
                 continue
             killed.append(process)
-    psutil.wait_procs(killed, timeout=_STOP_S)  # one that holds much memory is there for a while yet
+    psutil.wait_procs(killed, timeout=_STOP_S)  # a process with much memory takes a while to exit
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
     if record.socket_folder:
         Path(record.url.removeprefix("unix:")).unlink(missing_ok=True)
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # it is removed already
             Path(record.socket_folder).rmdir()
 
 

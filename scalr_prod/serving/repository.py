@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model repository: one folder per version, and a configuration that lists the versions to load.
 
-It is an ordinary Triton repository: NVIDIA's own container loads it as it lies there.
+It is an ordinary Triton repository, which NVIDIA's own container can load as it is.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 
-#: How every configuration of ours has begun.
+#: First words of every configuration written by this package.
 _FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 _INSTANCES: Final = re.compile(r"(?<=count: )\d+")
-#: Whether a process makes the blocks of shortlists when it loads a version; else the first request that asks for some waits for them.
+#: Whether a process builds the shortlist blocks when it loads a version; otherwise the first request that needs them waits.
 _SHORTLISTS: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
-#: Of a file of up to so many bytes a local server holds two copies: while one answers, takes or waits, the other works.
+#: Up to this size of weights a local server holds two copies: while one answers, receives or waits, the other one computes.
 _TWICE: Final = 256 << 20
 
 
@@ -105,7 +105,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     text, said = _SHORTLISTS.subn("no" if settings.generation.shortlist is None else "yes", text)
     if (replaced, counted, said) != (1, 1, 1):
         raise ServingError(
-            "the template names no version policy, no number of instances, or does not say whether there are shortlists",
+            "the template lacks the version policy, the number of instances or the shortlists flag",
             where="config.pbtxt",
             next_step="install the package again, or restore the file",
         )
@@ -133,8 +133,8 @@ def _claim(settings: Settings) -> None:
     """Check that the model's folder belongs to this project, and mark it.
 
     Raises:
-        ProjectsMixed: Another project's model lies there under this name.
-        ForeignFiles: Another model lies there under this name.
+        ProjectsMixed: The model there under this name belongs to another project.
+        ForeignFiles: The model there under this name was not written by this package.
         ServingError: The repository cannot be written.
     """
     setting = "[serving] model_name, or another repository,"
@@ -160,7 +160,7 @@ def _same(left: Path, right: Path) -> bool:
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
     # In NVIDIA's container the server runs as another user.
     target.chmod(target.stat().st_mode | 0o444)

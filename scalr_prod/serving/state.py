@@ -34,9 +34,9 @@ __all__ = [
     "using",
 ]
 
-#: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
+#: Starting a server, loading a version and stopping may each take this long, while other processes wait.
 _LOCK_TIMEOUT_S: Final = 600
-#: A process's beginning is told in wall-clock time, which may be set meanwhile.
+#: Tolerance in seconds: a process's start is given in wall-clock time, which may be adjusted later.
 _CLOCK_STEP_S: Final = 2
 
 
@@ -48,12 +48,12 @@ class ServerRecord:
         url: Address of gRPC, a Unix socket: unix:path.
         metrics_url: Address of the Prometheus metrics.
         pid: The server's process, the leader of its own process group.
-        created: When that process began, as the kernel tells it: another process may get the same number later.
-        name: What the server calls itself; no other server answers with it.
+        created: The kernel's start time of that process, since its id may be reused.
+        name: The server's own name, which no other server has.
         repository: The model repository it serves.
         log: Its log.
-        lasting: Started by command, so it runs until it is stopped by command; else its last user stops it.
-        socket_folder: Holds the socket; only this user may enter. Empty: a server that a former package started, open to all.
+        lasting: Whether a command started it, so that it runs until a command stops it; otherwise its last user stops it.
+        socket_folder: Folder of the socket, accessible only to this user. Empty: started by an older version, open to all users.
     """
 
     url: str
@@ -75,10 +75,10 @@ class ServerRecord:
             process = psutil.Process(self.pid)
             ended = process.status() == psutil.STATUS_ZOMBIE
             same_moment = abs(process.create_time() - self.created) < _CLOCK_STEP_S
-            command = process.cmdline()  # empty at the very moment of its start
+            command = process.cmdline()  # empty just after its start
         except psutil.NoSuchProcess:
             return False
-        except psutil.AccessDenied:  # another user's: it cannot be told apart, and cannot be stopped from here either
+        except psutil.AccessDenied:  # another user's process: it can be neither identified nor stopped
             return True
         return not ended and same_moment and (not command or f"--id={self.name}" in command)
 
@@ -108,7 +108,7 @@ def state_folder(settings: Settings) -> Path:
 def close_memory(record: ServerRecord) -> None:
     """Restrict access to the shared memory of requests, which Triton makes readable by all users.
 
-    To be called after each load, before requests come.
+    Call it after each load, before requests arrive.
     """
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         with suppress(FileNotFoundError, PermissionError):  # a model that is being unloaded; a server of another user
@@ -132,7 +132,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
     """Hold the lock under which one process at a time starts, stops or loads.
 
     Raises:
-        ServingError: Another one has held it for too long.
+        ServingError: Another process has held it for too long.
     """
     from filelock import FileLock, Timeout
 
@@ -144,7 +144,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
         raise ServingError(
             f"another process has been starting or stopping the server for {_LOCK_TIMEOUT_S} s",
             where=str(path),
-            next_step="look at it: scalr triton status",
+            next_step="check the server: scalr triton status",
         ) from error
     try:
         yield

@@ -26,10 +26,10 @@ class PromotionReport(Jsonable):
     """Describe which version is served.
 
     Attributes:
-        version: The version to be served.
-        former: The one that was served until now; None where there was none, or it was this one.
-        loaded: What the server holds now; empty with the local scorer.
-        seconds: How long it took.
+        version: The served version.
+        former: The version served before; None if there was none, or it was the same.
+        loaded: The versions that the server holds now; empty with the local scorer.
+        seconds: Duration of the call.
     """
 
     version: int
@@ -41,7 +41,7 @@ class PromotionReport(Jsonable):
 def promote(settings: Settings, version: int | None = None) -> PromotionReport:
     """Promote a version: load it, probe it, then switch in the ledger. A version that does not answer changes nothing.
 
-    The version that was served before stays loaded, for a rollback, and so do those that runs at work are pinned to.
+    The version served before stays loaded for a rollback, and so do versions that active runs are pinned to.
 
     Args:
         settings: The project's settings. Where no server runs, one is started for the check.
@@ -50,7 +50,7 @@ def promote(settings: Settings, version: int | None = None) -> PromotionReport:
     Raises:
         TranslatorNotFound: It was never trained.
         ServingError: It could not be loaded.
-        ScoringError: It was loaded, but does not answer as it should.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     return _switch(settings, named_version(settings, version).version, cause=PROMOTED)
 
@@ -59,8 +59,8 @@ def rollback(settings: Settings) -> PromotionReport:
     """Return to the version served before; a repeated call goes back one more.
 
     Raises:
-        ServingError: There was none before; or it could not be loaded.
-        ScoringError: It was loaded, but does not answer as it should.
+        ServingError: There was no previous version, or it could not be loaded.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     chain = standing(settings)
     if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before

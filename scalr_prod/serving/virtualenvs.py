@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Virtual environments from pinned constraints, for `scalr serving install` and `make setup`.
 
-Imports the standard library only: `make setup` uses it before anything is installed.
+Uses only the standard library: `make setup` imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv", "unseen_gpu"]
 
-#: Which build of torch to install; ``auto``: the CPU one where there is no GPU and where it can be had.
+#: The build of torch to install; ``auto``: the CPU build if there is no GPU and a CPU build is available.
 Torch = Literal["auto", "cpu", "cuda"]
 
-#: uv reads no pip configuration: what pip is told of the package index, by uv's names.
+#: uv does not read pip's configuration: pip's package index settings and uv's variables for them.
 _PIP_TO_UV: Final = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
-    "no-index": "UV_NO_INDEX",  # no variable that uv knows: an option is made of it
+    "no-index": "UV_NO_INDEX",  # uv has no such variable: it becomes an option
     "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
 }
@@ -46,10 +46,10 @@ class Recipe:
 
     Attributes:
         folder: The virtual environment.
-        python: The interpreter that it is made from.
-        constraints: Versions of everything that may be installed.
-        requirements: Arguments of ``pip install``: what to install with its dependencies.
-        alone: Arguments of ``pip install``: what to install without its dependencies, anew each time; may be empty.
+        python: The interpreter to create it from.
+        constraints: File of pinned versions.
+        requirements: Arguments of ``pip install`` for packages with their dependencies.
+        alone: Arguments of ``pip install`` for packages without dependencies, reinstalled each time; may be empty.
     """
 
     folder: Path
@@ -77,14 +77,14 @@ class _Tool:
         """Install, or raise with the reason.
 
         Raises:
-            ServingError: It failed; the end of what the tool said.
+            ServingError: It failed; the error holds the end of the tool's output.
         """
         done = self.run("--quiet", *arguments)
         if done.returncode:
             raise ServingError(
                 f"{self.name} could not install what is needed: {_tail(done.stderr)}",
                 where=" ".join(arguments),
-                next_step="see that a package index can be reached, and that the disk has room; then run the command again",
+                next_step="check access to the package index and the free disk space; then run the command again",
             )
 
     def resolve(self, *arguments: str) -> set[str] | None:
@@ -103,15 +103,15 @@ def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = Fals
     """Create or update the environment. If creation fails, remove it again.
 
     Args:
-        recipe: What to make.
+        recipe: The environment to create.
         torch: Which build of torch.
-        system_packages: Whether what Python lacks to make environments may be installed by apt, as root.
+        system_packages: Whether apt may install packages that Python needs to create environments, as root.
 
     Returns:
-        The tool that installed: ``uv`` or ``pip``.
+        The installer: ``uv`` or ``pip``.
 
     Raises:
-        ServingError: The environment could not be made.
+        ServingError: The environment could not be created.
     """
     python = recipe.folder / "bin" / "python"
     found, wanted = Interpreter.at(str(python)), Interpreter.at(recipe.python)
@@ -151,7 +151,7 @@ def unseen_gpu(folder: Path, torch: str | None) -> str | None:
 
     Args:
         folder: The environment.
-        torch: The version of torch in it; None: there is none.
+        torch: The version of torch in it; None if there is none.
     """
     if torch is None or not torch.endswith("+cpu") or not has_gpu():
         return None
@@ -166,7 +166,7 @@ def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
     asked = ("--constraint", str(recipe.constraints), "torch")
     if not _brings_cuda(tool.resolve(*asked)):
         return ()
-    # The index has the CUDA build alone. uv knows where PyTorch keeps the others.
+    # This index has only the CUDA build. uv knows PyTorch's own indexes.
     backend = ("--torch-backend", "cpu")
     names = tool.resolve(*backend, *asked) if tool.name == "uv" else None
     if names is not None and not _brings_cuda(names):
@@ -174,7 +174,7 @@ def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
     how = "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL tell where a CPU build is"
     if torch == "cpu":
         raise ServingError(
-            "only the CUDA build of torch can be had here: the package index has no other, and PyTorch's own is out of reach",
+            "only the CUDA build of torch is available: the package index has no other, and PyTorch's own is out of reach",
             where=str(recipe.folder),
             next_step=f"{how}; or take the CUDA build, which runs on a CPU as well: --torch cuda",
         )
@@ -204,7 +204,7 @@ def _uv_variables(python: Path) -> dict[str, str]:
         [str(python), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
     )
     variables: dict[str, str] = {}
-    sections = ("global", "install", ":env:")  # the later ones have the last word
+    sections = ("global", "install", ":env:")  # later ones override earlier ones
     lines = [line for section in sections for line in done.stdout.splitlines() if line.startswith(f"{section}.")]
     for line in lines:
         key, _, value = line.partition("=")
@@ -223,7 +223,7 @@ def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
         package = f"python{interpreter.minor if interpreter else '3'}-venv"
         if not (system_packages and install_system_package(package)):
             raise ServingError(
-                "this Python cannot make virtual environments",
+                "this Python cannot create virtual environments",
                 where=python,
                 next_step=f"install what is missing (Debian, Ubuntu: apt-get install {package}), then run the command again",
             )
@@ -233,9 +233,9 @@ def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
     if done.returncode:
         shutil.rmtree(folder, ignore_errors=True)
         raise ServingError(
-            f"the virtual environment could not be made: {_tail(done.stderr or done.stdout)}",
+            f"the virtual environment could not be created: {_tail(done.stderr or done.stdout)}",
             where=str(folder),
-            next_step="see that the folder can be written to and that the disk has room; then run the command again",
+            next_step="check that the folder is writable and the disk has free space; then run the command again",
         )
 
 

@@ -24,10 +24,10 @@ def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> No
         settings: The project's settings.
         stage: The stage's name.
         outcome: ``done``, ``failed``, ``rejected`` or ``interrupted``.
-        seconds: How long it was at work.
+        seconds: Its duration.
 
     Raises:
-        OSError: The home cannot be written to.
+        OSError: The home is not writable.
     """
     from filelock import FileLock
 

@@ -33,14 +33,14 @@ class Job:
     Attributes:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
-        domain: ``source``, ``target`` or ``sources.NAME``: ingest this one alone; None: all.
-        replace: Ingest makes the lake's events from then on equal to those of the logs (UTC); None: it adds what is missing.
-        trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
+        domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
+        replace: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
         spec: The run; ``plan`` sets it.
         seconds: Wall-clock seconds by stage.
-        memory_mb: By stage, the peak of this process's memory by its end, in MiB; None where it is not known.
+        memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
     """
 
@@ -81,10 +81,10 @@ class Job:
         """Return the run's specification.
 
         Raises:
-            ScalrError: There is none yet.
+            ScalrError: No run is planned yet.
         """
         if self.spec is None:
-            raise ScalrError("no run is planned", where="job", next_step="do the stage plan first")
+            raise ScalrError("no run is planned", where="job", next_step="execute the stage plan first")
         return self.spec
 
 
@@ -93,13 +93,13 @@ class Stage:
     """A node of the graph.
 
     Attributes:
-        name: As logs, errors and reports call it.
-        needs: The stages that come before it.
-        makes: What it makes, in words.
-        command: The command that does it alone.
-        work: Does it, and returns its report; None: it has none.
-        done: Whether what it makes is there.
-        light: It takes no time where nothing has changed.
+        name: Name in logs, errors and reports.
+        needs: Stages to execute before it.
+        makes: Description of its output.
+        command: The command that executes only this stage.
+        work: Executes it and returns its report, or None.
+        done: Returns whether its output exists.
+        light: Whether it takes no time if nothing has changed.
     """
 
     name: str
@@ -116,11 +116,11 @@ class StageState(Jsonable):
     """Describe whether a stage is done.
 
     Attributes:
-        stage: Its name.
-        done: Whether what it makes is there, as of the latest run.
-        makes: What that is.
-        command: The command that does it.
-        stale: Why what is there is out of date, though it was made; None: it is not.
+        stage: The stage's name.
+        done: Whether its output exists, as of the latest run.
+        makes: Description of its output.
+        command: The command that executes it.
+        stale: Why the existing output is out of date; None if it is not.
     """
 
     stage: str
@@ -149,10 +149,10 @@ class PipelineReport(Jsonable):
         """Build the report of a finished execution.
 
         Args:
-            job: With the reports of its stages.
+            job: The context, with the reports of its stages.
 
         Returns:
-            The run's id, and what each stage came to.
+            The run's id, and each stage's report.
         """
         return cls(job.run().run_id, dict(job.seconds), {name: report.to_json() for name, report in job.reports.items()})
 

@@ -30,13 +30,13 @@ def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "stages.json", dict(spent) | known)
     except OSError as error:
-        logger.warning("what the stages of %s took could not be noted: %s", run_id, error)
+        logger.warning("the stage timings of %s could not be recorded: %s", run_id, error)
 
 
 def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
     """Return ``seconds`` and ``memory_mb`` by stage: the process's peak MiB at the stage's end, None if unknown.
 
-    In the order of the stages; empty for runs of former versions.
+    In the order of stages; empty for runs of older versions.
     """
     from scalr_prod.stages.graph import GRAPH
 

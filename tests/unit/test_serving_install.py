@@ -60,7 +60,7 @@ def test_what_the_model_imports_is_kept_compiled_and_what_cannot_be_imported_is_
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho no torch >&2\nexit 1\n")
     broken.chmod(0o755)
-    assert _compiled(replace(environment, folder=tmp_path)) == "what the model runs in cannot be imported: no torch"
+    assert _compiled(replace(environment, folder=tmp_path)) == "the model's imports fail: no torch"
 
 
 def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):
