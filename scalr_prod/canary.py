@@ -45,13 +45,13 @@ def canaries(settings: Settings) -> list[dict[str, Any]]:
         standing = _standing(ledger)
     return [
         {
-            "run_id": one.run_id,
-            "share": (one.canary or {})["share"],
-            "rows": one.rows,
-            "start": one.start.isoformat(),
-            "end": one.end.isoformat(),
+            "run_id": publication.run_id,
+            "share": (publication.canary or {})["share"],
+            "rows": publication.rows,
+            "start": publication.start.isoformat(),
+            "end": publication.end.isoformat(),
         }
-        for one in standing
+        for publication in standing
     ]
 
 
@@ -68,14 +68,16 @@ def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None =
     """
     chosen = _chosen(settings, runs)
     canary = Canary.of(settings, share) if share is not None and share < 1 else None
-    for one in chosen:
-        if share is not None and share < (one.canary or {})["share"]:
+    for publication in chosen:
+        if share is not None and share < (publication.canary or {})["share"]:
             raise PublicationError(
-                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of usersand cannot be narrowed",
+                f"the run is published for {100 * (publication.canary or {})['share']:.3g} % of users, and cannot be narrowed",
                 where="share",
                 next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
-            ).at(run_id=one.run_id)
-    return CanaryReport([publish_for(settings, one.run_id, canary, widens=True) for one in chosen], canaries(settings))
+            ).at(run_id=publication.run_id)
+    return CanaryReport(
+        [publish_for(settings, publication.run_id, canary, widens=True) for publication in chosen], canaries(settings)
+    )
 
 
 def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
@@ -89,7 +91,7 @@ def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
         PublicationError: A given run is not a canary publication.
     """
     chosen = _chosen(settings, runs)
-    return CanaryReport([rollback_run(settings, one.run_id) for one in chosen], canaries(settings))
+    return CanaryReport([rollback_run(settings, publication.run_id) for publication in chosen], canaries(settings))
 
 
 def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
@@ -97,34 +99,34 @@ def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
         standing = _standing(ledger)
         for run_id in runs:
             ledger.run(run_id)  # raises if there is no such run
-    others = set(runs) - {one.run_id for one in standing}
+    others = set(runs) - {publication.run_id for publication in standing}
     if others:
         raise PublicationError(
             "the run is not published for a share of users",
             where="ledger",
             next_step="see which are: scalr status",
         ).at(run_id=min(others))
-    return [one for one in standing if not runs or one.run_id in set(runs)]
+    return [publication for publication in standing if not runs or publication.run_id in set(runs)]
 
 
 def _standing(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
     standing = ledger.standing_publications()
-    came = {one.run_id: _came(ledger, one) for one in standing}
+    original_versions = {publication.run_id: _came(ledger, publication) for publication in standing}
     found = []
-    for one in standing:
-        left = [piece_of(one)]
-        for later in standing if one.canary else ():
-            if came[later.run_id] > came[one.run_id]:
-                left = [rest for piece in left for rest in piece.without(piece_of(later))]
-        if one.canary and left:
-            found.append(one)
-    return sorted(found, key=lambda one: came[one.run_id])
+    for publication in standing:
+        remaining = [piece_of(publication)]
+        for later in standing if publication.canary else ():
+            if original_versions[later.run_id] > original_versions[publication.run_id]:
+                remaining = [rest for region in remaining for rest in region.without(piece_of(later))]
+        if publication.canary and remaining:
+            found.append(publication)
+    return sorted(found, key=lambda publication: original_versions[publication.run_id])
 
 
 def _came(ledger: Ledger, publication: Publication) -> int:
     """Return the version that a publication made, or the first one that it only widens."""
-    attempts = {one.attempt: one for one in ledger.publications(publication.run_id)} if publication.widens else {}
+    attempts = {attempt.attempt: attempt for attempt in ledger.publications(publication.run_id)} if publication.widens else {}
     while publication.widens is not None:
         publication = attempts[publication.widens]
     return publication.delta_version or 0

@@ -34,20 +34,20 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     from scalr_prod.generation.parts import sha256_of
 
     folder = run_folder(settings, run_id)
-    again = f"audit the run again: scalr validate {run_id}"
+    hint = f"audit the run again: scalr validate {run_id}"
     try:
         report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
     except (OSError, ValueError, KeyError) as error:
-        raise PublicationError("the gate's verdict is missing", where=str(folder / "gate.json"), next_step=again) from error
+        raise PublicationError("the gate's verdict is missing", where=str(folder / "gate.json"), next_step=hint) from error
     if not report["passed"]:
-        raise PublicationError("the quality gate rejected the run", where=str(folder / "gate.json"), next_step=again).at(
+        raise PublicationError("the quality gate rejected the run", where=str(folder / "gate.json"), next_step=hint).at(
             run_id=run_id
         )
     paths = []
     for file in report["files"]:
         path = folder / file["path"]
         if not path.exists() or sha256_of(path) != file["sha256"]:
-            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=again).at(
+            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=hint).at(
                 run_id=run_id
             )
         paths.append(path)
@@ -60,8 +60,8 @@ def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | Non
 
     # Otherwise a file is read entirely before its first row is available.
     options = ds.ParquetFragmentScanOptions(pre_buffer=False)
-    rows_of = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
-    for batch in rows_of.to_batches(fragment_scan_options=options, **ONWARD):
+    dataset = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
+    for batch in dataset.to_batches(fragment_scan_options=options, **ONWARD):
         rows = batch if canary is None or not len(batch) else batch.filter(canary.among(batch.column(USER_ID)))
         yield rows.cast(schema)
 
@@ -72,22 +72,22 @@ def count_of(files: Sequence[Path], canary: Canary) -> int:
     import pyarrow.parquet as pq
 
     users = (pq.read_table(path, columns=[USER_ID]).column(0).combine_chunks() for path in files)
-    return sum(pc.sum(canary.among(some)).as_py() or 0 for some in users if len(some))
+    return sum(pc.sum(canary.among(column)).as_py() or 0 for column in users if len(column))
 
 
 def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
     """Refuse files with rows of erased users or items, which a restored copy may contain again."""
-    stones = Tombstones.open(settings)
+    suppressed = Tombstones.open(settings)
     kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
-    for kind, (column, those) in kinds.items():
-        if not stones.of(kind):
+    for kind, (column, noun) in kinds.items():
+        if not suppressed.of(kind):
             continue
         import pyarrow.parquet as pq
 
-        ids = {one for path in files for one in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
-        if found := stones.held(ids, kind):
+        ids = {value for path in files for value in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
+        if found := suppressed.held(ids, kind):
             raise PublicationError(
-                f"the run has rows of {len(found)} {those} were forgotten",
+                f"the run has rows of {len(found)} {noun} were forgotten",
                 where=str(run_folder(settings, run_id) / "accepted"),
                 next_step="erase them again: scalr forget; or generate a new run: scalr run",
             ).at(run_id=run_id)

@@ -54,7 +54,7 @@ class Piece:
         """Return the intersection of two regions; None if it is empty."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         within, beyond = self.within | other.within, self.beyond | other.beyond
-        empty = start >= end or any(one <= former for one in within for former in beyond)
+        empty = start >= end or any(included <= excluded for included in within for excluded in beyond)
         return None if empty else Piece(start, end, within, beyond)
 
     def without(self, taken: Piece) -> list[Piece]:
@@ -67,7 +67,7 @@ class Piece:
             inner, outer = Piece(taken.start, taken.end, within=users), Piece(taken.start, taken.end, beyond=users)
             kept, gone = (outer, inner) if canary in taken.within else (inner, outer)
             if left is not None:
-                rest += [one] if (one := left.common(kept)) else []
+                rest += [overlap] if (overlap := left.common(kept)) else []
                 left = left.common(gone)
         return rest
 
@@ -129,17 +129,17 @@ def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None, opened:
     Raises:
         LakeError: The view, or a file of it, cannot be read.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     columns = ["run_id", USER_ID] if piece.within or piece.beyond else ["run_id"]
     if opened is None:
         opened = lake.open_table(_VIEW, version=version)
     else:
         lake.refuse_gone(_VIEW, opened)
-    held = fragments_of(opened, files_within(opened, piece.start, piece.end))
-    for batch in held.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
-        for counted in _of_users(batch, piece).column(0).value_counts().to_pylist():
-            found[counted["values"]] += counted["counts"]
-    return dict(found)
+    dataset = fragments_of(opened, files_within(opened, piece.start, piece.end))
+    for batch in dataset.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
+        for entry in _of_users(batch, piece).column(0).value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    return dict(counts)
 
 
 def _inside(part: Part) -> pa.compute.Expression:

@@ -153,7 +153,9 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         _refuse_disabled(lake, view, run_id)
         _confirmed(lake, ledger, view, run_id)
         # A pending attempt was not committed: the publication it was to replace may be live.
-        last = next((one for one in ledger.publications(run_id)[::-1] if one.status is not PublicationStatus.PENDING), None)
+        last = next(
+            (attempt for attempt in ledger.publications(run_id)[::-1] if attempt.status is not PublicationStatus.PENDING), None
+        )
         if last is None:
             raise PublicationError(
                 f"the run is {ledger.run(run_id).state.value}: it was never published",
@@ -189,10 +191,10 @@ def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
 
 def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
     """Return the run's live publication, or None, after confirming an attempt that was committed but not recorded."""
-    made = ledger.publications(run_id)
+    attempts = ledger.publications(run_id)
     outcome = "already_published"
-    if made and made[-1].status is PublicationStatus.PENDING:
-        last = made.pop()
+    if attempts and attempts[-1].status is PublicationStatus.PENDING:
+        last = attempts.pop()
         if view.transaction_version(last.key) is not None:
             version = lake.commit_version(_VIEW, last.key)
             last = ledger.record_publication(
@@ -202,9 +204,9 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
                 rows=last.rows,
                 cause="publish: found in the lake's log after an interruption",
             )
-            made.append(last)
+            attempts.append(last)
             outcome = "recovered"
-    return (made[-1] if made and made[-1].status is PublicationStatus.PUBLISHED else None), outcome
+    return (attempts[-1] if attempts and attempts[-1].status is PublicationStatus.PUBLISHED else None), outcome
 
 
 def _covers(standing: Publication, canary: Canary | None) -> bool:
@@ -245,8 +247,8 @@ def _commit_run(
     refuse_forgotten(settings, run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_of(files, canary)
-    taken = Piece(spec.start, spec.end, users)
-    others = [Piece(spec.start, spec.end, beyond=users)] if users else []
+    region = Piece(spec.start, spec.end, users)
+    other_regions = [Piece(spec.start, spec.end, beyond=users)] if users else []
 
     def attempt(version: int) -> tuple[Publication, Commit]:
         _refuse_disabled(lake, view, run_id)
@@ -254,26 +256,26 @@ def _commit_run(
             run_id,
             base_version=version,
             rows=rows,
-            replaced=rows_by_run(lake, taken, opened=view),
+            replaced=rows_by_run(lake, region, opened=view),
             canary=None if canary is None else canary.to_json(),
             widens=None if standing is None else standing.attempt,
         )
         lease.check()
-        anew = _reader(lake, view, files, canary, [Part(version, piece) for piece in others])
+        reader = _reader(lake, view, files, canary, [Part(version, piece) for piece in other_regions])
         commit = lake.replace_window(
-            _VIEW, anew, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
+            _VIEW, reader, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
         )
         return intent, commit
 
     intent, commit = against_others(lake, view, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
-    whom = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
+    audience = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
         run_id,
         attempt=intent.attempt,
         delta_version=commit.version,
         rows=rows,
-        cause=f"publish: {rows} rows{whom} in version {commit.version}, replacing {replaced}",
+        cause=f"publish: {rows} rows{audience} in version {commit.version}, replacing {replaced}",
     )
     return _report(done, "published" if standing is None else "widened")
 
@@ -312,9 +314,11 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
     not_restored: list[str] = []
     recovered = view.transaction_version(key) is not None
     # Events removed from the log must not return to the view.
-    taken = {name for one in ledger.publications(run_id) for name in one.replaced} - {run_id}
+    replaced_runs = {name for record in ledger.publications(run_id) for name in record.replaced} - {run_id}
     stale = {
-        name for name in taken if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
+        name
+        for name in replaced_runs
+        if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
     }
 
     def attempt(version: int) -> Commit:
@@ -323,33 +327,31 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
         rows = rows_by_run(lake, window, opened=view)
         others = rows_by_run(lake, piece_of(last), opened=view)
         lease.check()
-        former, not_restored = (
-            restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
-        )
+        plan, not_restored = restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
         if not rows.get(run_id) and not recovered:
             return Commit(_VIEW.value, version, written=False)
-        if former is None:
+        if plan is None:
             return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version, opened=view)
-        back = former.rows(schema_of_table(view))
-        return lake.replace_where(_VIEW, back, former.predicate, key=key, expected_version=version, opened=view)
+        reader = plan.rows(schema_of_table(view))
+        return lake.replace_where(_VIEW, reader, plan.predicate, key=key, expected_version=version, opened=view)
 
     commit = against_others(lake, view, attempt)
     if recovered:  # an earlier call removed them and exited before recording it
         rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
-    held = rows.pop(run_id, 0)
-    after = rows_by_run(lake, window, version=commit.version) if held else {}
+    removed = rows.pop(run_id, 0)
+    after = rows_by_run(lake, window, version=commit.version) if removed else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
     # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
-    later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
+    later = {record.run_id for record in ledger.replaced_since(last) if record.status is PublicationStatus.PUBLISHED}
     replaced_by = sorted(later | (others.keys() - {run_id}))
-    outcome = "rolled_back" if held else "replaced"
-    cause = f"rollback: {held} rows in version {commit.version}"
+    outcome = "rolled_back" if removed else "replaced"
+    cause = f"rollback: {removed} rows in version {commit.version}"
     if replaced_by:
         cause += f"; its window had been published again by {', '.join(replaced_by)}"
     if restored:
         cause += f"; brought back {', '.join(f'{count} of {name}' for name, count in sorted(restored.items()))}"
     done = ledger.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
-    report = _report(done, outcome, version=commit.version, rows=held, replaced_by=replaced_by)
+    report = _report(done, outcome, version=commit.version, rows=removed, replaced_by=replaced_by)
     return replace(report, restored=restored, not_restored=not_restored)
 
 

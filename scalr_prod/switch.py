@@ -100,9 +100,9 @@ def enable(settings: Settings) -> SwitchReport:
         aside = lake.aside(_VIEW, opened=view)
         if aside is None:
             return False
-        if strange := lake.dataset(_VIEW, version=version).count_rows():
+        if unexpected := lake.dataset(_VIEW, version=version).count_rows():
             raise PublicationError(
-                f"{strange} rows were written to the view while publication was off; they would be lost",
+                f"{unexpected} rows were written to the view while publication was off; they would be lost",
                 where=lake.uri(_VIEW),
                 next_step="remove them from the table, then repeat the command: scalr publication enable",
             )
@@ -126,11 +126,11 @@ def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = Fal
         return SwitchReport("enabled", changed, None, None, None, waiting, online)
     canary = canaries(settings)
     version = lake.version(_VIEW)
-    aside = lake.aside(_VIEW, version=version)
-    held = version if aside is None else aside
-    rows = lake.dataset(_VIEW, version=held).count_rows() if lake.readable(_VIEW, held) else None
-    since = None if aside is None else lake.committed_at(_VIEW, aside + 1)
-    state = "enabled" if aside is None else "disabled"
+    hidden_version = lake.aside(_VIEW, version=version)
+    rows_version = version if hidden_version is None else hidden_version
+    rows = lake.dataset(_VIEW, version=rows_version).count_rows() if lake.readable(_VIEW, rows_version) else None
+    since = None if hidden_version is None else lake.committed_at(_VIEW, hidden_version + 1)
+    state = "enabled" if hidden_version is None else "disabled"
     return SwitchReport(state, changed, since, rows, version, waiting, online, canary)
 
 

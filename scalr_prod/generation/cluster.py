@@ -80,9 +80,9 @@ class Cluster:
         pending = set()
 
         def submit_next() -> None:
-            given = next(queue, None)
-            if given is not None:
-                future = self._client.submit(task, *given, pure=False)
+            call = next(queue, None)
+            if call is not None:
+                future = self._client.submit(task, *call, pure=False)
                 pending.add(future)
                 running.add(future)
 
@@ -180,24 +180,24 @@ def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
     """
     from distributed import get_worker
 
-    told, counted = time.monotonic(), 0
+    last_sent, unsent = time.monotonic(), 0
 
-    def tell() -> None:
-        nonlocal told, counted
-        if counted:
-            get_worker().log_event(topic, counted)
-        told, counted = time.monotonic(), 0
+    def send() -> None:
+        nonlocal last_sent, unsent
+        if unsent:
+            get_worker().log_event(topic, unsent)
+        last_sent, unsent = time.monotonic(), 0
 
     def count(units: int) -> None:
-        nonlocal counted
-        counted += units
-        if time.monotonic() - told >= _TOLD_EVERY_S:
-            tell()
+        nonlocal unsent
+        unsent += units
+        if time.monotonic() - last_sent >= _TOLD_EVERY_S:
+            send()
 
     try:
         yield count
     finally:
-        tell()
+        send()
 
 
 @contextmanager
@@ -260,13 +260,13 @@ def _main_module_left_out() -> Iterator[None]:
     cannot be imported while it runs a task (Airflow).
     """
     main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try:
         yield
     finally:
-        main.__dict__.update(kept)
+        main.__dict__.update(saved)
 
 
 @contextmanager

@@ -78,20 +78,20 @@ def encode_histories(
     items, counts = _flatten(joined[HISTORY_ITEMS])
     times = micros_of(_flatten(joined[HISTORY_TIMES])[0])
     row = np.repeat(np.arange(rows), counts)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-    own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
-    found = np.full(rows, -1)
-    found[row[own]] = place[own]  # of several matches the last assignment wins: the one closest to the end
+    is_own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
+    own_position = np.full(rows, -1)
+    own_position[row[is_own]] = position[is_own]  # of several matches the last assignment wins: the one closest to the end
     # Events after the moved one, and all events of a history that lacks it, shift left by one.
-    steps = np.where(found[row] < 0, 1, (place > found[row]).astype(np.int64))
-    column = length - counts[row] + place - steps
-    kept = (column >= 0) & ~((found[row] >= 0) & (place == found[row]))
+    steps = np.where(own_position[row] < 0, 1, (position > own_position[row]).astype(np.int64))
+    column = length - counts[row] + position - steps
+    inside = (column >= 0) & ~((own_position[row] >= 0) & (position == own_position[row]))
 
     indices = np.full((rows, length), PADDING, dtype=np.int32)
     ages = np.zeros((rows, length), dtype=np.float32)
-    indices[row[kept], column[kept]] = vocabulary.source_index(items)[kept]
-    ages[row[kept], column[kept]] = (own_time[row] - times)[kept] / _DAY_US
+    indices[row[inside], column[inside]] = vocabulary.source_index(items)[inside]
+    ages[row[inside], column[inside]] = (own_time[row] - times)[inside] / _DAY_US
     indices[:, -1] = vocabulary.source_index(own_item)
     return indices, ages
 
@@ -170,22 +170,22 @@ def batches(
     indices, ages = histories
     rows = len(times)
     none = np.zeros(rows, np.int64)
-    had = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
+    consumed_items = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
     fixed = 8 * indices.shape[1] + 28 + 4 * len(never)
     start = 0
     while start < rows:
         stop = min(start + size, rows)
-        while stop - start > 1 and (stop - start) * (fixed + 4 * int(had.count[start:stop].max())) > most_bytes:
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > most_bytes:
             stop = start + (stop - start) // 2
-        here = np.s_[start:stop]
+        batch = np.s_[start:stop]
         yield Contexts(
-            history_items=indices[here],
-            history_ages=ages[here],
-            history_end=ends[here],
-            event_time=times[here],
-            fold=folds[here],
-            noise_key=noise_keys[here],
-            exclude=np.hstack([had[here].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
+            history_items=indices[batch],
+            history_ages=ages[batch],
+            history_end=ends[batch],
+            event_time=times[batch],
+            fold=folds[batch],
+            noise_key=noise_keys[batch],
+            exclude=np.hstack([consumed_items[batch].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
         )
         start = stop
 

@@ -82,9 +82,9 @@ def candidate_schema(settings: Settings) -> pa.Schema:
     """Return the schema of ``synthetic_target_events`` for this project's id types."""
     from scalr_prod.lake import Lake
 
-    found = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
     types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
-    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(found, column) for name, column in types.items()})
+    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
 
 
 def make_part(
@@ -214,34 +214,34 @@ def _left_out(
     """
     import pyarrow as pa
 
-    wanted: Mapping[str, Any] = spec.settings["generation"]
-    if wanted.get("shortlist") is None or not len(rows):
+    options: Mapping[str, Any] = spec.settings["generation"]
+    if options.get("shortlist") is None or not len(rows):
         return {}
-    some = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
-    found, number = {"contexts": 0, "others": 0}, wanted["events_per_source_event"]
+    sample = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
+    counts, number = {"contexts": 0, "others": 0}, options["events_per_source_event"]
     for contexts in ask(
-        settings, spec, tools.vocabulary, some, consumed, folds=tools.folds, store=tools.store, within=connection
+        settings, spec, tools.vocabulary, sample, consumed, folds=tools.folds, store=tools.store, within=connection
     ):
-        whole, listed = (
-            tools.scorer.sample(contexts, number, temperature=wanted["temperature"], shortlist=shortlist).items[:, 0]
-            for shortlist in (None, wanted["shortlist"])
+        full_draw, shortlist_draw = (
+            tools.scorer.sample(contexts, number, temperature=options["temperature"], shortlist=shortlist).items[:, 0]
+            for shortlist in (None, options["shortlist"])
         )
-        found["contexts"] += int((whole >= 0).sum())
-        found["others"] += int(((whole >= 0) & (whole != listed)).sum())
-    return found
+        counts["contexts"] += int((full_draw >= 0).sum())
+        counts["others"] += int(((full_draw >= 0) & (full_draw != shortlist_draw)).sum())
+    return counts
 
 
 def _answers(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
     """Yield the draws for each context, in order, with several requests in flight."""
-    wanted: Mapping[str, Any] = spec.settings["generation"]
+    options: Mapping[str, Any] = spec.settings["generation"]
     return tools.scorer.sample_stream(
         ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds, store=tools.store, within=connection),
-        wanted["events_per_source_event"],
-        temperature=wanted["temperature"],
-        min_lift=wanted["min_lift"],
-        shortlist=wanted.get("shortlist"),
+        options["events_per_source_event"],
+        temperature=options["temperature"],
+        min_lift=options["min_lift"],
+        shortlist=options.get("shortlist"),
     )
 
 
@@ -249,21 +249,21 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
     """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
-    row, place = np.nonzero(drawn.items >= 0)
-    probability = drawn.probabilities[row, place].astype(np.float64)
-    prior = drawn.prior[row, place].astype(np.float64)
-    of = rows.take(pa.array(row))
+    row, rank = np.nonzero(drawn.items >= 0)
+    probability = drawn.probabilities[row, rank].astype(np.float64)
+    prior = drawn.prior[row, rank].astype(np.float64)
+    context_rows = rows.take(pa.array(row))
     connection.register(
         "drawn",
         pa.table(
             {
-                USER_ID: of[USER_ID],
-                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, place]),
-                EVENT_TIMESTAMP: of[EVENT_TIMESTAMP],
-                SOURCE_TIMESTAMP: of[SOURCE_TIMESTAMP],
+                USER_ID: context_rows[USER_ID],
+                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, rank]),
+                EVENT_TIMESTAMP: context_rows[EVENT_TIMESTAMP],
+                SOURCE_TIMESTAMP: context_rows[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
                 "weight": confidence(probability, prior),
-                "source_key": of[ITEM_ID],
+                "source_key": context_rows[ITEM_ID],
             }
         ),
     )
@@ -321,9 +321,9 @@ class _Tally:
     def count_sources(self, connection: Any, part: pa.Table, names: tuple[str, ...]) -> None:
         """Add one shard's contexts by source domain."""
         connection.register("part", part)
-        found = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
+        rows = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
         connection.unregister("part")
-        for name, count in found:
+        for name, count in rows:
             self.sources[name] = self.sources.get(name, 0) + count
 
     def facts(self) -> dict[str, Any]:

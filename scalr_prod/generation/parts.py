@@ -88,10 +88,10 @@ def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
 
 def remove_others(folder: Path, partitions: int) -> None:
     """Remove parts of another partitioning of the same run, and unfinished files of a killed worker."""
-    wanted = [part_path(folder, number) for number in range(partitions)]
-    kept = {*wanted, *map(manifest_path, wanted)}
+    expected = [part_path(folder, number) for number in range(partitions)]
+    keep = {*expected, *map(manifest_path, expected)}
     for path in folder.glob("*"):
-        if path not in kept:
+        if path not in keep:
             path.unlink(missing_ok=True)
 
 

@@ -54,9 +54,9 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
-    found = _laid_out(settings, spec, partitions)
-    if found is not None:
-        return found
+    written = _laid_out(settings, spec, partitions)
+    if written is not None:
+        return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
         choose_users(connection, settings, spec)
         slices = _cut(connection, partitions)
@@ -134,21 +134,21 @@ def _cut(connection: Any, partitions: int) -> list[list[int]]:
             AS {_NUMBER}, events FROM {CHOSEN}"""
     )
     numbers = [row[0] for row in connection.execute(f"SELECT DISTINCT {_NUMBER} FROM {CHOSEN} ORDER BY ALL").fetchall()]
-    found: list[list[int]] = [[] for _ in range(partitions)]
+    shards_by_task: list[list[int]] = [[] for _ in range(partitions)]
     for number in numbers:
-        found[number // each].append(number)
-    return found
+        shards_by_task[number // each].append(number)
+    return shards_by_task
 
 
 def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
     """Yield all contexts, shard by shard, sorting at most a few shards at a time so that they fit in memory."""
-    edges, held = [], 0
+    edges, pending = [], 0
     counted = f"SELECT {_NUMBER}, sum(events)::BIGINT FROM {CHOSEN} GROUP BY ALL ORDER BY ALL"
     for number, events in connection.execute(counted).fetchall():
-        if held and held + events > HEAP:
+        if pending and pending + events > HEAP:
             edges.append(number)
-            held = 0
-        held += events
+            pending = 0
+        pending += events
     if not edges:
         yield contexts_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
         return
@@ -165,15 +165,15 @@ def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterat
     """
     partitions, reader = len(slices), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))
-    found, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
-    following = next(found, None)
+    shards, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
+    following = next(shards, None)
     for part, numbers in enumerate(slices):
         path, written = part_path(folder, part), 0
         with writing(path, schema) as write:
             for number in numbers:
                 table = schema.empty_table()
                 if following is not None and following[0] == number:
-                    table, following = following[1], next(found, None)
+                    table, following = following[1], next(shards, None)
                 write(table)
                 written += len(table)
         seal(path, identity(spec, part, partitions) | {"rows": written})
@@ -186,15 +186,15 @@ def _by_slice(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table
     """Yield the rows of each non-empty shard, without its number; only one shard is in memory."""
     import pyarrow as pa
 
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     at = -1
     for batch in batches:
         numbers = batch.column(_NUMBER).to_numpy()
         for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
-            if numbers[start] != at and held:
-                yield at, pa.Table.from_batches(held)
-                held = []
+            if numbers[start] != at and pending:
+                yield at, pa.Table.from_batches(pending)
+                pending = []
             at = int(numbers[start])
-            held.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
-    if held:
-        yield at, pa.Table.from_batches(held)
+            pending.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
+    if pending:
+        yield at, pa.Table.from_batches(pending)

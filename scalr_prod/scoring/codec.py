@@ -68,12 +68,12 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
     """
     if len(response.raw_output_contents) != len(response.outputs):
         raise _malformed(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
-    found = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+    outputs = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
     tensors = {}
     for name, shape in shapes.items():
-        if name not in found:
-            raise _malformed(f"output {name!r} is missing; there are: {', '.join(found) or 'none'}", where)
-        output, raw = found[name]
+        if name not in outputs:
+            raise _malformed(f"output {name!r} is missing; there are: {', '.join(outputs) or 'none'}", where)
+        output, raw = outputs[name]
         dtype = np.dtype(OUTPUTS[name])
         if output.datatype != _DATATYPES[dtype.name] or tuple(output.shape) != shape:
             raise _malformed(

@@ -44,9 +44,9 @@ class Latencies:
     def take(self) -> dict[str, Any]:
         """Return and reset the counts, as JSON values: ``bounds`` [B], ``counts`` [B + 1] by bucket, total ``seconds``."""
         with self._lock:
-            found = {"bounds": list(BOUNDS_S), "counts": self._counts, "seconds": round(self._seconds, 6)}
+            counts = {"bounds": list(BOUNDS_S), "counts": self._counts, "seconds": round(self._seconds, 6)}
             self._clear()
-        return found
+        return counts
 
 
 def sum_of(taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -285,9 +285,9 @@ class TritonScorer:
         pauses = self._retries.waits()
         attempts = 1
         while True:
-            asked = self._channel if first is None else first[0]
+            channel = self._channel if first is None else first[0]
             try:
-                return asked, (attempt(asked, self._patience(deadline)) if first is None else first[1]())
+                return channel, (attempt(channel, self._patience(deadline)) if first is None else first[1]())
             except Failure as failure:
                 pause = next(pauses)
                 awaited = failure.may_pass or (failure.model_absent and await_model)
@@ -295,14 +295,14 @@ class TritonScorer:
                 hung = self._others and failure.code == "DEADLINE_EXCEEDED"
                 hopeless = not (awaited or elsewhere or hung)
                 if hopeless or pause >= deadline.remaining:
-                    raise self._explain(failure, asked.url, attempts, deadline) from failure
-                logger.warning("%s, attempt %d: %s %s", asked.url, attempts, failure.code, failure.detail)
+                    raise self._explain(failure, channel.url, attempts, deadline) from failure
+                logger.warning("%s, attempt %d: %s %s", channel.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
                 if deadline.passed:  # a busy machine may sleep longer than requested
-                    raise self._explain(failure, asked.url, attempts, deadline) from failure
+                    raise self._explain(failure, channel.url, attempts, deadline) from failure
             first = None
             attempts += 1
-            self._follow(asked)
+            self._follow(channel)
 
     def _patience(self, deadline: Deadline) -> float:
         """Return the time limit of one attempt, which leaves time for another server if this one hangs."""
@@ -353,12 +353,12 @@ class TritonScorer:
             noise_key=np.array([random.getrandbits(62)], np.int64),
             exclude=np.full((1, 1), NO_ITEM, np.int32),
         )
-        asked = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
-        piece = _Piece(encode(contexts), dict.fromkeys(asked, (1, 1)), last=True)
-        message = codec.build_request(self._model, self._version, piece.tensors, asked, timeout_s=self._deadline_s)
-        found = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
+        output_names = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
+        piece = _Piece(encode(contexts), dict.fromkeys(output_names, (1, 1)), last=True)
+        message = codec.build_request(self._model, self._version, piece.tensors, output_names, timeout_s=self._deadline_s)
+        tensors = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
         self._pace.measured(1, deadline.elapsed)
         where = self._channel.url
-        identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
-        codec.check_items(found["items"], identity.catalogue_size, where=where)
+        identity = Identity(self._version, int(tensors["model_digest"][0, 0]), int(tensors["catalogue_size"][0, 0]))
+        codec.check_items(tensors["items"], identity.catalogue_size, where=where)
         return identity

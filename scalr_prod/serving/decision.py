@@ -54,10 +54,10 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
     if served is None:
         promote(settings, version)
         return PromotionDecision(version, version, promoted=True, reason="none was served", comparison=None)
-    found = compare(settings, version, served, progress=progress)
-    facts = f"NLL {found.candidate_nll} against {found.served_nll} on {found.events} events from {found.since} on"
-    if found.fit_to_serve:
+    comparison = compare(settings, version, served, progress=progress)
+    facts = f"NLL {comparison.candidate_nll} against {comparison.served_nll} on {comparison.events} events from {comparison.since} on"
+    if comparison.fit_to_serve:
         promote(settings, version)
-        return PromotionDecision(version, version, promoted=True, reason=facts, comparison=found.to_json())
-    reason = facts if found.events else f"too few events between {found.since} and {found.until} to compare on"
-    return PromotionDecision(version, served, promoted=False, reason=reason, comparison=found.to_json())
+        return PromotionDecision(version, version, promoted=True, reason=facts, comparison=comparison.to_json())
+    reason = facts if comparison.events else f"too few events between {comparison.since} and {comparison.until} to compare on"
+    return PromotionDecision(version, served, promoted=False, reason=reason, comparison=comparison.to_json())

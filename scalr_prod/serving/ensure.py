@@ -97,8 +97,10 @@ def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | N
 
 
 def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
-    held = versions_by_server(settings).values()
-    if any(version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}) for loaded in held):
+    loaded_by_server = versions_by_server(settings).values()
+    if any(
+        version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}) for loaded in loaded_by_server
+    ):
         load_versions(settings, {version, *(configured_versions(settings) if beside is None else beside)}, needed=version)
         return
     try:

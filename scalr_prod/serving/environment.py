@@ -118,10 +118,10 @@ class ServingEnvironment:
 
     def variables(self, threads: int) -> dict[str, str]:
         """Return the server's environment variables: only those it needs, so that no secret of this process leaks."""
-        kept = {key: value for key, value in os.environ.items() if key in _KEPT}
+        inherited = {key: value for key, value in os.environ.items() if key in _KEPT}
         wheel = self.wheel or self.folder
         libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
-        return kept | {
+        return inherited | {
             # The stub finds its packages through the first python on the PATH.
             "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
@@ -199,12 +199,12 @@ def examine_environment(folder: Path) -> ServingEnvironment:
         output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
             [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
         ).stdout
-        found = json.loads(output)
+        facts = json.loads(output)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ServingError(f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_NEXT}") from error
-    wheel = Path(found["pytriton"]) / "tritonserver" if found["pytriton"] else None
-    library = find_library(found["minor"], found["places"])
-    return ServingEnvironment(folder, found["minor"], found["packages"], wheel, library)
+    wheel = Path(facts["pytriton"]) / "tritonserver" if facts["pytriton"] else None
+    library = find_library(facts["minor"], facts["places"])
+    return ServingEnvironment(folder, facts["minor"], facts["packages"], wheel, library)
 
 
 def find_library(minor: str, places: Sequence[str]) -> Path | None:

@@ -143,8 +143,10 @@ class _Guard(threading.Thread):
     def _restart(self, seen: ServerRecord) -> None:
         try:
             with server_lock(self._settings):
-                found = read_record(self._settings)
-                if found is None or found.pid != seen.pid:  # another run's watchdog was faster, or it was stopped by command
+                current = read_record(self._settings)
+                if (
+                    current is None or current.pid != seen.pid
+                ):  # another run's watchdog was faster, or it was stopped by command
                     return
                 restart_locked(self._settings, [self._version])
                 check_version(self._settings, self._version)

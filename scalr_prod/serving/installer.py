@@ -137,14 +137,14 @@ def install_serving(
     problem = environment.problem() or _broken_server(environment) or _compiled(environment)
     if problem is not None:
         raise ServingError(problem, where=str(plan.folder), next_step=f"remove the folder and run the command again; {LOCAL}")
-    found = plan.folder in environment_places(settings)
+    is_findable = plan.folder in environment_places(settings)
     return InstallReport(
         folder=str(plan.folder),
         python=environment.minor,
         tool=tool,
         packages=environment.packages,
         server=str(environment.server),
-        next_step=None if found else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
+        next_step=None if is_findable else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
     )
 
 

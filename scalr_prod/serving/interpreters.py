@@ -59,10 +59,10 @@ class Interpreter:
             output = subprocess.run(  # noqa: S603 - an interpreter of this machine
                 [path, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
             ).stdout
-            found = json.loads(output)
+            facts = json.loads(output)
         except (OSError, subprocess.SubprocessError, ValueError):
             return None
-        return cls(path, found["minor"], find_library(found["minor"], found["places"]))
+        return cls(path, facts["minor"], find_library(facts["minor"], facts["places"]))
 
 
 def require_platform() -> None:

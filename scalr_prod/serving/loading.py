@@ -40,14 +40,14 @@ def versions_by_server(settings: Settings) -> dict[str, list[int]]:
     Raises:
         ServerUnreachable: A server does not answer.
     """
-    found = {}
+    versions = {}
     for url in server_urls(settings):
         try:
             with Channel(url, Security.control(settings)) as channel:
-                found[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
+                versions[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
         except Failure as failure:
             raise failure.explain(url, settings.served_model) from failure
-    return found
+    return versions
 
 
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:

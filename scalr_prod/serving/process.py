@@ -108,12 +108,14 @@ def triton_status(settings: Settings) -> ServerStatus:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
-    found = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
-    if len(found) == 1:
-        return found[0]
-    silent = "; ".join(f"{one.url}: {one.detail}" for one in found if not one.running)
-    held = set.intersection(*(set(one.versions) for one in found))
-    return ServerStatus(running=not silent, url=", ".join(settings.serving.urls), versions=sorted(held), detail=silent or None)
+    statuses = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
+    if len(statuses) == 1:
+        return statuses[0]
+    silent = "; ".join(f"{status.url}: {status.detail}" for status in statuses if not status.running)
+    common_versions = set.intersection(*(set(status.versions) for status in statuses))
+    return ServerStatus(
+        running=not silent, url=", ".join(settings.serving.urls), versions=sorted(common_versions), detail=silent or None
+    )
 
 
 def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
@@ -136,35 +138,35 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
         versions: Versions to load, unless a server runs already. Each is a process with torch in it.
         lasting: Whether it runs until a command stops it.
     """
-    found = read_record(settings)
-    if found is not None and is_alive(found) and not found.socket_folder:
-        logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", found.url)
-        lasting |= found.lasting
+    existing = read_record(settings)
+    if existing is not None and is_alive(existing) and not existing.socket_folder:
+        logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", existing.url)
+        lasting |= existing.lasting
         stop_locked(settings)
-        versions, found = {*versions, *configured_versions(settings)}, None
-    if found is not None and is_alive(found):
-        _wait_ready(settings, found)
-        if lasting and not found.lasting:
-            ServerRecord(**(asdict(found) | {"lasting": True})).write(settings)
+        versions, existing = {*versions, *configured_versions(settings)}, None
+    if existing is not None and is_alive(existing):
+        _wait_ready(settings, existing)
+        if lasting and not existing.lasting:
+            ServerRecord(**(asdict(existing) | {"lasting": True})).write(settings)
         return triton_status(settings)
     environment = find_environment(settings)
     backends = lay_backends(environment, state_folder(settings) / "backends")
     # A stopped server leaves no record; one that exited by itself is restarted with all versions that it held.
-    wanted = {*versions}
-    if found is not None:
-        wanted |= {*configured_versions(settings)}
-        _sweep(found)
-    for version in sorted(wanted):
+    to_load = {*versions}
+    if existing is not None:
+        to_load |= {*configured_versions(settings)}
+        _sweep(existing)
+    for version in sorted(to_load):
         install_version(settings, load_version(settings, version))
-    write_config(settings, wanted)
+    write_config(settings, to_load)
     for attempt in range(1, _PORT_TRIES + 1):
         record = launch(settings, environment, backends, lasting=lasting)
         try:
             _wait_ready(settings, record)
         except BaseException as error:
-            taken = isinstance(error, ServingError) and not is_alive(record) and "already in use" in log_tail(record)
+            is_port_taken = isinstance(error, ServingError) and not is_alive(record) and "already in use" in log_tail(record)
             stop_locked(settings)
-            if not taken or attempt == _PORT_TRIES:
+            if not is_port_taken or attempt == _PORT_TRIES:
                 raise
             logger.warning("another process took the port; trying another one")
             continue
@@ -188,7 +190,7 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
 
 
 def stop_locked(settings: Settings) -> bool:
-    """Stop the server as `stop_triton` does; the caller must hold the server lock."""
+    """Stop the server, see `stop_triton`; the caller must hold the server lock."""
     record = read_record(settings)
     if record is None:
         return False

@@ -91,8 +91,8 @@ class ServerRecord:
 def read_record(settings: Settings) -> ServerRecord | None:
     """Return the record of the local server started last, running or not; None if there is no readable record."""
     try:
-        found = json.loads(server_file(settings).read_text(encoding="utf-8"))
-        return ServerRecord(**{field.name: found[field.name] for field in fields(ServerRecord) if field.name in found})
+        content = json.loads(server_file(settings).read_text(encoding="utf-8"))
+        return ServerRecord(**{field.name: content[field.name] for field in fields(ServerRecord) if field.name in content})
     except (OSError, ValueError, TypeError):
         return None
 

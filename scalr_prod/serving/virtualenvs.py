@@ -114,8 +114,8 @@ def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = Fals
         ServingError: The environment could not be created.
     """
     python = recipe.folder / "bin" / "python"
-    found, wanted = Interpreter.at(str(python)), Interpreter.at(recipe.python)
-    fresh = found is None or wanted is None or found.minor != wanted.minor
+    current, expected = Interpreter.at(str(python)), Interpreter.at(recipe.python)
+    fresh = current is None or expected is None or current.minor != expected.minor
     if fresh:
         shutil.rmtree(recipe.folder, ignore_errors=True)
         _make_venv(recipe.folder, recipe.python, system_packages=system_packages)
@@ -163,12 +163,12 @@ def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
     """Return further install arguments, so that a machine without a GPU gets no CUDA libraries where possible."""
     if torch == "cuda" or (torch == "auto" and has_gpu()):
         return ()
-    asked = ("--constraint", str(recipe.constraints), "torch")
-    if not _brings_cuda(tool.resolve(*asked)):
+    arguments = ("--constraint", str(recipe.constraints), "torch")
+    if not _brings_cuda(tool.resolve(*arguments)):
         return ()
     # This index has only the CUDA build. uv knows PyTorch's own indexes.
     backend = ("--torch-backend", "cpu")
-    names = tool.resolve(*backend, *asked) if tool.name == "uv" else None
+    names = tool.resolve(*backend, *arguments) if tool.name == "uv" else None
     if names is not None and not _brings_cuda(names):
         return backend
     how = "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL tell where a CPU build is"

@@ -48,10 +48,10 @@ def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> No
 def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return each stage's latest ``seconds``, ``outcome`` and ``at`` (seconds since the epoch), and ``counts`` by outcome."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
+        outcomes: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return outcomes
 
 
 def failed_last(settings: Settings, stage: str) -> bool:

@@ -41,9 +41,9 @@ def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
     from scalr_prod.stages.graph import GRAPH
 
     try:
-        found: dict[str, dict[str, Any]] = json.loads(
+        timings: dict[str, dict[str, Any]] = json.loads(
             (run_folder(settings, run_id) / "stages.json").read_text(encoding="utf-8")
         )
     except (OSError, ValueError):
         return {}
-    return {stage.name: found[stage.name] for stage in GRAPH if stage.name in found}
+    return {stage.name: timings[stage.name] for stage in GRAPH if stage.name in timings}

@@ -480,7 +480,7 @@ def test_a_request_is_told_from_every_other():
 def test_who_answers_is_asked_before_anything_else():
     with pytest.raises(ModelVersionMismatch, match="version 4 answers"):
         scorer(Server(version=4))
-    with pytest.raises(ModelVersionMismatch, match="another model"):
+    with pytest.raises(ModelVersionMismatch, match="a different model"):
         scorer(Server(), digest=78)
     assert scorer(Server(), digest=77).identity == Identity(3, 77, CATALOGUE)
 

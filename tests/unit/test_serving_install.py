@@ -97,7 +97,7 @@ def test_without_a_virtual_environment_nothing_goes_beside_the_systems_python(mo
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "letters").write_text("to keep")
     for folder in (tmp_path, Path(sys.prefix)):
-        with pytest.raises(ServingError, match="something else") as caught:
+        with pytest.raises(ServingError, match="not a serving environment") as caught:
             plan_serving(folder=folder)
         assert "--folder" in caught.value.next_step
     assert (tmp_path / "letters").read_text() == "to keep"
