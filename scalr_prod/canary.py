@@ -113,15 +113,15 @@ def _standing(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
     standing = ledger.standing_publications()
     original_versions = {publication.run_id: _came(ledger, publication) for publication in standing}
-    found = []
+    live = []
     for publication in standing:
         remaining = [piece_of(publication)]
         for later in standing if publication.canary else ():
             if original_versions[later.run_id] > original_versions[publication.run_id]:
                 remaining = [rest for region in remaining for rest in region.without(piece_of(later))]
         if publication.canary and remaining:
-            found.append(publication)
-    return sorted(found, key=lambda publication: original_versions[publication.run_id])
+            live.append(publication)
+    return sorted(live, key=lambda publication: original_versions[publication.run_id])
 
 
 def _came(ledger: Ledger, publication: Publication) -> int:

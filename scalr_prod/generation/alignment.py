@@ -115,26 +115,26 @@ def keep_counts(
     floor = int(np.ceil(at_least * total))
     if not total or not shares.sum():
         return counts.copy()
-    wanted = shares > 0
-    scale = float((counts[wanted] / shares[wanted]).min())
+    has_share = shares > 0
+    scale = float((counts[has_share] / shares[has_share]).min())
     if np.minimum(counts, scale * shares).sum() < floor:
         scale = _scale_that_keeps(counts, shares, floor)
-    kept = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
+    selected = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
     # Buckets without a real event fill the remainder, in order of their number.
-    for bucket in np.flatnonzero(~wanted):
-        kept[bucket] = min(int(counts[bucket]), max(0, floor - int(kept.sum())))
-    return kept
+    for bucket in np.flatnonzero(~has_share):
+        selected[bucket] = min(int(counts[bucket]), max(0, floor - int(selected.sum())))
+    return selected
 
 
 def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
     """Return the smallest c with ``sum(min(count, c * share)) >= floor``, or the c at which every bucket is full."""
     full = np.sort(counts[shares > 0] / shares[shares > 0])  # the c at which each bucket is used up
-    held = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
-    step = int(np.searchsorted(held, floor))
+    kept_at = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
+    step = int(np.searchsorted(kept_at, floor))
     if step == len(full):
         return float(full[-1])
-    below, kept = (full[step - 1], held[step - 1]) if step else (0.0, 0.0)
-    slope = (held[step] - kept) / (full[step] - below) if full[step] > below else 0.0
+    below, kept = (full[step - 1], kept_at[step - 1]) if step else (0.0, 0.0)
+    slope = (kept_at[step] - kept) / (full[step] - below) if full[step] > below else 0.0
     return float(below + (floor - kept) / slope) if slope else float(full[step])
 
 
@@ -151,17 +151,18 @@ def align_parts(
         partitions: Number of parts.
         schema: Of ``synthetic_target_events``.
     """
-    wanted = spec.settings["generation"]
-    buckets = int(wanted["align_buckets"])
+    options = spec.settings["generation"]
+    buckets = int(options["align_buckets"])
     staged = [part_path(parts, number) for number in range(partitions)]
     with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
         shares = _register_buckets(connection, settings, spec, buckets)
-        found = _count(connection, staged, buckets)
-        counts = found.sum(1)
-        keep = keep_counts(counts, shares) if wanted["align"] else counts
+        cell_counts = _count(connection, staged, buckets)
+        counts = cell_counts.sum(1)
+        keep = keep_counts(counts, shares) if options["align"] else counts
         # A bucket keeps ids up to the first hash cell at which enough are selected.
         limits = [
-            int(np.searchsorted(np.cumsum(found[bucket]), keep[bucket])) + 1 if keep[bucket] else 0 for bucket in range(buckets)
+            int(np.searchsorted(np.cumsum(cell_counts[bucket]), keep[bucket])) + 1 if keep[bucket] else 0
+            for bucket in range(buckets)
         ]
         _register_limits(connection, limits)
         write = _copy if (keep == counts).all() else partial(_write, connection, schema)
@@ -169,7 +170,7 @@ def align_parts(
             write(path, part_path(candidates, number), identity(spec, number, partitions)) for number, path in enumerate(staged)
         ]
         remove_others(candidates, partitions)
-        kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
+        kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
         rows = {"files": [exact(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
@@ -177,7 +178,7 @@ def align_parts(
         sources = connection.execute(
             "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
         ).fetchall()
-    events = int(kept.sum())
+    events = int(kept_counts.sum())
     return Aligned(
         manifests=manifests,
         events=events,
@@ -185,7 +186,7 @@ def align_parts(
         users=int(users),
         items=int(items),
         sources={str(name): int(count) for name, count in sources},
-        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept, shares)},
+        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept_counts, shares)},
     )
 
 
@@ -228,7 +229,7 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
 
 
 def _copy(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Copy a part that keeps all of its rows; they are already in the order in which `_write` would put them."""
+    """Copy a part that keeps all of its rows; they are already in their final order."""
     import pyarrow.parquet as pq
 
     with whole(path) as unfinished:

@@ -96,7 +96,7 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
     reach = end - timedelta(days=generation.lookback)
     standing = _standing(settings, before=start)
     within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
-    found = []
+    windows = []
     for spec in within:
         knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
         translated = _events(lake, spec.start, spec.end, version=_version(spec), known_by=spec.as_of)
@@ -106,8 +106,8 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
         everything = _events(lake, spec.start, spec.end) or 0
         late, unknown = max(known - translated, 0), everything - max(known, translated)
         if late or unknown:
-            found.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
-    return LateReport(found, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+            windows.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
+    return LateReport(windows, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
 
 
 def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:

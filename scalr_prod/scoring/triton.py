@@ -229,26 +229,26 @@ class TritonScorer:
     def _answer(
         self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
     ) -> dict[str, NDArray[Any]]:
-        """Return the validated answer; see `_persist`."""
+        """Return the validated answer, retrying also after malformed ones."""
         pauses = self._retries.waits()
         while True:
-            asked, response = self._persist(
+            source, response = self._persist(
                 lambda channel, left: channel.infer(pending.message, left).result(),
                 pending.deadline,
                 first=None if first is None else (pending.channel, first),
                 await_model=await_model,
             )
             try:
-                return self._checked(pending.piece, response, where=asked.url)
+                return self._checked(pending.piece, response, where=source.url)
             except MalformedResponse as error:
                 # A server that mixes up answers does so until it is restarted, which the watchdog does.
                 pause = next(pauses)
                 if not (self._guarded or self._others) or pause >= pending.deadline.remaining:
                     raise
-                logger.warning("%s: %s", asked.url, error.found)
+                logger.warning("%s: %s", source.url, error.found)
                 time.sleep(pause)
                 first = None
-                self._follow(asked)
+                self._follow(source)
 
     def _checked(self, piece: _Piece, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
         """Return the tensors of an answer from this address, after validating them."""

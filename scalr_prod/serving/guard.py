@@ -84,10 +84,10 @@ class _Guard(threading.Thread):
             record = read_record(self._settings)
             if record is None:  # stopped by command
                 return
-            trouble = self._trouble(record)
-            if trouble is not None:
+            problem = self._trouble(record)
+            if problem is not None:
                 restarts += 1
-                logger.warning("Triton at %s %s: restarting it (%d of %d)", record.url, trouble, restarts, _RESTARTS)
+                logger.warning("Triton at %s %s: restarting it (%d of %d)", record.url, problem, restarts, _RESTARTS)
                 self._restart(record)
 
     def _trouble(self, record: ServerRecord) -> str | None:
@@ -136,17 +136,15 @@ class _Guard(threading.Thread):
                 running += not ended and any(program in part for part in process.cmdline())
         except psutil.Error:  # it has just exited: the next check reports it
             return False
-        most = max(self._seen.get(record.pid, 1), running)
-        self._seen = {record.pid: most}
-        return running < min(most, configured_instances(self._settings))
+        expected = max(self._seen.get(record.pid, 1), running)
+        self._seen = {record.pid: expected}
+        return running < min(expected, configured_instances(self._settings))
 
     def _restart(self, seen: ServerRecord) -> None:
         try:
             with server_lock(self._settings):
                 current = read_record(self._settings)
-                if (
-                    current is None or current.pid != seen.pid
-                ):  # another run's watchdog was faster, or it was stopped by command
+                if current is None or current.pid != seen.pid:  # stopped by command, or restarted by another run
                     return
                 restart_locked(self._settings, [self._version])
                 check_version(self._settings, self._version)

@@ -192,8 +192,12 @@ def _compiled(environment: ServingEnvironment) -> str | None:
     The server may not be allowed to write there: without the cache, each start compiles a thousand files, which more than doubles the time
     of importing them. Compiling all files of the environment would take far longer, mostly for files that nothing imports.
     """
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(  # noqa: S603 - the interpreter that was just installed
-        [str(environment.folder / "bin" / "python"), "-c", _IMPORTED], env=kept, capture_output=True, text=True, check=False
+        [str(environment.folder / "bin" / "python"), "-c", _IMPORTED],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return f"the model's imports fail: {done.stderr[-500:].strip()}" if done.returncode else None
