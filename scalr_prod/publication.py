@@ -211,16 +211,16 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
 
 def _covers(standing: Publication, canary: Canary | None) -> bool:
     """Return whether a publication covers all of these users already."""
-    former = Canary.of_publication(standing.canary)
-    if former is None or canary is None:
-        return former is None
-    if former.salt != canary.salt:
+    published_for = Canary.of_publication(standing.canary)
+    if published_for is None or canary is None:
+        return published_for is None
+    if published_for.salt != canary.salt:
         raise PublicationError(
             "the users that the run is published for were selected with another key",
             where="[experiment] key",
             next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
         ).at(run_id=standing.run_id)
-    return canary <= former
+    return canary <= published_for
 
 
 def _replaced(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
@@ -287,8 +287,8 @@ def _reader(
     import pyarrow as pa
 
     schema = schema_of_table(view)
-    beside = stream(lake, stay, schema)
-    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), beside))
+    other_rows = stream(lake, stay, schema)
+    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), other_rows))
 
 
 def _refuse_stale(lake: Lake, spec: RunSpec) -> None:

@@ -124,15 +124,15 @@ def _owned(publication: Publication, published: Sequence[Publication], version: 
 
 def _before(region: Piece, publication: Publication, published: Sequence[Publication], excluded: set[str]) -> Iterator[Part]:
     """Yield the rows of a region before a publication, without the runs in ``out``."""
-    earlier = [former for former in published if _in_force(former, publication.base_version)]
+    earlier = [other for other in published if _in_force(other, publication.base_version)]
     rest = [region]
-    for former in sorted(earlier, key=lambda former: former.delta_version or 0, reverse=True):
-        covered = piece_of(former)
+    for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):
+        covered = piece_of(other)
         shared = [overlap for left in rest if (overlap := left.common(covered))]
         rest = [left for remaining in rest for left in remaining.without(covered)]
         for overlap in shared:
-            if former.run_id in excluded:
-                yield from _before(overlap, former, published, excluded)
+            if other.run_id in excluded:
+                yield from _before(overlap, other, published, excluded)
             else:
                 yield Part(publication.base_version, overlap)
 
@@ -141,11 +141,11 @@ def _beside(
     lake: Lake, last: Publication, own_regions: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
 ) -> list[Part]:
     """Return the rows of other users in the windows of a publication's regions: they stay."""
-    beside = [Piece(*window) for window in windows]
+    other_regions = [Piece(*window) for window in windows]
     for region in own_regions:
-        beside = [rest for remaining in beside for rest in remaining.without(region)]
-    parts = [(region, sorted(rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in beside]
-    return [Part(version, region, runs) for region, runs in parts if runs]
+        other_regions = [rest for remaining in other_regions for rest in remaining.without(region)]
+    row_runs = [(region, sorted(rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions]
+    return [Part(version, region, runs) for region, runs in row_runs if runs]
 
 
 def _in_force(publication: Publication, version: int) -> bool:

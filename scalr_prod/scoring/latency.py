@@ -51,6 +51,8 @@ class Latencies:
 
 def sum_of(taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Merge several histograms; those of an older package version, with other bounds, are ignored."""
-    same = [one for one in taken if tuple(one["bounds"]) == BOUNDS_S]
-    counts = [sum(column) for column in zip(*(one["counts"] for one in same), strict=True)] or [0] * (len(BOUNDS_S) + 1)
-    return {"bounds": list(BOUNDS_S), "counts": counts, "seconds": sum(one["seconds"] for one in same)}
+    matching = [histogram for histogram in taken if tuple(histogram["bounds"]) == BOUNDS_S]
+    counts = [sum(column) for column in zip(*(histogram["counts"] for histogram in matching), strict=True)] or [0] * (
+        len(BOUNDS_S) + 1
+    )
+    return {"bounds": list(BOUNDS_S), "counts": counts, "seconds": sum(histogram["seconds"] for histogram in matching)}

@@ -81,7 +81,7 @@ class Failure(Exception):
             return ScoringError(
                 f"the server restricts this protocol: {self.detail}",
                 where=url,
-                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; start a local one anew: "
+                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; restart a local one: "
                 "scalr triton stop, scalr triton start",
             )
         if self.backend_died:

@@ -79,12 +79,12 @@ def stop_unused(settings: Settings) -> None:
             stop_locked(settings)
 
 
-def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
+def _ensure_local(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
     fresh = start_locked(settings, [version], lasting=False).started
     while True:
         before = beats(settings, version)
         try:
-            return _ensure_loaded(settings, version, None if fresh else beside)
+            return _ensure_loaded(settings, version, None if fresh else also_loaded)
         except (DeadlineExceeded, MalformedResponse, ServerUnreachable) as error:
             if fresh:
                 raise
@@ -96,12 +96,15 @@ def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | N
             return _ensure_loaded(settings, version, None)
 
 
-def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
+def _ensure_loaded(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
     loaded_by_server = versions_by_server(settings).values()
     if any(
-        version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}) for loaded in loaded_by_server
+        version not in loaded or (also_loaded is not None and not set(loaded) <= {version, *also_loaded})
+        for loaded in loaded_by_server
     ):
-        load_versions(settings, {version, *(configured_versions(settings) if beside is None else beside)}, needed=version)
+        load_versions(
+            settings, {version, *(configured_versions(settings) if also_loaded is None else also_loaded)}, needed=version
+        )
         return
     try:
         check_version(settings, version)

@@ -104,9 +104,9 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
         fitting.append(interpreter)
     if fitting and system_packages:
         return fitting[0]
-    brought = _from_uv()
-    if brought is not None:
-        return brought
+    installed = _from_uv()
+    if installed is not None:
+        return installed
     if fitting:
         name = f"libpython{fitting[0].minor}"
         raise ServingError(
@@ -124,8 +124,8 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
 
 def find_uv() -> str | None:
     """Return uv's path: beside the running Python or on the PATH."""
-    beside = Path(sys.executable).with_name("uv")
-    return str(beside) if beside.is_file() else shutil.which("uv")
+    sibling = Path(sys.executable).with_name("uv")
+    return str(sibling) if sibling.is_file() else shutil.which("uv")
 
 
 def install_system_package(package: str) -> bool:
