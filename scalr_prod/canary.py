@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that are published for a share of users: which they are, and what makes them published for all, or for nobody."""
+"""Canary publications: runs published for a share of users, and how to widen or withdraw them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CanaryReport(Jsonable):
-    """What became of runs that were published for a share of users.
+    """Report what was done to canary publications.
 
     Attributes:
-        runs: What was done, run by run.
-        canary: Runs that are published for a share of users now, see `canaries`.
+        runs: What was done, by run.
+        canary: Canary publications now, see `canaries`.
     """
 
     runs: list[PublicationReport] = field(default_factory=list)
@@ -40,91 +40,93 @@ class CanaryReport(Jsonable):
 
 
 def canaries(settings: Settings) -> list[dict[str, Any]]:
-    """Runs that are published for a share of users: ``run_id``, ``share``, ``rows``, ``start`` and ``end``, in the order of publication."""
+    """Return ``run_id``, ``share``, ``rows``, ``start`` and ``end`` of each canary publication, in order of publication."""
     with Ledger.open(settings) as ledger:
         standing = _standing(ledger)
     return [
         {
-            "run_id": one.run_id,
-            "share": (one.canary or {})["share"],
-            "rows": one.rows,
-            "start": one.start.isoformat(),
-            "end": one.end.isoformat(),
+            "run_id": publication.run_id,
+            "share": (publication.canary or {})["share"],
+            "rows": publication.rows,
+            "start": publication.start.isoformat(),
+            "end": publication.end.isoformat(),
         }
-        for one in standing
+        for publication in standing
     ]
 
 
 def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
-    """Publish for everybody what is published for a share of users: what would be there without a canary. One commit a run.
+    """Publish canary runs for all users, as if there had been no canary. One commit per run.
 
     Args:
         settings: The project's settings.
-        runs: Only these; default: all, in the order in which they were published.
-        share: For this share of users, not for everybody.
+        runs: Only these runs; default: all, in order of publication.
+        share: Publish for this share of users instead of all.
 
     Raises:
-        PublicationError: A run that is named is not published for a share of users, or for a larger one; or as `publish`.
+        PublicationError: A given run is not a canary publication, or is one for a larger share; or as `publish`.
     """
     chosen = _chosen(settings, runs)
     canary = Canary.of(settings, share) if share is not None and share < 1 else None
-    for one in chosen:
-        if share is not None and share < (one.canary or {})["share"]:
+    for publication in chosen:
+        if share is not None and share < (publication.canary or {})["share"]:
             raise PublicationError(
-                f"the run is published for {100 * (one.canary or {})['share']:.3g} % of users, and not to be for fewer",
+                f"the run is published for {100 * (publication.canary or {})['share']:.3g} % of users, and cannot be narrowed",
                 where="share",
-                next_step="take it out, then publish it for fewer: scalr publication withdraw",
-            ).at(run_id=one.run_id)
-    return CanaryReport([publish_for(settings, one.run_id, canary, widens=True) for one in chosen], canaries(settings))
+                next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
+            ).at(run_id=publication.run_id)
+    return CanaryReport(
+        [publish_for(settings, publication.run_id, canary, widens=True) for publication in chosen], canaries(settings)
+    )
 
 
 def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
-    """Take out what is published for a share of users, and bring back what it had replaced. One commit a run.
+    """Remove canary publications and restore what they had replaced. One commit per run.
 
     Args:
         settings: The project's settings.
-        runs: Only these; default: all, in the order in which they were published.
+        runs: Only these runs; default: all, in order of publication.
 
     Raises:
-        PublicationError: A run that is named is not published for a share of users.
+        PublicationError: A given run is not a canary publication.
     """
     chosen = _chosen(settings, runs)
-    return CanaryReport([rollback_run(settings, one.run_id) for one in chosen], canaries(settings))
+    return CanaryReport([rollback_run(settings, publication.run_id) for publication in chosen], canaries(settings))
 
 
 def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
     with Ledger.open(settings) as ledger:
         standing = _standing(ledger)
         for run_id in runs:
-            ledger.run(run_id)  # says that there is no such run
-    others = set(runs) - {one.run_id for one in standing}
+            ledger.run(run_id)  # raises if there is no such run
+    others = set(runs) - {publication.run_id for publication in standing}
     if others:
         raise PublicationError(
             "the run is not published for a share of users",
             where="ledger",
             next_step="see which are: scalr status",
         ).at(run_id=min(others))
-    return [one for one in standing if not runs or one.run_id in set(runs)]
+    return [publication for publication in standing if not runs or publication.run_id in set(runs)]
 
 
 def _standing(ledger: Ledger) -> list[Publication]:
-    """Publications for a share of users of which later ones have left something, in the order in which the runs came."""
+    """Return the canary publications that later ones have not replaced entirely, in order of publication."""
     standing = ledger.standing_publications()
-    came = {one.run_id: _came(ledger, one) for one in standing}
-    found = []
-    for one in standing:
-        left = [piece_of(one)]
-        for later in standing if one.canary else ():
-            if came[later.run_id] > came[one.run_id]:
-                left = [rest for piece in left for rest in piece.without(piece_of(later))]
-        if one.canary and left:
-            found.append(one)
-    return sorted(found, key=lambda one: came[one.run_id])
+    original_versions = {publication.run_id: _came(ledger, publication) for publication in standing}
+    live = []
+    for publication in standing:
+        remaining = [piece_of(publication)]
+        for later in standing if publication.canary else ():
+            if original_versions[later.run_id] > original_versions[publication.run_id]:
+                remaining = [rest for region in remaining for rest in region.without(piece_of(later))]
+        if publication.canary and remaining:
+            live.append(publication)
+    return sorted(live, key=lambda publication: original_versions[publication.run_id])
 
 
 def _came(ledger: Ledger, publication: Publication) -> int:
-    """The version that a publication made, or the first one that it only widens."""
-    attempts = {one.attempt: one for one in ledger.publications(publication.run_id)} if publication.widens else {}
+    """Return the version that a publication made, or the first one that it only widens."""
+    attempts = {attempt.attempt: attempt for attempt in ledger.publications(publication.run_id)} if publication.widens else {}
     while publication.widens is not None:
         publication = attempts[publication.widens]
     return publication.delta_version or 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's accepted rows on their way to the feature view: the files that were audited, of nobody who was forgotten."""
+"""A run's accepted rows: the audited files, without erased users and items."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ __all__ = ["accepted_files", "accepted_rows", "count_of", "refuse_forgotten"]
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
-    """The files that the gate accepted, each with the checksum that it wrote down, and how many rows it accepted.
+    """Return the files that the gate accepted, after verifying their checksums, and the number of accepted rows.
 
     Raises:
-        PublicationError: There is no verdict, it is no, or a file is missing or another one.
+        PublicationError: There is no verdict, the gate rejected the run, or a file is missing or differs.
     """
     from scalr_prod.generation.parts import sha256_of
 
     folder = run_folder(settings, run_id)
-    again = f"audit the run again: scalr validate {run_id}"
+    hint = f"audit the run again: scalr validate {run_id}"
     try:
         report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
     except (OSError, ValueError, KeyError) as error:
-        raise PublicationError("the gate's verdict is not there", where=str(folder / "gate.json"), next_step=again) from error
+        raise PublicationError("the gate's verdict is missing", where=str(folder / "gate.json"), next_step=hint) from error
     if not report["passed"]:
-        raise PublicationError("the gate's verdict is no", where=str(folder / "gate.json"), next_step=again).at(run_id=run_id)
+        raise PublicationError("the quality gate rejected the run", where=str(folder / "gate.json"), next_step=hint).at(
+            run_id=run_id
+        )
     paths = []
     for file in report["files"]:
         path = folder / file["path"]
         if not path.exists() or sha256_of(path) != file["sha256"]:
-            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=again).at(
+            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=hint).at(
                 run_id=run_id
             )
         paths.append(path)
@@ -53,39 +55,39 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
 
 
 def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
-    """The rows of accepted files, of the users of a canary; None: of everybody. Memory does not grow with the files."""
+    """Yield the rows of accepted files, of a canary's users or of all (None). Memory does not grow with the files."""
     import pyarrow.dataset as ds
 
-    # Else a file is read whole before its first row is there.
+    # Otherwise a file is read entirely before its first row is available.
     options = ds.ParquetFragmentScanOptions(pre_buffer=False)
-    rows_of = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
-    for batch in rows_of.to_batches(fragment_scan_options=options, **ONWARD):
+    dataset = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
+    for batch in dataset.to_batches(fragment_scan_options=options, **ONWARD):
         rows = batch if canary is None or not len(batch) else batch.filter(canary.among(batch.column(USER_ID)))
         yield rows.cast(schema)
 
 
 def count_of(files: Sequence[Path], canary: Canary) -> int:
-    """How many rows of accepted files are of the users of a canary."""
+    """Count the rows of accepted files that belong to a canary's users."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     users = (pq.read_table(path, columns=[USER_ID]).column(0).combine_chunks() for path in files)
-    return sum(pc.sum(canary.among(some)).as_py() or 0 for some in users if len(some))
+    return sum(pc.sum(canary.among(column)).as_py() or 0 for column in users if len(column))
 
 
 def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
-    """Forgetting takes users and items out of accepted files; those of a copy that was brought back may hold them again."""
-    stones = Tombstones.open(settings)
+    """Refuse files with rows of erased users or items, which a restored copy may contain again."""
+    suppressed = Tombstones.open(settings)
     kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
-    for kind, (column, those) in kinds.items():
-        if not stones.of(kind):
+    for kind, (column, noun) in kinds.items():
+        if not suppressed.of(kind):
             continue
         import pyarrow.parquet as pq
 
-        ids = {one for path in files for one in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
-        if found := stones.held(ids, kind):
+        ids = {value for path in files for value in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
+        if found := suppressed.held(ids, kind):
             raise PublicationError(
-                f"the run has rows of {len(found)} {those} were forgotten",
+                f"the run has rows of {len(found)} {noun} were forgotten",
                 where=str(run_folder(settings, run_id) / "accepted"),
-                next_step="forget them again, which takes them out of it: scalr forget; or make a new run: scalr run",
+                next_step="erase them again: scalr forget; or generate a new run: scalr run",
             ).at(run_id=run_id)

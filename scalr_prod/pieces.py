@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of the feature view: a stretch of time, of everybody or of some users, at a version of the table."""
+"""Regions of the feature view: a time window, of all or some users, at a version of the table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ONWARD", "Part", "Piece", "piece_of", "rows_by_run", "stream"]
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
-#: How pyarrow reads rows that are written again: no faster than they are written. Some ten batches wait in Delta's writer.
+#: Scan options for rows that are rewritten: read no faster than they are written. About ten batches queue in Delta's writer.
 ONWARD: Final[dict[str, int | bool]] = {
     "batch_size": 16_384,
     "batch_readahead": 1,
@@ -36,13 +36,13 @@ ONWARD: Final[dict[str, int | bool]] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """Instants ``[start, end)`` of some users.
+    """Time window ``[start, end)`` of all or some users.
 
     Attributes:
         start: The first instant (UTC).
         end: The instant after the last.
-        within: The users are in each of these; none: everybody.
-        beyond: They are in none of these.
+        within: Users must be in each of these canaries; empty: all users.
+        beyond: Users must be in none of these canaries.
     """
 
     start: datetime
@@ -51,14 +51,14 @@ class Piece:
     beyond: frozenset[Canary] = frozenset()
 
     def common(self, other: Piece) -> Piece | None:
-        """What two pieces share; None: nothing."""
+        """Return the intersection of two regions; None if it is empty."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         within, beyond = self.within | other.within, self.beyond | other.beyond
-        empty = start >= end or any(one <= former for one in within for former in beyond)
+        empty = start >= end or any(included <= excluded for included in within for excluded in beyond)
         return None if empty else Piece(start, end, within, beyond)
 
     def without(self, taken: Piece) -> list[Piece]:
-        """What is left when another piece is taken out: pieces that share nothing."""
+        """Return the rest of the region without another one, as disjoint regions."""
         sides = [(self.start, min(self.end, taken.start)), (max(self.start, taken.end), self.end)]
         rest = [replace(self, start=start, end=end) for start, end in sides if start < end]
         left = self.common(Piece(taken.start, taken.end))
@@ -67,19 +67,19 @@ class Piece:
             inner, outer = Piece(taken.start, taken.end, within=users), Piece(taken.start, taken.end, beyond=users)
             kept, gone = (outer, inner) if canary in taken.within else (inner, outer)
             if left is not None:
-                rest += [one] if (one := left.common(kept)) else []
+                rest += [overlap] if (overlap := left.common(kept)) else []
                 left = left.common(gone)
         return rest
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of the view.
+    """Rows of the view: a region at a version, of all or some runs.
 
     Attributes:
-        version: Of the table.
-        piece: Where they lie.
-        runs: Whose they are; None: anybody's.
+        version: Version of the table.
+        piece: The rows' region.
+        runs: The rows' runs; None: all runs.
     """
 
     version: int
@@ -88,15 +88,15 @@ class Part:
 
 
 def piece_of(publication: Publication) -> Piece:
-    """What a publication took hold of."""
+    """Return the region that a publication replaced."""
     canary = Canary.of_publication(publication.canary)
     return Piece(publication.start, publication.end, frozenset() if canary is None else frozenset({canary}))
 
 
 def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The rows of some parts, one after the other, with the columns of a schema: those that the table has now.
+    """Yield the rows of regions, one after the other, with the columns that the table has now.
 
-    Tables are opened by this call and not by the first batch: while a stream is written, the library that writes it cannot open a table.
+    This call opens the tables, not the first batch: Delta's writer cannot open a table while it consumes the stream.
     """
     import pyarrow as pa
 
@@ -106,7 +106,7 @@ def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.
         for dataset, part in opened:
             for batch in dataset.to_batches(filter=_inside(part), **ONWARD):
                 rows = _of_users(batch, part.piece)
-                columns = [  # a version of a former package may lack a column
+                columns = [  # an older version's table may lack a column
                     rows.column(field.name).cast(field.type)
                     if field.name in rows.schema.names
                     else pa.nulls(len(rows), field.type)
@@ -118,28 +118,28 @@ def stream(lake: Lake, parts: Sequence[Part], schema: pa.Schema) -> Iterator[pa.
 
 
 def rows_by_run(lake: Lake, piece: Piece, *, version: int | None = None, opened: DeltaTable | None = None) -> dict[str, int]:
-    """How many rows of each run the view holds in a piece. Memory does not grow with it.
+    """Count the rows of each run in a region of the view. Memory does not grow with the region.
 
     Args:
-        lake: Where the view is.
-        piece: Where the rows lie.
-        version: As of this version; default: now.
-        opened: As of the version at which this table, the view, stands.
+        lake: The lake with the view.
+        piece: The region to count in.
+        version: The view's version; default: the current one.
+        opened: The opened view, to count at its version.
 
     Raises:
         LakeError: The view, or a file of it, cannot be read.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     columns = ["run_id", USER_ID] if piece.within or piece.beyond else ["run_id"]
     if opened is None:
         opened = lake.open_table(_VIEW, version=version)
     else:
         lake.refuse_gone(_VIEW, opened)
-    held = fragments_of(opened, files_within(opened, piece.start, piece.end))
-    for batch in held.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
-        for counted in _of_users(batch, piece).column(0).value_counts().to_pylist():
-            found[counted["values"]] += counted["counts"]
-    return dict(found)
+    dataset = fragments_of(opened, files_within(opened, piece.start, piece.end))
+    for batch in dataset.to_batches(columns=columns, filter=_inside(Part(0, piece)), batch_readahead=2, fragment_readahead=1):
+        for entry in _of_users(batch, piece).column(0).value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    return dict(counts)
 
 
 def _inside(part: Part) -> pa.compute.Expression:

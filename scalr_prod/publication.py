@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An audited run → the feature view, exactly once: one atomic commit replaces the run's window.
+"""Exactly-once publication of a run: one atomic commit replaces the run's window in the feature view.
 
-The ledger holds the intent before the commit and the outcome after it. A crash between the two is told by the commit's key:
-the lake's log holds it or does not.
+The ledger records the intent before the commit and the outcome after it. After a crash between the two, the commit's key in the lake's
+log shows whether the commit happened.
 """
 
 from __future__ import annotations
@@ -45,30 +45,30 @@ logger = logging.getLogger(__name__)
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 _PUBLISHABLE: Final = frozenset({RunState.VALIDATED, RunState.PUBLISHED, RunState.ROLLED_BACK})
-#: Attempts of one commit against other publishers; each time, at least one of them got through.
+#: Maximum attempts of one commit against other publishers; each failure means that another one succeeded.
 _ATTEMPTS: Final = 50
 _LEASE_WAIT_S: Final = 90.0
 
 
 @dataclass(frozen=True)
 class PublicationReport(Jsonable):
-    """What a publication or a rollback came to.
+    """Report the result of a publication or a rollback.
 
     Attributes:
         run_id: The run.
         outcome: ``published``, ``widened`` (it was published for fewer users), ``already_published``, ``recovered`` (an earlier call
-            committed it and died before it could say so), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to take
-            out: other runs hold its window).
-        attempt: Which publication of the run this is.
+            committed it and exited before recording it), ``rolled_back``, ``already_rolled_back`` or ``replaced`` (nothing to
+            remove: other runs replaced its window).
+        attempt: Number of this publication of the run.
         table: The feature view's table.
         delta_version: The Delta version that the commit made.
-        rows: Rows published, or taken out.
-        replaced: Rows that the publication removed from its window, by the run they came from.
+        rows: Rows published or removed.
+        replaced: Rows removed from its window by the publication, by run.
         replaced_by: Runs that have since been published over this one's window.
-        restored: Rows that a rollback brought back, which the run had replaced, by the run they came from.
-        not_restored: Runs whose rows could not be brought back, since the table's files of then are gone.
-        online: Whether the online store was brought up to date.
-        canary: Share of users whom it is published for; None: everybody.
+        restored: Rows restored by a rollback, which the run had replaced, by run.
+        not_restored: Runs whose rows could not be restored, since the files of that table version are gone.
+        online: Whether the online store was updated.
+        canary: Share of users that it is published for; None: all.
     """
 
     run_id: str
@@ -86,35 +86,35 @@ class PublicationReport(Jsonable):
 
 
 def publish(settings: Settings, run_id: str) -> PublicationReport:
-    """Put a validated run's accepted rows into the feature view, in place of whatever its window held.
+    """Publish a validated run: its accepted rows replace the rows of its window in the feature view.
 
-    With ``[experiment] canary``, of that share of users alone: what others have in the window stays. Publishing a published run changes
-    nothing; one that was rolled back, or replaced since, is put back, and one that is published for fewer users than the settings say is
-    published for all of those.
+    With ``[experiment] canary`` it is published for that share of users only; rows of other users in the window stay. Publishing a
+    published run changes nothing; a run that was rolled back or replaced since is published again, and one published for fewer users
+    than configured is widened.
 
     Args:
         settings: The project's settings.
         run_id: A validated run.
 
     Raises:
-        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or the events that
-            it was made from have been replaced since.
-        PublicationDisabled: The project's publication is switched off.
+        PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or its source events
+            have been replaced since.
+        PublicationDisabled: Publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
-        CommitOutcomeUnknown: The commit may have landed; repeating finds out.
+        CommitOutcomeUnknown: The commit may have happened; repeating the call finds out.
         LedgerError: Another driver works on the run.
     """
     return publish_for(settings, run_id, Canary.of(settings))
 
 
 def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widens: bool = False) -> PublicationReport:
-    """`publish`, for the users of a canary; None: for everybody.
+    """Publish a run as `publish` does, for the users of a canary; None: for all users.
 
     Args:
         settings: The project's settings.
         run_id: A validated run.
-        canary: The users.
-        widens: It is published for fewer users already, and goes on being what it is, also where later runs have taken rows of its window.
+        canary: The users to publish for.
+        widens: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
     """
     from scalr_prod.ledger import Ledger
 
@@ -134,13 +134,13 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widen
 
 
 def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
-    """Take a run's rows out of the feature view, and bring back what they had replaced, in one commit.
+    """Remove a run's rows from the feature view and restore the rows they had replaced, in one commit.
 
-    Rows of runs that have been rolled back themselves do not come back.
+    Rows of runs that have been rolled back themselves are not restored.
 
     Raises:
         PublicationError: The run was never published.
-        PublicationDisabled: The project's publication is switched off.
+        PublicationDisabled: Publication is switched off.
         CommitFailed: Nothing was written; safe to repeat.
         LedgerError: Another driver works on the run.
     """
@@ -152,13 +152,15 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
         view = lake.open_table(_VIEW)
         _refuse_disabled(lake, view, run_id)
         _confirmed(lake, ledger, view, run_id)
-        # An attempt that is pending did not land; what it was to replace may stand.
-        last = next((one for one in ledger.publications(run_id)[::-1] if one.status is not PublicationStatus.PENDING), None)
+        # A pending attempt was not committed: the publication it was to replace may be live.
+        last = next(
+            (attempt for attempt in ledger.publications(run_id)[::-1] if attempt.status is not PublicationStatus.PENDING), None
+        )
         if last is None:
             raise PublicationError(
                 f"the run is {ledger.run(run_id).state.value}: it was never published",
                 where=lake.uri(_VIEW),
-                next_step=f"see how it stands: scalr runs show {run_id}",
+                next_step=f"see its state: scalr runs show {run_id}",
             ).at(run_id=run_id)
         if last.status is PublicationStatus.ROLLED_BACK:
             report = _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
@@ -171,7 +173,7 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
 def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
     if lake.aside(_VIEW, opened=view) is not None:
         raise PublicationDisabled(
-            "publication is switched off: the feature view reads as empty, and stays as it is",
+            "publication is switched off: the feature view reads as empty and cannot be changed",
             where=lake.uri(_VIEW),
             next_step="switch it on, then repeat the command: scalr publication enable",
         ).at(run_id=run_id)
@@ -183,16 +185,16 @@ def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
         raise PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
     if state not in _PUBLISHABLE:
         raise PublicationError(
-            f"the run is {state.value}, not validated", where="ledger", next_step=f"go on with it: scalr runs resume {run_id}"
+            f"the run is {state.value}, not validated", where="ledger", next_step=f"resume it: scalr runs resume {run_id}"
         )
 
 
 def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
-    """The run's standing publication, None where there is none; an attempt that landed without its confirmation is confirmed first."""
-    made = ledger.publications(run_id)
+    """Return the run's live publication, or None, after confirming an attempt that was committed but not recorded."""
+    attempts = ledger.publications(run_id)
     outcome = "already_published"
-    if made and made[-1].status is PublicationStatus.PENDING:
-        last = made.pop()
+    if attempts and attempts[-1].status is PublicationStatus.PENDING:
+        last = attempts.pop()
         if view.transaction_version(last.key) is not None:
             version = lake.commit_version(_VIEW, last.key)
             last = ledger.record_publication(
@@ -202,27 +204,27 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
                 rows=last.rows,
                 cause="publish: found in the lake's log after an interruption",
             )
-            made.append(last)
+            attempts.append(last)
             outcome = "recovered"
-    return (made[-1] if made and made[-1].status is PublicationStatus.PUBLISHED else None), outcome
+    return (attempts[-1] if attempts and attempts[-1].status is PublicationStatus.PUBLISHED else None), outcome
 
 
 def _covers(standing: Publication, canary: Canary | None) -> bool:
-    """Whether a publication is for all of these users already."""
-    former = Canary.of_publication(standing.canary)
-    if former is None or canary is None:
-        return former is None
-    if former.salt != canary.salt:
+    """Return whether a publication covers all of these users already."""
+    published_for = Canary.of_publication(standing.canary)
+    if published_for is None or canary is None:
+        return published_for is None
+    if published_for.salt != canary.salt:
         raise PublicationError(
-            "the run is published for users who were chosen under another key",
+            "the users that the run is published for were selected with another key",
             where="[experiment] key",
-            next_step="publish it for everybody, or take it out: scalr publication widen, scalr publication withdraw",
+            next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
         ).at(run_id=standing.run_id)
-    return canary <= former
+    return canary <= published_for
 
 
 def _replaced(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
-    """Whether other runs have taken rows of a publication's window. One that died before the ledger knew shows in the view."""
+    """Return whether other runs replaced rows of the window; a commit not yet in the ledger shows in the view."""
     if view.version() == publication.delta_version:
         return False
     rows = rows_by_run(lake, piece_of(publication), opened=view)
@@ -245,8 +247,8 @@ def _commit_run(
     refuse_forgotten(settings, run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_of(files, canary)
-    taken = Piece(spec.start, spec.end, users)
-    others = [Piece(spec.start, spec.end, beyond=users)] if users else []
+    region = Piece(spec.start, spec.end, users)
+    other_regions = [Piece(spec.start, spec.end, beyond=users)] if users else []
 
     def attempt(version: int) -> tuple[Publication, Commit]:
         _refuse_disabled(lake, view, run_id)
@@ -254,26 +256,26 @@ def _commit_run(
             run_id,
             base_version=version,
             rows=rows,
-            replaced=rows_by_run(lake, taken, opened=view),
+            replaced=rows_by_run(lake, region, opened=view),
             canary=None if canary is None else canary.to_json(),
             widens=None if standing is None else standing.attempt,
         )
         lease.check()
-        anew = _reader(lake, view, files, canary, [Part(version, piece) for piece in others])
+        reader = _reader(lake, view, files, canary, [Part(version, piece) for piece in other_regions])
         commit = lake.replace_window(
-            _VIEW, anew, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
+            _VIEW, reader, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
         )
         return intent, commit
 
     intent, commit = against_others(lake, view, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
-    whom = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
+    audience = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
         run_id,
         attempt=intent.attempt,
         delta_version=commit.version,
         rows=rows,
-        cause=f"publish: {rows} rows{whom} in version {commit.version}, replacing {replaced}",
+        cause=f"publish: {rows} rows{audience} in version {commit.version}, replacing {replaced}",
     )
     return _report(done, "published" if standing is None else "widened")
 
@@ -281,25 +283,25 @@ def _commit_run(
 def _reader(
     lake: Lake, view: DeltaTable, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]
 ) -> pa.RecordBatchReader:
-    """The rows to commit: a run's, and those of others that stay beside them."""
+    """Return the rows to commit: the run's, and those of other users that stay."""
     import pyarrow as pa
 
     schema = schema_of_table(view)
-    beside = stream(lake, stay, schema)
-    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), beside))
+    other_rows = stream(lake, stay, schema)
+    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), other_rows))
 
 
 def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
-    """What was taken out of the log stays out of the view: neither a late publication nor one after a rollback brings it back."""
+    """Refuse a run whose events were replaced in the log: neither a late publication nor a repeated one restores them."""
     since = stale_since(lake, spec.table_versions, spec.as_of)
     if since is not None:
         which = (
             "events" if since.year == 1 else f"events from {since.isoformat()} on"
-        )  # of all times: items were forgotten, say
+        )  # replaced at all times, for example by an erasure of items
         raise PublicationError(
-            f"{which}, which the run was made from, have been replaced since",
+            f"{which} that the run was generated from have been replaced since",
             where=lake.root,
-            next_step="make a run of the events that there are now: scalr run",
+            next_step="generate a run from the current events: scalr run",
         ).at(run_id=spec.run_id)
 
 
@@ -311,10 +313,12 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
     others: dict[str, int] = {}
     not_restored: list[str] = []
     recovered = view.transaction_version(key) is not None
-    # Events that were taken out of the log stay out of the view.
-    taken = {name for one in ledger.publications(run_id) for name in one.replaced} - {run_id}
+    # Events removed from the log must not return to the view.
+    replaced_runs = {name for record in ledger.publications(run_id) for name in record.replaced} - {run_id}
     stale = {
-        name for name in taken if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
+        name
+        for name in replaced_runs
+        if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
     }
 
     def attempt(version: int) -> Commit:
@@ -323,38 +327,36 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
         rows = rows_by_run(lake, window, opened=view)
         others = rows_by_run(lake, piece_of(last), opened=view)
         lease.check()
-        former, not_restored = (
-            restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
-        )
+        plan, not_restored = restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
         if not rows.get(run_id) and not recovered:
             return Commit(_VIEW.value, version, written=False)
-        if former is None:
+        if plan is None:
             return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version, opened=view)
-        back = former.rows(schema_of_table(view))
-        return lake.replace_where(_VIEW, back, former.predicate, key=key, expected_version=version, opened=view)
+        reader = plan.rows(schema_of_table(view))
+        return lake.replace_where(_VIEW, reader, plan.predicate, key=key, expected_version=version, opened=view)
 
     commit = against_others(lake, view, attempt)
-    if recovered:  # an earlier call took them out and died before it could say so
+    if recovered:  # an earlier call removed them and exited before recording it
         rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
-    held = rows.pop(run_id, 0)
-    after = rows_by_run(lake, window, version=commit.version) if held else {}
+    removed = rows.pop(run_id, 0)
+    after = rows_by_run(lake, window, version=commit.version) if removed else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
-    # Others whose rows it does not let stand beside it came after it, whether or not the ledger knows of them yet.
-    later = {one.run_id for one in ledger.replaced_since(last) if one.status is PublicationStatus.PUBLISHED}
+    # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
+    later = {record.run_id for record in ledger.replaced_since(last) if record.status is PublicationStatus.PUBLISHED}
     replaced_by = sorted(later | (others.keys() - {run_id}))
-    outcome = "rolled_back" if held else "replaced"
-    cause = f"rollback: {held} rows in version {commit.version}"
+    outcome = "rolled_back" if removed else "replaced"
+    cause = f"rollback: {removed} rows in version {commit.version}"
     if replaced_by:
         cause += f"; its window had been published again by {', '.join(replaced_by)}"
     if restored:
         cause += f"; brought back {', '.join(f'{count} of {name}' for name, count in sorted(restored.items()))}"
     done = ledger.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
-    report = _report(done, outcome, version=commit.version, rows=held, replaced_by=replaced_by)
+    report = _report(done, outcome, version=commit.version, rows=removed, replaced_by=replaced_by)
     return replace(report, restored=restored, not_restored=not_restored)
 
 
 def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
-    """Try a commit that follows the view's current version, at which ``view`` then stands, again when another writer was faster."""
+    """Retry a commit on the view's current version, to which ``view`` is moved, after a conflict with another writer."""
     tried = 0
     while True:
         tried += 1
@@ -362,7 +364,7 @@ def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcom
         try:
             return attempt(version)
         except CommitFailed:
-            # The table stands where it stood: it was no conflict, and trying again would not help.
+            # The view has not changed: it was no conflict, and another attempt would not help.
             if tried == _ATTEMPTS or lake.current(_VIEW, view).version() == version:
                 raise
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
@@ -390,10 +392,10 @@ def _report(
 
 
 def fill_online(settings: Settings) -> bool:
-    """Bring the online store up to date, where ``[publication] online`` asks for it; a repeated call makes good what was cut off.
+    """Update the online store if ``[publication] online`` is set; a repeated call finishes an interrupted update.
 
     Returns:
-        Whether it was asked for.
+        Whether ``[publication] online`` is set.
     """
     if not settings.publication.online:
         return False

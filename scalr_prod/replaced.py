@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a publication had replaced: the rows that a rollback brings back.
+"""Rollback plan: which rows a rollback of a publication restores.
 
-The feature view is what its publications give, one after the other, each in its own window. A rollback makes it what it would be
-without one of them: the rows of the version before, and, where those were of a run that has been rolled back since, of the version
-before that. Rows come from the table's own former versions, so that what was erased before stays erased.
+The feature view is the result of its publications in order, each in its own window. A rollback restores the view as if one of them had
+not happened: the rows of the version before it, or, where those belong to a run that was rolled back since, of the version before that.
+Rows come from the table's earlier versions, so that erased rows stay erased.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Former:
-    """Rows to bring back.
+    """Rows to restore.
 
     Attributes:
-        lake: Where they are.
-        parts: The rows, and those beside them that stay, see `predicate`.
-        predicate: SQL: the rows that they take the place of, and they themselves. Which users are in a canary no SQL says: rows of
-            others in the window are written again.
+        lake: The lake with the rows.
+        parts: The rows to restore, and the rows of others that stay, see `predicate`.
+        predicate: SQL: the rows to replace, including those written again. SQL cannot express canary membership, so rows of other
+            users in the window are rewritten.
     """
 
     lake: Lake
@@ -47,7 +47,7 @@ class Former:
     predicate: str
 
     def rows(self, schema: pa.Schema) -> pa.RecordBatchReader:
-        """The rows as a stream, with the columns that the view has now."""
+        """Return the rows as a stream, with the columns that the view has now."""
         import pyarrow as pa
 
         return pa.RecordBatchReader.from_batches(schema, stream(self.lake, self.parts, schema))
@@ -56,88 +56,100 @@ class Former:
 def restored_by(
     lake: Lake, ledger: Ledger, last: Publication, *, version: int, without: Collection[str] = ()
 ) -> tuple[Former | None, list[str]]:
-    """What comes back when a publication's rows are taken out of the view.
+    """Plan which rows to restore when a publication's rows are removed from the view.
 
     Args:
-        lake: Where they are.
-        ledger: The project's.
-        last: The publication; its rows are there.
+        lake: The lake with the view.
+        ledger: The project's ledger.
+        last: The publication to roll back; its rows are in the view.
         version: The view's version that the rollback follows.
-        without: Runs whose rows stay out.
+        without: Runs whose rows are not restored.
 
     Returns:
-        The rows, None where there are none; and the runs whose rows should be there, but whose files are gone.
+        The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
     """
-    made = [one for one in ledger.publications() if one.delta_version is not None]
-    out = _rolled_back(made) | {last.run_id} | set(without)
-    taken = {run for one in made if one.run_id == last.run_id for run in one.replaced} - {last.run_id}
-    own = _owned(last, made, version)
-    parts = [part for piece in own for part in _before(piece, last, made, out)]
+    published = [record for record in ledger.publications() if record.delta_version is not None]
+    excluded = _rolled_back(published) | {last.run_id} | set(without)
+    replaced_runs = {run for record in published if record.run_id == last.run_id for run in record.replaced} - {last.run_id}
+    own_regions = _owned(last, published, version)
+    selections = [selection for region in own_regions for selection in _before(region, last, published, excluded)]
     try:
-        if {run for piece in own for run in rows_by_run(lake, piece, version=version)} != {last.run_id}:
-            # Others were published without the ledger's knowledge: after this one, so that nothing of before may stand beside them.
+        if {run for region in own_regions for run in rows_by_run(lake, region, version=version)} != {last.run_id}:
+            # Runs published later that the ledger does not know yet: earlier rows must not be restored beside theirs.
             return None, []
-        found = {run for part in parts for run in rows_by_run(lake, part.piece, version=part.version)} - out
-    except (LakeError, OSError) as error:  # an emergency: the run goes out whether or not the former rows can be read
-        lost = sorted(run for run in taken if run not in out)
-        logger.warning("what %s had replaced cannot be brought back: %s", last.run_id, error)
-        return None, lost
-    lost = sorted(run for run in taken if run in without)
-    if not found:
-        return None, lost
-    back = [replace(part, runs=sorted(found)) for part in parts]
-    windows = sorted({(piece.start, piece.end) for piece in own})
+        restored_runs = {
+            run for selection in selections for run in rows_by_run(lake, selection.piece, version=selection.version)
+        } - excluded
+    except (LakeError, OSError) as error:  # a rollback must succeed even if the former rows cannot be read
+        missing_runs = sorted(run for run in replaced_runs if run not in excluded)
+        logger.warning("the rows that %s had replaced cannot be restored: %s", last.run_id, error)
+        return None, missing_runs
+    missing_runs = sorted(run for run in replaced_runs if run in without)
+    if not restored_runs:
+        return None, missing_runs
+    restored = [replace(selection, runs=sorted(restored_runs)) for selection in selections]
+    windows = sorted({(region.start, region.end) for region in own_regions})
     predicate = " OR ".join(f"({window_sql(*window)})" for window in windows)
-    return Former(lake, [*back, *_beside(lake, last, own, windows, version)], f"{predicate} OR run_id = '{last.run_id}'"), lost
+    return Former(
+        lake, [*restored, *_beside(lake, last, own_regions, windows, version)], f"{predicate} OR run_id = '{last.run_id}'"
+    ), missing_runs
 
 
 def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:
-    """Versions of the view that rollbacks of the publications since then would bring rows back from."""
+    """Return the versions of the view that rollbacks of publications since then would restore rows from."""
     publications = ledger.publications()
-    return [one.base_version for one in publications if (one.replaced or one.canary) and one.created_at >= since]
+    return [
+        publication.base_version
+        for publication in publications
+        if (publication.replaced or publication.canary) and publication.created_at >= since
+    ]
 
 
-def _rolled_back(made: Sequence[Publication]) -> set[str]:
-    """Runs whose latest publication was rolled back."""
-    latest = {one.run_id: one.status for one in sorted(made, key=lambda one: one.attempt)}
+def _rolled_back(published: Sequence[Publication]) -> set[str]:
+    """Return the runs whose latest publication was rolled back."""
+    latest = {
+        publication.run_id: publication.status for publication in sorted(published, key=lambda publication: publication.attempt)
+    }
     return {run for run, status in latest.items() if status is PublicationStatus.ROLLED_BACK}
 
 
-def _owned(one: Publication, made: Sequence[Publication], version: int) -> list[Piece]:
-    """The pieces of what a publication took hold of that no later one holds, as of a version of the view."""
-    pieces = [piece_of(one)]
-    for later in made:
-        if (later.delta_version or 0) > (one.delta_version or 0) and _in_force(later, version):
-            pieces = [rest for piece in pieces for rest in piece.without(piece_of(later))]
-    return pieces
+def _owned(publication: Publication, published: Sequence[Publication], version: int) -> list[Piece]:
+    """Return the regions of a publication that no later one had replaced at a version of the view."""
+    regions = [piece_of(publication)]
+    for later in published:
+        if (later.delta_version or 0) > (publication.delta_version or 0) and _in_force(later, version):
+            regions = [rest for region in regions for rest in region.without(piece_of(later))]
+    return regions
 
 
-def _before(piece: Piece, one: Publication, made: Sequence[Publication], out: set[str]) -> Iterator[Part]:
-    """A piece of the view as it was before a publication, without the runs that are ``out``."""
-    below = [former for former in made if _in_force(former, one.base_version)]
-    rest = [piece]
-    for former in sorted(below, key=lambda former: former.delta_version or 0, reverse=True):
-        held = piece_of(former)
-        shared = [both for left in rest if (both := left.common(held))]
-        rest = [left for whole in rest for left in whole.without(held)]
-        for both in shared:
-            if former.run_id in out:
-                yield from _before(both, former, made, out)
+def _before(region: Piece, publication: Publication, published: Sequence[Publication], excluded: set[str]) -> Iterator[Part]:
+    """Yield the rows of a region before a publication, without the runs in ``out``."""
+    earlier = [other for other in published if _in_force(other, publication.base_version)]
+    rest = [region]
+    for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):
+        covered = piece_of(other)
+        shared = [overlap for left in rest if (overlap := left.common(covered))]
+        rest = [left for remaining in rest for left in remaining.without(covered)]
+        for overlap in shared:
+            if other.run_id in excluded:
+                yield from _before(overlap, other, published, excluded)
             else:
-                yield Part(one.base_version, both)
+                yield Part(publication.base_version, overlap)
 
 
 def _beside(
-    lake: Lake, last: Publication, own: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
+    lake: Lake, last: Publication, own_regions: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
 ) -> list[Part]:
-    """Rows of other users in the windows of a publication's pieces: they stay."""
-    beside = [Piece(*window) for window in windows]
-    for piece in own:
-        beside = [rest for whole in beside for rest in whole.without(piece)]
-    parts = [(piece, sorted(rows_by_run(lake, piece, version=version).keys() - {last.run_id})) for piece in beside]
-    return [Part(version, piece, runs) for piece, runs in parts if runs]
+    """Return the rows of other users in the windows of a publication's regions: they stay."""
+    other_regions = [Piece(*window) for window in windows]
+    for region in own_regions:
+        other_regions = [rest for remaining in other_regions for rest in remaining.without(region)]
+    row_runs = [(region, sorted(rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions]
+    return [Part(version, region, runs) for region, runs in row_runs if runs]
 
 
-def _in_force(one: Publication, version: int) -> bool:
-    """Whether a publication had been made, and not been rolled back, at a version of the view."""
-    return (one.delta_version or 0) <= version and (one.rollback_version is None or one.rollback_version > version)
+def _in_force(publication: Publication, version: int) -> bool:
+    """Return whether a publication was committed, and not rolled back, at a version of the view."""
+    return (publication.delta_version or 0) <= version and (
+        publication.rollback_version is None or publication.rollback_version > version
+    )

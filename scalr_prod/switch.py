@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publication on and off: the feature view reads as empty at once, and comes back as it was.
+"""Publication toggle: make the feature view read as empty at once, and restore it unchanged.
 
-Both are one commit of the view's table, and the table's own log knows which of them was the last: a reader that opens the table by any
-means, in Spark or DuckDB too, finds no row while publication is off.
+Each is one commit of the view's table, whose log holds the state: while publication is off, a reader that opens the table by any means,
+such as Spark or DuckDB, finds no rows.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 
 @dataclass(frozen=True)
 class SwitchReport(Jsonable):
-    """Whether the project publishes.
+    """Describe whether publication is enabled.
 
     Attributes:
         publication: ``enabled`` or ``disabled``.
         changed: Whether this call changed it.
-        since: When it was disabled (UTC); None where it is enabled.
-        rows: Rows that the view holds; while disabled, those that come back when it is enabled. None where there is no view yet,
-            or their files are gone.
+        since: When it was disabled (UTC); None if it is enabled.
+        rows: Rows in the view; while disabled, the hidden rows. None if there is no view yet or the files are gone.
         delta_version: The view's Delta version.
         waiting: Validated runs that are not published.
-        online: Whether the online store was brought up to date by this call.
-        canary: Runs that are published for a share of users, see `scalr_prod.canary.canaries`.
+        online: Whether this call updated the online store.
+        canary: Canary publications, see `scalr_prod.canary.canaries`.
     """
 
     publication: str
@@ -60,14 +59,14 @@ class SwitchReport(Jsonable):
 
 
 def publication_state(settings: Settings) -> SwitchReport:
-    """Whether the project publishes, and what the view holds, or holds back."""
+    """Return whether publication is enabled, and how many rows the view holds or hides."""
     return _report(settings, open_own(settings), changed=False)
 
 
 def disable(settings: Settings) -> SwitchReport:
-    """Let the feature view read as empty, in one commit. Nothing is published, and no run rolled back, until `enable`.
+    """Make the feature view read as empty, in one commit. Publications and rollbacks are refused until `enable`.
 
-    The online store is emptied of the view's entities at once where ``[publication] online`` is set, else by its next fill.
+    The view's entities are deleted from the online store at once if ``[publication] online`` is set, else by its next update.
 
     Raises:
         TableNotFound: There is no view yet.
@@ -86,12 +85,12 @@ def disable(settings: Settings) -> SwitchReport:
 
 
 def enable(settings: Settings) -> SwitchReport:
-    """Let the feature view hold what it held before `disable`: the same files, in one commit.
+    """Restore the feature view as it was before `disable`: the same files, in one commit.
 
     Raises:
         TableNotFound: There is no view yet.
-        PublicationError: Somebody has written rows to the view while it was off.
-        LakeError: Files of the rows are gone.
+        PublicationError: Rows were written to the view while it was off.
+        LakeError: Files of the hidden rows are gone.
         CommitFailed: Nothing was written; safe to repeat.
     """
     lake = open_own(settings)
@@ -101,11 +100,11 @@ def enable(settings: Settings) -> SwitchReport:
         aside = lake.aside(_VIEW, opened=view)
         if aside is None:
             return False
-        if strange := lake.dataset(_VIEW, version=version).count_rows():
+        if unexpected := lake.dataset(_VIEW, version=version).count_rows():
             raise PublicationError(
-                f"{strange} rows were written to the view while publication was off; they would be lost",
+                f"{unexpected} rows were written to the view while publication was off; they would be lost",
                 where=lake.uri(_VIEW),
-                next_step="take them out of the table, then repeat the command: scalr publication enable",
+                next_step="remove them from the table, then repeat the command: scalr publication enable",
             )
         return lake.bring_back(_VIEW, aside, key=_key("enable"), expected_version=version).written
 
@@ -114,7 +113,7 @@ def enable(settings: Settings) -> SwitchReport:
 
 
 def _told(settings: Settings, lake: Lake, *, changed: bool) -> SwitchReport:
-    # A repeated call makes good what was cut off here.
+    # A repeated call finishes an interrupted update.
     report = _report(settings, lake, changed=changed, online=fill_online(settings))
     logger.info("publication is %s; version %s, %s rows", report.publication, report.delta_version, report.rows)
     return report
@@ -127,14 +126,14 @@ def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = Fal
         return SwitchReport("enabled", changed, None, None, None, waiting, online)
     canary = canaries(settings)
     version = lake.version(_VIEW)
-    aside = lake.aside(_VIEW, version=version)
-    held = version if aside is None else aside
-    rows = lake.dataset(_VIEW, version=held).count_rows() if lake.readable(_VIEW, held) else None
-    since = None if aside is None else lake.committed_at(_VIEW, aside + 1)
-    state = "enabled" if aside is None else "disabled"
+    hidden_version = lake.aside(_VIEW, version=version)
+    rows_version = version if hidden_version is None else hidden_version
+    rows = lake.dataset(_VIEW, version=rows_version).count_rows() if lake.readable(_VIEW, rows_version) else None
+    since = None if hidden_version is None else lake.committed_at(_VIEW, hidden_version + 1)
+    state = "enabled" if hidden_version is None else "disabled"
     return SwitchReport(state, changed, since, rows, version, waiting, online, canary)
 
 
 def _key(what: str) -> str:
-    # Each call that finds the view in the other state is a change of its own; the version that it follows keeps two of them apart.
+    # Each change of state needs its own key; the expected version prevents two concurrent changes.
     return f"{what}:{uuid.uuid4().hex}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source events of a window → staged synthetic target events: the plan, one partition's task, alignment, and the driver."""
+"""Generation of synthetic target events: plan, tasks, popularity matching and the runner."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downsample the synthetic events so that their items' values are distributed as the real events' are.
+"""Downsampling of synthetic events so that their item values are distributed as those of the real events.
 
-An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Buckets of equal mass
-of real events cut the values; in each bucket as many synthetic events are kept as brings the buckets' shares nearest to the
-real ones, while at least half of all events stay. Which ones stay is decided by a hash, the event's own id: any number of
-parts gives the same choice. After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
+An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Values are cut into buckets of
+equal mass of real events. Each bucket keeps as many synthetic events as brings the shares closest to the real ones, while at least
+half of all events stay. A hash, the event's own id, selects which ones, so the selection does not depend on the number of parts.
+After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
 
 Two passes over the staged parts, each in batches: memory does not grow with the run.
 """
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
 
 __all__ = ["KEEP_AT_LEAST", "Aligned", "align_parts", "bucket_targets", "keep_counts", "value_buckets"]
 
-#: Closeness is not bought with more than half of the events.
+#: At least this share of events stays, even if the distributions then match less closely.
 KEEP_AT_LEAST: Final = 0.5
 
-#: Rows that are written at a time.
+#: Rows written at a time.
 _BATCH: Final = 100_000
 
-#: The choice is made by the first 12 bits of an event's id: fine enough that a bucket's share is met to 1/4096.
+#: Rows are selected by the first 12 bits of the event's id, so that a bucket's share is met to 1/4096.
 _CELLS: Final = 4096
 _CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """What the alignment came to.
+    """Hold the result of the alignment.
 
     Attributes:
-        manifests: Of the candidate files, by partition.
+        manifests: Manifests of the candidate files, by partition.
         events: Rows kept.
         dropped: Rows not kept.
         users: Distinct users among the rows kept.
         items: Distinct items among them.
-        sources: Rows kept by the source domain that they were translated from.
+        sources: Rows kept, by source domain.
         bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
     """
 
@@ -69,13 +69,13 @@ class Aligned:
 
 
 def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
-    """Bucket of each item, so that every bucket holds about the same number of real events.
+    """Return each item's bucket, with about the same number of real events in every bucket.
 
-    Items of one popularity share a bucket, so an item of many events makes its bucket wide, and others may stay empty.
+    Items of equal popularity share a bucket, so a very popular item makes its bucket wide, and other buckets may stay empty.
 
     Args:
         counts: int64 [N], real events of each item.
-        buckets: How many to cut at most.
+        buckets: Maximum number of buckets.
 
     Returns:
         int64 [N] in ``0 … buckets - 1``, rising with popularity.
@@ -89,7 +89,7 @@ def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
 
 
 def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets: int) -> NDArray[np.float64]:
-    """Share of real events in each bucket: float64 [buckets], summing to 1 where there are any."""
+    """Return the share of real events in each bucket: float64 [buckets], summing to 1 unless there are none."""
     mass = np.bincount(bucket, weights=counts, minlength=buckets)
     return mass / max(mass.sum(), 1)  # type: ignore[no-any-return]
 
@@ -97,16 +97,16 @@ def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets
 def keep_counts(
     counts: NDArray[np.int64], shares: NDArray[np.float64], *, at_least: float = KEEP_AT_LEAST
 ) -> NDArray[np.int64]:
-    """How many events to keep in each bucket.
+    """Return how many events to keep in each bucket.
 
-    ``min(count, c * share)`` for the largest c at which the shares are met exactly; where that would keep less than
-    ``at_least`` of all, the smallest c that keeps as much. For a given number kept no other choice is nearer in total
-    variation: what a bucket lacks nobody can add, and the surplus is spread in proportion to the shares.
+    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than ``at_least`` of all
+    events, the smallest c that keeps that much. No other selection of the same size is closer in total variation: missing
+    events of a bucket cannot be added, and the surplus is spread in proportion to the shares.
 
     Args:
-        counts: int64 [B], events to choose from.
+        counts: int64 [B], events to select from.
         shares: float64 [B], of the real events; sums to 1.
-        at_least: Share of all events that stays.
+        at_least: Minimum share of all events to keep.
 
     Returns:
         int64 [B], each at most its count.
@@ -115,53 +115,54 @@ def keep_counts(
     floor = int(np.ceil(at_least * total))
     if not total or not shares.sum():
         return counts.copy()
-    wanted = shares > 0
-    scale = float((counts[wanted] / shares[wanted]).min())
+    has_share = shares > 0
+    scale = float((counts[has_share] / shares[has_share]).min())
     if np.minimum(counts, scale * shares).sum() < floor:
         scale = _scale_that_keeps(counts, shares, floor)
-    kept = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
-    # Buckets without a real event fill up what the others cannot give, in order of their number.
-    for bucket in np.flatnonzero(~wanted):
-        kept[bucket] = min(int(counts[bucket]), max(0, floor - int(kept.sum())))
-    return kept
+    selected = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
+    # Buckets without a real event fill the remainder, in order of their number.
+    for bucket in np.flatnonzero(~has_share):
+        selected[bucket] = min(int(counts[bucket]), max(0, floor - int(selected.sum())))
+    return selected
 
 
 def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
-    """The smallest c with ``sum(min(count, c * share)) >= floor``, or that at which every bucket is full."""
+    """Return the smallest c with ``sum(min(count, c * share)) >= floor``, or the c at which every bucket is full."""
     full = np.sort(counts[shares > 0] / shares[shares > 0])  # the c at which each bucket is used up
-    held = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
-    step = int(np.searchsorted(held, floor))
+    kept_at = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
+    step = int(np.searchsorted(kept_at, floor))
     if step == len(full):
         return float(full[-1])
-    below, kept = (full[step - 1], held[step - 1]) if step else (0.0, 0.0)
-    slope = (held[step] - kept) / (full[step] - below) if full[step] > below else 0.0
+    below, kept = (full[step - 1], kept_at[step - 1]) if step else (0.0, 0.0)
+    slope = (kept_at[step] - kept) / (full[step] - below) if full[step] > below else 0.0
     return float(below + (floor - kept) / slope) if slope else float(full[step])
 
 
 def align_parts(
     settings: Settings, spec: RunSpec, *, parts: Path, candidates: Path, partitions: int, schema: pa.Schema
 ) -> Aligned:
-    """Both passes: count the staged rows by bucket, then write those that stay.
+    """Count the staged rows by bucket, then write the rows to keep.
 
     Args:
         settings: The project's settings.
-        spec: The run; its ``align`` says whether anything is dropped.
+        spec: The run; its setting ``align`` enables the downsampling.
         parts: Folder of the staged parts.
         candidates: Folder to write to.
         partitions: Number of parts.
         schema: Of ``synthetic_target_events``.
     """
-    wanted = spec.settings["generation"]
-    buckets = int(wanted["align_buckets"])
+    options = spec.settings["generation"]
+    buckets = int(options["align_buckets"])
     staged = [part_path(parts, number) for number in range(partitions)]
     with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
         shares = _register_buckets(connection, settings, spec, buckets)
-        found = _count(connection, staged, buckets)
-        counts = found.sum(1)
-        keep = keep_counts(counts, shares) if wanted["align"] else counts
-        # A bucket keeps the ids up to its first cell at which enough are held.
+        cell_counts = _count(connection, staged, buckets)
+        counts = cell_counts.sum(1)
+        keep = keep_counts(counts, shares) if options["align"] else counts
+        # A bucket keeps ids up to the first hash cell at which enough are selected.
         limits = [
-            int(np.searchsorted(np.cumsum(found[bucket]), keep[bucket])) + 1 if keep[bucket] else 0 for bucket in range(buckets)
+            int(np.searchsorted(np.cumsum(cell_counts[bucket]), keep[bucket])) + 1 if keep[bucket] else 0
+            for bucket in range(buckets)
         ]
         _register_limits(connection, limits)
         write = _copy if (keep == counts).all() else partial(_write, connection, schema)
@@ -169,7 +170,7 @@ def align_parts(
             write(path, part_path(candidates, number), identity(spec, number, partitions)) for number, path in enumerate(staged)
         ]
         remove_others(candidates, partitions)
-        kept = np.array([found[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
+        kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
         rows = {"files": [exact(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
@@ -177,7 +178,7 @@ def align_parts(
         sources = connection.execute(
             "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
         ).fetchall()
-    events = int(kept.sum())
+    events = int(kept_counts.sum())
     return Aligned(
         manifests=manifests,
         events=events,
@@ -185,12 +186,12 @@ def align_parts(
         users=int(users),
         items=int(items),
         sources={str(name): int(count) for name, count in sources},
-        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept, shares)},
+        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept_counts, shares)},
     )
 
 
 def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
-    """Make the view ``value_buckets`` (item_id, bucket); returns the real events' shares."""
+    """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
     from scalr_prod.lake import Lake
@@ -209,7 +210,7 @@ def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, bucket
 
 
 def _count(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
-    """int64 [buckets, cells]: staged rows by bucket and by the cell of their id."""
+    """Return int64 [buckets, cells]: staged rows by bucket and by hash cell of their id."""
     found = np.zeros((buckets, _CELLS), dtype=np.int64)
     for path in staged:
         table = connection.sql(
@@ -228,7 +229,7 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
 
 
 def _copy(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """A part that keeps all of its rows: they lie in it in the order that `_write` would put them in."""
+    """Copy a part that keeps all of its rows; they are already in their final order."""
     import pyarrow.parquet as pq
 
     with whole(path) as unfinished:
@@ -256,6 +257,6 @@ def _write(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: 
 
 
 def _distance(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
-    """Total variation between the buckets of some events and the real ones' shares: 0 to 1."""
+    """Return the total variation distance between two distributions over buckets: 0 to 1."""
     total = counts.sum()
     return round(float(np.abs(counts / total - shares).sum() / 2), 6) if total else 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run asks of the translator: contexts of users in the window, as they were known by its ``as_of``."""
+"""Queries for a run's contexts: users of the window, as known by its ``as_of``."""
 
 from __future__ import annotations
 
@@ -38,36 +38,35 @@ __all__ = [
     "read_bucket",
 ]
 
-#: When the translated source event happened; its context is asked about at ``event_timestamp``, the same or later.
+#: When the translated source event happened; its context is translated as of ``event_timestamp``, the same time or later.
 SOURCE_TIMESTAMP: Final = "source_event_timestamp"
 _LATEST: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
 
-#: The table of the users that are asked about, and conditions of what is read of them.
+#: The table of users to translate, and SQL conditions on what is read for them.
 CHOSEN: Final = "chosen_users"
 _OF_CHOSEN: Final = f"{USER_ID} IN (SELECT {USER_ID} FROM {CHOSEN})"
 _IN_WINDOW: Final = f"{EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of"
 
-#: Of what a request may weigh, the share that a batch may take up.
+#: Share of the maximum request size that a batch may take.
 _REQUEST_SHARE: Final = 0.5
 
 
 def read_bucket(
     connection: Any, settings: Settings, spec: RunSpec, bucket: int, buckets: int
 ) -> tuple[pa.Table, pa.Table | None]:
-    """The distinct contexts of some users of the run, and what these users consumed in the target domain.
+    """Return the distinct contexts of some of the run's users, and what these users consumed in the target domain.
 
     Args:
-        connection: Of DuckDB.
+        connection: A DuckDB connection.
         settings: The project's settings.
         spec: The run.
-        bucket: Whose: those whose id's hash is in this bucket, see `hashing.bucket_of`.
-        buckets: How many there are.
+        bucket: Users whose id hashes to this bucket, see `hashing.bucket_of`.
+        buckets: Number of buckets.
 
     Returns:
-        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the instant that is asked about,
-        ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can have been trained on),
-        and the first time of each (user, target item) of their users, sorted by user and time; None where a run may propose consumed
-        items.
+        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the time to predict for,
+        ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can be in the training data);
+        and the first time of each (user, target item), sorted by user and time, or None if a run may propose consumed items.
     """
     choose_users(connection, settings, spec, f"{user_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true")
     rows = contexts_of(connection, spec).to_arrow_table()
@@ -76,15 +75,15 @@ def read_bucket(
 
 
 def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str = "true") -> None:
-    """Make the table `CHOSEN` of the users that the run asks about.
+    """Create the table `CHOSEN` of the users whose contexts the run translates.
 
-    Its columns are ``user_id``, ``contexts`` and ``events`` (as many or a few less), ``newcomer``.
+    Its columns are ``user_id``, ``contexts`` and ``events`` (both upper bounds of distinct contexts), ``newcomer``.
 
     Args:
-        connection: Of DuckDB; events of both domains are selectable in it afterwards, as they were when the run was planned.
+        connection: A DuckDB connection; afterwards it has views of both domains' events at the run's versions.
         settings: The project's settings.
         spec: The run.
-        among: A condition on ``user_id``, as SQL.
+        among: An SQL condition on ``user_id``.
 
     Raises:
         LakeError: A table cannot be read.
@@ -96,10 +95,10 @@ def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str 
             FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} GROUP BY {USER_ID}""",
         _used(spec, _IN_WINDOW),
     )
-    # A causal run may not know who comes to the target domain within its window.
+    # A causal run must not know who joins the target domain within its window.
     before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
     learned = f"{EVENT_TIMESTAMP} < {before} AND {CREATED_TIMESTAMP} <= $as_of"
-    # A hash costs more than all else that is done for a row: each user is hashed once, which a condition above would not do.
+    # Hashing dominates the cost per row: hash each user once, which a condition in the query above would not.
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE {CHOSEN} AS
             SELECT *, {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS} WHERE {learned}) AS newcomer
@@ -109,12 +108,12 @@ def choose_users(connection: Any, settings: Settings, spec: RunSpec, among: str 
 
 
 def events_of(connection: Any, spec: RunSpec, column: str) -> Any:
-    """The window's source events of `CHOSEN` users, in any order, each with a column of `CHOSEN`: a DuckDB relation.
+    """Return the window's source events of `CHOSEN` users, unordered, each with a column of `CHOSEN`: a DuckDB relation.
 
     Args:
-        connection: Of DuckDB, after `choose_users`.
+        connection: The DuckDB connection of `choose_users`.
         spec: The run.
-        column: Of `CHOSEN`.
+        column: A column of `CHOSEN`.
     """
     query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {column}
         FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN} USING ({USER_ID}) WHERE {_IN_WINDOW}"""
@@ -122,16 +121,16 @@ def events_of(connection: Any, spec: RunSpec, column: str) -> Any:
 
 
 def contexts_of(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
-    """The distinct contexts of `CHOSEN` users, as `read_bucket` gives them: a DuckDB relation.
+    """Return the distinct contexts of `CHOSEN` users, as `read_bucket` returns them: a DuckDB relation.
 
     Args:
-        connection: Of DuckDB, after `choose_users`.
+        connection: The DuckDB connection of `choose_users`.
         spec: The run.
-        columns: More columns, of `CHOSEN`.
-        events: A table of `events_of` some users; default: all users'.
+        columns: Further columns of `CHOSEN`.
+        events: A table with `events_of` some users; default: all users.
     """
     source = events or f"{Table.SOURCE_EVENTS} WHERE {_IN_WINDOW} AND {_OF_CHOSEN}"
-    # Each source event at its own time, or each user's last one as seen from the window's last instant.
+    # Each source event at its own time, or each user's latest one as of the window's last instant.
     moment, last = (
         ("$end - INTERVAL 1 MICROSECOND", f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST}) = 1")
         if _of_users(spec)
@@ -147,7 +146,7 @@ def contexts_of(connection: Any, spec: RunSpec, *columns: str, events: str | Non
 
 
 def consumed_of(connection: Any, spec: RunSpec, *columns: str) -> Any:
-    """What `CHOSEN` users consumed, as `read_bucket` gives it: a DuckDB relation, or None; arguments as for `contexts_of`."""
+    """Return what `CHOSEN` users consumed, as `read_bucket` does, or None: a DuckDB relation; arguments as in `contexts_of`."""
     if not spec.settings["generation"]["exclude_consumed"]:
         return None
     wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
@@ -163,13 +162,13 @@ def _of_users(spec: RunSpec) -> bool:
 
 
 def _used(spec: RunSpec, query: str) -> dict[str, Any]:
-    """Of the run, what a query names: DuckDB refuses parameters that it does not."""
+    """Return the run's values that a query refers to; DuckDB rejects unused parameters."""
     known = {"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of}
     return {name: value for name, value in known.items() if f"${name}" in query}
 
 
 def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
-    """Make the events of both domains selectable, as they were when the run was planned."""
+    """Register the events of both domains as views, at the versions the run was planned on."""
     from scalr_prod.duck import view_of
     from scalr_prod.lake import Lake
 
@@ -179,7 +178,7 @@ def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
 
 
 def in_scoring_order(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
-    """Rows of `read_bucket` by parameter set, then time: neighbours in a request share the popularity of their time."""
+    """Sort rows of `read_bucket` by parameter set, then time, so that the rows of a request share item popularity."""
     return rows.take(np.lexsort((micros_of(rows[EVENT_TIMESTAMP]), _fold(rows, spec, folds))))
 
 
@@ -194,10 +193,10 @@ def ask(
     store: Any = None,
     within: Any = None,
 ) -> Iterator[Contexts]:
-    """What the scorer is asked about rows of `read_bucket`, in batches: histories as of each event, read through Feast.
+    """Yield the scorer's input for rows of `read_bucket` in batches, with histories as of each event from Feast.
 
-    Items that were forgotten since the translator was trained are never to be proposed. ``store`` and ``within``: Feast's store and a
-    DuckDB connection, where they are open already, see `point_in_time`.
+    Items erased since the translator was trained are excluded. ``store`` and ``within`` are an open feature store and DuckDB
+    connection, see `point_in_time`.
     """
     from scalr_prod.feast_store import point_in_time
 
@@ -226,7 +225,7 @@ def ask(
 
 
 def _forgotten(settings: Settings, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Target indices of items that were forgotten: int32 [F]."""
+    """Return the target indices of erased items: int32 [F]."""
     from scalr_prod.tombstones import Tombstones
 
     stones = Tombstones.open(settings)
@@ -235,13 +234,13 @@ def _forgotten(settings: Settings, vocabulary: Vocabulary) -> NDArray[np.int32]:
 
 
 def _fold(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
-    """The parameter set of each row: int32 [B]. Where nothing was learned from a user there is nothing to leave out."""
+    """Return the parameter set of each row: int32 [B]. A user whom nothing was learned from has no fold to leave out."""
     own = EVERYBODY if spec.mode == "causal" else fold_of(rows[USER_ID].combine_chunks(), folds)
     return np.where(rows["newcomer"].to_numpy(), NEWCOMERS, own).astype(np.int32)
 
 
 def context_text(source_item: str) -> str:
-    """SQL: a context as text that no other context has; lengths keep ids that hold the separator apart."""
+    """Return SQL for a context's unique text; lengths separate ids that contain the separator."""
     return (
         f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
         f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"

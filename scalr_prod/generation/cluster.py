@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dask: a local cluster of processes, or any scheduler's address; a bounded number of tasks in flight."""
+"""Dask cluster: local worker processes or a scheduler's address, with a bounded number of tasks in flight."""
 
 from __future__ import annotations
 
@@ -26,52 +26,52 @@ __all__ = ["Cluster", "open_cluster", "telling_driver", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
-#: Tasks that wait on each worker thread beside the one that runs: enough that none idles, few enough to stay small.
+#: Tasks queued on each worker thread beside the running one: enough to keep it busy, few enough to bound memory.
 _WAITING: Final = 1
 
-#: Between two messages of a task.
+#: Seconds between two progress messages of a task.
 _TOLD_EVERY_S: Final = 0.5
 
-#: How local workers start: forked from a process that has imported what tasks need, where the system can.
+#: Start method of local workers: forked from a process with the imports that tasks need, where the system supports it.
 _START: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-#: As Dask sets it for workers that it spawns, where nobody else has: libraries look at it when they are imported.
+#: Dask's defaults for spawned workers, unless set already: libraries read them at import.
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MALLOC_TRIM_THRESHOLD_": "65536",
 }
-#: What Feast leaves in the environment when it is imported: a temporary folder, which it removes when this process ends. A
-#: process that outlives this one for a moment would fail on it; without these, Feast makes one of its own there.
+#: Variables that Feast sets on import: a temporary folder, which it removes when this process exits. A process that outlives
+#: this one briefly would fail on the missing folder; without the variables, Feast creates its own.
 _FEASTS_FOLDER: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 
 
 class Cluster:
-    """A Dask client that keeps few tasks in flight."""
+    """Run tasks through a Dask client with few tasks in flight."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     @property
     def threads(self) -> int:
-        """Worker threads that there are now; at least 1."""
+        """Return the current number of worker threads; at least 1."""
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
 
     def listen(self, topic: str, handler: Callable[[Any], None]) -> None:
-        """Call the handler with everything that workers tell on a topic (`telling_driver`)."""
+        """Call the handler with every message that workers send on a topic (`telling_driver`)."""
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Results as they come. A lost worker's tasks are repeated elsewhere; a task's own error ends it all, unchanged.
+        """Yield results as they complete. Tasks of a lost worker are repeated; a task's own error is raised unchanged.
 
         Args:
             task: A pure function that can be pickled.
-            arguments: Of each call.
+            arguments: The arguments of each call.
 
         Raises:
-            GenerationError: Workers died on one task again and again, or a task failed in a way that it does not know itself.
-            SchedulerUnreachable: The scheduler went away.
+            GenerationError: Workers died repeatedly on one task, or a task failed with an unexpected error.
+            SchedulerUnreachable: The connection to the scheduler was lost.
         """
         from distributed import as_completed
 
@@ -80,9 +80,9 @@ class Cluster:
         pending = set()
 
         def submit_next() -> None:
-            given = next(queue, None)
-            if given is not None:
-                future = self._client.submit(task, *given, pure=False)
+            call = next(queue, None)
+            if call is not None:
+                future = self._client.submit(task, *call, pure=False)
                 pending.add(future)
                 running.add(future)
 
@@ -108,39 +108,39 @@ class Cluster:
             return future.result()
         except ScalrError:
             raise
-        except (CancelledError, CommClosedError) as error:  # nobody here cancels what is still waited for
+        except (CancelledError, CommClosedError) as error:  # this process cancels nothing that it still waits for
             raise SchedulerUnreachable(
-                "the Dask scheduler went away in the middle of the run",
+                "lost the connection to the Dask scheduler during the run",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="start it again, then go on: scalr runs resume RUN",
+                next_step="restart it, then resume the run: scalr runs resume RUN",
             ) from error
         except KilledWorker as error:
             raise GenerationError(
-                f"worker processes died on the same task again and again ({error.task}), most likely out of memory",
+                f"worker processes died repeatedly on the same task ({error.task}), most likely out of memory",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="lower [compute] workers or raise [generation] partitions, then go on: scalr runs resume RUN",
+                next_step="lower [compute] workers or raise [generation] partitions, then resume the run: scalr runs resume RUN",
             ) from error
-        except Exception as error:  # the border of another process: whatever it met becomes one clear sentence
+        except Exception as error:  # process boundary: any error becomes one clear sentence
             self._fail(error)
 
     def _fail(self, error: Exception) -> NoReturn:
         raise GenerationError(
             f"a task failed: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             where=f"Dask at {self._client.scheduler.address}",
-            next_step="mend the cause, then go on: scalr runs resume RUN",
+            next_step="fix the cause, then resume the run: scalr runs resume RUN",
         ) from error
 
 
 @contextmanager
 def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
-    """The cluster of ``[compute] dask``: ``local`` starts worker processes for as long as the block lasts.
+    """Open the cluster of ``[compute] dask``; ``local`` starts worker processes for the duration of the block.
 
     Args:
         settings: The project's settings.
-        tasks: How many tasks there will be; no more local workers are started than that.
+        tasks: Number of tasks; at most that many local workers are started.
 
     Raises:
-        SchedulerUnreachable: Nothing answers at the address, or it has no worker.
+        SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
     """
     if settings.compute.dask == "local":
         with _local_client(settings, tasks) as client:
@@ -151,9 +151,9 @@ def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
 
 
 def warm_up(settings: Settings) -> None:
-    """Have the process that local workers are forked from begin its imports, in the background; where it runs, it is kept.
+    """Start, in the background, the process that local workers are forked from; one that runs already is kept.
 
-    It ends with this process, however that ends.
+    It exits with this process, even if this one is killed.
     """
     if settings.compute.dask != "local" or _START != "forkserver":
         return
@@ -174,30 +174,30 @@ def warm_up(settings: Settings) -> None:
 
 @contextmanager
 def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
-    """From within a task: a function that counts, and tells whoever listens what was counted, twice a second and at the end.
+    """Yield a function that adds to a task's count and sends the count to subscribers twice a second and at the end.
 
-    Each message passes through the scheduler, which shares the cores with the translator.
+    Messages are rare since they pass through the scheduler, which shares the cores with the translator.
     """
     from distributed import get_worker
 
-    told, counted = time.monotonic(), 0
+    last_sent, unsent = time.monotonic(), 0
 
-    def tell() -> None:
-        nonlocal told, counted
-        if counted:
-            get_worker().log_event(topic, counted)
-        told, counted = time.monotonic(), 0
+    def send() -> None:
+        nonlocal last_sent, unsent
+        if unsent:
+            get_worker().log_event(topic, unsent)
+        last_sent, unsent = time.monotonic(), 0
 
     def count(units: int) -> None:
-        nonlocal counted
-        counted += units
-        if time.monotonic() - told >= _TOLD_EVERY_S:
-            tell()
+        nonlocal unsent
+        unsent += units
+        if time.monotonic() - last_sent >= _TOLD_EVERY_S:
+            send()
 
     try:
         yield count
     finally:
-        tell()
+        send()
 
 
 @contextmanager
@@ -206,11 +206,11 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     compute = settings.compute
-    # The package reports errors itself; Dask's own log lines on closing workers would only blur them.
+    # The package reports errors itself; Dask's own messages about closing workers would only obscure them.
     quiet: dict[str, Any] = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
     warm_up(settings)
     quiet["distributed.worker.multiprocessing-method"] = _START
-    quiet["distributed.worker.profile.enabled"] = False  # nobody looks at it, and it takes 25 MB a worker within 17 minutes
+    quiet["distributed.worker.profile.enabled"] = False  # unused, and it takes 25 MB per worker within 17 minutes
     with (
         _silenced(),
         _main_module_left_out(),
@@ -218,17 +218,17 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
         dask.config.set(quiet),
         ExitStack() as stack,
     ):
-        with held_back():  # Dask does not close in order what has only begun to start
+        with held_back():  # Dask does not clean up a cluster that is still starting
             cluster = LocalCluster(
                 n_workers=min(compute.workers, max(tasks, 1)),
                 threads_per_worker=compute.threads_per_worker,
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
-                # Without a dashboard the scheduler still has an HTTP port: any free one, so that two runs do not meet.
+                # The scheduler has an HTTP port even without a dashboard: use any free one, so that two runs do not collide.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
-                # Tasks are bounded by their slices; Dask's own limit would pause workers on imports alone where memory is small.
+                # Shards bound the memory of a task; on small machines Dask's own limit would pause workers because of their imports.
                 memory_limit=0,
                 local_directory=str(folder),
             )
@@ -239,9 +239,9 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
 
 @contextmanager
 def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
-    """Close the cluster; an error of the closing is logged, and neither fails what is done nor hides an error under way.
+    """Close the cluster at the end; log an error of closing, so that it neither fails the work nor hides its error.
 
-    A worker that dies while its nanny starts it anew cannot be joined, and closing says so. Such a worker ends with its pipe.
+    A worker that dies while its nanny restarts it cannot be joined, and closing raises. Such a worker exits with its pipe.
     """
     try:
         yield cluster
@@ -249,24 +249,24 @@ def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
         try:
             cluster.close()
         except Exception as error:
-            logger.warning("the local cluster did not close in order: %s: %s", type(error).__name__, error)
+            logger.warning("the local cluster did not shut down cleanly: %s: %s", type(error).__name__, error)
 
 
 @contextmanager
 def _main_module_left_out() -> Iterator[None]:
-    """Keep worker processes from importing the caller's main module, of which tasks need nothing.
+    """Keep worker processes from importing the caller's main module, which tasks do not need.
 
-    It may be a script without a ``__main__`` guard, which would start everything anew, or a scheduler's task runner, which
-    cannot be imported once it runs a task (Airflow's refuses).
+    It may be a script without a ``__main__`` guard, which would run again in each worker, or a scheduler's task runner, which
+    cannot be imported while it runs a task (Airflow).
     """
     main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    saved = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     main.__dict__.pop("__file__", None)
     main.__spec__ = None
     try:
         yield
     finally:
-        main.__dict__.update(kept)
+        main.__dict__.update(saved)
 
 
 @contextmanager
@@ -297,7 +297,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Keep Dask's own log lines of this process back; importing it sets them to INFO."""
+    """Suppress Dask's log lines in this process; importing it sets them to INFO."""
     theirs = logging.getLogger("distributed")
     before = theirs.level
     theirs.setLevel(logging.CRITICAL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a synthetic event weighs, before λ."""
+"""Confidence weight of a synthetic event, before λ is applied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["confidence"]
 
 
 def confidence(probability: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float32]:
-    """P / (P + prior): ½ for an item as likely as its popularity says, towards 1 for one that the history speaks for.
+    """Return P / (P + prior): ½ for an item as likely as its popularity, towards 1 for one that the history favours.
 
     Args:
         probability: float64 [M]. Of the drawn items, given the history.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows to arrays: source events with their histories and what their users had consumed → `Contexts`.
+"""Encoding of source events, their histories and consumed items as `Contexts`.
 
-Everything is done on whole columns; no Python loop runs over rows.
+All steps work on whole columns; there is no Python loop over rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories"]
 
-#: Columns of the point-in-time join that hold a history.
+#: History columns of the point-in-time join.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
 HISTORY_TIMES: Final = "source_user_history__event_timestamps"
 
@@ -37,14 +37,14 @@ _DAY_US: Final = 86_400_000_000
 def count_contexts(
     connection: Any, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
 ) -> tuple[int, int]:
-    """How many contexts a run translates, and of how many users.
+    """Return how many contexts a run translates, and of how many users.
 
     Args:
         connection: A DuckDB connection in which ``events`` are the source events.
-        settings: Those of the run's specification.
+        settings: The settings of the run's specification.
         start: The window's first instant.
         end: The instant after it.
-        as_of: Nothing that became known later counts.
+        as_of: Rows that became known later are ignored.
     """
     each = "user_id" if settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
     row = connection.execute(
@@ -59,15 +59,15 @@ def count_contexts(
 def encode_histories(
     joined: pa.Table, vocabulary: Vocabulary, length: int, *, own_time: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Histories as index arrays, padded on the left, each with its own translated event last.
+    """Encode histories as left-padded index arrays, each with its own translated event last.
 
-    The event stands among its ties in some order, or was cut from a full history by them: it is moved to the end, or put there.
+    Among events with equal times its position is arbitrary, or it was truncated: it is moved to the end, or added there.
 
     Args:
         joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
-        vocabulary: Of the translator.
-        length: L.
-        own_time: int64 [B]. When each translated event happened, microseconds; default: ``event_timestamp``.
+        vocabulary: The translator's vocabulary.
+        length: History length L.
+        own_time: int64 [B]. Time of each translated event, microseconds; default: ``event_timestamp``.
 
     Returns:
         int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
@@ -78,31 +78,31 @@ def encode_histories(
     items, counts = _flatten(joined[HISTORY_ITEMS])
     times = micros_of(_flatten(joined[HISTORY_TIMES])[0])
     row = np.repeat(np.arange(rows), counts)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-    own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
-    found = np.full(rows, -1)
-    found[row[own]] = place[own]  # of several, the last assignment stays: that nearest to the end
-    # Everything behind the event that moves, and all of a history that lacks it, steps one place to the left.
-    steps = np.where(found[row] < 0, 1, (place > found[row]).astype(np.int64))
-    column = length - counts[row] + place - steps
-    kept = (column >= 0) & ~((found[row] >= 0) & (place == found[row]))
+    is_own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
+    own_position = np.full(rows, -1)
+    own_position[row[is_own]] = position[is_own]  # of several matches the last assignment wins: the one closest to the end
+    # Events after the moved one, and all events of a history that lacks it, shift left by one.
+    steps = np.where(own_position[row] < 0, 1, (position > own_position[row]).astype(np.int64))
+    column = length - counts[row] + position - steps
+    inside = (column >= 0) & ~((own_position[row] >= 0) & (position == own_position[row]))
 
     indices = np.full((rows, length), PADDING, dtype=np.int32)
     ages = np.zeros((rows, length), dtype=np.float32)
-    indices[row[kept], column[kept]] = vocabulary.source_index(items)[kept]
-    ages[row[kept], column[kept]] = (own_time[row] - times)[kept] / _DAY_US
+    indices[row[inside], column[inside]] = vocabulary.source_index(items)[inside]
+    ages[row[inside], column[inside]] = (own_time[row] - times)[inside] / _DAY_US
     indices[:, -1] = vocabulary.source_index(own_item)
     return indices, ages
 
 
 @dataclass(frozen=True)
 class Consumed:
-    """Which target items each user had consumed, and since when: what a context must not propose.
+    """Look up which target items each user had consumed by a time; a context must not propose these.
 
     Attributes:
         users: Distinct users [U].
-        starts: int64 [U + 1]. Where each user's items begin in the arrays below; the last is where they end.
+        starts: int64 [U + 1]. Start of each user's items in the arrays below; the last element is their end.
         times: int64 [N]. First time of consumption, ascending within a user.
         items: int32 [N]. Target indices.
     """
@@ -114,7 +114,7 @@ class Consumed:
 
     @classmethod
     def of(cls, rows: pa.Table, vocabulary: Vocabulary) -> Consumed:
-        """From (user, item, first time), sorted by user and time; items that the translator does not know fall away."""
+        """Build it from (user, item, first time) sorted by user and time, dropping items unknown to the translator."""
         index = vocabulary.target_index(_flat(rows[ITEM_ID]))
         known = index >= 0
         rows = rows.filter(_as_arrow(known))
@@ -125,12 +125,12 @@ class Consumed:
         return cls(users, starts.astype(np.int64), micros_of(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
 
     def before(self, users: pa.Array, times: NDArray[np.int64]) -> Had:
-        """For each context, the items that its user had consumed strictly before its time."""
+        """Return, for each context, the items that its user had consumed strictly before its time."""
         import pyarrow.compute as pc
 
         code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
         known = code >= 0
-        # One sorted key of (user, rank of time) finds all places with a single search.
+        # One sorted key of (user, rank of time) answers all lookups with a single search.
         distinct = np.unique(self.times)
         width = len(distinct) + 1
         owner = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
@@ -153,39 +153,39 @@ def batches(
     size: int,
     most_bytes: int,
 ) -> Iterator[Contexts]:
-    """Contexts in their order, ``size`` at a time, fewer where long exclusion lists would make a request too large.
+    """Yield contexts in order, ``size`` at a time, or fewer where long exclusion lists would make a request too large.
 
     Args:
         histories: Indices and ages, [B, L] each.
-        ends: When the translated events happened [B], microseconds.
-        times: The instants that are asked about [B], microseconds.
+        ends: Times of the translated events [B], microseconds.
+        times: Times to predict for [B], microseconds.
         folds: Parameter sets [B], see `Contexts.fold`.
         noise_keys: [B].
-        consumed: What not to propose; None excludes nothing.
+        consumed: Items to exclude; None excludes nothing.
         users: [B].
-        never: int32 [F]. Target indices that no context may propose.
-        size: Contexts in a batch.
-        most_bytes: Upper limit of a batch's arrays.
+        never: int32 [F]. Target indices to exclude for all contexts.
+        size: Maximum number of contexts in a batch.
+        most_bytes: Upper limit of a batch's arrays in bytes.
     """
     indices, ages = histories
     rows = len(times)
     none = np.zeros(rows, np.int64)
-    had = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
+    consumed_items = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
     fixed = 8 * indices.shape[1] + 28 + 4 * len(never)
     start = 0
     while start < rows:
         stop = min(start + size, rows)
-        while stop - start > 1 and (stop - start) * (fixed + 4 * int(had.count[start:stop].max())) > most_bytes:
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > most_bytes:
             stop = start + (stop - start) // 2
-        here = np.s_[start:stop]
+        batch = np.s_[start:stop]
         yield Contexts(
-            history_items=indices[here],
-            history_ages=ages[here],
-            history_end=ends[here],
-            event_time=times[here],
-            fold=folds[here],
-            noise_key=noise_keys[here],
-            exclude=np.hstack([had[here].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
+            history_items=indices[batch],
+            history_ages=ages[batch],
+            history_end=ends[batch],
+            event_time=times[batch],
+            fold=folds[batch],
+            noise_key=noise_keys[batch],
+            exclude=np.hstack([consumed_items[batch].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
         )
         start = stop
 
@@ -197,7 +197,7 @@ def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _flatten(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
-    """All elements of a list column, and each row's number of them (0 for a null)."""
+    """Return all elements of a list column, and the number of elements per row (0 for a null)."""
     import pyarrow.compute as pc
 
     lists = _flat(column)

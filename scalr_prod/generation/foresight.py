@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would translate, without a run: its window, how many contexts of how many users. Nothing is written."""
+"""Preview of a run without planning it: its window, contexts and users. Writes nothing."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["Foreseen", "foresee_run"]
 
 @dataclass(frozen=True)
 class Foreseen:
-    """A run that might be.
+    """Describe the run that would be planned.
 
     Attributes:
         start: The window's first instant (UTC).
         end: The instant after the window (UTC).
-        as_of: Nothing that became known later would be read (UTC).
-        contexts: How many contexts would be translated.
-        users: Of how many users.
-        partitions: In how many parts.
+        as_of: Rows that became known later would be ignored (UTC).
+        contexts: Number of contexts to translate.
+        users: Number of their users.
+        partitions: Number of parts.
     """
 
     start: datetime
@@ -43,7 +43,7 @@ class Foreseen:
     partitions: int
 
     def is_run(self, settings: Settings, spec: RunSpec) -> bool:
-        """Whether a run of the ledger is this one, if the same translator is asked."""
+        """Return whether a ledger run equals this one, provided that it uses the same translator."""
         lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
         versions = {table.value: lake.version(table) for table in TABLES_READ}
         chosen = settings.generation
@@ -51,22 +51,22 @@ class Foreseen:
         return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; times as ISO 8601 in UTC."""
+        """Return JSON values, with times as ISO 8601 in UTC."""
         return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
 
 
 def foresee_run(settings: Settings) -> Foreseen:
-    """The run of the settings' window, on the events that the lake has now.
+    """Preview the run of the settings' window on the lake's current events.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
-        TableNotFound: Nothing was ingested yet.
+        TableNotFound: Nothing has been ingested yet.
     """
     from scalr_prod.duck import open_duckdb
 
     lake = Lake.open(settings)
     events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))
-    # What DuckDB spills goes beside the project, not into it.
+    # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
         connection.register("events", events)
         window = window_of(settings, connection)

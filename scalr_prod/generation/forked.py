@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported first in the process that local workers are forked from: Ctrl-C is the driver's, which ends them in order.
+"""Signal set-up for the process that local workers are forked from: Ctrl-C goes to the driver, which stops them.
 
-A terminal sends SIGINT to the whole process group. What is ignored here is ignored in every process that is forked from it.
+A terminal sends SIGINT to the whole process group. A signal ignored here is ignored in every forked process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source events that arrived after their window was published, and the windows that are to be published again for them."""
+"""Source events that arrived after their window was published, and the windows to republish for them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ __all__ = ["LateReport", "LateWindow", "late_windows", "settings_again"]
 
 @dataclass(frozen=True)
 class LateWindow:
-    """A published window with source events that its run did not know.
+    """Describe a published window with source events that its run did not know.
 
     Attributes:
-        start: Its first instant (UTC).
-        end: The instant after its last.
-        as_of: What it may know when it is published again.
-        published_by: The run that it was published by.
+        start: The window's first instant (UTC).
+        end: The instant after its last (UTC).
+        as_of: Knowledge time when it is republished.
+        published_by: The run that published it.
         events: Late source events that are known by ``as_of``.
-        unknown: Those that are not, and so stay untranslated.
-        run_id: The run that it was published again by; None: it was not.
-        error: Why it was not.
+        unknown: Late source events not known by ``as_of``; they stay untranslated.
+        run_id: The run that republished it; None if it was not republished.
+        error: Why it was not republished.
     """
 
     start: datetime
@@ -49,20 +49,20 @@ class LateWindow:
 
 
 class Corrected(Protocol):
-    """What became of a window whose events were replaced."""
+    """Outcome of republishing a window whose events were replaced."""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
 
 
 @dataclass(frozen=True)
 class LateReport:
-    """What became of late source events.
+    """Report what was done about late source events.
 
     Attributes:
-        windows: Those within the look-back that late events lie in, the earliest first.
-        too_late: Source events that arrived since the run before this one and lie before the look-back: nothing translates them.
-        corrected: Windows whose events were replaced, and what became of them; see `scalr_prod.stages.stale`.
+        windows: Windows within the look-back that have late events, earliest first.
+        too_late: Source events that arrived since the previous run and lie before the look-back: they stay untranslated.
+        corrected: Outcome of windows whose events were replaced; see `scalr_prod.stages.stale`.
     """
 
     windows: list[LateWindow] = field(default_factory=list)
@@ -71,11 +71,11 @@ class LateReport:
 
     @property
     def published(self) -> list[LateWindow]:
-        """The windows that were published again."""
+        """Return the windows that were republished."""
         return [window for window in self.windows if window.run_id is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; times as ISO 8601 in UTC."""
+        """Return the report as JSON values, with times as ISO 8601 in UTC."""
         windows = [
             {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
             for window in self.windows
@@ -84,37 +84,37 @@ class LateReport:
 
 
 def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:
-    """The published windows before a run's that late source events lie in.
+    """Return the published windows before a run's window that have late source events.
 
     Args:
         settings: ``[generation] lookback`` and ``late_as_of``.
-        start: The run's window; windows that end after its start are left alone.
-        end: The look-back counts from here.
-        as_of: What the run may know.
+        start: Start of the run's window; windows that end later are skipped.
+        end: The look-back counts back from here.
+        as_of: Knowledge time of the run.
     """
     generation, lake = settings.generation, Lake.open(settings)
     reach = end - timedelta(days=generation.lookback)
     standing = _standing(settings, before=start)
     within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
-    found = []
+    windows = []
     for spec in within:
         knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
         translated = _events(lake, spec.start, spec.end, version=_version(spec), known_by=spec.as_of)
-        if translated is None:  # the log's version of then is gone: it cannot be told what is late
+        if translated is None:  # the run's version of the log no longer exists, so late events cannot be identified
             continue
         known = _events(lake, spec.start, spec.end, known_by=knows) or 0
         everything = _events(lake, spec.start, spec.end) or 0
         late, unknown = max(known - translated, 0), everything - max(known, translated)
         if late or unknown:
-            found.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
-    return LateReport(found, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+            windows.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
+    return LateReport(windows, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
 
 
 def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
-    """The settings, and the translator version, that a window is published again with: those of its run, for the users of its publication.
+    """Return the settings and translator version to republish a window with: those of its run, for the same users.
 
     Returns:
-        The settings; and the version, None where it is no longer there and the latest that fits takes its place.
+        The settings; and the version, None if it no longer exists and the latest suitable one is used.
     """
     with Ledger.open(settings) as ledger:
         spec = ledger.run(window.published_by).spec
@@ -130,16 +130,16 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
 
 
 def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
-    """The runs whose rows are in the feature view, whole, in the order in which they were published."""
+    """Return the runs whose rows are all in the feature view, in order of publication."""
     with Ledger.open(settings) as ledger:
         published = [one for one in ledger.standing_publications() if one.end <= before]
-        gone = PublicationStatus.ROLLED_BACK  # what such a publication had replaced is back
+        gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
         standing = (one for one in published if all(later.status is gone for later in ledger.replaced_since(one)))
         return [ledger.run(one.run_id).spec for one in standing]
 
 
 def _too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
-    """Source events before ``edge`` that arrived since the run that was published last."""
+    """Count source events before ``edge`` that arrived since the latest published run."""
     if not standing:
         return 0
     before = _events(lake, None, edge, version=_version(standing[-1]))
@@ -153,7 +153,7 @@ def _version(spec: RunSpec) -> int:
 def _events(
     lake: Lake, start: datetime | None, end: datetime, *, version: int | None = None, known_by: datetime | None = None
 ) -> int | None:
-    """Source events of a window, at a version of the log; None: that version is no longer there."""
+    """Count a window's source events at a version of the log; None if that version no longer exists."""
     import pyarrow.dataset as ds
 
     where = ds.field(EVENT_TIMESTAMP) < end

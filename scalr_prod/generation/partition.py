@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One partition's task: its slices of the window's contexts → a part on disk. Pure: the same run gives the same rows.
+"""One partition's task: translate its shards of contexts into a part on disk. Deterministic for a given run.
 
-What is read is pinned: tables at the run's versions, rows known by its ``as_of``. What is written depends neither on the number
-of partitions, workers or batches, nor on where the translator runs.
+Inputs are pinned: tables at the run's versions, rows known by its ``as_of``. The output depends neither on the number of partitions,
+workers or batches, nor on where the translator runs.
 """
 
 from __future__ import annotations
@@ -61,30 +61,30 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Why a draw became no event, as far as one partition can tell.
+#: Reasons why a draw became no event, as far as one partition can tell.
 REASONS: Final = ("below_lift", "none_eligible", "duplicate")
-#: Contexts of each task whose shortlists are measured.
+#: Contexts per task on which the shortlist's loss is measured.
 _MEASURED: Final = 64
 
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
-    """``<home>/runs/<run_id>/parts``."""
+    """Return ``<home>/runs/<run_id>/parts``."""
     return run_folder(settings, run_id) / "parts"
 
 
 def kept_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
-    """The manifest of a part that is there already and whole, else None."""
+    """Return the manifest of a part that exists and is complete, else None."""
     path = part_path(parts_folder(settings, spec.run_id), partition)
     return read_manifest(path, **identity(spec, partition, partitions))
 
 
 def candidate_schema(settings: Settings) -> pa.Schema:
-    """The schema of ``synthetic_target_events`` for this project's ids."""
+    """Return the schema of ``synthetic_target_events`` for this project's id types."""
     from scalr_prod.lake import Lake
 
-    found = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
     types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
-    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(found, column) for name, column in types.items()})
+    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
 
 
 def make_part(
@@ -95,38 +95,38 @@ def make_part(
     *,
     translated: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Translate one task's slices of contexts, which `slices.lay_out` wrote, into a part.
+    """Translate one task's shards of contexts, which `slices.lay_out` wrote, into a part.
 
     Args:
         settings: The project's settings.
         spec: The run.
         partition: The task's number.
-        partitions: How many tasks there are.
+        partitions: Number of tasks.
         translated: Called with the number of contexts translated since the last call.
 
     Returns:
         The part's manifest: plain JSON values.
 
     Raises:
-        GenerationError: Its contexts are not laid out.
-        ScalrError: Of the feature store or the scorer.
+        GenerationError: Its input is missing.
+        ScalrError: Raised by the feature store or the scorer.
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
     started = time.perf_counter()
     tools = open_tools(settings, spec, place=partition)
-    tools.latencies.take()  # of opening, and of a task that failed
+    tools.latencies.take()  # discard counts of opening and of a failed task
     tally = _Tally()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
-        connection.execute("SET threads = 1")  # one task, one core: the other cores have tasks of their own
+        connection.execute("SET threads = 1")  # one core per task: the other cores run other tasks
         with writing(path, tools.schema) as write:
             for rows, real in read_slices(settings, spec, partition, partitions):
                 consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
                 part = in_scoring_order(rows, spec, tools.folds)
                 if not tally.left_out and not tally.contexts:
                     tally.left_out = _left_out(settings, connection, spec, tools, part, consumed)
-                    tools.latencies.take()  # nothing else was asked for yet
+                    tools.latencies.take()  # discard the counts of the measurement
                 drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
                 tally.add(part, drawn, table)
                 tally.count_sources(connection, part, tools.sources)
@@ -146,10 +146,10 @@ def draw(
     *,
     translated: Callable[[int], None] = lambda _: None,
 ) -> tuple[Samples, pa.Table]:
-    """What the run draws for contexts (rows of `read_bucket`): as the scorer answers, and as rows of the feature view.
+    """Sample the run's events for contexts (rows of `read_bucket`): the scorer's answers, and rows of the feature view.
 
     Raises:
-        ScalrError: Of the feature store or the scorer.
+        ScalrError: Raised by the feature store or the scorer.
     """
     answers = []
     for answer in _answers(settings, connection, spec, tools, rows, consumed):
@@ -161,7 +161,7 @@ def draw(
 
 @dataclass(frozen=True)
 class Tools:
-    """What a worker opens once and keeps for all its tasks of a run."""
+    """Resources that a worker opens once and reuses for all tasks of a run."""
 
     scorer: Scorer
     vocabulary: Vocabulary
@@ -176,7 +176,7 @@ _opened = threading.local()
 
 
 def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
-    """Open the scorer, the vocabulary and Feast's store, or find those of this thread: they never travel between processes."""
+    """Return this thread's scorer, vocabulary and feature store, opened on first use; they are never pickled."""
     from scalr_prod.feast_store import open_feature_store
     from scalr_prod.scoring import open_scorer
     from scalr_prod.scoring.latency import Latencies
@@ -198,7 +198,7 @@ def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
 
 
 def close_tools() -> None:
-    """Close what this thread opened."""
+    """Close the resources of this thread."""
     if getattr(_opened, "key", None) is not None:
         _opened.key = None
         _opened.tools.scorer.close()
@@ -208,67 +208,67 @@ def close_tools() -> None:
 def _left_out(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> dict[str, int]:
-    """Of some contexts, how many draw another item from the whole catalogue than from their shortlists; nothing without shortlists.
+    """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
-    Draws have the same noise, so that they are the same unless the list lacks the item: what comes out is P of what lists leave out.
+    Both draws use the same noise and differ only if the shortlist lacks the item, which estimates the probability it leaves out.
     """
     import pyarrow as pa
 
-    wanted: Mapping[str, Any] = spec.settings["generation"]
-    if wanted.get("shortlist") is None or not len(rows):
+    options: Mapping[str, Any] = spec.settings["generation"]
+    if options.get("shortlist") is None or not len(rows):
         return {}
-    some = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
-    found, number = {"contexts": 0, "others": 0}, wanted["events_per_source_event"]
+    sample = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
+    counts, number = {"contexts": 0, "others": 0}, options["events_per_source_event"]
     for contexts in ask(
-        settings, spec, tools.vocabulary, some, consumed, folds=tools.folds, store=tools.store, within=connection
+        settings, spec, tools.vocabulary, sample, consumed, folds=tools.folds, store=tools.store, within=connection
     ):
-        whole, listed = (
-            tools.scorer.sample(contexts, number, temperature=wanted["temperature"], shortlist=shortlist).items[:, 0]
-            for shortlist in (None, wanted["shortlist"])
+        full_draw, shortlist_draw = (
+            tools.scorer.sample(contexts, number, temperature=options["temperature"], shortlist=shortlist).items[:, 0]
+            for shortlist in (None, options["shortlist"])
         )
-        found["contexts"] += int((whole >= 0).sum())
-        found["others"] += int(((whole >= 0) & (whole != listed)).sum())
-    return found
+        counts["contexts"] += int((full_draw >= 0).sum())
+        counts["others"] += int(((full_draw >= 0) & (full_draw != shortlist_draw)).sum())
+    return counts
 
 
 def _answers(
     settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
 ) -> Iterator[Samples]:
-    """Draws for each context, in order, with several requests in flight."""
-    wanted: Mapping[str, Any] = spec.settings["generation"]
+    """Yield the draws for each context, in order, with several requests in flight."""
+    options: Mapping[str, Any] = spec.settings["generation"]
     return tools.scorer.sample_stream(
         ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds, store=tools.store, within=connection),
-        wanted["events_per_source_event"],
-        temperature=wanted["temperature"],
-        min_lift=wanted["min_lift"],
-        shortlist=wanted.get("shortlist"),
+        options["events_per_source_event"],
+        temperature=options["temperature"],
+        min_lift=options["min_lift"],
+        shortlist=options.get("shortlist"),
     )
 
 
 def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
-    """Draws as rows of the feature view: one a user, item and time, in canonical order."""
+    """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
-    row, place = np.nonzero(drawn.items >= 0)
-    probability = drawn.probabilities[row, place].astype(np.float64)
-    prior = drawn.prior[row, place].astype(np.float64)
-    of = rows.take(pa.array(row))
+    row, rank = np.nonzero(drawn.items >= 0)
+    probability = drawn.probabilities[row, rank].astype(np.float64)
+    prior = drawn.prior[row, rank].astype(np.float64)
+    context_rows = rows.take(pa.array(row))
     connection.register(
         "drawn",
         pa.table(
             {
-                USER_ID: of[USER_ID],
-                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, place]),
-                EVENT_TIMESTAMP: of[EVENT_TIMESTAMP],
-                SOURCE_TIMESTAMP: of[SOURCE_TIMESTAMP],
+                USER_ID: context_rows[USER_ID],
+                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, rank]),
+                EVENT_TIMESTAMP: context_rows[EVENT_TIMESTAMP],
+                SOURCE_TIMESTAMP: context_rows[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
                 "weight": confidence(probability, prior),
-                "source_key": of[ITEM_ID],
+                "source_key": context_rows[ITEM_ID],
             }
         ),
     )
-    # Scorers agree to about 1e-7, compiled code and plain to 4e-6: probabilities are compared to a thousandth, so that rounding hardly
-    # ever decides which draw is kept.
+    # Scorers agree to about 1e-7, compiled and plain code to 4e-6: probabilities are compared to a thousandth, so that rounding hardly ever
+    # changes which draw is kept.
     source_item = source_item_sql("source_key", tools.sources, id_type_of(tools.schema, "source_item_id"))
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,
@@ -294,7 +294,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
 
 @dataclass
 class _Tally:
-    """What became of a partition's draws, slice by slice."""
+    """Count what became of a partition's draws, shard by shard."""
 
     contexts: int = 0
     drawn: int = 0
@@ -305,7 +305,7 @@ class _Tally:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
-        """Count one slice."""
+        """Add one shard."""
         import pyarrow.compute as pc
 
         absent = drawn.items < 0
@@ -319,15 +319,15 @@ class _Tally:
         self.dropped["duplicate"] += drawn.items.size - int(absent.sum()) - len(table)
 
     def count_sources(self, connection: Any, part: pa.Table, names: tuple[str, ...]) -> None:
-        """Count one slice's contexts by source domain."""
+        """Add one shard's contexts by source domain."""
         connection.register("part", part)
-        found = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
+        rows = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
         connection.unregister("part")
-        for name, count in found:
+        for name, count in rows:
             self.sources[name] = self.sources.get(name, 0) + count
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values for the manifest."""
         return {
             "contexts": self.contexts,
             "drawn": self.drawn,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A part on disk: a Parquet file under a name that follows from the run, and a manifest beside it that vouches for it."""
+"""Parts on disk: a Parquet file named after the run's partition, and a manifest with its checksum."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ _CHUNK: Final = 1 << 20
 
 
 def part_path(folder: Path, partition: int) -> Path:
-    """Where a partition's rows are."""
+    """Return the path of a partition's rows."""
     return folder / f"part-{partition:05d}.parquet"
 
 
 def identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
-    """What a part's manifest says of which part it is: one that a former version made, of other columns or users, is none of ours."""
+    """Return the facts that identify a part in its manifest; parts of older versions, other columns or users do not match."""
     columns = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
     return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns, "cut": "by user"}
 
 
 def manifest_path(path: Path) -> Path:
-    """The manifest of a part; the underscore hides it from what reads a folder of Parquet files."""
+    """Return the path of a part's manifest; the underscore hides it from readers of Parquet folders."""
     return path.with_name(f"_{path.stem}.json")
 
 
 @contextmanager
 def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Write a Parquet file, a row group at each call; it appears under its name only once it is whole.
+    """Yield a function that writes row groups to a Parquet file; the file appears only once it is complete.
 
     Args:
-        path: Its name in the end.
-        schema: Of every table that is given to the function yielded.
+        path: The file's final path.
+        schema: Schema of every table passed to the yielded function.
     """
     import pyarrow.parquet as pq
 
-    # A writer that cannot write its end does not close a file that it opened itself, and a full disk would stay full.
+    # pyarrow's writer does not close its own file if it cannot write the footer, which would keep a full disk full.
     with (
         whole(path) as unfinished,
         unfinished.open("wb") as file,
@@ -69,14 +69,14 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
 
 
 def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a finished part: the facts, its file's name and its SHA-256."""
+    """Write the manifest of a finished part: the given facts, its file name and SHA-256."""
     manifest = {**facts, "path": path.name, "sha256": sha256_of(path)}
     write_json(manifest_path(path), manifest)
     return manifest
 
 
 def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
-    """The manifest of a part that is there, whole, and has these facts; None otherwise: it has to be made."""
+    """Return the manifest of a complete part with these facts; None if the part has to be made."""
     try:
         manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         if any(manifest.get(key) != value for key, value in expected.items()) or manifest.get("sha256") != sha256_of(path):
@@ -87,16 +87,16 @@ def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
 
 
 def remove_others(folder: Path, partitions: int) -> None:
-    """Remove parts of another cut of the same run, and what a killed worker left unfinished."""
-    wanted = [part_path(folder, number) for number in range(partitions)]
-    kept = {*wanted, *map(manifest_path, wanted)}
+    """Remove parts of another partitioning of the same run, and unfinished files of a killed worker."""
+    expected = [part_path(folder, number) for number in range(partitions)]
+    keep = {*expected, *map(manifest_path, expected)}
     for path in folder.glob("*"):
-        if path not in kept:
+        if path not in keep:
             path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

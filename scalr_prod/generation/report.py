@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generation came to."""
+"""Report of a generation."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = ["GenerationReport"]
 
 @dataclass(frozen=True)
 class GenerationReport:
-    """What became of a window's source events.
+    """Report what became of a window's source events.
 
     Attributes:
         run_id: The run.
         contexts: Distinct source events (user, item, time) of the window that were translated.
-        drawn: Draws asked for: contexts times ``events_per_source_event``.
-        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no item left to propose, of those on the list),
-            ``duplicate`` (the user got the item at that time already) and ``alignment`` (downsampled).
+        drawn: Requested draws: contexts times ``events_per_source_event``.
+        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no eligible item left),
+            ``duplicate`` (the user has the item at that time already) and ``alignment`` (downsampled).
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
         items: Distinct target items among them.
-        sources: By source domain, how many ``contexts`` were translated and how many ``events`` came of them.
+        sources: ``contexts`` translated and resulting ``events``, by source domain.
         coverage: Share of the translator's target items among them.
         bucket_distance: Total variation between the value buckets of the real and of the staged events, before and after the
             alignment.
-        left_out: Share of the `measured` contexts that draw an item from the whole catalogue which their shortlist lacks, so the share
-            of P (at the run's temperature) that is left out; None without shortlists.
-        measured: Contexts that were asked both ways for it.
+        left_out: Share of the `measured` contexts whose draw from the whole catalogue is missing from their shortlist, an estimate of the
+            probability (at the run's temperature) that shortlists leave out; None without shortlists.
+        measured: Contexts drawn with and without the shortlist for it.
         seconds: Wall-clock seconds of this call.
-        contexts_per_s: Contexts translated by this call, per second of it.
-        events_per_s: Events staged, per second of it.
+        contexts_per_s: Contexts translated by this call, per second.
+        events_per_s: Events staged, per second.
         parts_made: Parts that this call made.
-        parts_kept: Parts that were there, whole and verified.
-        worker_mb: The peak of a worker's memory by the end of a part, the largest of all parts, in MiB; None where it is not known.
+        parts_kept: Verified parts of an earlier call.
+        worker_mb: Largest peak memory of a worker at the end of a part, in MiB; None if unknown.
     """
 
     run_id: str
@@ -60,10 +60,10 @@ class GenerationReport:
     worker_mb: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The report that `to_json` gave."""
+        """Restore a report from the output of `to_json`."""
         return cls(**content)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run asks, laid out once for all of its tasks: contexts by user, cut into slices, in ``<home>/runs/<run_id>/asked``.
+"""A run's input, written once for all of its tasks as shards in ``<home>/runs/<run_id>/asked``.
 
-The driver reads the logs in one pass. Each task reads its own slices, so that all tasks together read each context once, however
-many tasks there are; and a slice is of users that follow each other, so that what is read of other tables for it lies together
-there. A file has a row group a slice, and a manifest. A run that goes on finds what is whole; it goes once all parts are made.
+The driver reads the logs in one pass and each task reads only its own shards, so the number of tasks does not matter. A shard holds
+consecutive users, so that their rows in other tables lie together too. Each task's file has one row group per shard, and a manifest.
+A resumed run reuses complete files; they are removed once all parts are made.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 
 __all__ = ["lay_out", "read_slices", "remove_slices"]
 
-#: Contexts that a task holds in memory at a time, with their histories.
+#: Contexts, with their histories, that a task holds in memory at a time.
 _SLICE: Final = 50_000
 _BATCH: Final = 100_000
 _NUMBER: Final = "slice"
 
 
 def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
-    """Write what each task of a run is to read, or find it written.
+    """Write the input of each task of a run, unless it is there already.
 
     Args:
         settings: The project's settings.
         spec: The run.
-        partitions: Number of tasks. Each gets about as many contexts, of users that follow each other in the order of their ids.
+        partitions: Number of tasks. Each gets about the same number of contexts, of consecutive users by id.
 
     Returns:
-        How many contexts there are.
+        The number of contexts.
 
     Raises:
         LakeError: A table cannot be read.
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
-    found = _laid_out(settings, spec, partitions)
-    if found is not None:
-        return found
+    written = _laid_out(settings, spec, partitions)
+    if written is not None:
+        return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
         choose_users(connection, settings, spec)
         slices = _cut(connection, partitions)
@@ -71,10 +71,10 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
 def read_slices(
     settings: Settings, spec: RunSpec, partition: int, partitions: int
 ) -> Iterator[tuple[pa.Table, pa.Table | None]]:
-    """One task's slices: contexts, and what their users consumed in the target domain, as `read_bucket` gives both.
+    """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_bucket` returns them.
 
     Raises:
-        GenerationError: What the driver laid out is not there.
+        GenerationError: The input written by the driver is missing.
     """
     import pyarrow.parquet as pq
 
@@ -82,9 +82,9 @@ def read_slices(
     for path in paths:
         if read_manifest(path, **identity(spec, partition, partitions)) is None:
             raise GenerationError(
-                "the contexts that this task is to translate are missing or damaged",
+                "the input of this task is missing or damaged",
                 where=str(path),
-                next_step="check that every worker sees the project's home, then go on, which writes them anew: scalr runs resume RUN",
+                next_step="check that every worker sees the project's home, then resume the run: scalr runs resume RUN",
             ).at(run_id=spec.run_id)
     files = [pq.ParquetFile(path) for path in paths]
     try:
@@ -97,7 +97,7 @@ def read_slices(
 
 
 def remove_slices(settings: Settings, spec: RunSpec) -> None:
-    """Remove what `lay_out` wrote, if anything."""
+    """Remove the files that `lay_out` wrote, if any."""
     shutil.rmtree(_folder(settings, spec), ignore_errors=True)
 
 
@@ -110,7 +110,7 @@ def _names(spec: RunSpec) -> tuple[str, ...]:
 
 
 def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
-    """How many contexts are laid out, where all is there and whole."""
+    """Return how many contexts were written, or None if a file is missing or incomplete."""
     rows = 0
     for number in range(partitions):
         for name in _names(spec):
@@ -122,9 +122,9 @@ def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
 
 
 def _cut(connection: Any, partitions: int) -> list[list[int]]:
-    """Give each chosen user a slice, so that all have about as many contexts; gives the numbers of each task's slices.
+    """Assign each chosen user to one of about equally large shards, and return the shard numbers of each task.
 
-    No user is cut in two: after one with very many, numbers are missing.
+    A user is never split: after one with very many contexts, shard numbers are skipped.
     """
     (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN}").fetchone()
     each = max(1, -(-contexts // (partitions * _SLICE)))
@@ -134,21 +134,21 @@ def _cut(connection: Any, partitions: int) -> list[list[int]]:
             AS {_NUMBER}, events FROM {CHOSEN}"""
     )
     numbers = [row[0] for row in connection.execute(f"SELECT DISTINCT {_NUMBER} FROM {CHOSEN} ORDER BY ALL").fetchall()]
-    found: list[list[int]] = [[] for _ in range(partitions)]
+    shards_by_task: list[list[int]] = [[] for _ in range(partitions)]
     for number in numbers:
-        found[number // each].append(number)
-    return found
+        shards_by_task[number // each].append(number)
+    return shards_by_task
 
 
 def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
-    """All contexts, slice by slice. Of many events those of a few slices are put in order at a time, which fit in memory."""
-    edges, held = [], 0
+    """Yield all contexts, shard by shard, sorting at most a few shards at a time so that they fit in memory."""
+    edges, pending = [], 0
     counted = f"SELECT {_NUMBER}, sum(events)::BIGINT FROM {CHOSEN} GROUP BY ALL ORDER BY ALL"
     for number, events in connection.execute(counted).fetchall():
-        if held and held + events > HEAP:
+        if pending and pending + events > HEAP:
             edges.append(number)
-            held = 0
-        held += events
+            pending = 0
+        pending += events
     if not edges:
         yield contexts_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
         return
@@ -159,21 +159,21 @@ def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.Recor
 
 
 def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
-    """Write rows, which come slice by slice, to a file for each task; gives how many there are.
+    """Write rows that come shard by shard to one file per task, and return their number.
 
-    A slice without rows has a row group, too, so that the files of a task agree.
+    A shard without rows gets an empty row group, so that the row groups of a task's files match.
     """
     partitions, reader = len(slices), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))
-    found, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
-    following = next(found, None)
+    shards, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
+    following = next(shards, None)
     for part, numbers in enumerate(slices):
         path, written = part_path(folder, part), 0
         with writing(path, schema) as write:
             for number in numbers:
                 table = schema.empty_table()
                 if following is not None and following[0] == number:
-                    table, following = following[1], next(found, None)
+                    table, following = following[1], next(shards, None)
                 write(table)
                 written += len(table)
         seal(path, identity(spec, part, partitions) | {"rows": written})
@@ -183,18 +183,18 @@ def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterat
 
 
 def _by_slice(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of each slice that has any, without its number; only one slice is in memory."""
+    """Yield the rows of each non-empty shard, without its number; only one shard is in memory."""
     import pyarrow as pa
 
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     at = -1
     for batch in batches:
         numbers = batch.column(_NUMBER).to_numpy()
         for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
-            if numbers[start] != at and held:
-                yield at, pa.Table.from_batches(held)
-                held = []
+            if numbers[start] != at and pending:
+                yield at, pa.Table.from_batches(pending)
+                pending = []
             at = int(numbers[start])
-            held.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
-    if held:
-        yield at, pa.Table.from_batches(held)
+            pending.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
+    if pending:
+        yield at, pa.Table.from_batches(pending)

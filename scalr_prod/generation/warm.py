@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tasks of local workers need, imported once in the process that they are forked from.
+"""Imports for tasks of local workers, done once in the process that they are forked from.
 
-To import Feast and the rest takes seconds; forked workers have it at once, share its memory, and a lost one is replaced in
-a moment. Importing this module does the imports; it opens nothing.
+Importing Feast and the other libraries takes seconds. Forked workers share these imports and their memory, and a lost worker is
+replaced quickly. Importing this module only imports; it opens nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MODULES: Final = (
 
 @contextmanager
 def _without_what_serves_nothing_here() -> Iterator[None]:
-    """Feast comes without torch (150 MB) and without run-time checks of its own types, which cost seconds."""
+    """Skip torch (150 MB) and Feast's run-time type checks, which cost seconds."""
     import typeguard
 
     checked, absent = typeguard.typechecked, "torch" not in sys.modules

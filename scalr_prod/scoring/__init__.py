@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the translator: through Triton, or in this process.
+"""Clients of the translator: over Triton, or in this process.
 
-Only the names asked for are imported: `protocol` also runs inside the server, where tritonclient and pydantic are absent.
+Names are imported on first use: `protocol` also runs inside the server, which has neither tritonclient nor pydantic.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the servers are, and the secret of a local one: the settings' address, or what was written down when it was started."""
+"""Server addresses and the local server's secret, from the settings or from files of the running server."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["secret_file", "server_file", "server_urls"]
 
 
 def server_file(settings: Settings) -> Path:
-    """The file in which the local server's address, process and ports are written down."""
+    """Return the file that holds the local server's address, process and ports."""
     return settings.home / "triton" / "server.json"
 
 
 def secret_file(settings: Settings) -> Path:
-    """The file (mode 0600) that holds the secret which opens the local server's control protocols; each start makes a new one."""
+    """Return the file (mode 0600) with the secret for the local server's control protocols; each start writes a new one."""
     return settings.home / "triton-server" / "secret"
 
 
 def server_urls(settings: Settings) -> tuple[str, ...]:
-    """Addresses of the gRPC endpoints, one or more: host:port, or unix:path of a local one.
+    """Return the addresses of the gRPC endpoints: host:port, or unix:path for a local one.
 
     Raises:
-        ServerUnreachable: The settings name none, and no local server was started.
+        ServerUnreachable: The settings name no server, and no local one was started.
     """
     if settings.serving.urls:
         return settings.serving.urls
@@ -39,7 +39,7 @@ def server_urls(settings: Settings) -> tuple[str, ...]:
         return (str(json.loads(path.read_text(encoding="utf-8"))["url"]),)
     except (OSError, ValueError, KeyError) as error:
         raise ServerUnreachable(
-            "no local Triton is running, and [serving] url names none",
+            "no local Triton is running, and [serving] url is not set",
             where=str(path),
             next_step='run: scalr triton start (or set [serving] url, or scorer = "local")',
         ) from error

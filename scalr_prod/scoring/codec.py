@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to protobuf messages, and answers back to arrays: nothing of an answer is believed before it was checked."""
+"""Encoding of requests as protobuf messages, and decoding of answers with validation."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 __all__ = ["build_request", "check_items", "check_request", "check_shares", "check_version", "read_tensors", "row_bytes"]
 
 _DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
-#: Sums of float32 terms may end a little above 1.
+#: Sums of float32 terms may slightly exceed 1.
 _SLACK: Final = 1e-3
-_NEXT: Final = "the server runs another program than this one: compare numpy (< 2) and scalr-prod in both environments"
+_NEXT: Final = "client and server differ: compare numpy (< 2) and scalr-prod in both environments"
 
 
 def row_bytes(tensors: Mapping[str, NDArray[Any]]) -> int:
-    """Bytes that one row of these input tensors takes on the wire."""
+    """Return the bytes that one row of these input tensors takes on the wire."""
     return sum(array[:1].nbytes for array in tensors.values())
 
 
 def build_request(
     model: str, version: int, tensors: Mapping[str, NDArray[Any]], outputs: Sequence[str], *, timeout_s: float
 ) -> Message:
-    """The message; it can be sent any number of times.
+    """Build the request message; it can be sent any number of times.
 
     Args:
         model: The model's name in the server.
-        version: Its version; no other may answer.
+        version: The only version that may answer.
         tensors: Input tensors.
         outputs: Output tensors to send back.
-        timeout_s: The server drops the request if it has waited for longer in its queue.
+        timeout_s: The server drops the request after this time in its queue.
     """
     from tritonclient.grpc import service_pb2
 
@@ -56,7 +56,7 @@ def build_request(
 
 
 def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, where: str) -> dict[str, NDArray[Any]]:
-    """The named output tensors.
+    """Return the named output tensors.
 
     Args:
         response: The answer.
@@ -64,16 +64,16 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
         where: The server's address, for errors.
 
     Raises:
-        MalformedResponse: A tensor is missing, has another dtype or shape, or other bytes than its shape needs.
+        MalformedResponse: A tensor is missing, or has an unexpected dtype, shape or size.
     """
     if len(response.raw_output_contents) != len(response.outputs):
         raise _malformed(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
-    found = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
+    outputs = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
     tensors = {}
     for name, shape in shapes.items():
-        if name not in found:
-            raise _malformed(f"output {name!r} is missing; there are: {', '.join(found) or 'none'}", where)
-        output, raw = found[name]
+        if name not in outputs:
+            raise _malformed(f"output {name!r} is missing; there are: {', '.join(outputs) or 'none'}", where)
+        output, raw = outputs[name]
         dtype = np.dtype(OUTPUTS[name])
         if output.datatype != _DATATYPES[dtype.name] or tuple(output.shape) != shape:
             raise _malformed(
@@ -87,41 +87,41 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
 
 
 def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> None:
-    """Every row was answered by the expected version.
+    """Check that the expected version answered every row.
 
     Raises:
-        ModelVersionMismatch: One was not.
+        ModelVersionMismatch: A row was answered by another version.
     """
     if (versions != expected).any():
         raise version_mismatch(int(versions[versions != expected][0]), expected, where)
 
 
 def check_digest(digests: NDArray[np.int64], expected: int | None, version: int, *, where: str) -> None:
-    """Every row was answered by the expected model; None: by any.
+    """Check that the expected model answered every row; None accepts any.
 
     Raises:
-        ModelVersionMismatch: Another model of that number answered: another project's, or one that was trained anew.
+        ModelVersionMismatch: Another model with that version number answered, of another project or of a retraining.
     """
     if expected is not None and (digests != expected).any():
         raise ModelVersionMismatch(
-            f"version {version} there is another model than version {version} here",
+            f"version {version} is a different model from version {version} here",
             where=where,
             next_step=f"install this one: scalr translator promote --version {version}",
         )
 
 
 def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where: str) -> None:
-    """The answer is that to the request with these keys.
+    """Check that the answer belongs to the request with these keys.
 
     Raises:
-        MalformedResponse: It was meant for another. A Triton whose model process stood still for a second does so (ADR 0014).
+        MalformedResponse: It belongs to another request. A Triton whose model process was paused for a second does this (ADR 0014).
     """
     if not np.array_equal(keys, expected):
-        raise _malformed("the answer is that to another request", where)
+        raise _malformed("the answer belongs to another request", where)
 
 
 def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:
-    """The error: version ``found`` answers where ``expected`` was asked."""
+    """Return the error for version ``found`` answering where ``expected`` was requested."""
     return ModelVersionMismatch(
         f"version {found} answers, the run is pinned to version {expected}",
         where=where,
@@ -130,25 +130,25 @@ def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMisma
 
 
 def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) -> None:
-    """Every item is an index into the catalogue, or none.
+    """Check that every item is an index into the catalogue, or none.
 
     Raises:
-        MalformedResponse: One is not.
+        MalformedResponse: An item is neither.
     """
     outside = (items < NO_ITEM) | (items >= catalogue_size)
     if outside.any():
-        raise _malformed(f"item {items[outside][0]} lies outside of the catalogue of {catalogue_size}", where)
+        raise _malformed(f"item {items[outside][0]} is outside the catalogue of {catalogue_size}", where)
 
 
 def check_shares(name: str, shares: NDArray[np.float32], *, where: str) -> None:
-    """Every value is a probability.
+    """Check that every value is a probability.
 
     Raises:
-        MalformedResponse: One is not, or is not a number.
+        MalformedResponse: A value is out of range or not a number.
     """
     wrong = ~((shares >= 0) & (shares <= 1 + _SLACK))
     if wrong.any():
-        raise _malformed(f"{name} holds {shares[wrong][0]}, which is no probability", where)
+        raise _malformed(f"{name} holds {shares[wrong][0]}, which is not a probability", where)
 
 
 def _malformed(found: str, where: str) -> MalformedResponse:

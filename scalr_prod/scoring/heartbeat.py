@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sign of life from within a batch: each process of the model counts the groups of contexts that it has worked on, in a file.
+"""Heartbeats from within a batch: each model process counts the groups of contexts it has processed, in a file.
 
-A large batch on a slow machine takes longer than a server may be silent. Who watches the server reads the count: while it grows, the
-model is at work. Both ends import this file, so it needs the standard library alone.
+A large batch on a slow machine takes longer than a server may be silent. The watchdog reads the count: while it grows, the model is
+working. Client and server import this file, so it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ __all__ = ["FOLDER_VARIABLE", "Heartbeat", "read_beats"]
 
 logger = logging.getLogger(__name__)
 
-#: Environment variable that names the folder of the files; a server that nobody watches over has none.
+#: Environment variable with the folder of the files; not set for a server without a watchdog.
 FOLDER_VARIABLE: Final = "SCALR_HEARTBEATS"
 _BYTES: Final = 8
 
 
 class Heartbeat:
-    """The count of one of a version's processes.
+    """Count the progress of one process of a version.
 
     Args:
         model: The model's name in the server.
         version: Its version.
-        instance: What tells the process from others of the version.
-        folder: Where the file is; default: as the environment says. None, and no such variable: nothing is written.
+        instance: Distinguishes the processes of a version.
+        folder: Folder of the file; default: the environment variable's. If neither is set, nothing is written.
     """
 
     def __init__(self, model: str, version: int, instance: str, folder: str | Path | None = None) -> None:
@@ -42,23 +42,23 @@ class Heartbeat:
                 Path(folder) / (_begin(model, version) + instance), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            logger.warning("no sign of life can be given: %s", error)
+            logger.warning("cannot write the heartbeat: %s", error)
 
     def beat(self) -> None:
-        """One more group was worked on."""
+        """Count one more group."""
         if self._file is None:
             return
         self._count += 1
         try:
             os.pwrite(self._file, self._count.to_bytes(_BYTES, "little"), 0)
-        except OSError as error:  # a full disk must not end the answer that is being worked on
-            logger.warning("no sign of life can be given: %s", error)
+        except OSError as error:  # a full disk must not fail the current answer
+            logger.warning("cannot write the heartbeat: %s", error)
             os.close(self._file)
             self._file = None
 
 
 def read_beats(folder: Path, model: str, version: int) -> int:
-    """The sum of the counts, each of which starts anew with its process; -1 where there is none."""
+    """Return the sum of a version's counts, or -1 if there are none; a count restarts with its process."""
     try:
         files = [path for path in folder.iterdir() if path.name.startswith(_begin(model, version))]
         counts = [int.from_bytes(path.read_bytes(), "little") for path in files]
@@ -68,5 +68,5 @@ def read_beats(folder: Path, model: str, version: int) -> int:
 
 
 def _begin(model: str, version: int) -> str:
-    """What the names of a version's files begin with."""
+    """Return the common prefix of a version's file names."""
     return f"{model}-{version}-"

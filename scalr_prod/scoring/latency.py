@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long answers take: counted by bucket in the process that asks, and handed on with what it made."""
+"""Latency histograms, counted in the client process and stored with its output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BOUNDS_S", "Latencies", "sum_of"]
 
-#: Upper bounds of the buckets, in seconds; a last one has no bound.
+#: Upper bounds of the buckets, in seconds; a last bucket is unbounded.
 BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Latencies:
-    """Counts of requests that were answered, by seconds. Threads may share one."""
+    """Count answered requests by latency. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,28 +29,30 @@ class Latencies:
         self._counts, self._seconds = [0] * (len(BOUNDS_S) + 1), 0.0
 
     def observe(self, seconds: float) -> None:
-        """One more answer."""
+        """Add one answer."""
         with self._lock:
             self._counts[bisect_left(BOUNDS_S, seconds)] += 1
             self._seconds += seconds
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the block as one answer, unless it fails."""
+        """Add the block's duration as one answer, unless it raises."""
         started = time.perf_counter()
         yield
         self.observe(time.perf_counter() - started)
 
     def take(self) -> dict[str, Any]:
-        """What was counted since the last call, as JSON values: ``bounds`` [B], ``counts`` [B + 1] by bucket, ``seconds`` in all."""
+        """Return and reset the counts, as JSON values: ``bounds`` [B], ``counts`` [B + 1] by bucket, total ``seconds``."""
         with self._lock:
-            found = {"bounds": list(BOUNDS_S), "counts": self._counts, "seconds": round(self._seconds, 6)}
+            counts = {"bounds": list(BOUNDS_S), "counts": self._counts, "seconds": round(self._seconds, 6)}
             self._clear()
-        return found
+        return counts
 
 
 def sum_of(taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several counts as one; those of a former package, with other bounds, are left out."""
-    same = [one for one in taken if tuple(one["bounds"]) == BOUNDS_S]
-    counts = [sum(column) for column in zip(*(one["counts"] for one in same), strict=True)] or [0] * (len(BOUNDS_S) + 1)
-    return {"bounds": list(BOUNDS_S), "counts": counts, "seconds": sum(one["seconds"] for one in same)}
+    """Merge several histograms; those of an older package version, with other bounds, are ignored."""
+    matching = [histogram for histogram in taken if tuple(histogram["bounds"]) == BOUNDS_S]
+    counts = [sum(column) for column in zip(*(histogram["counts"] for histogram in matching), strict=True)] or [0] * (
+        len(BOUNDS_S) + 1
+    )
+    return {"bounds": list(BOUNDS_S), "counts": counts, "seconds": sum(histogram["seconds"] for histogram in matching)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator in this process: the same module that runs inside Triton."""
+"""Scorer that runs the translator in this process, with the same module as in Triton."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["LocalScorer"]
 
 
 class LocalScorer:
-    """Asks the module directly; see `scalr_prod.scoring.Scorer`.
+    """Call the module directly; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        folder: The version's folder, as `load_version` found it.
+        folder: The version's folder, as found by `load_version`.
         version: The version.
-        threads: Groups of contexts that are worked on side by side on a CPU; torch itself gets one thread in this whole process.
-        device: ``cpu``, ``cuda``, or ``auto``: on a GPU where torch sees one.
-        latencies: Counts how long batches take.
+        threads: Groups of contexts processed in parallel on a CPU; torch is limited to one thread in this process.
+        device: ``cpu``, ``cuda``, or ``auto``: the GPU if torch sees one.
+        latencies: Records the duration of batches.
 
     Raises:
-        TranslatorError: The folder holds no usable model.
-        SettingsError: ``cuda``, and torch sees no GPU.
+        TranslatorError: The folder has no usable model.
+        SettingsError: The device is ``cuda``, and torch sees no GPU.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LocalScorer:
 
     @property
     def version(self) -> int:
-        """The version that answers."""
+        """Return the version that answers."""
         return self._version
 
     def sample(
@@ -70,16 +70,16 @@ class LocalScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """The answer to each batch, in order; see `Scorer.sample_stream`."""
+        """Yield the answer to each batch, in order; see `Scorer.sample_stream`."""
         for contexts in batches:
             yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
         return self._module.score(contexts, candidates)
 
     def close(self) -> None:
-        """Nothing is held that the process itself does not give back."""
+        """Do nothing: the scorer holds only memory of this process."""
 
     def __enter__(self) -> Self:
         return self

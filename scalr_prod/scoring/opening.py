@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scorer that the settings ask for."""
+"""Factory of the scorer that the settings select."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def open_scorer(
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
-        guarded: Somebody starts a local server anew when it fails (`serving.guarded_serving`): wait for it, up to the
-            deadline, also where a server by itself would never recover.
-        latencies: Counts how long answers take: of a request to Triton, or of a batch in this process.
-        place: Of several servers, the one to ask first is the ``place % servers``-th. Where it fails, the next one is asked.
+        guarded: A watchdog restarts a failed local server (`serving.guarded_serving`): wait for it up to the deadline, even after
+            failures that the server would not recover from by itself.
+        latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
+        place: The server to ask first is number ``place`` modulo the number of servers; after a failure the next one is used.
 
     Raises:
         ServerUnreachable: Triton does not answer.
         ModelNotReady: Triton does not hold the version.
         ModelVersionMismatch: Another model answers.
-        TranslatorNotFound: The local scorer finds no such version.
-        SettingsError: The local scorer is to work on a GPU, and torch sees none.
+        TranslatorNotFound: The local scorer does not find the version.
+        SettingsError: The local scorer is configured for a GPU, and torch sees none.
     """
     serving = settings.serving
     if serving.scorer == "local":
@@ -71,8 +71,8 @@ def open_scorer(
 
 
 def known_digest(settings: Settings, version: int) -> int | None:
-    """`digest_of` a version, where its manifest lies on this machine."""
+    """Return `digest_of` a version if its manifest is on this machine."""
     try:
         return digest_of(load_version(settings, version).sha256)
-    except TranslatorNotFound:  # a worker on another host has only the server
+    except TranslatorNotFound:  # a worker on another host reaches only the server
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long to wait, when to ask again, and how much to send at once."""
+"""Deadlines, retries and request sizes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadline", "Limits", "Pace", "RetryPolicy"]
 
-#: A request should take no more than this share of its deadline: a slower machine, or more workers beside this one, may come later.
+#: Target share of the deadline for one request, so that a slower machine or more workers still meet it.
 _SHARE: Final = 0.25
-#: From one answer to the next, requests grow by this factor at most.
+#: Maximum growth of requests from one answer to the next.
 _GROWTH: Final = 4.0
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """The moment by which a request must be answered, over all of its attempts.
+    """Time limit of a request over all of its attempts.
 
     Attributes:
-        seconds: How long the request may take in all.
-        ends_at: The moment, on ``clock``.
+        seconds: Total time for the request.
+        ends_at: The time limit, on ``clock``.
         clock: Monotonic seconds.
     """
 
@@ -37,48 +37,48 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Self:
-        """The deadline that lies ``seconds`` from now."""
+        """Return the deadline ``seconds`` from now."""
         return cls(seconds, clock() + seconds, clock)
 
     @property
     def remaining(self) -> float:
-        """Seconds left; never negative."""
+        """Return the seconds left; never negative."""
         return max(0.0, self.ends_at - self.clock())
 
     @property
     def passed(self) -> bool:
-        """Whether no time is left."""
+        """Return whether no time is left."""
         return self.remaining <= 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds gone, less those it was extended by."""
+        """Return the seconds gone, less the extensions."""
         return max(0.0, self.seconds - (self.ends_at - self.clock()))
 
     def extended(self, seconds: float) -> Self:
-        """The same, later by time for which the caller itself was busy elsewhere."""
+        """Return a later deadline, to allow for time that the caller itself was busy."""
         return replace(self, ends_at=self.ends_at + seconds)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Waits between attempts: twice as long each time, up to a limit, and drawn at random below it.
+    """Exponential backoff with jitter between attempts.
 
-    Many workers lose a server at the same moment; without the draw they would all come back at the same moment too.
+    Many workers lose a server at the same time; without jitter they would all retry at the same time too.
 
     Attributes:
-        first_s: Upper limit of the first wait.
-        limit_s: Upper limit of every wait.
+        first_s: Upper limit of the first delay.
+        limit_s: Upper limit of every delay.
     """
 
     first_s: float = 0.1
     limit_s: float = 3.0
 
     def waits(self, draw: Callable[[], float] = random.random) -> Iterator[float]:
-        """Seconds to wait before each further attempt, without end: the deadline is what ends them.
+        """Yield the seconds to wait before each further attempt, without end: the deadline stops the retries.
 
         Args:
-            draw: Uniform on [0, 1).
+            draw: Returns a uniform random number in [0, 1).
         """
         ceiling = self.first_s
         while True:
@@ -88,21 +88,21 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may hold.
+    """Size limits of one request.
 
     Attributes:
-        request_bytes: Bytes of all input tensors.
-        rows: Contexts; the server's own limit on a batch.
+        request_bytes: Maximum bytes of all input tensors.
+        rows: Maximum contexts: the server's limit on a batch.
     """
 
     request_bytes: int
     rows: int
 
     def rows_per_request(self, row_bytes: int) -> int:
-        """How many contexts of this size go into one request.
+        """Return how many contexts of this size fit into one request.
 
         Raises:
-            RequestTooLarge: Not even one does.
+            RequestTooLarge: A single context exceeds the limit.
         """
         fit = self.request_bytes // max(row_bytes, 1)
         if fit < 1:
@@ -116,24 +116,24 @@ class Limits:
 
 @dataclass
 class Pace:
-    """How fast the server answers, as the last answers told: so requests stay small enough for their deadline.
+    """Estimate the server's speed from recent answers, to keep requests small enough for their deadline.
 
-    What others ask of the same server is part of the time that a request takes: the more workers, the smaller their requests.
+    Requests of other workers are part of the measured time: with more workers, each sends smaller requests.
 
     Attributes:
-        deadline_s: Seconds of a request, over all of its attempts.
-        row_s: Seconds that one context takes; 0: not measured yet.
+        deadline_s: Time limit of a request, over all of its attempts, in seconds.
+        row_s: Seconds per context; 0 before the first measurement.
     """
 
     deadline_s: float
     row_s: float = 0.0
 
     def measured(self, rows: int, seconds: float) -> None:
-        """So many contexts were answered in so many seconds."""
+        """Record that ``rows`` contexts took ``seconds``."""
         self.row_s = max(seconds / max(rows, 1), self.row_s / _GROWTH)
 
     def rows_per_request(self, most: int) -> int:
-        """How many contexts can be answered well within the deadline: 1 to ``most``."""
+        """Return how many contexts can be answered well within the deadline: 1 to ``most``."""
         if self.row_s * most <= self.deadline_s * _SHARE:
             return most
         return max(1, int(self.deadline_s * _SHARE / self.row_s))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The request and the answer as tensors: their names, types and shapes, and how the server answers many requests at once.
+"""Wire protocol: names, types and shapes of tensors, and the server's batching of requests.
 
-Both ends import this file, so only numpy and what needs no more than it are imported here.
+Client and server import this file, so it imports only numpy and modules that need nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "answer", "digest_of", "encode", "request_key"]
 
-#: Input tensors and their dtypes; the first axis of each is the batch. One value a row has shape [B, 1].
+#: Input tensors and their dtypes; the first axis of each is the batch. One value per row has shape [B, 1].
 INPUTS: Final[Mapping[str, type[np.generic]]] = {
     "history_items": np.int32,
     "history_ages": np.float32,
@@ -52,24 +52,24 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
     "model_version": np.int64,
     "model_digest": np.int64,
     "catalogue_size": np.int32,
-    # `request_key` of what was asked: an answer that was meant for another request is told from our own.
+    # `request_key` of the request, by which the client detects an answer to another request.
     "request_key": np.int64,
 }
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
 SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
 _ONE_A_ROW: Final = ("history_end", "event_time", "fold", "noise_key")
-#: A shortlist of 0 items: all are scored.
+#: A shortlist of 0 items: all items are scored.
 _DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0, "shortlist": 0}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model answers.
+    """Identify the model that answers.
 
     Attributes:
         version: Its version.
-        digest: `digest_of` its parameters' checksum: another model under the same number has another.
-        catalogue_size: Number of target items; indices in answers lie below it.
+        digest: `digest_of` the parameters' checksum, which differs for another model with the same version number.
+        catalogue_size: Number of target items; indices in answers are smaller.
     """
 
     version: int
@@ -92,7 +92,7 @@ class Module(Protocol):
 
 
 def digest_of(sha256: str) -> int:
-    """The first 63 bits of a hexadecimal checksum, as they fit into an int64."""
+    """Return the first 63 bits of a hexadecimal checksum, which fit into an int64."""
     return int(sha256[:16], 16) >> 1
 
 
@@ -105,11 +105,11 @@ def encode(
     shortlist: int | None = None,
     candidates: NDArray[np.int32] | None = None,
 ) -> Tensors:
-    """The input tensors of one request: *score these* where candidates are named, else *sample from all*."""
+    """Return the input tensors of one request: score the candidates if there are any, else sample from all items."""
     rows = len(contexts)
     tensors: Tensors = {"history_items": contexts.history_items, "history_ages": contexts.history_ages}
     tensors |= {name: getattr(contexts, name)[:, None] for name in _ONE_A_ROW}
-    # A tensor without bytes is not a tensor to the server: an empty list travels as one filler.
+    # Triton does not accept a tensor without bytes: an empty list is sent as one filler element.
     empty = np.full((rows, 1), NO_ITEM, np.int32)
     exclude = contexts.excluded()
     tensors["exclude"] = exclude if exclude.shape[1] else empty
@@ -121,7 +121,7 @@ def encode(
 
 
 def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """What tells this request from every other: its rows' noise keys, each with a digest of all input tensors. Shape [B, 1]."""
+    """Return the request's identity: its rows' noise keys, each with a digest of all input tensors. Shape [B, 1]."""
     digest = hashlib.blake2b(digest_size=8)
     for name in INPUTS:
         if name in tensors:
@@ -131,18 +131,17 @@ def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
 
 
 def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
-    """Answer requests that wait together with as few forward passes as can be, each as if it had come alone.
+    """Answer queued requests with as few forward passes as possible, each as if it had come alone.
 
-    Requests of one kind, with the same parameters and widths, are joined into one batch; exclusion lists are padded to the
-    widest.
+    Requests of one kind with equal parameters and widths are joined into one batch; exclusion lists are padded to the widest.
 
     Args:
         module: The translator.
-        identity: Its own account of itself, sent with every answer.
-        requests: Input tensors of each.
+        identity: The model's identity, sent with every answer.
+        requests: Input tensors of each request.
 
     Returns:
-        For each request its output tensors, or what is wrong with it.
+        The output tensors of each request, or its error.
     """
     answers: list[Tensors | ValueError] = [ValueError("not answered")] * len(requests)
     groups: dict[tuple[Any, ...], list[tuple[int, Contexts]]] = {}
@@ -156,7 +155,7 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
             ValueError,
             TypeError,
             IndexError,
-        ) as error:  # of the latter: a shape or dtype that no check foresaw
+        ) as error:  # of `_decode`: an unexpected shape or dtype
             answers[number] = ValueError(_reason(error))
         else:
             groups.setdefault(key, []).append((number, contexts))
@@ -176,7 +175,7 @@ def _answer_group(
     except (ScalrError, ValueError, IndexError, RuntimeError) as error:  # the last two are torch's
         if len(members) == 1:
             return {members[0][0]: ValueError(_reason(error))}
-        # One request must not fail for what is wrong with its neighbour.
+        # One request must not fail because of another one.
         return {number: part for one in members for number, part in _answer_group(module, key, [one], requests).items()}
     parts: dict[int, Tensors | ValueError] = {}
     start = 0
@@ -187,14 +186,14 @@ def _answer_group(
 
 
 def _reason(error: Exception) -> str:
-    """One line for the client."""
+    """Return one line for the client."""
     if isinstance(error, ScalrError):
         return f"{error.where}: {error.found}" if error.where else error.found
     return str(error)
 
 
 def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contexts, tuple[Any, ...]]:
-    """The contexts, and what a batch must have in common to be answered in one pass."""
+    """Return the contexts, and the parameters that requests must share to be answered in one pass."""
     contexts = Contexts(
         history_items=request["history_items"],
         history_ages=request["history_ages"],
@@ -211,7 +210,7 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contex
         return contexts, ("score", width, candidates.shape[1])
     k, temperature, min_lift, shortlist = (_common(request, name) for name in _DEFAULTS)
     check_draws(k, temperature, min_lift, shortlist or None)
-    if k > bounds.n_target:  # each draw takes memory in the server, whether there is an item for it or not
+    if k > bounds.n_target:  # each draw takes memory in the server, even if no item is left for it
         raise ValueError(f"k = {k}: the catalogue holds {bounds.n_target} items, and none is drawn twice")
     return contexts, ("sample", width, int(k), temperature, min_lift, int(shortlist) or None)
 
@@ -222,7 +221,7 @@ def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
         return _DEFAULTS[name]
     first = values.flat[0] if values.size else _DEFAULTS[name]
     if np.isnan(first) or (values != first).any():
-        raise ValueError(f"{name} differs within one request, or is no number")
+        raise ValueError(f"{name} differs within one request, or is not a number")
     return float(first)
 
 

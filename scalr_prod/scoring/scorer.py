@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every scorer can do."""
+"""Protocol of all scorers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Scorer"]
 
 
 class Scorer(Protocol):
-    """One version of the translator, to be asked. Close it, or use it as a context manager."""
+    """Client of one version of the translator. Close it, or use it as a context manager."""
 
     @property
     def version(self) -> int:
-        """The version that answers."""
+        """Return the version that answers."""
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
@@ -32,12 +32,12 @@ class Scorer(Protocol):
         Args:
             contexts: B contexts.
             k: Draws per context.
-            temperature: 1 draws from P; towards 0 it becomes the top k.
+            temperature: 1 draws from P; towards 0, draws become the top k.
             min_lift: A draw with P(item | context) < min_lift * P(item) becomes ``NO_ITEM``.
-            shortlist: Items that are scored for a context, see `TranslatorModule.sample`; None: all.
+            shortlist: Number of items scored per context, see `TranslatorModule.sample`; None: all.
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def sample_stream(
@@ -49,14 +49,14 @@ class Scorer(Protocol):
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """The answer to each batch, in order; batches are taken from the iterable only as answers are asked for.
+        """Yield the answer to each batch, in order; batches are read from the iterable only as answers are consumed.
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(item | context) and P(item) of named candidates.
+        """Return P(item | context) and P(item) of given candidates.
 
         Args:
             contexts: B contexts.
@@ -66,11 +66,11 @@ class Scorer(Protocol):
             Probabilities and prior, each float32 [B, C].
 
         Raises:
-            ScoringError: No valid answer could be had.
+            ScoringError: No valid answer arrived.
         """
 
     def close(self) -> None:
-        """Give back what it holds. It cannot be asked afterwards."""
+        """Release all resources. The scorer cannot be used afterwards."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server asks for before it answers: TLS, a client certificate, a header that opens restricted protocols."""
+"""Connection security: TLS, client certificate, and the header for restricted protocols."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTROL", "HEADER", "Security"]
 
-#: Protocols of Triton that change the server or tell about it: only those who send the secret may use them.
+#: Triton protocols that change the server or reveal its state: restricted to clients with the secret.
 CONTROL: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")
-#: Name of the header that carries a local server's secret.
+#: Name of the header with a local server's secret.
 HEADER: Final = "scalr"
 
 
 @dataclass(frozen=True)
 class Security:
-    """How to speak to the server; the default is a plain connection.
+    """Credentials of a connection; the default is plain text.
 
     Attributes:
-        tls: Whether to encrypt, and to check the server's certificate.
-        authorities: Certificates (PEM) to check it against; None: those that gRPC knows.
-        certificate: Our own certificate (PEM), where the server asks for one.
-        key: Its key (PEM).
+        tls: Whether to encrypt the connection and verify the server's certificate.
+        authorities: Certificates (PEM) to verify it with; None: gRPC's defaults.
+        certificate: Client certificate (PEM), if the server requires one.
+        key: The client certificate's key (PEM).
         header: Name and value sent with every request.
     """
 
@@ -40,7 +40,7 @@ class Security:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """As ``[serving]`` says.
+        """Return the credentials of ``[serving]``.
 
         Raises:
             SettingsError: A certificate or key cannot be read.
@@ -57,7 +57,7 @@ class Security:
 
     @classmethod
     def control(cls, settings: Settings) -> Self:
-        """To load, unload, list or count: as ``[serving]`` says, or with the secret of the local server, if one was started.
+        """Return the credentials for control calls: of ``[serving]``, or the secret of a local server that was started.
 
         Raises:
             SettingsError: A certificate or key cannot be read.
@@ -66,13 +66,13 @@ class Security:
             return cls.of(settings)
         try:
             return cls(header=(HEADER, secret_file(settings).read_text(encoding="ascii")))
-        except OSError:  # no server was started, or another user's: without the secret the server refuses, and says so
+        except OSError:  # no local server, or another user's: without the secret the server refuses with a clear error
             return cls()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What gRPC sends with a request."""
-        # Triton looks for its restricted protocols' header under this prefix.
+        """Return the gRPC metadata of a request."""
+        # Triton expects the header of restricted protocols under this prefix.
         return ((f"triton-grpc-protocol-{self.header[0]}", self.header[1]),) if self.header else ()
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One gRPC channel to one Triton server: the only file that speaks gRPC.
+"""gRPC channel to one Triton server; the only module that uses gRPC.
 
-Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every
-attempt, knows no deadline by default, and decodes an empty tensor without complaint.
+Requests are built once as messages and sent as often as needed. tritonclient's own client would build them again for every attempt,
+has no deadline by default, and decodes an empty tensor without an error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A lost server is looked for again at our own pace; the channel's own pauses grow to two minutes.
+    # Reconnect at our own pace: the channel's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Two scorers of one process must not share a connection that one of them may have to give up.
+    # Two scorers of one process must not share a connection, since one of them may close it.
     ("grpc.use_local_subchannel_pool", 1),
 )
 _ABSENT: Final = ("is not found", "unknown model", "not at ready state", "is not ready", "no available versions")
@@ -39,11 +39,11 @@ _ABSENT: Final = ("is not found", "unknown model", "not at ready state", "is not
 
 @dataclass
 class Failure(Exception):
-    """An attempt that failed: gRPC's status and what the server said.
+    """A failed attempt: gRPC's status and the server's message.
 
     Attributes:
         code: Name of the gRPC status, such as ``UNAVAILABLE``.
-        detail: The server's words.
+        detail: The server's message.
     """
 
     code: str
@@ -51,26 +51,26 @@ class Failure(Exception):
 
     @property
     def model_absent(self) -> bool:
-        """The server answers, but does not hold the model (yet)."""
+        """Return whether the server answers, but does not hold the model (yet)."""
         return self.code in {"NOT_FOUND", "UNAVAILABLE", "INVALID_ARGUMENT"} and any(words in self.detail for words in _ABSENT)
 
     @property
     def may_pass(self) -> bool:
-        """Whether the same request may succeed later: nothing is wrong with the request itself."""
+        """Return whether the same request may succeed later."""
         return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} and not self.restricted
 
     @property
     def restricted(self) -> bool:
-        """The server answers this protocol only to those who send the right header."""
+        """Return whether the server requires another header for this protocol."""
         return "protocol is restricted" in self.detail
 
     @property
     def backend_died(self) -> bool:
-        """The process that the model runs in has ended, for want of memory for one; the server does not start it anew."""
+        """Return whether the model's process has exited, for lack of memory for example; the server does not restart it."""
         return "Stub process" in self.detail
 
     def explain(self, url: str, model: str) -> ScoringError:
-        """As an error for the user."""
+        """Return the error for the user."""
         if self.model_absent:
             return ModelNotReady(
                 f"the server does not hold {model}: {self.detail}",
@@ -79,22 +79,22 @@ class Failure(Exception):
             )
         if self.restricted:
             return ScoringError(
-                f"the server keeps this to itself: {self.detail}",
+                f"the server restricts this protocol: {self.detail}",
                 where=url,
-                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; start a local one anew: "
+                next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; restart a local one: "
                 "scalr triton stop, scalr triton start",
             )
         if self.backend_died:
             return ModelNotReady(
-                f"the process that {model} runs in has died: {self.detail}",
+                f"the process that {model} runs in has exited: {self.detail}",
                 where=url,
-                next_step="see that memory suffices, then go on with the run: scalr runs resume RUN (the model is loaded anew)",
+                next_step="check the available memory, then resume the run, which reloads the model: scalr runs resume RUN",
             )
         if self.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
             return ServerUnreachable(
                 f"no answer: {self.detail}",
                 where=url,
-                next_step="look with: scalr triton status; start one with: scalr triton start; or correct [serving] url",
+                next_step="check it: scalr triton status; start one with: scalr triton start; or correct [serving] url",
             )
         refused = InvalidRequest if self.code == "INVALID_ARGUMENT" else ScoringError
         return refused(
@@ -103,34 +103,34 @@ class Failure(Exception):
 
 
 class Reply(Protocol):
-    """An answer on its way."""
+    """A pending answer."""
 
     def result(self) -> Message:
-        """Wait for it; at most until the deadline that it was sent with.
+        """Wait for the answer, at most until the request's deadline.
 
         Raises:
-            Failure: None came.
+            Failure: No answer arrived.
         """
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Discard the answer."""
 
 
 class Transport(Protocol):
-    """What a scorer needs of a channel; tests put another in its place."""
+    """The channel interface that a scorer needs; tests substitute it."""
 
     @property
     def url(self) -> str:
-        """Where it leads to."""
+        """Return the server's address."""
 
     def infer(self, request: Message, timeout: float) -> Reply:
-        """Send a request; returns at once."""
+        """Send a request without waiting for the answer."""
 
     def model_config(self, model: str, version: str, timeout: float) -> Message:
-        """The model's configuration.
+        """Return the model's configuration.
 
         Raises:
-            Failure: It could not be had.
+            Failure: The server did not return it.
         """
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class Transport(Protocol):
 
 
 class Channel:
-    """A channel to the server at ``url``. Nothing is sent before the first call. It belongs to one process."""
+    """A channel to the server at ``url``. Sends nothing before the first call. Belongs to one process."""
 
     def __init__(self, url: str, security: Security | None = None, latencies: Latencies | None = None) -> None:
         import grpc
@@ -158,13 +158,13 @@ class Channel:
         self._error = grpc.RpcError
 
     def infer(self, request: Message, timeout: float) -> Reply:
-        """Send a request; returns at once."""
+        """Send a request without waiting for the answer."""
         started = time.perf_counter()
         future = self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._metadata)
         return _GrpcReply(future, self._error, started, self._latencies)
 
     def server_name(self, timeout: float) -> str:
-        """What the server calls itself; an answer shows that it lives.
+        """Return the server's name; an answer shows that it is alive.
 
         Raises:
             Failure: Nothing answers.
@@ -172,15 +172,15 @@ class Channel:
         return str(self._call("ServerMetadata", self._pb.ServerMetadataRequest(), timeout).name)
 
     def model_config(self, model: str, version: str, timeout: float) -> Message:
-        """The model's configuration.
+        """Return the model's configuration.
 
         Raises:
-            Failure: It could not be had.
+            Failure: The server did not return it.
         """
         return self._call("ModelConfig", self._pb.ModelConfigRequest(name=model, version=version), timeout).config
 
     def ready_versions(self, model: str, timeout: float) -> list[int]:
-        """The versions of a model that are loaded, the lowest first.
+        """Return the loaded versions of a model, in ascending order.
 
         Raises:
             Failure: Nothing answers.
@@ -189,7 +189,7 @@ class Channel:
         return sorted(int(entry.version) for entry in index if entry.name == model and entry.state == "READY")
 
     def answered(self, model: str, timeout: float) -> int:
-        """How many requests all versions of a model have answered since they were loaded.
+        """Return how many requests all versions of a model have answered since they were loaded.
 
         Raises:
             Failure: Nothing answers.
@@ -198,10 +198,10 @@ class Channel:
         return sum(int(found.inference_stats.success.count) for found in statistics)
 
     def load(self, model: str, timeout: float) -> None:
-        """Load the versions that the model's configuration in the repository names; those loaded already stay until then.
+        """Load the versions named by the model's configuration; versions loaded already stay until then.
 
         Raises:
-            Failure: The server could not, and says why.
+            Failure: The server could not load them; with its reason.
         """
         self._call("RepositoryModelLoad", self._pb.RepositoryModelLoadRequest(model_name=model), timeout)
 
@@ -216,7 +216,7 @@ class Channel:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a channel belongs to one process: open another in each")
+        raise TypeError("a channel belongs to one process: open one in each process")
 
     def _call(self, method: str, request: Message, timeout: float) -> Message:
         try:
@@ -231,7 +231,7 @@ class _GrpcReply:
         self._error = error
         self._started, self._arrived, self._latencies = started, 0.0, latencies
         if latencies is not None:
-            future.add_done_callback(self._note)  # the answer may be there long before somebody asks for it
+            future.add_done_callback(self._note)  # the answer may arrive long before the caller asks for it
 
     def _note(self, _: Any) -> None:
         self._arrived = time.perf_counter()

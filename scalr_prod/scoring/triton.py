@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The translator behind a Triton server."""
+"""Scorer that uses the translator on a Triton server."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = ["TritonScorer"]
 
 logger = logging.getLogger(__name__)
 
-#: How long an unreachable server, or a model that is being loaded, is waited for before the first answer ever came.
+#: How long to wait for an unreachable server, or for a model that is loading, before the first answer.
 _PATIENCE_S: Final = 10.0
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One request: a batch, or a part of one; ``last`` marks the end of its batch."""
+    """One request: a batch or a slice of one; ``last`` marks the end of its batch."""
 
     tensors: Mapping[str, NDArray[Any]]
     shapes: Mapping[str, tuple[int, int]]
@@ -47,7 +47,7 @@ class _Piece:
 
 @dataclass
 class _Pending:
-    """One request on its way, with all that is needed to send it again."""
+    """A pending request, with all that is needed to send it again."""
 
     piece: _Piece
     message: Message
@@ -57,20 +57,20 @@ class _Pending:
 
 
 class TritonScorer:
-    """Asks one version of the translator, one server at a time; see `scalr_prod.scoring.Scorer`.
+    """Call one version of the translator, on one server at a time; see `scalr_prod.scoring.Scorer`.
 
     Args:
-        addresses: Gives the addresses of the servers. It is asked again after a failure: the next server is gone on with, and a local
-            one that was started anew has another address.
+        addresses: Returns the addresses of the servers. Called again after a failure, before switching to the next server; a restarted
+            local server has another address.
         version: The version that must answer.
         model: The model's name in the server.
-        deadline_s: Seconds for one request, over all of its attempts.
-        in_flight: Requests on their way at once, in a stream.
+        deadline_s: Time limit of one request, over all of its attempts, in seconds.
+        in_flight: Concurrent requests of a stream.
         max_request_mb: Limit of one request's input tensors, MiB.
-        digest: The model's expected `digest_of`, where it is known.
-        retries: Waits between attempts.
-        guarded: Somebody starts the server anew when it fails, so a failure that it would not recover from may pass.
-        place: Which server to ask first, counted around.
+        digest: The model's expected `digest_of`, if known.
+        retries: Backoff between attempts.
+        guarded: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
+        place: Number of the server to ask first, modulo the number of servers.
         connect: Opens a channel to an address.
 
     Raises:
@@ -100,14 +100,14 @@ class TritonScorer:
         self._pace = Pace(deadline_s)
         self._digest, self._catalogue_size = digest, 0
         urls = addresses()
-        #: Whether another server can be asked where one fails.
+        #: Whether there is another server to switch to.
         self._others = len(urls) > 1
         self._channel = connect(urls[place % len(urls)])
         self._channels = {self._channel.url: self._channel}
         try:
             patience = Deadline.after(deadline_s if guarded else min(_PATIENCE_S, deadline_s))
             self._limits = Limits(int(max_request_mb * 2**20), self._ask_rows(patience))
-            # A real request: it waits behind those of other workers, so it has a request's own time.
+            # A real request queues behind those of other workers, so it gets a request's full deadline.
             self.identity = self._ask_identity(Deadline.after(deadline_s))
             self._digest, self._catalogue_size = self.identity.digest, self.identity.catalogue_size
         except BaseException:
@@ -116,7 +116,7 @@ class TritonScorer:
 
     @property
     def version(self) -> int:
-        """The version that answers."""
+        """Return the version that answers."""
         return self._version
 
     def sample(
@@ -134,18 +134,18 @@ class TritonScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """The answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
+        """Yield the answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
         encoded = (encode(batch, k=k, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches)
         for answer in self._stream(encoded, SAMPLE_OUTPUTS, k):
             yield Samples(**answer)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """P(item | context) and P(item) of named candidates; see `Scorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
         if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
                 where="candidates",
-                next_step="name the candidates of each context in one row",
+                next_step="pass the candidates of each context as one row",
             )
         if not candidates.size:
             return np.empty(candidates.shape, np.float32), np.empty(candidates.shape, np.float32)
@@ -155,7 +155,7 @@ class TritonScorer:
         return probabilities, prior
 
     def close(self) -> None:
-        """Close the channels; what is in flight is dropped."""
+        """Close the channels and drop pending requests."""
         for channel in self._channels.values():
             channel.close()
 
@@ -166,12 +166,12 @@ class TritonScorer:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        raise TypeError("a scorer belongs to one process: open another in each with open_scorer(settings, version)")
+        raise TypeError("a scorer belongs to one process: open one in each process with open_scorer(settings, version)")
 
     def _stream(
         self, encoded: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str], width: int
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Each batch's checked output tensors, in order; a batch larger than a request travels as several."""
+        """Yield each batch's validated output tensors, in order; a batch larger than a request is split."""
         pieces = (piece for tensors in encoded for piece in self._cut(tensors, outputs, width))
         waiting: deque[_Pending] = deque()
         parts: list[dict[str, NDArray[Any]]] = []
@@ -188,7 +188,7 @@ class TritonScorer:
                 parts.clear()
                 paused = time.monotonic()
                 yield whole
-                # While the caller works on one answer, the clock of the others stands still.
+                # The deadlines of pending requests are extended by the time that the caller works on one answer.
                 for pending in waiting:
                     pending.deadline = pending.deadline.extended(time.monotonic() - paused)
         finally:
@@ -214,12 +214,12 @@ class TritonScorer:
             self._model, self._version, piece.tensors, tuple(piece.shapes), timeout_s=self._deadline_s
         )
         deadline = Deadline.after(self._deadline_s)
-        # A batch without rows needs no answer from anybody.
+        # An empty batch needs no request.
         reply = self._channel.infer(message, self._patience(deadline)) if len(piece.tensors["event_time"]) else None
         return _Pending(piece, message, deadline, self._channel, reply)
 
     def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
-        """The checked answer, after as many attempts as the deadline allows."""
+        """Return the validated answer, after as many attempts as the deadline allows."""
         if pending.reply is None:
             return {name: np.empty(shape, OUTPUTS[name]) for name, shape in pending.piece.shapes.items()}
         answer = self._answer(pending, first=pending.reply.result)
@@ -229,34 +229,34 @@ class TritonScorer:
     def _answer(
         self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
     ) -> dict[str, NDArray[Any]]:
-        """The checked answer; see `_persist`."""
+        """Return the validated answer, retrying also after malformed ones."""
         pauses = self._retries.waits()
         while True:
-            asked, response = self._persist(
+            source, response = self._persist(
                 lambda channel, left: channel.infer(pending.message, left).result(),
                 pending.deadline,
                 first=None if first is None else (pending.channel, first),
                 await_model=await_model,
             )
             try:
-                return self._checked(pending.piece, response, where=asked.url)
+                return self._checked(pending.piece, response, where=source.url)
             except MalformedResponse as error:
-                # A server that mixes answers up does so until it is started anew, which is done where it is watched over.
+                # A server that mixes up answers does so until it is restarted, which the watchdog does.
                 pause = next(pauses)
                 if not (self._guarded or self._others) or pause >= pending.deadline.remaining:
                     raise
-                logger.warning("%s: %s", asked.url, error.found)
+                logger.warning("%s: %s", source.url, error.found)
                 time.sleep(pause)
                 first = None
-                self._follow(asked)
+                self._follow(source)
 
     def _checked(self, piece: _Piece, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
-        """The tensors of an answer that came from this address, once nothing speaks against them."""
+        """Return the tensors of an answer from this address, after validating them."""
         tensors = codec.read_tensors(response, piece.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
         codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
         codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
-        if "items" in tensors and self._catalogue_size:  # who answers tells it with the first answer
+        if "items" in tensors and self._catalogue_size:  # the first answer identifies the model
             codec.check_items(tensors["items"], self._catalogue_size, where=where)
         for name, array in tensors.items():
             if array.dtype == np.float32:
@@ -271,23 +271,23 @@ class TritonScorer:
         first: tuple[Transport, Callable[[], Message]] | None = None,
         await_model: bool = True,
     ) -> tuple[Transport, Message]:
-        """Try until there is an answer, a failure that will not pass, or no time left.
+        """Retry until there is an answer, a permanent failure, or no time left.
 
         Args:
-            attempt: Makes one attempt at a channel, which may take the given seconds.
-            deadline: Of all attempts.
-            first: The first attempt, where it is on its way already, and the channel that it took.
-            await_model: A model that is absent may be on its way back: the server was started anew.
+            attempt: Makes one attempt on a channel, within the given seconds.
+            deadline: Time limit of all attempts.
+            first: The first attempt and its channel, if it is under way already.
+            await_model: Also retry while the model is absent: a restarted server may still be loading it.
 
         Returns:
-            The channel that the answer came by, which may have been left since it was asked, and the answer.
+            The channel that the answer came from, which may not be the current one any more, and the answer.
         """
         pauses = self._retries.waits()
         attempts = 1
         while True:
-            asked = self._channel if first is None else first[0]
+            channel = self._channel if first is None else first[0]
             try:
-                return asked, (attempt(asked, self._patience(deadline)) if first is None else first[1]())
+                return channel, (attempt(channel, self._patience(deadline)) if first is None else first[1]())
             except Failure as failure:
                 pause = next(pauses)
                 awaited = failure.may_pass or (failure.model_absent and await_model)
@@ -295,26 +295,26 @@ class TritonScorer:
                 hung = self._others and failure.code == "DEADLINE_EXCEEDED"
                 hopeless = not (awaited or elsewhere or hung)
                 if hopeless or pause >= deadline.remaining:
-                    raise self._explain(failure, asked.url, attempts, deadline) from failure
-                logger.warning("%s, attempt %d: %s %s", asked.url, attempts, failure.code, failure.detail)
+                    raise self._explain(failure, channel.url, attempts, deadline) from failure
+                logger.warning("%s, attempt %d: %s %s", channel.url, attempts, failure.code, failure.detail)
                 time.sleep(pause)
-                if deadline.passed:  # a busy machine may sleep longer than it was asked to
-                    raise self._explain(failure, asked.url, attempts, deadline) from failure
+                if deadline.passed:  # a busy machine may sleep longer than requested
+                    raise self._explain(failure, channel.url, attempts, deadline) from failure
             first = None
             attempts += 1
-            self._follow(asked)
+            self._follow(channel)
 
     def _patience(self, deadline: Deadline) -> float:
-        """Seconds that one attempt may take: where there is another server, a server that hangs leaves time to ask it."""
+        """Return the time limit of one attempt, which leaves time for another server if this one hangs."""
         return min(deadline.remaining, deadline.seconds / 2) if self._others else deadline.remaining
 
     def _follow(self, failed: Transport) -> None:
-        """Go to the next server, or to where the local one is now: one that was started anew has another address."""
-        if failed is not self._channel:  # another request has found out before
+        """Switch to the next server, or to the local one's current address, which changes with a restart."""
+        if failed is not self._channel:  # another request has switched already
             return
         try:
             urls = self._addresses()
-        except ServerUnreachable:  # none is there now; one may come until the deadline
+        except ServerUnreachable:  # there is none now; one may start before the deadline
             return
         if failed.url in urls:
             url = urls[(urls.index(failed.url) + 1) % len(urls)]
@@ -335,30 +335,30 @@ class TritonScorer:
         return failure.explain(url, f"{self._model} version {self._version}")
 
     def _ask_rows(self, deadline: Deadline) -> int:
-        """The most rows that the server takes in one request."""
+        """Return the most rows that the server takes in one request."""
         _, config = self._persist(
             lambda channel, left: channel.model_config(self._model, str(self._version), left), deadline, await_model=False
         )
         return max(1, int(config.max_batch_size))
 
     def _ask_identity(self, deadline: Deadline) -> Identity:
-        """Who answers: asked with a real request, so that a model that loads but cannot answer is found out now."""
+        """Return which model answers, using a real request to detect a model that loads but cannot answer."""
         contexts = Contexts(
             history_items=np.zeros((1, 1), np.int32),
             history_ages=np.zeros((1, 1), np.float32),
             history_end=np.zeros(1, np.int64),
             event_time=np.full(1, LATEST_US, np.int64),
             fold=np.full(1, -1, np.int32),
-            # Like no other's: a server that mixes answers up must not pass with that to an earlier question.
+            # A unique request, so that an answer to an earlier one cannot pass for its answer.
             noise_key=np.array([random.getrandbits(62)], np.int64),
             exclude=np.full((1, 1), NO_ITEM, np.int32),
         )
-        asked = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
-        piece = _Piece(encode(contexts), dict.fromkeys(asked, (1, 1)), last=True)
-        message = codec.build_request(self._model, self._version, piece.tensors, asked, timeout_s=self._deadline_s)
-        found = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
+        output_names = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
+        piece = _Piece(encode(contexts), dict.fromkeys(output_names, (1, 1)), last=True)
+        message = codec.build_request(self._model, self._version, piece.tensors, output_names, timeout_s=self._deadline_s)
+        tensors = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
         self._pace.measured(1, deadline.elapsed)
         where = self._channel.url
-        identity = Identity(self._version, int(found["model_digest"][0, 0]), int(found["catalogue_size"][0, 0]))
-        codec.check_items(found["items"], identity.catalogue_size, where=where)
+        identity = Identity(self._version, int(tensors["model_digest"][0, 0]), int(tensors["catalogue_size"][0, 0]))
+        codec.check_items(tensors["items"], identity.catalogue_size, where=where)
         return identity

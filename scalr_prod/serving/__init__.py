@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton server: started and stopped here when the settings name no address, and told which version to serve.
+"""Triton serving: start and stop the local server, load and promote versions.
 
-Only what is asked for is imported.
+Names are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing that `scalr doctor` looked at."""
+"""Result of one check of `scalr doctor`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Check"]
 
 @dataclass(frozen=True)
 class Check(Jsonable):
-    """One thing that was looked at.
+    """Describe the outcome of one check.
 
     Attributes:
-        name: What was looked at.
-        ok: Whether it can be used.
-        found: What was found, in one sentence.
-        next_step: What to do, where it cannot be used.
+        name: What was checked.
+        ok: Whether it is usable.
+        found: The finding, in one sentence.
+        next_step: What to do if it is not usable.
     """
 
     name: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `scalr doctor` tells of the serving side."""
+"""Checks of `scalr doctor` for serving."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ events = "none.parquet"
 
 
 def serving_checks(settings: Settings | None, *, deep: bool = False) -> list[Check]:
-    """The serving environment and its parts; with settings, also the server that they name.
+    """Check the serving environment; with settings, also the server that they name.
 
     Args:
         settings: The project's settings; None: the machine alone.
-        deep: Also start a server in a temporary home, ask it who it is, and stop it.
+        deep: Also start a server in a temporary home, send it a request, and stop it.
     """
     if settings is not None and settings.serving.scorer == "local":
         return [Check("scorer", ok=True, found="local: the translator runs in the workers; no Triton is needed")]
@@ -95,7 +95,7 @@ def _ports() -> Check:
     try:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            return Check("loopback port", ok=True, found="free ones can be had on 127.0.0.1")
+            return Check("loopback port", ok=True, found="free ports are available on 127.0.0.1")
     except OSError as error:
         return Check("loopback port", ok=False, found=str(error), next_step="allow sockets on 127.0.0.1")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a new version takes the served one's place."""
+"""Promotion of a new version if it is no worse than the served one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["PromotionDecision", "promote_if_better"]
 
 @dataclass(frozen=True)
 class PromotionDecision(Jsonable):
-    """Whether a new translator took the served one's place, and why.
+    """Describe whether and why a new translator was promoted.
 
     Attributes:
         version: The new version.
-        served: The version that is served from now on.
-        promoted: Whether the new one is.
-        reason: In one sentence.
-        comparison: Both versions on the same events; None where there was nothing to compare with.
+        served: The version served from now on.
+        promoted: Whether the new version was promoted.
+        reason: The reason, in one sentence.
+        comparison: Both versions on the same events; None if there was no served version.
     """
 
     version: int
@@ -35,7 +35,7 @@ class PromotionDecision(Jsonable):
 
 
 def promote_if_better(settings: Settings, version: int, *, progress: bool = False) -> PromotionDecision:
-    """Serve a new version if none is served, or if it is no worse than the served one on events that neither learned from.
+    """Promote a new version if none is served, or if it is no worse than the served one on events unseen by both.
 
     Args:
         settings: The project's settings.
@@ -43,7 +43,7 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
         progress: Show a progress bar on stderr.
 
     Raises:
-        ScalrError: The version is not there, or it does not answer once it is loaded.
+        ScalrError: The version does not exist, or does not answer once it is loaded.
     """
     from scalr_prod.serving.versions import promote
     from scalr_prod.translator.comparison import compare
@@ -54,10 +54,10 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
     if served is None:
         promote(settings, version)
         return PromotionDecision(version, version, promoted=True, reason="none was served", comparison=None)
-    found = compare(settings, version, served, progress=progress)
-    facts = f"NLL {found.candidate_nll} against {found.served_nll} on {found.events} events from {found.since} on"
-    if found.fit_to_serve:
+    comparison = compare(settings, version, served, progress=progress)
+    facts = f"NLL {comparison.candidate_nll} against {comparison.served_nll} on {comparison.events} events from {comparison.since} on"
+    if comparison.fit_to_serve:
         promote(settings, version)
-        return PromotionDecision(version, version, promoted=True, reason=facts, comparison=found.to_json())
-    reason = facts if found.events else f"too few events between {found.since} and {found.until} to compare on"
-    return PromotionDecision(version, served, promoted=False, reason=reason, comparison=found.to_json())
+        return PromotionDecision(version, version, promoted=True, reason=facts, comparison=comparison.to_json())
+    reason = facts if comparison.events else f"too few events between {comparison.since} and {comparison.until} to compare on"
+    return PromotionDecision(version, served, promoted=False, reason=reason, comparison=comparison.to_json())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server for as long as it is needed."""
+"""Serving session: a server that answers for the duration of a block."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
-    """Have the version answer for as long as the block takes.
+    """Make the version available for the duration of the block.
 
-    The local scorer needs nothing. Where the settings name servers, each is checked, and asked to load the version if it does
-    not hold it. Else the local server is found or started; one that was not started by command is stopped by its last user.
+    The local scorer needs nothing. Servers named in the settings are checked, and load the version if they do not hold it. Otherwise
+    the local server is found or started; its last user stops it unless a command started it.
 
     Args:
         settings: The project's settings.
@@ -38,7 +38,7 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
 
     Raises:
         ServingError: The server could not be started, or could not load the version.
-        ScoringError: It does not answer as it should.
+        ScoringError: It does not answer as expected.
         TranslatorNotFound: The version was never trained.
     """
     return serving(settings, version)
@@ -46,12 +46,12 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
 
 @contextmanager
 def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None = None) -> Iterator[None]:
-    """`ensure_serving`, with a say in what else a running server holds.
+    """Make the version available, with control over the other versions that a running server holds.
 
     Args:
         settings: The project's settings.
         version: The translator version.
-        beside: The other versions to hold; default: all that it holds already.
+        beside: The other versions to hold; default: all versions that it holds already.
     """
     if settings.serving.scorer == "local":
         open_scorer(settings, version).close()
@@ -70,7 +70,7 @@ def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None
 
 
 def stop_unused(settings: Settings) -> None:
-    """Stop a local server that nobody uses, unless it was started by command; a killed run may have left one."""
+    """Stop a local server that nobody uses, unless a command started it; a killed run may have left one."""
     if settings.serving.scorer == "local" or settings.serving.url is not None or read_record(settings) is None:
         return
     with server_lock(settings):
@@ -79,30 +79,35 @@ def stop_unused(settings: Settings) -> None:
             stop_locked(settings)
 
 
-def _ensure_local(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
+def _ensure_local(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
     fresh = start_locked(settings, [version], lasting=False).started
     while True:
         before = beats(settings, version)
         try:
-            return _ensure_loaded(settings, version, None if fresh else beside)
+            return _ensure_loaded(settings, version, None if fresh else also_loaded)
         except (DeadlineExceeded, MalformedResponse, ServerUnreachable) as error:
             if fresh:
                 raise
             if not isinstance(error, MalformedResponse) and beats(settings, version) != before:
-                logger.info("Triton works on requests of others: waiting for it")
+                logger.info("Triton is busy with other requests: waiting for it")
                 continue
-            # It hangs, mixes answers up or is about to end: what was left of it by an earlier run is of no use to anybody.
+            # It hangs, mixes up answers or is about to exit: nobody needs a server that an earlier run left in this state.
             restart_locked(settings, [version])
             return _ensure_loaded(settings, version, None)
 
 
-def _ensure_loaded(settings: Settings, version: int, beside: AbstractSet[int] | None) -> None:
-    held = versions_by_server(settings).values()
-    if any(version not in loaded or (beside is not None and not set(loaded) <= {version, *beside}) for loaded in held):
-        load_versions(settings, {version, *(configured_versions(settings) if beside is None else beside)}, needed=version)
+def _ensure_loaded(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
+    loaded_by_server = versions_by_server(settings).values()
+    if any(
+        version not in loaded or (also_loaded is not None and not set(loaded) <= {version, *also_loaded})
+        for loaded in loaded_by_server
+    ):
+        load_versions(
+            settings, {version, *(configured_versions(settings) if also_loaded is None else also_loaded)}, needed=version
+        )
         return
     try:
         check_version(settings, version)
     except (ModelNotReady, ModelVersionMismatch):
-        # Another model under this number: another home's, or one of before this home was made anew.
+        # A different model has this number: another home's, or one from before this home was recreated.
         load_versions(settings, {version, *configured_versions(settings)}, needed=version)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The serving environment: where it is, and whether a Triton server can be started from it.
+"""Location and inspection of the serving environment.
 
-The server is the one inside the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it
-needs that interpreter's shared library; and it needs numpy < 2: under numpy 2 every output arrives empty.
+The server is the one in the wheel nvidia-pytriton. Its python backend starts a stub that embeds the interpreter, so it needs that
+interpreter's shared library. It also needs numpy < 2: with numpy 2 every output arrives empty.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _NEXT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
-#: Variables of this process that the server gets too: where temporary files go, which language and which GPU. All else may be a secret.
+#: Variables of this process passed to the server: temporary folders, language and GPU. Any other one may be a secret.
 _KEPT: Final = frozenset(
     {
         "CUDA_DEVICE_ORDER",
@@ -71,14 +71,14 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class ServingEnvironment:
-    """What was found in it.
+    """Describe an inspected serving environment.
 
     Attributes:
         folder: The virtual environment.
         minor: Version of its Python, such as ``3.11``.
-        packages: Versions of what the server needs; None where it is missing.
-        wheel: Folder of ``tritonserver`` inside the wheel; None where the wheel is missing.
-        library: Folder of the interpreter's shared library; None where there is none, empty path where the system knows it.
+        packages: Versions of the packages that the server needs; None if missing.
+        wheel: Folder of ``tritonserver`` in the wheel; None if the wheel is missing.
+        library: Folder of the interpreter's shared library; None if missing, empty path if the system's loader finds it.
     """
 
     folder: Path
@@ -89,7 +89,7 @@ class ServingEnvironment:
 
     @property
     def server(self) -> Path | None:
-        """The server's program, where it is there and fits this Python."""
+        """Return the server binary, or None if it is missing or does not fit this Python."""
         if self.wheel is None or not self.stub.is_file():
             return None
         server = self.wheel / "bin" / "tritonserver"
@@ -97,11 +97,11 @@ class ServingEnvironment:
 
     @property
     def stub(self) -> Path:
-        """The program that embeds this Python."""
+        """Return the stub binary that embeds this Python."""
         return (self.wheel or self.folder) / "python_backend_stubs" / self.minor / "triton_python_backend_stub"
 
     def problem(self) -> str | None:
-        """What keeps a server from starting here, in one sentence; None where nothing does."""
+        """Return what prevents a server from starting, in one sentence; None if nothing does."""
         missing = [name for name, version in self.packages.items() if version is None]
         if missing:
             return f"not installed there: {', '.join(missing)}"
@@ -110,22 +110,22 @@ class ServingEnvironment:
         if int((self.packages["numpy"] or "2").split(".")[0]) > 1:
             return f"numpy {self.packages['numpy']} is installed there; the server needs numpy < 2, or its outputs arrive empty"
         if self.server is None:
-            return f"the wheel nvidia-pytriton holds no server for Python {self.minor} on this machine"
+            return f"the wheel nvidia-pytriton has no server for Python {self.minor} on this machine"
         if self.library is None:
             name = f"libpython{self.minor}"
-            return f"{name}.so.1.0 is nowhere to be found (Debian and Ubuntu: apt-get install {name})"
+            return f"{name}.so.1.0 was not found (Debian and Ubuntu: apt-get install {name})"
         return None
 
     def variables(self, threads: int) -> dict[str, str]:
-        """Environment variables for the server: those it needs, and none of the secrets that this process may have."""
-        kept = {key: value for key, value in os.environ.items() if key in _KEPT}
+        """Return the server's environment variables: only those it needs, so that no secret of this process leaks."""
+        inherited = {key: value for key, value in os.environ.items() if key in _KEPT}
         wheel = self.wheel or self.folder
         libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
-        return kept | {
+        return inherited | {
             # The stub finds its packages through the first python on the PATH.
             "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
-            # How many groups of contexts the model works on side by side; torch has one thread in each (docs/adr/0008).
+            # Groups of contexts that the model processes in parallel, each with one torch thread (docs/adr/0008).
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -133,14 +133,14 @@ class ServingEnvironment:
 
 
 def environment_places(settings: Settings | None) -> list[Path]:
-    """Where a serving environment is looked for, the first place first.
+    """Return the folders to search for a serving environment, in order.
 
-    Where the settings name one, there alone; else ``.venv-triton`` beside the running virtual environment, in the checkout, in
-    the working directory, or beside scalr.toml.
+    Only the folder named in the settings, if any; else ``.venv-triton`` beside the running virtual environment, in the checkout, in the
+    working directory, and beside scalr.toml.
     """
     if settings is not None and settings.serving.environment is not None:
         return [settings.resolve(settings.serving.environment)]
-    # The system's own Python has no folder of ours beside it.
+    # There is no environment of ours beside the system's Python.
     parents = [Path(sys.prefix).parent] if sys.prefix != sys.base_prefix else []
     checkout = Path(__file__).resolve().parents[2]
     parents += [checkout] if (checkout / "pyproject.toml").is_file() else []
@@ -149,7 +149,7 @@ def environment_places(settings: Settings | None) -> list[Path]:
 
 
 def find_environment(settings: Settings | None) -> ServingEnvironment:
-    """Find it in one of `environment_places`.
+    """Find the serving environment in `environment_places`.
 
     Raises:
         ServingError: There is none.
@@ -158,13 +158,11 @@ def find_environment(settings: Settings | None) -> ServingEnvironment:
     for folder in places:
         if (folder / "bin" / "python").exists():
             return examine_environment(folder)
-    raise ServingError(
-        "there is no serving environment to start Triton from", where=", ".join(map(str, places)), next_step=_NEXT
-    )
+    raise ServingError("no serving environment was found", where=", ".join(map(str, places)), next_step=_NEXT)
 
 
 def require_environment(settings: Settings) -> None:
-    """See that a local server could be started, before any work that needs one later. Other scorers need nothing.
+    """Check that a local server can start, before the work that needs it later. Other scorers need no environment.
 
     Raises:
         ServingError: There is no serving environment, or no server can be started from it.
@@ -174,10 +172,10 @@ def require_environment(settings: Settings) -> None:
 
 
 def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
-    """Lay the folder that Triton finds its python backend in: the wheel's files beside the stub of the right Python.
+    """Prepare Triton's python backend folder: the wheel's files and the stub of the right Python.
 
     Raises:
-        ServingError: A server cannot be started from this environment.
+        ServingError: No server can be started from this environment.
     """
     wheel = _usable(environment)
     python = folder / "python"
@@ -192,7 +190,7 @@ def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
 
 
 def examine_environment(folder: Path) -> ServingEnvironment:
-    """Look at one environment.
+    """Inspect one environment.
 
     Raises:
         ServingError: Its Python does not run.
@@ -201,20 +199,20 @@ def examine_environment(folder: Path) -> ServingEnvironment:
         output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
             [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
         ).stdout
-        found = json.loads(output)
+        facts = json.loads(output)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise ServingError(f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_NEXT}") from error
-    wheel = Path(found["pytriton"]) / "tritonserver" if found["pytriton"] else None
-    library = find_library(found["minor"], found["places"])
-    return ServingEnvironment(folder, found["minor"], found["packages"], wheel, library)
+    wheel = Path(facts["pytriton"]) / "tritonserver" if facts["pytriton"] else None
+    library = find_library(facts["minor"], facts["places"])
+    return ServingEnvironment(folder, facts["minor"], facts["packages"], wheel, library)
 
 
 def find_library(minor: str, places: Sequence[str]) -> Path | None:
-    """Folder of the shared library of a Python, which the server's python backend embeds.
+    """Return the folder of a Python's shared library, which the server's python backend embeds.
 
     Args:
         minor: The Python's version, such as ``3.12``.
-        places: Folders to look in first; then the system's loader is asked.
+        places: Folders to search before asking the system's loader.
     """
     name = f"libpython{minor}.so.1.0"
     library = next((Path(place) for place in places if place and (Path(place) / name).is_file()), None)
@@ -222,15 +220,15 @@ def find_library(minor: str, places: Sequence[str]) -> Path | None:
 
 
 def _usable(environment: ServingEnvironment) -> Path:
-    """The wheel's folder of an environment that a server can be started from."""
+    """Return the wheel's folder of an environment that a server can be started from."""
     problem = environment.problem()
     if problem is not None or environment.wheel is None:
-        raise ServingError(f"no Triton can be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+        raise ServingError(f"Triton cannot be started: {problem}", where=str(environment.folder), next_step=_NEXT)
     return environment.wheel
 
 
 def _system_library(name: str) -> Path | None:
-    """The folder in which the system's loader finds it."""
+    """Return the folder in which the system's loader finds a library."""
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         try:
             cache = subprocess.run(  # noqa: S603 - a fixed program

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A local server that is watched over while a run uses it: one that dies or hangs is started anew.
+"""Watchdog of a local server during a run: restarts it if it dies or hangs.
 
-The workers need not know. They ask again until their deadline, and go to where the server is then.
+Workers need not know of it: they retry until their deadline, and switch to the server's new address.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ logger = logging.getLogger(__name__)
 
 _EVERY_S: Final = 1.0
 _PROBE_S: Final = 5.0
-#: A busy machine may answer late: a server hangs if for this long, and no longer than requests wait, it answers nobody and works on
-#: no group of contexts.
+#: A busy machine may answer late. A server counts as hung if it answers nobody and processes no group of contexts for this long,
+#: but no longer than requests wait.
 _HANGS_AFTER_S: Final = 30.0
-#: Restarts within one run; a server that needs more has a cause that a person should see.
+#: Maximum restarts within one run; a server that needs more has a problem that a person should look at.
 _RESTARTS: Final = 5
 
 
 @contextmanager
 def guarded_serving(settings: Settings, version: int) -> Iterator[None]:
-    """`ensure_serving`, and start the local server anew where it dies, hangs, mixes answers up, or loses a process of its model.
+    """Serve the version, and restart the local server if it dies, hangs, mixes up answers or loses a model process.
 
-    A server that the settings name elsewhere, or one that is stopped by command, is left as it is.
+    Servers named in the settings, and servers stopped by command, are not touched.
 
     Args:
         settings: The project's settings.
@@ -74,7 +74,7 @@ class _Guard(threading.Thread):
         self._seen: dict[int, int] = {}
 
     def end(self) -> None:
-        """Stop watching; a restart that is under way is finished first."""
+        """Stop watching, after finishing a restart under way."""
         self._over.set()
         self.join()
 
@@ -84,22 +84,22 @@ class _Guard(threading.Thread):
             record = read_record(self._settings)
             if record is None:  # stopped by command
                 return
-            trouble = self._trouble(record)
-            if trouble is not None:
+            problem = self._trouble(record)
+            if problem is not None:
                 restarts += 1
-                logger.warning("Triton at %s %s: starting it anew (%d of %d)", record.url, trouble, restarts, _RESTARTS)
+                logger.warning("Triton at %s %s: restarting it (%d of %d)", record.url, problem, restarts, _RESTARTS)
                 self._restart(record)
 
     def _trouble(self, record: ServerRecord) -> str | None:
         if not is_alive(record):
             return "has ended"
         if self._lost_a_process(record):
-            return "has lost a process that the model runs in"
+            return "lost a process of its model"
         name = self._settings.served_model
-        try:  # with a real request: a server may say that it is well, and its model not answer
+        try:  # a real request, since a server may report to be well while its model does not answer
             TritonScorer(lambda: [record.url], self._version, model=name, deadline_s=_PROBE_S).close()
         except MalformedResponse:
-            return "hands out answers that are meant for others"
+            return "mixes up answers"
         except ModelNotReady as error:
             return f"has a model that does not answer ({error.found})"
         except ScoringError:
@@ -108,16 +108,16 @@ class _Guard(threading.Thread):
         return None
 
     def _silence(self, record: ServerRecord) -> str | None:
-        """Of a server that did not answer in time: it hangs if it answers nobody, and makes no progress within its batch.
+        """Return why a silent server counts as hung: it answers nobody and makes no progress within its batch.
 
-        Other requests may have come before ours, and be large.
+        Other, larger requests may be queued before the probe.
         """
         answered = self._signs[0]
         try:
             with Channel(record.url, Security.control(self._settings)) as channel:
                 answered = channel.answered(self._settings.served_model, _PROBE_S)
         except Failure as failure:
-            logger.info("Triton at %s does not even count: %s", record.url, failure.detail)
+            logger.info("Triton at %s does not report statistics either: %s", record.url, failure.detail)
         signs = (answered, beats(self._settings, self._version))
         if signs != self._signs:
             self._alive_at, self._signs = time.monotonic(), signs
@@ -126,7 +126,7 @@ class _Guard(threading.Thread):
         return f"answers nobody and makes no progress for {limit:g} s" if silent else None
 
     def _lost_a_process(self, record: ServerRecord) -> bool:
-        """Whether fewer instances run than have been seen, of those that there are to be: one more may be on its way."""
+        """Return whether fewer instances run than were seen before, up to the configured number; more may be starting."""
         import psutil
 
         program, running = str(model_folder(self._settings) / str(self._version)), 0
@@ -134,21 +134,21 @@ class _Guard(threading.Thread):
             for process in psutil.Process(record.pid).children(recursive=True):
                 ended = process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED}
                 running += not ended and any(program in part for part in process.cmdline())
-        except psutil.Error:  # it has ended just now: the next look tells
+        except psutil.Error:  # it has just exited: the next check reports it
             return False
-        most = max(self._seen.get(record.pid, 1), running)
-        self._seen = {record.pid: most}
-        return running < min(most, configured_instances(self._settings))
+        expected = max(self._seen.get(record.pid, 1), running)
+        self._seen = {record.pid: expected}
+        return running < min(expected, configured_instances(self._settings))
 
     def _restart(self, seen: ServerRecord) -> None:
         try:
             with server_lock(self._settings):
-                found = read_record(self._settings)
-                if found is None or found.pid != seen.pid:  # another run's guard was faster, or it was stopped by command
+                current = read_record(self._settings)
+                if current is None or current.pid != seen.pid:  # stopped by command, or restarted by another run
                     return
                 restart_locked(self._settings, [self._version])
                 check_version(self._settings, self._version)
         except (ScalrError, OSError) as error:
-            logger.warning("Triton could not be started anew: %s", error)
+            logger.warning("Triton could not be restarted: %s", error)
         finally:
             self._alive_at = time.monotonic()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr serving install`: the environment that a local Triton runs in, from the constraints that ship with the package.
+"""`scalr serving install`: environment of a local Triton, from the constraints that ship with the package.
 
-Imports the standard library only: `make setup` uses it before anything is installed.
+Uses only the standard library: `make setup` imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]
 
-#: A file that says that the environment was made here, so that it may be changed or made anew.
+#: Marks an environment created here, which may be changed or recreated.
 _MARK: Final = "scalr-serving.json"
 #: What the model's process imports (triton_models/translator/1/model.py).
 _IMPORTED: Final = (
@@ -40,16 +40,16 @@ _IMPORTED: Final = (
 
 @dataclass(frozen=True)
 class InstallPlan(Jsonable):
-    """What `install_serving` would do.
+    """Describe what `install_serving` would do.
 
     Attributes:
         folder: The environment.
-        exists: Whether it is there already, and would be brought up to date.
-        python: The interpreter that it is made from.
+        exists: Whether it exists already and would be updated.
+        python: The interpreter to create it from.
         minor: Its version, such as ``3.12``.
         requirements: File that lists what is installed.
         constraints: File that lists the versions.
-        package: How this package gets there: its checkout, or None where the installed files are copied.
+        package: The checkout to install this package from; None to copy the installed files.
     """
 
     folder: Path
@@ -61,22 +61,22 @@ class InstallPlan(Jsonable):
     package: Path | None
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values."""
+        """Return the plan as JSON values."""
         values = super().to_json()
         return values | {"package": values["package"] or f"scalr-prod {__version__}, as it is installed here"}
 
 
 @dataclass(frozen=True)
 class InstallReport(Jsonable):
-    """What was installed.
+    """Describe what was installed.
 
     Attributes:
         folder: The environment.
         python: Version of its Python, such as ``3.12``.
-        tool: What installed: ``uv`` or ``pip``.
-        packages: Versions of what the server needs.
-        server: The server's program.
-        next_step: What to write into scalr.toml where the environment would not be found by itself.
+        tool: The installer: ``uv`` or ``pip``.
+        packages: Versions of the packages that the server needs.
+        server: The server binary.
+        next_step: What to write into scalr.toml if the environment is not on the search path.
     """
 
     folder: str
@@ -88,12 +88,12 @@ class InstallReport(Jsonable):
 
 
 def plan_serving(settings: Settings | None = None, *, folder: Path | None = None, system_packages: bool = False) -> InstallPlan:
-    """Decide where the serving environment goes and what it is made from; nothing is changed.
+    """Plan the location and sources of the serving environment, without changing anything.
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
-        folder: The environment; default: the one that would be found, else the first of `environment_places`.
-        system_packages: Whether a shared library that Python lacks may be installed by apt.
+        folder: The environment; default: the one found, else the first of `environment_places`.
+        system_packages: Whether apt may install a shared library that Python lacks.
 
     Raises:
         ServingError: No server runs on this machine, no Python fits, or the folder holds something else.
@@ -112,20 +112,20 @@ def plan_serving(settings: Settings | None = None, *, folder: Path | None = None
 def install_serving(
     settings: Settings | None = None, *, folder: Path | None = None, torch: Torch = "auto", system_packages: bool = False
 ) -> InstallReport:
-    """Make the serving environment, or bring it up to date, and see that the server in it runs.
+    """Create or update the serving environment, and check that its server runs.
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
-        folder: The environment; default: the one that would be found, else the first of `environment_places`.
-        torch: ``cpu``, ``cuda``, or ``auto``: the CPU build where there is no GPU and where it can be had.
-        system_packages: Whether what Python lacks may be installed by apt, as root.
+        folder: The environment; default: the one found, else the first of `environment_places`.
+        torch: ``cpu``, ``cuda``, or ``auto``: the CPU build where there is no GPU and a CPU build is available.
+        system_packages: Whether apt may install what Python lacks, as root.
 
     Raises:
-        ServingError: As of `plan_serving`; or the installation failed, or the installed server does not run.
+        ServingError: As `plan_serving`; or the installation failed, or the installed server does not run.
     """
     plan = plan_serving(settings, folder=folder, system_packages=system_packages)
     with tempfile.TemporaryDirectory(prefix="scalr-serving-") as scratch:
-        # The server runs the package's own torch module; its other dependencies would pull numpy 2, unfit for the server.
+        # The server runs this package's torch module; its other dependencies would install numpy 2, which breaks the server.
         alone = ("--editable", str(plan.package)) if plan.package is not None else (str(pack_wheel(Path(scratch))),)
         recipe = Recipe(plan.folder, plan.python, plan.constraints, ("--requirement", str(plan.requirements)), alone)
         tool = build(recipe, torch=torch, system_packages=system_packages)
@@ -137,22 +137,22 @@ def install_serving(
     problem = environment.problem() or _broken_server(environment) or _compiled(environment)
     if problem is not None:
         raise ServingError(problem, where=str(plan.folder), next_step=f"remove the folder and run the command again; {LOCAL}")
-    found = plan.folder in environment_places(settings)
+    is_findable = plan.folder in environment_places(settings)
     return InstallReport(
         folder=str(plan.folder),
         python=environment.minor,
         tool=tool,
         packages=environment.packages,
         server=str(environment.server),
-        next_step=None if found else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
+        next_step=None if is_findable else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
     )
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a serving environment is there already.
+    """Return whether the folder holds a serving environment.
 
     Raises:
-        ServingError: Something else is there, which must not be written to.
+        ServingError: The folder holds something else, which must not be overwritten.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -162,14 +162,14 @@ def _is_ours(folder: Path) -> bool:
     if other and (folder / "bin" / "python").exists() and examine_environment(folder).packages["nvidia-pytriton"] is not None:
         return True
     raise ServingError(
-        "this folder holds something else than a serving environment",
+        "this folder is not a serving environment",
         where=str(folder),
-        next_step="name another one with --folder, or with [serving] environment in scalr.toml",
+        next_step="choose another one with --folder, or with [serving] environment in scalr.toml",
     )
 
 
 def _broken_server(environment: ServingEnvironment) -> str | None:
-    """Why the server's program does not even tell its options; None where it does."""
+    """Return why the server binary cannot print its options; None if it can."""
     try:
         done = subprocess.run(  # noqa: S603 - the server that was just installed
             [str(environment.server), "--help"],
@@ -187,13 +187,17 @@ def _broken_server(environment: ServingEnvironment) -> str | None:
 
 
 def _compiled(environment: ServingEnvironment) -> str | None:
-    """Import what the model's process does, so that Python keeps it compiled; why that cannot be done, or None.
+    """Import what the model's process imports, so that Python caches the bytecode; return the error, or None.
 
-    The server may not write there: without this, each of its starts compiles a thousand files anew, which more than doubles the time of
-    importing them. Compiling all files of the environment would take far longer, for what nothing imports.
+    The server may not be allowed to write there: without the cache, each start compiles a thousand files, which more than doubles the time
+    of importing them. Compiling all files of the environment would take far longer, mostly for files that nothing imports.
     """
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(  # noqa: S603 - the interpreter that was just installed
-        [str(environment.folder / "bin" / "python"), "-c", _IMPORTED], env=kept, capture_output=True, text=True, check=False
+        [str(environment.folder / "bin" / "python"), "-c", _IMPORTED],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return f"what the model runs in cannot be imported: {done.stderr[-500:].strip()}" if done.returncode else None
+    return f"the model's imports fail: {done.stderr[-500:].strip()}" if done.returncode else None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Python the serving environment is made from: one that the server can embed, and that numpy < 2 has wheels for.
+"""Choice of Python for the serving environment: one that the server can embed and numpy < 2 has wheels for.
 
-Imports the standard library only: `make setup` uses it before anything is installed.
+Uses only the standard library: `make setup` imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOCAL", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
 
-#: Pythons that numpy < 2 has wheels for, the preferred one first.
+#: Python versions with wheels of numpy < 2, in order of preference.
 MINORS: Final = ("3.12", "3.11")
 LOCAL: Final = 'or do without Triton: [serving] scorer = "local" in scalr.toml'
 _GLIBC: Final = (2, 35)
@@ -40,12 +40,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that runs.
+    """A working Python interpreter.
 
     Attributes:
-        path: Its program.
+        path: The interpreter's binary.
         minor: Its version, such as ``3.12``.
-        library: Folder of its shared library, which the server embeds; None where there is none.
+        library: Folder of its shared library, which the server embeds; None if missing.
     """
 
     path: str
@@ -54,22 +54,22 @@ class Interpreter:
 
     @classmethod
     def at(cls, path: str) -> Interpreter | None:
-        """The interpreter at a path; None where it does not run."""
+        """Inspect the interpreter at a path; None if it does not run."""
         try:
             output = subprocess.run(  # noqa: S603 - an interpreter of this machine
                 [path, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
             ).stdout
-            found = json.loads(output)
+            facts = json.loads(output)
         except (OSError, subprocess.SubprocessError, ValueError):
             return None
-        return cls(path, found["minor"], find_library(found["minor"], found["places"]))
+        return cls(path, facts["minor"], find_library(facts["minor"], facts["places"]))
 
 
 def require_platform() -> None:
-    """Refuse a machine that no Triton server can be installed on.
+    """Check that a Triton server can be installed on this machine.
 
     Raises:
-        ServingError: Another platform than Linux x86-64, or a C library that is too old.
+        ServingError: The platform is not Linux x86-64, or the C library is too old.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise ServingError(
@@ -87,13 +87,13 @@ def require_platform() -> None:
 
 
 def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
-    """The running Python where it can serve, else another one of this machine, else one that uv brings.
+    """Return the running Python if it can serve, else another one of this machine, else one that uv installs.
 
     Args:
-        system_packages: Whether a missing shared library may be installed by apt, later.
+        system_packages: Whether apt may install a missing shared library, later.
 
     Raises:
-        ServingError: There is none; says what to install.
+        ServingError: There is none; the error says what to install.
     """
     fitting = []
     for interpreter in _candidates():
@@ -104,13 +104,13 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
         fitting.append(interpreter)
     if fitting and system_packages:
         return fitting[0]
-    brought = _from_uv()
-    if brought is not None:
-        return brought
+    installed = _from_uv()
+    if installed is not None:
+        return installed
     if fitting:
         name = f"libpython{fitting[0].minor}"
         raise ServingError(
-            f"{name}.so.1.0, which Triton's python backend embeds, is nowhere to be found",
+            f"{name}.so.1.0, which Triton's python backend embeds, was not found",
             where=fitting[0].path,
             next_step=f"install it (Debian, Ubuntu: apt-get install {name}) and run the command again; {LOCAL}",
         )
@@ -123,13 +123,13 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
 
 
 def find_uv() -> str | None:
-    """uv's program, beside the running Python or on the PATH."""
-    beside = Path(sys.executable).with_name("uv")
-    return str(beside) if beside.is_file() else shutil.which("uv")
+    """Return uv's path: beside the running Python or on the PATH."""
+    sibling = Path(sys.executable).with_name("uv")
+    return str(sibling) if sibling.is_file() else shutil.which("uv")
 
 
 def install_system_package(package: str) -> bool:
-    """Install a package by apt; False where this is not root, there is no apt, or apt fails."""
+    """Install a package with apt; return False without root, without apt, or if apt fails."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
     logger.info("installing %s …", package)
@@ -157,7 +157,7 @@ def _from_uv() -> Interpreter | None:
     uv = find_uv()
     if uv is None:
         return None
-    logger.info("Python %s cannot serve; getting Python %s …", platform.python_version(), MINORS[0])
+    logger.info("Python %s cannot be used for serving; installing Python %s …", platform.python_version(), MINORS[0])
     got = subprocess.run([uv, "python", "install", "--quiet", MINORS[0]], check=False)  # noqa: S603 - uv
     if got.returncode:
         return None

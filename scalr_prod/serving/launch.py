@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that starts a local Triton: who can reach it, and what it is told.
+"""Start command of a local Triton, with its socket, secret and access restrictions.
 
-Triton's control protocols run code: whoever may load a model may send its program along. So a local server has no HTTP, its gRPC
-endpoint is a Unix socket in a folder that only this user may enter, and the control protocols ask for a secret besides. The secret
-alone would not do: Triton takes it on the command line, which every user of the machine can read (docs/adr/0015).
+Triton's control protocols run code: a client that may load a model may send its program along. So a local server has no HTTP, its gRPC
+endpoint is a Unix socket in a folder that only this user can enter, and the control protocols also require a secret. The secret is not
+enough: Triton takes it on the command line, which every user of the machine can read (docs/adr/0015).
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ logger = logging.getLogger(__name__)
 _HOST: Final = "127.0.0.1"
 #: The kernel's limit of a Unix socket's path is 107 bytes.
 _LONGEST_PATH: Final = 107
-#: Triton puts a port behind every address, so it is part of the socket's name.
+#: Triton appends a port to every address, so it is part of the socket's name.
 _PORT: Final = 1
-#: Servers that this process started: they are its children, and only it can tell that one has ended.
+#: Servers started by this process: only their parent can tell that one has exited.
 children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
-    """Start a server with a new socket and a new secret, and write both down; it may need seconds until it answers.
+    """Start a server with a new socket and a new secret, and record both; it may take seconds until it answers.
 
     Args:
         settings: The project's settings.
-        environment: Where the server is.
-        backends: As `lay_backends` laid them.
-        lasting: Whether it runs until it is stopped by command.
+        environment: The serving environment.
+        backends: Folder prepared by `lay_backends`.
+        lasting: Whether it runs until a command stops it.
 
     Raises:
-        ServingError: No socket can be made in the folder of temporary files.
+        ServingError: No socket can be created in the folder of temporary files.
     """
     import psutil
 
@@ -68,7 +68,7 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
     command += [f"--grpc-restricted-protocol={','.join(CONTROL)}:{HEADER}={_new_secret(settings)}"]
     command += [f"--metrics-address={_HOST}", f"--metrics-port={metrics}"]
     if configured_versions(settings):
-        # A version that cannot be loaded is for the one who asked for it to tell, not for the server to die of.
+        # A version that cannot be loaded must not end the server: the caller that requested it reports it.
         command += [f"--load-model={settings.served_model}", "--exit-on-error=false"]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - the server of the named environment, with options of our own
@@ -104,20 +104,20 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
 
 
 def _socket_folder() -> str:
-    """A new folder that only this user may enter; short, whatever the home is called."""
+    """Create a folder that only this user can enter; its path is short however long the home's is."""
     folder = tempfile.mkdtemp(prefix="scalr-triton-")
     if len(os.fsencode(f"{folder}/grpc:{_PORT}")) > _LONGEST_PATH:
         os.rmdir(folder)  # noqa: PTH106 - as it was made
         raise ServingError(
-            f"the folder of temporary files has too long a name for a socket ({_LONGEST_PATH} bytes in all)",
+            f"the folder of temporary files has too long a path for a socket ({_LONGEST_PATH} bytes at most)",
             where=folder,
-            next_step="set TMPDIR to a folder with a shorter name, such as /tmp",
+            next_step="set TMPDIR to a folder with a shorter path, such as /tmp",
         )
     return folder
 
 
 def _new_secret(settings: Settings) -> str:
-    """Make a secret and write it where only this user can read it."""
+    """Create a secret and write it where only this user can read it."""
     secret = secrets.token_hex(32)
     path = secret_file(settings)
     staged = path.with_suffix(f".{os.getpid()}")

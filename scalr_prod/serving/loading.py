@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Have the running servers load versions, and see with real requests that one answers at each."""
+"""Model control: load versions on the running servers and verify them with real requests."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ logger = logging.getLogger(__name__)
 
 
 def loaded_versions(settings: Settings) -> list[int]:
-    """The versions that every server holds, the lowest first.
+    """Return the versions that every server holds, in ascending order.
 
     Raises:
-        ServerUnreachable: One does not answer.
+        ServerUnreachable: A server does not answer.
     """
     return sorted(set.intersection(*map(set, versions_by_server(settings).values())))
 
 
 def versions_by_server(settings: Settings) -> dict[str, list[int]]:
-    """The versions that each server holds, the lowest first, by its address.
+    """Return the versions that each server holds, in ascending order, by the server's address.
 
     Raises:
-        ServerUnreachable: One does not answer.
+        ServerUnreachable: A server does not answer.
     """
-    found = {}
+    versions = {}
     for url in server_urls(settings):
         try:
             with Channel(url, Security.control(settings)) as channel:
-                found[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
+                versions[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
         except Failure as failure:
             raise failure.explain(url, settings.served_model) from failure
-    return found
+    return versions
 
 
 def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -> None:
-    """Have each server hold these versions and no others, and check that the needed one answers.
+    """Make each server hold exactly these versions, and check that the needed one answers.
 
-    If it does not, each gets back what it held before.
+    If it does not, each server gets back its previous versions.
 
     Args:
         settings: The project's settings.
-        versions: Those to hold.
-        needed: The one to check; it is put into the repository first.
+        versions: The versions to hold.
+        needed: The version to check; it is installed in the repository first.
 
     Raises:
         TranslatorNotFound: The needed version was never trained.
         ServingError: A server could not load it; with its reason.
-        ScoringError: It was loaded, but does not answer as it should.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     install_version(settings, load_version(settings, needed))
     before = configured_versions(settings)
@@ -79,10 +79,10 @@ def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -
 
 
 def check_version(settings: Settings, version: int) -> None:
-    """Ask the version something, at each server.
+    """Check that the version answers a request at each server.
 
     Raises:
-        ScoringError: It does not answer as it should.
+        ScoringError: It does not answer as expected.
     """
     try:
         for url in server_urls(settings):
@@ -113,20 +113,20 @@ def _load_at(settings: Settings, url: str) -> None:
         raise ServingError(
             f"the server could not load {settings.served_model}: {failure.detail}",
             where=f"{url}, {model_folder(settings)}",
-            next_step="correct what it names; in the serving environment, scalr-prod must be of this version",
+            next_step="correct what it names; the serving environment needs this version of scalr-prod",
         ) from failure
 
 
 def _asking(settings: Settings, url: str) -> Settings:
-    """The settings with one of several servers alone."""
+    """Return the settings reduced to one of several servers."""
     if len(settings.serving.urls) <= 1:
         return settings
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"url": url})})
 
 
 def _try_load(settings: Settings) -> None:
-    """Load again what was there; the error that led here is the one to tell."""
+    """Reload the previous versions, ignoring errors: the original error is the one to raise."""
     try:
         _load(settings)
     except (ServingError, ModelNotReady) as error:
-        logger.warning("the versions that were served before could not be loaded again: %s", error)
+        logger.warning("the previous versions could not be reloaded: %s", error)

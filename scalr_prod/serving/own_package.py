@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This very package, for the serving environment: the server runs its torch module, and both sides must be of one version."""
+"""Wheel of this package for the serving environment: client and server must run the same version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME: Final = "scalr-prod"
 
 
 def checkout() -> Path | None:
-    """The checkout that the package runs from; None where it was installed from a wheel."""
+    """Return the checkout that the package runs from; None if it was installed from a wheel."""
     project = _PACKAGE.parent / "pyproject.toml"
     try:
         named = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["name"]
@@ -30,10 +30,10 @@ def checkout() -> Path | None:
 
 
 def pack_wheel(folder: Path) -> Path:
-    """Pack the installed package into a wheel, so that it can be installed elsewhere without an index that has it.
+    """Build a wheel of the installed package, to install it elsewhere without a package index.
 
     Args:
-        folder: Where to put the wheel.
+        folder: Folder to write the wheel to.
 
     Raises:
         ServingError: The installed package has no metadata.

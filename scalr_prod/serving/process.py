@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The local Triton server: a process of its own, on loopback, that outlives the command which started it."""
+"""Local Triton server: a separate process on loopback that outlives the command which started it."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _PORT_TRIES: Final = 3
 
 @dataclass(frozen=True)
 class ServerStatus(Jsonable):
-    """The server at one moment.
+    """Describe the server's state.
 
     Attributes:
         running: Whether it answers.
-        url: Address of gRPC, host:port or unix:path; None where no server was started and the settings name none.
-        versions: Translator versions that are loaded.
-        pid: Its process, where it is a local one.
-        metrics_url: Address of the Prometheus metrics, where it is a local one.
-        log: Its log, where it is a local one.
-        started: Whether this call has started it.
+        url: Address of gRPC, host:port or unix:path; None if no server was started and the settings name none.
+        versions: Loaded translator versions.
+        pid: Process id of a local server.
+        metrics_url: Address of a local server's Prometheus metrics.
+        log: Log file of a local server.
+        started: Whether this call started it.
         detail: Why it does not answer.
     """
 
@@ -74,13 +74,13 @@ class ServerStatus(Jsonable):
 
 
 def start_triton(settings: Settings) -> ServerStatus:
-    """Start the local server and wait until it answers, or find the one that runs. It runs until `stop_triton`.
+    """Start the local server, or find the running one, and wait until it answers. It runs until `stop_triton`.
 
-    It holds the promoted version, and the one before it for a rollback.
+    It loads the promoted version, and the one before it for a rollback.
 
     Raises:
         ServingError: The settings name a server elsewhere, there is no serving environment, or the server did not come up;
-            then with the end of its log.
+            the error then holds the end of its log.
     """
     _refuse_remote(settings, "started")
     with server_lock(settings):
@@ -88,7 +88,7 @@ def start_triton(settings: Settings) -> ServerStatus:
 
 
 def stop_triton(settings: Settings) -> bool:
-    """Stop the local server; whoever uses it now will get errors.
+    """Stop the local server; requests in progress fail.
 
     Returns:
         Whether there was one.
@@ -102,22 +102,24 @@ def stop_triton(settings: Settings) -> bool:
 
 
 def triton_status(settings: Settings) -> ServerStatus:
-    """Whether the server answers, and what it holds."""
+    """Return whether the server answers, and which versions it holds."""
     record = read_record(settings) if settings.serving.url is None else None
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
-    found = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
-    if len(found) == 1:
-        return found[0]
-    silent = "; ".join(f"{one.url}: {one.detail}" for one in found if not one.running)
-    held = set.intersection(*(set(one.versions) for one in found))
-    return ServerStatus(running=not silent, url=", ".join(settings.serving.urls), versions=sorted(held), detail=silent or None)
+    statuses = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
+    if len(statuses) == 1:
+        return statuses[0]
+    silent = "; ".join(f"{status.url}: {status.detail}" for status in statuses if not status.running)
+    common_versions = set.intersection(*(set(status.versions) for status in statuses))
+    return ServerStatus(
+        running=not silent, url=", ".join(settings.serving.urls), versions=sorted(common_versions), detail=silent or None
+    )
 
 
 def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
-    """One server's own answer."""
+    """Return the status of one server."""
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "metrics_url", "log")}
     try:
         with Channel(url, Security.control(settings)) as channel:
@@ -129,44 +131,44 @@ def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerS
 
 
 def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) -> ServerStatus:
-    """`start_triton` for a caller that holds the server's lock.
+    """Start the server as `start_triton` does; the caller must hold the server lock.
 
     Args:
         settings: The project's settings.
-        versions: Those to load, unless a server runs already. Each is a process with torch in it.
-        lasting: Whether it runs until it is stopped by command.
+        versions: Versions to load, unless a server runs already. Each is a process with torch in it.
+        lasting: Whether it runs until a command stops it.
     """
-    found = read_record(settings)
-    if found is not None and is_alive(found) and not found.socket_folder:
-        logger.warning("the Triton at %s was started by a former package and is open to everybody: replacing it", found.url)
-        lasting |= found.lasting
+    existing = read_record(settings)
+    if existing is not None and is_alive(existing) and not existing.socket_folder:
+        logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", existing.url)
+        lasting |= existing.lasting
         stop_locked(settings)
-        versions, found = {*versions, *configured_versions(settings)}, None
-    if found is not None and is_alive(found):
-        _wait_ready(settings, found)
-        if lasting and not found.lasting:
-            ServerRecord(**(asdict(found) | {"lasting": True})).write(settings)
+        versions, existing = {*versions, *configured_versions(settings)}, None
+    if existing is not None and is_alive(existing):
+        _wait_ready(settings, existing)
+        if lasting and not existing.lasting:
+            ServerRecord(**(asdict(existing) | {"lasting": True})).write(settings)
         return triton_status(settings)
     environment = find_environment(settings)
     backends = lay_backends(environment, state_folder(settings) / "backends")
-    # A server that was stopped has left no record; one that ended by itself is wanted back with all that it held.
-    wanted = {*versions}
-    if found is not None:
-        wanted |= {*configured_versions(settings)}
-        _sweep(found)
-    for version in sorted(wanted):
+    # A stopped server leaves no record; one that exited by itself is restarted with all versions that it held.
+    to_load = {*versions}
+    if existing is not None:
+        to_load |= {*configured_versions(settings)}
+        _sweep(existing)
+    for version in sorted(to_load):
         install_version(settings, load_version(settings, version))
-    write_config(settings, wanted)
+    write_config(settings, to_load)
     for attempt in range(1, _PORT_TRIES + 1):
         record = launch(settings, environment, backends, lasting=lasting)
         try:
             _wait_ready(settings, record)
         except BaseException as error:
-            taken = isinstance(error, ServingError) and not is_alive(record) and "already in use" in log_tail(record)
+            is_port_taken = isinstance(error, ServingError) and not is_alive(record) and "already in use" in log_tail(record)
             stop_locked(settings)
-            if not taken or attempt == _PORT_TRIES:
+            if not is_port_taken or attempt == _PORT_TRIES:
                 raise
-            logger.warning("a port was taken meanwhile; trying others")
+            logger.warning("another process took the port; trying another one")
             continue
         break
     status = triton_status(settings)
@@ -174,11 +176,11 @@ def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) 
 
 
 def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
-    """Kill a server that no longer does its work, and start another in its place, for a caller that holds the server's lock.
+    """Kill a failed server and start another one; the caller must hold the server lock.
 
     Args:
         settings: The project's settings.
-        versions: Those that it must hold, beside what it held.
+        versions: Versions to hold, in addition to those it held.
     """
     record = read_record(settings)
     if record is not None and is_alive(record):
@@ -188,7 +190,7 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
 
 
 def stop_locked(settings: Settings) -> bool:
-    """See `stop_triton`; for a caller that holds the server's lock."""
+    """Stop the server, see `stop_triton`; the caller must hold the server lock."""
     record = read_record(settings)
     if record is None:
         return False
@@ -199,7 +201,7 @@ def stop_locked(settings: Settings) -> bool:
             _signal(record, signal.SIGKILL)
             if not _ends(record, _STOP_S):
                 raise ServingError(
-                    f"process {record.pid} does not end", where=record.url, next_step=f"look at it: ps -p {record.pid}"
+                    f"process {record.pid} does not exit", where=record.url, next_step=f"inspect it: ps -p {record.pid}"
                 )
     _sweep(record)
     for file in (server_file(settings), secret_file(settings)):
@@ -208,7 +210,7 @@ def stop_locked(settings: Settings) -> bool:
 
 
 def log_tail(record: ServerRecord, lines: int = 8) -> str:
-    """The last lines of the server's log, errors first where there are any."""
+    """Return the last errors in the server's log, or its last lines if there are none."""
     try:
         text = Path(record.log).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -218,16 +220,16 @@ def log_tail(record: ServerRecord, lines: int = 8) -> str:
 
 
 def _wait_ready(settings: Settings, record: ServerRecord) -> None:
-    """Until the server answers by its own name."""
+    """Wait until the server answers with its own name."""
     limit = settings.serving.startup_timeout_s
     ends_at = time.monotonic() + limit
     with Channel(record.url) as channel:
         while True:
             if not is_alive(record):
                 raise ServingError(
-                    f"Triton ended while it was starting; the end of its log: {log_tail(record)}",
+                    f"Triton exited while starting; the end of its log: {log_tail(record)}",
                     where=record.log,
-                    next_step='correct what it names; or run without it: [serving] scorer = "local"',
+                    next_step='fix the reported problem; or run without Triton: [serving] scorer = "local"',
                 )
             try:
                 name = channel.server_name(_PROBE_S)
@@ -251,7 +253,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
 
 
 def is_alive(record: ServerRecord) -> bool:
-    """Whether the server's process runs; also where it is a child of this one, and ended without being waited for."""
+    """Return whether the server's process runs; an exited child that was not waited for does not count."""
     child = children.get(record.pid)
     if child is None:
         return record.alive
@@ -273,7 +275,7 @@ def _ends(record: ServerRecord, seconds: float) -> bool:
 def _signal(record: ServerRecord, number: signal.Signals) -> None:
     try:
         if number == signal.SIGKILL:
-            os.killpg(record.pid, number)  # its stubs too: nobody else would end them
+            os.killpg(record.pid, number)  # its stubs too, which would otherwise keep running
         else:
             os.kill(record.pid, number)
     except ProcessLookupError:
@@ -285,7 +287,7 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
 
 
 def _sweep(record: ServerRecord) -> None:
-    """What a killed server leaves behind: its stubs, its socket, and shared memory under its own prefix."""
+    """Remove what a killed server leaves behind: stubs, socket and its shared memory."""
     import psutil
 
     killed = []
@@ -293,15 +295,15 @@ def _sweep(record: ServerRecord) -> None:
         if any(record.name in part for part in process.info["cmdline"] or ()) and process.pid != os.getpid():
             try:
                 process.kill()
-            except psutil.Error:  # it has ended meanwhile, or is not ours
+            except psutil.Error:  # it has exited meanwhile, or belongs to another user
                 continue
             killed.append(process)
-    psutil.wait_procs(killed, timeout=_STOP_S)  # one that holds much memory is there for a while yet
+    psutil.wait_procs(killed, timeout=_STOP_S)  # a process with much memory takes a while to exit
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         region.unlink(missing_ok=True)
     if record.socket_folder:
         Path(record.url.removeprefix("unix:")).unlink(missing_ok=True)
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # it is removed already
             Path(record.socket_folder).rmdir()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which version is to be served, as the ledger tells it."""
+"""Promotion stack: which versions were promoted, from the ledger."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROLLED_BACK: Final = "scalr translator rollback"
 
 
 def served_version(settings: Settings) -> int | None:
-    """The promoted version; None where none was promoted."""
+    """Return the promoted version; None if none was promoted."""
     with Ledger.open(settings) as ledger:
         return ledger.promoted_version()
 
 
 def standing(settings: Settings) -> list[int]:
-    """The promoted versions that have not been rolled back, the served one last."""
+    """Return the promoted versions that were not rolled back; the served one is last."""
     chain: list[int] = []
     with Ledger.open(settings) as ledger:
         for promotion in ledger.promotions():
@@ -37,7 +37,7 @@ def standing(settings: Settings) -> list[int]:
 
 
 def versions_in_use(settings: Settings) -> set[int]:
-    """The served version, the one a rollback would bring back, and those that runs at work are pinned to."""
+    """Return the served version, the one before it, and the versions that active runs are pinned to."""
     now = datetime.now(UTC)
     with Ledger.open(settings) as ledger:
         working = {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model repository: one folder a version, and a configuration that names those to be loaded.
+"""Model repository: one folder per version, and a configuration that lists the versions to load.
 
-It is an ordinary Triton repository: NVIDIA's own container loads it as it lies there.
+It is an ordinary Triton repository, which NVIDIA's own container can load as it is.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 __all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 
-#: How every configuration of ours has begun.
+#: First words of every configuration written by this package.
 _FIRST_WORDS: Final = "# The translator. "
 _POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
 _INSTANCES: Final = re.compile(r"(?<=count: )\d+")
-#: Whether a process makes the blocks of shortlists when it loads a version; else the first request that asks for some waits for them.
+#: Whether a process builds the shortlist blocks when it loads a version; otherwise the first request that needs them waits.
 _SHORTLISTS: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
-#: Of a file of up to so many bytes a local server holds two copies: while one answers, takes or waits, the other works.
+#: Up to this size of weights a local server holds two copies: while one answers, receives or waits, the other one computes.
 _TWICE: Final = 256 << 20
 
 
 def model_folder(settings: Settings) -> Path:
-    """The model's folder in the repository."""
+    """Return the model's folder in the repository."""
     return settings.model_repository / settings.served_model
 
 
 def install_version(settings: Settings, version: TranslatorVersion) -> Path:
-    """Put a version into the repository, whole or not at all; one that lies there already is left as it is.
+    """Install a version in the repository atomically; one that is there already stays as it is.
 
     Raises:
         ServingError: The repository cannot be written.
@@ -70,19 +70,19 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
 
 
 def configured_versions(settings: Settings) -> list[int]:
-    """The versions that the configuration names, the lowest first; none where there is no configuration yet."""
+    """Return the configured versions, in ascending order; none if there is no configuration yet."""
     policy = _POLICY.search(_config(settings))
     return sorted(int(number) for number in re.findall(r"\d+", policy.group())) if policy else []
 
 
 def configured_instances(settings: Settings) -> int:
-    """How many processes are to hold each version; 0 where there is no configuration yet."""
+    """Return the configured number of processes per version; 0 if there is no configuration yet."""
     count = _INSTANCES.search(_config(settings))
     return int(count.group()) if count else 0
 
 
 def _config(settings: Settings) -> str:
-    """The configuration; empty where there is none yet."""
+    """Return the configuration; empty if there is none yet."""
     try:
         return (model_folder(settings) / "config.pbtxt").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _config(settings: Settings) -> str:
 
 
 def write_config(settings: Settings, versions: Iterable[int]) -> None:
-    """Name the versions to be loaded, among those that lie in the repository.
+    """Configure the versions to load, among those in the repository.
 
     Raises:
         ServingError: The repository cannot be written.
@@ -105,7 +105,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     text, said = _SHORTLISTS.subn("no" if settings.generation.shortlist is None else "yes", text)
     if (replaced, counted, said) != (1, 1, 1):
         raise ServingError(
-            "the template names no version policy, no number of instances, or does not say whether there are shortlists",
+            "the template lacks the version policy, the number of instances or the shortlists flag",
             where="config.pbtxt",
             next_step="install the package again, or restore the file",
         )
@@ -120,7 +120,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
 
 
 def _instances(settings: Settings, versions: Iterable[Path]) -> int:
-    """How many processes hold each version."""
+    """Return the number of processes per version."""
     serving = settings.serving
     if serving.instances is not None:
         return serving.instances
@@ -130,11 +130,11 @@ def _instances(settings: Settings, versions: Iterable[Path]) -> int:
 
 
 def _claim(settings: Settings) -> None:
-    """Make sure that the model's folder is ours, and this project's.
+    """Check that the model's folder belongs to this project, and mark it.
 
     Raises:
-        ProjectsMixed: Another project's model lies there under this name.
-        ForeignFiles: Another model lies there under this name.
+        ProjectsMixed: The model there under this name belongs to another project.
+        ForeignFiles: The model there under this name was not written by this package.
         ServingError: The repository cannot be written.
     """
     setting = "[serving] model_name, or another repository,"
@@ -146,7 +146,7 @@ def _claim(settings: Settings) -> None:
 
 
 def _former_model(folder: Path) -> bool:
-    """A configuration begins as ours does; or a version was laid, but no configuration yet."""
+    """Return whether the folder is an unmarked model folder of an older version, by its configuration or first version."""
     config = folder / "config.pbtxt"
     if not config.is_file():
         return any((version.parent / "model.py").is_file() for version in folder.glob("[0-9]*/manifest.json"))
@@ -160,7 +160,7 @@ def _same(left: Path, right: Path) -> bool:
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
     # In NVIDIA's container the server runs as another user.
     target.chmod(target.stat().st_mode | 0o444)

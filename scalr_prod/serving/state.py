@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written down of the local server, and who uses it: so that it can be found, shared, and stopped by its last user."""
+"""State files of the local server: how to find it, who uses it, and when its last user has left."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ __all__ = [
     "using",
 ]
 
-#: Starting a server, loading a version and stopping may each take this long; another one waits its turn.
+#: Starting a server, loading a version and stopping may each take this long, while other processes wait.
 _LOCK_TIMEOUT_S: Final = 600
-#: A process's beginning is told in wall-clock time, which may be set meanwhile.
+#: Tolerance in seconds: a process's start is given in wall-clock time, which may be adjusted later.
 _CLOCK_STEP_S: Final = 2
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """The local server as it was started.
+    """Record of the local server at its start.
 
     Attributes:
         url: Address of gRPC, a Unix socket: unix:path.
         metrics_url: Address of the Prometheus metrics.
         pid: The server's process, the leader of its own process group.
-        created: When that process began, as the kernel tells it: another process may get the same number later.
-        name: What the server calls itself; no other server answers with it.
+        created: The kernel's start time of that process, since its id may be reused.
+        name: The server's own name, which no other server has.
         repository: The model repository it serves.
         log: Its log.
-        lasting: Started by command, so it runs until it is stopped by command; else its last user stops it.
-        socket_folder: Holds the socket; only this user may enter. Empty: a server that a former package started, open to all.
+        lasting: Whether a command started it, so that it runs until a command stops it; otherwise its last user stops it.
+        socket_folder: Folder of the socket, accessible only to this user. Empty: started by an older version, open to all users.
     """
 
     url: str
@@ -68,37 +68,37 @@ class ServerRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Return whether this exact process runs."""
         import psutil
 
         try:
             process = psutil.Process(self.pid)
             ended = process.status() == psutil.STATUS_ZOMBIE
             same_moment = abs(process.create_time() - self.created) < _CLOCK_STEP_S
-            command = process.cmdline()  # empty at the very moment of its start
+            command = process.cmdline()  # empty just after its start
         except psutil.NoSuchProcess:
             return False
-        except psutil.AccessDenied:  # another user's: it cannot be told apart, and cannot be stopped from here either
+        except psutil.AccessDenied:  # another user's process: it can be neither identified nor stopped
             return True
         return not ended and same_moment and (not command or f"--id={self.name}" in command)
 
     def write(self, settings: Settings) -> None:
-        """Write it down, whole or not at all."""
+        """Write the record atomically."""
         with whole(server_file(settings)) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
 def read_record(settings: Settings) -> ServerRecord | None:
-    """The local server that was started last, whether it still runs or not; None where nothing legible is written down."""
+    """Return the record of the local server started last, running or not; None if there is no readable record."""
     try:
-        found = json.loads(server_file(settings).read_text(encoding="utf-8"))
-        return ServerRecord(**{field.name: found[field.name] for field in fields(ServerRecord) if field.name in found})
+        content = json.loads(server_file(settings).read_text(encoding="utf-8"))
+        return ServerRecord(**{field.name: content[field.name] for field in fields(ServerRecord) if field.name in content})
     except (OSError, ValueError, TypeError):
         return None
 
 
 def state_folder(settings: Settings) -> Path:
-    """Folder of the server's log, locks and backends; the model repository holds models alone."""
+    """Return the folder of the server's log, locks and backends; the model repository holds only models."""
     claim_home(settings)
     folder = settings.home / "triton-server"
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,9 +106,9 @@ def state_folder(settings: Settings) -> Path:
 
 
 def close_memory(record: ServerRecord) -> None:
-    """Let nobody else read the shared memory through which requests reach the models: Triton makes it readable by all.
+    """Restrict access to the shared memory of requests, which Triton makes readable by all users.
 
-    To be called after each load, before requests come.
+    Call it after each load, before requests arrive.
     """
     for region in Path("/dev/shm").glob(f"{record.name}_*"):  # noqa: S108 - where the server keeps it
         with suppress(FileNotFoundError, PermissionError):  # a model that is being unloaded; a server of another user
@@ -116,23 +116,23 @@ def close_memory(record: ServerRecord) -> None:
 
 
 def heartbeat_folder(settings: Settings) -> Path:
-    """Folder of the signs of life that the models' processes give."""
+    """Return the folder of the model processes' heartbeats."""
     folder = state_folder(settings) / "heartbeats"
     folder.mkdir(exist_ok=True)
     return folder
 
 
 def beats(settings: Settings, version: int) -> int:
-    """How many groups of contexts the process of a version has worked on: while it changes, the version is at work."""
+    """Return how many groups of contexts a version has processed; while the count changes, the version is working."""
     return read_beats(heartbeat_folder(settings), settings.served_model, version)
 
 
 @contextmanager
 def server_lock(settings: Settings) -> Iterator[None]:
-    """One process at a time starts, stops or loads.
+    """Hold the lock under which one process at a time starts, stops or loads.
 
     Raises:
-        ServingError: Another one has held it for too long.
+        ServingError: Another process has held it for too long.
     """
     from filelock import FileLock, Timeout
 
@@ -144,7 +144,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
         raise ServingError(
             f"another process has been starting or stopping the server for {_LOCK_TIMEOUT_S} s",
             where=str(path),
-            next_step="look at it: scalr triton status",
+            next_step="check the server: scalr triton status",
         ) from error
     try:
         yield
@@ -154,7 +154,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def using(settings: Settings) -> Iterator[None]:
-    """Be known as a user of the server. The kernel forgets a user that dies."""
+    """Register as a user of the server for the duration of the block. The kernel drops a user that dies."""
     import fcntl
 
     with (state_folder(settings) / "users.lock").open("a") as file:
@@ -163,7 +163,7 @@ def using(settings: Settings) -> Iterator[None]:
 
 
 def used_by_others(settings: Settings) -> bool:
-    """Whether anybody is `using` the server; to be asked outside of one's own use."""
+    """Return whether another process is `using` the server; call it outside the caller's own use."""
     import fcntl
 
     with (state_folder(settings) / "users.lock").open("a") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Switch the served version: write it, load it, ask it something, and only then switch."""
+"""Promotion and rollback of served versions: install, load, probe, and only then switch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["PromotionReport", "promote", "rollback"]
 
 @dataclass(frozen=True)
 class PromotionReport(Jsonable):
-    """What is served from now on.
+    """Describe which version is served.
 
     Attributes:
-        version: The version to be served.
-        former: The one that was served until now; None where there was none, or it was this one.
-        loaded: What the server holds now; empty with the local scorer.
-        seconds: How long it took.
+        version: The served version.
+        former: The version served before; None if there was none, or it was the same.
+        loaded: The versions that the server holds now; empty with the local scorer.
+        seconds: Duration of the call.
     """
 
     version: int
@@ -39,9 +39,9 @@ class PromotionReport(Jsonable):
 
 
 def promote(settings: Settings, version: int | None = None) -> PromotionReport:
-    """Serve a version from now on: load it, ask it something, switch in the ledger. Nothing changes where it does not answer.
+    """Promote a version: load it, probe it, then switch in the ledger. A version that does not answer changes nothing.
 
-    The version that was served before stays loaded, for a rollback, and so do those that runs at work are pinned to.
+    The version served before stays loaded for a rollback, and so do versions that active runs are pinned to.
 
     Args:
         settings: The project's settings. Where no server runs, one is started for the check.
@@ -50,17 +50,17 @@ def promote(settings: Settings, version: int | None = None) -> PromotionReport:
     Raises:
         TranslatorNotFound: It was never trained.
         ServingError: It could not be loaded.
-        ScoringError: It was loaded, but does not answer as it should.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     return _switch(settings, named_version(settings, version).version, cause=PROMOTED)
 
 
 def rollback(settings: Settings) -> PromotionReport:
-    """Serve the version that was served before the present one; called again, the one before that.
+    """Return to the version served before; a repeated call goes back one more.
 
     Raises:
-        ServingError: There was none before; or it could not be loaded.
-        ScoringError: It was loaded, but does not answer as it should.
+        ServingError: There was no previous version, or it could not be loaded.
+        ScoringError: It was loaded, but does not answer as expected.
     """
     chain = standing(settings)
     if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Virtual environments from pinned constraints: the serving one for `scalr serving install`, both for `make setup`.
+"""Virtual environments from pinned constraints, for `scalr serving install` and `make setup`.
 
-Imports the standard library only: `make setup` uses it before anything is installed.
+Uses only the standard library: `make setup` imports it before anything is installed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv", "unseen_gpu"]
 
-#: Which build of torch to install; ``auto``: the CPU one where there is no GPU and where it can be had.
+#: The build of torch to install; ``auto``: the CPU build if there is no GPU and a CPU build is available.
 Torch = Literal["auto", "cpu", "cuda"]
 
-#: uv reads no pip configuration: what pip is told of the package index, by uv's names.
+#: uv does not read pip's configuration: pip's package index settings and uv's variables for them.
 _PIP_TO_UV: Final = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
-    "no-index": "UV_NO_INDEX",  # no variable that uv knows: an option is made of it
+    "no-index": "UV_NO_INDEX",  # uv has no such variable: it becomes an option
     "constraint": "UV_CONSTRAINT",
     "trusted-host": "UV_INSECURE_HOST",
 }
@@ -42,14 +42,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an environment is made of.
+    """Specification of a virtual environment.
 
     Attributes:
         folder: The virtual environment.
-        python: The interpreter that it is made from.
-        constraints: Versions of everything that may be installed.
-        requirements: Arguments of ``pip install``: what to install with its dependencies.
-        alone: Arguments of ``pip install``: what to install without its dependencies, anew each time; may be empty.
+        python: The interpreter to create it from.
+        constraints: File of pinned versions.
+        requirements: Arguments of ``pip install`` for packages with their dependencies.
+        alone: Arguments of ``pip install`` for packages without dependencies, reinstalled each time; may be empty.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class _Tool:
-    """uv or pip, told which environment to install into."""
+    """uv or pip, configured for one environment."""
 
     name: Literal["uv", "pip"]
     command: tuple[str, ...]
@@ -74,21 +74,21 @@ class _Tool:
         )
 
     def install(self, *arguments: str) -> None:
-        """Install, or say why not.
+        """Install, or raise with the reason.
 
         Raises:
-            ServingError: It failed; the end of what the tool said.
+            ServingError: It failed; the error holds the end of the tool's output.
         """
         done = self.run("--quiet", *arguments)
         if done.returncode:
             raise ServingError(
                 f"{self.name} could not install what is needed: {_tail(done.stderr)}",
                 where=" ".join(arguments),
-                next_step="see that a package index can be reached, and that the disk has room; then run the command again",
+                next_step="check access to the package index and the free disk space; then run the command again",
             )
 
     def resolve(self, *arguments: str) -> set[str] | None:
-        """Names of the packages that would be installed, without installing any; None where they cannot be resolved."""
+        """Return the packages that would be installed, without installing any; None if they cannot be resolved."""
         report = () if self.name == "uv" else ("--quiet", "--report", "-")
         done = self.run("--dry-run", *report, *arguments)
         if done.returncode:
@@ -100,22 +100,22 @@ class _Tool:
 
 
 def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = False) -> str:
-    """Make the environment, or bring it up to date. One that is begun here and fails is removed again.
+    """Create or update the environment. If creation fails, remove it again.
 
     Args:
-        recipe: What to make.
+        recipe: The environment to create.
         torch: Which build of torch.
-        system_packages: Whether what Python lacks to make environments may be installed by apt, as root.
+        system_packages: Whether apt may install packages that Python needs to create environments, as root.
 
     Returns:
-        The tool that installed: ``uv`` or ``pip``.
+        The installer: ``uv`` or ``pip``.
 
     Raises:
-        ServingError: The environment could not be made.
+        ServingError: The environment could not be created.
     """
     python = recipe.folder / "bin" / "python"
-    found, wanted = Interpreter.at(str(python)), Interpreter.at(recipe.python)
-    fresh = found is None or wanted is None or found.minor != wanted.minor
+    current, expected = Interpreter.at(str(python)), Interpreter.at(recipe.python)
+    fresh = current is None or expected is None or current.minor != expected.minor
     if fresh:
         shutil.rmtree(recipe.folder, ignore_errors=True)
         _make_venv(recipe.folder, recipe.python, system_packages=system_packages)
@@ -133,7 +133,7 @@ def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = Fals
 
 
 def provide_uv(python: Path) -> str | None:
-    """uv, installed by pip into the environment of a Python that has pip; None where the index has none."""
+    """Install uv with pip into the environment of a Python; None if there is no pip or the index has no uv."""
     program = python.with_name("uv")
     if not program.is_file():
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
@@ -142,16 +142,16 @@ def provide_uv(python: Path) -> str | None:
 
 
 def has_gpu() -> bool:
-    """Whether the driver of an NVIDIA GPU is loaded."""
+    """Return whether the driver of an NVIDIA GPU is loaded."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
 def unseen_gpu(folder: Path, torch: str | None) -> str | None:
-    """What to tell of an environment whose torch cannot see this machine's GPU; None where there is no GPU, or it can.
+    """Describe why an environment's torch cannot see this machine's GPU; None if there is no GPU, or it can.
 
     Args:
         folder: The environment.
-        torch: The version of torch in it; None: there is none.
+        torch: The version of torch in it; None if there is none.
     """
     if torch is None or not torch.endswith("+cpu") or not has_gpu():
         return None
@@ -160,21 +160,21 @@ def unseen_gpu(folder: Path, torch: str | None) -> str | None:
 
 
 def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
-    """More arguments for the tool, so that a machine without a GPU gets no CUDA libraries where that can be had."""
+    """Return further install arguments, so that a machine without a GPU gets no CUDA libraries where possible."""
     if torch == "cuda" or (torch == "auto" and has_gpu()):
         return ()
-    asked = ("--constraint", str(recipe.constraints), "torch")
-    if not _brings_cuda(tool.resolve(*asked)):
+    arguments = ("--constraint", str(recipe.constraints), "torch")
+    if not _brings_cuda(tool.resolve(*arguments)):
         return ()
-    # The index has the CUDA build alone. uv knows where PyTorch keeps the others.
+    # This index has only the CUDA build. uv knows PyTorch's own indexes.
     backend = ("--torch-backend", "cpu")
-    names = tool.resolve(*backend, *asked) if tool.name == "uv" else None
+    names = tool.resolve(*backend, *arguments) if tool.name == "uv" else None
     if names is not None and not _brings_cuda(names):
         return backend
     how = "PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL tell where a CPU build is"
     if torch == "cpu":
         raise ServingError(
-            "only the CUDA build of torch can be had here: the package index has no other, and PyTorch's own is out of reach",
+            "only the CUDA build of torch is available: the package index has no other, and PyTorch's own is out of reach",
             where=str(recipe.folder),
             next_step=f"{how}; or take the CUDA build, which runs on a CPU as well: --torch cuda",
         )
@@ -189,7 +189,7 @@ def _brings_cuda(names: set[str] | None) -> bool:
 
 
 def _tool(python: Path) -> _Tool:
-    """uv where it is at hand or can be had, since it is faster and knows where builds of torch are; else pip."""
+    """Return uv if it is available or installable, since it is faster and selects torch builds; else pip."""
     uv = find_uv() or provide_uv(python)
     if uv is not None:
         variables = _uv_variables(python)
@@ -199,12 +199,12 @@ def _tool(python: Path) -> _Tool:
 
 
 def _uv_variables(python: Path) -> dict[str, str]:
-    """What pip's configuration and environment say of the package index, as uv's environment variables."""
+    """Return pip's package index configuration as uv's environment variables."""
     done = subprocess.run(  # noqa: S603 - pip
         [str(python), "-m", "pip", "config", "list"], check=False, capture_output=True, text=True
     )
     variables: dict[str, str] = {}
-    sections = ("global", "install", ":env:")  # the later ones have the last word
+    sections = ("global", "install", ":env:")  # later ones override earlier ones
     lines = [line for section in sections for line in done.stdout.splitlines() if line.startswith(f"{section}.")]
     for line in lines:
         key, _, value = line.partition("=")
@@ -216,14 +216,14 @@ def _uv_variables(python: Path) -> dict[str, str]:
 
 
 def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
-    """A virtual environment with pip. Debian's Python comes without ``ensurepip``."""
+    """Create a virtual environment with pip. Debian's Python comes without ``ensurepip``."""
     probe = subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True)  # noqa: S603 - Python
     if probe.returncode:
         interpreter = Interpreter.at(python)
         package = f"python{interpreter.minor if interpreter else '3'}-venv"
         if not (system_packages and install_system_package(package)):
             raise ServingError(
-                "this Python cannot make virtual environments",
+                "this Python cannot create virtual environments",
                 where=python,
                 next_step=f"install what is missing (Debian, Ubuntu: apt-get install {package}), then run the command again",
             )
@@ -233,9 +233,9 @@ def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
     if done.returncode:
         shutil.rmtree(folder, ignore_errors=True)
         raise ServingError(
-            f"the virtual environment could not be made: {_tail(done.stderr or done.stdout)}",
+            f"the virtual environment could not be created: {_tail(done.stderr or done.stdout)}",
             where=str(folder),
-            next_step="see that the folder can be written to and that the disk has room; then run the command again",
+            next_step="check that the folder is writable and the disk has free space; then run the command again",
         )
 
 

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one graph of stages: what each of them needs and makes, whether it is done, and its work.
+"""The graph of stages: dependencies, outputs, completion checks and work of each stage.
 
-The command line, the DAGs, an evaluation's isolated runs, `runs resume` and `Project` all walk it::
+The command line, the DAGs, isolated runs of an evaluation, `runs resume` and `Project` all execute it::
 
     serving ───────────────────────────────┐
     ingest → histories → feast → translator ┼→ plan → generate → validate → publish → late → dataset
                   └────→ policy ────────────┘
 
-Each stage finds what it has done before and does only what is missing, so that a stage repeated with the same input changes
-nothing. A *light* stage takes no time where nothing has changed; whoever does one stage alone does the light ones that it needs
-before it. Where λ is 0 for all users, a whole run leaves out ``plan`` to ``late``.
+Each stage finds what it has done before and does only what is missing, so repeating a stage with the same input changes nothing. A *light*
+stage takes no time if nothing has changed; executing a single stage first executes the light stages that it needs.
+Where λ is 0 for all users, a whole run skips the stages from ``plan`` to ``late``.
 """
 
 from __future__ import annotations

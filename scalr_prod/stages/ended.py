@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a project's stages ended: the latest end of each, and how often each kind of end was, in ``<home>/stages.json``."""
+"""Stage outcomes of a project: each stage's latest outcome and counts by outcome, in ``<home>/stages.json``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["ended_stages", "failed_last", "note_end"]
 
 
 def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
-    """Add one end of a stage; of several processes that do, none is lost.
+    """Record one outcome of a stage; safe for concurrent processes.
 
     Args:
         settings: The project's settings.
         stage: The stage's name.
         outcome: ``done``, ``failed``, ``rejected`` or ``interrupted``.
-        seconds: How long it was at work.
+        seconds: Its duration.
 
     Raises:
-        OSError: The home cannot be written to.
+        OSError: The home is not writable.
     """
     from filelock import FileLock
 
@@ -46,16 +46,16 @@ def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> No
 
 
 def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
-    """By stage: ``seconds``, ``outcome`` and ``at`` (seconds since the epoch) of its latest end, ``counts`` by outcome."""
+    """Return each stage's latest ``seconds``, ``outcome`` and ``at`` (seconds since the epoch), and ``counts`` by outcome."""
     try:
-        found: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
+        outcomes: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    return outcomes
 
 
 def failed_last(settings: Settings, stage: str) -> bool:
-    """Whether the latest end of a stage that was noted is no success."""
+    """Return whether the stage's latest recorded outcome is a failure."""
     ended = ended_stages(settings).get(stage)
     return ended is not None and ended["outcome"] != "done"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks around runs and stages: lineage, metrics, and those of other packages.
 
-A hook is a plug-in (`scalr_prod.plugins.STAGE_HOOKS`): the pipeline enters it around each stage and knows nothing else of it.
+A hook is a plug-in (`scalr_prod.plugins.STAGE_HOOKS`): the pipeline enters it around each stage and knows nothing else about it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class StageScope:
     Attributes:
         settings: The project's settings.
         name: The stage's name.
-        run_id: Returns the id of the run that the stage works on; None where there is no run yet.
-        light: Whether the stage takes no time where nothing has changed.
-        refusals: Errors that say that the work did not begin; a hook must not count them as failures.
+        run_id: Returns the id of the stage's run; None if there is no run yet.
+        light: Whether the stage takes no time if nothing has changed.
+        refusals: Errors that mean that the work did not begin; a hook must not count them as failures.
     """
 
     settings: Settings

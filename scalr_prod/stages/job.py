@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node of the graph, and one walk over it."""
+"""Types of the pipeline: stages, a pipeline execution's context and its reports."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 __all__ = ["OF_RUN", "Job", "PipelineReport", "Report", "Stage", "StageState"]
 
 
-#: Stages whose work is of a run. A whole run leaves them out where λ is 0 for all users.
+#: Stages of a generation run. A whole run skips them where λ is 0 for all users.
 OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 
 
 class Report(Protocol):
-    """What every stage returns."""
+    """Report of a stage."""
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
 
 
 @dataclass
 class Job:
-    """One walk over the graph: what it was asked for, and what its stages have made so far.
+    """Context of one pipeline execution: its options, and what its stages have made so far.
 
     Attributes:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
-        domain: ``source``, ``target`` or ``sources.NAME``: ingest this one alone; None: all.
-        replace: Ingest makes the lake's events from then on equal to those of the logs (UTC); None: it adds what is missing.
-        trained_until: The translator reads nothing from then on (UTC); None: by ``[generation] mode``.
+        domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
+        replace: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
-        whole: It is a whole run, which generates no event where λ is 0 for all users; whoever asks for a stage alone gets it.
+        whole: Whether this is a whole run, which generates no event where λ is 0 for all users; a single stage is always executed.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
         seconds: Wall-clock seconds by stage.
-        memory_mb: By stage, the peak of this process's memory by its end, in MiB; None where it is not known.
+        memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
     """
 
@@ -66,7 +66,7 @@ class Job:
 
     @classmethod
     def of_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> Job:
-        """A job that goes on with a run of the ledger.
+        """Return a context that continues a run of the ledger.
 
         Raises:
             RunNotFound: No such run.
@@ -78,21 +78,21 @@ class Job:
 
     @property
     def run_id(self) -> str | None:
-        """The run, once there is one."""
+        """Return the run's id; None before the run is planned."""
         return self.spec.run_id if self.spec else None
 
     def spent(self) -> dict[str, dict[str, float | None]]:
-        """``seconds`` and ``memory_mb`` of every stage so far."""
+        """Return ``seconds`` and ``memory_mb`` of every stage so far."""
         return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
 
     def run(self) -> RunSpec:
-        """The run.
+        """Return the run's specification.
 
         Raises:
-            ScalrError: There is none yet.
+            ScalrError: No run is planned yet.
         """
         if self.spec is None:
-            raise ScalrError("no run is planned", where="job", next_step="do the stage plan first")
+            raise ScalrError("no run is planned", where="job", next_step="execute the stage plan first")
         return self.spec
 
 
@@ -101,13 +101,13 @@ class Stage:
     """A node of the graph.
 
     Attributes:
-        name: As logs, errors and reports call it.
-        needs: The stages that come before it.
-        makes: What it makes, in words.
-        command: The command that does it alone.
-        work: Does it, and returns its report; None: it has none.
-        done: Whether what it makes is there.
-        light: It takes no time where nothing has changed.
+        name: Name in logs, errors and reports.
+        needs: Stages to execute before it.
+        makes: Description of its output.
+        command: The command that executes only this stage.
+        work: Executes it and returns its report, or None.
+        done: Returns whether its output exists.
+        light: Whether it takes no time if nothing has changed.
     """
 
     name: str
@@ -121,15 +121,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageState(Jsonable):
-    """Whether a stage is done.
+    """Describe whether a stage is done.
 
     Attributes:
-        stage: Its name.
-        done: Whether what it makes is there, as of the latest run.
-        makes: What that is.
-        command: The command that does it.
-        stale: Why what is there is out of date, though it was made; None: it is not.
-        not_generated: Why `scalr run` leaves the stage out; None: it does not.
+        stage: The stage's name.
+        done: Whether its output exists, as of the latest run.
+        makes: Description of its output.
+        command: The command that executes it.
+        stale: Why the existing output is out of date; None if it is not.
+        not_generated: Why `scalr run` skips the stage; None: it does not.
     """
 
     stage: str
@@ -142,7 +142,7 @@ class StageState(Jsonable):
 
 @dataclass(frozen=True)
 class PipelineReport(Jsonable):
-    """What one whole run came to.
+    """Report of a complete run.
 
     Attributes:
         run_id: The run; None where no event was generated.
@@ -158,21 +158,23 @@ class PipelineReport(Jsonable):
 
     @classmethod
     def of(cls, job: Job) -> PipelineReport:
-        """Of a job whose run is done, or that generates no event.
+        """Build the report of a finished execution.
+        not_generated: Why `scalr run` skips the stage; None: it does not.
 
         Args:
-            job: With the reports of its stages.
+            job: The context, with the reports of its stages.
 
         Returns:
-            The run's id, and what each stage came to.
+            The run's id, and each stage's report.
         """
         reports = {name: report.to_json() for name, report in job.reports.items()}
         run_id = None if job.not_generated else job.run().run_id
         return cls(run_id, dict(job.seconds), reports, job.not_generated)
 
     def for_people(self) -> dict[str, Any]:
-        """What fits on a screen: a line for each step. All of it is in `to_json`, and in the page of ``scalr report``."""
-        facts: dict[str, Any] = {"no events": self.not_generated} if self.not_generated else {"run_id": self.run_id}
+        """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
+        facts: dict[str, Any] = {"run_id": self.run_id}
+        not_generated: Why `scalr run` skips the stage; None: it does not.
         for side, log in self.stages.get("ingest", {}).items():
             if side == "common_users":
                 facts["users of both"] = log

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages of a run took, in ``stages.json`` of the run's folder: for people who look, so that no failure of it fails a stage."""
+"""Stage timings of a run, in ``stages.json`` of the run's folder. Best effort: never fails the stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add what stages took when they were first done, by their names: a run that is repeated changes no file."""
+    """Record stages' timings when they are first done; repeating a run changes nothing."""
     try:
         known = spent_of(settings, run_id)
         if known.keys() >= spent.keys():
@@ -30,20 +30,20 @@ def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str,
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "stages.json", dict(spent) | known)
     except OSError as error:
-        logger.warning("what the stages of %s took could not be noted: %s", run_id, error)
+        logger.warning("the stage timings of %s could not be recorded: %s", run_id, error)
 
 
 def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
-    """By stage: ``seconds``, and ``memory_mb``, the peak of its process by the stage's end in MiB; None where it is not known.
+    """Return ``seconds`` and ``memory_mb`` by stage: the process's peak MiB at the stage's end, None if unknown.
 
-    In the order of the stages; empty for runs of former versions.
+    In the order of stages; empty for runs of older versions.
     """
     from scalr_prod.stages.graph import GRAPH
 
     try:
-        found: dict[str, dict[str, Any]] = json.loads(
+        timings: dict[str, dict[str, Any]] = json.loads(
             (run_folder(settings, run_id) / "stages.json").read_text(encoding="utf-8")
         )
     except (OSError, ValueError):
         return {}
-    return {stage.name: found[stage.name] for stage in GRAPH if stage.name in found}
+    return {stage.name: timings[stage.name] for stage in GRAPH if stage.name in timings}

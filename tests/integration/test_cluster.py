@@ -151,7 +151,7 @@ def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
 
     with (
         open_cluster(settings_at("local"), tasks=1) as cluster,
-        pytest.raises(GenerationError, match="died on the same task again and again") as caught,
+        pytest.raises(GenerationError, match="died repeatedly on the same task") as caught,
     ):
         list(cluster.map(die, [(1,)]))
     assert "[generation] partitions" in caught.value.next_step

@@ -186,7 +186,7 @@ def test_files_that_the_gate_did_not_accept_are_not_published(project):
     with pytest.raises(PublicationError, match="not the one"):
         publish(project.settings, spec.run_id)
     (folder / "gate.json").unlink()
-    with pytest.raises(PublicationError, match="verdict is not there"):
+    with pytest.raises(PublicationError, match="verdict is missing"):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
     with Ledger.open(project.settings) as ledger:

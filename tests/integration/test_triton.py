@@ -179,7 +179,7 @@ def test_what_the_server_refuses_is_told_with_its_reason(served):
 
 
 def test_a_scorer_stays_in_its_process(served):
-    with open_scorer(served, 2) as scorer, pytest.raises(TypeError, match="open another in each"):
+    with open_scorer(served, 2) as scorer, pytest.raises(TypeError, match="open one in each"):
         pickle.dumps(scorer)
 
 
@@ -190,7 +190,7 @@ def test_another_version_than_the_pinned_one_is_refused(served, trained_home, tm
     other = project(tmp_path / "logs", trained_home, url=triton_status(served).url, model_name=served.served_model)
     manifest = other.home / "models" / "translator" / "1" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"sha256": "ab" * 32}))
-    with pytest.raises(ModelVersionMismatch, match="another model"):
+    with pytest.raises(ModelVersionMismatch, match="a different model"):
         open_scorer(other, 1)
 
 

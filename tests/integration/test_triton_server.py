@@ -77,7 +77,7 @@ def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next
         assert processes
         for process in processes:
             process.kill()
-        with pytest.raises(ModelNotReady, match="has died"):
+        with pytest.raises(ModelNotReady, match="has exited"):
             scorer.sample(contexts(20), 3)
         pid = read_record(home).pid
         with ensure_serving(home, 1):

@@ -359,7 +359,7 @@ def test_an_item_out_of_the_catalogue_is_asked_for_at_the_next_server():
 def test_another_model_under_the_same_number_at_the_next_server_is_told():
     first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
     second.identity = Identity(3, 78, CATALOGUE)
-    with pytest.raises(ModelVersionMismatch, match=r"fake:1: version 3 there is another model"):
+    with pytest.raises(ModelVersionMismatch, match=r"fake:1: version 3 is a different model"):
         several(first, second).sample(contexts(2), 1)
 
 
@@ -480,7 +480,7 @@ def test_a_request_is_told_from_every_other():
 def test_who_answers_is_asked_before_anything_else():
     with pytest.raises(ModelVersionMismatch, match="version 4 answers"):
         scorer(Server(version=4))
-    with pytest.raises(ModelVersionMismatch, match="another model"):
+    with pytest.raises(ModelVersionMismatch, match="a different model"):
         scorer(Server(), digest=78)
     assert scorer(Server(), digest=77).identity == Identity(3, 77, CATALOGUE)
 

@@ -60,7 +60,7 @@ def test_what_the_model_imports_is_kept_compiled_and_what_cannot_be_imported_is_
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho no torch >&2\nexit 1\n")
     broken.chmod(0o755)
-    assert _compiled(replace(environment, folder=tmp_path)) == "what the model runs in cannot be imported: no torch"
+    assert _compiled(replace(environment, folder=tmp_path)) == "the model's imports fail: no torch"
 
 
 def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):
@@ -97,7 +97,7 @@ def test_without_a_virtual_environment_nothing_goes_beside_the_systems_python(mo
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "letters").write_text("to keep")
     for folder in (tmp_path, Path(sys.prefix)):
-        with pytest.raises(ServingError, match="something else") as caught:
+        with pytest.raises(ServingError, match="not a serving environment") as caught:
             plan_serving(folder=folder)
         assert "--folder" in caught.value.next_step
     assert (tmp_path / "letters").read_text() == "to keep"
