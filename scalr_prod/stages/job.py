@@ -159,7 +159,6 @@ class PipelineReport(Jsonable):
     @classmethod
     def of(cls, job: Job) -> PipelineReport:
         """Build the report of a finished execution.
-        not_generated: Why `scalr run` skips the stage; None: it does not.
 
         Args:
             job: The context, with the reports of its stages.
@@ -173,8 +172,7 @@ class PipelineReport(Jsonable):
 
     def for_people(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
-        facts: dict[str, Any] = {"run_id": self.run_id}
-        not_generated: Why `scalr run` skips the stage; None: it does not.
+        facts: dict[str, Any] = {"no events": self.not_generated} if self.not_generated else {"run_id": self.run_id}
         for side, log in self.stages.get("ingest", {}).items():
             if side == "common_users":
                 facts["users of both"] = log
