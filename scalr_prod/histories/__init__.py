@@ -10,79 +10,17 @@ the greatest c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.lazy import exports
 
 if TYPE_CHECKING:
-    from scalr_prod.settings import Settings
+    from scalr_prod.histories.build import build_histories, histories_built
+    from scalr_prod.histories.report import HistoriesReport, TableReport
 
 __all__ = ["HistoriesReport", "TableReport", "build_histories", "histories_built"]
 
-
-@dataclass(frozen=True)
-class TableReport:
-    """Result of building one table.
-
-    Attributes:
-        events: Number of events that it was built from.
-        rows: Its rows.
-        version: Its Delta version.
-        events_version: Delta version of those events.
-        built: False if it was already up to date.
-        appended: Whether the rows of new events were appended, instead of rebuilding the table.
-    """
-
-    events: int
-    rows: int
-    version: int
-    events_version: int
-    built: bool
-    appended: bool = False
-
-
-@dataclass(frozen=True)
-class HistoriesReport:
-    """Result of building the histories.
-
-    Attributes:
-        tables: Results by table name.
-    """
-
-    tables: dict[str, TableReport]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {name: vars(report).copy() for name, report in self.tables.items()}
-
-
-def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesReport:
-    """Build both domains' user histories and the target's item statistics; tables that are up to date are skipped.
-
-    DuckDB sorts the events within ``[compute] memory_mb``, spilling to disk beyond it. They are streamed in batches of complete
-    users into one commit per table.
-
-    Args:
-        settings: The project's settings.
-        progress: Show progress bars on stderr.
-
-    Raises:
-        TableNotFound: Nothing has been ingested yet.
-        ProjectsMixed: Home or lake belongs to another project. Nothing was written.
-        DomainsMixed: The lake's tables were created for other domains.
-        CommitFailed: The lake rejected a commit; that table is unchanged.
-    """
-    from scalr_prod.binding import check_domains
-    from scalr_prod.histories.build import build_tables
-    from scalr_prod.lake import Lake
-
-    lake = Lake.open(settings)
-    opened = check_domains(settings, lake)
-    return HistoriesReport(build_tables(settings, lake, opened, progress=progress))
-
-
-def histories_built(settings: Settings) -> bool:
-    """Return whether all tables were built from the current events with these settings."""
-    from scalr_prod.histories.build import all_built
-    from scalr_prod.lake import Lake
-
-    return all_built(settings, Lake.open(settings))
+__getattr__ = exports(
+    __name__,
+    {"HistoriesReport": "report", "TableReport": "report", "build_histories": "build", "histories_built": "build"},
+)

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from scalr_prod.binding import check_domains
 from scalr_prod.contracts import Table
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.growth import fragments_of, records_of, schema_of_table
-from scalr_prod.histories import TableReport
 from scalr_prod.histories.added import Built, Events, addition, all_ordered, known_by_file, new_ordered
 from scalr_prod.histories.knowledge import Chunk, Rows
-from scalr_prod.lake import record_of
+from scalr_prod.histories.report import HistoriesReport, TableReport
+from scalr_prod.lake import Lake, record_of
 from scalr_prod.progress import counting
 
 if TYPE_CHECKING:
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from scalr_prod.errors import ScalrError
-    from scalr_prod.lake import Lake
     from scalr_prod.sections import HistorySettings
     from scalr_prod.settings import Settings
 
-__all__ = ["all_built", "build_tables"]
+__all__ = ["all_built", "build_histories", "build_tables", "histories_built"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,32 @@ _EVENTS = {
     Table.TARGET_USER_HISTORY: Table.TARGET_EVENTS,
     Table.TARGET_ITEM_STATS: Table.TARGET_EVENTS,
 }
+
+
+def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesReport:
+    """Build both domains' user histories and the target's item statistics; tables that are up to date are skipped.
+
+    DuckDB sorts the events within ``[compute] memory_mb``, spilling to disk beyond it. They are streamed in batches of complete
+    users into one commit per table.
+
+    Args:
+        settings: The project's settings.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        TableNotFound: Nothing has been ingested yet.
+        ProjectsMixed: Home or lake belongs to another project. Nothing was written.
+        DomainsMixed: The lake's tables were created for other domains.
+        CommitFailed: The lake rejected a commit; that table is unchanged.
+    """
+    lake = Lake.open(settings)
+    opened = check_domains(settings, lake)
+    return HistoriesReport(build_tables(settings, lake, opened, progress=progress))
+
+
+def histories_built(settings: Settings) -> bool:
+    """Return whether all tables were built from the current events with these settings."""
+    return all_built(settings, Lake.open(settings))
 
 
 def all_built(settings: Settings, lake: Lake) -> bool:
