@@ -114,7 +114,11 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
                 "text": f"{broken} {rules} broken; nothing was published.",
             }
         case "rolled_back":
-            return {"tone": "bad", "head": "Rolled back.", "text": "Its events were published and later removed from the feature view."}
+            return {
+                "tone": "bad",
+                "head": "Rolled back.",
+                "text": "Its events were published and later removed from the feature view.",
+            }
         case state:
             return {"tone": "", "head": f"{state.capitalize()}.", "text": "Nothing of this run is in the feature view yet."}
 
@@ -129,7 +133,9 @@ def _published(facts: RunFacts) -> dict[str, str]:
     if facts.held == facts.published:
         return {"tone": "good", "head": "Published.", "text": f"{facts.held:,} synthetic events are in the feature view."}
     later_runs = ", ".join(facts.replaced_by) or "another run"
-    text = f"{facts.held:,} of its {facts.published:,} events are in the feature view; {later_runs} was published over its window."
+    text = (
+        f"{facts.held:,} of its {facts.published:,} events are in the feature view; {later_runs} was published over its window."
+    )
     return {"tone": "", "head": "Published, then replaced.", "text": text}
 
 

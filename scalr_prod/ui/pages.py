@@ -107,7 +107,9 @@ class Pages:
         try:
             instant = datetime.fromisoformat(before) if before else None
         except ValueError as error:
-            raise InputError(f"{before[:40]!r} is not a timestamp", where="before", next_step="go back and try again") from error
+            raise InputError(
+                f"{before[:40]!r} is not a timestamp", where="before", next_step="go back and try again"
+            ) from error
         if instant is not None and instant.tzinfo is None:
             raise InputError(f"{before[:40]!r} has no time zone", where="before", next_step="go back and try again")
         return self._of_user(run_id, user, instant, drawn=True)
@@ -122,17 +124,13 @@ class Pages:
         if status < _FAULT:
             error = ScalrError("there is nothing at this address", where="scalr ui", next_step="go to the list of runs")
         else:
-            error = ScalrError(
-                "this page could not be created", where="scalr ui", next_step="report the output of scalr ui"
-            )
+            error = ScalrError("this page could not be created", where="scalr ui", next_step="report the output of scalr ui")
         return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
 
     def _of_user(self, run_id: str, user: str, before: datetime | None, *, drawn: bool) -> Page:
         spec, choices = self._spec(run_id)
         if len(user) > _LONGEST_ID:
-            raise InputError(
-                "too long for a user id", where="user", next_step="enter the user id as in the event log"
-            )
+            raise InputError("too long for a user id", where="user", next_step="enter the user id as in the event log")
         content: dict[str, Any] = {
             "spec": spec,
             "choices": choices,

@@ -138,7 +138,9 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
         Route("/translate", endpoint_of(lambda request: pages.user(query(request, "run"), query(request, "user").strip()))),
         Route(
             "/translate",
-            endpoint_of(lambda request: pages.draw(query(request, "run"), query(request, "user").strip(), query(request, "before"))),
+            endpoint_of(
+                lambda request: pages.draw(query(request, "run"), query(request, "user").strip(), query(request, "before"))
+            ),
             methods=["POST"],
         ),
         Mount("/data_docs", Docs(directory=settings.home / "data_docs", check_dir=False)),
