@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric that there is: its kind, its labels beside ``project``, and what it says."""
+"""Definitions of all metrics: kind, labels beside ``project``, and help text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["METRICS", "Metric"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """Definition of a metric.
 
     Attributes:
-        kind: As Prometheus has it.
+        kind: Its Prometheus type.
         says: Its help text.
-        labels: Beside ``project``.
+        labels: Its labels beside ``project``.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
