@@ -59,7 +59,7 @@ def by_time(rows: Distributions) -> str:
 def by_user(rows: Distributions) -> str:
     """Draw the distribution of events per user."""
     order = [row["events"] for row in sorted(rows.per_user, key=lambda row: row["place"])]
-    return _svg(rows.per_user, _bars("events", list(dict.fromkeys(order)), "events of a user", "share of the users"))
+    return _svg(rows.per_user, _bars("events", list(dict.fromkeys(order)), "events per user", "share of the users"))
 
 
 def by_lift(rows: Distributions) -> str:

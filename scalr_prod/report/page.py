@@ -148,32 +148,32 @@ def _charts(found: Distributions | None) -> list[dict[str, Any]]:
     above = sum(row["share"] for row in found.lift if row["place"] > 2)  # noqa: PLR2004 - bins from 1 × on
     return [
         {
-            "title": "How popular the items are",
+            "title": "Popularity of the items",
             "summary": f"The most popular tenth of the items has {tenth}.",
             "svg": charts.by_popularity(found),
             "rows": found.popularity,
             "columns": {"head": "Most popular items", "items": "Items", **shares},
         },
         {
-            "title": "Over popularity",
+            "title": "Lift over popularity",
             "summary": f"{above:.0%} of the synthetic events name an item that is more probable for this user than for an average user.",
             "svg": charts.by_lift(found),
             "rows": found.lift,
             "columns": {"lift": "Probability over popularity", "share": "Share"},
         },
         {
-            "title": "When they happened",
-            "summary": "Share of the events in each thirtieth of the time from the first synthetic event to the last.",
+            "title": "Events over time",
+            "summary": "Share of the events in each of 30 equal intervals from the first synthetic event to the last.",
             "svg": charts.by_time(found),
             "rows": found.time,
             "columns": {"period": "From (UTC)", **shares},
         },
         {
-            "title": "Events of a user",
-            "summary": "Share of the users by how many events they have, among users with at least one.",
+            "title": "Events per user",
+            "summary": "Share of the users by number of events, among users with at least one.",
             "svg": charts.by_user(found),
             "rows": found.per_user,
-            "columns": {"events": "Events of a user", **shares},
+            "columns": {"events": "Events per user", **shares},
         },
     ]
 
