@@ -59,8 +59,8 @@ def listed_projects(listing: str) -> list[Listed]:
     """
     files: list[Path] = []
     for entry in filter(None, listing.split(os.pathsep)):
-        path = Path(entry)
-        files += sorted([*path.glob("*.toml"), *path.glob("*/scalr.toml")]) if path.is_dir() else [path]
+        location = Path(entry)
+        files += sorted([*location.glob("*.toml"), *location.glob("*/scalr.toml")]) if location.is_dir() else [location]
     projects = [_listed(file.resolve()) for file in files]
     if not projects:
         raise SettingsError("holds no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder")

@@ -142,7 +142,7 @@ def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
 
 def test_a_training_set_is_checked_only_where_a_suite_is_named(project):
     call = call_of(context(config=str(project)), path="nowhere")
-    assert perform("check", call) == {"skipped": "[training_set] suite names no suite"}
+    assert perform("check", call) == {"skipped": "[training_set] suite is not set"}
     project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
     with pytest.raises(UnreadableInput, match="no such file"):
         perform("check", call)
