@@ -1,10 +1,10 @@
-"""The DAGs of scalr_prod, for Airflow to find: of the projects that SCALR_PROJECTS lists, else of the one that a run names."""
+"""DAGs of scalr_prod for Airflow: of the projects listed in SCALR_PROJECTS, else of the project that each run names."""
 
 from __future__ import annotations
 
 import os
 
-from airflow.sdk import dag  # noqa: F401 - Airflow reads a file only if it names both
+from airflow.sdk import dag  # noqa: F401 - Airflow only parses files that contain "dag" and "airflow"
 
 from scalr_prod.dags import make_dags
 

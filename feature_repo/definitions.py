@@ -1,6 +1,6 @@
-"""Entities, sources, views and services over the lake's tables.
+"""Feast entities, sources, views and services over the lake's tables.
 
-`lake.json` beside this file, written when the repository is laid, says where the lake is and which types its ids have.
+`lake.json` in this folder, written when the repository is created, contains the lake's location and the types of its ids.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ item = Entity(
 
 
 def table(name: str) -> FileSource:
-    """One Delta table of the lake, with both of its clocks."""
+    """Return the source of a Delta table with its event time and its knowledge time."""
     return FileSource(
         name=name,
         path=f"{LAKE['root']}/{name}",
@@ -43,7 +43,7 @@ def table(name: str) -> FileSource:
 
 
 def view(name: str, entity: Entity, key: Field, fields: list[Field], description: str, *, online: bool = True) -> FeatureView:
-    """A feature view over the table of the same name; its rows never go stale."""
+    """Return a feature view over the table of the same name; its rows never expire."""
     return FeatureView(
         name=name,
         entities=[entity],
@@ -56,7 +56,7 @@ def view(name: str, entity: Entity, key: Field, fields: list[Field], description
 
 
 def history(name: str, item_type: object, description: str) -> FeatureView:
-    """A user's last events as of each of their events."""
+    """Return the view of users' last events as of each of their events."""
     fields = [
         Field(name="item_ids", dtype=Array(item_type)),
         Field(name="event_timestamps", dtype=Array(UnixTimestamp)),
@@ -66,7 +66,7 @@ def history(name: str, item_type: object, description: str) -> FeatureView:
 
 
 def events(name: str, item_type: object, description: str) -> FeatureView:
-    """A log of real events; read by window, so it needs no place in the online store."""
+    """Return the view of a log of real events; it is read by window, so it is not in the online store."""
     fields = [Field(name="item_id", dtype=item_type), Field(name="weight", dtype=Float32)]
     if LAKE.get("typed") == name:
         fields.append(Field(name="event_type", dtype=String))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Airflow DAGs: of one project that the environment names, or of each in a list; tasks are the stages of the graph.
+"""Airflow DAGs of one project or of each project in a list; their tasks are the pipeline's stages.
 
-The only room that imports Airflow where a file is parsed; nothing heavy is imported before a task runs, nor then where
-SCALR_COMMAND names the command of another environment.
+The only module that imports Airflow when it is loaded. Heavy imports wait until a task runs, and are not needed at all if SCALR_COMMAND
+names the `scalr` command of another environment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listed", "listed_projects", "make_dags"]
 
-#: A day has the translator that is there: the weekly DAG trains it.
+#: Daily runs use the current translator; the weekly DAG trains a new one.
 DAILY: Final = tuple(stage.name for stage in path(last="late", without=("translator",)) if not stage.light)
 WEEKLY: Final = tuple(stage.name for stage in path(last="translator") if not stage.light)
 
@@ -34,12 +34,12 @@ _INSTANT: Final = {"type": ["null", "string"], "format": "date-time"}
 
 @dataclass(frozen=True)
 class Listed:
-    """A project of the list.
+    """A project in the list.
 
     Attributes:
-        name: Its name; of a file that cannot be read, one made of the path.
+        name: Its name, or a name derived from the path if the file cannot be read.
         config: Path of its scalr.toml.
-        broken: Why the file cannot be read; None: it can.
+        broken: Why the file cannot be read; None if it can.
     """
 
     name: str
@@ -48,24 +48,24 @@ class Listed:
 
 
 def listed_projects(listing: str) -> list[Listed]:
-    """The projects of a list.
+    """Return the projects of a list.
 
     Args:
-        listing: Paths of settings files, with the system's path separator between them; a folder stands for its ``*.toml`` and
+        listing: Paths of settings files, separated by the system's path separator; a folder stands for its ``*.toml`` files and
             for the ``scalr.toml`` of each folder in it.
 
     Raises:
-        SettingsError: Nothing is there, or two files are of one project.
+        SettingsError: There is no settings file, or two files are of one project.
     """
     files: list[Path] = []
     for entry in filter(None, listing.split(os.pathsep)):
-        place = Path(entry)
-        files += sorted([*place.glob("*.toml"), *place.glob("*/scalr.toml")]) if place.is_dir() else [place]
-    found = [_listed(file.resolve()) for file in files]
-    if not found:
+        location = Path(entry)
+        files += sorted([*location.glob("*.toml"), *location.glob("*/scalr.toml")]) if location.is_dir() else [location]
+    projects = [_listed(file.resolve()) for file in files]
+    if not projects:
         raise SettingsError("holds no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder")
     names: dict[str, str] = {}
-    for project in found:
+    for project in projects:
         if project.name in names:
             raise SettingsError(
                 f"{names[project.name]} and {project.config} are of one project, {project.name}",
@@ -73,14 +73,14 @@ def listed_projects(listing: str) -> list[Listed]:
                 next_step="give one of them another [project] name, or leave it out",
             )
         names[project.name] = project.config
-    return found
+    return projects
 
 
 def make_dags(listing: str | None = None) -> None:
-    """Make the DAGs; Airflow finds them in the file that calls this.
+    """Create the DAGs; Airflow finds them in the file that calls this.
 
     Args:
-        listing: See `listed_projects`; None: one set of DAGs, whose project the param, Variable or environment of a run names.
+        listing: See `listed_projects`; None: one set of DAGs, whose project is named by each run's param, a Variable or the environment.
     """
     if not listing:
         _make("scalr", None)
@@ -123,7 +123,7 @@ def _common(hours: int) -> dict[str, Any]:
         "default_args": {
             "owner": "scalr",
             "retries": int(os.environ.get("SCALR_AIRFLOW_RETRIES", "3")),
-            # Airflow waits one to two delays, and twice that after each further try: a killed task begins again within a minute.
+            # Airflow waits one to two delays and doubles that after each retry: a killed task restarts within a minute.
             "retry_delay": timedelta(seconds=10),
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=30),
@@ -139,12 +139,12 @@ def _cron(variable: str, default: str) -> CronDataIntervalTimetable:
 
 
 def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, Any]:
-    """Do one of `tasks.TASKS` for the task that runs, here or by the command that SCALR_COMMAND names.
+    """Run one of `tasks.TASKS` for the current Airflow task, here or with the command in SCALR_COMMAND.
 
     Raises:
         AirflowSkipException: There was nothing to do.
-        AirflowFailException: A retry would fail alike.
-        ScalrError: The scheduler retries.
+        AirflowFailException: A retry would fail again.
+        ScalrError: A temporary error; the scheduler retries.
     """
     from scalr_prod.orchestration import call_of, scheduler_errors
     from scalr_prod.tasks import COMMAND, perform, perform_elsewhere
@@ -158,17 +158,17 @@ def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, A
     return done
 
 
-def _skip(why: str) -> None:
+def _skip(reason: str) -> None:
     from airflow.sdk.exceptions import AirflowSkipException
 
-    raise AirflowSkipException(why)
+    raise AirflowSkipException(reason)
 
 
 def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
-    """What the training set's DAG is told of the windows that were published.
+    """Emit the asset event that triggers the training set's DAG, with the latest published window.
 
     Raises:
-        AirflowSkipException: None was: nothing is to be built.
+        AirflowSkipException: No window was published.
     """
     from scalr_prod.orchestration import config_of
 
@@ -184,19 +184,18 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"),
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="window's first instant; default: the data interval's"),
-            "end": Param(None, **_INSTANT, description="the instant after the window; default: the data interval's"),
-            "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
+            "start": Param(None, **_INSTANT, description="start of the window; default: start of the data interval"),
+            "end": Param(None, **_INSTANT, description="end of the window (exclusive); default: end of the data interval"),
+            "mode": Param("causal", enum=["causal", "backfill"], description="data that the translator may be trained on"),
         },
         **_common(hours=6),
     )
     def events() -> None:
-        """Each day's source events become published synthetic target events.
+        """Generate and publish synthetic target events for each day's source events.
 
         ingest → histories → generate → validate → publish → late, for the run's data interval (or its params start and end). A
-        run reads nothing that became known after its window's end, so that a day run late gives what it would have given in
-        time. ``late`` publishes earlier windows again that source events arrived late in, within ``[generation] lookback``, and
-        emits the asset.
+        run reads nothing that became known after its window's end, so that a delayed run gives the same result as one on time.
+        ``late`` republishes earlier windows within ``[generation] lookback`` that got late source events, and emits the asset.
         """
 
         @task
@@ -209,7 +208,7 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         before: Any = None
         run: Any = None
         for stage in DAILY:
-            # The last runs on a day without source events too: earlier windows may have got some.
+            # The last stage also runs on a day without source events: earlier windows may have got some.
             last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY[-1] else {}
             done = work.override(task_id=stage, **last)(stage, run)
             if before is not None:
@@ -226,19 +225,19 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         schedule=None,
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="first instant of the first window"),
-            "end": Param(None, **_INSTANT, description="the instant after the last window"),
+            "start": Param(None, **_INSTANT, description="start of the first window"),
+            "end": Param(None, **_INSTANT, description="end of the last window (exclusive)"),
             "days": Param(1, type="integer", minimum=1, description="length of a window"),
-            "minutes": Param(None, type=["null", "integer"], minimum=1, description="length of a window, goes before days"),
-            "mode": Param("causal", enum=["causal", "backfill"], description="what the translator may have learned from"),
+            "minutes": Param(None, type=["null", "integer"], minimum=1, description="length of a window, overrides days"),
+            "mode": Param("causal", enum=["causal", "backfill"], description="data that the translator may be trained on"),
         },
         **_common(hours=24),
     )
     def backfill() -> None:
-        """The windows of a range, one after the other, from the logs as they were ingested last.
+        """Generate and publish the windows of a range one after the other, from the events as last ingested.
 
-        It may run beside the daily DAG: a run is worked on by one task at a time, and a window that was published already is
-        left as it is unless something has changed. The asset is emitted once, at the end.
+        Safe to run beside the daily DAG: only one task works on a run at a time, and a published window is left as it is unless
+        its inputs have changed. The asset is emitted once, at the end.
         """
 
         @task
@@ -270,16 +269,16 @@ def _translator_dag(name: str, config: dict[str, Param]) -> None:
         params={
             **config,
             "trained_until": Param(
-                None, **_INSTANT, description="nothing from this time on is read; default: the data interval's end"
+                None, **_INSTANT, description="train on earlier events only; default: end of the data interval"
             ),
         },
         **_common(hours=12),
     )
     def translator() -> None:
-        """Learn again from all that is known by the data interval's end, and serve the new version if it is better.
+        """Train a translator on all events known by the data interval's end, and serve the new version if it is better.
 
-        ingest → histories → train → evaluate → promote if better: where none is served, or where the new version's recipe has no
-        higher negative log-likelihood than the served version on events that neither has learned from (within two standard
+        ingest → histories → train → evaluate → promote if better: if no version is served yet, or if the new version's recipe has no
+        higher negative log-likelihood than the served version on events that neither was trained on (within two standard
         errors).
         """
 
@@ -312,16 +311,16 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
         schedule=[asset],
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="first instant of a label"),
-            "cutoff": Param(None, **_INSTANT, description="no label, feature or row from after it"),
+            "start": Param(None, **_INSTANT, description="time of the first label"),
+            "cutoff": Param(None, **_INSTANT, description="use no label, feature or row after this time"),
         },
         **_common(hours=6),
     )
     def training_set() -> None:
-        """Whenever synthetic events are published, build the training set anew and put it before the gate.
+        """Rebuild and check the training set whenever synthetic events are published.
 
-        It is that of the project that published. Its cutoff is the latest ``as_of`` among the asset's events, so that all they
-        published is known; the param and ``[training_set] cutoff`` go before. ``check`` puts it to ``[training_set] suite``.
+        The training set is that of the publishing project. Its cutoff is the latest ``as_of`` among the asset's events, so that all
+        published events are known; the param and ``[training_set] cutoff`` override it. ``check`` runs ``[training_set] suite``.
         """
 
         @task(inlets=[asset])
@@ -352,11 +351,11 @@ def _maintenance_dag(name: str, config: dict[str, Param]) -> None:
 
 
 def _broken_dag(project: Listed) -> None:
-    """A project whose settings cannot be read fails each day, by itself; the others go on."""
+    """Create a DAG that fails daily for a project whose settings cannot be read; other projects are not affected."""
 
     @dag(f"scalr_{project.name}", schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"), **_common(hours=1))
     def broken() -> None:
-        """The project's settings cannot be read; the task says why."""
+        """Fail because the project's settings cannot be read; the task shows why."""
 
         @task(retries=0)
         def settings() -> None:
@@ -365,9 +364,9 @@ def _broken_dag(project: Listed) -> None:
             with scheduler_errors():
                 load_settings(project.config)
             raise SettingsError(
-                "could not be read when its DAGs were made, and can be now",
+                "could not be read when the DAGs were created, but can be read now",
                 where=project.config,
-                next_step="wait for the DAG processor to read the list again",
+                next_step="wait until the DAG processor reads the list again",
             )
 
         settings()

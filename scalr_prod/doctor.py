@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr doctor`: is each part there, does it work, and what to do if not."""
+"""`scalr doctor`: checks that each required part is installed and works, with the next step if not."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _MIN_FREE_GIB = 2
 
 
 def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
-    """Check the machine, the libraries, the serving environment, and (with a settings file) the project's own places.
+    """Check the machine, the libraries, the serving environment, and with a settings file the project's own resources.
 
     Args:
-        config: A scalr.toml; without one only the machine is checked.
-        deep: Also start a Triton server and ask it something (some seconds).
+        config: A scalr.toml; without one, only the machine is checked.
+        deep: Also start a Triton server and send it a request (takes some seconds).
 
     Raises:
-        SettingsError: The settings file cannot be used.
+        SettingsError: The settings file is invalid.
     """
     from scalr_prod.ingest.probe import probe, probe_users
     from scalr_prod.serving import serving_checks
@@ -69,8 +69,8 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
 
 def _python() -> Check:
     version = platform.python_version()
-    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Check("python", fits, version, None if fits else "use Python 3.11, 3.12 or 3.13")
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Check("python", supported, version, None if supported else "use Python 3.11, 3.12 or 3.13")
 
 
 def _cores() -> Check:
@@ -90,7 +90,7 @@ def _library(name: str) -> Check:
 
 
 def _extra(name: str, extra: str) -> Check:
-    """An optional part: its absence is told, and is no failure."""
+    """Check an optional library: if it is missing, the check says so but passes."""
     try:
         return Check(name, ok=True, found=metadata.version(name))
     except metadata.PackageNotFoundError:
@@ -134,8 +134,8 @@ def _lake(settings: Settings) -> str:
     from scalr_prod.lake import Lake
 
     lake = Lake.open(settings)
-    there = [table.value for table in Table if lake.exists(table)]
-    return f"{lake.root}: {', '.join(there) if there else 'no table yet (run: scalr ingest)'}"
+    tables = [table.value for table in Table if lake.exists(table)]
+    return f"{lake.root}: {', '.join(tables) if tables else 'no table yet (run: scalr ingest)'}"
 
 
 def _ledger(settings: Settings) -> str:
@@ -151,18 +151,18 @@ def _feast(settings: Settings) -> str:
     from scalr_prod.lake import Lake
 
     if not Lake.open(settings).exists(Table.SOURCE_USER_HISTORY):
-        return "not laid yet (run: scalr histories)"
+        return "not created yet (run: scalr histories)"
     views = open_feature_store(settings).list_feature_views()
     return f"{len(views)} feature views in {settings.feast_repo}"
 
 
 def _features(settings: Settings) -> str:
-    """Those of ``[training_set] features``: of another repository, or, once it is laid, of the project's own."""
+    """Check ``[training_set] features``, in another repository or, once it exists, in the project's own."""
     from scalr_prod.feast_store.own import open_own_features
 
     options = settings.training_set
     if options.features_repo is None and not (settings.feast_repo / "feature_store.yaml").is_file():
-        return "looked for when the feature repository is laid (run: scalr histories)"
-    found = open_own_features(settings)
-    views = sorted({one.name for one in found.projections}) if found else []
+        return "checked once the feature repository exists (run: scalr histories)"
+    features = open_own_features(settings)
+    views = sorted({projection.name for projection in features.projections}) if features else []
     return f"{len(views)} views in {options.features_repo or settings.feast_repo}: {', '.join(views)}"

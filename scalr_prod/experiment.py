@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What synthetic events do online: who is held out, who comes first, and the effect on an outcome, with an interval."""
+"""Online holdout experiment: assignment of users to sides, and the effect of synthetic events on an outcome with an interval."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ logger = logging.getLogger(__name__)
 
 _VALUE: Final = "value"
 _BEFORE: Final = "pre_value"
-#: Fewer users on a side give no interval that could be trusted.
+#: Least users per side for a reliable interval.
 _FEWEST: Final = 20
-#: Below this probability, users of the outcomes are not split as they should be.
+#: Below this probability, the split of the outcome's users does not match the experiment.
 _UNLIKELY: Final = 0.001
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean outcome of users with synthetic events, less that of held-out users.
+    """Difference in mean outcome between users with synthetic events and held-out users.
 
-    Of a canary: that of its users, less that of the users whom runs are published for later; those count as held out here.
+    For a canary: between its users and the users that runs are published for later, who count as held out here.
 
     Attributes:
-        method: ``difference_in_means``, or ``cuped`` where there is a value of before.
-        users_treated: Users of the outcomes that are not held out.
-        users_held_out: Those that are.
-        mean_treated: Their mean outcome.
-        mean_held_out: Likewise.
-        effect: The difference; with ``cuped``, of outcomes less what the values of before explain.
+        method: ``difference_in_means``, or ``cuped`` with pre-experiment values.
+        users_treated: Users with an outcome who are not held out.
+        users_held_out: Users with an outcome who are held out.
+        mean_treated: Mean outcome of treated users.
+        mean_held_out: Mean outcome of held-out users.
+        effect: The difference; with ``cuped``, after subtracting what the pre-experiment values explain.
         low: Lower end of the 95 % interval (Welch's t).
-        high: Its upper end.
-        relative_pct: The effect as a share of the held-out users' mean, in per cent; None where that is 0.
-        variance_removed: Share of the outcomes' variance that the values of before explain, 0 to 1.
-        split_p: Probability of a split as uneven as this one, or more so, if the users of the outcomes were no choice of anybody.
+        high: Upper end of the interval.
+        relative_pct: The effect in per cent of the held-out users' mean; None if that mean is 0.
+        variance_removed: Share of the outcomes' variance explained by pre-experiment values, 0 to 1.
+        split_p: Binomial p-value of the split of the users, assuming that having an outcome does not depend on the side.
     """
 
     method: str
@@ -72,20 +72,20 @@ class Effect:
 
 @dataclass(frozen=True)
 class ExperimentReport(Jsonable):
-    """Who is where, and what came of it.
+    """Sizes of the experiment's sides, and measured effects.
 
     Attributes:
         holdout: ``[experiment] holdout``.
         canary: ``[experiment] canary``.
-        users_treated: Users of the source domains that are not held out.
-        users_held_out: Those that are.
-        users_canary: Those for whom runs are published first; they count as treated, too.
-        synthetic_events_of_held_out: Rows of the feature view that held-out users have: published before they were held out.
-        runs_of_other_keys: Runs that were planned with another key, under which other users were held out.
-        out: The file with every user's side; None: none was asked for.
-        effect: None where no outcomes were given, or nobody is held out.
-        canary_effect: Of canary users against those who are neither in the canary nor held out. None where no outcomes were given, or
-            there is no canary.
+        users_treated: Users of the source domains who are not held out.
+        users_held_out: Users of the source domains who are held out.
+        users_canary: Users that runs are published for first; they count as treated, too.
+        synthetic_events_of_held_out: Rows of held-out users in the feature view, published before they were held out.
+        runs_of_other_keys: Runs planned with another key, under which other users were held out.
+        out: The file with every user's side; None if none was requested.
+        effect: None without outcomes, or if nobody is held out.
+        canary_effect: Canary users against users who are neither in the canary nor held out. None without outcomes, or without a
+            canary.
     """
 
     holdout: float
@@ -101,59 +101,59 @@ class ExperimentReport(Jsonable):
 
 
 def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:
-    """Say who is held out, and who is in the canary; with outcomes, measure the effect.
+    """Report who is held out and who is in the canary; with outcomes, estimate the effect.
 
     Args:
         settings: ``[experiment]``.
-        outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user, users without
-            any outcome with 0. Parquet, CSV, JSON lines, a Delta or Iceberg table.
+        outcomes: Path or URL of a table with ``user_id``, ``value`` and optionally ``pre_value``, one row per user; users without an
+            outcome have 0. Parquet, CSV, JSON lines, a Delta or Iceberg table.
         out: Write ``user_id`` and ``side`` (``treated``, ``held_out``, ``canary``) of every user of the source domains: ``.parquet`` or
             ``.csv``.
 
     Raises:
         SettingsError: Nobody is held out, and there is no canary.
-        TableNotFound: Nothing was ingested yet.
-        InputError: The outcomes cannot be read, lack a column, or hold a user twice.
-        EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
+        TableNotFound: Nothing has been ingested yet.
+        InputError: The outcomes cannot be read, lack a column, or contain a user twice.
+        EvaluationError: A side has too few users; or the output file has another suffix, or cannot be written.
     """
-    held, canary = Holdout.of(settings), Canary.of(settings)
-    if held is None and canary is None:
+    holdout, canary = Holdout.of(settings), Canary.of(settings)
+    if holdout is None and canary is None:
         raise SettingsError(
             "nobody is held out", where="[experiment] holdout", next_step="set the share of users: [experiment] holdout = 0.05"
         )
     if out is not None and out.suffix not in {".parquet", ".csv"}:
         raise EvaluationError(
-            f"'{out.suffix}' is no kind of file that is written", where=str(out), next_step="name it .parquet or .csv"
+            f"unsupported file type '{out.suffix}'", where=str(out), next_step="name a file that ends in .parquet or .csv"
         )
     lake = Lake.open(settings)
     with staging_folder(settings, "experiment") as folder, open_duckdb(settings, folder) as db:
         db.register("events", lake.dataset(Table.SOURCE_EVENTS))
-        side = _side_sql(held, canary)
+        side = _side_sql(holdout, canary)
         db.execute(f"CREATE TEMP TABLE sides AS SELECT {USER_ID}, {side} AS side FROM (SELECT DISTINCT {USER_ID} FROM events)")
         counts = dict(db.sql("SELECT side, count(*) FROM sides GROUP BY side").fetchall())
         synthetic = 0
         if lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
             db.register("synthetic", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
             synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {side} = 'held_out'").fetchall()[0][0]
-        effect = first = None
+        effect = canary_effect = None
         if outcomes is not None:
-            told = _outcomes(settings, outcomes)
+            rows = _outcomes(settings, outcomes)
             db.register("target", lake.dataset(Table.TARGET_EVENTS))
-            _tell_of_strangers(db, told, outcomes)
-            effect, first = _effects(db, held, canary, told, outcomes)
+            _tell_of_strangers(db, rows, outcomes)
+            effect, canary_effect = _effects(db, holdout, canary, rows, outcomes)
         if out is not None:
             _write(db, out)
     return ExperimentReport(
-        holdout=held.share if held else 0.0,
+        holdout=holdout.share if holdout else 0.0,
         canary=canary.share if canary else 0.0,
         users_treated=counts.get("treated", 0) + counts.get("canary", 0),
         users_held_out=counts.get("held_out", 0),
         users_canary=counts.get("canary", 0),
         synthetic_events_of_held_out=int(synthetic),
-        runs_of_other_keys=_other_runs(settings, (held or canary).salt),  # type: ignore[union-attr]  # one of them is there
+        runs_of_other_keys=_other_runs(settings, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
         out=None if out is None else str(out),
         effect=effect,
-        canary_effect=first,
+        canary_effect=canary_effect,
     )
 
 
@@ -164,19 +164,19 @@ def effect_of(
     *,
     before: npt.NDArray[np.float64] | None = None,
 ) -> Effect:
-    """The effect of not being held out.
+    """Estimate the effect of not being held out.
 
-    CUPED (Deng, Xu, Kohavi, Walker 2013): the outcome less its regression on the value of before, with the slope that is common to both
-    sides. Unknown values of before (NaN) count as the mean of the known ones.
+    CUPED (Deng, Xu, Kohavi, Walker 2013) subtracts the regression of the outcome on the pre-experiment value, with one slope for both
+    sides. Unknown pre-experiment values (NaN) are replaced by the mean of the known ones.
 
     Args:
-        value: float64 [N].
-        held: bool [N].
-        share: Of users that should be held out.
-        before: float64 [N] of a time before the experiment; None: there is none.
+        value: Outcomes, float64 [N].
+        held: Whether each user is held out, bool [N].
+        share: Expected share of held-out users.
+        before: Pre-experiment values, float64 [N]; None without them.
 
     Raises:
-        EvaluationError: Too few users on one side.
+        EvaluationError: A side has too few users.
     """
     from scipy import stats
 
@@ -184,7 +184,7 @@ def effect_of(
         raise EvaluationError(
             f"{int(held.sum())} held-out users and {int((~held).sum())} others have an outcome; {_FEWEST} of each are needed",
             where="outcomes",
-            next_step="give every user's outcome, 0 where there was none, or hold out a larger share",
+            next_step="give an outcome for every user, 0 if there was none, or hold out a larger share",
         )
     adjusted, removed = value, 0.0
     if before is not None:
@@ -216,7 +216,7 @@ def effect_of(
 
 
 def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    """Half of the 95 % interval of a difference of means, with Welch's degrees of freedom; 0 where nothing varies."""
+    """Return half the width of the 95 % interval of a difference in means (Welch's t); 0 if nothing varies."""
     from scipy import stats
 
     errors = [side.var(ddof=1) / len(side) for side in (one, other)]
@@ -228,69 +228,70 @@ def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) ->
 
 
 def _side_sql(held: Holdout | None, canary: Canary | None) -> str:
-    """DuckDB expression: ``held_out``, ``canary`` or ``treated``."""
-    one, other = (found.sql(USER_ID) if found else "false" for found in (held, canary))
-    return f"(CASE WHEN {one} THEN 'held_out' WHEN {other} THEN 'canary' ELSE 'treated' END)"
+    """Return the DuckDB expression of a user's side: ``held_out``, ``canary`` or ``treated``."""
+    is_held_out, is_canary = (group.sql(USER_ID) if group else "false" for group in (held, canary))
+    return f"(CASE WHEN {is_held_out} THEN 'held_out' WHEN {is_canary} THEN 'canary' ELSE 'treated' END)"
 
 
 def _tell_of_strangers(db: Any, rows: pa.Table, origin: str) -> None:
-    """Users whom no log knows have a side too, but nobody treats them: where they are many, the file may name users otherwise."""
-    db.register("told", rows)
-    strangers, one = db.sql(
-        f"SELECT count(*), min({USER_ID}) FROM told WHERE {USER_ID} NOT IN "
+    """Warn about users who are in no log: they were never treated, or the file uses other ids."""
+    db.register("outcome_users", rows)
+    unknown, example = db.sql(
+        f"SELECT count(*), min({USER_ID}) FROM outcome_users WHERE {USER_ID} NOT IN "
         f"(SELECT {USER_ID}::VARCHAR FROM events UNION SELECT {USER_ID}::VARCHAR FROM target)"
     ).fetchall()[0]
-    if strangers:
+    if unknown:
         logger.warning(
-            "%s: %d of %d users, '%s' for one, are in no log, and were never treated; users are named as the target's log does",
-            *(origin, strangers, len(rows), one),
+            "%s: %d of %d users (for example '%s') are in no log and were never treated; use the ids of the target log",
+            *(origin, unknown, len(rows), example),
         )
 
 
 def _effects(
     db: Any, held: Holdout | None, canary: Canary | None, rows: pa.Table, origin: str
 ) -> tuple[Effect | None, Effect | None]:
-    """Of not being held out, and of being in the canary."""
+    """Estimate the effect of not being held out, and of being in the canary."""
     db.register("outcomes", rows)
-    twice = db.sql(
+    duplicates = db.sql(
         f"SELECT {USER_ID} FROM outcomes GROUP BY {USER_ID} HAVING count(*) > 1 ORDER BY {USER_ID} LIMIT 1"
     ).fetchall()
-    if twice:
+    if duplicates:
         raise BadValue(
-            f"user {twice[0][0]} is there more than once",
+            f"user {duplicates[0][0]} occurs more than once",
             where=f"{origin}, column '{USER_ID}'",
-            next_step="sum up the outcomes of each user: one row a user",
+            next_step="aggregate the outcomes to one row per user",
         )
     query = f"SELECT {_side_sql(held, canary)} AS side, {_VALUE}, {_BEFORE} FROM outcomes ORDER BY {USER_ID}"
-    found = db.sql(query).fetchnumpy()
-    side, value = np.asarray(found["side"]).astype(str), np.asarray(found[_VALUE])
-    before = np.ma.filled(found[_BEFORE].astype(np.float64), np.nan)
+    columns = db.sql(query).fetchnumpy()
+    side, value = np.asarray(columns["side"]).astype(str), np.asarray(columns[_VALUE])
+    before = np.ma.filled(columns[_BEFORE].astype(np.float64), np.nan)
     known = None if rows[_BEFORE].null_count == rows.num_rows else before
 
-    def measured(users: npt.NDArray[np.bool_], without: npt.NDArray[np.bool_], share: float) -> Effect:
-        return _told(effect_of(value[users], without[users], share, before=None if known is None else known[users]), share)
+    def estimate(users: npt.NDArray[np.bool_], untreated: npt.NDArray[np.bool_], share: float) -> Effect:
+        return _told(effect_of(value[users], untreated[users], share, before=None if known is None else known[users]), share)
 
-    effect = measured(np.ones(len(side), dtype=bool), side == "held_out", held.share) if held else None
+    effect = estimate(np.ones(len(side), dtype=bool), side == "held_out", held.share) if held else None
     if canary is None:
         return effect, None
-    later = 1 - canary.share / (1 - (held.share if held else 0.0))
-    return effect, measured(side != "held_out", side == "treated", later)
+    expected_share = 1 - canary.share / (1 - (held.share if held else 0.0))
+    return effect, estimate(side != "held_out", side == "treated", expected_share)
 
 
-def _told(found: Effect, share: float) -> Effect:
-    if found.split_p < _UNLIKELY:
+def _told(effect: Effect, share: float) -> Effect:
+    """Warn if the split of the users does not match the experiment; return the effect."""
+    if effect.split_p < _UNLIKELY:
         logger.warning(
-            "of %d users with an outcome, %d are without synthetic events, and %.0f were to be expected: the users of the table are a "
-            "choice that depends on the experiment, and the effect cannot be trusted",
-            found.users_treated + found.users_held_out,
-            found.users_held_out,
-            share * (found.users_treated + found.users_held_out),
+            "of %d users with an outcome, %d have no synthetic events, but %.0f were expected: which users are in the table depends on "
+            "the experiment, so the effect cannot be trusted",
+            effect.users_treated + effect.users_held_out,
+            effect.users_held_out,
+            share * (effect.users_treated + effect.users_held_out),
         )
-    return found
+    return effect
 
 
 def _outcomes(settings: Settings, location: str) -> pa.Table:
-    """``user_id`` as text, ``value`` and ``pre_value`` (null where unknown) as float64."""
+    """Read the outcomes: ``user_id`` as text, ``value`` and ``pre_value`` (null if unknown) as float64."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -299,43 +300,43 @@ def _outcomes(settings: Settings, location: str) -> pa.Table:
     from scalr_prod.ingest.readers import read_path
 
     schema = pa.schema([(USER_ID, pa.string()), (_VALUE, pa.float64()), (_BEFORE, pa.float64())])
-    users, read = Ids(), []
+    users, batches = Ids(), []
     try:
         for batch in read_path(settings, location, Wanted((USER_ID, _VALUE), "experiment", (_BEFORE,))):
             ids, values, before = (Place(batch.origin, name, batch.row) for name in (USER_ID, _VALUE, _BEFORE))
-            who = users.read(batch.rows.column(USER_ID), ids, untyped=batch.untyped).cast(pa.string())
+            user = users.read(batch.rows.column(USER_ID), ids, untyped=batch.untyped).cast(pa.string())
             value = numbers(batch.rows.column(_VALUE), values)
             if (at := first_true(pc.invert(pc.fill_null(pc.is_finite(value), fill_value=False)))) is not None:
-                raise values.bad("no finite number", at=at, next_step="give every user an outcome: 0 where there was none")
-            former = pa.nulls(batch.rows.num_rows, pa.float64())
+                raise values.bad("no finite number", at=at, next_step="give every user an outcome: 0 if there was none")
+            pre_value = pa.nulls(batch.rows.num_rows, pa.float64())
             if _BEFORE in batch.rows.schema.names:
-                former = numbers(batch.rows.column(_BEFORE), before)
-                former = pc.if_else(pc.is_finite(former), former, None)
-            read.append(pa.RecordBatch.from_arrays([who, value.cast(pa.float64()), former.cast(pa.float64())], schema=schema))
+                pre_value = numbers(batch.rows.column(_BEFORE), before)
+                pre_value = pc.if_else(pc.is_finite(pre_value), pre_value, None)
+            batches.append(
+                pa.RecordBatch.from_arrays([user, value.cast(pa.float64()), pre_value.cast(pa.float64())], schema=schema)
+            )
     except ColumnNotFound as error:
-        error.next_step = f"name the columns {USER_ID}, {_VALUE} and, where there is one, {_BEFORE}"
+        error.next_step = f"give the columns {USER_ID}, {_VALUE} and optionally {_BEFORE}"
         raise
     users.refuse_nulls()
-    return pa.Table.from_batches(read, schema)
+    return pa.Table.from_batches(batches, schema)
 
 
 def _write(db: Any, out: Path) -> None:
-    """Whole or not at all.
+    """Write every user's side atomically.
 
     Raises:
-        EvaluationError: It cannot be written.
+        EvaluationError: The file cannot be written.
     """
     import duckdb
 
-    kind = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
+    file_format = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
     try:
         with whole(out) as unfinished:
-            place = str(unfinished).replace("'", "''")
-            db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{place}' (FORMAT {kind})")
+            path = str(unfinished).replace("'", "''")
+            db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{path}' (FORMAT {file_format})")
     except (OSError, duckdb.IOException) as error:
-        raise EvaluationError(
-            f"cannot be written: {error}", where=str(out), next_step="name a file in a folder that you may write to"
-        ) from error
+        raise EvaluationError(f"cannot be written: {error}", where=str(out), next_step="choose a writable folder") from error
 
 
 def _other_runs(settings: Settings, salt: str) -> list[str]:
@@ -344,4 +345,4 @@ def _other_runs(settings: Settings, salt: str) -> list[str]:
     with Ledger.open(settings) as ledger:
         specs = [run.spec for run in ledger.runs()]
     planned = ((spec.run_id, Holdout.of_run(spec.settings)) for spec in specs)
-    return [run_id for run_id, one in planned if one is not None and one.salt != salt]
+    return [run_id for run_id, holdout in planned if holdout is not None and holdout.salt != salt]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a synthetic event is there: its source event, the history as it was, and what each part of the translator said."""
+"""Provenance of a synthetic event: its source event, the history as known then, and the terms of the translator's score."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Explanation", "explain", "explain_events", "explain_rows"]
 
-#: So many buckets that one of them holds few users beside the one that is asked about; of how many users each has a bucket read.
+#: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
 _BUCKETS: Final = 2**20
 _FEW: Final = 8
 
 
 @dataclass(frozen=True)
 class Explanation(Jsonable):
-    """One synthetic event.
+    """Explanation of one synthetic event.
 
     Attributes:
         event: Its id, user, item with title, time, and weight.
-        source: The event that it translates: domain, item with title, time.
-        probability: ``published``, as the event bears it; ``recomputed`` from the terms, over the whole catalogue, where a run with
-            shortlists published an estimate of it; ``prior``, of the item for everybody at that time; ``lift``, recomputed over
-            prior.
-        terms: What adds up to the logit: estimators and features of popularity, the most telling first; see
+        source: The source event: domain, item with title, time.
+        probability: ``published``, as stored with the event; ``recomputed``, from the terms over the whole catalogue, while a run with
+            shortlists publishes an estimate; ``prior``, of the item for all users at that time; ``lift``, recomputed over prior.
+        terms: Terms of the logit: estimators and features of popularity, largest contribution first; see
             `scalr_prod.translator.explaining.Term`.
-        history: Items of the history as the run knew it, the latest first, with titles and times; ``known`` by the translator.
-        drawn: What the run drew for the source event: item, title, probability; below ``min_lift`` nothing.
-        drawn_without_history: What the same noise draws where only popularity is asked.
-        translator: Version, checksum, and which parameters answered: ``everybody``, ``newcomers``, or a fold that never saw this user.
-        run: Its id, mode, window, as_of, seed, and the versions of the tables that it read.
+        history: Items of the history known to the run, latest first, with titles and times; ``known``: in the translator's vocabulary.
+        drawn: Items sampled for the source event with title and probability, without those below ``min_lift``.
+        drawn_without_history: Items that the same noise samples from popularity alone.
+        translator: Version, checksum, and the parameters used: ``everybody``, ``newcomers``, or a fold not trained on this user.
+        run: Id, mode, window, as_of, seed, and versions of the tables read.
     """
 
     event: dict[str, Any]
@@ -73,8 +72,8 @@ def explain(settings: Settings, event_id: str) -> Explanation:
     Raises:
         EventNotFound: The view has no such event.
         TranslatorNotFound: Its translator version is no longer there.
-        TranslatorError: The version is not the one that the run asked, or what the run read gives no such context.
-        LakeError: A table is no longer there as the run read it.
+        TranslatorError: The translator version differs from the run's, or the run's inputs contain no such context.
+        LakeError: A table version that the run read is gone.
     """
     return explain_events(settings, [event_id])[0]
 
@@ -86,30 +85,30 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
         db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
         db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
         rows = db.sql("SELECT view.* FROM view WHERE event_id IN (SELECT event_id FROM wanted)").to_arrow_table()
-        there = set(rows["event_id"].to_pylist())
-        if missing := [one for one in event_ids if one not in there]:
+        found = set(rows["event_id"].to_pylist())
+        if missing := [event_id for event_id in event_ids if event_id not in found]:
             raise EventNotFound(
                 f"the feature view has no event {missing[0][:40]!r}",
                 where=lake.uri(Table.SYNTHETIC_TARGET_EVENTS),
-                next_step="take an event_id of synthetic_target_events; what was rolled back or replaced, or is switched off, is not "
-                "in the view: see scalr status, scalr runs list",
+                next_step="use an event_id of synthetic_target_events; events that were rolled back, replaced or disabled are not in the "
+                "view: see scalr status, scalr runs list",
             )
         specs = [ledger.run(run_id).spec for run_id in sorted(set(rows["run_id"].to_pylist()))]
-    of_run = rows["run_id"].to_pylist()
-    found: dict[str, Explanation] = {}
+    run_ids = rows["run_id"].to_pylist()
+    explanations: dict[str, Explanation] = {}
     for spec in specs:
-        some = rows.filter([run_id == spec.run_id for run_id in of_run])
-        found |= {one.event["event_id"]: one for one in explain_rows(settings, spec, some)}
-    return [found[one] for one in event_ids]
+        run_rows = rows.filter([run_id == spec.run_id for run_id in run_ids])
+        explanations |= {found.event["event_id"]: found for found in explain_rows(settings, spec, run_rows)}
+    return [explanations[event_id] for event_id in event_ids]
 
 
 def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Explanation]:
-    """Explain rows of one run, in their order, whether they are published or not.
+    """Explain rows of one run, in their order, published or not.
 
     Args:
         settings: The project's settings.
         spec: The run.
-        rows: As ``synthetic_target_events`` has them.
+        rows: In the schema of ``synthetic_target_events``.
 
     Raises:
         TranslatorNotFound: As `explain`.
@@ -122,9 +121,9 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
 
     lake, names = Lake.open(settings), settings.domains.source_names
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, workers(1):
-        db.register("given", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
+        db.register("events_to_explain", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
         key = source_key_sql("source_domain", "source_item_id", names)
-        db.execute(f"CREATE TEMP TABLE asked AS SELECT *, {key} AS source_key FROM given")
+        db.execute(f"CREATE TEMP TABLE keyed_events AS SELECT *, {key} AS source_key FROM events_to_explain")
         for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
             db.register(table.value, lake.dataset(table))
         return list(_of_run(settings, db, spec, _Titles(db)))
@@ -139,13 +138,13 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
     version = load_version(settings, spec.translator_version)
     if version.sha256 != spec.translator_sha256:
         raise TranslatorError(
-            f"version {version.version} is not the one that the run asked: its checksum is another",
+            f"version {version.version} is not the version that the run used: its checksum differs",
             where=str(version.path),
-            next_step="bring the version back from a copy",
+            next_step="restore the version from a backup",
         ).at(run_id=spec.run_id)
     vocabulary = version.vocabulary()
     module = TranslatorModule.load(version.path, trusted=True)
-    events = db.sql("SELECT * FROM asked ORDER BY place").to_arrow_table()
+    events = db.sql("SELECT * FROM keyed_events ORDER BY place").to_arrow_table()
     rows, consumed = _contexts(settings, db, spec, events, vocabulary)
     histories = point_in_time(
         settings,
@@ -154,52 +153,47 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
         known_by=spec.as_of,
         versions=spec.table_versions,
     )
-    wanted = spec.settings["generation"]
-    number, how = (
-        wanted["events_per_source_event"],
-        {
-            "temperature": wanted["temperature"],
-            "shortlist": wanted.get("shortlist"),
-        },
-    )
-    at = 0
-    # Each alone, since those that are scored together are rounded otherwise: an event has one explanation, whoever asks for it.
-    alone = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
-    for contexts in ask(alone, spec, vocabulary, rows, consumed, folds=version.folds):
-        part = events.slice(at, len(contexts))
-        items = vocabulary.target_index(part[ITEM_ID].combine_chunks())
-        drawn = module.sample(contexts, number, min_lift=wanted["min_lift"], **how)
-        without = module.sample(contexts, number, member="popularity", **how)
-        for row, apart in enumerate(taken_apart(module, contexts, items)):
-            event = part.slice(row, 1).to_pylist()[0]
-            history = histories.slice(at + row, 1).to_pylist()[0]
+    generation = spec.settings["generation"]
+    count = generation["events_per_source_event"]
+    options = {"temperature": generation["temperature"], "shortlist": generation.get("shortlist")}
+    position = 0
+    # One context per batch: rounding depends on the batch, and an event must have the same explanation in every call.
+    unbatched = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
+    for contexts in ask(unbatched, spec, vocabulary, rows, consumed, folds=version.folds):
+        batch = events.slice(position, len(contexts))
+        items = vocabulary.target_index(batch[ITEM_ID].combine_chunks())
+        drawn = module.sample(contexts, count, min_lift=generation["min_lift"], **options)
+        without = module.sample(contexts, count, member="popularity", **options)
+        for row, attribution in enumerate(taken_apart(module, contexts, items)):
+            event = batch.slice(row, 1).to_pylist()[0]
+            history = histories.slice(position + row, 1).to_pylist()[0]
             yield Explanation(
                 **_facts(event, titles),
-                probability=_probability(event, apart),
-                terms=[asdict(one) for one in sorted(apart.terms, key=lambda one: -abs(one.above))],
+                probability=_probability(event, attribution),
+                terms=[asdict(term) for term in sorted(attribution.terms, key=lambda term: -abs(term.above))],
                 history=_history(history, vocabulary, titles, spec),
                 drawn=_draws(drawn, row, vocabulary, titles),
                 drawn_without_history=_draws(without, row, vocabulary, titles),
                 translator=_translator(version, int(contexts.fold[row]), module),
                 run=_run(spec),
             )
-        at += len(contexts)
+        position += len(contexts)
 
 
 def _contexts(
     settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: Vocabulary
 ) -> tuple[pa.Table, encoding.Consumed | None]:
-    """What the run asked the translator for each event, in their order."""
+    """Read the context of each event, as the run requested it from the translator, in their order."""
     import pyarrow as pa
 
     users = events[USER_ID].combine_chunks().unique()
     buckets = _BUCKETS if len(users) <= _FEW else 1
-    read = [read_bucket(db, settings, spec, number, buckets) for number in sorted(set(bucket_of(users, buckets).tolist()))]
-    db.register("bucket", pa.concat_tables([rows for rows, _ in read]))
-    consumed = [real for _, real in read if real is not None]
-    same = " AND ".join(f"b.{name} = a.{name}" for name in (USER_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP))
+    parts = [read_bucket(db, settings, spec, number, buckets) for number in sorted(set(bucket_of(users, buckets).tolist()))]
+    db.register("bucket", pa.concat_tables([rows for rows, _ in parts]))
+    consumed = [real for _, real in parts if real is not None]
+    same_context = " AND ".join(f"b.{name} = a.{name}" for name in (USER_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP))
     rows = db.sql(
-        f"SELECT b.* FROM asked a JOIN bucket b ON b.{ITEM_ID} = a.source_key AND {same} ORDER BY a.place"
+        f"SELECT b.* FROM keyed_events a JOIN bucket b ON b.{ITEM_ID} = a.source_key AND {same_context} ORDER BY a.place"
     ).to_arrow_table()
     db.unregister("bucket")
     if len(rows) != len(events):
@@ -212,14 +206,14 @@ def _contexts(
 
 
 class _Titles:
-    """Titles by item, as the catalogues have them now."""
+    """Titles of items from the current catalogues, cached."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
         self._known: dict[tuple[str, Any], str | None] = {}
 
     def of(self, table: Table, item: Any) -> str | None:
-        """None where there is none."""
+        """Return an item's title; None without one."""
         if (table.value, item) not in self._known:
             row = self._db.execute(
                 f"SELECT title FROM {table.value} WHERE {ITEM_ID} = $item LIMIT 1", {"item": item}
@@ -261,29 +255,29 @@ def _history(row: dict[str, Any], vocabulary: Vocabulary, titles: _Titles, spec:
             "item": item,
             "title": titles.of(Table.SOURCE_ITEMS, item),
             "time": time.isoformat(),
-            "known": bool(there),
+            "known": bool(is_known),
         }
-        for (item, time), there in reversed(list(zip(latest, known, strict=True)))
+        for (item, time), is_known in reversed(list(zip(latest, known, strict=True)))
     ]
 
 
 def _draws(drawn: Any, row: int, vocabulary: Vocabulary, titles: _Titles) -> list[dict[str, Any]]:
-    there = np.flatnonzero(drawn.items[row] >= 0)
-    ids = vocabulary.target_ids(drawn.items[row, there]).to_pylist()
+    slots = np.flatnonzero(drawn.items[row] >= 0)
+    ids = vocabulary.target_ids(drawn.items[row, slots]).to_pylist()
     return [
-        {"item": item, "title": titles.of(Table.TARGET_ITEMS, item), "probability": float(drawn.probabilities[row, place])}
-        for item, place in zip(ids, there, strict=True)
+        {"item": item, "title": titles.of(Table.TARGET_ITEMS, item), "probability": float(drawn.probabilities[row, slot])}
+        for item, slot in zip(ids, slots, strict=True)
     ]
 
 
 def _translator(version: TranslatorVersion, fold: int, module: TranslatorModule) -> dict[str, Any]:
     from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
 
-    named = {EVERYBODY: "everybody", NEWCOMERS: "newcomers"}
+    names = {EVERYBODY: "everybody", NEWCOMERS: "newcomers"}
     return {
         "version": version.version,
         "sha256": version.sha256,
-        "parameters": named.get(fold, f"fold {fold} of {module.folds}"),
+        "parameters": names.get(fold, f"fold {fold} of {module.folds}"),
     }
 
 

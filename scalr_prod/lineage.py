@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenLineage events of stages: what each of them reads, and which versions of which tables it wrote.
+"""OpenLineage events of stages: the inputs that each stage reads, and the table versions that it writes.
 
-Off unless ``[lineage]`` says where to. What fails here is a warning, and fails no stage.
+Off unless ``[lineage]`` names a target. Best effort: a failure here is logged as a warning and never fails a stage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
 _HISTORIES: Final = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
-#: Tables that stages make theirs from.
+#: Tables that each stage reads.
 _READ: Final[Mapping[str, tuple[Table, ...]]] = {
     "histories": _EVENTS,
     "translator": _EVENTS,
@@ -41,40 +41,40 @@ _READ: Final[Mapping[str, tuple[Table, ...]]] = {
     "dataset": (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS, *_HISTORIES),
 }
 _PRODUCER: Final = f"scalr_prod/{__version__}"
-#: To connect, and then for the answer.
-_SECONDS: Final = 5.0
-#: Servers that did not take an event, and get no more of them: a server that does not answer costs its time once.
+#: Timeout to connect, and then for the response.
+_TIMEOUT_S: Final = 5.0
+#: Servers that failed once and get no more events, so that an unresponsive server costs one timeout only.
 _given_up: ContextVar[set[str] | None] = ContextVar("scalr_lineage_given_up", default=None)
 
 
 class LineageHook:
-    """Sends OpenLineage events of each stage to the places that ``[lineage]`` names."""
+    """Sends OpenLineage events of each stage to the targets in ``[lineage]``."""
 
     @contextmanager
     def around_run(self) -> Iterator[set[str]]:
-        """Stop sending to a server that did not take one event, for all stages in the block and in blocks within it.
+        """Stop sending to a server once it has failed, for all stages in this block and in nested blocks.
 
         Yields:
-            URLs of such servers.
+            URLs of servers that failed.
         """
         outer = _given_up.get()
-        given_up = set() if outer is None else outer
-        token = _given_up.set(given_up)
+        failed_servers = set() if outer is None else outer
+        token = _given_up.set(failed_servers)
         try:
-            yield given_up
+            yield failed_servers
         finally:
             _given_up.reset(token)
 
     @contextmanager
     def around_stage(self, scope: StageScope) -> Iterator[None]:
-        """Send an event when the stage starts, and one when it ends with the versions that it wrote; light stages write no table."""
+        """Send an event when the stage starts, and one with the written versions when it ends. Light stages send none."""
         lineage = scope.settings.lineage
         if scope.light or (lineage.file is None and lineage.url is None):
             yield
             return
         outcome, error = "ABORT", None
-        with self.around_run() as given_up, collected() as written:
-            events = _StageEvents(scope.settings, scope.name, scope.run_id, given_up)
+        with self.around_run() as failed_servers, collected() as commits:
+            events = _StageEvents(scope.settings, scope.name, scope.run_id, failed_servers)
             events.emit("START")
             try:
                 yield
@@ -83,18 +83,18 @@ class LineageHook:
                 outcome, error = "FAIL", str(failed)
                 raise
             finally:
-                events.emit(outcome, written, error)
+                events.emit(outcome, commits, error)
 
 
 class _StageEvents:
-    """One stage's events, which have an id in common."""
+    """Events of one stage, which share an OpenLineage run id."""
 
     def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None], given_up: set[str]) -> None:
         self._settings, self._stage, self._run_id, self._given_up = settings, stage, run_id, given_up
         self._id: str | None = None
 
     def emit(self, kind: str, written: Sequence[Written] = (), error: str | None = None) -> None:
-        """Send one event to each place that the settings name."""
+        """Send one event to each target in the settings."""
         lineage = self._settings.lineage
         if lineage.file is not None:
             self._sent(_append, "the file", kind, written, error)
@@ -108,10 +108,10 @@ class _StageEvents:
     ) -> bool:
         try:
             send(self._settings, self._event(kind, written, error))
-        except Exception as failed:  # eyes only: whatever is wrong with them, the stage ends as it ended
+        except Exception as failed:  # best effort: never fails the stage
             hint = "; install scalr_prod[lineage]" if isinstance(failed, ModuleNotFoundError) else ""
-            said = masked(str(failed), (self._settings.lineage.api_key, *secrets_of(self._settings.lineage.url)))
-            logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, said, hint)
+            reason = masked(str(failed), (self._settings.lineage.api_key, *secrets_of(self._settings.lineage.url)))
+            logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, reason, hint)
             return False
         return True
 
@@ -128,7 +128,7 @@ class _StageEvents:
             facets["tags"] = tags_run.TagsRunFacet(tags, producer=_PRODUCER)
         if error is not None:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=_PRODUCER)
-        latest = {one.uri: one.version for one in written}
+        latest = {commit.uri: commit.version for commit in written}
         return RunEvent(
             eventType=RunState[kind],
             eventTime=datetime.now(UTC).isoformat(),
@@ -147,7 +147,7 @@ class _StageEvents:
 
 
 def _inputs(settings: Settings, stage: str) -> list[str]:
-    """Folders of the tables that a stage reads, and for ingest the logs; a query's database is not told."""
+    """Return the URIs of the tables that a stage reads, for ingest those of the logs; databases of queries are left out."""
     if stage == "ingest":
         places = (*settings.domains.places("source"), *settings.domains.places("target"))
         logs = [settings.domains[place].events for place in places]
@@ -156,7 +156,7 @@ def _inputs(settings: Settings, stage: str) -> list[str]:
 
 
 def _name(uri: str) -> tuple[str, str]:
-    """Namespace and name of a data set, by OpenLineage's rules: ``file`` and a path, or ``s3://bucket`` and a key."""
+    """Return namespace and name of a dataset by OpenLineage's rules: ``file`` and a path, or ``s3://bucket`` and a key."""
     if "://" not in uri:
         return "file", uri
     parts = urlsplit(without_user(uri))
@@ -174,9 +174,9 @@ def _post(settings: Settings, event: Any) -> None:
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport
 
     key = settings.lineage.api_key
-    known = {} if key is None else {"auth": ApiKeyTokenProvider({"apiKey": key})}
-    once = {"total": 0, "status_forcelist": []}
-    transport = HttpTransport(HttpConfig(str(settings.lineage.url), timeout=_SECONDS, retry=once, **known))
+    auth = {} if key is None else {"auth": ApiKeyTokenProvider({"apiKey": key})}
+    no_retries = {"total": 0, "status_forcelist": []}
+    transport = HttpTransport(HttpConfig(str(settings.lineage.url), timeout=_TIMEOUT_S, retry=no_retries, **auth))
     try:
         transport.emit(event)
     finally:

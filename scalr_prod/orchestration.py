@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduled task needs besides its work: its call, project and window, and errors in the scheduler's words.
+"""Helpers of scheduled tasks: the call, its project and window, and Airflow exceptions for errors.
 
-The DAG files hold no logic; what little there is stands here and in `tasks`, where it can be tested without a scheduler.
+DAG files contain no logic, so that this module and `tasks` can be tested without a scheduler.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ __all__ = [
     "worth_a_retry",
 ]
 
-#: Airflow Variable that names scalr.toml; the environment's SCALR_CONFIG comes after it.
+#: Airflow Variable with the path of scalr.toml; it overrides the environment variable SCALR_CONFIG.
 CONFIG_VARIABLE: Final = "scalr_config"
 
-#: What may be over in a few minutes: something was not there, or answered late. An unreadable input is among them, since a file
-#: may not have arrived, or not whole. All else (settings, values, order of stages, the gate) stays until a person acts.
+#: Errors that may pass within minutes, for example a service that is unreachable or slow. An unreadable input is one of them, since a
+#: file may not have arrived completely. All other errors (settings, values, order of stages, the gate) need a person.
 _PASSING: Final = (
     UnreadableInput,
     CommitFailed,
@@ -69,18 +69,18 @@ _PASSING: Final = (
 
 
 def worth_a_retry(error: ScalrError) -> bool:
-    """Whether the same task may succeed later without anybody's help."""
+    """Return whether the same task may succeed later without intervention."""
     return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | RequestTooLarge | InvalidRequest)
 
 
 @contextmanager
 def scheduler_errors() -> Iterator[None]:
-    """Inside of an Airflow task: fail for good, skip, or let the scheduler retry.
+    """Convert errors inside an Airflow task: fail without retry, skip, or let the scheduler retry.
 
     Raises:
-        AirflowSkipException: The window holds no source event: a quiet day, not a failure.
-        AirflowFailException: A retry would fail alike.
-        ScalrError: Otherwise; the scheduler retries.
+        AirflowSkipException: The window has no source event, which is not a failure.
+        AirflowFailException: A retry would fail again.
+        ScalrError: A temporary error; the scheduler retries.
     """
     try:
         yield
@@ -97,12 +97,12 @@ def scheduler_errors() -> Iterator[None]:
 
 
 def call_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = (), **asked: Any) -> dict[str, Any]:
-    """A task's call, of JSON values alone.
+    """Build a task's call, which has JSON values only.
 
     Args:
         context: The task's context: ``params``, ``data_interval_start`` and ``data_interval_end``.
-        extras: What the asset's events carry that triggered the run.
-        asked: What else the task is asked for.
+        extras: The ``extra`` of the asset events that triggered the run.
+        asked: Further arguments of the task.
 
     Raises:
         SettingsError: See `config_of`.
@@ -118,24 +118,26 @@ def call_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()
 
 
 def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:
-    """A task's settings file: the run's param ``config``, the one that published, the Variable ``scalr_config``, or ``SCALR_CONFIG``.
+    """Return a task's settings file: param ``config``, publishing project, Variable ``scalr_config`` or ``SCALR_CONFIG``, in this order.
 
     Args:
         context: The task's context.
-        extras: What the asset's events carry that triggered the run; ``config`` is the file that published.
+        extras: The ``extra`` of the asset events that triggered the run; ``config`` is the publishing project's file.
 
     Raises:
         SettingsError: None of them names a file, or several projects published.
     """
     published = sorted({extra["config"] for extra in extras if extra.get("config")})
-    asked = context["params"].get("config")
-    if len(published) > 1 and not asked:
+    param = context["params"].get("config")
+    if len(published) > 1 and not param:
         raise SettingsError(
             f"the events that triggered this run were published by several projects: {', '.join(published)}",
             where="asset synthetic_target_events",
-            next_step="trigger the DAG once for each, with the param config",
+            next_step="trigger the DAG once per project, with the param config",
         )
-    path: str | None = asked or next(iter(published), None) or _variable(CONFIG_VARIABLE) or os.environ.get("SCALR_CONFIG")
+    path: str | None = (
+        param or next(iter(published), None) or _airflow_variable(CONFIG_VARIABLE) or os.environ.get("SCALR_CONFIG")
+    )
     if not path:
         raise SettingsError(
             "no settings file is named",
@@ -146,15 +148,15 @@ def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = 
 
 
 def open_project(context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Any) -> Settings:
-    """The settings of a task's project.
+    """Load the settings of a task's project.
 
     Args:
         context: The task's context.
         extras: See `config_of`.
-        overrides: Whole sections of settings, merged over the file's.
+        overrides: Sections of settings, merged over those of the file.
 
     Raises:
-        SettingsError: No file is named, or it holds something impossible.
+        SettingsError: No file is named, or it is invalid.
     """
     from scalr_prod.settings import load_settings
 
@@ -162,10 +164,10 @@ def open_project(context: Mapping[str, Any], *, extras: Iterable[Mapping[str, An
 
 
 def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
-    """The run's window ``[start, end)``: its params, where given, else its data interval (UTC).
+    """Return the run's window ``[start, end)`` in UTC: its params if given, else its data interval.
 
     Raises:
-        SettingsError: It has neither, or they are naive, or no window.
+        SettingsError: The run has neither, a time has no zone, or the window is empty.
     """
     start, end = (
         _instant(context["params"].get(name) or context.get(f"data_interval_{name}"), name) for name in ("start", "end")
@@ -180,9 +182,9 @@ def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
 
 
 def windows_of(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
-    """The windows of a backfill's range, one after the other; the last ends with the range.
+    """Return the consecutive windows of a backfill's range; the last ends with the range.
 
-    Each is as long as the param ``minutes`` says, else ``days``.
+    The param ``minutes`` sets their length, else ``days``.
 
     Raises:
         SettingsError: See `window_of`.
@@ -190,38 +192,38 @@ def windows_of(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
     start, end = window_of(context)
     minutes = context["params"].get("minutes")
     step = timedelta(minutes=minutes) if minutes else timedelta(days=context["params"]["days"])
-    begins = [start + number * step for number in range(-((start - end) // step))]
-    return [(begin, min(begin + step, end)) for begin in begins]
+    starts = [start + number * step for number in range(-((start - end) // step))]
+    return [(first, min(first + step, end)) for first in starts]
 
 
 def _plain(moment: datetime) -> datetime:
-    """The same instant as an ordinary datetime (UTC): Airflow hands out pendulum's, whose differences behave unlike a timedelta."""
+    """Return the same time as a standard datetime (UTC): differences of Airflow's pendulum datetimes are no plain timedelta."""
     return datetime_of(micros(moment))
 
 
 def trained_until_of(context: Mapping[str, Any]) -> datetime | None:
-    """Until when a translator may learn: the param ``trained_until``, else the data interval's end (UTC); None: no bound."""
+    """Return the end of a translator's training data: param ``trained_until``, else the data interval's end (UTC); None: unbounded."""
     moment = _instant(context["params"].get("trained_until") or context.get("data_interval_end"), "trained_until")
     return _plain(moment) if moment else None
 
 
 def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]]) -> Settings:
-    """The settings with the window of a training set.
+    """Load the settings with the window of a training set.
 
-    The cutoff is the param's, else that of scalr.toml, else the latest ``as_of`` of the published windows, so that all they
-    published is known.
+    The cutoff is that of the param, else of scalr.toml, else the latest ``as_of`` of the published windows, so that all published
+    events are known.
 
     Args:
         context: The task's context.
-        extras: What the asset's events carry: ``start``, ``end``, ``as_of``, ``run_id``, ``config``.
+        extras: The ``extra`` of the asset events: ``start``, ``end``, ``as_of``, ``run_id``, ``config``.
     """
     extras = list(extras)
     settings = open_project(context, extras=extras)
-    asked = {name: _instant(context["params"].get(name), name) for name in ("start", "cutoff")}
-    if settings.training_set.cutoff is None and asked["cutoff"] is None:
+    bounds = {name: _instant(context["params"].get(name), name) for name in ("start", "cutoff")}
+    if settings.training_set.cutoff is None and bounds["cutoff"] is None:
         published = [datetime.fromisoformat(extra["as_of"]) for extra in extras if extra.get("as_of")]
-        asked["cutoff"] = max(published, default=None)
-    return open_project(context, extras=extras, training_set={name: moment for name, moment in asked.items() if moment})
+        bounds["cutoff"] = max(published, default=None)
+    return open_project(context, extras=extras, training_set={name: moment for name, moment in bounds.items() if moment})
 
 
 def _instant(given: datetime | str | None, name: str) -> datetime | None:
@@ -231,17 +233,17 @@ def _instant(given: datetime | str | None, name: str) -> datetime | None:
         moment = datetime.fromisoformat(given)
     except ValueError as error:
         raise SettingsError(
-            f"{given!r} is no time", where=f"param {name}", next_step="write it as 2024-05-01T00:00:00Z"
+            f"{given!r} is not a timestamp", where=f"param {name}", next_step="write it as 2024-05-01T00:00:00Z"
         ) from error
     if moment.tzinfo is None:
         raise SettingsError(
-            f"{given!r} is a naive timestamp", where=f"param {name}", next_step="add its zone, for example 2024-05-01T00:00:00Z"
+            f"{given!r} has no time zone", where=f"param {name}", next_step="add the zone, for example 2024-05-01T00:00:00Z"
         )
     return moment
 
 
-def _variable(name: str) -> str | None:
+def _airflow_variable(name: str) -> str | None:
     from airflow.sdk import Variable
 
-    found: str | None = Variable.get(name, default=None)
-    return found
+    value: str | None = Variable.get(name, default=None)
+    return value

@@ -185,6 +185,11 @@ class Settings(BaseSettings):
         return str(self.resolve(lake) if lake else self.home / "lake")
 
     @property
+    def feast_registry_url(self) -> str:
+        """SQLAlchemy URL of Feast's registry."""
+        return self.feast.registry or f"sqlite:///{self.home / 'feast_registry.db'}"
+
+    @property
     def ledger_url(self) -> str:
         """SQLAlchemy URL of the ledger."""
         return self.ledger.url or f"sqlite:///{self.home / 'ledger.db'}"

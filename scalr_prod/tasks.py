@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of a scheduler: what each does with its call, in its own process or by the `scalr` command of another environment."""
+"""Tasks of a scheduler, run in this process or with the `scalr` command of another environment."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ __all__ = ["COMMAND", "TASKS", "perform", "perform_elsewhere"]
 
 logger = logging.getLogger(__name__)
 
-#: Names the `scalr` command of another environment, which does the tasks then.
+#: Environment variable with the `scalr` command of another environment that runs the tasks.
 COMMAND: Final = "SCALR_COMMAND"
-#: How long a command that was told to end may take: it frees its lease and stops its servers.
+#: Seconds that a terminated command may take to release its lease and stop its servers.
 _GRACE_S: Final = 60
 
 
 def perform(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Do a task here.
+    """Run a task in this process.
 
     Args:
         task: A name in `TASKS`.
         call: See `call_of`.
 
     Returns:
-        JSON values; ``skipped`` says why there was nothing to do.
+        JSON values; ``skipped`` is the reason if there was nothing to do.
 
     Raises:
         SettingsError: There is no such task, or the call names no project.
-        ScalrError: What the task's work raises.
+        ScalrError: Raised by the task itself.
     """
     from scalr_prod.interrupts import ending_in_order
 
@@ -53,32 +53,32 @@ def perform(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a task done by the `scalr` command of another environment; its log lines go to this process's stderr.
+    """Run a task with the `scalr` command of another environment; its log goes to this process's stderr.
 
-    Where this process is told to end, so is the command.
+    If this process is interrupted, the command is terminated.
 
     Args:
-        command: The command, with options if any, as a shell would split it.
+        command: The command with its options, in shell syntax.
         task: See `perform`.
         call: See `perform`.
 
     Raises:
-        SettingsError: The command is not there.
-        ScalrError: The task's own error, of its own kind.
-        RuntimeError: The command ended otherwise, by a signal for one; the scheduler retries.
+        SettingsError: The command cannot be started.
+        ScalrError: The task's error, with its original type.
+        RuntimeError: The command ended without an error of ours, for example by a signal; the scheduler retries.
     """
     try:
-        process = subprocess.Popen(  # noqa: S603 - the environment of the scheduler names it
+        process = subprocess.Popen(  # noqa: S603 - set in the scheduler's environment
             [*shlex.split(command), "task", task], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
     except OSError as error:
         raise SettingsError(
             f"the command cannot be started: {error}",
             where=f"{COMMAND} = {command}",
-            next_step="name the command of the environment that holds scalr_prod by its whole path: <environment>/bin/scalr",
+            next_step="give the full path of the command in the environment that has scalr_prod: <environment>/bin/scalr",
         ) from error
     try:
-        told, _ = process.communicate(json.dumps(call))
+        output, _ = process.communicate(json.dumps(call))
     finally:
         if process.poll() is None:
             process.terminate()
@@ -87,29 +87,31 @@ def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-    found = _last_object(told)
+    result = _last_object(output)
     if process.returncode == 0:
-        return found
-    if found.get("error") not in errors.__all__:
+        return result
+    if result.get("error") not in errors.__all__:
         raise RuntimeError(f"{command} task {task} ended with exit code {process.returncode}")
-    raised: ScalrError = getattr(errors, found["error"])(found["found"], where=found["where"], next_step=found["next_step"])
-    raise raised.at(stage=found["stage"], run_id=found["run_id"])
+    failure: ScalrError = getattr(errors, result["error"])(
+        result["found"], where=result["where"], next_step=result["next_step"]
+    )
+    raise failure.at(stage=result["stage"], run_id=result["run_id"])
 
 
 def _last_object(text: str) -> dict[str, Any]:
-    """The JSON object that a command printed last; empty where it printed none."""
+    """Return the last JSON object that a command printed; empty without one."""
     for line in reversed(text.splitlines()):
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict):
-            return found
+        if isinstance(value, dict):
+            return value
     return {}
 
 
 def _do_stages(call: Mapping[str, Any], settings: Settings, *names: str, **asked: Any) -> Any:
-    """The job in which these stages were done, after the light ones that they need."""
+    """Run stages, after the light stages that they need; return the job."""
     from scalr_prod.stages import Job, step, walk
 
     run_id = call.get("run_id")
@@ -122,7 +124,7 @@ def _window_settings(call: Mapping[str, Any], start: datetime, end: datetime) ->
 
 
 def _told(run: Any) -> dict[str, str]:
-    """What the asset carries of a run, or of a window that was published again."""
+    """Return the data of an asset event for a run or a republished window."""
     return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
 
 
@@ -138,7 +140,7 @@ def _not_generated(settings: Settings) -> dict[str, Any] | None:
 
 
 def _events(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage of the day's run; the last one tells of the windows that were published."""
+    """Run a stage of the daily run; the last stage also returns the published windows."""
     from scalr_prod.stages import OF_RUN
 
     stage, settings = call["stage"], _window_settings(call, *window_of(call))
@@ -154,7 +156,7 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A window of a backfill, as far as its publication. Nothing is done where λ is 0."""
+    """Generate, validate and publish one window of a backfill; do nothing where λ is 0 for all users."""
     settings = _window_settings(call, *map(datetime.fromisoformat, call["window"]))
     if window := _not_generated(settings):
         return window
@@ -162,7 +164,7 @@ def _window(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translator(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage on the way to a translator version."""
+    """Run a stage of the translator's training."""
     stage = call["stage"]
     until = trained_until_of(call) if stage == "translator" else None
     report: dict[str, Any] = _do_stages(call, open_project(call), stage, trained_until=until).reports[stage].to_json()
@@ -192,7 +194,7 @@ def _maintain(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A version of the training set of the project that published."""
+    """Build a version of the publishing project's training set."""
     report: dict[str, Any] = (
         _do_stages(call, training_set_project(call, call["extras"]), "dataset").reports["dataset"].to_json()
     )
@@ -200,14 +202,14 @@ def _dataset(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict of the project's own suite on the version in the folder ``path``."""
+    """Check the training set version in the folder ``path`` with the project's suite."""
     with _opened(training_set_project(call, call["extras"])) as project:
         if project.settings.training_set.suite is None:
-            return {"skipped": "[training_set] suite names no suite"}
+            return {"skipped": "[training_set] suite is not set"}
         return project.check_quality(call["path"]).to_json()
 
 
-#: What each task does with its call.
+#: Tasks by name; each takes a call and returns JSON values.
 TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "events": _events,
     "window": _window,

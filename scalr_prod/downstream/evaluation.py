@@ -13,8 +13,7 @@ import numpy as np
 from scalr_prod.contracts import Table
 from scalr_prod.downstream.arms import ABLATIONS, BASE, CONTROLS, LISTS, MAIN, NEEDS, OURS, QUICK, RIVAL, Maker, leaving_out
 from scalr_prod.downstream.bench import Bench
-from scalr_prod.downstream.few import with_few
-from scalr_prod.downstream.first import first_verdict
+from scalr_prod.downstream.first import first_verdict, with_few
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.scene import Scene

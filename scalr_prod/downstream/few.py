@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.scene import Scene
-    from scalr_prod.downstream.trials import Stage
 
-__all__ = ["ALL", "Few", "few_of", "with_few"]
+__all__ = ["ALL", "Few", "few_of"]
 
 CONTEXTS: Final = 50_000
 PRETRAINING_EVENTS: Final = 250_000
@@ -61,12 +60,3 @@ def few_of(scene: Scene) -> Few:
     )
     bounded = pretraining > PRETRAINING_EVENTS and "sequential" in settings.translator.estimators
     return Few(CONTEXTS if contexts > CONTEXTS else None, PRETRAINING_EVENTS if bounded else None)
-
-
-def with_few(stage: Stage) -> Stage:
-    """Return the window with a data builder that respects the budget; the window itself if no bound applies."""
-    from scalr_prod.downstream.arms import Maker
-
-    split = stage.judge.scene
-    few = few_of(split)
-    return stage if few == ALL else replace(stage, maker=Maker(split, begun=stage.maker.begun, few=few))

@@ -9,9 +9,11 @@ The test slice is used once per arm, and no choice depends on it.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.downstream.arms import BASE, OURS
+from scalr_prod.downstream.arms import BASE, OURS, Maker
+from scalr_prod.downstream.few import ALL, few_of
 from scalr_prod.downstream.signal import signal_of, signal_sentence
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.downstream.report import EvaluationReport
     from scalr_prod.downstream.trials import Stage
 
-__all__ = ["first_verdict"]
+__all__ = ["first_verdict", "with_few"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,13 @@ def first_verdict(bench: Bench, stage: Stage) -> EvaluationReport:
     scope = f"with fewer choices tried than in the whole evaluation{run.maker.few.told()}"
     logger.info("first verdict, %s: %s", scope, _sentence(report, family))
     return report
+
+
+def with_few(stage: Stage) -> Stage:
+    """Return the window with a data builder that respects the budget; the window itself if no bound applies."""
+    split = stage.judge.scene
+    few = few_of(split)
+    return stage if few == ALL else replace(stage, maker=Maker(split, begun=stage.maker.begun, few=few))
 
 
 def _sentence(report: EvaluationReport, family: str) -> str:

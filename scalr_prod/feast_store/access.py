@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
 from scalr_prod.errors import FeatureStoreError, ScalrError
-from scalr_prod.feast_store.repository import registry_url
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def open_feature_store(
     try:
         config = load_repo_config(settings.feast_repo, yaml)
         # Secrets and per-call options are not in the file; they come from the settings.
-        config.registry.path = registry_url(settings)
+        config.registry.path = settings.feast_registry_url
         config.offline_store.storage_options = dict(settings.project.storage_options)
         config.offline_store.known_by = known_by
         config.offline_store.versions = dict(versions or {})

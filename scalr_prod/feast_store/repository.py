@@ -21,6 +21,7 @@ from scalr_prod import assets
 from scalr_prod.binding import open_own
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
+from scalr_prod.feast_store.access import open_feature_store
 from scalr_prod.feast_store.projects import APPLIED, check_registry, former_project, leave_registry
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.ownership import claim
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "open_registry", "registry_url", "repository_lock"]
+__all__ = ["RepositoryReport", "apply_feature_repo", "open_registry", "repository_lock"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,11 +123,6 @@ def repository_lock(settings: Settings) -> Iterator[None]:
         lock.release()
 
 
-def registry_url(settings: Settings) -> str:
-    """Return the SQLAlchemy URL of Feast's registry."""
-    return settings.feast.registry or f"sqlite:///{settings.home / 'feast_registry.db'}"
-
-
 @contextmanager
 def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
     """Write the files; restore the previous ones if the registry belongs to another project."""
@@ -148,7 +144,7 @@ def _registry_file(settings: Settings) -> Path | None:
     """Return the path of a SQLite registry, else None."""
     from sqlalchemy.engine import make_url
 
-    registry = make_url(registry_url(settings))
+    registry = make_url(settings.feast_registry_url)
     return Path(registry.database or "") if registry.drivername.startswith("sqlite") else None
 
 
@@ -173,7 +169,7 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     template = assets.folder("feature_repo")
     yaml = Template((template / "feature_store.yaml").read_text(encoding="utf-8"))
     options = {key: value for key, value in settings.project.storage_options.items() if not _SECRET.search(key)}
-    url = registry_url(settings)
+    url = settings.feast_registry_url
     redis = settings.feast.redis
     online = (
         {"type": "sqlite", "path": str(settings.home / "feast_online.db")}
@@ -221,7 +217,11 @@ def _has_password(url: str) -> bool:
 
 def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
     # Include the registry's address: a new, empty registry needs an apply.
-    parts = [__version__, hashlib.sha256(registry_url(settings).encode()).hexdigest(), *(f"{k}\0{v}" for k, v in files.items())]
+    parts = [
+        __version__,
+        hashlib.sha256(settings.feast_registry_url.encode()).hexdigest(),
+        *(f"{k}\0{v}" for k, v in files.items()),
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -269,8 +269,6 @@ def open_registry(store: FeatureStore) -> Any:
 
 def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[str]]:
     """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
-    from scalr_prod.feast_store.access import open_feature_store
-
     store = open_feature_store(settings)
     from feast import Entity, FeatureService, FeatureView, FileSource
 

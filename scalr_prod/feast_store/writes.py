@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
+    from scalr_prod.feast_store.config import DeltaOfflineStoreConfig
 
 __all__ = ["append_new_rows"]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A person leaves the project: every table and its former versions, runs, training sets, online store, reports; and does not come back.
+"""Erasure of users, and of target items, from everything a project stores: current and old table versions, runs, training sets, reports.
 
-An item of the target domain leaves it in the same way.
+Erased ids are put on a suppression list, so that logs and runs do not bring them back.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["ForgetReport", "forget", "forget_items"]
 
 
 def forget(settings: Settings, users: Sequence[int | str]) -> ForgetReport:
-    """Remove users from everything that the project keeps, and keep logs and runs from bringing them back.
+    """Erase users from everything that the project stores, and keep logs and runs from bringing them back.
 
-    A call that was cut off is taken up by the same call. Users who were forgotten before are looked for again.
+    Repeat an interrupted call to finish it. Users who were erased before are searched for again.
 
     Args:
         settings: The project's settings.
-        users: Their ids, as the log has them.
+        users: Their ids as in the event log.
 
     Raises:
-        ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
-        LeaseHeld: A run is at work, or was begun meanwhile. What was done so far stays done.
-        CommitFailed: The lake refused; safe to repeat.
-        FeatureStoreError: The online store cannot be reached; safe to repeat.
+        ForgettingError: No user is named; an id is not of the lake's type; or another process is erasing.
+        LeaseHeld: A run is active, or was started meanwhile. What was erased so far stays erased.
+        CommitFailed: A commit to the lake failed; safe to repeat.
+        FeatureStoreError: The online store is unreachable; safe to repeat.
     """
     from scalr_prod.forgetting.work import forget_ids
 
@@ -39,14 +39,14 @@ def forget(settings: Settings, users: Sequence[int | str]) -> ForgetReport:
 
 
 def forget_items(settings: Settings, items: Sequence[int | str]) -> ForgetReport:
-    """Remove items of the target domain from all that the project keeps, and keep logs, runs and translators from bringing them back.
+    """Erase items of the target domain from everything that the project stores, and keep them from coming back.
 
-    Histories and statistics are built anew without their events. What else was made from those is stale, as after a replacement of events:
-    the next run makes it anew. Until then, a translator that knows the items is not let propose them.
+    Histories and statistics are rebuilt without their events. Everything else that depends on them becomes stale, as after a correction
+    of events, and the next run rebuilds it. Until then, translators that know the items are prevented from proposing them.
 
     Args:
         settings: The project's settings.
-        items: Their ids, as the target log has them.
+        items: Their ids as in the target log.
 
     Raises:
         ForgettingError: As for `forget`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids out of what lies below a project's home beside the lake: runs, training sets, evaluations, reports, data docs, logs."""
+"""Erasure from files below a project's home: runs, training sets, evaluations, reports, data docs, logs."""
 
 from __future__ import annotations
 
@@ -23,53 +23,53 @@ if TYPE_CHECKING:
 
 __all__ = ["forget_in_files"]
 
-#: Below home, and looked after elsewhere, or without a word of users: definitions, model files, markers.
+#: Entries of the home that other modules handle or that contain no ids: definitions, model files, markers.
 _NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
 _DELTA_LOG: Final = "_delta_log"
-#: Markers and secrets.
+#: Name prefixes of markers and secrets.
 _OWN: Final = (".scalr-", "secret")
 _TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
 
 
 def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[str]:
-    """Take them out of every file that was written below the home; gives what went, by the folder it was in.
+    """Remove the ids from every file that the project wrote below its home; return counts by top-level folder.
 
-    What else lies there is somebody's own.
+    Files of others in the home are left alone.
 
     Args:
         settings: The project's settings.
-        users: Who, or what, is forgotten.
-        parts: Whether staged parts of runs go too: what they were made from can be read no more.
+        users: Users or items to erase.
+        parts: Also delete the staged parts of runs, whose inputs are no longer readable.
     """
-    found: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
     if parts:
-        found["staged parts"] = _drop_parts(settings)
-    found["evaluations"] = _drop_evaluations(settings, users)
-    renewed: dict[str, FileOfRows] = {}
+        removed["staged parts"] = _drop_parts(settings)
+    removed["evaluations"] = _drop_evaluations(settings, users)
+    rewritten: dict[str, FileOfRows] = {}
     for path in _files(settings.home):
         if path.suffix == ".parquet":
             with _readable(path):
                 changed = users.in_parquet(path)
             if changed is not None:
-                renewed[changed.former] = changed
-                found[path.relative_to(settings.home).parts[0]] += changed.removed
+                rewritten[changed.former] = changed
+                removed[path.relative_to(settings.home).parts[0]] += changed.removed
         elif path.suffix in _TEXT:
-            found[path.relative_to(settings.home).parts[0]] += users.in_file(path)
-    # Also where a former call was cut off between a file and what says which file it is.
-    _renew(settings, renewed)
-    return found
+            removed[path.relative_to(settings.home).parts[0]] += users.in_file(path)
+    # Always, since an earlier call may have been interrupted between rewriting a file and updating its manifest.
+    _update_manifests(settings, rewritten)
+    return removed
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Name a file that is damaged."""
+    """Report errors of a damaged file with its path."""
     try:
         yield
-    except ValueError as error:  # pyarrow's and json's
+    except ValueError as error:  # of pyarrow or json
         raise ForgettingError(
             f"the file is damaged: {str(error).splitlines()[0][:200]}",
             where=str(path),
-            next_step="delete it, or bring it back from a copy, and repeat the command: what is done is kept",
+            next_step="delete it or restore it from a backup, then repeat the command: finished work is kept",
         ) from error
 
 
@@ -78,30 +78,30 @@ def _files(home: Path) -> Iterator[Path]:
         if top.is_symlink():
             continue
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if _DELTA_LOG in path.parts:  # of an evaluation's lake: it went whole where it held one of them
+            if _DELTA_LOG in path.parts:  # in the lake of an evaluation, which is deleted as a whole if it contains an id
                 continue
             if path.is_file() and not path.is_symlink() and not path.name.startswith(_OWN):
                 yield path
 
 
 def _drop_parts(settings: Settings) -> int:
-    there = 0
+    deleted = 0
     for folder in (settings.home / "runs").glob("run_*"):
         for part in [*(folder / name for name in STAGED), *folder.glob(".accepted-*")]:
             if part.is_dir():
-                there += sum(path.suffix == ".parquet" for path in part.rglob("*"))
+                deleted += sum(path.suffix == ".parquet" for path in part.rglob("*"))
                 shutil.rmtree(part)
-    return there
+    return deleted
 
 
 def _drop_evaluations(settings: Settings, users: Ids) -> int:
-    """Isolated homes of evaluations that hold one of them, whole: they are made again when they are needed."""
-    gone = 0
+    """Delete the isolated homes of evaluations that contain an id; they are rebuilt when needed."""
+    deleted = 0
     for home in (settings.home / "evaluations").glob("*"):
         if home.is_dir() and (home / "lake").is_dir() and any(_holds(users, path) for path in home.rglob("*.parquet")):
             shutil.rmtree(home)
-            gone += 1
-    return gone
+            deleted += 1
+    return deleted
 
 
 def _holds(users: Ids, path: Path) -> bool:
@@ -109,30 +109,30 @@ def _holds(users: Ids, path: Path) -> bool:
         return users.held_by(path)
 
 
-def _renew(settings: Settings, renewed: dict[str, FileOfRows]) -> None:
-    """Let gate reports and manifests name the files that there are now."""
+def _update_manifests(settings: Settings, rewritten: dict[str, FileOfRows]) -> None:
+    """Update gate reports and manifests to the rewritten files."""
     documents = [*(settings.home / "runs").glob("run_*/gate.json"), *(settings.home / "datasets").glob("*/v*/manifest.json")]
     for path in documents:
         with _readable(path):
             content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "gate.json":
-            changed = _named_anew(content, renewed) | _audited(path.parent, content)
+            changed = _update_checksums(content, rewritten) | _audited(path.parent, content)
         else:
-            changed = _named_anew(content, renewed) | _verified(path.parent, content)
+            changed = _update_checksums(content, rewritten) | _verified(path.parent, content)
         if changed:
             write_over(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _named_anew(content: Any, renewed: dict[str, FileOfRows]) -> bool:
-    """Put the new size and checksum wherever a file's former one is named."""
+def _update_checksums(content: Any, rewritten: dict[str, FileOfRows]) -> bool:
+    """Replace the size and checksum of each rewritten file, wherever its previous checksum is recorded."""
     if not isinstance(content, list | dict):
         return False
     changed = False
-    for one in content.values() if isinstance(content, dict) else content:
-        changed |= _named_anew(one, renewed)
+    for value in content.values() if isinstance(content, dict) else content:
+        changed |= _update_checksums(value, rewritten)
     if isinstance(content, list):
         return changed
-    file = renewed.get(str(content.get("sha256")))
+    file = rewritten.get(str(content.get("sha256")))
     if file is None:
         return changed
     content.update({name: getattr(file, name) for name in ("rows", "bytes", "sha256") if name in content})
@@ -140,24 +140,24 @@ def _named_anew(content: Any, renewed: dict[str, FileOfRows]) -> bool:
 
 
 def _audited(folder: Path, content: dict[str, Any]) -> bool:
-    """Count a run's accepted rows anew, by its files."""
+    """Recount a run's accepted rows from its files."""
     report = content.get("report") or {}
     if not report.get("passed"):
         return False
-    changed, left = False, 0
+    changed, accepted = False, 0
     for file in report.get("files", []):
         path = folder / file["path"]
-        if path.is_file() and (rows := _rows_of(path)) != file["rows"]:  # a former call was cut off before it came here
+        if path.is_file() and (rows := _rows_of(path)) != file["rows"]:  # an earlier call was interrupted before this update
             file.update({"rows": rows, "sha256": sha256_of(path)})
             changed = True
-        left += file["rows"]
-    if report.get("files") and report.get("accepted") != left:
-        report["accepted"], changed = left, True
+        accepted += file["rows"]
+    if report.get("files") and report.get("accepted") != accepted:
+        report["accepted"], changed = accepted, True
     return changed
 
 
 def _verified(folder: Path, content: dict[str, Any]) -> bool:
-    """Count a training set's rows anew, and name the files that a former call changed before it was cut off."""
+    """Recount a training set's rows, and update files that an earlier, interrupted call rewrote."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came of forgetting."""
+"""Report of an erasure."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["ForgetReport"]
 
 @dataclass(frozen=True)
 class ForgetReport(Jsonable):
-    """What was removed; it names no user and no item.
+    """Summary of what was removed; contains no user or item id.
 
     Attributes:
-        users: How many were asked for.
-        items: Likewise.
-        known: How many of them had been forgotten before.
-        removed: Rows, files or entries that went, by where they were.
-        translators: Versions that learned from events of these users.
-        retrain_by: From then on (UTC) runs refuse those versions; None: there are none.
+        users: Number of requested users.
+        items: Number of requested items.
+        known: How many of them had been erased before.
+        removed: Number of removed rows, files or entries by location.
+        translators: Versions trained on events of these users.
+        retrain_by: Time (UTC) from which runs refuse these versions; None without such versions.
     """
 
     users: int

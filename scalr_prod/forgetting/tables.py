@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of users or items out of the lake's tables, and out of everything by which a former version could be read again."""
+"""Deletion of rows of users or items from the lake's tables, and of the files that keep old table versions readable."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "held_of", "purge", "rows_of"]
 
-#: Every table whose rows are of users, and of items of the target domain.
+#: Tables with rows of users, and of items of the target domain.
 TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
     "user": (
         Table.SOURCE_EVENTS,
@@ -43,32 +43,32 @@ TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
         Table.SYNTHETIC_QUARANTINE,
     ),
 }
-#: Tables of rows of others that are made from the items' events.
+#: Tables whose rows of other users or items are derived from the erased items' events.
 MADE_OF_ITEMS: Final = (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
-#: What is learned from.
+#: Event tables that translators are trained on.
 HELD: Final[dict[Kind, tuple[Table, ...]]] = {
     "user": (Table.SOURCE_EVENTS, Table.TARGET_EVENTS),
     "item": (Table.TARGET_EVENTS,),
 }
-#: Ids of one predicate.
+#: Ids per delete predicate.
 _AT_ONCE: Final = 500
 
 
 def rows_of(lake: Lake, table: Table, users: Ids) -> int:
-    """How many rows of a table are of them."""
+    """Return how many rows of a table belong to the subjects."""
     import pyarrow.compute as pc
 
     if not lake.exists(table):
         return 0
     rows = lake.dataset(table)
     ids = users.of_column(rows.schema.field(users.column).type)
-    # Not as a filter: a rollback may have left files whose text is of another type, which pyarrow cannot compare.
+    # No filter on the scan: files restored by a rollback may have another string type, which pyarrow filters cannot compare.
     batches = rows.to_batches(columns=[users.column])
     return sum(pc.sum(pc.is_in(batch.column(0), value_set=ids)).as_py() or 0 for batch in batches)
 
 
 def held_of(lake: Lake, table: Table, users: Ids) -> set[int | str]:
-    """Which of them a table has rows of."""
+    """Return the ids that have rows in a table."""
     import pyarrow.compute as pc
 
     if not lake.exists(table):
@@ -83,9 +83,9 @@ def held_of(lake: Lake, table: Table, users: Ids) -> set[int | str]:
 
 
 def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
-    """Delete their rows from a table's current version; gives their number. Files without such a row stay as they are.
+    """Delete the subjects' rows from a table's current version; return their number. Files without such rows are not rewritten.
 
-    What other users' rows were made from changes with an item's events: the commit counts as a replacement of them.
+    Rows of other users are derived from an item's events, so deleting an item's events is recorded as a correction.
 
     Raises:
         CommitFailed: Nothing was deleted.
@@ -95,28 +95,28 @@ def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
         return 0
     ids = users.of_column(lake.schema(table).field(users.column).type)
     first = _first(lake, table, users, ids) if users.kind == "item" and table is Table.TARGET_EVENTS else None
-    replaced = None if first is None else Replacement(first, count, 0)
-    listed = [literal(one) for one in ids.to_pylist()]
-    for low in range(0, len(listed), _AT_ONCE):
-        _delete(lake, table, f"{users.column} IN ({', '.join(listed[low : low + _AT_ONCE])})", replaced)
+    correction = None if first is None else Replacement(first, count, 0)
+    literals = [literal(value) for value in ids.to_pylist()]
+    for start in range(0, len(literals), _AT_ONCE):
+        _delete(lake, table, f"{users.column} IN ({', '.join(literals[start : start + _AT_ONCE])})", correction)
     return count
 
 
 def _first(lake: Lake, table: Table, users: Ids, ids: pa.Array) -> datetime:
-    """The earliest of their events."""
+    """Return the time of the subjects' earliest event."""
     import pyarrow.compute as pc
 
     batches = lake.dataset(table).to_batches(columns=[users.column, EVENT_TIMESTAMP])
     times = (batch.column(1).filter(pc.is_in(batch.column(0), value_set=ids)) for batch in batches)
-    first: datetime = min(one for one in (pc.min(some).as_py() for some in times) if one is not None)
-    return first
+    earliest: datetime = min(time for time in (pc.min(batch).as_py() for batch in times) if time is not None)
+    return earliest
 
 
 def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | None) -> None:
     def delete(version: int) -> None:
         lake.replace_where(
             table,
-            # Delta's own deletion writes what is left of a file with another type of text, which filters of pyarrow cannot compare.
+            # Not Delta's delete: it rewrites files with another string type, which pyarrow filters cannot compare.
             lake.schema(table).empty_table(),
             predicate,
             key=f"forget-{uuid.uuid4().hex}",
@@ -129,45 +129,45 @@ def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | No
 
 
 def purge(lake: Lake, table: Table, *, before: datetime) -> int:
-    """Delete every file of a table that its current version does not need, and its log up to this version; gives their number.
+    """Delete all files and log entries that a table's current version does not need; return how many.
 
-    A file's log entry holds the least and the greatest user of the file, and a deletion's entry whom it deleted: so the log is summed
-    up, and begins with the sum.
+    Log entries contain ids too: the least and greatest user of each file, and the predicates of deletions. So the log is replaced by a
+    checkpoint.
 
     Args:
         lake: The lake.
-        table: Which table.
-        before: Files that are not in the table and were written later may be of a commit that is under way, and stay.
+        table: The table.
+        before: Unreferenced files written after this time are kept, since they may belong to a commit in progress.
 
     Raises:
-        LakeError: A file of the current version is not among those that are found. None was deleted.
+        LakeError: A file of the current version is missing. Nothing was deleted.
     """
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
-    # A commit of its own, so that the last one that stays says nothing of users.
+    # Add an empty commit, so that the last log entry that stays contains no id.
     lake.describe(table, lake.description(table), key=f"forget-{uuid.uuid4().hex}")
     delta = lake.open_table(table)
     delta.create_checkpoint()
     version, needed = delta.version(), names_of(delta)
     files = PyFileSystem(DeltaStorageHandler(lake.uri(table), lake.storage_options))
-    gone = 0
-    there = {found.path.lstrip("/"): found for found in files.get_file_info(FileSelector("", recursive=True))}
-    if lost := sorted(needed - there.keys()):
+    deleted = 0
+    present = {info.path.lstrip("/"): info for info in files.get_file_info(FileSelector("", recursive=True))}
+    if missing := sorted(needed - present.keys()):
         raise LakeError(
-            f"{len(lost)} of the table's {len(needed)} files are not there, {lost[0]} for one; nothing was removed from its folder",
+            f"{len(missing)} of the table's {len(needed)} files are missing, for example {missing[0]}; nothing was removed from its folder",
             where=lake.uri(table),
-            next_step="restore them from a copy, and repeat the command",
+            next_step="restore them from a backup, then repeat the command",
         )
-    for name, found in there.items():
-        if found.type is not FileType.File:
+    for name, info in present.items():
+        if info.type is not FileType.File:
             continue
         if name.startswith("_delta_log/"):
             number = re.match(r"_delta_log/(\d{20})\.", name)
-            old = int(number[1]) < version if number else name != "_delta_log/_last_checkpoint" and found.mtime < before
+            old = int(number[1]) < version if number else name != "_delta_log/_last_checkpoint" and info.mtime < before
         else:
-            old = name not in needed and found.mtime is not None and found.mtime < before
+            old = name not in needed and info.mtime is not None and info.mtime < before
         if old:
             files.delete_file(name)
-            gone += 1
-    return gone
+            deleted += 1
+    return deleted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ids of users or items are found, and taken out, in what is no table: text, JSON values, Parquet files."""
+"""Removal of ids of users or items from text, JSON and Parquet files."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 __all__ = ["FileOfRows", "Ids", "Items", "Users", "write_over"]
 
-#: What stands where an id stood.
+#: Replaces an id in texts.
 GONE: Final = "[forgotten]"
-#: The column of a file that lists ids.
+#: Column of a Parquet file that lists ids.
 _LISTED: Final = "id"
-#: Digits from which on a number is looked for anywhere in a text.
+#: Least number of digits of an id that is replaced anywhere in a text.
 _NUMBER_LIKE_AN_ID: Final = 6
-#: Keys of JSON below which texts show values of rows.
+#: JSON keys below which texts may quote values of rows.
 _SHOWN: Final = re.compile(r"user|unexpected|example|value|row|cause|message|detail", re.IGNORECASE)
-#: Keys of JSON below which lists hold values of rows, and how often each was found. All other numbers but those that are an id by their
-#: name are the package's own, which reads them again: versions, counts of rows and of users, sizes.
+#: JSON keys below which lists contain values of rows and how often each occurred. Other numbers, unless their key names an id, are
+#: versions, counts and sizes that the package reads again, so they are kept.
 _VALUES: Final = re.compile(r"(partial_)?unexpected_(index_)?(list|counts)|observed_value|value_set|details")
 _COUNTED: Final = "count"
 _BATCH: Final = 65_536
@@ -42,14 +42,14 @@ _BATCH: Final = 65_536
 
 @dataclass(frozen=True)
 class FileOfRows:
-    """A Parquet file before and after its rows of some users were taken out.
+    """A Parquet file that was rewritten without the rows of erased ids.
 
     Attributes:
-        removed: How many rows went.
+        removed: Number of removed rows.
         former: SHA-256 of the file before.
-        rows: Rows that are left.
-        bytes: Its size now.
-        sha256: Of it now.
+        rows: Number of remaining rows.
+        bytes: Size after rewriting.
+        sha256: SHA-256 after rewriting.
     """
 
     removed: int
@@ -60,17 +60,17 @@ class FileOfRows:
 
 
 class Ids:
-    """What is to be forgotten.
+    """Users or items to erase.
 
     Args:
-        ids: Their ids, in the type that the lake has them in.
+        ids: Their ids, in the lake's type.
 
     Attributes:
-        kind: Whose ids they are.
-        column: Where a row names one.
-        keys: By which a JSON object is a row of one.
-        listed: The name of a file that lists them, and the column of a file whose only row is a list for each kind.
-        within: The column of a row's list of others that may hold them; null stands where one stood.
+        kind: ``user`` or ``item``.
+        column: The id column of tables.
+        keys: Keys that identify a JSON object as a row of one id.
+        listed: Stem of a Parquet file with a list of ids, or column with a list of ids per row.
+        within: List column in rows of others that may contain the ids; they are replaced by null.
     """
 
     kind: ClassVar[Kind]
@@ -81,71 +81,74 @@ class Ids:
 
     def __init__(self, ids: Sequence[int | str]) -> None:
         self.ids = list(dict.fromkeys(ids))
-        self.texts = {str(one) for one in self.ids}
+        self.texts = {str(value) for value in self.ids}
         self._spelled = self._in_words()
         short = {text for text in self._spelled if _is_short(text)}
         self._pattern = re.compile(rf"(?<![\w.-])(?:{_any_of(self._spelled - short)})(?![\w-]|\.\w)")
-        #: A short number is an id where a word says so, and where it is all that an element of a page holds: elsewhere it is a count, a
-        #: version, a width.
+        # A short number counts as an id only after a word such as "user", or as the whole content of an HTML element: elsewhere it is a
+        # count, a version or a width.
         named, alone = rf"\b{self.kind}s?(?:[ _]?ids?)?[\"']?\W{{0,4}}", r">\s*"
-        one = f"(?:{_any_of(short)})"
-        self._pattern_of_short = re.compile(rf"({named}){one}(?![\w-]|\.\w)|({alone}){one}(?=\s*<)", re.IGNORECASE)
+        short_id = f"(?:{_any_of(short)})"
+        self._pattern_of_short = re.compile(rf"({named}){short_id}(?![\w-]|\.\w)|({alone}){short_id}(?=\s*<)", re.IGNORECASE)
 
     def _in_words(self) -> set[str]:
-        """The ids that are taken out of texts and of values that are no ids by their name."""
+        """Return the ids that are removed from texts and from values whose key does not name an id."""
         return self.texts
 
     def in_text(self, text: str) -> tuple[str, int]:
-        """A text without the ids, and how many there were."""
-        if not any(one in text for one in self._spelled):
+        """Return a text without the ids, and how many it contained."""
+        if not any(identifier in text for identifier in self._spelled):
             return text, 0
         text, found = self._pattern.subn(GONE, text)
         text, more = self._pattern_of_short.subn(lambda match: f"{match[1] or match[2]}{GONE}", text)
         return text, found + more
 
     def in_json(self, value: Any, *, name: str = "", shown: bool = False, listed: bool = False) -> tuple[Any, int]:
-        """A JSON value without the ids, and how many there were; entries of lists that are rows of one of them go whole.
+        """Return a JSON value without the ids, and how many it contained; list entries that are rows of an id are removed entirely.
 
         Args:
             value: The value.
-            name: Its key, or that of the list it is in.
-            shown: Whether it is below a key whose texts show values of rows.
-            listed: Whether it is below a key whose lists hold values of rows.
+            name: Its key, or the key of the list that contains it.
+            shown: Whether it is below a key whose texts may quote values of rows.
+            listed: Whether it is below a key whose lists contain values of rows.
         """
         if isinstance(value, str):
             return self.in_text(value) if shown else (value, 0)
         if isinstance(value, int) and not isinstance(value, bool):
-            theirs = self.texts if name in self.keys else self._spelled if listed and name != _COUNTED else ()
-            return (GONE, 1) if str(value) in theirs else (value, 0)
+            matches = self.texts if name in self.keys else self._spelled if listed and name != _COUNTED else ()
+            return (GONE, 1) if str(value) in matches else (value, 0)
         found = 0
         if isinstance(value, dict):
             content: dict[str, Any] = {}
-            for key, one in value.items():
-                below = {
-                    "shown": shown or bool(_SHOWN.search(key)),
-                    "listed": listed or (isinstance(one, list | dict) and bool(_VALUES.fullmatch(key))),
-                }
-                content[key], inside = self.in_json(one, name=key, **below)
+            for key, child in value.items():
+                content[key], inside = self.in_json(
+                    child,
+                    name=key,
+                    shown=shown or bool(_SHOWN.search(key)),
+                    listed=listed or (isinstance(child, list | dict) and bool(_VALUES.fullmatch(key))),
+                )
                 found += inside
             return content, found
         if isinstance(value, list):
             kept = []
-            for one in value:
-                if isinstance(one, dict) and any(one.get(key) is not None and str(one[key]) in self.texts for key in self.keys):
+            for child in value:
+                if isinstance(child, dict) and any(
+                    child.get(key) is not None and str(child[key]) in self.texts for key in self.keys
+                ):
                     found += 1
                     continue
-                plain, inside = self.in_json(one, name=name, shown=shown, listed=listed)
-                kept.append(plain)
+                scrubbed, inside = self.in_json(child, name=name, shown=shown, listed=listed)
+                kept.append(scrubbed)
                 found += inside
             return kept, found
         return value, 0
 
     def in_file(self, path: Path) -> int:
-        """Take the ids out of a text or JSON file, in one step; gives how many there were."""
+        """Remove the ids from a text or JSON file atomically; return how many it contained."""
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        # JSON writes other letters than ASCII as escapes.
-        spelled = self.texts | {json.dumps(one)[1:-1] for one in self.texts}
-        if not any(one in text for one in spelled):
+        # JSON escapes non-ASCII letters.
+        spelled = self.texts | {json.dumps(identifier)[1:-1] for identifier in self.texts}
+        if not any(identifier in text for identifier in spelled):
             return 0
         found = 0
         if path.suffix == ".json":
@@ -162,18 +165,18 @@ class Ids:
         return found
 
     def of_column(self, kind: pa.DataType) -> pa.Array:
-        """The ids as values of a column's type; those that it cannot hold are left out."""
+        """Return the ids as values of a column's type, without those that the type cannot hold."""
         import pyarrow as pa
 
         if pa.types.is_integer(kind):
-            values = [int(one) for one in self.ids if re.fullmatch(r"-?\d{1,19}", str(one)) and -(2**63) <= int(one) < 2**63]
-            return pa.array(values, pa.int64())
+            numeric = [int(value) for value in self.ids if re.fullmatch(r"-?\d{1,19}", str(value))]
+            return pa.array([value for value in numeric if -(2**63) <= value < 2**63], pa.int64())
         return pa.array(sorted(self.texts), kind)
 
     def in_parquet(self, path: Path) -> FileOfRows | None:
-        """Take their rows out of a Parquet file, in one step; None: it holds none.
+        """Remove the ids' rows from a Parquet file atomically; return None if it has none.
 
-        In a list of ids (one column ``id``), null stands where an id stood, so that the places of the others are what they were.
+        In a list of ids (a single column ``id``), ids are replaced by null, so that the positions of the others do not change.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -196,18 +199,18 @@ class Ids:
                     writer.write_batch(kept)
                     rows, removed = rows + kept.num_rows, removed + gone
                     continue
-                theirs = pc.is_in(batch.column(column), value_set=ids)
+                matches = pc.is_in(batch.column(column), value_set=ids)
                 if column == _LISTED:
-                    kept = pa.record_batch([pc.if_else(theirs, pa.scalar(None, kind), batch.column(0))], schema=batch.schema)
+                    kept = pa.record_batch([pc.if_else(matches, pa.scalar(None, kind), batch.column(0))], schema=batch.schema)
                 else:
-                    kept = _without_others(batch.filter(pc.invert(theirs)), ids, self.within)
+                    kept = _without_others(batch.filter(pc.invert(matches)), ids, self.within)
                 writer.write_batch(kept)
                 rows += kept.num_rows
-                removed += pc.sum(theirs).as_py() or 0
+                removed += pc.sum(matches).as_py() or 0
         return FileOfRows(removed, former, rows, path.stat().st_size, sha256_of(path))
 
     def held_by(self, path: Path) -> bool:
-        """Whether a Parquet file has a row of one of them, or a list that holds one."""
+        """Return whether a Parquet file has a row of one of the ids, or a list that contains one."""
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
@@ -224,7 +227,7 @@ class Ids:
             )
 
     def _column_of(self, file: pq.ParquetFile, path: Path) -> str | None:
-        """The column of a file that names them; None: it has none."""
+        """Return the file's column with the ids; None if it has none."""
         import pyarrow as pa
 
         names = file.schema_arrow.names
@@ -238,13 +241,13 @@ class Ids:
         return column if pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
     def _kind_of(self, file: pq.ParquetFile, column: str) -> pa.DataType:
-        """The type of the ids in a column."""
+        """Return the type of the ids in a column."""
         kind = file.schema_arrow.field(column).type
         return kind.value_type if column == self.listed else kind
 
 
 class Users(Ids):
-    """Users who are to be forgotten."""
+    """Users to erase."""
 
     kind = "user"
     column = USER_ID
@@ -253,7 +256,7 @@ class Users(Ids):
 
 
 class Items(Ids):
-    """Items of the target domain that are to be forgotten."""
+    """Items of the target domain to erase."""
 
     kind = "item"
     column = ITEM_ID
@@ -262,7 +265,7 @@ class Items(Ids):
     within = "target_user_history__item_ids"
 
     def _in_words(self) -> set[str]:
-        # A short number is rarely an item where it stands in a text, but a count, a version or a time.
+        # In a text, a short number is more likely a count, a version or a time than an item.
         return {text for text in self.texts if not _is_short(text)}
 
 
@@ -271,12 +274,12 @@ def _is_short(text: str) -> bool:
 
 
 def _any_of(texts: Collection[str]) -> str:
-    """A regular expression of some texts, the longer ones first; of none, one that nothing fits."""
+    """Return a regular expression that matches any of the texts, longest first; without texts, one that never matches."""
     return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"
 
 
 def write_over(path: Path, content: bytes) -> None:
-    """Put other content into a file, whole or not at all; who may read it stays as it was."""
+    """Replace a file's content atomically, with its permissions unchanged."""
     with whole(path) as unfinished, unfinished.open("wb") as file:
         os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
         file.write(content)
@@ -285,7 +288,7 @@ def write_over(path: Path, content: bytes) -> None:
 
 
 def _flat(column: pa.Array) -> pa.Array:
-    """The values of a column, or of its lists."""
+    """Return the values of a column, or of its lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -294,7 +297,7 @@ def _flat(column: pa.Array) -> pa.Array:
 
 
 def _without_others(batch: pa.RecordBatch, ids: pa.Array, within: str | None) -> pa.RecordBatch:
-    """Rows with null in place of the ids that their lists hold: places, times and lengths of the lists are what they were."""
+    """Replace the ids in the rows' lists by null: positions, times and list lengths do not change."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -311,15 +314,15 @@ def _without_others(batch: pa.RecordBatch, ids: pa.Array, within: str | None) ->
 
 
 def _without(batch: pa.RecordBatch, ids: pa.Array, column: str) -> tuple[pa.RecordBatch, int]:
-    """Rows whose lists do not hold the ids, and how many were taken out."""
+    """Remove the ids from the rows' lists; return the rows and how many ids were removed."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     lists = batch.column(column)
-    flat, of = pc.list_flatten(lists), pc.list_parent_indices(lists)
-    theirs = pc.is_in(flat, value_set=ids)
-    kept, left = flat.filter(pc.invert(theirs)), of.filter(pc.invert(theirs)).to_numpy()
+    flat, parents = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    matches = pc.is_in(flat, value_set=ids)
+    kept, left = flat.filter(pc.invert(matches)), parents.filter(pc.invert(matches)).to_numpy()
     ends = [int((left < row).sum()) for row in range(len(lists) + 1)]
     place = batch.schema.get_field_index(column)
     changed = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), kept)
-    return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(theirs).as_py() or 0
+    return batch.set_column(place, batch.schema.field(place), changed.cast(lists.type)), pc.sum(matches).as_py() or 0

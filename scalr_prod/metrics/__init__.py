@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a project for Prometheus: what its ledger and its runs' reports say, in a textfile or at a push gateway."""
+"""Prometheus metrics of a project, from its ledger and run reports, exported to a textfile or a push gateway."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a project's ledger and its runs' reports say, as metrics.
+"""Prometheus collector of a project's metrics.
 
-Everything is worked out anew from what is kept, so that each command of a project gives all of its metrics, whichever process
-and machine did the work: commands are short, and what one of them counted would be gone with it.
+All values are computed from the ledger and the stored reports. So every command exports all metrics, whichever process or machine did
+the work; counters of a short-lived command would be lost when it exits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ProjectCollector"]
 
 _VERDICTS: Final = {RunState.VALIDATED.value: "passed", RunState.REJECTED.value: "rejected"}
-#: How far back the latest run with a report is looked for.
+#: Number of latest runs searched for a report.
 _LOOKED_AT: Final = 50
 
 
@@ -43,21 +43,21 @@ class ProjectCollector:
         self._settings = settings
 
     def collect(self) -> list[Metric]:
-        """Prometheus calls it.
+        """Compute all metrics; called by prometheus_client.
 
         Raises:
             LedgerError: The ledger cannot be read.
         """
         with Ledger.open(self._settings) as ledger:
             latest = ledger.runs(limit=_LOOKED_AT)
-            found = [
+            samples = [
                 *self._of_runs(ledger),
                 *_of_publications(ledger.publications()),
                 *self._of_generation(ledger, latest),
                 *self._of_gate(latest),
                 *_of_artefacts(ledger),
             ]
-        return [self._family(name, samples) for name, samples in _grouped([*found, *self._of_stages()]).items()]
+        return [self._family(name, values) for name, values in _grouped([*samples, *self._of_stages()]).items()]
 
     def _of_runs(self, ledger: Ledger) -> Iterator[_Sample]:
         states, changes = ledger.states(), ledger.changes_to("run")
@@ -83,9 +83,9 @@ class ProjectCollector:
         yield from (("scalr_generation_dropped", (reason,), count) for reason, count in report["dropped"].items())
         if report["events_per_s"]:
             yield "scalr_generation_events_per_second", (), report["events_per_s"]
-        taken = [part.manifest["scoring"] for part in ledger.partitions(run.run_id) if "scoring" in part.manifest]
-        if taken:
-            yield "scalr_scoring_latency_seconds", (), sum_of(taken)
+        latencies = [part.manifest["scoring"] for part in ledger.partitions(run.run_id) if "scoring" in part.manifest]
+        if latencies:
+            yield "scalr_scoring_latency_seconds", (), sum_of(latencies)
 
     def _of_gate(self, runs: Sequence[Run]) -> Iterator[_Sample]:
         run, content = self._latest(runs, "gate.json")
@@ -104,7 +104,7 @@ class ProjectCollector:
         yield from (("scalr_gate_rule_failed_rows", (rule,), count) for rule, count in failed.items())
 
     def _latest(self, runs: Sequence[Run], name: str) -> tuple[Run | None, Mapping[str, Any]]:
-        """The newest run that has a report of this name, and the report; a run whose folder is gone has none."""
+        """Return the newest run that has a report of this name, and the report; runs without a folder have none."""
         for run in runs:
             path = run_folder(self._settings, run.run_id) / name
             if path.is_file():
@@ -118,10 +118,10 @@ class ProjectCollector:
         labels = ("project", *metric.labels)
         if metric.kind == "histogram":
             histogram = HistogramMetricFamily(name, metric.says, labels=labels)
-            for values, counted in samples:
-                above = [*map(str, counted["bounds"]), "+Inf"]
-                buckets = list(zip(above, accumulate(counted["counts"]), strict=True))
-                histogram.add_metric((project, *values), buckets, counted["seconds"])
+            for values, counts in samples:
+                upper_bounds = [*map(str, counts["bounds"]), "+Inf"]
+                buckets = list(zip(upper_bounds, accumulate(counts["counts"]), strict=True))
+                histogram.add_metric((project, *values), buckets, counts["seconds"])
             return histogram
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         family = kind(name, metric.says, labels=labels)
@@ -135,15 +135,15 @@ _Sample = tuple[str, tuple[str, ...], Any]
 
 
 def _of_publications(publications: Sequence[Publication]) -> Iterator[_Sample]:
-    yield "scalr_events_published", (), sum(one.rows for one in publications if one.published_at is not None)
-    published = (one for one in publications if one.status is PublicationStatus.PUBLISHED)
-    ended = [(one.end, one.published_at) for one in published if one.published_at is not None]
-    if not ended:
+    yield "scalr_events_published", (), sum(attempt.rows for attempt in publications if attempt.published_at is not None)
+    published = (attempt for attempt in publications if attempt.status is PublicationStatus.PUBLISHED)
+    windows = [(attempt.end, attempt.published_at) for attempt in published if attempt.published_at is not None]
+    if not windows:
         return
-    latest = max(end for end, _ in ended)
+    latest = max(end for end, _ in windows)
     yield "scalr_window_end_timestamp_seconds", (), latest.timestamp()
-    yield "scalr_publication_lag_seconds", (), (min(at for end, at in ended if end == latest) - latest).total_seconds()
-    yield "scalr_publication_timestamp_seconds", (), max(at for _, at in ended).timestamp()
+    yield "scalr_publication_lag_seconds", (), (min(at for end, at in windows if end == latest) - latest).total_seconds()
+    yield "scalr_publication_timestamp_seconds", (), max(at for _, at in windows).timestamp()
 
 
 def _of_artefacts(ledger: Ledger) -> Iterator[_Sample]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand a project's metrics over after each stage. What fails here is a warning, and fails no stage."""
+"""Export of a project's metrics after each stage. Best effort: a failure is logged as a warning and never fails a stage."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _PUSH_S: Final = 5.0
 
 
 class MetricsHook:
-    """Notes how each stage ends and how long it takes, and delivers the metrics to the places that ``[metrics]`` names."""
+    """Records outcome and duration of each stage, and exports the metrics to the targets in ``[metrics]``."""
 
     def around_run(self) -> AbstractContextManager[None]:
-        """Do nothing: metrics are delivered stage by stage."""
+        """Do nothing: metrics are exported after each stage."""
         return nullcontext()
 
     @contextmanager
     def around_stage(self, scope: StageScope) -> Iterator[None]:
-        """Note the stage's outcome and deliver the metrics. Of a light stage only failures are noted, and a success after one."""
+        """Record the stage's outcome and export the metrics. Of a light stage, record only failures and the first success after one."""
         settings = scope.settings
         if settings.metrics.textfile is None and settings.metrics.push is None:
             yield
@@ -67,24 +67,24 @@ def _ended(settings: Settings, stage: str, outcome: str, seconds: float, *, ligh
         if light and outcome == "done" and not failed_last(settings, stage):
             return
         note_end(settings, stage, outcome, seconds)
-    except Exception as error:  # eyes only: whatever is wrong with them, the stage ends as it ended
-        logger.warning("how the stage %s ended could not be noted: %s: %s", stage, type(error).__name__, error)
+    except Exception as error:  # best effort: never fails the stage
+        logger.warning("outcome of stage %s was not recorded: %s: %s", stage, type(error).__name__, error)
     deliver(settings)
 
 
 def deliver(settings: Settings) -> bool:
-    """Write the textfile and push to the gateway, as far as ``[metrics]`` names them.
+    """Export the metrics to the textfile and the push gateway, if ``[metrics]`` names them.
 
     Returns:
-        Whether all of it went well; what did not is a warning in the log.
+        Whether every export succeeded; failures are logged as warnings.
     """
-    wanted = settings.metrics
-    fine = True
-    if wanted.textfile is not None:
-        fine = _tried(settings, _write, f"to {wanted.textfile}")
-    if wanted.push is not None:
-        fine = _tried(settings, _push, f"to the push gateway at {host_of(wanted.push)}") and fine
-    return fine
+    targets = settings.metrics
+    succeeded = True
+    if targets.textfile is not None:
+        succeeded = _tried(settings, _write, f"to {targets.textfile}")
+    if targets.push is not None:
+        succeeded = _tried(settings, _push, f"to the push gateway at {host_of(targets.push)}") and succeeded
+    return succeeded
 
 
 def _tried(settings: Settings, work: Callable[[Settings, CollectorRegistry], None], where: str) -> bool:
@@ -96,9 +96,9 @@ def _tried(settings: Settings, work: Callable[[Settings, CollectorRegistry], Non
         registry = CollectorRegistry()
         registry.register(ProjectCollector(settings))
         work(settings, registry)
-    except Exception as error:  # eyes only: whatever is wrong with them, the stage ends as it ended
+    except Exception as error:  # best effort: never fails the stage
         secrets = [secret for url in (settings.metrics.push, settings.ledger_url) for secret in secrets_of(url)]
-        logger.warning("metrics did not get %s: %s: %s", where, type(error).__name__, masked(str(error), secrets))
+        logger.warning("metrics were not exported %s: %s: %s", where, type(error).__name__, masked(str(error), secrets))
         return False
     return True
 
@@ -107,7 +107,7 @@ def _write(settings: Settings, registry: CollectorRegistry) -> None:
     from prometheus_client import write_to_textfile
 
     path = settings.resolve(str(settings.metrics.textfile))
-    write_to_textfile(str(path), registry)  # under another name first: a scrape sees the former file, or all of this one
+    write_to_textfile(str(path), registry)  # atomic: a scrape never sees a partial file
 
 
 def _push(settings: Settings, registry: CollectorRegistry) -> None:

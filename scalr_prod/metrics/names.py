@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every metric that there is: its kind, its labels beside ``project``, and what it says."""
+"""Definitions of all metrics: kind, labels beside ``project``, and help text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["METRICS", "Metric"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """Definition of a metric.
 
     Attributes:
-        kind: As Prometheus has it.
+        kind: Its Prometheus type.
         says: Its help text.
-        labels: Beside ``project``.
+        labels: Its labels beside ``project``.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
@@ -26,34 +26,34 @@ class Metric:
 
 #: By name; a counter's samples have the suffix ``_total``.
 METRICS: Final[dict[str, Metric]] = {
-    "scalr_events_published": Metric("counter", "Rows that were committed to synthetic_target_events, by all publications"),
-    "scalr_gate_verdicts": Metric("counter", "Verdicts of the quality gate over runs", ("verdict",)),
-    "scalr_stage_runs": Metric("counter", "Stages that ended, by how they ended", ("stage", "outcome")),
-    "scalr_stage_seconds": Metric("gauge", "Duration of the stage's latest end, in seconds", ("stage",)),
-    "scalr_stage_failed": Metric("gauge", "Whether the stage's latest end was no success: 1 or 0", ("stage",)),
-    "scalr_stage_end_timestamp_seconds": Metric("gauge", "When the stage ended last", ("stage",)),
+    "scalr_events_published": Metric("counter", "Rows committed to synthetic_target_events by all publications"),
+    "scalr_gate_verdicts": Metric("counter", "Verdicts of the quality gate on runs", ("verdict",)),
+    "scalr_stage_runs": Metric("counter", "Finished stages by outcome", ("stage", "outcome")),
+    "scalr_stage_seconds": Metric("gauge", "Duration of the stage when it last finished, in seconds", ("stage",)),
+    "scalr_stage_failed": Metric("gauge", "Whether the stage's last outcome was other than done: 1 or 0", ("stage",)),
+    "scalr_stage_end_timestamp_seconds": Metric("gauge", "When the stage last finished", ("stage",)),
     "scalr_runs": Metric("gauge", "Runs in the ledger, by state", ("state",)),
-    "scalr_generation_events_per_second": Metric("gauge", "Events staged a second, by the latest generation that made parts"),
+    "scalr_generation_events_per_second": Metric("gauge", "Events staged per second by the latest generation that wrote parts"),
     "scalr_generation_contexts": Metric("gauge", "Contexts of the latest generated run"),
     "scalr_generation_events": Metric("gauge", "Events staged by the latest generated run"),
-    "scalr_generation_dropped": Metric("gauge", "Draws of the latest generated run that became no event", ("reason",)),
+    "scalr_generation_dropped": Metric("gauge", "Draws of the latest generated run that were dropped", ("reason",)),
     "scalr_generation_left_out": Metric(
-        "gauge", "Share of P that the latest generated run's shortlists left out, 0 to 1; 0 without"
+        "gauge", "Share of probability omitted by the latest generated run's shortlists, 0 to 1; 0 without shortlists"
     ),
-    "scalr_generation_coverage": Metric("gauge", "Share of the target catalogue that the latest generated run names, 0 to 1"),
-    "scalr_scoring_latency_seconds": Metric(
-        "histogram", "Time to an answer of the translator, by request, while the latest generated run was made"
+    "scalr_generation_coverage": Metric(
+        "gauge", "Share of the target catalogue with events in the latest generated run, 0 to 1"
     ),
-    "scalr_gate_rows": Metric("gauge", "Rows of the latest audited run, by what became of them", ("result",)),
-    "scalr_gate_rule_failed_rows": Metric("gauge", "Rows (or figures) of the latest audited run that broke a rule", ("rule",)),
+    "scalr_scoring_latency_seconds": Metric("histogram", "Latency of the translator per request in the latest generated run"),
+    "scalr_gate_rows": Metric("gauge", "Rows of the latest audited run by result", ("result",)),
+    "scalr_gate_rule_failed_rows": Metric("gauge", "Rows (or figures) of the latest audited run that failed a rule", ("rule",)),
     "scalr_drift_psi": Metric(
-        "gauge", "PSI of the latest audited run from the run published before it; none where there was none", ("figure",)
+        "gauge", "PSI of the latest audited run against the previously published run; absent without one", ("figure",)
     ),
     "scalr_publication_lag_seconds": Metric("gauge", "From the end of the latest published window to its first publication"),
     "scalr_publication_timestamp_seconds": Metric("gauge", "When the latest publication was committed"),
     "scalr_window_end_timestamp_seconds": Metric("gauge", "End of the latest published window"),
-    "scalr_training_set_timestamp_seconds": Metric("gauge", "When the latest version of a training set was made", ("name",)),
+    "scalr_training_set_timestamp_seconds": Metric("gauge", "When the latest version of a training set was built", ("name",)),
     "scalr_training_set_cutoff_timestamp_seconds": Metric("gauge", "Cutoff of the latest version of a training set", ("name",)),
     "scalr_training_set_rows": Metric("gauge", "Rows of the latest version of a training set", ("name",)),
-    "scalr_translator_trained_until_timestamp_seconds": Metric("gauge", "Until when the latest translator version learned"),
+    "scalr_translator_trained_until_timestamp_seconds": Metric("gauge", "End of the latest translator version's training data"),
 }

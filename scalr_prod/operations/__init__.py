@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upkeep: what a project that runs for months no longer needs."""
+"""Maintenance of a project that runs for months: removal of data that it no longer needs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remove what `[retention]` no longer keeps: staged parts, old training sets and translators, files that no table version uses.
+"""Retention: remove staged parts, training sets, translators and table files that `[retention]` no longer keeps.
 
-Nothing goes that a published window, a served translator or a run that has not ended refers to. No table gets a new version by it,
-so that histories, runs and training sets that were made from the tables stay what they are. The ledger keeps its account of everything.
+Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables get no new version, so that
+histories, runs and training sets built from them do not become stale. The ledger keeps all its records.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["Removal", "UpkeepReport", "maintain"]
 
 logger = logging.getLogger(__name__)
 
-#: A run in one of these needs its staged parts no more.
+#: Runs in these states no longer need their staged parts.
 _ENDED: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
 
 
 @dataclass(frozen=True)
 class Removal:
-    """One thing that was removed, or would be.
+    """One removed item, or in a dry run one that would be removed.
 
     Attributes:
         kind: ``run``, ``training_set``, ``translator`` or ``table``.
-        name: Which one.
-        bytes: What it took on disk; of a table's files, None: their store is not asked.
-        files: How many files.
-        reason: In one sentence.
+        name: Its id, name or version.
+        bytes: Size on disk; None for table files, whose size is not looked up.
+        files: Number of files.
+        reason: Why it is removed.
     """
 
     kind: str
@@ -58,12 +58,12 @@ class Removal:
 
 @dataclass(frozen=True)
 class UpkeepReport:
-    """What was removed.
+    """Report of a maintenance run.
 
     Attributes:
-        dry_run: Nothing was: this is what would be.
-        removed: One entry each.
-        bytes: All of it that lay on this machine's disk.
+        dry_run: Nothing was removed; the report lists what would be.
+        removed: The removed items.
+        bytes: Their total size on this machine's disk.
     """
 
     dry_run: bool
@@ -71,20 +71,20 @@ class UpkeepReport:
 
     @property
     def bytes(self) -> int:
-        """All of it that lay on this machine's disk."""
-        return sum(one.bytes or 0 for one in self.removed)
+        """Return the total size on this machine's disk."""
+        return sum(removal.bytes or 0 for removal in self.removed)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {"dry_run": self.dry_run, "bytes": self.bytes, "removed": [asdict(one) for one in self.removed]}
+        """Return the report as JSON values."""
+        return {"dry_run": self.dry_run, "bytes": self.bytes, "removed": [asdict(removal) for removal in self.removed]}
 
 
 def maintain(settings: Settings, *, dry_run: bool = False) -> UpkeepReport:
-    """Remove what `[retention]` no longer keeps. Safe beside runs at work, and to repeat.
+    """Remove what `[retention]` no longer keeps. Safe to repeat, and safe while runs are active.
 
     Args:
         settings: The project's settings.
-        dry_run: Only say what would go.
+        dry_run: Only report what would be removed.
 
     Raises:
         LakeError: A table's log cannot be read.
@@ -97,7 +97,7 @@ def maintain(settings: Settings, *, dry_run: bool = False) -> UpkeepReport:
         *_tables(settings, dry_run=dry_run),
     ]
     report = UpkeepReport(dry_run, removed)
-    logger.info("%s %d things, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
+    logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
     return report
 
 
@@ -106,20 +106,20 @@ def _runs(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Remov
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
             folders = [run_folder(settings, run.run_id) / name for name in STAGED]
-            there = [folder for folder in folders if folder.is_dir()]
-            if run.state not in _ENDED or now - run.updated_at < keep or not there:
+            existing = [folder for folder in folders if folder.is_dir()]
+            if run.state not in _ENDED or now - run.updated_at < keep or not existing:
                 continue
             try:
-                with ExitStack() as held:
+                with ExitStack() as stack:
                     if not dry_run:
-                        held.enter_context(ledger.lease(run.run_id))
-                        if ledger.run(run.run_id).state is not run.state:  # somebody has gone on with it meanwhile
+                        stack.enter_context(ledger.lease(run.run_id))
+                        if ledger.run(run.run_id).state is not run.state:  # resumed meanwhile
                             continue
                     yield _remove(
-                        settings, "run", run.run_id, there, f"{run.state.value} {_ago(now, run.updated_at)}", dry_run=dry_run
+                        settings, "run", run.run_id, existing, f"{run.state.value} {_ago(now, run.updated_at)}", dry_run=dry_run
                     )
             except LeaseHeld:
-                logger.info("%s is at work and stays as it is", run.run_id)
+                logger.info("%s is active: its parts are kept", run.run_id)
 
 
 def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
@@ -128,21 +128,21 @@ def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Itera
     from scalr_prod.training_set.manifest import versions
 
     for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
-        with ExitStack() as held:
+        with ExitStack() as stack:
             if not dry_run:
-                held.enter_context(FileLock(home / ".lock"))
-            there = versions(home)
-            made = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in there.items()}
+                stack.enter_context(FileLock(home / ".lock"))
+            existing = versions(home)
+            built = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in existing.items()}
             old = [
                 version
-                for version in sorted(there)[: -settings.retention.training_sets]
-                if now - made[version] >= timedelta(days=settings.retention.days)
+                for version in sorted(existing)[: -settings.retention.training_sets]
+                if now - built[version] >= timedelta(days=settings.retention.days)
             ]
-            # A part that versions share is one file with a name in each of them: it goes with the last name.
-            counted = {_number(path) for version in there.keys() - set(old) for path in _files([there[version]])}
+            # Versions share unchanged files as hard links, so a file's space is freed only with its last link.
+            counted = {_number(path) for version in existing.keys() - set(old) for path in _files([existing[version]])}
             for version in old:
-                reason = f"{len(there)} versions, built {_ago(now, made[version])}"
-                folders, name = [there[version]], f"{home.name} v{version}"
+                reason = f"{len(existing)} versions, built {_ago(now, built[version])}"
+                folders, name = [existing[version]], f"{home.name} v{version}"
                 yield _remove(settings, "training_set", name, folders, reason, counted=counted, dry_run=dry_run)
 
 
@@ -153,39 +153,43 @@ def _translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterato
 
     needed = versions_in_use(settings) | _published_by(settings, now)
     with Ledger.open(settings) as ledger:
-        records = sorted(ledger.model_versions(), key=lambda one: one.version)
+        records = sorted(ledger.model_versions(), key=lambda record: record.version)
     for record in records[: -settings.retention.translators]:
         folders = [folder / str(record.version) for folder in (models_folder(settings), model_folder(settings))]
-        there = [folder for folder in folders if folder.is_dir()]
-        if record.version in needed or not there or now - record.created_at < timedelta(days=settings.retention.days):
+        existing = [folder for folder in folders if folder.is_dir()]
+        if record.version in needed or not existing or now - record.created_at < timedelta(days=settings.retention.days):
             continue
-        reason = f"{len(records)} versions, trained {_ago(now, record.created_at)}, of no published window"
-        yield _remove(settings, "translator", str(record.version), there, reason, dry_run=dry_run)
+        reason = f"{len(records)} versions, trained {_ago(now, record.created_at)}, not used by a published window"
+        yield _remove(settings, "translator", str(record.version), existing, reason, dry_run=dry_run)
 
 
 def _published_by(settings: Settings, now: datetime) -> set[int]:
-    """Translators of the runs whose rows stand in the feature view, that have not ended, or that the gate refused of late."""
+    """Return the translators of runs that have rows in the feature view, are unfinished, or were rejected recently."""
     keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
-        standing = {one.run_id for one in ledger.publications() if one.status is not PublicationStatus.ROLLED_BACK}
+        published = {
+            publication.run_id
+            for publication in ledger.publications()
+            if publication.status is not PublicationStatus.ROLLED_BACK
+        }
         return {
             run.spec.translator_version
             for run in ledger.runs()
-            if run.run_id in standing
+            if run.run_id in published
             or run.state not in _ENDED
             or (run.state is RunState.REJECTED and now - run.updated_at < keep)
         }
 
 
 def _pinned(settings: Settings, lake: Lake) -> dict[str, list[int]]:
-    """By table, the versions that runs which have not ended read, that a rollback brings rows back from, or that are set aside."""
+    """Return by table the versions that unfinished runs, rollbacks or re-enabling publication need."""
     view = Table.SYNTHETIC_TARGET_EVENTS
     aside = lake.aside(view) if lake.exists(view) else None
     pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
             for table, version in run.spec.table_versions.items() if run.state not in _ENDED else ():
-                if lake.readable(Table(table), version):  # users may have been forgotten since
+                if lake.readable(Table(table), version):  # an erasure may have removed its files
                     pins.setdefault(table, []).append(version)
         replaced = restoring_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
         pins[view.value] += [version for version in replaced if lake.readable(view, version)]
@@ -200,7 +204,7 @@ def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
             continue
         files = lake.tidy(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
         if files:
-            yield Removal("table", table.value, None, files, f"no version of the last {days:g} days uses them")
+            yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
 
 
 def _remove(
@@ -213,16 +217,16 @@ def _remove(
     counted: set[tuple[int, int]] | None = None,
     dry_run: bool,
 ) -> Removal:
-    """Take folders out of sight in one step each, where they lie on home's file system, then delete them.
+    """Delete folders, each atomically if it is on the file system of the home.
 
     Args:
         settings: The project's settings.
         kind: See `Removal`.
         name: See `Removal`.
-        folders: What goes.
+        folders: The folders to delete.
         reason: See `Removal`.
-        counted: Files that stay under another name or were counted under one: they give no room. Those of the folders are added.
-        dry_run: Nothing goes.
+        counted: Files whose space is not freed, or was counted before, under another hard link; files of the folders are added.
+        dry_run: Delete nothing.
     """
     counted = set() if counted is None else counted
     sizes = {_number(path): path.stat().st_size for path in _files(folders) if _number(path) not in counted}
@@ -239,7 +243,7 @@ def _files(folders: list[Path]) -> list[Path]:
 
 
 def _number(path: Path) -> tuple[int, int]:
-    """A file's number, whatever its name."""
+    """Return a file's device and inode number, which its hard links share."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
@@ -250,7 +254,7 @@ def _move(folder: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.rmtree(folder)  # on another file system, such as a model repository elsewhere
+        shutil.rmtree(folder)  # on another file system, for example a model repository elsewhere
 
 
 def _ago(now: datetime, then: datetime) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run as one page that anybody can read: what went in, what came out, and whether to believe it."""
+"""HTML reports: one page per run with its inputs, outputs and quality figures, and an index over all runs."""
 
 from __future__ import annotations
 

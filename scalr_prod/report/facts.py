@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report tells of a run, from the ledger, the run's folder and the lake. Nothing is read that the run did not know."""
+"""Data of a run's report, read from the ledger, the run's folder and the lake; nothing that the run did not know."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Distributions", "RunFacts", "collect"]
 
-#: Shares of the catalogue, most popular items first, whose share of the events is shown.
+#: Shares of the catalogue, most popular items first, for which the share of events is shown.
 _HEADS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
-#: Upper ends of the classes of events a user has.
+#: Upper edges of the bins of events per user.
 _PER_USER: Final = (1, 2, 5, 10, 20, 50, 100)
-#: Events of the sample that are explained.
+#: Number of sampled events that are explained.
 _EXPLAINED: Final = 3
-#: Bars of a chart over time.
+#: Bins of the chart over time.
 _PERIODS: Final = 30
-#: Borders between the classes of lift over popularity.
+#: Edges between the bins of lift over popularity.
 _LIFTS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @dataclass(frozen=True)
 class Distributions:
-    """Real and synthetic target events side by side; every row names its ``kind`` (``real`` or ``synthetic``) and a ``share``.
+    """Distributions of real and synthetic target events; every row has a ``kind`` (``real`` or ``synthetic``) and a ``share``.
 
     Attributes:
         popularity: ``head`` (share of the catalogue, most popular items first) and the share of the events that falls on it.
-        time: ``period`` (its first instant, ISO 8601 UTC) and the share of the events in it.
-        per_user: ``events`` (a class, as text), its ``place``, and the share of the users in it.
-        lift: ``lift`` (a class, as text), its ``place``, and the share of the synthetic events in it.
+        time: ``period`` (its start, ISO 8601 UTC) and the share of the events in it.
+        per_user: ``events`` (label of a bin), ``place`` (its number), and the share of the users in it.
+        lift: ``lift`` (label of a bin), ``place`` (its number), and the share of the synthetic events in it.
     """
 
     popularity: Sequence[Mapping[str, Any]]
@@ -59,27 +59,27 @@ class Distributions:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that a page shows.
+    """Everything that a run's page shows.
 
     Attributes:
-        run: The ledger's record.
-        events_of: Where the synthetic events were read: ``published``, ``accepted``, ``staged`` or, where none are left, ``none``.
+        run: The run's record in the ledger.
+        events_of: Which synthetic events were read: ``published``, ``accepted``, ``staged``, or ``none`` if none are left.
         funnel: Steps from source events to published rows, each with a ``step``, a ``rows`` count and a ``note``.
-        generation: The generation's report; empty where there is none yet.
-        gate: The gate's report; empty where there is none yet.
-        published: Rows that the run's last publication committed; None where it is not published.
-        canary: Share of users whom it was committed for; None: everybody.
-        held: How many of them the feature view still holds: others may have been replaced since.
-        replaced_by: Runs that have since been published over its window.
-        distributions: None where there are no synthetic events.
-        sample: Translations to read, one a user.
-        explained: Why the first of them are there.
-        not_explained: Why that cannot be told; None where it is told, or there is nothing to tell of.
-        spent: By stage, ``seconds`` and ``memory_mb``; empty for a run of a former version.
-        translator: The translator version's own measurements; empty where the version is gone.
-        policy: What the last evaluation decided; None where there was none.
-        not_generated: Why runs generate no event as the settings and the policy are now; None: they do.
-        history: The ledger's lines on this run.
+        generation: The generation report; empty if there is none yet.
+        gate: The quality gate's report; empty if there is none yet.
+        published: Rows committed by the run's last publication; None if the run is not published.
+        canary: Share of users that it was published for; None: all users.
+        held: How many of these rows are still in the feature view; later runs may have replaced others.
+        replaced_by: Runs published later over the same window.
+        distributions: None if there are no synthetic events.
+        sample: Example translations, one per user.
+        explained: Explanations of the first examples.
+        not_explained: Why they cannot be explained; None if they are, or if there are no examples.
+        spent: ``seconds`` and ``memory_mb`` by stage; empty for a run of an earlier package version.
+        translator: The manifest of the translator version; empty if the version was removed.
+        policy: The policy set by the last evaluation; None without an evaluation.
+        not_generated: Why runs generate no event under the current settings and policy; None: they do.
+        history: The run's state changes in the ledger.
     """
 
     run: Run
@@ -103,7 +103,7 @@ class RunFacts:
 
 
 def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
-    """Read what is known of a run.
+    """Collect the data of a run's page.
 
     Raises:
         RunNotFound: The project has no such run.
@@ -153,30 +153,26 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
 def _explained(
     settings: Settings, connection: duckdb.DuckDBPyConnection, run: Run, sample: Sequence[Sample]
 ) -> tuple[Sequence[Explanation], str | None]:
-    """Why the first of the sample are there; else why that cannot be told any more."""
+    """Explain the first events of the sample, or return why they can no longer be explained."""
     rows = connection.sql(
         "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id",
-        params={"ids": [one.event_id for one in sample[:_EXPLAINED]], "run": run.run_id},
+        params={"ids": [event.event_id for event in sample[:_EXPLAINED]], "run": run.run_id},
     ).to_arrow_table()
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (
-        FeatureStoreError,
-        LakeError,
-        TranslatorError,
-    ) as error:  # what the run read or asked was removed, or lies elsewhere
+    except (FeatureStoreError, LakeError, TranslatorError) as error:  # the run's inputs were removed or moved
         return (), error.found
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A file's content; empty where there is no such file yet."""
+    """Return a file's content; empty if the file does not exist yet."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise ReportError(
-            f"cannot be read: {error}", where=str(path), next_step="scalr runs resume RUN makes it again"
+            f"cannot be read: {error}", where=str(path), next_step="write the file again with scalr runs resume RUN"
         ) from error
     return found
 
@@ -192,11 +188,11 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
     if not generation:
         return []
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
-    words = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
+    reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
     steps = [
         {"step": "contexts", "rows": generation["contexts"], "note": "source events or users that were translated"},
-        {"step": "draws", "rows": generation["drawn"], "note": "asked of the translator"},
-        {"step": "staged", "rows": generation["events"], "note": f"dropped: {words}" if words else "nothing was dropped"},
+        {"step": "draws", "rows": generation["drawn"], "note": "requested from the translator"},
+        {"step": "staged", "rows": generation["events"], "note": f"dropped: {reasons}" if reasons else "nothing was dropped"},
     ]
     if gate:
         note = f"{gate['quarantined']:,} quarantined" if gate["quarantined"] else "by the quality gate"
@@ -207,7 +203,7 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
 
 
 def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
-    """Make the views ``synthetic`` and ``real``, and say where the former's rows come from."""
+    """Create the tables ``synthetic`` and ``real``; return where the synthetic rows come from."""
     import pyarrow.dataset as ds
 
     as_of = {"as_of": run.spec.as_of}
@@ -217,12 +213,12 @@ def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, r
         f"WHERE {CREATED_TIMESTAMP} <= $as_of",
         as_of,
     )
-    places = {"accepted": folder / "accepted", "staged": folder / "parts"}
+    folders = {"accepted": folder / "accepted", "staged": folder / "parts"}
     if held:
-        rows, found = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
+        rows, origin = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
     else:
-        found = next((name for name, place in places.items() if any(place.glob("*.parquet"))), "none")
-        rows = ds.dataset(sorted(map(str, places[found].glob("*.parquet")))) if found != "none" else None
+        origin = next((name for name, place in folders.items() if any(place.glob("*.parquet"))), "none")
+        rows = ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))) if origin != "none" else None
     if rows is not None:
         connection.register("rows", rows)
         columns = f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, source_event_timestamp, source_domain"
@@ -231,7 +227,7 @@ def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, r
         )
         if not connection.execute("SELECT count(*) FROM synthetic").fetchone()[0]:
             return "none"
-    return found
+    return origin
 
 
 def _distributions(connection: duckdb.DuckDBPyConnection) -> Distributions:
@@ -289,7 +285,7 @@ def _per_user(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
 
 
 def _place(value: str, over: str, borders: Sequence[float]) -> str:
-    """SQL of a value's class: 1, and one more for each border that it is over."""
+    """SQL expression for the number of a value's bin: 1, plus 1 for each edge below it."""
     return " + ".join(["1", *(f"({value} {over} {border})::INT" for border in borders)])
 
 

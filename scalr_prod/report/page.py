@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts → pages: HTML of a run, and of the list of all runs."""
+"""HTML pages of the report: one run, and the list of all runs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["domains_of", "environment", "index_page", "listed_runs", "run_page"]
 
 _LISTED: Final = 200
-#: Events that a point of the calibration curve is expected to have at the least, and what its classes are added up by.
+#: Least expected number of events of a point of the calibration curve, and the columns summed when bins are merged.
 _FEWEST_EXPECTED: Final = 5
 _COUNTED: Final = ("pairs", "expected", "events")
 _TRANSLATOR_ROWS: Final = ("mixture", "popularity")
 
 
 def environment(*rooms: str) -> Environment:
-    """Where pages are made: the report's templates, and those of other rooms beside them. Everything is escaped.
+    """Return the Jinja environment of the report's templates and those of other packages. All values are escaped.
 
     Args:
-        rooms: Packages with templates of their own, such as ``scalr_prod.ui``.
+        rooms: Packages with their own templates, such as ``scalr_prod.ui``.
     """
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -64,14 +64,14 @@ def _figure(value: Any, name: str) -> str:
 
 
 def run_page(settings: Settings, facts: RunFacts, made: Environment, *, index: str, docs: str | None) -> str:
-    """A run's page.
+    """Render a run's page.
 
     Args:
         settings: The project's settings.
-        facts: What it tells.
+        facts: The run's data.
         made: From `environment`.
         index: Address of the page that lists all runs.
-        docs: Address of the run's data docs; None: there are none.
+        docs: Address of the run's data docs; None without them.
     """
     rules = facts.gate.get("rules", [])
     broken = [rule for rule in rules if not rule["success"]]
@@ -98,7 +98,7 @@ def run_page(settings: Settings, facts: RunFacts, made: Environment, *, index: s
 
 
 def domains_of(settings: Settings) -> str:
-    """The project's domains in a few words."""
+    """Return a short text that names the project's domains."""
     return f"{', '.join(settings.domains.source_names)} → {settings.domains.target.name}"
 
 
@@ -114,7 +114,11 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
                 "text": f"{broken} {rules} broken; nothing was published.",
             }
         case "rolled_back":
-            return {"tone": "bad", "head": "Rolled back.", "text": "Its events were published, and were taken out again."}
+            return {
+                "tone": "bad",
+                "head": "Rolled back.",
+                "text": "Its events were published and later removed from the feature view.",
+            }
         case state:
             return {"tone": "", "head": f"{state.capitalize()}.", "text": "Nothing of this run is in the feature view yet."}
 
@@ -122,14 +126,16 @@ def _verdict(facts: RunFacts, broken: int) -> dict[str, str]:
 def _published(facts: RunFacts) -> dict[str, str]:
     if facts.held == facts.published and facts.canary is not None:
         text = (
-            f"{facts.held:,} synthetic events are in the feature view, those of {100 * facts.canary:.3g} % of users; "
-            "all others wait for scalr publication widen."
+            f"{facts.held:,} synthetic events are in the feature view, for {100 * facts.canary:.3g} % of users; "
+            "scalr publication widen publishes the rest."
         )
         return {"tone": "", "head": "Published for a share of users.", "text": text}
     if facts.held == facts.published:
         return {"tone": "good", "head": "Published.", "text": f"{facts.held:,} synthetic events are in the feature view."}
-    others = ", ".join(facts.replaced_by) or "another run"
-    text = f"{facts.held:,} of its {facts.published:,} events are in the feature view; {others} has been published over its window."
+    later_runs = ", ".join(facts.replaced_by) or "another run"
+    text = (
+        f"{facts.held:,} of its {facts.published:,} events are in the feature view; {later_runs} was published over its window."
+    )
     return {"tone": "", "head": "Published, then replaced.", "text": text}
 
 
@@ -139,41 +145,41 @@ def _charts(found: Distributions | None) -> list[dict[str, Any]]:
     shares = {"kind": "Events", "share": "Share"}
     head = {(row["kind"], row["head"]): row["share"] for row in found.popularity}
     tenth = " and ".join(f"{head[kind, 0.1]:.0%} of the {kind} events" for kind in ("real", "synthetic") if (kind, 0.1) in head)
-    above = sum(row["share"] for row in found.lift if row["place"] > 2)  # noqa: PLR2004 - classes from 1 × on
+    above = sum(row["share"] for row in found.lift if row["place"] > 2)  # noqa: PLR2004 - bins from 1 × on
     return [
         {
-            "title": "How popular the items are",
+            "title": "Popularity of the items",
             "summary": f"The most popular tenth of the items has {tenth}.",
             "svg": charts.by_popularity(found),
             "rows": found.popularity,
             "columns": {"head": "Most popular items", "items": "Items", **shares},
         },
         {
-            "title": "Over popularity",
-            "summary": f"{above:.0%} of the synthetic events name an item that was more probable for this user than for everybody.",
+            "title": "Lift over popularity",
+            "summary": f"{above:.0%} of the synthetic events name an item that is more probable for this user than for an average user.",
             "svg": charts.by_lift(found),
             "rows": found.lift,
             "columns": {"lift": "Probability over popularity", "share": "Share"},
         },
         {
-            "title": "When they happened",
-            "summary": "Share of the events in each thirtieth of the time from the first synthetic event to the last.",
+            "title": "Events over time",
+            "summary": "Share of the events in each of 30 equal intervals from the first synthetic event to the last.",
             "svg": charts.by_time(found),
             "rows": found.time,
             "columns": {"period": "From (UTC)", **shares},
         },
         {
-            "title": "Events of a user",
-            "summary": "Share of the users by how many events they have, among users with at least one.",
+            "title": "Events per user",
+            "summary": "Share of the users by number of events, among users with at least one.",
             "svg": charts.by_user(found),
             "rows": found.per_user,
-            "columns": {"events": "Events of a user", **shares},
+            "columns": {"events": "Events per user", **shares},
         },
     ]
 
 
 def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What training measured, as rows: the mixture, popularity, then each estimator by itself."""
+    """Return the metrics measured in training: the mixture, popularity, then each estimator alone."""
     measured = manifest.get("metrics", {})
     everybody, cold = measured.get("all", {}), measured.get("cold", {})
     if not everybody:
@@ -204,18 +210,18 @@ def _translator(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _curve(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How often an item came that was said to be so probable; None where there are too few events for two points."""
-    told = _merged(classes)
-    if len(told) < 2:  # noqa: PLR2004 - one point is no curve
+    """Return the calibration chart with its rows; None if there are too few events for two points."""
+    points = _merged(classes)
+    if len(points) < 2:  # noqa: PLR2004 - one point is no curve
         return None
     events = sum(row["events"] for row in classes)
     wrong = sum(abs(row["expected"] - row["events"]) for row in classes) / max(events, 1)
     return {
-        "title": "Are its probabilities true?",
-        "summary": f"Of {events:,} target events of users whose target events it was not fitted on, {wrong:.1%} fell into another "
-        "class of probability than predicted. On the line, an item comes as often as it is said to.",
-        "svg": charts.calibration(told),
-        "rows": told,
+        "title": "Are its probabilities calibrated?",
+        "summary": f"Of {events:,} target events of users that it was not fitted on, {wrong:.1%} fell into another bin of "
+        "probability than predicted. On the dashed line, predicted probability equals observed frequency.",
+        "svg": charts.calibration(points),
+        "rows": points,
         "columns": {
             "predicted": "Predicted probability",
             "observed": "Observed frequency",
@@ -226,7 +232,7 @@ def _curve(classes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _merged(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbouring classes of probability put together, until each has events enough to be told from chance."""
+    """Merge neighbouring bins of probability until each expects enough events."""
     sums: list[dict[str, Any]] = []
     for row in classes:
         if not sums or sums[-1]["expected"] >= _FEWEST_EXPECTED:
@@ -239,15 +245,15 @@ def _merged(classes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def listed_runs(settings: Settings, ledger: Ledger, page_of: Callable[[str], str | None]) -> list[dict[str, Any]]:
-    """The latest runs as rows of a list, the one that was changed last first.
+    """Return the latest runs as rows of a list, last changed first.
 
     Args:
         settings: The project's settings.
         ledger: Its ledger.
-        page_of: Address of a run's page by its id; None where it has none.
+        page_of: Returns the address of a run's page by the run's id, or None if it has no page.
     """
-    there = [attempt for attempt in ledger.publications() if attempt.status is PublicationStatus.PUBLISHED]
-    held = held_in(Lake.open(settings), there) if there else {}
+    published = [attempt for attempt in ledger.publications() if attempt.status is PublicationStatus.PUBLISHED]
+    rows_in_view = held_in(Lake.open(settings), published) if published else {}
     runs = sorted(ledger.runs(), key=lambda run: run.updated_at, reverse=True)[:_LISTED]
     return [
         {
@@ -256,7 +262,7 @@ def listed_runs(settings: Settings, ledger: Ledger, page_of: Callable[[str], str
             "start": run.spec.start,
             "end": run.spec.end,
             "translator": run.spec.translator_version,
-            "rows": held.get(run.run_id) if run.state == "published" else None,
+            "rows": rows_in_view.get(run.run_id) if run.state == "published" else None,
             "updated": run.updated_at,
             "page": page_of(run.run_id),
         }
@@ -265,7 +271,7 @@ def listed_runs(settings: Settings, ledger: Ledger, page_of: Callable[[str], str
 
 
 def index_page(settings: Settings, rows: Sequence[Mapping[str, Any]], made: Environment) -> str:
-    """The page that lists all runs; ``rows`` as `listed_runs` has them."""
+    """Render the page that lists all runs; ``rows`` come from `listed_runs`."""
     return made.get_template("index.html.j2").render(
         project=settings.project_name,
         domains=domains_of(settings),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translations to read: a user's history as it was, and what was drawn from it."""
+"""Example translations: a user's source history and the synthetic event sampled from it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _HISTORY: Final = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """One synthetic event.
+    """One synthetic event with the source history before it.
 
     Attributes:
         event_id: The event's id.
         user: The user's id, as text.
-        history: The last source items up to the source event, the latest first: title or id, and when (UTC).
+        history: The last source items up to the source event, latest first: title or id, and time (UTC).
         drawn: The target item's title or id.
         time: The synthetic event's time (UTC).
         probability: Of the draw.
-        lift: Probability over the item's share of the real events known to the run; None for an item without one.
+        lift: Probability over the item's share of the real events known to the run; None for an item without real events.
     """
 
     event_id: str
@@ -46,12 +46,12 @@ class Sample:
 
 
 def translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[Sample]:
-    """Those with the lowest event ids, one a user: the ids are digests, so the choice is arbitrary and always the same.
+    """Choose synthetic events, one per user, by the lowest event id: ids are hashes, so the choice is arbitrary but stable.
 
     Args:
-        connection: Holds ``synthetic`` and ``real``.
+        connection: Has the tables ``synthetic`` and ``real``.
         lake: For source events and titles.
-        as_of: What became known later has no part in a history.
+        as_of: Events that became known later are not in a history.
     """
     for view, table in (("source_events", Table.SOURCE_EVENTS), ("source_items", Table.SOURCE_ITEMS),
                         ("target_items", Table.TARGET_ITEMS)):  # fmt: skip
@@ -91,7 +91,7 @@ def _histories(connection: duckdb.DuckDBPyConnection, as_of: datetime) -> dict[s
             ORDER BY event_id, e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}""",
         {"as_of": as_of},
     ).fetchall()
-    found: dict[str, list[tuple[str, datetime]]] = {}
+    histories: dict[str, list[tuple[str, datetime]]] = {}
     for event_id, title, time in rows:
-        found.setdefault(event_id, []).append((title, time))
-    return found
+        histories.setdefault(event_id, []).append((title, time))
+    return histories

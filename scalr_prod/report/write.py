@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages → files: one page a run, and an index over all runs beside it."""
+"""Report files: one page per run, and an index over all runs in the same folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["ReportWritten", "write_report"]
 
 @dataclass(frozen=True)
 class ReportWritten(Jsonable):
-    """Where a report is.
+    """Paths of a written report.
 
     Attributes:
         run_id: The run.
-        path: The page.
-        index: The page that lists all runs; None where the page was asked for at a place of its own.
+        path: The run's page.
+        index: The page that lists all runs; None if an output path was given.
     """
 
     run_id: str
@@ -38,16 +38,16 @@ class ReportWritten(Jsonable):
 
 
 def write_report(settings: Settings, run_id: str | None = None, *, output: Path | None = None) -> ReportWritten:
-    """Write a run's page; by default under ``<home>/reports``, and the index over all runs with it.
+    """Write a run's page, by default under ``<home>/reports`` together with the index over all runs.
 
     Args:
         settings: The project's settings.
-        run_id: Default: the run that was changed last.
-        output: The page's path; then no index is written.
+        run_id: Default: the last changed run.
+        output: The page's path; no index is written then.
 
     Raises:
         RunNotFound: The project has no such run, or none at all.
-        ReportError: The page cannot be written, or the library that draws is not installed.
+        ReportError: The page cannot be written, or the chart library is not installed.
     """
     from scalr_prod.ledger import Ledger
 
@@ -57,14 +57,14 @@ def write_report(settings: Settings, run_id: str | None = None, *, output: Path 
         run_id = run_id or _latest(ledger)
         facts = collect(settings, ledger, run_id)
         path = Path(output) if output is not None else folder / f"{run_id}.html"
-        made = environment()
+        templates = environment()
         docs = _docs(facts.gate.get("docs"), path.parent)
-        _write(path, run_page(settings, facts, made, index="index.html", docs=docs))
+        _write(path, run_page(settings, facts, templates, index="index.html", docs=docs))
         index = None
         if output is None:
             index = folder / "index.html"
             rows = listed_runs(settings, ledger, lambda run: f"{run}.html" if (folder / f"{run}.html").exists() else None)
-            _write(index, index_page(settings, rows, made))
+            _write(index, index_page(settings, rows, templates))
     return ReportWritten(run_id, str(path.absolute()), str(index) if index else None)
 
 
@@ -85,5 +85,5 @@ def _write(path: Path, text: str) -> None:
 
 
 def _docs(index: str | None, folder: Path) -> str | None:
-    """The data docs' address relative to the page, so that both can be moved together."""
+    """Return the address of the data docs relative to the page, so that both can be moved together."""
     return None if index is None or not Path(index).exists() else Path(os.path.relpath(index, folder)).as_posix()

@@ -30,6 +30,10 @@ class Report(Protocol):
         """Return the report as JSON values."""
 
 
+def _not_in_a_pipeline(_: Job) -> Job:
+    raise ScalrError("no runner executes this stage", where="job", next_step="execute it through walk()")
+
+
 @dataclass
 class Job:
     """Context of one pipeline execution: its options, and what its stages have made so far.
@@ -48,6 +52,7 @@ class Job:
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
+        publish_window: Executes the stages from plan to publish for another window; the runner sets it.
     """
 
     settings: Settings
@@ -63,6 +68,7 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, int | None] = field(default_factory=dict)
     reports: dict[str, Report] = field(default_factory=dict)
+    publish_window: Callable[[Job], Job] = field(default=_not_in_a_pipeline, repr=False)
 
     @classmethod
     def of_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> Job:

@@ -56,6 +56,7 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
     """
+    job.publish_window = _publish_window
     lines = lines_every(job.settings.logging.heartbeat_s, bars=job.progress)
     with about(project=job.settings.project_name), lines, run_hooks():
         for stage in stages:
@@ -75,6 +76,10 @@ def walk(job: Job, stages: Iterable[Stage]) -> Job:
                     logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
                     give_back()  # workers and servers of the next stage stand beside what this process holds
     return job
+
+
+def _publish_window(job: Job) -> Job:
+    return walk(job, path("plan", "publish"))
 
 
 def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> PipelineReport:

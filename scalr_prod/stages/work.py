@@ -7,12 +7,13 @@ import logging
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, TranslatorError
+from scalr_prod.stages.job import Job
 from scalr_prod.stages.stale import CorrectedWindow, stale_publications, stale_version
 
 if TYPE_CHECKING:
     from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.settings import Settings
-    from scalr_prod.stages.job import Job, Report
+    from scalr_prod.stages.job import Report
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +164,7 @@ def _correct(job: Job, publication: Publication, spec: RunSpec) -> CorrectedWind
 
 
 def _publish_again(job: Job, settings: Settings, version: int | None, cause: str) -> str | None:
-    from scalr_prod.stages.job import Job
-    from scalr_prod.stages.walking import path, walk
-
-    again = Job(settings, progress=job.progress, version=version, cause=cause)
-    return walk(again, path("plan", "publish")).run_id
+    return job.publish_window(Job(settings, progress=job.progress, version=version, cause=cause)).run_id
 
 
 def dataset(job: Job) -> Report:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from pyarrow.dataset import Dataset
 
-    from scalr_prod.training_set.reader import TrainingSet
 
 __all__ = ["ExportReport", "Format", "export"]
 
@@ -54,11 +54,12 @@ class ExportReport(Jsonable):
     synthetic: int
 
 
-def export(training_set: TrainingSet, target: Path, form: Format) -> ExportReport:
+def export(dataset: Dataset, version: int, target: Path, form: Format) -> ExportReport:
     """Export every row in order: user, item, time, label, weight, and whether it is synthetic. Memory holds one batch.
 
     Args:
-        training_set: An opened version.
+        dataset: Rows of a training set.
+        version: Its version.
         target: ``csv``: the file; ``recbole``: the data set's folder; the file in it has the same name.
         form: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
 
@@ -74,9 +75,9 @@ def export(training_set: TrainingSet, target: Path, form: Format) -> ExportRepor
     try:
         if form == "recbole":
             unfinished.mkdir(exist_ok=True)
-            rows, synthetic = _write(training_set, unfinished / f"{target.name}.inter", tabs=True)
+            rows, synthetic = _write(dataset, unfinished / f"{target.name}.inter", tabs=True)
         else:
-            rows, synthetic = _write(training_set, unfinished, tabs=False)
+            rows, synthetic = _write(dataset, unfinished, tabs=False)
         if target.exists():
             raise _taken(target)
         unfinished.rename(target)
@@ -85,10 +86,10 @@ def export(training_set: TrainingSet, target: Path, form: Format) -> ExportRepor
             shutil.rmtree(unfinished)
         else:
             unfinished.unlink(missing_ok=True)
-    return ExportReport(str(target), form, training_set.version, rows, synthetic)
+    return ExportReport(str(target), form, version, rows, synthetic)
 
 
-def _write(training_set: TrainingSet, path: Path, *, tabs: bool) -> tuple[int, int]:
+def _write(dataset: Dataset, path: Path, *, tabs: bool) -> tuple[int, int]:
     """Write the file; return its number of rows, and of synthetic rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -102,7 +103,7 @@ def _write(training_set: TrainingSet, path: Path, *, tabs: bool) -> tuple[int, i
     with path.open("wb") as file:
         file.write((("\t" if tabs else ",").join(names) + "\n").encode())
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic"]
-        for batch in training_set.dataset().to_batches(columns=columns):
+        for batch in dataset.to_batches(columns=columns):
             if tabs:
                 _refuse_breaks(batch, path)
             micros = batch.column(EVENT_TIMESTAMP).cast(pa.int64())

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from scalr_prod.settings import Settings
@@ -64,20 +65,21 @@ class Events:
     labelled: NDArray[np.bool_]
 
 
-def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path, *, spans: Sequence[tuple[int, int]]) -> None:
+def stage_negatives(
+    connection: Any, settings: Settings, real: Path, path: Path, *, schema: pa.Schema, spans: Sequence[tuple[int, int]]
+) -> None:
     """Write the negatives of all real events in some time spans.
 
     Args:
         connection: A DuckDB connection.
         settings: ``[training_set]`` negatives_per_event, negative_sampling, seed.
         real: Parquet file of all known real events.
-        path: Parquet file to write, with the spine's columns.
+        path: Parquet file to write.
+        schema: The spine's columns.
         spans: Half-open time spans, µs, ascending. Events outside count as consumed, but get no negatives.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from scalr_prod.training_set.spine import spine_schema
 
     options = settings.training_set
     connection.execute(
@@ -91,7 +93,6 @@ def stage_negatives(connection: Any, settings: Settings, real: Path, path: Path,
     pool = _pool(connection, popularity=options.negative_sampling == "popularity")
     events = connection.sql("SELECT count(*) FROM real_events").fetchall()[0][0]
     buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
-    schema = spine_schema(pq.read_schema(real).field(USER_ID).type, pq.read_schema(real).field(ITEM_ID).type)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for bucket in range(buckets):
             user_ids, bucket_events = _events_of(connection, bucket, buckets, spans)

@@ -142,7 +142,7 @@ class TrainingSet:
         """
         from scalr_prod.training_set.export import export
 
-        return export(self, Path(target), form)
+        return export(self.dataset(), self.version, Path(target), form)
 
     def matrix(self, vocabulary: Vocabulary | None = None) -> sparse.csr_matrix:
         """Summed weights of real and synthetic events: what a model of implicit feedback learns from.

@@ -19,6 +19,7 @@ from scalr_prod.feast_store import read_window
 from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
 from scalr_prod.instants import datetime_of, micros
 from scalr_prod.row_groups import batches_of
+from scalr_prod.training_set.negatives import stage_negatives
 from scalr_prod.training_set.parts import Figures
 from scalr_prod.training_set.periods import DAY_US, Period, day_of
 from scalr_prod.training_set.regrouped import Regrouped
@@ -143,7 +144,6 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
 
     from scalr_prod.duck import open_duckdb
     from scalr_prod.training_set.changes import weighted_by_segment
-    from scalr_prod.training_set.negatives import stage_negatives
 
     options = settings.training_set
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
@@ -157,11 +157,12 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
         _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
         experiments = (HELD_OUT, Holdout.of(settings)), (CANARY, Canary.of(settings))
         marks = {name: experiment.sql(USER_ID) for name, experiment in experiments if experiment is not None}
+        unmarked = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, marks=tuple(marks))
         if options.negatives_per_event:
-            stage_negatives(connection, settings, real, negative, spans=spans)
+            stage_negatives(connection, settings, real, negative, schema=unmarked, spans=spans)
         else:
-            pq.write_table(spine_schema(output.field(USER_ID).type, output.field(ITEM_ID).type).empty_table(), negative)
+            pq.write_table(unmarked.empty_table(), negative)
         path = folder / "spine.parquet"
         edges = _edges(connection, files, window.span)
         with Regrouped(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:

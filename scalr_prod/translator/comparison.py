@@ -16,12 +16,12 @@ import numpy as np
 from scalr_prod.instants import micros
 from scalr_prod.progress import counting
 from scalr_prod.translator import effort
-from scalr_prod.translator.devices import learning_device
 from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
 from scalr_prod.translator.log import read_log
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs, contexts_at
 from scalr_prod.translator.threads import Workers, workers
+from scalr_prod.translator.training_device import learning_device
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["described", "device_of", "learning_device", "or_on_the_cpu", "sent"]
+__all__ = ["described", "device_of", "or_on_the_cpu", "sent"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,30 +48,6 @@ def described(device: str) -> str:
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
-
-
-@functools.cache
-def learning_device(setting: str) -> str:
-    """Return the device for training: as `device_of`, but a GPU only after it passed a self-test against the CPU.
-
-    Raises:
-        SettingsError: The setting requires a GPU and there is none.
-    """
-    device = device_of(setting)
-    if device == "cpu":
-        return device
-    from scalr_prod.translator.estimators.trial import tried
-
-    try:
-        tried(device)
-    except Exception as error:  # a driver, a card, or a GPU that torch was not built for may raise anything
-        logger.warning(
-            "training on the CPU, which is slower: the GPU did not reproduce the CPU's results in a self-test: %s: %s",
-            type(error).__name__,
-            error,
-        )
-        return "cpu"
-    return device
 
 
 def or_on_the_cpu(device: str, work: Callable[[str], Result]) -> Result:

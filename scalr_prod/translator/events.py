@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Events", "events_of", "ids_of"]
+__all__ = ["Events", "events_of", "firsts", "ids_of"]
 
 #: Approximate number of events read or sorted at a time; in a log of more than `_MAX_PASSES` times as many, a fixed share of it.
 _ROWS_AT_ONCE, _MAX_PASSES = 500_000, 64
@@ -150,3 +150,11 @@ def _type_weights(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArr
     found = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
     weighed: NDArray[np.float32] = pc.fill_null(found, 1.0).to_numpy(zero_copy_only=False)
     return weighed
+
+
+def firsts(events: Events) -> NDArray[np.bool_]:
+    """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
+    _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
+    first = np.zeros(len(events), dtype=bool)
+    first[places] = True
+    return first

@@ -18,7 +18,7 @@ from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.resident import give_back
 from scalr_prod.translator import effort, tastes
 from scalr_prod.translator.calibration import TABLES, calibrate, neutral
-from scalr_prod.translator.devices import learning_device, or_on_the_cpu
+from scalr_prod.translator.devices import or_on_the_cpu
 from scalr_prod.translator.estimators import SCORED, popularity, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.information import Asked, Information, measure_information
@@ -27,6 +27,7 @@ from scalr_prod.translator.metrics import Figures, measure
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import ContextSource, Pairs, contexts_at
 from scalr_prod.translator.threads import ALONE, Workers, telling
+from scalr_prod.translator.training_device import learning_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -22,8 +22,7 @@ from scalr_prod.instants import micros, micros_of
 from scalr_prod.lake import Lake
 from scalr_prod.mapped import let_go, on_disk, passed
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.translator.events import Events, events_of, ids_of
-from scalr_prod.translator.population import firsts
+from scalr_prod.translator.events import Events, events_of, firsts, ids_of
 from scalr_prod.translator.runs import Runs
 
 if TYPE_CHECKING:

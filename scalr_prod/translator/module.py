@@ -29,8 +29,9 @@ from scalr_prod.translator.estimators.carried import estimator_of, unpack
 from scalr_prod.translator.estimators.popularity import by_item
 from scalr_prod.translator.layout import Layout
 from scalr_prod.translator.mixture import Mixture
-from scalr_prod.translator.race import Race, run
+from scalr_prod.translator.race import run
 from scalr_prod.translator.requests import Bounds, check_draws
+from scalr_prod.translator.sample_request import Race
 from scalr_prod.translator.shortlist import Shortlists
 
 if TYPE_CHECKING:

@@ -16,18 +16,9 @@ from scalr_prod.translator.contexts import Had
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.events import Events
     from scalr_prod.translator.log import Log
 
-__all__ = ["firsts", "had_before"]
-
-
-def firsts(events: Events) -> NDArray[np.bool_]:
-    """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
-    _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
-    first = np.zeros(len(events), dtype=bool)
-    first[places] = True
-    return first
+__all__ = ["had_before"]
 
 
 def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32]) -> Had | NDArray[np.int32]:

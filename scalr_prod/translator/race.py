@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.sample_request import Race
     from scalr_prod.translator.shortlist import Shortlists
 
-__all__ = ["SPARE", "Draws", "Race", "exact_order", "near_limit", "of_the_whole", "run"]
+__all__ = ["SPARE", "Draws", "exact_order", "near_limit", "of_the_whole", "run"]
 
 #: Candidates beyond the k + 1 best that are compared again in float64.
 SPARE: Final = 7
@@ -35,23 +36,6 @@ _ALL_STEPS: Final = 102 * UNIT
 #: Below 2^-100 a probability loses digits in float32, or is 0; even with the smallest variate its key is below 2^-67.
 _TINY: Final = 2.0**-100
 _TINY_KEY: Final = 2.0**-67
-
-
-@dataclass(frozen=True)
-class Race:
-    """Parameters of a draw, see `TranslatorModule.sample`."""
-
-    k: int
-    temperature: float
-    min_lift: float
-    member: str
-    #: Number of items that are scored for a context; None: all.
-    shortlist: int | None = None
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Components whose distributions are needed."""
-        return tuple(dict.fromkeys(("popularity", self.member)))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from scalr_prod.translator.mixture import Mixture, Summary
-    from scalr_prod.translator.race import Race
+    from scalr_prod.translator.sample_request import Race
 
 __all__ = ["Lists", "Shortlists"]
 

@@ -20,13 +20,14 @@ from scalr_prod.lake import Lake
 from scalr_prod.progress import counting
 from scalr_prod.resident import give_back
 from scalr_prod.translator import effort
-from scalr_prod.translator.devices import described, learning_device
+from scalr_prod.translator.devices import described
 from scalr_prod.translator.estimators import SCORED, scored_of
 from scalr_prod.translator.estimators.carried import carried, estimator_of
 from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
 from scalr_prod.translator.log import Log, data_end, read_log, type_weights
 from scalr_prod.translator.pairs import Coverage, Pairs
 from scalr_prod.translator.threads import Workers, workers
+from scalr_prod.translator.training_device import learning_device
 from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
 
 if TYPE_CHECKING:

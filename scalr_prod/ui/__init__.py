@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scalr ui`: a page on this machine over ledger and lake, to look at runs and to translate one user."""
+"""`scalr ui`: a local web page over ledger and lake, to browse runs and to translate one user."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that draws: it opens the scorer once and keeps it, as a worker of a run does."""
+"""Sampling thread of the web page: opens the scorer once and reuses it, as a worker of a run does."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Drawing"]
 
 
 class Drawing:
-    """Draws for one user at a time; a context manager, at whose end the scorer is closed and a Triton that was started is stopped.
+    """Samples events for one user at a time. On exit, closes the scorer and stops a Triton server that it started.
 
     Args:
-        settings: The project's settings; ``[serving] scorer`` says who answers.
+        settings: The project's settings; ``[serving] scorer`` chooses the scorer.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Drawing:
         self._thread.shutdown()
 
     def translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[Translation]:
-        """See `scalr_prod.ui.users.translate`; waits until those who asked before have their answers."""
+        """Translate one user, see `scalr_prod.ui.users.translate`; waits for earlier calls to finish."""
         return self._thread.submit(in_context(self._translate), spec, user, before).result()
 
     def _translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[Translation]:
@@ -56,7 +56,7 @@ class Drawing:
                 self._served.add(spec.translator_version)
             return translate(self._settings, spec, open_tools(self._settings, spec), user, before=before)
         except (ScoringError, ServingError):
-            self._close()  # it may be well again by the next time
+            self._close()  # reopened by the next call
             raise
 
     def _close(self) -> None:

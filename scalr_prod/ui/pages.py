@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each address of the page shows. All but `Pages.draw` only reads."""
+"""Pages of the local web UI, one method per address. All but `Pages.draw` are read-only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Page", "Pages"]
 
-#: Seconds between two looks at a list in which a run is at work.
+#: Seconds between two reloads of the list while a run is active.
 _REFRESH_S: Final = 5
-#: Runs to choose from.
+#: Most runs to choose from.
 _RUNS: Final = 50
 _LONGEST_ID: Final = 2_000
 _FAULT: Final = 500
@@ -33,7 +33,7 @@ _NOT_FOUND: Final = (RunNotFound, EventNotFound, TranslatorNotFound)
 
 @dataclass(frozen=True)
 class Page:
-    """HTML, its HTTP status, and after how many seconds the browser asks again."""
+    """HTML, its HTTP status, and the seconds after which the browser reloads it."""
 
     html: str
     status: int = 200
@@ -45,8 +45,8 @@ class Pages:
 
     Args:
         settings: The project's settings.
-        drawing: Who draws.
-        root: What all addresses begin with, ``/`` at its end.
+        drawing: Samples the events.
+        root: Prefix of all addresses, with ``/`` at its end.
     """
 
     def __init__(self, settings: Settings, drawing: Drawing, root: str) -> None:
@@ -55,85 +55,83 @@ class Pages:
         self._made.globals |= {"root": root, "project": settings.project_name, "domains": domains_of(settings)}
 
     def runs(self, *, still: bool) -> Page:
-        """All runs with their states, and what is published; looks again by itself while one is at work, unless ``still``."""
+        """List all runs with their states, and what is published; reloads while a run is active, unless ``still``."""
         from scalr_prod.stages import states
         from scalr_prod.switch import publication_state
 
         with Ledger.open(self._settings) as ledger:
             rows = listed_runs(self._settings, ledger, self._run_address)
-            work = {run_id: self._progress(ledger, run_id, owner) for run_id, owner in ledger.at_work().items()}
-        refresh = _REFRESH_S if work and not still else None
-        facts = {
+            active = {run_id: self._progress(ledger, run_id, owner) for run_id, owner in ledger.at_work().items()}
+        refresh = _REFRESH_S if active and not still else None
+        content = {
             "runs": rows,
-            "work": work,
+            "work": active,
             "still": still,
             "refresh_s": refresh,
             "publication": publication_state(self._settings),
             "stages": [] if rows else states(self._settings),
         }
-        return Page(self._render("ui_runs.html.j2", facts), refresh_s=refresh)
+        return Page(self._render("ui_runs.html.j2", content), refresh_s=refresh)
 
     def run(self, run_id: str) -> Page:
-        """A run's report.
+        """Show a run's report.
 
         Raises:
             RunNotFound: The project has no such run.
-            ReportError: The library that draws charts is not installed.
+            ReportError: The chart library is not installed.
         """
         require_charts()
         with Ledger.open(self._settings) as ledger:
             facts = collect(self._settings, ledger, run_id)
             owner = ledger.at_work().get(run_id)
             notice = self._progress(ledger, run_id, owner) if owner else None
-        made = self._made.overlay()
-        made.globals = self._made.globals | {"nav": self._nav(run_id), "notice": notice}
-        return Page(run_page(self._settings, facts, made, index=self._root, docs=self._docs(facts.gate.get("docs"))))
+        templates = self._made.overlay()
+        templates.globals = self._made.globals | {"nav": self._nav(run_id), "notice": notice}
+        return Page(run_page(self._settings, facts, templates, index=self._root, docs=self._docs(facts.gate.get("docs"))))
 
     def user(self, run_id: str, user: str) -> Page:
-        """Choose a user, and see what a run knew of that user."""
+        """Let the reader choose a user, and show what a run knew of that user."""
         return self._of_user(run_id, user, None, drawn=False)
 
     def draw(self, run_id: str, user: str, before: str) -> Page:
-        """What the run draws for a user, and why.
+        """Show what the run samples for a user, and why.
 
         Args:
             run_id: The run; empty: the latest.
             user: The id as text.
-            before: ISO 8601; only contexts before it. Empty: all.
+            before: ISO 8601; only earlier contexts are translated. Empty: all.
 
         Raises:
-            ScalrError: Nothing can be drawn.
+            ScalrError: Nothing can be sampled.
         """
         try:
             instant = datetime.fromisoformat(before) if before else None
         except ValueError as error:
-            raise InputError(f"{before[:40]!r} is no instant", where="before", next_step="go back, and ask again") from error
+            raise InputError(
+                f"{before[:40]!r} is not a timestamp", where="before", next_step="go back and try again"
+            ) from error
         if instant is not None and instant.tzinfo is None:
-            raise InputError(f"{before[:40]!r} names no zone", where="before", next_step="go back, and ask again")
+            raise InputError(f"{before[:40]!r} has no time zone", where="before", next_step="go back and try again")
         return self._of_user(run_id, user, instant, drawn=True)
 
     def error(self, error: ScalrError) -> Page:
-        """What went wrong, and what to do next."""
+        """Show an error and what to do next."""
         status = 404 if isinstance(error, _NOT_FOUND) else 400 if isinstance(error, InputError) else 500
         return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
 
     def refusal(self, status: int) -> Page:
-        """No page: an address that is none of ours, or a fault of this package, which the log tells of."""
+        """Show the page for an unknown address, or for a fault of this package whose details are in the log."""
         if status < _FAULT:
-            error = ScalrError("there is nothing at this address", where="scalr ui", next_step="begin at the list of runs")
+            error = ScalrError("there is nothing at this address", where="scalr ui", next_step="go to the list of runs")
         else:
-            error = ScalrError(
-                "this page could not be made", where="scalr ui", next_step="look at what scalr ui has written, and report it"
-            )
+            error = ScalrError("this page could not be created", where="scalr ui", next_step="report the output of scalr ui")
         return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
 
     def _of_user(self, run_id: str, user: str, before: datetime | None, *, drawn: bool) -> Page:
         spec, choices = self._spec(run_id)
         if len(user) > _LONGEST_ID:
-            raise InputError(
-                "this is too long for a user's id", where="user", next_step="name a user by the id that the log has"
-            )
-        facts: dict[str, Any] = {
+            raise InputError("too long for a user id", where="user", next_step="enter the user id as in the event log")
+        content: dict[str, Any] = {
             "spec": spec,
             "choices": choices,
             "user": user,
@@ -142,33 +140,33 @@ class Pages:
             "found": None,
             "scorer": self._settings.serving.scorer,
         }
-        past = facts["past"]
+        past = content["past"]
         if drawn and past is not None and past.events and not past.held_out:
-            facts["found"] = self._drawing.translate(spec, past.user, before)
+            content["found"] = self._drawing.translate(spec, past.user, before)
         known = not user or bool(past.events)
-        return Page(self._render("ui_user.html.j2", facts), 200 if known else 404)
+        return Page(self._render("ui_user.html.j2", content), 200 if known else 404)
 
     def _spec(self, run_id: str) -> tuple[RunSpec, list[str]]:
-        """The run that is asked for, the latest published one, the latest, or where there is none that which `scalr run` would plan."""
+        """Return the named run, else the latest published, else the latest, else the run that `scalr run` would plan; and the choices."""
         from scalr_prod.generation.plan import spec_of
 
         with Ledger.open(self._settings) as ledger:
             runs = ledger.runs(limit=_RUNS)
             if run_id:
-                found = ledger.run(run_id).spec
-                return found, list(dict.fromkeys([found.run_id, *(run.run_id for run in runs)]))
+                spec = ledger.run(run_id).spec
+                return spec, list(dict.fromkeys([spec.run_id, *(run.run_id for run in runs)]))
         if not runs:
             return spec_of(self._settings), []
         latest = next((run for run in runs if run.state == "published"), runs[0])
         return latest.spec, [run.run_id for run in runs]
 
     def _progress(self, ledger: Ledger, run_id: str, owner: str) -> str:
-        made = len(ledger.partitions(run_id))
-        return f"{' process '.join(owner.split(':')[:2])} works on it; {made:,} parts are made."
+        finished = len(ledger.partitions(run_id))
+        return f"{' process '.join(owner.split(':')[:2])} works on it; {finished:,} parts are finished."
 
     def _nav(self, run_id: str | None = None) -> list[tuple[str, str]]:
-        asked = f"?run={run_id}" if run_id else ""
-        links = [("Runs", self._root), ("Translate a user", f"{self._root}translate{asked}")]
+        query = f"?run={run_id}" if run_id else ""
+        links = [("Runs", self._root), ("Translate a user", f"{self._root}translate{query}")]
         if docs := self._docs(str(self._settings.home / "data_docs" / "index.html")):
             links.append(("Data docs", docs))
         ui = self._settings.ui
@@ -180,5 +178,5 @@ class Pages:
     def _docs(self, index: str | None) -> str | None:
         return f"{self._root}data_docs/index.html" if index and Path(index).exists() else None
 
-    def _render(self, template: str, facts: dict[str, Any]) -> str:
-        return self._made.get_template(template).render(nav=self._nav(), **facts)
+    def _render(self, template: str, content: dict[str, Any]) -> str:
+        return self._made.get_template(template).render(nav=self._nav(), **content)

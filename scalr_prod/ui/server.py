@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page on loopback: addresses, who may ask, and its beginning and end."""
+"""Loopback web server of `scalr ui`: routes, access checks, start and shutdown."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-#: Great Expectations' pages ask other hosts for scripts and styles: here they may not.
+#: Pages of Great Expectations load scripts and styles from other hosts; this policy blocks them.
 _DOCS_POLICY: Final = (
     "sandbox allow-same-origin; default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'"
@@ -45,15 +45,15 @@ _CLOSING_S: Final = 5
 
 
 def serve(settings: Settings, *, port: int | None = None, started: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C or SIGTERM, then close what it held.
+    """Serve the page until Ctrl-C or SIGTERM, then release its resources.
 
     Args:
         settings: The project's settings.
-        port: On 127.0.0.1; 0: any that is free. Default: ``[ui] port``.
-        started: Called with the page's address once it can be opened.
+        port: On 127.0.0.1; 0 picks a free one. Default: ``[ui] port``.
+        started: Called with the page's address once the server listens.
 
     Raises:
-        ReportError: The port is taken.
+        ReportError: The port is not available.
     """
     import uvicorn
 
@@ -71,21 +71,21 @@ def serve(settings: Settings, *, port: int | None = None, started: Callable[[str
             timeout_graceful_shutdown=_CLOSING_S,
         )
         server = uvicorn.Server(config)
-        # In a thread of its own: this one alone is told of signals, which end the command in order.
+        # The server has its own thread, since only the main thread receives the signals that end the command.
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="scalr ui", daemon=True)
         thread.start()
         try:
             started(f"http://{_HOST}:{bound.getsockname()[1]}/{token}/")
             thread.join()
         except Interrupted:
-            logger.debug("asked to end")
+            logger.debug("interrupted, shutting down")
         finally:
             server.should_exit = True
             thread.join(2 * _CLOSING_S)
 
 
 def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
-    """The pages below ``/<token>/``, for requests that name this machine as their host."""
+    """Create the app that serves the pages below ``/<token>/`` for requests with this machine as their host."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.middleware import Middleware
@@ -99,54 +99,56 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
     root = f"/{token}/"
     pages = Pages(settings, drawing, root)
 
-    def answer(page: Page) -> Response:
+    def to_response(page: Page) -> Response:
         refresh = {"Refresh": str(page.refresh_s)} if page.refresh_s else {}
         return HTMLResponse(page.html, page.status, _HEADERS | refresh)
 
-    def shown(look: Callable[[Request], Page]) -> Callable[[Request], Response]:
+    def endpoint_of(build: Callable[[Request], Page]) -> Callable[[Request], Response]:
         def endpoint(request: Request) -> Response:
             try:
-                return answer(look(request))
+                return to_response(build(request))
             except ScalrError as error:
-                return answer(pages.error(error))
+                return to_response(pages.error(error))
 
         return endpoint
 
     def query(request: Request, name: str) -> str:
         return request.query_params.get(name, "")
 
-    def refused(request: Request, error: Exception) -> Response:
+    def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         if request.url.path.startswith(root):
-            return answer(pages.refusal(status))
+            return to_response(pages.refusal(status))
         return PlainTextResponse("Open the address that scalr ui printed.\n", status, _HEADERS)
 
     class Docs(StaticFiles):
-        """The data docs as they lie in the project's home, without the scripts that they ask other hosts for."""
+        """The data docs in the project's home; their scripts from other hosts are blocked."""
 
         async def check_config(self) -> None:
-            """Nothing to check: where no run was judged yet there is no folder, and no file is found."""
+            """Skip the check that the folder exists: before the first validation there is none, and every file is not found."""
 
         async def get_response(self, path: str, scope: Any) -> Response:
             response = await super().get_response(path, scope)
             response.headers.update(_HEADERS | {"Content-Security-Policy": _DOCS_POLICY})
             return response
 
-    inside = [
-        Route("/", shown(lambda request: pages.runs(still="still" in request.query_params))),
-        Route("/runs/{run_id}", shown(lambda request: pages.run(request.path_params["run_id"]))),
-        Route("/translate", shown(lambda request: pages.user(query(request, "run"), query(request, "user").strip()))),
+    routes = [
+        Route("/", endpoint_of(lambda request: pages.runs(still="still" in request.query_params))),
+        Route("/runs/{run_id}", endpoint_of(lambda request: pages.run(request.path_params["run_id"]))),
+        Route("/translate", endpoint_of(lambda request: pages.user(query(request, "run"), query(request, "user").strip()))),
         Route(
             "/translate",
-            shown(lambda request: pages.draw(query(request, "run"), query(request, "user").strip(), query(request, "before"))),
+            endpoint_of(
+                lambda request: pages.draw(query(request, "run"), query(request, "user").strip(), query(request, "before"))
+            ),
             methods=["POST"],
         ),
         Mount("/data_docs", Docs(directory=settings.home / "data_docs", check_dir=False)),
     ]
     return Starlette(
-        routes=[Mount(f"/{token}", routes=inside)],
+        routes=[Mount(f"/{token}", routes=routes)],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"], www_redirect=False)],
-        exception_handlers={HTTPException: refused, 500: refused},
+        exception_handlers={HTTPException: http_error, 500: http_error},
     )
 
 
@@ -159,8 +161,8 @@ def _bound(port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ReportError(
-            f"port {port} cannot be had: {error.strerror or error}",
+            f"port {port} is not available: {error.strerror or error}",
             where=_HOST,
-            next_step="scalr ui --port 0 takes one that is free",
+            next_step="scalr ui --port 0 picks a free port",
         ) from error
     return bound

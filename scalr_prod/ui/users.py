@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One user of a run: what the run knew of that user, and what it draws, by the code that makes runs and explains events."""
+"""One user of a run: the known source history, and the events that the run samples, by the same code as runs and explanations."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Past", "Seen", "Translation", "past_of", "some_users", "translate"]
 
-#: Users to pick from, source events of a history, and contexts that are translated at once.
+#: Users to pick from, source events shown of a history, and contexts translated at once.
 _USERS: Final = 24
 _HISTORY: Final = 50
 _CONTEXTS: Final = 10
@@ -52,13 +52,13 @@ _BUCKETS: Final = 2**20
 
 @dataclass(frozen=True)
 class Seen:
-    """A source event as the run knew it.
+    """A source event known to the run.
 
     Attributes:
         domain: Its source domain.
-        item: Its title, else its id.
+        item: Its title, or its id without one.
         time: When it happened (UTC).
-        inside: Whether it lies in the run's window.
+        inside: Whether it is in the run's window.
     """
 
     domain: str
@@ -69,13 +69,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Past:
-    """What a run knew of a user.
+    """The source history of a user as known to a run.
 
     Attributes:
-        user: The id, as the lake has it.
-        events: The latest source events before the window's end, the last one first; empty for a user that the run did not know.
-        count: How many there are in all.
-        held_out: Whether ``[experiment]`` keeps the user from synthetic events.
+        user: The id, in the lake's type.
+        events: The latest source events before the window's end, latest first; empty for a user unknown to the run.
+        count: Total number of source events.
+        held_out: Whether ``[experiment]`` excludes the user from synthetic events.
     """
 
     user: int | str
@@ -86,13 +86,13 @@ class Past:
 
 @dataclass(frozen=True)
 class Translation:
-    """A source event, and what the run draws for it.
+    """A source event and the synthetic events sampled for it.
 
     Attributes:
         source: The source event.
-        at: The instant that is asked about (UTC).
-        drawn: The synthetic events, the most probable first; none where every draw fell below ``min_lift`` or was another
-            context's already.
+        at: Time of the context (UTC).
+        drawn: The synthetic events, most probable first; empty if every draw fell below ``min_lift`` or had already been
+            sampled for another context.
     """
 
     source: Seen
@@ -101,7 +101,7 @@ class Translation:
 
 
 def some_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
-    """Users with source events in the run's window, chosen by a hash of their ids, and how many events each has there."""
+    """Pick users with source events in the run's window by a hash of their ids; return each with the number of these events."""
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         db.register("events", _source_events(settings, spec))
         rows = db.execute(
@@ -115,7 +115,7 @@ def some_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
 
 
 def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
-    """What a run knew of a user.
+    """Read the source history of a user as known to a run.
 
     Args:
         settings: The project's settings.
@@ -123,11 +123,11 @@ def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
         user: The id as text.
 
     Raises:
-        InputError: The lake's ids are integers, and this is none.
-        LakeError: A table is no longer there as the run read it.
+        InputError: The lake's ids are integers and this is not one.
+        LakeError: The table version that the run read is gone.
     """
     events = _source_events(settings, spec)
-    known = _typed(events.schema, user)
+    user_id = _typed(events.schema, user)
     names = settings.domains.source_names
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         db.register("events", events)
@@ -139,29 +139,29 @@ def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
                       AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of) e
                 LEFT JOIN titles i USING ({ITEM_ID})
                 ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID} LIMIT {_HISTORY}""",
-            {"user": known, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
+            {"user": user_id, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchall()
-        asked = not_held_out_sql(spec.settings, USER_ID)
-        held_out = not db.execute(f"SELECT {asked} FROM (SELECT $user AS {USER_ID})", {"user": known}).fetchone()[0]
-    return Past(known, [Seen(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
+        assigned = not_held_out_sql(spec.settings, USER_ID)
+        held_out = not db.execute(f"SELECT {assigned} FROM (SELECT $user AS {USER_ID})", {"user": user_id}).fetchone()[0]
+    return Past(user_id, [Seen(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
 
 
 def translate(
     settings: Settings, spec: RunSpec, tools: Tools, user: int | str, *, before: datetime | None = None
 ) -> list[Translation]:
-    """What the run draws for a user's latest contexts, the last one first: the same events as in the run, with their ids.
+    """Sample the run's events for a user's latest contexts, latest first; events and ids are those of the run.
 
-    Where the run aligns its events with the real distribution, some of these are not in it.
+    If the run aligns its events with the real distribution, it may have dropped some of them.
 
     Args:
         settings: The project's settings.
         spec: The run.
-        tools: Scorer and vocabulary, of `open_tools`.
-        user: The id, as the lake has it.
-        before: Only contexts before this instant; default: all in the window.
+        tools: Scorer and vocabulary, from `open_tools`.
+        user: The id, in the lake's type.
+        before: Only contexts before this time; default: all in the window.
 
     Raises:
-        ScalrError: Of the lake, the feature store, the scorer, or the translator's files.
+        ScalrError: From the lake, the feature store, the scorer, or the translator's files.
     """
     bucket = int(bucket_of([user], _BUCKETS)[0])
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
@@ -172,47 +172,47 @@ def translate(
         consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
         _, table = draw(settings, db, spec, tools, in_scoring_order(rows, spec, tools.folds), consumed)
         sources = _sources(settings, db, spec, rows)
-    found: dict[tuple[str, str, str], list[Explanation]] = {}
-    for one in explain_rows(settings, spec, table) if len(table) else ():
-        found.setdefault((one.source["domain"], str(one.source["item"]), one.source["time"]), []).append(one)
+    explained: dict[tuple[str, str, str], list[Explanation]] = {}
+    for event in explain_rows(settings, spec, table) if len(table) else ():
+        explained.setdefault((event.source["domain"], str(event.source["item"]), event.source["time"]), []).append(event)
     return [
-        Translation(seen, at, sorted(found.get(key, ()), key=lambda one: -one.probability["published"]))
-        for key, seen, at in sources
+        Translation(source, at, sorted(explained.get(key, ()), key=lambda event: -event.probability["published"]))
+        for key, source, at in sources
     ]
 
 
 def _latest(rows: pa.Table, user: int | str, before: datetime | None) -> pa.Table:
-    """The user's latest contexts, and all that are asked about at the same instant as one of them: these drop each other's items."""
+    """Return the user's latest contexts, and all others at the same time: contexts of one time never share an item."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     rows = rows.filter(pc.equal(rows[USER_ID], pa.scalar(user, rows[USER_ID].type)))
     times = micros_of(rows[EVENT_TIMESTAMP])
-    fits = np.ones(len(times), bool) if before is None else times < micros(before)
-    if fits.sum() > _CONTEXTS:
-        fits &= times >= np.sort(times[fits])[-_CONTEXTS]
-    return rows.filter(pa.array(fits))
+    wanted = np.ones(len(times), bool) if before is None else times < micros(before)
+    if wanted.sum() > _CONTEXTS:
+        wanted &= times >= np.sort(times[wanted])[-_CONTEXTS]
+    return rows.filter(pa.array(wanted))
 
 
 def _sources(settings: Settings, db: Any, spec: RunSpec, rows: pa.Table) -> list[tuple[tuple[str, str, str], Seen, datetime]]:
-    """Each context's source event, the last one first, with the key that explanations have: domain, item, time."""
+    """Return each context's source event and time, latest first, with the key of explanations: domain, item, time."""
     names = settings.domains.source_names
-    db.register("asked", rows)
+    db.register("contexts", rows)
     _register_titles(db, Lake.open(settings))
-    found = db.execute(
+    selected = db.execute(
         f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)} AS domain, {_plain(f"e.{ITEM_ID}", names)} AS item,
                    i.title, e.{SOURCE_TIMESTAMP}, e.{EVENT_TIMESTAMP}
-            FROM asked e LEFT JOIN titles i USING ({ITEM_ID})
+            FROM contexts e LEFT JOIN titles i USING ({ITEM_ID})
             ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{SOURCE_TIMESTAMP} DESC, e.{ITEM_ID}"""
     ).fetchall()
     return [
         ((domain, item, time.isoformat()), Seen(domain, title or item, time, time >= spec.start), at)
-        for domain, item, title, time, at in found
+        for domain, item, title, time, at in selected
     ]
 
 
 def _plain(key: str, names: tuple[str, ...]) -> str:
-    """SQL: a source item's id as its log has it, as text."""
+    """SQL expression for a source item's id as text, as in its event log."""
     return f"CAST({source_item_sql(key, names, 'string')} AS VARCHAR)"
 
 
@@ -230,8 +230,8 @@ def _typed(schema: pa.Schema, user: str) -> int | str:
         return user
     if not re.fullmatch(r"[+-]?\d{1,19}", user, re.ASCII) or not -(2**63) <= int(user) < 2**63:
         raise InputError(
-            f"{user[:80]!r} is no integer of 64 bits, as the lake's user ids are",
+            f"{user[:80]!r} is not a 64-bit integer, as the lake's user ids are",
             where="user",
-            next_step="name a user by the id that the log has",
+            next_step="enter the user id as in the event log",
         )
     return int(user)

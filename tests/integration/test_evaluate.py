@@ -16,7 +16,8 @@ from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.downstream.arms import Choice, Maker
 from scalr_prod.downstream.evaluation import _stage, _stages
-from scalr_prod.downstream.few import ALL, Few, few_of, with_few
+from scalr_prod.downstream.few import ALL, Few, few_of
+from scalr_prod.downstream.first import with_few
 from scalr_prod.downstream.heartbeat import heartbeat
 from scalr_prod.downstream.kept import Kept
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot

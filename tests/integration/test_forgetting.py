@@ -196,7 +196,8 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "at", [by_night("work.forget_in_files"), "files._renew", by_night("work.forget_entities"), "work._conclude"]
+    "at",
+    [by_night("work.forget_in_files"), "files._update_manifests", by_night("work.forget_entities"), "work._record_completion"],
 )
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:
@@ -262,7 +263,7 @@ def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
     """Switching publication on would bring the files back as they were."""
     with Project(settings) as project:
         project.disable_publication()
-        with pytest.raises(ForgettingError, match="switched off") as caught:
+        with pytest.raises(ForgettingError, match="publication is disabled") as caught:
             project.forget([TEXT])
         assert "scalr publication enable" in caught.value.next_step
         assert not Tombstones.open(settings).users

@@ -98,7 +98,7 @@ def test_nothing_is_removed_from_a_table_that_lacks_a_file(tmp_path):
     lake = Lake.open(settings)
     (settings.home / "lake" / "source_events" / "later.parquet").write_bytes(b"")
     next((settings.home / "lake" / "source_events").glob("part-*")).unlink()
-    with pytest.raises(LakeError, match=r"of the table's \d+ files are not there"):
+    with pytest.raises(LakeError, match=r"of the table's \d+ files are missing"):
         purge(lake, Table.SOURCE_EVENTS, before=datetime.now(UTC))
     assert (settings.home / "lake" / "source_events" / "later.parquet").exists()
 

@@ -137,8 +137,8 @@ def test_the_first_of_them_are_explained(project):
     version.rename(version.with_name("aside"))
     try:
         page = open_page(opened.report(run_id))
-        assert "Why they are there cannot be told any more: " in page
-        assert "The version is gone: retention took it." in page
+        assert "These events can no longer be explained: " in page
+        assert "This version was removed by retention." in page
     finally:
         version.with_name("aside").rename(version)
 
@@ -163,7 +163,7 @@ def test_what_the_stages_took_is_told(project):
     assert all(took["seconds"] > 0 and 100 < took["memory_mb"] < 100_000 for took in facts.spent.values())
     assert 100 < facts.generation["worker_mb"] < 100_000
     page = open_page(opened.report(run_id))
-    assert f"A Dask worker held {facts.generation['worker_mb']:,} MiB at most." in page
+    assert f"A Dask worker used {facts.generation['worker_mb']:,} MiB at most." in page
     assert list(collect(opened.settings, opened.ledger, generated).spent) == ["generate"]
 
 
@@ -200,9 +200,7 @@ def test_a_run_whose_rows_were_replaced_says_so(project, here):
         assert (facts.held, facts.replaced_by, facts.events_of) == (0, [other], "accepted")
         written = opened.report(run_id)
         page = open_page(written)
-        assert (
-            f"0 of its {facts.published:,} events are in the feature view; {other} has been published over its window." in page
-        )
+        assert f"0 of its {facts.published:,} events are in the feature view; {other} was published over its window." in page
         index = Path(written.index).read_text(encoding="utf-8")
         held = {one: len(synthetic(opened, one)) for one in (run_id, other)}
         assert held[run_id] == 0

@@ -285,7 +285,7 @@ def test_a_port_that_is_taken_is_one_error(served, reported):
     address, _ = served
     opened, *_ = reported
     port = urlsplit(address).port
-    with pytest.raises(ReportError, match=f"port {port} cannot be had"):
+    with pytest.raises(ReportError, match=f"port {port} is not available"):
         serve(opened.settings, port=port, started=lambda _: None)
     config = str(opened.settings.base / "scalr.toml")
     done = run([SCALR, "ui", "--port", str(port), "--json", "--config", config])

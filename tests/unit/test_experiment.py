@@ -199,7 +199,7 @@ def test_the_gate_refuses_an_event_of_a_held_out_user(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "error", "says"),
     [
-        ({"user_id": ["u1"] * 400}, BadValue, "user u1 is there more than once"),
+        ({"user_id": ["u1"] * 400}, BadValue, "user u1 occurs more than once"),
         ({"value": [None] + [1.0] * 399}, BadValue, "no finite number"),
         ({"value": ["x"] * 400}, BadValue, "x"),
         ({"user_id": [None] + [f"u{k}" for k in range(1, 400)]}, BadValue, "null"),
@@ -224,7 +224,7 @@ def test_a_missing_column_too_few_users_and_no_experiment_are_told(project):
     (project.folder / "o.csv").write_text("user_id,value\nu1,2\nu2,3\n")
     with pytest.raises(EvaluationError, match="20 of each are needed"):
         experiment(project.settings, outcomes="o.csv")
-    with pytest.raises(EvaluationError, match="no kind of file"):
+    with pytest.raises(EvaluationError, match="unsupported file type"):
         experiment(project.settings, out=project.folder / "sides.txt")
     with pytest.raises(SettingsError, match="nobody is held out"):
         experiment(project.configure(""))
@@ -241,4 +241,4 @@ def test_users_whom_no_log_knows_are_told_of(project, caplog):
     assert "in no log" not in caplog.text
     outcomes(project, user_id=[f"zz{k}" for k in range(400)])
     assert experiment(project.settings, outcomes="outcomes.csv").effect is not None
-    assert "400 of 400 users, 'zz0' for one, are in no log" in caplog.text
+    assert "400 of 400 users (for example 'zz0') are in no log" in caplog.text

@@ -162,7 +162,7 @@ def silent():
 
 
 def test_a_server_that_does_not_answer_is_waited_for_once(project, silent, monkeypatch, caplog):
-    monkeypatch.setattr(lineage, "_SECONDS", 0.5)
+    monkeypatch.setattr(lineage, "_TIMEOUT_S", 0.5)
     settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{silent.getsockname()[1]}", "file": "lineage.jsonl"})
     inner = nothing("publish", lambda job: walk(job, [nothing("late")]))
     walk(Job(settings), [nothing(), inner])

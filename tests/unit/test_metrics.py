@@ -272,7 +272,7 @@ def test_a_ledger_url_that_no_parser_reads_fails_no_stage(project, caplog):
     settings = load_settings(project, metrics={"textfile": "scalr.prom"}, ledger={"url": url})
     job = walk(Job(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert "ingest" in job.seconds
-    assert "metrics did not get to scalr.prom" in caplog.text
+    assert "metrics were not exported to scalr.prom" in caplog.text
     assert "hush" not in caplog.text
 
 

@@ -63,8 +63,8 @@ def test_a_backfill_cuts_its_range_into_windows_of_days_or_of_minutes(length, ho
     [
         ({}, "no window"),
         ({"start": "2024-05-02T00:00:00Z", "end": "2024-05-02T00:00:00Z"}, "no window"),
-        ({"start": "2024-05-01T00:00:00", "end": "2024-05-02T00:00:00Z"}, "naive"),
-        ({"start": "yesterday", "end": "2024-05-02T00:00:00Z"}, "no time"),
+        ({"start": "2024-05-01T00:00:00", "end": "2024-05-02T00:00:00Z"}, "no time zone"),
+        ({"start": "yesterday", "end": "2024-05-02T00:00:00Z"}, "not a timestamp"),
     ],
 )
 def test_a_run_without_a_window_says_how_to_give_it_one(params, message):
@@ -81,7 +81,7 @@ def test_a_translator_learns_until_the_intervals_end_unless_told():
 
 
 def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypatch, tmp_path):
-    monkeypatch.setattr("scalr_prod.orchestration._variable", lambda _: None)
+    monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda _: None)
     monkeypatch.setenv("SCALR_CONFIG", str(tmp_path / "absent.toml"))
     assert open_project(context(config=str(project))).domains.source.name == "gadgets"
     with pytest.raises(SettingsError, match="no such file"):
@@ -96,7 +96,7 @@ def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypa
 
 def test_the_variable_goes_before_the_environment(project, monkeypatch):
     asked = []
-    monkeypatch.setattr("scalr_prod.orchestration._variable", lambda name: asked.append(name) or str(project))
+    monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda name: asked.append(name) or str(project))
     monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
     assert open_project(context()).domains.target.name == "dishes"
     assert asked == ["scalr_config"]
@@ -142,7 +142,7 @@ def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
 
 def test_a_training_set_is_checked_only_where_a_suite_is_named(project):
     call = call_of(context(config=str(project)), path="nowhere")
-    assert perform("check", call) == {"skipped": "[training_set] suite names no suite"}
+    assert perform("check", call) == {"skipped": "[training_set] suite is not set"}
     project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
     with pytest.raises(UnreadableInput, match="no such file"):
         perform("check", call)

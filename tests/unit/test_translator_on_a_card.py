@@ -10,7 +10,7 @@ import torch
 from support.card import CARD, Card
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator import devices
+from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import calibrate, neutral
 from scalr_prod.translator.estimators import attention, sequential, trial
 from scalr_prod.translator.fitting import fit_sets
@@ -30,9 +30,9 @@ def pairs() -> Pairs:
 
 @pytest.fixture(autouse=True)
 def _forgotten():
-    devices.learning_device.cache_clear()
+    training_device.learning_device.cache_clear()
     yield
-    devices.learning_device.cache_clear()
+    training_device.learning_device.cache_clear()
 
 
 def test_a_card_refuses_what_a_card_refuses():
@@ -116,13 +116,13 @@ def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, which does not fail")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.learning_device("auto") == "cpu"
+    assert training_device.learning_device("auto") == "cpu"
     assert "training on the CPU" in caplog.text
 
 
 def test_the_cpu_is_not_tried(monkeypatch):
-    monkeypatch.setattr(trial, "tried", lambda _: pytest.fail("nothing to try"))
-    assert devices.learning_device("cpu") == "cpu"
+    monkeypatch.setattr(training_device, "tried", lambda _: pytest.fail("nothing to try"))
+    assert training_device.learning_device("cpu") == "cpu"
 
 
 @pytest.mark.slow

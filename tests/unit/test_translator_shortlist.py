@@ -18,7 +18,7 @@ from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.fitting import fit_sets
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.pairs import Pairs
-from scalr_prod.translator.race import Race
+from scalr_prod.translator.sample_request import Race
 
 SIZE, ITEMS = 12, 88
 

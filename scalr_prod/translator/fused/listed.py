@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.mixture import Mixture, Summary
-    from scalr_prod.translator.race import Race
+    from scalr_prod.translator.sample_request import Race
     from scalr_prod.translator.shortlist import Shortlists
 
 __all__ = ["Listed"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.batch import Batch
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.mixture import Mixture, Summary
-    from scalr_prod.translator.race import Race
+    from scalr_prod.translator.sample_request import Race
 
 __all__ = ["MOST_DRAWS", "Fused", "Visit"]
 

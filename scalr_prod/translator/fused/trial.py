@@ -12,7 +12,7 @@ from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import EVERYBODY, Contexts
 from scalr_prod.translator.fused import cache
 from scalr_prod.translator.fused.passes import Fused
-from scalr_prod.translator.race import Race
+from scalr_prod.translator.sample_request import Race
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,8 @@ import torch
 from scalr_prod.translator.batch import Batch
 from scalr_prod.translator.contexts import EVERYBODY, Contexts
 from scalr_prod.translator.gpu.passes import Fused
-from scalr_prod.translator.race import Race, run
+from scalr_prod.translator.race import run
+from scalr_prod.translator.sample_request import Race
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
