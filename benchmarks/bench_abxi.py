@@ -91,9 +91,9 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
 def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch: Path) -> tuple:
     """A scene of the training events, and its translator."""
     from scalr_prod.contracts import Table
-    from scalr_prod.downstream.isolation import Isolated
-    from scalr_prod.downstream.scene import Numbering, Scene
-    from scalr_prod.downstream.translation import Translation
+    from scalr_prod.downstream.isolation import Sandbox
+    from scalr_prod.downstream.scene import EvaluationSplit, IdNumbering
+    from scalr_prod.downstream.translation import SplitTranslator
     from scalr_prod.ingest import ingest
     from scalr_prod.lake import Lake
     from scalr_prod.settings import load_settings
@@ -111,18 +111,18 @@ def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch
     visible = lake.read(Table.TARGET_EVENTS)
     everything = pd.read_parquet(data / f"{target}.parquet")
     ids = [pa.array(np.sort(np.unique(values))) for values in (train.user_id, everything.item_id, train.item_id)]
-    numbering = Numbering(*ids)
+    numbering = IdNumbering(*ids)
     until = end + timedelta(days=1)
-    real = numbering.interactions(visible, until)
+    real = numbering.to_interactions(visible, until)
     nobody = np.zeros(len(numbering.users), dtype=bool)
-    scene = Scene(Isolated(settings, until), numbering, real, real, nobody, np.empty(0, np.int64), None, None)
-    return scene, Translation.of(scene)
+    scene = EvaluationSplit(Sandbox(settings, until), numbering, real, real, nobody, np.empty(0, np.int64), None, None)
+    return scene, SplitTranslator.from_split(scene)
 
 
 def _draw() -> object:
-    from scalr_prod.downstream.translation import Draw
+    from scalr_prod.downstream.translation import DrawOptions
 
-    return Draw(volume=1, temperature=0.02, min_lift=1.0)
+    return DrawOptions(volume=1, temperature=0.02, min_lift=1.0)
 
 
 def _events(scene: object, rows: pd.DataFrame) -> object:

@@ -29,13 +29,13 @@ import torch
 from benchmarks.bench_generation import DATA_SETS, prepare
 from benchmarks.bench_limits import copied
 from benchmarks.bench_run import DATA, PeakMemory
-from scalr_prod.instants import micros
-from scalr_prod.resident import give_back
+from scalr_prod.instants import to_micros
+from scalr_prod.resident import release_memory
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version
-from scalr_prod.translator.contexts import NEWCOMERS
-from scalr_prod.translator.log import read_log
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.contexts import COLD_USERS
+from scalr_prod.translator.log import read_event_log
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ def measured(home: Path, items: int, rows: int) -> dict[str, Any]:
     tables = sum({x.data_ptr(): x.nbytes for x in tensors.values()}.values())
     chosen = tensors["-1/popularity/prior"].argsort(descending=True, stable=True)
     del tensors
-    give_back()
+    release_memory()
     some = contexts.take(np.linspace(0, rows - 1, MEASURED).astype(np.int64))
     peak = PeakMemory(os.getpid())
     whole = rate(lambda: module.sample(contexts, K), rows)
@@ -136,12 +136,12 @@ def left_out_by(module: TranslatorModule, contexts: Contexts, chosen: torch.Tens
 
 def asked(settings: Any, version: Any, rows: int) -> tuple[Contexts, int]:
     """Contexts of labels of the log, and how many target items the version has."""
-    log = read_log(settings, version.trained_until)
-    pairs = Pairs.of(log, micros(version.trained_until), settings.translator)
-    labels = np.flatnonzero(log.possible)
+    log = read_event_log(settings, version.trained_until)
+    pairs = TrainingSlice.from_log(log, to_micros(version.trained_until), settings.translator)
+    labels = np.flatnonzero(log.is_label)
     chosen = np.sort(np.random.default_rng(0).choice(labels, rows, replace=len(labels) < rows))
-    fold = np.full(rows, NEWCOMERS, np.int32)
-    contexts, _ = contexts_at(log, chosen, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
+    fold = np.full(rows, COLD_USERS, np.int32)
+    contexts, _ = contexts_and_labels(log, chosen, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
     # What a user had is named by items of the log, of which there are copies.
     return Contexts(**{**vars(contexts), "exclude": np.empty((rows, 0), np.int32)}), pairs.n_target
 

@@ -86,11 +86,11 @@ def copy(folder: Path, to: Path) -> None:
 
 def upkeep(folder: Path, day: int) -> int:
     """`scalr maintain`, where everything is as old as it has to be to go; gives how many things went."""
-    from scalr_prod.operations import maintain
+    from scalr_prod.operations import apply_retention
 
     settings = settings_of(folder, day)
     retention = settings.retention.model_copy(update={"days": 0.0, "files_days": 0.0})
-    return len(maintain(settings.model_copy(update={"retention": retention})).removed)
+    return len(apply_retention(settings.model_copy(update={"retention": retention})).removed)
 
 
 def _ratio(values: list[Any]) -> dict[str, float]:

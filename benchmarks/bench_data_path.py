@@ -1,6 +1,6 @@
 """What reading and writing cost at two sizes of the log, in seconds of processor time, so that other work on the machine disturbs little.
 
-`together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`lay_out`)
+`together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`write_shards`)
 and all tasks (`tasks`). `histories`: the point-in-time join of one slice of a task, at most 50 000 contexts, with histories of up to
 50 events; `joined`: all joins of a run, as its tasks make them one after the other. `write_back`: what a publication of 10 000 rows does
 to the feature view, with nothing, and with many events published in ten other windows: it opens the view, counts whose rows the window
@@ -59,7 +59,7 @@ def main() -> dict:
 
 def reading(folder: Path, events: int) -> dict[str, float]:
     """Seconds of each step for a log of so many source events."""
-    from scalr_prod.feast_store import apply_feature_repo, point_in_time
+    from scalr_prod.feast_store import apply_feature_repo, join_point_in_time
     from scalr_prod.generation import slices
     from scalr_prod.generation.plan import run_settings
     from scalr_prod.histories import build_histories
@@ -81,14 +81,14 @@ def reading(folder: Path, events: int) -> dict[str, float]:
         run_id=f"run_{0:016x}",
     )
     for partitions in PARTITIONS:
-        slices.remove_slices(settings, spec)
-        figures[f"lay_out_{partitions}_s"] = seconds(lambda: slices.lay_out(settings, spec, partitions))  # noqa: B023
+        slices.remove_shards(settings, spec)
+        figures[f"lay_out_{partitions}_s"] = seconds(lambda: slices.write_shards(settings, spec, partitions))  # noqa: B023
         figures[f"tasks_{partitions}_s"] = seconds(lambda: read_all(settings, spec, partitions))  # noqa: B023
         figures[f"together_{partitions}_s"] = round(figures[f"lay_out_{partitions}_s"] + figures[f"tasks_{partitions}_s"], 2)
         figures[f"joined_{partitions}_s"] = seconds(lambda: join_all(settings, spec, partitions))  # noqa: B023
-        of_task = list(slices.read_slices(settings, spec, partitions // 2, partitions))
+        of_task = list(slices.read_shards(settings, spec, partitions // 2, partitions))
         asked = of_task[len(of_task) // 2][0].select(["user_id", "item_id", "event_timestamp"])
-        took = [seconds(lambda: point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
+        took = [seconds(lambda: join_point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
         figures[f"histories_{partitions}_s"] = statistics.median(took)
         figures[f"contexts_of_a_slice_{partitions}"] = len(asked)
         figures[f"histories_{partitions}_s_per_50000"] = round(statistics.median(took) * SLICE / len(asked), 3)
@@ -97,25 +97,25 @@ def reading(folder: Path, events: int) -> dict[str, float]:
 
 def read_all(settings: Settings, spec: Any, partitions: int) -> int:
     """What all tasks of a run read of its contexts."""
-    from scalr_prod.generation.slices import read_slices
+    from scalr_prod.generation.slices import read_shards
 
-    return sum(len(rows) for number in range(partitions) for rows, _ in read_slices(settings, spec, number, partitions))
+    return sum(len(rows) for number in range(partitions) for rows, _ in read_shards(settings, spec, number, partitions))
 
 
 def join_all(settings: Settings, spec: Any, partitions: int) -> int:
-    """The histories of all contexts of a run, joined as `make_part` does it in one worker."""
+    """The histories of all contexts of a run, joined as `generate_part` does it in one worker."""
     from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.feast_store import open_feature_store, point_in_time
-    from scalr_prod.generation.slices import read_slices
+    from scalr_prod.feast_store import join_point_in_time, open_feature_store
+    from scalr_prod.generation.slices import read_shards
 
     store, joined = open_feature_store(settings), 0
     for number in range(partitions):
         with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
             connection.execute("SET threads = 1")
-            for rows, _ in read_slices(settings, spec, number, partitions):
+            for rows, _ in read_shards(settings, spec, number, partitions):
                 asked = rows.select(["user_id", "item_id", "event_timestamp"])
                 known = {"known_by": spec.as_of, "versions": spec.table_versions}
-                joined += len(point_in_time(settings, asked, HISTORY, **known, store=store, within=connection))
+                joined += len(join_point_in_time(settings, asked, HISTORY, **known, store=store, connection=connection))
     return joined
 
 
@@ -183,7 +183,7 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
     """Seconds of opening the view, of the look at a window, of the commit, and of all three, where so many events lie in other windows."""
     from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
-    from scalr_prod.pieces import Piece, rows_by_run
+    from scalr_prod.pieces import ViewRegion, count_rows_by_run
 
     table, lake = Table.SYNTHETIC_TARGET_EVENTS, Lake(str(folder / f"lake_{held}"))
     lake.create(table, rows.schema)
@@ -194,7 +194,7 @@ def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
     def publish(what: str, day: int, rows: pa.Table) -> None:
         parts = {"open": lambda: views.append(lake.open_table(table))}
         views: list[Any] = []
-        parts["count"] = lambda: rows_by_run(lake, Piece(*window(day).values()), opened=views[0])
+        parts["count"] = lambda: count_rows_by_run(lake, ViewRegion(*window(day).values()), opened=views[0])
         parts[what] = lambda: lake.replace_window(
             table,
             rows,
@@ -228,7 +228,7 @@ def plain_write(folder: Path, rows: pa.Table) -> None:
 
 def published(count: int, *, day: int) -> pa.Table:
     """Rows of the feature view within one day."""
-    from scalr_prod.contracts import Table, schema_of
+    from scalr_prod.contracts import Table, table_schema
 
     rng = np.random.default_rng(day)
     times = micros(START) + day * DAY_US + rng.integers(0, DAY_US, count)
@@ -247,7 +247,7 @@ def published(count: int, *, day: int) -> pa.Table:
         "run_id": [f"run-of-day-{day}"] * count,
         "created_timestamp": times + DAY_US,
     }
-    schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string", source_item="string")
+    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string", source_item="string")
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema)
 
 

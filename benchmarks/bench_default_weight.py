@@ -53,11 +53,11 @@ def main() -> dict[str, Any]:
 
 def judged(queries: tuple[str, str]) -> dict[str, Any]:
     """One pair: synthetic events for each real one, NDCG@20 of real events alone, and by how much each λ is ahead of it (%)."""
-    from scalr_prod.downstream.arms import Choice, Maker
-    from scalr_prod.downstream.models import knobs_of
-    from scalr_prod.downstream.scene import Scene
-    from scalr_prod.downstream.translation import Draw
-    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.downstream.arms import ArmChoice, ArmDataBuilder
+    from scalr_prod.downstream.models import family_hyperparameters
+    from scalr_prod.downstream.scene import EvaluationSplit
+    from scalr_prod.downstream.translation import DrawOptions
+    from scalr_prod.downstream.trial import SplitEvaluator
     from scalr_prod.ingest import ingest
     from scalr_prod.settings import load_settings
 
@@ -71,23 +71,25 @@ def judged(queries: tuple[str, str]) -> dict[str, Any]:
         found = duckdb.execute(f"SELECT quantile_disc(timestamp, 0.8) FROM '{scratch}/target.parquet'").fetchone()
         assert found is not None
         cutoff = found[0].astimezone(UTC) if found[0].tzinfo else found[0].replace(tzinfo=UTC)
-        scene = Scene.of(settings, cutoff, end=None, cold_fraction=COLD, name="test").earlier(0, end=None)
-        judge, maker, drawn = Judge(scene, settings.downstream.k), Maker(scene), settings.generation
-        options = {knob.name: knob.values[0] for knob in knobs_of("als")}
-        draw = Draw(drawn.events_per_source_event, drawn.temperature, drawn.min_lift, drawn.align)
+        scene = EvaluationSplit.from_settings(settings, cutoff, end=None, cold_fraction=COLD, name="test").earlier(0, end=None)
+        judge, maker, drawn = SplitEvaluator(scene, settings.downstream.k), ArmDataBuilder(scene), settings.generation
+        options = {knob.name: knob.values[0] for knob in family_hyperparameters("als")}
+        draw = DrawOptions(drawn.events_per_source_event, drawn.temperature, drawn.min_lift, drawn.align)
 
         def reached(weight: float) -> float:
             """The mean over users and seeds, under the best boost."""
-            choice = Choice(options, draw, (weight,) * 3, 1.0)
+            choice = ArmChoice(options, draw, (weight,) * 3, 1.0)
             arm = "real+scalr" if weight else "real"
             models = [judge.fit("als", options, maker.events(arm, choice, seed), seed=seed) for seed in range(SEEDS)]
             return max(
-                float(np.mean([judge.judge(model, boost=(boost,) * 3, half_life=HALF_LIFE).ranking.ndcg for model in models]))
+                float(
+                    np.mean([judge.evaluate(model, boost=(boost,) * 3, half_life=HALF_LIFE).ranking.ndcg for model in models])
+                )
                 for boost in BOOSTS
             )
 
         alone = reached(0.0)
-        synthetic, real = maker.draw(draw), scene.real
+        synthetic, real = maker.draw_events(draw), scene.real
         return {
             "synthetic_per_real": round(float(synthetic.weight.sum() / real.weight.sum()), 2),
             "real": round(alone, 4),

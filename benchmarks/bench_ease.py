@@ -71,12 +71,12 @@ def main() -> dict[str, Any]:
     logs = DATA / "yelp_restaurants_other"
     if not logs.exists():
         return {"skipped": f"Yelp's logs are not at {logs}; set SCALR_TEST_DATA"}
-    from scalr_prod.downstream.scene import Scene
-    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.downstream.scene import EvaluationSplit
+    from scalr_prod.downstream.trial import SplitEvaluator
 
     with tempfile.TemporaryDirectory() as folder:
-        validation, tests = _scenes(Path(folder), logs, Scene)
-        judges = [Judge(scene, 20) for scene in (validation, *tests)]
+        validation, tests = _scenes(Path(folder), logs, EvaluationSplit)
+        judges = [SplitEvaluator(scene, 20) for scene in (validation, *tests)]
         return {
             "target alone": _tuned(judges, SOURCE_WEIGHTS[:1]),
             "both domains": _tuned(judges, SOURCE_WEIGHTS[1:]),
@@ -84,7 +84,7 @@ def main() -> dict[str, Any]:
 
 
 def _scenes(folder: Path, logs: Path, scene: Any) -> tuple[Any, list[Any]]:
-    from scalr_prod.downstream.evaluation import _cutoffs
+    from scalr_prod.downstream.evaluation import _choose_cutoffs
     from scalr_prod.ingest import ingest
     from scalr_prod.settings import load_settings
 
@@ -92,7 +92,7 @@ def _scenes(folder: Path, logs: Path, scene: Any) -> tuple[Any, list[Any]]:
     config.write_text(SETTINGS.format(folder=logs))
     settings = load_settings(config)
     ingest(settings)
-    moments = _cutoffs(settings, None, CUTOFFS)
+    moments = _choose_cutoffs(settings, None, CUTOFFS)
     tests = [
         scene.of(settings, moment, end=end, cold_fraction=COLD, name="test")
         for moment, end in zip(moments, [*moments[1:], None], strict=True)

@@ -107,18 +107,18 @@ def write_settings(folder: Path, data: str, source: str, target: str) -> Path:
 def in_process(settings, spec) -> float:
     """Contexts/s of the module in this process, with the threads that the server has, over one bucket of the run."""
     from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.generation.bucket import ask, in_scoring_order, read_bucket
-    from scalr_prod.generation.contexts import Consumed
+    from scalr_prod.generation.bucket import iter_requests, read_contexts, sort_for_scoring
+    from scalr_prod.generation.contexts import ConsumptionIndex
     from scalr_prod.scoring import LocalScorer
     from scalr_prod.translator import load_version
 
     version = load_version(settings, spec.translator_version)
     vocabulary = version.vocabulary()
     with staging_folder(settings, "bench") as folder, open_duckdb(settings, folder) as connection:
-        rows, real = read_bucket(connection, settings, spec, 0, settings.generation.partitions)
-    consumed = None if real is None else Consumed.of(real, vocabulary)
-    rows = in_scoring_order(rows, spec, version.folds)
-    batches = list(ask(settings, spec, vocabulary, rows, consumed, folds=version.folds))
+        rows, real = read_contexts(connection, settings, spec, 0, settings.generation.partitions)
+    consumed = None if real is None else ConsumptionIndex.from_rows(real, vocabulary)
+    rows = sort_for_scoring(rows, spec, version.folds)
+    batches = list(iter_requests(settings, spec, vocabulary, rows, consumed, folds=version.folds))
     wanted = spec.settings["generation"]
     with LocalScorer(version.path, version.version, threads=settings.serving.threads) as scorer:
         options = {"temperature": wanted["temperature"], "min_lift": wanted["min_lift"]}

@@ -30,7 +30,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
 from scalr_prod.translator.estimators import attention
-from scalr_prod.translator.estimators.pretraining import learner_of, step
+from scalr_prod.translator.estimators.pretraining import make_optimizer, train_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,18 +129,21 @@ def rate(work: Callable[[], Any], rows: int, device: str) -> float:
 
 
 def learnt(device: str) -> float:
-    """Source events per second of pretraining, in batches of 64 full windows, of as many items as `TARGET_ITEMS`."""
+    """Source events per second of pretraining, in batches of 64 full windows, of as many items as `TARGET_ITEMS_FILE`."""
     generator = torch.Generator().manual_seed(0)
     windows, length, dim = 64, 50, 64
-    parameters = {"source": torch.randn(TARGET_ITEMS + 1, dim, generator=generator), **attention.initial(dim, generator)}
-    learner = learner_of(parameters, steps=1_000, rate=1e-3, device=device)
+    parameters = {
+        "source": torch.randn(TARGET_ITEMS + 1, dim, generator=generator),
+        **attention.initial_weights(dim, generator),
+    }
+    learner = make_optimizer(parameters, steps=1_000, rate=1e-3, device=device)
     items = torch.randint(1, TARGET_ITEMS + 1, (windows, length), generator=generator)
     days = torch.rand(windows, length, generator=generator).cumsum(1)
     chance, popular = torch.full((TARGET_ITEMS + 1,), 1 / (TARGET_ITEMS + 1)), torch.zeros(TARGET_ITEMS + 1, device=device)
 
     def ten_steps() -> None:
         for _ in range(10):
-            step(learner, items, days, popular=popular, chance=chance, generator=generator)
+            train_step(learner, items, days, popular=popular, chance=chance, generator=generator)
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -30,9 +30,9 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
-from scalr_prod.translator.estimators import SCORED, popularity
-from scalr_prod.translator.fused.passes import ITEMS
-from scalr_prod.translator.module import DESCRIPTION
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity
+from scalr_prod.translator.fused.passes import ITEMS_PER_BLOCK
+from scalr_prod.translator.module import METADATA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,9 +100,9 @@ def product_of(module: TranslatorModule) -> tuple[Callable[[int], None], int]:
         for name, estimator in mixture.estimators.items()
         if hasattr(estimator, "vectors") and mixture.calibration["mixture"][name] != 0
     ]
-    blocks = torch.cat(vectors, 1).split(ITEMS)
+    blocks = torch.cat(vectors, 1).split(ITEMS_PER_BLOCK)
     users = torch.rand(256, blocks[0].shape[1], generator=torch.Generator().manual_seed(0))
-    out = torch.empty(256, ITEMS)
+    out = torch.empty(256, ITEMS_PER_BLOCK)
 
     def product(rows: int) -> None:
         for start in range(0, rows, len(users)):
@@ -119,8 +119,8 @@ def copied(
     """A version's tensors with so many of each of its target items and their events, and what its file says of itself."""
     with safe_open(folder / "translator.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = json.loads(file.metadata()[DESCRIPTION])
-    known = {name: tensors.pop(f"shared/popularity/{name}") for name in popularity.TENSORS}
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    known = {name: tensors.pop(f"shared/popularity/{name}") for name in popularity.TENSOR_NAMES}
     for name, tensor in tensors.items():
         for axis in [axis for axis, size in enumerate(tensor.shape) if size == items]:
             tensors[name] = tensor.repeat_interleave(copies, axis)
@@ -130,7 +130,7 @@ def copied(
             tensors[name] = tensors[name] - float(np.log(copies))
     if all_weigh:  # of made data the calibration leaves some out by chance
         table, names = tensors[f"{FOLD}/calibration/held_out"].clone(), json.loads(metadata["weights"])
-        table[0, [names.index(name) for name in SCORED]] = WEIGHT
+        table[0, [names.index(name) for name in BUILTIN_ESTIMATORS]] = WEIGHT
         tensors[f"{FOLD}/calibration/held_out"] = table
     item = known["item"].long().repeat_interleave(copies) * copies + torch.arange(copies).repeat(len(known["item"]))
     time = known["time"].repeat_interleave(copies)

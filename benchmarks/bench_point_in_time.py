@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.resident import peak_mb
+from scalr_prod.resident import peak_memory_mb
 
 EVENTS, SPINE, USERS, LENGTH, ROUNDS = 1_000_000, 200_000, 20_000, 20, 5
 #: `large` has so many times the rows, and the spine's.
@@ -92,7 +92,7 @@ def _joined_alone(folder: Path) -> dict[str, float]:
         "events": LARGE * EVENTS,
         "spine_rows": rows,
         "s": round(time.process_time() - started, 1),
-        "memory_gib": round(peak_mb() / 1024, 2),
+        "memory_gib": round(peak_memory_mb() / 1024, 2),
     }
 
 

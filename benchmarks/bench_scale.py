@@ -124,7 +124,7 @@ def ledger_time() -> Iterator[list[float]]:
     spent: list[float] = []
 
     def timed(name: str) -> Any:
-        whole = getattr(database.Database, name)
+        whole = getattr(database.LedgerDatabase, name)
 
         @contextmanager
         def transaction(ledger: Any) -> Iterator[Any]:
@@ -137,7 +137,7 @@ def ledger_time() -> Iterator[list[float]]:
 
         return transaction
 
-    made = database.Database.__init__
+    made = database.LedgerDatabase.__init__
 
     def opened(*args: Any) -> None:
         started = time.thread_time()
@@ -145,9 +145,9 @@ def ledger_time() -> Iterator[list[float]]:
         spent.append(time.thread_time() - started)
 
     with (
-        mock.patch.object(database.Database, "__init__", opened),
-        mock.patch.object(database.Database, "_read_session", timed("_read_session")),
-        mock.patch.object(database.Database, "_write_session", timed("_write_session")),
+        mock.patch.object(database.LedgerDatabase, "__init__", opened),
+        mock.patch.object(database.LedgerDatabase, "_read_session", timed("_read_session")),
+        mock.patch.object(database.LedgerDatabase, "_write_session", timed("_write_session")),
     ):
         yield spent
 

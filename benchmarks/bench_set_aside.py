@@ -150,14 +150,16 @@ def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
 
 def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """What a choice that was not taken gains over real events alone, as they were tuned, on the test slice."""
-    from scalr_prod.downstream.arms import Maker
-    from scalr_prod.downstream.panel import Panel
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.arms import ArmDataBuilder
+    from scalr_prod.downstream.panel import UserPanel
+    from scalr_prod.downstream.scene import EvaluationSplit
     from scalr_prod.downstream.statistics import TwoWayBootstrap
-    from scalr_prod.downstream.trial import Judge
+    from scalr_prod.downstream.trial import SplitEvaluator
 
-    scene = Scene.of(settings, datetime.fromisoformat(report["cutoffs"][0]), end=None, cold_fraction=COLD, name="test")
-    judge, maker = Judge(scene, settings.downstream.k), Maker(scene)
+    scene = EvaluationSplit.from_settings(
+        settings, datetime.fromisoformat(report["cutoffs"][0]), end=None, cold_fraction=COLD, name="test"
+    )
+    judge, maker = SplitEvaluator(scene, settings.downstream.k), ArmDataBuilder(scene)
     found = report["choices"]["als"]
     real, half_life = found["arms"]["real"], found["popular_lately"]["half_life"]
     # A choice in the report names segments where one that was not taken has their values in order.
@@ -169,29 +171,29 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
 
     def outcome(arm: str, seed: int) -> Any:
         model = judge.fit("als", asked[arm].options, maker.events(arm, asked[arm], seed), seed=seed)
-        return judge.judge(model, boost=asked[arm].boost, half_life=inf if half_life is None else half_life)
+        return judge.evaluate(model, boost=asked[arm].boost, half_life=inf if half_life is None else half_life)
 
-    panel = Panel.of([scene])
+    panel = UserPanel.from_splits([scene])
     outcomes = {arm: [[outcome(arm, seed) for seed in range(2)]] for arm in asked}
-    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=0)
-    compared = bootstrap.compare(panel.hits(outcomes["real+scalr"]), panel.hits(outcomes["real"]))
+    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=0)
+    compared = bootstrap.compare(panel.ndcg_contributions(outcomes["real+scalr"]), panel.ndcg_contributions(outcomes["real"]))
     return {
         "lambda": list(asked["real+scalr"].weights),
         "difference": compared.difference,
         "ci95": list(compared.difference_ci95),
         "lift_pct": compared.lift_pct,
-        "ndcg": {arm: float(panel.metric(one, "ndcg").mean()) for arm, one in outcomes.items()},
+        "ndcg": {arm: float(panel.mean_metric(one, "ndcg").mean()) for arm, one in outcomes.items()},
     }
 
 
 def _choice(found: dict[str, Any]) -> Any:
     """From JSON, which has no infinity: no decay is null there."""
-    from scalr_prod.downstream.arms import Choice
-    from scalr_prod.downstream.translation import Draw
+    from scalr_prod.downstream.arms import ArmChoice
+    from scalr_prod.downstream.translation import DrawOptions
 
     options = {name: inf if value is None else value for name, value in found["options"].items()}
     groups = {name: tuple(found[name]) for name in ("weights", "boost")}
-    return Choice(**found | groups | {"options": options, "draw": Draw(**found["draw"])})
+    return ArmChoice(**found | groups | {"options": options, "draw": DrawOptions(**found["draw"])})
 
 
 def queries_of(pair: Pair) -> tuple[str, str]:

@@ -30,7 +30,7 @@ from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.ledger import run_folder
 from scalr_prod.scoring import open_scorer
-from scalr_prod.serving import guarded_serving
+from scalr_prod.serving import serve_with_watchdog
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import train
@@ -60,7 +60,7 @@ def main() -> dict:
         version = train(first).version
         context = multiprocessing.get_context("spawn")
         stop = context.Event()
-        with guarded_serving(first, version):
+        with serve_with_watchdog(first, version):
             clients = context.Process(target=_clients, args=(str(config), version, stop))
             driver = context.Process(target=_driver, args=(str(config), version, cluster.scheduler_address, stop))
             for process in (clients, driver):
@@ -147,7 +147,7 @@ def _clients(config: str, version: int, stop) -> None:
     expected = open_scorer(settings, version).sample(batch, 8).items
 
     def client(number: int) -> None:
-        with open_scorer(settings, version, guarded=True) as scorer:
+        with open_scorer(settings, version, has_watchdog=True) as scorer:
             while not stop.is_set():
                 found = scorer.sample(batch, 8).items
                 answers[number] += 1

@@ -22,14 +22,20 @@ import torch
 
 from benchmarks.worlds import World, WorldLogs
 from scalr_prod.feast_store import apply_feature_repo
-from scalr_prod.hashing import fold_of
+from scalr_prod.hashing import hash_fold
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.settings import load_settings
-from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
-from scalr_prod.translator.log import Log, data_end, read_log
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.fitting import (
+    fit_calibration,
+    fit_parameter_sets,
+    label_rows_between,
+    measure_components,
+    time_quantile,
+)
+from scalr_prod.translator.log import EventLog, data_end, read_event_log
+from scalr_prod.translator.pairs import TrainingSlice
 
 #: The world whose knobs are turned, one at a time. `World()` is one with eight times the users.
 SMALL = World(users=1_000, topics=15, source_items=450, target_items=450)
@@ -85,21 +91,21 @@ def two_sources(world: World, folder: Path, extra: str = "[translator]\nthreads 
         ingest(settings)
         build_histories(settings)
         apply_feature_repo(settings)
-        log = read_log(settings, data_end(settings))
+        log = read_event_log(settings, data_end(settings))
         assert log.users.to_pylist() == list(range(world.users)), "the oracle knows users by their place"
         found[name] = _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
     return found
 
 
-def _measured(logs: WorldLogs, log: Log, settings: Any) -> dict[str, Any]:
+def _measured(logs: WorldLogs, log: EventLog, settings: Any) -> dict[str, Any]:
     world = logs.world
-    hidden = fold_of(log.users, 2) == 0
-    begin, middle = (cut_at(log.label_times(), share) for share in (0.8, 0.9))
+    hidden = hash_fold(log.users, 2) == 0
+    begin, middle = (time_quantile(log.label_times(), share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
-    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)
-    pairs = Pairs.of(log, middle, settings.translator, popularity_until=end)
-    tensors = fit_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
-    cold = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), hidden)["cold"]
+    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, with_information=True)
+    pairs = TrainingSlice.from_log(log, middle, settings.translator, popularity_until=end)
+    tensors = fit_parameter_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
+    cold = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), hidden)["cold"]
     oracles = logs.oracles(middle, end)
     asked = hidden[logs.target.user[oracles.rows]]
     assert asked.sum() == cold["mixture"].eligible, "the oracle is asked about the same events"

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.hashing import fold_of
-from scalr_prod.translator.events import Events as LogEvents
-from scalr_prod.translator.log import Log
+from scalr_prod.hashing import hash_fold
+from scalr_prod.translator.events import DomainEvents as LogEvents
+from scalr_prod.translator.log import EventLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,7 +211,7 @@ class WorldLogs:
         )
         return config
 
-    def log(self, *, length: int, folds: int, exclude_consumed: bool = True) -> Log:
+    def log(self, *, length: int, folds: int, exclude_consumed: bool = True) -> EventLog:
         """What the translator would read of both logs, with histories of ``length`` events, without a lake."""
         users = pa.array(np.arange(self.world.users))
         source, target = self.source, self.target
@@ -223,7 +223,7 @@ class WorldLogs:
             LogEvents(events.user.astype(np.int32), events.item.astype(np.int32), events.time, pa.array(np.arange(items)))
             for events, items in ((source, self.world.source_items), (target, self.world.target_items))
         )
-        return Log(users, fold_of(users, folds), *sides, history, exclude_consumed)
+        return EventLog(users, hash_fold(users, folds), *sides, history, exclude_consumed)
 
     def oracles(self, begin: int, end: int) -> Oracles:
         """Of the target events with ``begin <= time < end`` whose item was seen before ``begin`` and is new to the user, over the

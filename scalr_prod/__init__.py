@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ __all__ = [
     "load_settings",
 ]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "DownstreamModel": "downstream",

@@ -8,12 +8,12 @@ from typing import Literal
 
 from scalr_prod.errors import ScalrError
 
-__all__ = ["folder"]
+__all__ = ["asset_folder"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def folder(name: Literal["feature_repo", "triton_models", "airflow_dags", "constraints"]) -> Path:
+def asset_folder(name: Literal["feature_repo", "triton_models", "airflow_dags", "constraints"]) -> Path:
     """Return the path of a folder that ships with the package.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import DomainsMixed, ProjectsMixed
-from scalr_prod.identity import Identity
+from scalr_prod.identity import ProjectIdentity
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["MARKED", "check_domains", "description_of", "open_own", "project_of"]
+__all__ = ["PROJECT_MARKED_TABLE", "check_domains", "domain_description", "open_project_lake", "project_description"]
 
 #: The table whose description names the project: no run and no training set depends on its versions.
-MARKED: Final = Table.SYNTHETIC_QUARANTINE
+PROJECT_MARKED_TABLE: Final = Table.SYNTHETIC_QUARANTINE
 #: A lake outside its project's home also records that home.
 _PROJECT: Final = re.compile(r"Project: ([a-z0-9_]+)(?:, home (.+) \(([0-9a-f]*)\))?")
 
@@ -35,30 +35,30 @@ _SEVERAL: Final = "Domains: "
 _OTHER: Final[dict[Domain, Domain]] = {"source": "target", "target": "source"}
 
 
-def project_of(settings: Settings, described: str = "") -> str:
+def project_description(settings: Settings, current: str = "") -> str:
     """Return the description that binds a lake to the project of the settings.
 
     Args:
         settings: The project's settings.
-        described: The lake's current description; kept as it is where it already means this project.
+        current: The lake's current description; kept as it is where it already means this project.
     """
-    project, found = Identity.of(settings), _PROJECT.fullmatch(described)
+    project, found = ProjectIdentity.from_settings(settings), _PROJECT.fullmatch(current)
     bound = f"Project: {project.name}"
-    if project.lake_in_home:
+    if project.is_lake_in_home:
         return bound
     if found is not None and found[1] == project.name and project.is_home(found[2], found[3]):
-        return described
+        return current
     return f"{bound}, home {project.home} ({project.home_id or ''})"
 
 
-def description_of(settings: Settings, domain: Domain) -> str:
+def domain_description(settings: Settings, domain: Domain) -> str:
     """Return the description that binds a table to the domains of the settings."""
-    if domain == "source" and settings.domains.several:
+    if domain == "source" and settings.domains.has_several_sources:
         return f"{_SEVERAL}{', '.join(sorted(settings.domains.source_names))}"
     return f"{_PREFIX}{_named(settings, domain).name}"
 
 
-def open_own(settings: Settings) -> Lake:
+def open_project_lake(settings: Settings) -> Lake:
     """Open the lake of the settings after checking that it belongs to this project and these domains.
 
     Raises:
@@ -91,7 +91,7 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
     described = {
         domain: lake.description(table, opened=opened[table]) if table in opened else None for domain, table in tables.items()
     }
-    if settings.domains.several or (described["source"] or "").startswith(_SEVERAL):
+    if settings.domains.has_several_sources or (described["source"] or "").startswith(_SEVERAL):
         _check_several(settings, lake, described)
     else:
         _check_pair(settings, lake, {domain: _bound(text) for domain, text in described.items()})
@@ -99,10 +99,10 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
 
 
 def _check_project(settings: Settings, lake: Lake) -> None:
-    found = _PROJECT.fullmatch(lake.description(MARKED)) if lake.exists(MARKED) else None
+    found = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
     if found is None:
         return
-    project = Identity.of(settings)
+    project = ProjectIdentity.from_settings(settings)
     bound, home, home_id = found.groups()
     if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
@@ -111,7 +111,12 @@ def _check_project(settings: Settings, lake: Lake) -> None:
             next_step=f"name another [project] home (and lake) for '{project.name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{bound}"',
         )
-    if home is not None and not project.lake_in_home and not project.is_home(home, home_id) and not project.came_from(home):
+    if (
+        home is not None
+        and not project.is_lake_in_home
+        and not project.is_home(home, home_id)
+        and not project.was_moved_from(home)
+    ):
         raise ProjectsMixed(
             f"project '{bound}' works on this lake from home {home}; the settings name home {project.home} for it",
             where=lake.root,
@@ -127,7 +132,7 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
     gone = sorted(bound - set(domains.source_names))
     advice = "name another [project] home (and lake), and ingest all logs again"
-    if source is not None and several != domains.several:
+    if source is not None and several != domains.has_several_sources:
         known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
         found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
     elif gone:
@@ -182,7 +187,7 @@ def _bound(described: str | None) -> str | None:
 
 def _named(settings: Settings, domain: Domain) -> DomainSettings:
     """Return the settings of a side that has one domain."""
-    return settings.domains[settings.domains.places(domain)[0]]
+    return settings.domains[settings.domains.log_keys(domain)[0]]
 
 
 def _quoted(name: str | None) -> str:

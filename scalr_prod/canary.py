@@ -11,7 +11,7 @@ from scalr_prod.errors import PublicationError
 from scalr_prod.holdout import Canary
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.ledger import Ledger
-from scalr_prod.pieces import piece_of
+from scalr_prod.pieces import published_region
 from scalr_prod.publication import publish_for, rollback_run
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.publication import PublicationReport
     from scalr_prod.settings import Settings
 
-__all__ = ["CanaryReport", "canaries", "widen", "withdraw"]
+__all__ = ["CanaryReport", "list_canaries", "widen_canaries", "withdraw_canaries"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +32,17 @@ class CanaryReport(Jsonable):
 
     Attributes:
         runs: What was done, by run.
-        canary: Canary publications now, see `canaries`.
+        canary: Canary publications now, see `list_canaries`.
     """
 
     runs: list[PublicationReport] = field(default_factory=list)
     canary: list[dict[str, Any]] = field(default_factory=list)
 
 
-def canaries(settings: Settings) -> list[dict[str, Any]]:
+def list_canaries(settings: Settings) -> list[dict[str, Any]]:
     """Return ``run_id``, ``share``, ``rows``, ``start`` and ``end`` of each canary publication, in order of publication."""
     with Ledger.open(settings) as ledger:
-        standing = _standing(ledger)
+        standing = _live_canaries(ledger)
     return [
         {
             "run_id": publication.run_id,
@@ -55,7 +55,7 @@ def canaries(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
+def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
     """Publish canary runs for all users, as if there had been no canary. One commit per run.
 
     Args:
@@ -66,21 +66,21 @@ def widen(settings: Settings, runs: Sequence[str] = (), *, share: float | None =
     Raises:
         PublicationError: A given run is not a canary publication, or is one for a larger share; or as `publish`.
     """
-    chosen = _chosen(settings, runs)
-    canary = Canary.of(settings, share) if share is not None and share < 1 else None
+    chosen = _select_canaries(settings, runs)
+    canary = Canary.from_settings(settings, share) if share is not None and share < 1 else None
     for publication in chosen:
         if share is not None and share < (publication.canary or {})["share"]:
             raise PublicationError(
                 f"the run is published for {100 * (publication.canary or {})['share']:.3g} % of users, and cannot be narrowed",
                 where="share",
                 next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
-            ).at(run_id=publication.run_id)
+            ).add_context(run_id=publication.run_id)
     return CanaryReport(
-        [publish_for(settings, publication.run_id, canary, widens=True) for publication in chosen], canaries(settings)
+        [publish_for(settings, publication.run_id, canary, is_widening=True) for publication in chosen], list_canaries(settings)
     )
 
 
-def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
+def withdraw_canaries(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
     """Remove canary publications and restore what they had replaced. One commit per run.
 
     Args:
@@ -90,13 +90,13 @@ def withdraw(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
     Raises:
         PublicationError: A given run is not a canary publication.
     """
-    chosen = _chosen(settings, runs)
-    return CanaryReport([rollback_run(settings, publication.run_id) for publication in chosen], canaries(settings))
+    chosen = _select_canaries(settings, runs)
+    return CanaryReport([rollback_run(settings, publication.run_id) for publication in chosen], list_canaries(settings))
 
 
-def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
+def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publication]:
     with Ledger.open(settings) as ledger:
-        standing = _standing(ledger)
+        standing = _live_canaries(ledger)
         for run_id in runs:
             ledger.run(run_id)  # raises if there is no such run
     others = set(runs) - {publication.run_id for publication in standing}
@@ -105,26 +105,26 @@ def _chosen(settings: Settings, runs: Sequence[str]) -> list[Publication]:
             "the run is not published for a share of users",
             where="ledger",
             next_step="see which are: scalr status",
-        ).at(run_id=min(others))
+        ).add_context(run_id=min(others))
     return [publication for publication in standing if not runs or publication.run_id in set(runs)]
 
 
-def _standing(ledger: Ledger) -> list[Publication]:
+def _live_canaries(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
-    standing = ledger.standing_publications()
-    original_versions = {publication.run_id: _came(ledger, publication) for publication in standing}
+    standing = ledger.live_publications()
+    original_versions = {publication.run_id: _original_version(ledger, publication) for publication in standing}
     live = []
     for publication in standing:
-        remaining = [piece_of(publication)]
+        remaining = [published_region(publication)]
         for later in standing if publication.canary else ():
             if original_versions[later.run_id] > original_versions[publication.run_id]:
-                remaining = [rest for region in remaining for rest in region.without(piece_of(later))]
+                remaining = [rest for region in remaining for rest in region.difference(published_region(later))]
         if publication.canary and remaining:
             live.append(publication)
     return sorted(live, key=lambda publication: original_versions[publication.run_id])
 
 
-def _came(ledger: Ledger, publication: Publication) -> int:
+def _original_version(ledger: Ledger, publication: Publication) -> int:
     """Return the version that a publication made, or the first one that it only widens."""
     attempts = {attempt.attempt: attempt for attempt in ledger.publications(publication.run_id)} if publication.widens else {}
     while publication.widens is not None:

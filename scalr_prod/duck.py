@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.disk import disk_errors
+from scalr_prod.disk import translate_disk_errors
 from scalr_prod.errors import LakeError
-from scalr_prod.growth import local_files
+from scalr_prod.growth import duckdb_readable_files
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 __all__ = [
-    "appear",
-    "exact",
-    "literal",
+    "configure_connection",
+    "create_delta_view",
+    "duckdb_session",
+    "escape_glob",
+    "move_into_place",
     "open_duckdb",
-    "parquet_sql",
-    "prepare",
-    "quote",
-    "session",
+    "quote_identifier",
+    "quote_literal",
+    "read_parquet_sql",
     "staging_folder",
     "temporary_folder",
-    "view_of",
 ]
 
 #: Names of the folders that `temporary_folder` creates.
@@ -53,7 +53,7 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
         ForeignFiles: The home holds files that this package did not make.
     """
     root = settings.home / "staging"
-    with disk_errors(root):
+    with translate_disk_errors(root):
         # First: a staging folder without an owner is deleted below, so it has to be ours.
         claim_home(settings)
         with temporary_folder(root, f"{stage}-") as folder:
@@ -79,7 +79,7 @@ def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def appear(folder: Path, final: Path) -> None:
+def move_into_place(folder: Path, final: Path) -> None:
     """Rename a staged folder to its final path atomically; across file systems, by way of a copy beside that path.
 
     Raises:
@@ -137,7 +137,7 @@ def _sweep(root: Path) -> None:
                 continue
 
 
-def exact(path: str | Path) -> str:
+def escape_glob(path: str | Path) -> str:
     """Return a path with its glob characters escaped: to DuckDB, ``part[1].parquet`` is a pattern that matches ``part1.parquet``.
 
     A POSIX name with a backslash beside one of ``* ? [`` cannot be expressed: DuckDB reads the backslash as a path separator.
@@ -145,33 +145,33 @@ def exact(path: str | Path) -> str:
     return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
-def quote(name: str) -> str:
+def quote_identifier(name: str) -> str:
     """Return a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def literal(value: str | int) -> str:
+def quote_literal(value: str | int) -> str:
     """Return a SQL literal of a text or an integer."""
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
-def parquet_sql(files: Iterable[str]) -> str:
-    """Return a DuckDB table function that reads Parquet files; their names must hold no glob characters (`growth.local_files`)."""
-    return f"read_parquet([{', '.join(map(literal, files))}])"
+def read_parquet_sql(files: Iterable[str]) -> str:
+    """Return a DuckDB table function that reads Parquet files; their names must hold no glob characters (`growth.duckdb_readable_files`)."""
+    return f"read_parquet([{', '.join(map(quote_literal, files))}])"
 
 
-def view_of(connection: Any, name: str, table: DeltaTable) -> None:
+def create_delta_view(connection: Any, name: str, table: DeltaTable) -> None:
     """Create a view of a Delta table at its opened version.
 
     Local files are read in place: a third of the cost of a stream through pyarrow, and DuckDB knows the row count.
     """
-    if files := local_files(table):
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {parquet_sql(files)}")
+    if files := duckdb_readable_files(table):
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {read_parquet_sql(files)}")
     else:
         connection.register(name, table.to_pyarrow_dataset())
 
 
-def prepare(connection: Any) -> None:
+def configure_connection(connection: Any) -> None:
     """Apply the settings that all connections share.
 
     Args:
@@ -189,14 +189,16 @@ def prepare(connection: Any) -> None:
 
 
 @contextmanager
-def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered: bool = False) -> Iterator[Any]:
+def duckdb_session(
+    *, memory_mb: int, spill_folder: Path, threads: int | None = None, preserve_order: bool = False
+) -> Iterator[Any]:
     """Open an in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
 
     Args:
         memory_mb: Memory limit in MB; DuckDB spills beyond it.
-        spill: The spill folder.
+        spill_folder: The spill folder.
         threads: Default: all cores, at most eight.
-        ordered: Preserve insertion order in plain reads, at some cost in memory.
+        preserve_order: Preserve insertion order in plain reads, at some cost in memory.
     """
     import duckdb
 
@@ -204,26 +206,26 @@ def session(*, memory_mb: int, spill: Path, threads: int | None = None, ordered:
         config={
             "threads": threads or min(os.cpu_count() or 1, 8),
             "memory_limit": f"{memory_mb}MB",
-            "temp_directory": str(spill),
-            "preserve_insertion_order": ordered,
+            "temp_directory": str(spill_folder),
+            "preserve_insertion_order": preserve_order,
             # Never download an extension: the needed ones are built in.
             "autoinstall_known_extensions": False,
         }
     )
     try:
-        prepare(connection)
+        configure_connection(connection)
         yield connection
     finally:
         connection.close()
 
 
 @contextmanager
-def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
-    """Open a `session` limited to ``[compute] memory_mb``.
+def open_duckdb(settings: Settings, spill_folder: Path) -> Iterator[Any]:
+    """Open a `duckdb_session` limited to ``[compute] memory_mb``.
 
     Args:
         settings: The project's settings.
-        spill: Parent of the spill folder.
+        spill_folder: Parent of the spill folder.
 
     Raises:
         LakeError: A query does not fit in memory, or the spill folder's disk is full.
@@ -231,11 +233,11 @@ def open_duckdb(settings: Settings, spill: Path) -> Iterator[Any]:
     import duckdb
 
     try:
-        with session(memory_mb=settings.compute.memory_mb, spill=spill / "spill") as connection:
+        with duckdb_session(memory_mb=settings.compute.memory_mb, spill_folder=spill_folder / "spill") as connection:
             yield connection
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
         raise LakeError(
             f"DuckDB failed: {(str(error) or type(error).__name__).splitlines()[0]}",
-            where=str(spill),
+            where=str(spill_folder),
             next_step="free some space, or raise [compute] memory_mb; then run the command again",
         ) from error

@@ -15,7 +15,7 @@ from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, Setting
 from scalr_prod.holdout import Canary, Holdout
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Effect", "ExperimentReport", "effect_of", "experiment"]
+__all__ = ["Effect", "ExperimentReport", "analyze_experiment", "estimate_effect"]
 
 logger = logging.getLogger(__name__)
 
-_VALUE: Final = "value"
-_BEFORE: Final = "pre_value"
+_VALUE_COLUMN: Final = "value"
+_PRE_VALUE_COLUMN: Final = "pre_value"
 #: Least users per side for a reliable interval.
-_FEWEST: Final = 20
+_MIN_USERS: Final = 20
 #: Below this probability, the split of the outcome's users does not match the experiment.
-_UNLIKELY: Final = 0.001
+_MIN_SPLIT_P: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ExperimentReport(Jsonable):
     canary_effect: Effect | None = None
 
 
-def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:
+def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:
     """Report who is held out and who is in the canary; with outcomes, estimate the effect.
 
     Args:
@@ -116,7 +116,7 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
         InputError: The outcomes cannot be read, lack a column, or contain a user twice.
         EvaluationError: A side has too few users; or the output file has another suffix, or cannot be written.
     """
-    holdout, canary = Holdout.of(settings), Canary.of(settings)
+    holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     if holdout is None and canary is None:
         raise SettingsError(
             "nobody is held out", where="[experiment] holdout", next_step="set the share of users: [experiment] holdout = 0.05"
@@ -137,12 +137,12 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
             synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {side} = 'held_out'").fetchall()[0][0]
         effect = canary_effect = None
         if outcomes is not None:
-            rows = _outcomes(settings, outcomes)
+            rows = _read_outcomes(settings, outcomes)
             db.register("target", lake.dataset(Table.TARGET_EVENTS))
-            _tell_of_strangers(db, rows, outcomes)
-            effect, canary_effect = _effects(db, holdout, canary, rows, outcomes)
+            _warn_about_unknown_users(db, rows, outcomes)
+            effect, canary_effect = _estimate_effects(db, holdout, canary, rows, outcomes)
         if out is not None:
-            _write(db, out)
+            _write_sides(db, out)
     return ExperimentReport(
         holdout=holdout.share if holdout else 0.0,
         canary=canary.share if canary else 0.0,
@@ -150,19 +150,19 @@ def experiment(settings: Settings, *, outcomes: str | None = None, out: Path | N
         users_held_out=counts.get("held_out", 0),
         users_canary=counts.get("canary", 0),
         synthetic_events_of_held_out=int(synthetic),
-        runs_of_other_keys=_other_runs(settings, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
+        runs_of_other_keys=_runs_of_other_keys(settings, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
         out=None if out is None else str(out),
         effect=effect,
         canary_effect=canary_effect,
     )
 
 
-def effect_of(
-    value: npt.NDArray[np.float64],
-    held: npt.NDArray[np.bool_],
-    share: float,
+def estimate_effect(
+    outcome: npt.NDArray[np.float64],
+    held_out: npt.NDArray[np.bool_],
+    expected_share: float,
     *,
-    before: npt.NDArray[np.float64] | None = None,
+    pre_value: npt.NDArray[np.float64] | None = None,
 ) -> Effect:
     """Estimate the effect of not being held out.
 
@@ -170,41 +170,41 @@ def effect_of(
     sides. Unknown pre-experiment values (NaN) are replaced by the mean of the known ones.
 
     Args:
-        value: Outcomes, float64 [N].
-        held: Whether each user is held out, bool [N].
-        share: Expected share of held-out users.
-        before: Pre-experiment values, float64 [N]; None without them.
+        outcome: Outcomes, float64 [N].
+        held_out: Whether each user is held out, bool [N].
+        expected_share: Expected share of held-out users.
+        pre_value: Pre-experiment values, float64 [N]; None without them.
 
     Raises:
         EvaluationError: A side has too few users.
     """
     from scipy import stats
 
-    if min(held.sum(), (~held).sum()) < _FEWEST:
+    if min(held_out.sum(), (~held_out).sum()) < _MIN_USERS:
         raise EvaluationError(
-            f"{int(held.sum())} held-out users and {int((~held).sum())} others have an outcome; {_FEWEST} of each are needed",
+            f"{int(held_out.sum())} held-out users and {int((~held_out).sum())} others have an outcome; {_MIN_USERS} of each are needed",
             where="outcomes",
             next_step="give an outcome for every user, 0 if there was none, or hold out a larger share",
         )
-    adjusted, removed = value, 0.0
-    if before is not None:
-        known = np.isfinite(before)
-        x = np.where(known, before, before[known].mean() if known.any() else 0.0)
-        within_x, within_y = (np.where(held, a - a[held].mean(), a - a[~held].mean()) for a in (x, value))
+    adjusted, removed = outcome, 0.0
+    if pre_value is not None:
+        known = np.isfinite(pre_value)
+        x = np.where(known, pre_value, pre_value[known].mean() if known.any() else 0.0)
+        within_x, within_y = (np.where(held_out, a - a[held_out].mean(), a - a[~held_out].mean()) for a in (x, outcome))
         spread = float(within_x @ within_x)
         slope = float(within_x @ within_y) / spread if spread else 0.0
-        adjusted = value - slope * (x - x.mean())
+        adjusted = outcome - slope * (x - x.mean())
         total = float(within_y @ within_y)
         removed = slope * slope * spread / total if total else 0.0
-    effect = float(adjusted[~held].mean() - adjusted[held].mean())
-    half = _half_width(adjusted[~held], adjusted[held])
-    base = float(value[held].mean())
-    split = stats.binomtest(int(held.sum()), len(held), share)
+    effect = float(adjusted[~held_out].mean() - adjusted[held_out].mean())
+    half = _welch_half_width(adjusted[~held_out], adjusted[held_out])
+    base = float(outcome[held_out].mean())
+    split = stats.binomtest(int(held_out.sum()), len(held_out), expected_share)
     return Effect(
-        method="difference_in_means" if before is None else "cuped",
-        users_treated=int((~held).sum()),
-        users_held_out=int(held.sum()),
-        mean_treated=float(value[~held].mean()),
+        method="difference_in_means" if pre_value is None else "cuped",
+        users_treated=int((~held_out).sum()),
+        users_held_out=int(held_out.sum()),
+        mean_treated=float(outcome[~held_out].mean()),
         mean_held_out=base,
         effect=effect,
         low=effect - half,
@@ -215,25 +215,25 @@ def effect_of(
     )
 
 
-def _half_width(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+def _welch_half_width(treated: npt.NDArray[np.float64], held_out: npt.NDArray[np.float64]) -> float:
     """Return half the width of the 95 % interval of a difference in means (Welch's t); 0 if nothing varies."""
     from scipy import stats
 
-    errors = [side.var(ddof=1) / len(side) for side in (one, other)]
+    errors = [side.var(ddof=1) / len(side) for side in (treated, held_out)]
     total = sum(errors)
     if not total:
         return 0.0
-    freedom = total**2 / sum(error**2 / (len(side) - 1) for error, side in zip(errors, (one, other), strict=True))
+    freedom = total**2 / sum(error**2 / (len(side) - 1) for error, side in zip(errors, (treated, held_out), strict=True))
     return float(stats.t.ppf(0.975, freedom) * np.sqrt(total))
 
 
-def _side_sql(held: Holdout | None, canary: Canary | None) -> str:
+def _side_sql(holdout: Holdout | None, canary: Canary | None) -> str:
     """Return the DuckDB expression of a user's side: ``held_out``, ``canary`` or ``treated``."""
-    is_held_out, is_canary = (group.sql(USER_ID) if group else "false" for group in (held, canary))
+    is_held_out, is_canary = (group.membership_sql(USER_ID) if group else "false" for group in (holdout, canary))
     return f"(CASE WHEN {is_held_out} THEN 'held_out' WHEN {is_canary} THEN 'canary' ELSE 'treated' END)"
 
 
-def _tell_of_strangers(db: Any, rows: pa.Table, origin: str) -> None:
+def _warn_about_unknown_users(db: Any, rows: pa.Table, origin: str) -> None:
     """Warn about users who are in no log: they were never treated, or the file uses other ids."""
     db.register("outcome_users", rows)
     unknown, example = db.sql(
@@ -247,8 +247,8 @@ def _tell_of_strangers(db: Any, rows: pa.Table, origin: str) -> None:
         )
 
 
-def _effects(
-    db: Any, held: Holdout | None, canary: Canary | None, rows: pa.Table, origin: str
+def _estimate_effects(
+    db: Any, holdout: Holdout | None, canary: Canary | None, rows: pa.Table, origin: str
 ) -> tuple[Effect | None, Effect | None]:
     """Estimate the effect of not being held out, and of being in the canary."""
     db.register("outcomes", rows)
@@ -261,25 +261,29 @@ def _effects(
             where=f"{origin}, column '{USER_ID}'",
             next_step="aggregate the outcomes to one row per user",
         )
-    query = f"SELECT {_side_sql(held, canary)} AS side, {_VALUE}, {_BEFORE} FROM outcomes ORDER BY {USER_ID}"
+    query = (
+        f"SELECT {_side_sql(holdout, canary)} AS side, {_VALUE_COLUMN}, {_PRE_VALUE_COLUMN} FROM outcomes ORDER BY {USER_ID}"
+    )
     columns = db.sql(query).fetchnumpy()
-    side, value = np.asarray(columns["side"]).astype(str), np.asarray(columns[_VALUE])
-    before = np.ma.filled(columns[_BEFORE].astype(np.float64), np.nan)
-    known = None if rows[_BEFORE].null_count == rows.num_rows else before
+    side, value = np.asarray(columns["side"]).astype(str), np.asarray(columns[_VALUE_COLUMN])
+    before = np.ma.filled(columns[_PRE_VALUE_COLUMN].astype(np.float64), np.nan)
+    known = None if rows[_PRE_VALUE_COLUMN].null_count == rows.num_rows else before
 
     def estimate(users: npt.NDArray[np.bool_], untreated: npt.NDArray[np.bool_], share: float) -> Effect:
-        return _told(effect_of(value[users], untreated[users], share, before=None if known is None else known[users]), share)
+        return _warn_about_uneven_split(
+            estimate_effect(value[users], untreated[users], share, pre_value=None if known is None else known[users]), share
+        )
 
-    effect = estimate(np.ones(len(side), dtype=bool), side == "held_out", held.share) if held else None
+    effect = estimate(np.ones(len(side), dtype=bool), side == "held_out", holdout.share) if holdout else None
     if canary is None:
         return effect, None
-    expected_share = 1 - canary.share / (1 - (held.share if held else 0.0))
+    expected_share = 1 - canary.share / (1 - (holdout.share if holdout else 0.0))
     return effect, estimate(side != "held_out", side == "treated", expected_share)
 
 
-def _told(effect: Effect, share: float) -> Effect:
+def _warn_about_uneven_split(effect: Effect, share: float) -> Effect:
     """Warn if the split of the users does not match the experiment; return the effect."""
-    if effect.split_p < _UNLIKELY:
+    if effect.split_p < _MIN_SPLIT_P:
         logger.warning(
             "of %d users with an outcome, %d have no synthetic events, but %.0f were expected: which users are in the table depends on "
             "the experiment, so the effect cannot be trusted",
@@ -290,39 +294,43 @@ def _told(effect: Effect, share: float) -> Effect:
     return effect
 
 
-def _outcomes(settings: Settings, location: str) -> pa.Table:
+def _read_outcomes(settings: Settings, location: str) -> pa.Table:
     """Read the outcomes: ``user_id`` as text, ``value`` and ``pre_value`` (null if unknown) as float64."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from scalr_prod.ingest.cells import Ids, Place, first_true, numbers
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.cells import CellOrigin, IdParser, first_true_index, parse_numbers
+    from scalr_prod.ingest.columns import ColumnSelection
     from scalr_prod.ingest.readers import read_path
 
-    schema = pa.schema([(USER_ID, pa.string()), (_VALUE, pa.float64()), (_BEFORE, pa.float64())])
-    users, batches = Ids(), []
+    schema = pa.schema([(USER_ID, pa.string()), (_VALUE_COLUMN, pa.float64()), (_PRE_VALUE_COLUMN, pa.float64())])
+    users, batches = IdParser(), []
     try:
-        for batch in read_path(settings, location, Wanted((USER_ID, _VALUE), "experiment", (_BEFORE,))):
-            ids, values, before = (Place(batch.origin, name, batch.row) for name in (USER_ID, _VALUE, _BEFORE))
-            user = users.read(batch.rows.column(USER_ID), ids, untyped=batch.untyped).cast(pa.string())
-            value = numbers(batch.rows.column(_VALUE), values)
-            if (at := first_true(pc.invert(pc.fill_null(pc.is_finite(value), fill_value=False)))) is not None:
-                raise values.bad("no finite number", at=at, next_step="give every user an outcome: 0 if there was none")
+        for batch in read_path(
+            settings, location, ColumnSelection((USER_ID, _VALUE_COLUMN), "experiment", (_PRE_VALUE_COLUMN,))
+        ):
+            ids, values, before = (
+                CellOrigin(batch.origin, name, batch.row) for name in (USER_ID, _VALUE_COLUMN, _PRE_VALUE_COLUMN)
+            )
+            user = users.parse(batch.rows.column(USER_ID), ids, untyped=batch.untyped).cast(pa.string())
+            value = parse_numbers(batch.rows.column(_VALUE_COLUMN), values)
+            if (at := first_true_index(pc.invert(pc.fill_null(pc.is_finite(value), fill_value=False)))) is not None:
+                raise values.bad_value("no finite number", at=at, next_step="give every user an outcome: 0 if there was none")
             pre_value = pa.nulls(batch.rows.num_rows, pa.float64())
-            if _BEFORE in batch.rows.schema.names:
-                pre_value = numbers(batch.rows.column(_BEFORE), before)
+            if _PRE_VALUE_COLUMN in batch.rows.schema.names:
+                pre_value = parse_numbers(batch.rows.column(_PRE_VALUE_COLUMN), before)
                 pre_value = pc.if_else(pc.is_finite(pre_value), pre_value, None)
             batches.append(
                 pa.RecordBatch.from_arrays([user, value.cast(pa.float64()), pre_value.cast(pa.float64())], schema=schema)
             )
     except ColumnNotFound as error:
-        error.next_step = f"give the columns {USER_ID}, {_VALUE} and optionally {_BEFORE}"
+        error.next_step = f"give the columns {USER_ID}, {_VALUE_COLUMN} and optionally {_PRE_VALUE_COLUMN}"
         raise
-    users.refuse_nulls()
+    users.ensure_no_nulls()
     return pa.Table.from_batches(batches, schema)
 
 
-def _write(db: Any, out: Path) -> None:
+def _write_sides(db: Any, out: Path) -> None:
     """Write every user's side atomically.
 
     Raises:
@@ -332,17 +340,17 @@ def _write(db: Any, out: Path) -> None:
 
     file_format = "PARQUET" if out.suffix == ".parquet" else "CSV, HEADER"
     try:
-        with whole(out) as unfinished:
+        with atomic_path(out) as unfinished:
             path = str(unfinished).replace("'", "''")
             db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{path}' (FORMAT {file_format})")
     except (OSError, duckdb.IOException) as error:
         raise EvaluationError(f"cannot be written: {error}", where=str(out), next_step="choose a writable folder") from error
 
 
-def _other_runs(settings: Settings, salt: str) -> list[str]:
+def _runs_of_other_keys(settings: Settings, salt: str) -> list[str]:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
         specs = [run.spec for run in ledger.runs()]
-    planned = ((spec.run_id, Holdout.of_run(spec.settings)) for spec in specs)
+    planned = ((spec.run_id, Holdout.from_run(spec.settings)) for spec in specs)
     return [run_id for run_id, holdout in planned if holdout is not None and holdout.salt != salt]

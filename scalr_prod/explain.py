@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.binding import open_own
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_key_sql
+from scalr_prod.binding import open_project_lake
+from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import EventNotFound, TranslatorError
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, read_bucket
-from scalr_prod.hashing import bucket_of
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, iter_requests, read_contexts
+from scalr_prod.hashing import hash_bucket
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
-    from scalr_prod.translator.explaining import Apart
+    from scalr_prod.translator.explaining import Attribution
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary
+    from scalr_prod.translator.versions import ItemVocabulary, TranslatorVersion
 
-__all__ = ["Explanation", "explain", "explain_events", "explain_rows"]
+__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows"]
 
 #: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
-_BUCKETS: Final = 2**20
-_FEW: Final = 8
+_HASH_BUCKETS: Final = 2**20
+_MAX_BUCKETED_USERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Explanation(Jsonable):
     run: dict[str, Any]
 
 
-def explain(settings: Settings, event_id: str) -> Explanation:
+def explain_event(settings: Settings, event_id: str) -> Explanation:
     """Explain one event of the feature view.
 
     Raises:
@@ -79,8 +79,8 @@ def explain(settings: Settings, event_id: str) -> Explanation:
 
 
 def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explanation]:
-    """Explain several events, in their order; see `explain`."""
-    lake = open_own(settings)
+    """Explain several events, in their order; see `explain_event`."""
+    lake = open_project_lake(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
         db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
         db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
@@ -111,28 +111,28 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
         rows: In the schema of ``synthetic_target_events``.
 
     Raises:
-        TranslatorNotFound: As `explain`.
-        TranslatorError: As `explain`.
-        LakeError: As `explain`.
+        TranslatorNotFound: As `explain_event`.
+        TranslatorError: As `explain_event`.
+        LakeError: As `explain_event`.
     """
     import pyarrow as pa
 
-    from scalr_prod.translator.threads import workers
+    from scalr_prod.translator.threads import open_worker_pool
 
     lake, names = Lake.open(settings), settings.domains.source_names
-    with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, workers(1):
+    with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, open_worker_pool(1):
         db.register("events_to_explain", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
-        key = source_key_sql("source_domain", "source_item_id", names)
+        key = source_item_key_sql("source_domain", "source_item_id", names)
         db.execute(f"CREATE TEMP TABLE keyed_events AS SELECT *, {key} AS source_key FROM events_to_explain")
         for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
             db.register(table.value, lake.dataset(table))
-        return list(_of_run(settings, db, spec, _Titles(db)))
+        return list(_iter_explanations(settings, db, spec, _TitleLookup(db)))
 
 
-def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iterator[Explanation]:
-    from scalr_prod.feast_store import point_in_time
+def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:
+    from scalr_prod.feast_store import join_point_in_time
     from scalr_prod.translator import load_version
-    from scalr_prod.translator.explaining import taken_apart
+    from scalr_prod.translator.explaining import attribute
     from scalr_prod.translator.module import TranslatorModule
 
     version = load_version(settings, spec.translator_version)
@@ -141,12 +141,12 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
             f"version {version.version} is not the version that the run used: its checksum differs",
             where=str(version.path),
             next_step="restore the version from a backup",
-        ).at(run_id=spec.run_id)
+        ).add_context(run_id=spec.run_id)
     vocabulary = version.vocabulary()
     module = TranslatorModule.load(version.path, trusted=True)
     events = db.sql("SELECT * FROM keyed_events ORDER BY place").to_arrow_table()
-    rows, consumed = _contexts(settings, db, spec, events, vocabulary)
-    histories = point_in_time(
+    rows, consumed = _read_event_contexts(settings, db, spec, events, vocabulary)
+    histories = join_point_in_time(
         settings,
         rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
         ["source_user_history:item_ids", "source_user_history:event_timestamps"],
@@ -159,36 +159,36 @@ def _of_run(settings: Settings, db: Any, spec: RunSpec, titles: _Titles) -> Iter
     position = 0
     # One context per batch: rounding depends on the batch, and an event must have the same explanation in every call.
     unbatched = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
-    for contexts in ask(unbatched, spec, vocabulary, rows, consumed, folds=version.folds):
+    for contexts in iter_requests(unbatched, spec, vocabulary, rows, consumed, folds=version.folds):
         batch = events.slice(position, len(contexts))
         items = vocabulary.target_index(batch[ITEM_ID].combine_chunks())
         drawn = module.sample(contexts, count, min_lift=generation["min_lift"], **options)
-        without = module.sample(contexts, count, member="popularity", **options)
-        for row, attribution in enumerate(taken_apart(module, contexts, items)):
+        without = module.sample(contexts, count, component="popularity", **options)
+        for row, attribution in enumerate(attribute(module, contexts, items)):
             event = batch.slice(row, 1).to_pylist()[0]
             history = histories.slice(position + row, 1).to_pylist()[0]
             yield Explanation(
-                **_facts(event, titles),
-                probability=_probability(event, attribution),
+                **_describe_event(event, titles),
+                probability=_describe_probability(event, attribution),
                 terms=[asdict(term) for term in sorted(attribution.terms, key=lambda term: -abs(term.above))],
-                history=_history(history, vocabulary, titles, spec),
-                drawn=_draws(drawn, row, vocabulary, titles),
-                drawn_without_history=_draws(without, row, vocabulary, titles),
-                translator=_translator(version, int(contexts.fold[row]), module),
-                run=_run(spec),
+                history=_describe_history(history, vocabulary, titles, spec),
+                drawn=_describe_draws(drawn, row, vocabulary, titles),
+                drawn_without_history=_describe_draws(without, row, vocabulary, titles),
+                translator=_describe_translator(version, int(contexts.fold[row]), module),
+                run=_describe_run(spec),
             )
         position += len(contexts)
 
 
-def _contexts(
-    settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: Vocabulary
-) -> tuple[pa.Table, encoding.Consumed | None]:
+def _read_event_contexts(
+    settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: ItemVocabulary
+) -> tuple[pa.Table, encoding.ConsumptionIndex | None]:
     """Read the context of each event, as the run requested it from the translator, in their order."""
     import pyarrow as pa
 
     users = events[USER_ID].combine_chunks().unique()
-    buckets = _BUCKETS if len(users) <= _FEW else 1
-    parts = [read_bucket(db, settings, spec, number, buckets) for number in sorted(set(bucket_of(users, buckets).tolist()))]
+    buckets = _HASH_BUCKETS if len(users) <= _MAX_BUCKETED_USERS else 1
+    parts = [read_contexts(db, settings, spec, number, buckets) for number in sorted(set(hash_bucket(users, buckets).tolist()))]
     db.register("bucket", pa.concat_tables([rows for rows, _ in parts]))
     consumed = [real for _, real in parts if real is not None]
     same_context = " AND ".join(f"b.{name} = a.{name}" for name in (USER_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP))
@@ -201,18 +201,18 @@ def _contexts(
             f"{len(events) - len(rows)} of {len(events)} source events are not among those that the run read",
             where=settings.lake_url,
             next_step="check that the tables are those that the run read: scalr runs show " + spec.run_id,
-        ).at(run_id=spec.run_id)
-    return rows, encoding.Consumed.of(pa.concat_tables(consumed), vocabulary) if consumed else None
+        ).add_context(run_id=spec.run_id)
+    return rows, encoding.ConsumptionIndex.from_rows(pa.concat_tables(consumed), vocabulary) if consumed else None
 
 
-class _Titles:
+class _TitleLookup:
     """Titles of items from the current catalogues, cached."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
         self._known: dict[tuple[str, Any], str | None] = {}
 
-    def of(self, table: Table, item: Any) -> str | None:
+    def title(self, table: Table, item: Any) -> str | None:
         """Return an item's title; None without one."""
         if (table.value, item) not in self._known:
             row = self._db.execute(
@@ -222,38 +222,40 @@ class _Titles:
         return self._known[table.value, item]
 
 
-def _facts(event: dict[str, Any], titles: _Titles) -> dict[str, dict[str, Any]]:
+def _describe_event(event: dict[str, Any], titles: _TitleLookup) -> dict[str, dict[str, Any]]:
     return {
         "event": {
             "event_id": event["event_id"],
             "user": event[USER_ID],
             "item": event[ITEM_ID],
-            "title": titles.of(Table.TARGET_ITEMS, event[ITEM_ID]),
+            "title": titles.title(Table.TARGET_ITEMS, event[ITEM_ID]),
             "time": event[EVENT_TIMESTAMP].isoformat(),
             "weight": event["weight"],
         },
         "source": {
             "domain": event["source_domain"],
             "item": event["source_item_id"],
-            "title": titles.of(Table.SOURCE_ITEMS, event["source_key"]),
+            "title": titles.title(Table.SOURCE_ITEMS, event["source_key"]),
             "time": event[SOURCE_TIMESTAMP].isoformat(),
         },
     }
 
 
-def _probability(event: dict[str, Any], apart: Apart) -> dict[str, float]:
-    lift = apart.probability / apart.prior if apart.prior else float("inf")
-    return {"published": event["probability"], "recomputed": apart.probability, "prior": apart.prior, "lift": lift}
+def _describe_probability(event: dict[str, Any], attribution: Attribution) -> dict[str, float]:
+    lift = attribution.probability / attribution.prior if attribution.prior else float("inf")
+    return {"published": event["probability"], "recomputed": attribution.probability, "prior": attribution.prior, "lift": lift}
 
 
-def _history(row: dict[str, Any], vocabulary: Vocabulary, titles: _Titles, spec: RunSpec) -> list[dict[str, Any]]:
+def _describe_history(
+    row: dict[str, Any], vocabulary: ItemVocabulary, titles: _TitleLookup, spec: RunSpec
+) -> list[dict[str, Any]]:
     items, times = (row[name] or [] for name in (encoding.HISTORY_ITEMS, encoding.HISTORY_TIMES))
     latest = list(zip(items, times, strict=True))[-spec.settings["histories"]["length"] :]
     known: Any = vocabulary.source_index([item for item, _ in latest]) > 0 if latest else []
     return [
         {
             "item": item,
-            "title": titles.of(Table.SOURCE_ITEMS, item),
+            "title": titles.title(Table.SOURCE_ITEMS, item),
             "time": time.isoformat(),
             "known": bool(is_known),
         }
@@ -261,19 +263,19 @@ def _history(row: dict[str, Any], vocabulary: Vocabulary, titles: _Titles, spec:
     ]
 
 
-def _draws(drawn: Any, row: int, vocabulary: Vocabulary, titles: _Titles) -> list[dict[str, Any]]:
+def _describe_draws(drawn: Any, row: int, vocabulary: ItemVocabulary, titles: _TitleLookup) -> list[dict[str, Any]]:
     slots = np.flatnonzero(drawn.items[row] >= 0)
     ids = vocabulary.target_ids(drawn.items[row, slots]).to_pylist()
     return [
-        {"item": item, "title": titles.of(Table.TARGET_ITEMS, item), "probability": float(drawn.probabilities[row, slot])}
+        {"item": item, "title": titles.title(Table.TARGET_ITEMS, item), "probability": float(drawn.probabilities[row, slot])}
         for item, slot in zip(ids, slots, strict=True)
     ]
 
 
-def _translator(version: TranslatorVersion, fold: int, module: TranslatorModule) -> dict[str, Any]:
-    from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS
+def _describe_translator(version: TranslatorVersion, fold: int, module: TranslatorModule) -> dict[str, Any]:
+    from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS
 
-    names = {EVERYBODY: "everybody", NEWCOMERS: "newcomers"}
+    names = {ALL_USERS: "everybody", COLD_USERS: "newcomers"}
     return {
         "version": version.version,
         "sha256": version.sha256,
@@ -281,7 +283,7 @@ def _translator(version: TranslatorVersion, fold: int, module: TranslatorModule)
     }
 
 
-def _run(spec: RunSpec) -> dict[str, Any]:
+def _describe_run(spec: RunSpec) -> dict[str, Any]:
     return {
         "run_id": spec.run_id,
         "mode": spec.mode,

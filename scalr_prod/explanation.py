@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.masking import masked_url
+from scalr_prod.masking import redact_url
 from scalr_prod.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-__all__ = ["Effective", "Key", "effective", "every_key", "reference"]
+__all__ = ["EffectiveSetting", "SettingKey", "effective_settings", "list_setting_keys", "render_reference"]
 
 _HEAD: Final = """# Settings
 
@@ -30,7 +30,7 @@ JSON. An unknown key is an error. `scalr config show` says what is in force, and
 
 
 @dataclass(frozen=True)
-class Key:
+class SettingKey:
     """A key of scalr.toml.
 
     Attributes:
@@ -38,7 +38,7 @@ class Key:
         name: Its name in that table.
         type: Type of its value, for people.
         default: As TOML; None: no default, or one that depends on the machine or on other keys.
-        says: Its description.
+        description: Its description.
         secret: Whether its value is never shown.
     """
 
@@ -46,12 +46,12 @@ class Key:
     name: str
     type: str
     default: str | None
-    says: str
+    description: str
     secret: bool
 
 
 @dataclass(frozen=True)
-class Effective(Jsonable):
+class EffectiveSetting(Jsonable):
     """A value in force.
 
     Attributes:
@@ -67,10 +67,10 @@ class Effective(Jsonable):
     says: str
 
 
-def every_key() -> list[Key]:
+def list_setting_keys() -> list[SettingKey]:
     """List all keys in the order of the sections; the keys of a domain appear once for all places."""
     return [
-        Key(
+        SettingKey(
             _place(path[:-1]),
             path[-1],
             _type(field.annotation),
@@ -82,26 +82,28 @@ def every_key() -> list[Key]:
     ]
 
 
-def effective(settings: Settings) -> list[Effective]:
+def effective_settings(settings: Settings) -> list[EffectiveSetting]:
     """List every value in force with its origin, in the order of the sections; secrets are masked."""
     found = []
     for path, field, value in _values(settings, ()):
         secret = not field.repr and value != field.get_default(call_default_factory=True)
         shown = _shown(value, secret=secret)
-        found.append(Effective(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, settings.origin(path), field.description or ""))
+        found.append(
+            EffectiveSetting(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, settings.origin(path), field.description or "")
+        )
     return found
 
 
-def reference() -> str:
+def render_reference() -> str:
     """Render docs/settings.md: a table for each section."""
-    sections: dict[str, list[Key]] = {}
-    for key in every_key():
+    sections: dict[str, list[SettingKey]] = {}
+    for key in list_setting_keys():
         sections.setdefault(key.section, []).append(key)
     lines = [_HEAD]
     for section, keys in sections.items():
         lines += [f"## `[{section}]`", "| key | value | default | |", "|---|---|---|---|"]
         for key in keys:
-            says = key.says.replace("|", "\\|").replace("<", "&lt;")
+            says = key.description.replace("|", "\\|").replace("<", "&lt;")
             default = "" if key.default is None else f"`{key.default}`"
             lines.append(f"| `{key.name}` | {key.type} | {default} | {says} |")
         lines.append("")
@@ -175,7 +177,7 @@ def _shown(value: Any, *, secret: bool) -> Any:
     if secret:
         return "***"
     if isinstance(value, str):
-        return masked_url(value)
+        return redact_url(value)
     if isinstance(value, tuple):
         return [_shown(entry, secret=False) for entry in value]
     if isinstance(value, dict):

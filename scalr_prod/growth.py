@@ -19,36 +19,36 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 __all__ = [
-    "ALWAYS",
-    "GLOB",
-    "Growth",
-    "bounds_of",
-    "files_between",
-    "former_version",
-    "fragments_of",
-    "growth",
-    "local_files",
-    "missing_file",
-    "names_of",
-    "paths_of",
-    "records_by_file",
-    "records_of",
-    "refuse_lost",
-    "schema_of_table",
-    "state_of",
+    "GLOB_CHARACTERS",
+    "UNBOUNDED",
+    "FileDiff",
+    "arrow_schema",
+    "diff_files",
+    "duckdb_readable_files",
+    "ensure_files_exist",
+    "file_names",
+    "file_time_bounds",
+    "files_dataset",
+    "files_in_time_range",
+    "first_missing_file",
+    "local_paths",
+    "reopen_version",
+    "row_count",
+    "row_count_by_file",
+    "version_fingerprint",
 ]
 
 #: Time bounds that are not known, µs since the epoch.
-ALWAYS: Final = (-(2**62), 2**62)
+UNBOUNDED: Final = (-(2**62), 2**62)
 #: The log rounds times down to milliseconds; before 1970 rounding in both directions is allowed for.
 _ROUNDED_US: Final = 1_000
 
 #: Glob characters, which a path that DuckDB reads must not hold.
-GLOB: Final = frozenset("*?[]{}")
+GLOB_CHARACTERS: Final = frozenset("*?[]{}")
 
 
 @dataclass(frozen=True)
-class Growth:
+class FileDiff:
     """Files that differ between two versions of a table, by name relative to the table.
 
     Attributes:
@@ -60,18 +60,18 @@ class Growth:
     removed: frozenset[str]
 
 
-def growth(before: DeltaTable, now: DeltaTable) -> Growth:
+def diff_files(earlier: DeltaTable, later: DeltaTable) -> FileDiff:
     """Compare the files of two versions of a table, from their logs alone."""
-    former, latter = names_of(before), names_of(now)
-    return Growth(added=latter - former, removed=former - latter)
+    former, latter = file_names(earlier), file_names(later)
+    return FileDiff(added=latter - former, removed=former - latter)
 
 
-def state_of(table: DeltaTable) -> dict[str, Any]:
+def version_fingerprint(table: DeltaTable) -> dict[str, Any]:
     """Return what identifies a version of a table, as JSON values: table id, version number, digest of the file names.
 
     The number alone is not enough: a table restored from a backup may reach it again with other files.
     """
-    names = "\n".join(sorted(names_of(table)))
+    names = "\n".join(sorted(file_names(table)))
     return {
         "id": str(table.metadata().id),
         "version": table.version(),
@@ -79,7 +79,9 @@ def state_of(table: DeltaTable) -> dict[str, Any]:
     }
 
 
-def former_version(now: DeltaTable, state: Mapping[str, Any], storage_options: dict[str, str] | None) -> DeltaTable | None:
+def reopen_version(
+    current: DeltaTable, fingerprint: Mapping[str, Any], storage_options: dict[str, str] | None
+) -> DeltaTable | None:
     """Open a table at a recorded state; None where its log is gone or the table is another one.
 
     Only the log is safe to read: the files may have been removed since.
@@ -87,19 +89,19 @@ def former_version(now: DeltaTable, state: Mapping[str, Any], storage_options: d
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
-    if state["id"] != str(now.metadata().id) or state["version"] > now.version():
+    if fingerprint["id"] != str(current.metadata().id) or fingerprint["version"] > current.version():
         return None
     try:
-        before = DeltaTable(now.table_uri, version=state["version"], storage_options=storage_options or None)
-        return before if state_of(before) == state else None
+        before = DeltaTable(current.table_uri, version=fingerprint["version"], storage_options=storage_options or None)
+        return before if version_fingerprint(before) == fingerprint else None
     except (DeltaError, OSError):
         return None
 
 
-def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
+def file_time_bounds(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
     """Return each file's minimum and maximum of a time column (both inclusive, µs since the epoch), from the log's statistics.
 
-    `ALWAYS` where the log has no statistics, or a value is null.
+    `UNBOUNDED` where the log has no statistics, or a value is null.
     """
     import pyarrow as pa
 
@@ -110,22 +112,22 @@ def bounds_of(table: DeltaTable, column: str) -> dict[str, tuple[int, int]]:
     if not set(needed) <= set(actions.schema.names) or not all(
         pa.types.is_timestamp(actions.schema.field(kind).type) and actions.schema.field(kind).type.tz for kind in kinds
     ):
-        return dict.fromkeys(names, ALWAYS)
+        return dict.fromkeys(names, UNBOUNDED)
     nulls = actions.column(needed[0]).to_pylist()
     lows, highs = (actions.column(kind).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_pylist() for kind in kinds)
     return {
-        name: ALWAYS if none != 0 or low is None or high is None else (low - _ROUNDED_US * (low < 0), high + _ROUNDED_US)
+        name: UNBOUNDED if none != 0 or low is None or high is None else (low - _ROUNDED_US * (low < 0), high + _ROUNDED_US)
         for name, none, low, high in zip(names, nulls, lows, highs, strict=True)
     }
 
 
-def files_between(table: DeltaTable, column: str, low: int, high: int) -> frozenset[str]:
+def files_in_time_range(table: DeltaTable, column: str, low: int, high: int) -> frozenset[str]:
     """Return the names of the files that may hold a time in ``[low, high]`` (µs), by the log's statistics."""
-    bounds = bounds_of(table, column)
+    bounds = file_time_bounds(table, column)
     return frozenset(name for name, (first, last) in bounds.items() if first <= high and last >= low)
 
 
-def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:
+def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:
     """Return a table's rows, or those of some of its files, as a pyarrow dataset.
 
     Raises:
@@ -133,7 +135,7 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
     """
     import pyarrow.dataset as ds
 
-    refuse_lost(table)
+    ensure_files_exist(table)
     if names is None:
         return table.to_pyarrow_dataset()
     if not _is_plain(table):
@@ -146,12 +148,10 @@ def fragments_of(table: DeltaTable, names: frozenset[str] | None = None) -> ds.D
 
     handler = DeltaStorageHandler.from_table(table._table, table._storage_options)  # noqa: SLF001 - as Delta's own method does
     files, form = PyFileSystem(handler), ds.ParquetFileFormat()
-    return ds.FileSystemDataset(
-        [form.make_fragment(name, files) for name in sorted(names)], schema_of_table(table), form, files
-    )
+    return ds.FileSystemDataset([form.make_fragment(name, files) for name in sorted(names)], arrow_schema(table), form, files)
 
 
-def paths_of(table: DeltaTable) -> list[str] | None:
+def local_paths(table: DeltaTable) -> list[str] | None:
     """Return the paths of a table's files on this machine; None: the table is in an object store."""
     if not table.table_uri.startswith("file:"):
         return None
@@ -159,22 +159,22 @@ def paths_of(table: DeltaTable) -> list[str] | None:
     return [unquote(urlparse(uri).path if uri.startswith("file:") else uri) for uri in table.file_uris()]
 
 
-def missing_file(paths: Sequence[str] | None) -> str | None:
+def first_missing_file(paths: Sequence[str] | None) -> str | None:
     """Return the first path that does not exist; None: all exist. Files in object stores (None) are not checked."""
     return next((path for path in paths or () if not os.path.exists(path)), None)  # noqa: PTH110 - of each file
 
 
-def refuse_lost(table: DeltaTable) -> list[str] | None:
+def ensure_files_exist(table: DeltaTable) -> list[str] | None:
     """Check that every local file of a table exists: a reader may hang on a missing one.
 
     Returns:
-        Their paths, as `paths_of`.
+        Their paths, as `local_paths`.
 
     Raises:
         LakeError: A file is missing.
     """
-    paths = paths_of(table)
-    if (missing := missing_file(paths)) is not None:
+    paths = local_paths(table)
+    if (missing := first_missing_file(paths)) is not None:
         raise LakeError(
             f"{missing} is missing, though the table's log names it",
             where=table.table_uri,
@@ -183,14 +183,14 @@ def refuse_lost(table: DeltaTable) -> list[str] | None:
     return paths
 
 
-def local_files(table: DeltaTable) -> list[str] | None:
+def duckdb_readable_files(table: DeltaTable) -> list[str] | None:
     """Return the paths of a table's files if DuckDB can read them directly, else None.
 
     Raises:
         LakeError: A file is missing.
     """
-    files = refuse_lost(table) if _is_plain(table) else None
-    if files is None or any(GLOB & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
+    files = ensure_files_exist(table) if _is_plain(table) else None
+    if files is None or any(GLOB_CHARACTERS & set(path) or not os.path.isabs(path) for path in files):  # noqa: PTH117 - of each file
         return None
     return files
 
@@ -201,31 +201,31 @@ def _is_plain(table: DeltaTable) -> bool:
     return not table.metadata().partition_columns and not features & {"deletionVectors", "columnMapping"}
 
 
-def records_of(table: DeltaTable, names: frozenset[str] | None = None) -> int:
+def row_count(table: DeltaTable, names: frozenset[str] | None = None) -> int:
     """Count the rows of a table, or of some of its files, from the log."""
     if names is not None:
-        return sum(rows for name, rows in records_by_file(table).items() if name in names)
+        return sum(rows for name, rows in row_count_by_file(table).items() if name in names)
     import pyarrow as pa
     import pyarrow.compute as pc
 
     return pc.sum(pa.table(table.get_add_actions()).column("num_records")).as_py() or 0
 
 
-def records_by_file(table: DeltaTable) -> dict[str, int]:
+def row_count_by_file(table: DeltaTable) -> dict[str, int]:
     """Count the rows of each file, by name, from the log."""
     actions = _actions(table)
     counted = zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
     return {name: rows or 0 for name, rows in counted}
 
 
-def schema_of_table(table: DeltaTable) -> pa.Schema:
+def arrow_schema(table: DeltaTable) -> pa.Schema:
     """Return a table's Arrow schema, from its log."""
     import pyarrow as pa
 
     return pa.schema(table.schema().to_arrow())
 
 
-def names_of(table: DeltaTable) -> frozenset[str]:
+def file_names(table: DeltaTable) -> frozenset[str]:
     """Return the names of a table's files, relative to the table."""
     return frozenset(_actions(table).column("path").to_pylist())
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["bucket_of", "fold_of", "stable_hash", "stable_hash_sql", "user_bucket_sql"]
+__all__ = ["hash_bucket", "hash_bucket_sql", "hash_fold", "stable_hash", "stable_hash_sql"]
 
 _HIGH = 2**32
 #: Ids hashed at a time: as Python objects they take a hundred bytes each.
@@ -58,12 +58,14 @@ def _hashes(ids: Any) -> npt.NDArray[np.uint64]:
     return found
 
 
-def bucket_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, buckets: int) -> npt.NDArray[np.int64]:
+def hash_bucket(
+    ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, buckets: int
+) -> npt.NDArray[np.int64]:
     """Return the bucket of each id: int64 [N] in ``0 … buckets - 1``."""
     return (stable_hash(ids) % np.uint64(buckets)).astype(np.int64)
 
 
-def fold_of(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, folds: int) -> npt.NDArray[np.int32]:
+def hash_fold(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray, folds: int) -> npt.NDArray[np.int32]:
     """Return the fold of each id: int32 [N] in ``0 … folds - 1``."""
     return (stable_hash(ids) // np.uint64(_HIGH) % np.uint64(folds)).astype(np.int32)
 
@@ -73,8 +75,8 @@ def stable_hash_sql(column: str) -> str:
     return f"md5_number_lower(CAST({column} AS VARCHAR))"
 
 
-def user_bucket_sql(column: str, buckets: int) -> str:
-    """Return a DuckDB expression (BIGINT) that equals `bucket_of`."""
+def hash_bucket_sql(column: str, buckets: int) -> str:
+    """Return a DuckDB expression (BIGINT) that equals `hash_bucket`."""
     return f"CAST({stable_hash_sql(column)} % {int(buckets)} AS BIGINT)"
 
 

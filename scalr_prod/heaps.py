@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["HEAP", "Heaps", "edges_of", "ordered", "rebatched", "tables_of"]
+__all__ = ["PARTITION_ROWS", "SpilledPartitions", "iter_partition_tables", "iter_sorted", "quantile_bounds", "rebatch"]
 
 #: Target number of rows of a partition.
-HEAP: Final = 500_000
+PARTITION_ROWS: Final = 500_000
 #: Rows that are partitioned at a time.
 _RUN: Final = 1 << 18
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
@@ -28,36 +28,36 @@ _MOST_PARTITIONS: Final = 50_000
 _BATCH: Final = 65_536
 
 
-class Heaps:
+class SpilledPartitions:
     """Rows in one spill file, split into range partitions of a key; only one partition has to fit in memory.
 
     Args:
         path: A new file.
         key: The partition column: integers, times or texts, without nulls.
-        edges: The first key of each partition but the first, ascending; times in µs.
+        bounds: The first key of each partition but the first, ascending; times in µs.
         batches: The rows, in any order; all of them are read.
 
     Raises:
         OSError: The file cannot be written.
     """
 
-    def __init__(self, path: Path, key: str, edges: Sequence[int] | Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
-        self._path, self._key, self._edges = path, key, edges
-        self._batches: list[list[int]] = [[] for _ in range(len(edges) + 1)]
+    def __init__(self, path: Path, key: str, bounds: Sequence[int] | Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+        self._path, self._key, self._edges = path, key, bounds
+        self._batches: list[list[int]] = [[] for _ in range(len(bounds) + 1)]
         self._spill(batches)
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def rows(self, heap: int) -> Iterator[pa.RecordBatch]:
+    def iter_batches(self, partition: int) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a partition, in their original order."""
         import pyarrow as pa
 
         with pa.OSFile(str(self._path)) as source, pa.ipc.open_file(source) as file:
-            for number in self._batches[heap]:
+            for number in self._batches[partition]:
                 yield file.get_batch(number)
 
-    def tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
+    def iter_tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
         """Load one partition after the other as a DuckDB table, and yield its name; the spill file is removed after the last one.
 
         Args:
@@ -68,7 +68,7 @@ class Heaps:
         import pyarrow as pa
 
         for partition in range(len(self)):
-            db.register("spilled", pa.RecordBatchReader.from_batches(schema, self.rows(partition)))
+            db.register("spilled", pa.RecordBatchReader.from_batches(schema, self.iter_batches(partition)))
             db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM spilled")
             db.unregister("spilled")
             yield name
@@ -81,7 +81,7 @@ class Heaps:
         number = 0
         writer: Any = None
         try:
-            for batch in rebatched(batches, _RUN):
+            for batch in rebatch(batches, _RUN):
                 if writer is None:
                     writer = pa.ipc.new_file(str(self._path), batch.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
                 numbers = _partition_numbers(batch.column(self._key), self._edges)
@@ -97,8 +97,8 @@ class Heaps:
                 writer.close()
 
 
-def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
-    """Estimate the keys that split rows into partitions of about `HEAP` rows, ascending (times in µs); empty for few rows.
+def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
+    """Estimate the keys that split rows into partitions of about `PARTITION_ROWS` rows, ascending (times in µs); empty for few rows.
 
     Args:
         db: DuckDB connection.
@@ -106,7 +106,7 @@ def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
         key: The column: integers, times or texts, without nulls.
         rows: Approximate row count.
     """
-    partitions = min(-(-rows // HEAP), _MOST_PARTITIONS)
+    partitions = min(-(-rows // PARTITION_ROWS), _MOST_PARTITIONS)
     if partitions < 2:  # noqa: PLR2004 - one partition needs no bounds
         return []
     percent = min(100 * partitions * _SAMPLED / rows, 100)
@@ -115,14 +115,16 @@ def edges_of(db: Any, relation: str, key: str, rows: int) -> list[Any]:
     return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
 
 
-def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path, name: str = "heap") -> Iterator[str]:
+def iter_partition_tables(
+    db: Any, query: str, *, key: str, bounds: Sequence[Any], path: Path, name: str = "heap"
+) -> Iterator[str]:
     """Split a query's rows into range partitions, and yield them one by one, in the order of their keys, as a DuckDB table.
 
     Args:
         db: DuckDB connection.
         query: Selects the rows; this call runs it once.
         key: The partition column; equal keys share a partition.
-        edges: From `edges_of`.
+        bounds: From `quantile_bounds`.
         path: A new file to spill to; removed after the last partition.
         name: Name of the table.
 
@@ -132,24 +134,24 @@ def tables_of(db: Any, query: str, *, key: str, edges: Sequence[Any], path: Path
     Raises:
         OSError: The file cannot be written.
     """
-    if not edges:
+    if not bounds:
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
         return _single_table(db, name)
     reader = db.sql(query).to_arrow_reader(_BATCH)
-    return Heaps(path, key, edges, reader).tables(db, reader.schema, name)
+    return SpilledPartitions(path, key, bounds, reader).iter_tables(db, reader.schema, name)
 
 
-def ordered(
-    db: Any, query: str, arranged: str, *, key: str, edges: Sequence[Any], path: Path
+def iter_sorted(
+    db: Any, query: str, sort_sql: str, *, key: str, bounds: Sequence[Any], path: Path
 ) -> Iterator[pa.RecordBatchReader]:
-    """Sort a query's rows externally: one reader per partition of `tables_of`.
+    """Sort a query's rows externally: one reader per partition of `iter_partition_tables`.
 
     Args:
         db: DuckDB connection; the table ``heap`` is created in it.
         query: Selects the rows; this call runs it once.
-        arranged: SQL that sorts one partition: selects from the table ``heap``, in an order that begins with the key.
+        sort_sql: SQL that sorts one partition: selects from the table ``heap``, in an order that begins with the key.
         key: The partition column.
-        edges: From `edges_of`.
+        bounds: From `quantile_bounds`.
         path: A new file to spill to.
 
     Returns:
@@ -158,7 +160,9 @@ def ordered(
     Raises:
         OSError: The file cannot be written.
     """
-    return (db.sql(arranged).to_arrow_reader(_BATCH) for _ in tables_of(db, query, key=key, edges=edges, path=path))
+    return (
+        db.sql(sort_sql).to_arrow_reader(_BATCH) for _ in iter_partition_tables(db, query, key=key, bounds=bounds, path=path)
+    )
 
 
 def _single_table(db: Any, name: str) -> Iterator[str]:
@@ -166,7 +170,7 @@ def _single_table(db: Any, name: str) -> Iterator[str]:
     db.execute(f"DROP TABLE {name}")
 
 
-def rebatched(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the same rows in batches of ``rows`` rows; the last one may be shorter."""
     import pyarrow as pa
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.naming import read_mark
+from scalr_prod.naming import read_marker
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["CANARY", "HELD_OUT", "Canary", "Holdout", "not_held_out_sql"]
+__all__ = ["CANARY_COLUMN", "HELD_OUT_COLUMN", "Canary", "Holdout", "not_held_out_sql"]
 
 #: Training-set columns that mark rows of held-out users and of canary users.
-HELD_OUT: Final = "held_out"
-CANARY: Final = "canary"
+HELD_OUT_COLUMN: Final = "held_out"
+CANARY_COLUMN: Final = "canary"
 #: Key in a run's specification.
 _SECTION: Final = "experiment"
 
@@ -45,7 +45,7 @@ class Holdout:
     salt: str
 
     @classmethod
-    def of(cls, settings: Settings) -> Self | None:
+    def from_settings(cls, settings: Settings) -> Self | None:
         """Return the project's holdout; None where nobody is held out.
 
         Raises:
@@ -57,16 +57,16 @@ class Holdout:
         return cls(settings.experiment.holdout, _salt(settings))
 
     @classmethod
-    def of_run(cls, settings: Mapping[str, Any]) -> Self | None:
+    def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
         """Return the holdout that a run was planned with, from the settings in its specification; None: it had none."""
         found = settings.get(_SECTION)
         return None if found is None else cls(**found)
 
-    def to_run(self) -> dict[str, Any]:
-        """Return the settings that a run's specification records, for `of_run`."""
+    def to_run_settings(self) -> dict[str, Any]:
+        """Return the settings that a run's specification records, for `from_run`."""
         return {_SECTION: asdict(self)}
 
-    def sql(self, user: str) -> str:
+    def membership_sql(self, user: str) -> str:
         """Return a DuckDB expression (BOOLEAN): whether a user is held out.
 
         Args:
@@ -88,7 +88,7 @@ class Canary(Jsonable):
     salt: str
 
     @classmethod
-    def of(cls, settings: Settings, share: float | None = None) -> Self | None:
+    def from_settings(cls, settings: Settings, share: float | None = None) -> Self | None:
         """Return the project's canary; None where runs are published for everybody at once.
 
         Args:
@@ -103,7 +103,7 @@ class Canary(Jsonable):
         return cls(share, _salt(settings)) if share else None
 
     @classmethod
-    def of_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
+    def from_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
         """Return the canary of a publication from its ledger record; None: it was for everybody."""
         return None if found is None else cls(**found)
 
@@ -111,18 +111,18 @@ class Canary(Jsonable):
         """Return whether this canary is certainly a subset of the other (None: everybody)."""
         return other is None or (self.salt == other.salt and self.share <= other.share)
 
-    def sql(self, user: str) -> str:
-        """Return a DuckDB expression (BOOLEAN): whether a user is in the canary; ``user`` as for `Holdout.sql`."""
+    def membership_sql(self, user: str) -> str:
+        """Return a DuckDB expression (BOOLEAN): whether a user is in the canary; ``user`` as for `Holdout.membership_sql`."""
         return f"({_hash_sql(self.salt, user)} >= {max(2**64 - _hash_bound(self.share), 1)}::UBIGINT)"
 
-    def among(self, users: pa.Array) -> pa.BooleanArray:
+    def membership_mask(self, users: pa.Array) -> pa.BooleanArray:
         """Return a mask of the users that are in the canary: [N]."""
         import duckdb
         import pyarrow as pa
 
         with duckdb.connect(config={"threads": 1}) as db:
             db.register("users", pa.table({"user_id": users}))
-            found = db.sql(f"SELECT {self.sql('user_id')} AS chosen FROM users").to_arrow_table()["chosen"]
+            found = db.sql(f"SELECT {self.membership_sql('user_id')} AS chosen FROM users").to_arrow_table()["chosen"]
         return found.combine_chunks()
 
 
@@ -131,7 +131,7 @@ def _salt(settings: Settings) -> str:
     key = settings.experiment.key
     if key is None:
         claim_home(settings)
-        mark = read_mark(settings.home)
+        mark = read_marker(settings.home)
         key = mark.id if mark else ""
     return hashlib.sha256(f"scalr holdout:{key}".encode()).hexdigest()[:32]
 
@@ -151,5 +151,5 @@ def not_held_out_sql(settings: Mapping[str, Any], user: str) -> str:
         settings: Settings in the run's specification.
         user: An expression of the id.
     """
-    held = Holdout.of_run(settings)
-    return "true" if held is None else f"NOT {held.sql(user)}"
+    held = Holdout.from_run(settings)
+    return "true" if held is None else f"NOT {held.membership_sql(user)}"

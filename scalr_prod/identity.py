@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.naming import mark_folder, read_mark, rename_mark
+from scalr_prod.naming import ensure_marker, read_marker, rename_marker
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["Identity", "claim_for_project", "plain_lake"]
+__all__ = ["ProjectIdentity", "bind_to_project", "normalize_lake_url"]
 
 
 @dataclass(frozen=True)
-class Identity:
+class ProjectIdentity:
     """A project as a store records it.
 
     Attributes:
@@ -37,18 +37,18 @@ class Identity:
     moved_from: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings, store: Path | None = None) -> Self:
+    def from_settings(cls, settings: Settings, store_file: Path | None = None) -> Self:
         """Return the identity of the settings' project, as a store records it.
 
         Args:
             settings: The project's settings.
-            store: The store's file; None where it is not a single file on this machine.
+            store_file: The store's file; None where it is not a single file on this machine.
         """
-        project, home, lake = settings.project, settings.home, plain_lake(settings.lake_url)
-        alone = store is not None and store.resolve().is_relative_to(home)
+        project, home, lake = settings.project, settings.home, normalize_lake_url(settings.lake_url)
+        alone = store_file is not None and store_file.resolve().is_relative_to(home)
         if alone and "://" not in lake and Path(lake).is_relative_to(home):
             lake = f"./{Path(lake).relative_to(home).as_posix()}"
-        mark = read_mark(home)
+        mark = read_marker(home)
         return cls(
             name=settings.project_name,
             lake=lake,
@@ -59,20 +59,20 @@ class Identity:
         )
 
     @property
-    def lake_in_home(self) -> bool:
+    def is_lake_in_home(self) -> bool:
         """Whether the tables lie in the project's own home."""
         return self.lake.startswith("./") or ("://" not in self.lake and Path(self.lake).is_relative_to(self.home))
 
     @property
-    def alone(self) -> bool:
+    def is_sole_owner(self) -> bool:
         """Whether the store lies in the project's own home, and so holds this project alone."""
         return self.home == "."
 
-    def is_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
+    def is_located_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
         """Return whether a recorded location is this project's: the same lake and home, or one that it was moved from."""
-        return self.came_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
+        return self.was_moved_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
 
-    def came_from(self, *places: str | None) -> bool:
+    def was_moved_from(self, *places: str | None) -> bool:
         """Return whether ``moved_from`` names one of these lakes and homes, or a folder that contains one."""
         former = self.moved_from
         return former is not None and any(place == former or (place or "").startswith(f"{former}/") for place in places)
@@ -84,7 +84,7 @@ class Identity:
         return home is not None and home_id is not None and home_id == self.home_id and not Path(home).exists()
 
 
-def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
+def bind_to_project(settings: Settings, folder: Path, setting: str) -> None:
     """Bind a folder to the project: mark an unmarked one, and update the mark of a renamed project.
 
     Args:
@@ -97,7 +97,7 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
         OSError: It cannot be written to.
     """
     name = settings.project_name
-    mark = mark_folder(folder, name)
+    mark = ensure_marker(folder, name)
     if mark.project == name:
         return
     if mark.project != settings.project.formerly:
@@ -107,15 +107,15 @@ def claim_for_project(settings: Settings, folder: Path, setting: str) -> None:
             next_step=f"name another {setting} for '{name}'; if it is the same project under a new name, set "
             f'[project] formerly = "{mark.project}"',
         )
-    rename_mark(folder, mark, name)
+    rename_marker(folder, mark, name)
 
 
-def plain_lake(url: str) -> str:
+def normalize_lake_url(url: str) -> str:
     """Normalise a lake's folder or URL."""
     return url.removeprefix("file://").rstrip("/")
 
 
 def _place(settings: Settings, text: str) -> str:
     """Return a location as stores record it."""
-    text = plain_lake(text)
+    text = normalize_lake_url(text)
     return text if "://" in text or text == "." or text.startswith("./") else str(settings.resolve(text))

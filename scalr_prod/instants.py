@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["datetime_of", "micros", "micros_of", "micros_of_text"]
+__all__ = ["column_to_micros", "iso_to_micros", "micros_to_datetime", "to_micros"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def micros(moment: datetime) -> int:
+def to_micros(moment: datetime) -> int:
     """Return the microseconds since the epoch of a timezone-aware datetime."""
     elapsed = moment - _EPOCH
     # Not `elapsed // timedelta(…)`: pendulum's durations, which Airflow passes in, do not support it.
     return (elapsed.days * 86_400 + elapsed.seconds) * 1_000_000 + elapsed.microseconds
 
 
-def micros_of_text(moment: str) -> int:
+def iso_to_micros(moment: str) -> int:
     """Return the microseconds since the epoch of an ISO 8601 text with a time zone."""
-    return micros(datetime.fromisoformat(moment))
+    return to_micros(datetime.fromisoformat(moment))
 
 
-def micros_of(column: Any) -> NDArray[np.int64]:
+def column_to_micros(column: Any) -> NDArray[np.int64]:
     """Return the microseconds since the epoch of an Arrow column of timestamps without nulls: int64 [N]."""
     import pyarrow as pa
 
@@ -35,6 +35,6 @@ def micros_of(column: Any) -> NDArray[np.int64]:
     return flat.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]  # pyarrow is untyped
 
 
-def datetime_of(instant: int) -> datetime:
+def micros_to_datetime(instant: int) -> datetime:
     """Return the UTC datetime of microseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=int(instant))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Interrupted", "ending_in_order", "held_back", "raise_what_was_lost"]
+__all__ = ["Interrupted", "defer_signals", "graceful_shutdown", "reraise_pending"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: Cleanup time during which another SIGTERM is ignored.
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
         """Exit code as shells report it: 128 plus the signal's number."""
         return 128 + self.signal
 
-    def at(self, *, stage: str | None, run_id: str | None) -> Interrupted:
+    def add_context(self, *, stage: str | None, run_id: str | None) -> Interrupted:
         """Add the stage and the run where not known yet; returns the exception itself."""
         self.stage, self.run_id = self.stage or stage, self.run_id or run_id
         return self
@@ -76,7 +76,7 @@ class _Handler:
     """Signal handler that raises on the first signal, then lets cleanup finish.
 
     An exception raised in a destructor or a C callback is swallowed. So a later signal raises again after a while, and so does the next
-    stage (`raise_what_was_lost`).
+    stage (`reraise_pending`).
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class _Handler:
 
 
 @contextmanager
-def ending_in_order() -> Iterator[None]:
+def graceful_shutdown() -> Iterator[None]:
     """Within the block, raise `Interrupted` in the main thread on the first SIGTERM or SIGINT, so that resources are closed.
 
     During cleanup another SIGTERM is ignored, and another SIGINT aborts the cleanup. A signal that was ignored before stays ignored. A
@@ -125,7 +125,7 @@ def ending_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Defer the first signal to the end of the block, so that a resource opened there is complete and can be closed.
 
     A second SIGINT aborts the block.
@@ -145,7 +145,7 @@ def held_back() -> Iterator[None]:
         handler(held, None)
 
 
-def raise_what_was_lost() -> None:
+def reraise_pending() -> None:
     """Raise `Interrupted` again if the first one was swallowed. Called where a stage begins, which never happens during cleanup."""
     if threading.current_thread() is not threading.main_thread():
         return

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["exports"]
+__all__ = ["lazy_exports"]
 
 
-def exports(room: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a package's ``__getattr__``.
 
     Args:
-        room: The package's ``__name__``.
-        homes: Module of the package that defines each name.
+        package: The package's ``__name__``.
+        modules: Module of the package that defines each name.
     """
 
     def load(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{room}.{homes[name]}"), name)
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return load

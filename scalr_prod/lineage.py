@@ -14,37 +14,37 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from scalr_prod.contracts import Table
-from scalr_prod.masking import masked, secrets_of, without_user
+from scalr_prod.masking import redact, strip_credentials, url_secrets
 from scalr_prod.version import __version__
-from scalr_prod.written import collected
+from scalr_prod.written import collect_commits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from scalr_prod.settings import Settings
     from scalr_prod.stages import StageScope
-    from scalr_prod.written import Written
+    from scalr_prod.written import CommitEvent
 
 __all__ = ["LineageHook"]
 
 logger = logging.getLogger(__name__)
 
-_EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
-_HISTORIES: Final = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
+_EVENT_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+_HISTORY_TABLES: Final = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
 #: Tables that each stage reads.
-_READ: Final[Mapping[str, tuple[Table, ...]]] = {
-    "histories": _EVENTS,
-    "translator": _EVENTS,
-    "generate": (*_EVENTS, Table.SOURCE_USER_HISTORY),
-    "validate": (*_EVENTS, Table.TARGET_ITEMS),
-    "publish": (*_EVENTS, Table.SOURCE_USER_HISTORY),
-    "dataset": (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS, *_HISTORIES),
+_INPUT_TABLES: Final[Mapping[str, tuple[Table, ...]]] = {
+    "histories": _EVENT_TABLES,
+    "translator": _EVENT_TABLES,
+    "generate": (*_EVENT_TABLES, Table.SOURCE_USER_HISTORY),
+    "validate": (*_EVENT_TABLES, Table.TARGET_ITEMS),
+    "publish": (*_EVENT_TABLES, Table.SOURCE_USER_HISTORY),
+    "dataset": (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS, *_HISTORY_TABLES),
 }
 _PRODUCER: Final = f"scalr_prod/{__version__}"
 #: Timeout to connect, and then for the response.
 _TIMEOUT_S: Final = 5.0
 #: Servers that failed once and get no more events, so that an unresponsive server costs one timeout only.
-_given_up: ContextVar[set[str] | None] = ContextVar("scalr_lineage_given_up", default=None)
+_failed_servers: ContextVar[set[str] | None] = ContextVar("scalr_lineage_given_up", default=None)
 
 
 class LineageHook:
@@ -57,13 +57,13 @@ class LineageHook:
         Yields:
             URLs of servers that failed.
         """
-        outer = _given_up.get()
+        outer = _failed_servers.get()
         failed_servers = set() if outer is None else outer
-        token = _given_up.set(failed_servers)
+        token = _failed_servers.set(failed_servers)
         try:
             yield failed_servers
         finally:
-            _given_up.reset(token)
+            _failed_servers.reset(token)
 
     @contextmanager
     def around_stage(self, scope: StageScope) -> Iterator[None]:
@@ -73,7 +73,7 @@ class LineageHook:
             yield
             return
         outcome, error = "ABORT", None
-        with self.around_run() as failed_servers, collected() as commits:
+        with self.around_run() as failed_servers, collect_commits() as commits:
             events = _StageEvents(scope.settings, scope.name, scope.run_id, failed_servers)
             events.emit("START")
             try:
@@ -89,33 +89,33 @@ class LineageHook:
 class _StageEvents:
     """Events of one stage, which share an OpenLineage run id."""
 
-    def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None], given_up: set[str]) -> None:
-        self._settings, self._stage, self._run_id, self._given_up = settings, stage, run_id, given_up
+    def __init__(self, settings: Settings, stage: str, run_id: Callable[[], str | None], failed_servers: set[str]) -> None:
+        self._settings, self._stage, self._run_id, self._failed_servers = settings, stage, run_id, failed_servers
         self._id: str | None = None
 
-    def emit(self, kind: str, written: Sequence[Written] = (), error: str | None = None) -> None:
+    def emit(self, kind: str, commits: Sequence[CommitEvent] = (), error: str | None = None) -> None:
         """Send one event to each target in the settings."""
         lineage = self._settings.lineage
         if lineage.file is not None:
-            self._sent(_append, "the file", kind, written, error)
-        if lineage.url is None or lineage.url in self._given_up:
+            self._send(_append_to_file, "the file", kind, commits, error)
+        if lineage.url is None or lineage.url in self._failed_servers:
             return
-        if not self._sent(_post, "the server", kind, written, error):
-            self._given_up.add(lineage.url)
+        if not self._send(_post_to_server, "the server", kind, commits, error):
+            self._failed_servers.add(lineage.url)
 
-    def _sent(
-        self, send: Callable[[Settings, Any], None], what: str, kind: str, written: Sequence[Written], error: str | None
+    def _send(
+        self, send: Callable[[Settings, Any], None], target: str, kind: str, commits: Sequence[CommitEvent], error: str | None
     ) -> bool:
         try:
-            send(self._settings, self._event(kind, written, error))
+            send(self._settings, self._build_event(kind, commits, error))
         except Exception as failed:  # best effort: never fails the stage
             hint = "; install scalr_prod[lineage]" if isinstance(failed, ModuleNotFoundError) else ""
-            reason = masked(str(failed), (self._settings.lineage.api_key, *secrets_of(self._settings.lineage.url)))
-            logger.warning("%s of lineage did not get an event: %s: %s%s", what, type(failed).__name__, reason, hint)
+            reason = redact(str(failed), (self._settings.lineage.api_key, *url_secrets(self._settings.lineage.url)))
+            logger.warning("%s of lineage did not get an event: %s: %s%s", target, type(failed).__name__, reason, hint)
             return False
         return True
 
-    def _event(self, kind: str, written: Sequence[Written], error: str | None) -> Any:
+    def _build_event(self, kind: str, commits: Sequence[CommitEvent], error: str | None) -> Any:
         from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
         from openlineage.client.facet_v2 import dataset_version_dataset, error_message_run, tags_run
         from openlineage.client.uuid import generate_new_uuid
@@ -128,17 +128,17 @@ class _StageEvents:
             facets["tags"] = tags_run.TagsRunFacet(tags, producer=_PRODUCER)
         if error is not None:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=_PRODUCER)
-        latest = {commit.uri: commit.version for commit in written}
+        latest = {commit.uri: commit.version for commit in commits}
         return RunEvent(
             eventType=RunState[kind],
             eventTime=datetime.now(UTC).isoformat(),
             producer=_PRODUCER,
             run=Run(self._id, facets),
             job=Job(self._settings.lineage.namespace, f"{self._settings.project_name}.{self._stage}"),
-            inputs=[InputDataset(*_name(uri)) for uri in _inputs(self._settings, self._stage)],
+            inputs=[InputDataset(*_dataset_name(uri)) for uri in _input_uris(self._settings, self._stage)],
             outputs=[
                 OutputDataset(
-                    *_name(uri),
+                    *_dataset_name(uri),
                     facets={"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(version), producer=_PRODUCER)},
                 )
                 for uri, version in latest.items()
@@ -146,31 +146,31 @@ class _StageEvents:
         )
 
 
-def _inputs(settings: Settings, stage: str) -> list[str]:
+def _input_uris(settings: Settings, stage: str) -> list[str]:
     """Return the URIs of the tables that a stage reads, for ingest those of the logs; databases of queries are left out."""
     if stage == "ingest":
-        places = (*settings.domains.places("source"), *settings.domains.places("target"))
+        places = (*settings.domains.log_keys("source"), *settings.domains.log_keys("target"))
         logs = [settings.domains[place].events for place in places]
         return [log if "://" in log else str(settings.resolve(log)) for log in logs if log is not None]
-    return [f"{settings.lake_url.rstrip('/')}/{table.value}" for table in _READ.get(stage, ())]
+    return [f"{settings.lake_url.rstrip('/')}/{table.value}" for table in _INPUT_TABLES.get(stage, ())]
 
 
-def _name(uri: str) -> tuple[str, str]:
+def _dataset_name(uri: str) -> tuple[str, str]:
     """Return namespace and name of a dataset by OpenLineage's rules: ``file`` and a path, or ``s3://bucket`` and a key."""
     if "://" not in uri:
         return "file", uri
-    parts = urlsplit(without_user(uri))
+    parts = urlsplit(strip_credentials(uri))
     return f"{parts.scheme}://{parts.netloc}", parts.path.strip("/") or "/"
 
 
-def _append(settings: Settings, event: Any) -> None:
+def _append_to_file(settings: Settings, event: Any) -> None:
     from openlineage.client.transport.file import FileConfig, FileTransport
 
     path = settings.resolve(str(settings.lineage.file))
     FileTransport(FileConfig(str(path), append=True)).emit(event)
 
 
-def _post(settings: Settings, event: Any) -> None:
+def _post_to_server(settings: Settings, event: Any) -> None:
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport
 
     key = settings.lineage.api_key

@@ -17,10 +17,18 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = ["FACTS", "about", "facts", "in_context", "log_error", "logs_are_json", "start_logging"]
+__all__ = [
+    "CONTEXT_FIELDS",
+    "bind_log_context",
+    "configure_logging",
+    "current_log_context",
+    "is_json_logging",
+    "log_context",
+    "log_error",
+]
 
 #: Context fields of a log line.
-FACTS: Final = ("project", "run_id", "stage", "partition")
+CONTEXT_FIELDS: Final = ("project", "run_id", "stage", "partition")
 
 _facts: ContextVar[Mapping[str, Any]] = ContextVar("scalr_log_facts")
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s%(about)s"
@@ -29,42 +37,42 @@ _NOISY: Final = ("py.warnings", "great_expectations", "feast", "alembic", "botoc
 
 
 @contextmanager
-def about(**known: Any) -> Iterator[None]:
+def log_context(**fields: Any) -> Iterator[None]:
     """Add fields to every log line within the block, besides those of enclosing blocks.
 
     Args:
-        known: Any of `FACTS`; None: not known.
+        fields: Any of `CONTEXT_FIELDS`; None: not known.
     """
-    token = _facts.set(facts() | {name: value for name, value in known.items() if value is not None})
+    token = _facts.set(current_log_context() | {name: value for name, value in fields.items() if value is not None})
     try:
         yield
     finally:
         _facts.reset(token)
 
 
-def facts() -> dict[str, Any]:
+def current_log_context() -> dict[str, Any]:
     """Return the log context in force here."""
     return dict(_facts.get({}))
 
 
-def in_context(work: Callable[P, R]) -> Callable[P, R]:
+def bind_log_context(function: Callable[P, R]) -> Callable[P, R]:
     """Wrap a function for another thread, so that its log lines keep the context in force here."""
     context = copy_context()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        return context.copy().run(work, *args, **kwargs)
+        return context.copy().run(function, *args, **kwargs)
 
     return run
 
 
-def start_logging(form: Literal["text", "json"], level: str, *, logger: str | None = None) -> None:
+def configure_logging(log_format: Literal["text", "json"], level: str, *, logger: str | None = None) -> None:
     """Log to stderr; replaces the handler of an earlier call.
 
     Does nothing where other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
     process.
 
     Args:
-        form: One line of text or one JSON object per message.
+        log_format: One line of text or one JSON object per message.
         level: Lowest level of the package's own lines: ``debug``, ``info``, ``warning`` or ``error``. Lines of other libraries are
             shown from ``warning`` on.
         logger: Install on this logger instead of the root, for a process that is not ours.
@@ -75,7 +83,7 @@ def start_logging(form: Literal["text", "json"], level: str, *, logger: str | No
         return
     for handler in ours:
         root.removeHandler(handler)
-    root.addHandler(_Stderr(form))
+    root.addHandler(_Stderr(log_format))
     logging.getLogger("scalr_prod").setLevel(level.upper())
     if logger is not None:
         root.propagate = False
@@ -84,21 +92,21 @@ def start_logging(form: Literal["text", "json"], level: str, *, logger: str | No
     logging.captureWarnings(capture=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING if level == "debug" else logging.ERROR)
-    sys.excepthook = _log_crash if form == "json" else sys.__excepthook__
+    sys.excepthook = _log_crash if log_format == "json" else sys.__excepthook__
 
 
-def log_error(text: str, facts: Mapping[str, Any]) -> None:
+def log_error(text: str, fields: Mapping[str, Any]) -> None:
     """Write an error to stderr: as text, or as a log line where logs are JSON.
 
     Args:
         text: The text for people.
-        facts: The fields for machines.
+        fields: The fields for machines.
     """
-    if not logs_are_json():
+    if not is_json_logging():
         print(text, file=sys.stderr)  # noqa: T201 - the other form of the line below
         return
-    found = {name: value for name, value in facts.items() if value is not None}
-    with about(**{name: found.pop(name) for name in FACTS if name in found}):
+    found = {name: value for name, value in fields.items() if value is not None}
+    with log_context(**{name: found.pop(name) for name in CONTEXT_FIELDS if name in found}):
         logging.getLogger("scalr_prod").error(found.pop("found", text), extra=found)
 
 
@@ -130,15 +138,15 @@ _RESERVED: Final = (*vars(logging.makeLogRecord({})), "message", "asctime", "tas
 
 
 def _add_facts(record: logging.LogRecord) -> bool:
-    known = facts()
+    known = current_log_context()
     for name, value in known.items():
         setattr(record, name, value)
-    shown = " ".join(f"{name}={known[name]}" for name in FACTS if name in known)
+    shown = " ".join(f"{name}={known[name]}" for name in CONTEXT_FIELDS if name in known)
     record.about = f" [{shown}]" if shown else ""
     return True
 
 
-def logs_are_json() -> bool:
+def is_json_logging() -> bool:
     """Return whether log lines on stderr are JSON."""
     return any(isinstance(handler, _Stderr) and handler.form == "json" for handler in logging.getLogger().handlers)
 

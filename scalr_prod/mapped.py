@@ -16,24 +16,24 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.disk import disk_errors
+from scalr_prod.disk import translate_disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Rows", "let_go", "on_disk", "passed"]
+__all__ = ["DiskMatrix", "drop_pages", "iter_row_slices", "spill_arrays"]
 
 #: A plain set: copying it is atomic, while other threads create and release arrays.
 _mapped: Final[set[weakref.ref[mmap.mmap]]] = set()
 
 
-def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], folder: Path | None) -> list[NDArray[Any]]:
+def spill_arrays(batches: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], folder: Path | None) -> list[NDArray[Any]]:
     """Write batches of arrays to temporary files and map each whole array read-only.
 
     Args:
-        parts: Batches: per array [n]. One batch is held at a time.
+        batches: Batches: per array [n]. One batch is held at a time.
         dtypes: Dtypes of the arrays.
         folder: Folder of the files; None: the system's temporary folder.
 
@@ -45,7 +45,7 @@ def on_disk(parts: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any], fold
     """
     with ExitStack() as opened:
         files = [opened.enter_context(_temporary_file(folder)) for _ in dtypes]
-        for part in parts:
+        for part in batches:
             with _disk_errors_in(folder):
                 for file, array, dtype in zip(files, part, dtypes, strict=True):
                     file.write(np.ascontiguousarray(array, dtype).data)
@@ -59,7 +59,7 @@ def _temporary_file(folder: Path | None) -> IO[bytes]:
 
 
 def _disk_errors_in(folder: Path | None) -> AbstractContextManager[None]:
-    return disk_errors(folder or Path(tempfile.gettempdir()))
+    return translate_disk_errors(folder or Path(tempfile.gettempdir()))
 
 
 def _map_array(file: IO[bytes], dtype: Any) -> NDArray[Any]:
@@ -71,7 +71,7 @@ def _map_array(file: IO[bytes], dtype: Any) -> NDArray[Any]:
     return np.frombuffer(pages, dtype)
 
 
-def let_go() -> None:
+def drop_pages() -> None:
     """Release the resident pages of all mapped arrays. The arrays stay valid: pages are read again on access."""
     if hasattr(mmap, "MADV_DONTNEED"):
         for held in _mapped.copy():
@@ -80,14 +80,14 @@ def let_go() -> None:
                 pages.madvise(mmap.MADV_DONTNEED)
 
 
-def passed(length: int, at_a_time: int = 1_000_000) -> Iterator[slice]:
+def iter_row_slices(length: int, rows_per_slice: int = 1_000_000) -> Iterator[slice]:
     """Yield slices of ``at_a_time`` rows that cover ``length`` rows, at least one; after each, resident pages are released."""
-    for first in range(0, max(length, 1), at_a_time):
-        yield slice(first, min(first + at_a_time, length))
-        let_go()
+    for first in range(0, max(length, 1), rows_per_slice):
+        yield slice(first, min(first + rows_per_slice, length))
+        drop_pages()
 
 
-class Rows(AbstractContextManager["Rows"]):
+class DiskMatrix(AbstractContextManager["DiskMatrix"]):
     """A matrix in a file, read and written by rows; zeros where nothing was written. For one thread; closed on exit."""
 
     def __init__(self, rows: int, width: int, dtype: Any, folder: Path | None) -> None:
@@ -97,7 +97,7 @@ class Rows(AbstractContextManager["Rows"]):
             rows: Number of rows.
             width: Number of columns.
             dtype: Dtype of the elements.
-            folder: As in `on_disk`.
+            folder: As in `spill_arrays`.
 
         Raises:
             LakeError: The file cannot be created.

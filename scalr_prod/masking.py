@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["host_of", "masked", "masked_url", "secrets_of", "without_user"]
+__all__ = ["redact", "redact_url", "strip_credentials", "url_host", "url_secrets"]
 
 #: A secret of this length is masked inside words too; a shorter one would match words by chance.
 _LONG: Final = 6
@@ -20,7 +20,7 @@ _USER: Final = re.compile(r"://(?=[^/]*[:@])(.*)@", re.DOTALL)
 _QUERY: Final = re.compile(r"(?<=\?)(?=[^/=?]*=).*", re.DOTALL)
 
 
-def masked(text: str, secrets: Iterable[str | None]) -> str:
+def redact(text: str, secrets: Iterable[str | None]) -> str:
     """Replace every secret in a text by ``***``, plain or URL-quoted.
 
     Args:
@@ -33,7 +33,7 @@ def masked(text: str, secrets: Iterable[str | None]) -> str:
     return text
 
 
-def masked_url(text: str) -> str:
+def redact_url(text: str) -> str:
     """Replace user and password of a URL (up to the last ``@``) and each value of its query by ``***``.
 
     Where user and query cannot be told apart, everything after ``://`` is replaced. A text without ``://`` is returned unchanged.
@@ -50,7 +50,7 @@ def masked_url(text: str) -> str:
     return scheme + _USER.sub("://***@", found + rest, count=1)
 
 
-def secrets_of(url: str | None) -> list[str]:
+def url_secrets(url: str | None) -> list[str]:
     """List the secrets in a URL, as written and unquoted; a text that is not a URL raises no error.
 
     Returns:
@@ -67,14 +67,14 @@ def secrets_of(url: str | None) -> list[str]:
     return [spelled for one in found if one for spelled in dict.fromkeys((one, unquote(one)))]
 
 
-def without_user(url: str) -> str:
+def strip_credentials(url: str) -> str:
     """Return the URL without user and password (up to the last ``@``)."""
     return _USER.sub("://", url, count=1)
 
 
-def host_of(url: str) -> str:
+def url_host(url: str) -> str:
     """Return host and port of a URL, even if it cannot be parsed."""
-    return re.split(r"[/?#]", without_user(url).partition("://")[2])[0]
+    return re.split(r"[/?#]", strip_credentials(url).partition("://")[2])[0]
 
 
 def _masked_token(token: str) -> str:

@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PROJECT_NAME", "Mark", "mark_folder", "read_mark", "rename_mark"]
+__all__ = ["PROJECT_NAME_PATTERN", "DirectoryMarker", "ensure_marker", "read_marker", "rename_marker"]
 
 #: Valid project names: used in SQL rows, Feast projects, Redis keys and folders.
-PROJECT_NAME: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"
+PROJECT_NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"
 _FILE: Final = ".scalr-project"
 
 
 @dataclass(frozen=True)
-class Mark:
+class DirectoryMarker:
     """Content of a marker.
 
     Attributes:
@@ -32,7 +32,7 @@ class Mark:
     project: str
 
 
-def read_mark(folder: Path) -> Mark | None:
+def read_marker(folder: Path) -> DirectoryMarker | None:
     """Read a folder's marker; None where there is no readable one."""
     try:
         return _read(folder)
@@ -40,7 +40,7 @@ def read_mark(folder: Path) -> Mark | None:
         return None
 
 
-def _read(folder: Path) -> Mark | None:
+def _read(folder: Path) -> DirectoryMarker | None:
     """Read a folder's marker; None where it is missing or invalid.
 
     Raises:
@@ -48,13 +48,13 @@ def _read(folder: Path) -> Mark | None:
     """
     try:
         found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        mark = Mark(id=str(found["id"]), project=str(found["project"]))
-        return mark if re.fullmatch(PROJECT_NAME, mark.project) else None
+        mark = DirectoryMarker(id=str(found["id"]), project=str(found["project"]))
+        return mark if re.fullmatch(PROJECT_NAME_PATTERN, mark.project) else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
-def mark_folder(folder: Path, project: str) -> Mark:
+def ensure_marker(folder: Path, project: str) -> DirectoryMarker:
     """Return a folder's marker, written first if missing; of several processes at once, the first wins.
 
     Raises:
@@ -62,12 +62,12 @@ def mark_folder(folder: Path, project: str) -> Mark:
     """
     if (found := _read(folder)) is not None:
         return found
-    mark = Mark(uuid.uuid4().hex, project)
+    mark = DirectoryMarker(uuid.uuid4().hex, project)
     _write(folder / _FILE, mark)
-    return read_mark(folder) or mark
+    return read_marker(folder) or mark
 
 
-def rename_mark(folder: Path, mark: Mark, project: str) -> None:
+def rename_marker(folder: Path, mark: DirectoryMarker, project: str) -> None:
     """Change the project's name in a folder's marker.
 
     Raises:
@@ -76,7 +76,7 @@ def rename_mark(folder: Path, mark: Mark, project: str) -> None:
     _write(folder / _FILE, replace(mark, project=project), over=True)
 
 
-def _write(path: Path, mark: Mark, *, over: bool = False) -> None:
+def _write(path: Path, mark: DirectoryMarker, *, over: bool = False) -> None:
     """Write a marker atomically."""
     handle, name = tempfile.mkstemp(prefix=f"{_FILE}-", dir=path.parent)
     scratch = Path(name)

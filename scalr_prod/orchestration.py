@@ -29,7 +29,7 @@ from scalr_prod.errors import (
     TrainingSetBusy,
     UnreadableInput,
 )
-from scalr_prod.instants import datetime_of, micros
+from scalr_prod.instants import micros_to_datetime, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG_VARIABLE",
-    "call_of",
-    "config_of",
-    "open_project",
-    "scheduler_errors",
-    "trained_until_of",
-    "training_set_project",
-    "window_of",
-    "windows_of",
-    "worth_a_retry",
+    "airflow_errors",
+    "backfill_windows",
+    "build_call",
+    "config_path",
+    "is_retryable",
+    "load_project_settings",
+    "run_window",
+    "training_cutoff",
+    "training_set_settings",
 ]
 
 #: Airflow Variable with the path of scalr.toml; it overrides the environment variable SCALR_CONFIG.
@@ -54,7 +54,7 @@ CONFIG_VARIABLE: Final = "scalr_config"
 
 #: Errors that may pass within minutes, for example a service that is unreachable or slow. An unreadable input is one of them, since a
 #: file may not have arrived completely. All other errors (settings, values, order of stages, the gate) need a person.
-_PASSING: Final = (
+_TRANSIENT_ERRORS: Final = (
     UnreadableInput,
     CommitFailed,
     CommitOutcomeUnknown,
@@ -68,13 +68,13 @@ _PASSING: Final = (
 )
 
 
-def worth_a_retry(error: ScalrError) -> bool:
+def is_retryable(error: ScalrError) -> bool:
     """Return whether the same task may succeed later without intervention."""
-    return isinstance(error, _PASSING) and not isinstance(error, RunNotFound | RequestTooLarge | InvalidRequest)
+    return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, RunNotFound | RequestTooLarge | InvalidRequest)
 
 
 @contextmanager
-def scheduler_errors() -> Iterator[None]:
+def airflow_errors() -> Iterator[None]:
     """Convert errors inside an Airflow task: fail without retry, skip, or let the scheduler retry.
 
     Raises:
@@ -89,35 +89,35 @@ def scheduler_errors() -> Iterator[None]:
 
         raise AirflowSkipException(str(error)) from error
     except ScalrError as error:
-        if worth_a_retry(error):
+        if is_retryable(error):
             raise
         from airflow.sdk.exceptions import AirflowFailException
 
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def call_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = (), **asked: Any) -> dict[str, Any]:
+def build_call(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = (), **arguments: Any) -> dict[str, Any]:
     """Build a task's call, which has JSON values only.
 
     Args:
         context: The task's context: ``params``, ``data_interval_start`` and ``data_interval_end``.
         extras: The ``extra`` of the asset events that triggered the run.
-        asked: Further arguments of the task.
+        arguments: Further arguments of the task.
 
     Raises:
-        SettingsError: See `config_of`.
+        SettingsError: See `config_path`.
     """
     extras = [dict(extra) for extra in extras]
     interval = {name: context.get(name) for name in ("data_interval_start", "data_interval_end")}
     return {
-        "params": {**context["params"], "config": config_of(context, extras)},
+        "params": {**context["params"], "config": config_path(context, extras)},
         **{name: moment and moment.isoformat() for name, moment in interval.items()},
         "extras": extras,
-        **asked,
+        **arguments,
     }
 
 
-def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:
+def config_path(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = ()) -> str:
     """Return a task's settings file: param ``config``, publishing project, Variable ``scalr_config`` or ``SCALR_CONFIG``, in this order.
 
     Args:
@@ -147,12 +147,14 @@ def config_of(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = 
     return path
 
 
-def open_project(context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Any) -> Settings:
+def load_project_settings(
+    context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Any
+) -> Settings:
     """Load the settings of a task's project.
 
     Args:
         context: The task's context.
-        extras: See `config_of`.
+        extras: See `config_path`.
         overrides: Sections of settings, merged over those of the file.
 
     Raises:
@@ -160,17 +162,17 @@ def open_project(context: Mapping[str, Any], *, extras: Iterable[Mapping[str, An
     """
     from scalr_prod.settings import load_settings
 
-    return load_settings(config_of(context, extras), **overrides)
+    return load_settings(config_path(context, extras), **overrides)
 
 
-def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
+def run_window(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
     """Return the run's window ``[start, end)`` in UTC: its params if given, else its data interval.
 
     Raises:
         SettingsError: The run has neither, a time has no zone, or the window is empty.
     """
     start, end = (
-        _instant(context["params"].get(name) or context.get(f"data_interval_{name}"), name) for name in ("start", "end")
+        _parse_timestamp(context["params"].get(name) or context.get(f"data_interval_{name}"), name) for name in ("start", "end")
     )
     if start is None or end is None or start >= end:
         raise SettingsError(
@@ -178,36 +180,36 @@ def window_of(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
             where="params start, end",
             next_step='trigger it with a logical date, or with --conf \'{"start": "2024-05-01T00:00:00Z", "end": "…"}\'',
         )
-    return _plain(start), _plain(end)
+    return _to_stdlib_datetime(start), _to_stdlib_datetime(end)
 
 
-def windows_of(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
+def backfill_windows(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
     """Return the consecutive windows of a backfill's range; the last ends with the range.
 
     The param ``minutes`` sets their length, else ``days``.
 
     Raises:
-        SettingsError: See `window_of`.
+        SettingsError: See `run_window`.
     """
-    start, end = window_of(context)
+    start, end = run_window(context)
     minutes = context["params"].get("minutes")
     step = timedelta(minutes=minutes) if minutes else timedelta(days=context["params"]["days"])
     starts = [start + number * step for number in range(-((start - end) // step))]
     return [(first, min(first + step, end)) for first in starts]
 
 
-def _plain(moment: datetime) -> datetime:
+def _to_stdlib_datetime(moment: datetime) -> datetime:
     """Return the same time as a standard datetime (UTC): differences of Airflow's pendulum datetimes are no plain timedelta."""
-    return datetime_of(micros(moment))
+    return micros_to_datetime(to_micros(moment))
 
 
-def trained_until_of(context: Mapping[str, Any]) -> datetime | None:
+def training_cutoff(context: Mapping[str, Any]) -> datetime | None:
     """Return the end of a translator's training data: param ``trained_until``, else the data interval's end (UTC); None: unbounded."""
-    moment = _instant(context["params"].get("trained_until") or context.get("data_interval_end"), "trained_until")
-    return _plain(moment) if moment else None
+    moment = _parse_timestamp(context["params"].get("trained_until") or context.get("data_interval_end"), "trained_until")
+    return _to_stdlib_datetime(moment) if moment else None
 
 
-def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]]) -> Settings:
+def training_set_settings(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]]) -> Settings:
     """Load the settings with the window of a training set.
 
     The cutoff is that of the param, else of scalr.toml, else the latest ``as_of`` of the published windows, so that all published
@@ -218,26 +220,28 @@ def training_set_project(context: Mapping[str, Any], extras: Iterable[Mapping[st
         extras: The ``extra`` of the asset events: ``start``, ``end``, ``as_of``, ``run_id``, ``config``.
     """
     extras = list(extras)
-    settings = open_project(context, extras=extras)
-    bounds = {name: _instant(context["params"].get(name), name) for name in ("start", "cutoff")}
+    settings = load_project_settings(context, extras=extras)
+    bounds = {name: _parse_timestamp(context["params"].get(name), name) for name in ("start", "cutoff")}
     if settings.training_set.cutoff is None and bounds["cutoff"] is None:
         published = [datetime.fromisoformat(extra["as_of"]) for extra in extras if extra.get("as_of")]
         bounds["cutoff"] = max(published, default=None)
-    return open_project(context, extras=extras, training_set={name: moment for name, moment in bounds.items() if moment})
+    return load_project_settings(
+        context, extras=extras, training_set={name: moment for name, moment in bounds.items() if moment}
+    )
 
 
-def _instant(given: datetime | str | None, name: str) -> datetime | None:
-    if not given or isinstance(given, datetime):
-        return given or None
+def _parse_timestamp(value: datetime | str | None, name: str) -> datetime | None:
+    if not value or isinstance(value, datetime):
+        return value or None
     try:
-        moment = datetime.fromisoformat(given)
+        moment = datetime.fromisoformat(value)
     except ValueError as error:
         raise SettingsError(
-            f"{given!r} is not a timestamp", where=f"param {name}", next_step="write it as 2024-05-01T00:00:00Z"
+            f"{value!r} is not a timestamp", where=f"param {name}", next_step="write it as 2024-05-01T00:00:00Z"
         ) from error
     if moment.tzinfo is None:
         raise SettingsError(
-            f"{given!r} has no time zone", where=f"param {name}", next_step="add the zone, for example 2024-05-01T00:00:00Z"
+            f"{value!r} has no time zone", where=f"param {name}", next_step="add the zone, for example 2024-05-01T00:00:00Z"
         )
     return moment
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import run_folder
-from scalr_prod.pieces import ONWARD
-from scalr_prod.tombstones import Tombstones
+from scalr_prod.pieces import REWRITE_SCAN_OPTIONS
+from scalr_prod.tombstones import SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.holdout import Canary
     from scalr_prod.settings import Settings
-    from scalr_prod.tombstones import Kind
+    from scalr_prod.tombstones import SuppressedKind
 
-__all__ = ["accepted_files", "accepted_rows", "count_of", "refuse_forgotten"]
+__all__ = ["accepted_files", "count_accepted_rows", "ensure_no_erased_ids", "stream_accepted_rows"]
 
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
@@ -31,7 +31,7 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     Raises:
         PublicationError: There is no verdict, the gate rejected the run, or a file is missing or differs.
     """
-    from scalr_prod.generation.parts import sha256_of
+    from scalr_prod.generation.parts import file_sha256
 
     folder = run_folder(settings, run_id)
     hint = f"audit the run again: scalr validate {run_id}"
@@ -40,54 +40,54 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     except (OSError, ValueError, KeyError) as error:
         raise PublicationError("the gate's verdict is missing", where=str(folder / "gate.json"), next_step=hint) from error
     if not report["passed"]:
-        raise PublicationError("the quality gate rejected the run", where=str(folder / "gate.json"), next_step=hint).at(
-            run_id=run_id
-        )
+        raise PublicationError(
+            "the quality gate rejected the run", where=str(folder / "gate.json"), next_step=hint
+        ).add_context(run_id=run_id)
     paths = []
     for file in report["files"]:
         path = folder / file["path"]
-        if not path.exists() or sha256_of(path) != file["sha256"]:
-            raise PublicationError("this file is not the one that the gate accepted", where=str(path), next_step=hint).at(
-                run_id=run_id
-            )
+        if not path.exists() or file_sha256(path) != file["sha256"]:
+            raise PublicationError(
+                "this file is not the one that the gate accepted", where=str(path), next_step=hint
+            ).add_context(run_id=run_id)
         paths.append(path)
     return paths, int(report["accepted"])
 
 
-def accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
+def stream_accepted_rows(files: Sequence[Path], schema: pa.Schema, canary: Canary | None) -> Iterator[pa.RecordBatch]:
     """Yield the rows of accepted files, of a canary's users or of all (None). Memory does not grow with the files."""
     import pyarrow.dataset as ds
 
     # Otherwise a file is read entirely before its first row is available.
     options = ds.ParquetFragmentScanOptions(pre_buffer=False)
     dataset = ds.dataset([str(path) for path in files], format="parquet", schema=schema)
-    for batch in dataset.to_batches(fragment_scan_options=options, **ONWARD):
-        rows = batch if canary is None or not len(batch) else batch.filter(canary.among(batch.column(USER_ID)))
+    for batch in dataset.to_batches(fragment_scan_options=options, **REWRITE_SCAN_OPTIONS):
+        rows = batch if canary is None or not len(batch) else batch.filter(canary.membership_mask(batch.column(USER_ID)))
         yield rows.cast(schema)
 
 
-def count_of(files: Sequence[Path], canary: Canary) -> int:
+def count_accepted_rows(files: Sequence[Path], canary: Canary) -> int:
     """Count the rows of accepted files that belong to a canary's users."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     users = (pq.read_table(path, columns=[USER_ID]).column(0).combine_chunks() for path in files)
-    return sum(pc.sum(canary.among(column)).as_py() or 0 for column in users if len(column))
+    return sum(pc.sum(canary.membership_mask(column)).as_py() or 0 for column in users if len(column))
 
 
-def refuse_forgotten(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
+def ensure_no_erased_ids(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
     """Refuse files with rows of erased users or items, which a restored copy may contain again."""
-    suppressed = Tombstones.open(settings)
-    kinds: dict[Kind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
+    suppressed = SuppressionList.open(settings)
+    kinds: dict[SuppressedKind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
     for kind, (column, noun) in kinds.items():
-        if not suppressed.of(kind):
+        if not suppressed.entries(kind):
             continue
         import pyarrow.parquet as pq
 
         ids = {value for path in files for value in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
-        if found := suppressed.held(ids, kind):
+        if found := suppressed.suppressed_ids(ids, kind):
             raise PublicationError(
                 f"the run has rows of {len(found)} {noun} were forgotten",
                 where=str(run_folder(settings, run_id) / "accepted"),
                 next_step="erase them again: scalr forget; or generate a new run: scalr run",
-            ).at(run_id=run_id)
+            ).add_context(run_id=run_id)

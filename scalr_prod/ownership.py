@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles, SettingsError
-from scalr_prod.identity import claim_for_project
+from scalr_prod.identity import bind_to_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["NAMES", "claim", "claim_home", "is_empty", "is_home", "refuse_path"]
+__all__ = ["HOME_ENTRIES", "claim_directory", "claim_home", "ensure_supported_path", "is_empty", "is_home"]
 
 #: Characters that the Delta library rejects in paths, and escapes that database URLs decode (``%20`` to a blank).
 _NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")
 _TEXT: Final = "Made by scalr_prod, which may write over the files that it made here. Remove nothing by hand.\n"
 #: Everything that the package writes below a project's home; any other entry is not ours.
-NAMES: Final = (
+HOME_ENTRIES: Final = (
     *(
         "data_docs",
         "datasets",
@@ -44,7 +44,9 @@ NAMES: Final = (
 )
 
 
-def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, former: Callable[[Path], bool]) -> None:
+def claim_directory(
+    folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, made_by_older_version: Callable[[Path], bool]
+) -> None:
     """Claim a folder for the package: check that its content is ours, create it if missing, and mark it.
 
     Args:
@@ -52,7 +54,7 @@ def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] 
         kind: Its purpose, part of the marker's name; a folder may have several.
         setting: The settings key that names it, for the error; None: the command line named it.
         names: Files and folders that will be written below it; None: the whole folder.
-        former: Tells whether the content was made by an earlier version that left no marker.
+        made_by_older_version: Tells whether the content was made by an earlier version that left no marker.
 
     Raises:
         ForeignFiles: It holds files that this package did not make. Nothing was written.
@@ -63,7 +65,7 @@ def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] 
         return
     there = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
     # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
-    if there and not former(folder) and not marker.is_file():
+    if there and not made_by_older_version(folder) and not marker.is_file():
         raise ForeignFiles(
             f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
@@ -73,7 +75,7 @@ def claim(folder: Path, kind: str, *, setting: str | None, names: Iterable[str] 
     marker.write_text(_TEXT, encoding="utf-8")  # only its existence counts
 
 
-def refuse_path(path: str, setting: str) -> None:
+def ensure_supported_path(path: str, setting: str) -> None:
     """Reject a path that the libraries for tables and databases cannot handle.
 
     Raises:
@@ -96,9 +98,9 @@ def claim_home(settings: Settings) -> None:
         ForeignFiles: It holds foreign files under names that the package uses. Nothing was written.
         OSError: It cannot be created or written to.
     """
-    refuse_path(str(settings.home), "[project] home")
-    claim(settings.home, "home", setting="[project] home", names=NAMES, former=_former_home)
-    claim_for_project(settings, settings.home, "[project] home")
+    ensure_supported_path(str(settings.home), "[project] home")
+    claim_directory(settings.home, "home", setting="[project] home", names=HOME_ENTRIES, made_by_older_version=_former_home)
+    bind_to_project(settings, settings.home, "[project] home")
 
 
 def is_home(folder: Path) -> bool:
@@ -122,7 +124,7 @@ def _former_home(folder: Path) -> bool:
     lake = any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
     return (
         # A lake alone counts only where nothing else is here: another project may keep its lake in this folder.
-        (lake and all(is_empty(folder / name) for name in NAMES if name != "lake"))
+        (lake and all(is_empty(folder / name) for name in HOME_ENTRIES if name != "lake"))
         or _is_ledger(folder / "ledger.db")
         or any((folder / "models" / "translator").glob("*/manifest.json"))
         or any((folder / "triton-server" / name).is_file() for name in ("server.json", "server.lock"))

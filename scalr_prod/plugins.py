@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registry of plug-ins: built-in and third-party estimators, gate rules, downstream models, log readers and stage hooks.
 
-The settings name a plug-in by its name or as ``module:object``. Names come from `Group.own`, which needs no installed metadata (the
+The settings name a plug-in by its name or as ``module:object``. Names come from `PluginGroup.builtin`, which needs no installed metadata (the
 serving environment may run this package from a plain folder), and from the entry points ``scalr_prod.<group>`` of the installed
 distributions. Nothing is imported, and no metadata read, before a plug-in is used.
 """
@@ -23,14 +23,14 @@ from scalr_prod.errors import EvaluationError, QualityError, ScalrError, Transla
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "STAGE_HOOKS", "Group", "source_digest", "source_file"]
+__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "STAGE_HOOKS", "PluginGroup", "source_digest", "source_file"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.-]*")
 _PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
-class Group:
+class PluginGroup:
     """Plug-ins of one kind.
 
     Attributes:
@@ -38,14 +38,14 @@ class Group:
         kind: The kind's name in messages.
         setting: The settings key that names them.
         error: The error to raise where one cannot be used.
-        own: Built-in ones: name → ``module:object``, or ``module`` where the module is the object.
+        builtin: Built-in ones: name → ``module:object``, or ``module`` where the module is the object.
     """
 
     name: str
     kind: str
     setting: str
     error: type[ScalrError]
-    own: Mapping[str, str]
+    builtin: Mapping[str, str]
 
     @property
     def entry_points(self) -> str:
@@ -54,15 +54,15 @@ class Group:
 
     def names(self) -> list[str]:
         """List all names: built-in ones first, then those of other packages."""
-        return [*self.own, *sorted(set(self._others()) - set(self.own))]
+        return [*self.builtin, *sorted(set(self._others()) - set(self.builtin))]
 
-    def problem(self, name: str) -> str | None:
+    def find_problem(self, name: str) -> str | None:
         """Return why the settings cannot use this name, in a sentence; None where they can. Imports nothing."""
-        if _PLACE.fullmatch(name) or name in self.own or (":" not in name and name in self._others()):
+        if _PLACE.fullmatch(name) or name in self.builtin or (":" not in name and name in self._others()):
             return None
         return f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}, or name one as module:object"
 
-    def place(self, name: str) -> str:
+    def object_reference(self, name: str) -> str:
         """Return where a plug-in is defined, as ``module:object`` or ``module``.
 
         Raises:
@@ -70,7 +70,7 @@ class Group:
         """
         if ":" in name:
             return name
-        found = [*([self.own[name]] if name in self.own else []), *self._others().get(name, ())]
+        found = [*([self.builtin[name]] if name in self.builtin else []), *self._others().get(name, ())]
         if not found:
             raise self.error(
                 f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}",
@@ -95,7 +95,7 @@ class Group:
         Raises:
             ScalrError: No plug-in, or more than one, has this name; it cannot be imported; or it lacks a member of the protocol.
         """
-        module, colon, path = self.place(name).partition(":")
+        module, colon, path = self.object_reference(name).partition(":")
         try:
             found = importlib.import_module(module)
             for part in path.split(".") if colon else ():
@@ -112,10 +112,10 @@ class Group:
                 where=module,
                 next_step="correct the module, or leave it out",
             ) from error
-        self.require(found, name, protocol)
+        self.check_protocol(found, name, protocol)
         return found
 
-    def require(self, found: Any, name: str, protocol: type) -> None:
+    def check_protocol(self, found: Any, name: str, protocol: type) -> None:
         """Check that a plug-in has every member of a protocol.
 
         Raises:
@@ -174,7 +174,7 @@ def _members(protocol: type) -> dict[str, str]:
     return signatures
 
 
-ESTIMATORS: Final = Group(
+ESTIMATORS: Final = PluginGroup(
     "estimators",
     "estimator",
     "[translator] estimators",
@@ -187,7 +187,7 @@ ESTIMATORS: Final = Group(
         "sequential": "scalr_prod.translator.estimators.sequential",
     },
 )
-RULES: Final = Group(
+RULES: Final = PluginGroup(
     "rules",
     "gate rule",
     "[quality] rules",
@@ -199,7 +199,7 @@ RULES: Final = Group(
         "drift": "scalr_prod.quality.drift:DriftRules",
     },
 )
-MODELS: Final = Group(
+MODELS: Final = PluginGroup(
     "models",
     "model",
     "[downstream] models",
@@ -212,7 +212,7 @@ MODELS: Final = Group(
         "stacked_ranker": "scalr_prod.downstream.models.stacked_ranker:StackedRanker",
     },
 )
-READERS: Final = Group(
+READERS: Final = PluginGroup(
     "readers",
     "log reader",
     "[domains.*] format",
@@ -225,10 +225,10 @@ READERS: Final = Group(
         "iceberg": "scalr_prod.ingest.tables:Iceberg",
     },
 )
-STAGE_HOOKS: Final = Group(
+STAGE_HOOKS: Final = PluginGroup(
     "stage_hooks",
     "stage hook",
     "entry points scalr_prod.stage_hooks",
     ScalrError,
-    {"lineage": "scalr_prod.lineage:LineageHook", "metrics": "scalr_prod.metrics.deliver:MetricsHook"},
+    {"lineage": "scalr_prod.lineage:LineageHook", "metrics": "scalr_prod.metrics.export_metrics:MetricsHook"},
 )

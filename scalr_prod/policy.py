@@ -13,11 +13,11 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import EVENT_EXTRAS, Table
+from scalr_prod.contracts import OPTIONAL_EVENT_COLUMNS, Table
 from scalr_prod.errors import EvaluationError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.lake import Lake
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SEGMENTS",
-    "Followed",
     "Policy",
-    "follow_policy",
+    "PolicyStatus",
+    "apply_policy",
     "logs_digest",
     "policy_path",
     "settings_digest",
@@ -100,12 +100,12 @@ class Policy:
     def write(self, *paths: Path) -> None:
         """Write the policy to each path atomically."""
         for path in paths:
-            with whole(path) as unfinished:
+            with atomic_path(path) as unfinished:
                 unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Followed(Jsonable):
+class PolicyStatus(Jsonable):
     """Whether a policy was applied, and what it changed.
 
     Attributes:
@@ -128,7 +128,7 @@ def policy_path(settings: Settings) -> Path:
     return settings.home / "evaluations" / "policy.json"
 
 
-def follow_policy(settings: Settings) -> tuple[Settings, Followed | None]:
+def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
 
     Raises:
@@ -156,25 +156,25 @@ def why_not_generated(settings: Settings) -> str | None:
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(options.lambdas):
+    if any(options.segment_lambdas):
         return None
     if options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"
-    elif "training_set.segment_weights" in settings.named:
+    elif "training_set.segment_weights" in settings.explicit_keys:
         where = "[training_set] segment_weights"
     else:
         where = f"the policy at {policy_path(settings)}"
     return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events alone"
 
 
-def _with_policy(settings: Settings) -> tuple[Settings, Followed | None]:
+def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     path = policy_path(settings)
     if not path.exists():
         return settings, None
     policy = Policy.read(path)
     if policy.settings != settings_digest(settings):
         reason = "it was measured under other domains, translator or contexts: run scalr evaluate again"
-        return settings, Followed(str(path), followed=False, reason=reason, applied={}, overruled=[])
+        return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {
             "events_per_source_event": policy.volume,
@@ -185,7 +185,7 @@ def _with_policy(settings: Settings) -> tuple[Settings, Followed | None]:
         "training_set": {"segment_weights": policy.weights},
         "downstream": {"sparse_below": policy.sparse_below},
     }
-    named = set(settings.named)
+    named = set(settings.explicit_keys)
     if "training_set.synthetic_weight" in named:
         named.add("training_set.segment_weights")
     unset = {
@@ -196,18 +196,18 @@ def _with_policy(settings: Settings) -> tuple[Settings, Followed | None]:
     applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
     overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
-    return settings.model_copy(update=changed), Followed(
+    return settings.model_copy(update=changed), PolicyStatus(
         str(path), followed=True, reason=reason, applied=applied, overruled=overruled
     )
 
 
 def settings_digest(settings: Settings) -> str:
     """Return the digest of the settings that an evaluation depends on and that a policy does not set."""
-    domains: dict[str, Any] = {"source": _DOMAIN, "target": _DOMAIN}
+    domains: dict[str, Any] = {"source": _DOMAIN_KEYS, "target": _DOMAIN_KEYS}
     if settings.domains.sources:
-        domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN), "target": _DOMAIN}
+        domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN_KEYS), "target": _DOMAIN_KEYS}
     parts = [
-        _without_unmapped(settings.domains.model_dump(mode="json", include=domains)),
+        _drop_unmapped_columns(settings.domains.model_dump(mode="json", include=domains)),
         settings.histories.model_dump(mode="json"),
         settings.translator.recipe(),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
@@ -217,11 +217,15 @@ def settings_digest(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without_unmapped(found: Any) -> Any:
+def _drop_unmapped_columns(values: Any) -> Any:
     """Drop unmapped columns that a later version added, so that digests of older policies stay valid."""
-    if not isinstance(found, dict):
-        return found
-    return {key: _without_unmapped(value) for key, value in found.items() if value is not None or key not in EVENT_EXTRAS}
+    if not isinstance(values, dict):
+        return values
+    return {
+        key: _drop_unmapped_columns(value)
+        for key, value in values.items()
+        if value is not None or key not in OPTIONAL_EVENT_COLUMNS
+    }
 
 
 def logs_digest(settings: Settings) -> str:
@@ -231,4 +235,4 @@ def logs_digest(settings: Settings) -> str:
     return hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
 
 
-_DOMAIN: Final = {"name", "events", "query", "columns"}
+_DOMAIN_KEYS: Final = {"name", "events", "query", "columns"}

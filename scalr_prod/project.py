@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from scalr_prod.experiment import ExperimentReport
     from scalr_prod.explain import Explanation
     from scalr_prod.feast_store import ExportFormat, FeastExport
-    from scalr_prod.forgetting import ForgetReport
+    from scalr_prod.forgetting import ErasureReport
     from scalr_prod.generation import GenerationReport
     from scalr_prod.histories import HistoriesReport
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
-    from scalr_prod.operations import UpkeepReport
+    from scalr_prod.operations import RetentionReport
     from scalr_prod.publication import PublicationReport
     from scalr_prod.quality import GateReport, Verdict
-    from scalr_prod.report import ReportWritten
+    from scalr_prod.report import WrittenReport
     from scalr_prod.scoring import Scorer
     from scalr_prod.serving import PromotionDecision, PromotionReport
     from scalr_prod.settings import Settings
-    from scalr_prod.switch import SwitchReport
+    from scalr_prod.switch import ToggleReport
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
-    from scalr_prod.translator import EvaluationReport as TranslatorEvaluation
+    from scalr_prod.translator import BacktestReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
 
 __all__ = ["Project"]
@@ -90,11 +90,11 @@ class Project:
         Raises:
             SettingsError: No such file, an unknown key, or an impossible value; names the key.
         """
-        from scalr_prod.settings import Settings, load_settings, make_settings
+        from scalr_prod.settings import Settings, load_settings, settings_from_dict
 
         if isinstance(source, str | Path):
             return cls(load_settings(source, **overrides), progress=progress)
-        settings = source if isinstance(source, Settings) else make_settings(source)
+        settings = source if isinstance(source, Settings) else settings_from_dict(source)
         return cls(settings.with_sections(**overrides) if overrides else settings, progress=progress)
 
     def __enter__(self) -> Self:
@@ -154,13 +154,13 @@ class Project:
             ServingError: Triton cannot be started.
         """
         from scalr_prod.scoring import open_scorer
-        from scalr_prod.serving import guarded_serving
-        from scalr_prod.translator import named_version
+        from scalr_prod.serving import serve_with_watchdog
+        from scalr_prod.translator import resolve_version
 
-        version = named_version(self.settings, version).version
+        version = resolve_version(self.settings, version).version
         if version not in self._scorers:
-            self._opened.enter_context(guarded_serving(self.settings, version))
-            self._scorers[version] = self._opened.enter_context(open_scorer(self.settings, version, guarded=True))
+            self._opened.enter_context(serve_with_watchdog(self.settings, version))
+            self._scorers[version] = self._opened.enter_context(open_scorer(self.settings, version, has_watchdog=True))
         return self._scorers[version]
 
     # --- the stages
@@ -173,7 +173,7 @@ class Project:
         Raises:
             ScalrError: Any stage's, with the stage and the run named.
         """
-        return stages.PipelineReport.of(self._walk(stages.path(), whole=True))
+        return stages.PipelineReport.from_context(self._walk(stages.stages_to(), whole=True))
 
     def dry_run(self, stage: str | None = None) -> stages.DryRun:
         """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
@@ -185,7 +185,7 @@ class Project:
             The run's window, users and contexts where they are known; of each stage whether it would be done, and its seconds where former
             runs tell.
         """
-        graph = stages.path() if stage is None else stages.step(stage)
+        graph = stages.stages_to() if stage is None else stages.single_stage(stage)
         return stages.dry_run(self.settings, graph, whole=stage is None)
 
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
@@ -209,7 +209,7 @@ class Project:
         """Build users' histories and items' statistics as of every event, and bring the feature views up to date."""
         self._feature_store = None
         report: HistoriesReport = self._do("histories")
-        self._walk(stages.step("feast"))
+        self._walk(stages.single_stage("feast"))
         return report
 
     def train(self, trained_until: datetime | None = None) -> TrainReport:
@@ -300,9 +300,9 @@ class Project:
         Returns:
             The version; its weights are not loaded.
         """
-        from scalr_prod.translator import named_version
+        from scalr_prod.translator import resolve_version
 
-        return named_version(self.settings, version)
+        return resolve_version(self.settings, version)
 
     def translators(self) -> Sequence[ModelVersion]:
         """All trained versions, the oldest first."""
@@ -352,12 +352,12 @@ class Project:
         Raises:
             DomainsMixed: The lake's tables were made for other domains.
         """
-        from scalr_prod.binding import open_own
+        from scalr_prod.binding import open_project_lake
         from scalr_prod.contracts import Table
-        from scalr_prod.quality.drift import held_in
+        from scalr_prod.quality.drift import rows_in_view
 
-        lake, published = open_own(self.settings), self.ledger.publications()
-        return held_in(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
+        lake, published = open_project_lake(self.settings), self.ledger.publications()
+        return rows_in_view(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
 
     def resume(self, run_id: str) -> stages.PipelineReport:
         """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
@@ -470,7 +470,7 @@ class Project:
             progress=self.progress,
         )
 
-    def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> ReportWritten:
+    def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> WrittenReport:
         """Write a run's page, one HTML file that needs no network, and the index over all runs beside it.
 
         Args:
@@ -490,36 +490,36 @@ class Project:
 
     def status(self) -> list[stages.StageState]:
         """Which stages are done, in their order, and the command that does each."""
-        return stages.states(self.settings)
+        return stages.stage_states(self.settings)
 
     # --- operations on published data
 
-    def publication_state(self) -> SwitchReport:
+    def publication_state(self) -> ToggleReport:
         """Whether the project publishes, and what the feature view holds, or holds back."""
         from scalr_prod.switch import publication_state
 
         return publication_state(self.settings)
 
-    def disable_publication(self) -> SwitchReport:
+    def disable_publication(self) -> ToggleReport:
         """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
 
         Raises:
             TableNotFound: There is no view yet.
         """
-        from scalr_prod.switch import disable
+        from scalr_prod.switch import disable_publication
 
-        return disable(self.settings)
+        return disable_publication(self.settings)
 
-    def enable_publication(self) -> SwitchReport:
+    def enable_publication(self) -> ToggleReport:
         """Let the feature view hold what it held before: the same files, in one commit.
 
         Raises:
             PublicationError: Somebody has written rows to the view while it was off.
             LakeError: Files of the rows are gone.
         """
-        from scalr_prod.switch import enable
+        from scalr_prod.switch import enable_publication
 
-        return enable(self.settings)
+        return enable_publication(self.settings)
 
     def widen_publication(self, *runs: str, share: float | None = None) -> CanaryReport:
         """Publish for everybody what is published for a share of users (``[experiment] canary``), in one commit a run.
@@ -534,9 +534,9 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
         """
-        from scalr_prod.canary import widen
+        from scalr_prod.canary import widen_canaries
 
-        return widen(self.settings, runs, share=share)
+        return widen_canaries(self.settings, runs, share=share)
 
     def withdraw_publication(self, *runs: str) -> CanaryReport:
         """Take out what is published for a share of users, and bring back what it had replaced, in one commit a run.
@@ -550,9 +550,9 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users; or publication is switched off.
         """
-        from scalr_prod.canary import withdraw
+        from scalr_prod.canary import withdraw_canaries
 
-        return withdraw(self.settings, runs)
+        return withdraw_canaries(self.settings, runs)
 
     def explain(self, event_id: str) -> Explanation:
         """Why a synthetic event is there: source event, history as it was, what each part of the translator said, run and versions.
@@ -568,9 +568,9 @@ class Project:
             TranslatorNotFound: Its translator version is no longer there.
             LakeError: A table is no longer there as the run read it.
         """
-        from scalr_prod.explain import explain
+        from scalr_prod.explain import explain_event
 
-        return explain(self.settings, event_id)
+        return explain_event(self.settings, event_id)
 
     def ui(self, *, port: int | None = None, started: Callable[[str], None]) -> None:
         """Serve a page over the project on 127.0.0.1, until Ctrl-C or SIGTERM.
@@ -584,7 +584,7 @@ class Project:
         """
         from scalr_prod.ui import serve
 
-        serve(self.settings, port=port, started=started)
+        serve(self.settings, port=port, on_started=started)
 
     def experiment(self, *, outcomes: str | None = None, out: str | Path | None = None) -> ExperimentReport:
         """Who is held out; with outcomes, the effect of synthetic events, with a 95 % interval.
@@ -601,9 +601,9 @@ class Project:
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
             EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
         """
-        from scalr_prod.experiment import experiment
+        from scalr_prod.experiment import analyze_experiment
 
-        return experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+        return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
 
     def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
         """Write Feast definitions of published events and source histories into a feature repository of your own.
@@ -625,7 +625,7 @@ class Project:
 
         return export_definitions(self.settings, Path(folder), form)
 
-    def forget(self, users: Sequence[int | str]) -> ForgetReport:
+    def forget(self, users: Sequence[int | str]) -> ErasureReport:
         """Remove users from all that the project keeps, and keep logs and runs from bringing them back.
 
         Args:
@@ -638,13 +638,13 @@ class Project:
             ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.forgetting import forget
-        from scalr_prod.stages import at_stage
+        from scalr_prod.forgetting import erase_users
+        from scalr_prod.stages import stage_context
 
-        with at_stage("forget"):
-            return forget(self.settings, users)
+        with stage_context("forget"):
+            return erase_users(self.settings, users)
 
-    def forget_items(self, items: Sequence[int | str]) -> ForgetReport:
+    def forget_items(self, items: Sequence[int | str]) -> ErasureReport:
         """Remove items of the target domain likewise; a translator that knows them is not let propose them.
 
         Args:
@@ -657,13 +657,13 @@ class Project:
             ForgettingError: No item is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.forgetting import forget_items
-        from scalr_prod.stages import at_stage
+        from scalr_prod.forgetting import erase_items
+        from scalr_prod.stages import stage_context
 
-        with at_stage("forget"):
-            return forget_items(self.settings, items)
+        with stage_context("forget"):
+            return erase_items(self.settings, items)
 
-    def maintain(self, *, dry_run: bool = False) -> UpkeepReport:
+    def maintain(self, *, dry_run: bool = False) -> RetentionReport:
         """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.
 
         Args:
@@ -672,18 +672,18 @@ class Project:
         Returns:
             What was removed, or would be, by kind.
         """
-        from scalr_prod.operations import maintain
-        from scalr_prod.stages import at_stage
+        from scalr_prod.operations import apply_retention
+        from scalr_prod.stages import stage_context
 
-        with at_stage("maintain"):
-            return maintain(self.settings, dry_run=dry_run)
+        with stage_context("maintain"):
+            return apply_retention(self.settings, dry_run=dry_run)
 
     def _do(self, name: str, *, run_id: str | None = None, **asked: Any) -> Any:
-        return self._walk(stages.step(name), run_id=run_id, **asked).reports[name]
+        return self._walk(stages.single_stage(name), run_id=run_id, **asked).reports[name]
 
-    def _walk(self, graph: tuple[stages.Stage, ...], *, run_id: str | None = None, **asked: Any) -> stages.Job:
+    def _walk(self, graph: tuple[stages.Stage, ...], *, run_id: str | None = None, **asked: Any) -> stages.PipelineContext:
         if run_id is not None:
-            job = stages.Job.of_run(self.settings, run_id, progress=self.progress)
+            job = stages.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
         else:
-            job = stages.Job(self.settings, progress=self.progress, **asked)
-        return stages.walk(job, graph)
+            job = stages.PipelineContext(self.settings, progress=self.progress, **asked)
+        return stages.execute_stages(job, graph)

@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from scalr_prod.binding import open_own
+from scalr_prod.binding import open_project_lake
 from scalr_prod.contracts import Table
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.growth import schema_of_table
+from scalr_prod.growth import arrow_schema
 from scalr_prod.holdout import Canary
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.lake import Commit, Lake
+from scalr_prod.lake import CommitResult, Lake
 from scalr_prod.ledger import PublicationStatus, RunState
-from scalr_prod.outgoing import accepted_files, accepted_rows, count_of, refuse_forgotten
-from scalr_prod.pieces import Part, Piece, piece_of, rows_by_run, stream
-from scalr_prod.replaced import restored_by
+from scalr_prod.outgoing import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
+from scalr_prod.pieces import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
+from scalr_prod.replaced import plan_restore
 from scalr_prod.replacements import stale_since
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["PublicationReport", "against_others", "fill_online", "publish", "publish_for", "rollback_run"]
+__all__ = ["PublicationReport", "publish", "publish_for", "retry_on_conflict", "rollback_run", "update_online_store"]
 
 Outcome = TypeVar("Outcome")
 
@@ -104,33 +104,33 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         CommitOutcomeUnknown: The commit may have happened; repeating the call finds out.
         LedgerError: Another driver works on the run.
     """
-    return publish_for(settings, run_id, Canary.of(settings))
+    return publish_for(settings, run_id, Canary.from_settings(settings))
 
 
-def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, widens: bool = False) -> PublicationReport:
+def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_widening: bool = False) -> PublicationReport:
     """Publish a run as `publish` does, for the users of a canary; None: for all users.
 
     Args:
         settings: The project's settings.
         run_id: A validated run.
         canary: The users to publish for.
-        widens: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
+        is_widening: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
     """
     from scalr_prod.ledger import Ledger
 
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
-        _refuse_unaudited(ledger, run_id)
+        _ensure_audited(ledger, run_id)
         view = lake.open_table(_VIEW)
-        _refuse_disabled(lake, view, run_id)
-        last, outcome = _confirmed(lake, ledger, view, run_id)
-        standing = None if last is None or (not widens and _replaced(lake, ledger, view, last)) else last
+        _ensure_enabled(lake, view, run_id)
+        last, outcome = _confirm_pending(lake, ledger, view, run_id)
+        standing = None if last is None or (not is_widening and _is_superseded(lake, ledger, view, last)) else last
         if standing is not None and _covers(standing, canary):
             report = _report(standing, outcome)
         else:
             report = _commit_run(settings, lake, view, ledger, lease, run_id, canary, standing)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
-    return replace(report, online=fill_online(settings))
+    return replace(report, online=update_online_store(settings))
 
 
 def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
@@ -146,12 +146,12 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
     """
     from scalr_prod.ledger import Ledger
 
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
-        _refuse_unaudited(ledger, run_id)
+        _ensure_audited(ledger, run_id)
         view = lake.open_table(_VIEW)
-        _refuse_disabled(lake, view, run_id)
-        _confirmed(lake, ledger, view, run_id)
+        _ensure_enabled(lake, view, run_id)
+        _confirm_pending(lake, ledger, view, run_id)
         # A pending attempt was not committed: the publication it was to replace may be live.
         last = next(
             (attempt for attempt in ledger.publications(run_id)[::-1] if attempt.status is not PublicationStatus.PENDING), None
@@ -161,25 +161,25 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
                 f"the run is {ledger.run(run_id).state.value}: it was never published",
                 where=lake.uri(_VIEW),
                 next_step=f"see its state: scalr runs show {run_id}",
-            ).at(run_id=run_id)
+            ).add_context(run_id=run_id)
         if last.status is PublicationStatus.ROLLED_BACK:
             report = _report(last, "already_rolled_back", version=last.rollback_version, rows=0)
         else:
-            report = _take_out(lake, view, ledger, lease, last)
+            report = _remove_run(lake, view, ledger, lease, last)
     logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
-    return replace(report, online=fill_online(settings))
+    return replace(report, online=update_online_store(settings))
 
 
-def _refuse_disabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
-    if lake.aside(_VIEW, opened=view) is not None:
+def _ensure_enabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
+    if lake.hidden_version(_VIEW, opened=view) is not None:
         raise PublicationDisabled(
             "publication is switched off: the feature view reads as empty and cannot be changed",
             where=lake.uri(_VIEW),
             next_step="switch it on, then repeat the command: scalr publication enable",
-        ).at(run_id=run_id)
+        ).add_context(run_id=run_id)
 
 
-def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
+def _ensure_audited(ledger: Ledger, run_id: str) -> None:
     state = ledger.run(run_id).state
     if state is RunState.REJECTED:
         raise PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
@@ -189,7 +189,7 @@ def _refuse_unaudited(ledger: Ledger, run_id: str) -> None:
         )
 
 
-def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
+def _confirm_pending(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
     """Return the run's live publication, or None, after confirming an attempt that was committed but not recorded."""
     attempts = ledger.publications(run_id)
     outcome = "already_published"
@@ -211,7 +211,7 @@ def _confirmed(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tup
 
 def _covers(standing: Publication, canary: Canary | None) -> bool:
     """Return whether a publication covers all of these users already."""
-    published_for = Canary.of_publication(standing.canary)
+    published_for = Canary.from_publication(standing.canary)
     if published_for is None or canary is None:
         return published_for is None
     if published_for.salt != canary.salt:
@@ -219,16 +219,16 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
             "the users that the run is published for were selected with another key",
             where="[experiment] key",
             next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
-        ).at(run_id=standing.run_id)
+        ).add_context(run_id=standing.run_id)
     return canary <= published_for
 
 
-def _replaced(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
+def _is_superseded(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Publication) -> bool:
     """Return whether other runs replaced rows of the window; a commit not yet in the ledger shows in the view."""
     if view.version() == publication.delta_version:
         return False
-    rows = rows_by_run(lake, piece_of(publication), opened=view)
-    return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.replaced_since(publication))
+    rows = count_rows_by_run(lake, published_region(publication), opened=view)
+    return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.superseding_publications(publication))
 
 
 def _commit_run(
@@ -242,32 +242,32 @@ def _commit_run(
     standing: Publication | None,
 ) -> PublicationReport:
     spec = ledger.run(run_id).spec
-    _refuse_stale(lake, spec)
+    _ensure_not_stale(lake, spec)
     files, rows = accepted_files(settings, run_id)
-    refuse_forgotten(settings, run_id, files)
+    ensure_no_erased_ids(settings, run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
-    rows = rows if canary is None else count_of(files, canary)
-    region = Piece(spec.start, spec.end, users)
-    other_regions = [Piece(spec.start, spec.end, beyond=users)] if users else []
+    rows = rows if canary is None else count_accepted_rows(files, canary)
+    region = ViewRegion(spec.start, spec.end, users)
+    other_regions = [ViewRegion(spec.start, spec.end, excluded_canaries=users)] if users else []
 
-    def attempt(version: int) -> tuple[Publication, Commit]:
-        _refuse_disabled(lake, view, run_id)
-        intent = ledger.intend_publication(
+    def attempt(version: int) -> tuple[Publication, CommitResult]:
+        _ensure_enabled(lake, view, run_id)
+        intent = ledger.record_publication_intent(
             run_id,
             base_version=version,
             rows=rows,
-            replaced=rows_by_run(lake, region, opened=view),
+            replaced=count_rows_by_run(lake, region, opened=view),
             canary=None if canary is None else canary.to_json(),
             widens=None if standing is None else standing.attempt,
         )
         lease.check()
-        reader = _reader(lake, view, files, canary, [Part(version, piece) for piece in other_regions])
+        reader = _rows_to_commit(lake, view, files, canary, [RegionRows(version, piece) for piece in other_regions])
         commit = lake.replace_window(
             _VIEW, reader, start=spec.start, end=spec.end, key=intent.key, expected_version=version, opened=view
         )
         return intent, commit
 
-    intent, commit = against_others(lake, view, attempt)
+    intent, commit = retry_on_conflict(lake, view, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
     audience = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
     done = ledger.record_publication(
@@ -280,18 +280,18 @@ def _commit_run(
     return _report(done, "published" if standing is None else "widened")
 
 
-def _reader(
-    lake: Lake, view: DeltaTable, files: Sequence[Path], canary: Canary | None, stay: Sequence[Part]
+def _rows_to_commit(
+    lake: Lake, view: DeltaTable, files: Sequence[Path], canary: Canary | None, stay: Sequence[RegionRows]
 ) -> pa.RecordBatchReader:
     """Return the rows to commit: the run's, and those of other users that stay."""
     import pyarrow as pa
 
-    schema = schema_of_table(view)
-    other_rows = stream(lake, stay, schema)
-    return pa.RecordBatchReader.from_batches(schema, chain(accepted_rows(files, schema, canary), other_rows))
+    schema = arrow_schema(view)
+    other_rows = stream_rows(lake, stay, schema)
+    return pa.RecordBatchReader.from_batches(schema, chain(stream_accepted_rows(files, schema, canary), other_rows))
 
 
-def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
+def _ensure_not_stale(lake: Lake, spec: RunSpec) -> None:
     """Refuse a run whose events were replaced in the log: neither a late publication nor a repeated one restores them."""
     since = stale_since(lake, spec.table_versions, spec.as_of)
     if since is not None:
@@ -302,13 +302,13 @@ def _refuse_stale(lake: Lake, spec: RunSpec) -> None:
             f"{which} that the run was generated from have been replaced since",
             where=lake.root,
             next_step="generate a run from the current events: scalr run",
-        ).at(run_id=spec.run_id)
+        ).add_context(run_id=spec.run_id)
 
 
-def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
+def _remove_run(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: Publication) -> PublicationReport:
     run_id = last.run_id
     key = f"rollback:{run_id}:{last.attempt}"
-    window = Piece(last.start, last.end)
+    window = ViewRegion(last.start, last.end)
     rows: dict[str, int] = {}
     others: dict[str, int] = {}
     not_restored: list[str] = []
@@ -321,28 +321,32 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
         if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
     }
 
-    def attempt(version: int) -> Commit:
+    def attempt(version: int) -> CommitResult:
         nonlocal rows, others, not_restored
-        _refuse_disabled(lake, view, run_id)
-        rows = rows_by_run(lake, window, opened=view)
-        others = rows_by_run(lake, piece_of(last), opened=view)
+        _ensure_enabled(lake, view, run_id)
+        rows = count_rows_by_run(lake, window, opened=view)
+        others = count_rows_by_run(lake, published_region(last), opened=view)
         lease.check()
-        plan, not_restored = restored_by(lake, ledger, last, version=version, without=stale) if rows.get(run_id) else (None, [])
+        plan, not_restored = (
+            plan_restore(lake, ledger, last, version=version, stale_runs=stale) if rows.get(run_id) else (None, [])
+        )
         if not rows.get(run_id) and not recovered:
-            return Commit(_VIEW.value, version, written=False)
+            return CommitResult(_VIEW.value, version, written=False)
         if plan is None:
             return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version, opened=view)
-        reader = plan.rows(schema_of_table(view))
+        reader = plan.to_reader(arrow_schema(view))
         return lake.replace_where(_VIEW, reader, plan.predicate, key=key, expected_version=version, opened=view)
 
-    commit = against_others(lake, view, attempt)
+    commit = retry_on_conflict(lake, view, attempt)
     if recovered:  # an earlier call removed them and exited before recording it
-        rows, others = (rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, piece_of(last)))
+        rows, others = (
+            count_rows_by_run(lake, piece, version=commit.version - 1) for piece in (window, published_region(last))
+        )
     removed = rows.pop(run_id, 0)
-    after = rows_by_run(lake, window, version=commit.version) if removed else {}
+    after = count_rows_by_run(lake, window, version=commit.version) if removed else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
     # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
-    later = {record.run_id for record in ledger.replaced_since(last) if record.status is PublicationStatus.PUBLISHED}
+    later = {record.run_id for record in ledger.superseding_publications(last) if record.status is PublicationStatus.PUBLISHED}
     replaced_by = sorted(later | (others.keys() - {run_id}))
     outcome = "rolled_back" if removed else "replaced"
     cause = f"rollback: {removed} rows in version {commit.version}"
@@ -355,17 +359,17 @@ def _take_out(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last: 
     return replace(report, restored=restored, not_restored=not_restored)
 
 
-def against_others(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
+def retry_on_conflict(lake: Lake, view: DeltaTable, attempt: Callable[[int], Outcome]) -> Outcome:
     """Retry a commit on the view's current version, to which ``view`` is moved, after a conflict with another writer."""
     tried = 0
     while True:
         tried += 1
-        version = lake.current(_VIEW, view).version()
+        version = lake.open_current(_VIEW, view).version()
         try:
             return attempt(version)
         except CommitFailed:
             # The view has not changed: it was no conflict, and another attempt would not help.
-            if tried == _ATTEMPTS or lake.current(_VIEW, view).version() == version:
+            if tried == _ATTEMPTS or lake.open_current(_VIEW, view).version() == version:
                 raise
             time.sleep(random.uniform(0.0, 0.02 * tried))  # noqa: S311 - jitter, not a secret
 
@@ -391,7 +395,7 @@ def _report(
     )
 
 
-def fill_online(settings: Settings) -> bool:
+def update_online_store(settings: Settings) -> bool:
     """Update the online store if ``[publication] online`` is set; a repeated call finishes an interrupted update.
 
     Returns:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.errors import ScalrError
 
-__all__ = ["as_lines", "print_error_box", "print_report"]
+__all__ = ["format_lines", "print_error_box", "print_report"]
 
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -42,7 +42,7 @@ def print_report(facts: Any) -> None:
     On a terminal, times are in the local zone, checksums are cut to twelve digits, and states are coloured.
     """
     if not sys.stdout.isatty():
-        print("\n".join(as_lines(facts)))  # noqa: T201 - what the command is for
+        print("\n".join(format_lines(facts)))  # noqa: T201 - what the command is for
         return
     from rich.console import Console
 
@@ -125,13 +125,13 @@ def _rich_cell(value: Any) -> Text:
     return Text(text, style=_COLORS.get(text, ""))
 
 
-def as_lines(facts: Any, indent: str = "") -> list[str]:
+def format_lines(facts: Any, indent: str = "") -> list[str]:
     """Format a report as aligned lines; a list of rows becomes a table."""
     lines: list[str] = []
     width = max((len(str(key)) for key in facts), default=0)
     for key, value in facts.items():
         if isinstance(value, dict) and value:
-            lines += [f"{indent}{key}:", *as_lines(value, indent + "  ")]
+            lines += [f"{indent}{key}:", *format_lines(value, indent + "  ")]
         elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             lines += [f"{indent}{key}:", *_table(value, indent + "  ")]
         else:

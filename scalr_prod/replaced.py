@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import window_sql
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.pieces import Part, Piece, piece_of, rows_by_run, stream
+from scalr_prod.pieces import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -26,76 +26,80 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, Publication
 
-__all__ = ["Former", "restored_by", "restoring_versions"]
+__all__ = ["RestorePlan", "plan_restore", "restore_source_versions"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Former:
+class RestorePlan:
     """Rows to restore.
 
     Attributes:
         lake: The lake with the rows.
-        parts: The rows to restore, and the rows of others that stay, see `predicate`.
+        selections: The rows to restore, and the rows of others that stay, see `predicate`.
         predicate: SQL: the rows to replace, including those written again. SQL cannot express canary membership, so rows of other
             users in the window are rewritten.
     """
 
     lake: Lake
-    parts: Sequence[Part]
+    selections: Sequence[RegionRows]
     predicate: str
 
-    def rows(self, schema: pa.Schema) -> pa.RecordBatchReader:
+    def to_reader(self, schema: pa.Schema) -> pa.RecordBatchReader:
         """Return the rows as a stream, with the columns that the view has now."""
         import pyarrow as pa
 
-        return pa.RecordBatchReader.from_batches(schema, stream(self.lake, self.parts, schema))
+        return pa.RecordBatchReader.from_batches(schema, stream_rows(self.lake, self.selections, schema))
 
 
-def restored_by(
-    lake: Lake, ledger: Ledger, last: Publication, *, version: int, without: Collection[str] = ()
-) -> tuple[Former | None, list[str]]:
+def plan_restore(
+    lake: Lake, ledger: Ledger, publication: Publication, *, version: int, stale_runs: Collection[str] = ()
+) -> tuple[RestorePlan | None, list[str]]:
     """Plan which rows to restore when a publication's rows are removed from the view.
 
     Args:
         lake: The lake with the view.
         ledger: The project's ledger.
-        last: The publication to roll back; its rows are in the view.
+        publication: The publication to roll back; its rows are in the view.
         version: The view's version that the rollback follows.
-        without: Runs whose rows are not restored.
+        stale_runs: Runs whose rows are not restored.
 
     Returns:
         The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
     """
     published = [record for record in ledger.publications() if record.delta_version is not None]
-    excluded = _rolled_back(published) | {last.run_id} | set(without)
-    replaced_runs = {run for record in published if record.run_id == last.run_id for run in record.replaced} - {last.run_id}
-    own_regions = _owned(last, published, version)
-    selections = [selection for region in own_regions for selection in _before(region, last, published, excluded)]
+    excluded = _rolled_back_runs(published) | {publication.run_id} | set(stale_runs)
+    replaced_runs = {run for record in published if record.run_id == publication.run_id for run in record.replaced} - {
+        publication.run_id
+    }
+    own_regions = _owned_regions(publication, published, version)
+    selections = [selection for region in own_regions for selection in _rows_before(region, publication, published, excluded)]
     try:
-        if {run for region in own_regions for run in rows_by_run(lake, region, version=version)} != {last.run_id}:
+        if {run for region in own_regions for run in count_rows_by_run(lake, region, version=version)} != {publication.run_id}:
             # Runs published later that the ledger does not know yet: earlier rows must not be restored beside theirs.
             return None, []
         restored_runs = {
-            run for selection in selections for run in rows_by_run(lake, selection.piece, version=selection.version)
+            run for selection in selections for run in count_rows_by_run(lake, selection.region, version=selection.version)
         } - excluded
     except (LakeError, OSError) as error:  # a rollback must succeed even if the former rows cannot be read
         missing_runs = sorted(run for run in replaced_runs if run not in excluded)
-        logger.warning("the rows that %s had replaced cannot be restored: %s", last.run_id, error)
+        logger.warning("the rows that %s had replaced cannot be restored: %s", publication.run_id, error)
         return None, missing_runs
-    missing_runs = sorted(run for run in replaced_runs if run in without)
+    missing_runs = sorted(run for run in replaced_runs if run in stale_runs)
     if not restored_runs:
         return None, missing_runs
-    restored = [replace(selection, runs=sorted(restored_runs)) for selection in selections]
+    restored = [replace(selection, run_ids=sorted(restored_runs)) for selection in selections]
     windows = sorted({(region.start, region.end) for region in own_regions})
     predicate = " OR ".join(f"({window_sql(*window)})" for window in windows)
-    return Former(
-        lake, [*restored, *_beside(lake, last, own_regions, windows, version)], f"{predicate} OR run_id = '{last.run_id}'"
+    return RestorePlan(
+        lake,
+        [*restored, *_rows_of_other_users(lake, publication, own_regions, windows, version)],
+        f"{predicate} OR run_id = '{publication.run_id}'",
     ), missing_runs
 
 
-def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:
+def restore_source_versions(ledger: Ledger, *, since: datetime) -> list[int]:
     """Return the versions of the view that rollbacks of publications since then would restore rows from."""
     publications = ledger.publications()
     return [
@@ -105,7 +109,7 @@ def restoring_versions(ledger: Ledger, *, since: datetime) -> list[int]:
     ]
 
 
-def _rolled_back(published: Sequence[Publication]) -> set[str]:
+def _rolled_back_runs(published: Sequence[Publication]) -> set[str]:
     """Return the runs whose latest publication was rolled back."""
     latest = {
         publication.run_id: publication.status for publication in sorted(published, key=lambda publication: publication.attempt)
@@ -113,42 +117,46 @@ def _rolled_back(published: Sequence[Publication]) -> set[str]:
     return {run for run, status in latest.items() if status is PublicationStatus.ROLLED_BACK}
 
 
-def _owned(publication: Publication, published: Sequence[Publication], version: int) -> list[Piece]:
+def _owned_regions(publication: Publication, published: Sequence[Publication], version: int) -> list[ViewRegion]:
     """Return the regions of a publication that no later one had replaced at a version of the view."""
-    regions = [piece_of(publication)]
+    regions = [published_region(publication)]
     for later in published:
-        if (later.delta_version or 0) > (publication.delta_version or 0) and _in_force(later, version):
-            regions = [rest for region in regions for rest in region.without(piece_of(later))]
+        if (later.delta_version or 0) > (publication.delta_version or 0) and _is_live_at(later, version):
+            regions = [rest for region in regions for rest in region.difference(published_region(later))]
     return regions
 
 
-def _before(region: Piece, publication: Publication, published: Sequence[Publication], excluded: set[str]) -> Iterator[Part]:
+def _rows_before(
+    region: ViewRegion, publication: Publication, published: Sequence[Publication], excluded: set[str]
+) -> Iterator[RegionRows]:
     """Yield the rows of a region before a publication, without the runs in ``out``."""
-    earlier = [other for other in published if _in_force(other, publication.base_version)]
+    earlier = [other for other in published if _is_live_at(other, publication.base_version)]
     rest = [region]
     for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):
-        covered = piece_of(other)
-        shared = [overlap for left in rest if (overlap := left.common(covered))]
-        rest = [left for remaining in rest for left in remaining.without(covered)]
+        covered = published_region(other)
+        shared = [overlap for left in rest if (overlap := left.intersection(covered))]
+        rest = [left for remaining in rest for left in remaining.difference(covered)]
         for overlap in shared:
             if other.run_id in excluded:
-                yield from _before(overlap, other, published, excluded)
+                yield from _rows_before(overlap, other, published, excluded)
             else:
-                yield Part(publication.base_version, overlap)
+                yield RegionRows(publication.base_version, overlap)
 
 
-def _beside(
-    lake: Lake, last: Publication, own_regions: Sequence[Piece], windows: Sequence[tuple[datetime, datetime]], version: int
-) -> list[Part]:
+def _rows_of_other_users(
+    lake: Lake, last: Publication, own_regions: Sequence[ViewRegion], windows: Sequence[tuple[datetime, datetime]], version: int
+) -> list[RegionRows]:
     """Return the rows of other users in the windows of a publication's regions: they stay."""
-    other_regions = [Piece(*window) for window in windows]
+    other_regions = [ViewRegion(*window) for window in windows]
     for region in own_regions:
-        other_regions = [rest for remaining in other_regions for rest in remaining.without(region)]
-    row_runs = [(region, sorted(rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions]
-    return [Part(version, region, runs) for region, runs in row_runs if runs]
+        other_regions = [rest for remaining in other_regions for rest in remaining.difference(region)]
+    row_runs = [
+        (region, sorted(count_rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions
+    ]
+    return [RegionRows(version, region, runs) for region, runs in row_runs if runs]
 
 
-def _in_force(publication: Publication, version: int) -> bool:
+def _is_live_at(publication: Publication, version: int) -> bool:
     """Return whether a publication was committed, and not rolled back, at a version of the view."""
     return (publication.delta_version or 0) <= version and (
         publication.rollback_version is None or publication.rollback_version > version

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = ["REPLACED", "Replacement", "replaced_since", "stale_since"]
+__all__ = ["CORRECTION_APP_ID", "Correction", "corrections_since", "stale_since"]
 
-#: App id in a table's log (`Lake.note`) whose value is the version made by the latest replacement.
-REPLACED: Final = "scalr.replaced"
+#: App id in a table's log (`Lake.transaction_version`) whose value is the version made by the latest replacement.
+CORRECTION_APP_ID: Final = "scalr.replaced"
 _BEGINNING: Final = datetime(1, 1, 1, tzinfo=UTC)
 _EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Correction:
     """One commit that replaced events.
 
     Attributes:
@@ -49,23 +49,23 @@ class Replacement:
         return json.dumps({"replaced": content})
 
     @classmethod
-    def read(cls, record: str) -> Replacement | None:
+    def from_record(cls, record: str) -> Correction | None:
         """Parse a commit's record; None where it is not of a replacement."""
         found: Any = json.loads(record).get("replaced")
         return None if found is None else cls(datetime.fromisoformat(found["since"]), found["removed"], found["added"])
 
 
-def replaced_since(lake: Lake, table: Table, version: int, *, now: DeltaTable | None = None) -> list[Replacement]:
+def corrections_since(lake: Lake, table: Table, version: int, *, opened: DeltaTable | None = None) -> list[Correction]:
     """List the replacements in an events table after a version, oldest first; ``now``: the table, if already open."""
-    if now is None and lake.exists(table):
-        now = lake.open_table(table)
-    latest = None if now is None else now.transaction_version(REPLACED)
+    if opened is None and lake.exists(table):
+        opened = lake.open_table(table)
+    latest = None if opened is None else opened.transaction_version(CORRECTION_APP_ID)
     if latest is None or latest <= version:
         return []
-    records = lake.records(table, after=version)
-    found = {at: replacement for at, record in records if (replacement := Replacement.read(record)) is not None}
+    records = lake.commit_records(table, after=version)
+    found = {at: replacement for at, record in records if (replacement := Correction.from_record(record)) is not None}
     # A log that was truncated (`scalr forget`) still shows that there was a replacement, but not its time: assume all events changed.
-    truncated = [] if latest in found else [Replacement(_BEGINNING, 0, 0)]
+    truncated = [] if latest in found else [Correction(_BEGINNING, 0, 0)]
     return [*truncated, *found.values()]
 
 
@@ -81,7 +81,7 @@ def stale_since(lake: Lake, versions: Mapping[str, int], known_by: datetime) -> 
         replacement.since
         for table in _EVENTS
         if table.value in versions
-        for replacement in replaced_since(lake, table, versions[table.value])
+        for replacement in corrections_since(lake, table, versions[table.value])
         if replacement.since < known_by
     ]
     return min(found, default=None)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["give_back", "peak_mb"]
+__all__ = ["peak_memory_mb", "release_memory"]
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return free memory to the system: that of Arrow, of torch on a GPU, and of glibc. Takes milliseconds.
 
     glibc keeps freed memory below a block in use. After a log was read and sorted that is hundreds of MB, in gaps that are too small for
@@ -18,7 +18,7 @@ def give_back() -> None:
     # Looked up like the others, not imported: a DAG, or a command that only reads the ledger, must not import numpy.
     mapped = sys.modules.get("scalr_prod.mapped")
     if mapped is not None:
-        mapped.let_go()
+        mapped.drop_pages()
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is not None and cuda.is_initialized():
         cuda.empty_cache()
@@ -30,7 +30,7 @@ def give_back() -> None:
         trim(0)
 
 
-def peak_mb() -> int | None:
+def peak_memory_mb() -> int | None:
     """Return the peak resident memory of this process, in MiB; None on Windows, which does not report it."""
     try:
         import resource

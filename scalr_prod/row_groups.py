@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["batches_of"]
+__all__ = ["iter_batches"]
 
 
-def batches_of(file: pq.ParquetFile, rows: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+def iter_batches(file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the rows in order, in batches of at most ``rows`` rows.
 
     pyarrow keeps all row groups of one request in memory until the last is read: for a long file, the whole file. So each request covers
@@ -22,7 +22,7 @@ def batches_of(file: pq.ParquetFile, rows: int, *, columns: Sequence[str] | None
 
     Args:
         file: The open file.
-        rows: Most rows per batch.
+        batch_size: Most rows per batch.
         columns: The columns to read; default: all.
     """
     groups: list[int] = []
@@ -30,6 +30,6 @@ def batches_of(file: pq.ParquetFile, rows: int, *, columns: Sequence[str] | None
     for number in range(file.num_row_groups):
         groups.append(number)
         pending += file.metadata.row_group(number).num_rows
-        if pending >= rows or number == file.num_row_groups - 1:
-            yield from file.iter_batches(batch_size=rows, row_groups=groups, columns=columns)
+        if pending >= batch_size or number == file.num_row_groups - 1:
+            yield from file.iter_batches(batch_size=batch_size, row_groups=groups, columns=columns)
             groups, pending = [], 0

@@ -20,7 +20,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from scalr_prod.domains import Domains, UserMapSettings
 from scalr_prod.errors import SettingsError
-from scalr_prod.naming import read_mark
+from scalr_prod.naming import read_marker
 from scalr_prod.sections import (
     ComputeSettings,
     DownstreamSettings,
@@ -42,19 +42,19 @@ from scalr_prod.sections import (
     TranslatorSettings,
     UiSettings,
 )
-from scalr_prod.variables import PREFIX, check_variables, known_keys, not_json, set_below, set_by
+from scalr_prod.variables import ENV_PREFIX, check_environment, invalid_json_error, known_keys, variable_for, variables_below
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Settings", "load_settings", "make_settings"]
+__all__ = ["Settings", "load_settings", "settings_from_dict"]
 
 
 class Settings(BaseSettings):
     """All settings of a project. Made by `load_settings`."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
     )
 
     project: ProjectSettings = ProjectSettings()
@@ -92,15 +92,15 @@ class Settings(BaseSettings):
     def __init__(self, **sections: Any) -> None:
         super().__init__(**sections)
         self._named = frozenset(_keys(sections) | _named_by_environment())
-        mark = read_mark(self.home)
+        mark = read_marker(self.home)
         self._remembered = mark.project if mark else None
 
     @property
-    def named(self) -> frozenset[str]:
+    def explicit_keys(self) -> frozenset[str]:
         """Keys set by scalr.toml, an override or the environment, as ``section.key``; all others have their defaults."""
         return self._named
 
-    def read_from(self, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
+    def remember_sources(self, file: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         """Remember the sources of the settings, for `origin`.
 
         Args:
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         Returns:
             One of these words.
         """
-        if (variables := set_below(list(keys)) or set_by(list(keys))) is not None:
+        if (variables := variables_below(list(keys)) or variable_for(list(keys))) is not None:
             return f"environment {variables}"
         file, overrides = self._read
         return "override" if _holds(overrides, keys) else "file" if _holds(file, keys) else "default"
@@ -154,16 +154,16 @@ class Settings(BaseSettings):
             SettingsError: An unknown key or an invalid value; names the key.
         """
         named: dict[str, Any] = {}
-        for name in self.named:
+        for name in self.explicit_keys:
             section, _, key = name.partition(".")
             named.setdefault(section, {})[key] = self.model_dump(include={section: {key}})[section][key]
         changed = _checked(_merge(named, sections), "the settings", base=self.base)
-        return changed.read_from(self._read[0], _merge(self._read[1], sections))
+        return changed.remember_sources(self._read[0], _merge(self._read[1], sections))
 
     @property
     def project_name(self) -> str:
         """The project's name in shared stores: ``[project] name``, else the name in the home's marker, else from the domains' names."""
-        return self.project.name or self._remembered or self.domains.project_name
+        return self.project.name or self._remembered or self.domains.default_project_name
 
     @property
     def served_model(self) -> str:
@@ -245,10 +245,10 @@ def load_settings(path: str | Path | None = None, **overrides: Any) -> Settings:
         raise SettingsError(f"cannot be read: {error.strerror}", where=str(path), next_step=step) from error
     except (ValueError, RecursionError) as error:  # undecodable bytes, bad TOML, oversized numbers, too deep nesting
         raise SettingsError(f"cannot be read as TOML: {error}", where=str(path), next_step="correct the file") from error
-    return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent).read_from(raw, overrides)
+    return _checked(_merge(raw, overrides), str(path), base=path.resolve().parent).remember_sources(raw, overrides)
 
 
-def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None) -> Settings:
+def settings_from_dict(sections: Mapping[str, Any], *, base: str | Path | None = None) -> Settings:
     """Make settings from a dictionary instead of a file; the environment takes precedence here too.
 
     Args:
@@ -258,7 +258,7 @@ def make_settings(sections: Mapping[str, Any], *, base: str | Path | None = None
     Raises:
         SettingsError: As for `load_settings`.
     """
-    return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve()).read_from({}, sections)
+    return _checked(dict(sections), "the settings", base=Path(base or Path.cwd()).resolve()).remember_sources({}, sections)
 
 
 def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
@@ -268,13 +268,13 @@ def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
         )
     if "base" in sections:
         raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
-    check_variables(Settings)
+    check_environment(Settings)
     try:
         return Settings(**sections, base=base)
     except ValidationError as error:
         raise _explain(error, where) from error
     except SourceError as error:
-        raise not_json(error) from error
+        raise invalid_json_error(error) from error
 
 
 def _keys(sections: dict[str, Any]) -> set[str]:
@@ -322,7 +322,7 @@ def _explain(error: ValidationError, file: str) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
     keys = [str(part) for part in first["loc"]]
     place = f"[{'.'.join(keys[:-1])}] {keys[-1]}" if len(keys) > 1 else f"[{keys[0]}]" if keys else "settings"
-    variable = set_by(keys)
+    variable = variable_for(keys)
     where = f"environment variable {variable}" if variable else file
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":

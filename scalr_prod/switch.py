@@ -12,13 +12,13 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.binding import open_own
-from scalr_prod.canary import canaries
+from scalr_prod.binding import open_project_lake
+from scalr_prod.canary import list_canaries
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.ledger import Ledger, RunState
-from scalr_prod.publication import against_others, fill_online
+from scalr_prod.publication import retry_on_conflict, update_online_store
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["SwitchReport", "disable", "enable", "publication_state"]
+__all__ = ["ToggleReport", "disable_publication", "enable_publication", "publication_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 
 
 @dataclass(frozen=True)
-class SwitchReport(Jsonable):
+class ToggleReport(Jsonable):
     """Describe whether publication is enabled.
 
     Attributes:
@@ -45,7 +45,7 @@ class SwitchReport(Jsonable):
         delta_version: The view's Delta version.
         waiting: Validated runs that are not published.
         online: Whether this call updated the online store.
-        canary: Canary publications, see `scalr_prod.canary.canaries`.
+        canary: Canary publications, see `scalr_prod.canary.list_canaries`.
     """
 
     publication: str
@@ -58,13 +58,13 @@ class SwitchReport(Jsonable):
     canary: list[dict[str, Any]] = field(default_factory=list)
 
 
-def publication_state(settings: Settings) -> SwitchReport:
+def publication_state(settings: Settings) -> ToggleReport:
     """Return whether publication is enabled, and how many rows the view holds or hides."""
-    return _report(settings, open_own(settings), changed=False)
+    return _report(settings, open_project_lake(settings), changed=False)
 
 
-def disable(settings: Settings) -> SwitchReport:
-    """Make the feature view read as empty, in one commit. Publications and rollbacks are refused until `enable`.
+def disable_publication(settings: Settings) -> ToggleReport:
+    """Make the feature view read as empty, in one commit. Publications and rollbacks are refused until `enable_publication`.
 
     The view's entities are deleted from the online store at once if ``[publication] online`` is set, else by its next update.
 
@@ -72,20 +72,20 @@ def disable(settings: Settings) -> SwitchReport:
         TableNotFound: There is no view yet.
         CommitFailed: Nothing was written; safe to repeat.
     """
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:
-        if lake.aside(_VIEW, opened=view) is not None:
+        if lake.hidden_version(_VIEW, opened=view) is not None:
             return False
-        return lake.set_aside(_VIEW, key=_key("disable"), expected_version=version).written
+        return lake.hide_rows(_VIEW, key=_commit_key("disable"), expected_version=version).written
 
-    changed = against_others(lake, view, attempt)
-    return _told(settings, lake, changed=changed)
+    changed = retry_on_conflict(lake, view, attempt)
+    return _finish(settings, lake, changed=changed)
 
 
-def enable(settings: Settings) -> SwitchReport:
-    """Restore the feature view as it was before `disable`: the same files, in one commit.
+def enable_publication(settings: Settings) -> ToggleReport:
+    """Restore the feature view as it was before `disable_publication`: the same files, in one commit.
 
     Raises:
         TableNotFound: There is no view yet.
@@ -93,11 +93,11 @@ def enable(settings: Settings) -> SwitchReport:
         LakeError: Files of the hidden rows are gone.
         CommitFailed: Nothing was written; safe to repeat.
     """
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     view = lake.open_table(_VIEW)
 
     def attempt(version: int) -> bool:
-        aside = lake.aside(_VIEW, opened=view)
+        aside = lake.hidden_version(_VIEW, opened=view)
         if aside is None:
             return False
         if unexpected := lake.dataset(_VIEW, version=version).count_rows():
@@ -106,34 +106,34 @@ def enable(settings: Settings) -> SwitchReport:
                 where=lake.uri(_VIEW),
                 next_step="remove them from the table, then repeat the command: scalr publication enable",
             )
-        return lake.bring_back(_VIEW, aside, key=_key("enable"), expected_version=version).written
+        return lake.restore_rows(_VIEW, aside, key=_commit_key("enable"), expected_version=version).written
 
-    changed = against_others(lake, view, attempt)
-    return _told(settings, lake, changed=changed)
+    changed = retry_on_conflict(lake, view, attempt)
+    return _finish(settings, lake, changed=changed)
 
 
-def _told(settings: Settings, lake: Lake, *, changed: bool) -> SwitchReport:
+def _finish(settings: Settings, lake: Lake, *, changed: bool) -> ToggleReport:
     # A repeated call finishes an interrupted update.
-    report = _report(settings, lake, changed=changed, online=fill_online(settings))
+    report = _report(settings, lake, changed=changed, online=update_online_store(settings))
     logger.info("publication is %s; version %s, %s rows", report.publication, report.delta_version, report.rows)
     return report
 
 
-def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = False) -> SwitchReport:
+def _report(settings: Settings, lake: Lake, *, changed: bool, online: bool = False) -> ToggleReport:
     with Ledger.open(settings) as ledger:
         waiting = [run.run_id for run in ledger.runs() if run.state is RunState.VALIDATED]
     if not lake.exists(_VIEW):
-        return SwitchReport("enabled", changed, None, None, None, waiting, online)
-    canary = canaries(settings)
+        return ToggleReport("enabled", changed, None, None, None, waiting, online)
+    canary = list_canaries(settings)
     version = lake.version(_VIEW)
-    hidden_version = lake.aside(_VIEW, version=version)
+    hidden_version = lake.hidden_version(_VIEW, version=version)
     rows_version = version if hidden_version is None else hidden_version
-    rows = lake.dataset(_VIEW, version=rows_version).count_rows() if lake.readable(_VIEW, rows_version) else None
+    rows = lake.dataset(_VIEW, version=rows_version).count_rows() if lake.is_readable(_VIEW, rows_version) else None
     since = None if hidden_version is None else lake.committed_at(_VIEW, hidden_version + 1)
     state = "enabled" if hidden_version is None else "disabled"
-    return SwitchReport(state, changed, since, rows, version, waiting, online, canary)
+    return ToggleReport(state, changed, since, rows, version, waiting, online, canary)
 
 
-def _key(what: str) -> str:
+def _commit_key(what: str) -> str:
     # Each change of state needs its own key; the expected version prevents two concurrent changes.
     return f"{what}:{uuid.uuid4().hex}"

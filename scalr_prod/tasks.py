@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod import errors
 from scalr_prod.errors import ScalrError, SettingsError
-from scalr_prod.orchestration import open_project, trained_until_of, training_set_project, window_of
+from scalr_prod.orchestration import load_project_settings, run_window, training_cutoff, training_set_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from scalr_prod.project import Project
     from scalr_prod.settings import Settings
 
-__all__ = ["COMMAND", "TASKS", "perform", "perform_elsewhere"]
+__all__ = ["COMMAND_VARIABLE", "TASKS", "run_task", "run_task_in_subprocess"]
 
 logger = logging.getLogger(__name__)
 
 #: Environment variable with the `scalr` command of another environment that runs the tasks.
-COMMAND: Final = "SCALR_COMMAND"
+COMMAND_VARIABLE: Final = "SCALR_COMMAND"
 #: Seconds that a terminated command may take to release its lease and stop its servers.
-_GRACE_S: Final = 60
+_TERMINATE_TIMEOUT_S: Final = 60
 
 
-def perform(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def run_task(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a task in this process.
 
     Args:
         task: A name in `TASKS`.
-        call: See `call_of`.
+        call: See `build_call`.
 
     Returns:
         JSON values; ``skipped`` is the reason if there was nothing to do.
@@ -44,23 +44,23 @@ def perform(task: str, call: Mapping[str, Any]) -> dict[str, Any]:
         SettingsError: There is no such task, or the call names no project.
         ScalrError: Raised by the task itself.
     """
-    from scalr_prod.interrupts import ending_in_order
+    from scalr_prod.interrupts import graceful_shutdown
 
     if task not in TASKS:
         raise SettingsError(f"there is no task {task}", where="scalr task", next_step=f"one of {', '.join(TASKS)}")
-    with ending_in_order():
+    with graceful_shutdown():
         return TASKS[task](call)
 
 
-def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def run_task_in_subprocess(command: str, task: str, call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a task with the `scalr` command of another environment; its log goes to this process's stderr.
 
     If this process is interrupted, the command is terminated.
 
     Args:
         command: The command with its options, in shell syntax.
-        task: See `perform`.
-        call: See `perform`.
+        task: See `run_task`.
+        call: See `run_task`.
 
     Raises:
         SettingsError: The command cannot be started.
@@ -74,7 +74,7 @@ def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[
     except OSError as error:
         raise SettingsError(
             f"the command cannot be started: {error}",
-            where=f"{COMMAND} = {command}",
+            where=f"{COMMAND_VARIABLE} = {command}",
             next_step="give the full path of the command in the environment that has scalr_prod: <environment>/bin/scalr",
         ) from error
     try:
@@ -83,11 +83,11 @@ def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(_GRACE_S)
+                process.wait(_TERMINATE_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-    result = _last_object(output)
+    result = _last_json_object(output)
     if process.returncode == 0:
         return result
     if result.get("error") not in errors.__all__:
@@ -95,10 +95,10 @@ def perform_elsewhere(command: str, task: str, call: Mapping[str, Any]) -> dict[
     failure: ScalrError = getattr(errors, result["error"])(
         result["found"], where=result["where"], next_step=result["next_step"]
     )
-    raise failure.at(stage=result["stage"], run_id=result["run_id"])
+    raise failure.add_context(stage=result["stage"], run_id=result["run_id"])
 
 
-def _last_object(text: str) -> dict[str, Any]:
+def _last_json_object(text: str) -> dict[str, Any]:
     """Return the last JSON object that a command printed; empty without one."""
     for line in reversed(text.splitlines()):
         try:
@@ -110,20 +110,23 @@ def _last_object(text: str) -> dict[str, Any]:
     return {}
 
 
-def _do_stages(call: Mapping[str, Any], settings: Settings, *names: str, **asked: Any) -> Any:
+def _run_stages(call: Mapping[str, Any], settings: Settings, *names: str, **options: Any) -> Any:
     """Run stages, after the light stages that they need; return the job."""
-    from scalr_prod.stages import Job, step, walk
+    from scalr_prod.stages import PipelineContext, execute_stages, single_stage
 
     run_id = call.get("run_id")
-    return walk(Job(settings, **asked) if run_id is None else Job.of_run(settings, run_id), step(*names))
+    return execute_stages(
+        PipelineContext(settings, **options) if run_id is None else PipelineContext.from_run(settings, run_id),
+        single_stage(*names),
+    )
 
 
-def _window_settings(call: Mapping[str, Any], start: datetime, end: datetime) -> Settings:
+def _load_window_settings(call: Mapping[str, Any], start: datetime, end: datetime) -> Settings:
     window = {"mode": call["params"]["mode"], "start": start, "end": end, "as_of": end}
-    return open_project(call, generation=window)
+    return load_project_settings(call, generation=window)
 
 
-def _told(run: Any) -> dict[str, str]:
+def _window_payload(run: Any) -> dict[str, str]:
     """Return the data of an asset event for a run or a republished window."""
     return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
 
@@ -143,67 +146,67 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage of the daily run; the last stage also returns the published windows."""
     from scalr_prod.stages import OF_RUN
 
-    stage, settings = call["stage"], _window_settings(call, *window_of(call))
+    stage, settings = call["stage"], _load_window_settings(call, *run_window(call))
     if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
-    job = _do_stages(call, settings, stage)
+    job = _run_stages(call, settings, stage)
     report = job.reports.get(stage)
     done = {"run_id": job.run_id, **(report.to_json() if report else {})}
     if stage == "late":
         published = [*([job.spec] if job.spec else []), *(report.published if report else [])]
-        done["announced"] = [_told(run) for run in published]
+        done["announced"] = [_window_payload(run) for run in published]
     return done
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
     """Generate, validate and publish one window of a backfill; do nothing where λ is 0 for all users."""
-    settings = _window_settings(call, *map(datetime.fromisoformat, call["window"]))
+    settings = _load_window_settings(call, *map(datetime.fromisoformat, call["window"]))
     if window := _not_generated(settings):
         return window
-    return _told(_do_stages(call, settings, "generate", "validate", "publish").run())
+    return _window_payload(_run_stages(call, settings, "generate", "validate", "publish").run())
 
 
 def _translator(call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage of the translator's training."""
     stage = call["stage"]
-    until = trained_until_of(call) if stage == "translator" else None
-    report: dict[str, Any] = _do_stages(call, open_project(call), stage, trained_until=until).reports[stage].to_json()
+    until = training_cutoff(call) if stage == "translator" else None
+    report: dict[str, Any] = _run_stages(call, load_project_settings(call), stage, trained_until=until).reports[stage].to_json()
     return report
 
 
-def _opened(settings: Settings) -> Project:
+def _open(settings: Settings) -> Project:
     from scalr_prod.project import Project
 
     return Project(settings)
 
 
 def _evaluate(call: Mapping[str, Any]) -> dict[str, Any]:
-    with _opened(open_project(call)) as project:
+    with _open(load_project_settings(call)) as project:
         project.evaluate_translator(call["version"])
     return {"version": call["version"]}
 
 
 def _promote(call: Mapping[str, Any]) -> dict[str, Any]:
-    with _opened(open_project(call)) as project:
+    with _open(load_project_settings(call)) as project:
         return project.promote_if_better(call["version"]).to_json()
 
 
 def _maintain(call: Mapping[str, Any]) -> dict[str, Any]:
-    with _opened(open_project(call)) as project:
+    with _open(load_project_settings(call)) as project:
         return project.maintain().to_json()
 
 
 def _dataset(call: Mapping[str, Any]) -> dict[str, Any]:
     """Build a version of the publishing project's training set."""
     report: dict[str, Any] = (
-        _do_stages(call, training_set_project(call, call["extras"]), "dataset").reports["dataset"].to_json()
+        _run_stages(call, training_set_settings(call, call["extras"]), "dataset").reports["dataset"].to_json()
     )
     return report
 
 
 def _check(call: Mapping[str, Any]) -> dict[str, Any]:
     """Check the training set version in the folder ``path`` with the project's suite."""
-    with _opened(training_set_project(call, call["extras"])) as project:
+    with _open(training_set_settings(call, call["extras"])) as project:
         if project.settings.training_set.suite is None:
             return {"skipped": "[training_set] suite is not set"}
         return project.check_quality(call["path"]).to_json()

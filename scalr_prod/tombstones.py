@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from scalr_prod.errors import ForgettingError, TranslatorError
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Kind", "Tombstone", "Tombstones", "refuse_overdue"]
+__all__ = ["SuppressedId", "SuppressedKind", "SuppressionList", "ensure_retrained_in_time"]
 
 #: Kind of an id: a user, or an item of the target domain.
-Kind = Literal["user", "item"]
+SuppressedKind = Literal["user", "item"]
 
 _FOLDER: Final = "forgotten"
 _SECRET: Final = "secret"  # noqa: S105 - a file's name
@@ -37,7 +37,7 @@ _KEY_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
-class Tombstone:
+class SuppressedId:
     """One erased user or item.
 
     Attributes:
@@ -59,7 +59,7 @@ class Tombstone:
         return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
 
 
-class Tombstones:
+class SuppressionList:
     """The erased users and items of a project.
 
     Args:
@@ -69,7 +69,7 @@ class Tombstones:
         items: Items by hash.
     """
 
-    def __init__(self, folder: Path, key: bytes, users: dict[str, Tombstone], items: dict[str, Tombstone]) -> None:
+    def __init__(self, folder: Path, key: bytes, users: dict[str, SuppressedId], items: dict[str, SuppressedId]) -> None:
         self.folder, self._key, self.users, self.items = folder, key, users, items
 
     @classmethod
@@ -95,7 +95,7 @@ class Tombstones:
 
     @classmethod
     @contextmanager
-    def changing(cls, settings: Settings) -> Iterator[Self]:
+    def open_for_update(cls, settings: Settings) -> Iterator[Self]:
         """Open a project's list for update within the block, by one process at a time; creates the key if missing.
 
         Raises:
@@ -120,37 +120,37 @@ class Tombstones:
                 next_step="wait for it to end, then run the command again",
             ) from error
 
-    def digest(self, one: int | str, kind: Kind = "user") -> str:
+    def digest(self, identifier: int | str, kind: SuppressedKind = "user") -> str:
         """Return the keyed hash of an id, 64 hex digits; 7 and '7' hash alike."""
-        return hmac.digest(self._key, f"{kind}:{one}".encode(), "sha256").hex()
+        return hmac.digest(self._key, f"{kind}:{identifier}".encode(), "sha256").hex()
 
-    def of(self, kind: Kind) -> dict[str, Tombstone]:
+    def entries(self, kind: SuppressedKind) -> dict[str, SuppressedId]:
         """Return the users or the items by hash."""
         return self.users if kind == "user" else self.items
 
-    def held(self, ids: Iterable[int | str], kind: Kind = "user") -> list[int | str]:
+    def suppressed_ids(self, ids: Iterable[int | str], kind: SuppressedKind = "user") -> list[int | str]:
         """Return those of the ids that were erased."""
-        known = self.of(kind)
+        known = self.entries(kind)
         return [identifier for identifier in ids if self.digest(identifier, kind) in known] if known else []
 
-    def put(self, tombstone: Tombstone, kind: Kind = "user") -> None:
+    def add(self, suppressed: SuppressedId, kind: SuppressedKind = "user") -> None:
         """Add or change an entry; it is on disk when this returns."""
-        self.of(kind)[tombstone.digest] = tombstone
+        self.entries(kind)[suppressed.digest] = suppressed
         content = {
             name: {digest: entry.to_json() for digest, entry in sorted(found.items())}
             for name, found in (("users", self.users), ("items", self.items))
         }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
 
-    def finish(self, digest: str, removed: dict[str, int], kind: Kind = "user") -> None:
+    def mark_done(self, digest: str, removed: dict[str, int], kind: SuppressedKind = "user") -> None:
         """Mark an erasure as complete."""
-        self.put(replace(self.of(kind)[digest], done=True, removed=removed), kind)
+        self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
-    def unfinished(self) -> int:
+    def unfinished_count(self) -> int:
         """Count the erasures that were requested but interrupted."""
         return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
 
-    def retrain_by(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
+    def retraining_deadline(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
         """Return how many erased users a translator version learned from, and until when runs may use it; None: it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]
         if not requested:
@@ -159,13 +159,13 @@ class Tombstones:
         return len(requested), min(requested) + grace
 
 
-def refuse_overdue(settings: Settings, version: int) -> None:
+def ensure_retrained_in_time(settings: Settings, version: int) -> None:
     """Check that a run may still use a translator version that may have learned from users erased since.
 
     Raises:
         TranslatorError: The grace period for training a new version (``[forgetting] grace_days``) is over.
     """
-    found = Tombstones.open(settings).retrain_by(settings, version)
+    found = SuppressionList.open(settings).retraining_deadline(settings, version)
     if found is None or datetime.now(UTC) < found[1]:
         return
     raise TranslatorError(
@@ -176,9 +176,9 @@ def refuse_overdue(settings: Settings, version: int) -> None:
     )
 
 
-def _read(found: dict[str, Any]) -> dict[str, Tombstone]:
+def _read(found: dict[str, Any]) -> dict[str, SuppressedId]:
     return {
-        digest: Tombstone(
+        digest: SuppressedId(
             digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
         )
         for digest, entry in found.items()
@@ -207,7 +207,7 @@ def _no_key(folder: Path, found: str) -> ForgettingError:
 def _write(path: Path, text: str) -> None:
     """Write a file atomically, readable by its owner alone."""
     with (
-        whole(path) as unfinished,
+        atomic_path(path) as unfinished,
         os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file,
     ):
         file.write(text)

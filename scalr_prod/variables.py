@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
     from pydantic_settings import SettingsError as SourceError
 
-__all__ = ["PREFIX", "check_variables", "known_keys", "not_json", "set_below", "set_by"]
+__all__ = ["ENV_PREFIX", "check_environment", "invalid_json_error", "known_keys", "variable_for", "variables_below"]
 
-PREFIX: Final = "SCALR_"
+ENV_PREFIX: Final = "SCALR_"
 
 
-def check_variables(settings: type[BaseSettings]) -> None:
+def check_environment(settings: type[BaseSettings]) -> None:
     """Reject variables that match no setting, which pydantic-settings ignores silently.
 
     A name without ``__`` may belong to another program; it is rejected only where it clearly means one of our settings.
@@ -31,9 +31,9 @@ def check_variables(settings: type[BaseSettings]) -> None:
         SettingsError: A variable matches no setting; names it and the closest match.
     """
     for variable in sorted(os.environ):
-        if not variable.upper().startswith(PREFIX):
+        if not variable.upper().startswith(ENV_PREFIX):
             continue
-        keys = variable[len(PREFIX) :].lower().split("__")
+        keys = variable[len(ENV_PREFIX) :].lower().split("__")
         if len(keys) == 1:
             keys = _meant(settings, keys[0])
             if keys:
@@ -78,26 +78,26 @@ def _fields(model: Any) -> dict[str, Any]:
     return getattr(model, "model_fields", {})
 
 
-def set_by(keys: list[str]) -> str | None:
+def variable_for(keys: list[str]) -> str | None:
     """Return the environment variable that sets a key or a section around it."""
     there = {name.upper(): name for name in os.environ}
     return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
 
 
-def set_below(keys: list[str]) -> str | None:
+def variables_below(keys: list[str]) -> str | None:
     """Return the environment variables that set entries of a table, such as storage_options."""
     above = _variable([*keys, ""])
     return ", ".join(sorted(name for name in os.environ if name.upper().startswith(above))) or None
 
 
 def _variable(keys: list[str]) -> str:
-    return PREFIX + "__".join(keys).upper()
+    return ENV_PREFIX + "__".join(keys).upper()
 
 
-def not_json(error: SourceError) -> SettingsError:
+def invalid_json_error(error: SourceError) -> SettingsError:
     """Return the error for a section or list that is not valid JSON. Its text may be a secret and is not repeated."""
     field = re.search(r'field "(\w+)"', str(error))
-    section = _variable([field[1]]) if field else PREFIX
+    section = _variable([field[1]]) if field else ENV_PREFIX
     names = [name for name in sorted(os.environ) if name.upper() == section or name.upper().startswith(f"{section}__")]
     return SettingsError(
         "cannot be read as JSON, in which sections and lists are written",

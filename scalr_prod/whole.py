@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["whole", "write_json"]
+__all__ = ["atomic_path", "write_json"]
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the file's folder (created if missing), and rename it to the file at the end of the block.
 
     If the block fails, the file stays as it was. Of several concurrent writers, the last one wins.
@@ -35,5 +35,5 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
-    with whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")

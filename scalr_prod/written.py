@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Written", "collected", "note_written"]
+__all__ = ["CommitEvent", "collect_commits", "emit_commit"]
 
 
 @dataclass(frozen=True)
-class Written:
+class CommitEvent:
     """A new version of a table or a training set.
 
     Attributes:
@@ -27,20 +27,20 @@ class Written:
     version: int
 
 
-_listening: ContextVar[list[Written] | None] = ContextVar("scalr_written", default=None)
+_listening: ContextVar[list[CommitEvent] | None] = ContextVar("scalr_written", default=None)
 
 
-def note_written(uri: str, version: int) -> None:
+def emit_commit(uri: str, version: int) -> None:
     """Report a new version to the listening block, if any."""
     found = _listening.get()
     if found is not None:
-        found.append(Written(uri, version))
+        found.append(CommitEvent(uri, version))
 
 
 @contextmanager
-def collected() -> Iterator[list[Written]]:
+def collect_commits() -> Iterator[list[CommitEvent]]:
     """Collect the versions written within the block in a list; a nested block collects its own alone."""
-    found: list[Written] = []
+    found: list[CommitEvent] = []
     token = _listening.set(found)
     try:
         yield found

@@ -15,7 +15,7 @@ import typer.main
 
 from scalr_prod import errors
 from scalr_prod.cli import app
-from scalr_prod.explanation import reference
+from scalr_prod.explanation import render_reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands
@@ -98,7 +98,7 @@ def main() -> None:
         "reference/commands.md": commands(),
         "reference/errors.md": found_errors(),
         "adr/index.md": decisions(),
-        "settings.md": reference(),
+        "settings.md": render_reference(),
     }
     for name, text in made.items():
         path = DOCS / name

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from scalr_prod.errors import ServingError  # noqa: E402 - found through the line above
 from scalr_prod.serving.installer import install_serving  # noqa: E402 - as above
-from scalr_prod.serving.interpreters import LOCAL  # noqa: E402 - as above
-from scalr_prod.serving.virtualenvs import Recipe, build, provide_uv  # noqa: E402 - as above
+from scalr_prod.serving.interpreters import LOCAL_SCORER_HINT  # noqa: E402 - as above
+from scalr_prod.serving.virtualenvs import EnvironmentSpec, build_environment, install_uv  # noqa: E402 - as above
 
 
 def main(name: str) -> None:
@@ -42,15 +42,19 @@ def package(folder: Path) -> None:
     """The package with all extras, and what developing it needs."""
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
     requirements = ("--editable", f"{ROOT}[all]", *dev)
-    build(Recipe(folder, sys.executable, ROOT / "constraints" / "package.txt", requirements), system_packages=True)
-    provide_uv(folder / "bin" / "python")  # what renews the constraints
+    build_environment(
+        EnvironmentSpec(folder, sys.executable, ROOT / "constraints" / "package.txt", requirements), system_packages=True
+    )
+    install_uv(folder / "bin" / "python")  # what renews the constraints
 
 
 def serving(folder: Path) -> None:
     """What Triton runs in; where none can run, a word about it, since everything else works without."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         folder.mkdir(exist_ok=True)
-        print(f"no Triton server for {platform.system()} {platform.machine()} comes from the package index; {LOCAL}")
+        print(
+            f"no Triton server for {platform.system()} {platform.machine()} comes from the package index; {LOCAL_SCORER_HINT}"
+        )
         return
     # The package's environment has uv, which is faster than pip.
     os.environ["PATH"] = os.pathsep.join([str(ROOT / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])

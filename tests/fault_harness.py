@@ -218,9 +218,9 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
     os.environ.update(options.pop("environment", {}))
     found: dict[str, Any] = {}
     try:
-        from scalr_prod.interrupts import ending_in_order
+        from scalr_prod.interrupts import graceful_shutdown
 
-        with ending_in_order(), points:
+        with graceful_shutdown(), points:
             report = _ACTIONS[action](config, **options)
         found["report"] = json.loads(json.dumps(report.to_json(), default=str))
     except BaseException as error:
@@ -285,7 +285,7 @@ class _Points:
         for name in ("begin", "commit", "rollback"):
             event.listen(Engine, name, lambda _: self.reach())
         _around(tables, "commit_once", self.reach)
-        walking.at_stage = self._entering(walking.at_stage)
+        walking.stage_context = self._entering(walking.stage_context)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
@@ -47,7 +47,7 @@ def fill(lake: Lake) -> None:
     """Users have text ids, source items text ids, target items numbers."""
     for table in Table:
         source = table.value.startswith("source")
-        lake.create(table, schema_of(table, user="string", item="string" if source else "int64", source_item="string"))
+        lake.create(table, table_schema(table, user="string", item="string" if source else "int64", source_item="string"))
 
     def append(table: Table, columns: dict) -> None:
         lake.append(table, pa.table(columns).select(lake.schema(table).names).cast(lake.schema(table)), key="first")

@@ -15,8 +15,8 @@ from redis_server import client
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.isolation import isolate
-from scalr_prod.generation.parts import part_path, writing
+from scalr_prod.downstream.isolation import create_sandbox
+from scalr_prod.generation.parts import open_part_writer, part_path
 from scalr_prod.ledger import RunSpec, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.accept import write_accepted
@@ -66,7 +66,7 @@ def accepted_run(project):
     """A run as the gate leaves it, with two synthetic events for each source event, staged parts, and a gate's examples."""
     settings, lake = project.settings, project.lake
     versions = {t.value: lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
-    spec = RunSpec.make(
+    spec = RunSpec.create(
         mode="backfill",
         start=START,
         end=END,
@@ -100,7 +100,7 @@ def accepted_run(project):
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
     folder = run_folder(settings, spec.run_id)
     for name in ("asked/contexts", "parts", "candidates"):
-        with writing(part_path(folder / name, 0), schema) as write:
+        with open_part_writer(part_path(folder / name, 0), schema) as write:
             write(table)
     files = write_accepted(folder, table.to_reader(), schema)
     report = GateReport(spec.run_id, True, "strict", len(rows), len(rows), 0, [], files=files).to_json()  # noqa: FBT003
@@ -130,7 +130,7 @@ def fill(project, person):
     schema = project.lake.schema(Table.SYNTHETIC_QUARANTINE)
     quarantined = theirs.append_column("reason", pa.array(["shown"] * len(theirs))).select(schema.names).cast(schema)
     project.lake.append(Table.SYNTHETIC_QUARANTINE, quarantined, key="test")
-    isolate(settings, END, pa.array([person]).slice(0, 0), name="half")
+    create_sandbox(settings, END, pa.array([person]).slice(0, 0), name="half")
     for name, text in (
         ("triton-server/server.log", f"asked for user {person} twice"),
         ("reports/x.html", f"<td>{person}</td>"),

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from support.warm import forking
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.holdout import Holdout
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
@@ -39,7 +39,7 @@ def hour(number: float) -> datetime:
 
 def events(rows: list[tuple[str, str, float, float]]) -> pa.Table:
     """Rows of user, item, hour of the event, hour from which on it is known."""
-    schema = schema_of(Table.TARGET_EVENTS, user="string", item="string")
+    schema = table_schema(Table.TARGET_EVENTS, user="string", item="string")
     columns = list(zip(*rows, strict=True))
     arrays = [list(columns[0]), list(columns[1]), [hour(h) for h in columns[2]], [hour(h) for h in columns[3]]]
     return pa.table(dict(zip(schema.names, [*arrays, [1.0] * len(rows)], strict=True))).cast(schema)
@@ -56,9 +56,9 @@ def target_rows() -> list[tuple[str, str, float, float]]:
 def make_lake(lake: Lake, source: list | None = None, target: list | None = None, items: list[str] = ()) -> None:
     """All tables that the gate and the publication read or write."""
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.TARGET_ITEMS, Table.SOURCE_USER_HISTORY):
-        lake.create(table, schema_of(table, user="string", item="string"))
+        lake.create(table, table_schema(table, user="string", item="string"))
     for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
-        lake.create(table, schema_of(table, **IDS))
+        lake.create(table, table_schema(table, **IDS))
     lake.append(Table.SOURCE_EVENTS, events(source_rows() if source is None else source), key="source")
     lake.append(Table.TARGET_EVENTS, events(target_rows() if target is None else target), key="target")
     if items:
@@ -137,8 +137,8 @@ class Handmade:
         wanted = {"events_per_source_event": 2, "exclude_consumed": True, "align": True, "align_buckets": 10, **generation}
         until = hour(start if trained_until is None else trained_until)
         version = self.versions.setdefault(until, len(self.versions) + 1)
-        held = Holdout.of(self.settings)
-        spec = RunSpec.make(
+        held = Holdout.from_settings(self.settings)
+        spec = RunSpec.create(
             mode=mode,
             start=hour(start),
             end=hour(end),
@@ -148,7 +148,7 @@ class Handmade:
             translator_sha256="0" * 64,
             translator_trained_until=until,
             table_versions=versions,
-            settings={"generation": wanted, "histories": {"length": 50}} | (held.to_run() if held else {}),
+            settings={"generation": wanted, "histories": {"length": 50}} | (held.to_run_settings() if held else {}),
         )
         with Ledger.open(self.settings) as ledger:
             ledger.record_model_version(
@@ -165,8 +165,8 @@ class Handmade:
             (folder / "run.json").write_text(json.dumps(spec.to_json()))
             if generated:
                 self.write(spec, self.candidates(spec) if candidates is None else candidates)
-                ledger.set_stage(spec.run_id, "generating", cause="test")
-                ledger.set_stage(spec.run_id, "generated", cause="test")
+                ledger.set_state(spec.run_id, "generating", cause="test")
+                ledger.set_state(spec.run_id, "generated", cause="test")
         return spec
 
     def candidates(self, spec: RunSpec, source: list | None = None) -> pd.DataFrame:
@@ -191,7 +191,7 @@ class Handmade:
 
     def write(self, spec: RunSpec, frame: pd.DataFrame, *, schema: pa.Schema | None = None, parts: int = 2) -> Path:
         """Candidates as the generation leaves them, in several parts."""
-        schema = schema or schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+        schema = schema or table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
         schema = pa.schema([column.with_nullable(nullable=True) for column in schema])
         folder = run_folder(self.settings, spec.run_id) / "candidates"
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,13 +206,13 @@ class Handmade:
         """A run as the gate leaves it when every row passed, without the gate's time."""
         spec = self.run(**plan)
         folder = run_folder(self.settings, spec.run_id)
-        schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+        schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
         rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
         files = write_accepted(folder, rows.to_reader(), schema)
         report = GateReport(spec.run_id, True, "strict", rows.num_rows, rows.num_rows, 0, [], files=files)  # noqa: FBT003
         (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report.to_json()}))
         with Ledger.open(self.settings) as ledger:
-            ledger.set_stage(spec.run_id, "validated", cause="test")
+            ledger.set_state(spec.run_id, "validated", cause="test")
         return spec
 
     def state(self, run_id: str) -> RunState:

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import DAYS, START, make_two_domains, write_toml
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 from scalr_prod.training_set import TrainingSet, build_training_set
-from scalr_prod.training_set.joining import features_of
+from scalr_prod.training_set.joining import join_features
 
 LENGTH = 6
 TRAILING = 30
@@ -90,7 +90,7 @@ def publish(settings, run_id: str, start: datetime, end: datetime, rng) -> None:
     rows = rows.merge(real.drop_duplicates(), how="left", on=["user_id", "item_id", "event_timestamp"])
     rows = rows[rows.pop("real").isna()]
     kinds = {"user": "int64" if source["user_id"].dtype == "int64" else "string"}
-    schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user=kinds["user"], item=kinds["user"])
+    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user=kinds["user"], item=kinds["user"])
     Lake.open(settings).append(
         Table.SYNTHETIC_TARGET_EVENTS, pa.Table.from_pandas(rows, schema=schema, preserve_index=False), key=run_id
     )
@@ -104,11 +104,11 @@ def build(config, **options):
 
 @contextmanager
 def in_the_order_of_time(settings, spine, groups, *, limit, own, advance):
-    """In place of `joined_by_key`: each group of rows is joined by itself, as it lies."""
+    """In place of `join_by_key`: each group of rows is joined by itself, as it lies."""
     rows = pq.read_table(spine)
     group_of = groups.of(np.arange(len(rows)))
     advance(int((group_of >= 0).sum()))
-    yield lambda group: features_of(settings, rows.filter(pa.array(group_of == group)), own=own)
+    yield lambda group: join_features(settings, rows.filter(pa.array(group_of == group)), external=own)
 
 
 def lake(settings, table: Table) -> pd.DataFrame:

@@ -14,8 +14,8 @@ import typer
 
 from scalr_prod.cli import beginning, models, runs, scheduled, sets, stages  # noqa: F401 - they register their commands
 from scalr_prod.cli.apps import app
-from scalr_prod.cli.door import Door
-from scalr_prod.logs import start_logging
+from scalr_prod.cli.door import CommandContext
+from scalr_prod.logs import configure_logging
 from scalr_prod.version import __version__
 
 __all__ = ["app", "main"]
@@ -41,6 +41,6 @@ def _root(
         print(__version__)
         raise typer.Exit
     named = {"format": log_format, "level": log_level or ("warning" if quiet else None)}
-    Door.logging = {name: value for name, value in named.items() if value}
-    start_logging(log_format or "text", Door.logging.get("level", "info"))
-    Door.progress = not quiet and sys.stderr.isatty() and log_format != "json"
+    CommandContext.logging_options = {name: value for name, value in named.items() if value}
+    configure_logging(log_format or "text", CommandContext.logging_options.get("level", "info"))
+    CommandContext.show_progress = not quiet and sys.stderr.isatty() and log_format != "json"

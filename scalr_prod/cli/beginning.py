@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import app, config_app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, fail
+from scalr_prod.cli.door import DEFAULT_CONFIG, CommandContext, Config, Json, exit_with_error
 from scalr_prod.errors import ScalrError
-from scalr_prod.rendering import as_lines
+from scalr_prod.rendering import format_lines
 
 
 @app.command()
@@ -48,7 +48,14 @@ def init(
 
     Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
     """
-    from scalr_prod.onboarding import Asked, Beginning, check_free, corrected, understand, until_right
+    from scalr_prod.onboarding import (
+        InitPlan,
+        LogRequest,
+        apply_corrections,
+        confirm_interactively,
+        ensure_not_overwriting,
+        plan_init,
+    )
 
     ask = not yes and not as_json and sys.stdin.isatty()
     if not ask and not (yes or as_json):
@@ -59,26 +66,26 @@ def init(
     names = {"source": source_name, "target": target_name}
 
     def work(_: Any, __: bool) -> Any:
-        check_free(config, force=force)
+        ensure_not_overwriting(config, force=force)
         logs = [
-            Asked(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
+            LogRequest(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
             for place, location, query in (("source", source, source_query), ("target", target, target_query))
         ]
-        logs = corrected(logs, column or [])
+        logs = apply_corrections(logs, column or [])
         extra = {"items": _specified(item_files), "names": _specified(names)}
         if ask:
-            found = until_right(
+            found = confirm_interactively(
                 config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
             )
         else:
-            found = understand(config, logs, **extra)
+            found = plan_init(config, logs, **extra)
         found.write(force=force)
         return found if not ask else {"settings": str(config), "next": f"scalr run --config {config}"}
 
     def _show_guess(found: Any) -> None:
-        print("\n".join(as_lines(found.for_people())) if isinstance(found, Beginning) else f"error: {found}")
+        print("\n".join(format_lines(found.to_summary())) if isinstance(found, InitPlan) else f"error: {found}")
 
-    Door(None, as_json).show(work)
+    CommandContext(None, as_json).run(work)
 
 
 @app.command()
@@ -91,12 +98,12 @@ def doctor(
 
     Example: scalr doctor
     """
-    from scalr_prod.doctor import examine
+    from scalr_prod.doctor import run_checks
 
     try:
-        checks = examine(config, deep=deep)
+        checks = run_checks(config, deep=deep)
     except ScalrError as error:
-        fail(error, as_json=as_json)
+        exit_with_error(error, as_json=as_json)
     if as_json:
         print(json.dumps({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}))
     else:
@@ -118,16 +125,16 @@ def config_show(
 
     Example: SCALR_GENERATION__MODE=causal scalr config show --named
     """
-    from scalr_prod.explanation import effective
+    from scalr_prod.explanation import effective_settings
 
     def work(settings: Any, _: bool) -> Any:
-        found = [one.to_json() for one in effective(settings) if not named or one.source != "default"]
+        found = [one.to_json() for one in effective_settings(settings) if not named or one.source != "default"]
         return {
             "config": str(config),
             "keys": found if as_json else [{k: one[k] for k in ("key", "value", "source")} for one in found],
         }
 
-    Door(config, as_json, "config show").show(work)
+    CommandContext(config, as_json, "config show").run(work)
 
 
 def _specified(options: dict[str, str | None]) -> dict[str, str]:

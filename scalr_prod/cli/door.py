@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.logs import about, log_error, logs_are_json, start_logging
+from scalr_prod.logs import configure_logging, is_json_logging, log_context, log_error
 from scalr_prod.rendering import print_error_box, print_report
 
 if TYPE_CHECKING:
@@ -22,7 +22,18 @@ if TYPE_CHECKING:
     from scalr_prod.project import Project
     from scalr_prod.settings import Settings
 
-__all__ = ["DEFAULT_CONFIG", "Config", "Door", "Json", "OptionalConfig", "RunId", "Version", "config_if_there", "fail", "utc"]
+__all__ = [
+    "DEFAULT_CONFIG",
+    "CommandContext",
+    "Config",
+    "Json",
+    "OptionalConfig",
+    "RunId",
+    "Version",
+    "as_utc",
+    "exit_with_error",
+    "find_config",
+]
 
 DEFAULT_CONFIG = Path("scalr.toml")
 
@@ -35,12 +46,12 @@ Version = Annotated[int | None, typer.Option("--version", help="Translator versi
 RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
 
 
-class Door:
+class CommandContext:
     """Context of a command: load the settings, run the command, print its report or error."""
 
-    progress = False
+    show_progress = False
     #: Command line options that override ``[logging]``.
-    logging: ClassVar[dict[str, str]] = {}
+    logging_options: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
         self.config = config
@@ -48,73 +59,73 @@ class Door:
         self.stage = stage
         self.run_id = run_id
 
-    def open(self, work: Callable[[Project], Any]) -> None:
+    def run_with_project(self, action: Callable[[Project], Any]) -> None:
         """Run a command on the project and print its result."""
         from scalr_prod.project import Project
 
         def opened(settings: Any, progress: bool) -> Any:
             with Project(settings, progress=progress) as project:
-                return work(project)
+                return action(project)
 
-        self.show(opened)
+        self.run(opened)
 
-    def show(self, work: Callable[[Any, bool], Any]) -> Any:
+    def run(self, action: Callable[[Any, bool], Any]) -> Any:
         """Run a command on the settings (None without a config), print its result and return it."""
         from contextlib import ExitStack
 
-        from scalr_prod.interrupts import Interrupted, ending_in_order
-        from scalr_prod.progress import lines_every
+        from scalr_prod.interrupts import Interrupted, graceful_shutdown
+        from scalr_prod.progress import heartbeat_interval
         from scalr_prod.settings import load_settings
-        from scalr_prod.stages import at_stage
+        from scalr_prod.stages import stage_context
 
         with ExitStack() as stack:
             try:
                 settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
                 if settings is not None:
-                    stack.enter_context(about(project=settings.project_name))
+                    stack.enter_context(log_context(project=settings.project_name))
                 every = 0 if settings is None else settings.logging.heartbeat_s
-                stack.enter_context(lines_every(every, bars=self.progress))
-                with ending_in_order(), at_stage(self.stage, self.run_id):
-                    report = work(settings, self.progress)
+                stack.enter_context(heartbeat_interval(every, with_bars=self.show_progress))
+                with graceful_shutdown(), stage_context(self.stage, self.run_id):
+                    report = action(settings, self.show_progress)
             except ScalrError as error:
-                fail(error.at(run_id=self.run_id), as_json=self.as_json)
+                exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
-                fail(stopped.at(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+                exit_with_error(stopped.add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
         if report is None:  # the command has printed its own output
             return None
         facts = report if isinstance(report, dict) else report.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))
         else:
-            shown = getattr(report, "for_people", None)
+            shown = getattr(report, "to_summary", None)
             print_report(shown() if shown else facts)
         return report
 
     def _apply_options(self, settings: Settings) -> Settings:
         """Return the settings with the logging options applied, and restart logging with them."""
-        options = settings.logging.model_copy(update=self.logging)
-        start_logging(options.format, options.level)
-        self.progress = self.progress and options.format == "text"
+        options = settings.logging.model_copy(update=self.logging_options)
+        configure_logging(options.format, options.level)
+        self.show_progress = self.show_progress and options.format == "text"
         return settings.model_copy(update={"logging": options})
 
 
-def config_if_there(config: Path | None) -> Path | None:
+def find_config(config: Path | None) -> Path | None:
     """Return the given settings file, else the one in the current folder; None if there is none."""
     return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
 
 
-def fail(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
+def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
     """Print an error and exit with its code."""
     if as_json:
         print(json.dumps(error.to_json()))
-    if isinstance(error, ScalrError) and sys.stderr.isatty() and not logs_are_json():
+    if isinstance(error, ScalrError) and sys.stderr.isatty() and not is_json_logging():
         print_error_box(error)
     else:
         log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
 
 
-def utc(moment: datetime | None) -> datetime | None:
+def as_utc(moment: datetime | None) -> datetime | None:
     """Interpret a command line time without a zone as UTC."""
     from datetime import UTC
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import serving_app, translator_app, triton_app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, Version, config_if_there, utc
+from scalr_prod.cli.door import DEFAULT_CONFIG, CommandContext, Config, Json, Version, as_utc, find_config
 from scalr_prod.serving.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def translator_train(
 
     Example: scalr translator train --trained-until 2024-06-01
     """
-    Door(config, as_json, "translator train").open(lambda project: project.train(utc(trained_until)))
+    CommandContext(config, as_json, "translator train").run_with_project(lambda project: project.train(as_utc(trained_until)))
 
 
 @translator_app.command("evaluate")
@@ -39,7 +39,9 @@ def translator_evaluate(config: Config = DEFAULT_CONFIG, version: Version = None
 
     Example: scalr translator evaluate
     """
-    Door(config, as_json, "translator evaluate").open(lambda project: project.evaluate_translator(version))
+    CommandContext(config, as_json, "translator evaluate").run_with_project(
+        lambda project: project.evaluate_translator(version)
+    )
 
 
 @translator_app.command("promote")
@@ -48,7 +50,7 @@ def translator_promote(config: Config = DEFAULT_CONFIG, version: Version = None,
 
     Example: scalr translator promote --version 3
     """
-    Door(config, as_json, "translator promote").open(lambda project: project.promote(version))
+    CommandContext(config, as_json, "translator promote").run_with_project(lambda project: project.promote(version))
 
 
 @translator_app.command("rollback")
@@ -57,7 +59,7 @@ def translator_rollback(config: Config = DEFAULT_CONFIG, as_json: Json = False) 
 
     Example: scalr translator rollback
     """
-    Door(config, as_json, "translator rollback").open(lambda project: project.rollback_translator())
+    CommandContext(config, as_json, "translator rollback").run_with_project(lambda project: project.rollback_translator())
 
 
 @translator_app.command("list")
@@ -71,7 +73,7 @@ def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> N
         versions = [version.to_json() for version in project.translators()]
         return {"served": project.ledger.promoted_version(), "versions": versions}
 
-    Door(config, as_json, "translator list").open(work)
+    CommandContext(config, as_json, "translator list").run_with_project(work)
 
 
 @serving_app.command("install")
@@ -93,7 +95,7 @@ def serving_install(
     def work(settings: Settings | None, _: bool) -> Any:
         return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
 
-    Door(config_if_there(config), as_json, "serving install").show(work)
+    CommandContext(find_config(config), as_json, "serving install").run(work)
 
 
 @triton_app.command("start")
@@ -104,7 +106,7 @@ def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None
     """
     from scalr_prod.serving import start_triton
 
-    Door(config, as_json, "triton start").show(lambda settings, _: start_triton(settings))
+    CommandContext(config, as_json, "triton start").run(lambda settings, _: start_triton(settings))
 
 
 @triton_app.command("stop")
@@ -115,7 +117,7 @@ def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """
     from scalr_prod.serving import stop_triton
 
-    Door(config, as_json, "triton stop").show(lambda settings, _: {"stopped": stop_triton(settings)})
+    CommandContext(config, as_json, "triton stop").run(lambda settings, _: {"stopped": stop_triton(settings)})
 
 
 @triton_app.command("status")
@@ -126,4 +128,4 @@ def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False
     """
     from scalr_prod.serving import triton_status
 
-    Door(config, as_json, "triton status").show(lambda settings, _: triton_status(settings))
+    CommandContext(config, as_json, "triton status").run(lambda settings, _: triton_status(settings))

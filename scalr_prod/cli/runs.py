@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import app, publication_app, runs_app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId, fail
+from scalr_prod.cli.door import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, exit_with_error
 from scalr_prod.errors import ForgettingError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
         runs = [found.to_json() | rows.get(found.run_id, {"rows": None, "in_view": None}) for found in project.runs()]
         return {"runs": runs if as_json else [_summary_row(found) for found in runs]}
 
-    Door(config, as_json, "runs list").open(work)
+    CommandContext(config, as_json, "runs list").run_with_project(work)
 
 
 @runs_app.command("show")
@@ -50,7 +50,7 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
             "history": [change.to_json() for change in ledger.history(run_id)],
         }
 
-    Door(config, as_json, "runs show", run_id).open(work)
+    CommandContext(config, as_json, "runs show", run_id).run_with_project(work)
 
 
 @runs_app.command("resume")
@@ -59,7 +59,7 @@ def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = 
 
     Example: scalr runs resume run_00c51a83e2b7f904
     """
-    Door(config, as_json, "runs resume", run_id).open(lambda project: project.resume(run_id))
+    CommandContext(config, as_json, "runs resume", run_id).run_with_project(lambda project: project.resume(run_id))
 
 
 @runs_app.command("rollback")
@@ -68,7 +68,7 @@ def runs_rollback(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json 
 
     Example: scalr runs rollback run_00c51a83e2b7f904
     """
-    Door(config, as_json, "runs rollback", run_id).open(lambda project: project.rollback(run_id))
+    CommandContext(config, as_json, "runs rollback", run_id).run_with_project(lambda project: project.rollback(run_id))
 
 
 @publication_app.command("disable")
@@ -77,7 +77,7 @@ def publication_disable(config: Config = DEFAULT_CONFIG, as_json: Json = False) 
 
     Example: scalr publication disable
     """
-    Door(config, as_json, "publication disable").open(lambda project: project.disable_publication())
+    CommandContext(config, as_json, "publication disable").run_with_project(lambda project: project.disable_publication())
 
 
 @publication_app.command("enable")
@@ -86,7 +86,7 @@ def publication_enable(config: Config = DEFAULT_CONFIG, as_json: Json = False) -
 
     Example: scalr publication enable
     """
-    Door(config, as_json, "publication enable").open(lambda project: project.enable_publication())
+    CommandContext(config, as_json, "publication enable").run_with_project(lambda project: project.enable_publication())
 
 
 _Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; default: all runs in a canary.")]
@@ -103,7 +103,9 @@ def publication_widen(
 
     Example: scalr publication widen
     """
-    Door(config, as_json, "publication widen").open(lambda project: project.widen_publication(*(runs or ()), share=share))
+    CommandContext(config, as_json, "publication widen").run_with_project(
+        lambda project: project.widen_publication(*(runs or ()), share=share)
+    )
 
 
 @publication_app.command("withdraw")
@@ -112,7 +114,9 @@ def publication_withdraw(runs: _Runs = None, config: Config = DEFAULT_CONFIG, as
 
     Example: scalr publication withdraw
     """
-    Door(config, as_json, "publication withdraw").open(lambda project: project.withdraw_publication(*(runs or ())))
+    CommandContext(config, as_json, "publication withdraw").run_with_project(
+        lambda project: project.withdraw_publication(*(runs or ()))
+    )
 
 
 @app.command("explain")
@@ -125,7 +129,7 @@ def explain_command(
 
     Example: scalr explain 0f343b0931126a20f133d67c2b018a3b
     """
-    Door(config, as_json, "explain").open(lambda project: project.explain(event_id))
+    CommandContext(config, as_json, "explain").run_with_project(lambda project: project.explain(event_id))
 
 
 @app.command("experiment")
@@ -142,7 +146,9 @@ def experiment_command(
 
     Example: scalr experiment --outcomes revenue.csv --json
     """
-    Door(config, as_json, "experiment").open(lambda project: project.experiment(outcomes=outcomes, out=out))
+    CommandContext(config, as_json, "experiment").run_with_project(
+        lambda project: project.experiment(outcomes=outcomes, out=out)
+    )
 
 
 @app.command()
@@ -156,7 +162,7 @@ def report(
 
     Example: scalr report
     """
-    Door(config, as_json, "report", run_id).open(lambda project: project.report(run_id, output=output))
+    CommandContext(config, as_json, "report", run_id).run_with_project(lambda project: project.report(run_id, output=output))
 
 
 @app.command()
@@ -180,7 +186,7 @@ def ui(
         if not as_json:
             print("The page is closed; the project is as it was.")
 
-    Door(config, as_json).open(work)
+    CommandContext(config, as_json).run_with_project(work)
 
 
 @app.command("maintain")
@@ -193,7 +199,7 @@ def maintain_command(
 
     Example: scalr maintain --dry-run
     """
-    Door(config, as_json, "maintain").open(lambda project: project.maintain(dry_run=dry_run))
+    CommandContext(config, as_json, "maintain").run_with_project(lambda project: project.maintain(dry_run=dry_run))
 
 
 @app.command("forget")
@@ -213,7 +219,7 @@ def forget_command(
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
     except (OSError, UnicodeDecodeError) as error:
-        fail(
+        exit_with_error(
             ForgettingError(
                 f"cannot be read: {error}", where=str(file), next_step="write it as UTF-8, with an id in each line"
             ),
@@ -223,7 +229,9 @@ def forget_command(
     if not selected:
         what = "item" if items else "user"
         raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")
-    Door(config, as_json, "forget").open(lambda project: (project.forget_items if items else project.forget)(selected))
+    CommandContext(config, as_json, "forget").run_with_project(
+        lambda project: (project.forget_items if items else project.forget)(selected)
+    )
 
 
 def _summary_row(run: dict[str, Any]) -> dict[str, Any]:

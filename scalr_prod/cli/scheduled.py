@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import app
-from scalr_prod.cli.door import Door
+from scalr_prod.cli.door import CommandContext
 from scalr_prod.errors import SettingsError
 
 
@@ -25,7 +25,7 @@ def task(
 
     Example: echo '{"params": {"config": "scalr.toml"}}' | scalr task maintain
     """
-    from scalr_prod.tasks import perform
+    from scalr_prod.tasks import run_task
 
     text = sys.stdin.read()
     call = _call(text)
@@ -37,9 +37,9 @@ def task(
                 where="stdin",
                 next_step='give it one JSON object, at least {"params": {"config": "scalr.toml"}}',
             )
-        return perform(name, call)
+        return run_task(name, call)
 
-    Door(Path(call["params"]["config"]) if call else None, as_json=True, stage=name).show(work)
+    CommandContext(Path(call["params"]["config"]) if call else None, as_json=True, stage=name).run(work)
 
 
 def _call(text: str) -> dict[str, Any] | None:

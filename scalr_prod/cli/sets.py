@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import dataset_app, feast_app, quality_app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, OptionalConfig, config_if_there
+from scalr_prod.cli.door import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, find_config
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """The formats of `scalr dataset export`."""
 
     CSV = "csv"
     RECBOLE = "recbole"
 
 
-class Source(StrEnum):
+class FeastSourceFormat(StrEnum):
     """The formats of `scalr feast export`."""
 
     DELTA = "delta"
@@ -37,13 +37,13 @@ def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> Non
 
     Example: scalr dataset build
     """
-    Door(config, as_json, "dataset build").open(lambda project: project.build_training_set())
+    CommandContext(config, as_json, "dataset build").run_with_project(lambda project: project.build_training_set())
 
 
 @dataset_app.command("export")
 def dataset_export(
     target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
-    form: Annotated[Format, typer.Option("--format", help="csv, or RecBole's atomic files.")] = Format.CSV,
+    form: Annotated[ExportFormat, typer.Option("--format", help="csv, or RecBole's atomic files.")] = ExportFormat.CSV,
     version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
@@ -52,16 +52,18 @@ def dataset_export(
 
     Example: scalr dataset export rows.csv
     """
-    if form is Format.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
+    if form is ExportFormat.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
         raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
-    Door(config, as_json, "dataset export").open(lambda project: project.training_set(version).export(target, form.value))
+    CommandContext(config, as_json, "dataset export").run_with_project(
+        lambda project: project.training_set(version).export(target, form.value)
+    )
 
 
 @feast_app.command("export")
 def feast_export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of your feature repository.")],
     form: Annotated[
-        Source | None,
+        FeastSourceFormat | None,
         typer.Option(
             "--format",
             help="delta: the lake's tables as they are; parquet: copies of their rows, for Feast's file and DuckDB stores. Default: "
@@ -75,7 +77,9 @@ def feast_export(
 
     Example: scalr feast export ../features
     """
-    Door(config, as_json, "feast export").open(lambda project: project.export_feast(folder, form.value if form else None))
+    CommandContext(config, as_json, "feast export").run_with_project(
+        lambda project: project.export_feast(folder, form.value if form else None)
+    )
 
 
 @quality_app.command("check")
@@ -112,7 +116,7 @@ def quality_check(
         named = suite or (settings.training_set.suite if settings else None) or "training"
         return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
 
-    if not Door(config_if_there(config), as_json, "quality check").show(work).passed:
+    if not CommandContext(find_config(config), as_json, "quality check").run(work).passed:
         raise typer.Exit(QualityGateFailed.exit_code)
 
 
@@ -143,4 +147,4 @@ def quality_init_suite(
         "weight": weight,
         "synthetic": synthetic,
     }
-    Door(None, as_json).show(lambda _, __: {"suite": write_suite(file, columns)})
+    CommandContext(None, as_json).run(lambda _, __: {"suite": write_suite(file, columns)})

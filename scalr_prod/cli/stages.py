@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.cli.apps import app
-from scalr_prod.cli.door import DEFAULT_CONFIG, Config, Door, Json, RunId, Version, utc
+from scalr_prod.cli.door import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, Version, as_utc
 
 if TYPE_CHECKING:
     from scalr_prod.project import Project
@@ -29,7 +29,7 @@ def run(config: Config = DEFAULT_CONFIG, dry_run: DryRun = False, as_json: Json 
 
     Example: scalr run --dry-run
     """
-    Door(config, as_json).open(lambda project: project.dry_run() if dry_run else project.run())
+    CommandContext(config, as_json).run_with_project(lambda project: project.dry_run() if dry_run else project.run())
 
 
 @app.command()
@@ -53,7 +53,7 @@ def ingest(
     """
     if domain not in {None, "source", "target"} and not str(domain).startswith("sources."):
         raise typer.BadParameter("must be source, target or sources.NAME", param_hint="--domain")
-    Door(config, as_json, "ingest").open(lambda project: project.ingest(domain, replace=utc(replace)))
+    CommandContext(config, as_json, "ingest").run_with_project(lambda project: project.ingest(domain, replace=as_utc(replace)))
 
 
 @app.command()
@@ -62,7 +62,7 @@ def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
     Example: scalr histories
     """
-    Door(config, as_json, "histories").open(lambda project: project.histories())
+    CommandContext(config, as_json, "histories").run_with_project(lambda project: project.histories())
 
 
 @app.command()
@@ -71,7 +71,9 @@ def generate(config: Config = DEFAULT_CONFIG, version: Version = None, dry_run: 
 
     Example: scalr generate --version 3
     """
-    Door(config, as_json).open(lambda project: project.dry_run("generate") if dry_run else project.generate(version))
+    CommandContext(config, as_json).run_with_project(
+        lambda project: project.dry_run("generate") if dry_run else project.generate(version)
+    )
 
 
 @app.command()
@@ -80,7 +82,7 @@ def validate(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fal
 
     Example: scalr validate run_00c51a83e2b7f904
     """
-    Door(config, as_json, "validate", run_id).open(lambda project: project.validate(run_id))
+    CommandContext(config, as_json, "validate", run_id).run_with_project(lambda project: project.validate(run_id))
 
 
 @app.command()
@@ -89,7 +91,7 @@ def publish(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fals
 
     Example: scalr publish run_00c51a83e2b7f904
     """
-    Door(config, as_json, "publish", run_id).open(lambda project: project.publish(run_id))
+    CommandContext(config, as_json, "publish", run_id).run_with_project(lambda project: project.publish(run_id))
 
 
 @app.command()
@@ -121,9 +123,9 @@ def evaluate(
     """
     if quick and (full or cutoffs or arm):
         raise typer.BadParameter("goes without --full, --cutoffs and --arm", param_hint="--quick")
-    Door(config, as_json, "evaluate").open(
+    CommandContext(config, as_json, "evaluate").run_with_project(
         lambda project: project.evaluate(
-            cold_fraction=cold_fraction, cutoff=utc(cutoff), cutoffs=cutoffs, arms=arm, full=full, quick=quick
+            cold_fraction=cold_fraction, cutoff=as_utc(cutoff), cutoffs=cutoffs, arms=arm, full=full, quick=quick
         )
     )
 
@@ -143,4 +145,4 @@ def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
             "publication": {name: state[name] for name in ("publication", "since", "rows", "waiting", "canary")},
         }
 
-    Door(config, as_json, "status").open(work)
+    CommandContext(config, as_json, "status").run_with_project(work)

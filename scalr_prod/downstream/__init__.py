@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.downstream.evaluation import evaluate
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DownstreamModel", "EvaluationReport", "Interactions", "evaluate"]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "DownstreamModel": "protocol",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.few import ALL, Few
+from scalr_prod.downstream.few import UNLIMITED, DataBudget
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.numbering import index_in
 
@@ -25,67 +25,79 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.models.lately import PopularLately
+    from scalr_prod.downstream.models.lately import RecentPopularity
     from scalr_prod.downstream.protocol import Interactions
-    from scalr_prod.downstream.scene import Numbering, Scene
-    from scalr_prod.downstream.translation import Draw, Translation
+    from scalr_prod.downstream.scene import EvaluationSplit, IdNumbering
+    from scalr_prod.downstream.translation import DrawOptions, SplitTranslator
 
     #: Real and synthetic events of a training set.
     TrainingSetEvents: TypeAlias = "tuple[Interactions, Interactions]"
 
 __all__ = [
-    "ABLATIONS", "BASE", "CONTROLS", "LISTS", "MAIN", "NEEDS", "OURS", "QUICK", "RIVAL", "TUNED", "Choice", "Maker", "leaving_out",
+    "ABLATION_ARMS",
+    "CONTROL_ARMS",
+    "DEFAULT_ARMS",
+    "JOINT_TRAINING",
+    "MAIN_ARMS",
+    "REAL_ONLY",
+    "REQUIRED_ESTIMATORS",
+    "TUNED_ARMS",
+    "UNTRAINED_ARMS",
+    "WITH_SYNTHETIC",
+    "ArmChoice",
+    "ArmDataBuilder",
+    "leave_one_out_arms",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-BASE: Final = "real"
-OURS: Final = "real+scalr"
-MAIN: Final = (BASE, OURS, "synthetic_only")
+REAL_ONLY: Final = "real"
+WITH_SYNTHETIC: Final = "real+scalr"
+MAIN_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, "synthetic_only")
 #: Arms that rank without a model of the family.
-LISTS: Final = ("popular_lately", "translator")
-CONTROLS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
-RIVAL: Final = "model_level_transfer"
+UNTRAINED_ARMS: Final = ("popular_lately", "translator")
+CONTROL_ARMS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
+JOINT_TRAINING: Final = "model_level_transfer"
 #: Variants of real+scalr with one change each.
-ABLATIONS: Final = (
+ABLATION_ARMS: Final = (
     "sampled", "top_k", "top_1",
     "dose_0.25", "dose_0.5", "dose_2", "align_off", "align_on", "filter_off", "filter_on",
     "only_topics", "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
 #: Arms with synthetic events whose volume, temperature, boost and λ are tuned separately, with the same budget.
-TUNED: Final = (OURS, "synthetic_only", *CONTROLS)
+TUNED_ARMS: Final = (WITH_SYNTHETIC, "synthetic_only", *CONTROL_ARMS)
 #: Smallest set that decides: the baselines, real+scalr, two controls, and joint training.
-QUICK: Final = (BASE, OURS, *LISTS, "trend", "shuffled", RIVAL)
+DEFAULT_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, *UNTRAINED_ARMS, "trend", "shuffled", JOINT_TRAINING)
 #: A temperature low enough that sampling returns the k most probable items.
-TOP: Final = 0.02
+TOP_K_TEMPERATURE: Final = 0.02
 #: Sampling options in which an arm differs from real+scalr.
-_OTHERWISE: Final[dict[str, dict[str, Any]]] = {
+_DRAW_CHANGES: Final[dict[str, dict[str, Any]]] = {
     "trend": {"member": "popularity"},
     "frequency": {"member": "frequency"},
     "sampled": {"temperature": 1.0},
-    "top_k": {"temperature": TOP},
-    "top_1": {"temperature": TOP, "volume": 1},
+    "top_k": {"temperature": TOP_K_TEMPERATURE},
+    "top_1": {"temperature": TOP_K_TEMPERATURE, "volume": 1},
     "align_off": {"align": False},
     "align_on": {"align": True},
     "filter_off": {"min_lift": 0.0},
     "filter_on": {"min_lift": 1.0},
-    **{arm: {"member": arm.removeprefix("only_")} for arm in ABLATIONS if arm.startswith("only_")},
+    **{arm: {"member": arm.removeprefix("only_")} for arm in ABLATION_ARMS if arm.startswith("only_")},
 }
 #: Estimator that an arm requires in the translator.
-NEEDS: Final[dict[str, str]] = {arm: how["member"] for arm, how in _OTHERWISE.items() if "member" in how}
+REQUIRED_ESTIMATORS: Final[dict[str, str]] = {arm: how["member"] for arm, how in _DRAW_CHANGES.items() if "member" in how}
 #: Prefix of arms that leave out one of several source domains.
-_WITHOUT: Final = "without_"
+_WITHOUT_PREFIX: Final = "without_"
 #: Minimum number of items per context when the translator is used as a recommender, before consumed items are removed.
-_RECOMMENDED: Final = 50
+_RECOMMENDED_ITEMS: Final = 50
 
 
-def leaving_out(sources: Sequence[str]) -> tuple[str, ...]:
+def leave_one_out_arms(sources: Sequence[str]) -> tuple[str, ...]:
     """Return one arm per source domain that trains the translator without it; none if there is only one source."""
-    return tuple(f"{_WITHOUT}{name}" for name in sources) if len(sources) > 1 else ()
+    return tuple(f"{_WITHOUT_PREFIX}{name}" for name in sources) if len(sources) > 1 else ()
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class ArmChoice:
     """Tuned hyperparameters of one arm of one family.
 
     Attributes:
@@ -97,12 +109,12 @@ class Choice:
     """
 
     options: dict[str, Any]
-    draw: Draw
+    draw: DrawOptions
     weights: tuple[float, float, float]
     source_weight: float
     boost: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def fitted_by(self) -> tuple[Any, ...]:
+    def fit_key(self) -> tuple[Any, ...]:
         """Return everything that a fit depends on: all values but the boost."""
         return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
 
@@ -111,45 +123,45 @@ class Choice:
         return dict(vars(self)) | {"draw": self.draw.to_json()}
 
 
-class Maker:
+class ArmDataBuilder:
     """Builds the training events of any arm on one split.
 
     Args:
-        scene: The split.
+        split: The split.
         translation: Its translator; default: trained or loaded when an arm first needs it.
-        begun: Called before the translator is trained or loaded.
-        few: Data budget of the translator.
+        on_training: Called before the translator is trained or loaded.
+        budget: Data budget of the translator.
     """
 
     def __init__(
         self,
-        scene: Scene,
-        translation: Translation | None = None,
+        split: EvaluationSplit,
+        translation: SplitTranslator | None = None,
         *,
-        begun: Callable[[], None] = lambda: None,
-        few: Few = ALL,
+        on_training: Callable[[], None] = lambda: None,
+        budget: DataBudget = UNLIMITED,
     ) -> None:
-        self.scene, self.few = scene, few
-        self._translation, self.begun = translation, begun
-        self._segments = scene.segments()
-        self._drawn: dict[Draw, Interactions] = {}
-        self._leaving_out: dict[str, Maker | None] = {}
+        self.split, self.budget = split, budget
+        self._translation, self.on_training = translation, on_training
+        self._segments = split.segments()
+        self._drawn_events: dict[DrawOptions, Interactions] = {}
+        self._without_source_builders: dict[str, ArmDataBuilder | None] = {}
 
     @property
-    def translation(self) -> Translation:
+    def translation(self) -> SplitTranslator:
         """The split's translator.
 
         Raises:
             TranslatorError: Too little training data.
         """
-        from scalr_prod.downstream.translation import Translation
+        from scalr_prod.downstream.translation import SplitTranslator
 
         if self._translation is None:
-            self.begun()
-            self._translation = Translation.of(self.few.learned_from(self.scene), most=self.few.contexts)
+            self.on_training()
+            self._translation = SplitTranslator.from_split(self.budget.apply_to(self.split), max_contexts=self.budget.contexts)
         return self._translation
 
-    def events(self, arm: str, choice: Choice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+    def events(self, arm: str, choice: ArmChoice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
         """Return the training events of an arm.
 
         Args:
@@ -159,18 +171,18 @@ class Maker:
             published: Real and synthetic events of a published training set, for ``real+scalr`` and ``synthetic_only``; default: sampled
                 in process.
         """
-        real = self.scene.real
-        if arm == BASE:
+        real = self.split.real
+        if arm == REAL_ONLY:
             return real
-        if arm == RIVAL:
-            return both_domains(self.scene, choice.source_weight)
-        synthetic = self.synthetic(arm, choice, seed, published)
+        if arm == JOINT_TRAINING:
+            return joint_interactions(self.split, choice.source_weight)
+        synthetic = self.synthetic_events(arm, choice, seed, published)
         if arm == "synthetic_only":
             return synthetic
-        base = published[0] if arm == OURS and published else real
-        return base.joined([self.weigh(synthetic, choice.weights)])
+        base = published[0] if arm == WITH_SYNTHETIC and published else real
+        return base.joined([self.apply_weights(synthetic, choice.weights)])
 
-    def with_before(self, events: Interactions, arm: str, choice: Choice, seed: int) -> Interactions:
+    def with_earlier_events(self, events: Interactions, arm: str, choice: ArmChoice, seed: int) -> Interactions:
         """Add the arm's events of an earlier split (`Interactions.before`); its synthetic events are sampled in process.
 
         If there is too little data before or after the earlier cutoff, log a warning and return every arm's events unchanged.
@@ -181,111 +193,115 @@ class Maker:
             choice: Hyperparameters of the arm.
             seed: Seed of shuffles.
         """
-        earlier = self._earlier
+        earlier = self._earlier_builder
         if earlier is None:
             return events
-        found = replace(earlier.events(arm, choice, seed), source=earlier.scene.source)
-        return replace(events, before=renumbered(found, earlier.scene.numbering, self.scene.numbering))
+        found = replace(earlier.events(arm, choice, seed), source=earlier.split.source)
+        return replace(events, before=renumber(found, earlier.split.numbering, self.split.numbering))
 
     @cached_property
-    def _earlier(self) -> Maker | None:
+    def _earlier_builder(self) -> ArmDataBuilder | None:
         """Builder of the earlier split with its translator; None, for all arms, if either cannot be created."""
         try:
-            found = Maker(self.scene.earlier(), begun=self.begun, few=self.few)
+            found = ArmDataBuilder(self.split.earlier(), on_training=self.on_training, budget=self.budget)
             _ = found.translation
         except (EvaluationError, EmptyWindow, TranslatorError) as error:
-            logger.warning("no earlier split before %s: %s", self.scene.cutoff.date(), error)
+            logger.warning("no earlier split before %s: %s", self.split.cutoff.date(), error)
             return None
         return found
 
-    def synthetic(self, arm: str, choice: Choice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+    def synthetic_events(
+        self, arm: str, choice: ArmChoice, seed: int, published: TrainingSetEvents | None = None
+    ) -> Interactions:
         """Return the synthetic events of an arm that has some, before λ is applied."""
         base, rng = choice.draw, np.random.default_rng([seed, 17])
-        if arm in {OURS, "synthetic_only"}:
-            return published[1] if published else self.draw(base)
-        if arm.startswith(_WITHOUT):
-            others = self._without(arm.removeprefix(_WITHOUT))
-            return others.draw(base) if others else self.scene.real.synthetic().weighted(0.0)
-        if arm in _OTHERWISE:
-            return self.draw(replace(base, **_OTHERWISE[arm]))
+        if arm in {WITH_SYNTHETIC, "synthetic_only"}:
+            return published[1] if published else self.draw_events(base)
+        if arm.startswith(_WITHOUT_PREFIX):
+            others = self._builder_without(arm.removeprefix(_WITHOUT_PREFIX))
+            return others.draw_events(base) if others else self.split.real.synthetic().weighted(0.0)
+        if arm in _DRAW_CHANGES:
+            return self.draw_events(replace(base, **_DRAW_CHANGES[arm]))
         if arm == "dose_2":
-            return self.draw(replace(base, volume=2 * base.volume))
+            return self.draw_events(replace(base, volume=2 * base.volume))
         controls: dict[str, Callable[[Interactions, np.random.Generator], Interactions]] = {
-            "popularity": self._popularity,
-            "shuffled": self._shuffled,
-            "duplicated": self._duplicated,
-            "dose_0.25": partial(_thinned, share=0.25),
-            "dose_0.5": partial(_thinned, share=0.5),
+            "popularity": self._popularity_control,
+            "shuffled": self._shuffled_control,
+            "duplicated": self._duplicated_control,
+            "dose_0.25": partial(_subsample, share=0.25),
+            "dose_0.5": partial(_subsample, share=0.5),
         }
-        return controls[arm](self.draw(base), rng)
+        return controls[arm](self.draw_events(base), rng)
 
-    def recommender(self, how: Draw, lately: PopularLately) -> Recommended:
+    def make_recommender(self, options: DrawOptions, recent_popularity: RecentPopularity) -> TranslatorRecommender:
         """Use the translator as a recommender: each user's most probable items, then recent popularity.
 
         Args:
-            how: Sampling options; temperature, filter and alignment are replaced so that the most probable items are returned.
-            lately: Fitted model that ranks the remaining items.
+            options: Sampling options; temperature, filter and alignment are replaced so that the most probable items are returned.
+            recent_popularity: Fitted model that ranks the remaining items.
         """
-        deep = replace(how, volume=max(_RECOMMENDED, how.volume), temperature=TOP, min_lift=0.0, align=False)
-        return Recommended(self.translation.recommended(deep), lately)
+        deep = replace(
+            options, volume=max(_RECOMMENDED_ITEMS, options.volume), temperature=TOP_K_TEMPERATURE, min_lift=0.0, align=False
+        )
+        return TranslatorRecommender(self.translation.recommended_events(deep), recent_popularity)
 
-    def draw(self, how: Draw) -> Interactions:
+    def draw_events(self, options: DrawOptions) -> Interactions:
         """Return sampled events, sampled once per combination of options."""
-        if how not in self._drawn:
-            self._drawn[how] = self.translation.draw(how)
-        return self._drawn[how]
+        if options not in self._drawn_events:
+            self._drawn_events[options] = self.translation.draw(options)
+        return self._drawn_events[options]
 
-    def weigh(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
+    def apply_weights(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
         """Multiply weights by λ of the user's segment."""
         return events.weighted(np.asarray(weights, dtype=np.float32)[self._segments[events.user]])
 
-    def _without(self, source: str) -> Maker | None:
+    def _builder_without(self, source: str) -> ArmDataBuilder | None:
         """Return the builder of a translator trained without one source domain; None if the others have too little data."""
-        from scalr_prod.downstream.translation import Translation
+        from scalr_prod.downstream.translation import SplitTranslator
 
-        if source not in self._leaving_out:
-            split = self.scene.without(source)
+        if source not in self._without_source_builders:
+            split = self.split.without_source(source)
             try:
-                self._leaving_out[source] = Maker(split, Translation.of(split))
+                self._without_source_builders[source] = ArmDataBuilder(split, SplitTranslator.from_split(split))
             except (EmptyWindow, TranslatorError) as error:
                 logger.warning("no translator without '%s'; the arm trains on real events alone: %s", source, error)
-                self._leaving_out[source] = None
-        return self._leaving_out[source]
+                self._without_source_builders[source] = None
+        return self._without_source_builders[source]
 
-    def _popularity(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+    def _popularity_control(self, events: Interactions, rng: np.random.Generator) -> Interactions:
         """Replace items by draws in proportion to their number of real events; users, times and weights stay."""
-        share = self.scene.real.popularity()
-        return replace(like, item=rng.choice(len(share), len(like), p=share / share.sum()).astype(np.int32))
+        share = self.split.real.popularity()
+        return replace(events, item=rng.choice(len(share), len(events), p=share / share.sum()).astype(np.int32))
 
-    def _shuffled(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+    def _shuffled_control(self, events: Interactions, rng: np.random.Generator) -> Interactions:
         """Assign each user's events to another user of the same segment.
 
         As in real+scalr, events of items that the new user already has are dropped.
         """
-        owners = np.unique(like.user)
-        other = np.arange(like.n_users, dtype=np.int32)
+        owners = np.unique(events.user)
+        other = np.arange(events.n_users, dtype=np.int32)
         for segment in np.unique(self._segments[owners]):
             alike = owners[self._segments[owners] == segment]
             other[alike] = rng.permutation(alike)
-        moved = replace(like, user=other[like.user])
-        return moved.take(np.asarray(self.scene.seen()[moved.user, moved.item]).ravel() == 0)
+        moved = replace(events, user=other[events.user])
+        return moved.take(np.asarray(self.split.seen()[moved.user, moved.item]).ravel() == 0)
 
-    def _duplicated(self, like: Interactions, rng: np.random.Generator) -> Interactions:
+    def _duplicated_control(self, events: Interactions, rng: np.random.Generator) -> Interactions:
         """Repeat real events: as many as the synthetic ones, with the same mean weight."""
-        again = self.scene.real.take(rng.integers(0, len(self.scene.real), len(like))).synthetic()
-        return replace(again, weight=np.full(len(like), like.weight.mean() if len(like) else 0, dtype=np.float32))
+        again = self.split.real.take(rng.integers(0, len(self.split.real), len(events))).synthetic()
+        return replace(again, weight=np.full(len(events), events.weight.mean() if len(events) else 0, dtype=np.float32))
 
 
-class Recommended:
+class TranslatorRecommender:
     """Ranks items by the weight of a user's events, and the others by recent popularity.
 
     Args:
         events: Recommended events, weighted by probability.
-        lately: Fitted recent-popularity model.
+        recent_popularity: Fitted recent-popularity model.
     """
 
-    def __init__(self, events: Interactions, lately: PopularLately) -> None:
-        self._matrix, self._lately = events.matrix(), lately
+    def __init__(self, events: Interactions, recent_popularity: RecentPopularity) -> None:
+        self._matrix, self._lately = events.matrix(), recent_popularity
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return scores [B, n_items]."""
@@ -295,15 +311,15 @@ class Recommended:
         return found
 
 
-def both_domains(scene: Scene, source_weight: float) -> Interactions:
+def joint_interactions(split: EvaluationSplit, source_weight: float) -> Interactions:
     """Return target and source events as one training set; source items are numbered after the target items."""
-    real, source = scene.real, scene.source
+    real, source = split.real, split.source
     items = real.n_items + source.n_items
     shifted = replace(source, item=source.item + np.int32(real.n_items), n_items=items).weighted(source_weight)
     return replace(real, n_items=items, catalogue=real.n_items).joined([shifted])
 
 
-def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Interactions:
+def renumber(events: Interactions, own: IdNumbering, other: IdNumbering) -> Interactions:
     """Convert events to the user and item numbers of another split, which contains all their users and items.
 
     Args:
@@ -336,6 +352,6 @@ def renumbered(events: Interactions, own: Numbering, other: Numbering) -> Intera
     )
 
 
-def _thinned(events: Interactions, rng: np.random.Generator, *, share: float) -> Interactions:
+def _subsample(events: Interactions, rng: np.random.Generator, *, share: float) -> Interactions:
     selected: NDArray[np.bool_] = rng.random(len(events)) < share
     return events.take(selected)

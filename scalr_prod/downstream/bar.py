@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.downstream.signal import knows_users, signal_of
+from scalr_prod.downstream.signal import has_user_signal, measure_signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.downstream.statistics import Comparison
-    from scalr_prod.downstream.trials import Stage
+    from scalr_prod.downstream.statistics import ArmComparison
+    from scalr_prod.downstream.trials import ValidationWindow
 
-__all__ = ["KNOWN", "STRICT", "Bar", "bar_of", "bar_sentence"]
+__all__ = ["LENIENT", "STRICT", "AcceptanceThreshold", "describe_acceptance", "threshold_for"]
 
 #: Two-sided p-value below which a difference is beyond chance: 1 % on the side that matters.
 _BEYOND_CHANCE: Final = 0.02
 
 
 @dataclass(frozen=True)
-class Bar:
+class AcceptanceThreshold:
     """A significance threshold and its reason.
 
     Attributes:
@@ -36,7 +36,7 @@ class Bar:
     p_below: float
     why: str
 
-    def judged(self, over_real: Comparison, over_strongest: Comparison) -> dict[str, Any]:
+    def assess(self, over_real: ArmComparison, over_strongest: ArmComparison) -> dict[str, Any]:
         """Assess whether an arm is accepted.
 
         Args:
@@ -49,21 +49,23 @@ class Bar:
         """
         behind = over_strongest.difference < 0 and over_strongest.p_value < _BEYOND_CHANCE
         ahead = over_real.difference > 0 and over_real.p_value < self.p_below
-        gain = {"p_value": over_real.p_value} | over_real.gain()
+        gain = {"p_value": over_real.p_value} | over_real.lift_to_json()
         return {"passed": ahead and not behind} | vars(self) | gain | {"behind_strongest": behind}
 
 
-STRICT: Final = Bar(_BEYOND_CHANCE, "the best of some thirty choices is measured on the users that it was chosen on")
+STRICT: Final = AcceptanceThreshold(
+    _BEYOND_CHANCE, "the best of some thirty choices is measured on the users that it was chosen on"
+)
 #: p < 0.5 two-sided: odds of three to one that real+scalr is ahead.
-KNOWN: Final = Bar(0.5, "on other events, own source histories were more informative than others'")
+LENIENT: Final = AcceptanceThreshold(0.5, "on other events, own source histories were more informative than others'")
 
 
-def bar_of(stage: Stage) -> Bar:
+def threshold_for(window: ValidationWindow) -> AcceptanceThreshold:
     """Return the threshold for a window's translator, depending on its measured user signal."""
-    return KNOWN if knows_users(signal_of(stage)) else STRICT
+    return LENIENT if has_user_signal(measure_signal(window)) else STRICT
 
 
-def bar_sentence(judged: Mapping[str, Any]) -> str:
+def describe_acceptance(assessment: Mapping[str, Any]) -> str:
     """Describe the result of an assessment in a phrase."""
-    behind = ", but it is behind the strongest baseline" if judged["behind_strongest"] else ""
-    return f"p {judged['p_value']:.2g}, below {judged['p_below']:g} is required: {judged['why']}{behind}"
+    behind = ", but it is behind the strongest baseline" if assessment["behind_strongest"] else ""
+    return f"p {assessment['p_value']:.2g}, below {assessment['p_below']:g} is required: {assessment['why']}{behind}"

@@ -16,65 +16,65 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.downstream.protocol import Interactions
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.scene import EvaluationSplit
 
 __all__ = ["diagnose"]
 
-_SHUFFLES: Final = 20
+_PERMUTATIONS: Final = 20
 _BUCKETS: Final = 10
 _RIDGE: Final = 1e-3
 
 
-def diagnose(scene: Scene, synthetic: Interactions) -> dict[str, float]:
+def diagnose(split: EvaluationSplit, synthetic: Interactions) -> dict[str, float]:
     """Return fidelity and privacy metrics of one set of synthetic events; empty if there are none.
 
     Args:
-        scene: Supplies the real events and the held-out ones.
+        split: Supplies the real events and the held-out ones.
         synthetic: Synthetic events.
     """
-    real = scene.real
+    real = split.real
     if not len(synthetic):
         return {}
     popularity = real.popularity()
     rng = np.random.default_rng(0)
-    copies = _copies(scene, synthetic.user, synthetic.item)
-    chance = [_copies(scene, _handed_round(synthetic.user, rng), synthetic.item) for _ in range(_SHUFFLES)]
+    copies = _copy_rate(split, synthetic.user, synthetic.item)
+    chance = [_copy_rate(split, _permute_users(synthetic.user, rng), synthetic.item) for _ in range(_PERMUTATIONS)]
     return {
-        "popularity_ks": _ks(popularity[real.item], popularity[synthetic.item]),
-        "popularity_tv": _tv(popularity, real.item, synthetic.item),
-        "time_ks": _ks(real.time, synthetic.time),
-        "events_per_user_ks": _ks(_per_user(real), _per_user(synthetic)),
-        "detector_auc": _detector(real, synthetic, popularity, rng),
-        "detector_auc_without_time": _detector(real, synthetic, popularity, rng, with_time=False),
+        "popularity_ks": _ks_distance(popularity[real.item], popularity[synthetic.item]),
+        "popularity_tv": _total_variation(popularity, real.item, synthetic.item),
+        "time_ks": _ks_distance(real.time, synthetic.time),
+        "events_per_user_ks": _ks_distance(_events_per_user(real), _events_per_user(synthetic)),
+        "detector_auc": _detector_auc(real, synthetic, popularity, rng),
+        "detector_auc_without_time": _detector_auc(real, synthetic, popularity, rng, with_time=False),
         "held_out_copy_rate": copies,
         "held_out_copy_rate_by_chance": float(np.mean(chance)),
         "held_out_copy_rate_by_chance_max": float(np.max(chance)),
     }
 
 
-def _copies(scene: Scene, user: NDArray[np.int32], item: NDArray[np.int32]) -> float:
+def _copy_rate(split: EvaluationSplit, user: NDArray[np.int32], item: NDArray[np.int32]) -> float:
     """Return the share of pairs that are held-out real events."""
-    return float(np.asarray(scene.held_out[user, item]).ravel().astype(bool).mean())
+    return float(np.asarray(split.held_out[user, item]).ravel().astype(bool).mean())
 
 
-def _handed_round(user: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+def _permute_users(user: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
     """Return user numbers in which each user's events belong to another, random user."""
     owners = np.unique(user)
     return rng.permutation(owners)[np.searchsorted(owners, user)]
 
 
-def _per_user(events: Interactions) -> NDArray[np.int64]:
+def _events_per_user(events: Interactions) -> NDArray[np.int64]:
     count = np.bincount(events.user)
     return count[count > 0]
 
 
-def _ks(left: NDArray[np.float64] | NDArray[np.int64], right: NDArray[np.float64] | NDArray[np.int64]) -> float:
+def _ks_distance(left: NDArray[np.float64] | NDArray[np.int64], right: NDArray[np.float64] | NDArray[np.int64]) -> float:
     from scipy import stats
 
     return float(stats.ks_2samp(left, right, method="asymp").statistic)
 
 
-def _tv(popularity: NDArray[np.float64], real: NDArray[np.int32], synthetic: NDArray[np.int32]) -> float:
+def _total_variation(popularity: NDArray[np.float64], real: NDArray[np.int32], synthetic: NDArray[np.int32]) -> float:
     """Return the total variation between shares of popularity deciles (deciles of real events)."""
     edges = np.unique(np.quantile(popularity[real], np.linspace(0, 1, _BUCKETS + 1)[1:-1]))
     shares = [
@@ -84,7 +84,7 @@ def _tv(popularity: NDArray[np.float64], real: NDArray[np.int32], synthetic: NDA
     return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
-def _detector(
+def _detector_auc(
     real: Interactions,
     synthetic: Interactions,
     popularity: NDArray[np.float64],

@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.downstream.arms import BASE, OURS
-from scalr_prod.downstream.metrics import calibration
+from scalr_prod.downstream.arms import REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.downstream.metrics import calibration_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.panel import Panel
+    from scalr_prod.downstream.panel import UserPanel
     from scalr_prod.downstream.statistics import TwoWayBootstrap
     from scalr_prod.downstream.trial import Outcome
 
     #: For each cutoff, the outcomes of every seed.
     OutcomesByCutoff = Sequence[Sequence[Outcome]]
 
-__all__ = ["entropies"]
+__all__ = ["normalized_entropies"]
 
 
-def entropies(
-    panel: Panel, outcomes: Mapping[str, OutcomesByCutoff], bootstrap: TwoWayBootstrap
+def normalized_entropies(
+    panel: UserPanel, outcomes: Mapping[str, OutcomesByCutoff], bootstrap: TwoWayBootstrap
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return NE, calibration ratio, ECE, and NE relative to real events alone, for each arm with probabilities.
 
@@ -44,37 +44,37 @@ def entropies(
         ``ne_vs_real_pct`` (negative is better), ``ne_ci95`` and ``ne_p_value``. Every arm but real events alone and real+scalr also has
         ``scalr_ne_vs_this_pct`` and ``scalr_ne_ci95``: NE of real+scalr relative to the arm's.
     """
-    losses = {arm: loss for arm, found in outcomes.items() if (loss := panel.losses(found)) is not None}
-    if BASE not in losses:
+    losses = {arm: loss for arm, found in outcomes.items() if (loss := panel.log_loss_contributions(found)) is not None}
+    if REAL_ONLY not in losses:
         return {}
-    parts = {"all": np.ones(len(panel.segment), dtype=bool)} | panel.parts()
+    parts = {"all": np.ones(len(panel.segment), dtype=bool)} | panel.segment_masks()
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for arm, loss in losses.items():
         table[arm] = {}
         for name, cases in parts.items():
-            row = _figures(outcomes[arm], cases)
-            if arm != BASE:
-                against = bootstrap.compare(loss, losses[BASE], cases)
+            row = _entropy_figures(outcomes[arm], cases)
+            if arm != REAL_ONLY:
+                against = bootstrap.compare(loss, losses[REAL_ONLY], cases)
                 row |= {"ne_vs_real_pct": against.lift_pct, "ne_ci95": list(against.ci95), "ne_p_value": against.p_value}
-            if arm not in {BASE, OURS} and OURS in losses:
-                against = bootstrap.compare(losses[OURS], loss, cases)
+            if arm not in {REAL_ONLY, WITH_SYNTHETIC} and WITH_SYNTHETIC in losses:
+                against = bootstrap.compare(losses[WITH_SYNTHETIC], loss, cases)
                 row |= {"scalr_ne_vs_this_pct": against.lift_pct, "scalr_ne_ci95": list(against.ci95)}
             table[arm][name] = row
     return table
 
 
-def _figures(found: OutcomesByCutoff, cases: NDArray[np.bool_]) -> dict[str, Any]:
+def _entropy_figures(found: OutcomesByCutoff, cases: NDArray[np.bool_]) -> dict[str, Any]:
     """Return row count and metrics of the given cases' rows over all cutoffs; means over seeds."""
     by_seed, rows = [], 0
     for seed in range(len(found[0])):
         probability, label, begin = [], [], 0
         for seeds in found:
-            odds, size = seeds[seed].odds, len(seeds[seed].ranking.ndcg)
+            odds, size = seeds[seed].predictions, len(seeds[seed].ranking.ndcg)
             if odds is not None:
                 counted = cases[begin + odds.rows.case]
                 probability.append(odds.probability[counted])
                 label.append(odds.rows.label[counted])
             begin += size
-        by_seed.append(calibration(np.concatenate(probability), np.concatenate(label)))
+        by_seed.append(calibration_metrics(np.concatenate(probability), np.concatenate(label)))
         rows = sum(map(len, label))
     return {"rows": rows} | {name: float(np.mean([metrics[name] for metrics in by_seed])) for name in by_seed[0]}

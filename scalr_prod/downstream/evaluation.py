@@ -11,39 +11,51 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.downstream.arms import ABLATIONS, BASE, CONTROLS, LISTS, MAIN, NEEDS, OURS, QUICK, RIVAL, Maker, leaving_out
-from scalr_prod.downstream.bench import Bench
-from scalr_prod.downstream.first import first_verdict, with_few
-from scalr_prod.downstream.heartbeat import heartbeat
-from scalr_prod.downstream.kept import Kept
-from scalr_prod.downstream.scene import Scene
-from scalr_prod.downstream.signal import signal_of
-from scalr_prod.downstream.trial import Judge
-from scalr_prod.downstream.trials import Stage
+from scalr_prod.downstream.arms import (
+    ABLATION_ARMS,
+    CONTROL_ARMS,
+    DEFAULT_ARMS,
+    JOINT_TRAINING,
+    MAIN_ARMS,
+    REAL_ONLY,
+    REQUIRED_ESTIMATORS,
+    UNTRAINED_ARMS,
+    WITH_SYNTHETIC,
+    ArmDataBuilder,
+    leave_one_out_arms,
+)
+from scalr_prod.downstream.bench import EvaluationRunner
+from scalr_prod.downstream.first import run_quick_verdict, with_budget
+from scalr_prod.downstream.heartbeat import evaluation_progress
+from scalr_prod.downstream.kept import ResultCache
+from scalr_prod.downstream.scene import EvaluationSplit
+from scalr_prod.downstream.signal import measure_signal
+from scalr_prod.downstream.trial import SplitEvaluator
+from scalr_prod.downstream.trials import ValidationWindow
 from scalr_prod.errors import EvaluationError, TranslatorError
-from scalr_prod.instants import datetime_of, micros, micros_of
+from scalr_prod.instants import column_to_micros, micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.translator.fitting import cut_at
+from scalr_prod.translator.fitting import time_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from scalr_prod.downstream.heartbeat import Heartbeat
+    from scalr_prod.downstream.heartbeat import EvaluationProgress
     from scalr_prod.downstream.report import EvaluationReport
     from scalr_prod.settings import Settings
 
-__all__ = ["ARMS", "evaluate"]
+__all__ = ["ALL_ARMS", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
 #: Arms of every project. Projects with several source domains also have one arm that leaves each of them out.
-ARMS: Final = (*MAIN, *LISTS, *CONTROLS, RIVAL, *ABLATIONS)
+ALL_ARMS: Final = (*MAIN_ARMS, *UNTRAINED_ARMS, *CONTROL_ARMS, JOINT_TRAINING, *ABLATION_ARMS)
 #: Arms that are always evaluated, since all others are compared with them.
-_ALWAYS: Final = (BASE, OURS, "popular_lately")
+_REQUIRED_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, "popular_lately")
 #: Share of the target events before the default cutoff.
-TEST_SHARE: Final = 0.8
-_QUICK_SEEDS: Final = 2
+TRAINING_SHARE: Final = 0.8
+_DEFAULT_SEEDS: Final = 2
 
 
 def evaluate(
@@ -82,100 +94,108 @@ def evaluate(
     Raises:
         EvaluationError: Too few test users, an unknown arm, or an unusable model.
     """
-    plan = _Plan.of(settings, arms, full=full)
+    plan = _EvaluationPlan.from_settings(settings, arms, full=full)
     cold = settings.downstream.cold_fraction if cold_fraction is None else cold_fraction
-    with heartbeat(bar=progress) as reporter:
-        reporter.at("reading the logs")
-        _ingested(settings)
+    with evaluation_progress(show_bar=progress) as reporter:
+        reporter.start_task("reading the logs")
+        _ensure_ingested(settings)
         count = 1 if quick else cutoffs or settings.downstream.cutoffs
-        moments = _cutoffs(settings, cutoff, count)
+        moments = _choose_cutoffs(settings, cutoff, count)
         ends = [*moments[1:], None]
         splits = [
-            Scene.of(plan.settings, moment, end=end, cold_fraction=cold, name="test")
+            EvaluationSplit.from_settings(plan.settings, moment, end=end, cold_fraction=cold, name="test")
             for moment, end in zip(moments, ends, strict=True)
         ]
-        latest = _stage(splits[0], 0, None, reporter)
-        first = first_verdict(Bench(plan.first(), _ALWAYS, splits[:1], cold, reporter, quick=True), with_few(latest))
+        latest = _validation_window(splits[0], 0, None, reporter)
+        first = run_quick_verdict(
+            EvaluationRunner(plan.quick_settings(), _REQUIRED_ARMS, splits[:1], cold, reporter, quick=True), with_budget(latest)
+        )
         if quick:
             return first
-        bench = Bench(plan.settings, plan.arms, splits, cold, reporter)
-        bench.choose(_stages(latest, splits[0], reporter))
+        bench = EvaluationRunner(plan.settings, plan.arms, splits, cold, reporter)
+        bench.tune_arms(_validation_windows(latest, splits[0], reporter))
         for split in splits:
-            bench.judge(split)
+            bench.evaluate_split(split)
         return bench.finish()
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _EvaluationPlan:
     """The arms to evaluate, and settings with the models, seeds and windows."""
 
     settings: Settings
     arms: list[str]
 
     @classmethod
-    def of(cls, settings: Settings, arms: Sequence[str] | None, *, full: bool) -> _Plan:
+    def from_settings(cls, settings: Settings, arms: Sequence[str] | None, *, full: bool) -> _EvaluationPlan:
         wanted = settings.downstream
         sources = settings.domains.source_names
         if arms is None:
-            arms = (*(ARMS if full else QUICK), *leaving_out(sources))
-        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS), "windows": 1}
+            arms = (*(ALL_ARMS if full else DEFAULT_ARMS), *leave_one_out_arms(sources))
+        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _DEFAULT_SEEDS), "windows": 1}
         if full:
             few = {}
-        changed = {name: value for name, value in few.items() if f"downstream.{name}" not in settings.named}
+        changed = {name: value for name, value in few.items() if f"downstream.{name}" not in settings.explicit_keys}
         quick = settings.model_copy(update={"downstream": wanted.model_copy(update=changed)})
-        return cls(quick, _checked(arms, settings.translator.estimators, sources))
+        return cls(quick, _select_arms(arms, settings.translator.estimators, sources))
 
-    def first(self) -> Settings:
+    def quick_settings(self) -> Settings:
         """Return the settings of the quick verdict."""
         wanted = self.settings.downstream
-        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _QUICK_SEEDS)}
+        few = {"models": wanted.models[:1], "seeds": min(wanted.seeds, _DEFAULT_SEEDS)}
         return self.settings.model_copy(update={"downstream": wanted.model_copy(update=few)})
 
 
-def _stage(scene: Scene, number: int, end: datetime | None, pulse: Heartbeat) -> Stage:
+def _validation_window(
+    split: EvaluationSplit, number: int, end: datetime | None, progress: EvaluationProgress
+) -> ValidationWindow:
     """Create a validation window within a split's training period.
 
     Raises:
         EvaluationError: It has too few users.
     """
-    earlier = scene.earlier(number, end=end)
-    data_builder = Maker(earlier, begun=lambda: pulse.at(f"training the translator of validation window {number + 1}"))
-    return Stage(Judge(earlier, scene.settings.downstream.k), data_builder, Kept.of(earlier))
+    earlier = split.earlier(number, end=end)
+    data_builder = ArmDataBuilder(
+        earlier, on_training=lambda: progress.start_task(f"training the translator of validation window {number + 1}")
+    )
+    return ValidationWindow(SplitEvaluator(earlier, split.settings.downstream.k), data_builder, ResultCache.from_split(earlier))
 
 
-def _stages(latest: Stage, scene: Scene, pulse: Heartbeat) -> list[Stage]:
+def _validation_windows(
+    latest: ValidationWindow, split: EvaluationSplit, progress: EvaluationProgress
+) -> list[ValidationWindow]:
     """Create the validation windows, latest first; fewer than configured if the log is too short.
 
     Args:
         latest: The latest window.
-        scene: The split whose training period they lie in.
-        pulse: Progress reporting.
+        split: The split whose training period they lie in.
+        progress: Progress reporting.
     """
     windows = [latest]
-    for number in range(1, scene.settings.downstream.windows):
+    for number in range(1, split.settings.downstream.windows):
         try:
-            window = _stage(scene, number, windows[-1].judge.scene.cutoff, pulse)
-            signal_of(window)  # trains the translator, which fails if there is too little data
+            window = _validation_window(split, number, windows[-1].evaluator.split.cutoff, progress)
+            measure_signal(window)  # trains the translator, which fails if there is too little data
         except (EvaluationError, TranslatorError) as error:
-            logger.warning("validation rests on %d of %d windows: %s", number, scene.settings.downstream.windows, error)
+            logger.warning("validation rests on %d of %d windows: %s", number, split.settings.downstream.windows, error)
             break
         windows.append(window)
     return windows
 
 
-def _checked(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
+def _select_arms(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:
     """Return the arms in canonical order, without those whose estimator the translator lacks."""
-    known = (*ARMS, *leaving_out(sources))
+    known = (*ALL_ARMS, *leave_one_out_arms(sources))
     unknown = sorted(set(arms) - set(known))
     if unknown:
         raise EvaluationError(
             f"there is no arm {', '.join(unknown)}; there are: {', '.join(known)}", where="arms", next_step="name some of those"
         )
-    available = [arm for arm in known if NEEDS.get(arm) in {None, *estimators}]
-    return [arm for arm in available if arm in {*_ALWAYS, *arms}]
+    available = [arm for arm in known if REQUIRED_ESTIMATORS.get(arm) in {None, *estimators}]
+    return [arm for arm in available if arm in {*_REQUIRED_ARMS, *arms}]
 
 
-def _ingested(settings: Settings) -> None:
+def _ensure_ingested(settings: Settings) -> None:
     from scalr_prod.ingest import ingest
 
     lake = Lake.open(settings)
@@ -183,18 +203,18 @@ def _ingested(settings: Settings) -> None:
         ingest(settings)
 
 
-def _cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:
+def _choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:
     """Return the first cutoff, and the later ones that split the following target events into parts of equal size.
 
     Raises:
         EvaluationError: Too few distinct timestamps for so many cutoffs.
     """
     table = Lake.open(settings).read(Table.TARGET_EVENTS, columns=["event_timestamp"])
-    times = micros_of(table["event_timestamp"])
+    times = column_to_micros(table["event_timestamp"])
     wanted = first or settings.downstream.cutoff
-    begin = wanted.astimezone(UTC) if wanted else datetime_of(cut_at(times, TEST_SHARE))
-    after = np.sort(times[times >= micros(begin)])
-    more = [datetime_of(after[len(after) * part // count]) for part in range(1, count)] if len(after) else []
+    begin = wanted.astimezone(UTC) if wanted else micros_to_datetime(time_quantile(times, TRAINING_SHARE))
+    after = np.sort(times[times >= to_micros(begin)])
+    more = [micros_to_datetime(after[len(after) * part // count]) for part in range(1, count)] if len(after) else []
     moments = [begin, *more]
     if len(set(moments)) < count:
         raise EvaluationError(

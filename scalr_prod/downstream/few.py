@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.scene import EvaluationSplit
 
-__all__ = ["ALL", "Few", "few_of"]
+__all__ = ["UNLIMITED", "DataBudget", "budget_for"]
 
-CONTEXTS: Final = 50_000
-PRETRAINING_EVENTS: Final = 250_000
+MAX_CONTEXTS: Final = 50_000
+MAX_PRETRAINING_EVENTS: Final = 250_000
 
 
 @dataclass(frozen=True)
-class Few:
+class DataBudget:
     """Upper bounds on the data that the translator uses; None: no bound.
 
     Attributes:
@@ -28,16 +28,16 @@ class Few:
     contexts: int | None = None
     pretraining_events: int | None = None
 
-    def learned_from(self, scene: Scene) -> Scene:
+    def apply_to(self, split: EvaluationSplit) -> EvaluationSplit:
         """Return the split with translator settings that respect the budget."""
         if self.pretraining_events is None:
-            return scene
+            return split
         # Copied, not reloaded: the settings of an isolated home are not stored in a file.
-        translator = scene.settings.translator.model_copy(update={"pretraining_events": self.pretraining_events})
-        settings = scene.settings.model_copy(update={"translator": translator})
-        return replace(scene, isolated=replace(scene.isolated, settings=settings))
+        translator = split.settings.translator.model_copy(update={"pretraining_events": self.pretraining_events})
+        settings = split.settings.model_copy(update={"translator": translator})
+        return replace(split, sandbox=replace(split.sandbox, settings=settings))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe the bounds as the end of a sentence; empty without bounds."""
         parts = {"drawn for {:,} contexts": self.contexts, "pretrained on {:,} source events": self.pretraining_events}
         return "".join(f", {text.format(most)} at most" for text, most in parts.items() if most is not None)
@@ -48,15 +48,15 @@ class Few:
 
 
 #: No bounds.
-ALL: Final = Few()
+UNLIMITED: Final = DataBudget()
 
 
-def few_of(scene: Scene) -> Few:
+def budget_for(split: EvaluationSplit) -> DataBudget:
     """Return the budget of a split: a bound is set only where the split has more contexts or pretraining events than it allows."""
-    events, settings = len(scene.source), scene.settings
-    contexts = events if settings.generation.contexts == "events" else len(scene.numbering.users)
+    events, settings = len(split.source), split.settings
+    contexts = events if settings.generation.contexts == "events" else len(split.numbering.users)
     pretraining = (
         events if settings.translator.pretraining_events is None else min(events, settings.translator.pretraining_events)
     )
-    bounded = pretraining > PRETRAINING_EVENTS and "sequential" in settings.translator.estimators
-    return Few(CONTEXTS if contexts > CONTEXTS else None, PRETRAINING_EVENTS if bounded else None)
+    bounded = pretraining > MAX_PRETRAINING_EVENTS and "sequential" in settings.translator.estimators
+    return DataBudget(MAX_CONTEXTS if contexts > MAX_CONTEXTS else None, MAX_PRETRAINING_EVENTS if bounded else None)

@@ -12,68 +12,72 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.downstream.arms import BASE, OURS, Maker
-from scalr_prod.downstream.few import ALL, few_of
-from scalr_prod.downstream.signal import signal_of, signal_sentence
+from scalr_prod.downstream.arms import REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder
+from scalr_prod.downstream.few import UNLIMITED, budget_for
+from scalr_prod.downstream.signal import describe_signal, measure_signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.downstream.bench import Bench
+    from scalr_prod.downstream.bench import EvaluationRunner
     from scalr_prod.downstream.report import EvaluationReport
-    from scalr_prod.downstream.trials import Stage
+    from scalr_prod.downstream.trials import ValidationWindow
 
-__all__ = ["first_verdict", "with_few"]
+__all__ = ["run_quick_verdict", "with_budget"]
 
 logger = logging.getLogger(__name__)
 
 
-def first_verdict(bench: Bench, stage: Stage) -> EvaluationReport:
+def run_quick_verdict(runner: EvaluationRunner, window: ValidationWindow) -> EvaluationReport:
     """Evaluate three arms, log each result as it comes, and write and return the report.
 
     Args:
-        bench: A runner in quick mode, with one family and one cutoff.
-        stage: The latest validation window.
+        runner: A runner in quick mode, with one family and one cutoff.
+        window: The latest validation window.
 
     Raises:
         TranslatorError: Too little to learn from.
     """
-    (family,), (split,) = bench.settings.downstream.models, bench.scenes
-    bench.begin([stage])
-    run = bench.at(split)
-    bench.judge_arm(run, family, "popular_lately")
-    for arm in (BASE, OURS):
-        if arm == OURS:
-            bench.signal = signal_of(stage)
-            logger.info("signal beyond the trend: %s", signal_sentence(bench.signal))
-        bench.choose_arm(family, arm)
-        bench.judge_arm(run, family, arm)
-    report = bench.finish()
-    scope = f"with fewer choices tried than in the whole evaluation{run.maker.few.told()}"
-    logger.info("first verdict, %s: %s", scope, _sentence(report, family))
+    (family,), (split,) = runner.settings.downstream.models, runner.splits
+    runner.prepare_tuning([window])
+    run = runner.prepare_cutoff(split)
+    runner.evaluate_arm(run, family, "popular_lately")
+    for arm in (REAL_ONLY, WITH_SYNTHETIC):
+        if arm == WITH_SYNTHETIC:
+            runner.signal = measure_signal(window)
+            logger.info("signal beyond the trend: %s", describe_signal(runner.signal))
+        runner.tune_arm(family, arm)
+        runner.evaluate_arm(run, family, arm)
+    report = runner.finish()
+    scope = f"with fewer choices tried than in the whole evaluation{run.data_builder.budget.describe()}"
+    logger.info("first verdict, %s: %s", scope, _describe_verdict(report, family))
     return report
 
 
-def with_few(stage: Stage) -> Stage:
+def with_budget(window: ValidationWindow) -> ValidationWindow:
     """Return the window with a data builder that respects the budget; the window itself if no bound applies."""
-    split = stage.judge.scene
-    few = few_of(split)
-    return stage if few == ALL else replace(stage, maker=Maker(split, begun=stage.maker.begun, few=few))
+    split = window.evaluator.split
+    few = budget_for(split)
+    return (
+        window
+        if few == UNLIMITED
+        else replace(window, data_builder=ArmDataBuilder(split, on_training=window.data_builder.on_training, budget=few))
+    )
 
 
-def _sentence(report: EvaluationReport, family: str) -> str:
+def _describe_verdict(report: EvaluationReport, family: str) -> str:
     (found,), choice = report.verdict["models"], report.choices[family]
     if not choice["helps"]:
         refused = choice["validation"].get("refused")
-        gain = f" beyond chance ({_percent(refused)} over real events alone)" if refused else ""
+        gain = f" beyond chance ({_format_percent(refused)} over real events alone)" if refused else ""
         return f"with {family}, ours does not help on the validation window{gain}: λ is 0, the best baseline {found['best_baseline']}"
     low, high = found["ci95"]
     shown = "helps" if low > 0 else "harms" if high < 0 else "is not shown to help"
-    cold = f", for cold users {_percent(found['cold'], 'lift_over_best_pct')}" if "cold" in found else ""
+    cold = f", for cold users {_format_percent(found['cold'], 'lift_over_best_pct')}" if "cold" in found else ""
     over = f"{found['best_baseline']}, the best baseline"
-    return f"with {family}, ours {shown}: NDCG {_percent(found, 'lift_over_best_pct')} over {over}{cold}"
+    return f"with {family}, ours {shown}: NDCG {_format_percent(found, 'lift_over_best_pct')} over {over}{cold}"
 
 
-def _percent(found: Mapping[str, Any], name: str = "lift_pct") -> str:
+def _format_percent(found: Mapping[str, Any], name: str = "lift_pct") -> str:
     low, high = found["ci95"]
     return f"{found[name]:+.1f} % (95 %: {low:+.1f} … {high:+.1f})"

@@ -12,14 +12,14 @@ from scalr_prod import progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Heartbeat", "heartbeat"]
+__all__ = ["EvaluationProgress", "evaluation_progress"]
 
 logger = logging.getLogger(__name__)
 
 Step = TypeVar("Step")
 
 
-class Heartbeat(progress.Heartbeat):
+class EvaluationProgress(progress.ProgressTracker):
     """Current task, and number of models fitted out of the expected number.
 
     A step (tuning or evaluating one arm of a family) has an expected number of fits. When it ends it counts as that many, whatever it took.
@@ -27,56 +27,56 @@ class Heartbeat(progress.Heartbeat):
 
     def __init__(self) -> None:
         super().__init__("starting", unit="expected fits")
-        self.fits = 0
+        self.models_fitted = 0
         self._end_of_step = 0
 
-    def at(self, doing: str) -> None:
+    def start_task(self, task: str) -> None:
         """Start another task and log it."""
-        self.label = doing
-        logger.info("%s: %d s, %d models fitted", doing, self.seconds, self.fits)
+        self.label = task
+        logger.info("%s: %d s, %d models fitted", task, self.seconds, self.models_fitted)
 
-    def fitted(self, doing: str, count: int = 1) -> None:
+    def count_fits(self, task: str, count: int = 1) -> None:
         """Record fitted models."""
-        self.label, self.fits = doing, self.fits + count
+        self.label, self.models_fitted = task, self.models_fitted + count
         self.done = max(self.done, min(self.done + count, self._end_of_step))
 
-    def steps(self, things: Iterable[Step], fits: Callable[[Step], int]) -> Iterator[Step]:
+    def track_steps(self, steps: Iterable[Step], expected_fits: Callable[[Step], int]) -> Iterator[Step]:
         """Yield steps; a step counts as done when the next one is requested.
 
         Args:
-            things: The steps.
-            fits: Expected number of fits of a step.
+            steps: The steps.
+            expected_fits: Expected number of fits of a step.
         """
-        for thing in things:
-            self._end_of_step += fits(thing)
+        for thing in steps:
+            self._end_of_step += expected_fits(thing)
             yield thing
             self.done = self._end_of_step
 
-    def text(self, known: dict[str, Any]) -> str:
+    def describe(self, snapshot: dict[str, Any]) -> str:
         """Return the text of a log line."""
-        return f"still at {super().text(known)}, {self.fits} models fitted"
+        return f"still at {super().describe(snapshot)}, {self.models_fitted} models fitted"
 
 
-class _Bar(Heartbeat):
+class _ProgressBar(EvaluationProgress):
     """Progress that also advances a bar which counts fits."""
 
     def __init__(self, stack: ExitStack) -> None:
         super().__init__()
-        self._advance = stack.enter_context(progress.counting("evaluate", show=True, unit="fits"))
+        self._advance = stack.enter_context(progress.track("evaluate", show=True, unit="fits"))
 
-    def fitted(self, doing: str, count: int = 1) -> None:
+    def count_fits(self, task: str, count: int = 1) -> None:
         """Record fitted models."""
-        super().fitted(doing, count)
+        super().count_fits(task, count)
         self._advance(count)
 
 
 @contextmanager
-def heartbeat(*, bar: bool) -> Iterator[Heartbeat]:
+def evaluation_progress(*, show_bar: bool) -> Iterator[EvaluationProgress]:
     """Report progress by a bar, or else by periodic log lines, also during long steps.
 
     Args:
-        bar: Show a progress bar on stderr.
+        show_bar: Show a progress bar on stderr.
     """
     with ExitStack() as stack:
-        reporter = _Bar(stack) if bar else Heartbeat()
-        yield stack.enter_context(progress.beating(reporter))
+        reporter = _ProgressBar(stack) if show_bar else EvaluationProgress()
+        yield stack.enter_context(progress.heartbeat(reporter))

@@ -22,22 +22,31 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import numpy as np
 
 from scalr_prod.contracts import Table
-from scalr_prod.disk import disk_errors
+from scalr_prod.disk import translate_disk_errors
 from scalr_prod.downstream.metrics import Ranking
-from scalr_prod.downstream.odds import Odds
+from scalr_prod.downstream.odds import CalibratedPredictions
 from scalr_prod.downstream.protocol import DownstreamModel
-from scalr_prod.downstream.trial import Judge, Outcome
+from scalr_prod.downstream.trial import Outcome, SplitEvaluator
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS, MODELS, source_digest
 from scalr_prod.version import __version__
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.scene import EvaluationSplit
 
-__all__ = ["ARRAY", "FACTS", "FORGETFUL", "Form", "Kept", "Record", "family_code", "outcomes_of"]
+__all__ = [
+    "ARRAY_CODEC",
+    "JSON_CODEC",
+    "NULL_CACHE",
+    "CachedRecord",
+    "Codec",
+    "ResultCache",
+    "family_source_digest",
+    "outcome_codec",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +55,13 @@ Value = TypeVar("Value")
 #: What fits or scores models; another version may round otherwise.
 _LIBRARIES: Final = ("implicit", "lightgbm", "numpy", "scipy", "torch")
 #: Settings that decide it. Grids, models, seeds and windows say which results are asked for, not what each of them is.
-_SECTIONS: Final = ("histories", "translator", "generation", "quality", "training_set")
-_OF_DOWNSTREAM: Final = ("k", "seed", "sparse_below", "threads")
-_EVENTS: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
+_DIGESTED_SECTIONS: Final = ("histories", "translator", "generation", "quality", "training_set")
+_DIGESTED_DOWNSTREAM_KEYS: Final = ("k", "seed", "sparse_below", "threads")
+_DIGESTED_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
 
 
 @dataclass(frozen=True)
-class Record:
+class CachedRecord:
     """A result as it lies on disk: plain JSON values, and arrays by name."""
 
     facts: Any
@@ -60,36 +69,42 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Form(Generic[Value]):
+class Codec(Generic[Value]):
     """How a kind of result becomes a record, and a record a result again; the same to the bit."""
 
-    pack: Callable[[Value], Record]
-    unpack: Callable[[Record], Value]
+    encode: Callable[[Value], CachedRecord]
+    decode: Callable[[CachedRecord], Value]
 
 
 #: Plain JSON values.
-FACTS: Final[Form[Any]] = Form(lambda facts: Record(facts, {}), lambda record: record.facts)
+JSON_CODEC: Final[Codec[Any]] = Codec(lambda facts: CachedRecord(facts, {}), lambda record: record.facts)
 #: One array.
-ARRAY: Final[Form[Any]] = Form(lambda array: Record(None, {"array": array}), lambda record: record.arrays["array"])
+ARRAY_CODEC: Final[Codec[Any]] = Codec(
+    lambda array: CachedRecord(None, {"array": array}), lambda record: record.arrays["array"]
+)
 
 
-def outcomes_of(judge: Judge) -> Form[Outcome]:
+def outcome_codec(evaluator: SplitEvaluator) -> Codec[Outcome]:
     """What a judge says of one fitted model."""
 
-    def pack(one: Outcome) -> Record:
-        odds = {} if one.odds is None else {"probability": one.odds.probability}
-        return Record({"exposure": one.exposure, "negatives": one.negatives}, vars(one.ranking) | odds)
+    def pack(one: Outcome) -> CachedRecord:
+        odds = {} if one.predictions is None else {"probability": one.predictions.probability}
+        return CachedRecord({"exposure": one.exposure, "negatives": one.negatives}, vars(one.ranking) | odds)
 
-    def unpack(record: Record) -> Outcome:
+    def unpack(record: CachedRecord) -> Outcome:
         facts, arrays = record.facts, record.arrays
-        odds = Odds(judge.rows(facts["negatives"]), arrays["probability"]) if "probability" in arrays else None
+        odds = (
+            CalibratedPredictions(evaluator.labelled_rows(facts["negatives"]), arrays["probability"])
+            if "probability" in arrays
+            else None
+        )
         ranking = Ranking(**{field.name: arrays[field.name] for field in fields(Ranking)})
         return Outcome(ranking, facts["exposure"], odds, facts["negatives"])
 
-    return Form(pack, unpack)
+    return Codec(pack, unpack)
 
 
-class Kept:
+class ResultCache:
     """Results of one scene.
 
     Attributes:
@@ -104,97 +119,100 @@ class Kept:
         self.folder, self.fingerprint = folder, fingerprint
 
     @classmethod
-    def of(cls, scene: Scene) -> Kept:
+    def from_split(cls, split: EvaluationSplit) -> ResultCache:
         """In the scene's isolated home."""
-        return cls(scene.settings.home / "kept", _digest([_made_from(scene), _judged_by(scene), _worked_out_by(scene)]))
+        return cls(
+            split.settings.home / "kept",
+            _digest([_table_digests(split), _test_data_digests(split), _computation_identity(split)]),
+        )
 
-    def once(self, key: tuple[Any, ...], make: Callable[[], Value], form: Form[Value]) -> Value:
+    def get_or_compute(self, key: tuple[Any, ...], compute: Callable[[], Value], codec: Codec[Value]) -> Value:
         """A result: found, or made and kept.
 
         Args:
             key: What is asked, as plain JSON values; the name of a family of models stands for its code as well.
-            make: Works it out.
-            form: How it lies on disk.
+            compute: Works it out.
+            codec: How it lies on disk.
 
         Raises:
             LakeError: It cannot be written: no permission, or no space.
         """
         if self.folder is None:
-            return make()
+            return compute()
         path = self.folder / f"{_digest([self.fingerprint, key])}.npz"
-        found = _read(path)
+        found = _read_record(path)
         if found is not None:
-            return form.unpack(found)
-        made = make()
-        _write(path, form.pack(made))
+            return codec.decode(found)
+        made = compute()
+        _write_record(path, codec.encode(made))
         return made
 
 
 #: Keeps nothing.
-FORGETFUL: Final = Kept(None, "")
+NULL_CACHE: Final = ResultCache(None, "")
 
 
-def family_code(family: str) -> str:
+def family_source_digest(family: str) -> str:
     """Digest of the module of a family's class: a model of your own that was edited is another model."""
     return source_digest(MODELS.load(family, DownstreamModel))
 
 
-def _read(path: Path) -> Record | None:
+def _read_record(path: Path) -> CachedRecord | None:
     """A file's record; None where there is none, or none that can be read."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-        return Record(json.loads(str(arrays.pop("facts"))), arrays)
+        return CachedRecord(json.loads(str(arrays.pop("facts"))), arrays)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         logger.warning("what was kept at %s cannot be read and is worked out anew: %s", path, error)
         return None
 
 
-def _write(path: Path, record: Record) -> None:
+def _write_record(path: Path, record: CachedRecord) -> None:
     arrays: dict[str, Any] = {"facts": np.array(json.dumps(record.facts)), **record.arrays}
-    with disk_errors(path.parent), whole(path) as unfinished, unfinished.open("wb") as file:
+    with translate_disk_errors(path.parent), atomic_path(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
-def _made_from(scene: Scene) -> list[str]:
+def _table_digests(split: EvaluationSplit) -> list[str]:
     """Digest of each table that the isolated home was given, row by row."""
     import pyarrow as pa
 
-    lake, digests = Lake.open(scene.settings), []
-    for table in _EVENTS:
-        sink = _Digesting()
+    lake, digests = Lake.open(split.settings), []
+    for table in _DIGESTED_TABLES:
+        sink = _HashingSink()
         rows = lake.read(table)
         with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), rows.schema.remove_metadata()) as stream:
             stream.write_table(rows.replace_schema_metadata(None).combine_chunks())
-        digests.append(sink.found.hexdigest())
+        digests.append(sink.digest.hexdigest())
     return digests
 
 
-def _judged_by(scene: Scene) -> list[str]:
+def _test_data_digests(split: EvaluationSplit) -> list[str]:
     """Digest of the test users and their items, and of what no negative may be."""
-    pairs = (getattr(matrix, part) for matrix in (scene.relevant, scene.held_out) for part in ("indptr", "indices"))
-    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (scene.users, scene.hidden, *pairs)]
-    return [scene.cutoff.isoformat(), *digests]
+    pairs = (getattr(matrix, part) for matrix in (split.relevant, split.held_out) for part in ("indptr", "indices"))
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (split.users, split.hidden, *pairs)]
+    return [split.cutoff.isoformat(), *digests]
 
 
-def _worked_out_by(scene: Scene) -> dict[str, Any]:
+def _computation_identity(split: EvaluationSplit) -> dict[str, Any]:
     """Settings, code, and versions of libraries."""
-    settings = scene.settings
-    sections = {name: getattr(settings, name).model_dump(mode="json") for name in _SECTIONS}
-    carried = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.own}]
+    settings = split.settings
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in _DIGESTED_SECTIONS}
+    carried = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]
     return {
         **sections,
-        "downstream": {name: getattr(settings.downstream, name) for name in _OF_DOWNSTREAM},
+        "downstream": {name: getattr(settings.downstream, name) for name in _DIGESTED_DOWNSTREAM_KEYS},
         "estimators": {name: source_digest(ESTIMATORS.load(name, object)) for name in carried},
-        "code": _code(),
-        "versions": {"scalr_prod": __version__} | {name: _version(name) for name in _LIBRARIES},
+        "code": _package_digest(),
+        "versions": {"scalr_prod": __version__} | {name: _library_version(name) for name in _LIBRARIES},
     }
 
 
 @functools.cache
-def _code() -> str:
+def _package_digest() -> str:
     """Digest of the package."""
     root, found = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -202,7 +220,7 @@ def _code() -> str:
     return found.hexdigest()
 
 
-def _version(name: str) -> str | None:
+def _library_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -213,17 +231,17 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-class _Digesting:
+class _HashingSink:
     """A file that keeps the digest of what is written to it."""
 
     closed = False
 
     def __init__(self) -> None:
-        self.found = hashlib.sha256()
+        self.digest = hashlib.sha256()
 
     def write(self, block: Any) -> int:
         """Number of bytes."""
-        self.found.update(block)
+        self.digest.update(block)
         return len(block)
 
     def flush(self) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.protocol import Scorer
+    from scalr_prod.downstream.protocol import ItemScorer
 
-__all__ = ["Ranking", "calibration", "exposure", "rank_users"]
+__all__ = ["Ranking", "calibration_metrics", "exposure_metrics", "rank_users"]
 
-_BATCH: Final = 512
+_USER_BATCH: Final = 512
 _BINS: Final = 20
 
 
@@ -47,7 +47,7 @@ class Ranking:
 
 
 def rank_users(
-    model: Scorer, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
+    model: ItemScorer, users: NDArray[np.int64], *, relevant: Any, seen: Any, is_head: NDArray[np.bool_], k: int
 ) -> Ranking:
     """Rank the full catalogue for each user, excluding items of the user's training history.
 
@@ -65,13 +65,13 @@ def rank_users(
     top = np.zeros((len(users), k), dtype=np.int32)
     gains = np.zeros((len(users), k))
     columns = {name: np.zeros(len(users)) for name in ("ndcg", "recall", "mrr", "head", "tail")}
-    for start in range(0, len(users), _BATCH):
-        rows = np.s_[start : start + _BATCH]
+    for start in range(0, len(users), _USER_BATCH):
+        rows = np.s_[start : start + _USER_BATCH]
         chosen = users[rows]
         scores = np.array(model.score(chosen)[:, :n_items], dtype=np.float32)
         known = seen[chosen]
         scores[np.repeat(np.arange(len(chosen)), np.diff(known.indptr)), known.indices] = -np.inf
-        top[rows] = _best(scores, k)
+        top[rows] = _top_k(scores, k)
         wanted = np.asarray(relevant[chosen].todense()) > 0
         hit = np.take_along_axis(wanted, top[rows], 1)
         first = hit.argmax(1)
@@ -86,7 +86,7 @@ def rank_users(
     return Ranking(top=top, gain=gains, **columns)
 
 
-def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:
+def exposure_metrics(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:
     """Return how recommendations [V, k] spread over the catalogue: coverage, Gini index of exposure, share of tail items."""
     shown = np.sort(np.bincount(top.ravel(), minlength=n_items).astype(np.float64))
     total = shown.sum()
@@ -98,7 +98,7 @@ def exposure(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -
     }
 
 
-def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> dict[str, float]:
+def calibration_metrics(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> dict[str, float]:
     """Return NE, calibration ratio (predicted over observed positives), and ECE over 20 bins with equal numbers of pairs."""
     p = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
     base = label.mean()
@@ -109,7 +109,7 @@ def calibration(probability: NDArray[np.float32], label: NDArray[np.bool_]) -> d
     return {"ne": float(loss / entropy), "calibration": float(p.sum() / label.sum()), "ece": float(ece)}
 
 
-def _best(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
+def _top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     """Return the k highest of each row, best first; ties go to the lower item number."""
     part = (
         np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)

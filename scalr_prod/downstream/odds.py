@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.protocol import Probabilistic
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.protocol import ProbabilisticModel
+    from scalr_prod.downstream.scene import EvaluationSplit
 
-__all__ = ["LabelledRows", "LogitMap", "Odds"]
+__all__ = ["CalibratedPredictions", "LabelledRows", "PlattCalibrator"]
 
-_LEAST: Final = 1e-7
-_STEPS: Final = 50
+_MIN_PROBABILITY: Final = 1e-7
+_MAX_NEWTON_STEPS: Final = 50
 #: Regularises slope to 1 and offset to 0; it matters only in segments with few rows.
 _RIDGE: Final = 1.0
 
@@ -51,30 +51,32 @@ class LabelledRows:
     segment: NDArray[np.int8]
 
     @classmethod
-    def of(cls, scene: Scene, negatives: int) -> Self:
+    def from_split(cls, split: EvaluationSplit, negatives: int) -> Self:
         """Return every test pair, and for each ``negatives`` drawn items; those in the user's visible or hidden history are dropped."""
-        user, item = scene.relevant.nonzero()
-        others = np.random.default_rng(0).integers(0, scene.real.n_items, len(user) * negatives)
+        user, item = split.relevant.nonzero()
+        others = np.random.default_rng(0).integers(0, split.real.n_items, len(user) * negatives)
         owner = np.repeat(user, negatives)
-        met = np.asarray(scene.held_out[owner, others]).ravel() + np.asarray(scene.seen()[owner, others]).ravel()
+        met = np.asarray(split.held_out[owner, others]).ravel() + np.asarray(split.seen()[owner, others]).ravel()
         apart = met == 0
         users = np.concatenate([user, owner[apart]]).astype(np.int64)
         return cls(
-            case=np.searchsorted(scene.users, users),
+            case=np.searchsorted(split.users, users),
             user=users,
             item=np.concatenate([item, others[apart]]).astype(np.int64),
             label=np.concatenate([np.ones(len(user), dtype=bool), np.zeros(int(apart.sum()), dtype=bool)]),
-            segment=scene.segments()[users],
+            segment=split.segments()[users],
         )
 
-    def predicted(self, model: Probabilistic) -> NDArray[np.float64]:
+    def predict(self, model: ProbabilisticModel) -> NDArray[np.float64]:
         """Return a model's probabilities, clipped away from 0 and 1: float64 [P]."""
-        found: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64).clip(_LEAST, 1 - _LEAST)
+        found: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64).clip(
+            _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
+        )
         return found
 
 
 @dataclass(frozen=True)
-class LogitMap:
+class PlattCalibrator:
     """Platt scaling per user segment: logit p → slope × logit p + offset.
 
     Attributes:
@@ -86,24 +88,24 @@ class LogitMap:
     offset: tuple[float, ...]
 
     @classmethod
-    def fit(cls, rows: Sequence[LabelledRows], predicted: Sequence[NDArray[np.float64]]) -> Self:
+    def fit(cls, rows: Sequence[LabelledRows], probabilities: Sequence[NDArray[np.float64]]) -> Self:
         """Fit by maximum likelihood on the rows of several splits; a segment without rows keeps its probabilities.
 
         Args:
             rows: Labelled rows, by split.
-            predicted: Probabilities of those rows, float64 [P] by split, strictly between 0 and 1.
+            probabilities: Probabilities of those rows, float64 [P] by split, strictly between 0 and 1.
         """
-        logit = _logit(np.concatenate(predicted))
+        logit = _logit(np.concatenate(probabilities))
         label = np.concatenate([part.label for part in rows])
         segment = np.concatenate([part.segment for part in rows])
-        fitted = [_platt(logit[segment == number], label[segment == number]) for number in range(len(SEGMENTS))]
+        fitted = [_fit_platt(logit[segment == number], label[segment == number]) for number in range(len(SEGMENTS))]
         slope, offset = zip(*fitted, strict=True)
         return cls(slope, offset)
 
-    def __call__(self, predicted: NDArray[np.float64], segment: NDArray[np.int8]) -> NDArray[np.float64]:
+    def __call__(self, probability: NDArray[np.float64], segment: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return calibrated probabilities, strictly between 0 and 1: float64 [P]."""
-        logit = np.asarray(self.slope)[segment] * _logit(predicted) + np.asarray(self.offset)[segment]
-        found: NDArray[np.float64] = _sigmoid(logit).clip(_LEAST, 1 - _LEAST)
+        logit = np.asarray(self.slope)[segment] * _logit(probability) + np.asarray(self.offset)[segment]
+        found: NDArray[np.float64] = _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class LogitMap:
 
 
 @dataclass(frozen=True)
-class Odds:
+class CalibratedPredictions:
     """One fitted model's calibrated probabilities on the test rows.
 
     Attributes:
@@ -124,31 +126,31 @@ class Odds:
     probability: NDArray[np.float64]
 
     @property
-    def loss(self) -> NDArray[np.float64]:
+    def log_loss(self) -> NDArray[np.float64]:
         """Log loss of each row in nats: float64 [P]."""
         found: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
         return found
 
-    def information(self) -> NDArray[np.float64]:
+    def information_gain(self) -> NDArray[np.float64]:
         """Return nats gained over the base rate by test user, weighted by the user's number of rows: float64 [V].
 
         The mean is (1 - NE) times the entropy of the base rate.
         """
         base = self.rows.label.mean()
         entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-        gained = np.bincount(self.rows.case, weights=entropy - self.loss)
+        gained = np.bincount(self.rows.case, weights=entropy - self.log_loss)
         found: NDArray[np.float64] = gained * len(gained) / len(self.rows.case)
         return found
 
 
-def _platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
+def _fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
     """Return slope and offset of a logistic regression on one column, by Newton's method; (1, 0) if all labels are alike."""
     if not label.any() or label.all():
         return 1.0, 0.0
     design = np.stack([logit, np.ones_like(logit)], axis=1)
     start = np.array([1.0, 0.0])
     found = start.copy()
-    for _ in range(_STEPS):
+    for _ in range(_MAX_NEWTON_STEPS):
         p = _sigmoid(design @ found)
         gradient = design.T @ (p - label) + _RIDGE * (found - start)
         curvature = (design * (p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(2)

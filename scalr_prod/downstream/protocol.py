@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DownstreamModel", "Interactions", "Probabilistic", "Scorer"]
+__all__ = ["DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel"]
 
 #: Microseconds.
-_DAY: Final = 86_400_000_000
+_DAY_MICROS: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Interactions:
         Returns:
             The same rows with decayed weights.
         """
-        age = (self.until - self.time) / _DAY
+        age = (self.until - self.time) / _DAY_MICROS
         factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
         return replace(self, weight=(self.weight * factor).astype(np.float32))
 
@@ -155,14 +155,14 @@ class Interactions:
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
 
 
-class Scorer(Protocol):
+class ItemScorer(Protocol):
     """Anything that scores items for users."""
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return scores of all items for users [B], higher is better: [B, n_items]. Users without events get scores too."""
 
 
-class DownstreamModel(Scorer, Protocol):
+class DownstreamModel(ItemScorer, Protocol):
     """A recommender that can be trained and evaluated."""
 
     def fit(self, events: Interactions, *, seed: int) -> None:
@@ -175,7 +175,7 @@ class DownstreamModel(Scorer, Protocol):
 
 
 @runtime_checkable
-class Probabilistic(Protocol):
+class ProbabilisticModel(Protocol):
     """A model that also gives the probability of a pair, at the ratio of negatives it was trained with."""
 
     #: Uniformly drawn negatives per positive that its probabilities are calibrated for.

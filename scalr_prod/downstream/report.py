@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.downstream.arms import BASE, OURS, RIVAL
-from scalr_prod.downstream.bar import bar_sentence
-from scalr_prod.downstream.entropy import entropies
-from scalr_prod.downstream.signal import signal_sentence
-from scalr_prod.downstream.statistics import Comparison, TwoWayBootstrap, holm
+from scalr_prod.downstream.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.downstream.bar import describe_acceptance
+from scalr_prod.downstream.entropy import normalized_entropies
+from scalr_prod.downstream.signal import describe_signal
+from scalr_prod.downstream.statistics import ArmComparison, TwoWayBootstrap, holm_adjust
 from scalr_prod.policy import SEGMENTS
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from scalr_prod.downstream.panel import Panel
+    from scalr_prod.downstream.panel import UserPanel
     from scalr_prod.downstream.trial import Outcome
 
     #: For each cutoff, the outcomes of every seed.
     OutcomesByCutoff = Sequence[Sequence[Outcome]]
 
-__all__ = ["EvaluationReport", "summarise", "verdict_of", "write_report"]
+__all__ = ["EvaluationReport", "build_verdict", "summarize_arms", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -69,30 +69,32 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; null for infinite values (no decay) and undefined ones (a lift over 0)."""
-        found: dict[str, Any] = _finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
+        found: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
         return found
 
-    def for_people(self) -> dict[str, Any]:
+    def to_summary(self) -> dict[str, Any]:
         """Return a short summary for a terminal: one line per arm, and λ by family."""
         return {
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
             "users": self.users,
-            "signal beyond the trend": signal_sentence(self.signal),
-            "arms": [_line(row) for row in self.arms],
+            "signal beyond the trend": describe_signal(self.signal),
+            "arms": [_arm_line(row) for row in self.arms],
             "first verdict, fewer choices tried" if self.verdict["quick"] else "verdict": [
-                _sentence(model) for model in self.verdict["models"]
+                _verdict_line(model) for model in self.verdict["models"]
             ],
-            "budget": {family: _spent(arms) for family, arms in self.budget.items()},
+            "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
-            "helps": {family: _helps(choice) for family, choice in self.choices.items()},
+            "helps": {family: _describe_helps(choice) for family, choice in self.choices.items()},
             "path": self.path,
             "policy": self.policy,
             "seconds": self.seconds,
         }
 
 
-def summarise(panel: Panel, family: str, outcomes: Mapping[str, OutcomesByCutoff], *, seed: int) -> list[dict[str, Any]]:
+def summarize_arms(
+    panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], *, seed: int
+) -> list[dict[str, Any]]:
     """Return one row per arm: mean metrics over cases and seeds, lift over real events alone, and lift of real+scalr over the arm.
 
     Args:
@@ -101,58 +103,68 @@ def summarise(panel: Panel, family: str, outcomes: Mapping[str, OutcomesByCutoff
         outcomes: Outcomes by arm.
         seed: Seed of the resampling.
     """
-    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
-    hits = {arm: panel.hits(found) for arm, found in outcomes.items()}
-    lifts = {arm: bootstrap.compare(own, hits[BASE]) for arm, own in hits.items() if arm != BASE}
-    adjusted = dict(zip(lifts, holm([found.p_value for found in lifts.values()]), strict=True))
-    ahead = {arm: bootstrap.compare(hits[OURS], own) for arm, own in hits.items() if OURS in hits and arm not in {OURS, BASE}}
-    against = dict(zip(ahead, holm([found.p_value for found in ahead.values()]), strict=True))
-    probabilities = entropies(panel, outcomes, bootstrap)
+    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    hits = {arm: panel.ndcg_contributions(found) for arm, found in outcomes.items()}
+    lifts = {arm: bootstrap.compare(own, hits[REAL_ONLY]) for arm, own in hits.items() if arm != REAL_ONLY}
+    adjusted = dict(zip(lifts, holm_adjust([found.p_value for found in lifts.values()]), strict=True))
+    ahead = {
+        arm: bootstrap.compare(hits[WITH_SYNTHETIC], own)
+        for arm, own in hits.items()
+        if WITH_SYNTHETIC in hits and arm not in {WITH_SYNTHETIC, REAL_ONLY}
+    }
+    against = dict(zip(ahead, holm_adjust([found.p_value for found in ahead.values()]), strict=True))
+    probabilities = normalized_entropies(panel, outcomes, bootstrap)
     rows = []
     for arm, found in outcomes.items():
-        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _metrics(panel, found)}
+        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _mean_metrics(panel, found)}
         if arm in lifts:
             row |= lifts[arm].to_json() | {"p_holm": adjusted[arm]}
         if arm in ahead:
             row["scalr_over_this"] = ahead[arm].to_json() | {"p_holm": against[arm]}
-        row["slices"] = _slices(panel, found)
-        for name, cases in panel.parts().items():
-            if arm != BASE:
-                row["slices"][name] |= bootstrap.compare(hits[arm], hits[BASE], cases).to_json()
+        row["slices"] = _slice_metrics(panel, found)
+        for name, cases in panel.segment_masks().items():
+            if arm != REAL_ONLY:
+                row["slices"][name] |= bootstrap.compare(hits[arm], hits[REAL_ONLY], cases).to_json()
         if arm in probabilities:
             row["probabilities"] = probabilities[arm]
         rows.append(row)
     return rows
 
 
-def verdict_of(
-    panel: Panel, family: str, found: Mapping[str, OutcomesByCutoff], best: Mapping[str, str], *, seed: int
+def build_verdict(
+    panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], best_baselines: Mapping[str, str], *, seed: int
 ) -> dict[str, Any]:
     """Return the lift of real+scalr over the best baseline, overall and by segment, and over joint training if that was fitted.
 
     Args:
         panel: Test cases.
         family: Model family.
-        found: Outcomes by arm.
-        best: ``all`` and each segment → the better of `popular_lately` and real events alone, on validation.
+        outcomes: Outcomes by arm.
+        best_baselines: ``all`` and each segment → the better of `popular_lately` and real events alone, on validation.
         seed: Seed of the resampling.
     """
-    bootstrap = TwoWayBootstrap(panel.owner, panel.n_items, seed=seed)
-    hits = {arm: panel.hits(found[arm]) for arm in {OURS, RIVAL, *best.values()} if arm in found}
-    of_all = bootstrap.compare(hits[OURS], hits[best["all"]])
-    row: dict[str, Any] = {"model": family} | _over_best(of_all, best["all"])
+    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    hits = {
+        arm: panel.ndcg_contributions(outcomes[arm])
+        for arm in {WITH_SYNTHETIC, JOINT_TRAINING, *best_baselines.values()}
+        if arm in outcomes
+    }
+    of_all = bootstrap.compare(hits[WITH_SYNTHETIC], hits[best_baselines["all"]])
+    row: dict[str, Any] = {"model": family} | _lift_over_best(of_all, best_baselines["all"])
     row |= {"difference": of_all.difference, "difference_ci95": list(of_all.difference_ci95)}
-    if RIVAL in hits:
-        row["over_rival"] = bootstrap.compare(hits[OURS], hits[RIVAL]).gain()
-    for name, cases in panel.parts().items():
-        baseline = best.get(name, best["all"])
-        row[name] = _over_best(bootstrap.compare(hits[OURS], hits[baseline], cases), baseline) | {"cases": int(cases.sum())}
-        if RIVAL in hits:
-            row[name]["over_rival"] = bootstrap.compare(hits[OURS], hits[RIVAL], cases).gain()
+    if JOINT_TRAINING in hits:
+        row["over_rival"] = bootstrap.compare(hits[WITH_SYNTHETIC], hits[JOINT_TRAINING]).lift_to_json()
+    for name, cases in panel.segment_masks().items():
+        baseline = best_baselines.get(name, best_baselines["all"])
+        row[name] = _lift_over_best(bootstrap.compare(hits[WITH_SYNTHETIC], hits[baseline], cases), baseline) | {
+            "cases": int(cases.sum())
+        }
+        if JOINT_TRAINING in hits:
+            row[name]["over_rival"] = bootstrap.compare(hits[WITH_SYNTHETIC], hits[JOINT_TRAINING], cases).lift_to_json()
     return row
 
 
-def _over_best(found: Comparison, baseline: str) -> dict[str, Any]:
+def _lift_over_best(found: ArmComparison, baseline: str) -> dict[str, Any]:
     return {"best_baseline": baseline, "lift_over_best_pct": found.lift_pct, "ci95": list(found.ci95)}
 
 
@@ -161,7 +173,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with whole(folder / "report.json") as unfinished:
+    with atomic_path(folder / "report.json") as unfinished:
         unfinished.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     flat = []
     for row in report.arms:
@@ -180,19 +192,19 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
                 for metric, value in (("lift_pct", row["lift_pct"]), ("lift_low", low), ("lift_high", high))
             ]
     names = ("arm", "model", "slice", "metric", "value")
-    with whole(folder / "arms.parquet") as unfinished:
+    with atomic_path(folder / "arms.parquet") as unfinished:
         pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), unfinished)
 
 
-def _finite(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: _replace_non_finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
+        return [_replace_non_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+def _arm_line(row: Mapping[str, Any]) -> dict[str, Any]:
     metrics, slices = row["metrics"], row["slices"]
     return {
         "model": row["model"],
@@ -202,11 +214,11 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
         "ours over this": _interval(row.get("scalr_over_this", {})),
         **{name: slices.get(name, {}).get("ndcg") for name in SEGMENTS},
         "coverage": metrics["coverage"],
-        **_probabilities(row.get("probabilities", {})),
+        **_entropy_columns(row.get("probabilities", {})),
     }
 
 
-def _probabilities(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _entropy_columns(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return NE over all users, and NE relative to real events alone by segment."""
     if not found:
         return {}
@@ -225,7 +237,7 @@ def _interval(found: Mapping[str, Any], digits: int = 1) -> str:
     return f"{found['lift_pct']:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
 
 
-def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict_line(found: Mapping[str, Any]) -> dict[str, Any]:
     cold = found.get("cold", {})
     return {
         "model": found["model"],
@@ -236,25 +248,25 @@ def _sentence(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _helps(choice: Mapping[str, Any]) -> str:
+def _describe_helps(choice: Mapping[str, Any]) -> str:
     bar = choice["validation"].get("bar")
-    return ("yes" if choice["helps"] else "no: λ is 0") + (f" ({bar_sentence(bar)})" if bar else "")
+    return ("yes" if choice["helps"] else "no: λ is 0") + (f" ({describe_acceptance(bar)})" if bar else "")
 
 
-def _spent(arms: Mapping[str, Any]) -> str:
+def _describe_budget(arms: Mapping[str, Any]) -> str:
     return ", ".join(f"{arm} {counts['fits']} fits and {counts['rankings']} rankings" for arm, counts in arms.items())
 
 
-def _metrics(panel: Panel, found: OutcomesByCutoff) -> dict[str, float]:
-    metrics = {name: float(panel.metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
+def _mean_metrics(panel: UserPanel, found: OutcomesByCutoff) -> dict[str, float]:
+    metrics = {name: float(panel.mean_metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
     outcomes = [outcome for seeds in found for outcome in seeds]
     return metrics | {name: float(np.mean([one.exposure[name] for one in outcomes])) for name in outcomes[0].exposure}
 
 
-def _slices(panel: Panel, found: OutcomesByCutoff) -> dict[str, dict[str, Any]]:
-    ndcg = panel.metric(found, "ndcg")
-    values = {name: ndcg[cases] for name, cases in panel.parts().items()}
+def _slice_metrics(panel: UserPanel, found: OutcomesByCutoff) -> dict[str, dict[str, Any]]:
+    ndcg = panel.mean_metric(found, "ndcg")
+    values = {name: ndcg[cases] for name, cases in panel.segment_masks().items()}
     for name in ("head", "tail"):
-        of_items = panel.metric(found, name)
+        of_items = panel.mean_metric(found, name)
         values[name] = of_items[np.isfinite(of_items)]
     return {name: {"users": len(part), "ndcg": float(part.mean())} for name, part in values.items() if len(part)}

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, item_key
-from scalr_prod.downstream.isolation import Isolated, hidden_users, isolate
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, item_id_prefix
+from scalr_prod.downstream.isolation import Sandbox, choose_hidden_users, create_sandbox
 from scalr_prod.downstream.protocol import Interactions
 from scalr_prod.errors import EvaluationError
-from scalr_prod.instants import datetime_of, micros, micros_of
+from scalr_prod.instants import column_to_micros, micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.translator.fitting import cut_at
+from scalr_prod.translator.fitting import time_quantile
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Numbering", "Scene"]
+__all__ = ["EvaluationSplit", "IdNumbering"]
 
 #: Minimum number of test users.
-FEWEST_USERS = 20
+MIN_TEST_USERS = 20
 #: Share of a training period's target events that lie before the cutoff of the next earlier split.
-EARLIER_SHARE: Final = 0.8
+EARLIER_EVENT_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True)
-class Numbering:
+class IdNumbering:
     """Mapping from ids to the numbers that models use: the position in each sorted array.
 
     Attributes:
@@ -50,7 +50,7 @@ class Numbering:
     items: pa.Array
     source_items: pa.Array
 
-    def interactions(self, table: pa.Table, until: datetime, *, weight: NDArray[np.float32] | None = None) -> Interactions:
+    def to_interactions(self, table: pa.Table, until: datetime, *, weight: NDArray[np.float32] | None = None) -> Interactions:
         """Convert target events (``user_id, item_id, event_timestamp``, and ``weight`` unless passed); drop unknown users and items."""
         user, item = index_in(table[USER_ID], self.users), index_in(table[ITEM_ID], self.items)
         weight = table["weight"].to_numpy().astype(np.float32) if weight is None else weight
@@ -58,23 +58,23 @@ class Numbering:
         return Interactions(
             user=user[known],
             item=item[known],
-            time=micros_of(table[EVENT_TIMESTAMP])[known],
+            time=column_to_micros(table[EVENT_TIMESTAMP])[known],
             weight=weight[known],
             n_users=len(self.users),
             n_items=len(self.items),
-            until=micros(until),
+            until=to_micros(until),
         )
 
 
 @dataclass(frozen=True)
-class Scene:
+class EvaluationSplit:
     """Training data and test data of one cutoff.
 
     Attributes:
-        isolated: The isolated home.
+        sandbox: The isolated home.
         numbering: Numbers of users and items.
         real: Visible target events before the cutoff.
-        source: Source events before the cutoff; item numbers are positions in `Numbering.source_items`.
+        source: Source events before the cutoff; item numbers are positions in `IdNumbering.source_items`.
         hidden: bool [U]. Users whose target history was hidden.
         users: int64 [V]. Test users: those with at least one test item.
         relevant: scipy CSR [U, N]. Target items that users interacted with from the cutoff on and that are not in their visible history.
@@ -83,8 +83,8 @@ class Scene:
         name: Prefix of the home's name, and salt of the choice of hidden users.
     """
 
-    isolated: Isolated
-    numbering: Numbering
+    sandbox: Sandbox
+    numbering: IdNumbering
     real: Interactions
     source: Interactions
     hidden: NDArray[np.bool_]
@@ -95,7 +95,9 @@ class Scene:
     name: str = "test"
 
     @classmethod
-    def of(cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str) -> Scene:
+    def from_settings(
+        cls, settings: Settings, cutoff: datetime, *, end: datetime | None, cold_fraction: float, name: str
+    ) -> EvaluationSplit:
         """Create the isolated home and read the test data.
 
         Args:
@@ -114,23 +116,23 @@ class Scene:
         lake = Lake.open(settings)
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, "weight"]
         source, target = (lake.read(Table.events(domain), columns=columns) for domain in ("source", "target"))
-        known_source, known_target = (_known(table, cutoff) for table in (source, target))
+        known_source, known_target = (_known_by(table, cutoff) for table in (source, target))
         users = sorted_unique(pa.chunked_array([*source[USER_ID].chunks, *target[USER_ID].chunks]))
-        hidden = hidden_users(users, cold_fraction, salt=f"{settings.downstream.seed}|{name}")
-        isolated = isolate(settings, cutoff, users.filter(pa.array(hidden)), name=name)
-        numbering = Numbering(users, sorted_unique(known_target[ITEM_ID]), sorted_unique(known_source[ITEM_ID]))
-        visible = _known(Lake.open(isolated.settings).read(Table.TARGET_EVENTS, columns=columns), cutoff)
-        real = numbering.interactions(visible, cutoff)
-        of_source = Numbering(users, numbering.source_items, numbering.source_items)
+        hidden = choose_hidden_users(users, cold_fraction, salt=f"{settings.downstream.seed}|{name}")
+        isolated = create_sandbox(settings, cutoff, users.filter(pa.array(hidden)), name=name)
+        numbering = IdNumbering(users, sorted_unique(known_target[ITEM_ID]), sorted_unique(known_source[ITEM_ID]))
+        visible = _known_by(Lake.open(isolated.settings).read(Table.TARGET_EVENTS, columns=columns), cutoff)
+        real = numbering.to_interactions(visible, cutoff)
+        of_source = IdNumbering(users, numbering.source_items, numbering.source_items)
         after = pc.greater_equal(target[EVENT_TIMESTAMP], pa.scalar(cutoff))
         if end is not None:
             after = pc.and_(after, pc.less(target[EVENT_TIMESTAMP], pa.scalar(end)))
-        relevant = _unseen(numbering.interactions(target.filter(after), cutoff), real)
-        held_out = _unseen(numbering.interactions(target, cutoff), real)
+        relevant = _unseen_pairs(numbering.to_interactions(target.filter(after), cutoff), real)
+        held_out = _unseen_pairs(numbering.to_interactions(target, cutoff), real)
         test = np.flatnonzero(np.diff(relevant.indptr) > 0)
-        if len(test) < FEWEST_USERS:
+        if len(test) < MIN_TEST_USERS:
             raise EvaluationError(
-                f"only {len(test)} users interacted with a known target item from {cutoff.isoformat()} on; {FEWEST_USERS} are needed",
+                f"only {len(test)} users interacted with a known target item from {cutoff.isoformat()} on; {MIN_TEST_USERS} are needed",
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
@@ -138,7 +140,7 @@ class Scene:
             isolated,
             numbering,
             real,
-            of_source.interactions(known_source, cutoff),
+            of_source.to_interactions(known_source, cutoff),
             hidden,
             test,
             relevant,
@@ -147,7 +149,7 @@ class Scene:
             name,
         )
 
-    def earlier(self, number: int = 0, *, end: datetime | None = None) -> Scene:
+    def earlier(self, number: int = 0, *, end: datetime | None = None) -> EvaluationSplit:
         """Create a split within this one's training period: number 0 tests on its last fifth of events, 1 on the last fifth of the rest.
 
         The same share of users have their target history hidden, on top of those hidden here.
@@ -159,30 +161,30 @@ class Scene:
         Raises:
             EvaluationError: Too few test users.
         """
-        begin = datetime_of(cut_at(self.real.time, EARLIER_SHARE ** (number + 1)))
+        begin = micros_to_datetime(time_quantile(self.real.time, EARLIER_EVENT_SHARE ** (number + 1)))
         name = "validation" if self.name == "test" else f"{self.name}-earlier"  # another name hides other users
         if number:
             name = f"{name}-{number + 1}"
-        return Scene.of(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
+        return EvaluationSplit.from_settings(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
 
-    def without(self, source: str) -> Scene:
+    def without_source(self, source: str) -> EvaluationSplit:
         """Create the same split without one of several source domains."""
         import pyarrow.compute as pc
 
         nobody = self.numbering.users.slice(0, 0)
-        isolated = isolate(self.settings, self.cutoff, nobody, name=f"without-{source}", left_out=source)
-        others = ~pc.starts_with(self.numbering.source_items, pattern=item_key(source)).to_numpy(zero_copy_only=False)
-        return replace(self, isolated=isolated, source=self.source.take(others[self.source.item]))
+        isolated = create_sandbox(self.settings, self.cutoff, nobody, name=f"without-{source}", excluded_source=source)
+        others = ~pc.starts_with(self.numbering.source_items, pattern=item_id_prefix(source)).to_numpy(zero_copy_only=False)
+        return replace(self, sandbox=isolated, source=self.source.take(others[self.source.item]))
 
     @property
     def settings(self) -> Settings:
         """Settings of the isolated home."""
-        return self.isolated.settings
+        return self.sandbox.settings
 
     @property
     def cutoff(self) -> datetime:
         """End of training (UTC)."""
-        return self.isolated.cutoff
+        return self.sandbox.cutoff
 
     def seen(self) -> Any:
         """Return the visible history, which is excluded from rankings: scipy CSR [U, N]."""
@@ -206,7 +208,7 @@ class Scene:
         return head
 
 
-def _unseen(events: Interactions, real: Interactions) -> Any:
+def _unseen_pairs(events: Interactions, real: Interactions) -> Any:
     """Return 1 for pairs of the events that are not among the real ones: scipy CSR [U, N]."""
     pairs, seen = events.matrix(), real.matrix()
     pairs.data[:] = 1
@@ -216,7 +218,7 @@ def _unseen(events: Interactions, real: Interactions) -> Any:
     return pairs
 
 
-def _known(table: pa.Table, cutoff: datetime) -> pa.Table:
+def _known_by(table: pa.Table, cutoff: datetime) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -9,43 +9,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.downstream.kept import FACTS
-from scalr_prod.quality.information import FEWEST_USERS
+from scalr_prod.downstream.kept import JSON_CODEC
+from scalr_prod.quality.information import MIN_USERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.downstream.trials import Stage
+    from scalr_prod.downstream.trials import ValidationWindow
 
-__all__ = ["knows_users", "signal_of", "signal_sentence"]
+__all__ = ["describe_signal", "has_user_signal", "measure_signal"]
 
 
-def signal_of(stage: Stage) -> dict[str, Any] | None:
+def measure_signal(window: ValidationWindow) -> dict[str, Any] | None:
     """Return the signal with 99 % intervals; None if there are too few users. Trains the window's translator if needed.
 
     Raises:
         TranslatorError: Too little training data.
     """
-    key = ("signal", stage.maker.few.pretraining_events)
-    found: dict[str, Any] | None = stage.kept.once(key, lambda: stage.maker.translation.information, FACTS)
+    key = ("signal", window.data_builder.budget.pretraining_events)
+    found: dict[str, Any] | None = window.cache.get_or_compute(
+        key, lambda: window.data_builder.translation.information, JSON_CODEC
+    )
     return found
 
 
-def knows_users(found: Mapping[str, Any] | None) -> bool:
+def has_user_signal(signal: Mapping[str, Any] | None) -> bool:
     """Return whether users' own source histories are more informative than others': enough users, and the 99 % interval is above 0."""
-    return found is not None and found["users"] >= FEWEST_USERS and found["own_over_others"]["ci99"][0] > 0
+    return signal is not None and signal["users"] >= MIN_USERS and signal["own_over_others"]["ci99"][0] > 0
 
 
-def signal_sentence(found: Mapping[str, Any] | None) -> str:
+def describe_signal(signal: Mapping[str, Any] | None) -> str:
     """Describe the signal in a sentence."""
-    if found is None:
+    if signal is None:
         return "too few users to measure it"
     parts = []
     for name, what in (
         ("over_popularity", "over what is popular at the moment"),
         ("own_over_others", "over others' histories"),
     ):
-        part = found.get(name)
+        part = signal.get(name)
         if part:
             low, high = part["ci99"]
             parts.append(f"{part['nats']:+.3f} nats an event {what} (99 %: {low:+.3f} … {high:+.3f})")

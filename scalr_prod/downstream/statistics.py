@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Comparison", "Hits", "TwoWayBootstrap", "holm", "paired_bootstrap"]
+__all__ = ["ArmComparison", "MetricContributions", "TwoWayBootstrap", "holm_adjust", "paired_bootstrap"]
 
 RESAMPLES: Final = 2000
-_AT_ONCE: Final = 4_000_000
+_MAX_CELLS: Final = 4_000_000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ArmComparison:
     """Comparison of two arms on the same users.
 
     Attributes:
@@ -41,7 +41,7 @@ class Comparison:
     difference_ci95: tuple[float, float]
     p_value: float
 
-    def gain(self) -> dict[str, Any]:
+    def lift_to_json(self) -> dict[str, Any]:
         """Return the lift and its interval as plain JSON values."""
         return {"lift_pct": self.lift_pct, "ci95": list(self.ci95)}
 
@@ -51,23 +51,23 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Hits:
+class MetricContributions:
     """Contributions of (test case, item) pairs to a metric.
 
     Attributes:
-        row: int64 [H]. Position of the test case (a user at a cutoff).
+        case: int64 [H]. Position of the test case (a user at a cutoff).
         item: int64 [H]. Item number.
         gain: float64 [H]. What the pair adds to the case's metric; for means over seeds, each seed's gain divided by their number.
     """
 
-    row: NDArray[np.int64]
+    case: NDArray[np.int64]
     item: NDArray[np.int64]
     gain: NDArray[np.float64]
 
-    def within(self, rows: NDArray[np.bool_]) -> Hits:
+    def select_cases(self, mask: NDArray[np.bool_]) -> MetricContributions:
         """Select the contributions of some test cases; case positions stay."""
-        selected = rows[self.row]
-        return Hits(self.row[selected], self.item[selected], self.gain[selected])
+        selected = mask[self.case]
+        return MetricContributions(self.case[selected], self.item[selected], self.gain[selected])
 
 
 class TwoWayBootstrap:
@@ -76,50 +76,52 @@ class TwoWayBootstrap:
     A user or an item that occurs at several cutoffs is resampled as one.
 
     Args:
-        owner: int64 [R]. User number of each test case.
+        user: int64 [R]. User number of each test case.
         n_items: Number of items.
         seed: Seed of the resampling.
         resamples: Number of resamples.
     """
 
-    def __init__(self, owner: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
-        people, self._user = np.unique(owner, return_inverse=True)
+    def __init__(self, user: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+        people, self._case_user = np.unique(user, return_inverse=True)
         rng = np.random.default_rng(seed)
-        self._people, self._items = (_draws(rng, count, resamples) for count in (len(people), n_items))
+        self._user_counts, self._item_counts = (_resample_counts(rng, count, resamples) for count in (len(people), n_items))
 
-    def compare(self, arm: Hits, baseline: Hits, counted: NDArray[np.bool_] | None = None) -> Comparison:
+    def compare(
+        self, arm: MetricContributions, baseline: MetricContributions, case_mask: NDArray[np.bool_] | None = None
+    ) -> ArmComparison:
         """Compare two arms' mean metric over the test cases.
 
         Args:
             arm: Contributions of one arm.
             baseline: Contributions of the other arm on the same cases.
-            counted: bool [R]. Cases to count; None: all.
+            case_mask: bool [R]. Cases to count; None: all.
         """
-        counted = np.ones(len(self._user), dtype=bool) if counted is None else counted
-        cases = np.bincount(self._user, weights=counted, minlength=self._people.shape[1])
-        total = np.array([row @ cases for row in self._people]).clip(1)
-        both = [hits.within(counted) for hits in (arm, baseline)]
-        means = np.stack([self._sums(hits) / total for hits in both], axis=1)
-        count = max(int(counted.sum()), 1)
+        case_mask = np.ones(len(self._case_user), dtype=bool) if case_mask is None else case_mask
+        cases = np.bincount(self._case_user, weights=case_mask, minlength=self._user_counts.shape[1])
+        total = np.array([row @ cases for row in self._user_counts]).clip(1)
+        both = [hits.select_cases(case_mask) for hits in (arm, baseline)]
+        means = np.stack([self._resampled_sums(hits) / total for hits in both], axis=1)
+        count = max(int(case_mask.sum()), 1)
         ours, theirs = (float(hits.gain.sum() / count) for hits in both)
-        return _comparison(means, ours, theirs)
+        return _compare_means(means, ours, theirs)
 
-    def _sums(self, hits: Hits) -> NDArray[np.float64]:
+    def _resampled_sums(self, hits: MetricContributions) -> NDArray[np.float64]:
         """Return the sum of gains in each resample, weighted by the draws of user and item: [B]."""
         from scipy import sparse
 
-        people, items = self._people.shape[1], self._items.shape[1]
-        gains = sparse.csr_matrix((hits.gain, (self._user[hits.row], hits.item)), shape=(people, items))
-        step = max(1, _AT_ONCE // max(people, items))
+        people, items = self._user_counts.shape[1], self._item_counts.shape[1]
+        gains = sparse.csr_matrix((hits.gain, (self._case_user[hits.case], hits.item)), shape=(people, items))
+        step = max(1, _MAX_CELLS // max(people, items))
         return np.concatenate(
             [
-                ((gains @ self._items[part].T.astype(np.float64)) * self._people[part].T).sum(0)
-                for part in (np.s_[start : start + step] for start in range(0, len(self._people), step))
+                ((gains @ self._item_counts[part].T.astype(np.float64)) * self._user_counts[part].T).sum(0)
+                for part in (np.s_[start : start + step] for start in range(0, len(self._user_counts), step))
             ]
         )
 
 
-def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
+def _resample_counts(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
     """Return how often each of ``count`` elements was drawn in ``count`` draws: [resamples, count]."""
     drawn = np.empty((resamples, count), dtype=np.uint16)
     for row in drawn:
@@ -129,7 +131,7 @@ def _draws(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.u
 
 def paired_bootstrap(
     arm: NDArray[np.float64], baseline: NDArray[np.float64], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Comparison:
+) -> ArmComparison:
     """Compare two arms by each user's metric (mean over seeds).
 
     Args:
@@ -142,14 +144,14 @@ def paired_bootstrap(
     users = len(arm)
     means = np.empty((resamples, 2))
     both = np.stack([arm, baseline], axis=1)
-    step = max(1, _AT_ONCE // max(users, 1))
+    step = max(1, _MAX_CELLS // max(users, 1))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
         means[start:stop] = both[rng.integers(0, users, (stop - start, users))].mean(1)
-    return _comparison(means, float(arm.mean()), float(baseline.mean()))
+    return _compare_means(means, float(arm.mean()), float(baseline.mean()))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_adjust(p_values: Sequence[float]) -> list[float]:
     """Return Holm-adjusted p-values in input order (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(order))
@@ -157,12 +159,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def _comparison(means: NDArray[np.float64], arm: float, baseline: float) -> Comparison:
+def _compare_means(means: NDArray[np.float64], arm: float, baseline: float) -> ArmComparison:
     """Compare two means given their resampled means [B, 2]."""
     difference = means[:, 0] - means[:, 1]
     ratio = np.where(means[:, 1] > 0, 100 * (means[:, 0] / means[:, 1].clip(1e-300) - 1), np.nan)
     below = min((difference <= 0).mean(), (difference >= 0).mean())
-    return Comparison(
+    return ArmComparison(
         lift_pct=100 * (arm / baseline - 1) if baseline > 0 else float("nan"),
         ci95=_interval(ratio),
         difference=arm - baseline,

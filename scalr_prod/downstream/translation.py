@@ -13,22 +13,22 @@ import numpy as np
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.generation.confidence import confidence
+from scalr_prod.generation.confidence import confidence_weight
 from scalr_prod.numbering import index_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.scene import EvaluationSplit
     from scalr_prod.settings import Settings
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Draw", "Translation", "publish_draw"]
+__all__ = ["DrawOptions", "SplitTranslator", "publish_synthetic_events"]
 
 
 @dataclass(frozen=True)
-class Draw:
+class DrawOptions:
     """Sampling options of synthetic events.
 
     Attributes:
@@ -53,11 +53,11 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Translation:
+class SplitTranslator:
     """A trained translator with the contexts of one evaluation split.
 
     Attributes:
-        scene: The split.
+        split: The split.
         contexts: Contexts of the run.
         user: int32 [C]. User number of each context.
         item_number: int32 [n_target]. The split's number of each of the translator's items.
@@ -67,7 +67,7 @@ class Translation:
             lacks that measurement.
     """
 
-    scene: Scene
+    split: EvaluationSplit
     contexts: Contexts
     user: NDArray[np.int32]
     item_number: NDArray[np.int32]
@@ -76,12 +76,12 @@ class Translation:
     information: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, scene: Scene, *, most: int | None = None) -> Translation:
+    def from_split(cls, split: EvaluationSplit, *, max_contexts: int | None = None) -> SplitTranslator:
         """Build histories, train the translator, and read the contexts up to the cutoff.
 
         Args:
-            scene: The split.
-            most: Maximum number of contexts, sampled at random with a fixed seed; default: all.
+            split: The split.
+            max_contexts: Maximum number of contexts, sampled at random with a fixed seed; default: all.
 
         Raises:
             TranslatorError: Too little to learn from.
@@ -89,67 +89,67 @@ class Translation:
         from scalr_prod.duck import open_duckdb, staging_folder
         from scalr_prod.generation import plan_run
         from scalr_prod.generation.alignment import value_buckets
-        from scalr_prod.generation.bucket import ask, read_bucket
-        from scalr_prod.generation.contexts import Consumed
-        from scalr_prod.stages import Job, path, walk
+        from scalr_prod.generation.bucket import iter_requests, read_contexts
+        from scalr_prod.generation.contexts import ConsumptionIndex
+        from scalr_prod.stages import PipelineContext, execute_stages, stages_to
         from scalr_prod.translator import TranslatorModule, load_version
         from scalr_prod.translator.contexts import Contexts
 
-        settings = scene.settings
-        job = walk(Job(settings), path("histories", "translator"))
+        settings = split.settings
+        job = execute_stages(PipelineContext(settings), stages_to("histories", "translator"))
         spec = plan_run(settings, version=job.version)
         version = load_version(settings, job.version)
         vocabulary = version.vocabulary()
         with staging_folder(settings, "evaluate") as folder, open_duckdb(settings, folder) as connection:
-            rows, real = read_bucket(connection, settings, spec, 0, 1)
-        if most is not None and len(rows) > most:
-            rows = rows.take(np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False)))
-        consumed = None if real is None else Consumed.of(real, vocabulary)
-        contexts = Contexts.concat(list(ask(settings, spec, vocabulary, rows, consumed, folds=version.folds)))
-        counts = np.round(scene.real.popularity()).astype(np.int64)
+            rows, real = read_contexts(connection, settings, spec, 0, 1)
+        if max_contexts is not None and len(rows) > max_contexts:
+            rows = rows.take(np.sort(np.random.default_rng(0).choice(len(rows), max_contexts, replace=False)))
+        consumed = None if real is None else ConsumptionIndex.from_rows(real, vocabulary)
+        contexts = Contexts.concat(list(iter_requests(settings, spec, vocabulary, rows, consumed, folds=version.folds)))
+        counts = np.round(split.real.popularity()).astype(np.int64)
         return cls(
-            scene=scene,
+            split=split,
             contexts=contexts,
-            user=index_in(rows[USER_ID], scene.numbering.users),
-            item_number=index_in(vocabulary.target_ids_all, scene.numbering.items),
+            user=index_in(rows[USER_ID], split.numbering.users),
+            item_number=index_in(vocabulary.all_target_ids, split.numbering.items),
             value_bucket=value_buckets(counts, settings.generation.align_buckets),
             module=TranslatorModule.load(version.path, trusted=True),
             information=version.manifest["metrics"].get("information"),
         )
 
-    def draw(self, how: Draw) -> Interactions:
+    def draw(self, options: DrawOptions) -> Interactions:
         """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item) only the most probable event is kept."""
-        events, probability, prior = self._best_of_pairs(how)
-        events = replace(events, weight=confidence(probability, prior))
-        return events.take(self._aligned(events.item, how.seed)) if how.align else events
+        events, probability, prior = self._most_probable_per_pair(options)
+        events = replace(events, weight=confidence_weight(probability, prior))
+        return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
 
-    def recommended(self, how: Draw) -> Interactions:
+    def recommended_events(self, options: DrawOptions) -> Interactions:
         """Sample the same events before alignment, weighted by probability: what the translator itself would recommend."""
-        events, probability, _ = self._best_of_pairs(how)
+        events, probability, _ = self._most_probable_per_pair(options)
         return replace(events, weight=probability.astype(np.float32))
 
-    def _best_of_pairs(self, how: Draw) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
+    def _most_probable_per_pair(self, options: DrawOptions) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
         """Sample events of weight 1, the most probable of each (user, item); return them with their P and prior."""
         from scalr_prod.translator.contexts import Contexts
 
         contexts = self.contexts
-        if how.seed:
-            keys = contexts.noise_key ^ np.int64(how.seed * 0x9E3779B97F4A7C15 % 2**63)
+        if options.seed:
+            keys = contexts.noise_key ^ np.int64(options.seed * 0x9E3779B97F4A7C15 % 2**63)
             contexts = Contexts(**{**vars(contexts), "noise_key": keys})
         drawn = self.module.sample(
             contexts,
-            how.volume,
-            temperature=how.temperature,
-            min_lift=how.min_lift,
-            shortlist=self.scene.settings.generation.shortlist,
-            member=how.member,
+            options.volume,
+            temperature=options.temperature,
+            min_lift=options.min_lift,
+            shortlist=self.split.settings.generation.shortlist,
+            component=options.member,
         )
         row, place = np.nonzero(drawn.items >= 0)
         probability = drawn.probabilities[row, place].astype(np.float64)
         prior = drawn.prior[row, place].astype(np.float64)
         item = self.item_number[drawn.items[row, place]]
         order = np.lexsort((-probability, item, self.user[row]))
-        pair = self.user[row].astype(np.int64) * len(self.scene.numbering.items) + item
+        pair = self.user[row].astype(np.int64) * len(self.split.numbering.items) + item
         _, first = np.unique(pair[order], return_index=True)
         best = order[first]
         events = Interactions(
@@ -157,20 +157,20 @@ class Translation:
             item=item[best],
             time=contexts.event_time[row][best],
             weight=np.ones(len(best), dtype=np.float32),
-            n_users=self.scene.real.n_users,
-            n_items=self.scene.real.n_items,
-            until=self.scene.real.until,
+            n_users=self.split.real.n_users,
+            n_items=self.split.real.n_items,
+            until=self.split.real.until,
         )
         return events.synthetic(), probability[best], prior[best]
 
-    def _aligned(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
+    def _alignment_mask(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
         """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
-        from scalr_prod.generation.alignment import bucket_targets, keep_counts
+        from scalr_prod.generation.alignment import bucket_shares, keep_counts
 
-        buckets = self.scene.settings.generation.align_buckets
-        counts = np.round(self.scene.real.popularity()).astype(np.int64)
+        buckets = self.split.settings.generation.align_buckets
+        counts = np.round(self.split.real.popularity()).astype(np.int64)
         bucket = self.value_bucket[item]
-        keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_targets(counts, self.value_bucket, buckets))
+        keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_shares(counts, self.value_bucket, buckets))
         order = np.lexsort((np.random.default_rng(seed).random(len(item)), bucket))
         begin = np.searchsorted(bucket[order], np.arange(buckets))
         keep_mask = np.zeros(len(item), dtype=bool)
@@ -178,43 +178,43 @@ class Translation:
         return keep_mask
 
 
-def publish_draw(scene: Scene, how: Draw) -> tuple[Interactions, Interactions, dict[str, Any]]:
+def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> tuple[Interactions, Interactions, dict[str, Any]]:
     """Generate, validate and publish events and build the training set; return its real and synthetic events and the run's reports.
 
     Args:
-        scene: A split whose home holds a trained translator.
-        how: Volume, temperature, filter and alignment; the mixture is always used.
+        split: A split whose home holds a trained translator.
+        options: Volume, temperature, filter and alignment; the mixture is always used.
 
     Raises:
         QualityGateFailed: The quality gate rejected the events.
     """
     import pyarrow.compute as pc
 
-    from scalr_prod.stages import Job, path, walk
+    from scalr_prod.stages import PipelineContext, execute_stages, stages_to
     from scalr_prod.training_set import TrainingSet
 
-    job = walk(Job(with_draw(scene.settings, how)), path("plan"))
+    job = execute_stages(PipelineContext(with_draw_options(split.settings, options)), stages_to("plan"))
     made = job.reports["dataset"].to_json()
     del made["fingerprint"]  # depends on random file names in the split's lake
     rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
     is_synthetic = rows["is_synthetic"]
     masks = (pc.invert(is_synthetic), is_synthetic)
-    real, synthetic = (scene.numbering.interactions(rows.filter(mask), scene.cutoff) for mask in masks)
+    real, synthetic = (split.numbering.to_interactions(rows.filter(mask), split.cutoff) for mask in masks)
     return real, synthetic.synthetic(), {"run_id": job.run_id, "gate": job.reports["validate"].to_json(), "training_set": made}
 
 
-def with_draw(settings: Settings, how: Draw) -> Settings:
+def with_draw_options(settings: Settings, options: DrawOptions) -> Settings:
     """Return settings of a run with these sampling options, and of a training set of positives without λ, which the evaluation applies.
 
     The gate's information check is off: the evaluation itself decides whether there is a signal.
     """
     generation = settings.generation.model_copy(
         update={
-            "events_per_source_event": how.volume,
-            "temperature": how.temperature,
-            "min_lift": how.min_lift,
-            "align": how.align,
-            "seed": how.seed,
+            "events_per_source_event": options.volume,
+            "temperature": options.temperature,
+            "min_lift": options.min_lift,
+            "align": options.align,
+            "seed": options.seed,
         }
     )
     quality = settings.quality.model_copy(update={"min_information": 0.0})

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.downstream.metrics import Ranking, exposure, rank_users
+from scalr_prod.downstream.metrics import Ranking, exposure_metrics, rank_users
 from scalr_prod.downstream.models import make_model
-from scalr_prod.downstream.models.lately import Boosted, PopularLately
-from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
-from scalr_prod.downstream.protocol import Probabilistic
+from scalr_prod.downstream.models.lately import PopularityBoosted, RecentPopularity
+from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows, PlattCalibrator
+from scalr_prod.downstream.protocol import ProbabilisticModel
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream.protocol import DownstreamModel, Interactions, Scorer
-    from scalr_prod.downstream.scene import Scene
+    from scalr_prod.downstream.protocol import DownstreamModel, Interactions, ItemScorer
+    from scalr_prod.downstream.scene import EvaluationSplit
 
-__all__ = ["Judge", "Outcome"]
+__all__ = ["Outcome", "SplitEvaluator"]
 
 
 @dataclass(frozen=True)
@@ -28,48 +28,48 @@ class Outcome:
     Attributes:
         ranking: Rankings and their metrics by user.
         exposure: Coverage, Gini index, share of tail items.
-        odds: Calibrated probabilities of the test rows; None for a model without probabilities.
+        predictions: Calibrated probabilities of the test rows; None for a model without probabilities.
         negatives: Negatives per positive in those rows; 0 if there are none.
     """
 
     ranking: Ranking
     exposure: dict[str, float]
-    odds: Odds | None = None
+    predictions: CalibratedPredictions | None = None
     negatives: int = 0
 
 
-class Judge:
+class SplitEvaluator:
     """Evaluates models on one split; shared data is computed once.
 
     Args:
-        scene: The split.
+        split: The split.
         k: Length of the rankings.
     """
 
-    def __init__(self, scene: Scene, k: int) -> None:
-        self.scene, self.k = scene, min(k, scene.real.n_items)
-        self.seen, self.is_head = scene.seen(), scene.is_head()
-        self._segment_of = scene.segments()
-        self.segments = self._segment_of[scene.users]
-        self._rows: dict[int, LabelledRows] = {}
-        self._lately: dict[float, PopularLately] = {}
+    def __init__(self, split: EvaluationSplit, k: int) -> None:
+        self.split, self.k = split, min(k, split.real.n_items)
+        self.seen, self.is_head = split.seen(), split.is_head()
+        self._segment_of = split.segments()
+        self.segments = self._segment_of[split.users]
+        self._labelled_rows: dict[int, LabelledRows] = {}
+        self._recent_popularity: dict[float, RecentPopularity] = {}
 
-    def lately(self, half_life: float) -> PopularLately:
+    def recent_popularity(self, half_life: float) -> RecentPopularity:
         """Return the recent-popularity model, fitted once per half-life (days)."""
-        if half_life not in self._lately:
-            self._lately[half_life] = PopularLately(half_life)
-            self._lately[half_life].fit(self.scene.real, seed=0)
-        return self._lately[half_life]
+        if half_life not in self._recent_popularity:
+            self._recent_popularity[half_life] = RecentPopularity(half_life)
+            self._recent_popularity[half_life].fit(self.split.real, seed=0)
+        return self._recent_popularity[half_life]
 
     def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> DownstreamModel:
         """Fit a model, with access to source events; the option ``half_life`` (days) decays observed weights first."""
         model = make_model(
             family,
             {name: value for name, value in options.items() if name != "half_life"},
-            threads=self.scene.settings.downstream.threads,
+            threads=self.split.settings.downstream.threads,
         )
         half_life = options.get("half_life", np.inf)
-        events = replace(events, source=self.scene.source)
+        events = replace(events, source=self.split.source)
         if np.isfinite(half_life):
             events = events.decayed(half_life)
             if events.before is not None:
@@ -77,13 +77,13 @@ class Judge:
         model.fit(events, seed=seed)
         return model
 
-    def judge(
+    def evaluate(
         self,
-        model: Scorer,
+        model: ItemScorer,
         *,
         boost: tuple[float, float, float] = (0.0, 0.0, 0.0),
         half_life: float = np.inf,
-        scale: LogitMap | None = None,
+        calibrator: PlattCalibrator | None = None,
     ) -> Outcome:
         """Evaluate a model's rankings for the test users, and its probabilities if a calibration is given.
 
@@ -91,22 +91,26 @@ class Judge:
             model: Fitted model.
             boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users; 0 leaves scores unchanged.
             half_life: Half-life of that popularity in days.
-            scale: Calibration of the probabilities, which ignore the boost; None: probabilities are not evaluated.
+            calibrator: Calibration of the probabilities, which ignore the boost; None: probabilities are not evaluated.
         """
         boosted = model
         if any(boost):
-            boosted = Boosted(model, self.lately(half_life).log_popularity(), np.asarray(boost, np.float32)[self._segment_of])
+            boosted = PopularityBoosted(
+                model, self.recent_popularity(half_life).log_popularity(), np.asarray(boost, np.float32)[self._segment_of]
+            )
         ranking = rank_users(
-            boosted, self.scene.users, relevant=self.scene.relevant, seen=self.seen, is_head=self.is_head, k=self.k
+            boosted, self.split.users, relevant=self.split.relevant, seen=self.seen, is_head=self.is_head, k=self.k
         )
-        spread = exposure(ranking.top, self.scene.real.n_items, self.is_head)
-        if scale is None or not isinstance(model, Probabilistic):
+        spread = exposure_metrics(ranking.top, self.split.real.n_items, self.is_head)
+        if calibrator is None or not isinstance(model, ProbabilisticModel):
             return Outcome(ranking, spread)
-        rows = self.rows(model.negatives)
-        return Outcome(ranking, spread, Odds(rows, scale(rows.predicted(model), rows.segment)), model.negatives)
+        rows = self.labelled_rows(model.negatives)
+        return Outcome(
+            ranking, spread, CalibratedPredictions(rows, calibrator(rows.predict(model), rows.segment)), model.negatives
+        )
 
-    def rows(self, negatives: int) -> LabelledRows:
+    def labelled_rows(self, negatives: int) -> LabelledRows:
         """Return the rows that probabilities are evaluated on: every test pair with ``negatives`` negatives, the same for every model."""
-        if negatives not in self._rows:
-            self._rows[negatives] = LabelledRows.of(self.scene, negatives)
-        return self._rows[negatives]
+        if negatives not in self._labelled_rows:
+            self._labelled_rows[negatives] = LabelledRows.from_split(self.split, negatives)
+        return self._labelled_rows[negatives]

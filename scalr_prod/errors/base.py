@@ -47,7 +47,7 @@ class ScalrError(Exception):
         # Errors cross process borders (Dask workers): rebuild with the keyword arguments kept.
         return _rebuild, (type(self), self.found, self.where, self.next_step, self.run_id, self.stage)
 
-    def at(self, *, stage: str | None = None, run_id: str | None = None) -> ScalrError:
+    def add_context(self, *, stage: str | None = None, run_id: str | None = None) -> ScalrError:
         """Add the stage and run where not known yet.
 
         Args:
@@ -76,4 +76,4 @@ class ScalrError(Exception):
 def _rebuild(
     kind: type[ScalrError], found: str, where: str | None, next_step: str | None, run_id: str | None, stage: str | None
 ) -> ScalrError:
-    return kind(found, where=where, next_step=next_step).at(stage=stage, run_id=run_id)
+    return kind(found, where=where, next_step=next_step).add_context(stage=stage, run_id=run_id)

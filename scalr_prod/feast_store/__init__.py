@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point-in-time features: Feast over the lake's Delta tables.
 
-`apply_feature_repo` writes the repository and registers the views. The other packages read through `point_in_time` and `read_window`.
+`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time` and `read_window`.
 `open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
 """
 
 from __future__ import annotations
 
-from scalr_prod.feast_store.access import open_feature_store, point_in_time, read_window
+from scalr_prod.feast_store.access import join_point_in_time, open_feature_store, read_window
 from scalr_prod.feast_store.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
 from scalr_prod.feast_store.export import ExportFormat, FeastExport, export_definitions
 from scalr_prod.feast_store.online import MaterializationReport, materialize
-from scalr_prod.feast_store.own import OwnFeatures, check_own_features, open_own_features
+from scalr_prod.feast_store.own import ExternalFeatures, check_external_features, open_external_features
 from scalr_prod.feast_store.repository import RepositoryReport, apply_feature_repo
 from scalr_prod.feast_store.sources import FeatureSource, ServiceSources, references_by_key, service_sources
 
 __all__ = [
     "ExportFormat",
+    "ExternalFeatures",
     "FeastExport",
     "FeatureSource",
     "MaterializationReport",
-    "OwnFeatures",
     "RepositoryReport",
     "SavedDatasetReport",
     "ServiceSources",
     "apply_feature_repo",
-    "check_own_features",
+    "check_external_features",
     "export_definitions",
+    "join_point_in_time",
     "materialize",
+    "open_external_features",
     "open_feature_store",
-    "open_own_features",
-    "point_in_time",
     "read_window",
     "references_by_key",
     "save_dataset",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalr_prod.feast_store.job import DeltaRetrievalJob
     from scalr_prod.settings import Settings
 
-__all__ = ["explained", "open_feature_store", "point_in_time", "quiet", "read_window"]
+__all__ = ["capture_feast_output", "join_point_in_time", "open_feature_store", "read_window", "translate_feast_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def open_feature_store(
         ) from error
 
 
-def point_in_time(
+def join_point_in_time(
     settings: Settings,
     spine: pa.Table,
     features: str | Sequence[str],
@@ -77,7 +77,7 @@ def point_in_time(
     known_by: datetime | None = None,
     versions: Mapping[str, int] | None = None,
     store: FeatureStore | None = None,
-    within: Any = None,
+    connection: Any = None,
 ) -> pa.Table:
     """Join features to each spine row, as they were known at its time.
 
@@ -91,7 +91,7 @@ def point_in_time(
         known_by: Fixed knowledge time.
         versions: Table name → Delta version to read; default: the latest.
         store: The project's store, if it is already open; it keeps ``known_by`` and ``versions`` afterwards.
-        within: An open DuckDB connection whose database runs the join; default: a new one.
+        connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Returns:
         All spine rows in their order, with their columns, then one column ``view__feature`` per feature; null where no
@@ -100,10 +100,10 @@ def point_in_time(
     Raises:
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
-    with explained(settings):
+    with translate_feast_errors(settings):
         store = store or open_feature_store(settings)
         options = store.config.offline_store
-        options.known_by, options.versions, options.within = known_by, dict(versions or {}), within
+        options.known_by, options.versions, options.within = known_by, dict(versions or {}), connection
         try:
             wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
             job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
@@ -169,7 +169,7 @@ def read_window(
     Raises:
         FeatureStoreError: No such view or column, or its table cannot be read.
     """
-    with explained(settings):
+    with translate_feast_errors(settings):
         store = open_feature_store(settings, known_by=known_by, versions=versions)
         job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
         return _streamed(settings, job, names) if stream else job.to_arrow().select(names)
@@ -186,7 +186,7 @@ def _streamed(settings: Settings, job: DeltaRetrievalJob, names: list[str]) -> p
     def batches() -> Iterator[pa.RecordBatch]:
         with resources:
             while True:
-                with explained(settings):
+                with translate_feast_errors(settings):
                     batch = next(reader, None)
                 if batch is None:
                     return
@@ -232,7 +232,7 @@ def _window_job(
 
 
 @contextmanager
-def explained(settings: Settings) -> Iterator[None]:
+def translate_feast_errors(settings: Settings) -> Iterator[None]:
     """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods."""
     try:
         with warnings.catch_warnings():
@@ -249,7 +249,7 @@ def explained(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(what: str) -> Iterator[None]:
+def capture_feast_output(operation: str) -> Iterator[None]:
     """Redirect what Feast prints to the debug log: standard output belongs to the command line."""
     printed = io.StringIO()
     try:
@@ -257,4 +257,4 @@ def quiet(what: str) -> Iterator[None]:
             yield
     finally:
         if printed.getvalue().strip():
-            logger.debug("feast %s: %s", what, printed.getvalue().strip())
+            logger.debug("feast %s: %s", operation, printed.getvalue().strip())

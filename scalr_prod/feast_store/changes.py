@@ -6,12 +6,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.feast_store.columns import source_columns
-from scalr_prod.feast_store.reads import join_keys, microseconds, source_path
-from scalr_prod.feast_store.retrievals import duckdb_session
+from scalr_prod.feast_store.reads import join_keys, optional_micros, source_path
+from scalr_prod.feast_store.retrievals import open_duckdb_session
 from scalr_prod.feast_store.scan import scan_delta
-from scalr_prod.growth import files_between, growth
+from scalr_prod.growth import diff_files, files_in_time_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     TableState = tuple[int | None, datetime]
 
-__all__ = ["changed_entities"]
+__all__ = ["find_changed_entities"]
 
 logger = logging.getLogger(__name__)
 
 
-def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[TableState], now: TableState) -> pa.Table | None:
+def find_changed_entities(
+    store: FeatureStore, view: FeatureView, before: Sequence[TableState], now: TableState
+) -> pa.Table | None:
     """Find the entities with a row in a file that was added or removed between two states, or with a row between their end times.
 
     Args:
@@ -43,7 +45,7 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[Ta
     from deltalake import DeltaTable
 
     columns = source_columns(view.batch_source)
-    keys = [columns.of(key) for key in join_keys(view)]
+    keys = [columns.column_name(key) for key in join_keys(view)]
     if not keys or now[0] is None or any(version is None for version, _ in before):
         return None
     path, options = source_path(store.config, view.batch_source), store.config.offline_store.storage_options or None
@@ -52,21 +54,21 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[Ta
         current = DeltaTable(path, version=now[0], storage_options=options)
         for number, (version, end) in enumerate(before):
             previous = DeltaTable(path, version=version, storage_options=options)
-            grown = growth(previous, current)
+            grown = diff_files(previous, current)
             for alias, table, names in (("added", current, grown.added), ("removed", previous, grown.removed)):
                 if names:
-                    yield _keys(keys, scan_delta(connection, table, f"{alias}_{number}", keys, names=names).relation)
+                    yield _keys(keys, scan_delta(connection, table, f"{alias}_{number}", keys, file_names=names).relation)
             if end != now[1]:
-                low, high = sorted(microseconds(moment) or 0 for moment in (end, now[1]))
+                low, high = sorted(optional_micros(moment) or 0 for moment in (end, now[1]))
                 # One timestamp at a time, so that file statistics can skip most files.
-                for clock in columns.clocks:
-                    names = files_between(current, clock, low + 1, high)
-                    some = scan_delta(connection, current, f"between_{number}_{clock}", [*keys, clock], names=names)
-                    moment = f"CAST({quote(clock)} AS TIMESTAMPTZ)"
+                for clock in columns.timestamp_columns:
+                    names = files_in_time_range(current, clock, low + 1, high)
+                    some = scan_delta(connection, current, f"between_{number}_{clock}", [*keys, clock], file_names=names)
+                    moment = f"CAST({quote_identifier(clock)} AS TIMESTAMPTZ)"
                     between = f"{moment} > make_timestamptz({low}) AND {moment} <= make_timestamptz({high})"
                     yield f"{_keys(keys, some.relation)} AND {between}"
 
-    with duckdb_session(store.config) as connection:
+    with open_duckdb_session(store.config) as connection:
         try:
             # Run the queries here: a vacuumed version opens, and fails only when it is read.
             found = list(queries(connection)) or [f"{_keys(keys, _empty(connection, path, options, keys))}"]
@@ -78,11 +80,11 @@ def changed_entities(store: FeatureStore, view: FeatureView, before: Sequence[Ta
 
 
 def _keys(keys: list[str], relation: str) -> str:
-    present = " AND ".join(f"{quote(key)} IS NOT NULL" for key in keys)
-    return f"SELECT {', '.join(map(quote, keys))} FROM {relation} WHERE {present}"
+    present = " AND ".join(f"{quote_identifier(key)} IS NOT NULL" for key in keys)
+    return f"SELECT {', '.join(map(quote_identifier, keys))} FROM {relation} WHERE {present}"
 
 
 def _empty(connection: Any, path: str, options: dict[str, str] | None, keys: list[str]) -> str:
     from deltalake import DeltaTable
 
-    return scan_delta(connection, DeltaTable(path, storage_options=options), "nothing", keys, names=frozenset()).relation
+    return scan_delta(connection, DeltaTable(path, storage_options=options), "nothing", keys, file_names=frozenset()).relation

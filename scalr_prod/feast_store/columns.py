@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.data_source import DataSource
 
-__all__ = ["KNOWLEDGE_TIME", "SourceColumns", "limited_by_creation", "source_columns"]
+__all__ = ["KNOWLEDGE_TIME", "SourceColumns", "is_hidden_until_created", "source_columns"]
 
 #: Tag of a feature view or a source. ``created`` (the default): a row is known from its creation time on. ``event``: a row is known from
 #: its event time on; the creation time is only a load time, and breaks ties.
@@ -27,27 +27,27 @@ class SourceColumns:
     """Columns of a source's table by their names in Feast.
 
     Attributes:
-        column_of: Name in Feast → column, for renamed columns: the source's ``field_mapping``, reversed.
+        mapped_columns: Name in Feast → column, for renamed columns: the source's ``field_mapping``, reversed.
         event: Column of the event time.
         created: Column of the creation time, or None.
     """
 
-    column_of: Mapping[str, str]
+    mapped_columns: Mapping[str, str]
     event: str
     created: str | None
 
     @property
-    def clocks(self) -> list[str]:
+    def timestamp_columns(self) -> list[str]:
         """The event time column and, if there is one, the creation time column."""
         return [self.event, *([self.created] if self.created else [])]
 
-    def of(self, name: str) -> str:
+    def column_name(self, name: str) -> str:
         """Return the column that Feast calls ``name``."""
-        return self.column_of.get(name, name)
+        return self.mapped_columns.get(name, name)
 
-    def in_table(self, rows: pa.Table) -> pa.Table:
+    def rename_to_table(self, rows: pa.Table) -> pa.Table:
         """Rename Feast's columns to those of the table."""
-        return rows.rename_columns([self.of(name) for name in rows.column_names])
+        return rows.rename_columns([self.column_name(name) for name in rows.column_names])
 
 
 def source_columns(source: DataSource) -> SourceColumns:
@@ -59,13 +59,13 @@ def source_columns(source: DataSource) -> SourceColumns:
     column_of = {new: old for old, new in (source.field_mapping or {}).items()}
     created = source.created_timestamp_column or None
     return SourceColumns(
-        column_of=column_of,
+        mapped_columns=column_of,
         event=column_of.get(source.timestamp_field, source.timestamp_field),
         created=column_of.get(created, created) if created else None,
     )
 
 
-def limited_by_creation(where: str, *tags: Mapping[str, str] | None) -> bool:
+def is_hidden_until_created(where: str, *tags: Mapping[str, str] | None) -> bool:
     """Whether a row is visible only from its creation time on; the first set of tags that has the tag decides.
 
     Args:

@@ -34,5 +34,5 @@ class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     versions: dict[str, int] = Field(default_factory=dict)
     #: Table's full path → keys of the entities whose latest rows are pulled. Tables that are not listed: all entities.
     entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
-    #: An open DuckDB connection whose database runs the retrievals, see `session.beside`. Default: one connection each.
+    #: An open DuckDB connection whose database runs the retrievals, see `session.open_cursor`. Default: one connection each.
     within: Any = Field(default=None, repr=False, exclude=True)

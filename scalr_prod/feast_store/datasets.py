@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
-from scalr_prod.duck import exact
+from scalr_prod.duck import escape_glob
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.access import explained, open_feature_store, quiet
-from scalr_prod.feast_store.repository import repository_lock
-from scalr_prod.instants import datetime_of
+from scalr_prod.feast_store.access import capture_feast_output, open_feature_store, translate_feast_errors
+from scalr_prod.feast_store.repository import lock_repository
+from scalr_prod.instants import micros_to_datetime
 from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def save_dataset(
     name: str,
     *,
     path: Path,
-    span: tuple[datetime, datetime] | None = None,
+    time_range: tuple[datetime, datetime] | None = None,
 ) -> SavedDatasetReport:
     """Register Parquet files as a Feast saved dataset. Idempotent.
 
@@ -57,13 +57,13 @@ def save_dataset(
         name: Its name in the registry.
         path: A Parquet file or a folder of them, with ``event_timestamp``, features named ``view__feature``, and any other
             columns.
-        span: Its first and last ``event_timestamp``; default: computed from the files.
+        time_range: Its first and last ``event_timestamp``; default: computed from the files.
 
     Raises:
         FeatureStoreError: The files are missing, have no ``event_timestamp`` or no row, or the registry cannot be reached.
     """
-    schema, first, last = _facts(path, span)
-    with explained(settings), repository_lock(settings), quiet("save_dataset"):
+    schema, first, last = _facts(path, time_range)
+    with translate_feast_errors(settings), lock_repository(settings), capture_feast_output("save_dataset"):
         store = open_feature_store(settings)
         from feast.data_format import ParquetFormat
         from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
@@ -98,7 +98,7 @@ def saved_dataset_location(settings: Settings, name: str) -> str:
     """
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
-    with explained(settings), quiet("saved datasets"):
+    with translate_feast_errors(settings), capture_feast_output("saved datasets"):
         store = open_feature_store(settings)
         saved = {dataset.name: dataset for dataset in store.registry.list_saved_datasets(store.project)}
     if name not in saved:
@@ -125,7 +125,7 @@ def _facts(path: Path, span: tuple[datetime, datetime] | None = None) -> tuple[p
         schema = ds.dataset(path, format="parquet").schema
         if span is not None:
             return schema, *span
-        pattern = f"{exact(path)}/**/*.parquet" if path.is_dir() else exact(path)
+        pattern = f"{escape_glob(path)}/**/*.parquet" if path.is_dir() else escape_glob(path)
         with duckdb.connect(config={"threads": 1}) as connection:
             connection.execute("SET enable_progress_bar = false")  # stdout is for --json
             query = f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM read_parquet(?)"
@@ -138,4 +138,4 @@ def _facts(path: Path, span: tuple[datetime, datetime] | None = None) -> tuple[p
         ) from error
     if first is None:
         raise FeatureStoreError("the dataset has no row", where=str(path), next_step="repeat: scalr dataset build")
-    return schema, datetime_of(first), datetime_of(last)
+    return schema, micros_to_datetime(first), micros_to_datetime(last)

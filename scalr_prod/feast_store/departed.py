@@ -7,12 +7,12 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.feast_store.columns import source_columns
-from scalr_prod.feast_store.reads import join_keys, known_by_us, microseconds, source_path, window_sql
-from scalr_prod.feast_store.retrievals import duckdb_session
+from scalr_prod.feast_store.reads import join_keys, known_by_us, optional_micros, source_path, window_sql
+from scalr_prod.feast_store.retrievals import open_duckdb_session
 from scalr_prod.feast_store.scan import scan_delta
-from scalr_prod.growth import growth
+from scalr_prod.growth import diff_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-__all__ = ["all_redis_keys", "empty_view", "forget_departed", "redis_of", "sqlite_of"]
+__all__ = ["delete_missing_entities", "delete_view_rows", "iter_redis_keys", "redis_client", "sqlite_path"]
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 10_000
 
 
-def forget_departed(
+def delete_missing_entities(
     store: FeatureStore,
     view: FeatureView,
     before: tuple[int | None, datetime],
     now: tuple[int | None, datetime],
     *,
-    among: pa.Table,
+    candidates: pa.Table,
 ) -> Literal["none", "some", "all"]:
     """Delete the entities that had a row in one state of the view's table and have none in the other.
 
@@ -43,7 +43,7 @@ def forget_departed(
         view: The view; it has entities.
         before: Delta version and end time of what may be in the online store.
         now: Delta version and end time of what should be there.
-        among: Keys of the candidate entities, see `changed_entities`.
+        candidates: Keys of the candidate entities, see `find_changed_entities`.
 
     Returns:
         What was deleted. ``all``: nothing yet; the caller has to empty the view. That is so if a previous version cannot be read, or if
@@ -53,24 +53,24 @@ def forget_departed(
 
     options = store.config.offline_store.storage_options or None
     path = source_path(store.config, view.batch_source)
-    if not among.num_rows or (before[1] <= now[1] and not _removed(path, options, before[0], now[0])):
+    if not candidates.num_rows or (before[1] <= now[1] and not _removed(path, options, before[0], now[0])):
         return "none"
     columns = source_columns(view.batch_source)
-    keys = [columns.of(key) for key in join_keys(view)]
-    with duckdb_session(store.config) as connection:
-        connection.register("among", among)
-        only = f"SEMI JOIN among USING ({', '.join(quote(key) for key in keys)})"
+    keys = [columns.column_name(key) for key in join_keys(view)]
+    with open_duckdb_session(store.config) as connection:
+        connection.register("among", candidates)
+        only = f"SEMI JOIN among USING ({', '.join(quote_identifier(key) for key in keys)})"
         for name, (version, end) in (("before", before), ("now", now)):
             try:
                 table = DeltaTable(path, version=version, storage_options=options)
-                limit_us = microseconds(end) if known_by_us(store.config, view.batch_source) is not None else None
+                limit_us = optional_micros(end) if known_by_us(store.config, view.batch_source) is not None else None
                 query = window_sql(
-                    scan_delta(connection, table, name, [*keys, *columns.clocks]),
+                    scan_delta(connection, table, name, [*keys, *columns.timestamp_columns]),
                     [(key, key) for key in keys],
                     event=columns.event,
                     created=columns.created,
                     start_us=None,
-                    end_us=microseconds(end),
+                    end_us=optional_micros(end),
                     known_by_us=limit_us,
                 )
                 # Run the query here: a vacuumed version opens, and fails only when it is read.
@@ -91,10 +91,10 @@ def _removed(path: str, options: dict[str, str] | None, before: int | None, now:
     from deltalake import DeltaTable
 
     previous, current = (DeltaTable(path, version=version, storage_options=options) for version in (before, now))
-    return bool(growth(previous, current).removed)
+    return bool(diff_files(previous, current).removed)
 
 
-def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) -> int | None:
+def delete_view_rows(store: FeatureStore, view: FeatureView, *, drop: bool = False) -> int | None:
     """Delete all rows of a view from the online store; return their number, or None if the store does not report it.
 
     Args:
@@ -103,7 +103,7 @@ def empty_view(store: FeatureStore, view: FeatureView, *, drop: bool = False) ->
         drop: Drop the view's table too.
     """
     if store.config.online_store.type == "redis":
-        return _delete_from_redis(store, view, all_redis_keys(store, view))
+        return _delete_from_redis(store, view, iter_redis_keys(store, view))
     provider = store._get_provider()  # noqa: SLF001 - Feast has no public way to empty one view
     for delete, keep in (([view], []), ([], [] if drop else [view])):
         provider.update_infra(
@@ -134,7 +134,7 @@ def _redis_keys(store: FeatureStore, view: FeatureView, rows: list[dict[str, Any
         yield _redis_key(store.project, key, entity_key_serialization_version=store.config.entity_key_serialization_version)
 
 
-def all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
+def iter_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
     """Yield the Redis keys of this project whose entities have the view's join keys.
 
     A key is the serialized entity followed by the project's name. Feast's own deletion matches the suffix only, so that ``shop``
@@ -145,7 +145,7 @@ def all_redis_keys(store: FeatureStore, view: FeatureView) -> Iterator[bytes]:
     names = [column.name for column in view.entity_columns]
     prefix, project = serialize_entity_key_prefix(names), store.project.encode()
     pattern = b"".join(b"\\" + bytes([byte]) if byte in b"*?[]\\^-" else bytes([byte]) for byte in prefix) + b"*"
-    for key in redis_of(store).scan_iter(match=pattern, count=_BATCH):
+    for key in redis_client(store).scan_iter(match=pattern, count=_BATCH):
         if key.startswith(prefix) and key.endswith(project) and _is_entity(key[: len(key) - len(project)], len(names)):
             yield key
 
@@ -167,7 +167,7 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
     found = 0
     remaining = iter(keys)
     while batch := list(islice(remaining, _BATCH)):
-        with redis_of(store).pipeline(transaction=False) as pipe:
+        with redis_client(store).pipeline(transaction=False) as pipe:
             for key in batch:
                 pipe.hdel(key, f"_ts:{view.name}")
                 pipe.hdel(key, *fields)
@@ -175,13 +175,13 @@ def _delete_from_redis(store: FeatureStore, view: FeatureView, keys: Iterable[by
     return found
 
 
-def sqlite_of(store: FeatureStore) -> str:
+def sqlite_path(store: FeatureStore) -> str:
     """Return the path of a SQLite online store."""
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its file
     return str(online._get_db_path(store.config))  # noqa: SLF001
 
 
-def redis_of(store: FeatureStore) -> Any:
+def redis_client(store: FeatureStore) -> Any:
     """Return the client of a Redis online store."""
     online = store._get_provider().online_store  # noqa: SLF001 - Feast has no public way to its connection
     return online._get_client(store.config.online_store)  # noqa: SLF001

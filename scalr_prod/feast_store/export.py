@@ -13,12 +13,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from scalr_prod.binding import open_own
+from scalr_prod.binding import open_project_lake
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.ownership import claim
-from scalr_prod.whole import whole
+from scalr_prod.ownership import claim_directory
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,13 +61,13 @@ class FeastExport(Jsonable):
     versions: dict[str, int]
 
 
-def export_definitions(settings: Settings, folder: Path, form: ExportFormat | None = None) -> FeastExport:
+def export_definitions(settings: Settings, folder: Path, export_format: ExportFormat | None = None) -> FeastExport:
     """Write ``scalr_<project>.py`` into a folder of a feature repository: one entity, and one view per table.
 
     Args:
         settings: The project's settings; ``[feast.export]`` has the names.
         folder: A folder of the repository; created if missing.
-        form: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` if the repository's offline store
+        export_format: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` if the repository's offline store
             is Feast's file or DuckDB store, else ``delta``.
 
     Raises:
@@ -76,17 +76,19 @@ def export_definitions(settings: Settings, folder: Path, form: ExportFormat | No
         ForeignFiles: The folder has a file or folder of that name that this command did not create.
         FeatureStoreError: No format is given and there is no ``feature_store.yaml`` to derive it from; or the folder is not writable.
     """
-    form = form or _form_of(folder)
-    lake = open_own(settings)
+    export_format = export_format or _form_of(folder)
+    lake = open_project_lake(settings)
     name = f"scalr_{settings.project_name}"
     versions = {table: lake.version(table) for table in _DESCRIPTIONS}
     try:
-        claim(folder, f"{name}-export", setting=None, names=(f"{name}.py", name), former=lambda _: False)
+        claim_directory(
+            folder, f"{name}-export", setting=None, names=(f"{name}.py", name), made_by_older_version=lambda _: False
+        )
         rows = {
-            table: _copy(lake, table, version, folder / name) if form == "parquet" else _count(lake, table, version)
+            table: _copy(lake, table, version, folder / name) if export_format == "parquet" else _count(lake, table, version)
             for table, version in versions.items()
         }
-        _write(folder / f"{name}.py", _definitions(settings, lake, form, versions))
+        _write(folder / f"{name}.py", _definitions(settings, lake, export_format, versions))
     except OSError as error:
         raise FeatureStoreError(
             f"cannot be written to: {error.strerror or error}",
@@ -97,7 +99,7 @@ def export_definitions(settings: Settings, folder: Path, form: ExportFormat | No
     logger.info("wrote definitions of %s to %s", ", ".join(names.values()), folder / f"{name}.py")
     return FeastExport(
         str(folder / f"{name}.py"),
-        form,
+        export_format,
         list(names.values()),
         {names[table]: count for table, count in rows.items()},
         {names[table]: version for table, version in versions.items()},
@@ -141,7 +143,7 @@ def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
     folder.mkdir(exist_ok=True)
     count = 0
     with (
-        whole(folder / f"{table.value}.parquet") as unfinished,
+        atomic_path(folder / f"{table.value}.parquet") as unfinished,
         parquet.ParquetWriter(unfinished, rows.schema, compression="zstd") as writer,
     ):
         for batch in rows.to_batches():
@@ -151,7 +153,7 @@ def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 

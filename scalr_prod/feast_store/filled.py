@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.feast_store.changes import changed_entities
-from scalr_prod.feast_store.departed import empty_view, forget_departed, redis_of, sqlite_of
+from scalr_prod.feast_store.changes import find_changed_entities
+from scalr_prod.feast_store.departed import delete_missing_entities, delete_view_rows, redis_client, sqlite_path
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.whole import whole
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Record", "State", "definition_of", "forget_number"]
+__all__ = ["MaterializationRecord", "MaterializationState", "definition_digest", "delete_fill_number"]
 
 #: Stored next to Feast's own keys.
 _REDIS_KEY: Final = "scalr:filled:{}"
 
 
 @dataclass(frozen=True)
-class State(Jsonable):
+class MaterializationState(Jsonable):
     """State of a view's table that the view was filled from.
 
     Attributes:
         version: Delta version of its table; None: it is no Delta table.
         end: Latest event time.
-        definition: See `definition_of`.
+        definition: See `definition_digest`.
     """
 
     version: int | None
@@ -51,7 +51,7 @@ class State(Jsonable):
     definition: str
 
 
-def definition_of(view: FeatureView) -> str:
+def definition_digest(view: FeatureView) -> str:
     """Hash the parts of a view that decide which columns are written, and its registration time."""
     source = view.batch_source
     content = [
@@ -63,7 +63,7 @@ def definition_of(view: FeatureView) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def was_filled(settings: Settings) -> bool:
+def has_been_materialized(settings: Settings) -> bool:
     """Whether this project has ever filled its online store."""
     return _path(settings).is_file()
 
@@ -72,12 +72,12 @@ def _path(settings: Settings) -> Path:
     return settings.feast_repo / ".materialized.json"
 
 
-class Record:
+class MaterializationRecord:
     """Materialization record of one project's online store.
 
     Attributes:
         states: View → states that it may have been filled from.
-        filling: Views with an unfinished full fill: their content is unknown.
+        incomplete: Views with an unfinished full fill: their content is unknown.
     """
 
     def __init__(self, settings: Settings, store: FeatureStore) -> None:
@@ -86,12 +86,12 @@ class Record:
         address = json.dumps([store.project, store.config.online_store.model_dump(mode="json")], sort_keys=True)
         # The address may hold a password.
         self.address = hashlib.sha256(address.encode()).hexdigest()
-        self.number = 0
-        self.states: dict[str, list[State]] = {}
-        self.filling: set[str] = set()
+        self.fill_number = 0
+        self.states: dict[str, list[MaterializationState]] = {}
+        self.incomplete: set[str] = set()
         self._read()
 
-    def begin(self, view: FeatureView, now: State) -> tuple[bool, pa.Table | None]:
+    def begin(self, view: FeatureView, now: MaterializationState) -> tuple[bool, pa.Table | None]:
         """Delete the rows that the view's table no longer has.
 
         Returns:
@@ -99,18 +99,21 @@ class Record:
         """
         before, current = self.states.get(view.name, []), (now.version, now.end)
         entities, departed = None, "all"
-        if before and view.name not in self.filling and all(then.definition == now.definition for then in before):
-            entities = changed_entities(self.store, view, [(then.version, then.end) for then in before], current)
+        if before and view.name not in self.incomplete and all(then.definition == now.definition for then in before):
+            entities = find_changed_entities(self.store, view, [(then.version, then.end) for then in before], current)
         # Record before deleting: if this is interrupted, the next fill restores what is missing.
         self._set_states(view, [*before, now], full=entities is None)
         if entities is not None:
-            found = {forget_departed(self.store, view, (then.version, then.end), current, among=entities) for then in before}
+            found = {
+                delete_missing_entities(self.store, view, (then.version, then.end), current, candidates=entities)
+                for then in before
+            }
             departed = next(extent for extent in ("all", "some", "none") if extent in found)
         if departed != "all":
             return departed == "some", entities
         # Never filled by this project, the record was lost, or changes are unknown: delete everything.
         self._set_states(view, [now], full=True)
-        return bool(empty_view(self.store, view)) or bool(before), None
+        return bool(delete_view_rows(self.store, view)) or bool(before), None
 
     def finish(self, view: FeatureView) -> None:
         """Record that the view holds exactly its last state."""
@@ -121,18 +124,18 @@ class Record:
         self._renumber()
         self._write()
 
-    def _set_states(self, view: FeatureView, states: list[State], *, full: bool) -> None:
+    def _set_states(self, view: FeatureView, states: list[MaterializationState], *, full: bool) -> None:
         """Record what a view may hold, and whether a full fill is under way."""
         self.states[view.name] = states
-        self.filling = self.filling | {view.name} if full else self.filling - {view.name}
-        if not self.number:
+        self.incomplete = self.incomplete | {view.name} if full else self.incomplete - {view.name}
+        if not self.fill_number:
             # Without a number, an emptied store would go unnoticed.
             self._renumber()
         self._write()
 
     def _renumber(self) -> None:
-        self.number = 1 + secrets.randbelow(2**31 - 1)
-        _number(self.store, self.number)
+        self.fill_number = 1 + secrets.randbelow(2**31 - 1)
+        _number(self.store, self.fill_number)
 
     def _read(self) -> None:
         try:
@@ -140,33 +143,36 @@ class Record:
             if found["store"] != self.address or not found["number"] or found["number"] != _number(self.store):
                 return
             states = {
-                view: [State(state["version"], datetime.fromisoformat(state["end"]), state["definition"]) for state in states]
+                view: [
+                    MaterializationState(state["version"], datetime.fromisoformat(state["end"]), state["definition"])
+                    for state in states
+                ]
                 for view, states in found["views"].items()
             }
-            self.number, self.states, self.filling = found["number"], states, set(found["filling"])
+            self.fill_number, self.states, self.incomplete = found["number"], states, set(found["filling"])
         except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
             return
 
     def _write(self) -> None:
         views = {view: [state.to_json() for state in states] for view, states in self.states.items()}
-        content = {"store": self.address, "number": self.number, "views": views, "filling": sorted(self.filling)}
-        with whole(self.path) as unfinished:
+        content = {"store": self.address, "number": self.fill_number, "views": views, "filling": sorted(self.incomplete)}
+        with atomic_path(self.path) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
 
 
-def forget_number(store: FeatureStore) -> None:
+def delete_fill_number(store: FeatureStore) -> None:
     """Delete the number of a project's last fill from Redis."""
-    redis_of(store).delete(_REDIS_KEY.format(store.project))
+    redis_client(store).delete(_REDIS_KEY.format(store.project))
 
 
 def _number(store: FeatureStore, new: int | None = None) -> int:
     """Return the fill number of an online store, 0 if it has none; write a new one first if given."""
     if store.config.online_store.type == "redis":
-        redis, key = redis_of(store), _REDIS_KEY.format(store.project)
+        redis, key = redis_client(store), _REDIS_KEY.format(store.project)
         if new is not None:
             redis.set(key, new)
         return int(redis.get(key) or 0)
-    with closing(sqlite3.connect(sqlite_of(store))) as connection:
+    with closing(sqlite3.connect(sqlite_path(store))) as connection:
         if new is not None:
             connection.execute(f"PRAGMA user_version = {new:d}")
         return int(connection.execute("PRAGMA user_version").fetchone()[0])

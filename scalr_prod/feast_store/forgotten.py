@@ -7,10 +7,10 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.feast_store.access import explained, open_feature_store, quiet
-from scalr_prod.feast_store.departed import all_redis_keys, redis_of, sqlite_of
+from scalr_prod.feast_store.access import capture_feast_output, open_feature_store, translate_feast_errors
+from scalr_prod.feast_store.departed import iter_redis_keys, redis_client, sqlite_path
 from scalr_prod.feast_store.reads import join_keys
-from scalr_prod.feast_store.repository import apply_feature_repo, repository_lock
+from scalr_prod.feast_store.repository import apply_feature_repo, lock_repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["forget_entities"]
+__all__ = ["erase_entities"]
 
 
-def forget_entities(settings: Settings, join_key: str, users: Sequence[int | str]) -> int:
+def erase_entities(settings: Settings, join_key: str, ids: Sequence[int | str]) -> int:
     """Delete entities from every view of the project's online store; return how many keys were deleted.
 
     Args:
         settings: The project's settings.
         join_key: ``user_id`` or ``item_id``.
-        users: Their ids, in the lake's type.
+        ids: Their ids, in the lake's type.
 
     Raises:
         FeatureStoreError: The store cannot be reached.
@@ -37,13 +37,13 @@ def forget_entities(settings: Settings, join_key: str, users: Sequence[int | str
         return 0
     # After a move of the project's home, the repository has the old paths until it is applied.
     apply_feature_repo(settings)
-    with explained(settings), repository_lock(settings), quiet("forget"):
+    with translate_feast_errors(settings), lock_repository(settings), capture_feast_output("forget"):
         store = open_feature_store(settings)
         views = [view for view in store.list_feature_views() if join_key in join_keys(view)]
         if store.config.online_store.type == "redis":
-            keys = {key for view in views for key in _redis_keys(store, view, join_key, users)}
-            return sum(redis_of(store).delete(key) for key in keys)
-        return _forget_in_sqlite(store, views, join_key, users)
+            keys = {key for view in views for key in _redis_keys(store, view, join_key, ids)}
+            return sum(redis_client(store).delete(key) for key in keys)
+        return _forget_in_sqlite(store, views, join_key, ids)
 
 
 def _redis_keys(store: FeatureStore, view: FeatureView, join_key: str, users: Sequence[int | str]) -> Iterator[bytes]:
@@ -56,7 +56,7 @@ def _redis_keys(store: FeatureStore, view: FeatureView, join_key: str, users: Se
         )
         return
     wanted, tail = set(map(str, users)), len(store.project.encode())
-    for key in all_redis_keys(store, view):
+    for key in iter_redis_keys(store, view):
         if _id_of(key[:-tail], join_key, store) in wanted:
             yield key
 
@@ -65,7 +65,7 @@ def _forget_in_sqlite(store: FeatureStore, views: list[FeatureView], join_key: s
     from feast.infra.key_encoding_utils import serialize_entity_key
 
     version, wanted, found = store.config.entity_key_serialization_version, set(map(str, users)), 0
-    with closing(sqlite3.connect(sqlite_of(store), timeout=60, isolation_level=None)) as db:
+    with closing(sqlite3.connect(sqlite_path(store), timeout=60, isolation_level=None)) as db:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for view in views:
             # Feast appends a version suffix for views with several versions.

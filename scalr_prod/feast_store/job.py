@@ -14,8 +14,8 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.scan import resolved
-from scalr_prod.whole import whole
+from scalr_prod.feast_store.scan import resolve_path
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.saved_dataset import SavedDatasetStorage
 
-__all__ = ["DeltaRetrievalJob", "normalised"]
+__all__ = ["DeltaRetrievalJob", "normalize_schema"]
 
 _BATCH_ROWS = 65_536
 
@@ -84,13 +84,13 @@ class DeltaRetrievalJob(RetrievalJob):
         """
         with self._run() as relation:
             reader = relation.to_arrow_reader(batch_rows)
-            schema = normalised(reader.schema)
+            schema = normalize_schema(reader.schema)
             yield pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
         with self._run() as relation:
             table = relation.to_arrow_table()
-        return table.cast(normalised(table.schema))
+        return table.cast(normalize_schema(table.schema))
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         return self._to_arrow_internal(timeout).to_pandas()
@@ -114,7 +114,7 @@ class DeltaRetrievalJob(RetrievalJob):
                 next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
             )
         options = storage.file_options
-        path = resolved(options.uri, self._repo_path)
+        path = resolve_path(options.uri, self._repo_path)
         if self.on_demand_feature_views:
             _write(self.to_arrow().to_reader(), path, options.file_format, self._storage_options, overwrite=allow_overwrite)
             return
@@ -122,7 +122,7 @@ class DeltaRetrievalJob(RetrievalJob):
             _write(reader, path, options.file_format, self._storage_options, overwrite=allow_overwrite)
 
 
-def normalised(schema: pa.Schema) -> pa.Schema:
+def normalize_schema(schema: pa.Schema) -> pa.Schema:
     """Convert a schema to the lake's types: DuckDB names a list's child ``l``, pyarrow ``item``."""
     return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
@@ -162,7 +162,7 @@ def _write(
         with ExitStack() as stack:
             if filesystem is None:  # object stores publish a file only when it is complete
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                inner = str(stack.enter_context(whole(Path(path))))
+                inner = str(stack.enter_context(atomic_path(Path(path))))
             writer = stack.enter_context(pq.ParquetWriter(inner, reader.schema, filesystem=filesystem))
             for batch in reader:
                 writer.write_batch(batch)

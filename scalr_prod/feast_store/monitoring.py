@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from feast.monitoring.monitoring_utils import monitoring_table_meta, normalize_monitoring_row, opt_float
 
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
-from scalr_prod.feast_store.asof import clocks_sql
+from scalr_prod.feast_store.asof import timestamps_sql
 from scalr_prod.feast_store.columns import source_columns
-from scalr_prod.feast_store.retrievals import duckdb_session
-from scalr_prod.instants import datetime_of
+from scalr_prod.feast_store.retrievals import open_duckdb_session
+from scalr_prod.instants import micros_to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
     from feast.repo_config import RepoConfig
 
-__all__ = ["clear_baseline", "ensure_tables", "metrics_of", "newest_event", "query_metrics", "save_metrics"]
+__all__ = ["clear_baseline", "compute_metrics", "ensure_tables", "latest_event_time", "query_metrics", "save_metrics"]
 
 _QUANTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STATISTICS = ("mean", "stddev", "min_val", "max_val", *_QUANTILES)
 _KINDS = ("feature", "feature_view", "feature_service", "job")
 
 
-def metrics_of(
+def compute_metrics(
     config: RepoConfig,
     source: DataSource,
     features: Sequence[tuple[str, str]],
@@ -43,7 +43,7 @@ def metrics_of(
     start: datetime | None,
     end: datetime | None,
     bins: int,
-    top: int,
+    top_values: int,
 ) -> list[dict[str, Any]]:
     """Compute feature statistics over the rows with ``start <= event time <= end``, in Feast's format.
 
@@ -55,43 +55,43 @@ def metrics_of(
         start: Default: from the beginning.
         end: Default: to the end.
         bins: Number of bins of a numeric histogram.
-        top: Number of values of a categorical histogram.
+        top_values: Number of values of a categorical histogram.
 
     Returns:
         One dictionary per feature. Mean, quantiles and histogram cover finite values; quantiles are interpolated linearly.
     """
     columns = source_columns(source)
     numeric = [name for name, kind in features if kind == "numeric"]
-    with duckdb_session(config) as connection:
+    with open_duckdb_session(config) as connection:
         names = [name for name, kind in features if kind in {"numeric", "categorical"}]
-        time = columns.of(event)
-        scan = reads.open_source(connection, config, source, "source_0", [time, *map(columns.of, names)])
-        selected = [(columns.of(name), name) for name in names]
+        time = columns.column_name(event)
+        scan = reads.open_source(connection, config, source, "source_0", [time, *map(columns.column_name, names)])
+        selected = [(columns.column_name(name), name) for name in names]
         rows = reads.window_sql(
             scan,
             selected,
             event=time,
             created=None,
-            start_us=reads.microseconds(start),
-            end_us=reads.microseconds(end),
+            start_us=reads.optional_micros(start),
+            end_us=reads.optional_micros(end),
             known_by_us=None,
         )
         found = _numeric(connection, rows, numeric, bins) if numeric else {}
         return [
-            found[name] if kind == "numeric" else _categorical(connection, rows, name, top)
+            found[name] if kind == "numeric" else _categorical(connection, rows, name, top_values)
             for name, kind in features
             if kind in {"numeric", "categorical"}
         ]
 
 
-def newest_event(config: RepoConfig, source: DataSource, event: str) -> datetime | None:
+def latest_event_time(config: RepoConfig, source: DataSource, event: str) -> datetime | None:
     """Return the latest event time of a source; None without rows."""
-    column = source_columns(source).of(event)
-    with duckdb_session(config) as connection:
+    column = source_columns(source).column_name(event)
+    with open_duckdb_session(config) as connection:
         scan = reads.open_source(connection, config, source, "source_0", [column])
-        query = f"SELECT max({clocks_sql(column, None)[0]}) FROM {scan.relation}"
+        query = f"SELECT max({timestamps_sql(column, None)[0]}) FROM {scan.relation}"
         ((latest,),) = connection.execute(query).fetchall()
-    return None if latest is None else datetime_of(latest)
+    return None if latest is None else micros_to_datetime(latest)
 
 
 def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
@@ -102,9 +102,9 @@ def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
 def _numeric(connection: Any, rows: str, names: Sequence[str], bins: int) -> dict[str, dict[str, Any]]:
     parts = ["count(*)"]
     for name in names:
-        value = f"CAST({quote(name)} AS DOUBLE)"
+        value = f"CAST({quote_identifier(name)} AS DOUBLE)"
         finite = f"FILTER (WHERE isfinite({value}))"
-        parts += [f"count({quote(name)})", *(f"{f}({value}) {finite}" for f in ("avg", "stddev_samp", "min", "max"))]
+        parts += [f"count({quote_identifier(name)})", *(f"{f}({value}) {finite}" for f in ("avg", "stddev_samp", "min", "max"))]
         parts += [f"quantile_cont({value}, {share}) {finite}" for share in _QUANTILES.values()]
     ((total, *values),) = connection.execute(f"SELECT {', '.join(parts)} FROM ({rows})").fetchall()
     width = 1 + len(_STATISTICS)
@@ -124,7 +124,7 @@ def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any
         return
     edges = {name: np.histogram_bin_edges([], bins=bins, range=limit) for name, limit in limits.items()}
     counts = {name: np.zeros(bins, np.int64) for name in edges}
-    selected = ", ".join(f"CAST({quote(name)} AS DOUBLE) AS {quote(name)}" for name in edges)
+    selected = ", ".join(f"CAST({quote_identifier(name)} AS DOUBLE) AS {quote_identifier(name)}" for name in edges)
     for batch in connection.sql(f"SELECT {selected} FROM ({rows})").to_arrow_reader(65_536):
         for name in edges:
             values = batch.column(name).to_numpy(zero_copy_only=False)
@@ -135,7 +135,7 @@ def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any
 
 
 def _categorical(connection: Any, rows: str, name: str, top: int) -> dict[str, Any]:
-    counted = f"SELECT {quote(name)} AS value, count(*) AS n FROM ({rows}) GROUP BY ALL"
+    counted = f"SELECT {quote_identifier(name)} AS value, count(*) AS n FROM ({rows}) GROUP BY ALL"
     query = f"SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE value IS NULL), 0), count(value) FROM ({counted})"
     ((total, nulls, unique),) = connection.execute(query).fetchall()
     metric = _metric(name, "categorical", int(total), int(nulls))

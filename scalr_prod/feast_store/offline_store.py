@@ -23,9 +23,9 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import monitoring, reads, retrievals
 from scalr_prod.feast_store.columns import source_columns
 from scalr_prod.feast_store.config import DeltaOfflineStoreConfig
-from scalr_prod.feast_store.job import DeltaRetrievalJob, normalised
-from scalr_prod.feast_store.scan import Scan, delta_table, resolved
-from scalr_prod.feast_store.spines import to_spine
+from scalr_prod.feast_store.job import DeltaRetrievalJob, normalize_schema
+from scalr_prod.feast_store.scan import Scan, open_delta_table, resolve_path
+from scalr_prod.feast_store.spines import spine_from_rows
 from scalr_prod.feast_store.writes import append_new_rows
 
 if TYPE_CHECKING:
@@ -79,20 +79,20 @@ class DeltaOfflineStore(OfflineStore):
         Raises:
             FeatureStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
         """
-        wanted = reads.wanted_features(feature_views, feature_refs, project, registry)
+        wanted = reads.requested_features(feature_views, feature_refs, project, registry)
         strict = bool(kwargs.get("filter_by_created_timestamp"))
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
-            run, keys = retrievals.window(config, wanted, first, last, known_by_end=strict, full=full_feature_names)
+            run, keys = retrievals.plan_window(config, wanted, first, last, known_by_end=strict, full_names=full_feature_names)
         else:
             spine = (
-                retrievals.spine_of_query(config, entity_df, registry, project)
+                retrievals.spine_from_query(config, entity_df, registry, project)
                 if isinstance(entity_df, str)
-                else to_spine(entity_df)
+                else spine_from_rows(entity_df)
             )
             first, last = spine.first, spine.last
-            run = retrievals.joined(config, wanted, spine, strict=strict, full=full_feature_names)
-            keys = [name for name in spine.table.schema.names if name != spine.time]
+            run = retrievals.plan_join(config, wanted, spine, strict=strict, full_names=full_feature_names)
+            keys = [name for name in spine.table.schema.names if name != spine.time_column]
         return DeltaRetrievalJob(
             run,
             full_feature_names=full_feature_names,
@@ -114,7 +114,7 @@ class DeltaOfflineStore(OfflineStore):
         end_date: datetime | None,
     ) -> DeltaRetrievalJob:
         """Read each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
-        columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+        columns = retrievals.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
             entities = config.offline_store.entities.get(reads.source_path(config, data_source))
@@ -126,14 +126,14 @@ class DeltaOfflineStore(OfflineStore):
                 features=feature_name_columns,
                 event=timestamp_field,
                 created=created_timestamp_column or None,
-                start_us=reads.microseconds(start_date),
-                end_us=reads.microseconds(end_date),
+                start_us=reads.optional_micros(start_date),
+                end_us=reads.optional_micros(end_date),
                 known_by_us=reads.known_by_us(config, data_source),
                 entities=entities,
-                recent_us=None if entities is None else reads.recent_us(scan, timestamp_field, entities.num_rows),
+                recent_us=None if entities is None else reads.newest_files_start_us(scan, timestamp_field, entities.num_rows),
             )
 
-        return retrievals.pull(config, data_source, columns, query, dummy=not join_key_columns)
+        return retrievals.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -147,7 +147,7 @@ class DeltaOfflineStore(OfflineStore):
         end_date: datetime | None = None,
     ) -> DeltaRetrievalJob:
         """Read all rows with ``start_date <= event time <= end_date``."""
-        columns = retrievals.columns_of(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+        columns = retrievals.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
         def query(_connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
             return reads.window_sql(
@@ -155,12 +155,12 @@ class DeltaOfflineStore(OfflineStore):
                 selected,
                 event=timestamp_field,
                 created=created_timestamp_column or None,
-                start_us=reads.microseconds(start_date),
-                end_us=reads.microseconds(end_date),
+                start_us=reads.optional_micros(start_date),
+                end_us=reads.optional_micros(end_date),
                 known_by_us=reads.known_by_us(config, data_source),
             )
 
-        return retrievals.pull(config, data_source, columns, query, dummy=False)
+        return retrievals.plan_pull(config, data_source, columns, query, add_dummy_key=False)
 
     @staticmethod
     def offline_write_batch(
@@ -177,8 +177,8 @@ class DeltaOfflineStore(OfflineStore):
             raise FeatureStoreError(
                 "only Delta tables can be appended to", where=path, next_step="use a FileSource with DeltaFormat"
             )
-        with retrievals.duckdb_session(config) as connection:
-            append_new_rows(connection, path, config.offline_store, columns.in_table(table), event=columns.event)
+        with retrievals.open_duckdb_session(config) as connection:
+            append_new_rows(connection, path, config.offline_store, columns.rename_to_table(table), event=columns.event)
         if progress:
             progress(table.num_rows)
 
@@ -207,7 +207,7 @@ class DeltaOfflineStore(OfflineStore):
         rows = ds.dataset(data, format="parquet").to_table() if isinstance(data, Path) else data
         ds.write_dataset(
             rows,
-            resolved(destination.path, config.repo_path),
+            resolve_path(destination.path, config.repo_path),
             format="parquet",
             basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
             partitioning=destination.partition_by or None,
@@ -228,14 +228,14 @@ class DeltaOfflineStore(OfflineStore):
     ) -> list[dict[str, Any]]:
         """Compute counts, quantiles and histograms of features over a time range."""
         limits = {"start": start_date, "end": end_date}
-        return monitoring.metrics_of(
-            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top=top_n, **limits
+        return monitoring.compute_metrics(
+            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top_values=top_n, **limits
         )
 
     @staticmethod
     def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:
         """Return the latest event time of a source; None without rows."""
-        return monitoring.newest_event(config, data_source, timestamp_field)
+        return monitoring.latest_event_time(config, data_source, timestamp_field)
 
     @staticmethod
     def ensure_monitoring_tables(config: RepoConfig) -> None:
@@ -277,6 +277,6 @@ class DeltaOfflineStore(OfflineStore):
         """Return names and Arrow types of a source's columns."""
         if not isinstance(data_source.file_format, DeltaFormat):
             return data_source.get_table_column_names_and_types(config)  # type: ignore[no-any-return]
-        table = delta_table(reads.source_path(config, data_source), config.offline_store.storage_options)
-        schema = normalised(pa.schema(table.schema().to_arrow()))
+        table = open_delta_table(reads.source_path(config, data_source), config.offline_store.storage_options)
+        schema = normalize_schema(pa.schema(table.schema().to_arrow()))
         return [(field.name, str(field.type)) for field in schema]

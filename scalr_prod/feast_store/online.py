@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.access import explained, open_feature_store, quiet
+from scalr_prod.feast_store.access import capture_feast_output, open_feature_store, translate_feast_errors
 from scalr_prod.feast_store.projects import claim_redis
-from scalr_prod.feast_store.repository import repository_lock
+from scalr_prod.feast_store.repository import lock_repository
 from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def materialize(
         ProjectsMixed: Another project of this name, on another lake, fills the same Redis. Nothing was written.
         FeatureStoreError: No such view, or the online store cannot be reached.
     """
-    from scalr_prod.feast_store.filled import Record, State, definition_of
+    from scalr_prod.feast_store.filled import MaterializationRecord, MaterializationState, definition_digest
     from scalr_prod.feast_store.reads import source_path
 
     end = end or datetime.now(UTC)
 
-    with explained(settings), repository_lock(settings), quiet("materialize"):
+    with translate_feast_errors(settings), lock_repository(settings), capture_feast_output("materialize"):
         store = open_feature_store(settings, known_by=end)
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
@@ -83,8 +83,8 @@ def materialize(
             )
         if settings.feast.online_store == "redis":
             claim_redis(settings, store)
-        record = Record(settings, store)
-        states = {view.name: State(_version(store, view), end, definition_of(view)) for view in chosen}
+        record = MaterializationRecord(settings, store)
+        states = {view.name: MaterializationState(_version(store, view), end, definition_digest(view)) for view in chosen}
         # Pin the versions, so that the record matches what the fill reads even if a table changes meanwhile.
         store.config.offline_store.versions = {
             source_path(store.config, view.batch_source): version
@@ -118,9 +118,9 @@ def _version(store: FeatureStore, view: FeatureView) -> int | None:
     from feast.data_format import DeltaFormat
 
     from scalr_prod.feast_store.reads import source_path
-    from scalr_prod.feast_store.scan import delta_table
+    from scalr_prod.feast_store.scan import open_delta_table
 
     source = view.batch_source
     if not isinstance(getattr(source, "file_format", None), DeltaFormat):
         return None
-    return int(delta_table(source_path(store.config, source), store.config.offline_store.storage_options).version())
+    return int(open_delta_table(source_path(store.config, source), store.config.offline_store.storage_options).version())

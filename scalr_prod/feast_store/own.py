@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.access import explained, open_feature_store
-from scalr_prod.feast_store.columns import limited_by_creation, source_columns
-from scalr_prod.feast_store.sources import ServiceSources, sources_of
+from scalr_prod.feast_store.access import open_feature_store, translate_feast_errors
+from scalr_prod.feast_store.columns import is_hidden_until_created, source_columns
+from scalr_prod.feast_store.sources import ServiceSources, feature_sources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["OwnFeatures", "check_own_features", "open_own_features"]
+__all__ = ["ExternalFeatures", "check_external_features", "open_external_features"]
 
 _SETTING: Final = "[training_set] features"
 _LISTED: Final = 30
 
 
 @dataclass(frozen=True)
-class OwnFeatures:
+class ExternalFeatures:
     """The features that ``[training_set] features`` names.
 
     Attributes:
         store: The user's feature store, with this package's offline store.
-        asked: Services and lists of ``view:feature``; one join each.
+        requests: Services and lists of ``view:feature``; one join each.
         projections: The views and features that these use.
         keys: Join keys of the views → ``user_id`` or ``item_id``.
         sources: Tables that the features are computed from.
-        state: Digest of the definitions and of the sources' current content.
+        digest: Digest of the definitions and of the sources' current content.
     """
 
     store: FeatureStore
-    asked: tuple[FeatureService | list[str], ...]
+    requests: tuple[FeatureService | list[str], ...]
     projections: tuple[FeatureViewProjection, ...]
     keys: dict[str, str]
     sources: ServiceSources
-    state: str
+    digest: str
 
     def join(self, settings: Settings, spine: pa.Table) -> pa.Table:
         """Join the features to a spine, in its order.
@@ -72,8 +72,8 @@ class OwnFeatures:
 
         columns = {key: spine.column(own) for key, own in self.keys.items()} | {EVENT_TIMESTAMP: spine.column(EVENT_TIMESTAMP)}
         entities, joined = pa.table(columns), []
-        with explained(settings):
-            for features in self.asked:
+        with translate_feast_errors(settings):
+            for features in self.requests:
                 found = self.store.get_historical_features(
                     entity_df=entities, features=features, full_feature_names=True
                 ).to_arrow()
@@ -89,19 +89,19 @@ class OwnFeatures:
         return pa.table({name: table.column(name) for table in joined for name in table.column_names})
 
 
-def check_own_features(settings: Settings) -> None:
+def check_external_features(settings: Settings) -> None:
     """Check early that the features of ``[training_set] features`` exist.
 
     Features of the project's own repository can be checked only once the repository exists.
 
     Raises:
-        FeatureStoreError: See `open_own_features`.
+        FeatureStoreError: See `open_external_features`.
     """
     if settings.training_set.features_repo is not None or (settings.feast_repo / "feature_store.yaml").is_file():
-        open_own_features(settings)
+        open_external_features(settings)
 
 
-def open_own_features(settings: Settings) -> OwnFeatures | None:
+def open_external_features(settings: Settings) -> ExternalFeatures | None:
     """Open the features that ``[training_set] features`` names; None if it names none.
 
     Raises:
@@ -111,7 +111,7 @@ def open_own_features(settings: Settings) -> OwnFeatures | None:
     options = settings.training_set
     if not options.features:
         return None
-    with explained(settings):
+    with translate_feast_errors(settings):
         repo = settings.resolve(options.features_repo) if options.features_repo else None
         store = _opened(settings, repo) if repo else open_feature_store(settings)
         views = {view.name: view for view in store.list_feature_views()}
@@ -131,12 +131,12 @@ def open_own_features(settings: Settings) -> OwnFeatures | None:
         requests += [references] if references else []
         _check(projections, views, where)
         keys = _keys(settings, projections, views)
-        sources = sources_of(store, projections, settings.project.storage_options)
+        sources = feature_sources(store, projections, settings.project.storage_options)
         files = {projection.name: _files(store, views[projection.name]) for projection in projections}
         defined = [_definition(projection, views[projection.name]) for projection in projections]
         text = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return OwnFeatures(store, tuple(requests), tuple(projections), keys, sources, digest)
+        return ExternalFeatures(store, tuple(requests), tuple(projections), keys, sources, digest)
 
 
 def _opened(settings: Settings, repo: Path) -> FeatureStore:
@@ -254,7 +254,12 @@ def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[An
         {name: projection.join_key_map.get(name, name) for name in view.join_keys},
         view.ttl.total_seconds() if view.ttl else 0,
         source.path,
-        [dict(columns.column_of), columns.event, columns.created, limited_by_creation(view.name, view.tags, source.tags)],
+        [
+            dict(columns.mapped_columns),
+            columns.event,
+            columns.created,
+            is_hidden_until_created(view.name, view.tags, source.tags),
+        ],
     ]
 
 
@@ -268,13 +273,13 @@ def _files(store: FeatureStore, view: FeatureView) -> Any:
     from feast.data_format import DeltaFormat
 
     from scalr_prod.feast_store.reads import source_path
-    from scalr_prod.feast_store.scan import delta_table
-    from scalr_prod.growth import state_of
+    from scalr_prod.feast_store.scan import open_delta_table
+    from scalr_prod.growth import version_fingerprint
 
     options = store.config.offline_store.storage_options
     path = source_path(store.config, view.batch_source)
     if isinstance(view.batch_source.file_format, DeltaFormat):
-        return state_of(delta_table(path, options))
+        return version_fingerprint(open_delta_table(path, options))
     filesystem, inner = fsspec.core.url_to_fs(path)
     found = filesystem.find(inner, detail=True) if filesystem.exists(inner) else {}
     if not found:

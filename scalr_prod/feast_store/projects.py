@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.identity import Identity, plain_lake
+from scalr_prod.identity import ProjectIdentity, normalize_lake_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["APPLIED", "check_registry", "claim_redis", "former_project", "leave_registry"]
+__all__ = ["APPLIED_FILE", "check_registry_owner", "claim_redis", "previous_project_name", "remove_from_registry"]
 
 logger = logging.getLogger(__name__)
 
 #: File in the repository that records what was applied last.
-APPLIED: Final = ".applied.json"
+APPLIED_FILE: Final = ".applied.json"
 _REDIS_KEY: Final = "scalr:project:{}"
 
 
-def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> None:
+def check_registry_owner(settings: Settings, store: FeatureStore, *, shared: bool) -> None:
     """Ensure that the registry's objects under the project's name belong to the project's lake.
 
     Args:
@@ -45,13 +45,13 @@ def check_registry(settings: Settings, store: FeatureStore, *, shared: bool) -> 
     """
     if not shared:
         return
-    project = Identity.of(settings)
+    project = ProjectIdentity.from_settings(settings)
     for lake in sorted(_lakes(store, store.project)):
-        if lake != project.lake and not project.came_from(lake):
+        if lake != project.lake and not project.was_moved_from(lake):
             raise _other_lake(project, lake, "[feast] registry")
 
 
-def former_project(settings: Settings) -> str | None:
+def previous_project_name(settings: Settings) -> str | None:
     """Return the name that this repository was last applied under, if it differs from the project's.
 
     The name is saved before the repository is rewritten, so that an interrupted rename is resumed.
@@ -66,12 +66,12 @@ def former_project(settings: Settings) -> str | None:
         if found is None or found[1] == name:
             return None
         state["project"] = found[1]
-        (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        (repo / APPLIED_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     previous = str(state["project"])
     return previous if previous != name else None
 
 
-def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shared: bool) -> None:
+def remove_from_registry(settings: Settings, store: FeatureStore, previous_name: str, *, shared: bool) -> None:
     """Remove this project's registry objects and online rows under its previous name.
 
     Saved datasets move to the current name. Objects of other projects under the previous name stay.
@@ -79,45 +79,47 @@ def leave_registry(settings: Settings, store: FeatureStore, former: str, *, shar
     Args:
         settings: The project's settings.
         store: Feast's store; the definitions were applied under the current name.
-        former: The previous name.
-        shared: See `check_registry`; in a registry in the home, every object with our names is ours.
+        previous_name: The previous name.
+        shared: See `check_registry_owner`; in a registry in the home, every object with our names is ours.
     """
-    from scalr_prod.feast_store.departed import empty_view
+    from scalr_prod.feast_store.departed import delete_view_rows
 
     registry = store.registry
-    if former not in {project.name for project in registry.list_projects()}:
+    if previous_name not in {project.name for project in registry.list_projects()}:
         return
-    lake = Identity.of(settings).lake
-    lakes = {lake} if shared else _lakes(store, former)
+    lake = ProjectIdentity.from_settings(settings).lake
+    lakes = {lake} if shared else _lakes(store, previous_name)
     # Our objects are defined under the current name by now; others may define their own views and services over our tables.
     ours, services, defined = (
         {found.name for found in list_objects(store.project)}
         for list_objects in (registry.list_feature_views, registry.list_feature_services, registry.list_data_sources)
     )
-    sources = [source for source in registry.list_data_sources(former) if source.name in defined and _lake_of(source) in lakes]
+    sources = [
+        source for source in registry.list_data_sources(previous_name) if source.name in defined and _lake_of(source) in lakes
+    ]
     paths = {source.path for source in sources}
     views = [
         view
-        for view in registry.list_feature_views(former)
+        for view in registry.list_feature_views(previous_name)
         if view.name in ours and getattr(view.batch_source, "path", None) in paths
     ]
-    old = store.config.model_copy(update={"project": former})
+    old = store.config.model_copy(update={"project": previous_name})
     previous_store = type(store)(config=old, repo_path=str(settings.feast_repo))
-    _move_datasets(registry, former, store.project, below=settings.home if shared else Path("/"))
-    for service in registry.list_feature_services(former):
+    _move_datasets(registry, previous_name, store.project, below=settings.home if shared else Path("/"))
+    for service in registry.list_feature_services(previous_name):
         if service.name in services and {projection.name for projection in service.feature_view_projections} <= ours:
-            registry.delete_feature_service(service.name, former)
+            registry.delete_feature_service(service.name, previous_name)
     for view in views:
         if view.online:
-            empty_view(previous_store, view, drop=True)
-        registry.delete_feature_view(view.name, former)
+            delete_view_rows(previous_store, view, drop=True)
+        registry.delete_feature_view(view.name, previous_name)
     for source in sources:
-        registry.delete_data_source(source.name, former)
+        registry.delete_data_source(source.name, previous_name)
     if settings.feast.online_store == "redis":
         _release_redis(previous_store, lake)
-    if not _has_objects(registry, former):
-        registry.delete_project(former)
-    logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), former, store.project)
+    if not _has_objects(registry, previous_name):
+        registry.delete_project(previous_name)
+    logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), previous_name, store.project)
 
 
 def claim_redis(settings: Settings, store: FeatureStore) -> None:
@@ -126,16 +128,16 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     Raises:
         ProjectsMixed: They belong to another lake. Nothing was written.
     """
-    from scalr_prod.feast_store.departed import redis_of
+    from scalr_prod.feast_store.departed import redis_client
 
-    project = Identity.of(settings)
-    redis, key = redis_of(store), _REDIS_KEY.format(project.name)
+    project = ProjectIdentity.from_settings(settings)
+    redis, key = redis_client(store), _REDIS_KEY.format(project.name)
     redis.set(key, project.lake, nx=True)
     known = redis.get(key)
     lake = project.lake if known is None else known.decode()
     if lake == project.lake:
         return
-    if not project.came_from(lake):
+    if not project.was_moved_from(lake):
         raise _other_lake(project, lake, "[feast] redis")
     redis.set(key, project.lake)
 
@@ -149,16 +151,16 @@ def _move_datasets(registry: Any, previous: str, current: str, *, below: Path) -
 
 def _release_redis(store: FeatureStore, lake: str) -> None:
     """Delete the owner and the fill number of a store's project from Redis, if they are this lake's."""
-    from scalr_prod.feast_store.departed import redis_of
-    from scalr_prod.feast_store.filled import forget_number
+    from scalr_prod.feast_store.departed import redis_client
+    from scalr_prod.feast_store.filled import delete_fill_number
 
-    redis, key = redis_of(store), _REDIS_KEY.format(store.project)
+    redis, key = redis_client(store), _REDIS_KEY.format(store.project)
     if (redis.get(key) or b"").decode() == lake:
-        forget_number(store)
+        delete_fill_number(store)
         redis.delete(key)
 
 
-def _other_lake(project: Identity, lake: str, where: str) -> ProjectsMixed:
+def _other_lake(project: ProjectIdentity, lake: str, where: str) -> ProjectsMixed:
     return ProjectsMixed(
         f"project '{project.name}' is on lake {lake} there; the settings name lake {project.lake} for it",
         where=where,
@@ -169,7 +171,7 @@ def _other_lake(project: Identity, lake: str, where: str) -> ProjectsMixed:
 
 def _state(repo: Path) -> dict[str, Any]:
     try:
-        found = json.loads((repo / APPLIED).read_text(encoding="utf-8"))
+        found = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -183,7 +185,7 @@ def _lakes(store: FeatureStore, project: str) -> set[str]:
 def _lake_of(source: Any) -> str | None:
     """Return the lake of one of our sources; None for other sources."""
     lake, _, table = str(getattr(source, "path", "")).rpartition("/")
-    return plain_lake(lake) if source.name == table and table in {ours.value for ours in Table} else None
+    return normalize_lake_url(lake) if source.name == table and table in {ours.value for ours in Table} else None
 
 
 def _has_objects(registry: Any, project: str) -> bool:

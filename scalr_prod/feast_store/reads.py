@@ -11,14 +11,14 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
 
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.asof import ViewJoin, clocks_sql, tie_breakers
-from scalr_prod.feast_store.columns import limited_by_creation, source_columns
-from scalr_prod.feast_store.scan import Scan, delta_table, resolved, scan_delta, scan_parquet
+from scalr_prod.feast_store.asof import ViewJoin, tie_breakers, timestamps_sql
+from scalr_prod.feast_store.columns import is_hidden_until_created, source_columns
+from scalr_prod.feast_store.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
 from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, key_sql
-from scalr_prod.growth import ALWAYS, bounds_of, files_between, records_by_file
-from scalr_prod.instants import micros
+from scalr_prod.growth import UNBOUNDED, file_time_bounds, files_in_time_range, row_count_by_file
+from scalr_prod.instants import to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
 __all__ = [
-    "check_names",
     "earliest",
+    "ensure_unique_names",
     "join_keys",
     "known_by_us",
     "latest_sql",
-    "microseconds",
+    "newest_files_start_us",
     "open_source",
-    "recent_us",
+    "optional_micros",
+    "plan_view_join",
+    "requested_features",
     "source_path",
-    "view_join",
-    "wanted_features",
     "window_columns",
     "window_sql",
 ]
 
 
-def wanted_features(
+def requested_features(
     feature_views: Sequence[FeatureView], feature_refs: list[str], project: str, registry: BaseRegistry
 ) -> dict[FeatureView, list[str]]:
     """Return the requested features of each view, in the order of the references."""
@@ -61,7 +61,7 @@ def join_keys(view: FeatureView) -> dict[str, str]:
     return {name: view.projection.join_key_map.get(name, name) for name in names}
 
 
-def view_join(
+def plan_view_join(
     connection: Any,
     config: RepoConfig,
     view: FeatureView,
@@ -69,9 +69,9 @@ def view_join(
     spine: pa.Schema,
     *,
     number: int,
-    full: bool,
+    full_names: bool,
     strict: bool = False,
-    until_us: int | None = None,
+    created_until_us: int | None = None,
 ) -> ViewJoin:
     """Describe how to join a feature view to a spine, point in time.
 
@@ -82,21 +82,21 @@ def view_join(
         names: The requested features.
         spine: The spine's schema.
         number: Suffix of the objects created in the connection.
-        full: Name features ``view__feature``.
+        full_names: Name features ``view__feature``.
         strict: A row is visible only from its creation time on, whatever the tags and settings say.
-        until_us: Leave out rows created after this, µs since 1970.
+        created_until_us: Leave out rows created after this, µs since 1970.
 
     Raises:
         FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
     """
     source, columns = view.batch_source, source_columns(view.batch_source)
-    keys = {columns.of(key): spine_key for key, spine_key in join_keys(view).items()}
-    needed = [*keys, *columns.clocks, *map(columns.of, names)]
-    features = [columns.of(feature.name) for feature in view.features]
-    scan = open_source(connection, config, source, f"source_{number}", needed, also=features)
-    prefix = f"{view.projection.name_to_use()}__" if full else ""
-    limit_us = earliest(known_by_us(config, source, view), until_us)
-    limited = limited_by_creation(view.name, view.tags, source.tags)
+    keys = {columns.column_name(key): spine_key for key, spine_key in join_keys(view).items()}
+    needed = [*keys, *columns.timestamp_columns, *map(columns.column_name, names)]
+    features = [columns.column_name(feature.name) for feature in view.features]
+    scan = open_source(connection, config, source, f"source_{number}", needed, optional_columns=features)
+    prefix = f"{view.projection.name_to_use()}__" if full_names else ""
+    limit_us = earliest(known_by_us(config, source, view), created_until_us)
+    limited = is_hidden_until_created(view.name, view.tags, source.tags)
     return ViewJoin(
         scan=scan,
         keys=tuple(
@@ -104,18 +104,18 @@ def view_join(
         ),
         event=columns.event,
         created=columns.created,
-        features=tuple((columns.of(name), f"{prefix}{name}") for name in names),
-        ties=tie_breakers(scan.schema, features),
+        features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
+        tie_breakers=tie_breakers(scan.schema, features),
         ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
-        by_spine=strict or (limited and limit_us is None),
+        known_by_spine_time=strict or (limited and limit_us is None),
         known_by_us=limit_us,
     )
 
 
 def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
     """Return the fixed knowledge time of the settings in µs; None if unset, or if creation times do not limit visibility."""
-    known_by = microseconds(config.offline_store.known_by)
-    if known_by is None or not limited_by_creation(
+    known_by = optional_micros(config.offline_store.known_by)
+    if known_by is None or not is_hidden_until_created(
         view.name if view else source.name, view.tags if view else None, source.tags
     ):
         return None
@@ -127,20 +127,20 @@ def earliest(*moments: int | None) -> int | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def window_columns(view: FeatureView, names: Sequence[str], *, full: bool, created: bool) -> list[tuple[str, str]]:
+def window_columns(view: FeatureView, names: Sequence[str], *, full_names: bool, created: bool) -> list[tuple[str, str]]:
     """Return (column, name in the result) of a read without a spine: keys, event time, features, creation time."""
     columns = source_columns(view.batch_source)
-    prefix = f"{view.projection.name_to_use()}__" if full else ""
+    prefix = f"{view.projection.name_to_use()}__" if full_names else ""
     known = view.batch_source.created_timestamp_column
     return [
-        *((columns.of(key), name) for key, name in join_keys(view).items()),
+        *((columns.column_name(key), name) for key, name in join_keys(view).items()),
         (columns.event, EVENT_TIMESTAMP),
-        *((columns.of(name), f"{prefix}{name}") for name in names),
+        *((columns.column_name(name), f"{prefix}{name}") for name in names),
         *([(columns.created, known)] if columns.created and created else []),
     ]
 
 
-def check_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
+def ensure_unique_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
     """Ensure that no feature has the name of a spine column.
 
     Raises:
@@ -163,8 +163,8 @@ def open_source(
     alias: str,
     columns: Sequence[str],
     *,
-    also: Sequence[str] = (),
-    between: tuple[str, int | None, int | None] | None = None,
+    optional_columns: Sequence[str] = (),
+    time_range: tuple[str, int | None, int | None] | None = None,
 ) -> Scan:
     """Make a data source selectable, and check that it has the columns; those in ``also`` are optional.
 
@@ -176,14 +176,16 @@ def open_source(
     path = source_path(config, source)
     options = config.offline_store.storage_options
     if source is not None and isinstance(source.file_format, DeltaFormat):
-        table = delta_table(path, options, _pinned(config, path))
+        table = open_delta_table(path, options, _pinned(config, path))
         names = None
-        if between is not None:
-            column, low, high = between
-            names = files_between(table, column, ALWAYS[0] if low is None else low, ALWAYS[1] if high is None else high)
-        scan = scan_delta(connection, table, alias, [*columns, *also], names=names)
+        if time_range is not None:
+            column, low, high = time_range
+            names = files_in_time_range(
+                table, column, UNBOUNDED[0] if low is None else low, UNBOUNDED[1] if high is None else high
+            )
+        scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names)
     else:
-        scan = scan_parquet(connection, path, alias, [*columns, *also])
+        scan = scan_parquet(connection, path, alias, [*columns, *optional_columns])
     missing = [column for column in columns if column not in scan.schema.names]
     if missing:
         raise FeatureStoreError(
@@ -215,7 +217,7 @@ def source_path(config: RepoConfig, source: DataSource | None) -> str:
             where=f"data source {getattr(source, 'name', '')}".rstrip(),
             next_step="use a FileSource with DeltaFormat",
         )
-    return resolved(source.path, config.repo_path)
+    return resolve_path(source.path, config.repo_path)
 
 
 def window_sql(
@@ -229,7 +231,7 @@ def window_sql(
     known_by_us: int | None,
 ) -> str:
     """Select the rows with ``start <= event <= end`` and ``created <= known_by``, in table order."""
-    selected = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    selected = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
     where = _limits(event, created, start_us, end_us, known_by_us)
     return f"SELECT {selected} FROM {scan.relation}{where}"
 
@@ -256,13 +258,15 @@ def latest_sql(
     where = _limits(event, created, start_us, end_us, known_by_us)
     if entities is not None:
         connection.register("wanted_entities", entities)
-        listed = ", ".join(map(quote, keys))
+        listed = ", ".join(map(quote_identifier, keys))
         where += f"{' AND' if where else ' WHERE'} ({listed}) IN (SELECT ({listed}) FROM wanted_entities)"
     ties = tie_breakers(scan.schema, features)
     names = [f"k{i}" for i in range(len(keys))]
     group = ", ".join(names)
-    clocks = ", ".join(clocks_sql(event, created))
-    selected = [f"{quote(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)]
+    clocks = ", ".join(timestamps_sql(event, created))
+    selected = [
+        f"{quote_identifier(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)
+    ]
     by_key = f" GROUP BY {group}" if keys else " HAVING count(*) > 0"
     listed = "".join(f"{name}, " for name in names)
 
@@ -289,23 +293,23 @@ def latest_sql(
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
         )
-    wanted = ", ".join(f"{quote(column)} AS {quote(name)}" for column, name in columns)
+    wanted = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
     late = "" if first is None else f" WHERE {_happened(event)} >= make_timestamptz({first})"
     return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late}) SEMI JOIN latest USING (rid)"
 
 
-def recent_us(scan: Scan, column: str, rows: int) -> int | None:
+def newest_files_start_us(scan: Scan, column: str, rows: int) -> int | None:
     """Return the start of the newest files of a Delta table that together have at least ``rows`` rows, µs, by the log's statistics.
 
     None: it is no Delta table, it has fewer rows, or the log lacks statistics.
     """
     if scan.table is None:
         return None
-    bounds, records, total = bounds_of(scan.table, column), records_by_file(scan.table), 0
+    bounds, records, total = file_time_bounds(scan.table, column), row_count_by_file(scan.table), 0
     for name in sorted(bounds, key=lambda name: bounds[name][1], reverse=True):
         total += records[name]
         if total >= rows:
-            return None if bounds[name] == ALWAYS else bounds[name][0]
+            return None if bounds[name] == UNBOUNDED else bounds[name][0]
     return None
 
 
@@ -321,17 +325,19 @@ def _limits(event: str, created: str | None, start_us: int | None, end_us: int |
     if end_us is not None:
         limits.append(f"{happened} <= make_timestamptz({end_us})")
     if created and known_by_us is not None:
-        limits.append(f"coalesce(CAST({quote(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})")
+        limits.append(
+            f"coalesce(CAST({quote_identifier(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})"
+        )
     return f" WHERE {' AND '.join(limits)}" if limits else ""
 
 
 def _happened(event: str) -> str:
     # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
-    return f"CAST({quote(event)} AS TIMESTAMPTZ)"
+    return f"CAST({quote_identifier(event)} AS TIMESTAMPTZ)"
 
 
-def microseconds(moment: datetime | None) -> int | None:
+def optional_micros(moment: datetime | None) -> int | None:
     """Convert to µs since 1970; a naive datetime counts as UTC, as in Feast."""
     if moment is None:
         return None
-    return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    return to_micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

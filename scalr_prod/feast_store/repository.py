@@ -18,13 +18,13 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod import assets
-from scalr_prod.binding import open_own
+from scalr_prod.binding import open_project_lake
 from scalr_prod.contracts import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.feast_store.access import open_feature_store
-from scalr_prod.feast_store.projects import APPLIED, check_registry, former_project, leave_registry
+from scalr_prod.feast_store.projects import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.ownership import claim
+from scalr_prod.ownership import claim_directory
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "open_registry", "repository_lock"]
+__all__ = ["RepositoryReport", "apply_feature_repo", "lock_repository", "open_registry"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,22 +83,22 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     # Check without the lock first: a materialization holds it for long.
     if report := _up_to_date(settings, files, fingerprint):
         return report
-    names = (*files, APPLIED)
-    claim(repo, "feature-repository", setting="[feast] repo", names=names, former=_is_older_repository)
-    with repository_lock(settings):
+    names = (*files, APPLIED_FILE)
+    claim_directory(repo, "feature-repository", setting="[feast] repo", names=names, made_by_older_version=_is_older_repository)
+    with lock_repository(settings):
         if report := _up_to_date(settings, files, fingerprint):
             return report
-        previous = former_project(settings)
+        previous = previous_project_name(settings)
         with _written_files(repo, files):
             views, services = _apply(settings, previous)
         state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
-        (repo / APPLIED).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        (repo / APPLIED_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     logger.info("applied %d feature views and %d services in %s", len(views), len(services), repo)
     return RepositoryReport(str(repo), applied=True, views=tuple(views), services=tuple(services))
 
 
 @contextmanager
-def repository_lock(settings: Settings) -> Iterator[None]:
+def lock_repository(settings: Settings) -> Iterator[None]:
     """Hold the project's lock for writes to Feast's registry.
 
     Raises:
@@ -149,12 +149,12 @@ def _registry_file(settings: Settings) -> Path | None:
 
 
 def _lake_facts(settings: Settings) -> dict[str, str]:
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     item = id_type_of(source, ITEM_ID)
     # With several source domains, item ids of events include the domain and those of synthetic events do not. These tables are created
     # when both sides are ingested.
-    synthetic = lake.schema(Table.SYNTHETIC_TARGET_EVENTS) if settings.domains.several else None
+    synthetic = lake.schema(Table.SYNTHETIC_TARGET_EVENTS) if settings.domains.has_several_sources else None
     return {
         "root": lake.root,
         "user": id_type_of(source, USER_ID),
@@ -166,7 +166,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
 
 
 def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
-    template = assets.folder("feature_repo")
+    template = assets.asset_folder("feature_repo")
     yaml = Template((template / "feature_store.yaml").read_text(encoding="utf-8"))
     options = {key: value for key, value in settings.project.storage_options.items() if not _SECRET.search(key)}
     url = settings.feast_registry_url
@@ -229,7 +229,7 @@ def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> 
     """Return the last applied state if nothing has changed and the registry still exists."""
     repo = settings.feast_repo
     try:
-        state = json.loads((repo / APPLIED).read_text(encoding="utf-8"))
+        state = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     file = _registry_file(settings)
@@ -245,7 +245,7 @@ def _is_older_repository(folder: Path) -> bool:
     path = folder / "feature_store.yaml"
     if not path.is_file():
         return False
-    text, template = path.read_text(encoding="utf-8", errors="replace"), assets.folder("feature_repo") / path.name
+    text, template = path.read_text(encoding="utf-8", errors="replace"), assets.asset_folder("feature_repo") / path.name
     return text.startswith(_FIRST_WORDS) and text != template.read_text(encoding="utf-8")
 
 
@@ -281,11 +281,11 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
         open_registry(store)
-        check_registry(settings, store, shared=shared)
+        check_registry_owner(settings, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
         if previous is not None:
-            leave_registry(settings, store, previous, shared=shared)
+            remove_from_registry(settings, store, previous, shared=shared)
     except ScalrError:
         raise
     except Exception as error:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
-from scalr_prod.duck import literal, quote
+from scalr_prod.duck import quote_identifier, quote_literal
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import reads
-from scalr_prod.feast_store.asof import fitted, join_sql, match, withheld
+from scalr_prod.feast_store.asof import count_not_yet_known, join_sql, match_rows, prune
 from scalr_prod.feast_store.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.feast_store.job import DeltaRetrievalJob
-from scalr_prod.feast_store.session import beside, session
-from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, Spine, load_spine, to_spine
+from scalr_prod.feast_store.session import open_cursor, open_session
+from scalr_prod.feast_store.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,30 +31,32 @@ if TYPE_CHECKING:
 
     from scalr_prod.feast_store.scan import Scan
 
-__all__ = ["columns_of", "duckdb_session", "joined", "pull", "spine_of_query", "window"]
+__all__ = ["open_duckdb_session", "plan_join", "plan_pull", "plan_window", "pull_columns", "spine_from_query"]
 
 logger = logging.getLogger(__name__)
 
 #: Opens a DuckDB connection and yields the result as a lazy relation.
-Run: TypeAlias = Callable[[], AbstractContextManager[Any]]
+QueryRunner: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
-def duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
+def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
     """Open a DuckDB connection within the limits of feature_store.yaml, or a cursor of the one that is already open."""
     options = config.offline_store
     if options.within is not None and not ordered:
-        return beside(options.within)
-    return session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
+        return open_cursor(options.within)
+    return open_session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
 
 
-def joined(config: RepoConfig, wanted: dict[FeatureView, list[str]], spine: Spine, *, strict: bool, full: bool) -> Run:
+def plan_join(
+    config: RepoConfig, requested: dict[FeatureView, list[str]], spine: EntitySpine, *, strict: bool, full_names: bool
+) -> QueryRunner:
     """Plan a point-in-time join of features to a spine; ``strict``: rows are visible only from their creation time on."""
 
     @contextmanager
     def run() -> Iterator[Any]:
-        with duckdb_session(config) as connection:
-            load_spine(connection, spine)
-            yield _join(connection, config, wanted, spine.table.schema, strict=strict, full=full)
+        with open_duckdb_session(config) as connection:
+            register_spine(connection, spine)
+            yield _join(connection, config, requested, spine.table.schema, strict=strict, full=full_names)
 
     return run
 
@@ -70,14 +72,16 @@ def _join(
     until_us: int | None = None,
 ) -> Any:
     views = [
-        reads.view_join(connection, config, view, names, spine, number=number, full=full, strict=strict, until_us=until_us)
+        reads.plan_view_join(
+            connection, config, view, names, spine, number=number, full_names=full, strict=strict, created_until_us=until_us
+        )
         for number, (view, names) in enumerate(wanted.items())
     ]
-    reads.check_names(spine.names, views)
-    views = [fitted(connection, view, number) for number, view in enumerate(views)]
+    reads.ensure_unique_names(spine.names, views)
+    views = [prune(connection, view, number) for number, view in enumerate(views)]
     for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
-        late = match(connection, parts, number)
-        if late and (rows := withheld(connection, parts, number)):
+        late = match_rows(connection, parts, number)
+        if late and (rows := count_not_yet_known(connection, parts, number)):
             logger.warning(
                 "%s: %d spine rows get no value, because their feature rows were created only later; if %s is a load time,"
                 " tag the view or its source with %s = 'event'",
@@ -89,24 +93,24 @@ def _join(
     return connection.sql(join_sql(spine.names, views))
 
 
-def window(
+def plan_window(
     config: RepoConfig,
-    wanted: dict[FeatureView, list[str]],
+    requested: dict[FeatureView, list[str]],
     first: datetime,
     last: datetime,
     *,
     known_by_end: bool,
-    full: bool,
-) -> tuple[Run, list[str]]:
+    full_names: bool,
+) -> tuple[QueryRunner, list[str]]:
     """Plan a read without a spine: the rows of one view, or several views joined at each time that any of them has a row.
 
     Args:
         config: Feast's settings.
-        wanted: Views and features.
+        requested: Views and features.
         first: Earliest event time.
         last: Latest event time.
         known_by_end: Leave out rows created after ``last``.
-        full: Name features ``view__feature``.
+        full_names: Name features ``view__feature``.
 
     Returns:
         The query runner, and the join key columns.
@@ -114,22 +118,25 @@ def window(
     Raises:
         FeatureStoreError: The views have different keys.
     """
-    limits = {name: reads.microseconds(moment) for name, moment in (("start_us", first), ("end_us", last))}
+    limits = {name: reads.optional_micros(moment) for name, moment in (("start_us", first), ("end_us", last))}
     until_us = limits["end_us"] if known_by_end else None
-    keys = [sorted(reads.join_keys(view).values()) for view in wanted]
+    keys = [sorted(reads.join_keys(view).values()) for view in requested]
     if any(other != keys[0] for other in keys):
         raise FeatureStoreError(
             "views with different keys cannot be read together without a spine",
-            where=", ".join(f"{view.name} ({', '.join(names)})" for view, names in zip(wanted, keys, strict=True)),
+            where=", ".join(f"{view.name} ({', '.join(names)})" for view, names in zip(requested, keys, strict=True)),
             next_step="read one view's window, and join the others to its rows as a spine",
         )
 
     def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
-        source, selected = view.batch_source, reads.window_columns(view, names, full=full, created=len(wanted) == 1)
+        source, selected = (
+            view.batch_source,
+            reads.window_columns(view, names, full_names=full_names, created=len(requested) == 1),
+        )
         columns = source_columns(source)
-        needed = dict.fromkeys([*(column for column, _ in selected), *columns.clocks])
+        needed = dict.fromkeys([*(column for column, _ in selected), *columns.timestamp_columns])
         between = (columns.event, limits["start_us"], limits["end_us"])
-        scan = reads.open_source(connection, config, source, alias, list(needed), between=between)
+        scan = reads.open_source(connection, config, source, alias, list(needed), time_range=between)
         return reads.window_sql(
             scan,
             selected,
@@ -141,23 +148,23 @@ def window(
 
     @contextmanager
     def run() -> Iterator[Any]:
-        with duckdb_session(config, ordered=True) as connection:
-            if len(wanted) == 1:
-                ((view, names),) = wanted.items()
+        with open_duckdb_session(config, ordered=True) as connection:
+            if len(requested) == 1:
+                ((view, names),) = requested.items()
                 yield connection.sql(rows_of(connection, view, names, "source_0"))
                 return
-            queries = [rows_of(connection, view, [], f"window_{number}") for number, view in enumerate(wanted)]
-            shared = ", ".join(quote(name) for name in [*keys[0], EVENT_TIMESTAMP])
+            queries = [rows_of(connection, view, [], f"window_{number}") for number, view in enumerate(requested)]
+            shared = ", ".join(quote_identifier(name) for name in [*keys[0], EVENT_TIMESTAMP])
             union = " UNION ".join(f"SELECT {shared} FROM ({query})" for query in queries)
-            ordered = f"{union} ORDER BY {quote(EVENT_TIMESTAMP)}, {shared}"
-            spine = to_spine(connection.sql(ordered).to_arrow_table())
-            load_spine(connection, spine)
-            yield _join(connection, config, wanted, spine.table.schema, until_us=until_us, full=full)
+            ordered = f"{union} ORDER BY {quote_identifier(EVENT_TIMESTAMP)}, {shared}"
+            spine = spine_from_rows(connection.sql(ordered).to_arrow_table())
+            register_spine(connection, spine)
+            yield _join(connection, config, requested, spine.table.schema, until_us=until_us, full=full_names)
 
     return run, keys[0]
 
 
-def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> Spine:
+def spine_from_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> EntitySpine:
     """Run a SQL query over the project's feature views and return its result as a spine.
 
     Raises:
@@ -165,33 +172,33 @@ def spine_of_query(config: RepoConfig, query: str, registry: BaseRegistry, proje
     """
     import duckdb
 
-    with duckdb_session(config, ordered=True) as connection:
+    with open_duckdb_session(config, ordered=True) as connection:
         for view in registry.list_feature_views(project):
             # Open only views whose name occurs in the query: opening reads the Delta log.
             if view.name in query:
                 scan = reads.open_source(connection, config, view.batch_source, f"source_{view.name}", [])
-                connection.execute(f"CREATE TEMP VIEW {quote(view.name)} AS SELECT * FROM {scan.relation}")
+                connection.execute(f"CREATE TEMP VIEW {quote_identifier(view.name)} AS SELECT * FROM {scan.relation}")
         try:
             rows = connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
             raise FeatureStoreError(
                 f"the spine's query failed: {error}", where="entity_df", next_step="correct the query"
             ) from error
-    return to_spine(rows)
+    return spine_from_rows(rows)
 
 
-def columns_of(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
+def pull_columns(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
     """Return the distinct columns that a pull reads."""
     return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
 
 
-def pull(
+def plan_pull(
     config: RepoConfig,
     source: DataSource,
     columns: list[str],
     query: Callable[[Any, Scan, list[tuple[str, str]]], str],
     *,
-    dummy: bool,
+    add_dummy_key: bool,
 ) -> DeltaRetrievalJob:
     """Plan a plain read of a source.
 
@@ -200,16 +207,16 @@ def pull(
         source: The source.
         columns: Its columns.
         query: Returns the SQL for a connection, a scan in it and (column, name) pairs.
-        dummy: Add the key that Feast uses for views without entities.
+        add_dummy_key: Add the key that Feast uses for views without entities.
     """
 
     @contextmanager
     def run() -> Iterator[Any]:
-        with duckdb_session(config, ordered=True) as connection:
+        with open_duckdb_session(config, ordered=True) as connection:
             scan = reads.open_source(connection, config, source, "source_0", columns)
             sql = query(connection, scan, [(column, column) for column in columns])
-            if dummy:
-                sql = f"SELECT *, {literal(DUMMY_ENTITY_VAL)} AS {quote(DUMMY_ENTITY_ID)} FROM ({sql})"
+            if add_dummy_key:
+                sql = f"SELECT *, {quote_literal(DUMMY_ENTITY_VAL)} AS {quote_identifier(DUMMY_ENTITY_ID)} FROM ({sql})"
             yield connection.sql(sql)
 
     return DeltaRetrievalJob(

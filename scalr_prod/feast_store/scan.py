@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.duck import literal, parquet_sql, quote
+from scalr_prod.duck import quote_identifier, quote_literal, read_parquet_sql
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.growth import GLOB, fragments_of, local_files, schema_of_table
+from scalr_prod.growth import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["Scan", "delta_table", "resolved", "scan_delta", "scan_parquet"]
+__all__ = ["Scan", "open_delta_table", "resolve_path", "scan_delta", "scan_parquet"]
 
 #: Bits of the position within a file; the file's number is in the bits above.
 _POSITION_BITS = 40
@@ -46,14 +46,14 @@ class Scan:
     files: int = 0
 
 
-def resolved(path: str, repo_path: Path | str | None) -> str:
+def resolve_path(path: str, repo_path: Path | str | None) -> str:
     """Resolve a source's path: URLs are unchanged, relative paths start from the repository."""
     if "://" in path or repo_path is None:
         return path
     return str(Path(repo_path) / path)
 
 
-def delta_table(path: str, storage_options: dict[str, str], version: int | None = None) -> DeltaTable:
+def open_delta_table(path: str, storage_options: dict[str, str], version: int | None = None) -> DeltaTable:
     """Open a Delta table, at its latest or a given version.
 
     Raises:
@@ -83,7 +83,7 @@ def scan_delta(
     alias: str,
     columns: Sequence[str] | None = None,
     *,
-    names: frozenset[str] | None = None,
+    file_names: frozenset[str] | None = None,
 ) -> Scan:
     """Make a Delta table selectable in this DuckDB connection.
 
@@ -92,18 +92,18 @@ def scan_delta(
         table: The table.
         alias: A name that is unique in the connection.
         columns: The columns to copy if the table cannot be read in place; default: all.
-        names: Read only these files, see `growth`.
+        file_names: Read only these files, see `growth`.
     """
-    schema = schema_of_table(table)
-    files = local_files(table)
-    if files is not None and names is not None:
-        files = [file for file in files if Path(file).name in names]
+    schema = arrow_schema(table)
+    files = duckdb_readable_files(table)
+    if files is not None and file_names is not None:
+        files = [file for file in files if Path(file).name in file_names]
     if files == []:
         connection.register(alias, schema.empty_table())
-        return Scan(quote(alias), schema, "0::BIGINT")
+        return Scan(quote_identifier(alias), schema, "0::BIGINT")
     if files is not None:
-        return Scan(parquet_sql(files), schema, _file_row_id(), table, len(files))
-    return replace(_copy(connection, fragments_of(table, names), alias, columns), table=table)
+        return Scan(read_parquet_sql(files), schema, _file_row_id(), table, len(files))
+    return replace(_copy(connection, files_dataset(table, file_names), alias, columns), table=table)
 
 
 def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
@@ -129,9 +129,9 @@ def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] 
     files = list(dataset.files)
     if not files:
         connection.register(alias, dataset.schema.empty_table())
-        return Scan(quote(alias), dataset.schema, "0::BIGINT")
-    if "://" not in path and not any(GLOB & set(file) for file in files):
-        relation = f"read_parquet([{', '.join(literal(file) for file in files)}], hive_partitioning = false)"
+        return Scan(quote_identifier(alias), dataset.schema, "0::BIGINT")
+    if "://" not in path and not any(GLOB_CHARACTERS & set(file) for file in files):
+        relation = f"read_parquet([{', '.join(quote_literal(file) for file in files)}], hive_partitioning = false)"
         return Scan(relation, dataset.schema, _file_row_id(), files=len(files))
     return _copy(connection, dataset, alias, columns)
 
@@ -144,7 +144,9 @@ def _copy(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | No
     """Copy the columns into a temporary DuckDB table, which can spill and has row ids."""
     names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
     connection.register(f"{alias}_dataset", dataset)
-    selected = ", ".join(quote(name) for name in names)
-    connection.execute(f"CREATE TEMP TABLE {quote(alias)} AS SELECT {selected} FROM {quote(f'{alias}_dataset')}")
+    selected = ", ".join(quote_identifier(name) for name in names)
+    connection.execute(
+        f"CREATE TEMP TABLE {quote_identifier(alias)} AS SELECT {selected} FROM {quote_identifier(f'{alias}_dataset')}"
+    )
     connection.unregister(f"{alias}_dataset")
-    return Scan(quote(alias), dataset.schema, "rowid")
+    return Scan(quote_identifier(alias), dataset.schema, "rowid")

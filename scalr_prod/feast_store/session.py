@@ -15,15 +15,15 @@ from scalr_prod.ownership import is_home
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["beside", "session"]
+__all__ = ["open_cursor", "open_session"]
 
 
 @contextmanager
-def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False) -> Iterator[Any]:
+def open_session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False) -> Iterator[Any]:
     """Open an in-memory DuckDB connection in UTC.
 
     Args:
-        memory_mb: Memory limit, see `duck.session`.
+        memory_mb: Memory limit, see `duck.duckdb_session`.
         threads: Default: all cores, up to eight.
         spill: Parent of the temporary spill folder; default: the system's temporary folder.
         ordered: Keep table order in plain reads, at some cost in memory.
@@ -33,20 +33,20 @@ def session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: 
         root /= f"scalr-feast-{getpass.getuser()}"
     with (
         duck.temporary_folder(root, "feast-") as folder,
-        duck.session(memory_mb=memory_mb, spill=folder, threads=threads, ordered=ordered) as connection,
+        duck.duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
     ):
         yield connection
 
 
 @contextmanager
-def beside(opened: Any) -> Iterator[Any]:
+def open_cursor(parent: Any) -> Iterator[Any]:
     """Open a second connection to an open database; its temporary objects are dropped when it is closed.
 
     It reuses what DuckDB has already loaded, such as time zones and Parquet footers.
 
     Args:
-        opened: The open connection; memory, threads and spill folder are shared.
+        parent: The open connection; memory, threads and spill folder are shared.
     """
-    with closing(opened.cursor()) as connection:
-        duck.prepare(connection)
+    with closing(parent.cursor()) as connection:
+        duck.configure_connection(connection)
         yield connection

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
-from scalr_prod.feast_store.access import explained, open_feature_store
-from scalr_prod.feast_store.columns import limited_by_creation, source_columns
-from scalr_prod.feast_store.scan import delta_table
-from scalr_prod.growth import schema_of_table
+from scalr_prod.feast_store.access import open_feature_store, translate_feast_errors
+from scalr_prod.feast_store.columns import is_hidden_until_created, source_columns
+from scalr_prod.feast_store.scan import open_delta_table
+from scalr_prod.growth import arrow_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["FeatureSource", "ServiceSources", "references_by_key", "service_sources", "sources_of"]
+__all__ = ["FeatureSource", "ServiceSources", "feature_sources", "references_by_key", "service_sources"]
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class ServiceSources:
     Attributes:
         digest: SHA-256 of the definitions and table schemas; with an equal digest, equal rows give equal features.
         sources: One per view.
-        unclear: Why changes of the features cannot be traced in Delta logs; None: they can.
+        untraceable_reason: Why changes of the features cannot be traced in Delta logs; None: they can.
     """
 
     digest: str
     sources: tuple[FeatureSource, ...]
-    unclear: str | None = None
+    untraceable_reason: str | None = None
 
-    def beside(self, own: ServiceSources) -> ServiceSources:
+    def merge(self, other: ServiceSources) -> ServiceSources:
         """Add the sources of external features."""
-        both = hashlib.sha256(f"{self.digest} {own.digest}".encode()).hexdigest()
-        named = tuple(replace(source, view=f"own {source.view}") for source in own.sources)
-        return ServiceSources(both, (*self.sources, *named), self.unclear or own.unclear)
+        both = hashlib.sha256(f"{self.digest} {other.digest}".encode()).hexdigest()
+        named = tuple(replace(source, view=f"own {source.view}") for source in other.sources)
+        return ServiceSources(both, (*self.sources, *named), self.untraceable_reason or other.untraceable_reason)
 
 
 def service_sources(settings: Settings, service: str) -> ServiceSources:
@@ -70,10 +70,10 @@ def service_sources(settings: Settings, service: str) -> ServiceSources:
     Raises:
         FeatureStoreError: There is no such service, or a table cannot be read.
     """
-    with explained(settings):
+    with translate_feast_errors(settings):
         store = open_feature_store(settings)
         projections = store.get_feature_service(service).feature_view_projections
-        return sources_of(store, projections, settings.project.storage_options)
+        return feature_sources(store, projections, settings.project.storage_options)
 
 
 def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list[str]]:
@@ -96,7 +96,9 @@ def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list
     return dict(found) if USER_ID in found else {USER_ID: service}
 
 
-def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection], options: dict[str, str]) -> ServiceSources:
+def feature_sources(
+    store: FeatureStore, projections: Iterable[FeatureViewProjection], options: dict[str, str]
+) -> ServiceSources:
     """Collect the sources of feature view projections.
 
     Args:
@@ -120,9 +122,9 @@ def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection]
         if view is None or not isinstance(source, FileSource) or not isinstance(source.file_format, DeltaFormat):
             unclear = unclear or f"the view {projection.name} is not read from a Delta table"
             continue
-        table = delta_table(source_path(store.config, source), options)
+        table = open_delta_table(source_path(store.config, source), options)
         columns = source_columns(source)
-        limited = limited_by_creation(view.name, view.tags, source.tags)
+        limited = is_hidden_until_created(view.name, view.tags, source.tags)
         sources.append(FeatureSource(view.name, table, columns.event, columns.created if limited else None))
         definitions.append(
             {
@@ -131,8 +133,8 @@ def sources_of(store: FeatureStore, projections: Iterable[FeatureViewProjection]
                 "keys": {name: projection.join_key_map.get(name, name) for name in view.join_keys},
                 "ttl": view.ttl.total_seconds() if view.ttl else 0,
                 "path": source.path,
-                "columns": [dict(columns.column_of), columns.event, columns.created, limited],
-                "schema": str(schema_of_table(table)),
+                "columns": [dict(columns.mapped_columns), columns.event, columns.created, limited],
+                "schema": str(arrow_schema(table)),
             }
         )
     digest = hashlib.sha256(json.dumps(definitions, sort_keys=True).encode()).hexdigest()

@@ -10,38 +10,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store.asof import ROW, SPINE, TIME
+from scalr_prod.feast_store.asof import SPINE_ROW, SPINE_TABLE, SPINE_TIME
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import pandas as pd
 
-__all__ = ["EVENT_TIMESTAMP", "Spine", "key_sql", "load_spine", "to_spine"]
+__all__ = ["EVENT_TIMESTAMP", "EntitySpine", "key_sql", "register_spine", "spine_from_rows"]
 
 EVENT_TIMESTAMP = "event_timestamp"
 
 
 @dataclass(frozen=True)
-class Spine:
+class EntitySpine:
     """A spine in Arrow.
 
     Attributes:
         table: All rows and columns, unchanged.
-        time: The timestamp column.
+        time_column: The timestamp column.
         first: Earliest time; None without rows.
         last: Latest time; None without rows.
     """
 
     table: pa.Table
-    time: str
+    time_column: str
     first: datetime | None
     last: datetime | None
 
 
-def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
+def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
     """Validate spine rows and find their timestamp column: ``event_timestamp``, else the only timestamp column.
 
     Raises:
@@ -72,14 +72,14 @@ def to_spine(rows: pd.DataFrame | pa.Table) -> Spine:
             f"the spine's times are of type {table.schema.field(time).type}", where=time, next_step="convert them to timestamps"
         )
     bounds = pc.min_max(table[time]).as_py()
-    return Spine(table, time, _utc(bounds["min"]), _utc(bounds["max"]))
+    return EntitySpine(table, time, _utc(bounds["min"]), _utc(bounds["max"]))
 
 
-def load_spine(connection: Any, spine: Spine) -> None:
-    """Register the spine as `SPINE`, with row numbers and times in µs."""
+def register_spine(connection: Any, spine: EntitySpine) -> None:
+    """Register the spine as `SPINE_TABLE`, with row numbers and times in µs."""
     numbers = pa.array(np.arange(spine.table.num_rows, dtype=np.int64))
-    rows = spine.table.append_column(ROW, numbers).append_column(TIME, _micros(spine.table[spine.time]))
-    connection.register(SPINE, rows)
+    rows = spine.table.append_column(SPINE_ROW, numbers).append_column(SPINE_TIME, _micros(spine.table[spine.time_column]))
+    connection.register(SPINE_TABLE, rows)
 
 
 def _micros(times: pa.ChunkedArray) -> pa.Array:
@@ -116,12 +116,12 @@ def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> s
     if pa.types.is_dictionary(found):
         found = found.value_type
     if pa.types.is_null(found):
-        return f"CAST(s.{quote(column)} AS {'BIGINT' if pa.types.is_integer(source) else 'VARCHAR'})"
+        return f"CAST(s.{quote_identifier(column)} AS {'BIGINT' if pa.types.is_integer(source) else 'VARCHAR'})"
     if _kind(found) == _kind(source):
-        return f"s.{quote(column)}"
+        return f"s.{quote_identifier(column)}"
     if pa.types.is_floating(found) and pa.types.is_integer(source):
         # pandas stores integers with missing values as floats.
-        return f"TRY_CAST(s.{quote(column)} AS BIGINT)"
+        return f"TRY_CAST(s.{quote_identifier(column)} AS BIGINT)"
     raise FeatureStoreError(
         f"the spine's {column!r} holds {found}, but the key of {view} holds {source}",
         where=column,

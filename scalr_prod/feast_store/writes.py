@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from scalr_prod.contracts import Table
-from scalr_prod.duck import quote
+from scalr_prod.duck import quote_identifier
 from scalr_prod.errors import CommitFailed, FeatureStoreError
-from scalr_prod.feast_store.job import normalised
-from scalr_prod.feast_store.scan import delta_table, scan_delta
+from scalr_prod.feast_store.job import normalize_schema
+from scalr_prod.feast_store.scan import open_delta_table, scan_delta
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _writer(
             )
     if address in {_address(named) for named in options.writable}:
         return (
-            lambda: delta_table(path, options.storage_options),
+            lambda: open_delta_table(path, options.storage_options),
             lambda rows, key, version: _append_elsewhere(path, options.storage_options, rows, key, version),
         )
     raise FeatureStoreError(
@@ -101,7 +101,7 @@ def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table
     """Append to a table outside the lake, only on top of this version."""
     from deltalake import CommitProperties, Transaction, write_deltalake
 
-    delta = delta_table(path, storage_options)
+    delta = open_delta_table(path, storage_options)
     if delta.version() != version:
         raise CommitFailed(
             f"the table is at version {delta.version()}, the rows were compared with {version}",
@@ -114,7 +114,7 @@ def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table
         write_deltalake(delta, rows, mode="append", commit_properties=CommitProperties(app_transactions=guard))
     except Exception as error:
         # deltalake raises many exception types; only the log shows whether the commit succeeded.
-        if delta_table(path, storage_options).transaction_version(key) is None:
+        if open_delta_table(path, storage_options).transaction_version(key) is None:
             raise CommitFailed(
                 f"nothing was written: {error}", where=path, next_step="fix the problem above and write the rows again"
             ) from error
@@ -122,7 +122,7 @@ def _append_elsewhere(path: str, storage_options: dict[str, str], rows: pa.Table
 
 def _cast_to_table(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
     """Cast the rows to the table's columns and types."""
-    schema = normalised(pa.schema(delta.schema().to_arrow()))
+    schema = normalize_schema(pa.schema(delta.schema().to_arrow()))
     if set(rows.column_names) != set(schema.names):
         missing, extra = set(schema.names) - set(rows.column_names), set(rows.column_names) - set(schema.names)
         raise FeatureStoreError(
@@ -146,9 +146,9 @@ def _cast_to_table(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
 def _missing(connection: Any, delta: DeltaTable, rows: pa.Table, event: str, alias: str) -> pa.Table:
     scan = scan_delta(connection, delta, alias, rows.column_names)
     connection.register(f"{alias}_rows", rows)
-    names = ", ".join(quote(name) for name in rows.column_names)
-    first, last = (f"(SELECT {bound}({quote(event)}) FROM {alias}_rows)" for bound in ("min", "max"))
-    in_range = f"{quote(event)} BETWEEN {first} AND {last}"
+    names = ", ".join(quote_identifier(name) for name in rows.column_names)
+    first, last = (f"(SELECT {bound}({quote_identifier(event)}) FROM {alias}_rows)" for bound in ("min", "max"))
+    in_range = f"{quote_identifier(event)} BETWEEN {first} AND {last}"
     # EXCEPT compares full rows, treats nulls as equal, and removes duplicates among the new rows too.
     found = connection.sql(f"SELECT {names} FROM {alias}_rows EXCEPT SELECT {names} FROM {scan.relation} WHERE {in_range}")
     new: pa.Table = found.to_arrow_table()

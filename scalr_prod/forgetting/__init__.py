@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.forgetting.report import ForgetReport
+from scalr_prod.forgetting.report import ErasureReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ForgetReport", "forget", "forget_items"]
+__all__ = ["ErasureReport", "erase_items", "erase_users"]
 
 
-def forget(settings: Settings, users: Sequence[int | str]) -> ForgetReport:
+def erase_users(settings: Settings, users: Sequence[int | str]) -> ErasureReport:
     """Erase users from everything that the project stores, and keep logs and runs from bringing them back.
 
     Repeat an interrupted call to finish it. Users who were erased before are searched for again.
@@ -33,12 +33,12 @@ def forget(settings: Settings, users: Sequence[int | str]) -> ForgetReport:
         CommitFailed: A commit to the lake failed; safe to repeat.
         FeatureStoreError: The online store is unreachable; safe to repeat.
     """
-    from scalr_prod.forgetting.work import forget_ids
+    from scalr_prod.forgetting.work import erase_ids
 
-    return forget_ids(settings, users, "user")
+    return erase_ids(settings, users, "user")
 
 
-def forget_items(settings: Settings, items: Sequence[int | str]) -> ForgetReport:
+def erase_items(settings: Settings, items: Sequence[int | str]) -> ErasureReport:
     """Erase items of the target domain from everything that the project stores, and keep them from coming back.
 
     Histories and statistics are rebuilt without their events. Everything else that depends on them becomes stale, as after a correction
@@ -49,11 +49,11 @@ def forget_items(settings: Settings, items: Sequence[int | str]) -> ForgetReport
         items: Their ids as in the target log.
 
     Raises:
-        ForgettingError: As for `forget`.
+        ForgettingError: As for `erase_users`.
         LeaseHeld: Likewise.
         CommitFailed: Likewise.
         FeatureStoreError: Likewise.
     """
-    from scalr_prod.forgetting.work import forget_ids
+    from scalr_prod.forgetting.work import erase_ids
 
-    return forget_ids(settings, items, "item")
+    return erase_ids(settings, items, "item")

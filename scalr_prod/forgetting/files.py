@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ForgettingError
-from scalr_prod.forgetting.traces import FileOfRows, Ids, write_over
-from scalr_prod.generation.parts import sha256_of
-from scalr_prod.ledger import STAGED
-from scalr_prod.ownership import NAMES
+from scalr_prod.forgetting.traces import RewrittenFile, Subjects, overwrite_file
+from scalr_prod.generation.parts import file_sha256
+from scalr_prod.ledger import STAGING_FOLDERS
+from scalr_prod.ownership import HOME_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,47 +21,47 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["forget_in_files"]
+__all__ = ["erase_from_files"]
 
 #: Entries of the home that other modules handle or that contain no ids: definitions, model files, markers.
-_NOT_HERE: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
+_SKIPPED_ENTRIES: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
 _DELTA_LOG: Final = "_delta_log"
 #: Name prefixes of markers and secrets.
-_OWN: Final = (".scalr-", "secret")
-_TEXT: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
+_SKIPPED_PREFIXES: Final = (".scalr-", "secret")
+_TEXT_SUFFIXES: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
 
 
-def forget_in_files(settings: Settings, users: Ids, *, parts: bool) -> Counter[str]:
+def erase_from_files(settings: Settings, subjects: Subjects, *, staged_parts: bool) -> Counter[str]:
     """Remove the ids from every file that the project wrote below its home; return counts by top-level folder.
 
     Files of others in the home are left alone.
 
     Args:
         settings: The project's settings.
-        users: Users or items to erase.
-        parts: Also delete the staged parts of runs, whose inputs are no longer readable.
+        subjects: Users or items to erase.
+        staged_parts: Also delete the staged parts of runs, whose inputs are no longer readable.
     """
     removed: Counter[str] = Counter()
-    if parts:
-        removed["staged parts"] = _drop_parts(settings)
-    removed["evaluations"] = _drop_evaluations(settings, users)
-    rewritten: dict[str, FileOfRows] = {}
-    for path in _files(settings.home):
+    if staged_parts:
+        removed["staged parts"] = _delete_staged_parts(settings)
+    removed["evaluations"] = _delete_evaluations(settings, subjects)
+    rewritten: dict[str, RewrittenFile] = {}
+    for path in _iter_files(settings.home):
         if path.suffix == ".parquet":
-            with _readable(path):
-                changed = users.in_parquet(path)
+            with _damaged_file_errors(path):
+                changed = subjects.scrub_parquet(path)
             if changed is not None:
-                rewritten[changed.former] = changed
+                rewritten[changed.former_sha256] = changed
                 removed[path.relative_to(settings.home).parts[0]] += changed.removed
-        elif path.suffix in _TEXT:
-            removed[path.relative_to(settings.home).parts[0]] += users.in_file(path)
+        elif path.suffix in _TEXT_SUFFIXES:
+            removed[path.relative_to(settings.home).parts[0]] += subjects.scrub_file(path)
     # Always, since an earlier call may have been interrupted between rewriting a file and updating its manifest.
     _update_manifests(settings, rewritten)
     return removed
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _damaged_file_errors(path: Path) -> Iterator[None]:
     """Report errors of a damaged file with its path."""
     try:
         yield
@@ -73,57 +73,61 @@ def _readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _files(home: Path) -> Iterator[Path]:
-    for top in (home / name for name in NAMES if name not in _NOT_HERE):
+def _iter_files(home: Path) -> Iterator[Path]:
+    for top in (home / name for name in HOME_ENTRIES if name not in _SKIPPED_ENTRIES):
         if top.is_symlink():
             continue
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             if _DELTA_LOG in path.parts:  # in the lake of an evaluation, which is deleted as a whole if it contains an id
                 continue
-            if path.is_file() and not path.is_symlink() and not path.name.startswith(_OWN):
+            if path.is_file() and not path.is_symlink() and not path.name.startswith(_SKIPPED_PREFIXES):
                 yield path
 
 
-def _drop_parts(settings: Settings) -> int:
+def _delete_staged_parts(settings: Settings) -> int:
     deleted = 0
     for folder in (settings.home / "runs").glob("run_*"):
-        for part in [*(folder / name for name in STAGED), *folder.glob(".accepted-*")]:
+        for part in [*(folder / name for name in STAGING_FOLDERS), *folder.glob(".accepted-*")]:
             if part.is_dir():
                 deleted += sum(path.suffix == ".parquet" for path in part.rglob("*"))
                 shutil.rmtree(part)
     return deleted
 
 
-def _drop_evaluations(settings: Settings, users: Ids) -> int:
+def _delete_evaluations(settings: Settings, subjects: Subjects) -> int:
     """Delete the isolated homes of evaluations that contain an id; they are rebuilt when needed."""
     deleted = 0
     for home in (settings.home / "evaluations").glob("*"):
-        if home.is_dir() and (home / "lake").is_dir() and any(_holds(users, path) for path in home.rglob("*.parquet")):
+        if (
+            home.is_dir()
+            and (home / "lake").is_dir()
+            and any(_contains_subjects(subjects, path) for path in home.rglob("*.parquet"))
+        ):
             shutil.rmtree(home)
             deleted += 1
     return deleted
 
 
-def _holds(users: Ids, path: Path) -> bool:
-    with _readable(path):
-        return users.held_by(path)
+def _contains_subjects(subjects: Subjects, path: Path) -> bool:
+    with _damaged_file_errors(path):
+        return subjects.is_in_parquet(path)
 
 
-def _update_manifests(settings: Settings, rewritten: dict[str, FileOfRows]) -> None:
+def _update_manifests(settings: Settings, rewritten: dict[str, RewrittenFile]) -> None:
     """Update gate reports and manifests to the rewritten files."""
     documents = [*(settings.home / "runs").glob("run_*/gate.json"), *(settings.home / "datasets").glob("*/v*/manifest.json")]
     for path in documents:
-        with _readable(path):
+        with _damaged_file_errors(path):
             content = json.loads(path.read_text(encoding="utf-8"))
         if path.name == "gate.json":
-            changed = _update_checksums(content, rewritten) | _audited(path.parent, content)
+            changed = _update_checksums(content, rewritten) | _update_gate_counts(path.parent, content)
         else:
-            changed = _update_checksums(content, rewritten) | _verified(path.parent, content)
+            changed = _update_checksums(content, rewritten) | _update_training_set_counts(path.parent, content)
         if changed:
-            write_over(path, (json.dumps(content, indent=1) + "\n").encode())
+            overwrite_file(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _update_checksums(content: Any, rewritten: dict[str, FileOfRows]) -> bool:
+def _update_checksums(content: Any, rewritten: dict[str, RewrittenFile]) -> bool:
     """Replace the size and checksum of each rewritten file, wherever its previous checksum is recorded."""
     if not isinstance(content, list | dict):
         return False
@@ -139,7 +143,7 @@ def _update_checksums(content: Any, rewritten: dict[str, FileOfRows]) -> bool:
     return True
 
 
-def _audited(folder: Path, content: dict[str, Any]) -> bool:
+def _update_gate_counts(folder: Path, content: dict[str, Any]) -> bool:
     """Recount a run's accepted rows from its files."""
     report = content.get("report") or {}
     if not report.get("passed"):
@@ -147,8 +151,8 @@ def _audited(folder: Path, content: dict[str, Any]) -> bool:
     changed, accepted = False, 0
     for file in report.get("files", []):
         path = folder / file["path"]
-        if path.is_file() and (rows := _rows_of(path)) != file["rows"]:  # an earlier call was interrupted before this update
-            file.update({"rows": rows, "sha256": sha256_of(path)})
+        if path.is_file() and (rows := _row_count(path)) != file["rows"]:  # an earlier call was interrupted before this update
+            file.update({"rows": rows, "sha256": file_sha256(path)})
             changed = True
         accepted += file["rows"]
     if report.get("files") and report.get("accepted") != accepted:
@@ -156,7 +160,7 @@ def _audited(folder: Path, content: dict[str, Any]) -> bool:
     return changed
 
 
-def _verified(folder: Path, content: dict[str, Any]) -> bool:
+def _update_training_set_counts(folder: Path, content: dict[str, Any]) -> bool:
     """Recount a training set's rows, and update files that an earlier, interrupted call rewrote."""
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
@@ -165,7 +169,7 @@ def _verified(folder: Path, content: dict[str, Any]) -> bool:
     for name, file in content.get("files", {}).items():
         path = folder / name
         if path.is_file() and path.stat().st_size != file["bytes"]:
-            file.update({"rows": _rows_of(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+            file.update({"rows": _row_count(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)})
             changed = True
     rows = folder / "rows"
     if not rows.is_dir() or not {"rows", "real", "synthetic", "negatives"} <= content.keys():
@@ -186,7 +190,7 @@ def _verified(folder: Path, content: dict[str, Any]) -> bool:
     return True
 
 
-def _rows_of(path: Path) -> int:
+def _row_count(path: Path) -> int:
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(path).num_rows)

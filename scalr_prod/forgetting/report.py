@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-__all__ = ["ForgetReport"]
+__all__ = ["ErasureReport"]
 
 
 @dataclass(frozen=True)
-class ForgetReport(Jsonable):
+class ErasureReport(Jsonable):
     """Summary of what was removed; contains no user or item id.
 
     Attributes:

@@ -8,25 +8,25 @@ import uuid
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, Table
-from scalr_prod.duck import literal
+from scalr_prod.duck import quote_literal
 from scalr_prod.errors import LakeError
-from scalr_prod.growth import names_of
-from scalr_prod.lake import repeat_while_moving
-from scalr_prod.replacements import REPLACED, Replacement
+from scalr_prod.growth import file_names
+from scalr_prod.lake import retry_on_new_version
+from scalr_prod.replacements import CORRECTION_APP_ID, Correction
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
 
-    from scalr_prod.forgetting.traces import Ids
+    from scalr_prod.forgetting.traces import Subjects
     from scalr_prod.lake import Lake
-    from scalr_prod.tombstones import Kind
+    from scalr_prod.tombstones import SuppressedKind
 
-__all__ = ["HELD", "MADE_OF_ITEMS", "TABLES", "forget_rows", "held_of", "purge", "rows_of"]
+__all__ = ["AFFECTED_TABLES", "DERIVED_FROM_ITEMS", "EVENT_TABLES", "count_rows", "delete_rows", "find_ids", "purge"]
 
 #: Tables with rows of users, and of items of the target domain.
-TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
+AFFECTED_TABLES: Final[dict[SuppressedKind, tuple[Table, ...]]] = {
     "user": (
         Table.SOURCE_EVENTS,
         Table.TARGET_EVENTS,
@@ -44,45 +44,45 @@ TABLES: Final[dict[Kind, tuple[Table, ...]]] = {
     ),
 }
 #: Tables whose rows of other users or items are derived from the erased items' events.
-MADE_OF_ITEMS: Final = (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
+DERIVED_FROM_ITEMS: Final = (Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
 #: Event tables that translators are trained on.
-HELD: Final[dict[Kind, tuple[Table, ...]]] = {
+EVENT_TABLES: Final[dict[SuppressedKind, tuple[Table, ...]]] = {
     "user": (Table.SOURCE_EVENTS, Table.TARGET_EVENTS),
     "item": (Table.TARGET_EVENTS,),
 }
 #: Ids per delete predicate.
-_AT_ONCE: Final = 500
+_IDS_PER_DELETE: Final = 500
 
 
-def rows_of(lake: Lake, table: Table, users: Ids) -> int:
+def count_rows(lake: Lake, table: Table, subjects: Subjects) -> int:
     """Return how many rows of a table belong to the subjects."""
     import pyarrow.compute as pc
 
     if not lake.exists(table):
         return 0
     rows = lake.dataset(table)
-    ids = users.of_column(rows.schema.field(users.column).type)
+    ids = subjects.as_array(rows.schema.field(subjects.column).type)
     # No filter on the scan: files restored by a rollback may have another string type, which pyarrow filters cannot compare.
-    batches = rows.to_batches(columns=[users.column])
+    batches = rows.to_batches(columns=[subjects.column])
     return sum(pc.sum(pc.is_in(batch.column(0), value_set=ids)).as_py() or 0 for batch in batches)
 
 
-def held_of(lake: Lake, table: Table, users: Ids) -> set[int | str]:
+def find_ids(lake: Lake, table: Table, subjects: Subjects) -> set[int | str]:
     """Return the ids that have rows in a table."""
     import pyarrow.compute as pc
 
     if not lake.exists(table):
         return set()
     rows = lake.dataset(table)
-    ids = users.of_column(rows.schema.field(users.column).type)
+    ids = subjects.as_array(rows.schema.field(subjects.column).type)
     found: set[int | str] = set()
-    for batch in rows.to_batches(columns=[users.column]):
+    for batch in rows.to_batches(columns=[subjects.column]):
         column = batch.column(0)
         found.update(column.filter(pc.is_in(column, value_set=ids)).unique().to_pylist())
     return found
 
 
-def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
+def delete_rows(lake: Lake, table: Table, subjects: Subjects) -> int:
     """Delete the subjects' rows from a table's current version; return their number. Files without such rows are not rewritten.
 
     Rows of other users are derived from an item's events, so deleting an item's events is recorded as a correction.
@@ -90,29 +90,29 @@ def forget_rows(lake: Lake, table: Table, users: Ids) -> int:
     Raises:
         CommitFailed: Nothing was deleted.
     """
-    count = rows_of(lake, table, users)
+    count = count_rows(lake, table, subjects)
     if not count:
         return 0
-    ids = users.of_column(lake.schema(table).field(users.column).type)
-    first = _first(lake, table, users, ids) if users.kind == "item" and table is Table.TARGET_EVENTS else None
-    correction = None if first is None else Replacement(first, count, 0)
-    literals = [literal(value) for value in ids.to_pylist()]
-    for start in range(0, len(literals), _AT_ONCE):
-        _delete(lake, table, f"{users.column} IN ({', '.join(literals[start : start + _AT_ONCE])})", correction)
+    ids = subjects.as_array(lake.schema(table).field(subjects.column).type)
+    first = _earliest_event(lake, table, subjects, ids) if subjects.kind == "item" and table is Table.TARGET_EVENTS else None
+    correction = None if first is None else Correction(first, count, 0)
+    literals = [quote_literal(value) for value in ids.to_pylist()]
+    for start in range(0, len(literals), _IDS_PER_DELETE):
+        _delete(lake, table, f"{subjects.column} IN ({', '.join(literals[start : start + _IDS_PER_DELETE])})", correction)
     return count
 
 
-def _first(lake: Lake, table: Table, users: Ids, ids: pa.Array) -> datetime:
+def _earliest_event(lake: Lake, table: Table, subjects: Subjects, ids: pa.Array) -> datetime:
     """Return the time of the subjects' earliest event."""
     import pyarrow.compute as pc
 
-    batches = lake.dataset(table).to_batches(columns=[users.column, EVENT_TIMESTAMP])
+    batches = lake.dataset(table).to_batches(columns=[subjects.column, EVENT_TIMESTAMP])
     times = (batch.column(1).filter(pc.is_in(batch.column(0), value_set=ids)) for batch in batches)
     earliest: datetime = min(time for time in (pc.min(batch).as_py() for batch in times) if time is not None)
     return earliest
 
 
-def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | None) -> None:
+def _delete(lake: Lake, table: Table, predicate: str, correction: Correction | None) -> None:
     def delete(version: int) -> None:
         lake.replace_where(
             table,
@@ -121,11 +121,11 @@ def _delete(lake: Lake, table: Table, predicate: str, replaced: Replacement | No
             predicate,
             key=f"forget-{uuid.uuid4().hex}",
             expected_version=version,
-            record=replaced.to_json() if replaced else None,
-            notes={REPLACED: version + 1} if replaced else None,
+            record=correction.to_json() if correction else None,
+            app_transactions={CORRECTION_APP_ID: version + 1} if correction else None,
         )
 
-    repeat_while_moving(lake, table, delete)
+    retry_on_new_version(lake, table, delete)
 
 
 def purge(lake: Lake, table: Table, *, before: datetime) -> int:
@@ -146,10 +146,10 @@ def purge(lake: Lake, table: Table, *, before: datetime) -> int:
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
     # Add an empty commit, so that the last log entry that stays contains no id.
-    lake.describe(table, lake.description(table), key=f"forget-{uuid.uuid4().hex}")
+    lake.set_description(table, lake.description(table), key=f"forget-{uuid.uuid4().hex}")
     delta = lake.open_table(table)
     delta.create_checkpoint()
-    version, needed = delta.version(), names_of(delta)
+    version, needed = delta.version(), file_names(delta)
     files = PyFileSystem(DeltaStorageHandler(lake.uri(table), lake.storage_options))
     deleted = 0
     present = {info.path.lstrip("/"): info for info in files.get_file_info(FileSelector("", recursive=True))}

@@ -13,44 +13,52 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.contracts import Table, id_type_of
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import ForgettingError, LeaseHeld
-from scalr_prod.feast_store.forgotten import forget_entities
-from scalr_prod.forgetting.files import forget_in_files
-from scalr_prod.forgetting.report import ForgetReport
-from scalr_prod.forgetting.tables import HELD, MADE_OF_ITEMS, TABLES, forget_rows, held_of, purge, rows_of
-from scalr_prod.forgetting.traces import Ids, Items, Users
-from scalr_prod.ingest.usermap import UserMap
+from scalr_prod.feast_store.forgotten import erase_entities
+from scalr_prod.forgetting.files import erase_from_files
+from scalr_prod.forgetting.report import ErasureReport
+from scalr_prod.forgetting.tables import (
+    AFFECTED_TABLES,
+    DERIVED_FROM_ITEMS,
+    EVENT_TABLES,
+    count_rows,
+    delete_rows,
+    find_ids,
+    purge,
+)
+from scalr_prod.forgetting.traces import ItemSubjects, Subjects, UserSubjects
+from scalr_prod.ingest.usermap import IdMapping
 from scalr_prod.ledger import Ledger
-from scalr_prod.tombstones import Tombstone, Tombstones
+from scalr_prod.tombstones import SuppressedId, SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
-    from scalr_prod.tombstones import Kind
+    from scalr_prod.tombstones import SuppressedKind
 
-__all__ = ["forget_ids"]
+__all__ = ["erase_ids"]
 
 logger = logging.getLogger(__name__)
 
-_KINDS: Final[dict[Kind, type[Ids]]] = {"user": Users, "item": Items}
+_SUBJECT_TYPES: Final[dict[SuppressedKind, type[Subjects]]] = {"user": UserSubjects, "item": ItemSubjects}
 #: An ingest in progress may commit once more; one that starts later applies the suppression list.
-_ROUNDS: Final = 3
+_MAX_ROUNDS: Final = 3
 
 
-def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> ForgetReport:
+def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: SuppressedKind) -> ErasureReport:
     """Erase users or items; see `scalr_prod.forgetting`."""
-    from scalr_prod.binding import open_own
+    from scalr_prod.binding import open_project_lake
 
-    lake = open_own(settings)
-    ids = _typed(settings, lake, asked, kind)
+    lake = open_project_lake(settings)
+    ids = _parse_ids(settings, lake, raw_ids, kind)
     if kind == "user":
-        ids = _by_every_id(settings, ids)
-    _refuse_switched_off(lake)
-    with Tombstones.changing(settings) as suppressed, Ledger.open(settings) as ledger:
-        _refuse_at_work(ledger)
+        ids = _add_equivalent_ids(settings, ids)
+    _ensure_publication_enabled(lake)
+    with SuppressionList.open_for_update(settings) as suppressed, Ledger.open(settings) as ledger:
+        _ensure_no_active_run(ledger)
         runs = {run.run_id for run in ledger.runs()}
-        entries = suppressed.of(kind)
+        entries = suppressed.entries(kind)
         known = [
             identifier
             for identifier in ids
@@ -58,9 +66,9 @@ def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> Fo
         ]
         pending = [identifier for identifier in ids if identifier not in set(known)]
         for identifier in pending:
-            _intend(lake, ledger, suppressed, identifier, kind)
-        removed = _remove(settings, lake, _KINDS[kind](ids), whole=bool(pending))
-        _refuse_at_work(ledger)
+            _record_intent(lake, ledger, suppressed, identifier, kind)
+        removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
+        _ensure_no_active_run(ledger)
         if {run.run_id for run in ledger.runs()} - runs:
             raise LeaseHeld(
                 f"a run was started during the erasure and may have read events of these {kind}s",
@@ -70,21 +78,21 @@ def forget_ids(settings: Settings, asked: Sequence[int | str], kind: Kind) -> Fo
         counts = {name: count for name, count in sorted(removed.items()) if count}
         for identifier in pending:
             _record_completion(ledger, suppressed, identifier, kind, counts, subject_count=len(pending))
-        return _report(settings, suppressed, kind, ids, len(known), counts)
+        return _build_report(settings, suppressed, kind, ids, len(known), counts)
 
 
-def _typed(settings: Settings, lake: Lake, asked: Sequence[int | str], kind: Kind) -> list[int | str]:
+def _parse_ids(settings: Settings, lake: Lake, raw_ids: Sequence[int | str], kind: SuppressedKind) -> list[int | str]:
     """Return the ids in the lake's type."""
-    ids = list(dict.fromkeys(map(str, asked)))
+    ids = list(dict.fromkeys(map(str, raw_ids)))
     if not ids or not all(map(str.strip, ids)):
         raise ForgettingError(
             f"no {kind} id given, or an id is empty",
             where=f"{kind}s",
             next_step=f"give {kind} ids, or a file with one id per line",
         )
-    table = next((table for table in HELD[kind] if lake.exists(table)), None)
-    if table is None or id_type_of(lake.schema(table), _KINDS[kind].column) == "string":
-        _refuse_padded(settings, lake, ids, kind)
+    table = next((table for table in EVENT_TABLES[kind] if lake.exists(table)), None)
+    if table is None or id_type_of(lake.schema(table), _SUBJECT_TYPES[kind].column) == "string":
+        _reject_padded_ids(settings, lake, ids, kind)
         return [*ids]
     # Not int(): it accepts 12_5 for 125, and digits of other scripts.
     if invalid := [text for text in ids if not re.fullmatch(r"-?[0-9]{1,19}", text)]:
@@ -96,7 +104,7 @@ def _typed(settings: Settings, lake: Lake, asked: Sequence[int | str], kind: Kin
     return [*dict.fromkeys(map(int, ids))]
 
 
-def _refuse_padded(settings: Settings, lake: Lake, ids: Sequence[str], kind: Kind) -> None:
+def _reject_padded_ids(settings: Settings, lake: Lake, ids: Sequence[str], kind: SuppressedKind) -> None:
     """Reject ids with surrounding blanks that do not exist: a blank makes it another id than the one without.
 
     Raises:
@@ -105,8 +113,8 @@ def _refuse_padded(settings: Settings, lake: Lake, ids: Sequence[str], kind: Kin
     padded = [text for text in ids if text != text.strip()]
     if not padded:
         return
-    known = set(Tombstones.open(settings).held(padded, kind)).union(
-        *(held_of(lake, table, _KINDS[kind](padded)) for table in HELD[kind])
+    known = set(SuppressionList.open(settings).suppressed_ids(padded, kind)).union(
+        *(find_ids(lake, table, _SUBJECT_TYPES[kind](padded)) for table in EVENT_TABLES[kind])
     )
     unknown = [text for text in padded if text not in known]
     if unknown:
@@ -117,15 +125,15 @@ def _refuse_padded(settings: Settings, lake: Lake, ids: Sequence[str], kind: Kin
         )
 
 
-def _by_every_id(settings: Settings, ids: list[int | str]) -> list[int | str]:
+def _add_equivalent_ids(settings: Settings, ids: list[int | str]) -> list[int | str]:
     """Add the ids that the same people would have in the lake under another user mapping."""
-    user_map = UserMap.read(settings)
-    return ids if user_map is None else [*ids, *user_map.same_people(ids)]
+    user_map = IdMapping.from_settings(settings)
+    return ids if user_map is None else [*ids, *user_map.equivalent_ids(ids)]
 
 
-def _refuse_switched_off(lake: Lake) -> None:
+def _ensure_publication_enabled(lake: Lake) -> None:
     view = Table.SYNTHETIC_TARGET_EVENTS
-    if lake.exists(view) and lake.aside(view) is not None:
+    if lake.exists(view) and lake.hidden_version(view) is not None:
         raise ForgettingError(
             "publication is disabled: erased rows would come back from the files of the feature view that are set aside",
             where=lake.uri(view),
@@ -133,57 +141,59 @@ def _refuse_switched_off(lake: Lake) -> None:
         )
 
 
-def _refuse_at_work(ledger: Ledger) -> None:
-    held = ledger.at_work()
+def _ensure_no_active_run(ledger: Ledger) -> None:
+    held = ledger.active_leases()
     if held:
         run_id, owner = next(iter(held.items()))
         raise LeaseHeld(
             f"{owner} works on this run, which may have read events that are to be erased",
             where=ledger.address,
             next_step="wait until it has ended or stop it, then repeat the command",
-        ).at(run_id=run_id)
+        ).add_context(run_id=run_id)
 
 
-def _intend(lake: Lake, ledger: Ledger, suppressed: Tombstones, one: int | str, kind: Kind) -> None:
+def _record_intent(
+    lake: Lake, ledger: Ledger, suppressed: SuppressionList, identifier: int | str, kind: SuppressedKind
+) -> None:
     """Suppress an id, and record which translators were trained on a user's events, before these are deleted."""
-    digest = suppressed.digest(one, kind)
-    if digest in suppressed.of(kind):  # by an earlier, interrupted call
+    digest = suppressed.digest(identifier, kind)
+    if digest in suppressed.entries(kind):  # by an earlier, interrupted call
         return
     # Not of items: a translator that knows one becomes stale, and is prevented from proposing it.
-    trained_on = kind == "user" and any(rows_of(lake, table, Users([one])) for table in HELD[kind])
+    trained_on = kind == "user" and any(count_rows(lake, table, UserSubjects([identifier])) for table in EVENT_TABLES[kind])
     versions = tuple(model.version for model in ledger.model_versions()) if trained_on else ()
-    suppressed.put(Tombstone(digest, datetime.now(UTC), versions), kind)
+    suppressed.add(SuppressedId(digest, datetime.now(UTC), versions), kind)
 
 
-def _remove(settings: Settings, lake: Lake, ids: Ids, *, whole: bool) -> Counter[str]:
+def _remove_everywhere(settings: Settings, lake: Lake, subjects: Subjects, *, purge_all: bool) -> Counter[str]:
     """Remove users or items from tables, files and the online store; return counts by location.
 
     Args:
         settings: The project's settings.
         lake: Its lake.
-        ids: Users or items to erase.
-        whole: Also delete old versions of tables whose current version has none of their rows.
+        subjects: Users or items to erase.
+        purge_all: Also delete old versions of tables whose current version has none of their rows.
     """
-    tables, removed = TABLES[ids.kind], Counter[str]()
+    tables, removed = AFFECTED_TABLES[subjects.kind], Counter[str]()
     with staging_folder(settings, "forget"):
         pass  # deletes what killed processes had staged
-    for round_ in range(_ROUNDS):
-        everything = whole and round_ == 0
-        deleted = {table: forget_rows(lake, table, ids) for table in tables}
-        if ids.kind == "item" and (everything or any(deleted.values())):
+    for round_ in range(_MAX_ROUNDS):
+        everything = purge_all and round_ == 0
+        deleted = {table: delete_rows(lake, table, subjects) for table in tables}
+        if subjects.kind == "item" and (everything or any(deleted.values())):
             deleted |= _rebuild_histories(settings, lake)
         before = datetime.now(UTC)
         old = [table for table in deleted if lake.exists(table) and (deleted[table] or everything)]
         removed += Counter({table.value: count for table, count in deleted.items() if table in tables})
         removed["files of tables"] += sum(purge(lake, table, before=before) for table in old)
-        removed += forget_in_files(settings, ids, parts=bool(old))
-        if ids.kind == "item":
+        removed += erase_from_files(settings, subjects, staged_parts=bool(old))
+        if subjects.kind == "item":
             _refresh_online_store(settings)
-        removed["online store"] += forget_entities(settings, ids.column, ids.ids)
-        if not any(rows_of(lake, table, ids) for table in tables):
+        removed["online store"] += erase_entities(settings, subjects.column, subjects.ids)
+        if not any(count_rows(lake, table, subjects) for table in tables):
             return removed
     raise ForgettingError(
-        f"another process keeps adding events of the {ids.kind}s",
+        f"another process keeps adding events of the {subjects.kind}s",
         where=lake.root,
         next_step="stop all ingests, then repeat the command",
     )
@@ -191,7 +201,7 @@ def _remove(settings: Settings, lake: Lake, ids: Ids, *, whole: bool) -> Counter
 
 def _rebuild_histories(settings: Settings, lake: Lake) -> dict[Table, int]:
     """Rebuild histories and statistics from the remaining events, unless there were none; return the rebuilt tables."""
-    rebuilt = [table for table in MADE_OF_ITEMS if lake.exists(table) and lake.dataset(table).count_rows()]
+    rebuilt = [table for table in DERIVED_FROM_ITEMS if lake.exists(table) and lake.dataset(table).count_rows()]
     if rebuilt:
         from scalr_prod.histories import build_histories
 
@@ -202,36 +212,42 @@ def _rebuild_histories(settings: Settings, lake: Lake) -> dict[Table, int]:
 def _refresh_online_store(settings: Settings) -> None:
     """Update a filled online store from the tables: its user histories contain items."""
     from scalr_prod.feast_store import apply_feature_repo, materialize
-    from scalr_prod.feast_store.filled import was_filled
+    from scalr_prod.feast_store.filled import has_been_materialized
 
-    if was_filled(settings):
+    if has_been_materialized(settings):
         apply_feature_repo(settings)
         materialize(settings)
 
 
 def _record_completion(
-    ledger: Ledger, suppressed: Tombstones, identifier: int | str, kind: Kind, counts: dict[str, int], *, subject_count: int
+    ledger: Ledger,
+    suppressed: SuppressionList,
+    identifier: int | str,
+    kind: SuppressedKind,
+    counts: dict[str, int],
+    *,
+    subject_count: int,
 ) -> None:
     digest = suppressed.digest(identifier, kind)
     if digest not in {change.key for change in ledger.history(subject="forgotten")}:
-        ledger.record_forgotten(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
-    suppressed.finish(digest, counts, kind)
+        ledger.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
+    suppressed.mark_done(digest, counts, kind)
 
 
-def _report(
+def _build_report(
     settings: Settings,
-    suppressed: Tombstones,
-    kind: Kind,
+    suppressed: SuppressionList,
+    kind: SuppressedKind,
     ids: Sequence[int | str],
     known: int,
     counts: dict[str, int],
-) -> ForgetReport:
-    entries = suppressed.of(kind)
+) -> ErasureReport:
+    entries = suppressed.entries(kind)
     versions = sorted({version for identifier in ids for version in entries[suppressed.digest(identifier, kind)].versions})
-    deadlines = [found[1] for version in versions if (found := suppressed.retrain_by(settings, version)) is not None]
+    deadlines = [found[1] for version in versions if (found := suppressed.retraining_deadline(settings, version)) is not None]
     if versions:
         logger.info(
             "translator versions %s were trained on events of these users: train a new one", ", ".join(map(str, versions))
         )
     users, items = (len(ids), 0) if kind == "user" else (0, len(ids))
-    return ForgetReport(users, items, known, counts, versions, min(deadlines, default=None))
+    return ErasureReport(users, items, known, counts, versions, min(deadlines, default=None))

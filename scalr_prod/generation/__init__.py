@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scalr_prod.generation.driver import generate
-    from scalr_prod.generation.foresight import Foreseen, foresee_run
+    from scalr_prod.generation.foresight import RunPreview, preview_run
     from scalr_prod.generation.plan import plan_run
     from scalr_prod.generation.report import GenerationReport
 
-__all__ = ["Foreseen", "GenerationReport", "foresee_run", "generate", "plan_run"]
+__all__ = ["GenerationReport", "RunPreview", "generate", "plan_run", "preview_run"]
 
 _HOMES = {
     "Foreseen": "foresight",

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, ITEM_ID, Table
-from scalr_prod.duck import exact, open_duckdb, staging_folder
-from scalr_prod.generation.parts import identity, part_path, remove_others, seal, writing
-from scalr_prod.whole import whole
+from scalr_prod.duck import escape_glob, open_duckdb, staging_folder
+from scalr_prod.generation.parts import open_part_writer, part_identity, part_path, remove_stale_parts, write_manifest
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["KEEP_AT_LEAST", "Aligned", "align_parts", "bucket_targets", "keep_counts", "value_buckets"]
+__all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]
 
 #: At least this share of events stays, even if the distributions then match less closely.
-KEEP_AT_LEAST: Final = 0.5
+MIN_KEPT_SHARE: Final = 0.5
 
 #: Rows written at a time.
-_BATCH: Final = 100_000
+_BATCH_ROWS: Final = 100_000
 
 #: Rows are selected by the first 12 bits of the event's id, so that a bucket's share is met to 1/4096.
-_CELLS: Final = 4096
-_CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
+_HASH_CELLS: Final = 4096
+_HASH_CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
 
 @dataclass(frozen=True)
-class Aligned:
+class AlignmentResult:
     """Hold the result of the alignment.
 
     Attributes:
@@ -88,14 +88,14 @@ def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
     return cut[which]
 
 
-def bucket_targets(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets: int) -> NDArray[np.float64]:
+def bucket_shares(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets: int) -> NDArray[np.float64]:
     """Return the share of real events in each bucket: float64 [buckets], summing to 1 unless there are none."""
     mass = np.bincount(bucket, weights=counts, minlength=buckets)
     return mass / max(mass.sum(), 1)  # type: ignore[no-any-return]
 
 
 def keep_counts(
-    counts: NDArray[np.int64], shares: NDArray[np.float64], *, at_least: float = KEEP_AT_LEAST
+    counts: NDArray[np.int64], shares: NDArray[np.float64], *, min_share: float = MIN_KEPT_SHARE
 ) -> NDArray[np.int64]:
     """Return how many events to keep in each bucket.
 
@@ -106,19 +106,19 @@ def keep_counts(
     Args:
         counts: int64 [B], events to select from.
         shares: float64 [B], of the real events; sums to 1.
-        at_least: Minimum share of all events to keep.
+        min_share: Minimum share of all events to keep.
 
     Returns:
         int64 [B], each at most its count.
     """
     total = int(counts.sum())
-    floor = int(np.ceil(at_least * total))
+    floor = int(np.ceil(min_share * total))
     if not total or not shares.sum():
         return counts.copy()
     has_share = shares > 0
     scale = float((counts[has_share] / shares[has_share]).min())
     if np.minimum(counts, scale * shares).sum() < floor:
-        scale = _scale_that_keeps(counts, shares, floor)
+        scale = _scale_for_floor(counts, shares, floor)
     selected = np.minimum(counts, np.ceil(scale * shares - 1e-9).astype(np.int64))
     # Buckets without a real event fill the remainder, in order of their number.
     for bucket in np.flatnonzero(~has_share):
@@ -126,7 +126,7 @@ def keep_counts(
     return selected
 
 
-def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
+def _scale_for_floor(counts: NDArray[np.int64], shares: NDArray[np.float64], floor: int) -> float:
     """Return the smallest c with ``sum(min(count, c * share)) >= floor``, or the c at which every bucket is full."""
     full = np.sort(counts[shares > 0] / shares[shares > 0])  # the c at which each bucket is used up
     kept_at = np.minimum(counts[None, :], full[:, None] * shares[None, :]).sum(1)
@@ -140,7 +140,7 @@ def _scale_that_keeps(counts: NDArray[np.int64], shares: NDArray[np.float64], fl
 
 def align_parts(
     settings: Settings, spec: RunSpec, *, parts: Path, candidates: Path, partitions: int, schema: pa.Schema
-) -> Aligned:
+) -> AlignmentResult:
     """Count the staged rows by bucket, then write the rows to keep.
 
     Args:
@@ -156,7 +156,7 @@ def align_parts(
     staged = [part_path(parts, number) for number in range(partitions)]
     with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
         shares = _register_buckets(connection, settings, spec, buckets)
-        cell_counts = _count(connection, staged, buckets)
+        cell_counts = _count_by_bucket(connection, staged, buckets)
         counts = cell_counts.sum(1)
         keep = keep_counts(counts, shares) if options["align"] else counts
         # A bucket keeps ids up to the first hash cell at which enough are selected.
@@ -165,13 +165,14 @@ def align_parts(
             for bucket in range(buckets)
         ]
         _register_limits(connection, limits)
-        write = _copy if (keep == counts).all() else partial(_write, connection, schema)
+        write = _copy_part if (keep == counts).all() else partial(_write_kept_rows, connection, schema)
         manifests = [
-            write(path, part_path(candidates, number), identity(spec, number, partitions)) for number, path in enumerate(staged)
+            write(path, part_path(candidates, number), part_identity(spec, number, partitions))
+            for number, path in enumerate(staged)
         ]
-        remove_others(candidates, partitions)
+        remove_stale_parts(candidates, partitions)
         kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
-        rows = {"files": [exact(part_path(candidates, number)) for number in range(partitions)]}
+        rows = {"files": [escape_glob(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
         ).fetchone()
@@ -179,14 +180,14 @@ def align_parts(
             "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
         ).fetchall()
     events = int(kept_counts.sum())
-    return Aligned(
+    return AlignmentResult(
         manifests=manifests,
         events=events,
         dropped=int(counts.sum()) - events,
         users=int(users),
         items=int(items),
         sources={str(name): int(count) for name, count in sources},
-        bucket_distance={"before": _distance(counts, shares), "after": _distance(kept_counts, shares)},
+        bucket_distance={"before": _total_variation(counts, shares), "after": _total_variation(kept_counts, shares)},
     )
 
 
@@ -206,17 +207,17 @@ def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, bucket
     counts = items["events"].to_numpy()
     bucket = value_buckets(counts, buckets)
     connection.register("value_buckets", pa.table({ITEM_ID: items[ITEM_ID], "bucket": bucket}))
-    return bucket_targets(counts, bucket, buckets)
+    return bucket_shares(counts, bucket, buckets)
 
 
-def _count(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
+def _count_by_bucket(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
     """Return int64 [buckets, cells]: staged rows by bucket and by hash cell of their id."""
-    found = np.zeros((buckets, _CELLS), dtype=np.int64)
+    found = np.zeros((buckets, _HASH_CELLS), dtype=np.int64)
     for path in staged:
         table = connection.sql(
-            f"""SELECT coalesce(bucket, 0) AS bucket, {_CELL_SQL} AS cell, count(*) AS events
+            f"""SELECT coalesce(bucket, 0) AS bucket, {_HASH_CELL_SQL} AS cell, count(*) AS events
                 FROM read_parquet($path) LEFT JOIN value_buckets USING ({ITEM_ID}) GROUP BY ALL""",
-            params={"path": exact(path)},
+            params={"path": escape_glob(path)},
         ).to_arrow_table()
         np.add.at(found, (table["bucket"].to_numpy(), table["cell"].to_numpy()), table["events"].to_numpy())
     return found
@@ -228,35 +229,35 @@ def _register_limits(connection: Any, limits: list[int]) -> None:
     connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
 
 
-def _copy(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Copy a part that keeps all of its rows; they are already in their final order."""
     import pyarrow.parquet as pq
 
-    with whole(path) as unfinished:
+    with atomic_path(path) as unfinished:
         shutil.copyfile(source, unfinished)
-    return seal(path, facts | {"rows": pq.read_metadata(path).num_rows})
+    return write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
 
 
-def _write(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _write_kept_rows(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)
     found = connection.sql(
         f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN value_buckets USING ({ITEM_ID})
             JOIN limits ON limits.bucket = coalesce(value_buckets.bucket, 0)
-            WHERE {_CELL_SQL} < limits.cells
+            WHERE {_HASH_CELL_SQL} < limits.cells
             ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",
-        params={"path": exact(source)},
+        params={"path": escape_glob(source)},
     )
     rows = 0
-    with writing(path, schema) as write:
-        for batch in found.to_arrow_reader(_BATCH):
+    with open_part_writer(path, schema) as write:
+        for batch in found.to_arrow_reader(_BATCH_ROWS):
             write(pa.Table.from_batches([batch]).cast(schema))
             rows += len(batch)
-    return seal(path, facts | {"rows": rows})
+    return write_manifest(path, facts | {"rows": rows})
 
 
-def _distance(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
+def _total_variation(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
     """Return the total variation distance between two distributions over buckets: 0 to 1."""
     total = counts.sum()
     return round(float(np.abs(counts / total - shares).sum() / 2), 6) if total else 0.0

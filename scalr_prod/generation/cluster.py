@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
-from scalr_prod.interrupts import held_back
+from scalr_prod.interrupts import defer_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Cluster", "open_cluster", "telling_driver", "warm_up"]
+__all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel"]
 
 logger = logging.getLogger(__name__)
 
 #: Tasks queued on each worker thread beside the running one: enough to keep it busy, few enough to bound memory.
-_WAITING: Final = 1
+_QUEUED_PER_THREAD: Final = 1
 
 #: Seconds between two progress messages of a task.
-_TOLD_EVERY_S: Final = 0.5
+_PROGRESS_INTERVAL_S: Final = 0.5
 
 #: Start method of local workers: forked from a process with the imports that tasks need, where the system supports it.
-_START: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+_START_METHOD: Final = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
 #: Dask's defaults for spawned workers, unless set already: libraries read them at import.
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
@@ -43,7 +43,7 @@ _ENVIRONMENT: Final = {
 }
 #: Variables that Feast sets on import: a temporary folder, which it removes when this process exits. A process that outlives
 #: this one briefly would fail on the missing folder; without the variables, Feast creates its own.
-_FEASTS_FOLDER: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
+_FEAST_METRICS_VARIABLES: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 
 
 class Cluster:
@@ -58,8 +58,8 @@ class Cluster:
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         return max(1, sum(int(worker["nthreads"]) for worker in workers.values()))
 
-    def listen(self, topic: str, handler: Callable[[Any], None]) -> None:
-        """Call the handler with every message that workers send on a topic (`telling_driver`)."""
+    def subscribe(self, topic: str, handler: Callable[[Any], None]) -> None:
+        """Call the handler with every message that workers send on a topic (`progress_channel`)."""
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
@@ -87,7 +87,7 @@ class Cluster:
                 running.add(future)
 
         try:
-            for _ in range(self.threads * (1 + _WAITING)):
+            for _ in range(self.threads * (1 + _QUEUED_PER_THREAD)):
                 submit_next()
             for future in running:
                 outcome = self._result(future)
@@ -150,18 +150,18 @@ def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
             yield Cluster(client)
 
 
-def warm_up(settings: Settings) -> None:
+def preload_workers(settings: Settings) -> None:
     """Start, in the background, the process that local workers are forked from; one that runs already is kept.
 
     It exits with this process, even if this one is killed.
     """
-    if settings.compute.dask != "local" or _START != "forkserver":
+    if settings.compute.dask != "local" or _START_METHOD != "forkserver":
         return
     from multiprocessing import forkserver, get_context
 
-    get_context(_START).set_forkserver_preload(["scalr_prod.generation.forked", "scalr_prod.generation.warm"])
+    get_context(_START_METHOD).set_forkserver_preload(["scalr_prod.generation.forked", "scalr_prod.generation.warm"])
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    feasts = [name for name in _FEASTS_FOLDER if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
+    feasts = [name for name in _FEAST_METRICS_VARIABLES if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
     removed = {name: os.environ.pop(name) for name in feasts}
     os.environ.update(added)
     try:
@@ -173,7 +173,7 @@ def warm_up(settings: Settings) -> None:
 
 
 @contextmanager
-def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
+def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
     """Yield a function that adds to a task's count and sends the count to subscribers twice a second and at the end.
 
     Messages are rare since they pass through the scheduler, which shares the cores with the translator.
@@ -191,7 +191,7 @@ def telling_driver(topic: str) -> Iterator[Callable[[int], None]]:
     def count(units: int) -> None:
         nonlocal unsent
         unsent += units
-        if time.monotonic() - last_sent >= _TOLD_EVERY_S:
+        if time.monotonic() - last_sent >= _PROGRESS_INTERVAL_S:
             send()
 
     try:
@@ -208,17 +208,17 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     compute = settings.compute
     # The package reports errors itself; Dask's own messages about closing workers would only obscure them.
     quiet: dict[str, Any] = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
-    warm_up(settings)
-    quiet["distributed.worker.multiprocessing-method"] = _START
+    preload_workers(settings)
+    quiet["distributed.worker.multiprocessing-method"] = _START_METHOD
     quiet["distributed.worker.profile.enabled"] = False  # unused, and it takes 25 MB per worker within 17 minutes
     with (
-        _silenced(),
-        _main_module_left_out(),
+        _quiet_dask_logging(),
+        _hidden_main_module(),
         staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
         ExitStack() as stack,
     ):
-        with held_back():  # Dask does not clean up a cluster that is still starting
+        with defer_signals():  # Dask does not clean up a cluster that is still starting
             cluster = LocalCluster(
                 n_workers=min(compute.workers, max(tasks, 1)),
                 threads_per_worker=compute.threads_per_worker,
@@ -232,13 +232,13 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
                 memory_limit=0,
                 local_directory=str(folder),
             )
-            stack.enter_context(_closed_in_the_end(cluster))
+            stack.enter_context(_closing(cluster))
             client = stack.enter_context(Client(cluster, set_as_default=False))
         yield client
 
 
 @contextmanager
-def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
+def _closing(cluster: Any) -> Iterator[Any]:
     """Close the cluster at the end; log an error of closing, so that it neither fails the work nor hides its error.
 
     A worker that dies while its nanny restarts it cannot be joined, and closing raises. Such a worker exits with its pipe.
@@ -253,7 +253,7 @@ def _closed_in_the_end(cluster: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _main_module_left_out() -> Iterator[None]:
+def _hidden_main_module() -> Iterator[None]:
     """Keep worker processes from importing the caller's main module, which tasks do not need.
 
     It may be a script without a ``__main__`` guard, which would run again in each worker, or a scheduler's task runner, which
@@ -274,7 +274,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
     from distributed import Client
 
     address, patience = settings.compute.dask, settings.compute.connect_timeout_s
-    with _silenced():
+    with _quiet_dask_logging():
         try:
             client = Client(address, timeout=patience, set_as_default=False)
         except (OSError, ValueError) as error:
@@ -296,7 +296,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def _quiet_dask_logging() -> Iterator[None]:
     """Suppress Dask's log lines in this process; importing it sets them to INFO."""
     theirs = logging.getLogger("distributed")
     before = theirs.level

@@ -10,10 +10,10 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["confidence"]
+__all__ = ["confidence_weight"]
 
 
-def confidence(probability: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float32]:
+def confidence_weight(probability: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return P / (P + prior): ½ for an item as likely as its popularity, towards 1 for one that the history favours.
 
     Args:

@@ -13,8 +13,8 @@ import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.holdout import not_held_out_sql
-from scalr_prod.instants import micros_of
-from scalr_prod.translator.contexts import PADDING, Contexts, Had
+from scalr_prod.instants import column_to_micros
+from scalr_prod.translator.contexts import PADDING, ConsumedItems, Contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.versions import Vocabulary
+    from scalr_prod.translator.versions import ItemVocabulary
 
-__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "Consumed", "batches", "count_contexts", "encode_histories"]
+__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "ConsumptionIndex", "count_contexts", "encode_histories", "iter_context_batches"]
 
 #: History columns of the point-in-time join.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"
@@ -57,7 +57,7 @@ def count_contexts(
 
 
 def encode_histories(
-    joined: pa.Table, vocabulary: Vocabulary, length: int, *, own_time: NDArray[np.int64] | None = None
+    joined: pa.Table, vocabulary: ItemVocabulary, length: int, *, source_times: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Encode histories as left-padded index arrays, each with its own translated event last.
 
@@ -67,20 +67,20 @@ def encode_histories(
         joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
         vocabulary: The translator's vocabulary.
         length: History length L.
-        own_time: int64 [B]. Time of each translated event, microseconds; default: ``event_timestamp``.
+        source_times: int64 [B]. Time of each translated event, microseconds; default: ``event_timestamp``.
 
     Returns:
         int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
     """
     rows = len(joined)
-    own_item = _flat(joined[ITEM_ID])
-    own_time = micros_of(joined[EVENT_TIMESTAMP]) if own_time is None else own_time
-    items, counts = _flatten(joined[HISTORY_ITEMS])
-    times = micros_of(_flatten(joined[HISTORY_TIMES])[0])
+    own_item = _combine_chunks(joined[ITEM_ID])
+    source_times = column_to_micros(joined[EVENT_TIMESTAMP]) if source_times is None else source_times
+    items, counts = _flatten_lists(joined[HISTORY_ITEMS])
+    times = column_to_micros(_flatten_lists(joined[HISTORY_TIMES])[0])
     row = np.repeat(np.arange(rows), counts)
     position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
 
-    is_own = _equal(items, own_item.take(_as_arrow(row))) & (times == own_time[row])
+    is_own = _equal_mask(items, own_item.take(_as_arrow(row))) & (times == source_times[row])
     own_position = np.full(rows, -1)
     own_position[row[is_own]] = position[is_own]  # of several matches the last assignment wins: the one closest to the end
     # Events after the moved one, and all events of a history that lacks it, shift left by one.
@@ -91,13 +91,13 @@ def encode_histories(
     indices = np.full((rows, length), PADDING, dtype=np.int32)
     ages = np.zeros((rows, length), dtype=np.float32)
     indices[row[inside], column[inside]] = vocabulary.source_index(items)[inside]
-    ages[row[inside], column[inside]] = (own_time[row] - times)[inside] / _DAY_US
+    ages[row[inside], column[inside]] = (source_times[row] - times)[inside] / _DAY_US
     indices[:, -1] = vocabulary.source_index(own_item)
     return indices, ages
 
 
 @dataclass(frozen=True)
-class Consumed:
+class ConsumptionIndex:
     """Look up which target items each user had consumed by a time; a context must not propose these.
 
     Attributes:
@@ -113,18 +113,18 @@ class Consumed:
     items: NDArray[np.int32]
 
     @classmethod
-    def of(cls, rows: pa.Table, vocabulary: Vocabulary) -> Consumed:
+    def from_rows(cls, rows: pa.Table, vocabulary: ItemVocabulary) -> ConsumptionIndex:
         """Build it from (user, item, first time) sorted by user and time, dropping items unknown to the translator."""
-        index = vocabulary.target_index(_flat(rows[ITEM_ID]))
+        index = vocabulary.target_index(_combine_chunks(rows[ITEM_ID]))
         known = index >= 0
         rows = rows.filter(_as_arrow(known))
-        encoded = _flat(rows[USER_ID]).dictionary_encode()  # in order of appearance, which is sorted
+        encoded = _combine_chunks(rows[USER_ID]).dictionary_encode()  # in order of appearance, which is sorted
         users = encoded.dictionary
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         starts = np.searchsorted(codes, np.arange(len(users) + 1))
-        return cls(users, starts.astype(np.int64), micros_of(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
+        return cls(users, starts.astype(np.int64), column_to_micros(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
 
-    def before(self, users: pa.Array, times: NDArray[np.int64]) -> Had:
+    def items_before(self, users: pa.Array, times: NDArray[np.int64]) -> ConsumedItems:
         """Return, for each context, the items that its user had consumed strictly before its time."""
         import pyarrow.compute as pc
 
@@ -137,21 +137,21 @@ class Consumed:
         keys = owner * width + np.searchsorted(distinct, self.times)
         places = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
         begins = self.starts[np.maximum(code, 0)]
-        return Had(self.items, begins, np.where(known, places - begins, 0))
+        return ConsumedItems(self.items, begins, np.where(known, places - begins, 0))
 
 
-def batches(
+def iter_context_batches(
     histories: tuple[NDArray[np.int32], NDArray[np.float32]],
     *,
     ends: NDArray[np.int64],
     times: NDArray[np.int64],
     folds: NDArray[np.int32],
     noise_keys: NDArray[np.int64],
-    consumed: Consumed | None,
+    consumed: ConsumptionIndex | None,
     users: pa.Array,
-    never: NDArray[np.int32],
-    size: int,
-    most_bytes: int,
+    always_excluded: NDArray[np.int32],
+    batch_size: int,
+    max_bytes: int,
 ) -> Iterator[Contexts]:
     """Yield contexts in order, ``size`` at a time, or fewer where long exclusion lists would make a request too large.
 
@@ -163,19 +163,19 @@ def batches(
         noise_keys: [B].
         consumed: Items to exclude; None excludes nothing.
         users: [B].
-        never: int32 [F]. Target indices to exclude for all contexts.
-        size: Maximum number of contexts in a batch.
-        most_bytes: Upper limit of a batch's arrays in bytes.
+        always_excluded: int32 [F]. Target indices to exclude for all contexts.
+        batch_size: Maximum number of contexts in a batch.
+        max_bytes: Upper limit of a batch's arrays in bytes.
     """
     indices, ages = histories
     rows = len(times)
     none = np.zeros(rows, np.int64)
-    consumed_items = consumed.before(users, times) if consumed else Had(np.empty(0, np.int32), none, none)
-    fixed = 8 * indices.shape[1] + 28 + 4 * len(never)
+    consumed_items = consumed.items_before(users, times) if consumed else ConsumedItems(np.empty(0, np.int32), none, none)
+    fixed = 8 * indices.shape[1] + 28 + 4 * len(always_excluded)
     start = 0
     while start < rows:
-        stop = min(start + size, rows)
-        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > most_bytes:
+        stop = min(start + batch_size, rows)
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > max_bytes:
             stop = start + (stop - start) // 2
         batch = np.s_[start:stop]
         yield Contexts(
@@ -185,27 +185,29 @@ def batches(
             event_time=times[batch],
             fold=folds[batch],
             noise_key=noise_keys[batch],
-            exclude=np.hstack([consumed_items[batch].matrix(), np.broadcast_to(never, (stop - start, len(never)))]),
+            exclude=np.hstack(
+                [consumed_items[batch].to_matrix(), np.broadcast_to(always_excluded, (stop - start, len(always_excluded)))]
+            ),
         )
         start = stop
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def _combine_chunks(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     import pyarrow as pa
 
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _flatten(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+def _flatten_lists(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
     """Return all elements of a list column, and the number of elements per row (0 for a null)."""
     import pyarrow.compute as pc
 
-    lists = _flat(column)
+    lists = _combine_chunks(column)
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return lists.flatten(), counts
 
 
-def _equal(left: pa.Array, right: pa.Array) -> NDArray[np.bool_]:
+def _equal_mask(left: pa.Array, right: pa.Array) -> NDArray[np.bool_]:
     import pyarrow.compute as pc
 
     return pc.equal(left, right.cast(left.type)).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]

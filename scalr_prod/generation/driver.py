@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError
 from scalr_prod.generation.alignment import align_parts
-from scalr_prod.generation.cluster import open_cluster, telling_driver, warm_up
-from scalr_prod.generation.partition import REASONS, candidate_schema, kept_part, make_part, parts_folder
-from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others
+from scalr_prod.generation.cluster import open_cluster, preload_workers, progress_channel
+from scalr_prod.generation.partition import DROP_REASONS, candidate_schema, generate_part, parts_folder, read_finished_part
+from scalr_prod.generation.parts import part_identity, part_path, read_manifest, remove_stale_parts
 from scalr_prod.generation.report import GenerationReport
-from scalr_prod.generation.slices import lay_out, remove_slices
+from scalr_prod.generation.slices import remove_shards, write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.logs import about, start_logging
-from scalr_prod.progress import counting
+from scalr_prod.logs import configure_logging, log_context
+from scalr_prod.progress import track
 from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from scalr_prod.generation.alignment import Aligned
+    from scalr_prod.generation.alignment import AlignmentResult
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
 __all__ = ["generate"]
 
 #: Topic on which workers report how many contexts they have translated.
-_TRANSLATED: Final = "scalr-translated"
+_PROGRESS_TOPIC: Final = "scalr-translated"
 
 #: Runs in these states are past generation: making lost files again does not move them back.
-_PAST: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
+_FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 
 def generate(
@@ -58,7 +58,7 @@ def generate(
     Args:
         settings: The project's settings.
         spec: The run, from `plan_run` or the ledger.
-        serving: Has the translator served while parts are made (`serving.ensure_serving`); a run whose parts are all there
+        serving: Has the translator served while parts are made (`serve_version.ensure_serving`); a run whose parts are all there
             does not enter it. Default: it is served already, or is in the workers.
         progress: Show a progress bar on stderr.
 
@@ -71,7 +71,7 @@ def generate(
     started = time.perf_counter()
     with Ledger.open(settings) as ledger, ledger.lease(spec.run_id) as lease:
         state = ledger.run(spec.run_id).state
-        done = _finished(settings, spec, whole=state is not RunState.PUBLISHED)
+        done = _finished_report(settings, spec, verify_files=state is not RunState.PUBLISHED)
         if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
             return replace(
                 done,
@@ -81,21 +81,21 @@ def generate(
                 parts_made=0,
                 parts_kept=done.parts_made + done.parts_kept,
             )
-        if state not in _PAST:
-            ledger.set_stage(spec.run_id, RunState.GENERATING, cause="generate")
+        if state not in _FINISHED_STATES:
+            ledger.set_state(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
-        manifests, made = _make_parts(settings, spec, ledger, serving, progress=progress)
+        manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
         lease.check()
         aligned = _align(settings, spec)
         lease.check()
         report = _report(settings, spec, manifests, made, aligned, seconds=time.perf_counter() - started)
         write_json(_report_path(settings, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
-        if state not in _PAST:
-            ledger.set_stage(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
+        if state not in _FINISHED_STATES:
+            ledger.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
     return report
 
 
-def _make_parts(
+def _generate_parts(
     settings: Settings,
     spec: RunSpec,
     ledger: Ledger,
@@ -107,48 +107,48 @@ def _make_parts(
     partitions = settings.generation.partitions
     folder = parts_folder(settings, spec.run_id)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_others(folder, partitions)
-    kept = {number: kept_part(settings, spec, number, partitions) for number in range(partitions)}
+    remove_stale_parts(folder, partitions)
+    kept = {number: read_finished_part(settings, spec, number, partitions) for number in range(partitions)}
     manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
     ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
-        warm_up(settings)
+        preload_workers(settings)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
-        total = lay_out(settings, spec, partitions)
+        total = write_shards(settings, spec, partitions)
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
             serving(),
             open_cluster(settings, tasks=len(missing)) as cluster,
-            counting("translating", show=progress, total=total, unit="contexts", done=done) as advance,
+            track("translating", show=progress, total=total, unit="contexts", done=done) as advance,
         ):
-            cluster.listen(_TRANSLATED, advance)
-            lean = _for_worker(settings)
-            for manifest in cluster.map(_task, ((lean, spec, number, partitions) for number in missing)):
+            cluster.subscribe(_PROGRESS_TOPIC, advance)
+            lean = _worker_settings(settings)
+            for manifest in cluster.map(_run_task, ((lean, spec, number, partitions) for number in missing)):
                 manifests[manifest["partition"]] = manifest
                 ledger.record_partition(spec.run_id, manifest["partition"], manifest)
-    remove_slices(settings, spec)
+    remove_shards(settings, spec)
     return [manifests[number] for number in range(partitions)], missing
 
 
-def _task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
+def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """What a worker runs."""
     local = settings.compute.dask == "local"
     if local:
         import scalr_prod.generation.warm  # noqa: F401 - there already where the worker was forked
-    start_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
-    with about(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
+    configure_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
+    with log_context(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
         try:
-            with telling_driver(_TRANSLATED) as translated:
-                return make_part(settings, spec, partition, partitions, translated=translated)
+            with progress_channel(_PROGRESS_TOPIC) as translated:
+                return generate_part(settings, spec, partition, partitions, on_translated=translated)
         except ScalrError as error:
             # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
             error.__cause__ = error.__context__ = None
             raise
 
 
-def _for_worker(settings: Settings) -> Settings:
+def _worker_settings(settings: Settings) -> Settings:
     """The settings with the processor's threads shared out between the workers of this machine."""
     if settings.compute.dask != "local":
         return settings
@@ -156,20 +156,20 @@ def _for_worker(settings: Settings) -> Settings:
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
 
 
-def _align(settings: Settings, spec: RunSpec) -> Aligned:
+def _align(settings: Settings, spec: RunSpec) -> AlignmentResult:
     partitions = settings.generation.partitions
     parts = parts_folder(settings, spec.run_id)
     return align_parts(
         settings,
         spec,
         parts=parts,
-        candidates=_candidates(settings, spec.run_id),
+        candidates=_candidates_folder(settings, spec.run_id),
         partitions=partitions,
         schema=candidate_schema(settings),
     )
 
 
-def _candidates(settings: Settings, run_id: str) -> Path:
+def _candidates_folder(settings: Settings, run_id: str) -> Path:
     return run_folder(settings, run_id) / "candidates"
 
 
@@ -177,23 +177,29 @@ def _report_path(settings: Settings, run_id: str) -> Path:
     return run_folder(settings, run_id) / "generation.json"
 
 
-def _finished(settings: Settings, spec: RunSpec, *, whole: bool) -> GenerationReport | None:
+def _finished_report(settings: Settings, spec: RunSpec, *, verify_files: bool) -> GenerationReport | None:
     """The report of an earlier call; with ``whole``, of one whose candidates are all there and whole."""
     try:
         content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
         partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    folder = _candidates(settings, spec.run_id)
-    for number in range(partitions) if whole else ():
+    folder = _candidates_folder(settings, spec.run_id)
+    for number in range(partitions) if verify_files else ():
         path = part_path(folder, number)
-        if read_manifest(path, **identity(spec, number, partitions)) is None:
+        if read_manifest(path, **part_identity(spec, number, partitions)) is None:
             return None
     return report
 
 
 def _report(
-    settings: Settings, spec: RunSpec, manifests: list[dict[str, Any]], made: list[int], aligned: Aligned, *, seconds: float
+    settings: Settings,
+    spec: RunSpec,
+    manifests: list[dict[str, Any]],
+    made: list[int],
+    aligned: AlignmentResult,
+    *,
+    seconds: float,
 ) -> GenerationReport:
     from scalr_prod.translator import load_version
 
@@ -202,7 +208,7 @@ def _report(
     measured, others = (
         sum(manifest.get("left_out", {}).get(what, 0) for manifest in manifests) for what in ("contexts", "others")
     )
-    dropped = {reason: sum(manifest["dropped"][reason] for manifest in manifests) for reason in REASONS}
+    dropped = {reason: sum(manifest["dropped"][reason] for manifest in manifests) for reason in DROP_REASONS}
     return GenerationReport(
         run_id=spec.run_id,
         contexts=sum(manifest["contexts"] for manifest in manifests),

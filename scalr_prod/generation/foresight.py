@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import Table
 from scalr_prod.generation.contexts import count_contexts
-from scalr_prod.generation.plan import TABLES_READ, run_settings, window_of
+from scalr_prod.generation.plan import TABLES_READ, resolve_window, run_settings
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["Foreseen", "foresee_run"]
+__all__ = ["RunPreview", "preview_run"]
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class RunPreview:
     """Describe the run that would be planned.
 
     Attributes:
@@ -42,7 +42,7 @@ class Foreseen:
     users: int
     partitions: int
 
-    def is_run(self, settings: Settings, spec: RunSpec) -> bool:
+    def matches(self, settings: Settings, spec: RunSpec) -> bool:
         """Return whether a ledger run equals this one, provided that it uses the same translator."""
         lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
         versions = {table.value: lake.version(table) for table in TABLES_READ}
@@ -55,7 +55,7 @@ class Foreseen:
         return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
 
 
-def foresee_run(settings: Settings) -> Foreseen:
+def preview_run(settings: Settings) -> RunPreview:
     """Preview the run of the settings' window on the lake's current events.
 
     Raises:
@@ -69,7 +69,7 @@ def foresee_run(settings: Settings) -> Foreseen:
     # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
         connection.register("events", events)
-        window = window_of(settings, connection)
+        window = resolve_window(settings, connection)
         chosen = run_settings(settings)
         contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
-    return Foreseen(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)
+    return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)

@@ -12,7 +12,7 @@ from scalr_prod.errors import LakeError
 from scalr_prod.holdout import Canary
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus
-from scalr_prod.translator.versions import models_folder
+from scalr_prod.translator.versions import models_dir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["LateReport", "LateWindow", "late_windows", "settings_again"]
+__all__ = ["LateReport", "LateWindow", "late_windows", "replay_settings"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LateWindow:
     error: str | None = None
 
 
-class Corrected(Protocol):
+class WindowCorrection(Protocol):
     """Outcome of republishing a window whose events were replaced."""
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class LateReport:
 
     windows: list[LateWindow] = field(default_factory=list)
     too_late: int = 0
-    corrected: Sequence[Corrected] = ()
+    corrected: Sequence[WindowCorrection] = ()
 
     @property
     def published(self) -> list[LateWindow]:
@@ -94,23 +94,23 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
     """
     generation, lake = settings.generation, Lake.open(settings)
     reach = end - timedelta(days=generation.lookback)
-    standing = _standing(settings, before=start)
+    standing = _live_runs(settings, before=start)
     within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
     windows = []
     for spec in within:
         knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
-        translated = _events(lake, spec.start, spec.end, version=_version(spec), known_by=spec.as_of)
+        translated = _count_events(lake, spec.start, spec.end, version=_source_events_version(spec), known_by=spec.as_of)
         if translated is None:  # the run's version of the log no longer exists, so late events cannot be identified
             continue
-        known = _events(lake, spec.start, spec.end, known_by=knows) or 0
-        everything = _events(lake, spec.start, spec.end) or 0
+        known = _count_events(lake, spec.start, spec.end, known_by=knows) or 0
+        everything = _count_events(lake, spec.start, spec.end) or 0
         late, unknown = max(known - translated, 0), everything - max(known, translated)
         if late or unknown:
             windows.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
-    return LateReport(windows, _too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+    return LateReport(windows, _count_too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
 
 
-def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
+def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
     """Return the settings and translator version to republish a window with: those of its run, for the same users.
 
     Returns:
@@ -118,39 +118,39 @@ def settings_again(settings: Settings, window: LateWindow) -> tuple[Settings, in
     """
     with Ledger.open(settings) as ledger:
         spec = ledger.run(window.published_by).spec
-        standing = {one.run_id: one for one in ledger.standing_publications()}
-    canary = Canary.of_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
+        standing = {one.run_id: one for one in ledger.live_publications()}
+    canary = Canary.from_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
     users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
     of_then = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
     generation = settings.generation.model_copy(update=of_then | times)
     again = settings.model_copy(update={"generation": generation, "experiment": users})
-    there = (models_folder(settings) / str(spec.translator_version)).is_dir()
+    there = (models_dir(settings) / str(spec.translator_version)).is_dir()
     return again, spec.translator_version if there else None
 
 
-def _standing(settings: Settings, *, before: datetime) -> list[RunSpec]:
+def _live_runs(settings: Settings, *, before: datetime) -> list[RunSpec]:
     """Return the runs whose rows are all in the feature view, in order of publication."""
     with Ledger.open(settings) as ledger:
-        published = [one for one in ledger.standing_publications() if one.end <= before]
+        published = [one for one in ledger.live_publications() if one.end <= before]
         gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
-        standing = (one for one in published if all(later.status is gone for later in ledger.replaced_since(one)))
+        standing = (one for one in published if all(later.status is gone for later in ledger.superseding_publications(one)))
         return [ledger.run(one.run_id).spec for one in standing]
 
 
-def _too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
+def _count_too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
     """Count source events before ``edge`` that arrived since the latest published run."""
     if not standing:
         return 0
-    before = _events(lake, None, edge, version=_version(standing[-1]))
-    return 0 if before is None else (_events(lake, None, edge) or 0) - before
+    before = _count_events(lake, None, edge, version=_source_events_version(standing[-1]))
+    return 0 if before is None else (_count_events(lake, None, edge) or 0) - before
 
 
-def _version(spec: RunSpec) -> int:
+def _source_events_version(spec: RunSpec) -> int:
     return spec.table_versions[Table.SOURCE_EVENTS.value]
 
 
-def _events(
+def _count_events(
     lake: Lake, start: datetime | None, end: datetime, *, version: int | None = None, known_by: datetime | None = None
 ) -> int | None:
     """Count a window's source events at a version of the log; None if that version no longer exists."""

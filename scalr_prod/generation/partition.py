@@ -22,17 +22,17 @@ from scalr_prod.contracts import (
     USER_ID,
     Table,
     id_type_of,
-    schema_of,
     source_domain_sql,
-    source_item_sql,
+    source_item_id_sql,
+    table_schema,
 )
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, ask, context_text, in_scoring_order
-from scalr_prod.generation.confidence import confidence
-from scalr_prod.generation.parts import identity, part_path, read_manifest, seal, writing
-from scalr_prod.generation.slices import read_slices
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, context_text_sql, iter_requests, sort_for_scoring
+from scalr_prod.generation.confidence import confidence_weight
+from scalr_prod.generation.parts import open_part_writer, part_identity, part_path, read_manifest, write_manifest
+from scalr_prod.generation.slices import read_shards
 from scalr_prod.ledger import run_folder
-from scalr_prod.resident import peak_mb
+from scalr_prod.resident import peak_memory_mb
 from scalr_prod.translator.contexts import Samples
 
 if TYPE_CHECKING:
@@ -43,28 +43,28 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
     from scalr_prod.scoring import Scorer
-    from scalr_prod.scoring.latency import Latencies
+    from scalr_prod.scoring.latency import LatencyHistogram
     from scalr_prod.settings import Settings
-    from scalr_prod.translator.versions import Vocabulary
+    from scalr_prod.translator.versions import ItemVocabulary
 
 __all__ = [
-    "REASONS",
-    "Tools",
+    "DROP_REASONS",
+    "WorkerSession",
     "candidate_schema",
-    "close_tools",
-    "draw",
-    "kept_part",
-    "make_part",
-    "open_tools",
+    "close_session",
+    "generate_part",
+    "open_session",
     "parts_folder",
+    "read_finished_part",
+    "sample_events",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: Reasons why a draw became no event, as far as one partition can tell.
-REASONS: Final = ("below_lift", "none_eligible", "duplicate")
+DROP_REASONS: Final = ("below_lift", "none_eligible", "duplicate")
 #: Contexts per task on which the shortlist's loss is measured.
-_MEASURED: Final = 64
+_SHORTLIST_CHECK_CONTEXTS: Final = 64
 
 
 def parts_folder(settings: Settings, run_id: str) -> Path:
@@ -72,10 +72,10 @@ def parts_folder(settings: Settings, run_id: str) -> Path:
     return run_folder(settings, run_id) / "parts"
 
 
-def kept_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
+def read_finished_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
     """Return the manifest of a part that exists and is complete, else None."""
     path = part_path(parts_folder(settings, spec.run_id), partition)
-    return read_manifest(path, **identity(spec, partition, partitions))
+    return read_manifest(path, **part_identity(spec, partition, partitions))
 
 
 def candidate_schema(settings: Settings) -> pa.Schema:
@@ -84,25 +84,25 @@ def candidate_schema(settings: Settings) -> pa.Schema:
 
     schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
     types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
-    return schema_of(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
+    return table_schema(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
 
 
-def make_part(
+def generate_part(
     settings: Settings,
     spec: RunSpec,
     partition: int,
     partitions: int,
     *,
-    translated: Callable[[int], None] = lambda _: None,
+    on_translated: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Translate one task's shards of contexts, which `slices.lay_out` wrote, into a part.
+    """Translate one task's shards of contexts, which `slices.write_shards` wrote, into a part.
 
     Args:
         settings: The project's settings.
         spec: The run.
         partition: The task's number.
         partitions: Number of tasks.
-        translated: Called with the number of contexts translated since the last call.
+        on_translated: Called with the number of contexts translated since the last call.
 
     Returns:
         The part's manifest: plain JSON values.
@@ -114,99 +114,106 @@ def make_part(
     from scalr_prod.duck import open_duckdb, staging_folder
 
     started = time.perf_counter()
-    tools = open_tools(settings, spec, place=partition)
-    tools.latencies.take()  # discard counts of opening and of a failed task
-    tally = _Tally()
+    tools = open_session(settings, spec, server_index=partition)
+    tools.latencies.drain()  # discard counts of opening and of a failed task
+    tally = _PartCounts()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
         connection.execute("SET threads = 1")  # one core per task: the other cores run other tasks
-        with writing(path, tools.schema) as write:
-            for rows, real in read_slices(settings, spec, partition, partitions):
-                consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
-                part = in_scoring_order(rows, spec, tools.folds)
+        with open_part_writer(path, tools.schema) as write:
+            for rows, real in read_shards(settings, spec, partition, partitions):
+                consumed = None if real is None else encoding.ConsumptionIndex.from_rows(real, tools.vocabulary)
+                part = sort_for_scoring(rows, spec, tools.folds)
                 if not tally.left_out and not tally.contexts:
-                    tally.left_out = _left_out(settings, connection, spec, tools, part, consumed)
-                    tools.latencies.take()  # discard the counts of the measurement
-                drawn, table = draw(settings, connection, spec, tools, part, consumed, translated=translated)
+                    tally.left_out = _measure_shortlist_loss(settings, connection, spec, tools, part, consumed)
+                    tools.latencies.drain()  # discard the counts of the measurement
+                drawn, table = sample_events(settings, connection, spec, tools, part, consumed, on_translated=on_translated)
                 tally.add(part, drawn, table)
-                tally.count_sources(connection, part, tools.sources)
+                tally.count_sources(connection, part, tools.source_names)
                 write(table)
-    facts = identity(spec, partition, partitions) | tally.facts() | {"scoring": tools.latencies.take()}
+    facts = part_identity(spec, partition, partitions) | tally.to_manifest() | {"scoring": tools.latencies.drain()}
     logger.debug("%d contexts, %d events in %.1f s", tally.contexts, tally.rows, time.perf_counter() - started)
-    return seal(path, facts | {"seconds": round(time.perf_counter() - started, 3), "memory_mb": peak_mb()})
+    return write_manifest(path, facts | {"seconds": round(time.perf_counter() - started, 3), "memory_mb": peak_memory_mb()})
 
 
-def draw(
+def sample_events(
     settings: Settings,
     connection: Any,
     spec: RunSpec,
-    tools: Tools,
+    session: WorkerSession,
     rows: pa.Table,
-    consumed: encoding.Consumed | None,
+    consumed: encoding.ConsumptionIndex | None,
     *,
-    translated: Callable[[int], None] = lambda _: None,
+    on_translated: Callable[[int], None] = lambda _: None,
 ) -> tuple[Samples, pa.Table]:
-    """Sample the run's events for contexts (rows of `read_bucket`): the scorer's answers, and rows of the feature view.
+    """Sample the run's events for contexts (rows of `read_contexts`): the scorer's answers, and rows of the feature view.
 
     Raises:
         ScalrError: Raised by the feature store or the scorer.
     """
     answers = []
-    for answer in _answers(settings, connection, spec, tools, rows, consumed):
+    for answer in _sample_stream(settings, connection, spec, session, rows, consumed):
         answers.append(answer)
-        translated(len(answer))
+        on_translated(len(answer))
     drawn = Samples.concat(answers)
-    return drawn, _events(connection, spec, tools, rows, drawn)
+    return drawn, _to_event_rows(connection, spec, session, rows, drawn)
 
 
 @dataclass(frozen=True)
-class Tools:
+class WorkerSession:
     """Resources that a worker opens once and reuses for all tasks of a run."""
 
     scorer: Scorer
-    vocabulary: Vocabulary
+    vocabulary: ItemVocabulary
     folds: int
     schema: pa.Schema
-    sources: tuple[str, ...]
-    latencies: Latencies
-    store: Any
+    source_names: tuple[str, ...]
+    latencies: LatencyHistogram
+    feature_store: Any
 
 
-_opened = threading.local()
+_thread_session = threading.local()
 
 
-def open_tools(settings: Settings, spec: RunSpec, *, place: int = 0) -> Tools:
+def open_session(settings: Settings, spec: RunSpec, *, server_index: int = 0) -> WorkerSession:
     """Return this thread's scorer, vocabulary and feature store, opened on first use; they are never pickled."""
     from scalr_prod.feast_store import open_feature_store
     from scalr_prod.scoring import open_scorer
-    from scalr_prod.scoring.latency import Latencies
+    from scalr_prod.scoring.latency import LatencyHistogram
     from scalr_prod.translator import load_version
 
     key = (settings.model_dump_json(), settings.home, spec.translator_version, spec.translator_sha256)
-    if getattr(_opened, "key", None) != key:
-        close_tools()
+    if getattr(_thread_session, "key", None) != key:
+        close_session()
         version = load_version(settings, spec.translator_version)
-        latencies = Latencies()
+        latencies = LatencyHistogram()
         store, schema = open_feature_store(settings), candidate_schema(settings)
-        scorer = open_scorer(settings, spec.translator_version, guarded=True, latencies=latencies, place=place)
-        _opened.tools = Tools(
+        scorer = open_scorer(
+            settings, spec.translator_version, has_watchdog=True, latencies=latencies, server_index=server_index
+        )
+        _thread_session.tools = WorkerSession(
             scorer, version.vocabulary(), version.folds, schema, settings.domains.source_names, latencies, store
         )
-        _opened.key = key
-    tools: Tools = _opened.tools
+        _thread_session.key = key
+    tools: WorkerSession = _thread_session.tools
     return tools
 
 
-def close_tools() -> None:
+def close_session() -> None:
     """Close the resources of this thread."""
-    if getattr(_opened, "key", None) is not None:
-        _opened.key = None
-        _opened.tools.scorer.close()
-        del _opened.tools
+    if getattr(_thread_session, "key", None) is not None:
+        _thread_session.key = None
+        _thread_session.tools.scorer.close()
+        del _thread_session.tools
 
 
-def _left_out(
-    settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
+def _measure_shortlist_loss(
+    settings: Settings,
+    connection: Any,
+    spec: RunSpec,
+    tools: WorkerSession,
+    rows: pa.Table,
+    consumed: encoding.ConsumptionIndex | None,
 ) -> dict[str, int]:
     """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
@@ -217,10 +224,10 @@ def _left_out(
     options: Mapping[str, Any] = spec.settings["generation"]
     if options.get("shortlist") is None or not len(rows):
         return {}
-    sample = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _MEASURED).round().astype(np.int64))))
+    sample = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _SHORTLIST_CHECK_CONTEXTS).round().astype(np.int64))))
     counts, number = {"contexts": 0, "others": 0}, options["events_per_source_event"]
-    for contexts in ask(
-        settings, spec, tools.vocabulary, sample, consumed, folds=tools.folds, store=tools.store, within=connection
+    for contexts in iter_requests(
+        settings, spec, tools.vocabulary, sample, consumed, folds=tools.folds, store=tools.feature_store, connection=connection
     ):
         full_draw, shortlist_draw = (
             tools.scorer.sample(contexts, number, temperature=options["temperature"], shortlist=shortlist).items[:, 0]
@@ -231,13 +238,27 @@ def _left_out(
     return counts
 
 
-def _answers(
-    settings: Settings, connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, consumed: encoding.Consumed | None
+def _sample_stream(
+    settings: Settings,
+    connection: Any,
+    spec: RunSpec,
+    tools: WorkerSession,
+    rows: pa.Table,
+    consumed: encoding.ConsumptionIndex | None,
 ) -> Iterator[Samples]:
     """Yield the draws for each context, in order, with several requests in flight."""
     options: Mapping[str, Any] = spec.settings["generation"]
     return tools.scorer.sample_stream(
-        ask(settings, spec, tools.vocabulary, rows, consumed, folds=tools.folds, store=tools.store, within=connection),
+        iter_requests(
+            settings,
+            spec,
+            tools.vocabulary,
+            rows,
+            consumed,
+            folds=tools.folds,
+            store=tools.feature_store,
+            connection=connection,
+        ),
         options["events_per_source_event"],
         temperature=options["temperature"],
         min_lift=options["min_lift"],
@@ -245,7 +266,7 @@ def _answers(
     )
 
 
-def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn: Samples) -> pa.Table:
+def _to_event_rows(connection: Any, spec: RunSpec, tools: WorkerSession, rows: pa.Table, drawn: Samples) -> pa.Table:
     """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
@@ -262,20 +283,20 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
                 EVENT_TIMESTAMP: context_rows[EVENT_TIMESTAMP],
                 SOURCE_TIMESTAMP: context_rows[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
-                "weight": confidence(probability, prior),
+                "weight": confidence_weight(probability, prior),
                 "source_key": context_rows[ITEM_ID],
             }
         ),
     )
     # Scorers agree to about 1e-7, compiled and plain code to 4e-6: probabilities are compared to a thousandth, so that rounding hardly ever
     # changes which draw is kept.
-    source_item = source_item_sql("source_key", tools.sources, id_type_of(tools.schema, "source_item_id"))
+    source_item = source_item_id_sql("source_key", tools.source_names, id_type_of(tools.schema, "source_item_id"))
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,
-                   {source_domain_sql("source_key", tools.sources)} AS source_domain, {source_item} AS source_item_id,
+                   {source_domain_sql("source_key", tools.source_names)} AS source_domain, {source_item} AS source_item_id,
                    {SOURCE_TIMESTAMP}, CAST($version AS BIGINT) AS translator_version,
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
-            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text("source_key")}, ':', {ITEM_ID})) AS event_id
+            FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text_sql("source_key")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)
             QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
                                        ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
@@ -293,7 +314,7 @@ def _events(connection: Any, spec: RunSpec, tools: Tools, rows: pa.Table, drawn:
 
 
 @dataclass
-class _Tally:
+class _PartCounts:
     """Count what became of a partition's draws, shard by shard."""
 
     contexts: int = 0
@@ -301,7 +322,7 @@ class _Tally:
     rows: int = 0
     users: int = 0
     sources: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     left_out: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
@@ -326,7 +347,7 @@ class _Tally:
         for name, count in rows:
             self.sources[name] = self.sources.get(name, 0) + count
 
-    def facts(self) -> dict[str, Any]:
+    def to_manifest(self) -> dict[str, Any]:
         """Return JSON values for the manifest."""
         return {
             "contexts": self.contexts,

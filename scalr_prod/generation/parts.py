@@ -8,8 +8,8 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import Table, schema_of
-from scalr_prod.whole import whole, write_json
+from scalr_prod.contracts import Table, table_schema
+from scalr_prod.whole import atomic_path, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
 
 __all__ = [
-    "identity",
+    "file_sha256",
     "manifest_path",
+    "open_part_writer",
+    "part_identity",
     "part_path",
     "read_manifest",
-    "remove_others",
-    "seal",
-    "sha256_of",
-    "writing",
+    "remove_stale_parts",
+    "write_manifest",
 ]
 
 _CHUNK: Final = 1 << 20
@@ -38,9 +38,9 @@ def part_path(folder: Path, partition: int) -> Path:
     return folder / f"part-{partition:05d}.parquet"
 
 
-def identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
+def part_identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """Return the facts that identify a part in its manifest; parts of older versions, other columns or users do not match."""
-    columns = schema_of(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
+    columns = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
     return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns, "cut": "by user"}
 
 
@@ -50,7 +50,7 @@ def manifest_path(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+def open_part_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Yield a function that writes row groups to a Parquet file; the file appears only once it is complete.
 
     Args:
@@ -61,16 +61,16 @@ def writing(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None
 
     # pyarrow's writer does not close its own file if it cannot write the footer, which would keep a full disk full.
     with (
-        whole(path) as unfinished,
+        atomic_path(path) as unfinished,
         unfinished.open("wb") as file,
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         yield lambda table: writer.write_table(table, max(len(table), 1))
 
 
-def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def write_manifest(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a finished part: the given facts, its file name and SHA-256."""
-    manifest = {**facts, "path": path.name, "sha256": sha256_of(path)}
+    manifest = {**facts, "path": path.name, "sha256": file_sha256(path)}
     write_json(manifest_path(path), manifest)
     return manifest
 
@@ -79,14 +79,14 @@ def read_manifest(path: Path, **expected: Any) -> dict[str, Any] | None:
     """Return the manifest of a complete part with these facts; None if the part has to be made."""
     try:
         manifest: dict[str, Any] = json.loads(manifest_path(path).read_text(encoding="utf-8"))
-        if any(manifest.get(key) != value for key, value in expected.items()) or manifest.get("sha256") != sha256_of(path):
+        if any(manifest.get(key) != value for key, value in expected.items()) or manifest.get("sha256") != file_sha256(path):
             return None
     except (OSError, ValueError, AttributeError):
         return None
     return manifest
 
 
-def remove_others(folder: Path, partitions: int) -> None:
+def remove_stale_parts(folder: Path, partitions: int) -> None:
     """Remove parts of another partitioning of the same run, and unfinished files of a killed worker."""
     expected = [part_path(folder, number) for number in range(partitions)]
     keep = {*expected, *map(manifest_path, expected)}
@@ -95,7 +95,7 @@ def remove_others(folder: Path, partitions: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

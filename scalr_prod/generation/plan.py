@@ -10,34 +10,34 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.holdout import Holdout
-from scalr_prod.instants import datetime_of
+from scalr_prod.instants import micros_to_datetime
 from scalr_prod.ledger import Ledger, RunSpec
-from scalr_prod.tombstones import refuse_overdue
+from scalr_prod.tombstones import ensure_retrained_in_time
 
 if TYPE_CHECKING:
     from scalr_prod.sections import GenerationSettings
     from scalr_prod.settings import Settings
     from scalr_prod.translator.versions import TranslatorVersion
 
-__all__ = ["TABLES_READ", "RunWindow", "plan_run", "run_settings", "spec_of", "window_of"]
+__all__ = ["TABLES_READ", "RunWindow", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
 
 #: A causal run without a start covers the last day: it is the daily one.
-_CAUSAL_WINDOW: Final = timedelta(days=1)
+_DEFAULT_CAUSAL_WINDOW: Final = timedelta(days=1)
 
-_TRAIN_AGAIN = "train one that has not: scalr translator train --trained-until {limit}"
+_TRAIN_HINT = "train one that has not: scalr translator train --trained-until {limit}"
 
 
 @dataclass(frozen=True)
-class _Range:
+class _KnownEvents:
     """The source events that may be known: the first instant, the last, how many lie in the window; and the first of all."""
 
     first: datetime | None
     last: datetime | None
     in_window: int
-    first_of_all: datetime | None
+    first_ever: datetime | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RunWindow:
 
 
 def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
-    """Resolve the run of the settings' window (`spec_of`) and write it down in the ledger; the same plan again is the same run.
+    """Resolve the run of the settings' window (`resolve_run_spec`) and write it down in the ledger; the same plan again is the same run.
 
     Args:
         settings: The project's settings.
@@ -64,15 +64,15 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
         cause: Why there is this run, for the ledger's history.
 
     Raises:
-        ScalrError: As `spec_of`.
+        ScalrError: As `resolve_run_spec`.
     """
-    spec = spec_of(settings, version=version)
+    spec = resolve_run_spec(settings, version=version)
     with Ledger.open(settings) as ledger:
         ledger.begin_run(spec, cause=cause)
     return spec
 
 
-def spec_of(settings: Settings, *, version: int | None = None) -> RunSpec:
+def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSpec:
     """The run of the settings' window, with every default resolved; nothing is written down.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
@@ -96,14 +96,14 @@ def spec_of(settings: Settings, *, version: int | None = None) -> RunSpec:
 
     wanted = settings.generation
     lake = Lake.open(settings)
-    lake.require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
-        window = window_of(settings, connection)
+        window = resolve_window(settings, connection)
     start, end, as_of = window.start, window.end, window.as_of
-    translator = _choose(settings, version, start if wanted.mode == "causal" else as_of)
-    return RunSpec.make(
+    translator = _choose_version(settings, version, start if wanted.mode == "causal" else as_of)
+    return RunSpec.create(
         mode=wanted.mode,
         start=start,
         end=end,
@@ -117,7 +117,7 @@ def spec_of(settings: Settings, *, version: int | None = None) -> RunSpec:
     )
 
 
-def window_of(settings: Settings, connection: Any) -> RunWindow:
+def resolve_window(settings: Settings, connection: Any) -> RunWindow:
     """The window of the settings; see `plan_run` for the defaults.
 
     Args:
@@ -132,21 +132,21 @@ def window_of(settings: Settings, connection: Any) -> RunWindow:
     wanted = settings.generation
     end = wanted.end or data_end(settings)
     as_of = wanted.as_of or end
-    start = wanted.start or (end - _CAUSAL_WINDOW if wanted.mode == "causal" else None)
-    found = _known_range(connection, start, end, as_of)
+    start = wanted.start or (end - _DEFAULT_CAUSAL_WINDOW if wanted.mode == "causal" else None)
+    found = _known_events(connection, start, end, as_of)
     if found.first is None or found.last is None or not found.in_window:
-        raise _empty(start, end, as_of, found)
+        raise _empty_window_error(start, end, as_of, found)
     return RunWindow(start or found.first, end, as_of)
 
 
 def run_settings(settings: Settings) -> dict[str, Any]:
     """Those settings that change a run's rows, as its specification keeps them."""
-    held = Holdout.of(settings)
+    held = Holdout.from_settings(settings)
     return {
         "generation": _row_settings(settings.generation),
         "histories": {"length": settings.histories.length},
         "sources": list(settings.domains.source_names),
-        **(held.to_run() if held else {}),
+        **(held.to_run_settings() if held else {}),
     }
 
 
@@ -165,7 +165,7 @@ def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
     }
 
 
-def _known_range(connection: Any, start: datetime | None, end: datetime, as_of: datetime) -> _Range:
+def _known_events(connection: Any, start: datetime | None, end: datetime, as_of: datetime) -> _KnownEvents:
     row = connection.execute(
         f"""SELECT epoch_us(min({EVENT_TIMESTAMP}) FILTER (known)), epoch_us(max({EVENT_TIMESTAMP}) FILTER (known)),
                    count(*) FILTER (known AND {EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start)),
@@ -173,16 +173,16 @@ def _known_range(connection: Any, start: datetime | None, end: datetime, as_of: 
             FROM (SELECT {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP} <= $as_of AS known FROM events)""",
         {"start": start, "end": end, "as_of": as_of},
     ).fetchone()
-    return _Range(_instant(row[0]), _instant(row[1]), int(row[2]), _instant(row[3]))
+    return _KnownEvents(_to_datetime(row[0]), _to_datetime(row[1]), int(row[2]), _to_datetime(row[3]))
 
 
-def _instant(found: int | None) -> datetime | None:
-    return None if found is None else datetime_of(found)
+def _to_datetime(found: int | None) -> datetime | None:
+    return None if found is None else micros_to_datetime(found)
 
 
-def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range) -> EmptyWindow:
+def _empty_window_error(start: datetime | None, end: datetime, as_of: datetime, found: _KnownEvents) -> EmptyWindow:
     if found.first is None:
-        known = f"no source event was known by {as_of.isoformat()}; the first one is of {found.first_of_all}"
+        known = f"no source event was known by {as_of.isoformat()}; the first one is of {found.first_ever}"
     else:
         known = f"those known by {as_of.isoformat()} range from {found.first} to {found.last}"
     window = f"[{start.isoformat() if start else 'first event'}, {end.isoformat()})"
@@ -193,25 +193,25 @@ def _empty(start: datetime | None, end: datetime, as_of: datetime, found: _Range
     )
 
 
-def _choose(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
+def _choose_version(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
     """The version asked for, or the latest that has learned from nothing past the limit."""
-    from scalr_prod.translator import named_version
-    from scalr_prod.translator.versions import models_folder
+    from scalr_prod.translator import resolve_version
+    from scalr_prod.translator.versions import models_dir
 
     wanted = settings.generation
     if version is None:
         with Ledger.open(settings) as ledger:
             fitting = [record.version for record in ledger.model_versions() if record.trained_until <= limit]
-        there = [number for number in fitting if (models_folder(settings) / str(number)).is_dir()]  # upkeep removes old ones
+        there = [number for number in fitting if (models_dir(settings) / str(number)).is_dir()]  # upkeep removes old ones
         version = max(there, default=max(fitting, default=None))
-    translator = named_version(settings, version)
+    translator = resolve_version(settings, version)
     if translator.trained_until > limit:
         edge = "the window's start" if wanted.mode == "causal" else "as_of"
         raise TrainedPastWindow(
             f"translator version {translator.version} has learned from events up to {translator.trained_until.isoformat()}, "
             f"past {edge} {limit.isoformat()} (mode = {wanted.mode})",
             where="[generation] mode, start, as_of",
-            next_step=_TRAIN_AGAIN.format(limit=limit.isoformat()),
+            next_step=_TRAIN_HINT.format(limit=limit.isoformat()),
         )
-    refuse_overdue(settings, translator.version)
+    ensure_retrained_in_time(settings, translator.version)
     return translator

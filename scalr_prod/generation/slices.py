@@ -16,9 +16,22 @@ import numpy as np
 
 from scalr_prod.contracts import USER_ID
 from scalr_prod.errors import GenerationError
-from scalr_prod.generation.bucket import CHOSEN, choose_users, consumed_of, contexts_of, events_of
-from scalr_prod.generation.parts import identity, part_path, read_manifest, remove_others, seal, writing
-from scalr_prod.heaps import HEAP, Heaps
+from scalr_prod.generation.bucket import (
+    CHOSEN_USERS_TABLE,
+    chosen_user_consumption,
+    chosen_user_contexts,
+    chosen_user_events,
+    create_chosen_users,
+)
+from scalr_prod.generation.parts import (
+    open_part_writer,
+    part_identity,
+    part_path,
+    read_manifest,
+    remove_stale_parts,
+    write_manifest,
+)
+from scalr_prod.heaps import PARTITION_ROWS, SpilledPartitions
 from scalr_prod.ledger import run_folder
 
 if TYPE_CHECKING:
@@ -30,15 +43,15 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["lay_out", "read_slices", "remove_slices"]
+__all__ = ["read_shards", "remove_shards", "write_shards"]
 
 #: Contexts, with their histories, that a task holds in memory at a time.
-_SLICE: Final = 50_000
-_BATCH: Final = 100_000
-_NUMBER: Final = "slice"
+_SHARD_CONTEXTS: Final = 50_000
+_BATCH_ROWS: Final = 100_000
+_SHARD_COLUMN: Final = "slice"
 
 
-def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
+def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
     """Write the input of each task of a run, unless it is there already.
 
     Args:
@@ -54,38 +67,38 @@ def lay_out(settings: Settings, spec: RunSpec, partitions: int) -> int:
     """
     from scalr_prod.duck import open_duckdb, staging_folder
 
-    written = _laid_out(settings, spec, partitions)
+    written = _count_written_contexts(settings, spec, partitions)
     if written is not None:
         return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
-        choose_users(connection, settings, spec)
-        slices = _cut(connection, partitions)
-        contexts = _contexts(connection, spec, folder)
-        rows = _write(_folder(settings, spec, "contexts"), spec, slices, contexts)
-        consumed = consumed_of(connection, spec, _NUMBER)
+        create_chosen_users(connection, settings, spec)
+        slices = _assign_shards(connection, partitions)
+        contexts = _iter_context_readers(connection, spec, folder)
+        rows = _write_files(_folder(settings, spec, "contexts"), spec, slices, contexts)
+        consumed = chosen_user_consumption(connection, spec, _SHARD_COLUMN)
         if consumed is not None:
-            _write(_folder(settings, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH)]))
+            _write_files(_folder(settings, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH_ROWS)]))
     return rows
 
 
-def read_slices(
+def read_shards(
     settings: Settings, spec: RunSpec, partition: int, partitions: int
 ) -> Iterator[tuple[pa.Table, pa.Table | None]]:
-    """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_bucket` returns them.
+    """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_contexts` returns them.
 
     Raises:
         GenerationError: The input written by the driver is missing.
     """
     import pyarrow.parquet as pq
 
-    paths = [part_path(_folder(settings, spec, name), partition) for name in _names(spec)]
+    paths = [part_path(_folder(settings, spec, name), partition) for name in _table_names(spec)]
     for path in paths:
-        if read_manifest(path, **identity(spec, partition, partitions)) is None:
+        if read_manifest(path, **part_identity(spec, partition, partitions)) is None:
             raise GenerationError(
                 "the input of this task is missing or damaged",
                 where=str(path),
                 next_step="check that every worker sees the project's home, then resume the run: scalr runs resume RUN",
-            ).at(run_id=spec.run_id)
+            ).add_context(run_id=spec.run_id)
     files = [pq.ParquetFile(path) for path in paths]
     try:
         for number in range(files[0].num_row_groups):
@@ -96,8 +109,8 @@ def read_slices(
             file.close()
 
 
-def remove_slices(settings: Settings, spec: RunSpec) -> None:
-    """Remove the files that `lay_out` wrote, if any."""
+def remove_shards(settings: Settings, spec: RunSpec) -> None:
+    """Remove the files that `write_shards` wrote, if any."""
     shutil.rmtree(_folder(settings, spec), ignore_errors=True)
 
 
@@ -105,96 +118,101 @@ def _folder(settings: Settings, spec: RunSpec, name: str = "") -> Path:
     return run_folder(settings, spec.run_id) / "asked" / name
 
 
-def _names(spec: RunSpec) -> tuple[str, ...]:
+def _table_names(spec: RunSpec) -> tuple[str, ...]:
     return ("contexts", "consumed") if spec.settings["generation"]["exclude_consumed"] else ("contexts",)
 
 
-def _laid_out(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
+def _count_written_contexts(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
     """Return how many contexts were written, or None if a file is missing or incomplete."""
     rows = 0
     for number in range(partitions):
-        for name in _names(spec):
-            manifest = read_manifest(part_path(_folder(settings, spec, name), number), **identity(spec, number, partitions))
+        for name in _table_names(spec):
+            manifest = read_manifest(
+                part_path(_folder(settings, spec, name), number), **part_identity(spec, number, partitions)
+            )
             if manifest is None:
                 return None
             rows += int(manifest["rows"]) if name == "contexts" else 0
     return rows
 
 
-def _cut(connection: Any, partitions: int) -> list[list[int]]:
+def _assign_shards(connection: Any, partitions: int) -> list[list[int]]:
     """Assign each chosen user to one of about equally large shards, and return the shard numbers of each task.
 
     A user is never split: after one with very many contexts, shard numbers are skipped.
     """
-    (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN}").fetchone()
-    each = max(1, -(-contexts // (partitions * _SLICE)))
+    (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN_USERS_TABLE}").fetchone()
+    each = max(1, -(-contexts // (partitions * _SHARD_CONTEXTS)))
     connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE {CHOSEN} AS SELECT {USER_ID}, newcomer,
+        f"""CREATE OR REPLACE TEMP TABLE {CHOSEN_USERS_TABLE} AS SELECT {USER_ID}, newcomer,
             CAST((sum(contexts) OVER (ORDER BY {USER_ID}) - contexts) * {partitions * each} // {max(contexts, 1)} AS BIGINT)
-            AS {_NUMBER}, events FROM {CHOSEN}"""
+            AS {_SHARD_COLUMN}, events FROM {CHOSEN_USERS_TABLE}"""
     )
-    numbers = [row[0] for row in connection.execute(f"SELECT DISTINCT {_NUMBER} FROM {CHOSEN} ORDER BY ALL").fetchall()]
+    numbers = [
+        row[0]
+        for row in connection.execute(f"SELECT DISTINCT {_SHARD_COLUMN} FROM {CHOSEN_USERS_TABLE} ORDER BY ALL").fetchall()
+    ]
     shards_by_task: list[list[int]] = [[] for _ in range(partitions)]
     for number in numbers:
         shards_by_task[number // each].append(number)
     return shards_by_task
 
 
-def _contexts(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
+def _iter_context_readers(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
     """Yield all contexts, shard by shard, sorting at most a few shards at a time so that they fit in memory."""
     edges, pending = [], 0
-    counted = f"SELECT {_NUMBER}, sum(events)::BIGINT FROM {CHOSEN} GROUP BY ALL ORDER BY ALL"
+    counted = f"SELECT {_SHARD_COLUMN}, sum(events)::BIGINT FROM {CHOSEN_USERS_TABLE} GROUP BY ALL ORDER BY ALL"
     for number, events in connection.execute(counted).fetchall():
-        if pending and pending + events > HEAP:
+        if pending and pending + events > PARTITION_ROWS:
             edges.append(number)
             pending = 0
         pending += events
     if not edges:
-        yield contexts_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
+        yield chosen_user_contexts(connection, spec, _SHARD_COLUMN).to_arrow_reader(_BATCH_ROWS)
         return
-    reader = events_of(connection, spec, _NUMBER).to_arrow_reader(_BATCH)
-    heaps = Heaps(folder / "events.arrow", _NUMBER, edges, reader)
-    for table in heaps.tables(connection, reader.schema):
-        yield contexts_of(connection, spec, _NUMBER, events=table).to_arrow_reader(_BATCH)
+    reader = chosen_user_events(connection, spec, _SHARD_COLUMN).to_arrow_reader(_BATCH_ROWS)
+    heaps = SpilledPartitions(folder / "events.arrow", _SHARD_COLUMN, edges, reader)
+    for table in heaps.iter_tables(connection, reader.schema):
+        yield chosen_user_contexts(connection, spec, _SHARD_COLUMN, events=table).to_arrow_reader(_BATCH_ROWS)
 
 
-def _write(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
+def _write_files(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
     """Write rows that come shard by shard to one file per task, and return their number.
 
     A shard without rows gets an empty row group, so that the row groups of a task's files match.
     """
     partitions, reader = len(slices), next(readers)
-    schema = reader.schema.remove(reader.schema.get_field_index(_NUMBER))
-    shards, rows = _by_slice(chain(reader, chain.from_iterable(readers))), 0
+    schema = reader.schema.remove(reader.schema.get_field_index(_SHARD_COLUMN))
+    shards, rows = _iter_shards(chain(reader, chain.from_iterable(readers))), 0
     following = next(shards, None)
     for part, numbers in enumerate(slices):
         path, written = part_path(folder, part), 0
-        with writing(path, schema) as write:
+        with open_part_writer(path, schema) as write:
             for number in numbers:
                 table = schema.empty_table()
                 if following is not None and following[0] == number:
                     table, following = following[1], next(shards, None)
                 write(table)
                 written += len(table)
-        seal(path, identity(spec, part, partitions) | {"rows": written})
+        write_manifest(path, part_identity(spec, part, partitions) | {"rows": written})
         rows += written
-    remove_others(folder, partitions)
+    remove_stale_parts(folder, partitions)
     return rows
 
 
-def _by_slice(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+def _iter_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
     """Yield the rows of each non-empty shard, without its number; only one shard is in memory."""
     import pyarrow as pa
 
     pending: list[pa.RecordBatch] = []
     at = -1
     for batch in batches:
-        numbers = batch.column(_NUMBER).to_numpy()
+        numbers = batch.column(_SHARD_COLUMN).to_numpy()
         for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
             if numbers[start] != at and pending:
                 yield at, pa.Table.from_batches(pending)
                 pending = []
             at = int(numbers[start])
-            pending.append(batch.slice(start, stop - start).drop_columns(_NUMBER))
+            pending.append(batch.slice(start, stop - start).drop_columns(_SHARD_COLUMN))
     if pending:
         yield at, pa.Table.from_batches(pending)

@@ -37,7 +37,7 @@ _MODULES: Final = (
 
 
 @contextmanager
-def _without_what_serves_nothing_here() -> Iterator[None]:
+def _skip_unneeded_imports() -> Iterator[None]:
     """Skip torch (150 MB) and Feast's run-time type checks, which cost seconds."""
     import typeguard
 
@@ -53,6 +53,6 @@ def _without_what_serves_nothing_here() -> Iterator[None]:
             del sys.modules["torch"]
 
 
-with _without_what_serves_nothing_here():
+with _skip_unneeded_imports():
     for _name in _MODULES:
         importlib.import_module(_name)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.histories.build import build_histories, histories_built
+    from scalr_prod.histories.build import are_histories_current, build_histories
     from scalr_prod.histories.report import HistoriesReport, TableReport
 
-__all__ = ["HistoriesReport", "TableReport", "build_histories", "histories_built"]
+__all__ = ["HistoriesReport", "TableReport", "are_histories_current", "build_histories"]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
-    {"HistoriesReport": "report", "TableReport": "report", "build_histories": "build", "histories_built": "build"},
+    {"HistoriesReport": "report", "TableReport": "report", "build_histories": "build", "are_histories_current": "build"},
 )

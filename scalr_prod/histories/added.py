@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.duck import parquet_sql
+from scalr_prod.duck import read_parquet_sql
 from scalr_prod.errors import LakeError
-from scalr_prod.growth import fragments_of, growth, local_files, records_of
+from scalr_prod.growth import diff_files, duckdb_readable_files, files_dataset, row_count
 from scalr_prod.hashing import stable_hash_sql
-from scalr_prod.heaps import edges_of, ordered, rebatched
-from scalr_prod.instants import datetime_of
-from scalr_prod.replacements import replaced_since
+from scalr_prod.heaps import iter_sorted, quantile_bounds, rebatch
+from scalr_prod.instants import micros_to_datetime
+from scalr_prod.replacements import corrections_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = ["Addition", "Built", "Events", "addition", "all_ordered", "known_by_file", "new_ordered"]
+__all__ = [
+    "BuildRecord",
+    "EventsTable",
+    "NewEvents",
+    "find_new_events",
+    "latest_created_per_file",
+    "sort_all_events",
+    "sort_new_events",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +55,7 @@ _OLD_COLUMNS = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildRecord:
     """Record of what a table was built from, stored in its commit.
 
     Attributes:
@@ -67,27 +75,27 @@ class Built:
         return json.dumps(asdict(self))
 
     @classmethod
-    def read(cls, record: str | None) -> Built | None:
+    def from_json(cls, text: str | None) -> BuildRecord | None:
         """Parse the record of a commit; None if it has none."""
-        return None if record is None else cls(**json.loads(record))
+        return None if text is None else cls(**json.loads(text))
 
 
 @dataclass(frozen=True)
-class Events:
+class EventsTable:
     """An events table, opened at most once per version.
 
     Attributes:
         lake: The lake.
         table: The table.
-        now: The version to build from.
+        current: The version to build from.
     """
 
     lake: Lake
     table: Table
-    now: DeltaTable
+    current: DeltaTable
     _former: dict[int, DeltaTable] = field(default_factory=dict)
 
-    def at(self, version: int) -> DeltaTable:
+    def at_version(self, version: int) -> DeltaTable:
         """Open the table at a former version.
 
         Raises:
@@ -99,33 +107,33 @@ class Events:
 
 
 @dataclass(frozen=True)
-class Addition:
+class NewEvents:
     """Events that were added since a table was built.
 
     Attributes:
         old: The events that it was built from.
         new: The events that were added.
         known_until: Time by which all old events were known, and no new one, µs.
-        marks: int64 [M]. ``known_until``, then the latest created time of each new file; see `latest_created_per_file`.
+        deadlines: int64 [M]. ``known_until``, then the latest created time of each new file; see `latest_created_per_file`.
     """
 
     old: DeltaTable
     new: ds.Dataset
     known_until: int
-    marks: npt.NDArray[np.int64]
+    deadlines: npt.NDArray[np.int64]
 
     @cached_property
-    def files(self) -> list[str] | None:
+    def old_files(self) -> list[str] | None:
         """The files of the old events if DuckDB can read them directly; else None."""
-        return local_files(self.old)
+        return duckdb_readable_files(self.old)
 
     @cached_property
-    def are_held(self) -> bool:
+    def fits_in_session(self) -> bool:
         """Whether the old events are few enough to be cached in the session."""
-        return records_of(self.old) <= _HELD
+        return row_count(self.old) <= _HELD
 
 
-def addition(table: Table, events: Events, built: Built | None, shape: str) -> Addition | None:
+def find_new_events(table: Table, events: EventsTable, built: BuildRecord | None, shape: str) -> NewEvents | None:
     """Find the events added since a table was built; None, with the reason logged, if it must be rebuilt.
 
     Args:
@@ -135,15 +143,15 @@ def addition(table: Table, events: Events, built: Built | None, shape: str) -> A
         shape: Its row layout and settings now; see `BuildRecord`.
     """
     found = _addition(events, built, shape)
-    if isinstance(found, Addition):
+    if isinstance(found, NewEvents):
         return found
     logger.info("building %s from all events: %s", table.value, found)
     return None
 
 
-def _addition(events: Events, built: Built | None, shape: str) -> Addition | str:
+def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> NewEvents | str:
     """Return the added events, or the reason to rebuild."""
-    now, name = events.now, events.table.value
+    now, name = events.current, events.table.value
     if built is None or built.known_until is None:
         return (
             "first build, or built by a version that kept no build record"
@@ -154,24 +162,24 @@ def _addition(events: Events, built: Built | None, shape: str) -> Addition | str
     if built.shape != shape or other_events:
         return f"{name} was recreated" if other_events else "the settings or the row layout have changed"
     try:
-        before = events.at(built.version)
+        before = events.at_version(built.version)
     except LakeError:
         return f"version {built.version} of {name}, which it was built from, cannot be read"
-    grown, replaced = growth(before, now), replaced_since(events.lake, events.table, built.version, now=now)
+    grown, replaced = diff_files(before, now), corrections_since(events.lake, events.table, built.version, opened=now)
     if grown.removed or replaced:
         return f"events of {name} were replaced" if replaced else f"files of {name} were rewritten"
-    new = fragments_of(now, grown.added)
+    new = files_dataset(now, grown.added)
     first = _first_known(new)
     if first is None or first > built.known_until:
-        return Addition(before, new, built.known_until, np.append(built.known_until, known_by_file(new)))
-    since, until = (datetime_of(moment).isoformat() for moment in (first, built.known_until))
+        return NewEvents(before, new, built.known_until, np.append(built.known_until, latest_created_per_file(new)))
+    since, until = (micros_to_datetime(moment).isoformat() for moment in (first, built.known_until))
     return (
         f"a new event of {name} was known at {since}, others before it up to {until}; days are appended where "
         "[domains.*] columns names a `created` that is set at delivery"
     )
 
 
-def known_by_file(events: ds.Dataset) -> npt.NDArray[np.int64]:
+def latest_created_per_file(events: ds.Dataset) -> npt.NDArray[np.int64]:
     """Return the latest created time of each file, µs, ascending: int64 [M]. Delta's own statistics have only milliseconds."""
     latest = [_extreme(fragment, events.schema, "max") for fragment in events.get_fragments()]
     return np.unique(np.array([time for time in latest if time is not None], np.int64))
@@ -191,7 +199,7 @@ def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
     return {"min": min, "max": max}[which]((time for time in found if time is not None), default=None)
 
 
-def all_ordered(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
+def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
     """Sort all events by key and time, with ties in the order that readers of histories expect. Partitions of keys are sorted one by one.
 
     Args:
@@ -202,21 +210,21 @@ def all_ordered(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iter
 
     Yields: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
     """
-    files, key = local_files(events), ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
+    files, key = duckdb_readable_files(events), ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
     if files:
-        edges = edges_of(db, parquet_sql(files), key, records_of(events))
-        _view(db, table, "events", parquet_sql(files))
+        edges = quantile_bounds(db, read_parquet_sql(files), key, row_count(events))
+        _view(db, table, "events", read_parquet_sql(files))
     else:
-        db.register("keys", fragments_of(events))
-        edges = edges_of(db, "keys", key, records_of(events))
+        db.register("keys", files_dataset(events))
+        edges = quantile_bounds(db, "keys", key, row_count(events))
         db.unregister("keys")
-        _register(db, table, "events", fragments_of(events))
+        _register(db, table, "events", files_dataset(events))
     query, path = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}.arrow"
-    heaps = ordered(db, query, _arranged(table), key="key", edges=edges, path=path)
-    return rebatched((batch for heap in heaps for batch in heap), _BATCH)
+    heaps = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, path=path)
+    return rebatch((batch for heap in heaps for batch in heap), _BATCH)
 
 
-def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.RecordBatchReader:
+def sort_new_events(db: Any, table: Table, new_events: NewEvents, *, lookback: int) -> pa.RecordBatchReader:
     """Sort the events that new rows need, as `sort_all_events` does: those of keys with new events.
 
     Of the events before a key's first new event only those within reach of a row are returned, with the number of earlier ones. All old
@@ -225,28 +233,28 @@ def new_ordered(db: Any, table: Table, added: Addition, *, reach: int) -> pa.Rec
     Args:
         db: DuckDB connection.
         table: The table to build.
-        added: The new events.
-        reach: For histories, the maximal number of events; for statistics, the window in µs.
+        new_events: The new events.
+        lookback: For histories, the maximal number of events; for statistics, the window in µs.
 
     Returns: Also columns ``before``, the number of earlier events, and for statistics ``first``, the time of the first one, µs.
     """
     statistics = table is Table.TARGET_ITEM_STATS
     columns = "key, time, created" if statistics else "key, item, time, created"
-    _register(db, table, "new_scan", added.new)
+    _register(db, table, "new_scan", new_events.new)
     _hold(db, "new_events", "FROM new_scan")
     _hold(db, "touched", "SELECT key, min(time) AS since FROM new_events GROUP BY key")
     # One scan of all old events for the counts, then one of the events late enough to be within a row's reach.
-    _old(db, table, "counted", added)
+    _old(db, table, "counted", new_events)
     found = (
-        f"count(*) FILTER (WHERE time <= since - {reach}) AS before, min(time) AS first, min(since) - {reach} + 1 AS horizon"
+        f"count(*) FILTER (WHERE time <= since - {lookback}) AS before, min(time) AS first, min(since) - {lookback} + 1 AS horizon"
         if statistics
         # Events of the same time stay together, so slightly more than the reach may be kept.
-        else f"count(*) FILTER (WHERE time < since) AS before, list_min(max(time, {reach}) FILTER (WHERE time < since)) AS horizon"
+        else f"count(*) FILTER (WHERE time < since) AS before, list_min(max(time, {lookback}) FILTER (WHERE time < since)) AS horizon"
     )
     _hold(db, "former", f"SELECT key, {found} FROM counted JOIN touched USING (key) GROUP BY key")
     db.execute("UPDATE former SET horizon = since FROM touched WHERE former.key = touched.key AND horizon IS NULL")
     earliest = db.sql("SELECT min(horizon) FROM former").fetchall()[0][0]
-    _old(db, table, "reached", added, earliest=earliest)
+    _old(db, table, "reached", new_events, earliest=earliest)
     _hold(db, "old_events", f"SELECT {columns} FROM reached JOIN former USING (key) WHERE time >= horizon")
     if not statistics:
         db.execute(
@@ -266,25 +274,25 @@ def _hold(db: Any, name: str, rows: str) -> None:
     db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {rows}")
 
 
-def _old(db: Any, table: Table, name: str, added: Addition, *, earliest: int | None = None) -> None:
+def _old(db: Any, table: Table, name: str, added: NewEvents, *, earliest: int | None = None) -> None:
     """Create a view of old events, or of those from a time on (µs), that reads as few columns and files as possible."""
     import pyarrow.dataset as ds
 
-    if added.files:
+    if added.old_files:
         bound = "" if earliest is None else f" WHERE {EVENT_TIMESTAMP} >= make_timestamptz({earliest})"
-        _view(db, table, name, f"{_held(db, added, added.files)}{bound}", known=added.known_until)
+        _view(db, table, name, f"{_held(db, added, added.old_files)}{bound}", known=added.known_until)
     else:
-        where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= datetime_of(earliest)
-        _register(db, table, name, fragments_of(added.old), where=where, known=added.known_until)
+        where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= micros_to_datetime(earliest)
+        _register(db, table, name, files_dataset(added.old), where=where, known=added.known_until)
 
 
-def _held(db: Any, added: Addition, files: list[str]) -> str:
+def _held(db: Any, added: NewEvents, files: list[str]) -> str:
     """Return the relation of the old events: few events are cached in the session, for all tables built from them."""
-    if not added.are_held:
-        return parquet_sql(files)
+    if not added.fits_in_session:
+        return read_parquet_sql(files)
     held = f'"{added.old.metadata().id}@{added.old.version()}"'
     columns = ", ".join(_OLD_COLUMNS)
-    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM {parquet_sql(files)}")
+    db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {held} AS SELECT {columns} FROM {read_parquet_sql(files)}")
     return held
 
 

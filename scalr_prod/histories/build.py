@@ -16,12 +16,19 @@ from scalr_prod.binding import check_domains
 from scalr_prod.contracts import Table
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import CommitFailed, LakeError
-from scalr_prod.growth import fragments_of, records_of, schema_of_table
-from scalr_prod.histories.added import Built, Events, addition, all_ordered, known_by_file, new_ordered
-from scalr_prod.histories.knowledge import Chunk, Rows
+from scalr_prod.growth import arrow_schema, files_dataset, row_count
+from scalr_prod.histories.added import (
+    BuildRecord,
+    EventsTable,
+    find_new_events,
+    latest_created_per_file,
+    sort_all_events,
+    sort_new_events,
+)
+from scalr_prod.histories.knowledge import HistoryRows, KeyBatch
 from scalr_prod.histories.report import HistoriesReport, TableReport
-from scalr_prod.lake import Lake, record_of
-from scalr_prod.progress import counting
+from scalr_prod.lake import Lake, commit_record
+from scalr_prod.progress import track
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,7 +41,7 @@ if TYPE_CHECKING:
     from scalr_prod.sections import HistorySettings
     from scalr_prod.settings import Settings
 
-__all__ = ["all_built", "build_histories", "build_tables", "histories_built"]
+__all__ = ["are_histories_current", "are_tables_current", "build_histories", "build_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +84,12 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
     return HistoriesReport(build_tables(settings, lake, opened, progress=progress))
 
 
-def histories_built(settings: Settings) -> bool:
+def are_histories_current(settings: Settings) -> bool:
     """Return whether all tables were built from the current events with these settings."""
-    return all_built(settings, Lake.open(settings))
+    return are_tables_current(settings, Lake.open(settings))
 
 
-def all_built(settings: Settings, lake: Lake) -> bool:
+def are_tables_current(settings: Settings, lake: Lake) -> bool:
     """Return whether all tables were built from the current events with these settings."""
     return all(_is_built(settings, lake, table) for table in _EVENTS)
 
@@ -118,7 +125,7 @@ def build_tables(
         CommitFailed: The table is unchanged; those before it may have been built.
     """
     there = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
-    events = {name: Events(lake, name, table) for name, table in there.items()}
+    events = {name: EventsTable(lake, name, table) for name, table in there.items()}
     with ExitStack() as stack:
 
         @cache
@@ -133,42 +140,44 @@ def build_tables(
 
 
 def _build_table(
-    settings: Settings, lake: Lake, table: Table, events: Events, session: Callable[[], _Session], *, progress: bool
+    settings: Settings, lake: Lake, table: Table, events: EventsTable, session: Callable[[], _Session], *, progress: bool
 ) -> TableReport:
     current = lake.open_table(table)
-    lake.follow(
-        events.table, events.now
+    lake.refresh(
+        events.table, events.current
     )  # refreshed after the table, so that it includes what another process has just built from
-    built, appended = not _is_fresh(current, _made_from(settings, table, events.now)), False
+    built, appended = not _is_fresh(current, _made_from(settings, table, events.current)), False
     if built:
         appended = _build(settings, lake, table, events, current, session(), progress=progress)
     return TableReport(
-        events=records_of(events.now),
-        rows=records_of(current),
+        events=row_count(events.current),
+        rows=row_count(current),
         version=current.version(),
-        events_version=events.now.version(),
+        events_version=events.current.version(),
         built=built,
         appended=appended,
     )
 
 
 def _build(
-    settings: Settings, lake: Lake, table: Table, source: Events, current: DeltaTable, session: _Session, *, progress: bool
+    settings: Settings, lake: Lake, table: Table, source: EventsTable, current: DeltaTable, session: _Session, *, progress: bool
 ) -> bool:
     """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
-    chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.now
+    chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.current
     shape, made_from = _shape(settings, table), _made_from(settings, table, events)
-    added = addition(table, source, Built.read(record_of(current)), shape)
-    limit = _ROWS_PER_EVENT * records_of(events) + _ROWS_ALWAYS - (records_of(current) if added else 0)
-    with counting(table.value, show=progress, total=None if added else records_of(events), unit="events") as tell:
-        marks, after = (added.marks, added.known_until) if added else (known_by_file(fragments_of(events)), None)
-        stream = _RowStream(table, schema_of_table(current), chosen, step, marks, after, limit, tell)
+    added = find_new_events(table, source, BuildRecord.from_json(commit_record(current)), shape)
+    limit = _ROWS_PER_EVENT * row_count(events) + _ROWS_ALWAYS - (row_count(current) if added else 0)
+    with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
+        marks, after = (added.deadlines, added.known_until) if added else (latest_created_per_file(files_dataset(events)), None)
+        stream = _RowStream(table, arrow_schema(current), chosen, step, marks, after, limit, tell)
         if added:
             reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
-            ordered: Iterable[pa.RecordBatch] = new_ordered(session.db, table, added, reach=reach)
+            ordered: Iterable[pa.RecordBatch] = sort_new_events(session.db, table, added, lookback=reach)
         else:
-            ordered = all_ordered(session.db, table, events, session.folder)
-        record = Built(shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None).to_json()
+            ordered = sort_all_events(session.db, table, events, session.folder)
+        record = BuildRecord(
+            shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None
+        ).to_json()
         rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
         write = lake.append if added else lake.replace
         try:
@@ -178,7 +187,7 @@ def _build(
             if stream.failure is not None:
                 raise stream.failure from None
             # Another process may have built the same table in the meantime.
-            lake.follow(table, current)
+            lake.refresh(table, current)
             if not _is_fresh(current, made_from):
                 raise
     return added is not None
@@ -237,7 +246,7 @@ class _RowStream:
         done = 0
         for events in _whole_keys(ordered):
             chunk = _chunk(events, self.step, self.marks)
-            for rows in chunk.rows(self.after):
+            for rows in chunk.iter_rows(self.after):
                 done += len(rows)
                 if done > self.limit:
                     self.failure = self._too_many()
@@ -286,23 +295,25 @@ def _new_key(keys: pa.Array) -> Any:
     return new
 
 
-def _chunk(events: pa.Table, step: int, marks: npt.NDArray[np.int64]) -> Chunk:
+def _chunk(events: pa.Table, step: int, marks: npt.NDArray[np.int64]) -> KeyBatch:
     new_key, times, created = (_column(events, name) for name in ("key", "time", "created"))
-    return Chunk(_new_key(new_key), times.to_numpy(), created.to_numpy(), step=step, marks=marks)
+    return KeyBatch(_new_key(new_key), times.to_numpy(), created.to_numpy(), late_step=step, deadlines=marks)
 
 
 def _column(events: pa.Table, name: str) -> pa.Array:
     return events.column(name).combine_chunks()
 
 
-def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, length: int) -> Iterator[pa.RecordBatch]:
+def _histories(
+    chunk: KeyBatch, rows: HistoryRows, events: pa.Table, schema: pa.Schema, length: int
+) -> Iterator[pa.RecordBatch]:
     users, items, times = (_column(events, name) for name in ("key", "item", "time"))
     before = _column(events, "before").to_numpy()
     step = max(_ELEMENTS // length, 1)
     for low in range(0, len(rows), step):
         part = rows.slice(low, low + step)
-        count, offsets, positions = chunk.last_known(part, length)
-        at = chunk.end_of(part) - 1
+        count, offsets, positions = chunk.last_known_events(part, length)
+        at = chunk.time_end_of(part) - 1
         lists = pa.array(offsets, pa.int32())
         yield pa.RecordBatch.from_arrays(
             [
@@ -311,28 +322,30 @@ def _histories(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, le
                 pa.ListArray.from_arrays(lists, items.take(pa.array(positions))),
                 pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[positions])),
                 pa.array(count + before[at]),
-                _instants(chunk.created_times[part.known]),
+                _instants(chunk.created_times[part.known_rank]),
             ],
             schema=schema,
         )
 
 
-def _statistics(chunk: Chunk, rows: Rows, events: pa.Table, schema: pa.Schema, trailing: int) -> Iterator[pa.RecordBatch]:
+def _statistics(
+    chunk: KeyBatch, rows: HistoryRows, events: pa.Table, schema: pa.Schema, trailing: int
+) -> Iterator[pa.RecordBatch]:
     items, before = _column(events, "key"), _column(events, "before").to_numpy()
     # A row knows all events that were left out: it is later in event time and in knowledge time.
     earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
     for low in range(0, len(rows), _BATCH):
         part = rows.slice(low, low + _BATCH)
-        at = chunk.end_of(part) - 1
-        first = chunk.times[chunk.first_seen(part)]
+        at = chunk.time_end_of(part) - 1
+        first = chunk.times[chunk.earliest_known_event(part)]
         yield pa.RecordBatch.from_arrays(
             [
                 items.take(pa.array(at)),
                 _instants(chunk.times[at]),
                 _instants(first if earliest is None else np.minimum(first, earliest[at])),
-                pa.array(chunk.count(part, chunk.start_of(part)) + before[at]),
-                pa.array(chunk.count(part, chunk.start_after(part, trailing))),
-                _instants(chunk.created_times[part.known]),
+                pa.array(chunk.count_known(part, chunk.key_start_of(part)) + before[at]),
+                pa.array(chunk.count_known(part, chunk.window_start(part, trailing))),
+                _instants(chunk.created_times[part.known_rank]),
             ],
             schema=schema,
         )

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Dominance"]
+__all__ = ["WaveletMatrix"]
 
 _WORD = 64
 
 
-class Dominance:
+class WaveletMatrix:
     """Wavelet matrix over one array.
 
     Args:
@@ -36,7 +36,7 @@ class Dominance:
             self._levels.append((_Rank(ones), len(values) - int(ones.sum())))
             values = np.concatenate((values[~ones], values[ones]))
 
-    def count(self, start: Ints, end: Ints, bound: Ints) -> Ints:
+    def count_at_most(self, start: Ints, end: Ints, bound: Ints) -> Ints:
         """Count the values ``<= bound`` in ``[start, end)``: int64 [Q] for int64 [Q] each."""
         # Counts values below bound + 1. A bound above every value does not fit the bits and counts all of them.
         below = bound + 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalr_prod.histories.dominance import Dominance
+from scalr_prod.histories.dominance import WaveletMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["Chunk", "Rows", "ragged"]
+__all__ = ["HistoryRows", "KeyBatch", "expand_ranges"]
 
 #: Positions processed at once; bounds memory.
 _AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True)
-class Rows:
+class HistoryRows:
     """Rows of a batch.
 
     Attributes:
         group: int64 [R], the group of each row.
-        known: int64 [R], the knowledge time of each row, as a rank.
+        known_rank: int64 [R], the knowledge time of each row, as a rank.
     """
 
     group: Ints
-    known: Ints
+    known_rank: Ints
 
     def __len__(self) -> int:
         return len(self.group)
 
-    def slice(self, start: int, stop: int) -> Rows:
+    def slice(self, start: int, stop: int) -> HistoryRows:
         """Return the rows ``start … stop - 1``."""
-        return Rows(self.group[start:stop], self.known[start:stop])
+        return HistoryRows(self.group[start:stop], self.known_rank[start:stop])
 
 
 @dataclass(frozen=True)
@@ -57,33 +57,33 @@ class _Lists:
     positions: Ints
 
 
-class Chunk:
+class KeyBatch:
     """Events of complete keys, sorted by key and time.
 
     Args:
         new_key: bool [N], whether an event is the first of its key.
         times: int64 [N], µs.
         created: int64 [N], µs.
-        step: Late events create rows only at multiples of this, µs; 0: as soon as they were known.
-        marks: int64 [M], ascending, µs: such a row is no later than the first of these at which the event was known. The last one
+        late_step: Late events create rows only at multiples of this, µs; 0: as soon as they were known.
+        deadlines: int64 [M], ascending, µs: such a row is no later than the first of these at which the event was known. The last one
             is at or after every created time.
     """
 
     def __init__(
-        self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints, *, step: int = 0, marks: Ints | None = None
+        self, new_key: npt.NDArray[np.bool_], times: Ints, created: Ints, *, late_step: int = 0, deadlines: Ints | None = None
     ) -> None:
-        self.times, self.step = times, step
+        self.times, self.late_step = times, late_step
         key = np.cumsum(new_key) - 1
         self.key_start = np.flatnonzero(new_key)
         wake = created
-        if step:
-            wake = -(-created // step) * step
-            if marks is not None:
-                wake = np.minimum(wake, marks[np.searchsorted(marks, created, side="left")])
-        self.created_times = np.unique(np.concatenate((created, wake)) if step else created)
+        if late_step:
+            wake = -(-created // late_step) * late_step
+            if deadlines is not None:
+                wake = np.minimum(wake, deadlines[np.searchsorted(deadlines, created, side="left")])
+        self.created_times = np.unique(np.concatenate((created, wake)) if late_step else created)
         self.rank: Ints = np.searchsorted(self.created_times, created)
         #: Rank of the time at which an event creates rows if it is late.
-        self.wake: Ints = np.searchsorted(self.created_times, wake) if step else self.rank
+        self.visible_rank: Ints = np.searchsorted(self.created_times, wake) if late_step else self.rank
         # Composites below are key * span + a value smaller than span: one sorted array serves all keys.
         self.span = len(self.created_times) + 1
         new_group = new_key.copy()
@@ -97,16 +97,16 @@ class Chunk:
         #: Rank of the latest created time among a key's events up to and including each event.
         self.latest_known = np.maximum.accumulate(key * self.span + self.rank) - key * self.span
 
-    def start_of(self, rows: Rows) -> Ints:
+    def key_start_of(self, rows: HistoryRows) -> Ints:
         """Return the position of the first event of each row's key: int64 [R]."""
         start: Ints = self.key_start[self.group_key[rows.group]]
         return start
 
-    def end_of(self, rows: Rows) -> Ints:
+    def time_end_of(self, rows: HistoryRows) -> Ints:
         """Return the position after the last event at each row's time: int64 [R]."""
         return self.group_end[rows.group]
 
-    def rows(self, after: int | None = None) -> Iterator[Rows]:
+    def iter_rows(self, after: int | None = None) -> Iterator[HistoryRows]:
         """Yield all rows in batches: one row per group, then one per time at which a late event became known.
 
         Args:
@@ -114,19 +114,19 @@ class Chunk:
         """
         floor = 0 if after is None else int(np.searchsorted(self.created_times, after, side="right"))
         group = np.flatnonzero(self.first_known >= floor)
-        yield Rows(group, self.first_known[group])
+        yield HistoryRows(group, self.first_known[group])
         latest = self.latest_known[self.group_end - 1]
         late = (latest > self.first_known) & (latest >= floor)
         if late.any():
             yield from self._later_rows(late, floor)
 
-    def _later_rows(self, late: npt.NDArray[np.bool_], floor: int) -> Iterator[Rows]:
+    def _later_rows(self, late: npt.NDArray[np.bool_], floor: int) -> Iterator[HistoryRows]:
         # A created time x of a key affects the groups from the first event known at x on that were first known before x. The suffix
         # minimum of first_known bounds the candidates, which are checked below.
         of_late_key = np.zeros(len(self.key_start), bool)
         of_late_key[self.group_key[late]] = True
-        at = np.flatnonzero(of_late_key[self.key] & (self.wake >= floor))
-        composite, first = np.unique(self.key[at] * self.span + self.wake[at], return_index=True)
+        at = np.flatnonzero(of_late_key[self.key] & (self.visible_rank >= floor))
+        composite, first = np.unique(self.key[at] * self.span + self.visible_rank[at], return_index=True)
         known, begin = composite % self.span, self.group_of[at[first]]
         backwards = (self.group_key * self.span + self.first_known)[::-1]
         ahead = np.minimum.accumulate(backwards)[::-1]
@@ -134,36 +134,38 @@ class Chunk:
         stop = np.searchsorted(ahead, composite, side="left")
         sizes = np.maximum(stop - begin, 0)
         for low, high in _spans(sizes):
-            which, group = ragged(begin[low:high], sizes[low:high])
+            which, group = expand_ranges(begin[low:high], sizes[low:high])
             ranks = known[low:high][which]
             keep = self.first_known[group] < ranks
-            rows = Rows(group[keep], ranks[keep])
-            if self.step and len(rows):
+            rows = HistoryRows(group[keep], ranks[keep])
+            if self.late_step and len(rows):
                 # The group's first row may already know the late event; then this row would repeat it.
-                start = self.start_of(rows)
-                fresh = self.count(rows, start) > self.count(Rows(rows.group, self.first_known[rows.group]), start)
-                rows = Rows(rows.group[fresh], rows.known[fresh])
+                start = self.key_start_of(rows)
+                fresh = self.count_known(rows, start) > self.count_known(
+                    HistoryRows(rows.group, self.first_known[rows.group]), start
+                )
+                rows = HistoryRows(rows.group[fresh], rows.known_rank[fresh])
             if len(rows):
                 yield rows
 
-    def settled(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def is_complete(self, rows: HistoryRows) -> npt.NDArray[np.bool_]:
         """Return whether each row knows all events of its key up to its time: bool [R]."""
-        knows_all: npt.NDArray[np.bool_] = self.latest_known[self.end_of(rows) - 1] <= rows.known
+        knows_all: npt.NDArray[np.bool_] = self.latest_known[self.time_end_of(rows) - 1] <= rows.known_rank
         return knows_all
 
     @cached_property
-    def _dominance(self) -> Dominance:
-        return Dominance(self.rank)
+    def _dominance(self) -> WaveletMatrix:
+        return WaveletMatrix(self.rank)
 
-    def count(self, rows: Rows, start: Ints) -> Ints:
+    def count_known(self, rows: HistoryRows, start: Ints) -> Ints:
         """Count the events from position ``start`` up to each row's time that the row knows: int64 [R]."""
-        counts = self.end_of(rows) - start
-        open_ = np.flatnonzero(~self.settled(rows))
+        counts = self.time_end_of(rows) - start
+        open_ = np.flatnonzero(~self.is_complete(rows))
         if len(open_):
-            counts[open_] = self._dominance.count(start[open_], self.end_of(rows)[open_], rows.known[open_])
+            counts[open_] = self._dominance.count_at_most(start[open_], self.time_end_of(rows)[open_], rows.known_rank[open_])
         return counts
 
-    def last_known(self, rows: Rows, length: int) -> tuple[Ints, Ints, Ints]:
+    def last_known_events(self, rows: HistoryRows, length: int) -> tuple[Ints, Ints, Ints]:
         """Find the last events that each row knows.
 
         Args:
@@ -173,13 +175,13 @@ class Chunk:
         Returns:
             Number of events known in all [R], offsets [R + 1], and positions [offsets[R]], oldest first.
         """
-        start, end = self.start_of(rows), self.end_of(rows)
-        count = self.count(rows, start)
+        start, end = self.key_start_of(rows), self.time_end_of(rows)
+        count = self.count_known(rows, start)
         taken = np.minimum(count, length)
         offsets = np.concatenate(([0], np.cumsum(taken)))
         lists = _Lists(taken, offsets, np.empty(offsets[-1], np.int64))
-        settled = self.settled(rows)
-        which, found = ragged((end - taken)[settled], taken[settled])
+        settled = self.is_complete(rows)
+        which, found = expand_ranges((end - taken)[settled], taken[settled])
         into = offsets[:-1][settled][which] + found - (end - taken)[settled][which]
         lists.positions[into] = found
         window = 2 * length
@@ -192,13 +194,13 @@ class Chunk:
             window *= 4
         return count, offsets, lists.positions
 
-    def _search(self, rows: Rows, at: Ints, window: int, lists: _Lists) -> Ints:
+    def _search(self, rows: HistoryRows, at: Ints, window: int, lists: _Lists) -> Ints:
         """Search the last ``window`` events for the last known ones; return the rows that need a larger window."""
-        chosen = Rows(rows.group[at], rows.known[at])
-        end = self.end_of(chosen)
-        begin = np.maximum(self.start_of(chosen), end - window)
-        which, found = ragged(begin, end - begin)
-        seen = self.rank[found] <= chosen.known[which]
+        chosen = HistoryRows(rows.group[at], rows.known_rank[at])
+        end = self.time_end_of(chosen)
+        begin = np.maximum(self.key_start_of(chosen), end - window)
+        which, found = expand_ranges(begin, end - begin)
+        seen = self.rank[found] <= chosen.known_rank[which]
         which, found = which[seen], found[seen]
         seen_by = np.bincount(which, minlength=len(at))
         enough = seen_by >= lists.taken[at]
@@ -208,11 +210,11 @@ class Chunk:
         lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = found
         return at[~enough]
 
-    def first_seen(self, rows: Rows) -> Ints:
+    def earliest_known_event(self, rows: HistoryRows) -> Ints:
         """Return the position of the earliest event that each row knows: int64 [R]."""
         # The running minimum of created times decreases within a key; reversed it increases, so it is sorted over all keys.
         reversed_ = self.span - 1 - self._earliest_known
-        wanted = self.group_key[rows.group] * self.span + self.span - 1 - rows.known
+        wanted = self.group_key[rows.group] * self.span + self.span - 1 - rows.known_rank
         return np.searchsorted(self.key * self.span + reversed_, wanted, side="left")
 
     @cached_property
@@ -220,7 +222,7 @@ class Chunk:
         fallen: Ints = np.minimum.accumulate(self.rank - self.key * self.span) + self.key * self.span
         return fallen
 
-    def start_after(self, rows: Rows, ago: int) -> Ints:
+    def window_start(self, rows: HistoryRows, ago: int) -> Ints:
         """Return the position of the first event of each row's key in ``(t - ago, t]`` (µs): int64 [R]."""
         distinct, rank = np.unique(self.times, return_inverse=True)
         span = len(distinct) + 1
@@ -228,7 +230,7 @@ class Chunk:
         return np.searchsorted(self.key * span + rank, self.group_key[rows.group] * span + wanted, side="left")
 
 
-def ragged(start: Ints, size: Ints) -> tuple[Ints, Ints]:
+def expand_ranges(start: Ints, size: Ints) -> tuple[Ints, Ints]:
     """Concatenate the ranges ``start … start + size - 1`` of [R]: the index of the range and the value, int64 [sum(size)] each."""
     which = np.repeat(np.arange(len(start)), size)
     before = np.cumsum(size) - size

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "ingest"]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "Batch": "protocol",

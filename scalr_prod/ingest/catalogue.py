@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import ITEM_ID, Table
 from scalr_prod.ingest.commit import commit_key
-from scalr_prod.ingest.rows import ROWS, SQL_TYPES, as_table_rows, count_of, load, scan, staged_sql
-from scalr_prod.lake import repeat_while_moving
+from scalr_prod.ingest.rows import (
+    BATCH_ROWS,
+    SQL_TYPES,
+    cast_to_schema,
+    count_rows,
+    create_temp_table,
+    scan_table,
+    staged_rows_sql,
+)
+from scalr_prod.lake import retry_on_new_version
 
 if TYPE_CHECKING:
-    from scalr_prod.ingest.commit import Log
+    from scalr_prod.ingest.commit import StagedLog
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
 
-__all__ = ["leave_out_unused", "update_catalogue"]
+__all__ = ["remove_unused_items", "update_catalogue"]
 
 _DESCRIPTION = ("title", "category", "value")
 
 
-def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) -> tuple[int, int]:
+def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | None) -> tuple[int, int]:
     """Update a domain's rows of its item catalogue.
 
     Title, category and value come from the item file if it has the item; else they stay as they were, or are null for a new item. Of
@@ -48,24 +56,24 @@ def update_catalogue(db: Any, lake: Lake, log: Log, staged: StagedItems | None) 
     )
 
     def update(version: int) -> int:
-        load(db, "former", scan(lake, table, version=version))
+        create_temp_table(db, "former", scan_table(lake, table, version=version))
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {ITEM_ID}, {described} "
             f"FROM (SELECT {ITEM_ID} FROM {log.view} UNION SELECT {ITEM_ID} FROM former) AS ids "
             f"LEFT JOIN former USING ({ITEM_ID}) LEFT JOIN file USING ({ITEM_ID})"
         )
-        size = count_of(db, f"FROM latest WHERE {log.own_sql()}")
+        size = count_rows(db, f"FROM latest WHERE {log.lake_filter_sql()}")
         # No item is removed here, so comparing rows in one direction finds every change.
-        if count_of(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
-            ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(ROWS)
-            rows = as_table_rows(ordered, schema, lambda _: None)
+        if count_rows(db, f"SELECT {columns} FROM latest EXCEPT SELECT {columns} FROM former"):
+            ordered = db.sql(f"SELECT {columns} FROM latest ORDER BY {ITEM_ID}").to_arrow_reader(BATCH_ROWS)
+            rows = cast_to_schema(ordered, schema, lambda _: None)
             lake.replace(table, rows, key=commit_key(), expected_version=version)
         return size
 
-    return repeat_while_moving(lake, table, update), duplicates
+    return retry_on_new_version(lake, table, update), duplicates
 
 
-def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
+def remove_unused_items(db: Any, lake: Lake, log: StagedLog) -> int:
     """Remove a domain's items without events from its catalogue and return how many.
 
     Args:
@@ -77,34 +85,34 @@ def leave_out_unused(db: Any, lake: Lake, log: Log) -> int:
         CommitFailed: The lake rejected the commit; the catalogue is unchanged.
     """
     table, events = Table.items(log.domain), Table.events(log.domain)
-    schema, own = lake.schema(table), log.own_sql()
+    schema, own = lake.schema(table), log.lake_filter_sql()
 
     def update(version: int) -> int:
-        load(db, "former", scan(lake, table, version=version))
-        rows = scan(lake, events, version=lake.version(events), columns=[ITEM_ID])
-        load(db, "used", rows, f"SELECT DISTINCT {ITEM_ID} FROM loaded")
-        unused = count_of(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
+        create_temp_table(db, "former", scan_table(lake, table, version=version))
+        rows = scan_table(lake, events, version=lake.version(events), columns=[ITEM_ID])
+        create_temp_table(db, "used", rows, f"SELECT DISTINCT {ITEM_ID} FROM loaded")
+        unused = count_rows(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
         if unused:
             ordered = db.sql(
                 f"SELECT {', '.join(schema.names)} FROM former WHERE NOT ({own}) OR {ITEM_ID} IN (FROM used) ORDER BY {ITEM_ID}"
-            ).to_arrow_reader(ROWS)
-            lake.replace(table, as_table_rows(ordered, schema, lambda _: None), key=commit_key(), expected_version=version)
+            ).to_arrow_reader(BATCH_ROWS)
+            lake.replace(table, cast_to_schema(ordered, schema, lambda _: None), key=commit_key(), expected_version=version)
         return unused
 
-    return repeat_while_moving(lake, table, update)
+    return retry_on_new_version(lake, table, update)
 
 
-def _load_file(db: Any, log: Log, staged: StagedItems | None) -> int:
+def _load_file(db: Any, log: StagedLog, staged: StagedItems | None) -> int:
     """Create the table ``file``: the item file with the last row of each id. Return the number of rows dropped."""
     files = staged.files if staged else []
     no_rows = (
-        f"SELECT NULL::{SQL_TYPES['string' if log.prefix else log.item]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "
+        f"SELECT NULL::{SQL_TYPES['string' if log.item_prefix else log.item_type]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "
         'NULL::DOUBLE AS "value", 0 AS "row" WHERE false'
     )
-    rows = staged_sql(files, {ITEM_ID: log.item}, prefix=log.prefix) if files else no_rows
+    rows = staged_rows_sql(files, {ITEM_ID: log.item_type}, prefix=log.item_prefix) if files else no_rows
     described = ", ".join(f"'{name}': \"{name}\"" for name in _DESCRIPTION)
     db.execute(
         f"CREATE OR REPLACE TEMP TABLE file AS "
         f'SELECT {ITEM_ID}, arg_max({{{described}}}, "row") AS described FROM ({rows}) GROUP BY {ITEM_ID}'
     )
-    return staged.rows - count_of(db, "SELECT * FROM file") if staged else 0
+    return staged.rows - count_rows(db, "SELECT * FROM file") if staged else 0

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import IdType
     from scalr_prod.ingest.protocol import Batch
 
-__all__ = ["Ids", "Place", "column_of", "decoded", "first_failure", "first_true", "is_text", "numbers", "texts"]
+__all__ = [
+    "CellOrigin",
+    "IdParser",
+    "decode_dictionary",
+    "first_cast_failure",
+    "first_true_index",
+    "is_text_type",
+    "parse_numbers",
+    "parse_texts",
+    "select_column",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +41,7 @@ _FLOAT_TEXT = r"^(0|-?[1-9][0-9]{0,14})\.0$"
 
 
 @dataclass(frozen=True)
-class Place:
+class CellOrigin:
     """Origin of a batch of one column, for error messages.
 
     Attributes:
@@ -44,19 +54,19 @@ class Place:
     column: str
     row: int = 0
 
-    def bad(self, found: str, *, at: int | None = None, next_step: str) -> BadValue:
+    def bad_value(self, found: str, *, at: int | None = None, next_step: str) -> BadValue:
         """Return the error for a cell (``at``: its position in the batch) or for the whole column."""
         row = "" if at is None else f", row {self.row + at + 1}"
         return BadValue(found, where=f"{self.file}, column '{self.column}'{row}", next_step=next_step)
 
 
-def column_of(batch: Batch, name: str) -> tuple[pa.Array, Place]:
+def select_column(batch: Batch, name: str) -> tuple[pa.Array, CellOrigin]:
     """Return a column of a batch, and its origin."""
-    return batch.rows.column(name), Place(batch.origin, name, batch.row)
+    return batch.rows.column(name), CellOrigin(batch.origin, name, batch.row)
 
 
 @dataclass
-class Ids:
+class IdParser:
     """Parse an id column batch by batch and infer its type.
 
     Text files carry no types. Their id column is int64 if every value is a canonical int64 ('7', not '007'), unless the column that
@@ -64,55 +74,55 @@ class Ids:
     follows the type of that column. Typed inputs keep their type; narrower integers are widened.
 
     Attributes:
-        typed: Type of a typed input.
-        typed_at: Where that type was first seen.
-        text_at: Where untyped text was first seen.
-        odd_text: The first text that is not a canonical int64, and its origin.
-        floats: Whether every text so far is an integer with a decimal point.
-        nulls: Null or blank ids so far.
+        declared_type: Type of a typed input.
+        declared_at: Where that type was first seen.
+        text_origin: Where untyped text was first seen.
+        first_non_integer: The first text that is not a canonical int64, and its origin.
+        all_integral_floats: Whether every text so far is an integer with a decimal point.
+        null_count: Null or blank ids so far.
         first_null: Origin of the first one.
-        first_word: The first text that spells a missing value (NULL, NaN, …), and its origin.
-        words: Number of such texts.
-        whole: Whether every other text is a canonical int64.
+        first_null_word: The first text that spells a missing value (NULL, NaN, …), and its origin.
+        null_word_count: Number of such texts.
+        others_are_integers: Whether every other text is a canonical int64.
     """
 
-    typed: IdType | None = None
-    typed_at: Place | None = None
-    text_at: Place | None = None
-    odd_text: tuple[str, Place] | None = None
-    floats: bool = True
-    nulls: int = 0
-    first_null: Place | None = None
-    first_word: tuple[str, Place] | None = None
-    words: int = 0
-    whole: bool = True
+    declared_type: IdType | None = None
+    declared_at: CellOrigin | None = None
+    text_origin: CellOrigin | None = None
+    first_non_integer: tuple[str, CellOrigin] | None = None
+    all_integral_floats: bool = True
+    null_count: int = 0
+    first_null: CellOrigin | None = None
+    first_null_word: tuple[str, CellOrigin] | None = None
+    null_word_count: int = 0
+    others_are_integers: bool = True
 
-    def read(self, values: pa.Array, origin: Place, *, untyped: bool) -> pa.Array:
+    def parse(self, values: pa.Array, origin: CellOrigin, *, untyped: bool) -> pa.Array:
         """Parse a batch to int64 or string; null or blank ids become null.
 
         Raises:
             BadValue: The column's type cannot be an id or changes between files, or a value is out of range.
         """
-        values = decoded(values)
+        values = decode_dictionary(values)
         if pa.types.is_null(values.type):
             ids = values.cast(pa.string())
-        elif is_text(values.type):
+        elif is_text_type(values.type):
             ids = self._text(values, origin, untyped=untyped)
         elif pa.types.is_integer(values.type) or (pa.types.is_decimal(values.type) and values.type.scale == 0):
             ids = self._integers(values, origin)
         else:
-            raise origin.bad(
+            raise origin.bad_value(
                 f"holds {values.type}, which cannot be an id",
                 next_step="map a column of integers or strings, or cast this one before (ids are never guessed from floats)",
             )
         self._count_nulls(ids, origin)
         return ids
 
-    def _text(self, values: pa.Array, origin: Place, *, untyped: bool) -> pa.Array:
+    def _text(self, values: pa.Array, origin: CellOrigin, *, untyped: bool) -> pa.Array:
         ids = _as_text(values, origin)
-        at = first_true(pc.greater(pc.binary_length(ids), _LONGEST_ID))
+        at = first_true_index(pc.greater(pc.binary_length(ids), _LONGEST_ID))
         if at is not None:
-            raise origin.bad(
+            raise origin.bad_value(
                 f"an id of {len(ids[at].as_py())} characters, '{ids[at].as_py()[:20]}…'; the longest may take {_LONGEST_ID} bytes",
                 at=at,
                 next_step="map the column that holds the ids, or hash long ones before",
@@ -122,52 +132,56 @@ class Ids:
         if not untyped:
             self._keep_type("string", origin)
             return ids
-        self.text_at = self.text_at or origin
-        self.floats = self.floats and first_true(pc.invert(pc.match_substring_regex(ids, _FLOAT_TEXT))) is None
-        if self.odd_text is None:
-            at = first_true(pc.invert(_canonical(ids)))
+        self.text_origin = self.text_origin or origin
+        self.all_integral_floats = (
+            self.all_integral_floats and first_true_index(pc.invert(pc.match_substring_regex(ids, _FLOAT_TEXT))) is None
+        )
+        if self.first_non_integer is None:
+            at = first_true_index(pc.invert(_canonical(ids)))
             if at is not None:
-                self.odd_text = ids[at].as_py(), Place(origin.file, origin.column, origin.row + at)
+                self.first_non_integer = ids[at].as_py(), CellOrigin(origin.file, origin.column, origin.row + at)
         self._count_words(ids, origin)
         return ids
 
-    def _count_words(self, ids: pa.Array, origin: Place) -> None:
-        if self.odd_text is None:
+    def _count_words(self, ids: pa.Array, origin: CellOrigin) -> None:
+        if self.first_non_integer is None:
             return
         words = pc.is_in(ids, value_set=pa.array(_NULL_WORDS))
         found = pc.sum(words).as_py() or 0
-        self.whole = self.whole and first_true(pc.invert(pc.or_(words, _canonical(ids)))) is None
-        if found and self.first_word is None:
-            at = first_true(words) or 0
-            self.first_word = ids[at].as_py(), Place(origin.file, origin.column, origin.row + at)
-        self.words += found
+        self.others_are_integers = (
+            self.others_are_integers and first_true_index(pc.invert(pc.or_(words, _canonical(ids)))) is None
+        )
+        if found and self.first_null_word is None:
+            at = first_true_index(words) or 0
+            self.first_null_word = ids[at].as_py(), CellOrigin(origin.file, origin.column, origin.row + at)
+        self.null_word_count += found
 
-    def _integers(self, values: pa.Array, origin: Place) -> pa.Array:
+    def _integers(self, values: pa.Array, origin: CellOrigin) -> pa.Array:
         self._keep_type("int64", origin)
         try:
             return values.cast(pa.int64())
         except pa.ArrowInvalid as error:
-            raise origin.bad(
+            raise origin.bad_value(
                 f"holds integers that do not fit 64 signed bits ({error})", next_step="cast the column to strings before"
             ) from error
 
-    def _keep_type(self, kind: IdType, origin: Place) -> None:
-        if self.typed is None:
-            self.typed, self.typed_at = kind, origin
-        elif self.typed != kind and self.typed_at is not None:
-            raise origin.bad(
-                f"holds {kind} ids, but {self.typed_at.file} holds {self.typed} ids",
+    def _keep_type(self, kind: IdType, origin: CellOrigin) -> None:
+        if self.declared_type is None:
+            self.declared_type, self.declared_at = kind, origin
+        elif self.declared_type != kind and self.declared_at is not None:
+            raise origin.bad_value(
+                f"holds {kind} ids, but {self.declared_at.file} holds {self.declared_type} ids",
                 next_step="write all files of a domain with one type of id",
             )
 
-    def _count_nulls(self, ids: pa.Array, origin: Place) -> None:
+    def _count_nulls(self, ids: pa.Array, origin: CellOrigin) -> None:
         if ids.null_count:
             if self.first_null is None:
-                at = first_true(pc.is_null(ids)) or 0
-                self.first_null = Place(origin.file, origin.column, origin.row + at)
-            self.nulls += ids.null_count
+                at = first_true_index(pc.is_null(ids)) or 0
+                self.first_null = CellOrigin(origin.file, origin.column, origin.row + at)
+            self.null_count += ids.null_count
 
-    def refuse_nulls(self) -> None:
+    def ensure_no_nulls(self) -> None:
         """Raise if there were missing ids; call after the last batch.
 
         A missing-value word among other texts may be a real id, so it is only logged as a warning.
@@ -175,11 +189,11 @@ class Ids:
         Raises:
             BadValue: There were null or blank ids, or missing-value words among integers; says how many, and where the first one is.
         """
-        if self.first_word is not None:
-            word, origin = self.first_word
-            if self.whole:
-                raise origin.bad(
-                    f"{self.words} ids are {word!r} or another word for a missing value, and all others are integers; the "
+        if self.first_null_word is not None:
+            word, origin = self.first_null_word
+            if self.others_are_integers:
+                raise origin.bad_value(
+                    f"{self.null_word_count} ids are {word!r} or another word for a missing value, and all others are integers; the "
                     "first one here",
                     at=0,
                     next_step="remove these rows or give them an id; rows are never dropped silently",
@@ -187,52 +201,56 @@ class Ids:
             logger.warning(
                 "%s, column '%s', row %d: %r is used as an id; %d ids are words that often mean a missing value: remove these rows "
                 "if they do",
-                *(origin.file, origin.column, origin.row + 1, word, self.words),
+                *(origin.file, origin.column, origin.row + 1, word, self.null_word_count),
             )
         if self.first_null is not None:
-            raise self.first_null.bad(
-                f"{self.nulls} null or empty id{'s' if self.nulls > 1 else ''}, the first one here",
+            raise self.first_null.bad_value(
+                f"{self.null_count} null or empty id{'s' if self.null_count > 1 else ''}, the first one here",
                 at=0,
                 next_step="remove these rows or give them an id; rows are never dropped silently",
             )
 
 
-def numbers(values: pa.Array, origin: Place) -> pa.Array:
+def parse_numbers(values: pa.Array, origin: CellOrigin) -> pa.Array:
     """Parse numbers, or text of numbers, to float64; nulls stay null.
 
     Raises:
         BadValue: Not a number.
     """
-    values = decoded(values)
-    if is_text(values.type):
+    values = decode_dictionary(values)
+    if is_text_type(values.type):
         text = pc.utf8_trim_whitespace(values.cast(pa.string()))
         text = pc.if_else(pc.equal(text, ""), None, text)
         try:
             return text.cast(pa.float64())
         except pa.ArrowInvalid:
-            at = first_failure(text, pa.float64())
-            raise origin.bad(f"'{text[at].as_py()[:100]}' is not a number", at=at, next_step="correct the value") from None
+            at = first_cast_failure(text, pa.float64())
+            raise origin.bad_value(
+                f"'{text[at].as_py()[:100]}' is not a number", at=at, next_step="correct the value"
+            ) from None
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         return values.cast(pa.float64(), safe=False)
     if pa.types.is_null(values.type):
         return values.cast(pa.float64())
-    raise origin.bad(f"holds {values.type}, expected numbers", next_step="map a numeric column")
+    raise origin.bad_value(f"holds {values.type}, expected numbers", next_step="map a numeric column")
 
 
-def texts(values: pa.Array, origin: Place) -> pa.Array:
+def parse_texts(values: pa.Array, origin: CellOrigin) -> pa.Array:
     """Convert values to text; blank text becomes null.
 
     Raises:
         BadValue: Lists, structures or bytes, or text that is not UTF-8.
     """
-    values = decoded(values)
+    values = decode_dictionary(values)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
-        raise origin.bad(f"holds {values.type}, expected text", next_step="map a column of text, or join its parts before")
+        raise origin.bad_value(
+            f"holds {values.type}, expected text", next_step="map a column of text, or join its parts before"
+        )
     text = _as_text(values, origin)
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
 
 
-def _as_text(values: pa.Array, origin: Place) -> pa.Array:
+def _as_text(values: pa.Array, origin: CellOrigin) -> pa.Array:
     """Cast plain values to text.
 
     Raises:
@@ -242,21 +260,21 @@ def _as_text(values: pa.Array, origin: Place) -> pa.Array:
     try:
         text.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise origin.bad(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
+        raise origin.bad_value(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
     return text
 
 
-def decoded(values: pa.Array) -> pa.Array:
+def decode_dictionary(values: pa.Array) -> pa.Array:
     """Decode a dictionary-encoded array; other arrays are returned as they are."""
     return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
-def is_text(kind: pa.DataType) -> bool:
+def is_text_type(kind: pa.DataType) -> bool:
     """Return whether an Arrow type is one of the string types."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def first_true(mask: Any) -> int | None:
+def first_true_index(mask: Any) -> int | None:
     """Return the position of the first true value, or None; null counts as false."""
     at = pc.index(mask, pa.scalar(value=True)).as_py()
     return None if at < 0 else int(at)
@@ -279,7 +297,7 @@ def _fits(text: str) -> bool:
         return False
 
 
-def first_failure(text: pa.Array, kind: pa.DataType) -> int:
+def first_cast_failure(text: pa.Array, kind: pa.DataType) -> int:
     """Find the position of the first value that a cast rejects, by bisection."""
     low, high = 0, len(text)
     while high - low > 1:

@@ -13,18 +13,18 @@ import pyarrow.compute as pc
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.cells import first_true, texts
-from scalr_prod.ingest.rows import count_of
+from scalr_prod.ingest.cells import first_true_index, parse_texts
+from scalr_prod.ingest.rows import count_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scalr_prod.domains import DomainSettings
-    from scalr_prod.ingest.cells import Place
-    from scalr_prod.ingest.commit import Log
-    from scalr_prod.ingest.laid import Repeated
+    from scalr_prod.ingest.cells import CellOrigin
+    from scalr_prod.ingest.commit import StagedLog
+    from scalr_prod.ingest.laid import DuplicateCounts
 
-__all__ = ["LeftOut", "TypeWeights", "held_to_limits", "missing_from_file", "refuse_doubled"]
+__all__ = ["LeftOutRows", "TypeWeights", "apply_user_day_limit", "count_items_missing_from_file", "ensure_not_doubled"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,37 +34,37 @@ _DAY_US: Final = 86_400_000_000
 
 
 @dataclass
-class LeftOut:
+class LeftOutRows:
     """Count, by reason, the rows of a log that are left out, and enforce the largest allowed share.
 
     Attributes:
         origin: Origin of the log, for the error.
-        key: Its settings section, for the error.
-        share: Largest share of a log's rows that may be left out.
+        settings_key: Its settings section, for the error.
+        max_share: Largest share of a log's rows that may be left out.
         counts: Rows by reason: ``in_the_future``, ``before_earliest``, ``unknown_type``, ``over_user_day``.
     """
 
     origin: str
-    key: str
-    share: float
+    settings_key: str
+    max_share: float
     counts: Counter[str] = field(default_factory=Counter)
 
-    def check(self, kept: int) -> None:
+    def ensure_within_limit(self, remaining: int) -> None:
         """Ensure that not too many rows are left out.
 
         Args:
-            kept: Rows that are not left out.
+            remaining: Rows that are not left out.
 
         Raises:
             BadValue: Too many are; names the reasons.
         """
         total = self.counts.total()
-        if total > self.share * (kept + total):
+        if total > self.max_share * (remaining + total):
             reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(self.counts.items()) if count)
             raise BadValue(
-                f"{total} of {kept + total} rows would be left out ({reasons}): more than max_left_out = {self.share:g}",
+                f"{total} of {remaining + total} rows would be left out ({reasons}): more than max_left_out = {self.max_share:g}",
                 where=self.origin,
-                next_step=f"look at these rows; correct the log or the limits, or raise max_left_out of {self.key}",
+                next_step=f"look at these rows; correct the log or the limits, or raise max_left_out of {self.settings_key}",
             )
 
 
@@ -75,19 +75,19 @@ class TypeWeights:
     Attributes:
         weights: Weight by type; empty: any type is allowed and weighs 1.
         drop: Leave out events of other types instead of rejecting the log.
-        key: Settings section of the domain, for the error.
+        settings_key: Settings section of the domain, for the error.
     """
 
     weights: Mapping[str, float]
     drop: bool
-    key: str
+    settings_key: str
 
     @classmethod
-    def of(cls, section: DomainSettings, key: str) -> Self:
+    def from_settings(cls, section: DomainSettings, settings_key: str) -> Self:
         """Return the weights that a domain's settings define."""
-        return cls(section.types, section.unknown_types == "drop", key)
+        return cls(section.types, section.unknown_types == "drop", settings_key)
 
-    def read(self, cells: pa.Array, origin: Place) -> tuple[pa.Array, pa.Array, pa.Array | None]:
+    def parse(self, cells: pa.Array, origin: CellOrigin) -> tuple[pa.Array, pa.Array, pa.Array | None]:
         """Return a batch's types, their weights, and a mask of rows with an unknown type to leave out (None: no row).
 
         Args:
@@ -97,23 +97,23 @@ class TypeWeights:
         Raises:
             BadValue: A type is unknown or missing; names its row.
         """
-        types = texts(cells, origin)
+        types = parse_texts(cells, origin)
         if not self.weights:
             return types, pa.repeat(pa.scalar(1.0, pa.float32()), len(types)), None
         at = pc.index_in(types, pa.array(list(self.weights), pa.string()))
         unknown = pc.is_null(at)
-        if (first := first_true(unknown)) is not None and not self.drop:
+        if (first := first_true_index(unknown)) is not None and not self.drop:
             found = types[first].as_py()
-            raise origin.bad(
+            raise origin.bad_value(
                 "no event type" if found is None else f"'{found}' is not a known event type",
                 at=first,
-                next_step=f'add it to types of {self.key}, or leave such events out: unknown_types = "drop"',
+                next_step=f'add it to types of {self.settings_key}, or leave such events out: unknown_types = "drop"',
             )
         weights = pa.array(list(self.weights.values()), pa.float32()).take(at)
         return types, pc.fill_null(weights, 0.0), unknown if first is not None else None
 
 
-def held_to_limits(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOut) -> int:
+def apply_user_day_limit(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOutRows) -> int:
     """Apply the limit of events per user and day to a log's view, and return the rows that are left.
 
     Args:
@@ -134,26 +134,28 @@ def held_to_limits(db: Any, view: str, rows: int, section: DomainSettings, left_
     return _limit_user_days(db, view, rows, section.max_user_day, cap=section.over_user_day == "cap", left_out=left_out)
 
 
-def refuse_doubled(log: Log, section: DomainSettings, repeated: Repeated, *, again: int, there: int) -> None:
+def ensure_not_doubled(
+    log: StagedLog, section: DomainSettings, duplicates: DuplicateCounts, *, extra_copies: int, rows_in_window: int
+) -> None:
     """Ensure that a log does not contain every event twice, as when an export lies beside its copy; or log a warning.
 
     Args:
         log: The log.
         section: Its settings.
-        repeated: Counts of its repeated rows.
-        again: Surplus copies in the log of rows that the lake holds.
-        there: The lake's rows in the log's time window.
+        duplicates: Counts of its repeated rows.
+        extra_copies: Surplus copies in the log of rows that the lake holds.
+        rows_in_window: The lake's rows in the log's time window.
 
     Raises:
         BadValue: It does, and the settings do not say how to treat duplicates.
     """
-    doubled = repeated.whole and repeated.different >= _MIN_ROWS
-    if not doubled and (again < _MIN_ROWS or 2 * again < there):
+    doubled = duplicates.all_repeated and duplicates.distinct >= _MIN_ROWS
+    if not doubled and (extra_copies < _MIN_ROWS or 2 * extra_copies < rows_in_window):
         return
     found = (
-        f"each row occurs more than once ({repeated.rows} repetitions)"
+        f"each row occurs more than once ({duplicates.rows} repetitions)"
         if doubled
-        else f"{again} rows are already in the lake, and the log has one more copy of each"
+        else f"{extra_copies} rows are already in the lake, and the log has one more copy of each"
     )
     if section.duplicates == "notice":
         raise BadValue(
@@ -165,12 +167,12 @@ def refuse_doubled(log: Log, section: DomainSettings, repeated: Repeated, *, aga
     logger.warning('%s: %s; duplicates = "%s"', log.origin, found, section.duplicates)
 
 
-def missing_from_file(db: Any, log: Log) -> int:
+def count_items_missing_from_file(db: Any, log: StagedLog) -> int:
     """Return the number of a log's items that its item file, the table ``file``, does not contain."""
-    return count_of(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
+    return count_rows(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
 
 
-def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, left_out: LeftOut) -> int:
+def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, left_out: LeftOutRows) -> int:
     day = f"floor(epoch_us({EVENT_TIMESTAMP}) / {_DAY_US}.0)::BIGINT"
     over = f"{view}_over"
     db.execute(
@@ -181,7 +183,7 @@ def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, lef
     if not days:
         return rows
     left_out.counts["over_user_day"] += int(events) - (most * int(days) if cap else 0)
-    left_out.check(rows - left_out.counts["over_user_day"])
+    left_out.ensure_within_limit(rows - left_out.counts["over_user_day"])
     with_day = f"SELECT *, {day} AS day FROM {{0}}"
     remaining_sql = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
     if cap:
@@ -197,6 +199,6 @@ def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, lef
 
 def _replace_view(db: Any, view: str, query: str) -> None:
     """Replace a view by a query over its former self, written as ``{0}``."""
-    former = f"{view}_{count_of(db, 'FROM duckdb_views()')}"
+    former = f"{view}_{count_rows(db, 'FROM duckdb_views()')}"
     db.execute(f"ALTER VIEW {view} RENAME TO {former}")
     db.execute(f"CREATE TEMP VIEW {view} AS {query.format(former)}")

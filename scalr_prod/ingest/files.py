@@ -12,20 +12,29 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from scalr_prod.errors import BadValue, UnreadableInput
-from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.formats import refuse_tables, table_at
+from scalr_prod.ingest.columns import resolve_columns
+from scalr_prod.ingest.formats import detect_table_format, ensure_no_tables
 from scalr_prod.ingest.protocol import Batch
-from scalr_prod.row_groups import batches_of
+from scalr_prod.row_groups import iter_batches
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
     import pyarrow as pa
 
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.columns import ColumnSelection
     from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Csv", "Files", "JsonLines", "Parquet", "locate", "short", "suffix_of", "to_batch"]
+__all__ = [
+    "Csv",
+    "FilesReader",
+    "JsonLines",
+    "Parquet",
+    "first_error_line",
+    "format_suffix",
+    "resolve_location",
+    "to_record_batch",
+]
 
 _FORMATS = {
     ".parquet": "parquet",
@@ -45,7 +54,7 @@ _ROWS = 65_536
 _BYTES = 4 << 20
 
 
-class Files:
+class FilesReader:
     """Reader of files of any known format, chosen by each file's suffix. Subclasses fix the format."""
 
     #: The format of all files; None: by each file's name.
@@ -79,8 +88,8 @@ class Files:
                     row += rows.num_rows
 
     def _refuse_table(self, source: LogSource) -> None:
-        with locate(source.location, source.storage_options) as (url, filesystem, path):
-            table = table_at(filesystem, path)
+        with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
+            table = detect_table_format(filesystem, path)
             if table is not None:
                 raise UnreadableInput(
                     f"holds a table of format {table}, not loose {self.kind} files",
@@ -89,26 +98,26 @@ class Files:
                 )
 
 
-class Parquet(Files):
+class Parquet(FilesReader):
     """Parquet files."""
 
     kind = "parquet"
 
 
-class Csv(Files):
+class Csv(FilesReader):
     """CSV files with a header; the separator is one of , ; | and tab. All cells are text."""
 
     kind = "csv"
 
 
-class JsonLines(Files):
+class JsonLines(FilesReader):
     """Files of one JSON object a line."""
 
     kind = "jsonl"
 
 
 @contextmanager
-def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
     """Yield the URL, fsspec file system and path of an absolute path, glob or folder, or of a URL.
 
     Raises:
@@ -125,7 +134,7 @@ def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str
     except Exception as error:
         # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
         raise UnreadableInput(
-            f"cannot be opened: {short(error)}",
+            f"cannot be opened: {first_error_line(error)}",
             where=url,
             next_step="check the URL, storage_options and credentials; for a table whose options are not fsspec's, "
             'set format = "delta" or "iceberg"',
@@ -133,14 +142,14 @@ def locate(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str
 
 
 def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
-    with locate(source.location, source.storage_options) as (url, filesystem, path):
+    with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
         elif filesystem.isdir(path):
             paths = sorted(name for name in filesystem.find(path) if _known(name))
         else:
             paths = [path] if filesystem.exists(path) else []
-        refuse_tables(filesystem, paths, url)
+        ensure_no_tables(filesystem, paths, url)
     if not paths:
         raise UnreadableInput(
             "no file matches" if _has_magic(path) else "no such file",
@@ -168,7 +177,7 @@ def _known(name: str) -> bool:
     return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
 
 
-def suffix_of(name: str) -> str:
+def format_suffix(name: str) -> str:
     """Return the lower-case suffix of a file's name without that of its compression; empty if there is none."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
     while suffixes and suffixes[-1] in _COMPRESSED:
@@ -177,7 +186,7 @@ def suffix_of(name: str) -> str:
 
 
 def _format_of(url: str) -> str:
-    suffix = suffix_of(url)
+    suffix = format_suffix(url)
     if suffix not in _FORMATS:
         raise UnreadableInput(
             "its name does not tell its format",
@@ -201,10 +210,10 @@ def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
             next_step = "write the file again as UTF-8"
         elif by_name:
             next_step = f"check that the file is complete; if it is not {kind}, give it the ending of its format: {_ENDINGS}"
-        raise UnreadableInput(f"cannot be read as {kind}: {short(error)}", where=url, next_step=next_step) from error
+        raise UnreadableInput(f"cannot be read as {kind}: {first_error_line(error)}", where=url, next_step=next_step) from error
 
 
-def short(error: Exception) -> str:
+def first_error_line(error: Exception) -> str:
     """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
@@ -229,16 +238,16 @@ def _text(filesystem: Any, path: str, *, newline: str | None = None) -> Iterator
         yield text
 
 
-def _parquet(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+def _parquet(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
     with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as file:
-        names = pick(file.schema_arrow.names, wanted, url)
-        for batch in batches_of(file, _ROWS, columns=names):
+        names = resolve_columns(file.schema_arrow.names, wanted, url)
+        for batch in iter_batches(file, _ROWS, columns=names):
             yield batch.select(names)
 
 
-def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+def _csv(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -258,7 +267,7 @@ def _csv(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.Re
         yield from reader
 
 
-def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[str, list[str]]:
+def _csv_header(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> tuple[str, list[str]]:
     """Return the delimiter that yields the wanted columns, and the names of the columns to read."""
     import csv
 
@@ -270,10 +279,10 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: Wanted) -> tuple[s
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
     sign = fitting[0] if fitting else max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
-    return sign, pick(headers[sign], wanted, url)
+    return sign, resolve_columns(headers[sign], wanted, url)
 
 
-def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+def _jsonl(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     with _text(filesystem, path) as stream:
         row = 0
         while lines := stream.readlines(_BYTES):
@@ -281,9 +290,9 @@ def _jsonl(filesystem: Any, path: str, url: str, wanted: Wanted) -> Iterator[pa.
             if objects:
                 names = _json_names(objects, wanted, url)
                 columns = {name: [found.get(name) for found in objects] for name in names}
-                if wanted.whole:  # a column that cannot be mapped does not stop the inspection
+                if wanted.all_columns:  # a column that cannot be mapped does not stop the inspection
                     columns = {name: values for name, values in columns.items() if _is_column(values)}
-                yield to_batch(list(columns), columns.values(), url, row)
+                yield to_record_batch(list(columns), columns.values(), url, row)
             row += len(lines)
 
 
@@ -291,7 +300,7 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:  # RecursionError and plain ValueError: hostile depth or length
-        found = error.msg if isinstance(error, json.JSONDecodeError) else short(error)
+        found = error.msg if isinstance(error, json.JSONDecodeError) else first_error_line(error)
         raise UnreadableInput(
             f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
         ) from error
@@ -304,11 +313,11 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
     return found
 
 
-def _json_names(objects: list[dict[str, Any]], wanted: Wanted, url: str) -> list[str]:
+def _json_names(objects: list[dict[str, Any]], wanted: ColumnSelection, url: str) -> list[str]:
     there: dict[str, None] = {}
     for found in objects:
         there.update(dict.fromkeys(found))
-    return pick(list(there), wanted, url)
+    return resolve_columns(list(there), wanted, url)
 
 
 def _is_column(values: Sequence[Any]) -> bool:
@@ -321,7 +330,7 @@ def _is_column(values: Sequence[Any]) -> bool:
     return True
 
 
-def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:
+def to_record_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:
     """Convert columns of Python values to an Arrow batch with inferred types.
 
     Raises:
@@ -336,7 +345,7 @@ def to_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             raise BadValue(
-                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {short(error)}",
+                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {first_error_line(error)}",
                 where=f"{origin}, column '{name}', rows {row + 1} to {row + len(values)}",
                 next_step="give one type in all rows",
             ) from error

@@ -11,22 +11,22 @@ from scalr_prod.errors import UnreadableInput
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["METADATA_SUFFIX", "TableFormat", "refuse_tables", "table_at"]
+__all__ = ["ICEBERG_METADATA_SUFFIX", "TableFormat", "detect_table_format", "ensure_no_tables"]
 
 TableFormat = Literal["delta", "iceberg"]
 
 #: Suffix of Iceberg's metadata files.
-METADATA_SUFFIX: Final = ".metadata.json"
+ICEBERG_METADATA_SUFFIX: Final = ".metadata.json"
 
 
-def table_at(filesystem: Any, path: str) -> TableFormat | None:
+def detect_table_format(filesystem: Any, path: str) -> TableFormat | None:
     """Return the format of the table at a path (a table's folder, or an Iceberg metadata file); None: no table.
 
     Args:
         filesystem: An fsspec file system.
         path: A path on it.
     """
-    if path.endswith(METADATA_SUFFIX):
+    if path.endswith(ICEBERG_METADATA_SUFFIX):
         return "iceberg"
     if "http" in _protocols(filesystem):  # HTTP has no folders, and a server may answer any path
         return None
@@ -34,12 +34,14 @@ def table_at(filesystem: Any, path: str) -> TableFormat | None:
     if filesystem.isdir(f"{folder}/_delta_log"):
         return "delta"
     metadata = f"{folder}/metadata"
-    if filesystem.isdir(metadata) and any(name.endswith(METADATA_SUFFIX) for name in filesystem.ls(metadata, detail=False)):
+    if filesystem.isdir(metadata) and any(
+        name.endswith(ICEBERG_METADATA_SUFFIX) for name in filesystem.ls(metadata, detail=False)
+    ):
         return "iceberg"
     return None
 
 
-def refuse_tables(filesystem: Any, paths: Iterable[str], named: str) -> None:
+def ensure_no_tables(filesystem: Any, paths: Iterable[str], named: str) -> None:
     """Ensure that none of these paths is a table or lies inside one.
 
     Args:
@@ -57,7 +59,7 @@ def refuse_tables(filesystem: Any, paths: Iterable[str], named: str) -> None:
         places = place.parents if place.suffix else (place, *place.parents)
         folders.update(dict.fromkeys(map(str, places)))
     for folder in folders:
-        kind = table_at(filesystem, folder) if folder not in {".", "/"} else None
+        kind = detect_table_format(filesystem, folder) if folder not in {".", "/"} else None
         if kind is not None:
             raise UnreadableInput(
                 f"takes in files of the {kind.title()} table {folder}; as loose files they would bring deleted rows back",

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scalr_prod.contracts import IdType
-    from scalr_prod.ingest.cells import Ids
+    from scalr_prod.ingest.cells import IdParser
 
-__all__ = ["agreed_type"]
+__all__ = ["common_id_type"]
 
 
-def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | None = None) -> IdType:
+def common_id_type(what: str, inputs: Sequence[IdParser], *, lake_type: tuple[IdType, str] | None = None) -> IdType:
     """Return the common type of several id columns.
 
     The lake's type decides, then the type of a typed input; untyped text follows. If all inputs are untyped text, the type is int64 if
@@ -25,28 +25,30 @@ def agreed_type(what: str, inputs: Sequence[Ids], *, kept: tuple[IdType, str] | 
     Args:
         what: ``user`` or ``item``, for the error.
         inputs: The columns, fully read.
-        kept: The type in the lake, and the table that has it.
+        lake_type: The type in the lake, and the table that has it.
 
     Raises:
         BadValue: Two columns have incompatible types; names both.
     """
-    fixed = kept or next(((ids.typed, ids.typed_at.file) for ids in inputs if ids.typed and ids.typed_at), None)
+    fixed = lake_type or next(
+        ((ids.declared_type, ids.declared_at.file) for ids in inputs if ids.declared_type and ids.declared_at), None
+    )
     if fixed is None:
-        odd = [ids for ids in inputs if ids.odd_text]
-        followed = len(odd) < len(inputs) and all(ids.floats for ids in odd)
+        odd = [ids for ids in inputs if ids.first_non_integer]
+        followed = len(odd) < len(inputs) and all(ids.all_integral_floats for ids in odd)
         return "int64" if followed or not odd else "string"
     kind, holder = fixed
     next_step = f"give the {what} ids of both as {kind}, or cast one of them before"
-    if kept:
+    if lake_type:
         next_step = f"write the log with {kind} {what} ids as before, or start a new project home"
     for ids in inputs:
-        if ids.typed_at is not None and ids.typed != kind:
+        if ids.declared_at is not None and ids.declared_type != kind:
             raise BadValue(
-                f"holds {ids.typed} {what} ids, but {holder} holds {kind} ones",
-                where=f"{ids.typed_at.file}, column '{ids.typed_at.column}'",
+                f"holds {ids.declared_type} {what} ids, but {holder} holds {kind} ones",
+                where=f"{ids.declared_at.file}, column '{ids.declared_at.column}'",
                 next_step=next_step,
             )
-        if kind == "int64" and ids.odd_text is not None and not ids.floats:
-            text, place = ids.odd_text
-            raise place.bad(f"'{text}' is not an int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
+        if kind == "int64" and ids.first_non_integer is not None and not ids.all_integral_floats:
+            text, place = ids.first_non_integer
+            raise place.bad_value(f"'{text}' is not an int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
     return kind

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod import row_groups
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_EXTRAS, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.heaps import edges_of, ordered
-from scalr_prod.ingest.rows import ROWS
-from scalr_prod.instants import datetime_of
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, OPTIONAL_EVENT_COLUMNS, USER_ID
+from scalr_prod.heaps import iter_sorted, quantile_bounds
+from scalr_prod.ingest.rows import BATCH_ROWS
+from scalr_prod.instants import micros_to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["ORDER", "Laid", "Piece", "Repeated", "batches_of", "lay", "write_piece"]
+__all__ = ["SORT_COLUMNS", "DuplicateCounts", "SortedFile", "SortedLog", "iter_sorted_batches", "sort_log", "write_sorted_file"]
 
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
-ORDER: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
+SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")
 
 
 @dataclass(frozen=True)
-class Piece:
+class SortedFile:
     """A file of sorted rows between two instants.
 
     Attributes:
@@ -44,72 +44,76 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Repeated:
+class DuplicateCounts:
     """Counts of a log's repeated rows.
 
     Attributes:
         rows: Rows that repeat another one.
-        different: Distinct rows.
-        whole: Whether every row is repeated.
+        distinct: Distinct rows.
+        all_repeated: Whether every row is repeated.
     """
 
     rows: int
-    different: int
-    whole: bool
+    distinct: int
+    all_repeated: bool
 
 
 @dataclass(frozen=True)
-class Laid:
+class SortedLog:
     """A log that was sorted by time.
 
     Attributes:
-        pieces: The files in time order; no two share an instant.
+        files: The files in time order; no two share an instant.
         rows: Rows of the files.
-        repeated: Counts of repeated rows, before they were dropped.
+        duplicates: Counts of repeated rows, before they were dropped.
     """
 
-    pieces: tuple[Piece, ...]
+    files: tuple[SortedFile, ...]
     rows: int
-    repeated: Repeated
+    duplicates: DuplicateCounts
 
 
-def lay(db: Any, view: str, rows: int, mapped: Collection[str], folder: Path, *, drop: bool) -> Laid:
+def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Path, *, drop_duplicates: bool) -> SortedLog:
     """Sort a log by time into Parquet files.
 
     Args:
         db: DuckDB connection that holds the log's view.
         view: Name of the view.
         rows: Number of its rows.
-        mapped: The columns of `EVENT_EXTRAS` that the log has; the others are null in the files.
+        mapped: The columns of `OPTIONAL_EVENT_COLUMNS` that the log has; the others are null in the files.
         folder: Folder of the files.
-        drop: Keep each distinct row once.
+        drop_duplicates: Keep each distinct row once.
 
     Raises:
         OSError: The folder is not writable.
     """
-    columns = [*ORDER, *(name for name in EVENT_EXTRAS if name in mapped)]
+    columns = [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
     names = ", ".join(columns)
-    heaps = ordered(
+    heaps = iter_sorted(
         db,
         f"SELECT {names} FROM {view}",
         f"FROM heap ORDER BY {names}",
         key=EVENT_TIMESTAMP,
-        edges=edges_of(db, view, EVENT_TIMESTAMP, rows),
+        bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
         path=folder / f"{view}.arrow",
     )
-    pieces: list[Piece] = []
+    pieces: list[SortedFile] = []
     different, every, whole = 0, 0, True
     for heap in heaps:
         counter = _DuplicateCounter()
-        piece = write_piece(folder / f"{view}-{len(pieces)}.parquet", counter.count(heap, drop=drop))
+        piece = write_sorted_file(folder / f"{view}-{len(pieces)}.parquet", counter.count(heap, drop=drop_duplicates))
         if piece is not None:
             pieces.append(piece)
         different, every, whole = different + counter.different, every + counter.rows, whole and counter.whole
-    return Laid(tuple(pieces), different if drop else every, Repeated(every - different, different, whole and every > 0))
+    return SortedLog(
+        tuple(pieces),
+        different if drop_duplicates else every,
+        DuplicateCounts(every - different, different, whole and every > 0),
+    )
 
 
-def write_piece(path: Path, batches: Iterable[pa.RecordBatch]) -> Piece | None:
-    """Write sorted rows to a file, with null columns for missing `EVENT_EXTRAS`; None, and no file, if there are no rows.
+def write_sorted_file(path: Path, batches: Iterable[pa.RecordBatch]) -> SortedFile | None:
+    """Write sorted rows to a file, with null columns for missing `OPTIONAL_EVENT_COLUMNS`; None, and no file, if there are no rows.
 
     Raises:
         OSError: The file cannot be written.
@@ -131,25 +135,25 @@ def write_piece(path: Path, batches: Iterable[pa.RecordBatch]) -> Piece | None:
     finally:
         if writer is not None:
             writer.close()
-    return None if writer is None else Piece(path, datetime_of(first), datetime_of(last))
+    return None if writer is None else SortedFile(path, micros_to_datetime(first), micros_to_datetime(last))
 
 
 def _with_extras(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Add the missing columns of `EVENT_EXTRAS` to a batch, as nulls."""
+    """Add the missing columns of `OPTIONAL_EVENT_COLUMNS` to a batch, as nulls."""
     import pyarrow as pa
 
-    missing = [name for name in EVENT_EXTRAS if name not in batch.schema.names]
+    missing = [name for name in OPTIONAL_EVENT_COLUMNS if name not in batch.schema.names]
     nulls = [pa.nulls(len(batch), pa.float64() if name == "value" else pa.string()) for name in missing]
     return pa.RecordBatch.from_arrays([*batch.columns, *nulls], [*batch.schema.names, *missing])
 
 
-def batches_of(pieces: Sequence[Piece]) -> Iterator[pa.RecordBatch]:
+def iter_sorted_batches(pieces: Sequence[SortedFile]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of sorted files in time order."""
     import pyarrow.parquet as pq
 
     for piece in pieces:
         with pq.ParquetFile(piece.path) as file:
-            yield from row_groups.batches_of(file, ROWS)
+            yield from row_groups.iter_batches(file, BATCH_ROWS)
 
 
 class _DuplicateCounter:

@@ -9,47 +9,47 @@ from typing import TYPE_CHECKING, Self
 
 import pyarrow.compute as pc
 
-from scalr_prod.ingest.cells import first_true
+from scalr_prod.ingest.cells import first_true_index
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.domains import DomainSettings
-    from scalr_prod.ingest.cells import Place
+    from scalr_prod.ingest.cells import CellOrigin
 
-__all__ = ["Limits"]
+__all__ = ["TimeBounds"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeBounds:
     """Bounds of the event times of a log.
 
     Attributes:
         latest: Latest allowed time: the start of the ingest plus ``ahead_days``.
         earliest: Earliest allowed time; None: no bound.
-        key: Settings section of the domain, for the error.
+        settings_key: Settings section of the domain, for the error.
         drop: Leave out events out of bounds instead of rejecting the log.
     """
 
     latest: datetime
     earliest: datetime | None
-    key: str
+    settings_key: str
     drop: bool = False
 
     @classmethod
-    def of(cls, section: DomainSettings, key: str) -> Self:
+    def from_settings(cls, section: DomainSettings, settings_key: str) -> Self:
         """Return the bounds of a domain, as of now."""
         now = datetime.now(UTC)
         ahead = min(timedelta(days=section.ahead_days), datetime.max.replace(tzinfo=UTC) - now)
         earliest = section.earliest.astimezone(UTC) if section.earliest else None
-        return cls(now + ahead, earliest, key, section.bad_times == "drop")
+        return cls(now + ahead, earliest, settings_key, section.bad_times == "drop")
 
-    def beyond(self, times: pa.Array) -> dict[str, pa.Array]:
+    def out_of_bounds(self, times: pa.Array) -> dict[str, pa.Array]:
         """Return the masks of times that are out of bounds, by reason; for ``times`` see `ensure_within`."""
         found = {"in_the_future": pc.greater(times, self.latest)}
         return found if self.earliest is None else found | {"before_earliest": pc.less(times, self.earliest)}
 
-    def check(self, times: pa.Array, origin: Place) -> None:
+    def ensure_within(self, times: pa.Array, origin: CellOrigin) -> None:
         """Ensure that all times of a batch are within the bounds.
 
         Args:
@@ -62,12 +62,12 @@ class Limits:
         hints = {"in_the_future": ("in the future", "raise ahead_days")}
         if self.earliest is not None:
             hints["before_earliest"] = (f"before {self.earliest.isoformat()}", "lower earliest")
-        for reason, rows in self.beyond(times).items():
-            if (at := first_true(rows)) is not None:
+        for reason, rows in self.out_of_bounds(times).items():
+            if (at := first_true_index(rows)) is not None:
                 where, change = hints[reason]
-                raise origin.bad(
+                raise origin.bad_value(
                     f"{times[at].as_py().isoformat()} lies {where}",
                     at=at,
                     next_step='correct the value or leave the row out (bad_times = "drop" leaves such rows out); if it is meant, '
-                    f"{change} of {self.key}",
+                    f"{change} of {self.settings_key}",
                 )

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.ingest.commit import Addition, Change, commit_key
-from scalr_prod.ingest.rows import ROWS, as_table_rows, count_of, load, scan
-from scalr_prod.instants import datetime_of
-from scalr_prod.lake import repeat_while_moving, window_sql
-from scalr_prod.replacements import REPLACED, Replacement
+from scalr_prod.ingest.commit import AppendMissing, CommitSummary, commit_key
+from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
+from scalr_prod.instants import micros_to_datetime
+from scalr_prod.lake import retry_on_new_version, window_sql
+from scalr_prod.replacements import CORRECTION_APP_ID, Correction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.domains import DomainSettings
-    from scalr_prod.ingest.commit import Log
+    from scalr_prod.ingest.commit import StagedLog
     from scalr_prod.lake import Lake
 
-__all__ = ["Merging", "addition_of", "latest_of_each_id"]
+__all__ = ["UpsertByEventId", "keep_latest_per_event_id", "plan_append"]
 
 
-def addition_of(db: Any, lake: Lake, log: Log, section: DomainSettings, folder: Path) -> Addition:
+def plan_append(db: Any, lake: Lake, log: StagedLog, section: DomainSettings, folder: Path) -> AppendMissing:
     """Return the append of a log; an upsert if the settings map event ids."""
-    return Addition(db, lake, log, folder) if section.columns.event_id is None else Merging(db, lake, log, folder, section)
+    return (
+        AppendMissing(db, lake, log, folder)
+        if section.columns.event_id is None
+        else UpsertByEventId(db, lake, log, folder, section)
+    )
 
 
-def latest_of_each_id(db: Any, view: str, section: DomainSettings) -> int:
+def keep_latest_per_event_id(db: Any, view: str, section: DomainSettings) -> int:
     """Keep the last row of each event id in a log's view: by created time if that is mapped, else by reading order.
 
     Returns:
@@ -44,17 +48,17 @@ def latest_of_each_id(db: Any, view: str, section: DomainSettings) -> int:
     )
     db.execute(f"DROP VIEW {view}")
     db.execute(f"CREATE TEMP VIEW {view} AS FROM {view}_latest")
-    return count_of(db, f"FROM {view}")
+    return count_rows(db, f"FROM {view}")
 
 
-class Merging(Addition):
+class UpsertByEventId(AppendMissing):
     """Upsert a log whose events have ids into its events table.
 
     If created times are mapped, an event that the lake holds with a later created time is kept. The commit records the earliest changed
     event time, as a replacement does, so that data derived from former events is known to be stale.
     """
 
-    def __init__(self, db: Any, lake: Lake, log: Log, folder: Path, section: DomainSettings) -> None:
+    def __init__(self, db: Any, lake: Lake, log: StagedLog, folder: Path, section: DomainSettings) -> None:
         super().__init__(db, lake, log, folder)
         self._missing = f"missing_{log.view}"
         self._newer = "new.created_timestamp >= there.created_timestamp" if section.columns.created else "true"
@@ -79,8 +83,8 @@ class Merging(Addition):
 
     def _lacking(self, version: int, names: list[str]) -> str:
         """Return the query of the events that a version of the table lacks or holds with other values."""
-        rows = scan(self.lake, self.table, version=version, where=self.log.own())
-        load(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
+        rows = scan_table(self.lake, self.table, version=version, where=self.log.lake_filter())
+        create_temp_table(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
         other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
         return (
             f"SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
@@ -95,40 +99,40 @@ class Merging(Addition):
 
         event = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
         rows = self._in_window(version, columns=event, where=pc.field(EVENT_ID).is_null() if with_ids else None)
-        load(self.db, "counted", rows, "SELECT DISTINCT * FROM loaded")
-        same = count_of(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
-        self.refuse_counted_twice(same, "without an event_id")
+        create_temp_table(self.db, "counted", rows, "SELECT DISTINCT * FROM loaded")
+        same = count_rows(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
+        self.ensure_not_double_counted(same, "without an event_id")
 
-    def commit(self, count: Callable[[int], None]) -> Change:
+    def commit(self, count: Callable[[int], None]) -> CommitSummary:
         """Append missing events and update changed ones in one commit; see `AppendMissing.commit`."""
         schema = self.lake.schema(self.table)
 
-        def merge(version: int) -> Change:
+        def merge(version: int) -> CommitSummary:
             if version != self._compared:
                 self.compare()
             rows, known, since, first = self.db.sql(
                 f"SELECT count(*), count(*) FILTER (known), epoch_us(min(since) FILTER (known)), epoch_us(min(since)) FROM {self._missing}"
             ).fetchall()[0]
             if not rows:
-                return Change(0, 0, self._compared)
+                return CommitSummary(0, 0, self._compared)
             key = commit_key()
             if not known:
-                batches = as_table_rows(self._ordered(schema.names), schema, count)
+                batches = cast_to_schema(self._ordered(schema.names), schema, count)
                 done = self.lake.append(self.table, batches, key=key, expected_version=version)
-                return Change(int(rows), 0, done.version)
-            batches = as_table_rows(self._ordered(schema.names, (version, datetime_of(first))), schema, count)
+                return CommitSummary(int(rows), 0, done.version)
+            batches = cast_to_schema(self._ordered(schema.names, (version, micros_to_datetime(first))), schema, count)
             done = self.lake.replace_where(
                 self.table,
                 batches,
-                self._predicate(datetime_of(first)),
+                self._predicate(micros_to_datetime(first)),
                 key=key,
                 expected_version=version,
-                record=Replacement(datetime_of(since), int(known), int(known)).to_json(),
-                notes={REPLACED: version + 1},
+                record=Correction(micros_to_datetime(since), int(known), int(known)).to_json(),
+                app_transactions={CORRECTION_APP_ID: version + 1},
             )
-            return Change(int(rows) - int(known), 0, done.version, int(known))
+            return CommitSummary(int(rows) - int(known), 0, done.version, int(known))
 
-        return repeat_while_moving(self.lake, self.table, merge)
+        return retry_on_new_version(self.lake, self.table, merge)
 
     def _ordered(self, names: list[str], beside: tuple[int, datetime] | None = None) -> pa.RecordBatchReader:
         """Return the changed and missing events in order; with ``beside``, also the domain's unchanged events from a time on."""
@@ -136,13 +140,13 @@ class Merging(Addition):
         rows = f"SELECT {columns} FROM {self._missing}"
         if beside is not None:
             version, first = beside
-            there = scan(self.lake, self.table, version=version, columns=names, where=self.log.own(), since=first)
+            there = scan_table(self.lake, self.table, version=version, columns=names, where=self.log.lake_filter(), since=first)
             self.db.register("there_rows", there)
             rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
         order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
-        reader: pa.RecordBatchReader = self.db.sql(f"SELECT * FROM ({rows}) ORDER BY {order}").to_arrow_reader(ROWS)
+        reader: pa.RecordBatchReader = self.db.sql(f"SELECT * FROM ({rows}) ORDER BY {order}").to_arrow_reader(BATCH_ROWS)
         return reader
 
     def _predicate(self, first: datetime) -> str:
         """Return Delta's predicate of the domain's events from a time on. Delta's own merge and delete leave ``string_view`` columns."""
-        return f"{window_sql(first)} AND {self.log.own_sql()}" if self.log.prefix else window_sql(first)
+        return f"{window_sql(first)} AND {self.log.lake_filter_sql()}" if self.log.item_prefix else window_sql(first)

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["probe", "probe_users"]
+__all__ = ["check_domain_input", "check_id_mapping"]
 
 
-def probe(settings: Settings, place: str) -> str:
+def check_domain_input(settings: Settings, place: str) -> str:
     """Check a domain's log and item file by their first rows; for a query, which may be slow, only the connection.
 
     Args:
@@ -30,13 +30,13 @@ def probe(settings: Settings, place: str) -> str:
     Raises:
         InputError: The input does not exist, cannot be read, lacks a column or is empty.
     """
-    from scalr_prod.ingest.sql import reach
+    from scalr_prod.ingest.sql import check_connection
     from scalr_prod.ingest.staging import open_events, open_items
 
     section = settings.domains[place]
     found = []
-    if section.sql is not None:
-        found.append(f"{reach(section.sql[0])} can be reached")
+    if section.sql_source is not None:
+        found.append(f"{check_connection(section.sql_source[0])} can be reached")
     else:
         batches, origin = open_events(settings, place)
         first = _first(batches, origin, next_step=f"check what [domains.{place}] names")
@@ -55,7 +55,7 @@ def _first(batches: Generator[Batch, None, None], origin: str, *, next_step: str
     return first
 
 
-def probe_users(settings: Settings) -> str:
+def check_id_mapping(settings: Settings) -> str:
     """Check ``[users] map`` by its first pairs; for a query only the connection.
 
     Args:
@@ -67,11 +67,11 @@ def probe_users(settings: Settings) -> str:
     Raises:
         InputError: The map does not exist, cannot be read, lacks a column or an id, or is empty.
     """
-    from scalr_prod.ingest.sql import reach
-    from scalr_prod.ingest.usermap import UserMap
+    from scalr_prod.ingest.sql import check_connection
+    from scalr_prod.ingest.usermap import IdMapping
 
     section = settings.users
-    if section.sql is not None:
-        return f"{reach(section.sql[0])} can be reached"
-    found = UserMap.read(settings, whole=False)
+    if section.sql_source is not None:
+        return f"{check_connection(section.sql_source[0])} can be reached"
+    found = IdMapping.from_settings(settings, read_all=False)
     return f"{found.origin if found else 'no map'} can be read, with its columns"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.columns import ColumnSelection
 
 __all__ = ["Batch", "LogReader", "LogSource"]
 
@@ -31,7 +31,7 @@ class LogSource:
     """
 
     location: str
-    wanted: Wanted
+    wanted: ColumnSelection
     version: int | None = None
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 

@@ -6,16 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import ScalrError, UnreadableInput
-from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.files import Files, locate, short
-from scalr_prod.ingest.formats import table_at
+from scalr_prod.ingest.columns import resolve_columns
+from scalr_prod.ingest.files import FilesReader, first_error_line, resolve_location
+from scalr_prod.ingest.formats import detect_table_format
 from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
 from scalr_prod.plugins import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.columns import ColumnSelection
     from scalr_prod.settings import Settings
 
 __all__ = ["read_path"]
@@ -24,7 +24,7 @@ __all__ = ["read_path"]
 def read_path(
     settings: Settings,
     pattern: str,
-    wanted: Wanted,
+    wanted: ColumnSelection,
     *,
     format: str | None = None,  # noqa: A002 - named as in the settings
     version: int | None = None,
@@ -50,8 +50,8 @@ def read_path(
     source = LogSource(location, wanted, version, storage_options or {})
     name = format or _table_at(source)
     if name is None:
-        yield from Files().read(source)
-    elif name in READERS.own:
+        yield from FilesReader().read(source)
+    elif name in READERS.builtin:
         yield from _reader(name).read(source)
     else:
         yield from _checked(name, source)
@@ -59,8 +59,8 @@ def read_path(
 
 def _table_at(source: LogSource) -> str | None:
     """Return the format of the table at a source; None: no table."""
-    with locate(source.location, source.storage_options) as (_, filesystem, path):
-        return table_at(filesystem, path)
+    with resolve_location(source.location, source.storage_options) as (_, filesystem, path):
+        return detect_table_format(filesystem, path)
 
 
 def _reader(name: str) -> LogReader:
@@ -79,13 +79,13 @@ def _checked(name: str, source: LogSource) -> Iterator[Batch]:
     reader = _reader(name)
     try:
         for batch in reader.read(source):
-            names = pick(batch.rows.schema.names, source.wanted, batch.origin)
+            names = resolve_columns(batch.rows.schema.names, source.wanted, batch.origin)
             yield Batch(batch.origin, batch.row, batch.rows.select(names), batch.untyped)
     except ScalrError:
         raise
     except Exception as error:  # third-party code may raise anything
         raise UnreadableInput(
-            f"the log reader {name} failed: {type(error).__name__}: {short(error)}",
+            f"the log reader {name} failed: {type(error).__name__}: {first_error_line(error)}",
             where=source.location,
             next_step="check the log and the reader: see scalr_prod.ingest.LogReader",
         ) from error

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.commit import Change, Log, commit_key
-from scalr_prod.ingest.rows import ROWS, as_table_rows, scan
-from scalr_prod.instants import datetime_of
-from scalr_prod.lake import repeat_while_moving, window_sql
-from scalr_prod.replacements import REPLACED, Replacement
+from scalr_prod.ingest.commit import CommitSummary, StagedLog, commit_key
+from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
+from scalr_prod.instants import micros_to_datetime
+from scalr_prod.lake import retry_on_new_version, window_sql
+from scalr_prod.replacements import CORRECTION_APP_ID, Correction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["LogReplacement", "replacements_of"]
+__all__ = ["LogReplacement", "plan_replacements"]
 
 logger = logging.getLogger(__name__)
 
 
-def replacements_of(
-    settings: Settings, db: Any, lake: Lake, logs: Mapping[str, Log], since: datetime
+def plan_replacements(
+    settings: Settings, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
 ) -> dict[str, LogReplacement]:
     """Return the replacement of each log, by its settings key; logs of one table share one commit."""
     found: dict[str, LogReplacement] = {}
@@ -48,7 +48,7 @@ def replacements_of(
 class LogReplacement:
     """One log's share of the replacement of its table's events."""
 
-    table: _TableReplacement
+    table_replacement: _TableReplacement
     place: str
 
     def compare(self) -> None:
@@ -57,9 +57,9 @@ class LogReplacement:
         Raises:
             BadValue: More of the domain's events would be removed than ``max_removed_share`` allows.
         """
-        self.table.compare()
+        self.table_replacement.compare()
 
-    def commit(self, count: Callable[[int], None]) -> Change:
+    def commit(self, count: Callable[[int], None]) -> CommitSummary:
         """Commit the replacement, once for all logs of the table.
 
         Args:
@@ -69,7 +69,7 @@ class LogReplacement:
             CommitFailed: Nothing changed.
             BadValue: As for `compare`, if the table has changed since.
         """
-        return self.table.commit(count)[self.place]
+        return self.table_replacement.commit(count)[self.place]
 
 
 class _TableReplacement:
@@ -83,7 +83,7 @@ class _TableReplacement:
         limits: Largest share of a domain's events that may be removed, by its settings key.
     """
 
-    def __init__(self, db: Any, lake: Lake, logs: list[Log], since: datetime, limits: Mapping[str, float]) -> None:
+    def __init__(self, db: Any, lake: Lake, logs: list[StagedLog], since: datetime, limits: Mapping[str, float]) -> None:
         self.db, self.lake, self.logs, self.limits = db, lake, logs, limits
         self.since = since.astimezone(UTC)
         self.table = Table.events(logs[0].domain)
@@ -91,7 +91,7 @@ class _TableReplacement:
         self._compared: int | None = None
         self._changes: dict[str, tuple[int, int]] = {}
         self._first: datetime | None = None
-        self._done: dict[str, Change] | None = None
+        self._done: dict[str, CommitSummary] | None = None
 
     def compare(self) -> None:
         """See `LogReplacement.compare`."""
@@ -107,7 +107,7 @@ class _TableReplacement:
         if version < 0:
             there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
-            rows = scan(self.lake, self.table, version=version, columns=names, where=self._own_rows(), since=self.since)
+            rows = scan_table(self.lake, self.table, version=version, columns=names, where=self._own_rows(), since=self.since)
             self.db.register("there", rows)
             there = f"SELECT {columns} FROM there"
         # The number of copies of each row before and after.
@@ -117,7 +117,7 @@ class _TableReplacement:
         )
         self.db.unregister("there")
         first = self.db.sql(f"SELECT epoch_us(min({EVENT_TIMESTAMP})) FROM {self._name} WHERE old <> new").fetchall()[0][0]
-        self._first = None if first is None else datetime_of(first)
+        self._first = None if first is None else micros_to_datetime(first)
         self._changes = {log.place: self._change(log) for log in self.logs}
         if EVENT_ID in names:
             self._refuse_ids_before_window(version)
@@ -130,7 +130,7 @@ class _TableReplacement:
         import pyarrow.dataset as ds
 
         earlier = ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
-        before = scan(self.lake, self.table, version=version, columns=[EVENT_ID], where=earlier, until=self.since)
+        before = scan_table(self.lake, self.table, version=version, columns=[EVENT_ID], where=earlier, until=self.since)
         self.db.register("before", before)
         same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
         found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
@@ -142,18 +142,18 @@ class _TableReplacement:
                 next_step="replace from an earlier time on, so that they are corrected and not duplicated",
             )
 
-    def _change(self, log: Log) -> tuple[int, int]:
+    def _change(self, log: StagedLog) -> tuple[int, int]:
         added, removed = self.db.sql(
             f"SELECT coalesce(sum(greatest(new - old, 0)), 0), coalesce(sum(greatest(old - new, 0)), 0) FROM {self._name} "
-            f"WHERE {log.own_sql()}"
+            f"WHERE {log.lake_filter_sql()}"
         ).fetchall()[0]
         return int(added), int(removed)
 
-    def _refuse_too_much(self, log: Log, version: int) -> None:
+    def _refuse_too_much(self, log: StagedLog, version: int) -> None:
         removed, limit = self._changes[log.place][1], self.limits[log.place]
         if not removed:
             return
-        rows = self.lake.dataset(self.table, version=version).count_rows(filter=log.own())
+        rows = self.lake.dataset(self.table, version=version).count_rows(filter=log.lake_filter())
         if removed > limit * rows:
             raise BadValue(
                 f"{removed} of the domain's {rows} events in the lake are not in the log, and would be removed from it: more than "
@@ -163,45 +163,45 @@ class _TableReplacement:
                 f"max_removed_share under [domains.{log.place}]",
             )
 
-    def commit(self, count: Callable[[int], None]) -> dict[str, Change]:
+    def commit(self, count: Callable[[int], None]) -> dict[str, CommitSummary]:
         """See `LogReplacement.commit`."""
         if self._done is None:
-            self._done = repeat_while_moving(self.lake, self.table, lambda version: self._replace(version, count))
+            self._done = retry_on_new_version(self.lake, self.table, lambda version: self._replace(version, count))
         return self._done
 
-    def _replace(self, version: int, count: Callable[[int], None]) -> dict[str, Change]:
+    def _replace(self, version: int, count: Callable[[int], None]) -> dict[str, CommitSummary]:
         if version != self._compared:
             self.compare()
         if self._first is None:
-            return {place: Change(0, 0, version) for place in self._changes}
+            return {place: CommitSummary(0, 0, version) for place in self._changes}
         schema = self.lake.schema(self.table)
         names = ", ".join(schema.names)
         ordered = self.db.sql(
             f"SELECT {names} FROM (SELECT {names}, unnest(range(new)) FROM {self._name}) "
             f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
-        ).to_arrow_reader(ROWS)
+        ).to_arrow_reader(BATCH_ROWS)
         added, removed = (sum(change[side] for change in self._changes.values()) for side in (0, 1))
         commit = self.lake.replace_where(
             self.table,
-            as_table_rows(ordered, schema, count),
+            cast_to_schema(ordered, schema, count),
             self._predicate(),
             key=commit_key(),
             expected_version=version,
-            record=Replacement(self._first, removed, added).to_json(),
-            notes={REPLACED: version + 1},
+            record=Correction(self._first, removed, added).to_json(),
+            app_transactions={CORRECTION_APP_ID: version + 1},
         )
         logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
-        return {place: Change(*change, commit.version) for place, change in self._changes.items()}
+        return {place: CommitSummary(*change, commit.version) for place, change in self._changes.items()}
 
     def _own_rows(self) -> Any:
         """Return the pyarrow filter of these logs' rows in the table; None: all rows."""
-        own = [log.own() for log in self.logs if log.prefix]
+        own = [log.lake_filter() for log in self.logs if log.item_prefix]
         return functools.reduce(operator.or_, own) if own else None
 
     def _predicate(self) -> str:
         """Return Delta's predicate of the same rows, from the window's start on."""
         window = window_sql(self.since)
-        own = " OR ".join(log.own_sql() for log in self.logs if log.prefix)
+        own = " OR ".join(log.lake_filter_sql() for log in self.logs if log.item_prefix)
         return f"{window} AND ({own})" if own else window
 
     def _literal(self) -> str:

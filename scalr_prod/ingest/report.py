@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.contracts import IdType
-    from scalr_prod.ingest.users import MappedUsers
+    from scalr_prod.ingest.users import IdMappingCounts
 
 __all__ = ["DomainReport", "IngestReport"]
 
@@ -88,7 +88,7 @@ class IngestReport:
 
     domains: dict[str, DomainReport]
     common_users: int | None
-    mapped: MappedUsers | None = None
+    mapped: IdMappingCounts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, nested as the settings are."""

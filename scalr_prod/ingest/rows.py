@@ -8,9 +8,9 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID
-from scalr_prod.duck import exact, literal
-from scalr_prod.growth import ALWAYS, files_between, fragments_of
-from scalr_prod.instants import micros
+from scalr_prod.duck import escape_glob, quote_literal
+from scalr_prod.growth import UNBOUNDED, files_dataset, files_in_time_range
+from scalr_prod.instants import to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,29 +23,40 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import IdType, Table
     from scalr_prod.lake import Lake
 
-__all__ = ["ROWS", "SQL_TYPES", "all_of", "as_table_rows", "count_of", "load", "scan", "staged_sql"]
+__all__ = [
+    "BATCH_ROWS",
+    "SQL_TYPES",
+    "cast_to_schema",
+    "combine_filters",
+    "count_rows",
+    "create_temp_table",
+    "scan_table",
+    "staged_rows_sql",
+]
 
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 #: Rows per batch.
-ROWS = 65_536
+BATCH_ROWS = 65_536
 
 
-def staged_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
+def staged_rows_sql(files: Sequence[Path], types: dict[str, IdType], *, prefix: str = "") -> str:
     """Return the query of all staged rows, with id columns cast to their types and item ids prefixed if a prefix is given."""
     cast = {column: f"CAST({column} AS {SQL_TYPES[kind]})" for column, kind in types.items()}
     if prefix:
         cast[ITEM_ID] = f"'{prefix}' || CAST({cast[ITEM_ID]} AS VARCHAR)"
     casts = ", ".join(f"{value} AS {column}" for column, value in cast.items())
-    return " UNION ALL ".join(f"SELECT * REPLACE ({casts}) FROM read_parquet({literal(exact(path))})" for path in files)
+    return " UNION ALL ".join(
+        f"SELECT * REPLACE ({casts}) FROM read_parquet({quote_literal(escape_glob(path))})" for path in files
+    )
 
 
-def all_of(*conditions: Any) -> Any:
+def combine_filters(*conditions: Any) -> Any:
     """Combine pyarrow filters with AND; None stands for no condition."""
     filters = [condition for condition in conditions if condition is not None]
     return functools.reduce(operator.and_, filters) if filters else None
 
 
-def scan(
+def scan_table(
     lake: Lake,
     table: Table,
     *,
@@ -64,34 +75,34 @@ def scan(
     import pyarrow.compute as pc
 
     delta = lake.open_table(table, version=version) if opened is None else opened
-    low, high = (edge if moment is None else micros(moment) for moment, edge in zip((since, until), ALWAYS, strict=True))
+    low, high = (edge if moment is None else to_micros(moment) for moment, edge in zip((since, until), UNBOUNDED, strict=True))
     happened = pc.field(EVENT_TIMESTAMP)
-    where = all_of(where, None if since is None else happened >= since, None if until is None else happened <= until)
-    scanner = fragments_of(delta, files_between(delta, EVENT_TIMESTAMP, low, high)).scanner(
-        columns=list(columns) if columns else None, filter=where, batch_size=ROWS, batch_readahead=2, fragment_readahead=1
+    where = combine_filters(where, None if since is None else happened >= since, None if until is None else happened <= until)
+    scanner = files_dataset(delta, files_in_time_range(delta, EVENT_TIMESTAMP, low, high)).scanner(
+        columns=list(columns) if columns else None, filter=where, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
     )
     return scanner.to_reader()
 
 
-def load(db: Any, name: str, rows: pa.RecordBatchReader, query: str = "FROM loaded") -> None:
+def create_temp_table(db: Any, name: str, rows: pa.RecordBatchReader, query: str = "FROM loaded") -> None:
     """Create a temporary DuckDB table of the rows, or of a query over them as ``loaded``."""
     db.register("loaded", rows)
     db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS {query}")
     db.unregister("loaded")
 
 
-def count_of(db: Any, query: str) -> int:
+def count_rows(db: Any, query: str) -> int:
     """Return the number of rows of a DuckDB query."""
     return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
 
-def as_table_rows(reader: Iterable[pa.RecordBatch], schema: pa.Schema, count: Callable[[int], None]) -> pa.RecordBatchReader:
+def cast_to_schema(reader: Iterable[pa.RecordBatch], schema: pa.Schema, on_rows: Callable[[int], None]) -> pa.RecordBatchReader:
     """Cast batches to a table's schema; ``count`` is called with the rows of each."""
     import pyarrow as pa
 
     def typed() -> Iterator[pa.RecordBatch]:
         for batch in reader:
-            count(batch.num_rows)
+            on_rows(batch.num_rows)
             columns = [batch.column(name).cast(schema.field(name).type) for name in schema.names]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 

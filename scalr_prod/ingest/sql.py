@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import UnreadableInput
-from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.files import to_batch
+from scalr_prod.ingest.columns import resolve_columns
+from scalr_prod.ingest.files import to_record_batch
 from scalr_prod.ingest.protocol import Batch
-from scalr_prod.masking import masked
+from scalr_prod.masking import redact
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
     from sqlalchemy import URL, Connection, Engine
 
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.columns import ColumnSelection
 
-__all__ = ["reach", "read_query", "tables_of"]
+__all__ = ["check_connection", "list_tables", "read_query"]
 
 _ROWS = 20_000
 #: Packages that provide SQLAlchemy dialects.
@@ -43,7 +43,7 @@ _READ_ONLY = {
 }
 
 
-def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, None]:
+def read_query(url: str, query: str, wanted: ColumnSelection) -> Generator[Batch, None, None]:
     """Stream a query's rows. Messages show only driver, host and database of the URL.
 
     Raises:
@@ -56,16 +56,16 @@ def read_query(url: str, query: str, wanted: Wanted) -> Generator[Batch, None, N
         streamed = connection.execution_options(stream_results=True, yield_per=_ROWS, no_parameters=True)
         result = streamed.exec_driver_sql(query)
         names = list(result.keys())
-        columns = [names.index(name) for name in pick(names, wanted, origin)]
+        columns = [names.index(name) for name in resolve_columns(names, wanted, origin)]
         row = 0
         for rows in result.partitions(_ROWS):
             values = ([_plain(found[at]) for found in rows] for at in columns)
-            batch = to_batch([names[at] for at in columns], values, origin, row)
+            batch = to_record_batch([names[at] for at in columns], values, origin, row)
             yield Batch(origin, row, batch)
             row += len(rows)
 
 
-def reach(url: str) -> str:
+def check_connection(url: str) -> str:
     """Connect to the database once; return its address without secrets.
 
     Raises:
@@ -75,7 +75,7 @@ def reach(url: str) -> str:
         return origin
 
 
-def tables_of(url: str) -> dict[str, list[str]]:
+def list_tables(url: str) -> dict[str, list[str]]:
     """Return the columns of each table and view of a database's default schema, by quoted name.
 
     Raises:
@@ -99,10 +99,10 @@ def _connected(url: str) -> Iterator[tuple[Connection, str]]:
     """
     import sqlalchemy as sa
 
-    from scalr_prod.ledger.database import by_psycopg
+    from scalr_prod.ledger.database import with_psycopg_driver
 
     try:
-        parsed = by_psycopg(sa.make_url(url))
+        parsed = with_psycopg_driver(sa.make_url(url))
         engine = sa.create_engine(parsed, poolclass=sa.NullPool)
     except (sa.exc.ArgumentError, ImportError, ValueError) as error:
         # from None: SQLAlchemy's own message may repeat the URL.
@@ -169,7 +169,7 @@ def _public(url: URL) -> str:
 def _scrubbed(error: Exception, url: URL) -> str:
     """Return the first line of the driver's message, without secrets of the URL."""
     message = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0]
-    return masked(message, [url.password, *_flat(url.query.values())])[:300]
+    return redact(message, [url.password, *_flat(url.query.values())])[:300]
 
 
 def _flat(values: Any) -> Sequence[str]:

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput
-from scalr_prod.ingest.cells import Ids, column_of, first_true, numbers, texts
-from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.contract import LeftOut, TypeWeights
-from scalr_prod.ingest.instants import Instants
-from scalr_prod.ingest.limits import Limits
+from scalr_prod.ingest.cells import IdParser, first_true_index, parse_numbers, parse_texts, select_column
+from scalr_prod.ingest.columns import ColumnSelection
+from scalr_prod.ingest.contract import LeftOutRows, TypeWeights
+from scalr_prod.ingest.instants import TimestampParser
+from scalr_prod.ingest.limits import TimeBounds
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
 
@@ -24,12 +24,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.domains import Columns
-    from scalr_prod.ingest.cells import Place
+    from scalr_prod.domains import LogColumns
+    from scalr_prod.ingest.cells import CellOrigin
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["EventCells", "ItemCells", "StagedEvents", "StagedItems", "open_events", "open_items", "stage_events", "stage_items"]
+__all__ = [
+    "EventParser",
+    "ItemParser",
+    "StagedEvents",
+    "StagedItems",
+    "open_events",
+    "open_items",
+    "stage_events",
+    "stage_items",
+]
 
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
@@ -40,23 +49,23 @@ class StagedEvents:
 
     Attributes:
         origin: Its origin, for errors.
-        users: Parser of the user ids, with their type.
-        items: Parser of the item ids, with their type.
+        user_ids: Parser of the user ids, with their type.
+        item_ids: Parser of the item ids, with their type.
         files: The Parquet files.
         rows: Total number of rows.
-        lifted: Rows whose created time was raised to their event time.
+        created_lifted: Rows whose created time was raised to their event time.
         left_out: Rows that were left out, by reason.
-        unused: Columns of the log that the settings do not map.
+        unused_columns: Columns of the log that the settings do not map.
     """
 
     origin: str
-    left_out: LeftOut
-    users: Ids = field(default_factory=Ids)
-    items: Ids = field(default_factory=Ids)
+    left_out: LeftOutRows
+    user_ids: IdParser = field(default_factory=IdParser)
+    item_ids: IdParser = field(default_factory=IdParser)
     files: list[Path] = field(default_factory=list)
     rows: int = 0
-    lifted: int = 0
-    unused: list[str] = field(default_factory=list)
+    created_lifted: int = 0
+    unused_columns: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -64,41 +73,45 @@ class StagedItems:
     """An item file as Parquet; ``row`` is the position in the input, which decides which of several rows is the last."""
 
     origin: str
-    items: Ids = field(default_factory=Ids)
+    item_ids: IdParser = field(default_factory=IdParser)
     files: list[Path] = field(default_factory=list)
     rows: int = 0
 
 
-class EventCells:
+class EventParser:
     """Parse a domain's log batch by batch into the lake's types; ids from untyped text are still strings.
 
     Attributes:
-        users: Parser of the user ids, with their type.
-        items: Parser of the item ids, with their type.
-        lifted: Rows whose created time was raised to their event time.
+        user_ids: Parser of the user ids, with their type.
+        item_ids: Parser of the item ids, with their type.
+        created_lifted: Rows whose created time was raised to their event time.
         left_out: Rows that are left out, by reason.
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
         section = settings.domains[place]
         key = f"[domains.{place}] timezone"
-        self.users, self.items, self.lifted = Ids(), Ids(), 0
-        self.left_out = LeftOut(section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out)
-        self._limits = Limits.of(section, f"[domains.{place}]")
-        self._types = TypeWeights.of(section, f"[domains.{place}]")
-        self._event_ids, self._rows = Ids(), 0
+        self.user_ids, self.item_ids, self.created_lifted = IdParser(), IdParser(), 0
+        self.left_out = LeftOutRows(
+            section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out
+        )
+        self._limits = TimeBounds.from_settings(section, f"[domains.{place}]")
+        self._types = TypeWeights.from_settings(section, f"[domains.{place}]")
+        self._event_ids, self._rows = IdParser(), 0
         self._names = section.columns
-        self._happened, self._known = (Instants(section.timezone, key, format=section.timestamp_format) for _ in range(2))
+        self._happened, self._known = (
+            TimestampParser(section.timezone, key, format=section.timestamp_format) for _ in range(2)
+        )
 
-    def read(self, batch: Batch) -> pa.RecordBatch:
+    def parse(self, batch: Batch) -> pa.RecordBatch:
         """Parse a batch: user, item, both times, weight and other mapped columns. Rows that are left out are counted.
 
         Raises:
             BadValue: A cell is invalid; names its column and row. Null ids are reported at the end, by `IdParser.ensure_no_nulls`.
         """
         names = self._names
-        users = self.users.read(*column_of(batch, names.user), untyped=batch.untyped)
-        items = self.items.read(*column_of(batch, names.item), untyped=batch.untyped)
+        users = self.user_ids.parse(*select_column(batch, names.user), untyped=batch.untyped)
+        items = self.item_ids.parse(*select_column(batch, names.item), untyped=batch.untyped)
         beyond: dict[str, pa.Array] = {}
         created = times = self._times(self._happened, batch, names.timestamp, beyond)
         if names.created is not None:
@@ -111,38 +124,38 @@ class EventCells:
         if names.created is None:
             return rows
         early = pc.less(rows.column(CREATED_TIMESTAMP), rows.column(EVENT_TIMESTAMP))
-        self.lifted += pc.sum(early).as_py() or 0
+        self.created_lifted += pc.sum(early).as_py() or 0
         lifted = pc.if_else(early, rows.column(EVENT_TIMESTAMP), rows.column(CREATED_TIMESTAMP))
         return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
 
-    def _times(self, reader: Instants, batch: Batch, name: str, beyond: dict[str, pa.Array]) -> pa.Array:
+    def _times(self, reader: TimestampParser, batch: Batch, name: str, beyond: dict[str, pa.Array]) -> pa.Array:
         """Parse a column of times; those out of bounds are rejected, or added to ``beyond``."""
-        values, place = column_of(batch, name)
-        times = reader.read(values, place)
+        values, place = select_column(batch, name)
+        times = reader.parse(values, place)
         if not self._limits.drop:
-            self._limits.check(times, place)
+            self._limits.ensure_within(times, place)
             return times
-        for reason, rows in self._limits.beyond(times).items():
+        for reason, rows in self._limits.out_of_bounds(times).items():
             beyond[reason] = pc.or_(rows, beyond[reason]) if reason in beyond else rows
         return times
 
     def _extras(self, batch: Batch, beyond: dict[str, pa.Array]) -> dict[str, pa.Array]:
-        """Parse the mapped columns of `EVENT_EXTRAS`, with their helper columns."""
+        """Parse the mapped columns of `OPTIONAL_EVENT_COLUMNS`, with their helper columns."""
         names, size = self._names, batch.rows.num_rows
         found: dict[str, pa.Array] = {}
         if names.event_id is not None:
-            values, place = column_of(batch, names.event_id)
-            ids = self._event_ids.read(values, place, untyped=batch.untyped).cast(pa.string())
-            if (at := first_true(pc.is_null(ids))) is not None:
-                raise place.bad("null or empty event id", at=at, next_step="give each event an id, or map no event_id")
+            values, place = select_column(batch, names.event_id)
+            ids = self._event_ids.parse(values, place, untyped=batch.untyped).cast(pa.string())
+            if (at := first_true_index(pc.is_null(ids))) is not None:
+                raise place.bad_value("null or empty event id", at=at, next_step="give each event an id, or map no event_id")
             found |= {EVENT_ID: ids, "position": pa.array(range(self._rows, self._rows + size), pa.int64())}
         if names.event_type is not None:
-            types = column_of(batch, names.event_type)
-            found["event_type"], found["type_weight"], unknown = self._types.read(*types)
+            types = select_column(batch, names.event_type)
+            found["event_type"], found["type_weight"], unknown = self._types.parse(*types)
             if unknown is not None:
                 beyond["unknown_type"] = unknown
         if names.value is not None:
-            found["value"] = _finite(*column_of(batch, names.value))
+            found["value"] = _finite(*select_column(batch, names.value))
         self._rows += size
         return found
 
@@ -155,52 +168,56 @@ class EventCells:
         return rows.filter(keep) if beyond else rows
 
 
-class ItemCells:
+class ItemParser:
     """Parse a domain's item file batch by batch; ``row`` is the position in the input.
 
     Attributes:
-        items: Parser of the item ids, with their type.
+        item_ids: Parser of the item ids, with their type.
     """
 
     def __init__(self, settings: Settings, place: str) -> None:
         self._names = settings.domains[place].item_columns
         self._rows = 0
-        self.items = Ids()
+        self.item_ids = IdParser()
 
-    def read(self, batch: Batch) -> pa.RecordBatch:
+    def parse(self, batch: Batch) -> pa.RecordBatch:
         """Parse a batch: item, title, category, value and row.
 
         Raises:
             BadValue: As for `EventParser.parse`.
         """
         names, size = self._names, batch.rows.num_rows
-        items = self.items.read(*column_of(batch, names.item), untyped=batch.untyped)
-        title, category = (_optional(batch, name, texts, pa.string()) for name in (names.title, names.category))
+        items = self.item_ids.parse(*select_column(batch, names.item), untyped=batch.untyped)
+        title, category = (_optional(batch, name, parse_texts, pa.string()) for name in (names.title, names.category))
         value = _optional(batch, names.value, _finite, pa.float64())
         row = pa.array(range(self._rows, self._rows + size), pa.int64())
         self._rows += size
         return pa.RecordBatch.from_arrays([items, title, category, value, row], [ITEM_ID, "title", "category", "value", "row"])
 
 
-def open_events(settings: Settings, place: str, *, seen: set[str] | None = None) -> tuple[Generator[Batch, None, None], str]:
+def open_events(
+    settings: Settings, place: str, *, seen_columns: set[str] | None = None
+) -> tuple[Generator[Batch, None, None], str]:
     """Open a domain's log: return its batches, read lazily, and its origin.
 
     Args:
         settings: The project's settings.
         place: Key of its settings below ``[domains]``.
-        seen: Filled with the log's columns while reading.
+        seen_columns: Filled with the log's columns while reading.
     """
     section = settings.domains[place]
     names = section.columns
-    wanted = Wanted(mapped_columns(names), f"domains.{place}.columns", seen=set() if seen is None else seen)
-    if section.sql is not None:
-        return read_query(*section.sql, wanted), f"the query of [domains.{place}]"
+    wanted = ColumnSelection(
+        mapped_columns(names), f"domains.{place}.columns", seen_columns=set() if seen_columns is None else seen_columns
+    )
+    if section.sql_source is not None:
+        return read_query(*section.sql_source, wanted), f"the query of [domains.{place}]"
     origin, options = section.events or "", section.storage_options
     batches = read_path(settings, origin, wanted, format=section.format, version=section.version, storage_options=options)
     return batches, origin
 
 
-def mapped_columns(names: Columns) -> tuple[str, ...]:
+def mapped_columns(names: LogColumns) -> tuple[str, ...]:
     """Return the log's columns that the settings map."""
     others = (names.created, names.weight, names.event_id, names.event_type, names.value)
     return names.user, names.item, names.timestamp, *filter(None, others)
@@ -216,7 +233,7 @@ def open_items(settings: Settings, place: str) -> Generator[Batch, None, None]:
     mapped = {key: getattr(names, key) for key in ("title", "category", "value")}
     explicit = tuple(name for key, name in mapped.items() if name and key in names.model_fields_set)
     others = tuple(name for name in mapped.values() if name and name not in explicit)
-    wanted = Wanted((names.item, *explicit), f"domains.{place}.item_columns", others)
+    wanted = ColumnSelection((names.item, *explicit), f"domains.{place}.item_columns", others)
     options = section.storage_options
     return read_path(settings, section.items or "", wanted, version=section.items_version, storage_options=options)
 
@@ -234,22 +251,22 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
         InputError: The log cannot be read, is empty, lacks a column, or holds an invalid cell.
     """
     seen: set[str] = set()
-    batches, origin = open_events(settings, place, seen=seen)
-    cells = EventCells(settings, place)
-    staged = StagedEvents(origin, cells.left_out, cells.users, cells.items)
+    batches, origin = open_events(settings, place, seen_columns=seen)
+    cells = EventParser(settings, place)
+    staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
     # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
     with closing(batches), _SchemaFiles(folder, f"{place}-events") as parts:
         for batch in batches:
-            rows = cells.read(batch)
+            rows = cells.parse(batch)
             parts.write(rows)
             staged.rows += rows.num_rows
             count(rows.num_rows)
-    staged.lifted = cells.lifted
+    staged.created_lifted = cells.created_lifted
     staged.files = parts.files
-    staged.users.refuse_nulls()
-    staged.items.refuse_nulls()
-    staged.unused = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
-    staged.left_out.check(staged.rows)
+    staged.user_ids.ensure_no_nulls()
+    staged.item_ids.ensure_no_nulls()
+    staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
+    staged.left_out.ensure_within_limit(staged.rows)
     if not staged.rows:
         raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
     return staged
@@ -265,15 +282,15 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     if section.items is None:
         return None
     batches = open_items(settings, place)
-    cells = ItemCells(settings, place)
-    staged = StagedItems(section.items, cells.items)
+    cells = ItemParser(settings, place)
+    staged = StagedItems(section.items, cells.item_ids)
     with closing(batches), _SchemaFiles(folder, f"{place}-items") as parts:
         for batch in batches:
-            rows = cells.read(batch)
+            rows = cells.parse(batch)
             parts.write(rows)
             staged.rows += rows.num_rows
     staged.files = parts.files
-    staged.items.refuse_nulls()
+    staged.item_ids.ensure_no_nulls()
     if not staged.rows:
         raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
@@ -282,13 +299,13 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
 def _weights(batch: Batch, name: str | None) -> pa.Array:
     if name is None:
         return pa.repeat(pa.scalar(1.0, pa.float32()), batch.rows.num_rows)
-    values, place = column_of(batch, name)
-    weights = numbers(values, place)
+    values, place = select_column(batch, name)
+    weights = parse_numbers(values, place)
     good = pc.and_(pc.greater_equal(weights, 0.0), pc.less_equal(weights, _LARGEST_FLOAT32))
-    at = first_true(pc.invert(pc.fill_null(good, fill_value=False)))
+    at = first_true_index(pc.invert(pc.fill_null(good, fill_value=False)))
     if at is not None:
         found = weights[at].as_py()
-        raise place.bad(
+        raise place.bad_value(
             "null weight" if found is None else f"weight {found}",
             at=at,
             next_step="give finite weights of at least 0, or leave the column out (each event then weighs 1)",
@@ -296,19 +313,19 @@ def _weights(batch: Batch, name: str | None) -> pa.Array:
     return weights.cast(pa.float32(), safe=False)
 
 
-def _finite(values: pa.Array, place: Place) -> pa.Array:
-    found = numbers(values, place)
+def _finite(values: pa.Array, place: CellOrigin) -> pa.Array:
+    found = parse_numbers(values, place)
     found = pc.if_else(pc.is_nan(found), None, found)
-    at = first_true(pc.is_inf(found))
+    at = first_true_index(pc.is_inf(found))
     if at is not None:
-        raise place.bad("infinite value", at=at, next_step="correct the value or leave it empty")
+        raise place.bad_value("infinite value", at=at, next_step="correct the value or leave it empty")
     return found
 
 
-def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, Place], pa.Array], kind: pa.DataType) -> pa.Array:
+def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, CellOrigin], pa.Array], kind: pa.DataType) -> pa.Array:
     if name is None or name not in batch.rows.schema.names:
         return pa.nulls(batch.rows.num_rows, kind)
-    return read(*column_of(batch, name))
+    return read(*select_column(batch, name))
 
 
 class _SchemaFiles:

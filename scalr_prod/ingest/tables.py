@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import ScalrError, UnreadableInput
-from scalr_prod.ingest.columns import pick
-from scalr_prod.ingest.files import locate, short
-from scalr_prod.ingest.formats import METADATA_SUFFIX
+from scalr_prod.ingest.columns import resolve_columns
+from scalr_prod.ingest.files import first_error_line, resolve_location
+from scalr_prod.ingest.formats import ICEBERG_METADATA_SUFFIX
 from scalr_prod.ingest.protocol import Batch
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.ingest.columns import Wanted
+    from scalr_prod.ingest.columns import ColumnSelection
     from scalr_prod.ingest.formats import TableFormat
     from scalr_prod.ingest.protocol import LogSource
 
-__all__ = ["Delta", "Iceberg", "delta_rows"]
+__all__ = ["Delta", "Iceberg", "read_delta_table"]
 
 _ROWS = 65_536
 #: Snapshots listed in an error.
@@ -58,7 +58,7 @@ class Iceberg:
         origin, url, options = _origin(source), source.location, source.storage_options
 
         def rows() -> Iterator[pa.RecordBatch]:
-            metadata = url if url.endswith(METADATA_SUFFIX) else _latest_metadata(url, options)
+            metadata = url if url.endswith(ICEBERG_METADATA_SUFFIX) else _latest_metadata(url, options)
             return _iceberg(metadata, origin, source.wanted, source.version, _named_for("iceberg", options))
 
         return _batches("iceberg", origin, rows)
@@ -91,7 +91,7 @@ def _readable(origin: str, kind: TableFormat) -> Iterator[None]:
     except Exception as error:
         # The two libraries, and the object stores below them, raise many kinds of exceptions.
         raise UnreadableInput(
-            f"cannot be read as a table of format {kind}: {short(error)}",
+            f"cannot be read as a table of format {kind}: {first_error_line(error)}",
             where=origin,
             next_step="check that its log and data files are there, and storage_options",
         ) from error
@@ -105,7 +105,9 @@ def _named_for(kind: TableFormat, options: dict[str, str]) -> dict[str, str]:
     return named
 
 
-def _delta(url: str, origin: str, wanted: Wanted, version: int | None, options: dict[str, str]) -> Iterator[pa.RecordBatch]:
+def _delta(
+    url: str, origin: str, wanted: ColumnSelection, version: int | None, options: dict[str, str]
+) -> Iterator[pa.RecordBatch]:
     from deltalake import DeltaTable
 
     table = DeltaTable(url, storage_options=options)
@@ -113,12 +115,12 @@ def _delta(url: str, origin: str, wanted: Wanted, version: int | None, options: 
         if version > table.version():
             raise _no_version(origin, f"the latest is {table.version()}")
         table.load_as_version(version)
-    names = pick([field.name for field in table.schema().fields], wanted, origin)
+    names = resolve_columns([field.name for field in table.schema().fields], wanted, origin)
     for batch in _delta_reader(table, names):
         yield batch.select(names)
 
 
-def delta_rows(url: str, options: dict[str, str]) -> pa.RecordBatchReader:
+def read_delta_table(url: str, options: dict[str, str]) -> pa.RecordBatchReader:
     """Stream every column of a Delta table's current version.
 
     Args:
@@ -145,7 +147,7 @@ def _delta_reader(table: DeltaTable, names: list[str]) -> pa.RecordBatchReader:
 
 
 def _iceberg(
-    metadata: str, origin: str, wanted: Wanted, version: int | None, options: dict[str, str]
+    metadata: str, origin: str, wanted: ColumnSelection, version: int | None, options: dict[str, str]
 ) -> Iterator[pa.RecordBatch]:
     from pyiceberg.catalog.noop import NoopCatalog
     from pyiceberg.io import load_file_io
@@ -161,7 +163,7 @@ def _iceberg(
         there = ", ".join(str(listed.snapshot_id) for listed in table.snapshots()[-_SHOWN:])
         raise _no_version(origin, f"its latest snapshots are {there}" if there else "it has no snapshot")
     scan = table.scan(snapshot_id=snapshot.snapshot_id if snapshot else None)
-    names = pick([field.name for field in scan.projection().fields], wanted, origin)
+    names = resolve_columns([field.name for field in scan.projection().fields], wanted, origin)
     for batch in scan.select(*names).to_arrow_batch_reader():
         yield batch.select(names)
 
@@ -172,7 +174,7 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
     Raises:
         UnreadableInput: There is none, or two have that number, and only the table's catalogue knows which is current.
     """
-    with locate(url, options) as (_, filesystem, path):
+    with resolve_location(url, options) as (_, filesystem, path):
         folder = f"{path.rstrip('/')}/metadata"
         found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
     numbered: dict[int, list[str]] = {}

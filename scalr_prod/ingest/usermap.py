@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pyarrow as pa
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput
-from scalr_prod.ingest.cells import Ids, column_of
-from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.cells import IdParser, select_column
+from scalr_prod.ingest.columns import ColumnSelection
 from scalr_prod.ingest.readers import read_path
-from scalr_prod.ingest.rows import SQL_TYPES, count_of
+from scalr_prod.ingest.rows import SQL_TYPES, count_rows
 from scalr_prod.ingest.sql import read_query
 
 if TYPE_CHECKING:
@@ -23,40 +23,40 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["OWN", "PAIRS", "UserMap"]
+__all__ = ["MAPPING_TABLE", "UNMAPPED_PREFIX", "IdMapping"]
 
 #: Prefix of the lake's ids of unmapped source users: without it they could collide with ids of other users in the target log.
-OWN: Final = "source:"
+UNMAPPED_PREFIX: Final = "source:"
 #: The DuckDB table of the pairs: ``source`` and ``target``, as text.
-PAIRS: Final = "user_map"
+MAPPING_TABLE: Final = "user_map"
 _EXAMPLES: Final = 3
 _SOURCE_NAMES: Final = ("source", "source_id", "source_user", "source_user_id", "from")
 _TARGET_NAMES: Final = ("target", "target_id", "target_user", "target_user_id", "to")
 
 
 @dataclass
-class UserMap:
+class IdMapping:
     """Id mapping as read, before validation.
 
     Attributes:
         origin: Its origin, for errors.
-        source: Parser of the source ids, with their type.
-        target: Parser of the target ids, with their type.
+        source_ids: Parser of the source ids, with their type.
+        target_ids: Parser of the target ids, with their type.
         pairs: Two columns of ids, ``source`` and ``target``, batch by batch.
     """
 
     origin: str
-    source: Ids = field(default_factory=Ids)
-    target: Ids = field(default_factory=Ids)
+    source_ids: IdParser = field(default_factory=IdParser)
+    target_ids: IdParser = field(default_factory=IdParser)
     pairs: list[pa.Table] = field(default_factory=list)
 
     @classmethod
-    def read(cls, settings: Settings, *, whole: bool = True) -> Self | None:
+    def from_settings(cls, settings: Settings, *, read_all: bool = True) -> Self | None:
         """Read the mapping that the settings name; None if they name none.
 
         Args:
             settings: The project's settings.
-            whole: Read all of it; False: stop after the first pairs.
+            read_all: Read all of it; False: stop after the first pairs.
 
         Raises:
             UnreadableInput: It does not exist, or cannot be read.
@@ -65,12 +65,14 @@ class UserMap:
             EmptyInput: It has no pair.
         """
         section = settings.users
-        if not section.given:
+        if not section.is_configured:
             return None
         named = section.columns.source, section.columns.target
-        wanted = Wanted(tuple(filter(None, named)), "users.columns", whole=not all(named), location="[users] map")
-        if section.sql is not None:
-            batches, origin = read_query(*section.sql, wanted), "the query of [users]"
+        wanted = ColumnSelection(
+            tuple(filter(None, named)), "users.columns", all_columns=not all(named), location="[users] map"
+        )
+        if section.sql_source is not None:
+            batches, origin = read_query(*section.sql_source, wanted), "the query of [users]"
         else:
             origin = section.map or ""
             batches = read_path(settings, origin, wanted, format=section.format, storage_options=section.storage_options)
@@ -78,7 +80,7 @@ class UserMap:
         with closing(batches):
             for batch in batches:
                 found._add(batch, *_columns(settings, batch.rows.schema.names, origin))
-                if not whole and batch.rows.num_rows:
+                if not read_all and batch.rows.num_rows:
                     break
         if not any(len(pairs) for pairs in found.pairs):
             raise EmptyInput("holds no pair of ids", where=origin, next_step="check what [users] names")
@@ -86,12 +88,12 @@ class UserMap:
 
     def _add(self, batch: Batch, source: str, target: str) -> None:
         ids = [
-            reader.read(*column_of(batch, name), untyped=batch.untyped)
-            for reader, name in ((self.source, source), (self.target, target))
+            reader.parse(*select_column(batch, name), untyped=batch.untyped)
+            for reader, name in ((self.source_ids, source), (self.target_ids, target))
         ]
         self.pairs.append(pa.table([column.cast(pa.string()) for column in ids], names=["source", "target"]))
 
-    def load(self, db: Any, source: IdType, target: IdType) -> tuple[int, int]:
+    def create_table(self, db: Any, source: IdType, target: IdType) -> tuple[int, int]:
         """Create the table of pairs, as text; return the number of pairs, and of rows that lack an id.
 
         Args:
@@ -108,21 +110,21 @@ class UserMap:
             for name, kind in (("source", source), ("target", target))
         )
         db.execute(
-            f"CREATE TEMP TABLE {PAIRS} AS SELECT DISTINCT {text} FROM read_pairs WHERE source IS NOT NULL AND target IS NOT NULL"
+            f"CREATE TEMP TABLE {MAPPING_TABLE} AS SELECT DISTINCT {text} FROM read_pairs WHERE source IS NOT NULL AND target IS NOT NULL"
         )
-        without = count_of(db, "FROM read_pairs WHERE source IS NULL OR target IS NULL")
+        without = count_rows(db, "FROM read_pairs WHERE source IS NULL OR target IS NULL")
         db.unregister("read_pairs")
         self._refuse_ambiguous(db)
-        return count_of(db, f"FROM {PAIRS}"), without
+        return count_rows(db, f"FROM {MAPPING_TABLE}"), without
 
     def _refuse_ambiguous(self, db: Any) -> None:
         db.execute(
             f"CREATE TEMP TABLE ambiguous AS SELECT source, list_sort(list(target)) AS targets "
-            f"FROM {PAIRS} GROUP BY source HAVING count(*) > 1"
+            f"FROM {MAPPING_TABLE} GROUP BY source HAVING count(*) > 1"
         )
         users, both = db.sql(
             "SELECT count(*), count(*) FILTER (EXISTS (SELECT 1 FROM (SELECT unnest(targets) AS target) AS own JOIN "
-            f"(SELECT target FROM {PAIRS} GROUP BY target HAVING count(*) > 1) AS shared USING (target))) FROM ambiguous"
+            f"(SELECT target FROM {MAPPING_TABLE} GROUP BY target HAVING count(*) > 1) AS shared USING (target))) FROM ambiguous"
         ).fetchall()[0]
         if not users:
             return
@@ -135,7 +137,7 @@ class UserMap:
             next_step="give each source id one target id; several source ids may have the same one",
         )
 
-    def same_people(self, users: Iterable[int | str]) -> list[str]:
+    def equivalent_ids(self, users: Iterable[int | str]) -> list[str]:
         """Return further ids of the same users in the lake: ``source:<id>`` of what maps to an id, and the target of such an id.
 
         Args:
@@ -148,12 +150,12 @@ class UserMap:
                 if pair["source"] is None or pair["target"] is None:
                     continue
                 source, target = (
-                    text.removesuffix(".0") if ids.floats else text
-                    for text, ids in ((pair["source"], self.source), (pair["target"], self.target))
+                    text.removesuffix(".0") if ids.all_integral_floats else text
+                    for text, ids in ((pair["source"], self.source_ids), (pair["target"], self.target_ids))
                 )
                 if target in given:
-                    found.append(f"{OWN}{source}")
-                elif f"{OWN}{source}" in given:
+                    found.append(f"{UNMAPPED_PREFIX}{source}")
+                elif f"{UNMAPPED_PREFIX}{source}" in given:
                     found.append(target)
         return [user for user in dict.fromkeys(found) if user not in given]
 
@@ -179,7 +181,7 @@ def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str
 
 def _named(there: Sequence[str], names: Sequence[str], settings: Settings, domain: Domain) -> str | None:
     """Return the only column whose name matches a domain's ids; None if there is none, or several."""
-    domains = [settings.domains[place] for place in settings.domains.places(domain)]
+    domains = [settings.domains[place] for place in settings.domains.log_keys(domain)]
     known = {*names, *(domain_section.columns.user for domain_section in domains)}
     for domain_section in domains:
         name = domain_section.name

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.forgotten import without_forgotten
-from scalr_prod.ingest.idtypes import agreed_type
-from scalr_prod.ingest.rows import load, scan, staged_sql
-from scalr_prod.ingest.usermap import OWN, PAIRS
+from scalr_prod.ingest.forgotten import exclude_suppressed
+from scalr_prod.ingest.idtypes import common_id_type
+from scalr_prod.ingest.rows import create_temp_table, scan_table, staged_rows_sql
+from scalr_prod.ingest.usermap import MAPPING_TABLE, UNMAPPED_PREFIX
 from scalr_prod.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from scalr_prod.contracts import IdType
-    from scalr_prod.ingest.commit import Log
+    from scalr_prod.ingest.commit import StagedLog
     from scalr_prod.ingest.staging import StagedEvents
-    from scalr_prod.ingest.usermap import UserMap
+    from scalr_prod.ingest.usermap import IdMapping
     from scalr_prod.lake import Lake
-    from scalr_prod.tombstones import Tombstones
+    from scalr_prod.tombstones import SuppressionList
 
-__all__ = ["MappedUsers", "Users"]
+__all__ = ["IdMappingCounts", "UserIdResolver"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _SIDES: Final[tuple[Domain, ...]] = ("source", "target")
 
 
 @dataclass(frozen=True)
-class MappedUsers(Jsonable):
+class IdMappingCounts(Jsonable):
     """Counts of the source logs' mapped users.
 
     Attributes:
@@ -51,7 +51,7 @@ class MappedUsers(Jsonable):
     merged: int
 
 
-class Users:
+class UserIdResolver:
     """Resolver of the user ids of an ingest's logs.
 
     Args:
@@ -60,33 +60,37 @@ class Users:
         user_map: Mapping of source users to target users; None: the ids are shared.
 
     Attributes:
-        kind: Type of the ids in the lake.
-        mapped: Counts of the source logs' mapped users; None without a mapping or a source log.
+        id_type: Type of the ids in the lake.
+        mapping_counts: Counts of the source logs' mapped users; None without a mapping or a source log.
 
     Raises:
         BadValue: The id types are incompatible with one another, or with the lake.
     """
 
     def __init__(
-        self, events: Mapping[Domain, Sequence[StagedEvents]], kept: tuple[IdType, str] | None, user_map: UserMap | None
+        self, events: Mapping[Domain, Sequence[StagedEvents]], kept: tuple[IdType, str] | None, user_map: IdMapping | None
     ) -> None:
         self._events, self._map = events, user_map
-        self.mapped: MappedUsers | None = None
+        self.mapping_counts: IdMappingCounts | None = None
         if user_map is None:
-            self.kind = agreed_type("user", [staged.users for side in _SIDES for staged in events[side]], kept=kept)
-            self.in_log: dict[Domain, IdType] = dict.fromkeys(_SIDES, self.kind)
+            self.id_type = common_id_type(
+                "user", [staged.user_ids for side in _SIDES for staged in events[side]], lake_type=kept
+            )
+            self.log_id_types: dict[Domain, IdType] = dict.fromkeys(_SIDES, self.id_type)
             return
         if kept and kept[0] != "string":
             raise BadValue(
-                f"{kept[1]} holds int64 user ids; with a map they are text, since source users without a pair are '{OWN}<id>'",
+                f"{kept[1]} holds int64 user ids; with a map they are text, since source users without a pair are '{UNMAPPED_PREFIX}<id>'",
                 where="[users]",
                 next_step="start a new project home, or leave [users] out",
             )
-        self.kind = "string"
-        ids = {"source": user_map.source, "target": user_map.target}
-        self.in_log = {side: agreed_type("user", [*(staged.users for staged in events[side]), ids[side]]) for side in _SIDES}
+        self.id_type = "string"
+        ids = {"source": user_map.source_ids, "target": user_map.target_ids}
+        self.log_id_types = {
+            side: common_id_type("user", [*(staged.user_ids for staged in events[side]), ids[side]]) for side in _SIDES
+        }
 
-    def load(self, db: Any) -> None:
+    def load_mapping(self, db: Any) -> None:
         """Load the mapping, if any, into DuckDB, and count the source logs' mapped users.
 
         Raises:
@@ -94,41 +98,41 @@ class Users:
         """
         if self._map is None:
             return
-        pairs, without = self._map.load(db, self.in_log["source"], self.in_log["target"])
-        kind = self.in_log["source"]
-        logs = [staged_sql(staged.files, {USER_ID: kind}) for staged in self._events["source"]]
-        self.mapped = _count(db, logs, pairs, without) if logs else None
+        pairs, without = self._map.create_table(db, self.log_id_types["source"], self.log_id_types["target"])
+        kind = self.log_id_types["source"]
+        logs = [staged_rows_sql(staged.files, {USER_ID: kind}) for staged in self._events["source"]]
+        self.mapping_counts = _count(db, logs, pairs, without) if logs else None
 
-    def without_forgotten(self, db: Any, stones: Tombstones, query: str, domain: Domain) -> str:
+    def exclude_suppressed(self, db: Any, suppressed: SuppressionList, query: str, domain: Domain) -> str:
         """Return a staged log's query with the lake's user ids, without the rows of erased users and items.
 
         Args:
             db: DuckDB connection that holds the mapping.
-            stones: The erased users and items.
+            suppressed: The erased users and items.
             query: Query of all rows, with the log's own ids.
             domain: The log's side.
         """
         if self._map is None:
-            return without_forgotten(db, stones, query, domain)
+            return exclude_suppressed(db, suppressed, query, domain)
         if domain == "source":
             # Suppress users who were erased under their unmapped id, before the pair was known.
-            query = without_forgotten(db, stones, query, domain, user=_own_sql())
+            query = exclude_suppressed(db, suppressed, query, domain, user_sql=_own_sql())
             query = (
-                f"SELECT log.* REPLACE (coalesce({PAIRS}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
-                f"LEFT JOIN {PAIRS} ON {PAIRS}.source = CAST(log.{USER_ID} AS VARCHAR)"
+                f"SELECT log.* REPLACE (coalesce({MAPPING_TABLE}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
+                f"LEFT JOIN {MAPPING_TABLE} ON {MAPPING_TABLE}.source = CAST(log.{USER_ID} AS VARCHAR)"
             )
         else:
             query = f"SELECT * REPLACE (CAST({USER_ID} AS VARCHAR) AS {USER_ID}) FROM ({query})"
-        return without_forgotten(db, stones, query, domain)
+        return exclude_suppressed(db, suppressed, query, domain)
 
-    def check(self, db: Any, lake: Lake, log: Log, *, adds: bool) -> None:
+    def ensure_consistent(self, db: Any, lake: Lake, log: StagedLog, *, appends: bool) -> None:
         """Ensure that a log is consistent with the mapping.
 
         Args:
             db: DuckDB connection that holds the log's view.
             lake: The lake.
             log: The log, with the lake's ids.
-            adds: Whether its rows are added to those of the lake, rather than replacing them.
+            appends: Whether its rows are added to those of the lake, rather than replacing them.
 
         Raises:
             BadValue: Events of a source log are in the lake under another user; or a target user's id has the prefix of unmapped
@@ -137,11 +141,13 @@ class Users:
         if self._map is None:
             return
         if log.domain == "source":
-            if adds:
+            if appends:
                 _refuse_moved(db, lake, log)
-        elif found := db.sql(f"SELECT min({USER_ID}) FROM {log.view} WHERE starts_with({USER_ID}, '{OWN}')").fetchall()[0][0]:
+        elif found := db.sql(
+            f"SELECT min({USER_ID}) FROM {log.view} WHERE starts_with({USER_ID}, '{UNMAPPED_PREFIX}')"
+        ).fetchall()[0][0]:
             raise BadValue(
-                f"the user id '{found}' begins with '{OWN}', as the lake's ids of source users without a pair do",
+                f"the user id '{found}' begins with '{UNMAPPED_PREFIX}', as the lake's ids of source users without a pair do",
                 where=log.origin,
                 next_step="give the target's users other ids",
             )
@@ -149,10 +155,10 @@ class Users:
 
 def _own_sql(prefix: str = "") -> str:
     """Return the SQL expression of an unmapped source user's id."""
-    return f"'{OWN}' || CAST({prefix}{USER_ID} AS VARCHAR)"
+    return f"'{UNMAPPED_PREFIX}' || CAST({prefix}{USER_ID} AS VARCHAR)"
 
 
-def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> MappedUsers:
+def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> IdMappingCounts:
     """Count the mapped users of source logs.
 
     Args:
@@ -163,18 +169,18 @@ def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> MappedU
     """
     users = " UNION ".join(f"SELECT DISTINCT CAST({USER_ID} AS VARCHAR) AS source FROM ({query})" for query in queries)
     mapped, unmapped, targets = db.sql(
-        f"SELECT count(target), count(*) - count(target), count(DISTINCT target) FROM ({users}) LEFT JOIN {PAIRS} USING (source)"
+        f"SELECT count(target), count(*) - count(target), count(DISTINCT target) FROM ({users}) LEFT JOIN {MAPPING_TABLE} USING (source)"
     ).fetchall()[0]
     merged = db.sql(
-        f"SELECT count(*) FROM (SELECT target FROM ({users}) JOIN {PAIRS} USING (source) GROUP BY target HAVING count(*) > 1)"
+        f"SELECT count(*) FROM (SELECT target FROM ({users}) JOIN {MAPPING_TABLE} USING (source) GROUP BY target HAVING count(*) > 1)"
     ).fetchall()[0][0]
-    found = MappedUsers(pairs, without, int(mapped), int(unmapped), int(merged))
+    found = IdMappingCounts(pairs, without, int(mapped), int(unmapped), int(merged))
     if not targets:
         logger.warning("[users]: no user of the source logs is in the map")
     return found
 
 
-def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
+def _refuse_moved(db: Any, lake: Lake, log: StagedLog) -> None:
     """Reject a source log with events that are in the lake under another user, as after a change of the mapping.
 
     Args:
@@ -190,9 +196,9 @@ def _refuse_moved(db: Any, lake: Lake, log: Log) -> None:
         return
     columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
     names = ", ".join(columns)
-    version, own = lake.version(table), log.own()
-    rows = scan(lake, table, version=version, columns=columns, where=own, since=log.first, until=log.last)
-    load(db, "there", rows, "SELECT DISTINCT * FROM loaded")
+    version, own = lake.version(table), log.lake_filter()
+    rows = scan_table(lake, table, version=version, columns=columns, where=own, since=log.first_event, until=log.last_event)
+    create_temp_table(db, "there", rows, "SELECT DISTINCT * FROM loaded")
     new, gone = (
         f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN there USING ({names})",
         f"FROM there ANTI JOIN {log.view} USING ({names})",

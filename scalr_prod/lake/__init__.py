@@ -8,8 +8,8 @@ with an unknown outcome. `storage` finds and opens tables, `commits` makes idemp
 
 from __future__ import annotations
 
-from scalr_prod.lake.commits import Commit, record_of, repeat_while_moving
+from scalr_prod.lake.commits import CommitResult, commit_record, retry_on_new_version
 from scalr_prod.lake.tables import Lake
-from scalr_prod.lake.windows import files_within, window_sql
+from scalr_prod.lake.windows import files_in_window, window_sql
 
-__all__ = ["Commit", "Lake", "files_within", "record_of", "repeat_while_moving", "window_sql"]
+__all__ = ["CommitResult", "Lake", "commit_record", "files_in_window", "retry_on_new_version", "window_sql"]

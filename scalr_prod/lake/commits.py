@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown
-from scalr_prod.lake.storage import in_one_line
-from scalr_prod.written import note_written
+from scalr_prod.lake.storage import flatten_message
+from scalr_prod.written import emit_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
     from scalr_prod.contracts import Table
-    from scalr_prod.lake.storage import Storage
+    from scalr_prod.lake.storage import TableStore
 
-__all__ = ["Commit", "commit_once", "record_of", "records_of", "repeat_while_moving", "version_of"]
+__all__ = ["CommitResult", "commit_once", "commit_record", "commit_records", "find_commit_version", "retry_on_new_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ Outcome = TypeVar("Outcome")
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitResult:
     """Result of a write.
 
     Attributes:
@@ -52,16 +52,16 @@ class Commit:
 
 
 def commit_once(
-    storage: Storage,
+    storage: TableStore,
     table: Table,
     key: str,
     write: Callable[[DeltaTable, CommitProperties], object],
     *,
     expected_version: int | None = None,
     record: str | None = None,
-    notes: Mapping[str, int] | None = None,
+    app_transactions: Mapping[str, int] | None = None,
     opened: DeltaTable | None = None,
-) -> Commit:
+) -> CommitResult:
     """Commit, unless a commit with this key has landed.
 
     Args:
@@ -71,7 +71,7 @@ def commit_once(
         write: Makes the commit, with these properties.
         expected_version: The commit lands on top of this version or fails.
         record: Record stored with the commit.
-        notes: App ids and their numbers, stored in the table's log.
+        app_transactions: App ids and their numbers, stored in the table's log.
         opened: The table, if already open; afterwards it is at the version of the commit.
 
     Raises:
@@ -79,25 +79,25 @@ def commit_once(
         CommitFailed: Nothing changed.
         CommitOutcomeUnknown: The table's log could not be read after the failure.
     """
-    delta = storage.open_ours(table, storage.current(table, opened))
+    delta = storage.open_owned(table, storage.open_current(table, opened))
     if delta.transaction_version(key) is not None:
-        return Commit(table.value, _version_with_key(delta, key), written=False)
+        return CommitResult(table.value, _version_with_key(delta, key), written=False)
     try:
         _check_version(delta, expected_version)
-        write(delta, _properties(key, expected_version, record, notes or {}))
+        write(delta, _properties(key, expected_version, record, app_transactions or {}))
     except Exception as error:
         # deltalake raises exceptions of many types (DeltaError, OSError, pyarrow's); only the log shows what happened.
         _raise_unless_landed(storage, table, key, error)
         if opened is not None:
-            storage.follow(table, opened)
+            storage.refresh(table, opened)
         version = _version_with_key(storage.open_table(table), key)
     else:
         version = delta.version()  # that of our own commit, even if others have committed since
-    note_written(storage.uri(table), version)
-    return Commit(table.value, version, written=True)
+    emit_commit(storage.uri(table), version)
+    return CommitResult(table.value, version, written=True)
 
 
-def repeat_while_moving(storage: Storage, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
+def retry_on_new_version(storage: TableStore, table: Table, attempt: Callable[[int], Outcome]) -> Outcome:
     """Call ``attempt`` with the table's version, and again with the new one if another writer committed in the meantime.
 
     Raises:
@@ -119,7 +119,7 @@ def _check_version(delta: DeltaTable, expected_version: int | None) -> None:
         raise RuntimeError(f"the table is at version {delta.version()}, the rows were computed from {expected_version}")
 
 
-def _raise_unless_landed(storage: Storage, table: Table, key: str, error: Exception) -> None:
+def _raise_unless_landed(storage: TableStore, table: Table, key: str, error: Exception) -> None:
     """Find out from the log whether a failed write landed.
 
     Raises:
@@ -127,17 +127,17 @@ def _raise_unless_landed(storage: Storage, table: Table, key: str, error: Except
         CommitOutcomeUnknown: The log cannot be read.
     """
     try:
-        landed = storage.committed(table, key)
+        landed = storage.has_commit(table, key)
     except Exception as unreadable:
         raise CommitOutcomeUnknown(
-            f"the commit may have landed, and the log cannot be read ({in_one_line(unreadable)}); "
-            f"the write said: {in_one_line(error)}",
+            f"the commit may have landed, and the log cannot be read ({flatten_message(unreadable)}); "
+            f"the write said: {flatten_message(error)}",
             where=storage.uri(table),
             next_step="when the lake can be reached, run the command again: a landed commit is recognised",
         ) from error
     if not landed:
         raise CommitFailed(
-            f"nothing was written: {in_one_line(error)}",
+            f"nothing was written: {flatten_message(error)}",
             where=storage.uri(table),
             next_step="fix the cause and run the command again",
         ) from error
@@ -153,23 +153,23 @@ def _properties(key: str, expected_version: int | None, record: str | None, note
     return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
 
 
-def version_of(delta: DeltaTable, key: str) -> int | None:
+def find_commit_version(delta: DeltaTable, key: str) -> int | None:
     """Return the version of the commit with this key; None where the table's history does not reach back to it."""
     return next((int(entry["version"]) for entry in delta.history() if entry.get(_KEY) == key), None)
 
 
 def _version_with_key(delta: DeltaTable, key: str) -> int:
-    known = version_of(delta, key)
+    known = find_commit_version(delta, key)
     return delta.version() if known is None else known
 
 
-def record_of(table: DeltaTable) -> str | None:
+def commit_record(table: DeltaTable) -> str | None:
     """Return the record of the commit that made this version of a table, see `Lake.append`; None: it has none."""
     latest = next((entry for entry in table.history(1) if entry.get("version") == table.version()), {})
     return latest.get(_RECORD)
 
 
-def records_of(delta: DeltaTable) -> list[tuple[int, str]]:
+def commit_records(delta: DeltaTable) -> list[tuple[int, str]]:
     """List the records of a table's commits with their versions, oldest first."""
     entries = [(int(entry["version"]), entry.get(_RECORD)) for entry in delta.history()]
     return sorted((version, record) for version, record in entries if record is not None)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
-from scalr_prod.growth import missing_file, names_of, paths_of, schema_of_table
-from scalr_prod.ownership import is_empty, refuse_path
+from scalr_prod.growth import arrow_schema, file_names, first_missing_file, local_paths
+from scalr_prod.ownership import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from deltalake import DeltaTable
 
-__all__ = ["Storage", "in_one_line"]
+__all__ = ["TableStore", "flatten_message"]
 
 _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SOURCE_EVENTS: "scalr ingest",
@@ -34,7 +34,7 @@ _MADE_BY: Final[Mapping[Table, str]] = {
 }
 
 
-class Storage:
+class TableStore:
     """A folder or URL with Delta tables below it.
 
     Args:
@@ -48,7 +48,7 @@ class Storage:
     def __init__(self, root: str, storage_options: dict[str, str] | None = None) -> None:
         self.root = root.rstrip("/")
         if "://" not in root:
-            refuse_path(root, "[project] lake")
+            ensure_supported_path(root, "[project] lake")
         self.storage_options = storage_options or {}
 
     def uri(self, table: Table) -> str:
@@ -67,7 +67,7 @@ class Storage:
         try:
             return DeltaTable.is_deltatable(self.uri(table), storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
-            raise self.unreadable(table, error) from error
+            raise self.unreadable_error(table, error) from error
 
     def open_table(self, table: Table, *, version: int | None = None) -> DeltaTable:
         """Open a Delta table.
@@ -83,26 +83,26 @@ class Storage:
             found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
             if version is not None and self.exists(table):
-                raise self._gone(table, version, in_one_line(error)) from error
+                raise self._gone(table, version, flatten_message(error)) from error
             if isinstance(error, TableNotFoundError):
                 raise TableNotFound(
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
                 ) from error
-            raise self.unreadable(table, error) from error
+            raise self.unreadable_error(table, error) from error
         if version is not None:
-            self.refuse_gone(table, found)
+            self.ensure_files_exist(table, found)
         return found
 
-    def refuse_gone(self, table: Table, opened: DeltaTable) -> None:
+    def ensure_files_exist(self, table: Table, opened: DeltaTable) -> None:
         """Check that every local file of an open table still exists.
 
         Raises:
             LakeError: A file is missing.
         """
-        if missing := missing_file(paths_of(opened)):
+        if missing := first_missing_file(local_paths(opened)):
             raise self._gone(table, opened.version(), f"{missing} was removed")
 
-    def current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
+    def open_current(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
         """Return the Delta table at its latest version: refreshed if already open.
 
         Raises:
@@ -110,10 +110,10 @@ class Storage:
         """
         if opened is None:
             return self.open_table(table)
-        self.follow(table, opened)
+        self.refresh(table, opened)
         return opened
 
-    def follow(self, table: Table, opened: DeltaTable) -> None:
+    def refresh(self, table: Table, opened: DeltaTable) -> None:
         """Refresh an open table to its latest version: much cheaper than opening it again, even if the log was truncated since.
 
         Raises:
@@ -124,9 +124,9 @@ class Storage:
         try:
             opened.update_incremental()
         except (DeltaError, OSError) as error:
-            raise self.unreadable(table, error) from error
+            raise self.unreadable_error(table, error) from error
 
-    def readable(self, table: Table, version: int) -> bool:
+    def is_readable(self, table: Table, version: int) -> bool:
         """Return whether an earlier version, with each of its local files, is still available."""
         try:
             self.open_table(table, version=version)
@@ -134,7 +134,7 @@ class Storage:
             return False
         return True
 
-    def open_ours(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
+    def open_owned(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
         """Open a Delta table for writing after checking that this package made it; ``opened``: the table, if already open.
 
         Raises:
@@ -145,7 +145,7 @@ class Storage:
             raise self._foreign(table, "is a Delta table that this package did not make")
         return found
 
-    def refuse_files(self, table: Table) -> None:
+    def ensure_no_files(self, table: Table) -> None:
         """Check that no files are in the way of a new table.
 
         Local folders only: in an object store, files that our logs do not name are never removed anyway.
@@ -159,7 +159,7 @@ class Storage:
         if any(path.name != "_delta_log" and not is_empty(path) for path in folder.iterdir()):
             raise self._foreign(table, "holds files, but no Delta table")
 
-    def check_ours(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
+    def check_ownership(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
         """Check that this package made every table of the lake.
 
         Args:
@@ -175,12 +175,12 @@ class Storage:
         for table in Table:
             known = (opened or {}).get(table)
             if known is not None or self.exists(table):
-                found[table] = self.open_ours(table, known)
+                found[table] = self.open_owned(table, known)
             else:
-                self.refuse_files(table)
+                self.ensure_no_files(table)
         return found
 
-    def require(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
+    def require_column(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
         """Check that a table, if it exists, has a column that tables of earlier versions lack.
 
         Args:
@@ -193,18 +193,18 @@ class Storage:
         """
         if opened is None and not self.exists(table):
             return
-        if column not in schema_of_table(self.open_table(table) if opened is None else opened).names:
+        if column not in arrow_schema(self.open_table(table) if opened is None else opened).names:
             raise LakeError(
                 f"an earlier version of this package made the table: it has no column '{column}'",
                 where=self.uri(table),
                 next_step="upgrade the table, which keeps its rows: scalr ingest",
             )
 
-    def committed(self, table: Table, key: str) -> bool:
+    def has_commit(self, table: Table, key: str) -> bool:
         """Return whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
-    def tidy(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
+    def vacuum(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
         """Delete files that no recent version uses.
 
         Unlike Delta's own vacuum, which writes two table versions each time, this writes none: results made from the latest version stay
@@ -222,9 +222,9 @@ class Storage:
         from deltalake.fs import DeltaStorageHandler
         from pyarrow.fs import FileType, PyFileSystem
 
-        unused = set(self.open_ours(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
+        unused = set(self.open_owned(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
         for version in set(keep_versions):
-            unused -= names_of(self.open_table(table, version=version))
+            unused -= file_names(self.open_table(table, version=version))
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:
@@ -232,7 +232,7 @@ class Storage:
                 files.delete_file(name)
         return len(there)
 
-    def unreadable(self, table: Table, error: Exception) -> LakeError:
+    def unreadable_error(self, table: Table, error: Exception) -> LakeError:
         """Return the error for a log that cannot be read on this machine."""
         here = "check that the lake can be read; restore the table's _delta_log from a copy if it is damaged"
         there = (
@@ -240,7 +240,7 @@ class Storage:
             "in scalr.toml, or the store's variables in the environment"
         )
         return LakeError(
-            f"the table's log cannot be read on {socket.gethostname()}: {in_one_line(error)}",
+            f"the table's log cannot be read on {socket.gethostname()}: {flatten_message(error)}",
             where=self.uri(table),
             next_step=there if "://" in self.root else here,
         )
@@ -261,7 +261,7 @@ class Storage:
         )
 
 
-def in_one_line(error: Exception) -> str:
+def flatten_message(error: Exception) -> str:
     """Return deltalake's message with its causes in one line, without colours and arrows."""
     lines = (re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines())
     return ": ".join(line for line in lines if line)[:300] or type(error).__name__

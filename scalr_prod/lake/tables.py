@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import CommitFailed
-from scalr_prod.growth import refuse_lost, schema_of_table
-from scalr_prod.lake.commits import Commit, commit_once, records_of, version_of
-from scalr_prod.lake.storage import Storage, in_one_line
-from scalr_prod.lake.windows import is_empty_between, is_whole_between, only_between, window_sql
+from scalr_prod.growth import arrow_schema, ensure_files_exist
+from scalr_prod.lake.commits import CommitResult, commit_once, commit_records, find_commit_version
+from scalr_prod.lake.storage import TableStore, flatten_message
+from scalr_prod.lake.windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ _LOG_SETTINGS: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10",
 _ASIDE, _BACK = "scalr.set-aside", "scalr.brought-back"
 
 
-class Lake(Storage):
+class Lake(TableStore):
     """The Delta tables below one folder or URL."""
 
     @classmethod
@@ -64,11 +64,11 @@ class Lake(Storage):
         from deltalake.exceptions import DeltaError
 
         if opened is not None:
-            self.follow(table, opened)
+            self.refresh(table, opened)
         if opened is not None or self.exists(table):
-            return self.open_ours(table, opened)
+            return self.open_owned(table, opened)
         uri = self.uri(table)
-        self.refuse_files(table)
+        self.ensure_no_files(table)
         try:
             return DeltaTable.create(
                 uri,
@@ -81,14 +81,14 @@ class Lake(Storage):
             )
         except (DeltaError, OSError) as error:
             if self.exists(table):  # another process created it at the same time
-                return self.open_ours(table)
+                return self.open_owned(table)
             raise CommitFailed(
-                f"the table cannot be created: {in_one_line(error)}",
+                f"the table cannot be created: {flatten_message(error)}",
                 where=uri,
                 next_step="check that the lake is writable and has space, then run the command again",
             ) from error
 
-    def complete(self, table: Table, schema: pa.Schema, *, opened: DeltaTable | None = None) -> None:
+    def add_missing_columns(self, table: Table, schema: pa.Schema, *, opened: DeltaTable | None = None) -> None:
         """Add the columns that a table of an earlier version lacks, as nulls, in one commit.
 
         All rows are rewritten: readers that read the files without the log would not find the column in old files.
@@ -104,7 +104,7 @@ class Lake(Storage):
         import pyarrow as pa
 
         there = self.open_table(table) if opened is None else opened
-        version, lacking = there.version(), set(schema.names) - set(schema_of_table(there).names)
+        version, lacking = there.version(), set(schema.names) - set(arrow_schema(there).names)
         if not lacking:
             return
         rows = self.dataset(table, version=version)
@@ -124,9 +124,9 @@ class Lake(Storage):
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
         """Return the table's description, perhaps empty; ``opened``: the table, if already open."""
-        return self.open_ours(table, opened).metadata().description or ""
+        return self.open_owned(table, opened).metadata().description or ""
 
-    def describe(self, table: Table, description: str, *, key: str) -> Commit:
+    def set_description(self, table: Table, description: str, *, key: str) -> CommitResult:
         """Change the table's description, once per key.
 
         Raises:
@@ -144,13 +144,13 @@ class Lake(Storage):
 
     def schema(self, table: Table) -> pa.Schema:
         """Return the table's Arrow schema from its log."""
-        return schema_of_table(self.open_table(table))
+        return arrow_schema(self.open_table(table))
 
     def dataset(self, table: Table, *, version: int | None = None) -> ds.Dataset:
         """Return the table as a lazy pyarrow dataset with filter pushdown; DuckDB and Polars can scan it."""
         opened = self.open_table(table, version=version)
         if version is None:
-            refuse_lost(opened)
+            ensure_files_exist(opened)
         return opened.to_pyarrow_dataset()
 
     def read(
@@ -166,7 +166,7 @@ class Lake(Storage):
 
     def commit_version(self, table: Table, key: str) -> int | None:
         """Return the version of the commit with this key; None where the table's history does not reach back to it."""
-        return version_of(self.open_table(table), key)
+        return find_commit_version(self.open_table(table), key)
 
     def append(
         self,
@@ -177,7 +177,7 @@ class Lake(Storage):
         expected_version: int | None = None,
         record: str | None = None,
         opened: DeltaTable | None = None,
-    ) -> Commit:
+    ) -> CommitResult:
         """Append rows once per key.
 
         Args:
@@ -186,7 +186,7 @@ class Lake(Storage):
             key: Idempotency key of this write.
             expected_version: The version that the rows were computed from. The commit lands on top of this version or fails: of several
                 writers that started from one version, only one succeeds.
-            record: Record stored with the commit, for `record_of`; it exists if and only if the rows do.
+            record: Record stored with the commit, for `commit_record`; it exists if and only if the rows do.
             opened: The table, if already open; afterwards it is at the version of the commit.
 
         Raises:
@@ -203,7 +203,7 @@ class Lake(Storage):
         expected_version: int | None = None,
         record: str | None = None,
         opened: DeltaTable | None = None,
-    ) -> Commit:
+    ) -> CommitResult:
         """Replace the whole table once per key; arguments as for `append`."""
         return self._write(
             table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record, opened=opened
@@ -219,7 +219,7 @@ class Lake(Storage):
         key: str,
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
-    ) -> Commit:
+    ) -> CommitResult:
         """Replace the rows with ``start <= event_timestamp < end`` in one commit, once per key.
 
         ``expected_version`` and ``opened`` as for `append`.
@@ -229,13 +229,13 @@ class Lake(Storage):
             CommitOutcomeUnknown: The table's log could not be read after the failure.
         """
         if expected_version is not None:
-            opened = self.current(table, opened)
+            opened = self.open_current(table, opened)
             # Delta takes longer to plan a replacement than to write 10 000 rows. Appending or overwriting is safe here, because the commit
             # lands on this version or fails.
             if opened.version() == expected_version:
-                empty, whole = is_empty_between(opened, start, end), is_whole_between(opened, start, end)
+                empty, whole = is_window_empty(opened, start, end), is_table_within(opened, start, end)
                 if empty or whole:
-                    write, inside = self.append if empty else self.replace, only_between(rows, start, end)
+                    write, inside = self.append if empty else self.replace, checked_window(rows, start, end)
                     return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
@@ -250,12 +250,12 @@ class Lake(Storage):
         key: str,
         expected_version: int | None = None,
         record: str | None = None,
-        notes: Mapping[str, int] | None = None,
+        app_transactions: Mapping[str, int] | None = None,
         opened: DeltaTable | None = None,
-    ) -> Commit:
+    ) -> CommitResult:
         """Replace the rows that match a SQL predicate, in one commit, once per key; the new rows must match it too.
 
-        ``notes`` are app ids with numbers that the table's log keeps for `note`, whatever is committed later.
+        ``notes`` are app ids with numbers that the table's log keeps for `transaction_version`, whatever is committed later.
         """
         return self._write(
             table,
@@ -265,22 +265,22 @@ class Lake(Storage):
             predicate=predicate,
             expected_version=expected_version,
             record=record,
-            notes=notes,
+            notes=app_transactions,
             opened=opened,
         )
 
-    def note(self, table: Table, name: str) -> int | None:
+    def transaction_version(self, table: Table, app_id: str) -> int | None:
         """Return the latest number of an app id in the table's log, see `replace_where`; None: there is none."""
-        return self.open_table(table).transaction_version(name)
+        return self.open_table(table).transaction_version(app_id)
 
-    def records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
+    def commit_records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
         """List the records of a table's commits (see `append`) with their versions, oldest first; reads every commit file.
 
         Args:
             table: Which table.
             after: Only versions after this one.
         """
-        return [(version, record) for version, record in records_of(self.open_table(table)) if version > after]
+        return [(version, record) for version, record in commit_records(self.open_table(table)) if version > after]
 
     def delete(
         self,
@@ -290,17 +290,17 @@ class Lake(Storage):
         key: str,
         expected_version: int | None = None,
         opened: DeltaTable | None = None,
-    ) -> Commit:
+    ) -> CommitResult:
         """Delete the rows that match a SQL predicate, in one commit, once per key.
 
         Implemented as a replacement by no rows: Delta's own delete writes ``string_view`` columns, which pyarrow cannot filter.
         """
-        opened = self.current(table, opened)
-        none = schema_of_table(opened).empty_table()
+        opened = self.open_current(table, opened)
+        none = arrow_schema(opened).empty_table()
         return self.replace_where(table, none, predicate, key=key, expected_version=expected_version, opened=opened)
 
-    def set_aside(self, table: Table, *, key: str, expected_version: int) -> Commit:
-        """Make the table read as empty, in one commit; `bring_back` undoes it. The log keeps the version before.
+    def hide_rows(self, table: Table, *, key: str, expected_version: int) -> CommitResult:
+        """Make the table read as empty, in one commit; `restore_rows` undoes it. The log keeps the version before.
 
         Raises:
             CommitFailed: Nothing changed; the table may have a newer version.
@@ -308,12 +308,12 @@ class Lake(Storage):
         none, notes = self.schema(table).empty_table(), {_ASIDE: expected_version}
         return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, notes=notes)
 
-    def bring_back(self, table: Table, aside: int, *, key: str, expected_version: int) -> Commit:
+    def restore_rows(self, table: Table, hidden_version: int, *, key: str, expected_version: int) -> CommitResult:
         """Restore the files of the hidden version, byte for byte, in one commit.
 
         Args:
             table: Which table.
-            aside: The hidden version, from `aside`.
+            hidden_version: The hidden version, from `hidden_version`.
             key: Idempotency key of this write.
             expected_version: The commit lands on top of this version or fails.
 
@@ -321,15 +321,15 @@ class Lake(Storage):
             LakeError: Files of that version no longer exist.
             CommitFailed: Nothing changed; the table may have a newer version.
         """
-        self.open_table(table, version=aside)  # raises if a file is missing
+        self.open_table(table, version=hidden_version)  # raises if a file is missing
 
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
-            delta.restore(aside, commit_properties=properties)
+            delta.restore(hidden_version, commit_properties=properties)
 
-        return commit_once(self, table, key, write, expected_version=expected_version, notes={_BACK: aside})
+        return commit_once(self, table, key, write, expected_version=expected_version, app_transactions={_BACK: hidden_version})
 
-    def aside(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
-        """Return the hidden version, see `set_aside`; None: nothing is hidden, or there is no table.
+    def hidden_version(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
+        """Return the hidden version, see `hide_rows`; None: nothing is hidden, or there is no table.
 
         Args:
             table: Which table.
@@ -344,7 +344,7 @@ class Lake(Storage):
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            raise self.unreadable(table, error) from error
+            raise self.unreadable_error(table, error) from error
         aside = found.transaction_version(_ASIDE)
         return None if aside == found.transaction_version(_BACK) else aside
 
@@ -366,7 +366,7 @@ class Lake(Storage):
         predicate: str | None = None,
         schema_mode: Literal["overwrite"] | None = None,
         **commit: Any,
-    ) -> Commit:
+    ) -> CommitResult:
         """Commit rows; other keyword arguments go to `commit_once`."""
         from deltalake import write_deltalake
 

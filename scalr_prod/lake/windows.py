@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.contracts import EVENT_TIMESTAMP
-from scalr_prod.growth import bounds_of, files_between
-from scalr_prod.instants import micros
+from scalr_prod.growth import file_time_bounds, files_in_time_range
+from scalr_prod.instants import to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["files_within", "is_empty_between", "is_whole_between", "only_between", "window_sql"]
+__all__ = ["checked_window", "files_in_window", "is_table_within", "is_window_empty", "window_sql"]
 
 
 def window_sql(start: datetime, end: datetime | None = None) -> str:
@@ -25,23 +25,23 @@ def window_sql(start: datetime, end: datetime | None = None) -> str:
     return since if end is None else f"{since} AND {EVENT_TIMESTAMP} < '{_literal(end)}'"
 
 
-def files_within(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str]:
+def files_in_window(table: DeltaTable, start: datetime, end: datetime) -> frozenset[str]:
     """Return the names of the files that may hold a row of a window, by the log's statistics."""
-    return files_between(table, EVENT_TIMESTAMP, micros(start), micros(end) - 1)
+    return files_in_time_range(table, EVENT_TIMESTAMP, to_micros(start), to_micros(end) - 1)
 
 
-def is_empty_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
+def is_window_empty(table: DeltaTable, start: datetime, end: datetime) -> bool:
     """Return whether the log's statistics rule out that a window holds rows."""
-    return not files_within(table, start, end)
+    return not files_in_window(table, start, end)
 
 
-def is_whole_between(table: DeltaTable, start: datetime, end: datetime) -> bool:
+def is_table_within(table: DeltaTable, start: datetime, end: datetime) -> bool:
     """Return whether the log's statistics rule out rows outside a window."""
-    low, high = micros(start), micros(end) - 1
-    return all(low <= first and last <= high for first, last in bounds_of(table, EVENT_TIMESTAMP).values())
+    low, high = to_micros(start), to_micros(end) - 1
+    return all(low <= first and last <= high for first, last in file_time_bounds(table, EVENT_TIMESTAMP).values())
 
 
-def only_between(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:
+def checked_window(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: datetime) -> pa.RecordBatchReader:
     """Stream the same rows; raises ``ValueError`` at the first batch with a row outside the window."""
     import pyarrow as pa
     import pyarrow.compute as pc

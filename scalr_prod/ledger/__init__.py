@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 from scalr_prod.ledger.records import (
-    Change,
     DatasetRecord,
     ModelVersion,
     Partition,
@@ -19,17 +18,17 @@ from scalr_prod.ledger.records import (
     PublicationStatus,
     Run,
     RunState,
+    StateChange,
     Transition,
 )
-from scalr_prod.ledger.spec import STAGED, RunSpec, check_run_id, run_folder
+from scalr_prod.ledger.spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
 
 if TYPE_CHECKING:
     from scalr_prod.ledger.lease import Lease
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [
-    "STAGED",
-    "Change",
+    "STAGING_FOLDERS",
     "DatasetRecord",
     "Lease",
     "Ledger",
@@ -41,10 +40,11 @@ __all__ = [
     "Run",
     "RunSpec",
     "RunState",
+    "StateChange",
     "Transition",
     "check_run_id",
     "run_folder",
 ]
 
 
-__getattr__ = exports(__name__, {"Ledger": "store", "Lease": "lease"})
+__getattr__ = lazy_exports(__name__, {"Ledger": "store", "Lease": "lease"})

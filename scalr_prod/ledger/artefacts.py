@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, TranslatorNotFound
-from scalr_prod.ledger.history import History, Subject
+from scalr_prod.ledger.history import ChangeLog, ChangeSubject
 from scalr_prod.ledger.models import DatasetRow, ModelVersionRow, PromotionRow
-from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion, from_row
+from scalr_prod.ledger.records import DatasetRecord, ModelVersion, Promotion, record_from_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Artefacts"]
+__all__ = ["ArtifactStore"]
 
 _TRANSLATOR = "translator"
 Row = TypeVar("Row", ModelVersionRow, DatasetRow)
 
 
-class Artefacts(History):
+class ArtifactStore(ChangeLog):
     """Model versions, promotions and training sets in the ledger. A recorded version never changes."""
 
     def record_model_version(
@@ -56,12 +56,12 @@ class Artefacts(History):
         with self._write_session() as session:
             row.project_id, row.created_at = self._ensure_project_id(session), self._now(session)
             found = self._insert_once(session, row, (_TRANSLATOR, version), sha256=sha256, fingerprint=fingerprint)
-            return from_row(found, ModelVersion)
+            return record_from_row(found, ModelVersion)
 
     def model_versions(self) -> list[ModelVersion]:
         """List the versions of the project's translator, oldest first."""
         query = sa.select(ModelVersionRow).where(ModelVersionRow.name == _TRANSLATOR).order_by(ModelVersionRow.version)
-        return [from_row(row, ModelVersion) for row in self._select_own(query)]
+        return [record_from_row(row, ModelVersion) for row in self._select_own(query)]
 
     def promote_version(self, version: int, *, cause: str) -> Promotion:
         """Make this the version to be served. Promoting the promoted version changes nothing.
@@ -83,7 +83,7 @@ class Artefacts(History):
                 self._add_change(session, "model", _TRANSLATOR, former, f"version {version}", cause=cause)
                 last = PromotionRow(project_id=own, name=_TRANSLATOR, version=version, at=self._now(session), cause=cause)
                 session.add(last)
-            return from_row(last, Promotion)
+            return record_from_row(last, Promotion)
 
     def promoted_version(self) -> int | None:
         """Return the version to be served; None where none was promoted."""
@@ -94,7 +94,7 @@ class Artefacts(History):
     def promotions(self) -> list[Promotion]:
         """List the promotions, oldest first."""
         query = sa.select(PromotionRow).where(PromotionRow.name == _TRANSLATOR).order_by(PromotionRow.id)
-        return [from_row(row, Promotion) for row in self._select_own(query)]
+        return [record_from_row(row, Promotion) for row in self._select_own(query)]
 
     def record_dataset(
         self,
@@ -117,14 +117,14 @@ class Artefacts(History):
         )
         with self._write_session() as session:
             row.project_id, row.created_at = self._ensure_project_id(session), self._now(session)
-            return from_row(self._insert_once(session, row, (name, version), fingerprint=fingerprint), DatasetRecord)
+            return record_from_row(self._insert_once(session, row, (name, version), fingerprint=fingerprint), DatasetRecord)
 
     def datasets(self, name: str | None = None) -> list[DatasetRecord]:
         """List the training-set versions of the project, or those of one name, oldest first."""
         query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
         if name is not None:
             query = query.where(DatasetRow.name == name)
-        return [from_row(row, DatasetRecord) for row in self._select_own(query)]
+        return [record_from_row(row, DatasetRecord) for row in self._select_own(query)]
 
     def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
         kind, primary_key = type(row), (row.project_id, *key)
@@ -136,7 +136,7 @@ class Artefacts(History):
             except IntegrityError:  # another driver was faster
                 found = session.get_one(kind, primary_key)
             else:
-                subject: Subject = "model" if kind is ModelVersionRow else "dataset"
+                subject: ChangeSubject = "model" if kind is ModelVersionRow else "dataset"
                 self._add_change(session, subject, f"{key[0]}/{key[1]}", None, "recorded", cause="made")
                 return row
         differing = [name for name, value in identity.items() if getattr(found, name) != value]
@@ -154,7 +154,7 @@ class Artefacts(History):
         )
         return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
 
-    def elsewhere(self, version: int) -> str:
+    def describe_other_owners(self, version: int) -> str:
         """Name the other projects that have this version, as the end of a sentence; empty where none has."""
         if not 0 < version < 2**31:  # out of the column's range
             return ""

@@ -14,9 +14,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.orm import Session
 
 from scalr_prod.errors import LedgerError
-from scalr_prod.identity import Identity
+from scalr_prod.identity import ProjectIdentity
 from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.masking import masked
+from scalr_prod.masking import redact
 from scalr_prod.ownership import claim_home
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Database", "by_psycopg"]
+__all__ = ["LedgerDatabase", "with_psycopg_driver"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ _MIGRATION_LOCK: Final = 0x5CA1_4001
 _WRITES: Final = "scalr_writes"
 
 
-class Database:
+class LedgerDatabase:
     """A connected database with the current schema. Each process opens its own; this is cheap once it is migrated."""
 
-    def __init__(self, url: str, project: Identity) -> None:
+    def __init__(self, url: str, project: ProjectIdentity) -> None:
         self._url = _parse(url)
         self.project = project
         #: The address without its password.
@@ -66,7 +66,7 @@ class Database:
             raise _cannot_create(settings.home, error) from error
         file = _parse(settings.ledger_url)
         sqlite = file.get_backend_name() == "sqlite"
-        return cls(settings.ledger_url, Identity.of(settings, Path(file.database or "") if sqlite else None))
+        return cls(settings.ledger_url, ProjectIdentity.from_settings(settings, Path(file.database or "") if sqlite else None))
 
     def close(self) -> None:
         """Close all connections."""
@@ -152,7 +152,7 @@ class Database:
         if found == HEAD:
             return
         logger.info("migrating the ledger from schema %s to %s at %s", found, HEAD, self.address)
-        upgrade(connection, alone=self.project.alone)
+        upgrade(connection, single_project=self.project.is_sole_owner)
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
@@ -203,10 +203,10 @@ class Database:
 
     def _plain_message(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
-        return " ".join(masked(text, [self._url.password]).split()) or type(error).__name__
+        return " ".join(redact(text, [self._url.password]).split()) or type(error).__name__
 
 
-def by_psycopg(url: sa.URL) -> sa.URL:
+def with_psycopg_driver(url: sa.URL) -> sa.URL:
     """Set psycopg 3, which this package installs, as driver of a PostgreSQL URL that names none; SQLAlchemy's default is psycopg2."""
     return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgresql", "postgres"} else url
 
@@ -214,7 +214,7 @@ def by_psycopg(url: sa.URL) -> sa.URL:
 def _parse(url: str) -> sa.URL:
     step = "write it as sqlite:////folder/ledger.db or postgresql://user:password@host/database"
     try:
-        parsed = by_psycopg(sa.make_url(url))
+        parsed = with_psycopg_driver(sa.make_url(url))
         backend = parsed.get_backend_name()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         # The text may hold a password: do not repeat it.

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Literal
 import sqlalchemy as sa
 
 from scalr_prod.ledger.models import TransitionRow
-from scalr_prod.ledger.projects import Projects
-from scalr_prod.ledger.records import Change, from_row
+from scalr_prod.ledger.projects import ProjectScopedDatabase
+from scalr_prod.ledger.records import StateChange, record_from_row
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["History", "Subject"]
+__all__ = ["ChangeLog", "ChangeSubject"]
 
-Subject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
+ChangeSubject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
 
 
-class History(Projects):
+class ChangeLog(ProjectScopedDatabase):
     """The append-only change log of the ledger."""
 
-    def history(self, run_id: str | None = None, *, subject: Subject | None = None) -> list[Change]:
+    def history(self, run_id: str | None = None, *, subject: ChangeSubject | None = None) -> list[StateChange]:
         """List the changes, oldest first.
 
         Args:
@@ -36,16 +36,16 @@ class History(Projects):
             query = query.where(TransitionRow.run_id == run_id)
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
-        return [from_row(row, Change) for row in self._select_own(query)]
+        return [record_from_row(row, StateChange) for row in self._select_own(query)]
 
-    def changes_to(self, subject: Subject) -> dict[str, int]:
+    def count_by_target_state(self, subject: ChangeSubject) -> dict[str, int]:
         """Count the changes of a kind by target state, in the database."""
         query = sa.select(TransitionRow.to_state, sa.func.count()).where(TransitionRow.subject == subject)
         with self._read_session() as session:
             query = query.where(TransitionRow.project_id == self._project_id(session)).group_by(TransitionRow.to_state)
             return {row[0]: row[1] for row in session.execute(query)}
 
-    def record_forgotten(self, digest: str, *, cause: str) -> None:
+    def record_erasure(self, digest: str, *, cause: str) -> None:
         """Record that a user was erased and what was removed, without anything that identifies the user.
 
         Args:
@@ -58,7 +58,7 @@ class History(Projects):
     def _add_change(
         self,
         session: Session,
-        subject: Subject,
+        subject: ChangeSubject,
         key: str,
         from_state: str | None,
         to_state: str,

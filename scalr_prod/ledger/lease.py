@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 from scalr_prod.ledger.models import RunRow
-from scalr_prod.ledger.runs import Runs
-from scalr_prod.logs import in_context
+from scalr_prod.ledger.runs import RunStore
+from scalr_prod.logs import bind_log_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Lease", "Leases"]
+__all__ = ["Lease", "LeaseStore"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ class Lease:
         self._lost: LeaseLost | None = None
 
     @property
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether another driver is known to have taken over the run."""
         return self._lost is not None
 
     @property
-    def expired(self) -> bool:
+    def is_expired(self) -> bool:
         """Whether the lease has expired, so that another driver may have taken over the run."""
         return time.monotonic() >= self._held_until
 
@@ -72,7 +72,7 @@ class Lease:
             LeaseLost: Another driver has taken over the run.
             LedgerError: The lease has expired, and the ledger cannot be reached to renew it.
         """
-        if self._lost is None and self.expired:
+        if self._lost is None and self.is_expired:
             self.renew()
         if self._lost is not None:
             raise self._lost
@@ -91,10 +91,10 @@ class Lease:
         else:
             self._held_until = started + self._ttl_s
 
-    def keep(self, stop: threading.Event) -> None:
+    def keep_renewing(self, stop: threading.Event) -> None:
         """Renew every third of ``ttl_s`` until ``stop`` is set or the lease is lost; retry sooner after a failure."""
         pause_s = self._ttl_s / 3
-        while not self.lost and not stop.wait(pause_s):
+        while not self.is_lost and not stop.wait(pause_s):
             try:
                 self.renew()
                 pause_s = self._ttl_s / 3
@@ -103,7 +103,7 @@ class Lease:
                 logger.warning("the lease on %s could not be renewed, trying again: %s", self.run_id, error.found)
 
 
-class Leases(Runs):
+class LeaseStore(RunStore):
     """Leases in the ledger. Times are the database's, so that drivers' clocks need not agree."""
 
     @contextlib.contextmanager
@@ -133,7 +133,9 @@ class Leases(Runs):
                     raise
                 time.sleep(_POLL_S)
         stop = threading.Event()
-        keeper = threading.Thread(target=in_context(held.keep), args=(stop,), name=f"lease {run_id}", daemon=True)
+        keeper = threading.Thread(
+            target=bind_log_context(held.keep_renewing), args=(stop,), name=f"lease {run_id}", daemon=True
+        )
         keeper.start()
         try:
             yield held
@@ -142,7 +144,7 @@ class Leases(Runs):
             keeper.join()
             self.release_lease(run_id, owner)
 
-    def at_work(self) -> dict[str, str]:
+    def active_leases(self) -> dict[str, str]:
         """Return the project's active leases: holder by run."""
         query = sa.select(RunRow).where(RunRow.lease_owner.is_not(None))
         with self._read_session() as session:
@@ -169,7 +171,7 @@ class Leases(Runs):
                     f"{row.lease_owner} holds the run's lease until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
                     where=self.address,
                     next_step="wait for it to end; if it died, its lease expires by itself",
-                ).at(run_id=run_id)
+                ).add_context(run_id=run_id)
             if row.lease_owner is not None and row.lease_owner != owner:
                 cause = "its process has exited" if _is_dead(row.lease_owner) else f"it expired at {row.lease_expires_at}"
                 self._add_change(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
@@ -189,7 +191,7 @@ class Leases(Runs):
                     "the lease on this run was lost: another driver has taken it over",
                     where=self.address,
                     next_step=f"see who holds it: scalr runs show {run_id}",
-                ).at(run_id=run_id)
+                ).add_context(run_id=run_id)
             return until
 
     def release_lease(self, run_id: str, owner: str) -> bool:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.ledger.database import Database
+from scalr_prod.ledger.database import LedgerDatabase
 from scalr_prod.ledger.models import (
     ProjectRow,
 )
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from scalr_prod.identity import Identity
+    from scalr_prod.identity import ProjectIdentity
 
-__all__ = ["Projects"]
+__all__ = ["ProjectScopedDatabase"]
 
 Row = TypeVar("Row")
 
@@ -34,7 +34,7 @@ _NO_PROJECT = 0
 _PROJECT_KEY = "project"
 
 
-class Projects(Database):
+class ProjectScopedDatabase(LedgerDatabase):
     """A database restricted to one project's rows. A project is recorded with its first row.
 
     Args:
@@ -43,10 +43,10 @@ class Projects(Database):
 
     Raises:
         ProjectsMixed: The ledger records another lake or home for the project, or the lake or home for another project.
-        LedgerError: See `Database`.
+        LedgerError: See `LedgerDatabase`.
     """
 
-    def __init__(self, url: str, project: Identity) -> None:
+    def __init__(self, url: str, project: ProjectIdentity) -> None:
         super().__init__(url, project)
         self._known_project_id: int | None = None
         try:
@@ -102,10 +102,10 @@ class Projects(Database):
         rows = list(session.scalars(sa.select(ProjectRow).order_by(ProjectRow.id)))
         named = {row.name: row for row in rows if row.name is not None}
         known = named.get(project.name)
-        if known is not None and not project.is_at(known.lake, known.home, known.home_id):
+        if known is not None and not project.is_located_at(known.lake, known.home, known.home_id):
             raise self._moved_error(known)
         former = named.get(project.formerly or "")
-        if known is None and former is not None and project.is_at(former.lake, former.home, former.home_id):
+        if known is None and former is not None and project.is_located_at(former.lake, former.home, former.home_id):
             known = former
         if known is None:
             known = next((row for row in rows if row.name is None and self._claimable(row)), None)
@@ -134,7 +134,7 @@ class Projects(Database):
 
     def _claimable(self, row: ProjectRow) -> bool:
         """Return whether rows from before projects had names evidently belong to this project."""
-        return self.project.alone or (row.home is not None and row.home in {self.project.home, self.project.moved_from})
+        return self.project.is_sole_owner or (row.home is not None and row.home in {self.project.home, self.project.moved_from})
 
     def _other_projects_with(self, session: Session, query: sa.Select[int]) -> Sequence[ProjectRow]:
         """Return the other projects among those that a query of project ids selects."""

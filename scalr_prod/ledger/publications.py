@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.models import PublicationRow
-from scalr_prod.ledger.records import Publication, PublicationStatus, RunState, from_row
-from scalr_prod.ledger.runs import Runs
+from scalr_prod.ledger.records import Publication, PublicationStatus, RunState, record_from_row
+from scalr_prod.ledger.runs import RunStore
 from scalr_prod.ledger.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Publications"]
+__all__ = ["PublicationStore"]
 
 
-class Publications(Runs):
+class PublicationStore(RunStore):
     """Publications in the ledger: what the feature view holds."""
 
-    def intend_publication(
+    def record_publication_intent(
         self,
         run_id: str,
         *,
@@ -95,7 +95,7 @@ class Publications(Runs):
             query = query.where(PublicationRow.run_id == run_id)
         return [_to_publication(row) for row in self._select_own(query)]
 
-    def standing_publications(self) -> list[Publication]:
+    def live_publications(self) -> list[Publication]:
         """List the latest confirmed publication of each run that was not rolled back since, in commit order."""
         confirmed = [entry for entry in self.publications() if entry.status is not PublicationStatus.PENDING]
         latest = {entry.run_id: entry for entry in sorted(confirmed, key=lambda entry: entry.attempt)}
@@ -113,7 +113,7 @@ class Publications(Runs):
             row = self._last_attempt(session, run_id)
             return None if row is None else _to_publication(row)
 
-    def replaced_since(self, publication: Publication) -> list[Publication]:
+    def superseding_publications(self, publication: Publication) -> list[Publication]:
         """List later publications of other runs with overlapping windows: they replaced this one's rows there."""
         version = publication.delta_version
         if version is None:
@@ -155,7 +155,7 @@ class Publications(Runs):
                 f"no attempt {attempt} to publish it is recorded",
                 where=self.address,
                 next_step=f"see those that are: scalr runs show {run_id}",
-            ).at(run_id=run_id)
+            ).add_context(run_id=run_id)
         return row
 
 
@@ -174,4 +174,4 @@ def _published_up_to(row: PublicationRow) -> sa.Select[PublicationRow]:
 
 
 def _to_publication(row: PublicationRow) -> Publication:
-    return from_row(row, Publication, status=PublicationStatus(row.status))
+    return record_from_row(row, Publication, status=PublicationStatus(row.status))

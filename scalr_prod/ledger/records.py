@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.spec import RunSpec
 
 __all__ = [
-    "TRANSITIONS",
-    "Change",
+    "ALLOWED_TRANSITIONS",
     "DatasetRecord",
     "ModelVersion",
     "Partition",
@@ -28,8 +27,9 @@ __all__ = [
     "PublicationStatus",
     "Run",
     "RunState",
+    "StateChange",
     "Transition",
-    "from_row",
+    "record_from_row",
 ]
 
 RecordType = TypeVar("RecordType", bound="DataclassInstance")
@@ -49,7 +49,7 @@ class RunState(StrEnum):
 
 #: Allowed next states by state. Staying in a state is no transition and always allowed.
 #: Until it is published, a run may be generated or audited again (lost files, other quality settings).
-TRANSITIONS: Final[Mapping[RunState, frozenset[RunState]]] = {
+ALLOWED_TRANSITIONS: Final[Mapping[RunState, frozenset[RunState]]] = {
     RunState.PLANNED: frozenset({RunState.GENERATING}),
     RunState.GENERATING: frozenset({RunState.GENERATED}),
     RunState.GENERATED: frozenset({RunState.GENERATING, RunState.VALIDATED, RunState.REJECTED}),
@@ -95,7 +95,7 @@ class Transition(Jsonable):
 
 
 @dataclass(frozen=True)
-class Change(Jsonable):
+class StateChange(Jsonable):
     """One entry of the ledger's change log.
 
     Attributes:
@@ -201,7 +201,7 @@ class DatasetRecord(Jsonable):
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
-def from_row(row: Any, kind: type[RecordType], **known: Any) -> RecordType:
+def record_from_row(row: Any, kind: type[RecordType], **known: Any) -> RecordType:
     """Convert a row to a record: each field is the column of the same name, except those in ``known``."""
     columns = {column.name: getattr(row, column.name) for column in fields(kind) if column.name not in known}
     return kind(**columns, **known)

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
-from scalr_prod.ledger.history import History
+from scalr_prod.ledger.history import ChangeLog
 from scalr_prod.ledger.models import PartitionRow, RunRow
-from scalr_prod.ledger.records import TRANSITIONS, Partition, Run, RunState, Transition, from_row
+from scalr_prod.ledger.records import ALLOWED_TRANSITIONS, Partition, Run, RunState, Transition, record_from_row
 from scalr_prod.ledger.spec import RunSpec, check_run_id
 
 if TYPE_CHECKING:
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Runs"]
+__all__ = ["RunStore"]
 
 
-class Runs(History):
+class RunStore(ChangeLog):
     """Runs and their partitions in the ledger."""
 
     def begin_run(self, spec: RunSpec, *, cause: str = "planned") -> Run:
@@ -46,7 +46,7 @@ class Runs(History):
                     f"another run has this id; they differ in {', '.join(differing)}",
                     where=self.address,
                     next_step=f"see it with: scalr runs show {spec.run_id}",
-                ).at(run_id=spec.run_id)
+                ).add_context(run_id=spec.run_id)
             return self._run(row, created=created)
 
     def run(self, run_id: str) -> Run:
@@ -68,14 +68,14 @@ class Runs(History):
             query = query.limit(limit)
         return [self._run(row) for row in self._select_own(query)]
 
-    def states(self) -> dict[RunState, int]:
+    def count_by_state(self) -> dict[RunState, int]:
         """Count the runs of the project by state, in the database."""
         query = sa.select(RunRow.state, sa.func.count())
         with self._read_session() as session:
             query = query.where(RunRow.project_id == self._project_id(session)).group_by(RunRow.state)
             return {RunState(state): count for state, count in session.execute(query)}
 
-    def set_stage(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
+    def set_state(self, run_id: str, state: RunState | str, *, cause: str) -> Run:
         """Move a run to a state, and record when and why; no change if it is in this state already.
 
         Raises:
@@ -152,7 +152,7 @@ class Runs(History):
         with self._read_session() as session:
             run = self._row(session, run_id)
             query = sa.select(PartitionRow).where(*_partitions_of_run(run)).order_by(PartitionRow.partition)
-            return [from_row(row, Partition) for row in session.scalars(query)]
+            return [record_from_row(row, Partition) for row in session.scalars(query)]
 
     def _insert_run(self, session: Session, run_id: str, content: dict[str, Any], cause: str) -> tuple[RunRow, bool]:
         now = self._now(session)
@@ -176,13 +176,13 @@ class Runs(History):
         row = self._row(session, run_id, lock=True)
         found = RunState(row.state)
         if found is not state:
-            if state not in TRANSITIONS[found]:
-                allowed = ", ".join(sorted(TRANSITIONS[found]))
+            if state not in ALLOWED_TRANSITIONS[found]:
+                allowed = ", ".join(sorted(ALLOWED_TRANSITIONS[found]))
                 raise LedgerError(
                     f"a {found.value} run cannot become {state.value}; from {found.value} it can become: {allowed}",
                     where=self.address,
                     next_step=f"see how it came there: scalr runs show {run_id}",
-                ).at(run_id=run_id)
+                ).add_context(run_id=run_id)
             self._add_change(session, "run", run_id, found.value, state.value, cause=cause, run_id=run_id)
             row.state, row.updated_at = state.value, self._now(session)
         return self._run(row)
@@ -191,7 +191,7 @@ class Runs(History):
         key = (self._project_id(session), check_run_id(run_id))
         row = session.get(RunRow, key, with_for_update=True if lock else None)
         if row is None:
-            raise self._run_not_found(session, run_id).at(run_id=run_id)
+            raise self._run_not_found(session, run_id).add_context(run_id=run_id)
         return row
 
     def _run_not_found(self, session: Session, run_id: str) -> ScalrError:
@@ -208,7 +208,7 @@ class Runs(History):
 
     def _run(self, row: RunRow, *, created: bool = False) -> Run:
         spec, state = RunSpec.from_json(row.spec), RunState(row.state)
-        return from_row(row, Run, project=self.project.name, spec=spec, state=state, created=created)
+        return record_from_row(row, Run, project=self.project.name, spec=spec, state=state, created=created)
 
 
 def _partitions_of_run(run: RunRow) -> tuple[sa.ColumnElement[bool], ...]:

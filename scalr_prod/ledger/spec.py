@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["STAGED", "RunSpec", "check_run_id", "run_folder"]
+__all__ = ["STAGING_FOLDERS", "RunSpec", "check_run_id", "run_folder"]
 
 #: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
 #: so do the accepted rows: a run that was rolled back may be published again.
-STAGED: Final = ("asked", "parts", "candidates")
+STAGING_FOLDERS: Final = ("asked", "parts", "candidates")
 
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{16}")
 _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")
@@ -30,7 +30,7 @@ _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that determines the rows of a run; created by `make`, which derives the id.
+    """Everything that determines the rows of a run; created by `create`, which derives the id.
 
     Attributes:
         run_id: ``run_`` and 16 hex digits of the SHA-256 of the other fields' canonical JSON.
@@ -59,7 +59,7 @@ class RunSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(
+    def create(
         cls,
         *,
         mode: Literal["causal", "backfill"],
@@ -93,10 +93,10 @@ class RunSpec:
         )
         if spec.start >= spec.end:
             raise ValueError(f"the window [{spec.start}, {spec.end}) is empty")
-        digest = hashlib.sha256(spec.canonical().encode()).hexdigest()
+        digest = hashlib.sha256(spec.canonical_json().encode()).hexdigest()
         return cls.from_json(spec.to_json() | {"run_id": f"run_{digest[:16]}"})
 
-    def canonical(self) -> str:
+    def canonical_json(self) -> str:
         """Return the JSON text that the id is a hash of: every field but the id, sorted keys, times in UTC."""
         content = self.to_json()
         del content["run_id"]

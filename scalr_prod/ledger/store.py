@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from scalr_prod.ledger.artefacts import Artefacts
-from scalr_prod.ledger.lease import Leases
-from scalr_prod.ledger.publications import Publications
+from scalr_prod.ledger.artefacts import ArtifactStore
+from scalr_prod.ledger.lease import LeaseStore
+from scalr_prod.ledger.publications import PublicationStore
 
 __all__ = ["Ledger"]
 
 
-class Ledger(Leases, Publications, Artefacts):
+class Ledger(LeaseStore, PublicationStore, ArtifactStore):
     """Runs, leases, publications, model versions and training sets of a project, in SQLite or PostgreSQL.
 
     >>> with Ledger.open(settings) as ledger:  # doctest: +SKIP

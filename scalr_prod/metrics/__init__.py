@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from scalr_prod.metrics.deliver import MetricsHook, deliver
+from scalr_prod.metrics.deliver import MetricsHook, export_metrics
 from scalr_prod.metrics.names import METRICS, Metric
 
-__all__ = ["METRICS", "Metric", "MetricsHook", "deliver"]
+__all__ = ["METRICS", "Metric", "MetricsHook", "export_metrics"]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
 from scalr_prod.metrics.names import METRICS
-from scalr_prod.scoring.latency import sum_of
-from scalr_prod.stages.ended import ended_stages
+from scalr_prod.scoring.latency import merge_histograms
+from scalr_prod.stages.ended import read_stage_outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ProjectCollector"]
 
-_VERDICTS: Final = {RunState.VALIDATED.value: "passed", RunState.REJECTED.value: "rejected"}
+_VERDICT_STATES: Final = {RunState.VALIDATED.value: "passed", RunState.REJECTED.value: "rejected"}
 #: Number of latest runs searched for a report.
-_LOOKED_AT: Final = 50
+_MAX_RUNS_SEARCHED: Final = 50
 
 
 class ProjectCollector:
@@ -49,30 +49,32 @@ class ProjectCollector:
             LedgerError: The ledger cannot be read.
         """
         with Ledger.open(self._settings) as ledger:
-            latest = ledger.runs(limit=_LOOKED_AT)
+            latest = ledger.runs(limit=_MAX_RUNS_SEARCHED)
             samples = [
-                *self._of_runs(ledger),
-                *_of_publications(ledger.publications()),
-                *self._of_generation(ledger, latest),
-                *self._of_gate(latest),
-                *_of_artefacts(ledger),
+                *self._run_samples(ledger),
+                *_publication_samples(ledger.publications()),
+                *self._generation_samples(ledger, latest),
+                *self._gate_samples(latest),
+                *_registry_samples(ledger),
             ]
-        return [self._family(name, values) for name, values in _grouped([*samples, *self._of_stages()]).items()]
+        return [
+            self._metric_family(name, values) for name, values in _group_by_metric([*samples, *self._stage_samples()]).items()
+        ]
 
-    def _of_runs(self, ledger: Ledger) -> Iterator[_Sample]:
-        states, changes = ledger.states(), ledger.changes_to("run")
+    def _run_samples(self, ledger: Ledger) -> Iterator[_Sample]:
+        states, changes = ledger.count_by_state(), ledger.count_by_target_state("run")
         yield from (("scalr_runs", (state.value,), states.get(state, 0)) for state in RunState)
-        yield from (("scalr_gate_verdicts", (verdict,), changes.get(state, 0)) for state, verdict in _VERDICTS.items())
+        yield from (("scalr_gate_verdicts", (verdict,), changes.get(state, 0)) for state, verdict in _VERDICT_STATES.items())
 
-    def _of_stages(self) -> Iterator[_Sample]:
-        for stage, ended in ended_stages(self._settings).items():
+    def _stage_samples(self) -> Iterator[_Sample]:
+        for stage, ended in read_stage_outcomes(self._settings).items():
             yield "scalr_stage_seconds", (stage,), ended["seconds"]
             yield "scalr_stage_failed", (stage,), int(ended["outcome"] != "done")
             yield "scalr_stage_end_timestamp_seconds", (stage,), ended["at"]
             yield from (("scalr_stage_runs", (stage, outcome), count) for outcome, count in ended["counts"].items())
 
-    def _of_generation(self, ledger: Ledger, runs: Sequence[Run]) -> Iterator[_Sample]:
-        run, content = self._latest(runs, "generation.json")
+    def _generation_samples(self, ledger: Ledger, runs: Sequence[Run]) -> Iterator[_Sample]:
+        run, content = self._latest_report(runs, "generation.json")
         if run is None:
             return
         report = content["report"]
@@ -85,10 +87,10 @@ class ProjectCollector:
             yield "scalr_generation_events_per_second", (), report["events_per_s"]
         latencies = [part.manifest["scoring"] for part in ledger.partitions(run.run_id) if "scoring" in part.manifest]
         if latencies:
-            yield "scalr_scoring_latency_seconds", (), sum_of(latencies)
+            yield "scalr_scoring_latency_seconds", (), merge_histograms(latencies)
 
-    def _of_gate(self, runs: Sequence[Run]) -> Iterator[_Sample]:
-        run, content = self._latest(runs, "gate.json")
+    def _gate_samples(self, runs: Sequence[Run]) -> Iterator[_Sample]:
+        run, content = self._latest_report(runs, "gate.json")
         if run is None:
             return
         report = content["report"]
@@ -103,7 +105,7 @@ class ProjectCollector:
             failed[rule["rule"]] += rule["failed"]
         yield from (("scalr_gate_rule_failed_rows", (rule,), count) for rule, count in failed.items())
 
-    def _latest(self, runs: Sequence[Run], name: str) -> tuple[Run | None, Mapping[str, Any]]:
+    def _latest_report(self, runs: Sequence[Run], name: str) -> tuple[Run | None, Mapping[str, Any]]:
         """Return the newest run that has a report of this name, and the report; runs without a folder have none."""
         for run in runs:
             path = run_folder(self._settings, run.run_id) / name
@@ -111,20 +113,20 @@ class ProjectCollector:
                 return run, json.loads(path.read_text(encoding="utf-8"))
         return None, {}
 
-    def _family(self, name: str, samples: Iterable[tuple[tuple[str, ...], Any]]) -> Metric:
+    def _metric_family(self, name: str, samples: Iterable[tuple[tuple[str, ...], Any]]) -> Metric:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         metric, project = METRICS[name], self._settings.project_name
         labels = ("project", *metric.labels)
         if metric.kind == "histogram":
-            histogram = HistogramMetricFamily(name, metric.says, labels=labels)
+            histogram = HistogramMetricFamily(name, metric.help_text, labels=labels)
             for values, counts in samples:
                 upper_bounds = [*map(str, counts["bounds"]), "+Inf"]
                 buckets = list(zip(upper_bounds, accumulate(counts["counts"]), strict=True))
                 histogram.add_metric((project, *values), buckets, counts["seconds"])
             return histogram
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-        family = kind(name, metric.says, labels=labels)
+        family = kind(name, metric.help_text, labels=labels)
         for values, value in samples:
             family.add_metric((project, *values), value)
         return family
@@ -134,7 +136,7 @@ class ProjectCollector:
 _Sample = tuple[str, tuple[str, ...], Any]
 
 
-def _of_publications(publications: Sequence[Publication]) -> Iterator[_Sample]:
+def _publication_samples(publications: Sequence[Publication]) -> Iterator[_Sample]:
     yield "scalr_events_published", (), sum(attempt.rows for attempt in publications if attempt.published_at is not None)
     published = (attempt for attempt in publications if attempt.status is PublicationStatus.PUBLISHED)
     windows = [(attempt.end, attempt.published_at) for attempt in published if attempt.published_at is not None]
@@ -146,7 +148,7 @@ def _of_publications(publications: Sequence[Publication]) -> Iterator[_Sample]:
     yield "scalr_publication_timestamp_seconds", (), max(at for _, at in windows).timestamp()
 
 
-def _of_artefacts(ledger: Ledger) -> Iterator[_Sample]:
+def _registry_samples(ledger: Ledger) -> Iterator[_Sample]:
     latest = {record.name: record for record in sorted(ledger.datasets(), key=lambda record: record.version)}
     for name, record in latest.items():
         yield "scalr_training_set_timestamp_seconds", (name,), record.created_at.timestamp()
@@ -159,7 +161,7 @@ def _of_artefacts(ledger: Ledger) -> Iterator[_Sample]:
         yield "scalr_translator_trained_until_timestamp_seconds", (), newest.trained_until.timestamp()
 
 
-def _grouped(samples: Iterable[_Sample]) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
+def _group_by_metric(samples: Iterable[_Sample]) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
     groups: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
     for name, values, value in samples:
         groups.setdefault(name, []).append((values, value))

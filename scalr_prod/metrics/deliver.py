@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.masking import host_of, masked, secrets_of
-from scalr_prod.stages.ended import failed_last, note_end
+from scalr_prod.masking import redact, url_host, url_secrets
+from scalr_prod.stages.ended import has_failed_last, record_stage_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.stages import StageScope
 
-__all__ = ["MetricsHook", "deliver"]
+__all__ = ["MetricsHook", "export_metrics"]
 
 logger = logging.getLogger(__name__)
 
-_JOB: Final = "scalr"
-_PUSH_S: Final = 5.0
+_PUSH_JOB: Final = "scalr"
+_PUSH_TIMEOUT_S: Final = 5.0
 
 
 class MetricsHook:
@@ -59,20 +59,20 @@ class MetricsHook:
             raise
         finally:
             if outcome != "refused":
-                _ended(settings, scope.name, outcome, time.perf_counter() - started, light=scope.light)
+                _record_outcome(settings, scope.name, outcome, time.perf_counter() - started, light=scope.light)
 
 
-def _ended(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:
+def _record_outcome(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:
     try:
-        if light and outcome == "done" and not failed_last(settings, stage):
+        if light and outcome == "done" and not has_failed_last(settings, stage):
             return
-        note_end(settings, stage, outcome, seconds)
+        record_stage_outcome(settings, stage, outcome, seconds)
     except Exception as error:  # best effort: never fails the stage
         logger.warning("outcome of stage %s was not recorded: %s: %s", stage, type(error).__name__, error)
-    deliver(settings)
+    export_metrics(settings)
 
 
-def deliver(settings: Settings) -> bool:
+def export_metrics(settings: Settings) -> bool:
     """Export the metrics to the textfile and the push gateway, if ``[metrics]`` names them.
 
     Returns:
@@ -81,13 +81,13 @@ def deliver(settings: Settings) -> bool:
     targets = settings.metrics
     succeeded = True
     if targets.textfile is not None:
-        succeeded = _tried(settings, _write, f"to {targets.textfile}")
+        succeeded = _try_export(settings, _write_textfile, f"to {targets.textfile}")
     if targets.push is not None:
-        succeeded = _tried(settings, _push, f"to the push gateway at {host_of(targets.push)}") and succeeded
+        succeeded = _try_export(settings, _push_metrics, f"to the push gateway at {url_host(targets.push)}") and succeeded
     return succeeded
 
 
-def _tried(settings: Settings, work: Callable[[Settings, CollectorRegistry], None], where: str) -> bool:
+def _try_export(settings: Settings, export: Callable[[Settings, CollectorRegistry], None], target: str) -> bool:
     try:
         from prometheus_client import CollectorRegistry
 
@@ -95,22 +95,22 @@ def _tried(settings: Settings, work: Callable[[Settings, CollectorRegistry], Non
 
         registry = CollectorRegistry()
         registry.register(ProjectCollector(settings))
-        work(settings, registry)
+        export(settings, registry)
     except Exception as error:  # best effort: never fails the stage
-        secrets = [secret for url in (settings.metrics.push, settings.ledger_url) for secret in secrets_of(url)]
-        logger.warning("metrics were not exported %s: %s: %s", where, type(error).__name__, masked(str(error), secrets))
+        secrets = [secret for url in (settings.metrics.push, settings.ledger_url) for secret in url_secrets(url)]
+        logger.warning("metrics were not exported %s: %s: %s", target, type(error).__name__, redact(str(error), secrets))
         return False
     return True
 
 
-def _write(settings: Settings, registry: CollectorRegistry) -> None:
+def _write_textfile(settings: Settings, registry: CollectorRegistry) -> None:
     from prometheus_client import write_to_textfile
 
     path = settings.resolve(str(settings.metrics.textfile))
     write_to_textfile(str(path), registry)  # atomic: a scrape never sees a partial file
 
 
-def _push(settings: Settings, registry: CollectorRegistry) -> None:
+def _push_metrics(settings: Settings, registry: CollectorRegistry) -> None:
     from prometheus_client import push_to_gateway
     from prometheus_client.exposition import basic_auth_handler, default_handler
 
@@ -123,5 +123,5 @@ def _push(settings: Settings, registry: CollectorRegistry) -> None:
         user, password = unquote(address.username), unquote(address.password or "")
         return basic_auth_handler(url, method, timeout, headers, data, user, password)
 
-    gateway = f"{address.scheme}://{host_of(push)}{address.path}"
-    push_to_gateway(gateway, _JOB, registry, {"project": settings.project_name}, timeout=_PUSH_S, handler=handler)
+    gateway = f"{address.scheme}://{url_host(push)}{address.path}"
+    push_to_gateway(gateway, _PUSH_JOB, registry, {"project": settings.project_name}, timeout=_PUSH_TIMEOUT_S, handler=handler)

@@ -15,12 +15,12 @@ class Metric:
 
     Attributes:
         kind: Its Prometheus type.
-        says: Its help text.
+        help_text: Its help text.
         labels: Its labels beside ``project``.
     """
 
     kind: Literal["counter", "gauge", "histogram"]
-    says: str
+    help_text: str
     labels: tuple[str, ...] = ()
 
 

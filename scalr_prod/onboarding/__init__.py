@@ -3,8 +3,18 @@
 
 from __future__ import annotations
 
-from scalr_prod.onboarding.asking import corrected, until_right
-from scalr_prod.onboarding.guess import Asked, ItemGuess, LogGuess
-from scalr_prod.onboarding.start import Beginning, Understood, check_free, understand
+from scalr_prod.onboarding.asking import apply_corrections, confirm_interactively
+from scalr_prod.onboarding.guess import ItemGuess, LogGuess, LogRequest
+from scalr_prod.onboarding.start import DomainPlan, InitPlan, ensure_not_overwriting, plan_init
 
-__all__ = ["Asked", "Beginning", "ItemGuess", "LogGuess", "Understood", "check_free", "corrected", "understand", "until_right"]
+__all__ = [
+    "DomainPlan",
+    "InitPlan",
+    "ItemGuess",
+    "LogGuess",
+    "LogRequest",
+    "apply_corrections",
+    "confirm_interactively",
+    "ensure_not_overwriting",
+    "plan_init",
+]

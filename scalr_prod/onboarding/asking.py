@@ -7,32 +7,32 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import InputError, SettingsError
-from scalr_prod.onboarding.names import ROLES
-from scalr_prod.onboarding.start import understand
+from scalr_prod.onboarding.names import EVENT_ROLES
+from scalr_prod.onboarding.start import plan_init
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from scalr_prod.onboarding.guess import Asked
-    from scalr_prod.onboarding.start import Beginning
+    from scalr_prod.onboarding.guess import LogRequest
+    from scalr_prod.onboarding.start import InitPlan
 
-__all__ = ["corrected", "until_right"]
+__all__ = ["apply_corrections", "confirm_interactively"]
 
 _HELP: Final = "Press Enter to accept, or type a correction such as source.user=customer or timezone=Europe/Paris"
 
 
-def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]:
+def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]) -> list[LogRequest]:
     """Apply corrections to the requests: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` for both logs, ``PLACE.timezone=ZONE`` for one.
 
     Args:
-        asked: Requests for source and target.
+        requests: Requests for source and target.
         corrections: As the user writes them; the place is source or target, the role user, item or timestamp.
 
     Raises:
         SettingsError: A correction is malformed.
     """
-    found = {request.place: request for request in asked}
+    found = {request.place: request for request in requests}
     for correction in corrections:
         key, sign, value = (part.strip() for part in correction.partition("="))
         place, _, role = key.partition(".")
@@ -40,32 +40,32 @@ def corrected(asked: Sequence[Asked], corrections: Iterable[str]) -> list[Asked]
             found = {name: replace(request, timezone=value) for name, request in found.items()}
         elif sign and value and place in found and role == "timezone":
             found[place] = replace(found[place], timezone=value)
-        elif sign and value and place in found and role in ROLES:
+        elif sign and value and place in found and role in EVENT_ROLES:
             found[place] = replace(found[place], columns={**found[place].columns, role: value})
         else:
             raise SettingsError(
                 f"{correction!r} is not a correction",
                 where="--column",
                 next_step="write PLACE.ROLE=COLUMN, for example source.user=customer; "
-                f"a place is {' or '.join(found)}, a role {', '.join(ROLES)} or timezone",
+                f"a place is {' or '.join(found)}, a role {', '.join(EVENT_ROLES)} or timezone",
             )
     return list(found.values())
 
 
-def until_right(
+def confirm_interactively(
     config: Path,
-    asked: Sequence[Asked],
+    requests: Sequence[LogRequest],
     *,
     items: Mapping[str, str],
     names: Mapping[str, str],
-    show: Callable[[Beginning | InputError | SettingsError], None],
+    show: Callable[[InitPlan | InputError | SettingsError], None],
     ask: Callable[[str], str],
-) -> Beginning:
+) -> InitPlan:
     """Show the guess and take corrections until the user confirms it.
 
     Args:
         config: Path of the scalr.toml; see `plan_init`.
-        asked: Requests for source and target.
+        requests: Requests for source and target.
         items: Place → item file.
         names: Place → domain name.
         show: Shows a guess, or the error that prevented one.
@@ -77,10 +77,10 @@ def until_right(
     """
     answer = ""
     while True:
-        found: Beginning | InputError | SettingsError
+        found: InitPlan | InputError | SettingsError
         try:
-            asked = corrected(asked, [answer] if answer else [])
-            found = understand(config, asked, items=items, names=names)
+            requests = apply_corrections(requests, [answer] if answer else [])
+            found = plan_init(config, requests, items=items, names=names)
         except (InputError, SettingsError) as error:
             found = error
         show(found)

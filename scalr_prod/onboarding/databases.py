@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ColumnNotFound
-from scalr_prod.ingest.sql import tables_of
-from scalr_prod.onboarding.names import ROLES, by_name
+from scalr_prod.ingest.sql import list_tables
+from scalr_prod.onboarding.names import EVENT_ROLES, match_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.onboarding.guess import Asked
+    from scalr_prod.onboarding.guess import LogRequest
 
-__all__ = ["located"]
+__all__ = ["resolve_log"]
 
 _SQLITE: Final = {".db", ".sqlite", ".sqlite3"}
 #: Largest number of tables and columns in an error.
 _LISTED: Final = 20
 
 
-def located(asked: Asked) -> Asked:
+def resolve_log(request: LogRequest) -> LogRequest:
     """Resolve a log's location: make its path absolute or, for a database, its URL, and add the query that reads it.
 
     SQLite files are recognised by their suffix. The default query reads the only table or view whose column names match a user, an
@@ -33,22 +33,22 @@ def located(asked: Asked) -> Asked:
         UnreadableInput: The database cannot be read.
         ColumnNotFound: No table matches, or several do; lists them.
     """
-    location = asked.location
+    location = request.location
     if "://" not in location:
         path = str(Path(location).expanduser().absolute())
-        if asked.query is None and Path(path).suffix.lower() not in _SQLITE:
-            return replace(asked, location=path)
-        location = path if asked.query is not None else f"sqlite:///{path}"
-    if asked.query is None and not _is_database(location):
-        return asked
+        if request.query is None and Path(path).suffix.lower() not in _SQLITE:
+            return replace(request, location=path)
+        location = path if request.query is not None else f"sqlite:///{path}"
+    if request.query is None and not _is_database(location):
+        return request
     location = _from_here(location)
-    if asked.query is not None:
-        return replace(asked, location=location)
-    table = _table(asked, tables_of(location))
-    return replace(asked, location=location, query=f"SELECT * FROM {table}", table=table)
+    if request.query is not None:
+        return replace(request, location=location)
+    table = _table(request, list_tables(location))
+    return replace(request, location=location, query=f"SELECT * FROM {table}", table=table)
 
 
-def _table(asked: Asked, tables: dict[str, list[str]]) -> str:
+def _table(asked: LogRequest, tables: dict[str, list[str]]) -> str:
     fitting = [name for name, columns in tables.items() if _is_log(columns, asked)]
     if len(fitting) == 1:
         return fitting[0]
@@ -61,14 +61,14 @@ def _table(asked: Asked, tables: dict[str, list[str]]) -> str:
     )
 
 
-def _is_log(columns: Sequence[str], asked: Asked) -> bool:
+def _is_log(columns: Sequence[str], asked: LogRequest) -> bool:
     taken = [column for column in asked.columns.values() if column in columns]
     if len(taken) < len(asked.columns):
         return False
-    for role in ROLES:
+    for role in EVENT_ROLES:
         if role in asked.columns:
             continue
-        fitting = by_name(role, columns, taken)
+        fitting = match_columns(role, columns, taken)
         if not fitting:
             return False
         taken.append(fitting[0])

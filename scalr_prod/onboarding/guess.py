@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
-from scalr_prod.ingest.cells import Ids, column_of, numbers
-from scalr_prod.ingest.columns import Wanted
-from scalr_prod.ingest.files import suffix_of
-from scalr_prod.ingest.instants import Instants
+from scalr_prod.ingest.cells import IdParser, parse_numbers, select_column
+from scalr_prod.ingest.columns import ColumnSelection
+from scalr_prod.ingest.files import format_suffix
+from scalr_prod.ingest.instants import TimestampParser
 from scalr_prod.ingest.readers import read_path
 from scalr_prod.ingest.sql import read_query
-from scalr_prod.onboarding.formats import guess_format
-from scalr_prod.onboarding.names import ITEM_ROLES, ROLES, by_name, plain
+from scalr_prod.onboarding.formats import guess_timestamp_format
+from scalr_prod.onboarding.names import EVENT_ROLES, ITEM_ROLES, match_columns, normalize_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from scalr_prod.ingest.cells import Place
+    from scalr_prod.ingest.cells import CellOrigin
     from scalr_prod.ingest.protocol import Batch
     from scalr_prod.settings import Settings
 
-__all__ = ["Asked", "ItemGuess", "LogGuess", "guess_items", "guess_log"]
+__all__ = ["ItemGuess", "LogGuess", "LogRequest", "guess_items", "guess_log"]
 
 #: Size of the sample: rows, and files of a folder.
 _ROWS: Final = 10_000
@@ -36,7 +36,7 @@ _LIKELY_FORMAT: Final = {".json": "jsonl", ".txt": "csv", ".dat": "csv", ".log":
 
 
 @dataclass(frozen=True)
-class Asked:
+class LogRequest:
     """Request for one log: what the user specified.
 
     Attributes:
@@ -63,17 +63,17 @@ class LogGuess:
     Attributes:
         place: ``source`` or ``target``.
         columns: Role → column.
-        there: All columns of the log.
+        available_columns: All columns of the log.
         settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
-        times: Description of its times.
+        time_description: Description of its times.
         notes: Choices between several possibilities.
     """
 
     place: str
     columns: Mapping[str, str]
-    there: Sequence[str]
+    available_columns: Sequence[str]
     settings: Mapping[str, str]
-    times: str
+    time_description: str
     notes: Sequence[str] = ()
 
 
@@ -82,31 +82,33 @@ class ItemGuess:
     """Guess of how to read an item file: role → column, and all of its columns."""
 
     columns: Mapping[str, str]
-    there: Sequence[str]
+    available_columns: Sequence[str]
 
 
-def guess_log(base: Settings, asked: Asked) -> LogGuess:
+def guess_log(base: Settings, request: LogRequest) -> LogGuess:
     """Guess how to read a log from its first rows.
 
     Args:
         base: Any settings; relative paths start from their folder.
-        asked: The log, and what the user specified.
+        request: The log, and what the user specified.
 
     Raises:
         InputError: The log does not exist, cannot be read, or has no row.
         ColumnNotFound: No column fits a role; lists the existing ones, and the option to name one.
         BadValue: No time column can be parsed; says what was found.
     """
-    sample, chosen = _sample(base, asked)
+    sample, chosen = _sample(base, request)
     there = list(dict.fromkeys(sample.rows.schema.names))
-    _check_header(there, asked)
+    _check_header(there, request)
     notes: list[str] = []
     columns: dict[str, str] = {}
     # Columns that the user named come first, so that no guess takes them.
-    for role in sorted(ROLES, key=lambda role: role not in asked.columns):
-        columns[role] = _column(role, sample, there, asked, list(columns.values()), notes)
-    times, settings = _times(sample, columns["timestamp"], asked, notes)
-    return LogGuess(asked.place, {role: columns[role] for role in ROLES}, there, {**chosen, **settings}, times, tuple(notes))
+    for role in sorted(EVENT_ROLES, key=lambda role: role not in request.columns):
+        columns[role] = _column(role, sample, there, request, list(columns.values()), notes)
+    times, settings = _times(sample, columns["timestamp"], request, notes)
+    return LogGuess(
+        request.place, {role: columns[role] for role in EVENT_ROLES}, there, {**chosen, **settings}, times, tuple(notes)
+    )
 
 
 def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
@@ -121,10 +123,10 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
         InputError: The file does not exist, cannot be read, or has no row.
         ColumnNotFound: No column fits the item.
     """
-    sample, _ = _sample(base, Asked("items", location))
+    sample, _ = _sample(base, LogRequest("items", location))
     there = list(dict.fromkeys(sample.rows.schema.names))
-    same = [name for name in there if plain(name) == plain(item)]
-    fitting = same or by_name("item", there)
+    same = [name for name in there if normalize_name(name) == normalize_name(item)]
+    fitting = same or match_columns("item", there)
     if not fitting:
         raise ColumnNotFound(
             f"no column looks like an item's id; there are: {', '.join(there)}",
@@ -133,7 +135,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
         )
     columns = {"item": fitting[0]}
     for role in ITEM_ROLES:
-        free = [name for name in by_name(role, there, list(columns.values())) if _is_flat(sample.rows.column(name))]
+        free = [name for name in match_columns(role, there, list(columns.values())) if _is_flat(sample.rows.column(name))]
         if role == "value":
             free = [name for name in free if _reads_numbers(sample, name)]
         if free:
@@ -141,17 +143,17 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
     return ItemGuess(columns, there)
 
 
-def _sample(base: Settings, asked: Asked) -> tuple[Batch, dict[str, str]]:
+def _sample(base: Settings, asked: LogRequest) -> tuple[Batch, dict[str, str]]:
     """Read a sample with every column; return it, and the format if the name does not determine it."""
     option = "--items, --source-items or --target-items" if asked.place == "items" else f"--{asked.place}"
-    everything = Wanted((), f"domains.{asked.place}.columns", whole=True, location=option)
+    everything = ColumnSelection((), f"domains.{asked.place}.columns", all_columns=True, location=option)
     if asked.query is not None:
         return _first(read_query(asked.location, asked.query, everything), "the query"), {}
     location = asked.location
     try:
         return _first(read_path(base, location, everything), location), {}
     except UnreadableInput:
-        likely = _LIKELY_FORMAT.get(suffix_of(location))
+        likely = _LIKELY_FORMAT.get(format_suffix(location))
         if likely is None or asked.place == "items":
             raise
     return _first(read_path(base, location, everything, format=likely), location), {"format": likely}
@@ -177,7 +179,7 @@ def _first(batches: Any, origin: str) -> Batch:
     return Batch(found[0].origin if one_file else origin, found[0].row, rows, found[0].untyped)
 
 
-def _check_header(there: Sequence[str], asked: Asked) -> None:
+def _check_header(there: Sequence[str], asked: LogRequest) -> None:
     """Reject a file whose first line is data."""
     if sum(name.replace(".", "", 1).replace("-", "", 1).isdigit() for name in there) > len(there) // 2:
         raise ColumnNotFound(
@@ -187,7 +189,7 @@ def _check_header(there: Sequence[str], asked: Asked) -> None:
         )
 
 
-def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: list[str], notes: list[str]) -> str:
+def _column(role: str, sample: Batch, there: list[str], asked: LogRequest, taken: list[str], notes: list[str]) -> str:
     option = f"--column {asked.place}.{role}=NAME"
     named = asked.columns.get(role)
     if named is not None:
@@ -196,7 +198,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
                 f"no column '{named}'; there are: {', '.join(there)}", where=asked.location, next_step=f"correct {option}"
             )
         return named
-    fitting = by_name(role, there, taken)
+    fitting = match_columns(role, there, taken)
     problems = {name: _problem(role, sample, name, asked) for name in fitting}
     usable = [name for name, problem in problems.items() if problem is None]
     if not fitting:
@@ -221,37 +223,37 @@ def _column(role: str, sample: Batch, there: list[str], asked: Asked, taken: lis
 _ROLE_NAMES: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}
 
 
-def _problem(role: str, sample: Batch, name: str, asked: Asked) -> BadValue | None:
+def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue | None:
     """Return the error of the ingest for a column in a role; None: it can be read."""
-    values, place = column_of(sample, name)
+    values, place = select_column(sample, name)
     try:
         if role == "timestamp":
             _read_times(values, place, asked.timezone or "UTC")
         else:
-            ids = Ids()
-            ids.read(values, place, untyped=sample.untyped)
-            ids.refuse_nulls()
+            ids = IdParser()
+            ids.parse(values, place, untyped=sample.untyped)
+            ids.ensure_no_nulls()
     except BadValue as error:
         return error
     return None
 
 
-def _read_times(values: pa.Array, place: Place, zone: str) -> tuple[Instants, str | None, list[str]]:
+def _read_times(values: pa.Array, place: CellOrigin, zone: str) -> tuple[TimestampParser, str | None, list[str]]:
     """Return the parser of a time column, its format if it needs one, and other formats that would also work."""
-    reader = Instants(zone, "")
+    reader = TimestampParser(zone, "")
     try:
-        reader.read(values, place)
+        reader.parse(values, place)
     except BadValue:
-        pattern, others = guess_format(values, place, zone)
+        pattern, others = guess_timestamp_format(values, place, zone)
         if pattern is None:
             raise
-        return Instants(zone, "", format=pattern), pattern, others
+        return TimestampParser(zone, "", format=pattern), pattern, others
     return reader, None, []
 
 
-def _times(sample: Batch, name: str, asked: Asked, notes: list[str]) -> tuple[str, dict[str, str]]:
+def _times(sample: Batch, name: str, asked: LogRequest, notes: list[str]) -> tuple[str, dict[str, str]]:
     """Return a description of a log's times, and the settings that they need."""
-    values, place = column_of(sample, name)
+    values, place = select_column(sample, name)
     reader, pattern, others = _read_times(values, place, asked.timezone or "UTC")
     settings = {}
     if pattern is not None:
@@ -271,9 +273,9 @@ def _times(sample: Batch, name: str, asked: Asked, notes: list[str]) -> tuple[st
     return f"{'dates or ' if pattern is None else ''}local times in {settings['timezone']}", settings
 
 
-def _has_zone(values: pa.Array, place: Place) -> bool:
+def _has_zone(values: pa.Array, place: CellOrigin) -> bool:
     try:
-        Instants(None, "").read(values, place)
+        TimestampParser(None, "").parse(values, place)
     except BadValue:
         return False
     return True
@@ -287,7 +289,7 @@ def _is_flat(values: pa.Array) -> bool:
 
 def _reads_numbers(sample: Batch, name: str) -> bool:
     try:
-        numbers(*column_of(sample, name))
+        parse_numbers(*select_column(sample, name))
     except BadValue:
         return False
     return True

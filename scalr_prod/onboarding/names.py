@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ITEM_ROLES", "ROLES", "by_name", "plain"]
+__all__ = ["EVENT_ROLES", "ITEM_ROLES", "match_columns", "normalize_name"]
 
 #: Required roles of an event's columns.
-ROLES: Final = ("user", "item", "timestamp")
+EVENT_ROLES: Final = ("user", "item", "timestamp")
 #: Optional roles of an item file's columns, besides the item.
 ITEM_ROLES: Final = ("title", "category", "value")
 
@@ -50,7 +50,7 @@ _LIKE_ID: Final = ("_id", "_key", "_code", "_no", "_nr", "_number", "_sku")
 _LIKE_TIME: Final = ("_at", "_on", "_ts", "_time", "_date", "_datetime", "_timestamp")
 
 
-def plain(name: str) -> str:
+def normalize_name(name: str) -> str:
     """Normalize a column's name: snake case, without RecBole's type (``user_id:token``)."""
     name = re.sub(r":(token|token_seq|float|float_seq)$", "", name.strip())
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
@@ -63,7 +63,7 @@ def plain(name: str) -> str:
 _KNOWN: Final = frozenset(name for names in _NAMES.values() for name in names)
 
 
-def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+def match_columns(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     """Return the columns that match a role, best match first.
 
     Args:
@@ -73,7 +73,7 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
     """
     free = [column for column in columns if column not in taken]
     ranks = {name: rank for rank, name in enumerate(_NAMES[role])}
-    for spelled in (plain, _without_unit if role == "timestamp" else _as_id):
+    for spelled in (normalize_name, _without_unit if role == "timestamp" else _as_id):
         named = sorted((column for column in free if spelled(column) in ranks), key=lambda column: ranks[spelled(column)])
         if named:
             return named
@@ -83,18 +83,20 @@ def by_name(role: str, columns: Sequence[str], taken: Sequence[str] = ()) -> lis
         return []
     others = {name for other in ("user", "item", "timestamp") if other != role for name in _NAMES[other]}
     left = [
-        column for column in free if _without_unit(column).endswith(endings) and not others & {plain(column), _as_id(column)}
+        column
+        for column in free
+        if _without_unit(column).endswith(endings) and not others & {normalize_name(column), _as_id(column)}
     ]
     return left if len(left) == 1 else []
 
 
 def _without_unit(name: str) -> str:
     """Remove the unit from a time's name: ``ts_ms`` → ``ts``."""
-    return _UNIT.sub("", plain(name))
+    return _UNIT.sub("", normalize_name(name))
 
 
 def _as_id(name: str) -> str:
     """Replace another id suffix by ``_id``: ``CUSTOMER_NO`` → ``customer_id``."""
-    name = plain(name)
+    name = normalize_name(name)
     ending = next((ending for ending in _LIKE_ID if name.endswith(ending)), "")
     return f"{name.removesuffix(ending)}_id" if ending else name

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput, SettingsError
-from scalr_prod.onboarding.databases import located
-from scalr_prod.onboarding.guess import Asked, ItemGuess, LogGuess, guess_items, guess_log
-from scalr_prod.onboarding.text import DomainText, write_toml
+from scalr_prod.onboarding.databases import resolve_log
+from scalr_prod.onboarding.guess import ItemGuess, LogGuess, LogRequest, guess_items, guess_log
+from scalr_prod.onboarding.text import DomainSection, render_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from scalr_prod.contracts import IdType
     from scalr_prod.settings import Settings
 
-__all__ = ["Beginning", "Understood", "check_free", "understand"]
+__all__ = ["DomainPlan", "InitPlan", "ensure_not_overwriting", "plan_init"]
 
 _SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
-class Understood:
+class DomainPlan:
     """One domain, as the ingest would read it with the settings to write.
 
     Attributes:
-        asked: The user's request.
+        request: The user's request.
         name: The domain's name.
-        log: Guess of how to read its log.
-        items: Guess of how to read its item file.
+        log_guess: Guess of how to read its log.
+        item_guess: Guess of how to read its item file.
         items_location: Location of the item file.
         rows: The first rows as the ingest reads them: user, item, time (UTC, ISO 8601).
     """
 
-    asked: Asked
+    request: LogRequest
     name: str
-    log: LogGuess
-    items: ItemGuess | None
+    log_guess: LogGuess
+    item_guess: ItemGuess | None
     items_location: str | None
     rows: Sequence[Mapping[str, str]] = ()
 
@@ -52,17 +52,17 @@ class Understood:
         """Return the values as JSON."""
         return {
             "name": self.name,
-            "columns": dict(self.log.columns),
-            "there": list(self.log.there),
-            "times": self.log.times,
-            **self.log.settings,
-            "item_columns": dict(self.items.columns) if self.items else None,
+            "columns": dict(self.log_guess.columns),
+            "there": list(self.log_guess.available_columns),
+            "times": self.log_guess.time_description,
+            **self.log_guess.settings,
+            "item_columns": dict(self.item_guess.columns) if self.item_guess else None,
             "rows": [dict(row) for row in self.rows],
         }
 
 
 @dataclass(frozen=True)
-class Beginning:
+class InitPlan:
     """The scalr.toml to write, and how it reads both logs.
 
     Attributes:
@@ -72,14 +72,14 @@ class Beginning:
     """
 
     config: Path
-    domains: Mapping[str, Understood]
+    domains: Mapping[str, DomainPlan]
     text: str
 
     @property
     def notes(self) -> list[str]:
         """Choices between several possibilities."""
-        found = [note for domain in self.domains.values() for note in domain.log.notes]
-        source, target = (self.domains[place].asked for place in ("source", "target"))
+        found = [note for domain in self.domains.values() for note in domain.log_guess.notes]
+        source, target = (self.domains[place].request for place in ("source", "target"))
         same = (source.location, source.query) == (target.location, target.query)
         return [*found, "[target] log: it is the source's log, too (--target)"] if same else found
 
@@ -96,7 +96,7 @@ class Beginning:
         try:
             self.config.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(self.text, encoding="utf-8")
-            check_free(self.config, force=force)
+            ensure_not_overwriting(self.config, force=force)
             draft.replace(self.config)
         except OSError as error:
             raise SettingsError(
@@ -106,20 +106,22 @@ class Beginning:
             with suppress(OSError):  # its parent may not be a folder
                 draft.unlink(missing_ok=True)
 
-    def for_people(self) -> dict[str, Any]:
+    def to_summary(self) -> dict[str, Any]:
         """Return the plan for display: how each log is read, with its first five rows."""
         shown: dict[str, Any] = {}
         for place, one in self.domains.items():
             shown[place] = {
                 "name": one.name,
-                "log": one.asked.query or one.asked.location,
-                "columns": ", ".join(f"{role} = {column}" for role, column in one.log.columns.items()),
-                "times": one.log.times,
+                "log": one.request.query or one.request.location,
+                "columns": ", ".join(f"{role} = {column}" for role, column in one.log_guess.columns.items()),
+                "times": one.log_guess.time_description,
                 "first rows": [dict(row) for row in one.rows],
             }
-            if one.items is not None:
+            if one.item_guess is not None:
                 shown[place]["items"] = one.items_location
-                shown[place]["item columns"] = ", ".join(f"{role} = {column}" for role, column in one.items.columns.items())
+                shown[place]["item columns"] = ", ".join(
+                    f"{role} = {column}" for role, column in one.item_guess.columns.items()
+                )
         for number, note in enumerate(self.notes, 1):
             shown[f"note {number}"] = note
         return shown | {"settings": str(self.config), "next": f"scalr run --config {self.config}"}
@@ -134,7 +136,7 @@ class Beginning:
         }
 
 
-def check_free(config: Path, *, force: bool) -> None:
+def ensure_not_overwriting(config: Path, *, force: bool) -> None:
     """Ensure that no existing file is overwritten without ``force``.
 
     Raises:
@@ -148,14 +150,18 @@ def check_free(config: Path, *, force: bool) -> None:
         )
 
 
-def understand(
-    config: Path, asked: Sequence[Asked], *, items: Mapping[str, str] | None = None, names: Mapping[str, str] | None = None
-) -> Beginning:
+def plan_init(
+    config: Path,
+    requests: Sequence[LogRequest],
+    *,
+    items: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> InitPlan:
     """Plan a scalr.toml: guess how to read both logs, and read their first rows as the ingest will.
 
     Args:
         config: Path of the scalr.toml; nothing is written.
-        asked: Requests for source and target, in this order.
+        requests: Requests for source and target, in this order.
         items: Place → item file.
         names: Place → name of the domain; default: from the file's name.
 
@@ -166,33 +172,33 @@ def understand(
         SettingsError: A domain name or a time zone is invalid.
     """
     base = config.absolute().parent
-    absolute = [located(log_request) for log_request in asked]
+    absolute = [resolve_log(log_request) for log_request in requests]
     # Settings without a log: they fix the base folder of paths and validate the time zone.
     blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
     empty = _settings({"domains": blank}, base, option="--timezone")
     domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
-    found: dict[str, Understood] = {}
+    found: dict[str, DomainPlan] = {}
     for one in absolute:
         log, location = guess_log(empty, one), item_files.get(one.place)
         described = guess_items(empty, location, log.columns["item"]) if location else None
-        found[one.place] = Understood(one, domain_names[one.place], log, described, location)
-    text = write_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
+        found[one.place] = DomainPlan(one, domain_names[one.place], log, described, location)
+    text = render_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
     sections = tomllib.loads(text)
     for one in absolute:  # the file leaves URLs with a secret to the environment
         if one.query is not None:
             sections["domains"][one.place]["url"] = one.location
     settings = _settings(sections, base, option="--source-name, --target-name")
     rows = _read(settings)
-    return Beginning(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
+    return InitPlan(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
 
 
 def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
     """Build the settings of a request; their errors name the option, unless an environment variable is the cause."""
-    from scalr_prod.settings import make_settings
+    from scalr_prod.settings import settings_from_dict
 
     try:
-        return make_settings(sections, base=base)
+        return settings_from_dict(sections, base=base)
     except SettingsError as error:
         if error.where != "the settings":
             raise
@@ -205,26 +211,26 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
     Raises:
         InputError: The ingest would reject the input.
     """
-    from scalr_prod.ingest.idtypes import agreed_type
-    from scalr_prod.ingest.staging import EventCells, ItemCells, open_events, open_items
+    from scalr_prod.ingest.idtypes import common_id_type
+    from scalr_prod.ingest.staging import EventParser, ItemParser, open_events, open_items
 
     rows: dict[str, list[dict[str, str]]] = {}
     users = []
     for place in ("source", "target"):
-        cells, item_cells = EventCells(settings, place), ItemCells(settings, place)
+        cells, item_cells = EventParser(settings, place), ItemParser(settings, place)
         batches, origin = open_events(settings, place)
         shown: list[dict[str, Any]] = []
         with closing(batches):
             for batch in batches:
-                read = cells.read(batch)
+                read = cells.parse(batch)
                 shown += read.slice(0, _SHOWN - len(shown)).select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]).to_pylist()
                 if len(shown) == _SHOWN:
                     break
         if not shown:
             raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
-        cells.users.refuse_nulls()
-        cells.items.refuse_nulls()
-        users.append(cells.users)
+        cells.user_ids.ensure_no_nulls()
+        cells.item_ids.ensure_no_nulls()
+        users.append(cells.user_ids)
         rows[place] = [
             {"user": str(row[USER_ID]), "item": str(row[ITEM_ID]), "time": row[EVENT_TIMESTAMP].isoformat()} for row in shown
         ]
@@ -233,9 +239,9 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
             with closing(described):
                 first = next((batch for batch in described if batch.rows.num_rows), None)
             if first is not None:
-                item_cells.read(first)
-            _show_as(agreed_type("item", [cells.items, item_cells.items]), rows[place], "item")
-    kind = agreed_type("user", users)
+                item_cells.parse(first)
+            _show_as(common_id_type("item", [cells.item_ids, item_cells.item_ids]), rows[place], "item")
+    kind = common_id_type("user", users)
     for shown_rows in rows.values():
         _show_as(kind, shown_rows, "user")
     return rows
@@ -247,8 +253,8 @@ def _show_as(kind: IdType, rows: list[dict[str, str]], role: str) -> None:
         row[role] = row[role].removesuffix(".0") if kind == "int64" else row[role]
 
 
-def _domain(one: Understood, base: Path) -> DomainText:
-    asked, log = one.asked, one.log
+def _domain(one: DomainPlan, base: Path) -> DomainSection:
+    asked, log = one.request, one.log_guess
     values: dict[str, Any] = {"name": one.name}
     if asked.query is not None:
         values |= {"url": asked.location, "query": asked.query}
@@ -256,12 +262,12 @@ def _domain(one: Understood, base: Path) -> DomainText:
         values["events"] = _shown(asked.location, base)
     values["columns"] = dict(log.columns)
     values |= log.settings
-    if one.items is not None and one.items_location is not None:
+    if one.item_guess is not None and one.items_location is not None:
         values["items"] = _shown(one.items_location, base)
-        values["item_columns"] = dict(one.items.columns)
-    others = [column for column in log.there if column not in log.columns.values()]
+        values["item_columns"] = dict(one.item_guess.columns)
+    others = [column for column in log.available_columns if column not in log.columns.values()]
     comments = [f"{'What users did where there are many events' if asked.place == 'source' else 'Where events are wanted'}."]
-    comments.append(f"Times: {log.times}.")
+    comments.append(f"Times: {log.time_description}.")
     comments += [note.split("] ", 1)[1] for note in log.notes]
     if others:
         comments.append(
@@ -269,11 +275,11 @@ def _domain(one: Understood, base: Path) -> DomainText:
             + ", ".join(others)
             + ". One of them may be columns.weight or columns.created."
         )
-    return DomainText(
+    return DomainSection(
         asked.place,
         values,
         tuple(map(_one_line, comments)),
-        secret_url=asked.query is not None and _has_password(asked.location),
+        has_secret_url=asked.query is not None and _has_password(asked.location),
     )
 
 
@@ -289,7 +295,7 @@ def _has_password(url: str) -> bool:
     return parsed_url.password is not None or bool(parsed_url.query)
 
 
-def _names(asked: Sequence[Asked], given: dict[str, str]) -> dict[str, str]:
+def _names(asked: Sequence[LogRequest], given: dict[str, str]) -> dict[str, str]:
     """Return the domains' names: as given, else from files or tables, else from folders if those differ, else the place."""
     by_file = {one.place: _name(one.table or Path(one.location).name.split(".")[0]) for one in asked}
     by_folder = {one.place: _name(Path(one.location).parent.name) for one in asked}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DomainText", "write_toml"]
+__all__ = ["DomainSection", "render_toml"]
 
 _COMMENTS: Final = {
     "format": "its name does not tell its format",
@@ -21,26 +21,26 @@ _COMMENTS: Final = {
 
 
 @dataclass(frozen=True)
-class DomainText:
+class DomainSection:
     """The section of one domain.
 
     Attributes:
         place: ``source`` or ``target``.
         values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
         comments: Lines above the section.
-        secret_url: Whether the URL holds a password, and is left to the environment.
+        has_secret_url: Whether the URL holds a password, and is left to the environment.
     """
 
     place: str
     values: Mapping[str, Any]
     comments: tuple[str, ...]
-    secret_url: bool
+    has_secret_url: bool
 
-    def lines(self) -> list[str]:
+    def render_lines(self) -> list[str]:
         """Return the lines of the section."""
         lines = [f"# {comment}" for comment in self.comments] + [f"[domains.{self.place}]"]
         for key, value in self.values.items():
-            if key == "url" and self.secret_url:
+            if key == "url" and self.has_secret_url:
                 lines.append(
                     f"# url: holds a password, so give it by the environment: SCALR_DOMAINS__{self.place.upper()}__URL"
                 )
@@ -50,7 +50,7 @@ class DomainText:
         return lines
 
 
-def write_toml(domains: list[DomainText], name: str) -> str:
+def render_toml(domains: list[DomainSection], name: str) -> str:
     """Render the complete file; keys at their default are left out.
 
     Args:
@@ -63,7 +63,7 @@ def write_toml(domains: list[DomainText], name: str) -> str:
         f"# Look again: scalr doctor --config {shlex.quote(name)}    Go on: scalr ingest{named}, or everything at once: scalr run{named}",
     ]
     for domain in domains:
-        lines += ["", *domain.lines()]
+        lines += ["", *domain.render_lines()]
     lines += [
         "",
         "# [project]",

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.binding import open_own
+from scalr_prod.binding import open_project_lake
 from scalr_prod.contracts import Table
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import LeaseHeld
-from scalr_prod.ledger import STAGED, Ledger, PublicationStatus, RunState, run_folder
-from scalr_prod.replaced import restoring_versions
+from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.replaced import restore_source_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
 
-__all__ = ["Removal", "UpkeepReport", "maintain"]
+__all__ = ["Removal", "RetentionReport", "apply_retention"]
 
 logger = logging.getLogger(__name__)
 
 #: Runs in these states no longer need their staged parts.
-_ENDED: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
+_TERMINAL_STATES: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class UpkeepReport:
+class RetentionReport:
     """Report of a maintenance run.
 
     Attributes:
@@ -79,7 +79,7 @@ class UpkeepReport:
         return {"dry_run": self.dry_run, "bytes": self.bytes, "removed": [asdict(removal) for removal in self.removed]}
 
 
-def maintain(settings: Settings, *, dry_run: bool = False) -> UpkeepReport:
+def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionReport:
     """Remove what `[retention]` no longer keeps. Safe to repeat, and safe while runs are active.
 
     Args:
@@ -91,23 +91,23 @@ def maintain(settings: Settings, *, dry_run: bool = False) -> UpkeepReport:
     """
     now = datetime.now(UTC)
     removed = [
-        *_runs(settings, now, dry_run=dry_run),
-        *_training_sets(settings, now, dry_run=dry_run),
-        *_translators(settings, now, dry_run=dry_run),
-        *_tables(settings, dry_run=dry_run),
+        *_remove_run_parts(settings, now, dry_run=dry_run),
+        *_remove_training_sets(settings, now, dry_run=dry_run),
+        *_remove_translators(settings, now, dry_run=dry_run),
+        *_remove_table_files(settings, dry_run=dry_run),
     ]
-    report = UpkeepReport(dry_run, removed)
+    report = RetentionReport(dry_run, removed)
     logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
     return report
 
 
-def _runs(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
-            folders = [run_folder(settings, run.run_id) / name for name in STAGED]
+            folders = [run_folder(settings, run.run_id) / name for name in STAGING_FOLDERS]
             existing = [folder for folder in folders if folder.is_dir()]
-            if run.state not in _ENDED or now - run.updated_at < keep or not existing:
+            if run.state not in _TERMINAL_STATES or now - run.updated_at < keep or not existing:
                 continue
             try:
                 with ExitStack() as stack:
@@ -115,23 +115,28 @@ def _runs(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Remov
                         stack.enter_context(ledger.lease(run.run_id))
                         if ledger.run(run.run_id).state is not run.state:  # resumed meanwhile
                             continue
-                    yield _remove(
-                        settings, "run", run.run_id, existing, f"{run.state.value} {_ago(now, run.updated_at)}", dry_run=dry_run
+                    yield _remove_folders(
+                        settings,
+                        "run",
+                        run.run_id,
+                        existing,
+                        f"{run.state.value} {_describe_age(now, run.updated_at)}",
+                        dry_run=dry_run,
                     )
             except LeaseHeld:
                 logger.info("%s is active: its parts are kept", run.run_id)
 
 
-def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+def _remove_training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     from filelock import FileLock
 
-    from scalr_prod.training_set.manifest import versions
+    from scalr_prod.training_set.manifest import list_versions
 
     for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
         with ExitStack() as stack:
             if not dry_run:
                 stack.enter_context(FileLock(home / ".lock"))
-            existing = versions(home)
+            existing = list_versions(home)
             built = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in existing.items()}
             old = [
                 version
@@ -139,31 +144,31 @@ def _training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Itera
                 if now - built[version] >= timedelta(days=settings.retention.days)
             ]
             # Versions share unchanged files as hard links, so a file's space is freed only with its last link.
-            counted = {_number(path) for version in existing.keys() - set(old) for path in _files([existing[version]])}
+            counted = {_inode(path) for version in existing.keys() - set(old) for path in _list_files([existing[version]])}
             for version in old:
-                reason = f"{len(existing)} versions, built {_ago(now, built[version])}"
+                reason = f"{len(existing)} versions, built {_describe_age(now, built[version])}"
                 folders, name = [existing[version]], f"{home.name} v{version}"
-                yield _remove(settings, "training_set", name, folders, reason, counted=counted, dry_run=dry_run)
+                yield _remove_folders(settings, "training_set", name, folders, reason, counted_inodes=counted, dry_run=dry_run)
 
 
-def _translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+def _remove_translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     from scalr_prod.serving.promotions import versions_in_use
     from scalr_prod.serving.repository import model_folder
-    from scalr_prod.translator.versions import models_folder
+    from scalr_prod.translator.versions import models_dir
 
-    needed = versions_in_use(settings) | _published_by(settings, now)
+    needed = versions_in_use(settings) | _translators_of_runs(settings, now)
     with Ledger.open(settings) as ledger:
         records = sorted(ledger.model_versions(), key=lambda record: record.version)
     for record in records[: -settings.retention.translators]:
-        folders = [folder / str(record.version) for folder in (models_folder(settings), model_folder(settings))]
+        folders = [folder / str(record.version) for folder in (models_dir(settings), model_folder(settings))]
         existing = [folder for folder in folders if folder.is_dir()]
         if record.version in needed or not existing or now - record.created_at < timedelta(days=settings.retention.days):
             continue
-        reason = f"{len(records)} versions, trained {_ago(now, record.created_at)}, not used by a published window"
-        yield _remove(settings, "translator", str(record.version), existing, reason, dry_run=dry_run)
+        reason = f"{len(records)} versions, trained {_describe_age(now, record.created_at)}, not used by a published window"
+        yield _remove_folders(settings, "translator", str(record.version), existing, reason, dry_run=dry_run)
 
 
-def _published_by(settings: Settings, now: datetime) -> set[int]:
+def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
     """Return the translators of runs that have rows in the feature view, are unfinished, or were rejected recently."""
     keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
@@ -176,45 +181,45 @@ def _published_by(settings: Settings, now: datetime) -> set[int]:
             run.spec.translator_version
             for run in ledger.runs()
             if run.run_id in published
-            or run.state not in _ENDED
+            or run.state not in _TERMINAL_STATES
             or (run.state is RunState.REJECTED and now - run.updated_at < keep)
         }
 
 
-def _pinned(settings: Settings, lake: Lake) -> dict[str, list[int]]:
+def _pinned_versions(settings: Settings, lake: Lake) -> dict[str, list[int]]:
     """Return by table the versions that unfinished runs, rollbacks or re-enabling publication need."""
     view = Table.SYNTHETIC_TARGET_EVENTS
-    aside = lake.aside(view) if lake.exists(view) else None
+    aside = lake.hidden_version(view) if lake.exists(view) else None
     pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
     with Ledger.open(settings) as ledger:
         for run in ledger.runs():
-            for table, version in run.spec.table_versions.items() if run.state not in _ENDED else ():
-                if lake.readable(Table(table), version):  # an erasure may have removed its files
+            for table, version in run.spec.table_versions.items() if run.state not in _TERMINAL_STATES else ():
+                if lake.is_readable(Table(table), version):  # an erasure may have removed its files
                     pins.setdefault(table, []).append(version)
-        replaced = restoring_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
-        pins[view.value] += [version for version in replaced if lake.readable(view, version)]
+        replaced = restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
+        pins[view.value] += [version for version in replaced if lake.is_readable(view, version)]
     return pins
 
 
-def _tables(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    lake, days = open_own(settings), settings.retention.files_days
-    pins = _pinned(settings, lake)
+def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
+    lake, days = open_project_lake(settings), settings.retention.files_days
+    pins = _pinned_versions(settings, lake)
     for table in Table:
         if not lake.exists(table):
             continue
-        files = lake.tidy(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
+        files = lake.vacuum(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
 
 
-def _remove(
+def _remove_folders(
     settings: Settings,
     kind: str,
     name: str,
     folders: list[Path],
     reason: str,
     *,
-    counted: set[tuple[int, int]] | None = None,
+    counted_inodes: set[tuple[int, int]] | None = None,
     dry_run: bool,
 ) -> Removal:
     """Delete folders, each atomically if it is on the file system of the home.
@@ -225,30 +230,30 @@ def _remove(
         name: See `Removal`.
         folders: The folders to delete.
         reason: See `Removal`.
-        counted: Files whose space is not freed, or was counted before, under another hard link; files of the folders are added.
+        counted_inodes: Files whose space is not freed, or was counted before, under another hard link; files of the folders are added.
         dry_run: Delete nothing.
     """
-    counted = set() if counted is None else counted
-    sizes = {_number(path): path.stat().st_size for path in _files(folders) if _number(path) not in counted}
-    counted |= sizes.keys()
+    counted_inodes = set() if counted_inodes is None else counted_inodes
+    sizes = {_inode(path): path.stat().st_size for path in _list_files(folders) if _inode(path) not in counted_inodes}
+    counted_inodes |= sizes.keys()
     if not dry_run:
         with staging_folder(settings, "maintain") as scratch:
             for number, folder in enumerate(folders):
-                _move(folder, scratch / str(number))
+                _move_or_delete(folder, scratch / str(number))
     return Removal(kind, name, sum(sizes.values()), len(sizes), reason)
 
 
-def _files(folders: list[Path]) -> list[Path]:
+def _list_files(folders: list[Path]) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
-def _number(path: Path) -> tuple[int, int]:
+def _inode(path: Path) -> tuple[int, int]:
     """Return a file's device and inode number, which its hard links share."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
-def _move(folder: Path, target: Path) -> None:
+def _move_or_delete(folder: Path, target: Path) -> None:
     try:
         folder.rename(target)
     except OSError as error:
@@ -257,5 +262,5 @@ def _move(folder: Path, target: Path) -> None:
         shutil.rmtree(folder)  # on another file system, for example a model repository elsewhere
 
 
-def _ago(now: datetime, then: datetime) -> str:
+def _describe_age(now: datetime, then: datetime) -> str:
     return f"{(now - then) / timedelta(days=1):.0f} days ago"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 from scalr_prod.quality.protocol import AuditedRun, FigureRule, GateRule, RowRule
 from scalr_prod.quality.report import GateReport, RuleOutcome
 from scalr_prod.quality.verdict import RuleResult, Verdict
@@ -30,7 +30,7 @@ __all__ = [
     "validate_training_set",
 ]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "check_dataset": "check",

@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import Table
-from scalr_prod.generation.parts import part_path, sha256_of, writing
+from scalr_prod.generation.parts import file_sha256, open_part_writer, part_path
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.S
     try:
         path = part_path(unfinished, 0)
         written = 0
-        with writing(path, schema) as write:
+        with open_part_writer(path, schema) as write:
             for batch in rows:
                 write(pa.Table.from_batches([batch]).cast(schema))
                 written += batch.num_rows
-        sha256 = sha256_of(path)
+        sha256 = file_sha256(path)
         shutil.rmtree(accepted, ignore_errors=True)
         unfinished.replace(accepted)
     finally:

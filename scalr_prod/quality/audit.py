@@ -6,14 +6,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_key_sql
-from scalr_prod.duck import exact, literal, open_duckdb, staging_folder, view_of
-from scalr_prod.heaps import rebatched
+from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
+from scalr_prod.duck import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
+from scalr_prod.heaps import rebatch
 from scalr_prod.lake import Lake
-from scalr_prod.quality.judged import Judged, judge
-from scalr_prod.quality.ranges import Ranges
-from scalr_prod.quality.rule_set import unusable
-from scalr_prod.quality.rules import COLUMNS, instant_sql, one_context_per_user
+from scalr_prod.quality.judged import RowVerdicts, evaluate_rules
+from scalr_prod.quality.ranges import UserPartitions
+from scalr_prod.quality.rule_set import unusable_rule_error
+from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.protocol import FigureRule, RowRule
     from scalr_prod.settings import Settings
 
-__all__ = ["Audit", "auditing"]
+__all__ = ["Audit", "open_audit"]
 
 #: View name in the audit → lake table.
 _READ: Final = {
@@ -41,7 +41,7 @@ _CONTEXT: Final = f"{USER_ID}, source_domain, source_item_id, source_event_times
 
 
 @contextmanager
-def auditing(
+def open_audit(
     settings: Settings, spec: RunSpec, files: Sequence[Path], rules: Sequence[RowRule], *, popularity_buckets: int
 ) -> Iterator[Audit]:
     """Apply the rules to every row of the candidate files; spill to the project's home."""
@@ -49,14 +49,14 @@ def auditing(
         lake = Lake.open(settings)
 
         for name, table in _READ.items():
-            view_of(connection, name, lake.open_table(table, version=spec.table_versions.get(table.value)))
+            create_delta_view(connection, name, lake.open_table(table, version=spec.table_versions.get(table.value)))
         for domain in ("source", "target"):
             connection.execute(
                 f"CREATE TEMP VIEW {domain}_events AS "
-                f"SELECT * FROM all_{domain}_events WHERE {CREATED_TIMESTAMP} <= {instant_sql(spec.as_of)}"
+                f"SELECT * FROM all_{domain}_events WHERE {CREATED_TIMESTAMP} <= {timestamp_literal(spec.as_of)}"
             )
         if files:
-            found = connection.read_parquet([exact(path) for path in files], filename=True, file_row_number=True)
+            found = connection.read_parquet([escape_glob(path) for path in files], filename=True, file_row_number=True)
             found.create_view("candidates")
         else:
             connection.register("candidates", _empty_candidates(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
@@ -67,17 +67,19 @@ def auditing(
             GROUP BY {ITEM_ID}"""
         )
         sources = settings.domains.source_names
-        ranges = Ranges(connection, spec, sources, folder)
-        own = [f"c.{name}" for name in COLUMNS]
-        judged = judge(connection, _joined(sources), rules, columns=own, shown=_SHOWN, paths=ranges.files())
+        ranges = UserPartitions(connection, spec, sources, folder)
+        own = [f"c.{name}" for name in EVENT_COLUMNS]
+        judged = evaluate_rules(connection, _joined(sources), rules, columns=own, shown=_SHOWN, paths=ranges.iter_files())
         yield Audit(judged, ranges, spec, popularity_buckets, sources)
 
 
 class Audit:
     """The rule verdicts on a run's rows, and the figures computed from them."""
 
-    def __init__(self, judged: Judged, ranges: Ranges, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]) -> None:
-        self.judged = judged
+    def __init__(
+        self, judged: RowVerdicts, ranges: UserPartitions, spec: RunSpec, popularity_buckets: int, sources: Sequence[str]
+    ) -> None:
+        self.verdicts = judged
         self._ranges = ranges
         self._connection = judged.connection
         self._spec = spec
@@ -88,31 +90,31 @@ class Audit:
         """Read the rows that pass every rule, ordered by user and time, so that equal rows give an equal file."""
         import pyarrow as pa
 
-        columns, order = ", ".join(COLUMNS), f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
+        columns, order = ", ".join(EVENT_COLUMNS), f"{USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"
         schema = self._connection.sql(f"SELECT {columns} FROM judged LIMIT 0").to_arrow_table().schema
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for file in self.judged.files:  # one file per user partition, in user order
-                query = f"SELECT {columns} FROM read_parquet({literal(file)}) WHERE accepted ORDER BY {order}"
+            for file in self.verdicts.files:  # one file per user partition, in user order
+                query = f"SELECT {columns} FROM read_parquet({quote_literal(file)}) WHERE accepted ORDER BY {order}"
                 yield from self._connection.sql(query).to_arrow_reader(_BATCH)
 
-        return pa.RecordBatchReader.from_batches(schema, rebatched(batches(), _BATCH))
+        return pa.RecordBatchReader.from_batches(schema, rebatch(batches(), _BATCH))
 
-    def refused(self) -> pa.RecordBatchReader:
+    def rejected(self) -> pa.RecordBatchReader:
         """Read the other rows, with the names of the broken rules in ``reason``; ``run_id`` is that of the audited run."""
-        columns = ", ".join(f"'{self._spec.run_id}' AS run_id" if name == "run_id" else name for name in COLUMNS)
-        broken = ", ".join(f"CASE WHEN NOT {rule.name} THEN '{rule.name}' END" for rule in self.judged.rules)
+        columns = ", ".join(f"'{self._spec.run_id}' AS run_id" if name == "run_id" else name for name in EVENT_COLUMNS)
+        broken = ", ".join(f"CASE WHEN NOT {rule.name} THEN '{rule.name}' END" for rule in self.verdicts.rules)
         query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted"
         return self._connection.sql(query).to_arrow_reader(100_000)
 
     def figures(self) -> dict[str, float | int | None]:
         """Compute the figures that the run rules bound; see `rules.RunRules`."""
-        rows, good = self.judged.counts()
+        rows, good = self.verdicts.counts()
         most, translated = self._per_context()
-        contexts = source_events = self._ranges.source_events.total()
-        if one_context_per_user(self._spec):
-            (translated,) = self.judged.row(f"SELECT count(DISTINCT {USER_ID}) FROM judged WHERE accepted")
-            contexts = self._ranges.users
+        contexts = source_events = self._ranges.source_event_counts.total()
+        if has_one_context_per_user(self._spec):
+            (translated,) = self.verdicts.fetch_row(f"SELECT count(DISTINCT {USER_ID}) FROM judged WHERE accepted")
+            contexts = self._ranges.user_count
         limit = self._spec.start if self._spec.mode == "causal" else self._spec.as_of
         return {
             "candidates": rows,
@@ -127,7 +129,7 @@ class Audit:
             "bucket_distance": self._bucket_distance() if good else 1.0,
         }
 
-    def asked(self, bounds: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
+    def query_figures(self, rules: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
         """Compute the figures that rules define by a query.
 
         Raises:
@@ -136,23 +138,23 @@ class Audit:
         import duckdb
 
         found: dict[str, float | None] = {}
-        for rule in bounds:
+        for rule in rules:
             if rule.query is None and rule.figure in measured:
                 continue
             if rule.query is None or rule.figure in measured or rule.figure in found:
-                raise unusable(
+                raise unusable_rule_error(
                     rule.name, f"the figure {rule.figure!r} " + ("is already measured" if rule.query else "is not measured")
                 )
             try:
                 ((value,),) = self._connection.execute(rule.query).fetchall()
                 found[rule.figure] = None if value is None else float(value)
             except (duckdb.Error, TypeError, ValueError) as error:
-                raise unusable(rule.name, f"its query returns no number: {error}") from error
+                raise unusable_rule_error(rule.name, f"its query returns no number: {error}") from error
         return found
 
-    def by_source(self) -> dict[str, dict[str, int]]:
+    def counts_by_source(self) -> dict[str, dict[str, int]]:
         """Count per source domain: ``source_events`` of the window, and ``candidates`` and ``accepted`` rows made from them."""
-        source_events = self._ranges.source_events
+        source_events = self._ranges.source_event_counts
         counts = {name: {"source_events": source_events[name], "candidates": 0, "accepted": 0} for name in self._sources}
         query = "SELECT source_domain, count(*), count(*) FILTER (accepted) FROM judged GROUP BY source_domain"
         for name, candidates, accepted in self._connection.sql(query).fetchall():
@@ -163,10 +165,10 @@ class Audit:
     def _per_context(self) -> tuple[int, int]:
         """Return the largest number of accepted rows of one context, and the number of contexts with any."""
         most = contexts = 0
-        for file in self.judged.files:
-            largest, count = self.judged.row(
+        for file in self.verdicts.files:
+            largest, count = self.verdicts.fetch_row(
                 f"""SELECT coalesce(max(events), 0), count(*) FROM (
-                    SELECT count(*) AS events FROM read_parquet({literal(file)}) WHERE accepted GROUP BY {_CONTEXT})"""
+                    SELECT count(*) AS events FROM read_parquet({quote_literal(file)}) WHERE accepted GROUP BY {_CONTEXT})"""
             )
             most, contexts = max(most, largest), contexts + count
         return most, contexts
@@ -177,7 +179,7 @@ class Audit:
         Items of equal popularity share a bucket, as in popularity matching of `scalr_prod.generation`, but this code is independent of it.
         The sum is ordered, so that equal events give a bit-identical figure.
         """
-        (distance,) = self.judged.row(
+        (distance,) = self.verdicts.fetch_row(
             f"""WITH popularity AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
             levels AS (SELECT events, sum(events) AS mass FROM popularity GROUP BY events),
             cut AS (
@@ -202,7 +204,7 @@ def _empty_candidates(schema: pa.Schema) -> pa.Table:
 
 def _joined(sources: Sequence[str]) -> str:
     """Return the query of candidates ``c`` with source event ``s``, item ``i`` and the user's own consumption of the item ``u``."""
-    source_key = source_key_sql("source_domain", "source_item_id", sources)
+    source_key = source_item_key_sql("source_domain", "source_item_id", sources)
     return f"""
         WITH u AS (
             SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_consumed FROM target t

@@ -11,22 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.disk import disk_errors
+from scalr_prod.disk import translate_disk_errors
 from scalr_prod.duck import staging_folder, temporary_folder
 from scalr_prod.errors import QualityError
-from scalr_prod.ownership import claim, claim_home
+from scalr_prod.ownership import claim_directory, claim_home
 from scalr_prod.policy import Policy, policy_path
-from scalr_prod.quality.dataset import VIEW, find, lay
-from scalr_prod.quality.expectations import build_docs, checkpoint_of, data_context, results_of
-from scalr_prod.quality.suites import expectations_of, known_type, read_suite
+from scalr_prod.quality.dataset import DATASET_VIEW, load_dataset, locate_dataset
+from scalr_prod.quality.expectations import build_data_docs, create_checkpoint, open_data_context, run_checkpoint
+from scalr_prod.quality.suites import check_expectation_type, read_suite, resolve_rules
 from scalr_prod.quality.verdict import RuleResult, Verdict
 from scalr_prod.sections import ComputeSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from scalr_prod.quality.dataset import Found
-    from scalr_prod.quality.suites import Rule, Suite
+    from scalr_prod.quality.dataset import DatasetSource
+    from scalr_prod.quality.suites import Suite, SuiteRule
     from scalr_prod.quality.verdict import Outcome
     from scalr_prod.settings import Settings
 
@@ -66,14 +66,14 @@ def check_dataset(
         LakeError: The folder is not writable.
     """
     chosen = read_suite(suite, settings.base if settings else Path.cwd())
-    found = find(str(dataset), settings)
+    found = locate_dataset(str(dataset), settings)
     compute = settings.compute if settings else ComputeSettings()
     limits = {"memory_mb": compute.memory_mb, "threads": min(os.cpu_count() or 1, 8)}
     with _place(settings, folder) as (home, staging):
         database = staging / "dataset.duckdb"
-        rows, columns = lay(found, database, settings, **limits)
-        rules = expectations_of(chosen, columns, measured=_is_measured(found, settings))
-        with data_context(home) as (context, docs):
+        rows, columns = load_dataset(found, database, settings, **limits)
+        rules = resolve_rules(chosen, columns, measured=_is_measured(found, settings))
+        with open_data_context(home) as (context, docs):
             results = _validate(context, chosen, rules, str(dataset), columns, database, limits)
     return Verdict(
         dataset=str(dataset),
@@ -89,7 +89,7 @@ def check_dataset(
     )
 
 
-def _is_measured(found: Found, settings: Settings | None) -> bool:
+def _is_measured(found: DatasetSource, settings: Settings | None) -> bool:
     """Whether the training set's λ is the one that the project's evaluation chose."""
     if settings is None or found.kind != "training set" or not policy_path(settings).is_file():
         return False
@@ -106,8 +106,10 @@ def _place(settings: Settings | None, folder: str | Path | None) -> Iterator[tup
             yield settings.home, staging
         return
     home = Path(folder or _FOLDER).absolute()
-    with disk_errors(home):
-        claim(home, "quality", setting="--docs", names=("gx", "data_docs", "staging"), former=lambda _: False)
+    with translate_disk_errors(home):
+        claim_directory(
+            home, "quality", setting="--docs", names=("gx", "data_docs", "staging"), made_by_older_version=lambda _: False
+        )
         with temporary_folder(home / "staging", "quality-") as staging:
             yield home, staging
 
@@ -115,38 +117,40 @@ def _place(settings: Settings | None, folder: str | Path | None) -> Iterator[tup
 def _validate(
     context: Any,
     suite: Suite,
-    rules: Sequence[Rule],
+    rules: Sequence[SuiteRule],
     subject: str,
     columns: dict[str, str],
     database: Path,
     limits: dict[str, int],
 ) -> list[RuleResult]:
     """Run every rule in the suite's order, and write results and data docs."""
-    from scalr_prod.quality.dialect import url_of
+    from scalr_prod.quality.dialect import database_url
 
     # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
     logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
     name = _file_name(suite.name)
     expectations = [_expectation(rule, suite.file) for rule in rules if not rule.missing]
-    source = context.data_sources.add_sql(VIEW, connection_string=url_of(database, **limits), create_temp_table=False)
-    data = source.add_table_asset(VIEW, table_name=VIEW).add_batch_definition_whole_table("all")
-    checkpoint = checkpoint_of(context, name, expectations, data, examples=_EXAMPLES)
+    source = context.data_sources.add_sql(
+        DATASET_VIEW, connection_string=database_url(database, **limits), create_temp_table=False
+    )
+    data = source.add_table_asset(DATASET_VIEW, table_name=DATASET_VIEW).add_batch_definition_whole_table("all")
+    checkpoint = create_checkpoint(context, name, expectations, data, examples=_EXAMPLES)
     engine = source.get_engine()
     try:
-        identifier, found = results_of(checkpoint, _file_name(subject))
+        identifier, found = run_checkpoint(checkpoint, _file_name(subject))
         results = [_outcome(rule, found.get(rule.name), columns, suite.file, engine) for rule in rules]
     finally:
         engine.dispose()
-    build_docs(context, [name], [identifier])
+    build_data_docs(context, [name], [identifier])
     return results
 
 
-def _expectation(rule: Rule, file: str) -> Any:
+def _expectation(rule: SuiteRule, file: str) -> Any:
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.expectations.registry import list_registered_expectation_implementations
 
     where = f"{file}, {rule.name}"
-    known_type(rule.type, list_registered_expectation_implementations(), where)
+    check_expectation_type(rule.type, list_registered_expectation_implementations(), where)
     try:
         return ExpectationConfiguration(
             type=rule.type,
@@ -163,7 +167,7 @@ def _expectation(rule: Rule, file: str) -> Any:
         ) from error
 
 
-def _outcome(rule: Rule, entry: Any, columns: dict[str, str], file: str, engine: Any) -> RuleResult:
+def _outcome(rule: SuiteRule, entry: Any, columns: dict[str, str], file: str, engine: Any) -> RuleResult:
     if entry is None:
         return RuleResult(rule.name, rule.says, "skipped", reason=f"no column {', '.join(rule.missing)}")
     outcome: Outcome = "passed" if entry.success else "failed" if rule.severity == "critical" else "warning"
@@ -195,7 +199,11 @@ def _outcome(rule: Rule, entry: Any, columns: dict[str, str], file: str, engine:
 def _first_rows(engine: Any, query: str) -> tuple[str, ...]:
     """Return the first rows that a query finds; Great Expectations keeps them only if it keeps every row."""
     with engine.connect() as connection:
-        rows = connection.exec_driver_sql(f"SELECT * FROM ({query.format(batch=VIEW)}) LIMIT {_EXAMPLES}").mappings().fetchall()
+        rows = (
+            connection.exec_driver_sql(f"SELECT * FROM ({query.format(batch=DATASET_VIEW)}) LIMIT {_EXAMPLES}")
+            .mappings()
+            .fetchall()
+        )
     return tuple(str({name: _plain(value) for name, value in row.items()}) for row in rows)
 
 
@@ -210,7 +218,7 @@ def _problem(info: Any) -> str | None:
 
 def _file_name(text: str) -> str:
     """Convert the end of a path or URL to a file name for data docs."""
-    return re.sub(r"[^\w.=-]+", "_", text)[-80:].strip("_") or VIEW
+    return re.sub(r"[^\w.=-]+", "_", text)[-80:].strip("_") or DATASET_VIEW
 
 
 def _plain(value: Any) -> Any:

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.duck import exact
+from scalr_prod.duck import escape_glob
 from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, UnreadableInput
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["VIEW", "Found", "duckdb_options", "find", "lay"]
+__all__ = ["DATASET_VIEW", "DatasetSource", "duckdb_options", "load_dataset", "locate_dataset"]
 
 #: Name of the data set in DuckDB and in data docs.
-VIEW: Final = "dataset"
+DATASET_VIEW: Final = "dataset"
 _NEXT: Final = "name a Parquet file or folder, a Delta table's folder, or a data set that is saved in Feast"
 
 
 @dataclass(frozen=True)
-class Found:
+class DatasetSource:
     """Location of a data set's rows.
 
     Attributes:
@@ -36,7 +36,7 @@ class Found:
     is_delta: bool = False
 
 
-def find(dataset: str, settings: Settings | None) -> Found:
+def locate_dataset(dataset: str, settings: Settings | None) -> DatasetSource:
     """Locate a data set by path, URL, glob, or name in Feast's registry.
 
     Args:
@@ -52,11 +52,11 @@ def find(dataset: str, settings: Settings | None) -> Found:
     named = Path(dataset).expanduser()
     for path in [named, *([settings.resolve(dataset)] if settings else [])]:
         if (path / "manifest.json").is_file() and (path / "rows").is_dir():
-            return Found("training set", str((path / "rows").resolve()))
+            return DatasetSource("training set", str((path / "rows").resolve()))
         if path.exists():
             return _table("parquet", str(path.absolute()), settings)
         if any(sign in dataset for sign in "*?"):  # only the user's text is a pattern, not the current folder's name
-            return Found("parquet", str(Path(glob.escape(str(Path.cwd())), named)))
+            return DatasetSource("parquet", str(Path(glob.escape(str(Path.cwd())), named)))
     if settings is None:
         raise UnreadableInput("there is no such file or folder", where=dataset, next_step=f"{_NEXT} (with --config)")
     from scalr_prod.feast_store import saved_dataset_location
@@ -70,13 +70,15 @@ def find(dataset: str, settings: Settings | None) -> Found:
     return _table("feast", location, settings)
 
 
-def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: int, threads: int) -> tuple[int, dict[str, str]]:
+def load_dataset(
+    source: DatasetSource, database: Path, settings: Settings | None, *, memory_mb: int, threads: int
+) -> tuple[int, dict[str, str]]:
     """Create the view over the rows; Delta tables and remote files are copied into the database.
 
     Args:
-        found: The data set.
+        source: The data set.
         database: A DuckDB file to create.
-        settings: See `find`; its ``storage_options`` are used for remote data.
+        settings: See `locate_dataset`; its ``storage_options`` are used for remote data.
         memory_mb: DuckDB's memory limit; it spills next to the file.
         threads: DuckDB's number of threads.
 
@@ -94,24 +96,24 @@ def lay(found: Found, database: Path, settings: Settings | None, *, memory_mb: i
         with duckdb.connect(str(database), config=dict(config)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET enable_progress_bar = false")
-            _make(connection, found, dict(settings.project.storage_options) if settings else {})
-            types = {str(name): str(kind) for name, kind, *_ in connection.execute(f"DESCRIBE {VIEW}").fetchall()}
-            rows = int(connection.execute(f"SELECT count(*) FROM {VIEW}").fetchall()[0][0])
+            _make(connection, source, dict(settings.project.storage_options) if settings else {})
+            types = {str(name): str(kind) for name, kind, *_ in connection.execute(f"DESCRIBE {DATASET_VIEW}").fetchall()}
+            rows = int(connection.execute(f"SELECT count(*) FROM {DATASET_VIEW}").fetchall()[0][0])
     except ScalrError:
         raise
     except Exception as error:
         # DuckDB, pyarrow, deltalake, fsspec and object stores raise many exception types.
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UnreadableInput(
-            f"cannot be read: {first}", where=found.location, next_step="check the files, and [project] storage_options"
+            f"cannot be read: {first}", where=source.location, next_step="check the files, and [project] storage_options"
         ) from error
     if not rows:
-        raise EmptyInput("holds no row", where=found.location, next_step="check what should have written it")
+        raise EmptyInput("holds no row", where=source.location, next_step="check what should have written it")
     return rows, types
 
 
 def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str, str]:
-    """Return DuckDB's options for such a file; see `lay`."""
+    """Return DuckDB's options for such a file; see `load_dataset`."""
     return {
         "memory_limit": f"{memory_mb}MB",
         "threads": str(threads),
@@ -121,12 +123,12 @@ def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str,
     }
 
 
-def _make(connection: Any, found: Found, options: dict[str, str]) -> None:
+def _make(connection: Any, found: DatasetSource, options: dict[str, str]) -> None:
     if found.is_delta:
-        from scalr_prod.ingest.tables import delta_rows
+        from scalr_prod.ingest.tables import read_delta_table
 
-        connection.register("incoming", delta_rows(found.location, options))
-        connection.execute(f"CREATE TABLE {VIEW} AS SELECT * FROM incoming")
+        connection.register("incoming", read_delta_table(found.location, options))
+        connection.execute(f"CREATE TABLE {DATASET_VIEW} AS SELECT * FROM incoming")
     elif "://" in found.location:
         import fsspec
         import pyarrow.dataset as ds
@@ -135,10 +137,10 @@ def _make(connection: Any, found: Found, options: dict[str, str]) -> None:
         names = sorted(filesystem.glob(path)) if any(sign in path for sign in "*?") else path
         incoming = ds.dataset(names, filesystem=filesystem, format="parquet", partitioning="hive")
         connection.register("incoming", incoming.scanner(batch_readahead=2, fragment_readahead=1).to_reader())
-        connection.execute(f"CREATE TABLE {VIEW} AS SELECT * FROM incoming")
+        connection.execute(f"CREATE TABLE {DATASET_VIEW} AS SELECT * FROM incoming")
     else:
         connection.execute(
-            f"CREATE VIEW {VIEW} AS SELECT * FROM read_parquet({_files(found.location)}, hive_partitioning = true)"
+            f"CREATE VIEW {DATASET_VIEW} AS SELECT * FROM read_parquet({_files(found.location)}, hive_partitioning = true)"
         )
 
 
@@ -154,19 +156,19 @@ def _files(location: str) -> str:
         files = list(Path(path.anchor).glob(location.removeprefix(path.anchor)))
     if not files:
         raise UnreadableInput("there is no Parquet file", where=location, next_step=_NEXT)
-    return "[" + ", ".join("'" + exact(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
+    return "[" + ", ".join("'" + escape_glob(file).replace("'", "''") + "'" for file in sorted(files)) + "]"
 
 
-def _table(kind: str, location: str, settings: Settings | None) -> Found:
-    from scalr_prod.ingest.files import locate
-    from scalr_prod.ingest.formats import table_at
+def _table(kind: str, location: str, settings: Settings | None) -> DatasetSource:
+    from scalr_prod.ingest.files import resolve_location
+    from scalr_prod.ingest.formats import detect_table_format
 
     if any(sign in location for sign in "*?") and not Path(location).exists():
-        return Found(kind, location)
-    with locate(location, dict(settings.project.storage_options) if settings else {}) as (_, filesystem, path):
-        table = table_at(filesystem, path)
+        return DatasetSource(kind, location)
+    with resolve_location(location, dict(settings.project.storage_options) if settings else {}) as (_, filesystem, path):
+        table = detect_table_format(filesystem, path)
     if table == "iceberg":
         raise UnreadableInput(
             "is an Iceberg table, which cannot be checked", where=location, next_step="write the rows to check as Parquet"
         )
-    return Found("delta" if table == "delta" and kind == "parquet" else kind, location, table == "delta")
+    return DatasetSource("delta" if table == "delta" and kind == "parquet" else kind, location, table == "delta")

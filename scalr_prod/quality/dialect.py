@@ -18,7 +18,7 @@ from scalr_prod.quality.dataset import duckdb_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ReadOnlyDialect", "url_of"]
+__all__ = ["ReadOnlyDialect", "database_url"]
 
 _NAME: Final = "scalr_duckdb"
 #: DuckDB type prefix → SQLAlchemy type, by whose names a suite refers to types; the longest matching prefix wins.
@@ -80,7 +80,7 @@ class ReadOnlyDialect(duckdb_engine.Dialect):
         return {"constrained_columns": [], "name": None}
 
 
-def url_of(database: Path, *, memory_mb: int, threads: int) -> str:
+def database_url(database: Path, *, memory_mb: int, threads: int) -> str:
     """Return the SQLAlchemy URL of a DuckDB file.
 
     Args:

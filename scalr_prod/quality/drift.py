@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from scalr_prod.quality.protocol import AuditedRun
     from scalr_prod.sections import QualitySettings
 
-__all__ = ["FEWEST_EVENTS", "DriftRules", "drift_of", "held_in", "measure_drift", "psi", "reference_of", "say_drift"]
+__all__ = [
+    "MIN_EVENTS",
+    "DriftRules",
+    "compute_drift",
+    "measure_drift",
+    "psi",
+    "rows_in_view",
+    "select_reference",
+    "warn_on_drift",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +44,7 @@ logger = logging.getLogger(__name__)
 #: the history length), and its probability.
 FIGURES: Final = ("item_popularity", "history_length", "probability")
 #: Sampling noise alone gives a PSI of about (bins − 1) (1/n + 1/m); with fewer events on either side it is meaningless.
-FEWEST_EVENTS: Final = 1000
+MIN_EVENTS: Final = 1000
 _BINS: Final = 10
 #: Upper limit of the history length.
 _LONGEST: Final = 1000
@@ -63,12 +72,12 @@ class DriftRules:
         ]
 
 
-def reference_of(
+def select_reference(
     publications: Iterable[Publication],
     spec: RunSpec,
     *,
     rows: int,
-    held: Callable[[Sequence[Publication]], Mapping[str, int]],
+    count_rows: Callable[[Sequence[Publication]], Mapping[str, int]],
 ) -> Publication | None:
     """Select the publication to compare a run with: the last one of the latest window that ends no later than the run's.
 
@@ -76,13 +85,13 @@ def reference_of(
         publications: The project's publications, oldest first.
         spec: The run.
         rows: The run's number of rows.
-        held: Counts the rows of publications that are still in the view, by run: later ones may have replaced them. Called for the
+        count_rows: Counts the rows of publications that are still in the view, by run: later ones may have replaced them. Called for the
             latest window first, and at most once more.
 
     Returns:
-        None if the run or every publication has fewer than `FEWEST_EVENTS` rows.
+        None if the run or every publication has fewer than `MIN_EVENTS` rows.
     """
-    if rows < FEWEST_EVENTS:
+    if rows < MIN_EVENTS:
         return None
     before = [
         publication
@@ -90,20 +99,20 @@ def reference_of(
         if publication.status is PublicationStatus.PUBLISHED
         and publication.run_id != spec.run_id
         and publication.end <= spec.end
-        and publication.rows >= FEWEST_EVENTS
+        and publication.rows >= MIN_EVENTS
     ]
     latest_first = sorted(before, key=lambda publication: publication.end)[::-1]  # with equal ends, the last one is first
     # A publication of the latest window nearly always still has its rows, so older windows are rarely read.
     latest = sum(publication.end == latest_first[0].end for publication in latest_first)
     for candidates in (latest_first[:latest], latest_first[latest:]):
-        counts = held(candidates) if candidates else {}
+        counts = count_rows(candidates) if candidates else {}
         for publication in candidates:
-            if counts.get(publication.run_id, 0) >= FEWEST_EVENTS:
+            if counts.get(publication.run_id, 0) >= MIN_EVENTS:
                 return publication
     return None
 
 
-def held_in(lake: Lake, publications: Sequence[Publication]) -> dict[str, int]:
+def rows_in_view(lake: Lake, publications: Sequence[Publication]) -> dict[str, int]:
     """Count the rows of publications that are still in the feature view's table, by run, in one scan of their windows.
 
     Args:
@@ -132,7 +141,7 @@ def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publica
         connection: The audit's connection, with its views ``judged``, ``source_events`` and ``target_events``.
         lake: The lake with the reference's rows.
         spec: The run.
-        reference: From `reference_of`.
+        reference: From `select_reference`.
     """
     connection.register("published", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
     window = f"{EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND run_id = $run_id"
@@ -141,10 +150,10 @@ def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publica
     previous = _counted(connection, f"SELECT * FROM published WHERE {window}", length, params)
     current = _counted(connection, "SELECT * FROM judged WHERE accepted", length, {})
     connection.unregister("published")
-    return {f"drift_{name}": value for name, value in drift_of(previous, current).items()}
+    return {f"drift_{name}": value for name, value in compute_drift(previous, current).items()}
 
 
-def drift_of(reference: pa.Table, current: pa.Table) -> dict[str, float]:
+def compute_drift(reference: pa.Table, current: pa.Table) -> dict[str, float]:
     """Compute the PSI of each figure.
 
     Args:
@@ -199,7 +208,7 @@ def psi(
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def say_drift(figures: dict[str, Any], quality: QualitySettings, reference: Publication) -> None:
+def warn_on_drift(figures: dict[str, Any], quality: QualitySettings, reference: Publication) -> None:
     """Log a warning for figures above ``[quality] max_drift_warn``."""
     over = {name: figures[f"drift_{name}"] for name in FIGURES if figures[f"drift_{name}"] > quality.max_drift_warn}
     if over and quality.max_drift_warn:

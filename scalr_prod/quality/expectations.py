@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Check", "Finding", "Inspector", "build_docs", "checkpoint_of", "data_context", "inspecting", "results_of"]
+__all__ = [
+    "ExpectationOutcome",
+    "ExpectationSpec",
+    "GxSession",
+    "build_data_docs",
+    "create_checkpoint",
+    "open_data_context",
+    "open_gx_session",
+    "run_checkpoint",
+]
 
 #: Results are stored on disk; suites come from this package and are stored in memory.
 _STORES: Final = {
@@ -36,7 +45,7 @@ _LISTED: Final = 30
 
 
 @dataclass(frozen=True)
-class Check:
+class ExpectationSpec:
     """One expectation: rule name, description, and GX's class and arguments."""
 
     rule: str
@@ -46,13 +55,13 @@ class Check:
     severity: Literal["critical", "warning"] = "critical"
 
     @classmethod
-    def all_true(cls, rule: str, says: str, *, severity: Literal["critical", "warning"] = "critical") -> Check:
+    def all_true(cls, rule: str, says: str, *, severity: Literal["critical", "warning"] = "critical") -> ExpectationSpec:
         """Expect every value of the boolean column ``rule`` to be True."""
         return cls(rule, says, "ExpectColumnValuesToBeInSet", {"column": rule, "value_set": [True]}, severity)
 
 
 @dataclass(frozen=True)
-class Finding:
+class ExpectationOutcome:
     """GX's result of one check."""
 
     rule: str
@@ -61,8 +70,8 @@ class Finding:
     failed: int
 
 
-class Inspector:
-    """An open data context; `inspecting` locks its folder for one process."""
+class GxSession:
+    """An open data context; `open_gx_session` locks its folder for one process."""
 
     def __init__(self, context: Any, docs: str) -> None:
         self._context = context
@@ -70,7 +79,9 @@ class Inspector:
         self._results: list[Any] = []
         self.docs = docs
 
-    def inspect(self, suite: str, subject: str, frame: pd.DataFrame, checks: Sequence[Check]) -> list[Finding]:
+    def validate(
+        self, suite: str, subject: str, frame: pd.DataFrame, checks: Sequence[ExpectationSpec]
+    ) -> list[ExpectationOutcome]:
         """Validate one frame and store the result.
 
         Args:
@@ -85,18 +96,18 @@ class Inspector:
         if suite not in self._checkpoints:
             rows = self._context.data_sources.add_or_update_pandas(suite).add_dataframe_asset("rows")
             batch = rows.add_batch_definition_whole_dataframe("all")
-            self._checkpoints[suite] = checkpoint_of(self._context, suite, map(_expectation, checks), batch)
-        identifier, found = results_of(self._checkpoints[suite], subject, {"dataframe": frame})
+            self._checkpoints[suite] = create_checkpoint(self._context, suite, map(_expectation, checks), batch)
+        identifier, found = run_checkpoint(self._checkpoints[suite], subject, {"dataframe": frame})
         self._results.append(identifier)
         return [_finding(check.rule, found[check.rule], len(frame)) for check in checks]
 
     def build_docs(self) -> None:
         """Add all results to the data docs, in one build because most of its cost is fixed."""
-        build_docs(self._context, self._checkpoints, self._results)
+        build_data_docs(self._context, self._checkpoints, self._results)
 
 
 @contextmanager
-def inspecting(settings: Settings) -> Iterator[Inspector]:
+def open_gx_session(settings: Settings) -> Iterator[GxSession]:
     """Open the project's data context: results in ``<home>/gx``, data docs in ``<home>/data_docs``.
 
     Raises:
@@ -104,14 +115,14 @@ def inspecting(settings: Settings) -> Iterator[Inspector]:
         QualityError: Another audit has held the data context's lock for too long.
     """
     claim_home(settings)
-    with data_context(settings.home) as (context, docs):
-        inspector = Inspector(context, docs)
+    with open_data_context(settings.home) as (context, docs):
+        inspector = GxSession(context, docs)
         yield inspector
         inspector.build_docs()
 
 
 @contextmanager
-def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
+def open_data_context(folder: Path) -> Iterator[tuple[Any, str]]:
     """Open Great Expectations' context in a folder, locked for one process; yield it and the index page of its data docs.
 
     Args:
@@ -169,7 +180,7 @@ def data_context(folder: Path) -> Iterator[tuple[Any, str]]:
         lock.release()
 
 
-def checkpoint_of(context: Any, name: str, expectations: Iterable[Any], batch: Any, *, examples: int = 0) -> Any:
+def create_checkpoint(context: Any, name: str, expectations: Iterable[Any], batch: Any, *, examples: int = 0) -> Any:
     """Create a checkpoint that validates a batch and stores the result, with up to ``examples`` failing values per expectation."""
     import great_expectations as gx
 
@@ -179,7 +190,7 @@ def checkpoint_of(context: Any, name: str, expectations: Iterable[Any], batch: A
     return context.checkpoints.add(gx.Checkpoint(name=name, validation_definitions=[definition], result_format=wanted))
 
 
-def results_of(checkpoint: Any, subject: str, parameters: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+def run_checkpoint(checkpoint: Any, subject: str, parameters: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Run a checkpoint; return the identifier of its result and each expectation's result by the rule in its ``meta``."""
     import great_expectations as gx
 
@@ -188,14 +199,14 @@ def results_of(checkpoint: Any, subject: str, parameters: dict[str, Any] | None 
     return identifier, {entry.expectation_config.meta["rule"]: entry for entry in result.results}
 
 
-def build_docs(context: Any, suites: Iterable[str], results: Iterable[Any]) -> None:
+def build_data_docs(context: Any, suites: Iterable[str], results: Iterable[Any]) -> None:
     """Build the data docs of suites, by name, and results, by identifier."""
     from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 
     context.build_data_docs(resource_identifiers=[*map(ExpectationSuiteIdentifier, suites), *results])
 
 
-def _expectation(check: Check) -> Any:
+def _expectation(check: ExpectationSpec) -> Any:
     import great_expectations.expectations as library
 
     return getattr(library, check.expectation)(
@@ -211,11 +222,11 @@ def _backend(root: Any, folder: str | None) -> dict[str, str]:
     return {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(root / folder)}
 
 
-def _finding(rule: str, entry: Any, rows: int) -> Finding:
+def _finding(rule: str, entry: Any, rows: int) -> ExpectationOutcome:
     exception = entry.exception_info or {}
     if exception.get("raised_exception") or "unexpected_count" not in entry.result:
-        return Finding(rule, bool(entry.success), rows, 0 if entry.success else rows)
+        return ExpectationOutcome(rule, bool(entry.success), rows, 0 if entry.success else rows)
     # GX does not count nulls. Row verdicts are never null; a null figure is a failure.
     missing = int(entry.result.get("missing_count") or 0)
     failed = int(entry.result["unexpected_count"]) + missing
-    return Finding(rule, bool(entry.success) and not missing, rows, failed)
+    return ExpectationOutcome(rule, bool(entry.success) and not missing, rows, failed)

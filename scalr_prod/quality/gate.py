@@ -8,24 +8,24 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from scalr_prod.binding import open_own
+from scalr_prod.binding import open_project_lake
 from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
 from scalr_prod.generation.partition import candidate_schema
-from scalr_prod.generation.parts import sha256_of
+from scalr_prod.generation.parts import file_sha256
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.progress import counting
+from scalr_prod.progress import track
 from scalr_prod.quality.accept import write_accepted, write_quarantine
-from scalr_prod.quality.audit import auditing
-from scalr_prod.quality.drift import held_in, measure_drift, reference_of, say_drift
-from scalr_prod.quality.expectations import inspecting
-from scalr_prod.quality.information import information_figures, next_step_of
-from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
+from scalr_prod.quality.audit import open_audit
+from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
+from scalr_prod.quality.expectations import open_gx_session
+from scalr_prod.quality.information import information_figures, suggest_next_step
+from scalr_prod.quality.inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.protocol import AuditedRun
-from scalr_prod.quality.report import GateReport, refusal
+from scalr_prod.quality.report import GateReport, describe_failures
 from scalr_prod.quality.rule_set import RuleSet
-from scalr_prod.quality.rules import COLUMNS
+from scalr_prod.quality.rules import EVENT_COLUMNS
 from scalr_prod.whole import write_json
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _SUITE: Final = "synthetic_events"
 #: Columns of the judged rows beside those of the rules.
-_RESERVED: Final = (*COLUMNS, "accepted", "reason")
+_RESERVED: Final = (*EVENT_COLUMNS, "accepted", "reason")
 _AUDITABLE: Final = frozenset({RunState.GENERATED, RunState.VALIDATED, RunState.REJECTED})
 _FINAL: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
@@ -70,7 +70,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
         report = _verdict(settings, run, record, ledger.publications(), progress=progress)
         if run.state in _AUDITABLE:
             state = RunState.VALIDATED if report.passed else RunState.REJECTED
-            ledger.set_stage(run_id, state, cause=_summary(report))
+            ledger.set_state(run_id, state, cause=_summary(report))
     if not report.passed:
         raise _refusal(report, run_id)
     return report
@@ -104,13 +104,15 @@ def _verdict(
         )
     files = sorted((folder / "candidates").glob("*.parquet"))
     rule_set = RuleSet(settings.quality)
-    reference = reference_of(publications, run.spec, rows=_rows(files), held=partial(held_in, Lake.open(settings)))
+    reference = select_reference(
+        publications, run.spec, rows=_rows(files), count_rows=partial(rows_in_view, Lake.open(settings))
+    )
     inputs = _inputs(settings, run.spec, record, files, rule_set, reference)
     if stored is not None and stored["inputs"] == inputs:
         report = GateReport.from_json(stored["report"], repeated=True)
         if _is_intact(folder, report):
             return report
-    with counting("audit", show=progress) as count:
+    with track("audit", show=progress) as count:
         report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
         count(report.rows)
     if auditable or report.passed:  # a published run passed with the settings at that time
@@ -121,7 +123,7 @@ def _verdict(
 def _is_intact(folder: Path, report: GateReport) -> bool:
     """Whether each accepted file exists with the verdict's checksum."""
     files = [(folder / file["path"], file["sha256"]) for file in report.files]
-    return all(path.exists() and sha256_of(path) == known for path, known in files)
+    return all(path.exists() and file_sha256(path) == known for path, known in files)
 
 
 def _inputs(
@@ -135,8 +137,8 @@ def _inputs(
     """Return everything that the verdict depends on."""
     return {
         "rules": rule_set.versions(),
-        "run": json.loads(spec.canonical()),
-        "candidates": {path.name: sha256_of(path) for path in files},
+        "run": json.loads(spec.canonical_json()),
+        "candidates": {path.name: file_sha256(path) for path in files},
         "sources": list(settings.domains.source_names),
         "quality": settings.quality.model_dump(mode="json", exclude={"rules"}),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
@@ -164,10 +166,10 @@ def _audit(
 ) -> GateReport:
     quality = settings.quality
     generation = _generation_settings(settings, spec)
-    open_own(settings).require(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    open_project_lake(settings).require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     schema = candidate_schema(settings)
-    with inspecting(settings) as inspector:
-        shape = inspect_columns(
+    with open_gx_session(settings) as inspector:
+        shape = validate_columns(
             inspector,
             _SUITE,
             spec.run_id,
@@ -197,23 +199,23 @@ def _audit(
             reference=None if reference is None else reference.run_id,
         )
         rules, bounds = rule_set.rules(run, _RESERVED)
-        with auditing(settings, spec, files, rules, popularity_buckets=generation["align_buckets"]) as audit:
+        with open_audit(settings, spec, files, rules, popularity_buckets=generation["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
-            by_row = inspect_rows(inspector, _SUITE, spec.run_id, audit.judged, severity=severity)
+            by_row = validate_rows(inspector, _SUITE, spec.run_id, audit.verdicts, severity=severity)
             figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
             figures |= information_figures(record)
             if reference is not None:
-                figures |= measure_drift(audit.judged.connection, Lake.open(settings), spec, reference)
-                say_drift(figures, quality, reference)
-            figures |= audit.asked(bounds, figures)
-            by_run = inspect_figures(inspector, _SUITE, spec.run_id, figures, bounds)
-            figures["by_source"] = audit.by_source()
+                figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
+                warn_on_drift(figures, quality, reference)
+            figures |= audit.query_figures(bounds, figures)
+            by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, bounds)
+            figures["by_source"] = audit.counts_by_source()
             if reference is not None:
                 figures["drift_reference"] = reference.run_id
-            rows, good = audit.judged.counts()
+            rows, good = audit.verdicts.counts()
             passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
-            write_quarantine(settings, spec, audit.refused() if quarantined else None)
+            write_quarantine(settings, spec, audit.rejected() if quarantined else None)
             accepted = write_accepted(folder, audit.accepted() if passed else None, schema)
     return GateReport(
         spec.run_id,
@@ -263,8 +265,8 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
         found = "the run holds no candidate event: nothing could be translated with these settings"
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
-        found = refusal(report)
-        next_step = next_step_of(report, next_step)
+        found = describe_failures(report)
+        next_step = suggest_next_step(report, next_step)
     error = QualityGateFailed(found, where=report.docs, next_step=next_step)
-    error.at(run_id=run_id)
+    error.add_context(run_id=run_id)
     return error

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from scalr_prod.quality.protocol import AuditedRun
     from scalr_prod.quality.report import GateReport
 
-__all__ = ["FEWEST_USERS", "InformationRules", "information_figures", "next_step_of"]
+__all__ = ["MIN_USERS", "InformationRules", "information_figures", "suggest_next_step"]
 
 #: A bootstrap over fewer users gives no usable interval.
-FEWEST_USERS: Final = 20
+MIN_USERS: Final = 20
 
 
 def information_figures(record: ModelVersion | None) -> dict[str, Any]:
@@ -42,9 +42,9 @@ class InformationRules:
         return [
             FigureRule(
                 "information_was_measured",
-                f"what source histories say was measured at training on at least {FEWEST_USERS} held-out users",
+                f"what source histories say was measured at training on at least {MIN_USERS} held-out users",
                 "information_users",
-                low=FEWEST_USERS,
+                low=MIN_USERS,
             ),
             FigureRule(
                 "information_of_source_histories",
@@ -56,12 +56,12 @@ class InformationRules:
         ]
 
 
-def next_step_of(report: GateReport, otherwise: str) -> str:
+def suggest_next_step(report: GateReport, default: str) -> str:
     """Suggest what to do if rules of this module were broken, alone or among others."""
     broken = [rule.rule.startswith("information_") for rule in report.failures]
     if not any(broken):
-        return otherwise
-    return _NEXT_STEP if all(broken) else f"{otherwise}; for information_*: {_NEXT_STEP}"
+        return default
+    return _NEXT_STEP if all(broken) else f"{default}; for information_*: {_NEXT_STEP}"
 
 
 _NEXT_STEP: Final = (

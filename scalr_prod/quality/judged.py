@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.duck import exact
-from scalr_prod.quality.rule_set import unusable
+from scalr_prod.duck import escape_glob
+from scalr_prod.quality.rule_set import unusable_rule_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from scalr_prod.quality.protocol import RowRule
 
-__all__ = ["Judged", "judge"]
+__all__ = ["RowVerdicts", "evaluate_rules"]
 
 #: Rows per frame for Great Expectations, which needs about six bytes per rule and row.
-SLICE_ROWS: Final = 500_000
+FRAME_ROWS: Final = 500_000
 _EXAMPLES: Final = 3
 
 
-class Judged:
+class RowVerdicts:
     """The view ``judged`` of a connection: the rows' own columns, one boolean per rule, and ``accepted``.
 
     Attributes:
@@ -38,20 +38,20 @@ class Judged:
 
     def counts(self) -> tuple[int, int]:
         """Count all rows, and those that pass every rule."""
-        rows, good = self.row("SELECT count(*), count(*) FILTER (accepted) FROM judged")
+        rows, good = self.fetch_row("SELECT count(*), count(*) FILTER (accepted) FROM judged")
         return int(rows), int(good)
 
-    def frames(self) -> Iterator[pd.DataFrame]:
-        """Yield frames of about `SLICE_ROWS` rows: boolean columns, True if the rule holds; one empty frame without rows."""
+    def iter_frames(self) -> Iterator[pd.DataFrame]:
+        """Yield frames of about `FRAME_ROWS` rows: boolean columns, True if the rule holds; one empty frame without rows."""
         import pyarrow as pa
 
         columns = ", ".join(rule.name for rule in self.rules)
-        reader = self.connection.sql(f"SELECT {columns} FROM judged").to_arrow_reader(SLICE_ROWS)
+        reader = self.connection.sql(f"SELECT {columns} FROM judged").to_arrow_reader(FRAME_ROWS)
         waiting: list[pa.RecordBatch] = []
         empty = True
         for batch in reader:
             waiting.append(batch)
-            if sum(pending.num_rows for pending in waiting) >= SLICE_ROWS:
+            if sum(pending.num_rows for pending in waiting) >= FRAME_ROWS:
                 yield pa.Table.from_batches(waiting).to_pandas()
                 waiting, empty = [], False
         if empty or waiting:
@@ -64,13 +64,13 @@ class Judged:
         rows = self.connection.sql(query).to_arrow_table().to_pylist()
         return [{key: value if isinstance(value, int) else str(value) for key, value in row.items()} for row in rows]
 
-    def row(self, query: str) -> tuple[Any, ...]:
+    def fetch_row(self, query: str) -> tuple[Any, ...]:
         """Return the only row of a query."""
         row: tuple[Any, ...] = self.connection.execute(query).fetchall()[0]
         return row
 
 
-def judge(
+def evaluate_rules(
     connection: Any,
     select: str,
     rules: Sequence[RowRule],
@@ -78,7 +78,7 @@ def judge(
     columns: Sequence[str],
     shown: Sequence[str],
     paths: Iterable[Path],
-) -> Judged:
+) -> RowVerdicts:
     """Apply every rule to every row of a query, once per output file, and store the verdicts on disk.
 
     Args:
@@ -105,9 +105,9 @@ def judge(
         except duckdb.Error as error:
             _raise_for_rule(connection, select, rules, error)
             raise
-        written.append(exact(path))
+        written.append(escape_glob(path))
     connection.read_parquet(written).create_view("judged")
-    return Judged(connection, rules, shown, written)
+    return RowVerdicts(connection, rules, shown, written)
 
 
 def _raise_for_rule(connection: Any, select: str, rules: Sequence[RowRule], error: Exception) -> None:
@@ -119,4 +119,4 @@ def _raise_for_rule(connection: Any, select: str, rules: Sequence[RowRule], erro
         try:
             connection.execute(f"SELECT count(*) FILTER (held) FROM ({alone})").fetchall()
         except duckdb.Error as cause:
-            raise unusable(rule.name, f"its condition cannot be computed: {cause}") from error
+            raise unusable_rule_error(rule.name, f"its condition cannot be computed: {cause}") from error

@@ -10,9 +10,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.heaps import HEAP, edges_of, tables_of
+from scalr_prod.heaps import PARTITION_ROWS, iter_partition_tables, quantile_bounds
 from scalr_prod.holdout import not_held_out_sql
-from scalr_prod.quality.rules import instant_sql, one_context_per_user
+from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["Ranges"]
+__all__ = ["UserPartitions"]
 
 _KEY: Final = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
 #: Bits of a digest, so that it is a non-negative BIGINT.
 _BITS: Final = 63
 
 
-class Ranges:
+class UserPartitions:
     """Tables of one user partition at a time.
 
     ``c``: the candidates, with ``same_event_id`` and ``same_user_item_time``: rank among rows with an equal key, 1 for the first.
@@ -40,17 +40,19 @@ class Ranges:
         folder: Folder of the judged rows and of spilled partitions.
 
     Attributes:
-        source_events: Domain → number of distinct source events of the window, without held-out users; complete after the last partition.
-        users: Number of users with such events; counted only if the run has one context per user.
+        source_event_counts: Domain → number of distinct source events of the window, without held-out users; complete after the last partition.
+        user_count: Number of users with such events; counted only if the run has one context per user.
     """
 
     def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path) -> None:
-        self.source_events: Counter[str] = Counter()
-        self.users = 0
+        self.source_event_counts: Counter[str] = Counter()
+        self.user_count = 0
         self._connection, self._spec, self._sources, self._folder = connection, spec, sources, folder
-        self._window = f"{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND {EVENT_TIMESTAMP} < {instant_sql(spec.end)}"
+        self._window = (
+            f"{EVENT_TIMESTAMP} >= {timestamp_literal(spec.start)} AND {EVENT_TIMESTAMP} < {timestamp_literal(spec.end)}"
+        )
 
-    def files(self) -> Iterator[Path]:
+    def iter_files(self) -> Iterator[Path]:
         """Yield the output file of each partition, after creating the partition's tables."""
         db = self._connection
         self._find_repeated_ids()
@@ -60,7 +62,7 @@ class Ranges:
         }
         edges = self._edges([*queries.values(), f"SELECT {USER_ID} FROM candidates WHERE {USER_ID} IS NOT NULL"])
         tables = [
-            tables_of(db, query, key=USER_ID, edges=edges, path=self._folder / f"{name}.arrow", name=name)
+            iter_partition_tables(db, query, key=USER_ID, bounds=edges, path=self._folder / f"{name}.arrow", name=name)
             for name, query in queries.items()
         ]
         for number, _ in enumerate(zip(*tables, strict=True)):
@@ -80,7 +82,7 @@ class Ranges:
 
     def _in_time(self) -> str:
         """Return SQL: whether a source event is in the window, or in the time range that candidates refer to."""
-        start, end = map(instant_sql, (self._spec.start, self._spec.end))
+        start, end = map(timestamp_literal, (self._spec.start, self._spec.end))
         ((first, last),) = self._connection.execute(
             f"""SELECT least({start}, min(source_event_timestamp))::VARCHAR, greatest({end}, max(source_event_timestamp))::VARCHAR
             FROM candidates"""
@@ -88,21 +90,21 @@ class Ranges:
         return f"{EVENT_TIMESTAMP} >= TIMESTAMPTZ '{first}' AND {EVENT_TIMESTAMP} <= TIMESTAMPTZ '{last}'"
 
     def _edges(self, queries: Sequence[str]) -> list[Any]:
-        """Return the users that split the rows of all queries into partitions of about `HEAP` rows."""
+        """Return the users that split the rows of all queries into partitions of about `PARTITION_ROWS` rows."""
         every = " UNION ALL ".join(f"SELECT {USER_ID} FROM ({query})" for query in queries)
         ((rows,),) = self._connection.execute(f"SELECT count(*) FROM ({every})").fetchall()
-        return edges_of(self._connection, f"({every})", USER_ID, rows)
+        return quantile_bounds(self._connection, f"({every})", USER_ID, rows)
 
     def _find_repeated_ids(self) -> None:
         """Create ``repeated_ids`` over all candidates; count digests one range at a time."""
         db = self._connection
         ((rows,),) = db.execute("SELECT count(*) FROM candidates").fetchall()
-        count = -(-rows // (8 * HEAP)) or 1  # a digest has eight bytes
+        count = -(-rows // (8 * PARTITION_ROWS)) or 1  # a digest has eight bytes
         edges = [(number << _BITS) // count for number in range(1, count)]
         digest = f"(hash(event_id) >> {64 - _BITS})::BIGINT"
         db.execute("CREATE TEMP TABLE shared_ids (digest BIGINT)")
         query, path = f"SELECT {digest} AS digest FROM candidates", self._folder / "digests.arrow"
-        for table in tables_of(db, query, key="digest", edges=edges, path=path, name="digests"):
+        for table in iter_partition_tables(db, query, key="digest", bounds=edges, path=path, name="digests"):
             db.execute(f"INSERT INTO shared_ids SELECT digest FROM {table} GROUP BY digest HAVING count(*) > 1")
         _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
 
@@ -111,10 +113,10 @@ class Ranges:
         counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {not_held_out}"
         domain = source_domain_sql(ITEM_ID, self._sources)
         query = f"SELECT {domain}, count(*) FROM ({counted}) GROUP BY ALL"
-        self.source_events.update(dict(self._connection.execute(query).fetchall()))
-        if one_context_per_user(self._spec):
+        self.source_event_counts.update(dict(self._connection.execute(query).fetchall()))
+        if has_one_context_per_user(self._spec):
             ((users,),) = self._connection.execute(f"SELECT count(DISTINCT {USER_ID}) FROM ({counted})").fetchall()
-            self.users += users
+            self.user_count += users
 
 
 def _within(edges: Sequence[Any], number: int) -> tuple[str, dict[str, Any]]:

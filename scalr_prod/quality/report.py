@@ -11,7 +11,7 @@ from scalr_prod.jsonable import Jsonable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GateReport", "RuleOutcome", "refusal", "short"]
+__all__ = ["GateReport", "RuleOutcome", "describe_failures", "format_value"]
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class GateReport(Jsonable):
         return cls(**{**content, "rules": rules, "repeated": repeated})
 
 
-def refusal(report: GateReport) -> str:
+def describe_failures(report: GateReport) -> str:
     """Describe each failed expectation with its result in one sentence."""
     return "; ".join(
         f"{rule.rule} ({rule.says}): "
-        + (f"found {short(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
+        + (f"found {format_value(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
         for rule in report.failures
     )
 
 
-def short(value: object) -> str:
+def format_value(value: object) -> str:
     """Format a float with six digits, and any other value with ``str``."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.protocol import AuditedRun
     from scalr_prod.sections import QualitySettings
 
-__all__ = ["RuleSet", "unusable"]
+__all__ = ["RuleSet", "unusable_rule_error"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -33,23 +33,23 @@ class RuleSet:
 
     def __init__(self, quality: QualitySettings) -> None:
         self._found: dict[str, Any] = {}
-        for name in (*RULES.own, *quality.rules):
+        for name in (*RULES.builtin, *quality.rules):
             found = RULES.load(name, GateRule)
             self._found[name] = found() if isinstance(found, type) else found
 
     def versions(self) -> dict[str, str]:
         """Return gate rule → version; a plug-in's version includes a digest of its module, which may change without a new number."""
         return {
-            name: str(rule.version) if name in RULES.own else f"{rule.version}+{source_digest(rule)[:12]}"
+            name: str(rule.version) if name in RULES.builtin else f"{rule.version}+{source_digest(rule)[:12]}"
             for name, rule in self._found.items()
         }
 
-    def rules(self, run: AuditedRun, taken: Collection[str]) -> tuple[list[RowRule], list[FigureRule]]:
+    def rules(self, run: AuditedRun, reserved_names: Collection[str]) -> tuple[list[RowRule], list[FigureRule]]:
         """Return all row rules and figure rules for a run.
 
         Args:
             run: The run.
-            taken: Names that no rule may use: the columns of the judged rows.
+            reserved_names: Names that no rule may use: the columns of the judged rows.
 
         Raises:
             QualityError: A plug-in gate rule failed, or returned a rule whose name is taken or is not a valid column.
@@ -60,14 +60,14 @@ class RuleSet:
                 problem = None
                 if not isinstance(rule, RowRule | FigureRule):
                     problem = f"it gave a {type(rule).__name__} instead of a RowRule or a FigureRule"
-                elif rule.name in found or rule.name in taken:
+                elif rule.name in found or rule.name in reserved_names:
                     problem = f"it gave a rule under the name {rule.name!r}, which is taken"
                 elif not _NAME.fullmatch(rule.name):
                     problem = (
                         f"it gave a rule under the name {rule.name!r}: only lower-case letters, digits and _ can be a column"
                     )
                 if problem is not None:
-                    raise unusable(name, problem)
+                    raise unusable_rule_error(name, problem)
                 found[rule.name] = rule
         rows = [rule for rule in found.values() if isinstance(rule, RowRule)]
         return rows, [rule for rule in found.values() if isinstance(rule, FigureRule)]
@@ -76,12 +76,12 @@ class RuleSet:
         try:
             return list(self._found[name].rules(run))
         except Exception as error:  # plug-in code may raise anything
-            if name in RULES.own:
+            if name in RULES.builtin:
                 raise
-            raise unusable(name, f"it failed: {type(error).__name__}: {error}") from error
+            raise unusable_rule_error(name, f"it failed: {type(error).__name__}: {error}") from error
 
 
-def unusable(name: str, problem: str) -> QualityError:
+def unusable_rule_error(name: str, problem: str) -> QualityError:
     """Return the error for a rule that cannot be computed."""
     return QualityError(
         f"the gate rule {name}: {problem}", where=RULES.setting, next_step="correct the rule: see scalr_prod.quality.GateRule"

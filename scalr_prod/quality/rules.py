@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.protocol import AuditedRun
 
-__all__ = ["COLUMNS", "RowRules", "RunRules", "instant_sql", "one_context_per_user"]
+__all__ = ["EVENT_COLUMNS", "RowRules", "RunRules", "has_one_context_per_user", "timestamp_literal"]
 
 #: Columns of a synthetic event, in order.
-COLUMNS = (
+EVENT_COLUMNS = (
     "event_id",
     USER_ID,
     ITEM_ID,
@@ -46,7 +46,9 @@ class RowRules:
     def rules(self, run: AuditedRun) -> list[RowRule]:
         """Return the rules for every row; see `scalr_prod.quality.GateRule`."""
         spec = run.spec
-        rules = [RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in COLUMNS]
+        rules = [
+            RowRule(f"{column}_is_present", f"{column} is not null", f"c.{column} IS NOT NULL") for column in EVENT_COLUMNS
+        ]
         rules += [
             RowRule("event_id_is_a_hash", "event_id is 32 hex digits", "regexp_full_match(c.event_id, '[0-9a-f]{32}')"),
             RowRule("event_id_is_unique", "no other row has this event_id", "c.same_event_id = 1"),
@@ -56,12 +58,12 @@ class RowRules:
             RowRule(
                 "event_is_in_the_window",
                 f"{spec.start.isoformat()} <= {EVENT_TIMESTAMP} < {spec.end.isoformat()}",
-                f"c.{EVENT_TIMESTAMP} >= {instant_sql(spec.start)} AND c.{EVENT_TIMESTAMP} < {instant_sql(spec.end)}",
+                f"c.{EVENT_TIMESTAMP} >= {timestamp_literal(spec.start)} AND c.{EVENT_TIMESTAMP} < {timestamp_literal(spec.end)}",
             ),
             RowRule(
                 "known_from_as_of_on",
                 f"{CREATED_TIMESTAMP} is the run's as_of, {spec.as_of.isoformat()}",
-                f"c.{CREATED_TIMESTAMP} = {instant_sql(spec.as_of)}",
+                f"c.{CREATED_TIMESTAMP} = {timestamp_literal(spec.as_of)}",
             ),
             _at_the_source_event(spec),
             RowRule(
@@ -103,14 +105,14 @@ class RowRules:
         ]
 
 
-def one_context_per_user(spec: RunSpec) -> bool:
+def has_one_context_per_user(spec: RunSpec) -> bool:
     """Whether the run translates each user once, at the window's end, instead of every source event."""
     return bool(spec.settings["generation"].get("contexts") == "users")
 
 
 def _at_the_source_event(spec: RunSpec) -> RowRule:
     name = "event_is_at_the_source_event"
-    if one_context_per_user(spec):  # translated as of the window's end, so never before its source event
+    if has_one_context_per_user(spec):  # translated as of the window's end, so never before its source event
         return RowRule(
             name, f"{EVENT_TIMESTAMP} is not before source_event_timestamp", f"c.{EVENT_TIMESTAMP} >= c.source_event_timestamp"
         )
@@ -126,7 +128,7 @@ class RunRules:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
         spec, quality, events_per_source_event = run.spec, run.quality, run.events_per_source_event
         limit = "start" if spec.mode == "causal" else "as_of"
-        contexts = "users" if one_context_per_user(spec) else "source events"
+        contexts = "users" if has_one_context_per_user(spec) else "source events"
         rules = [
             FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
             FigureRule(
@@ -177,6 +179,6 @@ def _text(name: str) -> str:
     return f"'{name}'"
 
 
-def instant_sql(moment: datetime) -> str:
+def timestamp_literal(moment: datetime) -> str:
     """Return a datetime as a DuckDB literal."""
     return f"TIMESTAMPTZ '{moment.isoformat()}'"

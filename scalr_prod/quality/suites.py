@@ -18,10 +18,10 @@ from scalr_prod.errors import QualityError, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["COLUMNS", "Rule", "Suite", "expectations_of", "read_suite", "write_suite"]
+__all__ = ["DEFAULT_COLUMNS", "Suite", "SuiteRule", "read_suite", "resolve_rules", "write_suite"]
 
 #: Default column names of the built-in suite.
-COLUMNS: Final = {
+DEFAULT_COLUMNS: Final = {
     "user": "user_id",
     "item": "item_id",
     "timestamp": "event_timestamp",
@@ -68,7 +68,7 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Rule:
+class SuiteRule:
     """An expectation for the columns of one data set.
 
     Attributes:
@@ -125,35 +125,35 @@ def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
     return str(path)
 
 
-def read_suite(named: str, base: Path) -> Suite:
+def read_suite(name_or_path: str, base: Path) -> Suite:
     """Read a suite by path or name.
 
     Args:
-        named: A YAML or JSON file; or a name, for ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else for a built-in
+        name_or_path: A YAML or JSON file; or a name, for ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else for a built-in
             suite (``training``).
         base: Base of relative paths.
 
     Raises:
         SettingsError: There is no such suite, or the file is invalid; the error names the expectation and the key.
     """
-    path = base / Path(named).expanduser()
-    if not path.is_file() and Path(named).suffix not in _SUFFIXES:
-        candidates = [base / _FOLDER / f"{named}{suffix}" for suffix in _SUFFIXES]
+    path = base / Path(name_or_path).expanduser()
+    if not path.is_file() and Path(name_or_path).suffix not in _SUFFIXES:
+        candidates = [base / _FOLDER / f"{name_or_path}{suffix}" for suffix in _SUFFIXES]
         path = next((file for file in candidates if file.is_file()), path)
-        if not path.is_file() and named in _BUILT_IN:
-            return _suite(_parsed(_render(named, {}), named), "built in", named)
+        if not path.is_file() and name_or_path in _BUILT_IN:
+            return _suite(_parsed(_render(name_or_path, {}), name_or_path), "built in", name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"there is no suite {named!r}: {_reason(error)}",
+            f"there is no suite {name_or_path!r}: {_reason(error)}",
             where=str(path),
             next_step=f"write one to edit: scalr quality init-suite {_FOLDER}/training.yaml",
         ) from error
     return _suite(_parsed(text, str(path)), str(path), path.stem)
 
 
-def expectations_of(suite: Suite, columns: Mapping[str, str], *, measured: bool = False) -> list[Rule]:
+def resolve_rules(suite: Suite, columns: Mapping[str, str], *, measured: bool = False) -> list[SuiteRule]:
     """Resolve the suite's expectations for a data set; ``meta.each`` gives one per matching column.
 
     Args:
@@ -164,7 +164,7 @@ def expectations_of(suite: Suite, columns: Mapping[str, str], *, measured: bool 
     Raises:
         SettingsError: An entry is not an expectation; the error names it.
     """
-    rules: dict[str, Rule] = {}
+    rules: dict[str, SuiteRule] = {}
     for number, entry in enumerate(suite.entries, 1):
         for rule in _rules(entry, columns, _place(suite.file, number, entry), measured=measured):
             numbered = (f"{rule.name}_{again}" for again in count(2))
@@ -173,7 +173,7 @@ def expectations_of(suite: Suite, columns: Mapping[str, str], *, measured: bool 
     return list(rules.values())
 
 
-def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, measured: bool) -> Iterator[Rule]:
+def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, measured: bool) -> Iterator[SuiteRule]:
     meta = dict(entry.get("meta") or {})
     severity = (measured and meta.get("where_measured")) or entry.get("severity") or "critical"
     kwargs = dict(entry.get("kwargs") or {})
@@ -181,7 +181,7 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     if severity not in _SEVERITIES:
         raise _bad(where, f"severity is {severity!r}", f"one of {', '.join(_SEVERITIES)}")
     named = [kwargs.get(key) for key in ("column", "column_A", "column_B")] + list(kwargs.get("column_list") or [])
-    rule = Rule(
+    rule = SuiteRule(
         str(meta.get("rule") or _default_name(entry["type"], named)),
         str(entry.get("description") or entry["type"].replace("_", " ")),
         entry["type"],
@@ -198,10 +198,10 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     if rule.missing or not matching:
         missing = rule.missing or tuple(map(str, each["columns"]))
         plain = rule.says.replace("{column}", "a feature")
-        yield Rule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
+        yield SuiteRule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
     for column in [] if rule.missing else matching:
         if column not in needs:
-            yield Rule(
+            yield SuiteRule(
                 f"{column}_{rule.name}",
                 rule.says.replace("{column}", column),
                 rule.type,
@@ -232,7 +232,7 @@ def _substitute(value: Any, column: str) -> Any:
 
 def _render(name: str, columns: Mapping[str, str]) -> str:
     text = _BUILT_IN[name].read_text(encoding="utf-8")
-    for role, column in (COLUMNS | dict(columns)).items():
+    for role, column in (DEFAULT_COLUMNS | dict(columns)).items():
         text = text.replace(f'"<{role}>"', '"' + column.replace('"', '""') + '"').replace(f"<{role}>", column)
     return text
 
@@ -292,7 +292,7 @@ def _check(entry: Mapping[str, Any], where: str) -> None:
         raise _bad(where, f"meta.each.kind is {kind!r}", f"one of {', '.join(_KINDS)}")
 
 
-def known_type(name: str, known: Sequence[str], where: str) -> None:
+def check_expectation_type(name: str, known: Sequence[str], where: str) -> None:
     """Check that Great Expectations has an expectation type.
 
     Raises:

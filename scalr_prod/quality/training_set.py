@@ -9,13 +9,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
-from scalr_prod.duck import exact, open_duckdb, staging_folder
+from scalr_prod.duck import escape_glob, open_duckdb, staging_folder
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality.expectations import inspecting
-from scalr_prod.quality.inspections import inspect_columns, inspect_figures, inspect_rows
-from scalr_prod.quality.judged import judge
+from scalr_prod.quality.expectations import open_gx_session
+from scalr_prod.quality.inspections import validate_columns, validate_figures, validate_rows
+from scalr_prod.quality.judged import evaluate_rules
 from scalr_prod.quality.protocol import FigureRule, RowRule
-from scalr_prod.quality.report import GateReport, refusal
+from scalr_prod.quality.report import GateReport, describe_failures
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,7 +36,7 @@ _WINDOW_RULES: Final = ("label_is_before_the_cutoff", "label_is_in_the_window")
 
 
 def validate_training_set(
-    settings: Settings, folder: Path, manifest: Mapping[str, Any], *, judged: Collection[str] = ()
+    settings: Settings, folder: Path, manifest: Mapping[str, Any], *, validated_files: Collection[str] = ()
 ) -> GateReport:
     """Audit every row of a training set before it is published.
 
@@ -48,21 +48,21 @@ def validate_training_set(
         folder: Folder of the set's Parquet files, at any depth.
         manifest: Has ``name``, ``cutoff`` and (optional) ``start`` (ISO 8601), ``columns`` (name → Arrow type), ``features``,
             ``rows`` and ``synthetic``.
-        judged: Names of files that a previous version's gate passed, with the same columns and rules; see `row_rules_digest`.
+        validated_files: Names of files that a previous version's gate passed, with the same columns and rules; see `row_rules_digest`.
 
     Raises:
         QualityGateFailed: A rule is broken; the error names the expectations, the counts and the data docs.
     """
     files = sorted(folder.rglob("*.parquet"))
     subject = f"{manifest.get('name', 'training_set')}"
-    with inspecting(settings) as inspector:
+    with open_gx_session(settings) as inspector:
         says = "columns, order and types are those of the manifest"
-        unjudged = [path for path in files if path.name not in judged]
-        outcomes = inspect_columns(inspector, _SUITE, subject, unjudged or files[:1], manifest["columns"], says=says)
+        unjudged = [path for path in files if path.name not in validated_files]
+        outcomes = validate_columns(inspector, _SUITE, subject, unjudged or files[:1], manifest["columns"], says=says)
         rows = good = 0
         figures: dict[str, Any] = {}
         if outcomes[0].success and files:
-            more, figures, (rows, good) = _inspect(settings, inspector, subject, files, manifest, judged)
+            more, figures, (rows, good) = _inspect(settings, inspector, subject, files, manifest, validated_files)
             outcomes += more
         report = GateReport(
             subject,
@@ -77,7 +77,7 @@ def validate_training_set(
         )
     if not report.passed:
         raise QualityGateFailed(
-            refusal(report) or "the training set holds no row",
+            describe_failures(report) or "the training set holds no row",
             where=report.docs,
             next_step="read the report and fix the cause, then run: scalr dataset build. Nothing was kept",
         )
@@ -102,7 +102,7 @@ def _inspect(
     outcomes: list[RuleOutcome] = []
     broken = 0
     with staging_folder(settings, "gate") as scratch, open_duckdb(settings, scratch) as connection:
-        read = {name: [exact(path) for path in paths] for name, paths in (("rows", unjudged), ("kept", kept)) if paths}
+        read = {name: [escape_glob(path) for path in paths] for name, paths in (("rows", unjudged), ("kept", kept)) if paths}
         for name, paths in read.items():
             connection.read_parquet(paths, filename=True, file_row_number=True).create_view(name)
         if unjudged:
@@ -113,8 +113,8 @@ def _inspect(
                 LEFT JOIN contradicted b USING (filename, file_row_number)"""
             shown = [f"r.{name}" for name in _SHOWN]
             rules = _row_rules(manifest)
-            judged = judge(connection, select, rules, columns=shown, shown=_SHOWN, paths=[scratch / "judged.parquet"])
-            outcomes += inspect_rows(inspector, _SUITE, subject, judged)
+            judged = evaluate_rules(connection, select, rules, columns=shown, shown=_SHOWN, paths=[scratch / "judged.parquet"])
+            outcomes += validate_rows(inspector, _SUITE, subject, judged)
             checked, good = judged.counts()
             broken = checked - good
         start, cutoff = (_at(moment) if moment else "NULL" for moment in (manifest.get("start"), manifest["cutoff"]))
@@ -136,7 +136,7 @@ def _inspect(
         "provenance_among_features": len(offered),
         "features_without_column": len(set(manifest["features"]) - set(manifest["columns"])),
     }
-    outcomes += inspect_figures(inspector, _SUITE, subject, figures, _figure_rules(manifest))
+    outcomes += validate_figures(inspector, _SUITE, subject, figures, _figure_rules(manifest))
     return outcomes, figures, (int(rows), int(rows) - broken)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.quality.report import short
+from scalr_prod.quality.report import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ class RuleResult:
         if self.reason or self.failed is not None:
             found = self.reason or f"{self.failed} of {self.checked} rows break it"
         else:  # for a query: the number of rows found, and the first one, which shows a share that is out of bounds
-            found = ": ".join((f"found {short(self.observed)}", *self.examples[:1]))
+            found = ": ".join((f"found {format_value(self.observed)}", *self.examples[:1]))
         return f"{self.rule} ({self.says}): {found}"
 
 
@@ -78,7 +78,7 @@ class Verdict(Jsonable):
     rules: Sequence[RuleResult]
     docs: str
 
-    def for_people(self) -> dict[str, Any]:
+    def to_summary(self) -> dict[str, Any]:
         """Summarize the verdict; failures come last."""
         shown = [rule for rule in self.rules if rule.outcome != "passed"]
         order = ("skipped", "warning", "failed")

@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from scalr_prod.report.write import ReportWritten, write_report
+from scalr_prod.report.write import WrittenReport, write_report
 
-__all__ = ["ReportWritten", "write_report"]
+__all__ = ["WrittenReport", "write_report"]

@@ -11,9 +11,9 @@ from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, US
 from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
 from scalr_prod.explain import explain_rows
 from scalr_prod.policy import why_not_generated
-from scalr_prod.quality.drift import held_in
-from scalr_prod.report.samples import Sample, translations
-from scalr_prod.stages.spent import spent_of
+from scalr_prod.quality.drift import rows_in_view
+from scalr_prod.report.samples import TranslationSample, sample_translations
+from scalr_prod.stages.spent import read_timings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.settings import Settings
 
-__all__ = ["Distributions", "RunFacts", "collect"]
+__all__ = ["Distributions", "RunReportData", "collect_run_data"]
 
 #: Shares of the catalogue, most popular items first, for which the share of events is shown.
-_HEADS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
+_TOP_ITEM_SHARES: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 #: Upper edges of the bins of events per user.
-_PER_USER: Final = (1, 2, 5, 10, 20, 50, 100)
+_EVENTS_PER_USER_EDGES: Final = (1, 2, 5, 10, 20, 50, 100)
 #: Number of sampled events that are explained.
-_EXPLAINED: Final = 3
+_EXPLAINED_EVENTS: Final = 3
 #: Bins of the chart over time.
-_PERIODS: Final = 30
+_TIME_BINS: Final = 30
 #: Edges between the bins of lift over popularity.
-_LIFTS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_LIFT_EDGES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Distributions:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunReportData:
     """Everything that a run's page shows.
 
     Attributes:
@@ -92,7 +92,7 @@ class RunFacts:
     held: int
     replaced_by: Sequence[str]
     distributions: Distributions | None
-    sample: Sequence[Sample]
+    sample: Sequence[TranslationSample]
     explained: Sequence[Explanation]
     not_explained: str | None
     spent: Mapping[str, Mapping[str, Any]]
@@ -102,7 +102,7 @@ class RunFacts:
     history: Sequence[Mapping[str, Any]]
 
 
-def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
+def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunReportData:
     """Collect the data of a run's page.
 
     Raises:
@@ -110,53 +110,55 @@ def collect(settings: Settings, ledger: Ledger, run_id: str) -> RunFacts:
         LakeError: A table cannot be read.
         ReportError: A file of the run cannot be read.
     """
-    from scalr_prod.binding import open_own
+    from scalr_prod.binding import open_project_lake
     from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.ledger import run_folder
 
     run = ledger.run(run_id)
     folder = run_folder(settings, run_id)
-    generation = _json(folder / "generation.json").get("report", {})
-    gate = _json(folder / "gate.json").get("report", {})
+    generation = _read_json(folder / "generation.json").get("report", {})
+    gate = _read_json(folder / "gate.json").get("report", {})
     publication = ledger.last_publication(run_id)
     live = publication if publication is not None and run.state == "published" else None
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     published = live.rows if live is not None else None
-    held = held_in(lake, [live])[run_id] if live is not None else 0
+    held = rows_in_view(lake, [live])[run_id] if live is not None else 0
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
-        events_of = _register(connection, lake, folder, run, held=held)
-        distributions = _distributions(connection) if events_of != "none" else None
-        sample = translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
-        explained, not_explained = _explained(settings, connection, run, sample) if sample else ((), None)
-    return RunFacts(
+        events_of = _create_views(connection, lake, folder, run, held=held)
+        distributions = _compute_distributions(connection) if events_of != "none" else None
+        sample = sample_translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
+        explained, not_explained = _explain_sample(settings, connection, run, sample) if sample else ((), None)
+    return RunReportData(
         run=run,
         events_of=events_of,
-        funnel=_funnel(generation, gate, published),
+        funnel=_funnel_steps(generation, gate, published),
         generation=generation,
         gate=gate,
         published=published,
         canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
-        replaced_by=list(dict.fromkeys(later.run_id for later in ledger.replaced_since(live))) if live is not None else [],
+        replaced_by=list(dict.fromkeys(later.run_id for later in ledger.superseding_publications(live)))
+        if live is not None
+        else [],
         distributions=distributions,
         sample=sample,
         explained=explained,
         not_explained=not_explained,
-        spent=spent_of(settings, run_id),
-        translator=_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
-        policy=_policy(settings),
+        spent=read_timings(settings, run_id),
+        translator=_read_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
+        policy=_read_policy(settings),
         not_generated=why_not_generated(settings),
         history=[change.to_json() for change in ledger.history(run_id)],
     )
 
 
-def _explained(
-    settings: Settings, connection: duckdb.DuckDBPyConnection, run: Run, sample: Sequence[Sample]
+def _explain_sample(
+    settings: Settings, connection: duckdb.DuckDBPyConnection, run: Run, sample: Sequence[TranslationSample]
 ) -> tuple[Sequence[Explanation], str | None]:
     """Explain the first events of the sample, or return why they can no longer be explained."""
     rows = connection.sql(
         "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id",
-        params={"ids": [event.event_id for event in sample[:_EXPLAINED]], "run": run.run_id},
+        params={"ids": [event.event_id for event in sample[:_EXPLAINED_EVENTS]], "run": run.run_id},
     ).to_arrow_table()
     try:
         return explain_rows(settings, run.spec, rows), None
@@ -164,7 +166,7 @@ def _explained(
         return (), error.found
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     """Return a file's content; empty if the file does not exist yet."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -177,14 +179,14 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _policy(settings: Settings) -> dict[str, Any] | None:
+def _read_policy(settings: Settings) -> dict[str, Any] | None:
     from scalr_prod.policy import Policy, policy_path
 
     path = policy_path(settings)
     return Policy.read(path).to_json() if path.exists() else None
 
 
-def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: int | None) -> list[dict[str, Any]]:
+def _funnel_steps(generation: Mapping[str, Any], gate: Mapping[str, Any], published: int | None) -> list[dict[str, Any]]:
     if not generation:
         return []
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
@@ -202,7 +204,7 @@ def _funnel(generation: Mapping[str, Any], gate: Mapping[str, Any], published: i
     return steps
 
 
-def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
+def _create_views(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
     """Create the tables ``synthetic`` and ``real``; return where the synthetic rows come from."""
     import pyarrow.dataset as ds
 
@@ -230,20 +232,20 @@ def _register(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, r
     return origin
 
 
-def _distributions(connection: duckdb.DuckDBPyConnection) -> Distributions:
+def _compute_distributions(connection: duckdb.DuckDBPyConnection) -> Distributions:
     connection.execute(
         "CREATE TEMP VIEW both_kinds AS SELECT 'real' AS kind, * FROM real UNION ALL "
         f"SELECT 'synthetic', {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM synthetic"
     )
     return Distributions(
-        popularity=_popularity(connection),
-        time=_time(connection),
-        per_user=_per_user(connection),
-        lift=_lift(connection),
+        popularity=_popularity_shares(connection),
+        time=_time_shares(connection),
+        per_user=_events_per_user_shares(connection),
+        lift=_lift_shares(connection),
     )
 
 
-def _popularity(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _popularity_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     connection.execute(
         f"""CREATE TEMP TABLE counts AS
             SELECT *, row_number() OVER (PARTITION BY kind ORDER BY n DESC) AS place
@@ -251,7 +253,7 @@ def _popularity(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     )
     catalogue = connection.execute(f"SELECT count(DISTINCT {ITEM_ID}) FROM counts").fetchone()[0]
     found = []
-    for head in _HEADS:
+    for head in _TOP_ITEM_SHARES:
         items = max(1, round(head * catalogue))
         rows = connection.execute(
             "SELECT kind, sum(n) FILTER (place <= $items) / sum(n) FROM counts GROUP BY kind ORDER BY kind", {"items": items}
@@ -260,54 +262,61 @@ def _popularity(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return found
 
 
-def _time(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _time_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH ends AS (SELECT epoch_us(min({EVENT_TIMESTAMP})) AS low, epoch_us(max({EVENT_TIMESTAMP})) + 1 AS high FROM synthetic),
-                 placed AS (SELECT kind, (epoch_us({EVENT_TIMESTAMP}) - low) * {_PERIODS} // (high - low) AS period, low, high
+                 placed AS (SELECT kind, (epoch_us({EVENT_TIMESTAMP}) - low) * {_TIME_BINS} // (high - low) AS period, low, high
                             FROM both_kinds, ends WHERE epoch_us({EVENT_TIMESTAMP}) >= low AND epoch_us({EVENT_TIMESTAMP}) < high)
             SELECT kind, make_timestamp(start), n / sum(n) OVER (PARTITION BY kind)
-            FROM (SELECT kind, low + period * (high - low) // {_PERIODS} AS start, count(*) AS n FROM placed GROUP BY ALL)
+            FROM (SELECT kind, low + period * (high - low) // {_TIME_BINS} AS start, count(*) AS n FROM placed GROUP BY ALL)
             ORDER BY kind, start"""
     ).fetchall()
     return [{"kind": kind, "period": period.isoformat() + "Z", "share": float(share)} for kind, period, share in rows]
 
 
-def _per_user(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _events_per_user_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH users AS (SELECT kind, {USER_ID}, count(*) AS n FROM both_kinds GROUP BY kind, {USER_ID}),
-                 placed AS (SELECT kind, {_place("n", ">", _PER_USER)} AS place FROM users),
+                 placed AS (SELECT kind, {_bin_number_sql("n", ">", _EVENTS_PER_USER_EDGES)} AS place FROM users),
                  counted AS (SELECT kind, place, count(*) AS n FROM placed GROUP BY kind, place)
             SELECT kind, place, n / sum(n) OVER (PARTITION BY kind) FROM counted ORDER BY kind, place"""
     ).fetchall()
     return [
-        {"kind": kind, "place": place, "events": _class(place, _PER_USER), "share": float(share)} for kind, place, share in rows
+        {"kind": kind, "place": place, "events": _count_bin_label(place, _EVENTS_PER_USER_EDGES), "share": float(share)}
+        for kind, place, share in rows
     ]
 
 
-def _place(value: str, over: str, borders: Sequence[float]) -> str:
+def _bin_number_sql(value: str, comparison: str, edges: Sequence[float]) -> str:
     """SQL expression for the number of a value's bin: 1, plus 1 for each edge below it."""
-    return " + ".join(["1", *(f"({value} {over} {border})::INT" for border in borders)])
+    return " + ".join(["1", *(f"({value} {comparison} {border})::INT" for border in edges)])
 
 
-def _class(place: int, ends: Sequence[int]) -> str:
-    if place > len(ends):
-        return f"over {ends[-1]}"
-    low = ends[place - 2] + 1 if place > 1 else 1
-    return str(low) if low == ends[place - 1] else f"{low} to {ends[place - 1]}"
+def _count_bin_label(bin_number: int, edges: Sequence[int]) -> str:
+    if bin_number > len(edges):
+        return f"over {edges[-1]}"
+    low = edges[bin_number - 2] + 1 if bin_number > 1 else 1
+    return str(low) if low == edges[bin_number - 1] else f"{low} to {edges[bin_number - 1]}"
 
 
-def _lift(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _lift_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH known AS (SELECT {ITEM_ID}, n, sum(n) OVER () AS total FROM counts WHERE kind = 'real'),
-                 placed AS (SELECT {_place("probability * total / n", ">=", _LIFTS)} AS place
+                 placed AS (SELECT {_bin_number_sql("probability * total / n", ">=", _LIFT_EDGES)} AS place
                             FROM synthetic JOIN known USING ({ITEM_ID})),
                  counted AS (SELECT place, count(*) AS n FROM placed GROUP BY place)
             SELECT place, n / sum(n) OVER () FROM counted ORDER BY place"""
     ).fetchall()
-    return [{"kind": "synthetic", "place": place, "lift": _lift_class(place), "share": float(share)} for place, share in rows]
+    return [
+        {"kind": "synthetic", "place": place, "lift": _lift_bin_label(place), "share": float(share)} for place, share in rows
+    ]
 
 
-def _lift_class(place: int) -> str:
-    if place > len(_LIFTS):
-        return f"over {_LIFTS[-1]:g} ×"
-    return f"under {_LIFTS[0]:g} ×" if place == 1 else f"{_LIFTS[place - 2]:g} to {_LIFTS[place - 1]:g} ×"
+def _lift_bin_label(bin_number: int) -> str:
+    if bin_number > len(_LIFT_EDGES):
+        return f"over {_LIFT_EDGES[-1]:g} ×"
+    return (
+        f"under {_LIFT_EDGES[0]:g} ×"
+        if bin_number == 1
+        else f"{_LIFT_EDGES[bin_number - 2]:g} to {_LIFT_EDGES[bin_number - 1]:g} ×"
+    )

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = ["Sample", "translations"]
+__all__ = ["TranslationSample", "sample_translations"]
 
-_USERS: Final = 12
-_HISTORY: Final = 5
+_SAMPLED_USERS: Final = 12
+_HISTORY_LENGTH: Final = 5
 
 
 @dataclass(frozen=True)
-class Sample:
+class TranslationSample:
     """One synthetic event with the source history before it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Sample:
     lift: float | None
 
 
-def translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[Sample]:
+def sample_translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[TranslationSample]:
     """Choose synthetic events, one per user, by the lowest event id: ids are hashes, so the choice is arbitrary but stable.
 
     Args:
@@ -61,8 +61,8 @@ def translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datet
             connection.execute(f"CREATE TEMP TABLE {view} AS SELECT NULL::VARCHAR AS {ITEM_ID}, NULL::VARCHAR AS title LIMIT 0")
     connection.execute(
         f"""CREATE TEMP TABLE chosen AS
-            SELECT * FROM (SELECT * FROM synthetic ORDER BY event_id LIMIT {_USERS * 20})
-            QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY event_id) = 1 ORDER BY event_id LIMIT {_USERS}"""
+            SELECT * FROM (SELECT * FROM synthetic ORDER BY event_id LIMIT {_SAMPLED_USERS * 20})
+            QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY event_id) = 1 ORDER BY event_id LIMIT {_SAMPLED_USERS}"""
     )
     rows = connection.execute(
         f"""SELECT event_id, {USER_ID}::VARCHAR, coalesce(title, chosen.{ITEM_ID}::VARCHAR),
@@ -71,23 +71,23 @@ def translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datet
                                         / (SELECT count(*) FROM real), 0)
             FROM chosen LEFT JOIN target_items i ON i.{ITEM_ID}::VARCHAR = chosen.{ITEM_ID}::VARCHAR ORDER BY event_id"""
     ).fetchall()
-    histories = _histories(connection, as_of)
+    histories = _read_histories(connection, as_of)
     return [
-        Sample(
+        TranslationSample(
             event_id, user, histories.get(event_id, ()), drawn, time, float(probability), None if lift is None else float(lift)
         )
         for event_id, user, drawn, time, probability, lift in rows
     ]
 
 
-def _histories(connection: duckdb.DuckDBPyConnection, as_of: datetime) -> dict[str, list[tuple[str, datetime]]]:
+def _read_histories(connection: duckdb.DuckDBPyConnection, as_of: datetime) -> dict[str, list[tuple[str, datetime]]]:
     rows: list[tuple[Any, ...]] = connection.execute(
         f"""SELECT event_id, coalesce(title, e.{ITEM_ID}::VARCHAR), e.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC'
             FROM chosen JOIN source_events e
               ON e.{USER_ID} = chosen.{USER_ID} AND e.{EVENT_TIMESTAMP} <= chosen.source_event_timestamp
              AND e.{CREATED_TIMESTAMP} <= $as_of
             LEFT JOIN source_items i ON i.{ITEM_ID}::VARCHAR = e.{ITEM_ID}::VARCHAR
-            QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}) <= {_HISTORY}
+            QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}) <= {_HISTORY_LENGTH}
             ORDER BY event_id, e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID}""",
         {"as_of": as_of},
     ).fetchall()

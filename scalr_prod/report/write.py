@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ReportError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.report import charts
-from scalr_prod.report.facts import collect
-from scalr_prod.report.page import environment, index_page, listed_runs, run_page
-from scalr_prod.whole import whole
+from scalr_prod.report.facts import collect_run_data
+from scalr_prod.report.page import index_page, recent_runs, run_page, template_environment
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger
     from scalr_prod.settings import Settings
 
-__all__ = ["ReportWritten", "write_report"]
+__all__ = ["WrittenReport", "write_report"]
 
 
 @dataclass(frozen=True)
-class ReportWritten(Jsonable):
+class WrittenReport(Jsonable):
     """Paths of a written report.
 
     Attributes:
@@ -37,7 +37,7 @@ class ReportWritten(Jsonable):
     index: str | None
 
 
-def write_report(settings: Settings, run_id: str | None = None, *, output: Path | None = None) -> ReportWritten:
+def write_report(settings: Settings, run_id: str | None = None, *, output: Path | None = None) -> WrittenReport:
     """Write a run's page, by default under ``<home>/reports`` together with the index over all runs.
 
     Args:
@@ -54,36 +54,36 @@ def write_report(settings: Settings, run_id: str | None = None, *, output: Path 
     charts.require_charts()
     folder = settings.home / "reports"
     with Ledger.open(settings) as ledger:
-        run_id = run_id or _latest(ledger)
-        facts = collect(settings, ledger, run_id)
+        run_id = run_id or _latest_run_id(ledger)
+        facts = collect_run_data(settings, ledger, run_id)
         path = Path(output) if output is not None else folder / f"{run_id}.html"
-        templates = environment()
-        docs = _docs(facts.gate.get("docs"), path.parent)
-        _write(path, run_page(settings, facts, templates, index="index.html", docs=docs))
+        templates = template_environment()
+        docs = _relative_docs_url(facts.gate.get("docs"), path.parent)
+        _write_page(path, run_page(settings, facts, templates, index="index.html", docs=docs))
         index = None
         if output is None:
             index = folder / "index.html"
-            rows = listed_runs(settings, ledger, lambda run: f"{run}.html" if (folder / f"{run}.html").exists() else None)
-            _write(index, index_page(settings, rows, templates))
-    return ReportWritten(run_id, str(path.absolute()), str(index) if index else None)
+            rows = recent_runs(settings, ledger, lambda run: f"{run}.html" if (folder / f"{run}.html").exists() else None)
+            _write_page(index, index_page(settings, rows, templates))
+    return WrittenReport(run_id, str(path.absolute()), str(index) if index else None)
 
 
-def _latest(ledger: Ledger) -> str:
+def _latest_run_id(ledger: Ledger) -> str:
     runs = ledger.runs()
     if not runs:
         raise ReportError("there is no run yet", where="the ledger", next_step="scalr run")
     return max(runs, key=lambda run: run.updated_at).run_id
 
 
-def _write(path: Path, text: str) -> None:
-    from scalr_prod.disk import disk_errors
+def _write_page(path: Path, text: str) -> None:
+    from scalr_prod.disk import translate_disk_errors
 
     if path.is_dir():
         raise ReportError("is a folder", where=str(path), next_step="name a file, such as page.html")
-    with disk_errors(path.parent), whole(path) as unfinished:
+    with translate_disk_errors(path.parent), atomic_path(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def _docs(index: str | None, folder: Path) -> str | None:
+def _relative_docs_url(index: str | None, folder: Path) -> str | None:
     """Return the address of the data docs relative to the page, so that both can be moved together."""
     return None if index is None or not Path(index).exists() else Path(os.path.relpath(index, folder)).as_posix()

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.scoring.local import LocalScorer
     from scalr_prod.scoring.opening import open_scorer
-    from scalr_prod.scoring.policy import Deadline, Limits, RetryPolicy
+    from scalr_prod.scoring.policy import Deadline, RequestLimits, RetryPolicy
     from scalr_prod.scoring.scorer import Scorer
     from scalr_prod.scoring.triton import TritonScorer
 
-__all__ = ["Deadline", "Limits", "LocalScorer", "RetryPolicy", "Scorer", "TritonScorer", "open_scorer"]
+__all__ = ["Deadline", "LocalScorer", "RequestLimits", "RetryPolicy", "Scorer", "TritonScorer", "open_scorer"]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "Deadline": "policy",

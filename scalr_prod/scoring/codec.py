@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.scoring.transport import Message
 
-__all__ = ["build_request", "check_items", "check_request", "check_shares", "check_version", "read_tensors", "row_bytes"]
+__all__ = ["build_request", "check_items", "check_probabilities", "check_request", "check_version", "read_tensors", "row_bytes"]
 
 _DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 #: Sums of float32 terms may slightly exceed 1.
-_SLACK: Final = 1e-3
-_NEXT: Final = "client and server differ: compare numpy (< 2) and scalr-prod in both environments"
+_PROBABILITY_TOLERANCE: Final = 1e-3
+_VERSION_SKEW_HINT: Final = "client and server differ: compare numpy (< 2) and scalr-prod in both environments"
 
 
 def row_bytes(tensors: Mapping[str, NDArray[Any]]) -> int:
@@ -67,21 +67,21 @@ def read_tensors(response: Message, shapes: Mapping[str, tuple[int, int]], *, wh
         MalformedResponse: A tensor is missing, or has an unexpected dtype, shape or size.
     """
     if len(response.raw_output_contents) != len(response.outputs):
-        raise _malformed(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
+        raise _malformed_error(f"{len(response.outputs)} tensors announced, {len(response.raw_output_contents)} sent", where)
     outputs = {output.name: (output, raw) for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)}
     tensors = {}
     for name, shape in shapes.items():
         if name not in outputs:
-            raise _malformed(f"output {name!r} is missing; there are: {', '.join(outputs) or 'none'}", where)
+            raise _malformed_error(f"output {name!r} is missing; there are: {', '.join(outputs) or 'none'}", where)
         output, raw = outputs[name]
         dtype = np.dtype(OUTPUTS[name])
         if output.datatype != _DATATYPES[dtype.name] or tuple(output.shape) != shape:
-            raise _malformed(
+            raise _malformed_error(
                 f"output {name!r} is {output.datatype} {tuple(output.shape)}, expected {_DATATYPES[dtype.name]} {shape}", where
             )
         expected = int(np.prod(shape)) * dtype.itemsize
         if len(raw) != expected:
-            raise _malformed(f"output {name!r} holds {len(raw)} bytes, its shape needs {expected}", where)
+            raise _malformed_error(f"output {name!r} holds {len(raw)} bytes, its shape needs {expected}", where)
         tensors[name] = np.frombuffer(raw, dtype).reshape(shape)
     return tensors
 
@@ -93,7 +93,7 @@ def check_version(versions: NDArray[np.int64], expected: int, *, where: str) -> 
         ModelVersionMismatch: A row was answered by another version.
     """
     if (versions != expected).any():
-        raise version_mismatch(int(versions[versions != expected][0]), expected, where)
+        raise version_mismatch_error(int(versions[versions != expected][0]), expected, where)
 
 
 def check_digest(digests: NDArray[np.int64], expected: int | None, version: int, *, where: str) -> None:
@@ -117,10 +117,10 @@ def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where
         MalformedResponse: It belongs to another request. A Triton whose model process was paused for a second does this (ADR 0014).
     """
     if not np.array_equal(keys, expected):
-        raise _malformed("the answer belongs to another request", where)
+        raise _malformed_error("the answer belongs to another request", where)
 
 
-def version_mismatch(found: int, expected: int, where: str) -> ModelVersionMismatch:
+def version_mismatch_error(found: int, expected: int, where: str) -> ModelVersionMismatch:
     """Return the error for version ``found`` answering where ``expected`` was requested."""
     return ModelVersionMismatch(
         f"version {found} answers, the run is pinned to version {expected}",
@@ -137,19 +137,19 @@ def check_items(items: NDArray[np.int32], catalogue_size: int, *, where: str) ->
     """
     outside = (items < NO_ITEM) | (items >= catalogue_size)
     if outside.any():
-        raise _malformed(f"item {items[outside][0]} is outside the catalogue of {catalogue_size}", where)
+        raise _malformed_error(f"item {items[outside][0]} is outside the catalogue of {catalogue_size}", where)
 
 
-def check_shares(name: str, shares: NDArray[np.float32], *, where: str) -> None:
+def check_probabilities(name: str, shares: NDArray[np.float32], *, where: str) -> None:
     """Check that every value is a probability.
 
     Raises:
         MalformedResponse: A value is out of range or not a number.
     """
-    wrong = ~((shares >= 0) & (shares <= 1 + _SLACK))
+    wrong = ~((shares >= 0) & (shares <= 1 + _PROBABILITY_TOLERANCE))
     if wrong.any():
-        raise _malformed(f"{name} holds {shares[wrong][0]}, which is not a probability", where)
+        raise _malformed_error(f"{name} holds {shares[wrong][0]}, which is not a probability", where)
 
 
-def _malformed(found: str, where: str) -> MalformedResponse:
-    return MalformedResponse(found, where=where, next_step=_NEXT)
+def _malformed_error(found: str, where: str) -> MalformedResponse:
+    return MalformedResponse(found, where=where, next_step=_VERSION_SKEW_HINT)

@@ -12,12 +12,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FOLDER_VARIABLE", "Heartbeat", "read_beats"]
+__all__ = ["HEARTBEAT_FOLDER_VARIABLE", "Heartbeat", "read_heartbeat_count"]
 
 logger = logging.getLogger(__name__)
 
 #: Environment variable with the folder of the files; not set for a server without a watchdog.
-FOLDER_VARIABLE: Final = "SCALR_HEARTBEATS"
+HEARTBEAT_FOLDER_VARIABLE: Final = "SCALR_HEARTBEATS"
 _BYTES: Final = 8
 
 
@@ -32,14 +32,14 @@ class Heartbeat:
     """
 
     def __init__(self, model: str, version: int, instance: str, folder: str | Path | None = None) -> None:
-        folder = folder if folder is not None else os.environ.get(FOLDER_VARIABLE)
+        folder = folder if folder is not None else os.environ.get(HEARTBEAT_FOLDER_VARIABLE)
         self._count = 0
         self._file: int | None = None
         if folder is None:
             return
         try:
             self._file = os.open(
-                Path(folder) / (_begin(model, version) + instance), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600
+                Path(folder) / (_file_prefix(model, version) + instance), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
             logger.warning("cannot write the heartbeat: %s", error)
@@ -57,16 +57,16 @@ class Heartbeat:
             self._file = None
 
 
-def read_beats(folder: Path, model: str, version: int) -> int:
+def read_heartbeat_count(folder: Path, model: str, version: int) -> int:
     """Return the sum of a version's counts, or -1 if there are none; a count restarts with its process."""
     try:
-        files = [path for path in folder.iterdir() if path.name.startswith(_begin(model, version))]
+        files = [path for path in folder.iterdir() if path.name.startswith(_file_prefix(model, version))]
         counts = [int.from_bytes(path.read_bytes(), "little") for path in files]
     except OSError:
         return -1
     return sum(counts) if counts else -1
 
 
-def _begin(model: str, version: int) -> str:
+def _file_prefix(model: str, version: int) -> str:
     """Return the common prefix of a version's file names."""
     return f"{model}-{version}-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from scalr_prod.scoring.latency import Latencies
+from scalr_prod.scoring.latency import LatencyHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scalr_prod.scoring.protocol import Module
+    from scalr_prod.scoring.protocol import AnsweringModule
     from scalr_prod.translator.contexts import Contexts, Samples
 
 __all__ = ["LocalScorer"]
@@ -37,17 +37,17 @@ class LocalScorer:
     """
 
     def __init__(
-        self, folder: Path, version: int, *, threads: int, device: str = "cpu", latencies: Latencies | None = None
+        self, folder: Path, version: int, *, threads: int, device: str = "cpu", latencies: LatencyHistogram | None = None
     ) -> None:
         import torch
 
-        from scalr_prod.translator.devices import device_of
+        from scalr_prod.translator.devices import resolve_device
         from scalr_prod.translator.module import TranslatorModule
 
         torch.set_num_threads(1)
-        self._module: Module = TranslatorModule.load(folder, device_of(device), threads, trusted=True)
+        self._module: AnsweringModule = TranslatorModule.load(folder, resolve_device(device), threads, trusted=True)
         self._version = version
-        self._latencies = latencies or Latencies()
+        self._latencies = latencies or LatencyHistogram()
 
     @property
     def version(self) -> int:
@@ -57,7 +57,7 @@ class LocalScorer:
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
     ) -> Samples:
-        """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
+        """Draw ``k`` items without replacement for each context; see `ItemScorer.sample`."""
         with self._latencies.timed():
             return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
@@ -70,12 +70,12 @@ class LocalScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """Yield the answer to each batch, in order; see `Scorer.sample_stream`."""
+        """Yield the answer to each batch, in order; see `ItemScorer.sample_stream`."""
         for contexts in batches:
             yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `ItemScorer.score`."""
         return self._module.score(contexts, candidates)
 
     def close(self) -> None:

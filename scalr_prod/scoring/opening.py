@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.scoring.address import server_urls
 from scalr_prod.scoring.local import LocalScorer
-from scalr_prod.scoring.protocol import digest_of
+from scalr_prod.scoring.protocol import digest_to_int64
 from scalr_prod.scoring.security import Security
 from scalr_prod.scoring.transport import Channel
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
-    from scalr_prod.scoring.latency import Latencies
+    from scalr_prod.scoring.latency import LatencyHistogram
     from scalr_prod.scoring.scorer import Scorer
     from scalr_prod.settings import Settings
 
-__all__ = ["known_digest", "open_scorer"]
+__all__ = ["local_model_digest", "open_scorer"]
 
 
 def open_scorer(
@@ -28,9 +28,9 @@ def open_scorer(
     version: int,
     *,
     threads: int | None = None,
-    guarded: bool = False,
-    latencies: Latencies | None = None,
-    place: int = 0,
+    has_watchdog: bool = False,
+    latencies: LatencyHistogram | None = None,
+    server_index: int = 0,
 ) -> Scorer:
     """Open the scorer of one version. Each process opens its own.
 
@@ -38,10 +38,10 @@ def open_scorer(
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
-        guarded: A watchdog restarts a failed local server (`serving.guarded_serving`): wait for it up to the deadline, even after
+        has_watchdog: A watchdog restarts a failed local server (`serve_version.guarded_serving`): wait for it up to the deadline, even after
             failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
-        place: The server to ask first is number ``place`` modulo the number of servers; after a failure the next one is used.
+        server_index: The server to ask first is number ``place`` modulo the number of servers; after a failure the next one is used.
 
     Raises:
         ServerUnreachable: Triton does not answer.
@@ -63,16 +63,16 @@ def open_scorer(
         deadline_s=serving.deadline_s,
         in_flight=serving.in_flight,
         max_request_mb=serving.max_request_mb,
-        digest=known_digest(settings, version),
-        guarded=guarded and serving.url is None,
-        place=place,
-        connect=partial(Channel, security=Security.of(settings), latencies=latencies),
+        digest=local_model_digest(settings, version),
+        has_watchdog=has_watchdog and serving.url is None,
+        server_index=server_index,
+        connect=partial(Channel, security=Security.from_settings(settings), latencies=latencies),
     )
 
 
-def known_digest(settings: Settings, version: int) -> int | None:
-    """Return `digest_of` a version if its manifest is on this machine."""
+def local_model_digest(settings: Settings, version: int) -> int | None:
+    """Return `digest_to_int64` a version if its manifest is on this machine."""
     try:
-        return digest_of(load_version(settings, version).sha256)
+        return digest_to_int64(load_version(settings, version).sha256)
     except TranslatorNotFound:  # a worker on another host reaches only the server
         return None

@@ -13,12 +13,12 @@ from scalr_prod.errors import RequestTooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadline", "Limits", "Pace", "RetryPolicy"]
+__all__ = ["Deadline", "RequestLimits", "RetryPolicy", "ThroughputEstimate"]
 
 #: Target share of the deadline for one request, so that a slower machine or more workers still meet it.
-_SHARE: Final = 0.25
+_DEADLINE_SHARE: Final = 0.25
 #: Maximum growth of requests from one answer to the next.
-_GROWTH: Final = 4.0
+_MAX_GROWTH: Final = 4.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Deadline:
         return max(0.0, self.ends_at - self.clock())
 
     @property
-    def passed(self) -> bool:
+    def has_passed(self) -> bool:
         """Return whether no time is left."""
         return self.remaining <= 0.0
 
@@ -74,20 +74,20 @@ class RetryPolicy:
     first_s: float = 0.1
     limit_s: float = 3.0
 
-    def waits(self, draw: Callable[[], float] = random.random) -> Iterator[float]:
+    def delays(self, uniform: Callable[[], float] = random.random) -> Iterator[float]:
         """Yield the seconds to wait before each further attempt, without end: the deadline stops the retries.
 
         Args:
-            draw: Returns a uniform random number in [0, 1).
+            uniform: Returns a uniform random number in [0, 1).
         """
         ceiling = self.first_s
         while True:
-            yield ceiling * (0.5 + 0.5 * draw())
+            yield ceiling * (0.5 + 0.5 * uniform())
             ceiling = min(ceiling * 2, self.limit_s)
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Size limits of one request.
 
     Attributes:
@@ -115,7 +115,7 @@ class Limits:
 
 
 @dataclass
-class Pace:
+class ThroughputEstimate:
     """Estimate the server's speed from recent answers, to keep requests small enough for their deadline.
 
     Requests of other workers are part of the measured time: with more workers, each sends smaller requests.
@@ -128,12 +128,12 @@ class Pace:
     deadline_s: float
     row_s: float = 0.0
 
-    def measured(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, seconds: float) -> None:
         """Record that ``rows`` contexts took ``seconds``."""
-        self.row_s = max(seconds / max(rows, 1), self.row_s / _GROWTH)
+        self.row_s = max(seconds / max(rows, 1), self.row_s / _MAX_GROWTH)
 
-    def rows_per_request(self, most: int) -> int:
+    def rows_per_request(self, max_rows: int) -> int:
         """Return how many contexts can be answered well within the deadline: 1 to ``most``."""
-        if self.row_s * most <= self.deadline_s * _SHARE:
-            return most
-        return max(1, int(self.deadline_s * _SHARE / self.row_s))
+        if self.row_s * max_rows <= self.deadline_s * _DEADLINE_SHARE:
+            return max_rows
+        return max(1, int(self.deadline_s * _DEADLINE_SHARE / self.row_s))

@@ -14,18 +14,28 @@ import numpy as np
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.translator.contexts import NO_ITEM, Contexts, Samples
-from scalr_prod.translator.requests import check_draws
+from scalr_prod.translator.requests import check_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.requests import Bounds
+    from scalr_prod.translator.requests import RequestBounds
 
     Tensors = dict[str, NDArray[Any]]
 
-__all__ = ["INPUTS", "OUTPUTS", "SAMPLE_OUTPUTS", "SCORE_OUTPUTS", "Identity", "answer", "digest_of", "encode", "request_key"]
+__all__ = [
+    "INPUTS",
+    "OUTPUTS",
+    "SAMPLE_OUTPUTS",
+    "SCORE_OUTPUTS",
+    "ModelIdentity",
+    "answer_requests",
+    "digest_to_int64",
+    "encode_request",
+    "request_key",
+]
 
 #: Input tensors and their dtypes; the first axis of each is the batch. One value per row has shape [B, 1].
 INPUTS: Final[Mapping[str, type[np.generic]]] = {
@@ -57,18 +67,18 @@ OUTPUTS: Final[Mapping[str, type[np.generic]]] = {
 }
 SAMPLE_OUTPUTS: Final = ("items", "probabilities", "prior")
 SCORE_OUTPUTS: Final = ("candidate_probabilities", "candidate_prior")
-_ONE_A_ROW: Final = ("history_end", "event_time", "fold", "noise_key")
+_SCALAR_INPUTS: Final = ("history_end", "event_time", "fold", "noise_key")
 #: A shortlist of 0 items: all items are scored.
 _DEFAULTS: Final[Mapping[str, float]] = {"k": 1, "temperature": 1.0, "min_lift": 0.0, "shortlist": 0}
 
 
 @dataclass(frozen=True)
-class Identity:
+class ModelIdentity:
     """Identify the model that answers.
 
     Attributes:
         version: Its version.
-        digest: `digest_of` the parameters' checksum, which differs for another model with the same version number.
+        digest: `digest_to_int64` the parameters' checksum, which differs for another model with the same version number.
         catalogue_size: Number of target items; indices in answers are smaller.
     """
 
@@ -77,10 +87,10 @@ class Identity:
     catalogue_size: int
 
 
-class Module(Protocol):
+class AnsweringModule(Protocol):
     """The part of the translator's module that answers requests."""
 
-    bounds: Bounds
+    bounds: RequestBounds
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
@@ -91,12 +101,12 @@ class Module(Protocol):
         """See `scalr_prod.scoring.Scorer`."""
 
 
-def digest_of(sha256: str) -> int:
+def digest_to_int64(sha256: str) -> int:
     """Return the first 63 bits of a hexadecimal checksum, which fit into an int64."""
     return int(sha256[:16], 16) >> 1
 
 
-def encode(
+def encode_request(
     contexts: Contexts,
     *,
     k: int = 1,
@@ -108,10 +118,10 @@ def encode(
     """Return the input tensors of one request: score the candidates if there are any, else sample from all items."""
     rows = len(contexts)
     tensors: Tensors = {"history_items": contexts.history_items, "history_ages": contexts.history_ages}
-    tensors |= {name: getattr(contexts, name)[:, None] for name in _ONE_A_ROW}
+    tensors |= {name: getattr(contexts, name)[:, None] for name in _SCALAR_INPUTS}
     # Triton does not accept a tensor without bytes: an empty list is sent as one filler element.
     empty = np.full((rows, 1), NO_ITEM, np.int32)
-    exclude = contexts.excluded()
+    exclude = contexts.exclude_matrix()
     tensors["exclude"] = exclude if exclude.shape[1] else empty
     if candidates is not None:
         return tensors | {"candidates": candidates}
@@ -130,7 +140,9 @@ def request_key(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     return tensors["noise_key"].reshape(-1, 1) ^ np.int64(int.from_bytes(digest.digest(), "little", signed=True))
 
 
-def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors | ValueError]:
+def answer_requests(
+    module: AnsweringModule, identity: ModelIdentity, requests: Sequence[Mapping[str, NDArray[Any]]]
+) -> list[Tensors | ValueError]:
     """Answer queued requests with as few forward passes as possible, each as if it had come alone.
 
     Requests of one kind with equal parameters and widths are joined into one batch; exclusion lists are padded to the widest.
@@ -156,17 +168,20 @@ def answer(module: Module, identity: Identity, requests: Sequence[Mapping[str, N
             TypeError,
             IndexError,
         ) as error:  # of `_decode`: an unexpected shape or dtype
-            answers[number] = ValueError(_reason(error))
+            answers[number] = ValueError(_error_line(error))
         else:
             groups.setdefault(key, []).append((number, contexts))
     for key, members in groups.items():
         for number, part in _answer_group(module, key, members, requests).items():
-            answers[number] = part if isinstance(part, ValueError) else part | _account(identity, requests[number])
+            answers[number] = part if isinstance(part, ValueError) else part | _identity_tensors(identity, requests[number])
     return answers
 
 
 def _answer_group(
-    module: Module, key: tuple[Any, ...], members: list[tuple[int, Contexts]], requests: Sequence[Mapping[str, NDArray[Any]]]
+    module: AnsweringModule,
+    key: tuple[Any, ...],
+    members: list[tuple[int, Contexts]],
+    requests: Sequence[Mapping[str, NDArray[Any]]],
 ) -> dict[int, Tensors | ValueError]:
     contexts = Contexts.concat([part for _, part in members]) if len(members) > 1 else members[0][1]
     candidates = [requests[number]["candidates"] for number, _ in members] if key[0] == "score" else None
@@ -174,7 +189,7 @@ def _answer_group(
         outputs = _forward(module, contexts, key, candidates)
     except (ScalrError, ValueError, IndexError, RuntimeError) as error:  # the last two are torch's
         if len(members) == 1:
-            return {members[0][0]: ValueError(_reason(error))}
+            return {members[0][0]: ValueError(_error_line(error))}
         # One request must not fail because of another one.
         return {number: part for one in members for number, part in _answer_group(module, key, [one], requests).items()}
     parts: dict[int, Tensors | ValueError] = {}
@@ -185,22 +200,22 @@ def _answer_group(
     return parts
 
 
-def _reason(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """Return one line for the client."""
     if isinstance(error, ScalrError):
         return f"{error.where}: {error.found}" if error.where else error.found
     return str(error)
 
 
-def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contexts, tuple[Any, ...]]:
+def _decode(request: Mapping[str, NDArray[Any]], bounds: RequestBounds) -> tuple[Contexts, tuple[Any, ...]]:
     """Return the contexts, and the parameters that requests must share to be answered in one pass."""
     contexts = Contexts(
         history_items=request["history_items"],
         history_ages=request["history_ages"],
         exclude=request["exclude"],
-        **{name: request[name].reshape(-1) for name in _ONE_A_ROW},
+        **{name: request[name].reshape(-1) for name in _SCALAR_INPUTS},
     )
-    bounds.check(contexts)
+    bounds.check_contexts(contexts)
     if (contexts.history_end > contexts.event_time).any():
         raise ValueError("history_end is later than event_time: the translated event happened at that time or before")
     width = contexts.history_items.shape[1]
@@ -208,14 +223,14 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: Bounds) -> tuple[Contex
     if candidates is not None:
         bounds.check_candidates(candidates, len(contexts))
         return contexts, ("score", width, candidates.shape[1])
-    k, temperature, min_lift, shortlist = (_common(request, name) for name in _DEFAULTS)
-    check_draws(k, temperature, min_lift, shortlist or None)
+    k, temperature, min_lift, shortlist = (_shared_parameter(request, name) for name in _DEFAULTS)
+    check_sampling(k, temperature, min_lift, shortlist or None)
     if k > bounds.n_target:  # each draw takes memory in the server, even if no item is left for it
         raise ValueError(f"k = {k}: the catalogue holds {bounds.n_target} items, and none is drawn twice")
     return contexts, ("sample", width, int(k), temperature, min_lift, int(shortlist) or None)
 
 
-def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
+def _shared_parameter(request: Mapping[str, NDArray[Any]], name: str) -> float:
     values = request.get(name)
     if values is None:
         return _DEFAULTS[name]
@@ -225,7 +240,9 @@ def _common(request: Mapping[str, NDArray[Any]], name: str) -> float:
     return float(first)
 
 
-def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidates: list[NDArray[Any]] | None) -> Tensors:
+def _forward(
+    module: AnsweringModule, contexts: Contexts, key: tuple[Any, ...], candidates: list[NDArray[Any]] | None
+) -> Tensors:
     if candidates is not None:
         probabilities, prior = module.score(contexts, np.concatenate(candidates))
         return {"candidate_probabilities": probabilities, "candidate_prior": prior}
@@ -234,7 +251,7 @@ def _forward(module: Module, contexts: Contexts, key: tuple[Any, ...], candidate
     return {name: getattr(samples, name) for name in SAMPLE_OUTPUTS}
 
 
-def _account(identity: Identity, request: Mapping[str, NDArray[Any]]) -> Tensors:
+def _identity_tensors(identity: ModelIdentity, request: Mapping[str, NDArray[Any]]) -> Tensors:
     rows = len(request["noise_key"])
     return {
         "request_key": request_key(request),

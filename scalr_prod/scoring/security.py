@@ -12,12 +12,12 @@ from scalr_prod.scoring.address import secret_file
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["CONTROL", "HEADER", "Security"]
+__all__ = ["CONTROL_HEADER", "CONTROL_PROTOCOLS", "Security"]
 
 #: Triton protocols that change the server or reveal its state: restricted to clients with the secret.
-CONTROL: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")
+CONTROL_PROTOCOLS: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")
 #: Name of the header with a local server's secret.
-HEADER: Final = "scalr"
+CONTROL_HEADER: Final = "scalr"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Security:
     header: tuple[str, str] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings) -> Self:
         """Return the credentials of ``[serving]``.
 
         Raises:
@@ -56,16 +56,16 @@ class Security:
         )
 
     @classmethod
-    def control(cls, settings: Settings) -> Self:
+    def for_control(cls, settings: Settings) -> Self:
         """Return the credentials for control calls: of ``[serving]``, or the secret of a local server that was started.
 
         Raises:
             SettingsError: A certificate or key cannot be read.
         """
         if settings.serving.url is not None:
-            return cls.of(settings)
+            return cls.from_settings(settings)
         try:
-            return cls(header=(HEADER, secret_file(settings).read_text(encoding="ascii")))
+            return cls(header=(CONTROL_HEADER, secret_file(settings).read_text(encoding="ascii")))
         except OSError:  # no local server, or another user's: without the secret the server refuses with a clear error
             return cls()
 

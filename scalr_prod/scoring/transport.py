@@ -17,9 +17,9 @@ from scalr_prod.scoring.security import Security
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from scalr_prod.scoring.latency import Latencies
+    from scalr_prod.scoring.latency import LatencyHistogram
 
-__all__ = ["Channel", "Failure", "Message", "Reply", "Transport"]
+__all__ = ["Channel", "Message", "Reply", "RequestFailure", "Transport"]
 
 #: A protobuf message of Triton's service.
 Message: TypeAlias = "Any"
@@ -34,11 +34,11 @@ _OPTIONS: Final = (
     # Two scorers of one process must not share a connection, since one of them may close it.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_ABSENT: Final = ("is not found", "unknown model", "not at ready state", "is not ready", "no available versions")
+_ABSENT_MESSAGES: Final = ("is not found", "unknown model", "not at ready state", "is not ready", "no available versions")
 
 
 @dataclass
-class Failure(Exception):
+class RequestFailure(Exception):
     """A failed attempt: gRPC's status and the server's message.
 
     Attributes:
@@ -50,41 +50,43 @@ class Failure(Exception):
     detail: str
 
     @property
-    def model_absent(self) -> bool:
+    def is_model_absent(self) -> bool:
         """Return whether the server answers, but does not hold the model (yet)."""
-        return self.code in {"NOT_FOUND", "UNAVAILABLE", "INVALID_ARGUMENT"} and any(words in self.detail for words in _ABSENT)
+        return self.code in {"NOT_FOUND", "UNAVAILABLE", "INVALID_ARGUMENT"} and any(
+            words in self.detail for words in _ABSENT_MESSAGES
+        )
 
     @property
-    def may_pass(self) -> bool:
+    def is_transient(self) -> bool:
         """Return whether the same request may succeed later."""
-        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} and not self.restricted
+        return self.code in {"UNAVAILABLE", "ABORTED", "CANCELLED"} and not self.is_restricted
 
     @property
-    def restricted(self) -> bool:
+    def is_restricted(self) -> bool:
         """Return whether the server requires another header for this protocol."""
         return "protocol is restricted" in self.detail
 
     @property
-    def backend_died(self) -> bool:
+    def has_backend_died(self) -> bool:
         """Return whether the model's process has exited, for lack of memory for example; the server does not restart it."""
         return "Stub process" in self.detail
 
-    def explain(self, url: str, model: str) -> ScoringError:
+    def to_error(self, url: str, model: str) -> ScoringError:
         """Return the error for the user."""
-        if self.model_absent:
+        if self.is_model_absent:
             return ModelNotReady(
                 f"the server does not hold {model}: {self.detail}",
                 where=url,
                 next_step="run: scalr translator promote (or see what it holds: scalr triton status)",
             )
-        if self.restricted:
+        if self.is_restricted:
             return ScoringError(
                 f"the server restricts this protocol: {self.detail}",
                 where=url,
                 next_step="set SCALR_SERVING__HEADER=name=value to the pair of its --grpc-restricted-protocol; restart a local one: "
                 "scalr triton stop, scalr triton start",
             )
-        if self.backend_died:
+        if self.has_backend_died:
             return ModelNotReady(
                 f"the process that {model} runs in has exited: {self.detail}",
                 where=url,
@@ -140,7 +142,7 @@ class Transport(Protocol):
 class Channel:
     """A channel to the server at ``url``. Sends nothing before the first call. Belongs to one process."""
 
-    def __init__(self, url: str, security: Security | None = None, latencies: Latencies | None = None) -> None:
+    def __init__(self, url: str, security: Security | None = None, latencies: LatencyHistogram | None = None) -> None:
         import grpc
         from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -188,7 +190,7 @@ class Channel:
         index = self._call("RepositoryIndex", self._pb.RepositoryIndexRequest(), timeout).models
         return sorted(int(entry.version) for entry in index if entry.name == model and entry.state == "READY")
 
-    def answered(self, model: str, timeout: float) -> int:
+    def answered_requests(self, model: str, timeout: float) -> int:
         """Return how many requests all versions of a model have answered since they were loaded.
 
         Raises:
@@ -197,7 +199,7 @@ class Channel:
         statistics = self._call("ModelStatistics", self._pb.ModelStatisticsRequest(name=model), timeout).model_stats
         return sum(int(found.inference_stats.success.count) for found in statistics)
 
-    def load(self, model: str, timeout: float) -> None:
+    def load_model(self, model: str, timeout: float) -> None:
         """Load the versions named by the model's configuration; versions loaded already stay until then.
 
         Raises:
@@ -222,18 +224,18 @@ class Channel:
         try:
             return getattr(self._stub, method)(request, timeout=timeout, metadata=self._metadata)
         except self._error as error:
-            raise Failure(error.code().name, error.details() or "") from error
+            raise RequestFailure(error.code().name, error.details() or "") from error
 
 
 class _GrpcReply:
-    def __init__(self, future: Any, error: type[Exception], started: float, latencies: Latencies | None) -> None:
+    def __init__(self, future: Any, error: type[Exception], started: float, latencies: LatencyHistogram | None) -> None:
         self._future = future
         self._error = error
         self._started, self._arrived, self._latencies = started, 0.0, latencies
         if latencies is not None:
-            future.add_done_callback(self._note)  # the answer may arrive long before the caller asks for it
+            future.add_done_callback(self._record_latency)  # the answer may arrive long before the caller asks for it
 
-    def _note(self, _: Any) -> None:
+    def _record_latency(self, _: Any) -> None:
         self._arrived = time.perf_counter()
 
     def result(self) -> Message:
@@ -242,9 +244,9 @@ class _GrpcReply:
         try:
             found = self._future.result()
         except grpc.FutureCancelledError as error:
-            raise Failure("CANCELLED", "cancelled") from error
+            raise RequestFailure("CANCELLED", "cancelled") from error
         except self._error as error:
-            raise Failure(self._future.code().name, self._future.details() or "") from error
+            raise RequestFailure(self._future.code().name, self._future.details() or "") from error
         if self._latencies is not None:
             self._latencies.observe((self._arrived or time.perf_counter()) - self._started)
         return found

@@ -9,12 +9,12 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalr_prod.domains import Section
+from scalr_prod.domains import SettingsSection
 
 __all__ = ["ComputeSettings", "ServingSettings"]
 
 
-class ComputeSettings(Section):
+class ComputeSettings(SettingsSection):
     """Where Dask runs."""
 
     dask: str = Field(
@@ -40,7 +40,7 @@ class ComputeSettings(Section):
     )
 
 
-class ServingSettings(Section):
+class ServingSettings(SettingsSection):
     """Where the translator is served."""
 
     scorer: Literal["triton", "local"] = Field(

@@ -8,9 +8,9 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalr_prod.domains import Section
+from scalr_prod.domains import SettingsSection
 from scalr_prod.plugins import MODELS
-from scalr_prod.sections.values import Instant, Weight, named_once
+from scalr_prod.sections.values import Instant, Weight, check_plugin_names
 
 __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 
@@ -18,7 +18,7 @@ __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 _UNMEASURED: Final = 0.03
 
 
-class TrainingSetSettings(Section):
+class TrainingSetSettings(SettingsSection):
     """What the training set holds."""
 
     name: str = Field(
@@ -62,7 +62,7 @@ class TrainingSetSettings(Section):
     )
 
     @property
-    def lambdas(self) -> tuple[float, float, float]:
+    def segment_lambdas(self) -> tuple[float, float, float]:
         """λ of cold, sparse and dense users."""
         if self.segment_weights is None:
             return (_UNMEASURED if self.synthetic_weight is None else self.synthetic_weight,) * 3
@@ -84,11 +84,11 @@ class TrainingSetSettings(Section):
         return self
 
 
-class DownstreamSettings(Section):
+class DownstreamSettings(SettingsSection):
     """Reference recommenders and their evaluation (`scalr evaluate`)."""
 
     models: tuple[str, ...] = Field(
-        default=tuple(MODELS.own),
+        default=tuple(MODELS.builtin),
         description="ours, or models of your own",
     )
     cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
@@ -109,7 +109,7 @@ class DownstreamSettings(Section):
     @field_validator("models")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return named_once(MODELS, value)
+        return check_plugin_names(MODELS, value)
 
     @field_validator("volumes", "temperatures", "weights", "models")
     @classmethod

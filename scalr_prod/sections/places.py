@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalr_prod.domains import Section
-from scalr_prod.naming import PROJECT_NAME
+from scalr_prod.domains import SettingsSection
+from scalr_prod.naming import PROJECT_NAME_PATTERN
 
 __all__ = [
     "FeastExportSettings",
@@ -20,12 +20,12 @@ __all__ = [
 ]
 
 
-class ProjectSettings(Section):
+class ProjectSettings(SettingsSection):
     """The project's name and where its data is kept."""
 
     name: str | None = Field(
         default=None,
-        pattern=PROJECT_NAME,
+        pattern=PROJECT_NAME_PATTERN,
         description="1 to 63 small letters, digits and '_'; what stores that several projects share know it by; "
         "default: <source>_to_<target>, from the domains' names",
     )
@@ -44,13 +44,13 @@ class ProjectSettings(Section):
     )
 
 
-class LedgerSettings(Section):
+class LedgerSettings(SettingsSection):
     """Where run state is kept."""
 
     url: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
 
 
-class FeastExportSettings(Section):
+class FeastExportSettings(SettingsSection):
     """Names of the definitions that `scalr feast export` writes to your own feature repository."""
 
     entity: str = Field(default="user", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="name of the entity of users")
@@ -68,7 +68,7 @@ class FeastExportSettings(Section):
     tags: dict[str, str] = Field(default_factory=dict, description="of the entity and the views, beside the project's name")
 
 
-class FeastSettings(Section):
+class FeastSettings(SettingsSection):
     """Where the Feast repository is; by default one is created under the project's home."""
 
     repo: str | None = Field(default=None, description="folder of the feature repository; default: <home>/feature_repo")
@@ -87,7 +87,7 @@ class FeastSettings(Section):
     )
 
 
-class RetentionSettings(Section):
+class RetentionSettings(SettingsSection):
     """What `scalr maintain` keeps, besides everything that a published, served or running item refers to."""
 
     days: float = Field(
@@ -103,7 +103,7 @@ class RetentionSettings(Section):
     )
 
 
-class ForgettingSettings(Section):
+class ForgettingSettings(SettingsSection):
     """Consequences of erasing users (`scalr forget`)."""
 
     grace_days: float = Field(

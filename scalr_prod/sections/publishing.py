@@ -7,14 +7,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalr_prod.domains import Section
+from scalr_prod.domains import SettingsSection
 from scalr_prod.plugins import RULES
-from scalr_prod.sections.values import named_once
+from scalr_prod.sections.values import check_plugin_names
 
 __all__ = ["ExperimentSettings", "PublicationSettings", "QualitySettings"]
 
 
-class QualitySettings(Section):
+class QualitySettings(SettingsSection):
     """What happens to rows that break a rule."""
 
     policy: Literal["strict", "quarantine"] = Field(
@@ -39,18 +39,18 @@ class QualitySettings(Section):
     @field_validator("rules")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if own := sorted(set(value) & set(RULES.own)):
+        if own := sorted(set(value) & set(RULES.builtin)):
             raise ValueError(f"names {', '.join(own)}, which always holds: leave it out")
-        return named_once(RULES, value)
+        return check_plugin_names(RULES, value)
 
 
-class PublicationSettings(Section):
+class PublicationSettings(SettingsSection):
     """How a run reaches the feature view."""
 
     online: bool = Field(default=False, description="also materialise to the online store")
 
 
-class ExperimentSettings(Section):
+class ExperimentSettings(SettingsSection):
     """Holdout users, who get no synthetic events so that the effect can be measured (`scalr experiment`), and canary users."""
 
     holdout: float = Field(default=0.0, ge=0, le=0.5, description="share of users that are held out; 0: nobody")

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalr_prod.domains import Section
+from scalr_prod.domains import SettingsSection
 from scalr_prod.sections.values import PageAddress, WebAddress
 
 __all__ = ["LineageSettings", "LoggingSettings", "MetricsSettings", "UiSettings"]
 
 
-class LoggingSettings(Section):
+class LoggingSettings(SettingsSection):
     """Log lines on stderr."""
 
     format: Literal["text", "json"] = Field(default="text", description="a line of text, or a JSON object, a message")
@@ -25,7 +25,7 @@ class LoggingSettings(Section):
     )
 
 
-class MetricsSettings(Section):
+class MetricsSettings(SettingsSection):
     """Where metrics for Prometheus are written after each stage."""
 
     textfile: str | None = Field(
@@ -38,7 +38,7 @@ class MetricsSettings(Section):
     )
 
 
-class LineageSettings(Section):
+class LineageSettings(SettingsSection):
     """Where OpenLineage events of stages are sent; disabled by default. Needs the extra ``lineage``."""
 
     file: str | None = Field(default=None, description="events are added to it, one JSON object a line")
@@ -49,7 +49,7 @@ class LineageSettings(Section):
     namespace: str = Field(default="scalr", min_length=1, description="of the jobs, <project>.<stage>")
 
 
-class UiSettings(Section):
+class UiSettings(SettingsSection):
     """The page that `scalr ui` serves on this machine."""
 
     port: int = Field(default=8700, ge=0, le=65535, description="on 127.0.0.1; 0: any that is free")

@@ -8,14 +8,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from scalr_prod.domains import Section
+from scalr_prod.domains import SettingsSection
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.sections.values import Instant, named_once
+from scalr_prod.sections.values import Instant, check_plugin_names
 
 __all__ = ["GenerationSettings", "HistorySettings", "TranslatorSettings"]
 
 
-class HistorySettings(Section):
+class HistorySettings(SettingsSection):
     """How much of the past a history holds."""
 
     length: int = Field(default=50, ge=1, le=1000, description="L: events that a history holds at most, the latest ones")
@@ -27,11 +27,11 @@ class HistorySettings(Section):
     )
 
 
-class TranslatorSettings(Section):
+class TranslatorSettings(SettingsSection):
     """What the translator is made of and how it is trained."""
 
     estimators: tuple[str, ...] = Field(
-        default=("popularity", *ESTIMATORS.own), description="popularity, ours, or estimators of your own"
+        default=("popularity", *ESTIMATORS.builtin), description="popularity, ours, or estimators of your own"
     )
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
@@ -61,7 +61,7 @@ class TranslatorSettings(Section):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("must name at least one estimator")
-        return named_once(ESTIMATORS, value, beside=("popularity",))
+        return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
 
     def recipe(self) -> dict[str, Any]:
         """What decides a version, as plain JSON values.
@@ -72,7 +72,7 @@ class TranslatorSettings(Section):
         return {key: value for key, value in made.items() if value is not None or key != "pretraining_events"}
 
 
-class GenerationSettings(Section):
+class GenerationSettings(SettingsSection):
     """Which source events are translated, and how."""
 
     mode: Literal["causal", "backfill"] = Field(

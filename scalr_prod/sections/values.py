@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 if TYPE_CHECKING:
-    from scalr_prod.plugins import Group
+    from scalr_prod.plugins import PluginGroup
 
-__all__ = ["Instant", "PageAddress", "WebAddress", "Weight", "named_once"]
+__all__ = ["Instant", "PageAddress", "WebAddress", "Weight", "check_plugin_names"]
 
 
 def _aware(value: datetime) -> datetime:
@@ -21,12 +21,12 @@ def _aware(value: datetime) -> datetime:
     return value
 
 
-def named_once(group: Group, names: tuple[str, ...], beside: tuple[str, ...] = ()) -> tuple[str, ...]:
+def check_plugin_names(group: PluginGroup, names: tuple[str, ...], also_allowed: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Check that each plug-in exists and is named once; returns the names."""
     if len(set(names)) != len(names):
         raise ValueError(f"names a {group.kind} twice: name each once")
     for name in names:
-        if name not in beside and (problem := group.problem(name)) is not None:
+        if name not in also_allowed and (problem := group.find_problem(name)) is not None:
             raise ValueError(problem)
     return names
 

@@ -8,39 +8,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
-from scalr_prod.serving.check import Check
+from scalr_prod.lazy import lazy_exports
+from scalr_prod.serving.check import DiagnosticCheck
 
 if TYPE_CHECKING:
     from scalr_prod.serving.checks import serving_checks
     from scalr_prod.serving.decision import PromotionDecision, promote_if_better
-    from scalr_prod.serving.ensure import ensure_serving, stop_unused
+    from scalr_prod.serving.ensure import ensure_serving, stop_unused_server
     from scalr_prod.serving.environment import require_environment
-    from scalr_prod.serving.guard import guarded_serving
+    from scalr_prod.serving.guard import serve_with_watchdog
     from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
     from scalr_prod.serving.promotions import served_version
     from scalr_prod.serving.versions import PromotionReport, promote, rollback
 
 __all__ = [
-    "Check",
+    "DiagnosticCheck",
     "PromotionDecision",
     "PromotionReport",
     "ServerStatus",
     "ensure_serving",
-    "guarded_serving",
     "promote",
     "promote_if_better",
     "require_environment",
     "rollback",
+    "serve_with_watchdog",
     "served_version",
     "serving_checks",
     "start_triton",
     "stop_triton",
-    "stop_unused",
+    "stop_unused_server",
     "triton_status",
 ]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "PromotionDecision": "decision",

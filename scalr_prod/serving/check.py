@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from scalr_prod.jsonable import Jsonable
 
-__all__ = ["Check"]
+__all__ = ["DiagnosticCheck"]
 
 
 @dataclass(frozen=True)
-class Check(Jsonable):
+class DiagnosticCheck(Jsonable):
     """Describe the outcome of one check.
 
     Attributes:

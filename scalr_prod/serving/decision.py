@@ -46,7 +46,7 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
         ScalrError: The version does not exist, or does not answer once it is loaded.
     """
     from scalr_prod.serving.versions import promote
-    from scalr_prod.translator.comparison import compare
+    from scalr_prod.translator.comparison import compare_versions
 
     served = served_version(settings)
     if served == version:
@@ -54,7 +54,7 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
     if served is None:
         promote(settings, version)
         return PromotionDecision(version, version, promoted=True, reason="none was served", comparison=None)
-    comparison = compare(settings, version, served, progress=progress)
+    comparison = compare_versions(settings, version, served, progress=progress)
     facts = f"NLL {comparison.candidate_nll} against {comparison.served_nll} on {comparison.events} events from {comparison.since} on"
     if comparison.fit_to_serve:
         promote(settings, version)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelNotReady, ModelVersionMismatch, ServerUnreachable
 from scalr_prod.scoring import open_scorer
-from scalr_prod.serving.loading import check_version, load_versions, versions_by_server
+from scalr_prod.serving.loading import load_versions, probe_version, versions_by_server
 from scalr_prod.serving.process import restart_locked, start_locked, stop_locked
 from scalr_prod.serving.repository import configured_versions
-from scalr_prod.serving.state import beats, read_record, server_lock, used_by_others, using
+from scalr_prod.serving.state import has_other_users, read_heartbeats, read_record, server_lock, server_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ensure_serving", "serving", "stop_unused"]
+__all__ = ["ensure_serving", "serve_version", "stop_unused_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,54 +41,54 @@ def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[N
         ScoringError: It does not answer as expected.
         TranslatorNotFound: The version was never trained.
     """
-    return serving(settings, version)
+    return serve_version(settings, version)
 
 
 @contextmanager
-def serving(settings: Settings, version: int, *, beside: AbstractSet[int] | None = None) -> Iterator[None]:
+def serve_version(settings: Settings, version: int, *, also_loaded: AbstractSet[int] | None = None) -> Iterator[None]:
     """Make the version available, with control over the other versions that a running server holds.
 
     Args:
         settings: The project's settings.
         version: The translator version.
-        beside: The other versions to hold; default: all versions that it holds already.
+        also_loaded: The other versions to hold; default: all versions that it holds already.
     """
     if settings.serving.scorer == "local":
         open_scorer(settings, version).close()
         yield
     elif settings.serving.url is not None:
-        _ensure_loaded(settings, version, beside)
+        _ensure_loaded(settings, version, also_loaded)
         yield
     else:
         try:
-            with using(settings):
+            with server_user(settings):
                 with server_lock(settings):
-                    _ensure_local(settings, version, beside)
+                    _ensure_local(settings, version, also_loaded)
                 yield
         finally:
-            stop_unused(settings)
+            stop_unused_server(settings)
 
 
-def stop_unused(settings: Settings) -> None:
+def stop_unused_server(settings: Settings) -> None:
     """Stop a local server that nobody uses, unless a command started it; a killed run may have left one."""
     if settings.serving.scorer == "local" or settings.serving.url is not None or read_record(settings) is None:
         return
     with server_lock(settings):
         record = read_record(settings)
-        if record is not None and not record.lasting and not used_by_others(settings):
+        if record is not None and not record.lasting and not has_other_users(settings):
             stop_locked(settings)
 
 
 def _ensure_local(settings: Settings, version: int, also_loaded: AbstractSet[int] | None) -> None:
-    fresh = start_locked(settings, [version], lasting=False).started
+    fresh = start_locked(settings, [version], keep_running=False).started
     while True:
-        before = beats(settings, version)
+        before = read_heartbeats(settings, version)
         try:
             return _ensure_loaded(settings, version, None if fresh else also_loaded)
         except (DeadlineExceeded, MalformedResponse, ServerUnreachable) as error:
             if fresh:
                 raise
-            if not isinstance(error, MalformedResponse) and beats(settings, version) != before:
+            if not isinstance(error, MalformedResponse) and read_heartbeats(settings, version) != before:
                 logger.info("Triton is busy with other requests: waiting for it")
                 continue
             # It hangs, mixes up answers or is about to exit: nobody needs a server that an earlier run left in this state.
@@ -107,7 +107,7 @@ def _ensure_loaded(settings: Settings, version: int, also_loaded: AbstractSet[in
         )
         return
     try:
-        check_version(settings, version)
+        probe_version(settings, version)
     except (ModelNotReady, ModelVersionMismatch):
         # A different model has this number: another home's, or one from before this home was recreated.
         load_versions(settings, {version, *configured_versions(settings)}, needed=version)

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ServingEnvironment",
-    "environment_places",
+    "environment_candidates",
     "examine_environment",
     "find_environment",
     "find_library",
-    "lay_backends",
+    "prepare_backend_folder",
     "require_environment",
 ]
 
-_NEXT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
+_INSTALL_HINT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
 #: Variables of this process passed to the server: temporary folders, language and GPU. Any other one may be a secret.
-_KEPT: Final = frozenset(
+_INHERITED_VARIABLES: Final = frozenset(
     {
         "CUDA_DEVICE_ORDER",
         "CUDA_VISIBLE_DEVICES",
@@ -52,7 +52,7 @@ _KEPT: Final = frozenset(
         "XDG_CACHE_HOME",
     }
 )
-_QUESTION: Final = """
+_INSPECTION_SCRIPT: Final = """
 import importlib.metadata as m, importlib.util as u, json, sys, sysconfig
 def version(name):
     try:
@@ -88,19 +88,19 @@ class ServingEnvironment:
     library: Path | None
 
     @property
-    def server(self) -> Path | None:
+    def server_binary(self) -> Path | None:
         """Return the server binary, or None if it is missing or does not fit this Python."""
-        if self.wheel is None or not self.stub.is_file():
+        if self.wheel is None or not self.stub_binary.is_file():
             return None
         server = self.wheel / "bin" / "tritonserver"
         return server if server.is_file() else None
 
     @property
-    def stub(self) -> Path:
+    def stub_binary(self) -> Path:
         """Return the stub binary that embeds this Python."""
         return (self.wheel or self.folder) / "python_backend_stubs" / self.minor / "triton_python_backend_stub"
 
-    def problem(self) -> str | None:
+    def find_problem(self) -> str | None:
         """Return what prevents a server from starting, in one sentence; None if nothing does."""
         missing = [name for name, version in self.packages.items() if version is None]
         if missing:
@@ -109,16 +109,16 @@ class ServingEnvironment:
             return f"scalr-prod {self.packages['scalr-prod']} is installed there, and {__version__} here"
         if int((self.packages["numpy"] or "2").split(".")[0]) > 1:
             return f"numpy {self.packages['numpy']} is installed there; the server needs numpy < 2, or its outputs arrive empty"
-        if self.server is None:
+        if self.server_binary is None:
             return f"the wheel nvidia-pytriton has no server for Python {self.minor} on this machine"
         if self.library is None:
             name = f"libpython{self.minor}"
             return f"{name}.so.1.0 was not found (Debian and Ubuntu: apt-get install {name})"
         return None
 
-    def variables(self, threads: int) -> dict[str, str]:
+    def server_variables(self, threads: int) -> dict[str, str]:
         """Return the server's environment variables: only those it needs, so that no secret of this process leaks."""
-        inherited = {key: value for key, value in os.environ.items() if key in _KEPT}
+        inherited = {key: value for key, value in os.environ.items() if key in _INHERITED_VARIABLES}
         wheel = self.wheel or self.folder
         libraries = [wheel.parent.parent / "nvidia_pytriton.libs", self.library, os.environ.get("LD_LIBRARY_PATH")]
         return inherited | {
@@ -132,7 +132,7 @@ class ServingEnvironment:
         }
 
 
-def environment_places(settings: Settings | None) -> list[Path]:
+def environment_candidates(settings: Settings | None) -> list[Path]:
     """Return the folders to search for a serving environment, in order.
 
     Only the folder named in the settings, if any; else ``.venv-triton`` beside the running virtual environment, in the checkout, in the
@@ -149,16 +149,16 @@ def environment_places(settings: Settings | None) -> list[Path]:
 
 
 def find_environment(settings: Settings | None) -> ServingEnvironment:
-    """Find the serving environment in `environment_places`.
+    """Find the serving environment in `environment_candidates`.
 
     Raises:
         ServingError: There is none.
     """
-    places = environment_places(settings)
+    places = environment_candidates(settings)
     for folder in places:
         if (folder / "bin" / "python").exists():
             return examine_environment(folder)
-    raise ServingError("no serving environment was found", where=", ".join(map(str, places)), next_step=_NEXT)
+    raise ServingError("no serving environment was found", where=", ".join(map(str, places)), next_step=_INSTALL_HINT)
 
 
 def require_environment(settings: Settings) -> None:
@@ -171,7 +171,7 @@ def require_environment(settings: Settings) -> None:
         _usable(find_environment(settings))
 
 
-def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
+def prepare_backend_folder(environment: ServingEnvironment, folder: Path) -> Path:
     """Prepare Triton's python backend folder: the wheel's files and the stub of the right Python.
 
     Raises:
@@ -180,7 +180,7 @@ def lay_backends(environment: ServingEnvironment, folder: Path) -> Path:
     wheel = _usable(environment)
     python = folder / "python"
     python.mkdir(parents=True, exist_ok=True)
-    for file in (*(wheel / "backends" / "python").iterdir(), environment.stub):
+    for file in (*(wheel / "backends" / "python").iterdir(), environment.stub_binary):
         link = python / file.name
         if link.is_symlink() and link.readlink() == file:
             continue
@@ -197,33 +197,35 @@ def examine_environment(folder: Path) -> ServingEnvironment:
     """
     try:
         output = subprocess.run(  # noqa: S603 - the interpreter of the named environment
-            [folder / "bin" / "python", "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
+            [folder / "bin" / "python", "-I", "-c", _INSPECTION_SCRIPT], capture_output=True, check=True, timeout=60, text=True
         ).stdout
         facts = json.loads(output)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise ServingError(f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_NEXT}") from error
+        raise ServingError(
+            f"its Python does not run: {error}", where=str(folder), next_step=f"remove it; {_INSTALL_HINT}"
+        ) from error
     wheel = Path(facts["pytriton"]) / "tritonserver" if facts["pytriton"] else None
     library = find_library(facts["minor"], facts["places"])
     return ServingEnvironment(folder, facts["minor"], facts["packages"], wheel, library)
 
 
-def find_library(minor: str, places: Sequence[str]) -> Path | None:
+def find_library(minor: str, folders: Sequence[str]) -> Path | None:
     """Return the folder of a Python's shared library, which the server's python backend embeds.
 
     Args:
         minor: The Python's version, such as ``3.12``.
-        places: Folders to search before asking the system's loader.
+        folders: Folders to search before asking the system's loader.
     """
     name = f"libpython{minor}.so.1.0"
-    library = next((Path(place) for place in places if place and (Path(place) / name).is_file()), None)
+    library = next((Path(place) for place in folders if place and (Path(place) / name).is_file()), None)
     return library or _system_library(name)
 
 
 def _usable(environment: ServingEnvironment) -> Path:
     """Return the wheel's folder of an environment that a server can be started from."""
-    problem = environment.problem()
+    problem = environment.find_problem()
     if problem is not None or environment.wheel is None:
-        raise ServingError(f"Triton cannot be started: {problem}", where=str(environment.folder), next_step=_NEXT)
+        raise ServingError(f"Triton cannot be started: {problem}", where=str(environment.folder), next_step=_INSTALL_HINT)
     return environment.wheel
 
 

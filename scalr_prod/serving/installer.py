@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod import assets
 from scalr_prod.errors import ServingError
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.serving.environment import ServingEnvironment, environment_places, examine_environment
-from scalr_prod.serving.interpreters import LOCAL, choose_interpreter, install_system_package, require_platform
-from scalr_prod.serving.own_package import checkout, pack_wheel
-from scalr_prod.serving.virtualenvs import Recipe, build
+from scalr_prod.serving.environment import ServingEnvironment, environment_candidates, examine_environment
+from scalr_prod.serving.interpreters import LOCAL_SCORER_HINT, choose_interpreter, install_system_package, require_platform
+from scalr_prod.serving.own_package import build_wheel, checkout_folder
+from scalr_prod.serving.virtualenvs import EnvironmentSpec, build_environment
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]
 
 #: Marks an environment created here, which may be changed or recreated.
-_MARK: Final = "scalr-serving.json"
+_MARKER_FILE: Final = "scalr-serving.json"
 #: What the model's process imports (triton_models/translator/1/model.py).
-_IMPORTED: Final = (
+_PRECOMPILE_SCRIPT: Final = (
     "import numpy, torch, numba, scalr_prod.scoring.heartbeat, scalr_prod.scoring.protocol, scalr_prod.translator.module"
 )
 
@@ -92,20 +92,20 @@ def plan_serving(settings: Settings | None = None, *, folder: Path | None = None
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
-        folder: The environment; default: the one found, else the first of `environment_places`.
+        folder: The environment; default: the one found, else the first of `environment_candidates`.
         system_packages: Whether apt may install a shared library that Python lacks.
 
     Raises:
         ServingError: No server runs on this machine, no Python fits, or the folder holds something else.
     """
     require_platform()
-    places = [folder.absolute()] if folder is not None else environment_places(settings)
+    places = [folder.absolute()] if folder is not None else environment_candidates(settings)
     chosen = next((place for place in places if (place / "bin" / "python").exists()), places[0])
-    exists = _is_ours(chosen)
+    exists = _is_serving_environment(chosen)
     interpreter = choose_interpreter(system_packages=system_packages)
-    files = assets.folder("constraints")
+    files = assets.asset_folder("constraints")
     return InstallPlan(
-        chosen, exists, interpreter.path, interpreter.minor, files / "serving.in", files / "serving.txt", checkout()
+        chosen, exists, interpreter.path, interpreter.minor, files / "serving.in", files / "serving.txt", checkout_folder()
     )
 
 
@@ -116,7 +116,7 @@ def install_serving(
 
     Args:
         settings: The project's settings, where there are some: they may name the environment.
-        folder: The environment; default: the one found, else the first of `environment_places`.
+        folder: The environment; default: the one found, else the first of `environment_candidates`.
         torch: ``cpu``, ``cuda``, or ``auto``: the CPU build where there is no GPU and a CPU build is available.
         system_packages: Whether apt may install what Python lacks, as root.
 
@@ -126,29 +126,31 @@ def install_serving(
     plan = plan_serving(settings, folder=folder, system_packages=system_packages)
     with tempfile.TemporaryDirectory(prefix="scalr-serving-") as scratch:
         # The server runs this package's torch module; its other dependencies would install numpy 2, which breaks the server.
-        alone = ("--editable", str(plan.package)) if plan.package is not None else (str(pack_wheel(Path(scratch))),)
-        recipe = Recipe(plan.folder, plan.python, plan.constraints, ("--requirement", str(plan.requirements)), alone)
-        tool = build(recipe, torch=torch, system_packages=system_packages)
-    (plan.folder / _MARK).write_text(json.dumps({"scalr-prod": __version__}) + "\n", encoding="utf-8")
+        alone = ("--editable", str(plan.package)) if plan.package is not None else (str(build_wheel(Path(scratch))),)
+        recipe = EnvironmentSpec(plan.folder, plan.python, plan.constraints, ("--requirement", str(plan.requirements)), alone)
+        tool = build_environment(recipe, torch=torch, system_packages=system_packages)
+    (plan.folder / _MARKER_FILE).write_text(json.dumps({"scalr-prod": __version__}) + "\n", encoding="utf-8")
     environment = examine_environment(plan.folder)
     library = f"libpython{environment.minor}"
     if environment.library is None and system_packages and install_system_package(library):
         environment = examine_environment(plan.folder)
-    problem = environment.problem() or _broken_server(environment) or _compiled(environment)
+    problem = environment.find_problem() or _server_failure(environment) or _precompile(environment)
     if problem is not None:
-        raise ServingError(problem, where=str(plan.folder), next_step=f"remove the folder and run the command again; {LOCAL}")
-    is_findable = plan.folder in environment_places(settings)
+        raise ServingError(
+            problem, where=str(plan.folder), next_step=f"remove the folder and run the command again; {LOCAL_SCORER_HINT}"
+        )
+    is_findable = plan.folder in environment_candidates(settings)
     return InstallReport(
         folder=str(plan.folder),
         python=environment.minor,
         tool=tool,
         packages=environment.packages,
-        server=str(environment.server),
+        server=str(environment.server_binary),
         next_step=None if is_findable else f'write into scalr.toml: [serving] environment = "{plan.folder}"',
     )
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_serving_environment(folder: Path) -> bool:
     """Return whether the folder holds a serving environment.
 
     Raises:
@@ -157,7 +159,7 @@ def _is_ours(folder: Path) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     other = folder.resolve() != Path(sys.prefix).resolve()
-    if other and (folder / _MARK).is_file():
+    if other and (folder / _MARKER_FILE).is_file():
         return True
     if other and (folder / "bin" / "python").exists() and examine_environment(folder).packages["nvidia-pytriton"] is not None:
         return True
@@ -168,12 +170,12 @@ def _is_ours(folder: Path) -> bool:
     )
 
 
-def _broken_server(environment: ServingEnvironment) -> str | None:
+def _server_failure(environment: ServingEnvironment) -> str | None:
     """Return why the server binary cannot print its options; None if it can."""
     try:
         done = subprocess.run(  # noqa: S603 - the server that was just installed
-            [str(environment.server), "--help"],
-            env=environment.variables(1),
+            [str(environment.server_binary), "--help"],
+            env=environment.server_variables(1),
             capture_output=True,
             text=True,
             check=False,
@@ -186,7 +188,7 @@ def _broken_server(environment: ServingEnvironment) -> str | None:
     return f"tritonserver does not run: {done.stderr[-500:].strip()}"
 
 
-def _compiled(environment: ServingEnvironment) -> str | None:
+def _precompile(environment: ServingEnvironment) -> str | None:
     """Import what the model's process imports, so that Python caches the bytecode; return the error, or None.
 
     The server may not be allowed to write there: without the cache, each start compiles a thousand files, which more than doubles the time
@@ -194,7 +196,7 @@ def _compiled(environment: ServingEnvironment) -> str | None:
     """
     variables = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(  # noqa: S603 - the interpreter that was just installed
-        [str(environment.folder / "bin" / "python"), "-c", _IMPORTED],
+        [str(environment.folder / "bin" / "python"), "-c", _PRECOMPILE_SCRIPT],
         env=variables,
         capture_output=True,
         text=True,

@@ -23,13 +23,13 @@ from scalr_prod.serving.environment import find_library
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOCAL", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
+__all__ = ["LOCAL_SCORER_HINT", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
 
 #: Python versions with wheels of numpy < 2, in order of preference.
-MINORS: Final = ("3.12", "3.11")
-LOCAL: Final = 'or do without Triton: [serving] scorer = "local" in scalr.toml'
-_GLIBC: Final = (2, 35)
-_QUESTION: Final = """
+SUPPORTED_MINORS: Final = ("3.12", "3.11")
+LOCAL_SCORER_HINT: Final = 'or do without Triton: [serving] scorer = "local" in scalr.toml'
+_MIN_GLIBC: Final = (2, 35)
+_INSPECTION_SCRIPT: Final = """
 import json, sys, sysconfig
 print(json.dumps({"minor": "%d.%d" % sys.version_info[:2],
                   "places": [sysconfig.get_config_var("LIBDIR") or "", sys.base_prefix + "/lib"]}))
@@ -53,11 +53,11 @@ class Interpreter:
     library: Path | None
 
     @classmethod
-    def at(cls, path: str) -> Interpreter | None:
+    def from_path(cls, path: str) -> Interpreter | None:
         """Inspect the interpreter at a path; None if it does not run."""
         try:
             output = subprocess.run(  # noqa: S603 - an interpreter of this machine
-                [path, "-I", "-c", _QUESTION], capture_output=True, check=True, timeout=60, text=True
+                [path, "-I", "-c", _INSPECTION_SCRIPT], capture_output=True, check=True, timeout=60, text=True
             ).stdout
             facts = json.loads(output)
         except (OSError, subprocess.SubprocessError, ValueError):
@@ -78,7 +78,7 @@ def require_platform() -> None:
             next_step='set [serving] scorer = "local", or [serving] url',
         )
     kind, version = platform.libc_ver()
-    if kind != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _GLIBC:
+    if kind != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _MIN_GLIBC:
         raise ServingError(
             f"Triton needs glibc 2.35 or later (Ubuntu 22.04, Debian 12), this is {kind or 'another libc'} {version}",
             where="this machine",
@@ -97,7 +97,7 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
     """
     fitting = []
     for interpreter in _candidates():
-        if interpreter.minor not in MINORS:
+        if interpreter.minor not in SUPPORTED_MINORS:
             continue
         if interpreter.library is not None:
             return interpreter
@@ -112,13 +112,13 @@ def choose_interpreter(*, system_packages: bool = False) -> Interpreter:
         raise ServingError(
             f"{name}.so.1.0, which Triton's python backend embeds, was not found",
             where=fitting[0].path,
-            next_step=f"install it (Debian, Ubuntu: apt-get install {name}) and run the command again; {LOCAL}",
+            next_step=f"install it (Debian, Ubuntu: apt-get install {name}) and run the command again; {LOCAL_SCORER_HINT}",
         )
     raise ServingError(
-        f"the serving environment needs Python {' or '.join(MINORS)}: numpy < 2, which the server needs, has no wheel for "
+        f"the serving environment needs Python {' or '.join(SUPPORTED_MINORS)}: numpy < 2, which the server needs, has no wheel for "
         f"Python {platform.python_version()}",
         where=sys.executable,
-        next_step=f"install one, or uv (pip install uv), which brings one; then run the command again; {LOCAL}",
+        next_step=f"install one, or uv (pip install uv), which brings one; then run the command again; {LOCAL_SCORER_HINT}",
     )
 
 
@@ -144,11 +144,11 @@ def install_system_package(package: str) -> bool:
 def _candidates() -> Iterator[Interpreter]:
     homes = (Path.home() / ".pyenv" / "versions", Path.home() / ".local" / "share" / "uv" / "python")
     paths = [sys.executable]
-    for minor in MINORS:
+    for minor in SUPPORTED_MINORS:
         paths += [found for found in (shutil.which(f"python{minor}"),) if found]
         paths += [str(path) for home in homes for path in sorted(home.glob(f"*/bin/python{minor}"))]
     for path in dict.fromkeys(paths):
-        interpreter = Interpreter.at(path)
+        interpreter = Interpreter.from_path(path)
         if interpreter is not None:
             yield interpreter
 
@@ -157,11 +157,11 @@ def _from_uv() -> Interpreter | None:
     uv = find_uv()
     if uv is None:
         return None
-    logger.info("Python %s cannot be used for serving; installing Python %s …", platform.python_version(), MINORS[0])
-    got = subprocess.run([uv, "python", "install", "--quiet", MINORS[0]], check=False)  # noqa: S603 - uv
+    logger.info("Python %s cannot be used for serving; installing Python %s …", platform.python_version(), SUPPORTED_MINORS[0])
+    got = subprocess.run([uv, "python", "install", "--quiet", SUPPORTED_MINORS[0]], check=False)  # noqa: S603 - uv
     if got.returncode:
         return None
     found = subprocess.run(  # noqa: S603 - uv
-        [uv, "python", "find", "--managed-python", MINORS[0]], check=False, capture_output=True, text=True
+        [uv, "python", "find", "--managed-python", SUPPORTED_MINORS[0]], check=False, capture_output=True, text=True
     )
-    return Interpreter.at(found.stdout.strip()) if not found.returncode else None
+    return Interpreter.from_path(found.stdout.strip()) if not found.returncode else None

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ServingError
 from scalr_prod.scoring.address import secret_file
-from scalr_prod.scoring.heartbeat import FOLDER_VARIABLE
-from scalr_prod.scoring.security import CONTROL, HEADER
+from scalr_prod.scoring.heartbeat import HEARTBEAT_FOLDER_VARIABLE
+from scalr_prod.scoring.security import CONTROL_HEADER, CONTROL_PROTOCOLS
 from scalr_prod.serving.repository import configured_versions
 from scalr_prod.serving.state import ServerRecord, heartbeat_folder, state_folder
-from scalr_prod.serving.virtualenvs import unseen_gpu
+from scalr_prod.serving.virtualenvs import describe_unseen_gpu
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     from scalr_prod.serving.environment import ServingEnvironment
     from scalr_prod.settings import Settings
 
-__all__ = ["children", "launch"]
+__all__ = ["child_processes", "launch_server"]
 
 logger = logging.getLogger(__name__)
 
 _HOST: Final = "127.0.0.1"
 #: The kernel's limit of a Unix socket's path is 107 bytes.
-_LONGEST_PATH: Final = 107
+_MAX_SOCKET_PATH: Final = 107
 #: Triton appends a port to every address, so it is part of the socket's name.
 _PORT: Final = 1
 #: Servers started by this process: only their parent can tell that one has exited.
-children: dict[int, subprocess.Popen[bytes]] = {}
+child_processes: dict[int, subprocess.Popen[bytes]] = {}
 
 
-def launch(settings: Settings, environment: ServingEnvironment, backends: Path, *, lasting: bool) -> ServerRecord:
+def launch_server(settings: Settings, environment: ServingEnvironment, backends: Path, *, keep_running: bool) -> ServerRecord:
     """Start a server with a new socket and a new secret, and record both; it may take seconds until it answers.
 
     Args:
         settings: The project's settings.
         environment: The serving environment.
-        backends: Folder prepared by `lay_backends`.
-        lasting: Whether it runs until a command stops it.
+        backends: Folder prepared by `prepare_backend_folder`.
+        keep_running: Whether it runs until a command stops it.
 
     Raises:
         ServingError: No socket can be created in the folder of temporary files.
@@ -61,11 +61,11 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
     name = f"scalr-{secrets.token_hex(8)}"
     log = state_folder(settings) / "triton.log"
     folder, metrics = _socket_folder(), _free_port()
-    command = [str(environment.server), f"--id={name}", f"--model-repository={settings.model_repository}"]
+    command = [str(environment.server_binary), f"--id={name}", f"--model-repository={settings.model_repository}"]
     command += ["--model-control-mode=explicit", "--disable-auto-complete-config", "--exit-timeout-secs=10"]
     command += [f"--backend-directory={backends}", f"--backend-config=python,shm-region-prefix-name={name}_"]
     command += ["--allow-http=false", f"--grpc-address=unix:{folder}/grpc", f"--grpc-port={_PORT}"]
-    command += [f"--grpc-restricted-protocol={','.join(CONTROL)}:{HEADER}={_new_secret(settings)}"]
+    command += [f"--grpc-restricted-protocol={','.join(CONTROL_PROTOCOLS)}:{CONTROL_HEADER}={_new_secret(settings)}"]
     command += [f"--metrics-address={_HOST}", f"--metrics-port={metrics}"]
     if configured_versions(settings):
         # A version that cannot be loaded must not end the server: the caller that requested it reports it.
@@ -76,11 +76,12 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment.variables(settings.serving.threads) | {FOLDER_VARIABLE: str(heartbeat_folder(settings))},
+            env=environment.server_variables(settings.serving.threads)
+            | {HEARTBEAT_FOLDER_VARIABLE: str(heartbeat_folder(settings))},
             cwd=state_folder(settings),
             start_new_session=True,
         )
-    children[process.pid] = process
+    child_processes[process.pid] = process
     try:
         created = psutil.Process(process.pid).create_time()
     except psutil.NoSuchProcess:
@@ -93,11 +94,11 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
         name=name,
         repository=str(settings.model_repository),
         log=str(log),
-        lasting=lasting,
+        lasting=keep_running,
         socket_folder=folder,
     )
     record.write(settings)
-    if unseen := unseen_gpu(environment.folder, environment.packages["torch"]):
+    if unseen := describe_unseen_gpu(environment.folder, environment.packages["torch"]):
         logger.warning("%s", unseen)
     logger.info("started Triton as process %d at %s", process.pid, record.url)
     return record
@@ -106,10 +107,10 @@ def launch(settings: Settings, environment: ServingEnvironment, backends: Path, 
 def _socket_folder() -> str:
     """Create a folder that only this user can enter; its path is short however long the home's is."""
     folder = tempfile.mkdtemp(prefix="scalr-triton-")
-    if len(os.fsencode(f"{folder}/grpc:{_PORT}")) > _LONGEST_PATH:
+    if len(os.fsencode(f"{folder}/grpc:{_PORT}")) > _MAX_SOCKET_PATH:
         os.rmdir(folder)  # noqa: PTH106 - as it was made
         raise ServingError(
-            f"the folder of temporary files has too long a path for a socket ({_LONGEST_PATH} bytes at most)",
+            f"the folder of temporary files has too long a path for a socket ({_MAX_SOCKET_PATH} bytes at most)",
             where=folder,
             next_step="set TMPDIR to a folder with a shorter path, such as /tmp",
         )

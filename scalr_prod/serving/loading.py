@@ -10,9 +10,9 @@ from scalr_prod.errors import ModelNotReady, ModelVersionMismatch, ServingError
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.address import server_urls
 from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.scoring.transport import Channel, RequestFailure
 from scalr_prod.serving.repository import configured_versions, install_version, model_folder, write_config
-from scalr_prod.serving.state import close_memory, read_record
+from scalr_prod.serving.state import read_record, restrict_shared_memory
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["check_version", "load_versions", "loaded_versions", "versions_by_server"]
+__all__ = ["load_versions", "loaded_versions", "probe_version", "versions_by_server"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ def versions_by_server(settings: Settings) -> dict[str, list[int]]:
     versions = {}
     for url in server_urls(settings):
         try:
-            with Channel(url, Security.control(settings)) as channel:
+            with Channel(url, Security.for_control(settings)) as channel:
                 versions[url] = channel.ready_versions(settings.served_model, settings.serving.deadline_s)
-        except Failure as failure:
-            raise failure.explain(url, settings.served_model) from failure
+        except RequestFailure as failure:
+            raise failure.to_error(url, settings.served_model) from failure
     return versions
 
 
@@ -70,15 +70,15 @@ def load_versions(settings: Settings, versions: Iterable[int], *, needed: int) -
     write_config(settings, {*versions, needed})
     try:
         _load(settings)
-        check_version(settings, needed)
+        probe_version(settings, needed)
     except BaseException:
         if before and before != configured_versions(settings):
             write_config(settings, before)
-            _try_load(settings)
+            _restore_loaded(settings)
         raise
 
 
-def check_version(settings: Settings, version: int) -> None:
+def probe_version(settings: Settings, version: int) -> None:
     """Check that the version answers a request at each server.
 
     Raises:
@@ -86,7 +86,7 @@ def check_version(settings: Settings, version: int) -> None:
     """
     try:
         for url in server_urls(settings):
-            open_scorer(_asking(settings, url), version).close()
+            open_scorer(_settings_for_server(settings, url), version).close()
     except (ModelNotReady, ModelVersionMismatch) as error:
         if settings.serving.url is not None:
             error.next_step = (
@@ -100,16 +100,16 @@ def _load(settings: Settings) -> None:
     for url in server_urls(settings):
         _load_at(settings, url)
     if settings.serving.url is None and (record := read_record(settings)) is not None:
-        close_memory(record)
+        restrict_shared_memory(record)
 
 
 def _load_at(settings: Settings, url: str) -> None:
     try:
-        with Channel(url, Security.control(settings)) as channel:
-            channel.load(settings.served_model, settings.serving.startup_timeout_s)
-    except Failure as failure:
-        if failure.restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.model_absent):
-            raise failure.explain(url, settings.served_model) from failure
+        with Channel(url, Security.for_control(settings)) as channel:
+            channel.load_model(settings.served_model, settings.serving.startup_timeout_s)
+    except RequestFailure as failure:
+        if failure.is_restricted or (failure.code in {"UNAVAILABLE", "DEADLINE_EXCEEDED"} and not failure.is_model_absent):
+            raise failure.to_error(url, settings.served_model) from failure
         raise ServingError(
             f"the server could not load {settings.served_model}: {failure.detail}",
             where=f"{url}, {model_folder(settings)}",
@@ -117,14 +117,14 @@ def _load_at(settings: Settings, url: str) -> None:
         ) from failure
 
 
-def _asking(settings: Settings, url: str) -> Settings:
+def _settings_for_server(settings: Settings, url: str) -> Settings:
     """Return the settings reduced to one of several servers."""
     if len(settings.serving.urls) <= 1:
         return settings
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"url": url})})
 
 
-def _try_load(settings: Settings) -> None:
+def _restore_loaded(settings: Settings) -> None:
     """Reload the previous versions, ignoring errors: the original error is the one to raise."""
     try:
         _load(settings)

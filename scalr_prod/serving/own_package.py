@@ -13,13 +13,13 @@ from typing import Final
 
 from scalr_prod.errors import ServingError
 
-__all__ = ["checkout", "pack_wheel"]
+__all__ = ["build_wheel", "checkout_folder"]
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _NAME: Final = "scalr-prod"
 
 
-def checkout() -> Path | None:
+def checkout_folder() -> Path | None:
     """Return the checkout that the package runs from; None if it was installed from a wheel."""
     project = _PACKAGE.parent / "pyproject.toml"
     try:
@@ -29,7 +29,7 @@ def checkout() -> Path | None:
     return _PACKAGE.parent if named == _NAME else None
 
 
-def pack_wheel(folder: Path) -> Path:
+def build_wheel(folder: Path) -> Path:
     """Build a wheel of the installed package, to install it elsewhere without a package index.
 
     Args:

@@ -16,12 +16,12 @@ from scalr_prod.errors import ServingError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.scoring.address import secret_file, server_file
 from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel, Failure
-from scalr_prod.serving.environment import find_environment, lay_backends
-from scalr_prod.serving.launch import children, launch
-from scalr_prod.serving.promotions import standing
+from scalr_prod.scoring.transport import Channel, RequestFailure
+from scalr_prod.serving.environment import find_environment, prepare_backend_folder
+from scalr_prod.serving.launch import child_processes, launch_server
+from scalr_prod.serving.promotions import promoted_versions
 from scalr_prod.serving.repository import configured_versions, install_version, write_config
-from scalr_prod.serving.state import ServerRecord, close_memory, read_record, server_lock, state_folder
+from scalr_prod.serving.state import ServerRecord, read_record, restrict_shared_memory, server_lock, state_folder
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def start_triton(settings: Settings) -> ServerStatus:
         ServingError: The settings name a server elsewhere, there is no serving environment, or the server did not come up;
             the error then holds the end of its log.
     """
-    _refuse_remote(settings, "started")
+    _ensure_local_server(settings, "started")
     with server_lock(settings):
-        return start_locked(settings, standing(settings)[-2:], lasting=True)
+        return start_locked(settings, promoted_versions(settings)[-2:], keep_running=True)
 
 
 def stop_triton(settings: Settings) -> bool:
@@ -96,7 +96,7 @@ def stop_triton(settings: Settings) -> bool:
     Raises:
         ServingError: The settings name a server elsewhere, or it could not be stopped.
     """
-    _refuse_remote(settings, "stopped")
+    _ensure_local_server(settings, "stopped")
     with server_lock(settings):
         return stop_locked(settings)
 
@@ -108,7 +108,9 @@ def triton_status(settings: Settings) -> ServerStatus:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
         return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
-    statuses = [_asked(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)]
+    statuses = [
+        _server_status(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)
+    ]
     if len(statuses) == 1:
         return statuses[0]
     silent = "; ".join(f"{status.url}: {status.detail}" for status in statuses if not status.running)
@@ -118,49 +120,49 @@ def triton_status(settings: Settings) -> ServerStatus:
     )
 
 
-def _asked(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
+def _server_status(settings: Settings, url: str, record: ServerRecord | None) -> ServerStatus:
     """Return the status of one server."""
     local = {} if record is None else {key: getattr(record, key) for key in ("pid", "metrics_url", "log")}
     try:
-        with Channel(url, Security.control(settings)) as channel:
+        with Channel(url, Security.for_control(settings)) as channel:
             channel.server_name(_PROBE_S)
             versions = channel.ready_versions(settings.served_model, _PROBE_S)
             return ServerStatus(running=True, url=url, versions=versions, **local)
-    except Failure as failure:
+    except RequestFailure as failure:
         return ServerStatus(running=False, url=url, detail=failure.detail, **local)
 
 
-def start_locked(settings: Settings, versions: Iterable[int], *, lasting: bool) -> ServerStatus:
+def start_locked(settings: Settings, versions: Iterable[int], *, keep_running: bool) -> ServerStatus:
     """Start the server as `start_triton` does; the caller must hold the server lock.
 
     Args:
         settings: The project's settings.
         versions: Versions to load, unless a server runs already. Each is a process with torch in it.
-        lasting: Whether it runs until a command stops it.
+        keep_running: Whether it runs until a command stops it.
     """
     existing = read_record(settings)
     if existing is not None and is_alive(existing) and not existing.socket_folder:
         logger.warning("the Triton at %s was started by an older version and is open to all users: replacing it", existing.url)
-        lasting |= existing.lasting
+        keep_running |= existing.lasting
         stop_locked(settings)
         versions, existing = {*versions, *configured_versions(settings)}, None
     if existing is not None and is_alive(existing):
         _wait_ready(settings, existing)
-        if lasting and not existing.lasting:
+        if keep_running and not existing.lasting:
             ServerRecord(**(asdict(existing) | {"lasting": True})).write(settings)
         return triton_status(settings)
     environment = find_environment(settings)
-    backends = lay_backends(environment, state_folder(settings) / "backends")
+    backends = prepare_backend_folder(environment, state_folder(settings) / "backends")
     # A stopped server leaves no record; one that exited by itself is restarted with all versions that it held.
     to_load = {*versions}
     if existing is not None:
         to_load |= {*configured_versions(settings)}
-        _sweep(existing)
+        _remove_leftovers(existing)
     for version in sorted(to_load):
         install_version(settings, load_version(settings, version))
     write_config(settings, to_load)
     for attempt in range(1, _PORT_TRIES + 1):
-        record = launch(settings, environment, backends, lasting=lasting)
+        record = launch_server(settings, environment, backends, keep_running=keep_running)
         try:
             _wait_ready(settings, record)
         except BaseException as error:
@@ -185,8 +187,8 @@ def restart_locked(settings: Settings, versions: Iterable[int]) -> ServerStatus:
     record = read_record(settings)
     if record is not None and is_alive(record):
         _signal(record, signal.SIGKILL)
-        _ends(record, _STOP_S)
-    return start_locked(settings, versions, lasting=record is not None and record.lasting)
+        _wait_until_ended(record, _STOP_S)
+    return start_locked(settings, versions, keep_running=record is not None and record.lasting)
 
 
 def stop_locked(settings: Settings) -> bool:
@@ -197,13 +199,13 @@ def stop_locked(settings: Settings) -> bool:
     was_alive = is_alive(record)
     if was_alive:
         _signal(record, signal.SIGTERM)
-        if not _ends(record, _STOP_S):
+        if not _wait_until_ended(record, _STOP_S):
             _signal(record, signal.SIGKILL)
-            if not _ends(record, _STOP_S):
+            if not _wait_until_ended(record, _STOP_S):
                 raise ServingError(
                     f"process {record.pid} does not exit", where=record.url, next_step=f"inspect it: ps -p {record.pid}"
                 )
-    _sweep(record)
+    _remove_leftovers(record)
     for file in (server_file(settings), secret_file(settings)):
         file.unlink(missing_ok=True)
     return was_alive
@@ -233,7 +235,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
                 )
             try:
                 name = channel.server_name(_PROBE_S)
-            except Failure as failure:
+            except RequestFailure as failure:
                 if time.monotonic() > ends_at:
                     raise ServingError(
                         f"Triton does not answer after {limit:g} s ({failure.detail}); the end of its log: {log_tail(record)}",
@@ -242,7 +244,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
                     ) from failure
             else:
                 if name == record.name:
-                    close_memory(record)
+                    restrict_shared_memory(record)
                     return
                 raise ServingError(
                     f"another server ({name}) answers there",
@@ -254,16 +256,16 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
 
 def is_alive(record: ServerRecord) -> bool:
     """Return whether the server's process runs; an exited child that was not waited for does not count."""
-    child = children.get(record.pid)
+    child = child_processes.get(record.pid)
     if child is None:
-        return record.alive
+        return record.is_alive
     if child.poll() is None:
         return True
-    del children[record.pid]
+    del child_processes[record.pid]
     return False
 
 
-def _ends(record: ServerRecord, seconds: float) -> bool:
+def _wait_until_ended(record: ServerRecord, seconds: float) -> bool:
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
         if not is_alive(record):
@@ -286,7 +288,7 @@ def _signal(record: ServerRecord, number: signal.Signals) -> None:
         ) from error
 
 
-def _sweep(record: ServerRecord) -> None:
+def _remove_leftovers(record: ServerRecord) -> None:
     """Remove what a killed server leaves behind: stubs, socket and its shared memory."""
     import psutil
 
@@ -307,7 +309,7 @@ def _sweep(record: ServerRecord) -> None:
             Path(record.socket_folder).rmdir()
 
 
-def _refuse_remote(settings: Settings, verb: str) -> None:
+def _ensure_local_server(settings: Settings, verb: str) -> None:
     if settings.serving.url is not None:
         raise ServingError(
             f"the settings name a server, which is not {verb} from here",

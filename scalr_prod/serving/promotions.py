@@ -11,11 +11,11 @@ from scalr_prod.ledger import Ledger
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["PROMOTED", "ROLLED_BACK", "served_version", "standing", "versions_in_use"]
+__all__ = ["PROMOTE_CAUSE", "ROLLBACK_CAUSE", "promoted_versions", "served_version", "versions_in_use"]
 
 #: Causes in the ledger.
-PROMOTED: Final = "scalr translator promote"
-ROLLED_BACK: Final = "scalr translator rollback"
+PROMOTE_CAUSE: Final = "scalr translator promote"
+ROLLBACK_CAUSE: Final = "scalr translator rollback"
 
 
 def served_version(settings: Settings) -> int | None:
@@ -24,12 +24,12 @@ def served_version(settings: Settings) -> int | None:
         return ledger.promoted_version()
 
 
-def standing(settings: Settings) -> list[int]:
+def promoted_versions(settings: Settings) -> list[int]:
     """Return the promoted versions that were not rolled back; the served one is last."""
     chain: list[int] = []
     with Ledger.open(settings) as ledger:
         for promotion in ledger.promotions():
-            if promotion.cause == ROLLED_BACK and len(chain) > 1:
+            if promotion.cause == ROLLBACK_CAUSE and len(chain) > 1:
                 chain.pop()
             else:
                 chain.append(promotion.version)
@@ -45,4 +45,4 @@ def versions_in_use(settings: Settings) -> set[int]:
             for run in ledger.runs()
             if run.lease_expires_at is not None and run.lease_expires_at > now
         }
-    return {*standing(settings)[-2:], *working}
+    return {*promoted_versions(settings)[-2:], *working}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod import assets
 from scalr_prod.errors import ServingError
-from scalr_prod.identity import claim_for_project
-from scalr_prod.ownership import claim
-from scalr_prod.whole import whole
+from scalr_prod.identity import bind_to_project
+from scalr_prod.ownership import claim_directory
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 
 #: First words of every configuration written by this package.
-_FIRST_WORDS: Final = "# The translator. "
-_POLICY: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
-_INSTANCES: Final = re.compile(r"(?<=count: )\d+")
+_CONFIG_HEADER: Final = "# The translator. "
+_VERSION_POLICY_LINE: Final = re.compile(r"^version_policy .*$", re.MULTILINE)
+_INSTANCE_COUNT: Final = re.compile(r"(?<=count: )\d+")
 #: Whether a process builds the shortlist blocks when it loads a version; otherwise the first request that needs them waits.
-_SHORTLISTS: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
+_SHORTLISTS_FLAG: Final = re.compile(r'(?<=key: "shortlists" value: { string_value: ")no')
 #: Up to this size of weights a local server holds two copies: while one answers, receives or waits, the other one computes.
 _TWICE: Final = 256 << 20
 
@@ -47,12 +47,12 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
     Raises:
         ServingError: The repository cannot be written.
     """
-    _claim(settings)
+    _claim_model_folder(settings)
     folder = model_folder(settings) / str(version.version)
-    program = assets.folder("triton_models") / "translator" / "1" / "model.py"
+    program = assets.asset_folder("triton_models") / "translator" / "1" / "model.py"
     manifest = version.path / "manifest.json"
     try:
-        if _same(folder / "manifest.json", manifest) and _same(folder / "model.py", program):
+        if _has_same_content(folder / "manifest.json", manifest) and _has_same_content(folder / "model.py", program):
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
@@ -65,19 +65,19 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
                 folder.rename(Path(scratch) / "former")
             staged.rename(folder)
     except OSError as error:
-        raise _unwritable(settings, error) from error
+        raise _unwritable_error(settings, error) from error
     return folder
 
 
 def configured_versions(settings: Settings) -> list[int]:
     """Return the configured versions, in ascending order; none if there is no configuration yet."""
-    policy = _POLICY.search(_config(settings))
+    policy = _VERSION_POLICY_LINE.search(_config(settings))
     return sorted(int(number) for number in re.findall(r"\d+", policy.group())) if policy else []
 
 
 def configured_instances(settings: Settings) -> int:
     """Return the configured number of processes per version; 0 if there is no configuration yet."""
-    count = _INSTANCES.search(_config(settings))
+    count = _INSTANCE_COUNT.search(_config(settings))
     return int(count.group()) if count else 0
 
 
@@ -95,14 +95,14 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     Raises:
         ServingError: The repository cannot be written.
     """
-    _claim(settings)
+    _claim_model_folder(settings)
     folder = model_folder(settings)
     there = sorted(version for version in set(versions) if (folder / str(version) / "model.py").is_file())
-    template = (assets.folder("triton_models") / "translator" / "config.pbtxt").read_text(encoding="utf-8")
+    template = (assets.asset_folder("triton_models") / "translator" / "config.pbtxt").read_text(encoding="utf-8")
     policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, there))} ] }} }}"
-    text, replaced = _POLICY.subn(policy, template)
-    text, counted = _INSTANCES.subn(str(_instances(settings, [folder / str(version) for version in there])), text)
-    text, said = _SHORTLISTS.subn("no" if settings.generation.shortlist is None else "yes", text)
+    text, replaced = _VERSION_POLICY_LINE.subn(policy, template)
+    text, counted = _INSTANCE_COUNT.subn(str(_instances(settings, [folder / str(version) for version in there])), text)
+    text, said = _SHORTLISTS_FLAG.subn("no" if settings.generation.shortlist is None else "yes", text)
     if (replaced, counted, said) != (1, 1, 1):
         raise ServingError(
             "the template lacks the version policy, the number of instances or the shortlists flag",
@@ -113,10 +113,10 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
     try:
         if target.is_file() and target.read_text(encoding="utf-8") == text:
             return
-        with whole(target) as unfinished:
+        with atomic_path(target) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _unwritable(settings, error) from error
+        raise _unwritable_error(settings, error) from error
 
 
 def _instances(settings: Settings, versions: Iterable[Path]) -> int:
@@ -129,7 +129,7 @@ def _instances(settings: Settings, versions: Iterable[Path]) -> int:
     return 2 if small and serving.url is None and serving.threads > 1 else 1
 
 
-def _claim(settings: Settings) -> None:
+def _claim_model_folder(settings: Settings) -> None:
     """Check that the model's folder belongs to this project, and mark it.
 
     Raises:
@@ -139,21 +139,23 @@ def _claim(settings: Settings) -> None:
     """
     setting = "[serving] model_name, or another repository,"
     try:
-        claim(model_folder(settings), "model", setting=setting, names=None, former=_former_model)
-        claim_for_project(settings, model_folder(settings), setting)
+        claim_directory(
+            model_folder(settings), "model", setting=setting, names=None, made_by_older_version=_is_older_model_folder
+        )
+        bind_to_project(settings, model_folder(settings), setting)
     except OSError as error:
-        raise _unwritable(settings, error) from error
+        raise _unwritable_error(settings, error) from error
 
 
-def _former_model(folder: Path) -> bool:
+def _is_older_model_folder(folder: Path) -> bool:
     """Return whether the folder is an unmarked model folder of an older version, by its configuration or first version."""
     config = folder / "config.pbtxt"
     if not config.is_file():
         return any((version.parent / "model.py").is_file() for version in folder.glob("[0-9]*/manifest.json"))
-    return config.read_text(encoding="utf-8", errors="replace").startswith(_FIRST_WORDS)
+    return config.read_text(encoding="utf-8", errors="replace").startswith(_CONFIG_HEADER)
 
 
-def _same(left: Path, right: Path) -> bool:
+def _has_same_content(left: Path, right: Path) -> bool:
     return left.is_file() and left.read_bytes() == right.read_bytes()
 
 
@@ -166,7 +168,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     target.chmod(target.stat().st_mode | 0o444)
 
 
-def _unwritable(settings: Settings, error: OSError) -> ServingError:
+def _unwritable_error(settings: Settings, error: OSError) -> ServingError:
     return ServingError(
         f"the model repository cannot be written: {error}",
         where=str(settings.model_repository),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.errors import ServingError
 from scalr_prod.ownership import claim_home
 from scalr_prod.scoring.address import server_file
-from scalr_prod.scoring.heartbeat import read_beats
-from scalr_prod.whole import whole
+from scalr_prod.scoring.heartbeat import read_heartbeat_count
+from scalr_prod.whole import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ServerRecord",
-    "beats",
-    "close_memory",
+    "has_other_users",
     "heartbeat_folder",
+    "read_heartbeats",
     "read_record",
+    "restrict_shared_memory",
     "server_lock",
+    "server_user",
     "state_folder",
-    "used_by_others",
-    "using",
 ]
 
 #: Starting a server, loading a version and stopping may each take this long, while other processes wait.
@@ -67,7 +67,7 @@ class ServerRecord:
     socket_folder: str = ""
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Return whether this exact process runs."""
         import psutil
 
@@ -84,7 +84,7 @@ class ServerRecord:
 
     def write(self, settings: Settings) -> None:
         """Write the record atomically."""
-        with whole(server_file(settings)) as unfinished:
+        with atomic_path(server_file(settings)) as unfinished:
             unfinished.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
@@ -105,7 +105,7 @@ def state_folder(settings: Settings) -> Path:
     return folder
 
 
-def close_memory(record: ServerRecord) -> None:
+def restrict_shared_memory(record: ServerRecord) -> None:
     """Restrict access to the shared memory of requests, which Triton makes readable by all users.
 
     Call it after each load, before requests arrive.
@@ -122,9 +122,9 @@ def heartbeat_folder(settings: Settings) -> Path:
     return folder
 
 
-def beats(settings: Settings, version: int) -> int:
+def read_heartbeats(settings: Settings, version: int) -> int:
     """Return how many groups of contexts a version has processed; while the count changes, the version is working."""
-    return read_beats(heartbeat_folder(settings), settings.served_model, version)
+    return read_heartbeat_count(heartbeat_folder(settings), settings.served_model, version)
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def server_lock(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def using(settings: Settings) -> Iterator[None]:
+def server_user(settings: Settings) -> Iterator[None]:
     """Register as a user of the server for the duration of the block. The kernel drops a user that dies."""
     import fcntl
 
@@ -162,8 +162,8 @@ def using(settings: Settings) -> Iterator[None]:
         yield
 
 
-def used_by_others(settings: Settings) -> bool:
-    """Return whether another process is `using` the server; call it outside the caller's own use."""
+def has_other_users(settings: Settings) -> bool:
+    """Return whether another process is `server_user` the server; call it outside the caller's own use."""
     import fcntl
 
     with (state_folder(settings) / "users.lock").open("a") as file:

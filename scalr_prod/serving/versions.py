@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ServingError
 from scalr_prod.jsonable import Jsonable
 from scalr_prod.ledger import Ledger
-from scalr_prod.serving.ensure import serving
+from scalr_prod.serving.ensure import serve_version
 from scalr_prod.serving.loading import loaded_versions
-from scalr_prod.serving.promotions import PROMOTED, ROLLED_BACK, served_version, standing, versions_in_use
-from scalr_prod.translator import named_version
+from scalr_prod.serving.promotions import PROMOTE_CAUSE, ROLLBACK_CAUSE, promoted_versions, served_version, versions_in_use
+from scalr_prod.translator import resolve_version
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
@@ -52,7 +52,7 @@ def promote(settings: Settings, version: int | None = None) -> PromotionReport:
         ServingError: It could not be loaded.
         ScoringError: It was loaded, but does not answer as expected.
     """
-    return _switch(settings, named_version(settings, version).version, cause=PROMOTED)
+    return _switch_version(settings, resolve_version(settings, version).version, cause=PROMOTE_CAUSE)
 
 
 def rollback(settings: Settings) -> PromotionReport:
@@ -62,20 +62,20 @@ def rollback(settings: Settings) -> PromotionReport:
         ServingError: There was no previous version, or it could not be loaded.
         ScoringError: It was loaded, but does not answer as expected.
     """
-    chain = standing(settings)
+    chain = promoted_versions(settings)
     if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before
         raise ServingError(
             "no version was served before this one" if chain else "no version was promoted yet",
             where="translator versions",
             next_step="promote one: scalr translator promote --version N; list them: scalr translator list",
         )
-    return _switch(settings, chain[-2], cause=ROLLED_BACK)
+    return _switch_version(settings, chain[-2], cause=ROLLBACK_CAUSE)
 
 
-def _switch(settings: Settings, version: int, *, cause: str) -> PromotionReport:
+def _switch_version(settings: Settings, version: int, *, cause: str) -> PromotionReport:
     started = time.perf_counter()
     former = served_version(settings)
-    with serving(settings, version, beside=versions_in_use(settings)):
+    with serve_version(settings, version, also_loaded=versions_in_use(settings)):
         loaded = loaded_versions(settings) if settings.serving.scorer == "triton" else []
         with Ledger.open(settings) as ledger:
             ledger.promote_version(version, cause=cause)

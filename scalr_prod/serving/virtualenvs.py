@@ -22,7 +22,7 @@ from scalr_prod.serving.interpreters import Interpreter, find_uv, install_system
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Recipe", "Torch", "build", "has_gpu", "provide_uv", "unseen_gpu"]
+__all__ = ["EnvironmentSpec", "Torch", "build_environment", "describe_unseen_gpu", "has_nvidia_gpu", "install_uv"]
 
 #: The build of torch to install; ``auto``: the CPU build if there is no GPU and a CPU build is available.
 Torch = Literal["auto", "cpu", "cuda"]
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EnvironmentSpec:
     """Specification of a virtual environment.
 
     Attributes:
@@ -49,18 +49,18 @@ class Recipe:
         python: The interpreter to create it from.
         constraints: File of pinned versions.
         requirements: Arguments of ``pip install`` for packages with their dependencies.
-        alone: Arguments of ``pip install`` for packages without dependencies, reinstalled each time; may be empty.
+        no_deps_arguments: Arguments of ``pip install`` for packages without dependencies, reinstalled each time; may be empty.
     """
 
     folder: Path
     python: str
     constraints: Path
     requirements: tuple[str, ...]
-    alone: tuple[str, ...] = ()
+    no_deps_arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Tool:
+class _Installer:
     """uv or pip, configured for one environment."""
 
     name: Literal["uv", "pip"]
@@ -99,11 +99,11 @@ class _Tool:
         return {line[2:].split("==")[0].lower() for line in added if line.startswith("+ ")}
 
 
-def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = False) -> str:
+def build_environment(spec: EnvironmentSpec, *, torch: Torch = "auto", system_packages: bool = False) -> str:
     """Create or update the environment. If creation fails, remove it again.
 
     Args:
-        recipe: The environment to create.
+        spec: The environment to create.
         torch: Which build of torch.
         system_packages: Whether apt may install packages that Python needs to create environments, as root.
 
@@ -113,26 +113,26 @@ def build(recipe: Recipe, *, torch: Torch = "auto", system_packages: bool = Fals
     Raises:
         ServingError: The environment could not be created.
     """
-    python = recipe.folder / "bin" / "python"
-    current, expected = Interpreter.at(str(python)), Interpreter.at(recipe.python)
+    python = spec.folder / "bin" / "python"
+    current, expected = Interpreter.from_path(str(python)), Interpreter.from_path(spec.python)
     fresh = current is None or expected is None or current.minor != expected.minor
     if fresh:
-        shutil.rmtree(recipe.folder, ignore_errors=True)
-        _make_venv(recipe.folder, recipe.python, system_packages=system_packages)
+        shutil.rmtree(spec.folder, ignore_errors=True)
+        _make_venv(spec.folder, spec.python, system_packages=system_packages)
     try:
         tool = _tool(python)
-        more = _choose_torch(tool, recipe, torch)
-        tool.install("--constraint", str(recipe.constraints), *recipe.requirements, *more)
-        if recipe.alone:
-            tool.install("--no-deps", "--force-reinstall", *recipe.alone)
+        more = _choose_torch(tool, spec, torch)
+        tool.install("--constraint", str(spec.constraints), *spec.requirements, *more)
+        if spec.no_deps_arguments:
+            tool.install("--no-deps", "--force-reinstall", *spec.no_deps_arguments)
     except BaseException:
         if fresh:
-            shutil.rmtree(recipe.folder, ignore_errors=True)
+            shutil.rmtree(spec.folder, ignore_errors=True)
         raise
     return tool.name
 
 
-def provide_uv(python: Path) -> str | None:
+def install_uv(python: Path) -> str | None:
     """Install uv with pip into the environment of a Python; None if there is no pip or the index has no uv."""
     program = python.with_name("uv")
     if not program.is_file():
@@ -141,27 +141,27 @@ def provide_uv(python: Path) -> str | None:
     return str(program) if program.is_file() else None
 
 
-def has_gpu() -> bool:
+def has_nvidia_gpu() -> bool:
     """Return whether the driver of an NVIDIA GPU is loaded."""
     return Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists()
 
 
-def unseen_gpu(folder: Path, torch: str | None) -> str | None:
+def describe_unseen_gpu(folder: Path, torch: str | None) -> str | None:
     """Describe why an environment's torch cannot see this machine's GPU; None if there is no GPU, or it can.
 
     Args:
         folder: The environment.
         torch: The version of torch in it; None if there is none.
     """
-    if torch is None or not torch.endswith("+cpu") or not has_gpu():
+    if torch is None or not torch.endswith("+cpu") or not has_nvidia_gpu():
         return None
     way = f"remove {folder}, then run: scalr serving install --torch cuda"
     return f"torch {torch} is a build for CPUs, and does not see this machine's GPU; to use it {way}"
 
 
-def _choose_torch(tool: _Tool, recipe: Recipe, torch: Torch) -> tuple[str, ...]:
+def _choose_torch(tool: _Installer, recipe: EnvironmentSpec, torch: Torch) -> tuple[str, ...]:
     """Return further install arguments, so that a machine without a GPU gets no CUDA libraries where possible."""
-    if torch == "cuda" or (torch == "auto" and has_gpu()):
+    if torch == "cuda" or (torch == "auto" and has_nvidia_gpu()):
         return ()
     arguments = ("--constraint", str(recipe.constraints), "torch")
     if not _brings_cuda(tool.resolve(*arguments)):
@@ -188,14 +188,14 @@ def _brings_cuda(names: set[str] | None) -> bool:
     return any(name.startswith(("nvidia-", "cuda-")) for name in names or ())
 
 
-def _tool(python: Path) -> _Tool:
+def _tool(python: Path) -> _Installer:
     """Return uv if it is available or installable, since it is faster and selects torch builds; else pip."""
-    uv = find_uv() or provide_uv(python)
+    uv = find_uv() or install_uv(python)
     if uv is not None:
         variables = _uv_variables(python)
         more = ("--no-index",) if variables.pop("UV_NO_INDEX", "") in {"1", "true", "True"} else ()
-        return _Tool("uv", (uv, "pip", "install", "--python", str(python), *more), variables)
-    return _Tool("pip", (str(python), "-m", "pip", "install", "--disable-pip-version-check"), {})
+        return _Installer("uv", (uv, "pip", "install", "--python", str(python), *more), variables)
+    return _Installer("pip", (str(python), "-m", "pip", "install", "--disable-pip-version-check"), {})
 
 
 def _uv_variables(python: Path) -> dict[str, str]:
@@ -219,7 +219,7 @@ def _make_venv(folder: Path, python: str, *, system_packages: bool) -> None:
     """Create a virtual environment with pip. Debian's Python comes without ``ensurepip``."""
     probe = subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True)  # noqa: S603 - Python
     if probe.returncode:
-        interpreter = Interpreter.at(python)
+        interpreter = Interpreter.from_path(python)
         package = f"python{interpreter.minor if interpreter else '3'}-venv"
         if not (system_packages and install_system_package(package)):
             raise ServingError(

@@ -17,27 +17,27 @@ from __future__ import annotations
 from scalr_prod.stages.dry import DryRun, dry_run
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.hooks import StageHook, StageScope, run_hooks, stage_hooks
-from scalr_prod.stages.job import OF_RUN, Job, PipelineReport, Report, Stage, StageState
-from scalr_prod.stages.walking import at_stage, path, resume_run, states, step, walk
+from scalr_prod.stages.job import OF_RUN, PipelineContext, PipelineReport, Stage, StageReport, StageState
+from scalr_prod.stages.walking import execute_stages, resume_run, single_stage, stage_context, stage_states, stages_to
 
 __all__ = [
     "GRAPH",
     "OF_RUN",
     "DryRun",
-    "Job",
+    "PipelineContext",
     "PipelineReport",
-    "Report",
     "Stage",
     "StageHook",
+    "StageReport",
     "StageScope",
     "StageState",
-    "at_stage",
     "dry_run",
-    "path",
+    "execute_stages",
     "resume_run",
     "run_hooks",
+    "single_stage",
+    "stage_context",
     "stage_hooks",
-    "states",
-    "step",
-    "walk",
+    "stage_states",
+    "stages_to",
 ]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.contracts import Table
 from scalr_prod.errors import EmptyWindow
 from scalr_prod.stages.job import OF_RUN
-from scalr_prod.stages.walking import needed, states
+from scalr_prod.stages.walking import required_stages, stage_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from scalr_prod.generation import Foreseen
+    from scalr_prod.generation import RunPreview
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.settings import Settings
     from scalr_prod.stages.job import Stage
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["DryRun", "dry_run"]
 
 #: Former runs that rates are taken from.
-_LOOKED_AT: Final = 10
+_RUNS_CONSIDERED: Final = 10
 #: Stages of a run, by the states between which the ledger has their time.
-_TIMED: Final = {
+_TIMED_TRANSITIONS: Final = {
     "generate": ("generating", "generated"),
     "validate": ("generated", "validated"),
     "publish": ("validated", "published"),
@@ -47,7 +47,7 @@ class DryRun:
         not_generated: Why no event would be generated; None: events would be.
     """
 
-    run: Foreseen | None
+    run: RunPreview | None
     why: str | None
     stages: Mapping[str, str]
     seconds: Mapping[str, float]
@@ -80,9 +80,9 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
     Raises:
         ScalrError: The lake or the ledger is there, and cannot be read.
     """
-    from scalr_prod.policy import follow_policy, why_not_generated
+    from scalr_prod.policy import apply_policy, why_not_generated
 
-    settings, _ = follow_policy(settings)
+    settings, _ = apply_policy(settings)
     if whole and (not_generated := why_not_generated(settings)):
         found = _dry_run(settings, [stage for stage in graph if stage.name not in OF_RUN], plan=False)
         left_out = {stage.name: "leave out" for stage in graph if stage.name in OF_RUN and not stage.light}
@@ -93,35 +93,37 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
 
 def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -> DryRun:
     graph = [stage for stage in graph if not stage.light]
-    found, why = _foreseen(settings) if plan else (None, None)
+    found, why = _preview_run(settings) if plan else (None, None)
     if not _has_ledger(settings):
-        done = {stage.name: not _of_ledger(stage.name) and settings.home.is_dir() and stage.done(settings) for stage in graph}
+        done = {
+            stage.name: not _needs_ledger(stage.name) and settings.home.is_dir() and stage.is_done(settings) for stage in graph
+        }
         would = {name: "look" if there else "make" for name, there in done.items()}
         return DryRun(found, why, would, {}, "no former run of this project: no time can be told")
     from scalr_prod.ledger import Ledger
 
-    done = {state.stage: state.done for state in states(settings)}
+    done = {state.stage: state.done for state in stage_states(settings)}
     with Ledger.open(settings) as ledger:
-        runs = ledger.runs(limit=_LOOKED_AT)
-        if plan and (found is None or not runs or not found.is_run(settings, runs[0].spec)):  # another run would be planned
-            done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in needed(name)), False)
+        runs = ledger.runs(limit=_RUNS_CONSIDERED)
+        if plan and (found is None or not runs or not found.matches(settings, runs[0].spec)):  # another run would be planned
+            done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in required_stages(name)), False)
         rates = _rates(ledger, runs)
     would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
-    seconds |= {name: took for name, took in _ended(settings).items() if name not in seconds}
+    seconds |= {name: took for name, took in _last_durations(settings).items() if name not in seconds}
     seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}
-    return DryRun(found, why, would, seconds, _told(rates, seconds))
+    return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds))
 
 
-def _foreseen(settings: Settings) -> tuple[Foreseen | None, str | None]:
-    from scalr_prod.generation import foresee_run
+def _preview_run(settings: Settings) -> tuple[RunPreview | None, str | None]:
+    from scalr_prod.generation import preview_run
     from scalr_prod.lake import Lake
 
     lake = Lake.open(settings)
     if not all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)):
         return None, "not known before the logs are read: scalr ingest, scalr histories"
     try:
-        return foresee_run(settings), None
+        return preview_run(settings), None
     except EmptyWindow as error:
         return None, error.found
 
@@ -134,8 +136,8 @@ def _has_ledger(settings: Settings) -> bool:
     return url.get_backend_name() != "sqlite" or Path(url.database or "").is_file()
 
 
-def _of_ledger(name: str) -> bool:
-    return name == "translator" or "translator" in needed(name)
+def _needs_ledger(name: str) -> bool:
+    return name == "translator" or "translator" in required_stages(name)
 
 
 def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
@@ -148,7 +150,7 @@ def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
             continue
         entered: dict[str, datetime] = {}
         for change in changes:
-            for stage, (before, after) in _TIMED.items():
+            for stage, (before, after) in _TIMED_TRANSITIONS.items():
                 if change.to_state.value == after and change.from_state is not None and change.from_state.value == before:
                     rate = (change.at - entered[before]).total_seconds() / contexts
                     found[stage] = min(rate, found.get(stage, rate))
@@ -156,14 +158,16 @@ def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
     return found
 
 
-def _ended(settings: Settings) -> dict[str, float]:
+def _last_durations(settings: Settings) -> dict[str, float]:
     """How long stages took the last time, where ``[metrics]`` keeps it."""
-    from scalr_prod.stages.ended import ended_stages
+    from scalr_prod.stages.ended import read_stage_outcomes
 
-    return {name: round(ended["seconds"], 1) for name, ended in ended_stages(settings).items() if ended["outcome"] == "done"}
+    return {
+        name: round(ended["seconds"], 1) for name, ended in read_stage_outcomes(settings).items() if ended["outcome"] == "done"
+    }
 
 
-def _told(rates: Mapping[str, float], seconds: Mapping[str, float]) -> str:
+def _describe_measurement(rates: Mapping[str, float], seconds: Mapping[str, float]) -> str:
     if not seconds and not rates:
         return "no former run of this project was measured: no time can be told"
     rate = f"{1 / rates['generate']:.0f} contexts a second in former runs" if rates.get("generate") else "former runs"

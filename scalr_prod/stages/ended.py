@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["ended_stages", "failed_last", "note_end"]
+__all__ = ["has_failed_last", "read_stage_outcomes", "record_stage_outcome"]
 
 
-def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
+def record_stage_outcome(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
     """Record one outcome of a stage; safe for concurrent processes.
 
     Args:
@@ -34,7 +34,7 @@ def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> No
     path = _path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(".stages.lock"), timeout=10):
-        ended = ended_stages(settings)
+        ended = read_stage_outcomes(settings)
         counts = ended.get(stage, {}).get("counts", {})
         ended[stage] = {
             "seconds": round(seconds, 3),
@@ -45,7 +45,7 @@ def note_end(settings: Settings, stage: str, outcome: str, seconds: float) -> No
         write_json(path, ended)
 
 
-def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
+def read_stage_outcomes(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return each stage's latest ``seconds``, ``outcome`` and ``at`` (seconds since the epoch), and ``counts`` by outcome."""
     try:
         outcomes: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
@@ -54,9 +54,9 @@ def ended_stages(settings: Settings) -> dict[str, dict[str, Any]]:
     return outcomes
 
 
-def failed_last(settings: Settings, stage: str) -> bool:
+def has_failed_last(settings: Settings, stage: str) -> bool:
     """Return whether the stage's latest recorded outcome is a failure."""
-    ended = ended_stages(settings).get(stage)
+    ended = read_stage_outcomes(settings).get(stage)
     return ended is not None and ended["outcome"] != "done"
 
 

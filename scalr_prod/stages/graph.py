@@ -11,7 +11,7 @@ from scalr_prod.stages.job import Stage
 __all__ = ["GRAPH"]
 
 #: Whether the latest run is in the feature view.
-PUBLISHED: Final = state.reached("planned", "generating", "generated", "rejected", "validated", "rolled_back")
+LATEST_RUN_PUBLISHED: Final = state.has_run_past("planned", "generating", "generated", "rejected", "validated", "rolled_back")
 
 GRAPH: Final[tuple[Stage, ...]] = (
     Stage(
@@ -20,7 +20,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "the environment that a local Triton runs in",
         "scalr serving install",
         work.serving,
-        state.served,
+        state.has_serving_environment,
         light=True,
     ),  # needed late, after minutes of work: asked for first
     Stage(
@@ -29,17 +29,17 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "your own features of training sets, where there are any",
         "feast apply",
         work.features,
-        state.own_features,
+        state.has_external_features,
         light=True,
     ),  # likewise
-    Stage("ingest", (), "source_events, target_events, catalogues", "scalr ingest", work.ingest, state.ingested),
+    Stage("ingest", (), "source_events, target_events, catalogues", "scalr ingest", work.ingest, state.has_events),
     Stage(
         "histories",
         ("ingest",),
         "source_user_history, target_user_history, target_item_stats",
         "scalr histories",
         work.histories,
-        state.built,
+        state.has_current_histories,
     ),
     Stage(
         "policy",
@@ -47,18 +47,26 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "the settings that an evaluation chose, where there was one",
         "scalr evaluate",
         work.policy,
-        state.always,
+        state.always_done,
         light=True,
     ),
-    Stage("feast", ("histories",), "feature views and services", "scalr histories", work.feast, state.applied, light=True),
-    Stage("translator", ("feast",), "a translator version", "scalr translator train", work.translator, state.trained),
+    Stage(
+        "feast",
+        ("histories",),
+        "feature views and services",
+        "scalr histories",
+        work.feast,
+        state.has_feature_repository,
+        light=True,
+    ),
+    Stage("translator", ("feast",), "a translator version", "scalr translator train", work.translator, state.has_translator),
     Stage(
         "plan",
         ("serving", "policy", "feast", "translator"),
         "a run in the ledger",
         "scalr generate",
         work.plan,
-        state.reached(),
+        state.has_run_past(),
         light=True,
     ),
     Stage(
@@ -67,7 +75,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "staged synthetic events",
         "scalr generate",
         work.generate,
-        state.reached("planned", "generating"),
+        state.has_run_past("planned", "generating"),
     ),
     Stage(
         "validate",
@@ -75,7 +83,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "accepted events, data docs",
         "scalr validate RUN",
         work.validate,
-        state.reached("planned", "generating", "generated", "rejected"),
+        state.has_run_past("planned", "generating", "generated", "rejected"),
     ),
     Stage(
         "publish",
@@ -83,8 +91,12 @@ GRAPH: Final[tuple[Stage, ...]] = (
         "synthetic_target_events",
         "scalr publish RUN",
         work.publish,
-        PUBLISHED,
+        LATEST_RUN_PUBLISHED,
     ),
-    Stage("late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, PUBLISHED),
-    Stage("dataset", ("features", "feast", "late"), "a training set", "scalr dataset build", work.dataset, state.data_set),
+    Stage(
+        "late", ("publish",), "earlier windows, where source events arrived late", "scalr run", work.late, LATEST_RUN_PUBLISHED
+    ),
+    Stage(
+        "dataset", ("features", "feast", "late"), "a training set", "scalr dataset build", work.dataset, state.has_training_set
+    ),
 )

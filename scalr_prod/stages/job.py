@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["OF_RUN", "Job", "PipelineReport", "Report", "Stage", "StageState"]
+__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState"]
 
 
 #: Stages of a generation run. A whole run skips them where λ is 0 for all users.
 OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 
 
-class Report(Protocol):
+class StageReport(Protocol):
     """Report of a stage."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
 
 
-def _not_in_a_pipeline(_: Job) -> Job:
+def _not_in_a_pipeline(_: PipelineContext) -> PipelineContext:
     raise ScalrError("no runner executes this stage", where="job", next_step="execute it through walk()")
 
 
 @dataclass
-class Job:
+class PipelineContext:
     """Context of one pipeline execution: its options, and what its stages have made so far.
 
     Attributes:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
         domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
-        replace: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
         trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
@@ -58,7 +58,7 @@ class Job:
     settings: Settings
     progress: bool = False
     domain: str | None = None
-    replace: datetime | None = None
+    replace_from: datetime | None = None
     trained_until: datetime | None = None
     version: int | None = None
     cause: str = "planned"
@@ -67,11 +67,11 @@ class Job:
     spec: RunSpec | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, int | None] = field(default_factory=dict)
-    reports: dict[str, Report] = field(default_factory=dict)
-    publish_window: Callable[[Job], Job] = field(default=_not_in_a_pipeline, repr=False)
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    publish_window: Callable[[PipelineContext], PipelineContext] = field(default=_not_in_a_pipeline, repr=False)
 
     @classmethod
-    def of_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> Job:
+    def from_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> PipelineContext:
         """Return a context that continues a run of the ledger.
 
         Raises:
@@ -87,11 +87,11 @@ class Job:
         """Return the run's id; None before the run is planned."""
         return self.spec.run_id if self.spec else None
 
-    def spent(self) -> dict[str, dict[str, float | None]]:
+    def stage_timings(self) -> dict[str, dict[str, float | None]]:
         """Return ``seconds`` and ``memory_mb`` of every stage so far."""
         return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
 
-    def run(self) -> RunSpec:
+    def require_spec(self) -> RunSpec:
         """Return the run's specification.
 
         Raises:
@@ -109,19 +109,19 @@ class Stage:
     Attributes:
         name: Name in logs, errors and reports.
         needs: Stages to execute before it.
-        makes: Description of its output.
+        output: Description of its output.
         command: The command that executes only this stage.
-        work: Executes it and returns its report, or None.
-        done: Returns whether its output exists.
+        action: Executes it and returns its report, or None.
+        is_done: Returns whether its output exists.
         light: Whether it takes no time if nothing has changed.
     """
 
     name: str
     needs: tuple[str, ...]
-    makes: str
+    output: str
     command: str
-    work: Callable[[Job], Report | None]
-    done: Callable[[Settings], bool]
+    action: Callable[[PipelineContext], StageReport | None]
+    is_done: Callable[[Settings], bool]
     light: bool = False
 
 
@@ -163,20 +163,20 @@ class PipelineReport(Jsonable):
     not_generated: str | None = None
 
     @classmethod
-    def of(cls, job: Job) -> PipelineReport:
+    def from_context(cls, context: PipelineContext) -> PipelineReport:
         """Build the report of a finished execution.
 
         Args:
-            job: The context, with the reports of its stages.
+            context: The context, with the reports of its stages.
 
         Returns:
             The run's id, and each stage's report.
         """
-        reports = {name: report.to_json() for name, report in job.reports.items()}
-        run_id = None if job.not_generated else job.run().run_id
-        return cls(run_id, dict(job.seconds), reports, job.not_generated)
+        reports = {name: report.to_json() for name, report in context.reports.items()}
+        run_id = None if context.not_generated else context.require_spec().run_id
+        return cls(run_id, dict(context.seconds), reports, context.not_generated)
 
-    def for_people(self) -> dict[str, Any]:
+    def to_summary(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
         facts: dict[str, Any] = {"no events": self.not_generated} if self.not_generated else {"run_id": self.run_id}
         for side, log in self.stages.get("ingest", {}).items():

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["note_spent", "spent_of"]
+__all__ = ["read_timings", "record_timings"]
 
 logger = logging.getLogger(__name__)
 
 
-def note_spent(settings: Settings, run_id: str, spent: Mapping[str, Mapping[str, Any]]) -> None:
+def record_timings(settings: Settings, run_id: str, timings: Mapping[str, Mapping[str, Any]]) -> None:
     """Record stages' timings when they are first done; repeating a run changes nothing."""
     try:
-        known = spent_of(settings, run_id)
-        if known.keys() >= spent.keys():
+        known = read_timings(settings, run_id)
+        if known.keys() >= timings.keys():
             return
         folder = run_folder(settings, run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "stages.json", dict(spent) | known)
+        write_json(folder / "stages.json", dict(timings) | known)
     except OSError as error:
         logger.warning("the stage timings of %s could not be recorded: %s", run_id, error)
 
 
-def spent_of(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
+def read_timings(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
     """Return ``seconds`` and ``memory_mb`` by stage: the process's peak MiB at the stage's end, None if unknown.
 
     In the order of stages; empty for runs of older versions.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.contracts import Table
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.jsonable import Jsonable
-from scalr_prod.replacements import REPLACED, stale_since
+from scalr_prod.replacements import CORRECTION_APP_ID, stale_since
 from scalr_prod.stages.job import OF_RUN
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import DatasetRecord, Publication, RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["CorrectedWindow", "stale_publications", "stale_stages", "stale_version"]
+__all__ = ["CorrectedWindow", "is_version_stale", "stale_publications", "stale_stages"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     from scalr_prod.ledger import Ledger
 
     lake = Lake.open(settings)
-    found = _to_be_trained(settings)
-    if not _anything_replaced(lake):
+    found = _retraining_reason(settings)
+    if not _has_corrections(lake):
         return found
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs(limit=1), ledger.datasets(settings.training_set.name)
@@ -75,16 +75,16 @@ def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
     from scalr_prod.ledger import Ledger
 
     lake = Lake.open(settings)
-    if not _anything_replaced(lake):
+    if not _has_corrections(lake):
         return []
     with Ledger.open(settings) as ledger:
-        found = [(one, ledger.run(one.run_id).spec) for one in ledger.standing_publications()]
+        found = [(one, ledger.run(one.run_id).spec) for one in ledger.live_publications()]
     there = _runs_in_view(lake)
     stale = [(one, spec) for one, spec in found if one.run_id in there and _stale_run_since(lake, spec) is not None]
     return sorted(stale, key=lambda pair: pair[0].start)
 
 
-def stale_version(settings: Settings, version: int) -> bool:
+def is_version_stale(settings: Settings, version: int) -> bool:
     """Whether a translator version learned from events that have been replaced since; one that is no longer there counts as such."""
     from scalr_prod.lake import Lake
 
@@ -94,9 +94,9 @@ def stale_version(settings: Settings, version: int) -> bool:
         return True
 
 
-def _anything_replaced(lake: Lake) -> bool:
+def _has_corrections(lake: Lake) -> bool:
     tables = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
-    return any(lake.exists(table) and lake.note(table, REPLACED) is not None for table in tables)
+    return any(lake.exists(table) and lake.transaction_version(table, CORRECTION_APP_ID) is not None for table in tables)
 
 
 def _stale_version_since(settings: Settings, lake: Lake, version: int | None = None) -> datetime | None:
@@ -106,14 +106,14 @@ def _stale_version_since(settings: Settings, lake: Lake, version: int | None = N
     return stale_since(lake, found.manifest.get("data_versions", {}), found.trained_until)
 
 
-def _to_be_trained(settings: Settings) -> dict[str, str]:
+def _retraining_reason(settings: Settings) -> dict[str, str]:
     """That the latest translator learned from users who were forgotten since, where it did."""
-    from scalr_prod.tombstones import Tombstones
+    from scalr_prod.tombstones import SuppressionList
     from scalr_prod.translator import load_version
 
-    stones = Tombstones.open(settings)
+    stones = SuppressionList.open(settings)
     try:
-        retrain = stones.retrain_by(settings, load_version(settings).version) if stones.users else None
+        retrain = stones.retraining_deadline(settings, load_version(settings).version) if stones.users else None
     except TranslatorNotFound:
         return {}
     if retrain is None:
@@ -138,10 +138,10 @@ def _stale_set_since(lake: Lake, record: DatasetRecord) -> datetime | None:
 
 def _events_of_history(lake: Lake, version: int) -> int:
     """The version of the source events that a version of the histories was built from; 0 where nothing says so."""
-    from scalr_prod.histories.added import Built
+    from scalr_prod.histories.added import BuildRecord
 
-    told = dict(lake.records(Table.SOURCE_USER_HISTORY)).get(version)
-    built = Built.read(told)
+    told = dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version)
+    built = BuildRecord.from_json(told)
     return 0 if built is None else built.version
 
 

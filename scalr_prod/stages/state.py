@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
 
-def served(settings: Settings) -> bool:
+def has_serving_environment(settings: Settings) -> bool:
     """Whether Triton could be started."""
     from scalr_prod.serving import require_environment
 
@@ -24,41 +24,41 @@ def served(settings: Settings) -> bool:
     return True
 
 
-def own_features(settings: Settings) -> bool:
+def has_external_features(settings: Settings) -> bool:
     """Whether the features that the training set is to have are there."""
     if not settings.training_set.features:
         return True
-    from scalr_prod.feast_store import check_own_features
+    from scalr_prod.feast_store import check_external_features
 
     try:
-        check_own_features(settings)
+        check_external_features(settings)
     except ScalrError:
         return False
     return True
 
 
-def ingested(settings: Settings) -> bool:
+def has_events(settings: Settings) -> bool:
     """Whether there are events of both domains, which are those of the settings."""
-    from scalr_prod.binding import open_own
+    from scalr_prod.binding import open_project_lake
     from scalr_prod.contracts import Table
 
-    lake = open_own(settings)
+    lake = open_project_lake(settings)
     return all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
 
 
-def built(settings: Settings) -> bool:
+def has_current_histories(settings: Settings) -> bool:
     """Whether histories are those of the events that there are."""
-    from scalr_prod.histories import histories_built
+    from scalr_prod.histories import are_histories_current
 
-    return histories_built(settings)
+    return are_histories_current(settings)
 
 
-def applied(settings: Settings) -> bool:
+def has_feature_repository(settings: Settings) -> bool:
     """Whether there is a feature repository."""
     return (settings.feast_repo / "feature_store.yaml").is_file()
 
 
-def trained(settings: Settings) -> bool:
+def has_translator(settings: Settings) -> bool:
     """Whether there is a translator version."""
     from scalr_prod.ledger import Ledger
 
@@ -66,7 +66,7 @@ def trained(settings: Settings) -> bool:
         return bool(ledger.model_versions())
 
 
-def reached(*left_behind: str) -> Callable[[Settings], bool]:
+def has_run_past(*states: str) -> Callable[[Settings], bool]:
     """Whether the latest run is past these states."""
 
     def done(settings: Settings) -> bool:
@@ -74,12 +74,12 @@ def reached(*left_behind: str) -> Callable[[Settings], bool]:
 
         with Ledger.open(settings) as ledger:
             latest = ledger.runs(limit=1)
-        return bool(latest) and latest[0].state.value not in left_behind
+        return bool(latest) and latest[0].state.value not in states
 
     return done
 
 
-def data_set(settings: Settings) -> bool:
+def has_training_set(settings: Settings) -> bool:
     """Whether there is a training set."""
     from scalr_prod.ledger import Ledger
 
@@ -87,6 +87,6 @@ def data_set(settings: Settings) -> bool:
         return bool(ledger.datasets())
 
 
-def always(_: Settings) -> bool:
+def always_done(_: Settings) -> bool:
     """A stage that leaves nothing behind."""
     return True

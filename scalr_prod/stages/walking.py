@@ -9,14 +9,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EvaluationError, ScalrError
-from scalr_prod.interrupts import Interrupted, raise_what_was_lost
-from scalr_prod.logs import about
-from scalr_prod.progress import Heartbeat, beating, lines_every
-from scalr_prod.resident import give_back, peak_mb
+from scalr_prod.interrupts import Interrupted, reraise_pending
+from scalr_prod.logs import log_context
+from scalr_prod.progress import ProgressTracker, heartbeat, heartbeat_interval
+from scalr_prod.resident import peak_memory_mb, release_memory
 from scalr_prod.stages.graph import GRAPH
 from scalr_prod.stages.hooks import StageScope, run_hooks, stage_hooks
-from scalr_prod.stages.job import OF_RUN, Job, PipelineReport, StageState
-from scalr_prod.stages.spent import note_spent
+from scalr_prod.stages.job import OF_RUN, PipelineContext, PipelineReport, StageState
+from scalr_prod.stages.spent import record_timings
 from scalr_prod.stages.stale import stale_stages
 
 if TYPE_CHECKING:
@@ -25,61 +25,61 @@ if TYPE_CHECKING:
     from scalr_prod.settings import Settings
     from scalr_prod.stages.job import Stage
 
-__all__ = ["at_stage", "needed", "path", "resume_run", "states", "step", "walk"]
+__all__ = ["execute_stages", "required_stages", "resume_run", "single_stage", "stage_context", "stage_states", "stages_to"]
 
 logger = logging.getLogger(__name__)
 
 
-def path(first: str | None = None, last: str = "dataset", *, without: Collection[str] = ()) -> tuple[Stage, ...]:
+def stages_to(first: str | None = None, last: str = "dataset", *, exclude: Collection[str] = ()) -> tuple[Stage, ...]:
     """The stages that lead to one of them, in their order.
 
     Args:
         first: Begin with this stage, and take only what comes after it; None: from the beginning.
         last: The stage to reach.
-        without: Stages that are left out.
+        exclude: Stages that are left out.
     """
-    wanted = needed(last) | {last}
+    wanted = required_stages(last) | {last}
     if first is not None:
-        wanted = {name for name in wanted if name == first or first in needed(name)}
-    return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in without)
+        wanted = {name for name in wanted if name == first or first in required_stages(name)}
+    return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in exclude)
 
 
-def step(*names: str) -> tuple[Stage, ...]:
+def single_stage(*names: str) -> tuple[Stage, ...]:
     """One stage or several, after the light ones that they need directly, or through light ones alone."""
     wanted = set(names).union(*(_light_needs(name) for name in names))
     return tuple(stage for stage in GRAPH if stage.name in wanted)
 
 
-def walk(job: Job, stages: Iterable[Stage]) -> Job:
+def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> PipelineContext:
     """Do stages, one after the other; gives the job back. Those of a run are left out where the job generates no event.
 
     Raises:
         ScalrError: Any stage's, with the stage and the run named.
     """
-    job.publish_window = _publish_window
-    lines = lines_every(job.settings.logging.heartbeat_s, bars=job.progress)
-    with about(project=job.settings.project_name), lines, run_hooks():
+    context.publish_window = _publish_window
+    lines = heartbeat_interval(context.settings.logging.heartbeat_s, with_bars=context.progress)
+    with log_context(project=context.settings.project_name), lines, run_hooks():
         for stage in stages:
-            if job.not_generated and stage.name in OF_RUN:
+            if context.not_generated and stage.name in OF_RUN:
                 continue
             started = time.perf_counter()
-            scope = StageScope(job.settings, stage.name, run_id=lambda: job.run_id, light=stage.light)
-            with stage_hooks(scope), at_stage(stage.name, job.run_id):
-                report = stage.work(job)
+            scope = StageScope(context.settings, stage.name, run_id=lambda: context.run_id, light=stage.light)
+            with stage_hooks(scope), stage_context(stage.name, context.run_id):
+                report = stage.action(context)
                 if report is not None:
-                    job.reports[stage.name] = report
+                    context.reports[stage.name] = report
                 if not stage.light:
-                    job.seconds[stage.name] = round(time.perf_counter() - started, 2)
-                    job.memory_mb[stage.name] = peak_mb()
-                    if job.run_id is not None:
-                        note_spent(job.settings, job.run_id, job.spent())
-                    logger.info("%s done in %.1f s", stage.name, job.seconds[stage.name])
-                    give_back()  # workers and servers of the next stage stand beside what this process holds
-    return job
+                    context.seconds[stage.name] = round(time.perf_counter() - started, 2)
+                    context.memory_mb[stage.name] = peak_memory_mb()
+                    if context.run_id is not None:
+                        record_timings(context.settings, context.run_id, context.stage_timings())
+                    logger.info("%s done in %.1f s", stage.name, context.seconds[stage.name])
+                    release_memory()  # workers and servers of the next stage stand beside what this process holds
+    return context
 
 
-def _publish_window(job: Job) -> Job:
-    return walk(job, path("plan", "publish"))
+def _publish_window(job: PipelineContext) -> PipelineContext:
+    return execute_stages(job, stages_to("plan", "publish"))
 
 
 def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> PipelineReport:
@@ -89,10 +89,12 @@ def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> Pi
         RunNotFound: No such run.
         ScalrError: Any stage's, with the stage and the run named.
     """
-    return PipelineReport.of(walk(Job.of_run(settings, run_id, progress=progress), path("generate", "publish")))
+    return PipelineReport.from_context(
+        execute_stages(PipelineContext.from_run(settings, run_id, progress=progress), stages_to("generate", "publish"))
+    )
 
 
-def states(settings: Settings) -> list[StageState]:
+def stage_states(settings: Settings) -> list[StageState]:
     """Which stages are done, in their order; why what is there is stale, where it is; and why `scalr run` leaves a stage out."""
     from scalr_prod.policy import why_not_generated
 
@@ -104,8 +106,8 @@ def states(settings: Settings) -> list[StageState]:
     return [
         StageState(
             stage.name,
-            stage.done(settings) and stage.name not in stale,
-            stage.makes,
+            stage.is_done(settings) and stage.name not in stale,
+            stage.output,
             stage.command,
             stale.get(stage.name),
             left_out.get(stage.name),
@@ -115,7 +117,7 @@ def states(settings: Settings) -> list[StageState]:
 
 
 @contextmanager
-def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
+def stage_context(name: str | None, run_id: str | None = None) -> Iterator[None]:
     """Tell of the stage while it is at work; name it (and the run) in log lines, and in any `ScalrError` or `Interrupted`.
 
     A full or write-protected disk becomes a `ScalrError`.
@@ -124,28 +126,28 @@ def at_stage(name: str | None, run_id: str | None = None) -> Iterator[None]:
         name: The stage, or the command; None: not known here.
         run_id: The run, where there is one already.
     """
-    from scalr_prod.disk import disk_errors
+    from scalr_prod.disk import translate_disk_errors
 
     try:
-        telling = beating(Heartbeat(name)) if name is not None else nullcontext()
-        with disk_errors("the project's home"), about(stage=name, run_id=run_id), telling:
-            raise_what_was_lost()
+        telling = heartbeat(ProgressTracker(name)) if name is not None else nullcontext()
+        with translate_disk_errors("the project's home"), log_context(stage=name, run_id=run_id), telling:
+            reraise_pending()
             yield
     except (ScalrError, Interrupted) as error:
-        error.at(stage=name, run_id=run_id)
+        error.add_context(stage=name, run_id=run_id)
         raise
 
 
-def _stage(name: str) -> Stage:
+def _find_stage(name: str) -> Stage:
     return next(stage for stage in GRAPH if stage.name == name)
 
 
-def needed(name: str) -> set[str]:
+def required_stages(name: str) -> set[str]:
     """All stages that come before one."""
-    direct = _stage(name).needs
-    return set(direct).union(*(needed(one) for one in direct))
+    direct = _find_stage(name).needs
+    return set(direct).union(*(required_stages(one) for one in direct))
 
 
 def _light_needs(name: str) -> set[str]:
-    light = {one for one in _stage(name).needs if _stage(one).light}
+    light = {one for one in _find_stage(name).needs if _find_stage(one).light}
     return light.union(*(_light_needs(one) for one in light))

@@ -2,24 +2,24 @@
 """Training sets: real and synthetic target events with point-in-time features, as versioned Parquet folders.
 
 `build_training_set` builds a version; `TrainingSet` reads it into Arrow, pandas, Polars, sparse matrices or a torch
-``DataLoader``; `Vocabulary` maps ids to rows, columns and embedding numbers.
+``DataLoader``; `IdVocabulary` maps ids to rows, columns and embedding numbers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import exports
+from scalr_prod.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.training_set.build import build_training_set
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.report import TrainingSetReport
-    from scalr_prod.training_set.vocabulary import Vocabulary
+    from scalr_prod.training_set.vocabulary import IdVocabulary
 
-__all__ = ["TrainingSet", "TrainingSetReport", "Vocabulary", "build_training_set"]
+__all__ = ["IdVocabulary", "TrainingSet", "TrainingSetReport", "build_training_set"]
 
-__getattr__ = exports(
+__getattr__ = lazy_exports(
     __name__,
     {
         "TrainingSet": "reader",

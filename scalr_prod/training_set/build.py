@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
-from scalr_prod.feast_store import open_own_features, service_sources
-from scalr_prod.growth import ALWAYS, files_between, fragments_of, state_of
-from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
-from scalr_prod.instants import datetime_of, micros
-from scalr_prod.training_set.changes import EVENTS, weighted_by_segment
-from scalr_prod.training_set.making import make_parts
+from scalr_prod.feast_store import open_external_features, service_sources
+from scalr_prod.growth import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
+from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
+from scalr_prod.instants import micros_to_datetime, to_micros
+from scalr_prod.training_set.changes import EVENT_TABLES, is_weighted_by_segment
+from scalr_prod.training_set.making import assemble_partitions
 from scalr_prod.training_set.manifest import (
-    IDS,
-    MANIFEST,
-    ROWS,
+    IDS_FOLDER,
+    MANIFEST_FILE,
+    ROWS_FOLDER,
+    compute_fingerprint,
     describe_files,
-    fingerprint_of,
-    may_hold,
+    list_versions,
+    may_have_fingerprint,
     read_manifest,
-    verify,
-    versions,
+    verify_files,
 )
 from scalr_prod.training_set.report import TrainingSetReport
-from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, Window
-from scalr_prod.written import note_written
+from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
+from scalr_prod.written import emit_commit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.feast_store import ExternalFeatures
     from scalr_prod.lake import Lake
     from scalr_prod.settings import Settings
-    from scalr_prod.training_set.changes import Tables
-    from scalr_prod.training_set.making import Made
+    from scalr_prod.training_set.changes import InputTables
+    from scalr_prod.training_set.making import AssembledVersion
 
 __all__ = ["build_training_set"]
 
@@ -102,16 +102,16 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
     from scalr_prod.duck import staging_folder
     from scalr_prod.lake import Lake
-    from scalr_prod.policy import follow_policy
+    from scalr_prod.policy import apply_policy
 
-    settings, followed = follow_policy(settings)
+    settings, followed = apply_policy(settings)
     options = settings.training_set
     if followed is None and options.synthetic_weight is None and options.segment_weights is None:
-        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.lambdas[0])
-    own, lake = open_own_features(settings), Lake.open(settings)
+        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.segment_lambdas[0])
+    own, lake = open_external_features(settings), Lake.open(settings)
     opened = {table: lake.open_table(table) for table in _TABLES}
     inputs, window = _inputs(settings, lake, opened, own)
-    fingerprint = fingerprint_of(inputs)
+    fingerprint = compute_fingerprint(inputs)
     version = _version_with(home, fingerprint)
     created = version is None
     if version is None:
@@ -119,7 +119,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
             manifest = _stage(settings, lake, opened, window, inputs, own, home, folder, progress=progress)
             version = _next_version(settings, home)
             _put(folder / "version", home / f"v{version}", manifest | {"version": version})
-            note_written(str(home), version)
+            emit_commit(str(home), version)
     manifest = read_manifest(home / f"v{version}")
     _check_labels(settings, window, manifest)
     _register(settings, home / f"v{version}", manifest)
@@ -158,8 +158,8 @@ def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int)
 
 
 def _inputs(
-    settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], own: OwnFeatures | None
-) -> tuple[dict[str, Any], Window]:
+    settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], own: ExternalFeatures | None
+) -> tuple[dict[str, Any], LabelWindow]:
     """Return everything that decides the rows, as JSON values, and the label window; tables are taken as ``opened``."""
     options = settings.training_set
     cutoff = (options.cutoff or _all_known(settings)).astimezone(UTC)
@@ -171,24 +171,24 @@ def _inputs(
             next_step="choose an earlier start or a later cutoff",
         )
     synthetic = Table.SYNTHETIC_TARGET_EVENTS
-    lake.require(synthetic, "source_domain", opened=opened[synthetic])
-    states = {table.value: state_of(opened[table]) for table in _TABLES}
-    holdout, canary = Holdout.of(settings), Canary.of(settings)
+    lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
+    states = {table.value: version_fingerprint(opened[table]) for table in _TABLES}
+    holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     inputs = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if own is None else ())})
-        | {"lambda": list(options.lambdas)}
-        | ({"sparse_below": settings.downstream.sparse_below} if weighted_by_segment(settings) else {})
-        | (holdout.to_run() if holdout else {})
-        | ({CANARY: canary.to_json()} if canary else {}),
+        | {"lambda": list(options.segment_lambdas)}
+        | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
+        | (holdout.to_run_settings() if holdout else {})
+        | ({CANARY_COLUMN: canary.to_json()} if canary else {}),
         "versions": {name: state["version"] for name, state in states.items()},
         # A table restored from a backup may reach the same version with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
-    } | ({"own_features": own.state} if own is not None else {})
-    return inputs, Window(start, cutoff)
+    } | ({"own_features": own.digest} if own is not None else {})
+    return inputs, LabelWindow(start, cutoff)
 
 
 def _all_known(settings: Settings) -> datetime:
@@ -196,12 +196,16 @@ def _all_known(settings: Settings) -> datetime:
     import pyarrow.compute as pc
 
     from scalr_prod.lake import Lake
-    from scalr_prod.pieces import ONWARD
+    from scalr_prod.pieces import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
     # Synthetic events are known from their run's as_of, which may be later than any event.
-    for batch in Lake.open(settings).dataset(Table.SYNTHETIC_TARGET_EVENTS).to_batches(columns=[CREATED_TIMESTAMP], **ONWARD):
+    for batch in (
+        Lake.open(settings)
+        .dataset(Table.SYNTHETIC_TARGET_EVENTS)
+        .to_batches(columns=[CREATED_TIMESTAMP], **REWRITE_SCAN_OPTIONS)
+    ):
         latest = pc.max(batch.column(0)).as_py()
         end = max(end, latest) if latest is not None else end
     return end
@@ -211,9 +215,9 @@ def _stage(
     settings: Settings,
     lake: Lake,
     opened: Mapping[Table, DeltaTable],
-    window: Window,
+    window: LabelWindow,
     inputs: dict[str, Any],
-    own: OwnFeatures | None,
+    own: ExternalFeatures | None,
     home: Path,
     folder: Path,
     *,
@@ -222,28 +226,28 @@ def _stage(
     """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
     from scalr_prod.duck import open_duckdb
     from scalr_prod.quality import row_rules_digest, validate_training_set
-    from scalr_prod.training_set.changes import Tables
+    from scalr_prod.training_set.changes import InputTables
     from scalr_prod.training_set.joining import FEATURE_SERVICE
     from scalr_prod.training_set.vocabulary import write_vocabulary
 
     version = folder / "version"
-    for below in (ROWS, IDS):
+    for below in (ROWS_FOLDER, IDS_FOLDER):
         (version / below).mkdir(parents=True)
     features = service_sources(settings, FEATURE_SERVICE)
     if own is not None:
-        features = features.beside(own.sources)
+        features = features.merge(own.sources)
         own.join(settings, _spine(lake))  # fail early: wrong key type, missing column
-    tables = Tables({table: opened[table] for table in EVENTS}, features, own)
+    tables = InputTables({table: opened[table] for table in EVENT_TABLES}, features, own)
     states = tables.states()
-    made = make_parts(settings, window, inputs, tables, home, folder, progress=progress)
-    if not sum(part.figures.real for part in made.parts):
+    made = assemble_partitions(settings, window, inputs, tables, home, folder, progress=progress)
+    if not sum(part.statistics.real for part in made.partitions):
         raise _no_real_events(settings, window)
     with open_duckdb(settings, folder) as connection:
-        write_vocabulary(connection, sorted((version / IDS).glob("*.parquet")), version)
+        write_vocabulary(connection, sorted((version / IDS_FOLDER).glob("*.parquet")), version)
     latest = {table: lake.open_table(table) for table in opened}
     changed = [table.value for table, delta in latest.items() if delta.version() != inputs["versions"][table.value]]
-    changed += [name for name in tables.moved(lake.storage_options, latest.values()) if name not in changed]
-    if own is not None and (now := open_own_features(settings)) is not None and now.state != own.state:
+    changed += [name for name in tables.changed_tables(lake.storage_options, latest.values()) if name not in changed]
+    if own is not None and (now := open_external_features(settings)) is not None and now.digest != own.digest:
         changed.append("the sources of [training_set] features")
     if changed:
         raise TrainingSetBusy(
@@ -254,8 +258,8 @@ def _stage(
     manifest = _describe(settings, window, inputs, version, made, tables) | {"tables": states}
     _check_labels(settings, window, manifest)
     digest = row_rules_digest(manifest)
-    judged = made.kept if made.former is not None and made.former.manifest["judged_by"] == digest else {}
-    validate_training_set(settings, version / ROWS, manifest, judged={(version / name).name for name in judged})
+    judged = made.reused_files if made.previous is not None and made.previous.manifest["judged_by"] == digest else {}
+    validate_training_set(settings, version / ROWS_FOLDER, manifest, validated_files={(version / name).name for name in judged})
     return manifest | {"judged_by": digest}
 
 
@@ -268,14 +272,14 @@ def _spine(lake: Lake) -> pa.Table:
 
 
 def _describe(
-    settings: Settings, window: Window, inputs: dict[str, Any], folder: Path, made: Made, tables: Tables
+    settings: Settings, window: LabelWindow, inputs: dict[str, Any], folder: Path, made: AssembledVersion, tables: InputTables
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from scalr_prod.training_set.joining import FEATURE_SERVICE
 
-    schema = pq.read_schema(folder / made.parts[0].files[0])
-    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT, CANARY}]
+    schema = pq.read_schema(folder / made.partitions[0].files[0])
+    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
         raise TrainingSetError(
@@ -284,11 +288,12 @@ def _describe(
             next_step="remove them from the service in feature_repo",
         )
     counts = {
-        count: sum(getattr(part.figures, count) for part in made.parts) for count in ("rows", "real", "synthetic", "negatives")
+        count: sum(getattr(part.statistics, count) for part in made.partitions)
+        for count in ("rows", "real", "synthetic", "negatives")
     }
     return {
         **inputs,
-        "fingerprint": fingerprint_of(inputs),
+        "fingerprint": compute_fingerprint(inputs),
         "shape": made.shape,
         "feature_service": FEATURE_SERVICE,
         "columns": {field.name: str(field.type) for field in schema},
@@ -297,13 +302,13 @@ def _describe(
         **counts,
         "missing_negatives": counts["real"] * settings.training_set.negatives_per_event - counts["negatives"],
         "synthetic_unknown": _unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], window),
-        "parts": [part.to_json() for part in made.parts],
-        "files": describe_files(folder, made.kept),
+        "parts": [part.to_json() for part in made.partitions],
+        "files": describe_files(folder, made.reused_files),
         "created_at": datetime.now(UTC).isoformat(),
     }
 
 
-def _no_real_events(settings: Settings, window: Window) -> TrainingSetError:
+def _no_real_events(settings: Settings, window: LabelWindow) -> TrainingSetError:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
@@ -322,7 +327,7 @@ def _no_real_events(settings: Settings, window: Window) -> TrainingSetError:
     )
 
 
-def _check_labels(settings: Settings, window: Window, manifest: dict[str, Any]) -> None:
+def _check_labels(settings: Settings, window: LabelWindow, manifest: dict[str, Any]) -> None:
     """Ensure that a training set for classification has both labels."""
     if settings.training_set.task == "classification" and not manifest["negatives"]:
         since = f"from {window.start.isoformat()} on and " if window.start else ""
@@ -334,7 +339,7 @@ def _check_labels(settings: Settings, window: Window, manifest: dict[str, Any]) 
         )
 
 
-def _unknown(synthetic: DeltaTable, window: Window) -> int:
+def _unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
     """Count published synthetic events of the window that were not known by the cutoff."""
     import pyarrow.dataset as ds
 
@@ -343,19 +348,19 @@ def _unknown(synthetic: DeltaTable, window: Window) -> int:
     late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
         late &= ds.field(EVENT_TIMESTAMP) >= window.start
-    names = files_between(synthetic, CREATED_TIMESTAMP, micros(window.cutoff) + 1, ALWAYS[1])
-    return int(fragments_of(synthetic, names).count_rows(filter=late)) if names else 0
+    names = files_in_time_range(synthetic, CREATED_TIMESTAMP, to_micros(window.cutoff) + 1, UNBOUNDED[1])
+    return int(files_dataset(synthetic, names).count_rows(filter=late)) if names else 0
 
 
 def _version_with(home: Path, fingerprint: str) -> int | None:
     """Return the version that equal inputs gave before, if its files are intact."""
-    for version, folder in reversed(versions(home).items()):
-        if not may_hold(folder, fingerprint):
+    for version, folder in reversed(list_versions(home).items()):
+        if not may_have_fingerprint(folder, fingerprint):
             continue
         manifest = read_manifest(folder)
         if manifest.get("fingerprint") == fingerprint:
             try:
-                verify(folder, manifest)
+                verify_files(folder, manifest)
             except TrainingSetError as error:
                 logger.warning("%s; building a new version", error.found)
                 continue
@@ -374,16 +379,16 @@ def _next_version(settings: Settings, home: Path) -> int:
 
 def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and move the version to its name, atomically."""
-    from scalr_prod.duck import appear
+    from scalr_prod.duck import move_into_place
 
-    path = staged / MANIFEST
+    path = staged / MANIFEST_FILE
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in (path, *staged.rglob("*.parquet")):
         if file.stat().st_nlink > 1:  # hard link to a previous version's file, which is synced already
             continue
         with file.open("rb+") as opened:
             os.fsync(opened.fileno())
-    appear(staged, final)
+    move_into_place(staged, final)
 
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:
@@ -396,7 +401,12 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
         if any(record.version == version for record in ledger.datasets(name)):
             return
         ends = (min(part["first"] for part in manifest["parts"]), max(part["last"] for part in manifest["parts"]))
-        save_dataset(settings, f"{name}_v{version}", path=folder / ROWS, span=(datetime_of(ends[0]), datetime_of(ends[1])))
+        save_dataset(
+            settings,
+            f"{name}_v{version}",
+            path=folder / ROWS_FOLDER,
+            time_range=(micros_to_datetime(ends[0]), micros_to_datetime(ends[1])),
+        )
         ledger.record_dataset(
             name,
             version,

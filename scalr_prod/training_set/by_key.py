@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import USER_ID
-from scalr_prod.duck import exact, open_duckdb
+from scalr_prod.duck import escape_glob, open_duckdb
 from scalr_prod.feast_store import open_feature_store, references_by_key
-from scalr_prod.training_set.joining import FEATURE_SERVICE, features_of
-from scalr_prod.training_set.regrouped import Regrouped
+from scalr_prod.training_set.joining import FEATURE_SERVICE, join_features
+from scalr_prod.training_set.regrouped import GroupedArrowFile
 from scalr_prod.training_set.spine import KEYS
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.feast_store import ExternalFeatures
     from scalr_prod.settings import Settings
 
-__all__ = ["Groups", "joined_by_key"]
+__all__ = ["JoinGroups", "join_by_key"]
 
 _ROW: Final = "row"
 _BUCKET: Final = "bucket"
@@ -39,7 +39,7 @@ _BATCH: Final = 500_000
 
 
 @dataclass(frozen=True)
-class Groups:
+class JoinGroups:
     """Assignment of spine rows to groups.
 
     Attributes:
@@ -50,11 +50,11 @@ class Groups:
     ends: NDArray[np.int64]
     numbers: NDArray[np.int64]
 
-    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def group_numbers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the group of each row number."""
         return self.numbers[np.searchsorted(self.ends, rows, side="right")]
 
-    def sql(self, row: str) -> str:
+    def membership_sql(self, row: str) -> str:
         """Return SQL: whether a row is in any group."""
         spans: list[list[int]] = []
         since = 0
@@ -68,9 +68,9 @@ class Groups:
 
 
 @contextmanager
-def joined_by_key(
-    settings: Settings, spine: Path, groups: Groups,
-    *, limit: int, own: OwnFeatures | None, advance: Callable[[int], None],
+def join_by_key(
+    settings: Settings, spine: Path, groups: JoinGroups,
+    *, limit: int, external: ExternalFeatures | None, advance: Callable[[int], None],
 ) -> Iterator[Callable[[int], pa.Table]]:  # fmt: skip
     """Join the features of all groups; yield a function that returns one group's features in row order.
 
@@ -79,7 +79,7 @@ def joined_by_key(
         spine: The labelled rows, one Parquet file in time order. The features are spilled next to it.
         groups: Groups of its rows.
         limit: Maximum rows per join.
-        own: External features, which are joined by user.
+        external: External features, which are joined by user.
         advance: Called with the number of rows as their user features are joined.
 
     Raises:
@@ -91,52 +91,57 @@ def joined_by_key(
     import pyarrow.parquet as pq
 
     with ExitStack() as stack:
-        spills: list[Regrouped] = []
+        spills: list[GroupedArrowFile] = []
         with open_duckdb(settings, spine.parent) as connection:
             store = open_feature_store(settings)
             empty = pq.read_schema(spine).empty_table()
-            columns = features_of(settings, empty, own=own, store=store, within=connection).column_names
+            columns = join_features(settings, empty, external=external, store=store, connection=connection).column_names
             for key, references in sorted(references_by_key(store, FEATURE_SERVICE).items()):
                 by_user = key == USER_ID
-                spill = stack.enter_context(Regrouped(spine.with_name(f"features by {key}.arrow"), _ROW))
+                spill = stack.enter_context(GroupedArrowFile(spine.with_name(f"features by {key}.arrow"), _ROW))
                 for rows in _batches_by_key(key, connection, spine, groups, limit):
-                    found = features_of(
-                        settings, rows, asked=references, own=own if by_user else None, store=store, within=connection
+                    found = join_features(
+                        settings,
+                        rows,
+                        references=references,
+                        external=external if by_user else None,
+                        store=store,
+                        connection=connection,
                     )
                     number = rows.column(_ROW)
-                    spill.put(found.append_column(_ROW, number), groups.of(number.to_numpy()))
+                    spill.append(found.append_column(_ROW, number), groups.group_numbers(number.to_numpy()))
                     if by_user:
                         advance(len(rows))
                 spills.append(spill)
 
         def features_of_group(group: int) -> pa.Table:
-            found = [spill.take(group) for spill in spills]
+            found = [spill.read_group(group) for spill in spills]
             by_name = {name: table.column(name) for table in found for name in table.column_names}
             return pa.table([by_name[name] for name in columns], names=columns)
 
         yield features_of_group
 
 
-def _batches_by_key(key: str, connection: Any, spine: Path, groups: Groups, limit: int) -> Iterator[pa.Table]:
+def _batches_by_key(key: str, connection: Any, spine: Path, groups: JoinGroups, limit: int) -> Iterator[pa.Table]:
     """Yield the keys and row numbers of all grouped rows in batches of consecutive users (or items), each small enough for one join."""
-    with Regrouped(spine.with_name(f"spine by {key}.arrow"), _ROW) as buckets:
+    with GroupedArrowFile(spine.with_name(f"spine by {key}.arrow"), _ROW) as buckets:
         for rows, numbers in _bucketed(connection, spine, groups, key, limit):
-            buckets.put(rows, numbers)
+            buckets.append(rows, numbers)
         for bucket in buckets.groups:
-            rows = buckets.take(bucket)
+            rows = buckets.read_group(bucket)
             # One user (or item) with very many rows can exceed a join: split such a bucket by time.
             size = -(-len(rows) // -(-len(rows) // limit))
             yield from (rows.slice(since, size) for since in range(0, len(rows), size))
 
 
 def _bucketed(
-    connection: Any, spine: Path, groups: Groups, key: str, limit: int
+    connection: Any, spine: Path, groups: JoinGroups, key: str, limit: int
 ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """Yield the same rows in any order, each with its bucket; all rows of a user (or item) are in one bucket."""
     import pyarrow as pa
 
-    path = exact(spine).replace("'", "''")
-    wanted = f"read_parquet('{path}') WHERE {groups.sql('file_row_number')}"
+    path = escape_glob(spine).replace("'", "''")
+    wanted = f"read_parquet('{path}') WHERE {groups.membership_sql('file_row_number')}"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE counted AS SELECT {key}, count(*) AS rows FROM {wanted} GROUP BY {key}")
     rows, most = connection.execute("SELECT sum(rows), max(rows) FROM counted").fetchall()[0]
     # Keys are not split, so a bucket may exceed the target by the rows of its last key.

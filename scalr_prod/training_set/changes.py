@@ -11,55 +11,55 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.growth import ALWAYS, bounds_of, former_version, growth, state_of
-from scalr_prod.instants import micros_of_text
+from scalr_prod.growth import UNBOUNDED, diff_files, file_time_bounds, reopen_version, version_fingerprint
+from scalr_prod.instants import iso_to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from deltalake import DeltaTable
 
-    from scalr_prod.feast_store import FeatureSource, OwnFeatures, ServiceSources
+    from scalr_prod.feast_store import ExternalFeatures, FeatureSource, ServiceSources
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.periods import Period
 
-__all__ = ["EVENTS", "Changes", "Tables", "changes_since", "weighted_by_segment"]
+__all__ = ["EVENT_TABLES", "InputChanges", "InputTables", "detect_changes", "is_weighted_by_segment"]
 
 #: Tables that the spine is read from.
-EVENTS = (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
+EVENT_TABLES = (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
 
 
 @dataclass(frozen=True)
-class Tables:
+class InputTables:
     """Input tables of a build, pinned at its start.
 
     Attributes:
         events: The tables of real and synthetic events.
         features: Tables of the features, external ones included.
-        own: External features.
+        external: External features.
     """
 
     events: Mapping[Table, DeltaTable]
     features: ServiceSources
-    own: OwnFeatures | None = None
+    external: ExternalFeatures | None = None
 
     def states(self) -> dict[str, Any]:
         """Return the tables' states, as stored in the manifest."""
         return {
-            "events": {table.value: state_of(delta) for table, delta in self.events.items()},
-            "features": {source.view: state_of(source.table) for source in self.features.sources},
+            "events": {table.value: version_fingerprint(delta) for table, delta in self.events.items()},
+            "features": {source.view: version_fingerprint(source.table) for source in self.features.sources},
         }
 
-    def moved(self, options: dict[str, str], now: Iterable[DeltaTable]) -> list[str]:
+    def changed_tables(self, options: dict[str, str], reopened: Iterable[DeltaTable]) -> list[str]:
         """Return the names of views whose tables have a new version.
 
         Args:
             options: Storage options of the tables.
-            now: Tables that were just reopened; the others are opened here.
+            reopened: Tables that were just reopened; the others are opened here.
         """
         from deltalake import DeltaTable
 
-        versions = {delta.table_uri: delta.version() for delta in now}
+        versions = {delta.table_uri: delta.version() for delta in reopened}
         opened = [(table.value, delta) for table, delta in self.events.items()]
         opened += [(source.view, source.table) for source in self.features.sources]
         for uri in {delta.table_uri for _, delta in opened} - versions.keys():
@@ -68,76 +68,78 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Changes:
+class InputChanges:
     """Changes of the inputs since a previous version.
 
     Attributes:
-        spine: ``[low, high]`` ranges of label times, µs, in which the spine may have changed.
-        features_from: Features of labels up to this instant, µs, are unchanged.
-        because: Main reason of an unusual change, for the log; else empty.
+        spine_ranges: ``[low, high]`` ranges of label times, µs, in which the spine may have changed.
+        features_unchanged_until: Features of labels up to this instant, µs, are unchanged.
+        reason: Main reason of an unusual change, for the log; else empty.
     """
 
-    spine: tuple[tuple[int, int], ...]
-    features_from: int
-    because: str = ""
+    spine_ranges: tuple[tuple[int, int], ...]
+    features_unchanged_until: int
+    reason: str = ""
 
-    def spare(self, period: Period, last: int) -> bool:
+    def leaves_unchanged(self, period: Period, last: int) -> bool:
         """Whether rows and features of a period are unchanged; ``last`` is its last label, µs."""
-        return last <= self.features_from and not any(period.meets(low, high) for low, high in self.spine)
+        return last <= self.features_unchanged_until and not any(period.overlaps(low, high) for low, high in self.spine_ranges)
 
 
-def changes_since(settings: Settings, tables: Tables, inputs: Mapping[str, Any], former: Mapping[str, Any]) -> Changes:
+def detect_changes(
+    settings: Settings, tables: InputTables, inputs: Mapping[str, Any], previous: Mapping[str, Any]
+) -> InputChanges:
     """Compare the tables and settings with those of a previous version.
 
     Args:
         settings: The project's settings.
         tables: The current tables.
         inputs: The current inputs: ``cutoff``, ``start``, ``settings``.
-        former: The previous version's manifest.
+        previous: The previous version's manifest.
     """
     options, because = settings.project.storage_options, ""
-    features_from = ALWAYS[1]
+    features_from = UNBOUNDED[1]
     for source in tables.features.sources:
-        since, is_rewritten = _features_from(source, former["tables"]["features"], options)
+        since, is_rewritten = _features_from(source, previous["tables"]["features"], options)
         features_from = min(features_from, since)
         if is_rewritten:
             because = because or f"{source.view} was rewritten"
-    if former["settings"] != inputs["settings"]:
-        return Changes((ALWAYS,), features_from, because or "[training_set] has changed")
-    ends = sorted(micros_of_text(version["cutoff"]) for version in (inputs, former))
+    if previous["settings"] != inputs["settings"]:
+        return InputChanges((UNBOUNDED,), features_from, because or "[training_set] has changed")
+    ends = sorted(iso_to_micros(version["cutoff"]) for version in (inputs, previous))
     spine = [(ends[0], ends[1])] if ends[0] < ends[1] else []
-    starts = sorted(micros_of_text(start) if start else ALWAYS[0] for start in (inputs["start"], former["start"]))
+    starts = sorted(iso_to_micros(start) if start else UNBOUNDED[0] for start in (inputs["start"], previous["start"]))
     spine += [(starts[0], starts[1])] if starts[0] < starts[1] else []
     for table, delta in tables.events.items():
-        found = list(_events(delta, former["tables"]["events"][table.value], options, ends))
-        if table is Table.TARGET_EVENTS and found and weighted_by_segment(settings):
-            return Changes((ALWAYS,), features_from, because or "λ depends on each user's number of real events")
+        found = list(_events(delta, previous["tables"]["events"][table.value], options, ends))
+        if table is Table.TARGET_EVENTS and found and is_weighted_by_segment(settings):
+            return InputChanges((UNBOUNDED,), features_from, because or "λ depends on each user's number of real events")
         if table is Table.TARGET_EVENTS and settings.training_set.negatives_per_event:
             # Consumed and eligible items depend on all real events before the label.
-            found = [(low, ALWAYS[1]) for low, _ in found]
+            found = [(low, UNBOUNDED[1]) for low, _ in found]
         spine += found
-    return Changes(tuple(spine), features_from, because)
+    return InputChanges(tuple(spine), features_from, because)
 
 
-def weighted_by_segment(settings: Settings) -> bool:
+def is_weighted_by_segment(settings: Settings) -> bool:
     """Whether a synthetic row's weight depends on the number of its user's real events."""
-    return len(set(settings.training_set.lambdas)) > 1
+    return len(set(settings.training_set.segment_lambdas)) > 1
 
 
 def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], ends: list[int]) -> Iterator[tuple[int, int]]:
     """Yield time ranges in which the known events may differ: those of added, removed, or only partly known files."""
-    if state_of(now) == state and ends[0] == ends[1]:
+    if version_fingerprint(now) == state and ends[0] == ends[1]:
         return
-    before = former_version(now, state, options)
+    before = reopen_version(now, state, options)
     if before is None:
-        yield ALWAYS
+        yield UNBOUNDED
         return
-    grown = growth(before, now)
+    grown = diff_files(before, now)
     for table, names in ((now, grown.added), (before, grown.removed)):
-        times = bounds_of(table, EVENT_TIMESTAMP) if names else {}
+        times = file_time_bounds(table, EVENT_TIMESTAMP) if names else {}
         yield from sorted(times[name] for name in names)
     if ends[0] < ends[1]:
-        times, known = bounds_of(now, EVENT_TIMESTAMP), bounds_of(now, CREATED_TIMESTAMP)
+        times, known = file_time_bounds(now, EVENT_TIMESTAMP), file_time_bounds(now, CREATED_TIMESTAMP)
         yield from sorted(times[name] for name in times.keys() - grown.added if known[name][1] > ends[0])
 
 
@@ -147,15 +149,15 @@ def _features_from(source: FeatureSource, states: Mapping[str, Any], options: di
     It is the earliest instant at which a row of an added or removed file may become visible.
     """
     state = states.get(source.view)
-    if state == state_of(source.table):
-        return ALWAYS[1], False
-    before = former_version(source.table, state, options) if state else None
+    if state == version_fingerprint(source.table):
+        return UNBOUNDED[1], False
+    before = reopen_version(source.table, state, options) if state else None
     if before is None:
-        return ALWAYS[0], True
-    grown, seen = growth(before, source.table), [ALWAYS[1]]
+        return UNBOUNDED[0], True
+    grown, seen = diff_files(before, source.table), [UNBOUNDED[1]]
     for table, names in ((source.table, grown.added), (before, grown.removed)):
         if names:
-            happened = bounds_of(table, source.event)
-            known = bounds_of(table, source.created) if source.created else happened
+            happened = file_time_bounds(table, source.event)
+            known = file_time_bounds(table, source.created) if source.created else happened
             seen += [max(happened[name][0], known[name][0]) for name in names]
     return min(seen), bool(grown.removed)

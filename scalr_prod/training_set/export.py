@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 
-__all__ = ["ExportReport", "Format", "export"]
+__all__ = ["DatasetFormat", "ExportReport", "export_training_set"]
 
-Format = Literal["csv", "recbole"]
+DatasetFormat = Literal["csv", "recbole"]
 #: Columns with their RecBole types. Times are seconds since 1970 (UTC).
 _COLUMNS: Final = {
     "user_id": "token",
@@ -54,14 +54,14 @@ class ExportReport(Jsonable):
     synthetic: int
 
 
-def export(dataset: Dataset, version: int, target: Path, form: Format) -> ExportReport:
+def export_training_set(dataset: Dataset, version: int, target: Path, file_format: DatasetFormat) -> ExportReport:
     """Export every row in order: user, item, time, label, weight, and whether it is synthetic. Memory holds one batch.
 
     Args:
         dataset: Rows of a training set.
         version: Its version.
         target: ``csv``: the file; ``recbole``: the data set's folder; the file in it has the same name.
-        form: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
+        file_format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
 
     Raises:
         TrainingSetError: The target exists, or an atomic file cannot hold an id; nothing is written.
@@ -73,7 +73,7 @@ def export(dataset: Dataset, version: int, target: Path, form: Format) -> Export
     )  # unique: two processes may write to one target
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if form == "recbole":
+        if file_format == "recbole":
             unfinished.mkdir(exist_ok=True)
             rows, synthetic = _write(dataset, unfinished / f"{target.name}.inter", tabs=True)
         else:
@@ -86,7 +86,7 @@ def export(dataset: Dataset, version: int, target: Path, form: Format) -> Export
             shutil.rmtree(unfinished)
         else:
             unfinished.unlink(missing_ok=True)
-    return ExportReport(str(target), form, version, rows, synthetic)
+    return ExportReport(str(target), file_format, version, rows, synthetic)
 
 
 def _write(dataset: Dataset, path: Path, *, tabs: bool) -> tuple[int, int]:

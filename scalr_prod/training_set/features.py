@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.training_set.by_key import Groups, joined_by_key
-from scalr_prod.training_set.joining import features_of
-from scalr_prod.training_set.manifest import IDS, ROWS
+from scalr_prod.training_set.by_key import JoinGroups, join_by_key
+from scalr_prod.training_set.joining import join_features
+from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER
 from scalr_prod.training_set.vocabulary import write_ids
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.feast_store import ExternalFeatures
     from scalr_prod.settings import Settings
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 
-__all__ = ["part_rows", "write_parts"]
+__all__ = ["max_partition_rows", "write_partitions"]
 
 #: Maximum number of history elements per file; bounds the memory of a join for any history length.
 _ELEMENTS: Final = 5_000_000
@@ -34,14 +34,14 @@ _ELEMENTS: Final = 5_000_000
 _ROW_GROUP: Final = 8_192
 
 
-def part_rows(settings: Settings) -> int:
+def max_partition_rows(settings: Settings) -> int:
     """Return the maximum rows per file: 100 000 for histories of 50 events, more for shorter ones, fewer for longer ones."""
     return min(200_000, max(10_000, _ELEMENTS // settings.histories.length))
 
 
-def write_parts(
-    settings: Settings, spine: Spine, periods: Mapping[Period, int], wanted: Collection[Period], folder: Path,
-    *, own: OwnFeatures | None = None, advance: Callable[[int], None],
+def write_partitions(
+    settings: Settings, spine: Spine, periods: Mapping[Period, int], periods_to_write: Collection[Period], folder: Path,
+    *, external: ExternalFeatures | None = None, advance: Callable[[int], None],
 ) -> dict[Period, tuple[str, ...]]:  # fmt: skip
     """Join the service's features and external ones as of the last microsecond before each label, and write the rows.
 
@@ -52,9 +52,9 @@ def write_parts(
         settings: The project's settings.
         spine: The labelled rows.
         periods: Period → rows, in order.
-        wanted: The periods to write.
+        periods_to_write: The periods to write.
         folder: Folder of the version, for ``rows/part-2026-01-31-00000.parquet`` and the same name below ``ids``.
-        own: External features.
+        external: External features.
         advance: Called with the number of finished rows.
 
     Returns:
@@ -65,23 +65,23 @@ def write_parts(
     """
     import pyarrow as pa
 
-    limit = part_rows(settings)
-    planned = _plan_files(periods, wanted, limit)
+    limit = max_partition_rows(settings)
+    planned = _plan_files(periods, periods_to_write, limit)
     sizes, numbers = (np.array([getattr(file, name) for file in planned], np.int64) for name in ("rows", "group"))
     advance(int(sizes[numbers < 0].sum()))
     files: dict[Period, tuple[str, ...]] = {}
     with ExitStack() as stack:
         features_of_group: Callable[[int], pa.Table] | None = None
         if (numbers > 0).any():
-            groups = Groups(np.cumsum(sizes), numbers)
-            join = joined_by_key(settings, spine.path, groups, limit=limit, own=own, advance=advance)
+            groups = JoinGroups(np.cumsum(sizes), numbers)
+            join = join_by_key(settings, spine.path, groups, limit=limit, external=external, advance=advance)
             features_of_group = stack.enter_context(join)
-        read = zip(planned, spine.pieces(sizes.tolist()), strict=True)
+        read = zip(planned, spine.iter_tables(sizes.tolist()), strict=True)
         for group, members in groupby((pair for pair in read if pair[0].group >= 0), lambda pair: pair[0].group):
             names, chunks = zip(*((file.name, chunk) for file, chunk in members), strict=True)
             rows = pa.concat_tables(chunks)
             if features_of_group is None:
-                features = features_of(settings, rows, own=own)
+                features = join_features(settings, rows, external=external)
                 advance(len(rows))
             else:
                 features = features_of_group(group)
@@ -93,7 +93,7 @@ def write_parts(
                 since += len(chunk)
     for file in planned:
         if file.group >= 0:
-            files[file.period] = (*files.get(file.period, ()), f"{ROWS}/{file.name}", f"{IDS}/{file.name}")
+            files[file.period] = (*files.get(file.period, ()), f"{ROWS_FOLDER}/{file.name}", f"{IDS_FOLDER}/{file.name}")
     return files
 
 
@@ -133,7 +133,7 @@ def _plan_files(periods: Mapping[Period, int], wanted: Collection[Period], limit
 def _write(rows: pa.Table, folder: Path, name: str) -> None:
     import pyarrow.parquet as pq
 
-    for below in (ROWS, IDS):
+    for below in (ROWS_FOLDER, IDS_FOLDER):
         (folder / below).mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows, folder / ROWS / name, compression="zstd", row_group_size=_ROW_GROUP, coerce_timestamps="us")
-    write_ids(rows, folder / IDS / name)
+    pq.write_table(rows, folder / ROWS_FOLDER / name, compression="zstd", row_group_size=_ROW_GROUP, coerce_timestamps="us")
+    write_ids(rows, folder / IDS_FOLDER / name)

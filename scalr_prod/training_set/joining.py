@@ -14,32 +14,32 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.feast_store import OwnFeatures
+    from scalr_prod.feast_store import ExternalFeatures
     from scalr_prod.settings import Settings
 
-__all__ = ["FEATURE_SERVICE", "features_of"]
+__all__ = ["FEATURE_SERVICE", "join_features"]
 
 FEATURE_SERVICE: Final = "downstream_training_v1"
 
 
-def features_of(
+def join_features(
     settings: Settings,
     rows: pa.Table,
     *,
-    asked: str | Sequence[str] = FEATURE_SERVICE,
-    own: OwnFeatures | None = None,
+    references: str | Sequence[str] = FEATURE_SERVICE,
+    external: ExternalFeatures | None = None,
     store: Any = None,
-    within: Any = None,
+    connection: Any = None,
 ) -> pa.Table:
     """Join the features of each row as of the last microsecond before its label, in row order.
 
     Args:
         settings: The project's settings.
         rows: ``user_id``, ``item_id`` and ``event_timestamp``, the label's time.
-        asked: A service, or ``view:feature`` references.
-        own: External features; their columns come last.
+        references: A service, or ``view:feature`` references.
+        external: External features; their columns come last.
         store: The project's store, if it is already open.
-        within: An open DuckDB connection whose database runs the join; default: a new one.
+        connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Raises:
         TrainingSetError: The join returned other rows than requested.
@@ -48,13 +48,13 @@ def features_of(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from scalr_prod.feast_store import point_in_time
+    from scalr_prod.feast_store import join_point_in_time
 
     stamp = rows.schema.field(EVENT_TIMESTAMP).type
     # Strictly before the label in event and creation time: the store shows what happened and was known up to the spine's time.
     before = pc.subtract(rows.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
     spine = pa.table([rows.column(USER_ID), rows.column(ITEM_ID), before], names=list(KEYS))
-    found = point_in_time(settings, spine, asked, store=store, within=within)
+    found = join_point_in_time(settings, spine, references, store=store, connection=connection)
     same = found.num_rows == spine.num_rows and all(
         found.column(key).cast(spine.schema.field(key).type).equals(spine.column(key)) for key in KEYS
     )
@@ -65,8 +65,8 @@ def features_of(
             next_step="check that feature_store.yaml names the offline store of scalr_prod",
         )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
-    if own is not None:
-        joined = own.join(settings, spine)
+    if external is not None:
+        joined = external.join(settings, spine)
         features += [(field, joined.column(field.name)) for field in joined.schema]
     schema = pa.schema([_plain(field) for field, _ in features])
     columns = [column.cast(field.type) for field, (_, column) in zip(schema, features, strict=True)]

@@ -15,43 +15,43 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "IDS",
-    "MANIFEST",
-    "ROWS",
+    "IDS_FOLDER",
+    "MANIFEST_FILE",
+    "ROWS_FOLDER",
     "check_file",
+    "compute_fingerprint",
     "describe_files",
-    "fingerprint_of",
     "latest_version",
-    "may_hold",
+    "list_versions",
+    "may_have_fingerprint",
     "read_manifest",
-    "verify",
-    "versions",
+    "verify_files",
 ]
 
-MANIFEST: Final = "manifest.json"
+MANIFEST_FILE: Final = "manifest.json"
 #: Folder of a version with only Parquet files, so that any engine can read it.
-ROWS: Final = "rows"
+ROWS_FOLDER: Final = "rows"
 #: Folder of a version with the ids of each file of rows.
-IDS: Final = "ids"
+IDS_FOLDER: Final = "ids"
 
 _VERSION: Final = re.compile(r"v([1-9]\d*)")
 _BUILD: Final = "scalr dataset build"
 
 
-def fingerprint_of(content: Mapping[str, Any]) -> str:
+def compute_fingerprint(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the canonical JSON of everything that decides the rows."""
     text = json.dumps(dict(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
+def describe_files(folder: Path, known_files: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, dict[str, Any]]:
     """Return rows, bytes and SHA-256 of every Parquet file below a folder, by relative path; known files are not read."""
     import pyarrow.parquet as pq
 
-    known, files = known or {}, {}
+    known_files, files = known_files or {}, {}
     for path in sorted(folder.rglob("*.parquet")):
         name = path.relative_to(folder).as_posix()
-        files[name] = dict(known[name]) if name in known else {
+        files[name] = dict(known_files[name]) if name in known_files else {
             "rows": pq.read_metadata(path).num_rows,
             "bytes": path.stat().st_size,
             "sha256": _sha256(path),
@@ -59,27 +59,27 @@ def describe_files(folder: Path, known: Mapping[str, Mapping[str, Any]] | None =
     return files
 
 
-def may_hold(folder: Path, fingerprint: str) -> bool:
+def may_have_fingerprint(folder: Path, fingerprint: str) -> bool:
     """Whether a version's manifest contains a fingerprint's text; a cheap test before parsing the JSON."""
     try:
-        return fingerprint.encode() in (folder / MANIFEST).read_bytes()
+        return fingerprint.encode() in (folder / MANIFEST_FILE).read_bytes()
     except OSError:
         return True  # `read_manifest` raises the error
 
 
-def versions(folder: Path) -> dict[int, Path]:
+def list_versions(folder: Path) -> dict[int, Path]:
     """Return the complete versions below a training set's folder, by number."""
     found = {}
     for path in folder.glob("v*"):
         match = _VERSION.fullmatch(path.name)
-        if match and (path / MANIFEST).is_file():
+        if match and (path / MANIFEST_FILE).is_file():
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 
 
 def latest_version(folder: Path) -> int | None:
     """Return the highest version; None if there is none."""
-    return max(versions(folder), default=None)
+    return max(list_versions(folder), default=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         TrainingSetError: The manifest is missing, or not JSON.
     """
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -100,7 +100,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
+def verify_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Verify every file's size and checksum against the manifest.
 
     Raises:

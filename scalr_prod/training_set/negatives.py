@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.duck import exact
-from scalr_prod.hashing import user_bucket_sql
+from scalr_prod.duck import escape_glob
+from scalr_prod.hashing import hash_bucket_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Events", "Pool", "draw_negatives", "stage_negatives"]
+__all__ = ["NegativePool", "UserEvents", "draw_negatives", "stage_negatives"]
 
 #: Rounds of rejection sampling before the remaining slots are enumerated.
 _ROUNDS: Final = 24
@@ -34,7 +34,7 @@ _ROWS_AT_ONCE: Final = 2_000_000
 
 
 @dataclass(frozen=True)
-class Pool:
+class NegativePool:
     """Items to draw from: entries before t, with equal probability.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Events:
+class UserEvents:
     """All known real events of some users, ordered by (user, time, item, occurrence).
 
     Attributes:
@@ -83,7 +83,7 @@ def stage_negatives(
 
     options = settings.training_set
     connection.execute(
-        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{exact(real).replace(chr(39), chr(39) * 2)}')"
+        f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{escape_glob(real).replace(chr(39), chr(39) * 2)}')"
     )
     connection.execute(f"""
         CREATE TEMP TABLE item_codes AS
@@ -109,7 +109,9 @@ def stage_negatives(
             writer.write_table(pa.table(columns, names=schema.names).cast(schema))
 
 
-def draw_negatives(events: Events, pool: Pool, count: int, *, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def draw_negatives(
+    events: UserEvents, pool: NegativePool, count: int, *, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Draw up to ``count`` negatives per labelled event, distinct among all events of one user at one time.
 
     Args:
@@ -142,7 +144,7 @@ class _Draws:
         before: int64 [M] number of pool entries before the event.
     """
 
-    def __init__(self, events: Events, pool: Pool, count: int, seed: int) -> None:
+    def __init__(self, events: UserEvents, pool: NegativePool, count: int, seed: int) -> None:
         self.events, self.pool, self.seed = events, pool, seed
         self.rows = np.repeat(np.flatnonzero(events.labelled), count)
         self.slots = np.tile(np.arange(count, dtype=np.uint64), int(events.labelled.sum()))
@@ -188,7 +190,7 @@ class _Draws:
 class _Consumed:
     """Times at which users first consumed items."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: UserEvents) -> None:
         self.events = events
         self.width = int(events.items.max(initial=-1)) + 1
         pairs = events.users * self.width + events.items
@@ -213,7 +215,7 @@ def _among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.
     return found
 
 
-def _groups(events: Events) -> NDArray[np.int64]:
+def _groups(events: UserEvents) -> NDArray[np.int64]:
     """Number the groups of events with one user and time, int64 [P]; events are ordered by both."""
     changed = (np.diff(events.users, prepend=-1) != 0) | (np.diff(events.times, prepend=-1) != 0)
     return np.cumsum(changed)
@@ -235,17 +237,17 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return value ^ (value >> np.uint64(31))
 
 
-def _pool(connection: Any, *, popularity: bool) -> Pool:
+def _pool(connection: Any, *, popularity: bool) -> NegativePool:
     query = "SELECT code, seen AS time FROM item_codes ORDER BY code"
     if popularity:
         query = f"""
             SELECT code, epoch_us({EVENT_TIMESTAMP}) AS time
             FROM real_events JOIN item_codes USING ({ITEM_ID}) ORDER BY time, code"""
     found = connection.sql(query).fetchnumpy()
-    return Pool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
+    return NegativePool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
 
 
-def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]) -> tuple[Any, Events]:
+def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]) -> tuple[Any, UserEvents]:
     """Return the user ids (Arrow) and events of a bucket of users."""
     occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
     found = connection.sql(f"""
@@ -254,14 +256,14 @@ def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple
             SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code,
                    epoch_us({EVENT_TIMESTAMP}) AS time, {occurrence} AS occurrence
             FROM real_events JOIN item_codes USING ({ITEM_ID})
-            WHERE {user_bucket_sql(USER_ID, buckets)} = {bucket})
+            WHERE {hash_bucket_sql(USER_ID, buckets)} = {bucket})
         ORDER BY {USER_ID}, time, code, occurrence""").to_arrow_table()
 
     def column(name: str, kind: type[np.generic]) -> NDArray[Any]:
         return np.asarray(found.column(name).to_numpy(), kind)
 
     times = column("time", np.int64)
-    events = Events(
+    events = UserEvents(
         users=column("user_code", np.int64),
         items=column("code", np.int32),
         times=times,

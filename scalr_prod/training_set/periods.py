@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from scalr_prod.instants import datetime_of, micros
+from scalr_prod.instants import micros_to_datetime, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     Level = Callable[[int], "Period"]
 
-__all__ = ["DAY_US", "Period", "cut", "day_of", "gaps", "horizon_of", "may_grow_into"]
+__all__ = ["DAY_US", "Period", "enclosing_periods", "merge_horizon", "merge_periods", "uncovered_spans", "utc_day"]
 
 DAY_US = 86_400_000_000
 
@@ -33,34 +33,36 @@ class Period:
     @property
     def name(self) -> str:
         """Its first day, unique among the periods of one version."""
-        return datetime_of(self.start).strftime("%Y-%m-%d").rjust(10, "0")
+        return micros_to_datetime(self.start).strftime("%Y-%m-%d").rjust(10, "0")
 
-    def holds(self, other: Period) -> bool:
+    def contains(self, other: Period) -> bool:
         """Whether the other period lies within this one."""
         return self.start <= other.start and other.end <= self.end
 
-    def meets(self, low: int, high: int) -> bool:
+    def overlaps(self, low: int, high: int) -> bool:
         """Whether it overlaps ``[low, high]``."""
         return self.start <= high and low < self.end
 
 
-def day_of(instant: int) -> Period:
+def utc_day(instant: int) -> Period:
     """Return the UTC day of an instant (µs)."""
     start = instant // DAY_US * DAY_US
     return Period(start, start + DAY_US)
 
 
-def may_grow_into(day: Period, horizon: int) -> list[Period]:
+def enclosing_periods(period: Period, horizon: int) -> list[Period]:
     """Return the larger periods that end by the horizon and contain this one, the smallest first."""
-    return [larger for larger in (level(day.start) for level in _LARGER) if larger.end <= horizon and larger.holds(day)]
+    return [
+        larger for larger in (level(period.start) for level in _LARGER) if larger.end <= horizon and larger.contains(period)
+    ]
 
 
-def horizon_of(cutoff: int) -> int:
+def merge_horizon(cutoff: int) -> int:
     """Return the time before which periods may be merged: the start of the month before the last label's month."""
     return _month_of(_month_of(cutoff - 1).start - 1).start
 
 
-def cut(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
+def merge_periods(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
     """Merge old periods into larger ones, as long as the larger one has at most ``limit`` rows.
 
     Args:
@@ -68,13 +70,13 @@ def cut(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
         cutoff: All labels are before this, µs.
         limit: Maximum rows of a merged period.
     """
-    horizon = horizon_of(cutoff)
+    horizon = merge_horizon(cutoff)
     periods = dict(rows)
     for level in _LARGER:
         inside: dict[Period, list[Period]] = {}
         for period in periods:
             larger = level(period.start)
-            if larger.end <= horizon and larger.holds(period):
+            if larger.end <= horizon and larger.contains(period):
                 inside.setdefault(larger, []).append(period)
         for larger, parts in inside.items():
             total = sum(periods[part] for part in parts)
@@ -85,7 +87,7 @@ def cut(rows: Mapping[Period, int], *, cutoff: int, limit: int) -> list[Period]:
     return sorted(periods)
 
 
-def gaps(periods: Iterable[Period], start: int, end: int) -> list[tuple[int, int]]:
+def uncovered_spans(periods: Iterable[Period], start: int, end: int) -> list[tuple[int, int]]:
     """Return the spans of ``[start, end)`` outside all periods, half-open, ascending."""
     found, since = [], start
     for period in sorted(periods):
@@ -98,13 +100,13 @@ def gaps(periods: Iterable[Period], start: int, end: int) -> list[tuple[int, int
 
 
 def _month_of(instant: int) -> Period:
-    first = datetime_of(instant).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    return Period(micros(first), micros((first + timedelta(days=32)).replace(day=1)))
+    first = micros_to_datetime(instant).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return Period(to_micros(first), to_micros((first + timedelta(days=32)).replace(day=1)))
 
 
 def _year_of(instant: int) -> Period:
-    year = datetime_of(instant).year
-    return Period(micros(datetime(year, 1, 1, tzinfo=UTC)), micros(datetime(year + 1, 1, 1, tzinfo=UTC)))
+    year = micros_to_datetime(instant).year
+    return Period(to_micros(datetime(year, 1, 1, tzinfo=UTC)), to_micros(datetime(year + 1, 1, 1, tzinfo=UTC)))
 
 
 _LARGER: tuple[Level, ...] = (_month_of, _year_of)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.training_set.manifest import MANIFEST, ROWS, read_manifest, verify, versions
+from scalr_prod.training_set.manifest import MANIFEST_FILE, ROWS_FOLDER, list_versions, read_manifest, verify_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from scipy import sparse
 
-    from scalr_prod.training_set.export import ExportReport, Format
-    from scalr_prod.training_set.vocabulary import Vocabulary
+    from scalr_prod.training_set.export import DatasetFormat, ExportReport
+    from scalr_prod.training_set.vocabulary import IdVocabulary
 
 __all__ = ["TrainingSet"]
 
@@ -52,13 +52,13 @@ class TrainingSet:
             TrainingSetError: There is no such version, or a file is not the one that the manifest names.
         """
         path = Path(folder)
-        if not (path / MANIFEST).is_file():
-            path = _version(path, version)
+        if not (path / MANIFEST_FILE).is_file():
+            path = _version_folder(path, version)
         elif version is not None and read_manifest(path).get("version") != version:
-            path = _version(path.parent, version)
+            path = _version_folder(path.parent, version)
         manifest = read_manifest(path)
         if check:
-            verify(path, manifest)
+            verify_files(path, manifest)
         return cls(path, manifest)
 
     @property
@@ -69,7 +69,7 @@ class TrainingSet:
     @property
     def files(self) -> list[Path]:
         """The Parquet files, in the order of the rows."""
-        return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith(f"{ROWS}/")]
+        return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith(f"{ROWS_FOLDER}/")]
 
     @property
     def features(self) -> list[str]:
@@ -127,7 +127,7 @@ class TrainingSet:
             ) from error
         return pl.read_parquet(self.files, glob=False, columns=list(columns) if columns is not None else None)
 
-    def export(self, target: str | Path, form: Format = "csv") -> ExportReport:
+    def export(self, target: str | Path, form: DatasetFormat = "csv") -> ExportReport:
         """Write user, item, time, label, weight and ``is_synthetic`` of every row as files of other tools.
 
         Args:
@@ -140,11 +140,11 @@ class TrainingSet:
         Raises:
             TrainingSetError: Something is there already, or an id cannot stand in such a file; nothing is written then.
         """
-        from scalr_prod.training_set.export import export
+        from scalr_prod.training_set.export import export_training_set
 
-        return export(self.dataset(), self.version, Path(target), form)
+        return export_training_set(self.dataset(), self.version, Path(target), form)
 
-    def matrix(self, vocabulary: Vocabulary | None = None) -> sparse.csr_matrix:
+    def matrix(self, vocabulary: IdVocabulary | None = None) -> sparse.csr_matrix:
         """Summed weights of real and synthetic events: what a model of implicit feedback learns from.
 
         A cell is the sum of the column ``weight`` over the user's events of the item: real events count fully, synthetic ones by their
@@ -163,7 +163,7 @@ class TrainingSet:
 
         Returns:
             ``scipy.sparse.csr_matrix``, float32 [users, items]. Rows and columns are in the order of ``vocabulary.users`` and
-            ``vocabulary.target_items``; `Vocabulary.index` gives the position of an id.
+            ``vocabulary.target_items``; `IdVocabulary.index` gives the position of an id.
 
         Example:
             >>> rows = project.training_set()  # doctest: +SKIP
@@ -175,7 +175,7 @@ class TrainingSet:
         found.eliminate_zeros()
         return found
 
-    def seen(self, vocabulary: Vocabulary | None = None) -> sparse.csr_matrix:
+    def seen(self, vocabulary: IdVocabulary | None = None) -> sparse.csr_matrix:
         """How often each user had each item, by real events alone: what to filter out of recommendations.
 
         An event counts 1 whatever it weighs. Synthetic events and negatives do not count. Events before ``[training_set] start`` or
@@ -194,7 +194,7 @@ class TrainingSet:
         """
         return self._events_matrix(vocabulary, seen=True)
 
-    def _events_matrix(self, vocabulary: Vocabulary | None, *, seen: bool) -> sparse.csr_matrix:
+    def _events_matrix(self, vocabulary: IdVocabulary | None, *, seen: bool) -> sparse.csr_matrix:
         """Counts of real events (``seen``), or weights of all positive ones, summed by user and item."""
         import numpy as np
         import pyarrow.dataset as ds
@@ -212,17 +212,17 @@ class TrainingSet:
         shape = numbers.size("users") - 1, numbers.size("target_items") - 1
         return sparse.csr_matrix((value[known], (user[known], item[known])), shape, dtype=np.float32)
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> IdVocabulary:
         """The ids of its users and items: rows and columns of its matrices, numbers for embedding tables."""
-        from scalr_prod.training_set.vocabulary import Vocabulary
+        from scalr_prod.training_set.vocabulary import IdVocabulary
 
-        return Vocabulary.read(self.path)
+        return IdVocabulary.read(self.path)
 
     def torch(
         self,
         *,
         history_length: int | None = None,
-        vocabulary: Vocabulary | None = None,
+        vocabulary: IdVocabulary | None = None,
         stream: bool = False,
         batch_size: int | None = None,
         shuffle: bool = False,
@@ -245,7 +245,7 @@ class TrainingSet:
         Raises:
             TrainingSetError: An argument of a stream without ``stream=True``.
         """
-        from scalr_prod.training_set.torch_data import COLUMNS, RowDataset, StreamDataset, encode
+        from scalr_prod.training_set.torch_data import INPUT_COLUMNS, RowDataset, StreamDataset, encode_rows
 
         length = history_length or int(self.manifest["history_length"])
         numbers = vocabulary or self.vocabulary()
@@ -257,11 +257,11 @@ class TrainingSet:
                 where="TrainingSet.torch",
                 next_step="give batch_size and shuffle to the DataLoader, or set stream=True",
             )
-        return RowDataset(encode(self.to_arrow(COLUMNS), numbers, length))
+        return RowDataset(encode_rows(self.to_arrow(INPUT_COLUMNS), numbers, length))
 
 
-def _version(folder: Path, version: int | None) -> Path:
-    found = versions(folder)
+def _version_folder(folder: Path, version: int | None) -> Path:
+    found = list_versions(folder)
     if not found:
         raise TrainingSetError("there is no training set here", where=str(folder), next_step="build it: scalr dataset build")
     if version is None:

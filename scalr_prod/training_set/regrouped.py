@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Regrouped"]
+__all__ = ["GroupedArrowFile"]
 
 
-class Regrouped:
+class GroupedArrowFile:
     """An Arrow file with one record batch per group of each appended table; memory holds one table at a time.
 
     Args:
@@ -44,7 +44,7 @@ class Regrouped:
         finally:
             self._path.unlink(missing_ok=True)
 
-    def put(self, rows: pa.Table, groups: NDArray[np.int64]) -> None:
+    def append(self, rows: pa.Table, groups: NDArray[np.int64]) -> None:
         """Append rows.
 
         Args:
@@ -75,7 +75,7 @@ class Regrouped:
         """Groups with rows, ascending."""
         return sorted(self._batches)
 
-    def take(self, group: int) -> pa.Table:
+    def read_group(self, group: int) -> pa.Table:
         """Read the rows of a group, sorted by row number if there is one. Nothing can be appended afterwards."""
         import pyarrow as pa
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.duck import exact
+from scalr_prod.duck import escape_glob
 from scalr_prod.feast_store import read_window
-from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
-from scalr_prod.instants import datetime_of, micros
-from scalr_prod.row_groups import batches_of
+from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
+from scalr_prod.instants import micros_to_datetime, to_micros
+from scalr_prod.row_groups import iter_batches
 from scalr_prod.training_set.negatives import stage_negatives
-from scalr_prod.training_set.parts import Figures
-from scalr_prod.training_set.periods import DAY_US, Period, day_of
-from scalr_prod.training_set.regrouped import Regrouped
+from scalr_prod.training_set.parts import PartitionStatistics
+from scalr_prod.training_set.periods import DAY_US, Period, utc_day
+from scalr_prod.training_set.regrouped import GroupedArrowFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Span: TypeAlias = tuple[int, int]
 
-__all__ = ["KEYS", "LABEL_COLUMNS", "Spine", "Window", "spine_schema", "stage_spine"]
+__all__ = ["KEYS", "LABEL_COLUMNS", "LabelWindow", "Spine", "spine_schema", "stage_spine"]
 
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_domain")
@@ -55,7 +55,7 @@ _ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label D
 
 
 @dataclass(frozen=True)
-class Window:
+class LabelWindow:
     """Labels in ``[start, cutoff)``, known by the cutoff.
 
     Attributes:
@@ -69,7 +69,7 @@ class Window:
     @property
     def span(self) -> Span:
         """Start and cutoff, µs."""
-        return micros(self.start or _BEGINNING), micros(self.cutoff)
+        return to_micros(self.start or _BEGINNING), to_micros(self.cutoff)
 
 
 @dataclass(frozen=True)
@@ -78,24 +78,24 @@ class Spine:
 
     Attributes:
         path: One Parquet file, ordered by label time, then by every other column.
-        days: UTC day → statistics of its rows, for days with rows; in order.
+        day_statistics: UTC day → statistics of its rows, for days with rows; in order.
     """
 
     path: Path
-    days: Mapping[Period, Figures]
+    day_statistics: Mapping[Period, PartitionStatistics]
 
     @property
-    def rows(self) -> int:
+    def row_count(self) -> int:
         """Number of rows."""
-        return sum(day.rows for day in self.days.values())
+        return sum(day.rows for day in self.day_statistics.values())
 
-    def pieces(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
+    def iter_tables(self, sizes: Iterable[int]) -> Iterator[pa.Table]:
         """Yield the rows in order, in tables of the given sizes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.path) as file:
-            batches = batches_of(file, _BATCH)
+            batches = iter_batches(file, _BATCH)
             rest: pa.RecordBatch | None = None
             for size in sizes:
                 parts: list[pa.RecordBatch] = []
@@ -109,7 +109,7 @@ class Spine:
                 yield pa.Table.from_batches(parts)
 
 
-def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] = ()) -> pa.Schema:
+def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] = ()) -> pa.Schema:
     """Return the spine's columns, the first columns of a training set; ``marks`` are flags of users in an experiment."""
     import pyarrow as pa
 
@@ -125,12 +125,12 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, marks: Sequence[str] =
             pa.field("source_domain", pa.string()),
         ]
     )
-    for mark in marks:
+    for mark in flags:
         schema = schema.append(pa.field(mark, pa.bool_(), nullable=False))
     return schema
 
 
-def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequence[Span]) -> Spine:
+def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans: Sequence[Span]) -> Spine:
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
@@ -143,34 +143,36 @@ def stage_spine(settings: Settings, window: Window, folder: Path, *, spans: Sequ
     import pyarrow.parquet as pq
 
     from scalr_prod.duck import open_duckdb
-    from scalr_prod.training_set.changes import weighted_by_segment
+    from scalr_prod.training_set.changes import is_weighted_by_segment
 
     options = settings.training_set
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
     # Consumed items and event counts depend on events outside of the spans, too.
     read = (
-        [(micros(_BEGINNING), micros(window.cutoff))] if options.negatives_per_event or weighted_by_segment(settings) else spans
+        [(to_micros(_BEGINNING), to_micros(window.cutoff))]
+        if options.negatives_per_event or is_weighted_by_segment(settings)
+        else spans
     )
     with open_duckdb(settings, folder) as connection:
         schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
         more = ("weight", "run_id", "source_domain")
         _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
-        experiments = (HELD_OUT, Holdout.of(settings)), (CANARY, Canary.of(settings))
-        marks = {name: experiment.sql(USER_ID) for name, experiment in experiments if experiment is not None}
+        experiments = (HELD_OUT_COLUMN, Holdout.from_settings(settings)), (CANARY_COLUMN, Canary.from_settings(settings))
+        marks = {name: experiment.membership_sql(USER_ID) for name, experiment in experiments if experiment is not None}
         unmarked = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
-        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, marks=tuple(marks))
+        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, flags=tuple(marks))
         if options.negatives_per_event:
             stage_negatives(connection, settings, real, negative, schema=unmarked, spans=spans)
         else:
             pq.write_table(unmarked.empty_table(), negative)
         path = folder / "spine.parquet"
         edges = _edges(connection, files, window.span)
-        with Regrouped(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
+        with GroupedArrowFile(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
             for rows in _labelled(connection, settings, real, synthetic, negative, spans):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
-                ranges.put(rows, np.searchsorted(edges, times, side="right"))
+                ranges.append(rows, np.searchsorted(edges, times, side="right"))
             for number in ranges.groups:
-                for rows in _ordered(connection, ranges.take(number), marks, negatives=options.negatives_per_event > 0):
+                for rows in _ordered(connection, ranges.read_group(number), marks, negatives=options.negatives_per_event > 0):
                     writer.write_table(rows.cast(output))
         return Spine(path, _day_statistics(connection, path))
 
@@ -179,17 +181,21 @@ def _labelled(
     connection: Any, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
-    from scalr_prod.training_set.changes import weighted_by_segment
+    from scalr_prod.training_set.changes import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
-    holdout, counts_join, lambda_ = Holdout.of(settings), "", f"{float(settings.training_set.lambdas[0])!r}::DOUBLE"
-    if weighted_by_segment(settings):
+    holdout, counts_join, lambda_ = (
+        Holdout.from_settings(settings),
+        "",
+        f"{float(settings.training_set.segment_lambdas[0])!r}::DOUBLE",
+    )
+    if is_weighted_by_segment(settings):
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
         counts_join, lambda_ = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
     # Exclude synthetic events that a user got before being held out.
-    treated = "true" if holdout is None else f"NOT {holdout.sql(USER_ID)}"
+    treated = "true" if holdout is None else f"NOT {holdout.membership_sql(USER_ID)}"
     query = f"""
         SELECT {keys}, 1::TINYINT AS label, weight::FLOAT AS weight, false AS is_synthetic,
             NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
@@ -224,7 +230,7 @@ def _iter_tables(relation: Any, rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _day_statistics(connection: Any, path: Path) -> dict[Period, Figures]:
+def _day_statistics(connection: Any, path: Path) -> dict[Period, PartitionStatistics]:
     """Compute the statistics of each day's rows."""
 
     def encoded(column: str) -> str:  # with a length prefix, so that distinct rows give distinct texts
@@ -236,7 +242,7 @@ def _day_statistics(connection: Any, path: Path) -> dict[Period, Figures]:
         SELECT {time} - ({time} % {DAY_US} + {DAY_US}) % {DAY_US} AS day, count(*), count(*) FILTER (label = 1 AND NOT is_synthetic),
             count(*) FILTER (is_synthetic), min({time}), max({time}), sum(md5_number_lower({text})::HUGEINT) % {2**64}
         FROM {_scan(path)} GROUP BY day ORDER BY day"""
-    return {day_of(day): Figures(*map(int, statistics)) for day, *statistics in connection.sql(query).fetchall()}
+    return {utc_day(day): PartitionStatistics(*map(int, statistics)) for day, *statistics in connection.sql(query).fetchall()}
 
 
 def _stage_events(
@@ -248,7 +254,7 @@ def _stage_events(
     writer: Any = None
     columns = [*KEYS, *more]
     for span in _merge_spans(_READS, spans):
-        start, end = map(datetime_of, span)
+        start, end = map(micros_to_datetime, span)
         found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns, stream=True)
         writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
         for batch in found:
@@ -260,7 +266,7 @@ def _stage_events(
 
 def _merge_spans(number: int, spans: Sequence[Span]) -> list[Span]:
     """Merge spans across the smallest gaps until there are at most ``number``."""
-    spans = list(spans) or [(micros(_BEGINNING), micros(_BEGINNING) + 1)]
+    spans = list(spans) or [(to_micros(_BEGINNING), to_micros(_BEGINNING) + 1)]
     while len(spans) > number:
         between = [after[0] - before[1] for before, after in pairwise(spans)]
         place = between.index(min(between))
@@ -293,10 +299,10 @@ def _within(spans: Sequence[Span]) -> str:
 def _by_segment(settings: Settings) -> str:
     """Return SQL of the weight factor of a synthetic row, by the number of its user's real events before the cutoff."""
     sparse_below = settings.downstream.sparse_below
-    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.lambdas)
+    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.segment_lambdas)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
 
 
 def _scan(path: Path) -> str:
-    quoted = exact(path).replace("'", "''")
+    quoted = escape_glob(path).replace("'", "''")
     return f"read_parquet('{quoted}')"

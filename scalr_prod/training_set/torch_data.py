@@ -3,7 +3,7 @@
 
 A row is a dictionary of tensors: ``user``, ``item`` (int64, vocabulary numbers), ``label``, ``weight`` (float32), ``event_time`` (int64,
 microseconds), ``source_history``, ``target_history`` (int64 [L], latest last, left-padded with 0), ``source_ages``, ``target_ages``
-(float32 [L], days before the label; 0 for padding) and ``numeric`` (float32 [5], see `NUMERIC`). Only the weight can distinguish a
+(float32 [L], days before the label; 0 for padding) and ``numeric`` (float32 [5], see `NUMERIC_FEATURES`). Only the weight can distinguish a
 synthetic row from a real one.
 """
 
@@ -25,41 +25,41 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.training_set.vocabulary import Kind, Vocabulary
+    from scalr_prod.training_set.vocabulary import IdKind, IdVocabulary
 
     Batch = dict[str, "NDArray[Any]"]
     Group = tuple[Path, int, int]  # a file, the number of a row group in it, and its rows
 
-__all__ = ["COLUMNS", "NUMERIC", "RowDataset", "StreamDataset", "encode"]
+__all__ = ["INPUT_COLUMNS", "NUMERIC_FEATURES", "RowDataset", "StreamDataset", "encode_rows"]
 
 #: Columns of ``numeric``, in order: raw counts, and the item's age in days; 0 if unknown.
-NUMERIC: Final = (
+NUMERIC_FEATURES: Final = (
     "source_user_history__event_count",
     "target_user_history__event_count",
     "target_item_stats__event_count",
     "target_item_stats__trailing_event_count",
     "target_item_stats__first_seen",
 )
-_HISTORIES: Final[tuple[tuple[str, Kind], ...]] = (("source", "source_items"), ("target", "target_items"))
-COLUMNS: Final = (
+_HISTORIES: Final[tuple[tuple[str, IdKind], ...]] = (("source", "source_items"), ("target", "target_items"))
+INPUT_COLUMNS: Final = (
     USER_ID,
     ITEM_ID,
     EVENT_TIMESTAMP,
     "label",
     "weight",
     *(f"{domain}_user_history__{name}" for domain, _ in _HISTORIES for name in ("item_ids", "event_timestamps")),
-    *NUMERIC,
+    *NUMERIC_FEATURES,
 )
 _DAY_US: Final = 86_400_000_000
 #: Size of a stream's shuffle buffer in rows, rounded up to row groups.
 _SHUFFLED_ROWS: Final = 65_536
 
 
-def encode(rows: pa.Table, vocabulary: Vocabulary, length: int) -> Batch:
+def encode_rows(rows: pa.Table, vocabulary: IdVocabulary, length: int) -> Batch:
     """Encode rows as arrays [N, …], see the module's docstring.
 
     Args:
-        rows: N rows with at least `COLUMNS`.
+        rows: N rows with at least `INPUT_COLUMNS`.
         vocabulary: Numbers of the ids.
         length: L, the number of latest events kept of a history.
     """
@@ -79,7 +79,7 @@ def encode(rows: pa.Table, vocabulary: Vocabulary, length: int) -> Batch:
         ages = np.zeros((rows.num_rows, length), np.float32)
         ages[where] = (label_time[where[0]] - _micros(_flatten(stamps))[flat]) / _DAY_US
         batch[f"{domain}_history"], batch[f"{domain}_ages"] = history, ages
-    batch["numeric"] = np.stack([_numeric(rows, name, label_time) for name in NUMERIC], axis=1)
+    batch["numeric"] = np.stack([_numeric(rows, name, label_time) for name in NUMERIC_FEATURES], axis=1)
     return batch
 
 
@@ -119,7 +119,7 @@ class StreamDataset(IterableDataset):
     def __init__(
         self,
         files: Sequence[Path],
-        vocabulary: Vocabulary,
+        vocabulary: IdVocabulary,
         length: int,
         *,
         batch_size: int | None = None,
@@ -168,7 +168,7 @@ class StreamDataset(IterableDataset):
             for path, group, _ in together:
                 with pq.ParquetFile(path) as file:
                     tables.append(file.read_row_group(group, columns=_leaves(file)))
-            batch = encode(pa.concat_tables(tables), self._vocabulary, self._length)
+            batch = encode_rows(pa.concat_tables(tables), self._vocabulary, self._length)
             if self._shuffle:
                 order = rng.permutation(len(batch["user"]))
                 batch = {name: values[order] for name, values in batch.items()}
@@ -218,8 +218,8 @@ def _shard() -> tuple[int, int]:
 
 
 def _leaves(file: Any) -> list[str]:
-    """Return the file's top-level columns that are in `COLUMNS`."""
-    return [name for name in file.schema_arrow.names if name in COLUMNS]
+    """Return the file's top-level columns that are in `INPUT_COLUMNS`."""
+    return [name for name in file.schema_arrow.names if name in INPUT_COLUMNS]
 
 
 def _flatten(lists: pa.ChunkedArray) -> pa.Array:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import numpy as np
 
 from scalr_prod.contracts import ITEM_ID, USER_ID
-from scalr_prod.duck import exact
+from scalr_prod.duck import escape_glob
 from scalr_prod.errors import TrainingSetError
 
 if TYPE_CHECKING:
@@ -19,18 +19,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["SOURCE_HISTORY", "TARGET_HISTORY", "VOCABULARY", "Kind", "Vocabulary", "write_ids", "write_vocabulary"]
+__all__ = [
+    "SOURCE_HISTORY_COLUMN",
+    "TARGET_HISTORY_COLUMN",
+    "VOCABULARY_FOLDER",
+    "IdKind",
+    "IdVocabulary",
+    "write_ids",
+    "write_vocabulary",
+]
 
 #: Folder of a version with one Parquet file of sorted ids per kind.
-VOCABULARY: Final = "vocabulary"
-SOURCE_HISTORY: Final = "source_user_history__item_ids"
-TARGET_HISTORY: Final = "target_user_history__item_ids"
+VOCABULARY_FOLDER: Final = "vocabulary"
+SOURCE_HISTORY_COLUMN: Final = "source_user_history__item_ids"
+TARGET_HISTORY_COLUMN: Final = "target_user_history__item_ids"
 
-Kind = Literal["users", "target_items", "source_items"]
+IdKind = Literal["users", "target_items", "source_items"]
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class IdVocabulary:
     """The ids of a training set's users and items, sorted.
 
     An id's number is its position from 1 on; 0 means padding, null or unknown. Embedding tables take numbers (`encode`), matrices
@@ -47,7 +55,7 @@ class Vocabulary:
     source_items: pa.Array
 
     @classmethod
-    def read(cls, version: Path) -> Vocabulary:
+    def read(cls, version: Path) -> IdVocabulary:
         """Read the vocabulary of a training set's version; `TrainingSet.vocabulary` does it.
 
         Args:
@@ -59,13 +67,13 @@ class Vocabulary:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        def ids(kind: Kind) -> pa.Array:
-            column = pq.read_table(version / VOCABULARY / f"{kind}.parquet").column("id").combine_chunks()
+        def ids(kind: IdKind) -> pa.Array:
+            column = pq.read_table(version / VOCABULARY_FOLDER / f"{kind}.parquet").column("id").combine_chunks()
             return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
 
         return cls(ids("users"), ids("target_items"), ids("source_items"))
 
-    def size(self, kind: Kind) -> int:
+    def size(self, kind: IdKind) -> int:
         """Rows that an embedding table needs: one for each id, and one for 0.
 
         Args:
@@ -76,7 +84,7 @@ class Vocabulary:
         """
         return len(getattr(self, kind)) + 1
 
-    def encode(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
+    def encode(self, kind: IdKind, ids: Any) -> NDArray[np.int64]:
         """Numbers of ids, for embedding tables.
 
         Args:
@@ -95,7 +103,7 @@ class Vocabulary:
         found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
         return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
 
-    def index(self, kind: Kind, ids: Any) -> NDArray[np.int64]:
+    def index(self, kind: IdKind, ids: Any) -> NDArray[np.int64]:
         """Positions of ids: rows (``users``) and columns (``target_items``) of `TrainingSet.matrix` and `TrainingSet.seen`.
 
         The way back is ``vocabulary.users.take(positions)``.
@@ -145,10 +153,10 @@ def write_ids(rows: pa.Table, path: Path) -> None:
         return [chunk.flatten() for chunk in rows.column(name).chunks]
 
     items = rows.schema.field(ITEM_ID).type
-    found: dict[Kind, tuple[pa.DataType, list[pa.Array]]] = {
+    found: dict[IdKind, tuple[pa.DataType, list[pa.Array]]] = {
         "users": (rows.schema.field(USER_ID).type, rows.column(USER_ID).chunks),
-        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in flattened(TARGET_HISTORY))]),
-        "source_items": (rows.schema.field(SOURCE_HISTORY).type.value_type, flattened(SOURCE_HISTORY)),
+        "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in flattened(TARGET_HISTORY_COLUMN))]),
+        "source_items": (rows.schema.field(SOURCE_HISTORY_COLUMN).type.value_type, flattened(SOURCE_HISTORY_COLUMN)),
     }
     columns = {}
     for kind, (type_, chunks) in found.items():
@@ -167,9 +175,9 @@ def write_vocabulary(connection: Any, ids: Sequence[Path], folder: Path) -> None
     """
     import pyarrow.parquet as pq
 
-    listed = ", ".join("'" + exact(path).replace("'", "''") + "'" for path in ids)
-    (folder / VOCABULARY).mkdir()
-    for kind in get_args(Kind):
+    listed = ", ".join("'" + escape_glob(path).replace("'", "''") + "'" for path in ids)
+    (folder / VOCABULARY_FOLDER).mkdir()
+    for kind in get_args(IdKind):
         query = f"SELECT DISTINCT id FROM (SELECT unnest({kind}) AS id FROM read_parquet([{listed}])) ORDER BY id"
         found = connection.sql(query).to_arrow_table()
-        pq.write_table(found, folder / VOCABULARY / f"{kind}.parquet", compression="zstd")
+        pq.write_table(found, folder / VOCABULARY_FOLDER / f"{kind}.parquet", compression="zstd")

@@ -10,33 +10,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.batch import ContextBatch
     from scalr_prod.translator.contexts import Contexts, Samples
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
-    from scalr_prod.translator.evaluation import EvaluationReport, evaluate
+    from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.log import data_end
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
     from scalr_prod.translator.training import TrainReport, train
-    from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, load_version, named_version
+    from scalr_prod.translator.versions import ItemVocabulary, TranslatorVersion, load_version, resolve_version
 
 __all__ = [
-    "Batch",
+    "BacktestReport",
+    "ContextBatch",
     "Contexts",
     "Estimator",
-    "EvaluationReport",
-    "Pairs",
+    "ItemVocabulary",
     "Parameters",
     "ProductEstimator",
     "Samples",
     "TrainReport",
+    "TrainingSlice",
     "TranslatorModule",
     "TranslatorVersion",
-    "Vocabulary",
     "data_end",
     "evaluate",
     "load_version",
-    "named_version",
+    "resolve_version",
     "train",
 ]
 

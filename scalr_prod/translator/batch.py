@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scalr_prod.translator.contexts import Had
+from scalr_prod.translator.contexts import ConsumedItems
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.contexts import Contexts
 
-__all__ = ["Batch", "distinct"]
+__all__ = ["ContextBatch", "distinct_per_row"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class ContextBatch:
     """A batch of contexts as estimators see it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Batch:
         time: int64 [B]. Time as of which items are scored, microseconds since the epoch.
         eligible: int64 [B]. Target items 0 … eligible - 1 had been seen before the event.
         exclude: Items that must not be proposed, see `Contexts`; None: no item is excluded.
-        left_out: bool [B, N]. Items that are not on the context's shortlist; None: no shortlist is used.
+        off_shortlist: bool [B, N]. Items that are not on the context's shortlist; None: no shortlist is used.
     """
 
     items: torch.Tensor
@@ -38,11 +38,11 @@ class Batch:
     history_end: torch.Tensor
     time: torch.Tensor
     eligible: torch.Tensor
-    exclude: NDArray[np.int32] | Had | None = None
-    left_out: torch.Tensor | None = None
+    exclude: NDArray[np.int32] | ConsumedItems | None = None
+    off_shortlist: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, contexts: Contexts, first_seen: torch.Tensor) -> Batch:
+    def from_contexts(cls, contexts: Contexts, first_seen: torch.Tensor) -> ContextBatch:
         """Build a batch on the device of ``first_seen``.
 
         Args:
@@ -63,7 +63,7 @@ class Batch:
             exclude=contexts.exclude,
         )
 
-    def take(self, rows: torch.Tensor) -> Batch:
+    def take(self, rows: torch.Tensor) -> ContextBatch:
         """Select rows.
 
         Args:
@@ -73,11 +73,11 @@ class Batch:
             R rows.
         """
         exclude = None if self.exclude is None else self.exclude[rows.cpu().numpy()]
-        left_out = None if self.left_out is None else self.left_out[rows]
+        left_out = None if self.off_shortlist is None else self.off_shortlist[rows]
         of_rows = self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows]
-        return Batch(*of_rows, exclude, left_out)
+        return ContextBatch(*of_rows, exclude, left_out)
 
-    def hidden(self, n_target: int) -> torch.Tensor:
+    def ineligible_mask(self, n_target: int) -> torch.Tensor:
         """Mark the target items that cannot be proposed: not seen yet, excluded, or not on the shortlist.
 
         Args:
@@ -88,9 +88,9 @@ class Batch:
         """
         device = self.eligible.device
         hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
-        if self.left_out is not None:
-            hidden |= self.left_out
-        exclude = self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
+        if self.off_shortlist is not None:
+            hidden |= self.off_shortlist
+        exclude = self.exclude.to_matrix() if isinstance(self.exclude, ConsumedItems) else self.exclude
         if exclude is not None and exclude.shape[1]:
             item = torch.from_numpy(exclude).to(device, torch.int64)
             row, column = torch.nonzero(item >= 0, as_tuple=True)
@@ -98,7 +98,7 @@ class Batch:
         return hidden
 
 
-def distinct(items: torch.Tensor) -> torch.Tensor:
+def distinct_per_row(items: torch.Tensor) -> torch.Tensor:
     """Return each row's distinct items in ascending order, padded with 0: int64 [B, L]."""
     ordered = items.sort(1).values
     again = torch.zeros_like(ordered, dtype=torch.bool)

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.layout import OURS, Layout, tilts
-from scalr_prod.translator.likelihood import Columns, Evidence, fitted
-from scalr_prod.translator.tastes import TASTES
-from scalr_prod.translator.threads import ALONE, Workers
+from scalr_prod.translator.layout import BUILTIN_LAYOUT, CalibrationLayout, trait_columns
+from scalr_prod.translator.likelihood import ChoiceData, LogitColumns, fit_logit
+from scalr_prod.translator.tastes import TRAITS
+from scalr_prod.translator.threads import INLINE, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,39 +32,42 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.pairs import ContextSource
+    from scalr_prod.translator.pairs import LazyContexts
 
-__all__ = ["TABLES", "calibrate", "neutral", "table_of"]
+__all__ = ["CALIBRATION_TABLES", "calibrate", "fold_table_name", "uncalibrated_tables"]
 
 #: Names of the calibration tables in a version: for users whose target events the parameters have seen, and for held-out users of any
-#: fold. Each fold has its own table as well, see `table_of`.
-TABLES: Final = ("shared/calibration/all", "shared/calibration/held_out")
+#: fold. Each fold has its own table as well, see `fold_table_name`.
+CALIBRATION_TABLES: Final = ("shared/calibration/all", "shared/calibration/held_out")
 
 #: Items sampled for the normaliser of each event, and the maximum number of events used.
-DRAWN: Final = 512
-MOST_EVENTS: Final = 8_000
+NEGATIVES_PER_EVENT: Final = 512
+MAX_EVENTS: Final = 8_000
 #: Minimum number of held-out users' events for which a separate table is fitted.
-FEWEST_HELD_OUT: Final = 50
+MIN_HELD_OUT_EVENTS: Final = 50
 _CHUNK_ROWS: Final = 128
 _FEATURES: Final = len(popularity.FEATURES)
 
 
-def neutral(layout: Layout = OURS) -> dict[str, torch.Tensor]:
+def uncalibrated_tables(layout: CalibrationLayout = BUILTIN_LAYOUT) -> dict[str, torch.Tensor]:
     """Return the tables of a module that is not calibrated yet: every component is plain popularity."""
-    mean, spread = tastes.spread(torch.empty(0, len(TASTES)))
-    return {name: _popularity_table(layout) for name in TABLES} | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
+    mean, spread = tastes.trait_moments(torch.empty(0, len(TRAITS)))
+    return {name: _popularity_table(layout) for name in CALIBRATION_TABLES} | {
+        "shared/tastes/mean": mean,
+        "shared/tastes/spread": spread,
+    }
 
 
 def calibrate(
     module: TranslatorModule,
-    contexts: Contexts | ContextSource,
+    contexts: Contexts | LazyContexts,
     labels: NDArray[np.int32],
     held_out: NDArray[np.bool_],
     *,
     seed: int,
     fold: NDArray[np.int32] | None = None,
     weight: NDArray[np.float32] | None = None,
-    workers: Workers = ALONE,
+    workers: WorkerPool = INLINE,
 ) -> dict[str, torch.Tensor]:
     """Fit the calibration tables and the scaling of history traits.
 
@@ -79,50 +82,50 @@ def calibrate(
         workers: Pool that runs the units of work: blocks of rows, then components of tables.
 
     Returns:
-        Tensors by their names in a version: `TABLES`, float32 [components, weights], for set -1 (fitted on all rows) and for
-        held-out users (fitted on held-out rows where there are enough); `table_of` each fold, for that fold's set (fitted likewise on
-        the rows of the other folds); ``shared/tastes/mean`` and ``spread`` [T], which standardise the traits. `neutral` where
+        Tensors by their names in a version: `CALIBRATION_TABLES`, float32 [components, weights], for set -1 (fitted on all rows) and for
+        held-out users (fitted on held-out rows where there are enough); `fold_table_name` each fold, for that fold's set (fitted likewise on
+        the rows of the other folds); ``shared/tastes/mean`` and ``spread`` [T], which standardise the traits. `uncalibrated_tables` where
         no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = _eligible_rows(module, contexts.event_time, labels, generator)
     if not len(rows):
-        return neutral(module.layout)
+        return uncalibrated_tables(module.layout)
     chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
-    traits = tastes.raw(module.parameter_set(-1).tastes, Batch.of(chosen, module.first_seen)).cpu()
-    mean, spread = tastes.spread(traits)
+    traits = tastes.raw_traits(module.parameter_set(-1).traits, ContextBatch.from_contexts(chosen, module.first_seen)).cpu()
+    mean, spread = tastes.trait_moments(traits)
     # Each block takes whole rows of the catalogue. A GPU has memory for one block at a time.
-    values, log_q = _candidates(module, chosen, labels, generator, workers if module.device.type == "cpu" else ALONE)
+    values, log_q = _candidates(module, chosen, labels, generator, workers if module.device.type == "cpu" else INLINE)
     # Scaled by the sampled items only: a fold's events must not influence other folds' tables, not even through the unit of a score.
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
     counts = None if weight is None else torch.from_numpy(weight[rows])[:, None]
-    evidence = Evidence.of(values, tastes.standard(traits, mean, spread), log_q, counts)
+    evidence = ChoiceData.from_tensors(values, tastes.standardize_traits(traits, mean, spread), log_q, counts)
     everybody = np.ones(len(rows), bool)
-    rows_by_table = {TABLES[0]: everybody, TABLES[1]: _held_out_or_all(held_out, everybody)}
+    rows_by_table = {CALIBRATION_TABLES[0]: everybody, CALIBRATION_TABLES[1]: _held_out_or_all(held_out, everybody)}
     folds = np.full(len(rows), -1) if fold is None else fold[rows]
     for number in [] if fold is None else np.unique(fold).tolist():
         others = folds != number
-        rows_by_table[table_of(number)] = _held_out_or_all(held_out & others, others)
+        rows_by_table[fold_table_name(number)] = _held_out_or_all(held_out & others, others)
     tables = _fit_tables(module, evidence, rows_by_table, workers)
     for table in tables.values():
         table[:, [module.layout.weights.index(name) for name in module.estimators]] /= scale
     return tables | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 
 
-def table_of(fold: int) -> str:
+def fold_table_name(fold: int) -> str:
     """Return the name of a fold's own table, which is fitted without the fold's users."""
     return f"{fold}/calibration/held_out"
 
 
 def _held_out_or_all(held_out: NDArray[np.bool_], everybody: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the rows of held-out users where there are enough of them for a table, else all rows."""
-    return held_out if held_out.sum() >= max(FEWEST_HELD_OUT, min(200, everybody.sum() // 10)) else everybody
+    return held_out if held_out.sum() >= max(MIN_HELD_OUT_EVENTS, min(200, everybody.sum() // 10)) else everybody
 
 
-def _popularity_table(layout: Layout) -> torch.Tensor:
-    table = torch.zeros(len(layout.members), len(layout.weights))
+def _popularity_table(layout: CalibrationLayout) -> torch.Tensor:
+    table = torch.zeros(len(layout.components), len(layout.weights))
     table[:, layout.weights.index("count")] = 1
     return table
 
@@ -130,24 +133,24 @@ def _popularity_table(layout: Layout) -> torch.Tensor:
 def _eligible_rows(
     module: TranslatorModule, time: NDArray[np.int64], labels: NDArray[np.int32], generator: torch.Generator
 ) -> NDArray[np.int64]:
-    """Return at most `MOST_EVENTS` rows whose label could be proposed, in order of time."""
+    """Return at most `MAX_EVENTS` rows whose label could be proposed, in order of time."""
     label = torch.from_numpy(labels.astype(np.int64))
     eligible = torch.searchsorted(module.first_seen.cpu(), torch.from_numpy(time))
     rows = torch.nonzero((label >= 0) & (label < eligible))[:, 0]
-    if len(rows) > MOST_EVENTS:
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_EVENTS].sort().values]
+    if len(rows) > MAX_EVENTS:
+        rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_EVENTS].sort().values]
     usable: NDArray[np.int64] = rows.numpy()
     return usable[np.argsort(time[usable], kind="stable")]
 
 
 def _candidates(
-    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator, workers: Workers
+    module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator, workers: WorkerPool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores and features of the label and the sampled items [R, E + F, 1 + M], and log expected draws [R, 1 + M]."""
     mixture = module.parameter_set(-1)
-    everything = Batch.of(contexts, module.first_seen)
+    everything = ContextBatch.from_contexts(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
-    drawn = min(DRAWN, module.n_target)
+    drawn = min(NEGATIVES_PER_EVENT, module.n_target)
     parts = torch.arange(len(label)).split(_CHUNK_ROWS)
     # Each block has its own seed, so that it depends on no other block.
     seeds = torch.randint(2**62, (len(parts),), generator=generator).tolist()
@@ -160,7 +163,7 @@ def _candidates(
     def draw(unit: tuple[torch.Tensor, int]) -> None:
         part, seed = unit
         batch = everything.take(part.to(module.device))
-        scores = [mixture.score(name, batch) for name in mixture.estimators]
+        scores = [mixture.estimator_scores(name, batch) for name in mixture.estimators]
         counts = mixture.log_counts(batch)
         # On the CPU, so that every device draws the same items up to rounding.
         q = _proposal(scores, counts, batch).cpu()
@@ -171,7 +174,7 @@ def _candidates(
         log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
         chosen_items = chosen.to(module.device)
         counts = {name: x.gather(1, chosen_items) for name, x in counts.items()}
-        features = [popularity.feature(counts, name) for name in popularity.FEATURES]
+        features = [popularity.feature_values(counts, name) for name in popularity.FEATURES]
         values[part] = torch.stack([*(x.gather(1, chosen_items) for x in scores), *features], 1).cpu()
         log_q[part] = log_n
 
@@ -180,9 +183,9 @@ def _candidates(
     return values, log_q
 
 
-def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: ContextBatch) -> torch.Tensor:
     """Blend rough distributions to sample from: popularity, recent popularity, and each estimator on top of recent popularity."""
-    hidden = batch.hidden(counts["count"].shape[1])
+    hidden = batch.ineligible_mask(counts["count"].shape[1])
     lately = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
     total = (0.5 * counts["count"]).masked_fill_(hidden, -torch.inf).softmax(1)
     total += (lately + 0.3 * counts["days_3"]).masked_fill_(hidden, -torch.inf).softmax(1)
@@ -193,7 +196,7 @@ def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch
 
 
 def _fit_tables(
-    module: TranslatorModule, evidence: Evidence, rows_by_table: dict[str, NDArray[np.bool_]], workers: Workers
+    module: TranslatorModule, evidence: ChoiceData, rows_by_table: dict[str, NDArray[np.bool_]], workers: WorkerPool
 ) -> dict[str, torch.Tensor]:
     """Fit the named tables on standardised scores, each on its own rows. A unit of work is one component of one table."""
     scored = list(module.estimators)
@@ -212,18 +215,20 @@ def _fit_tables(
     units = list(itertools.product(evidence_by_rows, members))
     found = {rows: _popularity_table(module.layout) for rows in evidence_by_rows}
     for (rows, member), weights in zip(units, workers.map(fit, units), strict=True):
-        found[rows][module.layout.members.index(member)] = weights
+        found[rows][module.layout.components.index(member)] = weights
     return {name: found[rows.tobytes()].clone() for name, rows in rows_by_table.items()}
 
 
-def _fit_member(evidence: Evidence, layout: Layout, plain: list[str], tilted: list[str], scored: Sequence[str]) -> torch.Tensor:
+def _fit_member(
+    evidence: ChoiceData, layout: CalibrationLayout, plain: list[str], tilted: list[str], scored: Sequence[str]
+) -> torch.Tensor:
     """Fit one component's row of a table."""
     names = layout.weights
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
-    which = Columns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
-    found = fitted(evidence, which)
+    which = LogitColumns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
+    found = fit_logit(evidence, which)
     row = torch.zeros(len(names))
     row[[names.index(name) for name in plain]] = found[0]
-    for taste, tilt in zip(TASTES, found[1:], strict=False):  # nothing where no taste tilts
-        row[[names.index(tilts(taste)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
+    for taste, tilt in zip(TRAITS, found[1:], strict=False):  # nothing where no taste tilts
+        row[[names.index(trait_columns(taste)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
     return row

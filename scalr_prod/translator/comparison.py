@@ -13,15 +13,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.instants import micros
-from scalr_prod.progress import counting
+from scalr_prod.instants import to_micros
+from scalr_prod.progress import track
 from scalr_prod.translator import effort
-from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
-from scalr_prod.translator.log import read_log
+from scalr_prod.translator.fitting import (
+    calibration_slice,
+    fit_calibration,
+    fit_parameter_sets,
+    fit_shared,
+    label_rows_between,
+    time_quantile,
+    weights_metadata,
+)
+from scalr_prod.translator.log import read_event_log
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
-from scalr_prod.translator.threads import Workers, workers
-from scalr_prod.translator.training_device import learning_device
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.threads import WorkerPool, open_worker_pool
+from scalr_prod.translator.training_device import training_device
 from scalr_prod.translator.versions import load_version
 
 if TYPE_CHECKING:
@@ -29,18 +37,18 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
     from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.log import Log
+    from scalr_prod.translator.log import EventLog
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["ChallengerResult", "compare_versions"]
 
 #: Minimum number of events for a comparison.
-FEWEST: Final = 30
+MIN_EVENTS: Final = 30
 #: A difference of at most this many standard errors is a tie.
 _TIE_STANDARD_ERRORS: Final = 2.0
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ChallengerResult:
     """Losses of two versions on the same events.
 
     Attributes:
@@ -75,7 +83,7 @@ class Comparison:
         return asdict(self) | {"fit_to_serve": self.fit_to_serve}
 
 
-def compare(settings: Settings, candidate: int, served: int, *, progress: bool = False) -> Comparison:
+def compare_versions(settings: Settings, candidate: int, served: int, *, progress: bool = False) -> ChallengerResult:
     """Compare the negative log-likelihood of two versions on the target events between their ``trained_until``.
 
     Args:
@@ -92,20 +100,20 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
         TranslatorError: Too few events to fit the recipe on.
     """
     new, old = load_version(settings, candidate), load_version(settings, served)
-    begin, end = micros(old.trained_until), micros(new.trained_until)
+    begin, end = to_micros(old.trained_until), to_micros(new.trained_until)
     since, until = old.trained_until.isoformat(), new.trained_until.isoformat()
-    unknown = Comparison(candidate, served, since, until, 0, None, None, None)
+    unknown = ChallengerResult(candidate, served, since, until, 0, None, None, None)
     if begin >= end:
         return unknown
-    log = read_log(settings, new.trained_until)
-    rows = np.flatnonzero(log.possible & (log.target.time >= begin) & (log.target.time < end))
-    if len(rows) < FEWEST:
+    log = read_event_log(settings, new.trained_until)
+    rows = np.flatnonzero(log.is_label & (log.target.time >= begin) & (log.target.time < end))
+    if len(rows) < MIN_EVENTS:
         return unknown
     vocabulary = old.vocabulary()
-    with workers(settings.translator.threads) as pool:
+    with open_worker_pool(settings.translator.threads) as pool:
         served_loss = _losses(
             TranslatorModule.load(old.path, trusted=True),
-            *contexts_at(
+            *contexts_and_labels(
                 log,
                 rows,
                 source_index=vocabulary.source_index(log.source.ids),
@@ -113,12 +121,14 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
             ),
         )
         module, pairs = _refit_recipe(settings, log, begin, pool, progress=progress)
-        loss = _losses(module, *contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index))
+        loss = _losses(
+            module, *contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+        )
     both = np.isfinite(loss) & np.isfinite(served_loss)
-    if both.sum() < FEWEST:
+    if both.sum() < MIN_EVENTS:
         return unknown
     difference = loss[both] - served_loss[both]
-    return Comparison(
+    return ChallengerResult(
         candidate,
         served,
         since,
@@ -130,20 +140,24 @@ def compare(settings: Settings, candidate: int, served: int, *, progress: bool =
     )
 
 
-def _refit_recipe(settings: Settings, log: Log, until: int, pool: Workers, *, progress: bool) -> tuple[TranslatorModule, Pairs]:
+def _refit_recipe(
+    settings: Settings, log: EventLog, until: int, pool: WorkerPool, *, progress: bool
+) -> tuple[TranslatorModule, TrainingSlice]:
     """Fit what training would have given at that time, as far as users with target events are concerned."""
     past = log.label_times()
-    middle = cut_at(past[past < until], 1 - settings.translator.validation_fraction)
-    held_out = log.one_in(settings.translator.folds)
-    pairs = Pairs.of(log, until, settings.translator, device=learning_device(settings.compute.device))
+    middle = time_quantile(past[past < until], 1 - settings.translator.validation_fraction)
+    held_out = log.sample_users(settings.translator.folds)
+    pairs = TrainingSlice.from_log(log, until, settings.translator, device=training_device(settings.compute.device))
     before = calibration_slice(settings, log, middle, until)
-    work = effort.training_work(before, 1, measured_on=len(rows_between(log, middle, until))) + effort.training_work(pairs, 1)
-    with counting("comparison", show=progress, total=work, unit="") as done:
-        earlier, full = share([before, pairs], pool, done)
+    work = effort.estimate_training_work(
+        before, 1, measured_events=len(label_rows_between(log, middle, until))
+    ) + effort.estimate_training_work(pairs, 1)
+    with track("comparison", show=progress, total=work, unit="") as done:
+        earlier, full = fit_shared([before, pairs], pool, done)
         calibrated = fit_calibration(settings, log, held_out, middle, until, done, pool, shared=earlier)
         nobody = np.zeros(len(log.users), dtype=bool)
-        tensors = fit_sets(pairs, {-1: nobody}, done, pool, shared=full) | calibrated.tables
-    return TranslatorModule(tensors, metadata_of(settings, pairs, 0)), pairs
+        tensors = fit_parameter_sets(pairs, {-1: nobody}, done, pool, shared=full) | calibrated.tables
+    return TranslatorModule(tensors, weights_metadata(settings, pairs, 0)), pairs
 
 
 def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:

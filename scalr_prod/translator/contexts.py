@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["EVERYBODY", "NEWCOMERS", "NO_ITEM", "PADDING", "Contexts", "Had", "Samples"]
+__all__ = ["ALL_USERS", "COLD_USERS", "NO_ITEM", "PADDING", "ConsumedItems", "Contexts", "Samples"]
 
 #: Source vocabulary index of padding, and of items that training did not know.
 PADDING: Final = 0
 #: Target vocabulary index of "no item".
 NO_ITEM: Final = -1
 #: ``Contexts.fold`` of the parameters trained on every user, with the weights for users whose target events they have seen.
-EVERYBODY: Final = -1
+ALL_USERS: Final = -1
 #: The same parameters with the weights for users without target events, none of which they were trained on.
-NEWCOMERS: Final = -2
+COLD_USERS: Final = -2
 
 _RowIndex: TypeAlias = "slice | NDArray[Any]"
 
@@ -48,7 +48,7 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class Had:
+class ConsumedItems:
     """Items that each of B contexts must not propose, as ranges of one array: a user's items are stored once for all contexts.
 
     Attributes:
@@ -64,10 +64,10 @@ class Had:
     def __len__(self) -> int:
         return len(self.begin)
 
-    def __getitem__(self, rows: _RowIndex) -> Had:
-        return Had(self.items, self.begin[rows], self.count[rows])
+    def __getitem__(self, rows: _RowIndex) -> ConsumedItems:
+        return ConsumedItems(self.items, self.begin[rows], self.count[rows])
 
-    def matrix(self) -> NDArray[np.int32]:
+    def to_matrix(self) -> NDArray[np.int32]:
         """Return each context's items, padded on the right with ``NO_ITEM`` to the widest: int32 [B, E]."""
         exclude = np.full((len(self), int(self.count.max(initial=0))), NO_ITEM, dtype=np.int32)
         row = np.repeat(np.arange(len(self)), self.count)
@@ -85,9 +85,9 @@ class Contexts(_Rows):
         history_ages: float32 [B, L]. Days from each event to the event to translate; 0 for that event and for padding.
         history_end: int64 [B]. Time of the event to translate, microseconds since the epoch; ``event_time`` or earlier.
         event_time: int64 [B]. Microseconds since the epoch; a target item is eligible iff it was first seen strictly before.
-        fold: int32 [B]. Selects the parameters that never saw the target events of this fold's users; or `EVERYBODY`, or `NEWCOMERS`.
+        fold: int32 [B]. Selects the parameters that never saw the target events of this fold's users; or `ALL_USERS`, or `COLD_USERS`.
         noise_key: int64 [B]. Sampling noise is a pure function of this key and the target item's index.
-        exclude: Target indices never to propose: int32 [B, E], ``NO_ITEM`` as padding; or `Had`, where a matrix would be too
+        exclude: Target indices never to propose: int32 [B, E], ``NO_ITEM`` as padding; or `ConsumedItems`, where a matrix would be too
             large.
 
     Raises:
@@ -100,7 +100,7 @@ class Contexts(_Rows):
     event_time: NDArray[np.int64]
     fold: NDArray[np.int32]
     noise_key: NDArray[np.int64]
-    exclude: NDArray[np.int32] | Had
+    exclude: NDArray[np.int32] | ConsumedItems
 
     def __post_init__(self) -> None:
         rows = len(self.history_items)
@@ -110,32 +110,32 @@ class Contexts(_Rows):
         _check("event_time", self.event_time, np.int64, (rows,))
         _check("fold", self.fold, np.int32, (rows,))
         _check("noise_key", self.noise_key, np.int64, (rows,))
-        if isinstance(self.exclude, Had):
+        if isinstance(self.exclude, ConsumedItems):
             _check("exclude", self.exclude.begin, np.int64, (rows,))
         else:
             _check("exclude", self.exclude, np.int32, (rows, None))
 
-    def known(self) -> NDArray[np.bool_]:
+    def has_known_items(self) -> NDArray[np.bool_]:
         """Return whether each history holds an item known in training: bool [B]."""
         return np.asarray((self.history_items > PADDING).any(axis=1))
 
-    def excluded(self) -> NDArray[np.int32]:
+    def exclude_matrix(self) -> NDArray[np.int32]:
         """Return ``exclude`` as a matrix: int32 [B, E]."""
-        return self.exclude.matrix() if isinstance(self.exclude, Had) else self.exclude
+        return self.exclude.to_matrix() if isinstance(self.exclude, ConsumedItems) else self.exclude
 
     @classmethod
-    def concat(cls, parts: Sequence[Contexts]) -> Contexts:
+    def concat(cls, batches: Sequence[Contexts]) -> Contexts:
         """Concatenate the rows; histories are padded on the left, exclusions on the right, to the widest batch."""
-        length = max(part.history_items.shape[1] for part in parts)
-        excluded = [part.excluded() for part in parts]
+        length = max(part.history_items.shape[1] for part in batches)
+        excluded = [part.exclude_matrix() for part in batches]
         width = max(matrix.shape[1] for matrix in excluded)
         return cls(
-            history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in parts]),
-            history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in parts]),
-            history_end=np.concatenate([part.history_end for part in parts]),
-            event_time=np.concatenate([part.event_time for part in parts]),
-            fold=np.concatenate([part.fold for part in parts]),
-            noise_key=np.concatenate([part.noise_key for part in parts]),
+            history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in batches]),
+            history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in batches]),
+            history_end=np.concatenate([part.history_end for part in batches]),
+            event_time=np.concatenate([part.event_time for part in batches]),
+            fold=np.concatenate([part.fold for part in batches]),
+            noise_key=np.concatenate([part.noise_key for part in batches]),
             exclude=np.concatenate([_pad(matrix, width, NO_ITEM, left=False) for matrix in excluded]),
         )
 
@@ -164,12 +164,12 @@ class Samples(_Rows):
         _check("prior", self.prior, np.float32, self.items.shape)
 
     @classmethod
-    def concat(cls, parts: Sequence[Samples]) -> Samples:
+    def concat(cls, batches: Sequence[Samples]) -> Samples:
         """Concatenate the rows; all batches must have the same number of draws."""
         return cls(
-            items=np.concatenate([part.items for part in parts]),
-            probabilities=np.concatenate([part.probabilities for part in parts]),
-            prior=np.concatenate([part.prior for part in parts]),
+            items=np.concatenate([part.items for part in batches]),
+            probabilities=np.concatenate([part.probabilities for part in batches]),
+            prior=np.concatenate([part.prior for part in batches]),
         )
 
 

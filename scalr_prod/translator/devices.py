@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["described", "device_of", "or_on_the_cpu", "sent"]
+__all__ = ["describe_device", "resolve_device", "to_device", "with_cpu_fallback"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 _gpu_lock = threading.Lock()
 
 
-def device_of(setting: str) -> str:
+def resolve_device(setting: str) -> str:
     """Return ``cpu`` or ``cuda`` for the setting ``[compute] device``.
 
     Raises:
@@ -43,14 +43,14 @@ def device_of(setting: str) -> str:
     return "cpu"
 
 
-def described(device: str) -> str:
+def describe_device(device: str) -> str:
     """Return a GPU with the name of its card: ``cuda (NVIDIA H100 80GB HBM3)``."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
-def or_on_the_cpu(device: str, work: Callable[[str], Result]) -> Result:
+def with_cpu_fallback(device: str, work: Callable[[str], Result]) -> Result:
     """Run a task on a device, and again on the CPU where torch fails on a GPU, for example because its memory is full.
 
     Args:
@@ -67,7 +67,7 @@ def or_on_the_cpu(device: str, work: Callable[[str], Result]) -> Result:
     return work("cpu")
 
 
-def sent(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     """Copy a CPU tensor to a device; the copy to a GPU is asynchronous, from pinned memory."""
     import torch
 

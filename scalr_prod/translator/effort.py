@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.mapped import passed
-from scalr_prod.translator.estimators import scored_of
+from scalr_prod.mapped import iter_row_slices
+from scalr_prod.translator.estimators import scored_estimators
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.pairs import Pairs
+    from scalr_prod.translator.pairs import TrainingSlice
 
-__all__ = ["calibration_work", "fit_work", "share_work", "training_work"]
+__all__ = ["estimate_calibration_work", "estimate_fit_work", "estimate_shared_work", "estimate_training_work"]
 
 #: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
 _SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (2.7, 0.0), "linear": (5.6, 0.0)}
@@ -32,7 +32,7 @@ _DIM: Final = 64
 _EPOCHS: Final = 3
 
 
-def share_work(name: str, pairs: Pairs) -> float:
+def estimate_shared_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds for what all sets of a slice share of an estimator, ``popularity`` or ``tastes``."""
     if name == "sequential":
         most, events = pairs.settings.pretraining_events, _source_events(pairs)
@@ -42,7 +42,7 @@ def share_work(name: str, pairs: Pairs) -> float:
     return _scaled(pairs, source * _source_events(pairs) + target * len(pairs.target_rows()))
 
 
-def fit_work(name: str, pairs: Pairs) -> float:
+def estimate_fit_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds to fit an estimator of one parameter set."""
     labels = len(pairs.target_rows())
     if name == "sequential":
@@ -52,36 +52,36 @@ def fit_work(name: str, pairs: Pairs) -> float:
     return _scaled(pairs, source * _source_events(pairs) + target * labels)
 
 
-def calibration_work(events: int) -> float:
+def estimate_calibration_work(events: int) -> float:
     """Estimate the microseconds to calibrate one set on this many target events and to measure it on them."""
     return _CALIBRATION * events
 
 
-def training_work(pairs: Pairs, sets: int, *, measured_on: int = 0) -> float:
+def estimate_training_work(pairs: TrainingSlice, sets: int, *, measured_events: int = 0) -> float:
     """Estimate the microseconds to fit a slice's shared parameters and ``sets`` parameter sets, and to measure one of them.
 
     Args:
         pairs: The slice.
         sets: Number of parameter sets.
-        measured_on: Target events that one set is calibrated and measured on.
+        measured_events: Target events that one set is calibrated and measured on.
     """
-    names = scored_of(pairs.settings.estimators)
-    shared = sum(share_work(name, pairs) for name in (*names, "popularity", "tastes"))
-    return shared + sets * sum(fit_work(name, pairs) for name in names) + calibration_work(measured_on)
+    names = scored_estimators(pairs.settings.estimators)
+    shared = sum(estimate_shared_work(name, pairs) for name in (*names, "popularity", "tastes"))
+    return shared + sets * sum(estimate_fit_work(name, pairs) for name in names) + estimate_calibration_work(measured_events)
 
 
-def _scaled(pairs: Pairs, work: float) -> float:
+def _scaled(pairs: TrainingSlice, work: float) -> float:
     return work * pairs.settings.dim / _DIM
 
 
-def _windows(pairs: Pairs) -> int:
-    """Count the windows of the history's length that the users' source events fill, see `windows.source_windows`."""
+def _windows(pairs: TrainingSlice) -> int:
+    """Count the windows of the history's length that the users' source events fill, see `windows.index_source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
-    for part in passed(len(source)):
+    for part in iter_row_slices(len(source)):
         events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))
     return int((-(-events // pairs.log.history.shape[1])).sum())
 
 
-def _source_events(pairs: Pairs) -> int:
+def _source_events(pairs: TrainingSlice) -> int:
     time = pairs.log.source.time
-    return sum(int((time[part] < pairs.until).sum()) for part in passed(len(time)))
+    return sum(int((time[part] < pairs.until).sum()) for part in iter_row_slices(len(time)))

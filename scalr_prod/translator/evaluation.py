@@ -8,30 +8,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import TranslatorError
-from scalr_prod.instants import datetime_of, micros
-from scalr_prod.progress import counting
+from scalr_prod.instants import micros_to_datetime, to_micros
+from scalr_prod.progress import track
 from scalr_prod.translator import effort
 from scalr_prod.translator.fitting import (
     calibration_slice,
-    cut_at,
-    figures_of,
     fit_calibration,
-    fit_sets,
-    rows_between,
-    share,
+    fit_parameter_sets,
+    fit_shared,
+    label_rows_between,
+    measure_components,
+    time_quantile,
 )
-from scalr_prod.translator.log import read_log
-from scalr_prod.translator.threads import workers
-from scalr_prod.translator.versions import named_version
+from scalr_prod.translator.log import read_event_log
+from scalr_prod.translator.threads import open_worker_pool
+from scalr_prod.translator.versions import resolve_version
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
 
-__all__ = ["EvaluationReport", "evaluate"]
+__all__ = ["BacktestReport", "evaluate"]
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
+class BacktestReport:
     """Metrics of the mixture and of each estimator alone.
 
     Attributes:
@@ -52,7 +52,7 @@ class EvaluationReport:
         return dict(vars(self))
 
 
-def evaluate(settings: Settings, version: int | None = None, *, progress: bool = False) -> EvaluationReport:
+def evaluate(settings: Settings, version: int | None = None, *, progress: bool = False) -> BacktestReport:
     """Measure the recipe of a version on the latest events that it knows.
 
     With f the ``validation_fraction``: parameters are fitted on the target events before the last 2 f of them, the calibration on the
@@ -69,13 +69,13 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         TranslatorError: Too few events for three slices.
     """
     started = time.perf_counter()
-    found = named_version(settings, version)
-    log = read_log(settings, found.trained_until)
+    found = resolve_version(settings, version)
+    log = read_event_log(settings, found.trained_until)
     fraction = settings.translator.validation_fraction
     begin, middle, end = (
-        cut_at(log.label_times(), 1 - 2 * fraction),
-        cut_at(log.label_times(), 1 - fraction),
-        micros(found.trained_until),
+        time_quantile(log.label_times(), 1 - 2 * fraction),
+        time_quantile(log.label_times(), 1 - fraction),
+        to_micros(found.trained_until),
     )
     if not log.target.time.min() < begin < middle:
         raise TranslatorError(
@@ -83,30 +83,30 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
             where=str(found.path),
             next_step="ingest more target events, or raise translator.validation_fraction",
         )
-    cold = log.one_in(2)
+    cold = log.sample_users(2)
     earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
-    measured = [len(rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
+    measured = [len(label_rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
     work = sum(
-        effort.training_work(slice_, 1, measured_on=events)
+        effort.estimate_training_work(slice_, 1, measured_events=events)
         for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
     )
     with (
-        workers(settings.translator.threads) as pool,
-        counting("evaluation", show=progress, total=work, unit="") as done,
+        open_worker_pool(settings.translator.threads) as pool,
+        track("evaluation", show=progress, total=work, unit="") as done,
     ):
-        earlier, later = share([earlier_slice, later_slice], pool, done)
+        earlier, later = fit_shared([earlier_slice, later_slice], pool, done)
         calibrated = fit_calibration(settings, log, cold, begin, middle, done, pool, shared=earlier)
         pairs = later.pairs
-        tensors = fit_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
-        test = figures_of(settings, log, pairs, tensors, rows_between(log, middle, end), cold, pool)
-        done(effort.calibration_work(measured[1]))
-    slices = {"validation": (begin, middle, calibrated.figures), "test": (middle, end, test)}
-    return EvaluationReport(
+        tensors = fit_parameter_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
+        test = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), cold, pool)
+        done(effort.estimate_calibration_work(measured[1]))
+    slices = {"validation": (begin, middle, calibrated.metrics), "test": (middle, end, test)}
+    return BacktestReport(
         version=found.version,
         slices={
             name: {
-                "from": datetime_of(first).isoformat(),
-                "to": datetime_of(last).isoformat(),
+                "from": micros_to_datetime(first).isoformat(),
+                "to": micros_to_datetime(last).isoformat(),
                 **{group: {member: row.to_json() for member, row in rows.items()} for group, rows in figures.items()},
             }
             for name, (first, last, figures) in slices.items()

@@ -10,8 +10,8 @@ import numpy as np
 
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.hashing import stable_hash
-from scalr_prod.instants import micros_of
-from scalr_prod.mapped import on_disk, passed
+from scalr_prod.instants import column_to_micros
+from scalr_prod.mapped import iter_row_slices, spill_arrays
 from scalr_prod.numbering import index_in, sorted_unique
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["Events", "events_of", "firsts", "ids_of"]
+__all__ = ["DomainEvents", "distinct_ids", "is_first_interaction", "load_events"]
 
 #: Approximate number of events read or sorted at a time; in a log of more than `_MAX_PASSES` times as many, a fixed share of it.
 _ROWS_AT_ONCE, _MAX_PASSES = 500_000, 64
 
 
 @dataclass(frozen=True)
-class Events:
+class DomainEvents:
     """One domain's events, ordered by (user, time, hash of the item).
 
     Attributes:
@@ -49,7 +49,7 @@ class Events:
         return len(self.user)
 
 
-def ids_of(reader: pa.RecordBatchReader) -> list[pa.Array]:
+def distinct_ids(reader: pa.RecordBatchReader) -> list[pa.Array]:
     """Return the distinct values of each column, ascending.
 
     Raises:
@@ -68,9 +68,9 @@ def ids_of(reader: pa.RecordBatchReader) -> list[pa.Array]:
     return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(found, new, strict=True)]
 
 
-def events_of(
+def load_events(
     batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weights: Mapping[str, float], folder: Path | None
-) -> tuple[Events, NDArray[np.int64]]:
+) -> tuple[DomainEvents, NDArray[np.int64]]:
     """Load events into arrays on disk, ordered by user, time and hash of the item.
 
     Args:
@@ -88,10 +88,10 @@ def events_of(
     def read() -> Iterator[list[NDArray[Any]]]:
         for table in _as_tables(batches):
             numbers = [index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)]
-            times = [micros_of(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+            times = [column_to_micros(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
             yield [*numbers, *times, *([_type_weights(table["event_type"], weights)] if weights else [])]
 
-    as_read = on_disk(read(), dtypes, folder)
+    as_read = spill_arrays(read(), dtypes, folder)
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
 
     def in_order() -> Iterator[list[NDArray[Any]]]:
@@ -99,8 +99,8 @@ def events_of(
             order = np.lexsort((known, hashed[item], time, user))
             yield [array[order] for array in (user, item, time, known, *weight)]
 
-    user, item, time, known, *weight = on_disk(in_order(), dtypes, folder)
-    return Events(user, item, time, ids, weight[0] if weights else None), known
+    user, item, time, known, *weight = spill_arrays(in_order(), dtypes, folder)
+    return DomainEvents(user, item, time, ids, weight[0] if weights else None), known
 
 
 def _as_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -125,7 +125,7 @@ def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArr
         users: Number of users.
     """
     user = arrays[0]
-    counts = (np.bincount(user[part], minlength=users) for part in passed(len(user), _ROWS_AT_ONCE))
+    counts = (np.bincount(user[part], minlength=users) for part in iter_row_slices(len(user), _ROWS_AT_ONCE))
     ends = np.cumsum(sum(counts, np.zeros(users, np.int64)))
     # Every batch scans all users' positions, so that a long log is read in fewer, larger batches.
     most, first = max(_ROWS_AT_ONCE, len(user) // _MAX_PASSES), 0
@@ -133,7 +133,7 @@ def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArr
         before = ends[first - 1] if first else 0
         stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
         found: list[list[NDArray[Any]]] = [[] for _ in arrays]
-        for part in passed(len(user), _ROWS_AT_ONCE):
+        for part in iter_row_slices(len(user), _ROWS_AT_ONCE):
             inside = np.flatnonzero((user[part] >= first) & (user[part] < stop))
             for chunks, array in zip(found, arrays, strict=True):
                 chunks.append(array[part][inside])
@@ -152,7 +152,7 @@ def _type_weights(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArr
     return weighed
 
 
-def firsts(events: Events) -> NDArray[np.bool_]:
+def is_first_interaction(events: DomainEvents) -> NDArray[np.bool_]:
     """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
     _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
     first = np.zeros(len(events), dtype=bool)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.estimators import popularity, scores
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.mixture import Mixture, Summary
+    from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Apart", "Term", "taken_apart"]
+__all__ = ["Attribution", "Term", "attribute"]
 
 _COMPONENT: Final = "mixture"
 #: Contexts that are processed at once.
@@ -47,7 +47,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Apart:
+class Attribution:
     """A probability and its terms: ``log P = Σ logit - log_normaliser``.
 
     Attributes:
@@ -64,7 +64,7 @@ class Apart:
 
 
 @torch.inference_mode()
-def taken_apart(module: TranslatorModule, contexts: Contexts, items: NDArray[np.int32]) -> list[Apart]:
+def attribute(module: TranslatorModule, contexts: Contexts, items: NDArray[np.int32]) -> list[Attribution]:
     """Attribute P(item | context) to its terms, for each context.
 
     Args:
@@ -72,22 +72,22 @@ def taken_apart(module: TranslatorModule, contexts: Contexts, items: NDArray[np.
         contexts: B contexts.
         items: int32 [B]. Target indices.
     """
-    found: dict[int, Apart] = {}
+    found: dict[int, Attribution] = {}
     for fold in np.unique(contexts.fold).tolist():
         rows = np.flatnonzero(contexts.fold == fold)
         mixture = module.parameter_set(fold)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
-            batch = Batch.of(contexts.take(some), module.first_seen)
+            batch = ContextBatch.from_contexts(contexts.take(some), module.first_seen)
             chosen = torch.from_numpy(items[some]).to(module.device, torch.int64)
-            apart = _attribute_batch(mixture, mixture.summary(batch, ("popularity", _COMPONENT)), chosen)
+            apart = _attribute_batch(mixture, mixture.encode(batch, ("popularity", _COMPONENT)), chosen)
             found |= dict(zip(some.tolist(), apart, strict=True))
     return [found[row] for row in range(len(items))]
 
 
-def _attribute_batch(mixture: Mixture, summary: Summary, items: torch.Tensor) -> Iterator[Apart]:
+def _attribute_batch(mixture: Mixture, summary: EncodedBatch, items: torch.Tensor) -> Iterator[Attribution]:
     batch = summary.batch
-    hidden = batch.hidden(len(mixture.popularity["prior"]))
+    hidden = batch.ineligible_mask(len(mixture.popularity["prior"]))
     counts = popularity.log_counts(mixture.popularity, batch.time, torch.float64)
     prior_logits = sum(one for _, one in _features(summary, counts, "popularity")) + torch.zeros(
         hidden.shape, dtype=torch.float64
@@ -107,10 +107,12 @@ def _attribute_batch(mixture: Mixture, summary: Summary, items: torch.Tensor) ->
     for row in range(len(items)):
         terms = [Term(*name, float(a[row]), float(b[row])) for name, a, b in zip(names, own, above, strict=True)]
         p = float(log_p[row].exp()) if possible[row] else 0.0
-        yield Apart(p, float(prior[row, items[row]]), float(normaliser[row]), terms)
+        yield Attribution(p, float(prior[row, items[row]]), float(normaliser[row]), terms)
 
 
-def _terms(mixture: Mixture, summary: Summary, counts: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _terms(
+    mixture: Mixture, summary: EncodedBatch, counts: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield name, kind and value of each term of the mixture's logits, float64 [B, N]."""
     log_prior = mixture.popularity["prior"].double()
     for name, estimator in mixture.estimators.items():
@@ -120,16 +122,16 @@ def _terms(mixture: Mixture, summary: Summary, counts: Mapping[str, torch.Tensor
         if name in summary.scores:
             score = summary.scores[name].double()
         else:
-            user = summary.users.get(name)
+            user = summary.user_vectors.get(name)
             score = scores(estimator, mixture.parameters[name], summary.batch, log_prior, user=user)
         yield name, "estimator", weight * score
     for name, term in _features(summary, counts, _COMPONENT):
         yield name, "popularity", term
 
 
-def _features(summary: Summary, counts: Mapping[str, torch.Tensor], member: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _features(summary: EncodedBatch, counts: Mapping[str, torch.Tensor], member: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a component's weighted features of popularity, float64 [B, N]."""
-    weights = summary.weights[member].reshape(-1, len(popularity.FEATURES))
+    weights = summary.feature_weights[member].reshape(-1, len(popularity.FEATURES))
     for number, name in enumerate(popularity.FEATURES):
         if weights[:, number].any():
-            yield name, weights[:, number, None] * popularity.feature(counts, name)
+            yield name, weights[:, number, None] * popularity.feature_values(counts, name)

@@ -15,19 +15,19 @@ import numpy as np
 
 from scalr_prod.errors import ScalrError, TranslatorError
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.resident import give_back
+from scalr_prod.resident import release_memory
 from scalr_prod.translator import effort, tastes
-from scalr_prod.translator.calibration import TABLES, calibrate, neutral
-from scalr_prod.translator.devices import or_on_the_cpu
-from scalr_prod.translator.estimators import SCORED, popularity, scored_of
-from scalr_prod.translator.estimators.carried import carried, estimator_of
-from scalr_prod.translator.information import Asked, Information, measure_information
-from scalr_prod.translator.layout import Layout
-from scalr_prod.translator.metrics import Figures, measure
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
+from scalr_prod.translator.devices import with_cpu_fallback
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, scored_estimators
+from scalr_prod.translator.estimators.carried import bundle_sources, load_estimator
+from scalr_prod.translator.information import InformationGain, LabelledContexts, measure_information
+from scalr_prod.translator.layout import CalibrationLayout
+from scalr_prod.translator.metrics import DistributionMetrics, measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import ContextSource, Pairs, contexts_at
-from scalr_prod.translator.threads import ALONE, Workers, telling
-from scalr_prod.translator.training_device import learning_device
+from scalr_prod.translator.pairs import LazyContexts, TrainingSlice, contexts_and_labels
+from scalr_prod.translator.threads import INLINE, WorkerPool, report_progress
+from scalr_prod.translator.training_device import training_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,45 +36,45 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.settings import Settings
-    from scalr_prod.translator.estimators.carried import Carried
-    from scalr_prod.translator.estimators.protocol import Fitted
-    from scalr_prod.translator.log import Log
+    from scalr_prod.translator.estimators.carried import BundledSource
+    from scalr_prod.translator.estimators.protocol import FittableEstimator
+    from scalr_prod.translator.log import EventLog
     from scalr_prod.translator.pairs import Parameters
 
 __all__ = [
-    "Calibrated",
-    "Shared",
+    "FittedCalibration",
+    "SharedParameters",
     "calibration_slice",
-    "cut_at",
-    "figures_of",
     "fit_calibration",
-    "fit_sets",
-    "metadata_of",
-    "rows_between",
-    "share",
+    "fit_parameter_sets",
+    "fit_shared",
+    "label_rows_between",
+    "measure_components",
+    "time_quantile",
+    "weights_metadata",
 ]
 
 logger = logging.getLogger(__name__)
 
 #: Maximum number of events that metrics are measured on: the standard error of an NLL is then about .01 nats at most.
-MOST_MEASURED: Final = 50_000
+MAX_MEASURED_EVENTS: Final = 50_000
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class FittedCalibration:
     """Calibration tables by name, usable with any parameter sets of the same recipe, and the metrics of the slice they were fitted on.
 
     Attributes:
         tables: Tables by name.
         layout: Layout of the tables.
-        figures: Metrics of every component, see `figures_of`.
+        metrics: Metrics of every component, see `measure_components`.
         information: What source histories say of the slice's events; None where it was not measured.
     """
 
     tables: dict[str, torch.Tensor]
-    layout: Layout
-    figures: dict[str, dict[str, Figures]]
-    information: Information | None = None
+    layout: CalibrationLayout
+    metrics: dict[str, dict[str, DistributionMetrics]]
+    information: InformationGain | None = None
 
     def weights(self) -> dict[str, dict[str, float]]:
         """Return the mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
@@ -82,12 +82,12 @@ class Calibrated:
             name.rpartition("/")[2]: dict(
                 zip(self.layout.weights, (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
             )
-            for name in TABLES
+            for name in CALIBRATION_TABLES
         }
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedParameters:
     """What all parameter sets of a slice learn from source events alone.
 
     Attributes:
@@ -96,35 +96,37 @@ class Shared:
         parameters: Estimator → its tensors.
     """
 
-    pairs: Pairs
-    estimators: dict[str, Fitted]
+    pairs: TrainingSlice
+    estimators: dict[str, FittableEstimator]
     parameters: dict[str, Parameters]
 
 
-def cut_at(time: NDArray[np.int64], share: float) -> int:
+def time_quantile(time: NDArray[np.int64], fraction: float) -> int:
     """Return the time (µs) before which a share of the events lies."""
     ordered = np.sort(time)
-    return int(ordered[min(int(share * len(ordered)), len(ordered) - 1)])
+    return int(ordered[min(int(fraction * len(ordered)), len(ordered) - 1)])
 
 
-def metadata_of(settings: Settings, pairs: Pairs, folds: int) -> dict[str, str]:
+def weights_metadata(settings: Settings, pairs: TrainingSlice, folds: int) -> dict[str, str]:
     """Return the metadata of the weights' file."""
     return {
         "folds": str(folds),
         "history_length": str(settings.histories.length),
         "estimators": json.dumps(list(settings.translator.estimators)),
         "n_source": str(pairs.n_source),
-        **Layout.of(settings.translator.estimators).described(),
-        **_describe_bundled(carried(settings.translator.estimators)),
+        **CalibrationLayout.from_estimators(settings.translator.estimators).to_metadata(),
+        **_describe_bundled(bundle_sources(settings.translator.estimators)),
     }
 
 
-def _describe_bundled(estimators: Mapping[str, Carried]) -> dict[str, str]:
+def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]:
     """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
-    return {"carried": json.dumps({name: one.described() for name, one in estimators.items()})} if estimators else {}
+    return {"carried": json.dumps({name: one.to_metadata() for name, one in estimators.items()})} if estimators else {}
 
 
-def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[float], None] = lambda _: None) -> list[Shared]:
+def fit_shared(
+    slices: Sequence[TrainingSlice], workers: WorkerPool = INLINE, on_progress: Callable[[float], None] = lambda _: None
+) -> list[SharedParameters]:
     """Fit what all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
 
     The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run side by side.
@@ -132,30 +134,34 @@ def share(slices: Sequence[Pairs], workers: Workers = ALONE, done: Callable[[flo
     Args:
         slices: The slices.
         workers: Pool that runs the units.
-        done: Called in any thread with the work done since its last call, see `effort`.
+        on_progress: Called in any thread with the work done since its last call, see `effort`.
     """
     # Each slice has its own instances, since an instance may cache data of its slice.
-    instances = [{name: estimator_of(name) for name in reversed(scored_of(pairs.settings.estimators))} for pairs in slices]
+    instances = [
+        {name: load_estimator(name) for name in reversed(scored_estimators(pairs.settings.estimators))} for pairs in slices
+    ]
     units = list(itertools.product(instances[0], range(len(slices))))
 
     def fit(unit: tuple[str, int]) -> Parameters:
         name, number = unit
-        with _name_in_errors(name), telling(effort.share_work(name, slices[number]), done):
+        with _name_in_errors(name), report_progress(effort.estimate_shared_work(name, slices[number]), on_progress):
             parameters: Parameters = instances[number][name].share(slices[number])
-            give_back()
+            release_memory()
             return parameters
 
     found = dict(zip(units, workers.map(fit, units), strict=True))
-    return [Shared(pairs, instances[n], {name: found[name, n] for name in instances[n]}) for n, pairs in enumerate(slices)]
+    return [
+        SharedParameters(pairs, instances[n], {name: found[name, n] for name in instances[n]}) for n, pairs in enumerate(slices)
+    ]
 
 
-def fit_sets(
-    pairs: Pairs,
+def fit_parameter_sets(
+    pairs: TrainingSlice,
     held_out: dict[int, NDArray[np.bool_]],
-    done: Callable[[float], None],
-    workers: Workers = ALONE,
+    on_progress: Callable[[float], None],
+    workers: WorkerPool = INLINE,
     *,
-    shared: Shared | None = None,
+    shared: SharedParameters | None = None,
 ) -> dict[str, torch.Tensor]:
     """Fit parameter sets on one slice. Popularity, tastes, and each estimator of each set are units of work.
 
@@ -163,33 +169,33 @@ def fit_sets(
         pairs: The slice.
         held_out: Set number → bool [U], users whose target events must not shape it. Popularity as of an event is no parameter of a
             set: it counts all users' earlier events.
-        done: Called in any thread with the work done since its last call, see `effort`.
+        on_progress: Called in any thread with the work done since its last call, see `effort`.
         workers: Pool that runs the units.
-        shared: Result of `share` for the slice; default: it is fitted here.
+        shared: Result of `fit_shared` for the slice; default: it is fitted here.
 
     Returns:
-        Tensors named as `Mixture.of` expects them, without calibration.
+        Tensors named as `Mixture.from_tensors` expects them, without calibration.
     """
     import torch
 
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
-    shared = shared or share([pairs], workers)[0]
+    shared = shared or fit_shared([pairs], workers)[0]
     estimators, common = shared.estimators, shared.parameters
-    learn = {number: pairs.without(users) for number, users in held_out.items()}
-    tensors |= {f"{number}/popularity/prior": popularity.prior(slice_) for number, slice_ in learn.items()}
+    learn = {number: pairs.without_users(users) for number, users in held_out.items()}
+    tensors |= {f"{number}/popularity/prior": popularity.log_popularity(slice_) for number, slice_ in learn.items()}
 
     # These tables are large for a long log, so they are instances only for the final parameter sets.
-    tables: dict[str, Callable[[Pairs], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
+    tables: dict[str, Callable[[TrainingSlice], Parameters]] = {"popularity": popularity.fit, "tastes": tastes.fit}
 
     def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
         number, name = unit
         if number is None:
-            with telling(effort.share_work(name, pairs), done):
+            with report_progress(effort.estimate_shared_work(name, pairs), on_progress):
                 parameters = _prefixed(f"shared/{name}", tables[name](pairs))
         else:
-            with _name_in_errors(name), telling(effort.fit_work(name, pairs), done):
+            with _name_in_errors(name), report_progress(effort.estimate_fit_work(name, pairs), on_progress):
                 parameters = _prefixed(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
-        give_back()
+        release_memory()
         return parameters
 
     for found in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
@@ -213,7 +219,7 @@ def _name_in_errors(name: str) -> Iterator[None]:
     except (ScalrError, CancelledError):
         raise
     except Exception as error:
-        if name in SCORED:
+        if name in BUILTIN_ESTIMATORS:
             raise
         raise TranslatorError(
             f"the estimator {name} could not be fitted: {type(error).__name__}: {error}",
@@ -230,48 +236,48 @@ def _prefixed(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {f"{prefix}/{key}": left.pop(key).clone() for key in list(left)}
 
 
-def calibration_slice(settings: Settings, log: Log, begin: int, end: int) -> Pairs:
+def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -> TrainingSlice:
     """Build the slice that `fit_calibration` fits its parameter set on.
 
     Raises:
         TranslatorError: Too little to learn from.
     """
-    device = learning_device(settings.compute.device)
-    return Pairs.of(log, begin, settings.translator, popularity_until=end, device=device)
+    device = training_device(settings.compute.device)
+    return TrainingSlice.from_log(log, begin, settings.translator, popularity_until=end, device=device)
 
 
 def fit_calibration(
     settings: Settings,
-    log: Log,
+    log: EventLog,
     held_out: NDArray[np.bool_],
     begin: int,
     end: int,
-    done: Callable[[float], None],
-    workers: Workers = ALONE,
+    on_progress: Callable[[float], None],
+    workers: WorkerPool = INLINE,
     *,
-    shared: Shared | None = None,
-    informed: bool = False,
-) -> Calibrated:
+    shared: SharedParameters | None = None,
+    with_information: bool = False,
+) -> FittedCalibration:
     """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
 
     The held-out users come from all folds: their events can weight every fold's set, each without the fold's own users.
-    With ``informed``, also measure what the held-out users' source histories say. ``shared`` is the result of `share` for the
+    With ``informed``, also measure what the held-out users' source histories say. ``shared`` is the result of `fit_shared` for the
     `calibration_slice`; by default it is fitted here.
 
     Raises:
         TranslatorError: One of the two slices is empty.
     """
     pairs = shared.pairs if shared else calibration_slice(settings, log, begin, end)
-    tensors = fit_sets(pairs, {-1: held_out}, done, workers, shared=shared)
-    rows = rows_between(log, begin, end)
-    contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
+    tensors = fit_parameter_sets(pairs, {-1: held_out}, on_progress, workers, shared=shared)
+    rows = label_rows_between(log, begin, end)
+    contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
     user = log.target.user[rows]
-    layout, metadata = Layout.of(settings.translator.estimators), metadata_of(settings, pairs, 0)
+    layout, metadata = CalibrationLayout.from_estimators(settings.translator.estimators), weights_metadata(settings, pairs, 0)
     counted, seed = log.label_weights(end), settings.translator.seed
 
     def tables_on(device: str) -> dict[str, torch.Tensor]:
-        module = TranslatorModule(tensors | neutral(layout), metadata, device)
-        give_back()
+        module = TranslatorModule(tensors | uncalibrated_tables(layout), metadata, device)
+        release_memory()
         return calibrate(
             module,
             contexts,
@@ -283,34 +289,36 @@ def fit_calibration(
             workers=workers,
         )
 
-    tables = or_on_the_cpu(pairs.device, tables_on)
-    figures = figures_of(settings, log, pairs, tensors | tables, rows, held_out, workers)
+    tables = with_cpu_fallback(pairs.device, tables_on)
+    figures = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)
     information = None
-    if informed:
-        own = np.flatnonzero(log.possible & held_out[log.target.user] & (log.target.time < end))
+    if with_information:
+        own = np.flatnonzero(log.is_label & held_out[log.target.user] & (log.target.time < end))
         everything, later = (
-            _labelled_contexts(log, pairs, log.in_proportion(some, end, seed), held_out) for some in (own, rows)
+            _labelled_contexts(log, pairs, log.sample_by_weight(some, end, seed), held_out) for some in (own, rows)
         )
-        information = or_on_the_cpu(
+        information = with_cpu_fallback(
             pairs.device, lambda device: measure_information(tensors, metadata, everything, later, seed=seed, device=device)
         )
-    done(effort.calibration_work(len(rows)))
-    return Calibrated(tables, layout, figures, information)
+    on_progress(effort.estimate_calibration_work(len(rows)))
+    return FittedCalibration(tables, layout, figures, information)
 
 
-def _labelled_contexts(log: Log, pairs: Pairs, rows: NDArray[np.int64], held_out: NDArray[np.bool_]) -> Asked:
+def _labelled_contexts(
+    log: EventLog, pairs: TrainingSlice, rows: NDArray[np.int64], held_out: NDArray[np.bool_]
+) -> LabelledContexts:
     """Collect the events at positions in ``log.target``."""
-    contexts, user = ContextSource(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
-    return Asked(contexts, contexts.labels, user, held_out[user])
+    contexts, user = LazyContexts(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
+    return LabelledContexts(contexts, contexts.labels, user, held_out[user])
 
 
-def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
+def label_rows_between(log: EventLog, begin: int, end: int) -> NDArray[np.int64]:
     """Return the positions of the labels with ``begin <= time < end``.
 
     Raises:
         TranslatorError: There are none.
     """
-    rows = np.flatnonzero(log.possible & (log.target.time >= begin) & (log.target.time < end))
+    rows = np.flatnonzero(log.is_label & (log.target.time >= begin) & (log.target.time < end))
     if not len(rows):
         raise TranslatorError(
             f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
@@ -320,18 +328,18 @@ def rows_between(log: Log, begin: int, end: int) -> NDArray[np.int64]:
     return rows
 
 
-def figures_of(
+def measure_components(
     settings: Settings,
-    log: Log,
-    pairs: Pairs,
+    log: EventLog,
+    pairs: TrainingSlice,
     tensors: dict[str, torch.Tensor],
     rows: NDArray[np.int64],
     held_out: NDArray[np.bool_],
-    workers: Workers = ALONE,
-) -> dict[str, dict[str, Figures]]:
+    workers: WorkerPool = INLINE,
+) -> dict[str, dict[str, DistributionMetrics]]:
     """Measure every component: group of users (``all``, ``cold`` = held out, ``warm``) → component → metrics.
 
-    Events with different weights are sampled in proportion to them. At most `MOST_MEASURED` events are used.
+    Events with different weights are sampled in proportion to them. At most `MAX_MEASURED_EVENTS` events are used.
 
     Held-out users are scored as in a run: with parameters that never saw them, and their fold's own table.
     """
@@ -339,22 +347,24 @@ def figures_of(
     seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
     twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
     seed = settings.translator.seed
-    rows = log.in_proportion(rows, int(log.target.time[rows].max()) + 1, seed)
-    if len(rows) > MOST_MEASURED:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_MEASURED, replace=False))
+    rows = log.sample_by_weight(rows, int(log.target.time[rows].max()) + 1, seed)
+    if len(rows) > MAX_MEASURED_EVENTS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_MEASURED_EVENTS, replace=False))
     user = log.target.user[rows]
     cold = held_out[user]
     fold = np.where(cold, log.fold[user], -1).astype(np.int32)
-    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold)
+    contexts, labels = contexts_and_labels(
+        log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold
+    )
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
 
-    def figures_on(device: str) -> dict[str, dict[str, Figures]]:
-        module = TranslatorModule(tensors | twins, metadata_of(settings, pairs, folds), device)
-        return measure(module, contexts, labels, groups, members(module), workers)
+    def figures_on(device: str) -> dict[str, dict[str, DistributionMetrics]]:
+        module = TranslatorModule(tensors | twins, weights_metadata(settings, pairs, folds), device)
+        return measure(module, contexts, labels, groups, component_names(module), workers)
 
-    return or_on_the_cpu(pairs.device, figures_on)
+    return with_cpu_fallback(pairs.device, figures_on)
 
 
-def members(module: TranslatorModule) -> list[str]:
+def component_names(module: TranslatorModule) -> list[str]:
     """Return the names of the mixture and of its components."""
-    return [member for member in module.layout.members if member in {"mixture", "popularity", *module.estimators}]
+    return [member for member in module.layout.components if member in {"mixture", "popularity", *module.estimators}]

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.calibration import FEWEST_HELD_OUT, calibrate, neutral
-from scalr_prod.translator.layout import Layout
+from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, calibrate, uncalibrated_tables
+from scalr_prod.translator.layout import CalibrationLayout
 from scalr_prod.translator.module import TranslatorModule
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.pairs import ContextSource
+    from scalr_prod.translator.pairs import LazyContexts
 
-__all__ = ["Asked", "Information", "Nats", "measure_information", "with_histories_of_others"]
+__all__ = ["InformationGain", "LabelledContexts", "MeanCI", "measure_information", "swap_histories"]
 
 #: Maximum number of events, number of other users' histories for each, and resamples of the users.
-MOST_EVENTS: Final = 4_000
-OTHERS: Final = 2
-RESAMPLES: Final = 2_000
+MAX_EVENTS: Final = 4_000
+HISTORY_SWAPS: Final = 2
+BOOTSTRAP_RESAMPLES: Final = 2_000
 #: Another user's history comes from one of this many events before or after, in order of time.
 _NEIGHBOURS: Final = 50
 _TRIES: Final = 60
@@ -49,7 +49,7 @@ _AT_PRIOR: Final = 0.05
 
 
 @dataclass(frozen=True)
-class Nats:
+class MeanCI:
     """A mean over events with a 99 % interval: percentiles .5 and 99.5 of that mean over resamples of the users."""
 
     mean: float
@@ -62,7 +62,7 @@ class Nats:
 
 
 @dataclass(frozen=True)
-class Information:
+class InformationGain:
     """Information gain of source histories on target events.
 
     Attributes:
@@ -72,18 +72,18 @@ class Information:
         later_events: Events of the validation slice on which the rest was measured.
         over_popularity: See the module.
         others_over_popularity: The same with other users' histories.
-        draw: Expected log(P / prior) of one draw for those contexts.
-        at_prior: Expected share of draws whose probability is within 5 % of the prior.
+        expected_log_lift: Expected log(P / prior) of one draw for those contexts.
+        share_at_prior: Expected share of draws whose probability is within 5 % of the prior.
     """
 
     events: int
     users: int
-    own_over_others: Nats
+    own_over_others: MeanCI
     later_events: int
-    over_popularity: Nats
-    others_over_popularity: Nats
-    draw: float
-    at_prior: float
+    over_popularity: MeanCI
+    others_over_popularity: MeanCI
+    expected_log_lift: float
+    share_at_prior: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -94,13 +94,13 @@ class Information:
             "later_events": self.later_events,
             "over_popularity": self.over_popularity.to_json(),
             "others_over_popularity": self.others_over_popularity.to_json(),
-            "draw_nats": round(self.draw, 6),
-            "draws_at_prior": round(self.at_prior, 6),
+            "draw_nats": round(self.expected_log_lift, 6),
+            "draws_at_prior": round(self.share_at_prior, 6),
         }
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledContexts:
     """Target events, each with the context strictly before it.
 
     Attributes:
@@ -110,7 +110,7 @@ class Asked:
         held_out: bool [R]. Whether the parameters were fitted without that user's target events.
     """
 
-    contexts: Contexts | ContextSource
+    contexts: Contexts | LazyContexts
     labels: NDArray[np.int32]
     user: NDArray[np.int32]
     held_out: NDArray[np.bool_]
@@ -125,7 +125,7 @@ class _HeldOutEvents:
     user: NDArray[np.int32]
 
     @classmethod
-    def of(cls, asked: Asked, rows: NDArray[np.int64]) -> _HeldOutEvents:
+    def of(cls, asked: LabelledContexts, rows: NDArray[np.int64]) -> _HeldOutEvents:
         return cls(asked.contexts.take(rows), asked.labels[rows], asked.user[rows])
 
     def take(self, rows: NDArray[np.bool_]) -> _HeldOutEvents:
@@ -147,19 +147,19 @@ class _EventScores:
 def measure_information(
     tensors: dict[str, torch.Tensor],
     metadata: dict[str, str],
-    everything: Asked,
-    later: Asked,
+    all_events: LabelledContexts,
+    validation_events: LabelledContexts,
     *,
     seed: int,
     device: str = "cpu",
-) -> Information:
+) -> InformationGain:
     """Measure the information gain with a parameter set.
 
     Args:
         tensors: A parameter set, numbered -1, without calibration and without the held-out users' target events.
         metadata: Metadata of the parameter set.
-        everything: Events of held-out users at any time.
-        later: All users' events from the validation slice, which is later than what the set was fitted on.
+        all_events: Events of held-out users at any time.
+        validation_events: All users' events from the validation slice, which is later than what the set was fitted on.
         seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
         device: Device that scores.
     """
@@ -167,25 +167,25 @@ def measure_information(
     def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
         return TranslatorModule(tensors | tables, metadata, device)
 
-    rng, module = np.random.default_rng(seed), with_tables(neutral(Layout.stored(metadata)))
-    always = _cross_fitted(module, with_tables, everything, rng, seed)
-    after = _cross_fitted(module, with_tables, later, rng, seed)
-    return Information(
+    rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
+    always = _cross_fitted(module, with_tables, all_events, rng, seed)
+    after = _cross_fitted(module, with_tables, validation_events, rng, seed)
+    return InformationGain(
         events=len(always.user),
         users=len(np.unique(always.user)),
         own_over_others=_bootstrap_mean(always.own - always.others, always.user, rng),
         later_events=len(after.user),
         over_popularity=_bootstrap_mean(after.own - after.popularity, after.user, rng),
         others_over_popularity=_bootstrap_mean(after.others - after.popularity, after.user, rng),
-        draw=float(after.draw.mean()) if len(after.user) else 0.0,
-        at_prior=float(after.at_prior.mean()) if len(after.user) else 1.0,
+        expected_log_lift=float(after.draw.mean()) if len(after.user) else 0.0,
+        share_at_prior=float(after.at_prior.mean()) if len(after.user) else 1.0,
     )
 
 
 def _cross_fitted(
     module: TranslatorModule,
     with_tables: Callable[[dict[str, torch.Tensor]], TranslatorModule],
-    asked: Asked,
+    asked: LabelledContexts,
     rng: np.random.Generator,
     seed: int,
 ) -> _EventScores:
@@ -203,20 +203,20 @@ def _cross_fitted(
         if not chosen.any():
             continue
         contexts, labels = asked.contexts, np.where(np.isin(asked.user, measured.user[chosen]), -1, asked.labels)
-        if np.count_nonzero(~chosen) >= FEWEST_HELD_OUT:
+        if np.count_nonzero(~chosen) >= MIN_HELD_OUT_EVENTS:
             contexts, labels = measured.contexts, np.where(chosen, -1, measured.labels)
         tables = calibrate(module, contexts, labels, np.zeros(len(labels), dtype=bool), seed=seed)
         calibrated = with_tables(tables)
         mine = measured.take(chosen)
         # Others of the same half, since the weights have been fitted to histories of the other half.
-        others = [with_histories_of_others(mine.contexts, mine.user, rng) for _ in range(OTHERS)]
+        others = [swap_histories(mine.contexts, mine.user, rng) for _ in range(HISTORY_SWAPS)]
         scores = _score_events(calibrated, mine, others)
         for kept, new in zip(found, scores, strict=True):
             kept[chosen] = new
     return _EventScores(measured.user, *found)
 
 
-def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
+def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
     """Replace each history by that of another user's context, if possible one of the fifty before or after it.
 
     Args:
@@ -242,12 +242,12 @@ def with_histories_of_others(contexts: Contexts, user: NDArray[np.int32], rng: n
     )
 
 
-def _measurable(module: TranslatorModule, asked: Asked, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return at most `MOST_EVENTS` rows of held-out users with a known source item whose label could be proposed."""
+def _measurable(module: TranslatorModule, asked: LabelledContexts, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return at most `MAX_EVENTS` rows of held-out users with a known source item whose label could be proposed."""
     first_seen = module.first_seen.cpu().numpy()
     there = (asked.labels >= 0) & (first_seen[asked.labels.clip(min=0)] < asked.contexts.event_time)
-    rows = np.flatnonzero(asked.held_out & there & asked.contexts.known())
-    return rows if len(rows) <= MOST_EVENTS else np.sort(rng.permutation(rows)[:MOST_EVENTS])
+    rows = np.flatnonzero(asked.held_out & there & asked.contexts.has_known_items())
+    return rows if len(rows) <= MAX_EVENTS else np.sort(rng.permutation(rows)[:MAX_EVENTS])
 
 
 def _score_events(module: TranslatorModule, asked: _HeldOutEvents, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
@@ -271,14 +271,14 @@ def _score_events(module: TranslatorModule, asked: _HeldOutEvents, others: Seque
     return [own, other, popular, draw, at_prior]
 
 
-def _bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> Nats:
+def _bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> MeanCI:
     users, place = np.unique(user, return_inverse=True)
     if not len(users):
-        return Nats(0.0, 0.0, 0.0)
+        return MeanCI(0.0, 0.0, 0.0)
     total, events = np.bincount(place, difference), np.bincount(place)
-    means = np.empty(RESAMPLES)
-    for number in range(RESAMPLES):
+    means = np.empty(BOOTSTRAP_RESAMPLES)
+    for number in range(BOOTSTRAP_RESAMPLES):
         chosen = rng.integers(0, len(users), len(users))
         means[number] = total[chosen].sum() / events[chosen].sum()
     low, high = np.quantile(means, (0.005, 0.995))
-    return Nats(float(difference.mean()), float(low), float(high))
+    return MeanCI(float(difference.mean()), float(low), float(high))

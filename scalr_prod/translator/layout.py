@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from scalr_prod.translator.estimators import SCORED, popularity, scored_of
-from scalr_prod.translator.tastes import TASTES
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, scored_estimators
+from scalr_prod.translator.tastes import TRAITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,67 +20,67 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["OURS", "Layout", "tilts"]
+__all__ = ["BUILTIN_LAYOUT", "CalibrationLayout", "trait_columns"]
 
 #: Rows of a version that does not store them. Versions with these rows never do, so that their bytes stay the same.
 _UNNAMED_ROWS: Final = ("mixture", "popularity", "frequency", "topics", "linear", "factorisation", "sequential")
 
 
-def tilts(taste: str) -> tuple[str, ...]:
+def trait_columns(trait: str) -> tuple[str, ...]:
     """Return the columns of one trait: weight d of each feature."""
-    return tuple(f"{feature}_by_{taste}" for feature in popularity.FEATURES)
+    return tuple(f"{feature}_by_{trait}" for feature in popularity.FEATURES)
 
 
 @dataclass(frozen=True)
-class Layout:
+class CalibrationLayout:
     """Names of a table's rows and columns.
 
     Attributes:
-        members: Rows.
+        components: Rows.
         weights: Columns: c of each estimator, b of each feature, d of each feature and taste.
     """
 
-    members: tuple[str, ...]
+    components: tuple[str, ...]
     weights: tuple[str, ...]
 
     @classmethod
-    def of(cls, estimators: Sequence[str]) -> Self:
+    def from_estimators(cls, estimators: Sequence[str]) -> Self:
         """Return the layout for these estimators: built-in ones always have a row and a column, others where they are named."""
-        scored = scored_of((*SCORED, *estimators))
-        tilted = (name for taste in TASTES for name in tilts(taste))
+        scored = scored_estimators((*BUILTIN_ESTIMATORS, *estimators))
+        tilted = (name for taste in TRAITS for name in trait_columns(taste))
         return cls(("mixture", "popularity", *scored), (*scored, *popularity.FEATURES, *tilted))
 
     @classmethod
-    def stored(cls, metadata: Mapping[str, str]) -> Self:
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
         """Return the layout that a weights' file stores in its metadata."""
         members = json.loads(metadata["members"]) if "members" in metadata else _UNNAMED_ROWS
         return cls(tuple(members), tuple(json.loads(metadata["weights"])))
 
-    def described(self) -> dict[str, str]:
-        """Return the metadata to store in the weights' file; see `stored`."""
-        rows = {} if self.members == _UNNAMED_ROWS else {"members": json.dumps(self.members)}
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata to store in the weights' file; see `from_metadata`."""
+        rows = {} if self.components == _UNNAMED_ROWS else {"members": json.dumps(self.components)}
         return rows | {"weights": json.dumps(self.weights)}
 
-    def by_name(self, table: torch.Tensor, known: Layout) -> dict[str, dict[str, float]]:
+    def weights_by_name(self, table: torch.Tensor, wanted: CalibrationLayout) -> dict[str, dict[str, float]]:
         """Return a table, float32 [components, weights], as component → weight name → weight; missing rows and columns weigh 0.
 
         Args:
             table: A table of this layout.
-            known: Layout whose names are returned.
+            wanted: Layout whose names are returned.
 
         Raises:
             ValueError: A column is unknown, because another package wrote it; or the table has another shape.
         """
-        unknown = set(self.weights) - set(known.weights)
+        unknown = set(self.weights) - set(wanted.weights)
         if unknown:
             raise ValueError(
                 f"its calibration weighs {', '.join(sorted(unknown))}, which this version of the package does not know"
             )
-        nothing = dict.fromkeys(known.weights, 0.0)
-        rows = zip(self.members, table.tolist(), strict=True)
+        nothing = dict.fromkeys(wanted.weights, 0.0)
+        rows = zip(self.components, table.tolist(), strict=True)
         found = {member: nothing | dict(zip(self.weights, row, strict=True)) for member, row in rows}
-        return {member: found.get(member, nothing) for member in known.members}
+        return {member: found.get(member, nothing) for member in wanted.components}
 
 
 #: Layout of the built-in estimators.
-OURS: Final = Layout.of(())
+BUILTIN_LAYOUT: Final = CalibrationLayout.from_estimators(())

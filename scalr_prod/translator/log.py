@@ -16,14 +16,14 @@ import numpy as np
 from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.duck import staging_folder
 from scalr_prod.errors import NoCommonUsers, TranslatorError
-from scalr_prod.feast_store import point_in_time, read_window
-from scalr_prod.hashing import fold_of, stable_hash
-from scalr_prod.instants import micros, micros_of
+from scalr_prod.feast_store import join_point_in_time, read_window
+from scalr_prod.hashing import hash_fold, stable_hash
+from scalr_prod.instants import column_to_micros, to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.mapped import let_go, on_disk, passed
+from scalr_prod.mapped import drop_pages, iter_row_slices, spill_arrays
 from scalr_prod.numbering import index_in, sorted_unique
-from scalr_prod.translator.events import Events, events_of, firsts, ids_of
-from scalr_prod.translator.runs import Runs
+from scalr_prod.translator.events import DomainEvents, distinct_ids, is_first_interaction, load_events
+from scalr_prod.translator.runs import HistoryIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["Log", "data_end", "read_log", "type_weights"]
+__all__ = ["EventLog", "data_end", "event_type_weights", "read_event_log"]
 
 _Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
@@ -48,7 +48,7 @@ _COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
 
 
 @dataclass(frozen=True)
-class Log:
+class EventLog:
     """Events of both domains.
 
     Attributes:
@@ -56,28 +56,28 @@ class Log:
         fold: int32 [U]. Each user's fold.
         source: Source events.
         target: Target events.
-        history: int32 [len(target), L], or `Runs`, which are indexed alike. For each target event the last source events strictly
+        history: int32 [len(target), L], or `HistoryIndex`, which are indexed alike. For each target event the last source events strictly
             before it, as positions in ``source``, -1 on the left where there are fewer.
         exclude_consumed: Runs never propose an item that the user already consumed, see `population`.
-        scratch: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
+        scratch_dir: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
     """
 
     users: pa.Array
     fold: NDArray[np.int32]
-    source: Events
-    target: Events
-    history: NDArray[np.int32] | Runs
+    source: DomainEvents
+    target: DomainEvents
+    history: NDArray[np.int32] | HistoryIndex
     exclude_consumed: bool = True
-    scratch: Path | None = None
+    scratch_dir: Path | None = None
 
     @cached_property
-    def possible(self) -> NDArray[np.bool_]:
+    def is_label(self) -> NDArray[np.bool_]:
         """Mark the target events that a run could have generated, which are the labels: bool [len(target)]."""
-        return firsts(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
+        return is_first_interaction(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
 
     @cached_property
-    def gains(self) -> NDArray[np.float32] | None:
-        """How much each target event adds to its item's count: float32 [len(target)]; None: `possible` events add 1, others 0.
+    def weight_gains(self) -> NDArray[np.float32] | None:
+        """How much each target event adds to its item's count: float32 [len(target)]; None: `is_label` events add 1, others 0.
 
         A user's events on one item count as the heaviest of them, so a purchase after a view adds the difference when it happens.
         """
@@ -113,7 +113,7 @@ class Log:
         pairs: NDArray[np.int64] = self.target.user.astype(np.int64) * len(self.target.ids) + self.target.item
         return pairs
 
-    def in_proportion(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
+    def sample_by_weight(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
         """Sample labels in proportion to their weight; return all of them where each has weight 1."""
         weight = self.label_weights(until)
         if weight is None or not len(rows):
@@ -123,12 +123,12 @@ class Log:
 
     def label_times(self) -> NDArray[np.int64]:
         """Return the times of the labels: int64 [labels], microseconds."""
-        return self.target.time[self.possible]
+        return self.target.time[self.is_label]
 
-    def one_in(self, many: int) -> NDArray[np.bool_]:
+    def sample_users(self, denominator: int) -> NDArray[np.bool_]:
         """Sample one in so many users by hash, independently of the folds: bool [U]."""
         # Bits that the hashes of buckets and folds use last.
-        chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(many) == 0
+        chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(denominator) == 0
         return chosen
 
 
@@ -151,7 +151,7 @@ def data_end(settings: Settings) -> datetime:
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
 
 
-def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> Log:
+def read_event_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> EventLog:
     """Read the events that had happened before ``trained_until`` and were known by then.
 
     Args:
@@ -177,7 +177,7 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
         read = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
         users, items = {}, {}
         for domain in _DOMAINS:
-            users[domain], items[domain] = ids_of(read[domain](USER_ID, ITEM_ID))
+            users[domain], items[domain] = distinct_ids(read[domain](USER_ID, ITEM_ID))
             if not len(users[domain]):
                 raise TranslatorError(
                     f"no {domain} event happened and was known before {trained_until.isoformat()}",
@@ -190,23 +190,24 @@ def read_log(settings: Settings, trained_until: datetime, *, versions: Mapping[s
                 where="domains.source.columns.user, domains.target.columns.user",
                 next_step="map the columns that hold the same kind of user id in both logs",
             )
-        weights = {"source": {}, "target": type_weights(settings)}
+        weights = {"source": {}, "target": event_type_weights(settings)}
         everybody = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
         columns = {domain: [*_COLUMNS, *(["event_type"] if weights[domain] else [])] for domain in _DOMAINS}
         (source, source_known), (target, _) = (
-            events_of(read[domain](*columns[domain]), everybody, items[domain], weights[domain], folder) for domain in _DOMAINS
+            load_events(read[domain](*columns[domain]), everybody, items[domain], weights[domain], folder)
+            for domain in _DOMAINS
         )
         before = _before(settings, source, source_known, target, trained_until, folder)
         del source_known
-        return Log(
+        return EventLog(
             users=everybody,
-            fold=fold_of(everybody, settings.translator.folds),
+            fold=hash_fold(everybody, settings.translator.folds),
             source=source,
             target=target,
             history=_histories(settings, everybody, source, target, before, trained_until, versions),
             exclude_consumed=settings.generation.exclude_consumed,
             # The folder is removed; anonymous files in its parent last as long as they are open.
-            scratch=folder.parent,
+            scratch_dir=folder.parent,
         )
 
 
@@ -219,7 +220,7 @@ def _column_reader(
     )
 
 
-def type_weights(settings: Settings) -> dict[str, float]:
+def event_type_weights(settings: Settings) -> dict[str, float]:
     """Return the weight of each target event type; empty: 1 each."""
     target = settings.domains.target
     return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
@@ -228,12 +229,12 @@ def type_weights(settings: Settings) -> dict[str, float]:
 def _histories(
     settings: Settings,
     users: pa.Array,
-    source: Events,
-    target: Events,
+    source: DomainEvents,
+    target: DomainEvents,
     before: _Before,
     until: datetime,
     versions: Mapping[str, int] | None,
-) -> Runs:
+) -> HistoryIndex:
     """Find the positions of the last L source events strictly before each target event.
 
     The join gives the number of earlier events and the time of the last. Where the log holds as many, they are consecutive events of
@@ -256,7 +257,9 @@ def _histories(
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
 
         def join(*columns: str, spine: pa.Table = spine) -> pa.Table:
-            joined = point_in_time(settings, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions)
+            joined = join_point_in_time(
+                settings, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions
+            )
             return joined.select([f"{view}__{name}" for name in columns])
 
         seen, times = join("event_count", "event_timestamps").columns
@@ -271,15 +274,15 @@ def _histories(
             apart.append(rows[part])
             positions.append(_EventFinder(source).positions(target.user[rows[part]], items, times, length))
     many = np.minimum(stop - begin, length)
-    return Runs(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
+    return HistoryIndex(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
 
 
 def _before(
-    settings: Settings, source: Events, known: NDArray[np.int64], target: Events, until: datetime, folder: Path
+    settings: Settings, source: DomainEvents, known: NDArray[np.int64], target: DomainEvents, until: datetime, folder: Path
 ) -> _Before:
     """For each target event: where its user's source events begin, where those before it end, and how many of them are settled."""
     begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).before(target.user, target.time)
-    settled = _settled(known, settings.histories.late_step_s * 1_000_000, micros(until), folder)
+    settled = _settled(known, settings.histories.late_step_s * 1_000_000, to_micros(until), folder)
     return begin, stop, settled[stop] - settled[begin]
 
 
@@ -289,14 +292,14 @@ def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> N
     def counted() -> Iterator[tuple[NDArray[np.int64]]]:
         total = np.zeros(1, dtype=np.int64)
         yield (total,)
-        for part in passed(len(known)):
+        for part in iter_row_slices(len(known)):
             entered = known[part]
             if step:
                 entered = entered // -step * -step
             total = total[-1] + np.cumsum(entered <= until)
             yield (total,)
 
-    return on_disk(counted(), [np.int64], folder)[0]
+    return spill_arrays(counted(), [np.int64], folder)[0]
 
 
 @dataclass(frozen=True)
@@ -307,7 +310,7 @@ class _EventFinder:
         source: The events.
     """
 
-    source: Events
+    source: DomainEvents
 
     def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
         """Return the position after each user's last event before a time, or up to and including that time.
@@ -321,7 +324,7 @@ class _EventFinder:
             int64 [R].
         """
         found = np.empty(len(user), dtype=np.int64)
-        times = (self.source.time[part] for part in passed(len(self.source)))
+        times = (self.source.time[part] for part in iter_row_slices(len(self.source)))
         bounds = np.array([(some.min(), some.max()) for some in times])
         low = int(bounds.min())
         span = int(bounds.max()) - low + 2
@@ -338,7 +341,7 @@ class _EventFinder:
             wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
             found[first:stop] = begin + np.searchsorted(key, wanted)
             first = stop
-            let_go()
+            drop_pages()
         return found
 
     def positions(
@@ -355,7 +358,7 @@ class _EventFinder:
         row = np.repeat(np.arange(len(user)), count)
         column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + length - count[row]
         item = index_in(pc.list_flatten(items), self.source.ids)
-        time = micros_of(pc.list_flatten(times))
+        time = column_to_micros(pc.list_flatten(times))
         low, high = self.before(user[row], time), self.before(user[row], time, and_at=True)
         which = np.repeat(np.arange(len(row)), high - low)
         place = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[which]
@@ -380,6 +383,6 @@ def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:
     import pyarrow.compute as pc
 
     length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    values = micros_of(lists.flatten())
+    values = column_to_micros(lists.flatten())
     ends = np.cumsum(length) - 1
     return np.where(length > 0, values[np.maximum(ends, 0)] if len(values) else 0, 0)

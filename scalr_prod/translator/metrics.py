@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.translator.threads import ALONE, Workers
+from scalr_prod.translator.threads import INLINE, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Class", "Figures", "gains_of", "measure", "ranks_of"]
+__all__ = ["CalibrationBin", "DistributionMetrics", "label_ranks", "measure", "ndcg_gains"]
 
-DEPTH: Final = 20
+RANK_CUTOFF: Final = 20
 _BINS: Final = 24
 _TOP_BINS: Final = 15
 #: Events in one unit of work.
@@ -43,7 +43,7 @@ _LOWEST: Final = -float(_BINS)  # log2 of probability; lower values fall into th
 
 
 @dataclass(frozen=True)
-class Class:
+class CalibrationBin:
     """One of the 24 bins of predicted probability: a point of the calibration curve.
 
     Attributes:
@@ -63,7 +63,7 @@ class Class:
 
 
 @dataclass(frozen=True)
-class Figures:
+class DistributionMetrics:
     """Metrics of one component on some events.
 
     Attributes:
@@ -76,7 +76,7 @@ class Figures:
         top_ece: The calibration error of the most probable item alone.
         events: Number of events.
         eligible: Number of events whose item was eligible.
-        curve: Bins that hold a pair, the most probable first; not part of the JSON.
+        calibration_curve: Bins that hold a pair, the most probable first; not part of the JSON.
     """
 
     ndcg: float
@@ -88,7 +88,7 @@ class Figures:
     top_ece: float
     events: int
     eligible: int
-    curve: tuple[Class, ...] = ()
+    calibration_curve: tuple[CalibrationBin, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -110,9 +110,9 @@ def measure(
     contexts: Contexts,
     labels: NDArray[np.int32],
     groups: Mapping[str, NDArray[np.bool_]],
-    members: Sequence[str] = ("mixture",),
-    workers: Workers = ALONE,
-) -> dict[str, dict[str, Figures]]:
+    components: Sequence[str] = ("mixture",),
+    workers: WorkerPool = INLINE,
+) -> dict[str, dict[str, DistributionMetrics]]:
     """Measure components on groups of the events: group → component → metrics.
 
     Args:
@@ -120,19 +120,19 @@ def measure(
         contexts: [R], strictly before the events.
         labels: int32 [R]. Target indices; -1 for items that training did not know.
         groups: Name → bool [R].
-        members: ``mixture``, or names of estimators.
+        components: ``mixture``, or names of estimators.
         workers: Pool that runs the units of work: blocks of rows.
     """
 
     def look_at(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
         return [
             (block[rows], [_score_labels(labels[block[rows]], p) for p in distributions])
-            for rows, distributions in module.distributions(contexts.take(block), members)
+            for rows, distributions in module.distributions(contexts.take(block), components)
         ]
 
-    sums = {member: _MetricSums(len(labels), groups) for member in members}
+    sums = {member: _MetricSums(len(labels), groups) for member in components}
     blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
-    side_by_side = workers if module.device.type == "cpu" else ALONE
+    side_by_side = workers if module.device.type == "cpu" else INLINE
     for rows, said in itertools.chain.from_iterable(side_by_side.map(look_at, blocks)):
         for tally, of_member in zip(sums.values(), said, strict=True):
             tally.add(rows, of_member)
@@ -166,16 +166,16 @@ class _LabelScores:
 
 def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     """Score distributions [r, N] on events with labels [r], compiled where possible."""
-    from scalr_prod.translator.estimators.kernels import kernels
+    from scalr_prod.translator.estimators.kernels import load_kernels
 
-    compiled = kernels() if p.device.type == "cpu" else None
+    compiled = load_kernels() if p.device.type == "cpu" else None
     if compiled is None:
-        return plain_said(labels, p)
+        return score_labels_with_torch(labels, p)
     known = labels.astype(np.int64).clip(min=0)
     table = p.contiguous().numpy()
     rank, best, own_class = np.empty(len(p)), np.empty_like(known), np.empty_like(known)
     share, pairs = np.zeros((2, len(p), _BINS))
-    compiled.said(table, known, rank, best, share, pairs, own_class)
+    compiled.distribution_metrics(table, known, rank, best, share, pairs, own_class)
     every = np.arange(len(p))
     own = table[every, known]
     there = (labels >= 0) & (own > 0)
@@ -185,7 +185,7 @@ def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     return _LabelScores(rank, loss, table[every, best], (best == known) & there, there, share, pairs, own_class)
 
 
-def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
+def score_labels_with_torch(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     """Score distributions [r, N] on events with labels [r] by torch alone: on a GPU, and where numba cannot compile."""
     import torch
 
@@ -198,7 +198,7 @@ def plain_said(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     share = p.new_zeros(len(p), _BINS, dtype=torch.float64).scatter_add_(1, classes, p.double())
     pairs = torch.zeros_like(share).scatter_add_(1, classes, (p > 0).double())
     found = (
-        torch.where(there, ranks_of(p, known[:, 0]), torch.inf),
+        torch.where(there, label_ranks(p, known[:, 0]), torch.inf),
         torch.where(there, -own[:, 0].log(), torch.nan),
         best,
         (which == label) & there,
@@ -231,7 +231,7 @@ class _MetricSums:
             self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
             self._hits[name] += np.bincount(said.own_class[counted], minlength=_BINS)
 
-    def figures(self, group: str) -> Figures:
+    def figures(self, group: str) -> DistributionMetrics:
         """Return the metrics of a group of the events."""
         chosen = self._groups[group]
         return _figures(
@@ -241,24 +241,24 @@ class _MetricSums:
             ece_by_chance=np.sqrt(2 / np.pi * self._variance[group]).sum(),
             top_ece=_top_ece(self._top[chosen], self._came[chosen], self._rank[chosen]),
             curve=tuple(
-                Class(int(pairs), float(mass), int(hits))
+                CalibrationBin(int(pairs), float(mass), int(hits))
                 for pairs, mass, hits in zip(self._pairs[group], self._mass[group], self._hits[group], strict=True)
                 if pairs
             ),
         )
 
 
-def ranks_of(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def label_ranks(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Return the rank of each row's label, 1 = most probable; ties share the mean: p [R, N], label int64 [R] → float [R]."""
     own = p.gather(1, label[:, None])
     return 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
 
 
-def gains_of(rank: torch.Tensor) -> torch.Tensor:
+def ndcg_gains(rank: torch.Tensor) -> torch.Tensor:
     """Return NDCG@20 of events with these ranks: float64 [R]."""
     import torch
 
-    return torch.where(rank <= DEPTH, 1 / (rank.double() + 1).log2(), 0.0)
+    return torch.where(rank <= RANK_CUTOFF, 1 / (rank.double() + 1).log2(), 0.0)
 
 
 def _top_ece(top: NDArray[np.float64], came: NDArray[np.bool_], rank: NDArray[np.float64]) -> float:
@@ -277,15 +277,15 @@ def _figures(
     ece: float,
     ece_by_chance: float,
     top_ece: float,
-    curve: tuple[Class, ...],
-) -> Figures:
+    curve: tuple[CalibrationBin, ...],
+) -> DistributionMetrics:
     """Compute the metrics; both calibration errors are given as sums over the bins, in events."""
     import torch
 
     eligible = int(np.isfinite(rank).sum())
-    return Figures(
-        ndcg=float(gains_of(torch.from_numpy(rank)).mean()) if len(rank) else 0.0,
-        recall=float((rank <= DEPTH).mean()) if len(rank) else 0.0,
+    return DistributionMetrics(
+        ndcg=float(ndcg_gains(torch.from_numpy(rank)).mean()) if len(rank) else 0.0,
+        recall=float((rank <= RANK_CUTOFF).mean()) if len(rank) else 0.0,
         nll=float(np.nanmean(loss)) if eligible else 0.0,
         nll_se=float(np.nanstd(loss) / np.sqrt(eligible)) if eligible else 0.0,
         ece=float(ece / max(eligible, 1)),
@@ -293,5 +293,5 @@ def _figures(
         top_ece=top_ece,
         events=len(rank),
         eligible=eligible,
-        curve=curve,
+        calibration_curve=curve,
     )

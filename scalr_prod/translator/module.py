@@ -22,32 +22,32 @@ import torch
 
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.translator import noise
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
-from scalr_prod.translator.estimators import scored_of
-from scalr_prod.translator.estimators.carried import estimator_of, unpack
-from scalr_prod.translator.estimators.popularity import by_item
-from scalr_prod.translator.layout import Layout
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator.estimators import scored_estimators
+from scalr_prod.translator.estimators.carried import load_bundled_estimators, load_estimator
+from scalr_prod.translator.estimators.popularity import events_by_item
+from scalr_prod.translator.layout import CalibrationLayout
 from scalr_prod.translator.mixture import Mixture
-from scalr_prod.translator.race import run
-from scalr_prod.translator.requests import Bounds, check_draws
-from scalr_prod.translator.sample_request import Race
-from scalr_prod.translator.shortlist import Shortlists
+from scalr_prod.translator.race import sample_topk
+from scalr_prod.translator.requests import RequestBounds, check_sampling
+from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.shortlist import ShortlistIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.fused.listed import Listed
-    from scalr_prod.translator.fused.passes import Fused
-    from scalr_prod.translator.gpu.passes import Fused as OnGpu
+    from scalr_prod.translator.fused.listed import ShortlistExecutor
+    from scalr_prod.translator.fused.passes import FusedExecutor
+    from scalr_prod.translator.gpu.passes import GpuExecutor as OnGpu
 
-__all__ = ["DESCRIPTION", "TranslatorModule"]
+__all__ = ["METADATA_KEY", "TranslatorModule"]
 
 logger = logging.getLogger(__name__)
 #: Key of the weights' file's metadata, which is stored as JSON.
-DESCRIPTION: Final = "translator"
+METADATA_KEY: Final = "translator"
 #: Elements of a [rows, items] tensor processed at a time, so that they stay near the processor's cache.
 _CHUNK: Final = 2**19
 #: Minimum rows for each thread of a shared request: products of few rows are slow.
@@ -62,7 +62,7 @@ class TranslatorModule(torch.nn.Module):
         metadata: Metadata of the weights' file.
         device: Device of the parameters.
         threads: Number of row groups that are processed side by side.
-        travelled: Estimators bundled with the version, by name; all others are the installed ones.
+        bundled_estimators: Estimators bundled with the version, by name; all others are the installed ones.
         reference: Run only the plain torch code, which the fused execution is compared with.
     """
 
@@ -73,7 +73,7 @@ class TranslatorModule(torch.nn.Module):
         device: str = "cpu",
         threads: int = 1,
         *,
-        travelled: Mapping[str, Any] | None = None,
+        bundled_estimators: Mapping[str, Any] | None = None,
         reference: bool = False,
     ) -> None:
         super().__init__()
@@ -81,29 +81,33 @@ class TranslatorModule(torch.nn.Module):
         self._shares = threads if self.device.type == "cpu" else 1
         self._threads = ThreadPoolExecutor(threads, "translator") if self._shares > 1 else None
         #: Called after each group of rows of `sample` and `score`, to report progress of a long batch.
-        self.on_group: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = lambda: None
         self.folds = int(metadata["folds"])
         self.history_length = int(metadata["history_length"])
         named: list[str] = json.loads(metadata["estimators"])
         self.has_popularity = "popularity" in named
-        self.estimators = list(scored_of(named))
-        travelled = travelled or {}
-        estimators = {name: travelled[name] if name in travelled else estimator_of(name) for name in self.estimators}
+        self.estimators = list(scored_estimators(named))
+        bundled_estimators = bundled_estimators or {}
+        estimators = {
+            name: bundled_estimators[name] if name in bundled_estimators else load_estimator(name) for name in self.estimators
+        }
         moved: dict[int, torch.Tensor] = {}  # a tensor may stand under several names
         tensors = {name: moved.setdefault(id(tensor), tensor.to(self.device)) for name, tensor in tensors.items()}
         self.first_seen = tensors["shared/first_seen"]
         self.n_target = len(self.first_seen)
         self.n_source = int(metadata["n_source"])
         if "shared/popularity/item" in tensors:  # else the version is refused below
-            tensors["shared/popularity/by_item"] = by_item({"item": tensors["shared/popularity/item"]})
-        self.bounds = Bounds(self.n_source, self.n_target, self.folds)
-        self._numbers = noise.item_numbers(self.n_target).to(self.device)
-        self.layout = Layout.stored(metadata)
-        self._sets = {fold: Mixture.of(tensors, fold, estimators, self.layout) for fold in range(NEWCOMERS, self.folds)}
+            tensors["shared/popularity/by_item"] = events_by_item({"item": tensors["shared/popularity/item"]})
+        self.bounds = RequestBounds(self.n_source, self.n_target, self.folds)
+        self._numbers = noise.item_words(self.n_target).to(self.device)
+        self.layout = CalibrationLayout.from_metadata(metadata)
+        self._sets = {
+            fold: Mixture.from_tensors(tensors, fold, estimators, self.layout) for fold in range(COLD_USERS, self.folds)
+        }
         self._reference = reference
 
     @cached_property
-    def _fused(self) -> Fused | OnGpu | None:
+    def _fused(self) -> FusedExecutor | OnGpu | None:
         """The fused execution, where available: on a CPU with a working numba, on a GPU with a working Triton."""
         if self._reference:
             return None
@@ -113,29 +117,29 @@ class TranslatorModule(torch.nn.Module):
                 if self.device.type == "cpu":
                     from scalr_prod.translator.fused import trial
 
-                    return trial.tried(sets, self._numbers, self.first_seen)
+                    return trial.build_executor(sets, self._numbers, self.first_seen)
                 from scalr_prod.translator.gpu import trial as on_gpu
 
-                return on_gpu.tried(sets, self._numbers, self.first_seen, self.n_source)
+                return on_gpu.build_executor(sets, self._numbers, self.first_seen, self.n_source)
         except Exception as error:  # of numba or Triton, which may be missing, or not know the machine
             _warn_not_compiled(f"{type(error).__name__}: {error}")
             return None
 
     @cached_property
-    def _lists(self) -> Shortlists:
-        return Shortlists.of(self._sets[EVERYBODY], self.n_source, self.first_seen, self.on_group)
+    def _lists(self) -> ShortlistIndex:
+        return ShortlistIndex.from_mixture(self._sets[ALL_USERS], self.n_source, self.first_seen, self.on_progress)
 
     @cached_property
-    def _listed(self) -> Listed | None:
+    def _listed(self) -> ShortlistExecutor | None:
         """The fused execution of shortlists, where available: on a CPU."""
         if self.device.type != "cpu":
             logger.warning("on a GPU the plain code draws from shortlists, slower than compiled code from the whole catalogue")
             return None
         if self._fused is None:
             return None
-        from scalr_prod.translator.fused.listed import Listed
+        from scalr_prod.translator.fused.listed import ShortlistExecutor
 
-        return Listed(self._sets[EVERYBODY].popularity, self._numbers, self._lists)
+        return ShortlistExecutor(self._sets[ALL_USERS].popularity, self._numbers, self._lists)
 
     def parameter_set(self, fold: int) -> Mixture:
         """Return a fold's mixture."""
@@ -181,9 +185,9 @@ class TranslatorModule(torch.nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = json.loads(file.metadata()[DESCRIPTION])
+                metadata = json.loads(file.metadata()[METADATA_KEY])
             travelled = _travelled(Path(folder), metadata, manifest, trusted=trusted)
-            return cls(tensors, metadata, device, threads, travelled=travelled, reference=reference)
+            return cls(tensors, metadata, device, threads, bundled_estimators=travelled, reference=reference)
         except KeyError as error:
             raise _unreadable(folder, f"it has no {error}, as those of former packages") from error
         except (SafetensorError, OSError, TypeError, ValueError) as error:
@@ -211,7 +215,7 @@ class TranslatorModule(torch.nn.Module):
         temperature: float = 1.0,
         min_lift: float = 0.0,
         shortlist: int | None = None,
-        member: str = "mixture",
+        component: str = "mixture",
     ) -> Samples:
         """Draw k items for each context without replacement, in proportion to P^(1 / temperature).
 
@@ -222,9 +226,9 @@ class TranslatorModule(torch.nn.Module):
             k: Draws for each.
             temperature: 1 draws from P itself; towards 0 it becomes the k most probable.
             min_lift: A draw with P(i | context) < min_lift × P(i) is returned as ``NO_ITEM``, with its probability.
-            shortlist: Draw among about this many likely items, at least k, see `shortlist.Shortlists`; probabilities are then estimates
+            shortlist: Draw among about this many likely items, at least k, see `shortlist.ShortlistIndex`; probabilities are then estimates
                 of those over the whole catalogue. None: draw among all items.
-            member: ``mixture``, or one estimator alone.
+            component: ``mixture``, or one estimator alone.
 
         Returns:
             [B, k] each; see `Samples`.
@@ -232,43 +236,45 @@ class TranslatorModule(torch.nn.Module):
         Raises:
             InvalidRequest: A context, or one of the numbers, is outside of the model's tables or limits.
         """
-        check_draws(k, temperature, min_lift, shortlist)
-        self.bounds.check(contexts)
+        check_sampling(k, temperature, min_lift, shortlist)
+        self.bounds.check_contexts(contexts)
         items = np.full((len(contexts), k), NO_ITEM, dtype=np.int32)
         probabilities, prior = np.zeros((2, len(contexts), k), dtype=np.float32)
 
         unsure = np.zeros(len(contexts), dtype=bool)
         lists = self._lists if shortlist is not None and shortlist < self.n_target else None
         fused = self._fused if lists is None else self._listed
-        race = Race(k, temperature, min_lift, member, None if lists is None else max(shortlist or 1, k))
+        race = SampleRequest(k, temperature, min_lift, component, None if lists is None else max(shortlist or 1, k))
 
         def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
             part = contexts.take(rows)
-            batch = Batch.of(part, self.first_seen)
-            if dtype == torch.float32 and fused is not None and fused.can(mixture, member, k):
+            batch = ContextBatch.from_contexts(part, self.first_seen)
+            if dtype == torch.float32 and fused is not None and fused.supports(mixture, component, k):
                 drawn = fused.draw(race, mixture, part, batch)
             else:
-                drawn = run(race, mixture, part, batch, self._numbers, dtype, lists)
+                drawn = sample_topk(race, mixture, part, batch, self._numbers, dtype, lists)
             items[rows] = _padded(drawn.items, k, NO_ITEM)
             probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
-            unsure[rows] = drawn.unsure.cpu().numpy()
+            unsure[rows] = drawn.needs_float64.cpu().numpy()
 
-        most_rows = 1 if fused is None else fused.most_rows
-        self._each(draw, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member, k), most_rows))
+        most_rows = 1 if fused is None else fused.max_rows
+        self._each(
+            draw, self._groups(contexts, lambda mixture: fused is not None and fused.supports(mixture, component, k), most_rows)
+        )
         # All at once: float64 takes a copy of every matrix.
         again = np.flatnonzero(unsure)
         self._each(lambda rows, mixture: draw(again[rows], mixture, torch.float64), self._groups(contexts.take(again)))
         return Samples(items=items, probabilities=probabilities, prior=prior)
 
     def score(
-        self, contexts: Contexts, candidates: NDArray[np.int32], *, member: str = "mixture"
+        self, contexts: Contexts, candidates: NDArray[np.int32], *, component: str = "mixture"
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return P(i | context) and the prior P(i) of given candidates.
 
         Args:
             contexts: B of them.
             candidates: int32 [B, C], target indices; ``NO_ITEM``, excluded and not yet seen items get 0.
-            member: ``mixture``, or one estimator alone.
+            component: ``mixture``, or one estimator alone.
 
         Returns:
             Two float32 arrays [B, C].
@@ -276,7 +282,7 @@ class TranslatorModule(torch.nn.Module):
         Raises:
             InvalidRequest: A context or a candidate is outside of the model's tables.
         """
-        self.bounds.check(contexts)
+        self.bounds.check_contexts(contexts)
         self.bounds.check_candidates(candidates, len(contexts))
         probabilities, prior = np.zeros((2, *candidates.shape), dtype=np.float32)
         inexact = np.zeros(len(contexts), dtype=bool)
@@ -284,41 +290,45 @@ class TranslatorModule(torch.nn.Module):
 
         def look_up(rows: NDArray[np.int64], mixture: Mixture) -> None:
             part = contexts.take(rows)
-            batch = Batch.of(part, self.first_seen)
-            if fused is not None and not inexact[rows[0]] and fused.can(mixture, member):
-                probabilities[rows], prior[rows], inexact[rows] = fused.score(mixture, part, batch, candidates[rows], member)
+            batch = ContextBatch.from_contexts(part, self.first_seen)
+            if fused is not None and not inexact[rows[0]] and fused.supports(mixture, component):
+                probabilities[rows], prior[rows], inexact[rows] = fused.score(mixture, part, batch, candidates[rows], component)
                 return
             chosen = torch.from_numpy(candidates[rows]).to(self.device, torch.int64)
             named = (chosen >= 0) & (chosen < batch.eligible[:, None])
-            found = mixture.distributions(mixture.summary(batch, ("popularity", member)))
-            p, q = found[member], found["popularity"]
+            found = mixture.distributions(mixture.encode(batch, ("popularity", component)))
+            p, q = found[component], found["popularity"]
             chosen = chosen.clamp(min=0)
             probabilities[rows] = torch.where(named, p.gather(1, chosen), 0).cpu().numpy()
             prior[rows] = torch.where(named, q.gather(1, chosen), 0).cpu().numpy()
 
-        most_rows = 1 if fused is None else fused.most_rows
-        self._each(look_up, self._groups(contexts, lambda mixture: fused is not None and fused.can(mixture, member), most_rows))
+        most_rows = 1 if fused is None else fused.max_rows
+        self._each(
+            look_up, self._groups(contexts, lambda mixture: fused is not None and fused.supports(mixture, component), most_rows)
+        )
         again = np.flatnonzero(inexact)
         self._each(lambda rows, mixture: look_up(again[rows], mixture), self._groups(contexts.take(again)))
         return probabilities, prior
 
     @torch.inference_mode()
     def distributions(
-        self, contexts: Contexts, members: Sequence[str] = ("mixture",)
+        self, contexts: Contexts, components: Sequence[str] = ("mixture",)
     ) -> Iterator[tuple[NDArray[np.int64], list[torch.Tensor]]]:
         """Yield whole distributions, a few rows at a time.
 
         Args:
             contexts: Of any number.
-            members: ``mixture``, or estimators alone.
+            components: ``mixture``, or estimators alone.
 
         Returns:
             Row numbers [R], and for each member float32 [R, N] probabilities, 0 for what cannot be proposed.
         """
         for rows, mixture in self._groups(contexts):
-            summary = mixture.summary(Batch.of(contexts.take(rows), self.first_seen), tuple(dict.fromkeys(members)))
+            summary = mixture.encode(
+                ContextBatch.from_contexts(contexts.take(rows), self.first_seen), tuple(dict.fromkeys(components))
+            )
             found = mixture.distributions(summary)
-            yield rows, [found[member] for member in members]
+            yield rows, [found[member] for member in components]
 
     def _each(
         self, work: Callable[[NDArray[np.int64], Mixture], None], groups: Iterable[tuple[NDArray[np.int64], Mixture]]
@@ -330,7 +340,7 @@ class TranslatorModule(torch.nn.Module):
             work(*group)
 
         for _ in map(one, groups) if self._threads is None else self._threads.map(one, groups):
-            self.on_group()
+            self.on_progress()
 
     def _groups(
         self, contexts: Contexts, in_blocks: Callable[[Mixture], bool] = lambda _: False, most_rows: int = 1
@@ -379,7 +389,7 @@ def _travelled(folder: Path, metadata: dict[str, str], manifest: dict[str, Any],
         raise ValueError(
             f"it carries the source of {', '.join(described)}, which may not run from a folder that is not trusted"
         )
-    return unpack(folder, described)
+    return load_bundled_estimators(folder, described)
 
 
 def _padded(tensor: torch.Tensor, k: int, filler: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["exponential", "item_numbers", "key_words"]
+__all__ = ["exponential", "item_words", "key_words"]
 
 _HALF: Final = 2**31
 _MASK_15: Final = (1 << 17) - 1
@@ -42,7 +42,7 @@ def _splitmix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return words ^ (words >> np.uint64(31))
 
 
-def item_numbers(count: int) -> torch.Tensor:
+def item_words(count: int) -> torch.Tensor:
     """Return a fixed pseudo-random word for each item index: int32 [count]."""
     words = _splitmix(np.arange(count, dtype=np.uint64))
     return torch.from_numpy((words >> np.uint64(32)).astype(np.uint32).view(np.int32).copy())
@@ -61,7 +61,7 @@ def exponential(words: tuple[torch.Tensor, torch.Tensor], items: torch.Tensor, d
 
     Args:
         words: From `key_words`, int32 [B, 1] each.
-        items: From `item_numbers`, int32 [N] (or [B, C] for chosen items).
+        items: From `item_words`, int32 [N] (or [B, C] for chosen items).
         dtype: Dtype of the result; values agree between dtypes up to a few units in the last place.
 
     Returns:

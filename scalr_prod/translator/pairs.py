@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from scalr_prod.errors import TranslatorError
-from scalr_prod.mapped import let_go, passed
+from scalr_prod.mapped import drop_pages, iter_row_slices
 from scalr_prod.translator.contexts import Contexts
-from scalr_prod.translator.population import had_before
+from scalr_prod.translator.population import consumed_before
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.sections import TranslatorSettings
-    from scalr_prod.translator.events import Events
-    from scalr_prod.translator.log import Log
+    from scalr_prod.translator.events import DomainEvents
+    from scalr_prod.translator.log import EventLog
 
-__all__ = ["ContextSource", "Coverage", "Pairs", "Parameters", "contexts_at"]
+__all__ = ["LazyContexts", "Parameters", "TrainingSlice", "VocabularyCoverage", "contexts_and_labels"]
 
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
@@ -37,7 +37,7 @@ _ALL: Final = slice(None)
 
 
 @dataclass(frozen=True)
-class Coverage:
+class VocabularyCoverage:
     """Share of a domain's items and events that its vocabulary covers.
 
     Attributes:
@@ -53,13 +53,13 @@ class Coverage:
     events_kept: int
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the vocabulary holds every item."""
         return self.kept == self.items
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TrainingSlice:
     """Training data of one parameter set.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pairs:
         device: Device that an estimator may train on; its tensors are returned on the CPU.
     """
 
-    log: Log
+    log: EventLog
     until: int
     source_index: NDArray[np.int32]
     target_index: NDArray[np.int32]
@@ -86,9 +86,15 @@ class Pairs:
     device: str = "cpu"
 
     @classmethod
-    def of(
-        cls, log: Log, until: int, settings: TranslatorSettings, *, popularity_until: int | None = None, device: str = "cpu"
-    ) -> Pairs:
+    def from_log(
+        cls,
+        log: EventLog,
+        until: int,
+        settings: TranslatorSettings,
+        *,
+        popularity_until: int | None = None,
+        device: str = "cpu",
+    ) -> TrainingSlice:
         """Build the slice before ``until``, with no user held out.
 
         Args:
@@ -117,7 +123,7 @@ class Pairs:
         source_index += np.int32(1)
         return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings, device)
 
-    def without(self, held_out: NDArray[np.bool_]) -> Pairs:
+    def without_users(self, held_out: NDArray[np.bool_]) -> TrainingSlice:
         """Return the same slice and vocabularies without the target events of some users.
 
         Args:
@@ -138,7 +144,7 @@ class Pairs:
         """Number of target items."""
         return len(self.first_seen)
 
-    def coverage(self) -> dict[str, Coverage]:
+    def coverage(self) -> dict[str, VocabularyCoverage]:
         """Return the coverage of both domains (``source``, ``target``) under the limits ``[translator] max_…_items``."""
         known = {"source": self.source_index > 0, "target": self.target_index >= 0}
         return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
@@ -169,7 +175,7 @@ class Pairs:
         """Return the positions in ``log.target`` of the slice's labels: eligible events of users who are not held out."""
         events = self.log.target
         counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
-        counts &= self.log.possible
+        counts &= self.log.is_label
         weights = self.log.label_weights(self.until)
         return np.flatnonzero(counts if weights is None else counts & (weights > 0))
 
@@ -187,10 +193,10 @@ class Pairs:
 
     def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
         """Return (vocabulary index, time, weight) of every target event that popularity counts, labels included; weight None: 1 each."""
-        events, gains = self.log.target, self.log.gains
+        events, gains = self.log.target, self.log.weight_gains
         index = self.target_index[events.item]
         counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
-        counts &= self.log.possible if gains is None else gains > 0
+        counts &= self.log.is_label if gains is None else gains > 0
         return index[counts], events.time[counts], None if gains is None else gains[counts]
 
     def source_matrix(self, users: slice = _ALL) -> Any:
@@ -209,14 +215,14 @@ class Pairs:
         first, stop, _ = users.indices(len(self.log.users))
         return _matrix(user - np.int32(first), item, (stop - first, self.n_source + 1))
 
-    def source_users(self) -> NDArray[np.float32]:
+    def source_user_counts(self) -> NDArray[np.float32]:
         """Count the users who had each source item: float32 [n_source + 1], 0 for the padding."""
-        sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.some_users())
+        sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.iter_user_batches())
         return sum(sums, np.zeros(self.n_source + 1, dtype=np.float32))
 
-    def some_users(self) -> Iterator[slice]:
+    def iter_user_batches(self) -> Iterator[slice]:
         """Yield all users in consecutive ranges, at least one."""
-        return passed(len(self.log.users), _USERS_AT_ONCE)
+        return iter_row_slices(len(self.log.users), _USERS_AT_ONCE)
 
     def target_matrix(self) -> Any:
         """Return scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; held-out users' rows are empty."""
@@ -236,7 +242,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class ContextSource:
+class LazyContexts:
     """Contexts strictly before target events, built when they are taken: those of all events of a long log do not fit into memory.
 
     Attributes:
@@ -246,7 +252,7 @@ class ContextSource:
         target_index: Likewise for target ids.
     """
 
-    log: Log
+    log: EventLog
     rows: NDArray[np.int64]
     source_index: NDArray[np.int32]
     target_index: NDArray[np.int32]
@@ -264,7 +270,7 @@ class ContextSource:
         """Return the target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
         return self.target_index[self.log.target.item[self.rows]]
 
-    def known(self) -> NDArray[np.bool_]:
+    def has_known_items(self) -> NDArray[np.bool_]:
         """Return whether each history holds an item known in training: bool [R]."""
         known = np.empty(len(self), dtype=bool)
         for part, _, items in _history_batches(self.log, self.rows, self.source_index):
@@ -273,11 +279,11 @@ class ContextSource:
 
     def take(self, rows: NDArray[Any]) -> Contexts:
         """Build the contexts of some of the events, with fold -1."""
-        return contexts_at(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
+        return contexts_and_labels(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
 
 
-def contexts_at(
-    log: Log,
+def contexts_and_labels(
+    log: EventLog,
     rows: NDArray[np.int64],
     *,
     source_index: NDArray[np.int32],
@@ -308,23 +314,23 @@ def contexts_at(
         event_time=log.target.time[rows],
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),
-        exclude=had_before(log, rows, target_index),
+        exclude=consumed_before(log, rows, target_index),
     )
     labels = target_index[log.target.item[rows]]
-    let_go()
+    drop_pages()
     return made, labels
 
 
 def _history_batches(
-    log: Log, rows: NDArray[np.int64], source_index: NDArray[np.int32]
+    log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32]
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
     """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
-    for part in passed(len(rows), _LOOKED_UP):
+    for part in iter_row_slices(len(rows), _LOOKED_UP):
         history = log.history[rows[part]]
         yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
 
-def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _vocabulary(events: DomainEvents, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return each id's index (-1: not in the vocabulary) and each index's first time; in order of first appearance, then id."""
     count = np.zeros(len(events.ids), dtype=np.int64)
     first = np.full(len(events.ids), np.iinfo(np.int64).max)
@@ -339,17 +345,17 @@ def _vocabulary(events: Events, until: int, most: int) -> tuple[NDArray[np.int32
     return index, first[kept]
 
 
-def _before(events: Events, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def _before(events: DomainEvents, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Yield item and time of the events before a time, in batches."""
-    for part in passed(len(events)):
+    for part in iter_row_slices(len(events)):
         before = events.time[part] < until
         yield events.item[part][before], events.time[part][before]
 
 
-def _coverage(events: Events, until: int, kept: NDArray[np.bool_]) -> Coverage:
+def _coverage(events: DomainEvents, until: int, kept: NDArray[np.bool_]) -> VocabularyCoverage:
     nothing = np.zeros(len(events.ids), dtype=np.int64)
     count = sum((np.bincount(item, minlength=len(nothing)) for item, _ in _before(events, until)), nothing)
-    return Coverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
+    return VocabularyCoverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalr_prod.translator.contexts import Had
+from scalr_prod.translator.contexts import ConsumedItems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.log import Log
+    from scalr_prod.translator.log import EventLog
 
-__all__ = ["had_before"]
+__all__ = ["consumed_before"]
 
 
-def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32]) -> Had | NDArray[np.int32]:
+def consumed_before(
+    log: EventLog, rows: NDArray[np.int64], target_index: NDArray[np.int32]
+) -> ConsumedItems | NDArray[np.int32]:
     """Return the items that must not be proposed at target events.
 
     Args:
@@ -35,11 +37,11 @@ def had_before(log: Log, rows: NDArray[np.int64], target_index: NDArray[np.int32
     if not log.exclude_consumed:
         return np.empty((len(rows), 0), dtype=np.int32)
     user, time = log.target.user, log.target.time
-    possible = log.possible
+    possible = log.is_label
     before = np.append(0, np.cumsum(possible))
     moment = np.ones(len(user), dtype=bool)
     moment[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
     # Position of the first event with the same user and time.
     same = np.maximum.accumulate(np.where(moment, np.arange(len(user)), 0))[rows]
     begin = before[np.searchsorted(user, user[rows])]
-    return Had(target_index[log.target.item[possible]], begin, before[same] - begin)
+    return ConsumedItems(target_index[log.target.item[possible]], begin, before[same] - begin)

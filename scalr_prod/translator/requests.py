@@ -14,36 +14,36 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.errors import InvalidRequest
-from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, PADDING
+from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM, PADDING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.contexts import Contexts
 
-__all__ = ["LATEST_US", "Bounds", "check_draws"]
+__all__ = ["MAX_ABS_TIME_US", "RequestBounds", "check_sampling"]
 
 #: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
 #: their differences overflow.
-LATEST_US: Final = 2**62
+MAX_ABS_TIME_US: Final = 2**62
 _NEXT: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
 
 
 @dataclass(frozen=True)
-class Bounds:
+class RequestBounds:
     """Sizes of a translator's tables.
 
     Attributes:
         n_source: Source items: ``history_items`` holds 0 (padding) to ``n_source``.
         n_target: Target items: ``exclude`` and ``candidates`` hold -1 (none) to ``n_target - 1``.
-        folds: ``fold`` holds -2 (`NEWCOMERS`), -1 (`EVERYBODY`) or 0 to ``folds - 1``.
+        folds: ``fold`` holds -2 (`COLD_USERS`), -1 (`ALL_USERS`) or 0 to ``folds - 1``.
     """
 
     n_source: int
     n_target: int
     folds: int
 
-    def check(self, contexts: Contexts) -> None:
+    def check_contexts(self, contexts: Contexts) -> None:
         """Check every value of the contexts.
 
         Raises:
@@ -52,10 +52,10 @@ class Bounds:
         if not contexts.history_items.shape[1]:
             raise _invalid("history_items holds no event: the translated one is the last of a history")
         _within("history_items", contexts.history_items, PADDING, self.n_source)
-        _within("exclude", contexts.excluded(), NO_ITEM, self.n_target - 1)
+        _within("exclude", contexts.exclude_matrix(), NO_ITEM, self.n_target - 1)
         for name in ("history_end", "event_time"):
-            _within(name, getattr(contexts, name), -LATEST_US, LATEST_US)
-        unknown = (contexts.fold < NEWCOMERS) | (contexts.fold >= self.folds)
+            _within(name, getattr(contexts, name), -MAX_ABS_TIME_US, MAX_ABS_TIME_US)
+        unknown = (contexts.fold < COLD_USERS) | (contexts.fold >= self.folds)
         if unknown.any():
             raise _invalid(f"a context asks for fold {contexts.fold[unknown][0]}; this translator has {self.folds}")
         ages = contexts.history_ages
@@ -75,7 +75,7 @@ class Bounds:
         _within("candidates", candidates, NO_ITEM, self.n_target - 1)
 
 
-def check_draws(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
+def check_sampling(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
     """Check the parameters of a draw.
 
     Raises:

@@ -11,26 +11,26 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Runs"]
+__all__ = ["HistoryIndex"]
 
 
 @dataclass(frozen=True)
-class Runs:
+class HistoryIndex:
     """Positions of the last L source events before each of T target events, indexed as an array int32 [T, L] is; -1 on the left.
 
     Attributes:
         stop: int32 [T]. Position after each history's last event.
         count: int32 [T]. How many events it has, L at most.
         length: L.
-        apart: int64 [A], ascending. Rows whose history is not consecutive, since an event in between has not entered it yet.
-        positions: int32 [A, L]. Positions of these rows.
+        explicit_rows: int64 [A], ascending. Rows whose history is not consecutive, since an event in between has not entered it yet.
+        explicit_positions: int32 [A, L]. Positions of these rows.
     """
 
     stop: NDArray[np.int32]
     count: NDArray[np.int32]
     length: int
-    apart: NDArray[np.int64]
-    positions: NDArray[np.int32]
+    explicit_rows: NDArray[np.int64]
+    explicit_positions: NDArray[np.int32]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -47,8 +47,8 @@ class Runs:
         at = (..., None) if back.ndim else ...
         stop, count = self.stop[rows][at], self.count[rows][at]
         found: NDArray[np.int32] = np.where(-back <= count, stop + back, np.int32(-1))
-        if len(self.apart):
+        if len(self.explicit_rows):
             number = np.arange(len(self))[rows]
-            place = np.searchsorted(self.apart, number).clip(max=len(self.apart) - 1)
-            found = np.where((self.apart[place] == number)[at], self.positions[place][..., columns], found)
+            place = np.searchsorted(self.explicit_rows, number).clip(max=len(self.explicit_rows) - 1)
+            found = np.where((self.explicit_rows[place] == number)[at], self.explicit_positions[place][..., columns], found)
         return found

@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Race"]
+__all__ = ["SampleRequest"]
 
 
 @dataclass(frozen=True)
-class Race:
+class SampleRequest:
     """Parameters of a draw, see `TranslatorModule.sample`."""
 
     k: int
     temperature: float
     min_lift: float
-    member: str
+    component: str
     #: Number of items that are scored for a context; None: all.
     shortlist: int | None = None
 
     @property
-    def members(self) -> tuple[str, ...]:
+    def components(self) -> tuple[str, ...]:
         """Components whose distributions are needed."""
-        return tuple(dict.fromkeys(("popularity", self.member)))
+        return tuple(dict.fromkeys(("popularity", self.component)))

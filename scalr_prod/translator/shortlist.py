@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import Had
-from scalr_prod.translator.estimators import is_logarithm, is_product, popularity
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.contexts import ConsumedItems
+from scalr_prod.translator.estimators import has_log_score, has_product_score, popularity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from scalr_prod.translator.mixture import Mixture, Summary
-    from scalr_prod.translator.sample_request import Race
+    from scalr_prod.translator.mixture import EncodedBatch, Mixture
+    from scalr_prod.translator.sample_request import SampleRequest
 
-__all__ = ["Lists", "Shortlists"]
+__all__ = ["ShortlistIndex", "ShortlistSelection"]
 
 #: Blocks that a catalogue is cut into, about; limits of a block's size.
 _BLOCKS: Final = 1024
@@ -50,60 +50,60 @@ _KEPT: Final = 2**28
 
 
 @dataclass(frozen=True)
-class Lists:
+class ShortlistSelection:
     """The shortlists of B contexts.
 
     Attributes:
         blocks: bool [B, blocks]. Which are on the list.
-        share: Member → float64 [B], the estimated share of its P that the list holds; of the member that was asked for, and popularity.
+        catalogue_share: Member → float64 [B], the estimated share of its P that the list holds; of the member that was asked for, and popularity.
     """
 
     blocks: torch.Tensor
-    share: dict[str, torch.Tensor]
+    catalogue_share: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Shortlists:
+class ShortlistIndex:
     """Blocks of items, and which of them a context's shortlist holds.
 
     Attributes:
-        order: int64 [N], on the CPU, as all that follows. Items by block, and ascending within one.
-        size: Items of a block; the last one may hold fewer.
+        item_order: int64 [N], on the CPU, as all that follows. Items by block, and ascending within one.
+        block_size: Items of a block; the last one may hold fewer.
         first_seen: int64 [N], ascending, microseconds.
-        block: int32 [N]. Which block each item is in.
-        alive: Called now and then, while what a first request needs is worked out.
+        block_of_item: int32 [N]. Which block each item is in.
+        on_progress: Called now and then, while what a first request needs is worked out.
     """
 
-    order: torch.Tensor
-    size: int
+    item_order: torch.Tensor
+    block_size: int
     first_seen: torch.Tensor
-    block: torch.Tensor
-    alive: Callable[[], None] = lambda: None
+    block_of_item: torch.Tensor
+    on_progress: Callable[[], None] = lambda: None
     _means: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
     _masses: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=Lock)
 
     @classmethod
-    def of(
-        cls, mixture: Mixture, n_source: int, first_seen: torch.Tensor, alive: Callable[[], None] = lambda: None
-    ) -> Shortlists:
+    def from_mixture(
+        cls, mixture: Mixture, n_source: int, first_seen: torch.Tensor, on_progress: Callable[[], None] = lambda: None
+    ) -> ShortlistIndex:
         """Cut a catalogue into blocks; some seconds for each million items.
 
         Args:
             mixture: The parameter set that says which items are alike; to those of other folds much the same ones are.
             n_source: Source items.
             first_seen: int64 [N], ascending: when the items were first seen, microseconds.
-            alive: See the attribute.
+            on_progress: See the attribute.
         """
         n = len(first_seen)
         size = min(max(2 ** round(math.log2(max(n / _BLOCKS, 1))), _SMALLEST), _LARGEST)
         order, at = torch.empty(n, dtype=torch.int64), 0
-        for block in _halved(torch.arange(n), _coordinates(mixture, n_source, n, alive), size, alive):
+        for block in _halved(torch.arange(n), _coordinates(mixture, n_source, n, on_progress), size, on_progress):
             order[at : at + len(block)] = block.sort().values
             at += len(block)
         of_each = torch.empty(n, dtype=torch.int32)
         of_each[order] = (torch.arange(n) // size).int()
-        return cls(order, size, first_seen.cpu(), of_each, alive)
+        return cls(order, size, first_seen.cpu(), of_each, on_progress)
 
     def warm_up(self, mixtures: Iterable[Mixture]) -> None:
         """Work out the blocks' mean vectors of some parameter sets."""
@@ -111,61 +111,63 @@ class Shortlists:
             self._of(mixture)
 
     @property
-    def blocks(self) -> int:
+    def n_blocks(self) -> int:
         """How many there are."""
-        return -(-len(self.order) // self.size)
+        return -(-len(self.item_order) // self.block_size)
 
-    def chosen(self, mixture: Mixture, summary: Summary, race: Race) -> Lists:
+    def select(self, mixture: Mixture, encoded: EncodedBatch, request: SampleRequest) -> ShortlistSelection:
         """Each context's shortlist: a function of the context alone, whatever the batch that it travels in and the execution that asks.
 
         Args:
             mixture: The parameter set.
-            summary: Of B contexts.
-            race: Whose distribution at which temperature; ``shortlist``: items on a list that can be proposed, at least. Whole blocks
+            encoded: Of B contexts.
+            request: Whose distribution at which temperature; ``shortlist``: items on a list that can be proposed, at least. Whole blocks
                 are taken, until they hold as many.
         """
-        eligible = self._eligible(summary.batch.eligible.cpu())
+        eligible = self._eligible(encoded.batch.eligible.cpu())
 
         def worth(member: str, temperature: float) -> torch.Tensor:
-            popular = self._by_popularity(mixture, member, summary.batch.time.cpu(), eligible, temperature)
-            return popular + self._scores(mixture, summary, member) / temperature
+            popular = self._by_popularity(mixture, member, encoded.batch.time.cpu(), eligible, temperature)
+            return popular + self._scores(mixture, encoded, member) / temperature
 
-        drawn = worth(race.member, race.temperature)
+        drawn = worth(request.component, request.temperature)
         best = (drawn / _STEP).round().argsort(dim=1, descending=True, stable=True)
         held = eligible.gather(1, best)
         # What is excluded may lie in the same blocks, and is not counted.
-        count = (race.shortlist or 0) + _excluded(summary.batch)[:, None]
+        count = (request.shortlist or 0) + _excluded(encoded.batch)[:, None]
         wanted = (held.cumsum(1) - held < count) & (held > 0)
         blocks = torch.zeros(drawn.shape, dtype=torch.bool).scatter_(1, best, wanted)
-        known = {race.member: drawn} if race.temperature == 1 else {}
-        return Lists(
-            blocks, {name: _share(known[name] if name in known else worth(name, 1.0), blocks) for name in race.members}
+        known = {request.component: drawn} if request.temperature == 1 else {}
+        return ShortlistSelection(
+            blocks, {name: _share(known[name] if name in known else worth(name, 1.0), blocks) for name in request.components}
         )
 
-    def shortened(self, mixture: Mixture, summary: Summary, race: Race) -> tuple[Summary, dict[str, torch.Tensor]]:
-        """The same contexts, to which all items but those of their lists are excluded; and `Lists.share`."""
-        lists = self.chosen(mixture, summary, race)
-        left_out = ~lists.blocks[:, self.block.long()]
-        batch = replace(summary.batch, left_out=left_out.to(summary.batch.time.device))
-        return replace(summary, batch=batch), lists.share
+    def restrict(
+        self, mixture: Mixture, encoded: EncodedBatch, request: SampleRequest
+    ) -> tuple[EncodedBatch, dict[str, torch.Tensor]]:
+        """The same contexts, to which all items but those of their lists are excluded; and `ShortlistSelection.catalogue_share`."""
+        lists = self.select(mixture, encoded, request)
+        left_out = ~lists.blocks[:, self.block_of_item.long()]
+        batch = replace(encoded.batch, off_shortlist=left_out.to(encoded.batch.time.device))
+        return replace(encoded, batch=batch), lists.catalogue_share
 
-    def _scores(self, mixture: Mixture, summary: Summary, member: str) -> torch.Tensor:
+    def _scores(self, mixture: Mixture, summary: EncodedBatch, member: str) -> torch.Tensor:
         """Weighted scores of the blocks' mean vectors: float64 [B, blocks]."""
-        found = torch.zeros(len(summary.batch.time), self.blocks, dtype=torch.float64)
+        found = torch.zeros(len(summary.batch.time), self.n_blocks, dtype=torch.float64)
         for name, mean in self._of(mixture).items():
             weight = mixture.calibration[member][name]
             if weight != 0:
-                score = summary.users[name].cpu() @ mean.T
-                found += weight * (score.clamp(min=1e-300).log() if is_logarithm(mixture.estimators[name]) else score)
+                score = summary.user_vectors[name].cpu() @ mean.T
+                found += weight * (score.clamp(min=1e-300).log() if has_log_score(mixture.estimators[name]) else score)
         return found
 
     def _eligible(self, until: torch.Tensor) -> torch.Tensor:
         """How many of each block's items are below a number, int64 [B]: int64 [B, blocks]."""
         distinct, row = torch.unique(until, return_inverse=True)
-        found = torch.zeros(len(distinct), self.blocks, dtype=torch.int64)
+        found = torch.zeros(len(distinct), self.n_blocks, dtype=torch.int64)
         begin = 0
         for number, end in enumerate(distinct.tolist()):
-            found[number] = torch.bincount(self.block[begin:end], minlength=self.blocks)
+            found[number] = torch.bincount(self.block_of_item[begin:end], minlength=self.n_blocks)
             begin = end
         return found.cumsum(0)[row]
 
@@ -178,9 +180,9 @@ class Shortlists:
                 key = name, *map(id, mixture.parameters[name].values())
                 if key not in self._means:
                     here = mixture.estimators[name].vectors(mixture.parameters[name]).cpu()
-                    parts = self.order.split(self.size)
+                    parts = self.item_order.split(self.block_size)
                     self._means[key] = torch.stack([here[items].mean(0, dtype=torch.float64) for items in parts])
-                    self.alive()
+                    self.on_progress()
                 found[name] = self._means[key]
         return found
 
@@ -204,22 +206,22 @@ class Shortlists:
             for moment in weeks.split(1):  # one at a time: a product with more would round otherwise
                 key = (*of, int(moment))
                 if key not in self._masses:
-                    self.alive()
+                    self.on_progress()
                     logits = _popular(mixture, member, moment)[0]
                     logits[int(torch.searchsorted(self.first_seen, moment)) :] = -torch.inf
-                    by_block = torch.full((self.blocks * self.size,), -torch.inf, dtype=torch.float64)
-                    by_block[: len(self.order)] = logits[self.order].double() / temperature
-                    self._masses[key] = by_block.view(self.blocks, self.size).logsumexp(1)
+                    by_block = torch.full((self.n_blocks * self.block_size,), -torch.inf, dtype=torch.float64)
+                    by_block[: len(self.item_order)] = logits[self.item_order].double() / temperature
+                    self._masses[key] = by_block.view(self.n_blocks, self.block_size).logsumexp(1)
                 self._masses.move_to_end(key)
             found = torch.stack([self._masses[*of, moment] for moment in weeks.tolist()])
-            while len(self._masses) * self.blocks * found.itemsize > _KEPT:
+            while len(self._masses) * self.n_blocks * found.itemsize > _KEPT:
                 self._masses.popitem(last=False)
         return found
 
 
-def _excluded(batch: Batch) -> torch.Tensor:
+def _excluded(batch: ContextBatch) -> torch.Tensor:
     """How many items each context excludes, at most: int64 [B]."""
-    exclude = batch.exclude.matrix() if isinstance(batch.exclude, Had) else batch.exclude
+    exclude = batch.exclude.to_matrix() if isinstance(batch.exclude, ConsumedItems) else batch.exclude
     if exclude is None:
         return torch.zeros(len(batch.time), dtype=torch.int64)
     return torch.from_numpy((exclude >= 0).sum(1))
@@ -234,8 +236,10 @@ def _share(worth: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
 
 def _of_nothing(mixture: Mixture, member: str) -> float:
     """What popularity adds to the logit of an item that nobody has chosen."""
-    counts = {name: torch.tensor(math.log(added), dtype=torch.float64) for name, (_, added) in popularity.DECAYED.items()}
-    features = torch.stack([popularity.feature(counts, name) for name in popularity.FEATURES])
+    counts = {
+        name: torch.tensor(math.log(added), dtype=torch.float64) for name, (_, added) in popularity.DECAYED_COUNTS.items()
+    }
+    features = torch.stack([popularity.feature_values(counts, name) for name in popularity.FEATURES])
     prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
     return float(_weights(mixture, member).cpu() @ features) + (
         prior * float(mixture.popularity["prior"].min()) if prior else 0.0
@@ -244,7 +248,7 @@ def _of_nothing(mixture: Mixture, member: str) -> float:
 
 def _products(mixture: Mixture) -> list[str]:
     """Estimators whose items have vectors."""
-    return [name for name, estimator in mixture.estimators.items() if is_product(estimator)]
+    return [name for name, estimator in mixture.estimators.items() if has_product_score(estimator)]
 
 
 def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], None]) -> torch.Tensor:
@@ -256,7 +260,7 @@ def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], No
     count = min(n_source, _HISTORIES)
     items = torch.linspace(1, n_source, count, dtype=torch.float64).round().long()[:, None]
     device, end = mixture.popularity["time"].device, mixture.popularity["end"].expand(count)
-    batch = Batch(items.to(device), torch.zeros(count, 1, device=device), end, end, torch.full_like(end, n))
+    batch = ContextBatch(items.to(device), torch.zeros(count, 1, device=device), end, end, torch.full_like(end, n))
     # Each column's part in the distance: columns of popularity, and vectors times the square root of the users' second moment.
     time = torch.cat([mixture.popularity["time"], end[:1]])
     moments = time[torch.arange(1, _TIMES + 1, device=device) * len(time) // _TIMES - 1]
@@ -267,7 +271,7 @@ def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], No
     parts = [(popular.T, torch.eye(_TIMES) / _TIMES**0.5)]
     for name in _products(mixture):
         estimator, parameters = mixture.estimators[name], mixture.parameters[name]
-        if weights[name] != 0 and not is_logarithm(estimator):
+        if weights[name] != 0 and not has_log_score(estimator):
             user = estimator.user(parameters, batch).cpu()
             size, axes = torch.linalg.eigh(user.T @ user / count)
             parts.append((estimator.vectors(parameters).cpu(), (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
@@ -286,7 +290,7 @@ def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], No
 def _popular(mixture: Mixture, member: str, moments: torch.Tensor) -> torch.Tensor:
     """What popularity adds to the items' logits at some times, whatever the history: float32 [T, N], on the CPU."""
     weights = _weights(mixture, member)
-    logits = popularity.weighted(mixture.popularity, moments.to(weights.device), [weights])[0]
+    logits = popularity.weighted_features(mixture.popularity, moments.to(weights.device), [weights])[0]
     for name in _with_prior(mixture):
         logits += mixture.calibration[member][name] * mixture.popularity["prior"]
     return logits.cpu()
@@ -294,7 +298,9 @@ def _popular(mixture: Mixture, member: str, moments: torch.Tensor) -> torch.Tens
 
 def _with_prior(mixture: Mixture) -> list[str]:
     """Estimators whose score is a logarithm of a mixture with the prior, which is most of it for most items."""
-    return [name for name, estimator in mixture.estimators.items() if is_logarithm(estimator) and not is_product(estimator)]
+    return [
+        name for name, estimator in mixture.estimators.items() if has_log_score(estimator) and not has_product_score(estimator)
+    ]
 
 
 def _weights(mixture: Mixture, member: str) -> torch.Tensor:

@@ -19,19 +19,29 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import passed
-from scalr_prod.resident import give_back
-from scalr_prod.translator.estimators.popularity import DECAYED, decayed
+from scalr_prod.mapped import iter_row_slices
+from scalr_prod.resident import release_memory
+from scalr_prod.translator.estimators.popularity import DECAYED_COUNTS, decayed_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
-__all__ = ["EARLIEST_US", "OLDEST_DAYS", "RECENT_DAYS", "SAME_US", "TASTES", "fit", "raw", "spread", "standard"]
+__all__ = [
+    "MAX_AGE_DAYS",
+    "MIN_TIME_US",
+    "RECENT_DAYS",
+    "SAME_EVENT_US",
+    "TRAITS",
+    "fit",
+    "raw_traits",
+    "standardize_traits",
+    "trait_moments",
+]
 
 RECENT_DAYS: Final = 30.0
 #: Events of an item that are all kept; of the later ones, the last of each day.
@@ -51,15 +61,15 @@ _PASSES: Final = 64
 _WIDEST: Final = 3.0
 _DAY_US: Final = 86_400_000_000
 #: Ages travel in float32: what happened within so many microseconds before an event may be the event itself.
-SAME_US: Final = 300_000_000
+SAME_EVENT_US: Final = 300_000_000
 #: Ages and times beyond these (days, microseconds) are nobody's: kept where arithmetic on them cannot overflow.
-OLDEST_DAYS: Final = 1e6
-EARLIEST_US: Final = -(2**61)
+MAX_AGE_DAYS: Final = 1e6
+MIN_TIME_US: Final = -(2**61)
 #: What is known of each user's taste.
-TASTES: Final = (*(f"taste_{name}" for name in DECAYED), "length", "recent")
+TRAITS: Final = (*(f"taste_{name}" for name in DECAYED_COUNTS), "length", "recent")
 
 
-def fit(pairs: Pairs) -> Parameters:
+def fit(pairs: TrainingSlice) -> Parameters:
     """Count the source events of a slice's items, to the end of what was known.
 
     Returns:
@@ -68,7 +78,7 @@ def fit(pairs: Pairs) -> Parameters:
         ``count`` float32 [M], how many events the item had by then, and for each half-life float32 [M] its decayed count just after;
         ``instants`` int64 [G] and ``around`` float32 [G, 4], what everybody chose before.
     """
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED)}
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in ("item", "time", *DECAYED_COUNTS)}
     sampled: list[tuple[NDArray[np.int32], NDArray[np.int64]]] = []
     many = _many(pairs)
     begins = _begins(_times(pairs, int(many.sum())))
@@ -77,12 +87,12 @@ def fit(pairs: Pairs) -> Parameters:
         kept = _kept(item, time, np.arange(len(item)) - np.searchsorted(item, item) + 1)
         found["item"].append(item[kept])
         found["time"].append(time[kept])
-        for name, (half_life, _) in DECAYED.items():
-            found[name].append(decayed(item, time, half_life)[kept].astype(np.float32))
+        for name, (half_life, _) in DECAYED_COUNTS.items():
+            found[name].append(decayed_counts(item, time, half_life)[kept].astype(np.float32))
         # Copies, since a view holds all that it is of.
         sampled.append((item[-before % stride :: stride].copy(), time[-before % stride :: stride].copy()))
         before += len(item)
-    give_back()
+    release_memory()
     # One after the other, so that its parts go when one is whole.
     item, time, *counts = (np.concatenate([np.empty(0, found[name][0].dtype), *found.pop(name)]) for name in list(found))
     times, place = np.unique(time, return_inverse=True)
@@ -92,20 +102,22 @@ def fit(pairs: Pairs) -> Parameters:
         "end": np.array([pairs.popularity_until]),
         "key": item.astype(np.int64) * (len(times) + 1) + place,
         "start": np.searchsorted(item, np.arange(pairs.n_source + 2, dtype=np.int32)),
-        **dict(zip(DECAYED, counts, strict=True)),
+        **dict(zip(DECAYED_COUNTS, counts, strict=True)),
     }
     parameters = {name: torch.from_numpy(array) for name, array in arrays.items()}
     some = (torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in zip(*sampled, strict=True))
     return parameters | _around(parameters, begins, *some)
 
 
-def _counted(pairs: Pairs, first: int = 1, stop: int | None = None) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def _counted(
+    pairs: TrainingSlice, first: int = 1, stop: int | None = None
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Vocabulary index and time of the events that are counted, of the items ``first`` to ``stop`` (all), in the order of the log.
 
     Some at a time, and each time anew: an array of all of them would take as much as the log.
     """
     source = pairs.log.source
-    for some in passed(len(source), _AT_A_TIME):
+    for some in iter_row_slices(len(source), _AT_A_TIME):
         index, time = pairs.source_index[source.item[some]], source.time[some]
         wanted = (index >= first) & (time < pairs.popularity_until)
         if stop is not None:
@@ -113,7 +125,7 @@ def _counted(pairs: Pairs, first: int = 1, stop: int | None = None) -> Iterator[
         yield index[wanted].astype(np.int32, copy=False), time[wanted]
 
 
-def _many(pairs: Pairs) -> NDArray[np.int64]:
+def _many(pairs: TrainingSlice) -> NDArray[np.int64]:
     """How many counted events each item has: int64 [n_source + 1], 0 for the padding."""
     many = np.zeros(pairs.n_source + 1, dtype=np.int64)
     for index, _ in _counted(pairs):
@@ -121,7 +133,7 @@ def _many(pairs: Pairs) -> NDArray[np.int64]:
     return many
 
 
-def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
+def _times(pairs: TrainingSlice, many: int) -> NDArray[np.int64]:
     """When the counted events happened, ``many`` in all: int64; of more than `_MOST_TIMES` every k-th one, and the earliest."""
     stride, before = -(-many // _MOST_TIMES) or 1, 0
     times, least = [np.empty(0, dtype=np.int64)], np.empty(0, dtype=np.int64)
@@ -133,7 +145,7 @@ def _times(pairs: Pairs, many: int) -> NDArray[np.int64]:
     return np.concatenate([*times, least])
 
 
-def _by_item(pairs: Pairs, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def _by_item(pairs: TrainingSlice, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Vocabulary index and time of the counted events, in order of both, some items at a time: all of them sorted would take GBs."""
     until = np.cumsum(many)  # events of the items up to each
     most, first = max(_AT_A_TIME, len(pairs.log.source) // _PASSES), 1
@@ -146,28 +158,28 @@ def _by_item(pairs: Pairs, many: NDArray[np.int64]) -> Iterator[tuple[NDArray[np
         first = stop
 
 
-def raw(parameters: Parameters, batch: Batch, dtype: Any = torch.float32) -> torch.Tensor:
+def raw_traits(parameters: Parameters, batch: ContextBatch, dtype: Any = torch.float32) -> torch.Tensor:
     """Each context's tastes as they are told: [B, 6]; NaN where the history holds no known item."""
     known = batch.items > 0
-    age = (batch.ages.double().clamp(0, OLDEST_DAYS) * _DAY_US).long()
-    values = _relative(parameters, batch.items, batch.history_end[:, None].clamp(min=EARLIEST_US) - age, dtype)
+    age = (batch.ages.double().clamp(0, MAX_AGE_DAYS) * _DAY_US).long()
+    values = _relative(parameters, batch.items, batch.history_end[:, None].clamp(min=MIN_TIME_US) - age, dtype)
     many = known.sum(1, keepdim=True).to(dtype)
     mean = (values * known[..., None]).sum(1) / many
     recent = (known & (batch.ages < RECENT_DAYS)).sum(1, keepdim=True).to(dtype)
     return torch.cat([mean, many.log1p(), recent.log1p()], 1).masked_fill(many == 0, torch.nan)
 
 
-def spread(told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation [6] of what `raw` tells of some contexts."""
-    told = told[~told.isnan().any(1)]
-    if not len(told):
-        return told.new_zeros(len(TASTES)), told.new_ones(len(TASTES))
-    return told.mean(0), told.std(0, correction=0).clamp(min=1e-3)
+def trait_moments(traits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation [6] of what `raw_traits` tells of some contexts."""
+    traits = traits[~traits.isnan().any(1)]
+    if not len(traits):
+        return traits.new_zeros(len(TRAITS)), traits.new_ones(len(TRAITS))
+    return traits.mean(0), traits.std(0, correction=0).clamp(min=1e-3)
 
 
-def standard(told: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+def standardize_traits(traits: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
     """Tastes in standard deviations from the mean, at most 3 of them; 0 where nothing was told."""
-    return ((told - mean.to(told)) / deviation.to(told)).clamp(-_WIDEST, _WIDEST).nan_to_num(0)
+    return ((traits - mean.to(traits)) / deviation.to(traits)).clamp(-_WIDEST, _WIDEST).nan_to_num(0)
 
 
 def _relative(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, dtype: Any) -> torch.Tensor:
@@ -180,13 +192,13 @@ def _relative(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, d
 def _log_counts(parameters: Parameters, items: torch.Tensor, time: torch.Tensor, dtype: Any) -> torch.Tensor:
     """Logarithms of the decayed counts of items just before times (any shape): [..., 4]."""
     times, key = parameters["times"], parameters["key"]
-    time = torch.minimum(time, parameters["end"] + SAME_US)
-    place = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - SAME_US)) - 1
+    time = torch.minimum(time, parameters["end"] + SAME_EVENT_US)
+    place = torch.searchsorted(key, items * (len(times) + 1) + torch.searchsorted(times, time - SAME_EVENT_US)) - 1
     before = place >= parameters["start"][items]
     place = place.clamp(min=0)
     age = (time - times[key[place] % (len(times) + 1)]).to(dtype) / _DAY_US
     found = []
-    for name, (half_life, added) in DECAYED.items():
+    for name, (half_life, added) in DECAYED_COUNTS.items():
         count = parameters[name][place].to(dtype) * 0.5 ** (age / half_life)
         found.append((torch.where(before, count, 0) + added).log())
     return torch.stack(found, -1)
@@ -203,7 +215,7 @@ def _begins(time: NDArray[np.int64]) -> torch.Tensor:
 def _around(parameters: Parameters, begins: torch.Tensor, item: torch.Tensor, time: torch.Tensor) -> Parameters:
     """``instants``, from which on a mean holds, and the mean ``around`` of some events of the interval before."""
     row = torch.searchsorted(begins, time, right=True) - 1
-    total = torch.zeros(len(begins), len(DECAYED), dtype=torch.float64)
+    total = torch.zeros(len(begins), len(DECAYED_COUNTS), dtype=torch.float64)
     for some in torch.arange(len(row)).split(_LOOKED_UP):
         total.index_add_(0, row[some], _log_counts(parameters, item[some], time[some], torch.float64))
     mean = (total / torch.bincount(row, minlength=len(begins)).clamp(min=1)[:, None]).float()

@@ -13,12 +13,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from scalr_prod.logs import in_context
+from scalr_prod.logs import bind_log_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["ALONE", "Workers", "heed_stop", "telling", "workers"]
+__all__ = ["INLINE", "WorkerPool", "check_cancelled", "open_worker_pool", "report_progress"]
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
@@ -27,8 +27,8 @@ Result = TypeVar("Result")
 _here = threading.local()
 
 
-class Workers:
-    """Threads that work on independent units side by side; made by `workers`.
+class WorkerPool:
+    """Threads that work on independent units side by side; made by `open_worker_pool`.
 
     Args:
         pool: Where they run; None: in the thread that asks.
@@ -47,7 +47,7 @@ class Workers:
         if self._pool is None or self._stopped is None:
             yield from map(work, units)
             return
-        futures = [self._pool.submit(in_context(work), unit) for unit in units]
+        futures = [self._pool.submit(bind_log_context(work), unit) for unit in units]
         try:
             for future in futures:
                 yield future.result()
@@ -59,14 +59,14 @@ class Workers:
 
 
 #: No thread beside the one that asks.
-ALONE: Final = Workers()
+INLINE: Final = WorkerPool()
 
 
-def heed_stop(part: float = 0.0) -> None:
+def check_cancelled(fraction: float = 0.0) -> None:
     """Check for cancellation and report progress; long units call it now and then.
 
     Args:
-        part: How much of the unit (0 to 1) the step is that comes now; the time that is left is reckoned by it.
+        fraction: How much of the unit (0 to 1) the step is that comes now; the time that is left is reckoned by it.
 
     Raises:
         CancelledError: Nobody waits for this unit's result any more.
@@ -76,16 +76,16 @@ def heed_stop(part: float = 0.0) -> None:
         raise CancelledError
     tell = getattr(_here, "tell", None)
     if tell is not None:
-        tell(part)
+        tell(fraction)
 
 
 @contextmanager
-def telling(work: float, done: Callable[[float], None]) -> Iterator[None]:
-    """The block is a unit of so much work: the parts that `heed_stop` hears of are passed on as they are done, the rest at the end.
+def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterator[None]:
+    """The block is a unit of so much work: the parts that `check_cancelled` hears of are passed on as they are done, the rest at the end.
 
     Args:
         work: Expected, in any measure that all units have in common.
-        done: Called with the work that was done since its last call, in this thread.
+        on_progress: Called with the work that was done since its last call, in this thread.
     """
     left = 1.0
 
@@ -93,7 +93,7 @@ def telling(work: float, done: Callable[[float], None]) -> Iterator[None]:
         nonlocal left
         part = min(part, left)
         left -= part
-        done(work * part)
+        on_progress(work * part)
 
     _here.tell = tell
     try:
@@ -104,7 +104,7 @@ def telling(work: float, done: Callable[[float], None]) -> Iterator[None]:
 
 
 @contextmanager
-def workers(threads: int) -> Iterator[Workers]:
+def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
     """So many threads for units of work. Inside, torch and BLAS have one thread for each of them.
 
     BLAS threads would also spin while they wait for one another: where another process wants the same cores, a factorisation
@@ -123,11 +123,11 @@ def workers(threads: int) -> Iterator[Workers]:
     try:
         with threadpool_limits(1, "blas"):
             if threads == 1:
-                yield ALONE
+                yield INLINE
                 return
             with ThreadPoolExecutor(threads, "translator", begin) as pool:
                 try:
-                    yield Workers(pool, stopped)
+                    yield WorkerPool(pool, stopped)
                 finally:
                     stopped.set()
                     pool.shutdown(wait=False, cancel_futures=True)

@@ -15,20 +15,28 @@ import numpy as np
 
 from scalr_prod.contracts import Table
 from scalr_prod.duck import staging_folder
-from scalr_prod.instants import datetime_of, micros
+from scalr_prod.instants import micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.progress import counting
-from scalr_prod.resident import give_back
+from scalr_prod.progress import track
+from scalr_prod.resident import release_memory
 from scalr_prod.translator import effort
-from scalr_prod.translator.devices import described
-from scalr_prod.translator.estimators import SCORED, scored_of
-from scalr_prod.translator.estimators.carried import carried, estimator_of
-from scalr_prod.translator.fitting import calibration_slice, cut_at, fit_calibration, fit_sets, metadata_of, rows_between, share
-from scalr_prod.translator.log import Log, data_end, read_log, type_weights
-from scalr_prod.translator.pairs import Coverage, Pairs
-from scalr_prod.translator.threads import Workers, workers
-from scalr_prod.translator.training_device import learning_device
-from scalr_prod.translator.versions import TranslatorVersion, Vocabulary, find_version, write_version
+from scalr_prod.translator.devices import describe_device
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, scored_estimators
+from scalr_prod.translator.estimators.carried import bundle_sources, load_estimator
+from scalr_prod.translator.fitting import (
+    calibration_slice,
+    fit_calibration,
+    fit_parameter_sets,
+    fit_shared,
+    label_rows_between,
+    time_quantile,
+    weights_metadata,
+)
+from scalr_prod.translator.log import EventLog, data_end, event_type_weights, read_event_log
+from scalr_prod.translator.pairs import TrainingSlice, VocabularyCoverage
+from scalr_prod.translator.threads import WorkerPool, open_worker_pool
+from scalr_prod.translator.training_device import training_device
+from scalr_prod.translator.versions import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -40,7 +48,7 @@ __all__ = ["TrainReport", "train"]
 logger = logging.getLogger(__name__)
 
 #: Changes whenever the same data and settings would give other tensors, or other metrics that the gate looks at.
-RECIPE: Final = 12
+RECIPE_VERSION: Final = 12
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,10 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     started = time.perf_counter()
     until = (trained_until or default_trained_until(settings)).astimezone(UTC)
     fingerprint, data_versions = _fingerprint(settings, until)
-    version = find_version(settings, fingerprint)
+    version = find_by_fingerprint(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with workers(settings.translator.threads) as side_by_side:
+        with open_worker_pool(settings.translator.threads) as side_by_side:
             version = _train(settings, until, fingerprint, data_versions, side_by_side, progress=progress)
     _record(settings, version)
     return TrainReport(
@@ -120,38 +128,40 @@ def _train(
     until: datetime,
     fingerprint: str,
     data_versions: dict[str, int],
-    side_by_side: Workers,
+    side_by_side: WorkerPool,
     *,
     progress: bool,
 ) -> TranslatorVersion:
-    log = read_log(settings, until, versions=data_versions)
-    give_back()
+    log = read_event_log(settings, until, versions=data_versions)
+    release_memory()
     folds = settings.translator.folds
-    everything = micros(until)
-    pairs = Pairs.of(log, everything, settings.translator, device=learning_device(settings.compute.device))
+    everything = to_micros(until)
+    pairs = TrainingSlice.from_log(log, everything, settings.translator, device=training_device(settings.compute.device))
     coverage = pairs.coverage()
     _say_what_is_left_out(coverage)
     # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
-    begin = cut_at(log.label_times(), 1 - settings.translator.validation_fraction)
+    begin = time_quantile(log.label_times(), 1 - settings.translator.validation_fraction)
     before = calibration_slice(settings, log, begin, everything)
-    measured_on = len(rows_between(log, begin, everything))
-    work = effort.training_work(before, 1, measured_on=measured_on) + effort.training_work(pairs, folds + 1)
-    with counting("translator", show=progress, total=work, unit="") as done:
-        earlier, whole = share([before, pairs], side_by_side, done)
+    measured_on = len(label_rows_between(log, begin, everything))
+    work = effort.estimate_training_work(before, 1, measured_events=measured_on) + effort.estimate_training_work(
+        pairs, folds + 1
+    )
+    with track("translator", show=progress, total=work, unit="") as done:
+        earlier, whole = fit_shared([before, pairs], side_by_side, done)
         calibrated = fit_calibration(
-            settings, log, log.one_in(folds), begin, everything, done, side_by_side, shared=earlier, informed=True
+            settings, log, log.sample_users(folds), begin, everything, done, side_by_side, shared=earlier, with_information=True
         )
         del earlier
-        give_back()
+        release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
-        tensors = fit_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
+        tensors = fit_parameter_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
     metrics = {
         "slice": "validation",
-        "from": datetime_of(begin).isoformat(),
+        "from": micros_to_datetime(begin).isoformat(),
         "to": until.isoformat(),
-        **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.figures.items()},
+        **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.metrics.items()},
     }
-    sources = carried(settings.translator.estimators)
+    sources = bundle_sources(settings.translator.estimators)
     if calibrated.information is not None:
         metrics["information"] = calibrated.information.to_json()
     manifest = {
@@ -165,26 +175,26 @@ def _train(
         "exclude_consumed": log.exclude_consumed,
         "metrics": metrics,
         # Of users whose target events shaped neither the parameters nor the weights that are asked here.
-        "calibration_curve": [one.to_json() for one in calibrated.figures["cold"]["mixture"].curve],
+        "calibration_curve": [one.to_json() for one in calibrated.metrics["cold"]["mixture"].calibration_curve],
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
         # Another device rounds otherwise, so that the last digits may be others.
-        **({} if pairs.device == "cpu" else {"device": described(pairs.device)}),
-        **({"carried": {name: one.described() for name, one in sources.items()}} if sources else {}),
+        **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
+        **({"carried": {name: one.to_metadata() for name, one in sources.items()}} if sources else {}),
     }
     return write_version(
         settings,
         tensors=tensors,
-        metadata=metadata_of(settings, pairs, folds),
+        metadata=weights_metadata(settings, pairs, folds),
         manifest=manifest,
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
-        sources={one.file: one.source for one in sources.values()},
+        sources={one.file_name: one.source for one in sources.values()},
     )
 
 
-def _say_what_is_left_out(coverage: dict[str, Coverage]) -> None:
+def _say_what_is_left_out(coverage: dict[str, VocabularyCoverage]) -> None:
     for domain, counts in coverage.items():
-        if not counts.whole:
+        if not counts.is_complete:
             logger.warning(
                 "the %s vocabulary leaves out %d of %d items, the least frequent ones, with %.2f %% of the events: "
                 "they are neither translated nor proposed; raise [translator] max_%s_items to include them",
@@ -196,14 +206,14 @@ def _say_what_is_left_out(coverage: dict[str, Coverage]) -> None:
             )
 
 
-def _vocabulary(settings: Settings, log: Log, pairs: Pairs, data_versions: dict[str, int]) -> Vocabulary:
+def _vocabulary(settings: Settings, log: EventLog, pairs: TrainingSlice, data_versions: dict[str, int]) -> ItemVocabulary:
     source = np.argsort(np.where(pairs.source_index > 0, pairs.source_index, np.iinfo(np.int32).max), kind="stable")
     target = np.argsort(np.where(pairs.target_index >= 0, pairs.target_index, np.iinfo(np.int32).max), kind="stable")
     ids = log.target.ids.take(target[: pairs.n_target])
     count = pairs.target_matrix().getnnz(axis=0).astype(np.int64)
-    return Vocabulary(
+    return ItemVocabulary(
         source_ids=log.source.ids.take(source[: pairs.n_source]),
-        target_ids_all=ids,
+        all_target_ids=ids,
         first_seen=pairs.first_seen,
         count=count,
         value=_values(settings, ids, count, data_versions.get(Table.TARGET_ITEMS.value)),
@@ -229,16 +239,20 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
     tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
     versions = {table.value: lake.version(table) for table in tables}
-    content: dict[str, Any] = {"recipe": RECIPE, "until": until.isoformat()}
+    content: dict[str, Any] = {"recipe": RECIPE_VERSION, "until": until.isoformat()}
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
     content["settings"] = settings.translator.recipe()
     # Settings and recipe stand for the first version of each of ours.
-    later = {name: estimator_of(name).version for name in scored_of(settings.translator.estimators) if name in SCORED}
-    others = {name: [one.version, one.sha256] for name, one in carried(settings.translator.estimators).items()}
+    later = {
+        name: load_estimator(name).version
+        for name in scored_estimators(settings.translator.estimators)
+        if name in BUILTIN_ESTIMATORS
+    }
+    others = {name: [one.version, one.sha256] for name, one in bundle_sources(settings.translator.estimators).items()}
     changed = others | {name: version for name, version in later.items() if version > 1}
     content |= {"estimators": changed} if changed else {}
-    weighed = type_weights(settings)
+    weighed = event_type_weights(settings)
     content |= {"types": weighed} if weighed else {}
     for table in tables:
         if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was
@@ -248,15 +262,15 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
-    from scalr_prod.duck import open_duckdb, view_of
+    from scalr_prod.duck import create_delta_view, open_duckdb
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
-    row += ", event_type" if table is Table.TARGET_EVENTS and type_weights(settings) else ""
+    row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
     known = "" if of_items else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
-        view_of(duck, "events", lake.open_table(table, version=version))
+        create_delta_view(duck, "events", lake.open_table(table, version=version))
         found = duck.execute(query, None if of_items else [until]).fetchone()
     return [str(value) for value in found]
 

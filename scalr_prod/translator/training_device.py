@@ -6,26 +6,26 @@ from __future__ import annotations
 import functools
 import logging
 
-from scalr_prod.translator.devices import device_of
-from scalr_prod.translator.estimators.trial import tried
+from scalr_prod.translator.devices import resolve_device
+from scalr_prod.translator.estimators.trial import check_device_training
 
-__all__ = ["learning_device"]
+__all__ = ["training_device"]
 
 logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def learning_device(setting: str) -> str:
-    """Return the device for training: as `device_of`, but a GPU only after it passed a self-test against the CPU.
+def training_device(setting: str) -> str:
+    """Return the device for training: as `resolve_device`, but a GPU only after it passed a self-test against the CPU.
 
     Raises:
         SettingsError: The setting requires a GPU and there is none.
     """
-    device = device_of(setting)
+    device = resolve_device(setting)
     if device == "cpu":
         return device
     try:
-        tried(device)
+        check_device_training(device)
     except Exception as error:  # a driver, a card, or a GPU that torch was not built for may raise anything
         logger.warning(
             "training on the CPU, which is slower: the GPU did not reproduce the CPU's results in a self-test: %s: %s",

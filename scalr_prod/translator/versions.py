@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.duck import appear, staging_folder
+from scalr_prod.duck import move_into_place, staging_folder
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.numbering import index_in
 
@@ -29,28 +29,36 @@ if TYPE_CHECKING:
 
     from scalr_prod.settings import Settings
 
-__all__ = ["TranslatorVersion", "Vocabulary", "find_version", "load_version", "models_folder", "named_version", "write_version"]
+__all__ = [
+    "ItemVocabulary",
+    "TranslatorVersion",
+    "find_by_fingerprint",
+    "load_version",
+    "models_dir",
+    "resolve_version",
+    "write_version",
+]
 
-WEIGHTS: Final = "translator.safetensors"
-MANIFEST: Final = "manifest.json"
-SOURCE_ITEMS: Final = "source_items.parquet"
-TARGET_ITEMS: Final = "target_items.parquet"
+WEIGHTS_FILE: Final = "translator.safetensors"
+MANIFEST_FILE: Final = "manifest.json"
+SOURCE_ITEMS_FILE: Final = "source_items.parquet"
+TARGET_ITEMS_FILE: Final = "target_items.parquet"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ItemVocabulary:
     """Item ids and the indices that the module knows them by.
 
     Attributes:
         source_ids: [n_source], index 1 first.
-        target_ids_all: [n_target], index 0 first, in order of first appearance.
+        all_target_ids: [n_target], index 0 first, in order of first appearance.
         first_seen: int64 [n_target]. Microseconds since the epoch, ascending.
         count: int64 [n_target]. Target events known in training.
         value: float64 [n_target]. The catalogue's value of each item; where the catalogue gives none, its count.
     """
 
     source_ids: pa.Array
-    target_ids_all: pa.Array
+    all_target_ids: pa.Array
     first_seen: NDArray[np.int64]
     count: NDArray[np.int64]
     value: NDArray[np.float64]
@@ -61,13 +69,13 @@ class Vocabulary:
 
     def target_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
         """Index of each target item id: int32 [N], -1 where it is unknown."""
-        return index_in(ids, self.target_ids_all)
+        return index_in(ids, self.all_target_ids)
 
     def target_ids(self, index: NDArray[np.int32]) -> pa.Array:
         """Ids of target indices; null for -1."""
         import pyarrow as pa
 
-        return self.target_ids_all.take(pa.array(index, mask=np.asarray(index) < 0))
+        return self.all_target_ids.take(pa.array(index, mask=np.asarray(index) < 0))
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class TranslatorVersion:
     folds: int
     manifest: dict[str, Any] = field(repr=False)
 
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> ItemVocabulary:
         """Read the vocabularies.
 
         Raises:
@@ -99,17 +107,17 @@ class TranslatorVersion:
         import pyarrow.parquet as pq
 
         try:
-            source = pq.read_table(self.path / SOURCE_ITEMS)
-            target = pq.read_table(self.path / TARGET_ITEMS)
+            source = pq.read_table(self.path / SOURCE_ITEMS_FILE)
+            target = pq.read_table(self.path / TARGET_ITEMS_FILE)
         except OSError as error:
             raise TranslatorError(
                 f"a vocabulary cannot be read: {error}",
                 where=str(self.path),
                 next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
             ) from error
-        return Vocabulary(
+        return ItemVocabulary(
             source_ids=source["item_id"].combine_chunks(),
-            target_ids_all=target["item_id"].combine_chunks(),
+            all_target_ids=target["item_id"].combine_chunks(),
             **{name: target[name].to_numpy() for name in ("first_seen", "count", "value")},
         )
 
@@ -118,7 +126,7 @@ class TranslatorVersion:
         return self.manifest | {"path": str(self.path)}
 
 
-def models_folder(settings: Settings) -> Path:
+def models_dir(settings: Settings) -> Path:
     """Folder of all versions."""
     return settings.home / "models" / "translator"
 
@@ -138,16 +146,16 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
     numbers = _numbers(settings)
     if not numbers:
         raise TranslatorNotFound(
-            "no translator has been trained yet", where=str(models_folder(settings)), next_step="run: scalr translator train"
+            "no translator has been trained yet", where=str(models_dir(settings)), next_step="run: scalr translator train"
         )
     version = numbers[-1] if version is None else version
     if version not in numbers:
         raise TranslatorNotFound(
             f"there is no translator version {version}; there are: {', '.join(map(str, numbers))}",
-            where=str(models_folder(settings)),
+            where=str(models_dir(settings)),
             next_step="name one of those with --version",
         )
-    found = _read(models_folder(settings) / str(version))
+    found = _read(models_dir(settings) / str(version))
     if not _trusted(settings, found):
         raise TranslatorError(
             f"version {version} carries the source of an estimator, which runs when it is loaded, and the ledger has no record that "
@@ -158,7 +166,7 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
     return found
 
 
-def named_version(settings: Settings, version: int | None) -> TranslatorVersion:
+def resolve_version(settings: Settings, version: int | None) -> TranslatorVersion:
     """As `load_version`, for a driver: where this project has no such version, the error names those that have one.
 
     Raises:
@@ -172,14 +180,14 @@ def named_version(settings: Settings, version: int | None) -> TranslatorVersion:
             from scalr_prod.ledger import Ledger
 
             with Ledger.open(settings) as ledger:
-                error.found += ledger.elsewhere(version)
+                error.found += ledger.describe_other_owners(version)
         raise
 
 
-def find_version(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
+def find_by_fingerprint(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
     """The version that was trained from the same inputs, if there is one that `load_version` would load."""
     for number in reversed(_numbers(settings)):
-        found = _read(models_folder(settings) / str(number))
+        found = _read(models_dir(settings) / str(number))
         if found.manifest.get("fingerprint") == fingerprint and _trusted(settings, found):
             return found
     return None
@@ -191,7 +199,7 @@ def write_version(
     tensors: dict[str, torch.Tensor],
     metadata: dict[str, str],
     manifest: dict[str, Any],
-    vocabulary: Vocabulary,
+    vocabulary: ItemVocabulary,
     sources: Mapping[str, bytes],
 ) -> TranslatorVersion:
     """Write the next version atomically. The caller records it in the ledger.
@@ -209,32 +217,32 @@ def write_version(
     from filelock import FileLock
     from safetensors.torch import save_file
 
-    from scalr_prod.translator.module import DESCRIPTION
+    from scalr_prod.translator.module import METADATA_KEY
 
-    root = models_folder(settings)
+    root = models_dir(settings)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"), staging_folder(settings, "translator") as staged:
-        there = find_version(settings, manifest["fingerprint"])
+        there = find_by_fingerprint(settings, manifest["fingerprint"])
         if there is not None:  # another process trained the same one meanwhile
             return there
         folder = staged / "version"
         folder.mkdir()
         # One entry: the file's writer keeps several in no fixed order, and the same training must give the same bytes.
-        described = {DESCRIPTION: json.dumps(metadata, sort_keys=True)}
-        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS, described)
+        described = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS_FILE, described)
         for name, source in sources.items():
             (folder / name).write_bytes(source)
-        with (folder / WEIGHTS).open("rb") as file:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS)
-        columns = {"item_id": vocabulary.target_ids_all} | {
+        pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS_FILE)
+        columns = {"item_id": vocabulary.all_target_ids} | {
             name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")
         }
-        pq.write_table(pa.table(columns), folder / TARGET_ITEMS)
+        pq.write_table(pa.table(columns), folder / TARGET_ITEMS_FILE)
         version = max([*_numbers(settings), *_recorded(settings)], default=0) + 1
         content = {"version": version, **manifest, "sha256": sha256}
-        (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        appear(folder, root / str(version))
+        (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        move_into_place(folder, root / str(version))
     return _read(root / str(version))
 
 
@@ -252,15 +260,15 @@ def _recorded(settings: Settings) -> dict[int, str]:
 
 
 def _numbers(settings: Settings) -> list[int]:
-    root = models_folder(settings)
+    root = models_dir(settings)
     if not root.is_dir():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal() and (path / MANIFEST).is_file())
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal() and (path / MANIFEST_FILE).is_file())
 
 
 def _read(folder: Path) -> TranslatorVersion:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         return TranslatorVersion(
             version=int(manifest["version"]),
             path=folder,
@@ -272,6 +280,6 @@ def _read(folder: Path) -> TranslatorVersion:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TranslatorError(
             f"its manifest cannot be read: {error}",
-            where=str(folder / MANIFEST),
+            where=str(folder / MANIFEST_FILE),
             next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
         ) from error

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from scalr_prod.errors import ScoringError, ServingError
-from scalr_prod.logs import in_context
+from scalr_prod.logs import bind_log_context
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
-    from scalr_prod.ui.users import Translation
+    from scalr_prod.ui.users import TranslatedContext
 
-__all__ = ["Drawing"]
+__all__ = ["SamplingThread"]
 
 
-class Drawing:
+class SamplingThread:
     """Samples events for one user at a time. On exit, closes the scorer and stops a Triton server that it started.
 
     Args:
@@ -31,8 +31,8 @@ class Drawing:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="scalr ui draws")
-        self._serving = ExitStack()
-        self._served: set[int] = set()
+        self._open_servers = ExitStack()
+        self._served_versions: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -41,27 +41,27 @@ class Drawing:
         self._thread.submit(self._close).result()
         self._thread.shutdown()
 
-    def translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[Translation]:
-        """Translate one user, see `scalr_prod.ui.users.translate`; waits for earlier calls to finish."""
-        return self._thread.submit(in_context(self._translate), spec, user, before).result()
+    def translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[TranslatedContext]:
+        """Translate one user, see `scalr_prod.ui.users.translate_user`; waits for earlier calls to finish."""
+        return self._thread.submit(bind_log_context(self._translate), spec, user, before).result()
 
-    def _translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[Translation]:
-        from scalr_prod.generation.partition import open_tools
-        from scalr_prod.serving import guarded_serving
-        from scalr_prod.ui.users import translate
+    def _translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[TranslatedContext]:
+        from scalr_prod.generation.partition import open_session
+        from scalr_prod.serving import serve_with_watchdog
+        from scalr_prod.ui.users import translate_user
 
         try:
-            if spec.translator_version not in self._served:
-                self._serving.enter_context(guarded_serving(self._settings, spec.translator_version))
-                self._served.add(spec.translator_version)
-            return translate(self._settings, spec, open_tools(self._settings, spec), user, before=before)
+            if spec.translator_version not in self._served_versions:
+                self._open_servers.enter_context(serve_with_watchdog(self._settings, spec.translator_version))
+                self._served_versions.add(spec.translator_version)
+            return translate_user(self._settings, spec, open_session(self._settings, spec), user, before=before)
         except (ScoringError, ServingError):
             self._close()  # reopened by the next call
             raise
 
     def _close(self) -> None:
-        from scalr_prod.generation.partition import close_tools
+        from scalr_prod.generation.partition import close_session
 
-        close_tools()
-        self._served.clear()
-        self._serving.close()
+        close_session()
+        self._served_versions.clear()
+        self._open_servers.close()

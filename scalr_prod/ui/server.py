@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from scalr_prod.settings import Settings
-    from scalr_prod.ui.drawing import Drawing
+    from scalr_prod.ui.drawing import SamplingThread
     from scalr_prod.ui.pages import Page
 
-__all__ = ["application", "serve"]
+__all__ = ["create_app", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,54 +37,54 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 #: Pages of Great Expectations load scripts and styles from other hosts; this policy blocks them.
-_DOCS_POLICY: Final = (
+_DOCS_CSP: Final = (
     "sandbox allow-same-origin; default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "frame-ancestors 'none'"
 )
-_CLOSING_S: Final = 5
+_SHUTDOWN_TIMEOUT_S: Final = 5
 
 
-def serve(settings: Settings, *, port: int | None = None, started: Callable[[str], None]) -> None:
+def serve(settings: Settings, *, port: int | None = None, on_started: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C or SIGTERM, then release its resources.
 
     Args:
         settings: The project's settings.
         port: On 127.0.0.1; 0 picks a free one. Default: ``[ui] port``.
-        started: Called with the page's address once the server listens.
+        on_started: Called with the page's address once the server listens.
 
     Raises:
         ReportError: The port is not available.
     """
     import uvicorn
 
-    from scalr_prod.ui.drawing import Drawing
+    from scalr_prod.ui.drawing import SamplingThread
 
     token = secrets.token_urlsafe(24)
-    with _bound(settings.ui.port if port is None else port) as bound, Drawing(settings) as drawing:
+    with _bind_socket(settings.ui.port if port is None else port) as bound, SamplingThread(settings) as drawing:
         config = uvicorn.Config(
-            application(settings, drawing, token),
+            create_app(settings, drawing, token),
             log_config=None,
             log_level="warning",
             access_log=False,
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=_CLOSING_S,
+            timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
         )
         server = uvicorn.Server(config)
         # The server has its own thread, since only the main thread receives the signals that end the command.
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="scalr ui", daemon=True)
         thread.start()
         try:
-            started(f"http://{_HOST}:{bound.getsockname()[1]}/{token}/")
+            on_started(f"http://{_HOST}:{bound.getsockname()[1]}/{token}/")
             thread.join()
         except Interrupted:
             logger.debug("interrupted, shutting down")
         finally:
             server.should_exit = True
-            thread.join(2 * _CLOSING_S)
+            thread.join(2 * _SHUTDOWN_TIMEOUT_S)
 
 
-def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
+def create_app(settings: Settings, sampler: SamplingThread, token: str) -> Starlette:
     """Create the app that serves the pages below ``/<token>/`` for requests with this machine as their host."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -97,7 +97,7 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
     from scalr_prod.ui.pages import Pages
 
     root = f"/{token}/"
-    pages = Pages(settings, drawing, root)
+    pages = Pages(settings, sampler, root)
 
     def to_response(page: Page) -> Response:
         refresh = {"Refresh": str(page.refresh_s)} if page.refresh_s else {}
@@ -118,7 +118,7 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
     def http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         if request.url.path.startswith(root):
-            return to_response(pages.refusal(status))
+            return to_response(pages.http_error(status))
         return PlainTextResponse("Open the address that scalr ui printed.\n", status, _HEADERS)
 
     class Docs(StaticFiles):
@@ -129,11 +129,11 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
 
         async def get_response(self, path: str, scope: Any) -> Response:
             response = await super().get_response(path, scope)
-            response.headers.update(_HEADERS | {"Content-Security-Policy": _DOCS_POLICY})
+            response.headers.update(_HEADERS | {"Content-Security-Policy": _DOCS_CSP})
             return response
 
     routes = [
-        Route("/", endpoint_of(lambda request: pages.runs(still="still" in request.query_params))),
+        Route("/", endpoint_of(lambda request: pages.runs(paused="still" in request.query_params))),
         Route("/runs/{run_id}", endpoint_of(lambda request: pages.run(request.path_params["run_id"]))),
         Route("/translate", endpoint_of(lambda request: pages.user(query(request, "run"), query(request, "user").strip()))),
         Route(
@@ -152,7 +152,7 @@ def application(settings: Settings, drawing: Drawing, token: str) -> Starlette:
     )
 
 
-def _bound(port: int) -> socket.socket:
+def _bind_socket(port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

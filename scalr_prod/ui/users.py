@@ -17,17 +17,17 @@ from scalr_prod.contracts import (
     Table,
     id_type_of,
     source_domain_sql,
-    source_item_sql,
+    source_item_id_sql,
 )
 from scalr_prod.duck import open_duckdb, staging_folder
 from scalr_prod.errors import InputError
 from scalr_prod.explain import explain_rows
 from scalr_prod.generation import contexts as encoding
-from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, in_scoring_order, read_bucket
-from scalr_prod.generation.partition import draw
-from scalr_prod.hashing import bucket_of
+from scalr_prod.generation.bucket import SOURCE_TIMESTAMP, read_contexts, sort_for_scoring
+from scalr_prod.generation.partition import sample_events
+from scalr_prod.hashing import hash_bucket
 from scalr_prod.holdout import not_held_out_sql
-from scalr_prod.instants import micros, micros_of
+from scalr_prod.instants import column_to_micros, to_micros
 from scalr_prod.lake import Lake
 
 if TYPE_CHECKING:
@@ -37,21 +37,21 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.explain import Explanation
-    from scalr_prod.generation.partition import Tools
+    from scalr_prod.generation.partition import WorkerSession
     from scalr_prod.ledger import RunSpec
     from scalr_prod.settings import Settings
 
-__all__ = ["Past", "Seen", "Translation", "past_of", "some_users", "translate"]
+__all__ = ["SourceEvent", "TranslatedContext", "UserHistory", "pick_users", "read_user_history", "translate_user"]
 
 #: Users to pick from, source events shown of a history, and contexts translated at once.
-_USERS: Final = 24
-_HISTORY: Final = 50
-_CONTEXTS: Final = 10
-_BUCKETS: Final = 2**20
+_MAX_USERS: Final = 24
+_MAX_HISTORY: Final = 50
+_MAX_CONTEXTS: Final = 10
+_HASH_BUCKETS: Final = 2**20
 
 
 @dataclass(frozen=True)
-class Seen:
+class SourceEvent:
     """A source event known to the run.
 
     Attributes:
@@ -68,7 +68,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Past:
+class UserHistory:
     """The source history of a user as known to a run.
 
     Attributes:
@@ -79,13 +79,13 @@ class Past:
     """
 
     user: int | str
-    events: Sequence[Seen]
+    events: Sequence[SourceEvent]
     count: int
     held_out: bool
 
 
 @dataclass(frozen=True)
-class Translation:
+class TranslatedContext:
     """A source event and the synthetic events sampled for it.
 
     Attributes:
@@ -95,12 +95,12 @@ class Translation:
             sampled for another context.
     """
 
-    source: Seen
+    source: SourceEvent
     at: datetime
     drawn: Sequence[Explanation]
 
 
-def some_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
+def pick_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
     """Pick users with source events in the run's window by a hash of their ids; return each with the number of these events."""
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         db.register("events", _source_events(settings, spec))
@@ -108,13 +108,13 @@ def some_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
             f"""SELECT {USER_ID}::VARCHAR, count(*) FROM events
                 WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of
                   AND {not_held_out_sql(spec.settings, USER_ID)}
-                GROUP BY {USER_ID} ORDER BY md5({USER_ID}::VARCHAR) LIMIT {_USERS}""",
+                GROUP BY {USER_ID} ORDER BY md5({USER_ID}::VARCHAR) LIMIT {_MAX_USERS}""",
             {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchall()
     return [(str(user), int(count)) for user, count in rows]
 
 
-def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
+def read_user_history(settings: Settings, spec: RunSpec, user: str) -> UserHistory:
     """Read the source history of a user as known to a run.
 
     Args:
@@ -127,28 +127,28 @@ def past_of(settings: Settings, spec: RunSpec, user: str) -> Past:
         LakeError: The table version that the run read is gone.
     """
     events = _source_events(settings, spec)
-    user_id = _typed(events.schema, user)
+    user_id = _parse_user_id(events.schema, user)
     names = settings.domains.source_names
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         db.register("events", events)
         _register_titles(db, Lake.open(settings))
         rows = db.execute(
-            f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)}, coalesce(i.title, {_plain(f"e.{ITEM_ID}", names)}),
+            f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)}, coalesce(i.title, {_source_item_text_sql(f"e.{ITEM_ID}", names)}),
                        e.{EVENT_TIMESTAMP}, e.{EVENT_TIMESTAMP} >= $start, count(*) OVER ()
                 FROM (SELECT DISTINCT {ITEM_ID}, {EVENT_TIMESTAMP} FROM events WHERE {USER_ID} = $user
                       AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of) e
                 LEFT JOIN titles i USING ({ITEM_ID})
-                ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID} LIMIT {_HISTORY}""",
+                ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{ITEM_ID} LIMIT {_MAX_HISTORY}""",
             {"user": user_id, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchall()
         assigned = not_held_out_sql(spec.settings, USER_ID)
         held_out = not db.execute(f"SELECT {assigned} FROM (SELECT $user AS {USER_ID})", {"user": user_id}).fetchone()[0]
-    return Past(user_id, [Seen(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
+    return UserHistory(user_id, [SourceEvent(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
 
 
-def translate(
-    settings: Settings, spec: RunSpec, tools: Tools, user: int | str, *, before: datetime | None = None
-) -> list[Translation]:
+def translate_user(
+    settings: Settings, spec: RunSpec, session: WorkerSession, user: int | str, *, before: datetime | None = None
+) -> list[TranslatedContext]:
     """Sample the run's events for a user's latest contexts, latest first; events and ids are those of the run.
 
     If the run aligns its events with the real distribution, it may have dropped some of them.
@@ -156,64 +156,66 @@ def translate(
     Args:
         settings: The project's settings.
         spec: The run.
-        tools: Scorer and vocabulary, from `open_tools`.
+        session: Scorer and vocabulary, from `open_session`.
         user: The id, in the lake's type.
         before: Only contexts before this time; default: all in the window.
 
     Raises:
         ScalrError: From the lake, the feature store, the scorer, or the translator's files.
     """
-    bucket = int(bucket_of([user], _BUCKETS)[0])
+    bucket = int(hash_bucket([user], _HASH_BUCKETS)[0])
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
-        rows, real = read_bucket(db, settings, spec, bucket, _BUCKETS)
-        rows = _latest(rows, user, before)
+        rows, real = read_contexts(db, settings, spec, bucket, _HASH_BUCKETS)
+        rows = _latest_contexts(rows, user, before)
         if not len(rows):
             return []
-        consumed = None if real is None else encoding.Consumed.of(real, tools.vocabulary)
-        _, table = draw(settings, db, spec, tools, in_scoring_order(rows, spec, tools.folds), consumed)
-        sources = _sources(settings, db, spec, rows)
+        consumed = None if real is None else encoding.ConsumptionIndex.from_rows(real, session.vocabulary)
+        _, table = sample_events(settings, db, spec, session, sort_for_scoring(rows, spec, session.folds), consumed)
+        sources = _context_sources(settings, db, spec, rows)
     explained: dict[tuple[str, str, str], list[Explanation]] = {}
     for event in explain_rows(settings, spec, table) if len(table) else ():
         explained.setdefault((event.source["domain"], str(event.source["item"]), event.source["time"]), []).append(event)
     return [
-        Translation(source, at, sorted(explained.get(key, ()), key=lambda event: -event.probability["published"]))
+        TranslatedContext(source, at, sorted(explained.get(key, ()), key=lambda event: -event.probability["published"]))
         for key, source, at in sources
     ]
 
 
-def _latest(rows: pa.Table, user: int | str, before: datetime | None) -> pa.Table:
+def _latest_contexts(rows: pa.Table, user: int | str, before: datetime | None) -> pa.Table:
     """Return the user's latest contexts, and all others at the same time: contexts of one time never share an item."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     rows = rows.filter(pc.equal(rows[USER_ID], pa.scalar(user, rows[USER_ID].type)))
-    times = micros_of(rows[EVENT_TIMESTAMP])
-    wanted = np.ones(len(times), bool) if before is None else times < micros(before)
-    if wanted.sum() > _CONTEXTS:
-        wanted &= times >= np.sort(times[wanted])[-_CONTEXTS]
+    times = column_to_micros(rows[EVENT_TIMESTAMP])
+    wanted = np.ones(len(times), bool) if before is None else times < to_micros(before)
+    if wanted.sum() > _MAX_CONTEXTS:
+        wanted &= times >= np.sort(times[wanted])[-_MAX_CONTEXTS]
     return rows.filter(pa.array(wanted))
 
 
-def _sources(settings: Settings, db: Any, spec: RunSpec, rows: pa.Table) -> list[tuple[tuple[str, str, str], Seen, datetime]]:
+def _context_sources(
+    settings: Settings, db: Any, spec: RunSpec, rows: pa.Table
+) -> list[tuple[tuple[str, str, str], SourceEvent, datetime]]:
     """Return each context's source event and time, latest first, with the key of explanations: domain, item, time."""
     names = settings.domains.source_names
     db.register("contexts", rows)
     _register_titles(db, Lake.open(settings))
     selected = db.execute(
-        f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)} AS domain, {_plain(f"e.{ITEM_ID}", names)} AS item,
+        f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)} AS domain, {_source_item_text_sql(f"e.{ITEM_ID}", names)} AS item,
                    i.title, e.{SOURCE_TIMESTAMP}, e.{EVENT_TIMESTAMP}
             FROM contexts e LEFT JOIN titles i USING ({ITEM_ID})
             ORDER BY e.{EVENT_TIMESTAMP} DESC, e.{SOURCE_TIMESTAMP} DESC, e.{ITEM_ID}"""
     ).fetchall()
     return [
-        ((domain, item, time.isoformat()), Seen(domain, title or item, time, time >= spec.start), at)
+        ((domain, item, time.isoformat()), SourceEvent(domain, title or item, time, time >= spec.start), at)
         for domain, item, title, time, at in selected
     ]
 
 
-def _plain(key: str, names: tuple[str, ...]) -> str:
+def _source_item_text_sql(key: str, names: tuple[str, ...]) -> str:
     """SQL expression for a source item's id as text, as in its event log."""
-    return f"CAST({source_item_sql(key, names, 'string')} AS VARCHAR)"
+    return f"CAST({source_item_id_sql(key, names, 'string')} AS VARCHAR)"
 
 
 def _register_titles(db: Any, lake: Lake) -> None:
@@ -225,7 +227,7 @@ def _source_events(settings: Settings, spec: RunSpec) -> Any:
     return Lake.open(settings).dataset(Table.SOURCE_EVENTS, version=spec.table_versions[Table.SOURCE_EVENTS])
 
 
-def _typed(schema: pa.Schema, user: str) -> int | str:
+def _parse_user_id(schema: pa.Schema, user: str) -> int | str:
     if id_type_of(schema, USER_ID) == "string":
         return user
     if not re.fullmatch(r"[+-]?\d{1,19}", user, re.ASCII) or not -(2**63) <= int(user) < 2**63:

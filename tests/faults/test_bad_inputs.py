@@ -173,11 +173,11 @@ def test_ledgers(tmp_path, unchanged, scalr, url, monkeypatch):
 
 @pytest.mark.parametrize("name", SPINES)
 def test_spines(good, unchanged, name):
-    from scalr_prod.feast_store import point_in_time
+    from scalr_prod.feast_store import join_point_in_time
 
     spine, features = SPINES[name]
     with pytest.raises(ScalrError) as caught:
-        point_in_time(load_settings(good), spine, features)
+        join_point_in_time(load_settings(good), spine, features)
     assert caught.value.next_step
     assert len(str(caught.value)) < LONGEST_MESSAGE
 
@@ -185,14 +185,14 @@ def test_spines(good, unchanged, name):
 @pytest.fixture(scope="module")
 def door(trained_home):
     """The server's side of a request, with a trained translator."""
-    from scalr_prod.scoring.protocol import Identity, answer
+    from scalr_prod.scoring.protocol import ModelIdentity, answer_requests
     from scalr_prod.translator import load_version
     from scalr_prod.translator.module import TranslatorModule
 
     version = load_version(load_settings(trained_home), 1)
     module = TranslatorModule.load(version.path)
-    identity = Identity(1, 7, version.manifest["n_target"])
-    return lambda *requests: answer(module, identity, requests)
+    identity = ModelIdentity(1, 7, version.manifest["n_target"])
+    return lambda *requests: answer_requests(module, identity, requests)
 
 
 @pytest.mark.slow

@@ -291,7 +291,7 @@ def test_a_table_vacuumed_past_the_run_s_version_is_told(project, drivers, table
     lake = Lake.open(load_settings(config, **project.options))
     rows = lake.read(table)
     lake.replace(table, rows, key="anew")
-    lake.tidy(table, keep_days=0)
+    lake.vacuum(table, keep_days=0)
     found = drivers.drive(config, "resume", **project.options)
     fails_clearly(found, "LakeError", table.value, "is no longer there", "vacuum", "scalr generate")
     found = drivers.drive(config, "run", **project.options)

@@ -46,7 +46,7 @@ def model_process_stopped(record, _) -> None:
 def model_unloaded(record, settings) -> None:
     request = service_pb2.RepositoryModelUnloadRequest(model_name="translator")
     with Channel(record.url) as channel:
-        channel._stub.RepositoryModelUnload(request, timeout=20, metadata=Security.control(settings).metadata)
+        channel._stub.RepositoryModelUnload(request, timeout=20, metadata=Security.for_control(settings).metadata)
 
 
 FAULTS = [server_killed, model_process_killed, server_stopped, model_process_stopped, model_unloaded]
@@ -102,7 +102,7 @@ def test_a_killed_driver_leaves_a_server_that_the_next_command_uses_and_stops(dr
     found = drivers.drive(config, "resume", **served.options)
     assert found.error is None, found.error
     served.check(exact=False)
-    assert not record.alive
+    assert not record.is_alive
 
 
 def test_a_finished_run_starts_no_server(drivers, served):

@@ -13,16 +13,16 @@ from handmade import Handmade, events, hour
 from support.warm import run
 from typer.testing import CliRunner
 
-from scalr_prod.canary import widen, withdraw
+from scalr_prod.canary import widen_canaries, withdraw_canaries
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationDisabled, PublicationError, SettingsError
-from scalr_prod.experiment import experiment
-from scalr_prod.forgetting import forget
-from scalr_prod.generation.late import late_windows, settings_again
+from scalr_prod.experiment import analyze_experiment
+from scalr_prod.forgetting import erase_users
+from scalr_prod.generation.late import late_windows, replay_settings
 from scalr_prod.ledger import Ledger
 from scalr_prod.publication import publish, rollback_run
-from scalr_prod.switch import disable, enable, publication_state
+from scalr_prod.switch import disable_publication, enable_publication, publication_state
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 KEY = "a key for tests"
@@ -74,7 +74,7 @@ def test_only_the_share_is_published_then_all_and_the_rows_are_those_of_a_run_wi
     assert publish(project.settings, spec.run_id).outcome == "already_published"
     assert project.lake.version(VIEW) == version, "a repeated publication writes nothing"
 
-    done = widen(project.settings)
+    done = widen_canaries(project.settings)
     assert [one.outcome for one in done.runs] == ["widened"]
     assert done.canary == []
     assert project.lake.version(VIEW) == version + 1, "one commit"
@@ -84,7 +84,7 @@ def test_only_the_share_is_published_then_all_and_the_rows_are_those_of_a_run_wi
     publish(other.settings, plain.run_id)
     pd.testing.assert_frame_equal(rows(project), rows(other), check_exact=True)
     assert publish(project.settings, spec.run_id).outcome == "already_published", "the settings do not narrow it again"
-    assert widen(project.settings).runs == []
+    assert widen_canaries(project.settings).runs == []
 
 
 def test_others_keep_what_they_had_and_withdrawing_gives_the_rest_back(project):
@@ -99,16 +99,16 @@ def test_others_keep_what_they_had_and_withdrawing_gives_the_rest_back(project):
     assert ids(project, new.run_id) == wanted(project, new, chosen)
     assert ids(project, old.run_id) == wanted(project, old, USERS - chosen)
     version = project.lake.version(VIEW)
-    taken = withdraw(project.settings).runs
+    taken = withdraw_canaries(project.settings).runs
     assert [(one.outcome, dict(one.restored), list(one.replaced_by)) for one in taken] == [
         ("rolled_back", dict(report.replaced), [])
     ]
     assert project.lake.version(VIEW) == version + 1, "one commit"
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
-    assert withdraw(project.settings).runs == []
+    assert withdraw_canaries(project.settings).runs == []
     # Published again, widened, and taken out: all of what it had replaced comes back.
     publish(project.settings, new.run_id)
-    widen(project.settings)
+    widen_canaries(project.settings)
     assert ids(project, new.run_id) == wanted(project, new)
     assert ids(project, old.run_id) == set()
     rollback_run(project.settings, new.run_id)
@@ -125,7 +125,7 @@ def test_canaries_of_several_windows_and_one_over_another(project):
     assert set(share["user_id"]) <= canary_users(0.4)
     status = {one["run_id"]: one["share"] for one in publication_state(project.settings).canary}
     assert status == dict.fromkeys((one.run_id for one in (*days, again)), 0.4)
-    assert [one.run_id for one in widen(project.settings).runs] == [one.run_id for one in (*days, again)]
+    assert [one.run_id for one in widen_canaries(project.settings).runs] == [one.run_id for one in (*days, again)]
     plain = Handmade(project.folder / "plain")
     for number, spec in enumerate((*days, again)):
         same = plain.accepted(start=(20, 40, 60, 30)[number], end=(40, 60, 80, 50)[number], seed=2 if spec is again else 1)
@@ -138,7 +138,7 @@ def test_a_canary_that_a_later_one_replaced_is_not_widened(project):
     for spec in (first, second):
         publish(project.settings, spec.run_id)
     assert [one["run_id"] for one in publication_state(project.settings).canary] == [second.run_id]
-    widen(project.settings)
+    widen_canaries(project.settings)
     assert project.held() == {second.run_id: 200}
     assert rollback_run(project.settings, second.run_id).restored == {
         first.run_id: len(wanted(project, first, canary_users(0.4)))
@@ -152,14 +152,14 @@ def test_a_larger_share_keeps_those_who_are_in_and_a_smaller_one_is_refused(proj
     assert publish(project.settings, spec.run_id).outcome == "widened"
     assert ids(project, spec.run_id) == wanted(project, spec, canary_users(0.7)) > wanted(project, spec, canary_users(0.4))
     with pytest.raises(PublicationError, match="fewer"):
-        widen(project.settings, share=0.2)
+        widen_canaries(project.settings, share=0.2)
     project.configure(with_canary(0.2))
     assert publish(project.settings, spec.run_id).outcome == "already_published"
-    assert widen(project.settings, [spec.run_id], share=0.9).runs[0].canary == 0.9
+    assert widen_canaries(project.settings, [spec.run_id], share=0.9).runs[0].canary == 0.9
     project.configure("")
     assert publish(project.settings, spec.run_id).outcome == "widened", "without a canary, a run is published for everybody"
     with pytest.raises(PublicationError, match="not published for a share"):
-        widen(project.settings, [spec.run_id])
+        widen_canaries(project.settings, [spec.run_id])
 
 
 def test_another_key_does_not_mix_two_choices_of_users_in_one_run(project):
@@ -175,7 +175,7 @@ def test_another_key_does_not_mix_two_choices_of_users_in_one_run(project):
     rollback_run(project.settings, over.run_id)
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
     publish(project.settings, over.run_id)
-    widen(project.settings)
+    widen_canaries(project.settings)
     assert project.held() == {over.run_id: 200}
     rollback_run(project.settings, over.run_id)
     assert project.held() == {spec.run_id: 200}, "it had been widened before"
@@ -183,7 +183,7 @@ def test_another_key_does_not_mix_two_choices_of_users_in_one_run(project):
 
 def test_nobody_is_held_out_and_in_the_canary_and_a_side_is_told_of_each(project, tmp_path):
     settings = project.configure(with_canary(0.4, 0.3))
-    report = experiment(settings, out=tmp_path / "sides.csv")
+    report = analyze_experiment(settings, out=tmp_path / "sides.csv")
     sides = pd.read_csv(tmp_path / "sides.csv").set_index("user_id")["side"]
     assert set(sides[sides == "canary"].index) == canary_users(0.4)
     assert set(sides[sides == "held_out"].index) == {user for user in USERS if place(user) < 0.3}
@@ -200,11 +200,11 @@ def test_the_effect_of_a_canary_is_measured_against_those_who_wait(project, tmp_
         lines.append(f"{user},{gained + (number * 7919 % 1000) / 1000}")
     (tmp_path / "outcomes.csv").write_text("\n".join(lines))
     settings = project.configure(with_canary(0.4, 0.1))
-    report = experiment(settings, outcomes=str(tmp_path / "outcomes.csv"))
+    report = analyze_experiment(settings, outcomes=str(tmp_path / "outcomes.csv"))
     assert report.canary_effect.low < 1.0 < report.canary_effect.high
     assert report.canary_effect.split_p > 0.001
     assert report.effect.low < 0.4 / 0.9 < report.effect.high
-    only = experiment(project.configure(with_canary(0.4)), outcomes=str(tmp_path / "outcomes.csv"))
+    only = analyze_experiment(project.configure(with_canary(0.4)), outcomes=str(tmp_path / "outcomes.csv"))
     assert only.effect is None
     assert only.canary_effect.low < 1.0 < only.canary_effect.high
 
@@ -213,11 +213,11 @@ def test_off_and_on_and_what_is_refused_while_it_is_off(project):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
     before = rows(project)
-    disable(project.settings)
-    for work in (widen, withdraw):
+    disable_publication(project.settings)
+    for work in (widen_canaries, withdraw_canaries):
         with pytest.raises(PublicationDisabled):
             work(project.settings)
-    assert enable(project.settings).canary[0]["run_id"] == spec.run_id
+    assert enable_publication(project.settings).canary[0]["run_id"] == spec.run_id
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
 
@@ -232,10 +232,10 @@ def test_a_window_with_late_events_is_published_again_for_whom_it_was(project):
     settings = project.configure(now)
     found = late_windows(settings, hour(200), hour(300), hour(300)).windows
     assert [one.published_by for one in found] == [first.run_id, other.run_id]
-    shares = [settings_again(settings, one)[0].experiment.canary for one in found]
+    shares = [replay_settings(settings, one)[0].experiment.canary for one in found]
     assert shares == [0.4, 0.0]
-    assert {settings_again(settings, one)[0].generation.shortlist for one in found} == {None}, "their runs scored all"
-    widen(settings)
+    assert {replay_settings(settings, one)[0].generation.shortlist for one in found} == {None}, "their runs scored all"
+    widen_canaries(settings)
     assert [one.published_by for one in late_windows(settings, hour(200), hour(300), hour(300)).windows] == [
         first.run_id,
         other.run_id,
@@ -316,7 +316,7 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
         killed(project, work, point, new.run_id)
         landed = point == "before the confirmation"
         assert (ids(project, new.run_id), ids(project, old.run_id)) == ((of_new, of_old) if landed else stood), "all or nothing"
-        publish(project.settings, new.run_id) if work == "publish" else widen(project.settings)
+        publish(project.settings, new.run_id) if work == "publish" else widen_canaries(project.settings)
         assert (ids(project, new.run_id), ids(project, old.run_id)) == (of_new, of_old)
         assert project.lake.version(VIEW) == version + 1, "committed once"
     rollback_run(project.settings, new.run_id)
@@ -326,7 +326,7 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
     version = project.lake.version(VIEW)
     if point != "within the commit":  # a rollback reads no accepted file
         killed(project, "withdraw", point, new.run_id)
-    withdraw(project.settings)
+    withdraw_canaries(project.settings)
     assert project.lake.version(VIEW) == version + 1
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
@@ -339,7 +339,7 @@ def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     assert rollback_run(project.settings, spec.run_id).outcome == "rolled_back"
     assert rows(project).empty
     with Ledger.open(project.settings) as ledger:
-        assert ledger.standing_publications() == []
+        assert ledger.live_publications() == []
     assert publish(project.settings, spec.run_id).rows == len(wanted(project, spec, canary_users(0.4)))
 
 
@@ -348,11 +348,11 @@ def test_who_is_forgotten_while_a_canary_stands_is_in_no_widening(project):
     spec, chosen = project.accepted(), canary_users(0.4)
     publish(project.settings, spec.run_id)
     gone = {min(chosen), min(USERS - chosen)}
-    forget(project.settings, sorted(gone))
+    erase_users(project.settings, sorted(gone))
     assert ids(project, spec.run_id) == wanted(project, spec, chosen - gone)
-    assert [one.outcome for one in widen(project.settings).runs] == ["widened"]
+    assert [one.outcome for one in widen_canaries(project.settings).runs] == ["widened"]
     assert ids(project, spec.run_id) == wanted(project, spec, USERS - gone)
-    withdraw(project.settings)
+    withdraw_canaries(project.settings)
     rollback_run(project.settings, spec.run_id)
     assert publish(project.settings, spec.run_id).canary == 0.4
     assert ids(project, spec.run_id) == wanted(project, spec, chosen - gone), "nor in what is published again"
@@ -363,32 +363,33 @@ def test_pieces_of_times_and_users_share_nothing_and_leave_nothing_out():
     import itertools
 
     from scalr_prod.holdout import Canary
-    from scalr_prod.pieces import Piece
+    from scalr_prod.pieces import ViewRegion
 
     salts = [hashlib.sha256(name).hexdigest()[:32] for name in (b"a", b"b")]
     canaries = [Canary(share, salt) for share, salt in itertools.product((0.3, 0.6), salts)]
     users = [f"u{k}" for k in range(60)]
     import pyarrow as pa
 
-    chosen = {one: set(pa.array(users).filter(one.among(pa.array(users))).to_pylist()) for one in canaries}
+    chosen = {one: set(pa.array(users).filter(one.membership_mask(pa.array(users))).to_pylist()) for one in canaries}
 
-    def cells(piece: Piece) -> set[tuple[int, str]]:
+    def cells(piece: ViewRegion) -> set[tuple[int, str]]:
         there = {
             user
             for user in users
-            if all(user in chosen[one] for one in piece.within) and not any(user in chosen[one] for one in piece.beyond)
+            if all(user in chosen[one] for one in piece.included_canaries)
+            and not any(user in chosen[one] for one in piece.excluded_canaries)
         }
         return {(at, user) for at in range(30) for user in there if piece.start <= hour(at) < piece.end}
 
-    some = [Piece(hour(0), hour(20)), Piece(hour(5), hour(10), within=frozenset(canaries[:1]))]
+    some = [ViewRegion(hour(0), hour(20)), ViewRegion(hour(5), hour(10), included_canaries=frozenset(canaries[:1]))]
     some += [
-        Piece(hour(8), hour(25), within=frozenset({one}), beyond=frozenset({two}))
+        ViewRegion(hour(8), hour(25), included_canaries=frozenset({one}), excluded_canaries=frozenset({two}))
         for one, two in itertools.permutations(canaries, 2)
     ]
     for one, other in itertools.product(some, repeat=2):
-        rest = [cells(piece) for piece in one.without(other)]
+        rest = [cells(piece) for piece in one.difference(other)]
         assert sum(map(len, rest)) == len(set().union(*rest)), "they share nothing"
         assert set().union(*rest) == cells(one) - cells(other)
-        both = one.common(other)
+        both = one.intersection(other)
         assert (cells(both) if both else set()) == cells(one) & cells(other)
     assert replace(some[0], end=hour(20)) == some[0]

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from scalr_prod.errors import GenerationError, ScalrError
-from scalr_prod.generation.cluster import open_cluster, telling_driver
+from scalr_prod.generation.cluster import open_cluster, progress_channel
 from scalr_prod.settings import load_settings
 
 
@@ -68,7 +68,7 @@ def test_local_workers_are_forked_from_one_process_that_has_imported_what_tasks_
 
 def test_an_error_of_ours_arrives_as_it_was_raised(settings_at, here):
     def fail(_: int) -> None:
-        raise ScalrError("this went wrong", where="here", next_step="do that").at(stage="generate")
+        raise ScalrError("this went wrong", where="here", next_step="do that").add_context(stage="generate")
 
     with open_cluster(settings_at(here), tasks=1) as cluster, pytest.raises(ScalrError) as caught:
         list(cluster.map(fail, [(1,)]))
@@ -111,14 +111,14 @@ def test_an_error_ends_the_work_that_waits(settings_at, here):
 
 def test_workers_tell_how_far_they_are(settings_at, here):
     def work(number: int) -> int:
-        with telling_driver("done") as count:
+        with progress_channel("done") as count:
             for _ in range(1000):
                 count(number)
         return number
 
     told = []
     with open_cluster(settings_at(here), tasks=3) as cluster:
-        cluster.listen("done", told.append)
+        cluster.subscribe("done", told.append)
         list(cluster.map(work, [(1,), (2,), (3,)]))
         deadline = time.monotonic() + 10
         while sum(told) < 6000 and time.monotonic() < deadline:
@@ -129,13 +129,13 @@ def test_workers_tell_how_far_they_are(settings_at, here):
 
 def test_what_a_task_that_fails_had_counted_is_told(settings_at, here):
     def work() -> None:
-        with telling_driver("done") as count:
+        with progress_channel("done") as count:
             count(7)
             raise ScalrError("no")
 
     told = []
     with open_cluster(settings_at(here), tasks=1) as cluster:
-        cluster.listen("done", told.append)
+        cluster.subscribe("done", told.append)
         with pytest.raises(ScalrError):
             list(cluster.map(work, [()]))
         deadline = time.monotonic() + 10
@@ -158,15 +158,15 @@ def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
 
 
 def test_an_error_of_the_closing_is_logged_and_fails_nothing(caplog):
-    from scalr_prod.generation.cluster import _closed_in_the_end
+    from scalr_prod.generation.cluster import _closing
 
     class Unruly:
         def close(self):
             raise AssertionError("can only join a started process")
 
-    with pytest.raises(GenerationError, match="the task failed"), _closed_in_the_end(Unruly()):
+    with pytest.raises(GenerationError, match="the task failed"), _closing(Unruly()):
         raise GenerationError("the task failed")
-    with _closed_in_the_end(Unruly()):
+    with _closing(Unruly()):
         done = True
     assert done
     assert caplog.text.count("can only join a started process") == 2

@@ -130,12 +130,12 @@ def test_an_event_that_was_changed_by_its_id_leaves_no_trace_of_the_former_one(n
 
 
 def weekly(config, number):
-    from scalr_prod.stages import Job, path, walk
+    from scalr_prod.stages import PipelineContext, execute_stages, stages_to
 
     start = TRAINED + number * WEEK
     window = {"mode": "causal", "start": start, "end": start + WEEK, "as_of": start + WEEK}
     project = Project.open(config, generation=window)
-    return walk(Job(project.settings), path(last="late", without=("translator",)))
+    return execute_stages(PipelineContext(project.settings), stages_to(last="late", exclude=("translator",)))
 
 
 @pytest.mark.long

@@ -14,24 +14,24 @@ import pytest
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
-from scalr_prod.downstream.arms import Choice, Maker
-from scalr_prod.downstream.evaluation import _stage, _stages
-from scalr_prod.downstream.few import ALL, Few, few_of
-from scalr_prod.downstream.first import with_few
-from scalr_prod.downstream.heartbeat import heartbeat
-from scalr_prod.downstream.kept import Kept
+from scalr_prod.downstream.arms import ArmChoice, ArmDataBuilder
+from scalr_prod.downstream.evaluation import _validation_window, _validation_windows
+from scalr_prod.downstream.few import UNLIMITED, DataBudget, budget_for
+from scalr_prod.downstream.first import with_budget
+from scalr_prod.downstream.heartbeat import evaluation_progress
+from scalr_prod.downstream.kept import ResultCache
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
-from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import summarise
-from scalr_prod.downstream.scene import Scene
-from scalr_prod.downstream.translation import Draw, Translation, publish_draw
-from scalr_prod.downstream.trial import Judge
-from scalr_prod.downstream.trials import Stage, Trials
+from scalr_prod.downstream.panel import UserPanel
+from scalr_prod.downstream.report import summarize_arms
+from scalr_prod.downstream.scene import EvaluationSplit
+from scalr_prod.downstream.translation import DrawOptions, SplitTranslator, publish_synthetic_events
+from scalr_prod.downstream.trial import SplitEvaluator
+from scalr_prod.downstream.trials import TrialCache, ValidationWindow
 from scalr_prod.errors import EvaluationError
 from scalr_prod.ingest import ingest
-from scalr_prod.instants import micros
+from scalr_prod.instants import to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.policy import Policy, follow_policy, policy_path
+from scalr_prod.policy import Policy, apply_policy, policy_path
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.usefixtures("at_hand")
@@ -72,8 +72,8 @@ def half_cold(make_project, tmp_path_factory):
 def translated(half_cold):
     """The test scene of the evaluation above, found again, and its translator."""
     settings, _ = half_cold
-    scene = Scene.of(settings, CUTOFF, end=None, cold_fraction=0.5, name="test")
-    return scene, Translation.of(scene)
+    scene = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.5, name="test")
+    return scene, SplitTranslator.from_split(scene)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert policy.bar == (bar and {name: bar[name] for name in ("p_below", "why", "p_value")})
     assert arms["shuffled"]["validation"].get("bar", {"p_below": 0.02})["p_below"] == 0.02
     assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
-    assert follow_policy(settings)[0].training_set.segment_weights == policy.weights
+    assert apply_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.for_people()
@@ -162,32 +162,32 @@ def _check_probabilities(report, model):
 def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated):
     """Ids, not numbers, are compared: the earlier scene numbers users and items for itself."""
     scene, translation = translated
-    maker, earlier = Maker(scene, translation), scene.earlier()
-    choice = Choice({}, Draw(3, 0.1), (1.0, 1.0, 1.0), 0.5)
-    until = micros(earlier.cutoff)
+    maker, earlier = ArmDataBuilder(scene, translation), scene.earlier()
+    choice = ArmChoice({}, DrawOptions(3, 0.1), (1.0, 1.0, 1.0), 0.5)
+    until = to_micros(earlier.cutoff)
 
     def ids(events, numbering, *, source=False):
         items = numbering.source_items if source else numbering.items
         named = (numbering.users.take(pa.array(events.user)).to_pylist(), items.take(pa.array(events.item)).to_pylist())
         return sorted(zip(*named, events.time.tolist(), strict=True))
 
-    before = maker.with_before(maker.events("real+scalr", choice, 0), "real+scalr", choice, 0).before
+    before = maker.with_earlier_events(maker.events("real+scalr", choice, 0), "real+scalr", choice, 0).before
     observed, synthetic = before.take(before.in_history()), before.take(~before.in_history())
     assert ids(observed, scene.numbering) == ids(earlier.real, earlier.numbering)
     assert ids(before.source, scene.numbering, source=True) == ids(earlier.source, earlier.numbering, source=True)
     assert before.until == until < scene.real.until
     assert max(observed.time.max(), before.source.time.max(), synthetic.time.max()) < until
-    assert ids(synthetic, scene.numbering) == ids(Translation.of(earlier).draw(choice.draw), earlier.numbering)
+    assert ids(synthetic, scene.numbering) == ids(SplitTranslator.from_split(earlier).draw(choice.draw), earlier.numbering)
     cold = np.setdiff1d(synthetic.user, observed.user)
     assert set(cold) & set(scene.real.user), "some are cold there, and have events since: what the trees learn from"
 
     # One deeper, somebody is newly hidden: names decide who is, and each depth has its own.
     deeper = earlier.earlier()
     hidden = set(deeper.numbering.users.filter(pa.array(deeper.hidden)).to_pylist())
-    had = earlier.real.take(earlier.real.time < micros(deeper.cutoff)).user
+    had = earlier.real.take(earlier.real.time < to_micros(deeper.cutoff)).user
     assert hidden & set(earlier.numbering.users.take(pa.array(had)).to_pylist())
 
-    both = maker.with_before(maker.events("model_level_transfer", choice, 0), "model_level_transfer", choice, 0).before
+    both = maker.with_earlier_events(maker.events("model_level_transfer", choice, 0), "model_level_transfer", choice, 0).before
     assert (both.catalogue, both.n_items) == (scene.real.n_items, scene.real.n_items + scene.source.n_items)
     target = both.take(both.item < both.catalogue)
     assert ids(target, scene.numbering) == ids(earlier.real, earlier.numbering)
@@ -200,11 +200,11 @@ def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated)
 def test_translated_tastes_help_users_whose_history_is_hidden(translated):
     """Every user of the made logs has a taste that the source shows: here a translation must help, a shuffled one must not."""
     scene, translation = translated
-    judge, maker = Judge(scene, 5), Maker(scene, translation)
-    choice = Choice({}, Draw(3, 0.5, member="linear"), (0.3, 0.3, 0.3), 0.1)
+    judge, maker = SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation)
+    choice = ArmChoice({}, DrawOptions(3, 0.5, member="linear"), (0.3, 0.3, 0.3), 0.1)
     cold = scene.segments()[scene.users] == 0
     ndcg = {
-        arm: judge.judge(judge.fit("als", {}, maker.events(arm, choice, 0), seed=0)).ranking.ndcg[cold].mean()
+        arm: judge.evaluate(judge.fit("als", {}, maker.events(arm, choice, 0), seed=0)).ranking.ndcg[cold].mean()
         for arm in ("real", "real+scalr", "shuffled")
     }
     assert ndcg["real+scalr"] > 1.2 * ndcg["real"]
@@ -228,7 +228,7 @@ def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
 @pytest.mark.slow
 def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_left_out(translated, monkeypatch, caplog):
     scene, _ = translated
-    later, earlier = (stage.judge.scene for stage in _windows(scene))
+    later, earlier = (stage.evaluator.split for stage in _windows(scene))
     assert earlier.cutoff < later.cutoff < scene.cutoff
     met = Lake.open(scene.settings).read(Table.TARGET_EVENTS).to_pandas()
     met = met[(met["event_timestamp"] >= earlier.cutoff) & (met["event_timestamp"] < later.cutoff)]
@@ -239,10 +239,10 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
     assert len(judged) > 50
     assert judged <= between, "an earlier window ends where the later one begins"
     assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
-    monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users))
-    assert [stage.judge.scene.cutoff for stage in _windows(scene)] == [later.cutoff]
+    monkeypatch.setattr("scalr_prod.downstream.scene.MIN_TEST_USERS", len(later.users))
+    assert [stage.evaluator.split.cutoff for stage in _windows(scene)] == [later.cutoff]
     assert "validation rests on 1 of 2 windows" in caplog.text
-    monkeypatch.setattr("scalr_prod.downstream.scene.FEWEST_USERS", len(later.users) + 1)
+    monkeypatch.setattr("scalr_prod.downstream.scene.MIN_TEST_USERS", len(later.users) + 1)
     with pytest.raises(EvaluationError, match="only"):
         _windows(scene)
 
@@ -250,8 +250,8 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
 @pytest.mark.slow
 def test_what_is_published_is_what_is_drawn(translated):
     scene, translation = translated
-    how = Draw(3, 0.5, min_lift=1.0, align=False)
-    real, published, _ = publish_draw(scene, how)
+    how = DrawOptions(3, 0.5, min_lift=1.0, align=False)
+    real, published, _ = publish_synthetic_events(scene, how)
     drawn = translation.draw(how)
     assert len(published) > 100
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
@@ -263,34 +263,34 @@ def test_what_is_published_is_what_is_drawn(translated):
 def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(translated, monkeypatch):
     """The fewer are some of all, drawn alike; results of the one are not taken for those of the other, unless no draw is in them."""
     scene, translation = translated
-    how = Draw(3, 0.5)
-    assert few_of(scene) == ALL
-    assert np.array_equal(Translation.of(scene, most=len(translation.user)).user, translation.user)
-    monkeypatch.setattr("scalr_prod.downstream.few.CONTEXTS", 40)
-    assert few_of(scene) == Few(contexts=40)
-    some = Translation.of(scene, most=40)
+    how = DrawOptions(3, 0.5)
+    assert budget_for(scene) == UNLIMITED
+    assert np.array_equal(SplitTranslator.from_split(scene, max_contexts=len(translation.user)).user, translation.user)
+    monkeypatch.setattr("scalr_prod.downstream.few.MAX_CONTEXTS", 40)
+    assert budget_for(scene) == DataBudget(contexts=40)
+    some = SplitTranslator.from_split(scene, max_contexts=40)
     assert len(set(some.user.tolist())) == 40
     drawn = translation.draw(how)
     ours = drawn.take(np.isin(drawn.user, some.user))
     assert len(ours) > 40
     assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
 
-    monkeypatch.setattr("scalr_prod.downstream.few.PRETRAINING_EVENTS", 100)
-    stage = Stage(Judge(scene, 5), Maker(scene, translation), Kept.of(scene))
-    fewer = with_few(stage)
-    assert fewer.maker.few == few_of(scene) == Few(contexts=40), "nothing is pretrained here"
+    monkeypatch.setattr("scalr_prod.downstream.few.MAX_PRETRAINING_EVENTS", 100)
+    stage = ValidationWindow(SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation), ResultCache.from_split(scene))
+    fewer = with_budget(stage)
+    assert fewer.data_builder.budget == budget_for(scene) == DataBudget(contexts=40), "nothing is pretrained here"
     translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
     settings = scene.settings.model_copy(update={"translator": translator})
     pretrained = replace(scene, isolated=replace(scene.isolated, settings=settings))
-    shorter = few_of(pretrained)
-    assert shorter == Few(contexts=40, pretraining_events=100)
-    assert shorter.learned_from(pretrained).settings.translator.pretraining_events == 100
-    assert shorter.learned_from(pretrained).settings.home == scene.settings.home
-    choice = Choice({}, how, (0.3, 0.3, 0.3), 0.1)
+    shorter = budget_for(pretrained)
+    assert shorter == DataBudget(contexts=40, pretraining_events=100)
+    assert shorter.apply_to(pretrained).settings.translator.pretraining_events == 100
+    assert shorter.apply_to(pretrained).settings.home == scene.settings.home
+    choice = ArmChoice({}, how, (0.3, 0.3, 0.3), 0.1)
     fits = {"real": [], "real+scalr": []}
     for arm, fitted in fits.items():
         for one in (stage, fewer, stage, fewer):
-            trials = Trials("als", [one], 30.0, lambda *_: None)
+            trials = TrialCache("als", [one], 30.0, lambda *_: None)
             fitted.append(len(trials.ndcg(arm, choice)) and len(trials._models))
     assert fits == {"real": [1, 0, 0, 0], "real+scalr": [1, 1, 0, 0]}
 
@@ -347,16 +347,16 @@ def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
 def test_with_shuffled_test_labels_there_is_no_lift(translated):
     scene, translation = translated
     rng = np.random.default_rng(0)
-    choice = Choice({}, Draw(3, 0.5), (0.3, 0.3, 0.3), 0.1)
+    choice = ArmChoice({}, DrawOptions(3, 0.5), (0.3, 0.3, 0.3), 0.1)
     inside = 0
     for _ in range(8):
         blind = replace(scene, relevant=scene.relevant[:, rng.permutation(scene.real.n_items)].tocsr())
-        judge, maker = Judge(blind, 5), Maker(scene, translation)
+        judge, maker = SplitEvaluator(blind, 5), ArmDataBuilder(scene, translation)
         outcomes = {
-            arm: [[judge.judge(judge.fit("als", {}, maker.events(arm, choice, seed), seed=seed)) for seed in range(2)]]
+            arm: [[judge.evaluate(judge.fit("als", {}, maker.events(arm, choice, seed), seed=seed)) for seed in range(2)]]
             for arm in ("real", "real+scalr")
         }
-        low, high = summarise(Panel.of([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]
+        low, high = summarize_arms(UserPanel.from_splits([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]
         inside += low <= 0 <= high
     # One permutation may put popular items onto popular ones; most must not.
     assert inside >= 5
@@ -374,8 +374,8 @@ def test_an_unknown_arm_is_an_error(settings):
 
 
 def _windows(scene):
-    with heartbeat(bar=False) as pulse:
-        return _stages(_stage(scene, 0, None, pulse), scene, pulse)
+    with evaluation_progress(show_bar=False) as pulse:
+        return _validation_windows(_validation_window(scene, 0, None, pulse), scene, pulse)
 
 
 def _day(day: int) -> datetime:
@@ -393,10 +393,10 @@ def _pairs(events):
 
 
 def test_arms_of_estimators_that_the_translator_lacks_are_left_out():
-    from scalr_prod.downstream.evaluation import ARMS, _checked
+    from scalr_prod.downstream.evaluation import ALL_ARMS, _select_arms
 
-    every = _checked(ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
-    some = _checked(ARMS, ("popularity", "linear"))
-    assert set(every) == set(ARMS)
+    every = _select_arms(ALL_ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
+    some = _select_arms(ALL_ARMS, ("popularity", "linear"))
+    assert set(every) == set(ALL_ARMS)
     assert set(every) - set(some) == {"frequency", "only_topics", "only_factorisation", "only_sequential"}
-    assert _checked((), ("linear",)) == ["real", "real+scalr", "popular_lately"]
+    assert _select_arms((), ("linear",)) == ["real", "real+scalr", "popular_lately"]

@@ -15,12 +15,12 @@ from support.shown import difference, example
 
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
-from scalr_prod.downstream.first import _sentence
-from scalr_prod.downstream.kept import Kept
-from scalr_prod.downstream.scene import Scene
-from scalr_prod.downstream.trial import Judge
+from scalr_prod.downstream.first import _describe_verdict
+from scalr_prod.downstream.kept import ResultCache
+from scalr_prod.downstream.scene import EvaluationSplit
+from scalr_prod.downstream.trial import SplitEvaluator
 from scalr_prod.ingest import ingest
-from scalr_prod.interrupts import Interrupted, ending_in_order
+from scalr_prod.interrupts import Interrupted, graceful_shutdown
 from scalr_prod.lake import Lake
 from scalr_prod.policy import policy_path
 
@@ -64,7 +64,7 @@ class Fits:
 @pytest.fixture
 def fits(monkeypatch):
     counted = Fits()
-    fit = Judge.fit
+    fit = SplitEvaluator.fit
 
     def counting(self, family, options, events, *, seed):
         counted.before()
@@ -72,7 +72,7 @@ def fits(monkeypatch):
         counted.done += 1
         return model
 
-    monkeypatch.setattr(Judge, "fit", counting)
+    monkeypatch.setattr(SplitEvaluator, "fit", counting)
     return counted
 
 
@@ -118,7 +118,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     begun = fits.done
     for last in (begun + (needed - begun) // 3, begun + (needed - begun) // 2, needed - 1):
         fits.last = last
-        with pytest.raises(Interrupted), ending_in_order():
+        with pytest.raises(Interrupted), graceful_shutdown():
             evaluated(arms=ARMS)
     gone_on = evaluated(arms=ARMS)
     assert fits.done == needed, "nothing was fitted twice, and a first verdict costs nothing when the rest follows"
@@ -129,7 +129,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     assert (fits.done, _told(again)) == (needed, _told(undisturbed))
 
     evaluations.rename(tmp_path / "gone-on")
-    monkeypatch.setattr("scalr_prod.downstream.few.CONTEXTS", 100)
+    monkeypatch.setattr("scalr_prod.downstream.few.MAX_CONTEXTS", 100)
     assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a first verdict of less leaves nothing to the whole evaluation"
     assert policy_path(settings).read_bytes() == policy
     assert "drawn for 100 contexts at most: with als" in caplog.text
@@ -140,7 +140,7 @@ def test_a_verdict_says_what_the_docs_show():
     cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
     report = SimpleNamespace(verdict={"models": [lifts | {"cold": cold}]}, choices={"als": {"helps": True}})
     made_of = "first verdict, with fewer choices tried than in the whole evaluation"
-    assert difference(example("docs/evaluation.md")[-1], f"{made_of}: {_sentence(report, 'als')}") == ""
+    assert difference(example("docs/evaluation.md")[-1], f"{made_of}: {_describe_verdict(report, 'als')}") == ""
 
 
 def _told(report) -> str:
@@ -154,7 +154,9 @@ def test_what_is_kept_is_named_by_all_that_it_depends_on(make_project, tmp_path)
     ingest(settings)
 
     def fingerprint(settings, cold=0.5, end=None):
-        return Kept.of(Scene.of(settings, CUTOFF, end=end, cold_fraction=cold, name="test")).fingerprint
+        return ResultCache.from_split(
+            EvaluationSplit.from_settings(settings, CUTOFF, end=end, cold_fraction=cold, name="test")
+        ).fingerprint
 
     before = fingerprint(settings)
     assert fingerprint(settings) == before
@@ -187,7 +189,7 @@ def test_another_log_in_a_lake_made_anew_is_not_taken_for_the_former_one(make_pr
     for seed in (7, 8):
         settings = make_project(tmp_path, EXTRA, seed=seed)
         ingest(settings)
-        scene = Scene.of(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
+        scene = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
         known = Lake.open(settings).read(Table.TARGET_EVENTS, where=ds.field("event_timestamp") < CUTOFF)
         assert len(scene.real) == len(known)
         seen.append((Lake.open(settings).version(Table.TARGET_EVENTS), scene.real))

@@ -93,7 +93,7 @@ def test_terms_and_normaliser_give_the_probability(config, view):
     """On the level below: log P is the sum of the terms less the normaliser, and the terms of another item give its own."""
     from scalr_prod.translator import load_version
     from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.explaining import taken_apart
+    from scalr_prod.translator.explaining import attribute
     from scalr_prod.translator.module import TranslatorModule
 
     version = load_version(load_settings(config), 2)
@@ -110,7 +110,7 @@ def test_terms_and_normaliser_give_the_probability(config, view):
         exclude=np.array([[5]], dtype=np.int32),
     )
     many = one.take(np.zeros(len(items), dtype=np.int64))
-    apart = list(taken_apart(module, many, items))
+    apart = list(attribute(module, many, items))
     expected, prior = module.score(one, items[None])
     assert np.abs(np.array([part.probability for part in apart]) - expected[0]).max() < 1e-6
     assert np.abs(np.array([part.prior for part in apart]) - prior[0]).max() < 1e-6

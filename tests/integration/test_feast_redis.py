@@ -13,7 +13,7 @@ from redis_server import client, running_redis
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import materialize, open_feature_store, point_in_time
+from scalr_prod.feast_store import join_point_in_time, materialize, open_feature_store
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
@@ -107,7 +107,7 @@ def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
 def joined(settings, view: str, at: datetime | None = None) -> dict[str, list]:
     """The oracle: the point-in-time join at one time."""
     rows = spine(PEOPLE, [at or datetime.now(UTC)] * len(PEOPLE))
-    found = point_in_time(settings, rows, [f"{view}:{name}" for name in VIEWS[view]])
+    found = join_point_in_time(settings, rows, [f"{view}:{name}" for name in VIEWS[view]])
     return {name: found[f"{view}__{name}"].to_pylist() for name in VIEWS[view]}
 
 

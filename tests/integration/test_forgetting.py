@@ -23,13 +23,13 @@ from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForgettingError, LakeError, LeaseHeld, PublicationError, TranslatorError
 from scalr_prod.feast_store import open_feature_store
-from scalr_prod.forgetting import forget
-from scalr_prod.generation.parts import sha256_of
+from scalr_prod.forgetting import erase_users
+from scalr_prod.generation.parts import file_sha256
 from scalr_prod.ledger import Ledger, run_folder
 from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import Tombstones, refuse_overdue
-from scalr_prod.training_set.manifest import read_manifest, verify
-from scalr_prod.training_set.vocabulary import Vocabulary
+from scalr_prod.tombstones import SuppressionList, ensure_retrained_in_time
+from scalr_prod.training_set.manifest import read_manifest, verify_files
+from scalr_prod.training_set.vocabulary import IdVocabulary
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         assert project.lake.read(Table.SOURCE_EVENTS).num_rows == before - 8
         # The proof says nothing of who it was, the tombstone can be read by its owner alone.
         (proof,) = project.ledger.history(subject="forgotten")
-        stones = Tombstones.open(settings)
+        stones = SuppressionList.open(settings)
         assert proof.key == stones.digest(person)
         assert json.loads(proof.cause)["removed"]["source_events"] == 8
         assert stat.S_IMODE((settings.home / "forgotten" / "secret").stat().st_mode) == 0o600
@@ -89,9 +89,9 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         assert served["event_count"] == [8, None]
         version = project.training_set()
         manifest = read_manifest(version.path)
-        verify(version.path, manifest)
+        verify_files(version.path, manifest)
         assert manifest["rows"] == version.to_arrow().num_rows == manifest["real"] + manifest["synthetic"]
-        numbers = Vocabulary.read(version.path)
+        numbers = IdVocabulary.read(version.path)
         assert list(numbers.encode("users", [one, person])) == [next(iter(names.encode("users", [one]))), 0]
         shown = json.loads(validation(settings).read_text())
         assert shown["shown"] == {"partial_unexpected_list": ["[forgotten]", 3], "element_count": 3}
@@ -128,7 +128,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         (file,) = accepted.glob("*.parquet")
         gate = accepted.parent / "gate.json"
         content = json.loads(gate.read_text())
-        content["report"]["files"][0]["sha256"] = sha256_of(file)
+        content["report"]["files"][0]["sha256"] = file_sha256(file)
         gate.write_text(json.dumps(content))
         with pytest.raises(PublicationError, match="1 users who were forgotten"):
             project.publish(run_id)
@@ -203,20 +203,20 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:
         patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
         with pytest.raises(KeyboardInterrupt):
-            forget(settings, [TEXT])
-    stones = Tombstones.open(settings)
-    assert stones.unfinished() == 1
+            erase_users(settings, [TEXT])
+    stones = SuppressionList.open(settings)
+    assert stones.unfinished_count() == 1
     # Already now nothing brings them back.
     with Project(settings) as project:
         assert project.ingest().domains["source"].rows_added == 0
-    report = forget(settings, [TEXT])
+    report = erase_users(settings, [TEXT])
     assert (report.known, report.translators) == (0, [1])
     gone(settings, TEXT)
-    assert Tombstones.open(settings).unfinished() == 0
+    assert SuppressionList.open(settings).unfinished_count() == 0
     # Checksums are those of the files that there are now.
     with Project(settings) as project:
         version = project.training_set()
-        verify(version.path, version.manifest)
+        verify_files(version.path, version.manifest)
         assert version.manifest["rows"] == version.to_arrow().num_rows
         project.rollback(filled[1])
         assert project.publish(filled[1]).rows == 160
@@ -224,21 +224,21 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
 
 def test_a_run_at_work_is_not_disturbed(settings, filled):
     with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
-        forget(settings, [TEXT])
+        erase_users(settings, [TEXT])
     assert traces(settings.home / "lake", TEXT)
-    forget(settings, [TEXT])
+    erase_users(settings, [TEXT])
     gone(settings, TEXT)
 
 
 def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(settings):
-    forget(settings, ["u7"])
-    refuse_overdue(settings, 1)
+    erase_users(settings, ["u7"])
+    ensure_retrained_in_time(settings, 1)
     late = settings.with_sections(forgetting={"grace_days": 0})
     with pytest.raises(TranslatorError, match="1 users who have been forgotten"):
-        refuse_overdue(late, 1)
-    refuse_overdue(late, 2)  # one that was trained since
-    forget(settings, ["nobody at all"])
-    assert Tombstones.open(settings).retrain_by(settings, 1)[0] == 1
+        ensure_retrained_in_time(late, 1)
+    ensure_retrained_in_time(late, 2)  # one that was trained since
+    erase_users(settings, ["nobody at all"])
+    assert SuppressionList.open(settings).retraining_deadline(settings, 1)[0] == 1
 
 
 def test_without_the_key_no_log_is_read(settings, tmp_path):
@@ -266,7 +266,7 @@ def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
         with pytest.raises(ForgettingError, match="publication is disabled") as caught:
             project.forget([TEXT])
         assert "scalr publication enable" in caught.value.next_step
-        assert not Tombstones.open(settings).users
+        assert not SuppressionList.open(settings).users
         project.enable_publication()
         project.forget([TEXT])
     gone(settings, TEXT)

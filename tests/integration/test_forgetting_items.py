@@ -14,9 +14,9 @@ from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import run_folder
 from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import Tombstones
-from scalr_prod.training_set.manifest import read_manifest, verify
-from scalr_prod.training_set.vocabulary import Vocabulary
+from scalr_prod.tombstones import SuppressionList
+from scalr_prod.training_set.manifest import read_manifest, verify_files
+from scalr_prod.training_set.vocabulary import IdVocabulary
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
             assert report.removed["synthetic_target_events"] == published.sum() > 0
             assert report.removed["target_items"] == 1
         (proof,) = project.ledger.history(subject="forgotten")
-        assert proof.key == Tombstones.open(settings).digest(ITEM, "item")
+        assert proof.key == SuppressionList.open(settings).digest(ITEM, "item")
         left = project.lake.read(Table.TARGET_EVENTS).to_pandas()
         assert len(left) == len(before[Table.TARGET_EVENTS]) - theirs.sum()
         # Histories are those of the events that are left.
@@ -61,14 +61,14 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
         assert history.groupby("user_id")["event_count"].max().to_dict() == left.groupby("user_id").size().to_dict()
         # The training set keeps its other rows, their places and numbers; the item's place in histories is nobody's.
         version = project.training_set()
-        verify(version.path, read_manifest(version.path))
+        verify_files(version.path, read_manifest(version.path))
         kept = version.to_pandas()
         assert len(kept) == version.manifest["rows"] == (rows["item_id"] != ITEM).sum() < len(rows)
         wanted = rows[rows["item_id"] != ITEM]["target_user_history__item_ids"]
         expected = [None if one is None else [None if item == ITEM else item for item in one] for one in wanted]
         assert any(one is not None and None in one for one in expected)
         assert [None if one is None else list(one) for one in kept["target_user_history__item_ids"]] == expected
-        numbers = Vocabulary.read(version.path)
+        numbers = IdVocabulary.read(version.path)
         assert list(numbers.encode("target_items", ["t3", ITEM])) == [next(iter(names.encode("target_items", ["t3"]))), 0]
         assert len(version.torch(history_length=5)) == len(kept)
         # What was made from its events is stale, and the logs do not bring it back.

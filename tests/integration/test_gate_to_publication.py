@@ -8,13 +8,13 @@ import pytest
 from handmade import IDS, Handmade, in_processes
 from support.warm import run
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality import validate_run
 from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable, enable
+from scalr_prod.switch import disable_publication, enable_publication
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -82,7 +82,7 @@ def test_the_online_store_follows_where_the_settings_ask_for_it(project):
     from scalr_prod.feast_store import open_feature_store
 
     for table in Table:
-        project.lake.create(table, schema_of(table, **IDS))
+        project.lake.create(table, table_schema(table, **IDS))
     spec = project.accepted()
     assert not publish(project.settings, spec.run_id).online
     project.configure("[publication]\nonline = true")
@@ -96,9 +96,9 @@ def test_the_online_store_follows_where_the_settings_ask_for_it(project):
 
     assert served("u3") == [spec.run_id]
     assert served("first") == [None]
-    assert disable(project.settings).online
+    assert disable_publication(project.settings).online
     assert served("u3") == [None], "publication is off"
-    assert enable(project.settings).online
+    assert enable_publication(project.settings).online
     assert served("u3") == [spec.run_id]
     assert rollback_run(project.settings, spec.run_id).online
     assert served("u3") == [None]

@@ -23,7 +23,7 @@ from scalr_prod.contracts import Table
 from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
 from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.parts import part_path
-from scalr_prod.generation.slices import lay_out
+from scalr_prod.generation.slices import write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
@@ -168,7 +168,7 @@ def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, 
     parts[2].write_bytes(parts[2].read_bytes()[:-1])
     part_path(folder / "candidates", 1).unlink()
     # What a killed driver leaves of the contexts that it lays out: one file with its manifest, and one without.
-    lay_out(settings, spec, 5)
+    write_shards(settings, spec, 5)
     for path in (folder / "asked").rglob("_part-0000[1-4].json"):
         path.unlink()
     report = generate(settings, spec)

@@ -14,7 +14,7 @@ from scalr_prod.ledger import run_folder
 from scalr_prod.serving import ensure_serving
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import load_settings
-from scalr_prod.ui.drawing import Drawing
+from scalr_prod.ui.drawing import SamplingThread
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
@@ -55,7 +55,7 @@ def test_triton_and_the_module_in_process_give_the_same_events(config):
     assert plan_run(served, version=1) == spec
     shutil.rmtree(run_folder(local, spec.run_id))
     user = rows["user_id"].iloc[0]
-    with Drawing(served) as drawing:  # what `scalr ui` draws with: it starts Triton, which the run uses too
+    with SamplingThread(served) as drawing:  # what `scalr ui` draws with: it starts Triton, which the run uses too
         shown = drawing.translate(spec, user, None)
         second = generate(served, spec)
     assert read_record(served) is None, "and stops it"

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.contracts import Table
-from scalr_prod.experiment import experiment
+from scalr_prod.experiment import analyze_experiment
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.holdout import CANARY, HELD_OUT, Canary, Holdout
+from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 from scalr_prod.lake import Lake
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
@@ -55,7 +55,9 @@ def held_users(settings) -> set[str]:
         db.register("users", users)
         return {
             row[0]
-            for row in db.sql(f"SELECT DISTINCT user_id FROM users WHERE {Holdout.of(settings).sql('user_id')}").fetchall()
+            for row in db.sql(
+                f"SELECT DISTINCT user_id FROM users WHERE {Holdout.from_settings(settings).membership_sql('user_id')}"
+            ).fetchall()
         }
 
 
@@ -77,7 +79,7 @@ def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(
     assert 40 < len(held) < 80
     everybody = published(opened(holdout=0.0), 1)
     assert len(held & set(everybody["user_id"])) > 30, "they would have events"
-    assert experiment(opened()).synthetic_events_of_held_out > 0, "of before the experiment"
+    assert analyze_experiment(opened()).synthetic_events_of_held_out > 0, "of before the experiment"
     before = build_training_set(opened())
     rows = TrainingSet.open(before.path).to_pandas()
     assert not rows.loc[rows["is_synthetic"], "user_id"].isin(held).any(), "what they had before is no part of it"
@@ -92,7 +94,7 @@ def test_held_out_users_get_no_event_over_three_retrains_and_a_change_of_volume(
     assert not held & set(more["user_id"])
     assert len(more) > 1.2 * len(view)
     assert held_users(opened()) == held
-    report = experiment(opened())
+    report = analyze_experiment(opened())
     assert (report.users_held_out, report.synthetic_events_of_held_out, report.runs_of_other_keys) == (len(held), 0, [])
 
 
@@ -102,13 +104,15 @@ def test_a_training_set_marks_their_rows_and_offers_the_mark_to_no_model(opened)
     report = build_training_set(settings)
     chosen = TrainingSet.open(report.path, check=True)
     rows = chosen.to_pandas()
-    assert (rows[HELD_OUT] == rows["user_id"].isin(held)).all()
-    assert 0.1 < rows.loc[~rows["is_synthetic"], HELD_OUT].mean() < 0.3
-    assert set(rows.loc[rows[HELD_OUT], "label"]) == {0, 1}
-    assert not {HELD_OUT, CANARY} & set(chosen.manifest["features"])
-    first = dict(zip(rows["user_id"], Canary.of(settings).among(pa.array(rows["user_id"])).to_pylist(), strict=True))
-    assert (rows[CANARY] == rows["user_id"].map(first)).all()
+    assert (rows[HELD_OUT_COLUMN] == rows["user_id"].isin(held)).all()
+    assert 0.1 < rows.loc[~rows["is_synthetic"], HELD_OUT_COLUMN].mean() < 0.3
+    assert set(rows.loc[rows[HELD_OUT_COLUMN], "label"]) == {0, 1}
+    assert not {HELD_OUT_COLUMN, CANARY_COLUMN} & set(chosen.manifest["features"])
+    first = dict(
+        zip(rows["user_id"], Canary.from_settings(settings).membership_mask(pa.array(rows["user_id"])).to_pylist(), strict=True)
+    )
+    assert (rows[CANARY_COLUMN] == rows["user_id"].map(first)).all()
     assert 0.15 < np.mean(list(first.values())) < 0.45
-    assert not (rows[CANARY] & rows[HELD_OUT]).any()
+    assert not (rows[CANARY_COLUMN] & rows[HELD_OUT_COLUMN]).any()
     plain = TrainingSet.open(build_training_set(opened(holdout=0.0)).path).to_pandas()
-    assert not {HELD_OUT, CANARY} & set(plain.columns)
+    assert not {HELD_OUT_COLUMN, CANARY_COLUMN} & set(plain.columns)

@@ -47,16 +47,19 @@ def window(number, **more):
 
 def publish(config, number, **more):
     """The week's run, as a scheduler does it."""
-    from scalr_prod.stages import Job, path, walk
+    from scalr_prod.stages import PipelineContext, execute_stages, stages_to
 
     project = Project.open(config, generation=window(number, **more))
-    return walk(Job(project.settings), path(last="late", without=("translator",)))
+    return execute_stages(PipelineContext(project.settings), stages_to(last="late", exclude=("translator",)))
 
 
 def stages_of(project, *names, run_id=None):
-    from scalr_prod.stages import Job, step, walk
+    from scalr_prod.stages import PipelineContext, execute_stages, single_stage
 
-    return walk(Job.of_run(project.settings, run_id) if run_id else Job(project.settings), step(*names))
+    return execute_stages(
+        PipelineContext.from_run(project.settings, run_id) if run_id else PipelineContext(project.settings),
+        single_stage(*names),
+    )
 
 
 def rows_of(config):

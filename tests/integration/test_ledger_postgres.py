@@ -79,7 +79,7 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
         with Ledger(url, one()) as own:
             start.wait()
             try:
-                outcomes.append(own.set_stage(run_id, state, cause=state).state)
+                outcomes.append(own.set_state(run_id, state, cause=state).state)
             except LedgerError:
                 outcomes.append(None)
 

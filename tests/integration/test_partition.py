@@ -16,12 +16,12 @@ import pytest
 from scalr_prod.contracts import Table
 from scalr_prod.errors import TranslatorError
 from scalr_prod.generation import plan_run, slices
-from scalr_prod.generation.partition import candidate_schema, close_tools, kept_part, make_part, parts_folder
+from scalr_prod.generation.partition import candidate_schema, close_session, generate_part, parts_folder, read_finished_part
 from scalr_prod.generation.parts import part_path
-from scalr_prod.generation.slices import lay_out
+from scalr_prod.generation.slices import write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import Tombstone, Tombstones
+from scalr_prod.tombstones import SuppressedId, SuppressionList
 
 LOCAL = {"serving": {"scorer": "local", "threads": 1}}
 
@@ -42,7 +42,7 @@ def config(trained_home, tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _closed():
     yield
-    close_tools()
+    close_session()
 
 
 def make(config: Path, spec=None, **generation):
@@ -50,8 +50,8 @@ def make(config: Path, spec=None, **generation):
     settings = load_settings(config, generation=generation, **LOCAL)
     spec = spec or plan_run(settings, version=1)
     count = settings.generation.partitions
-    contexts = lay_out(settings, spec, count)
-    manifests = [make_part(settings, spec, number, count) for number in range(count)]
+    contexts = write_shards(settings, spec, count)
+    manifests = [generate_part(settings, spec, number, count) for number in range(count)]
     assert contexts == sum(manifest["contexts"] for manifest in manifests)
     files = [part_path(parts_folder(settings, spec.run_id), number) for number in range(count)]
     rows = pd.concat([pd.read_parquet(file) for file in files])
@@ -61,7 +61,7 @@ def make(config: Path, spec=None, **generation):
 @pytest.fixture(scope="module")
 def made(config):
     outcome = make(config, partitions=3)
-    close_tools()
+    close_session()
     return outcome
 
 
@@ -95,8 +95,8 @@ def test_an_item_that_was_forgotten_since_the_training_is_not_drawn(made, config
     item = rows["item_id"].mode()[0]
     shutil.copytree(config.parent, tmp_path / "project")
     copied = tmp_path / "project" / config.name
-    with Tombstones.changing(load_settings(copied, **LOCAL)) as stones:
-        stones.put(Tombstone(stones.digest(item, "item"), datetime.now(UTC)), "item")
+    with SuppressionList.open_for_update(load_settings(copied, **LOCAL)) as stones:
+        stones.add(SuppressedId(stones.digest(item, "item"), datetime.now(UTC)), "item")
     _, _, _, without = make(copied, partitions=3)
     assert item not in set(without["item_id"])
     assert len(without) > 0.9 * len(rows)  # others are drawn in its place
@@ -141,10 +141,10 @@ def test_event_ids_are_a_hash_of_what_the_event_was_made_from(made):
 
 def test_probabilities_are_those_of_the_translator(made):
     """Asked again for the drawn items, with contexts built by hand from the raw log."""
-    from scalr_prod.hashing import fold_of
+    from scalr_prod.hashing import hash_fold
     from scalr_prod.scoring import open_scorer
     from scalr_prod.translator import Contexts, load_version
-    from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM
+    from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM
 
     settings, _, _, rows = made
     version = load_version(settings, 1)
@@ -169,7 +169,7 @@ def test_probabilities_are_those_of_the_translator(made):
         history_ages=ages,
         history_end=when,
         event_time=when,
-        fold=np.where(known, fold_of(some["user_id"].to_list(), version.folds), NEWCOMERS).astype(np.int32),
+        fold=np.where(known, hash_fold(some["user_id"].to_list(), version.folds), COLD_USERS).astype(np.int32),
         noise_key=np.zeros(40, np.int64),
         exclude=exclude,
     )
@@ -182,7 +182,7 @@ def test_probabilities_are_those_of_the_translator(made):
 
 @pytest.mark.parametrize("cut", [{"partitions": 1, "batch_size": 64}, {"partitions": 5, "batch_size": 1024}])
 def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
-    monkeypatch.setattr(slices, "_SLICE", 700)
+    monkeypatch.setattr(slices, "_SHARD_CONTEXTS", 700)
     _, spec, _, rows = make(config, **cut)
     assert spec == made[1]
     pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
@@ -238,15 +238,15 @@ def test_a_failing_translator_leaves_no_part(config, made):
     weights = settings.home / "models" / "translator" / "1" / "translator.safetensors"
     whole = weights.read_bytes()
     count = 4
-    lay_out(settings, spec, count)
+    write_shards(settings, spec, count)
     try:
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         with pytest.raises(TranslatorError):
-            make_part(settings, spec, 3, count)
+            generate_part(settings, spec, 3, count)
     finally:
         weights.write_bytes(whole)
     folder = parts_folder(settings, spec.run_id)
-    assert not part_path(folder, 3).exists() or kept_part(settings, spec, 3, count) is None
+    assert not part_path(folder, 3).exists() or read_finished_part(settings, spec, 3, count) is None
     assert not list(folder.glob(".*"))
 
 
@@ -321,13 +321,13 @@ def test_users_are_translated_once_as_of_the_windows_end(config):
 @pytest.mark.parametrize("mode", ["backfill", "causal"])
 def test_a_newcomer_is_who_had_no_target_event_that_the_translator_may_have_learned_from(made, mode):
     from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.generation.bucket import read_bucket
+    from scalr_prod.generation.bucket import read_contexts
 
     settings, spec, _, _ = made
     target = lake_rows(settings, Table.TARGET_EVENTS)
     start = target["event_timestamp"].quantile(0.2).to_pydatetime()
     with staging_folder(settings, "newcomers") as folder, open_duckdb(settings, folder) as connection:
-        rows, _ = read_bucket(connection, settings, replace(spec, mode=mode, start=start), 0, 1)
+        rows, _ = read_contexts(connection, settings, replace(spec, mode=mode, start=start), 0, 1)
     learned = target if mode == "backfill" else target[target["event_timestamp"] < start]
     found = rows.to_pandas().groupby("user_id")["newcomer"].agg(["min", "max"])
     assert (found["min"] == found["max"]).all()

@@ -11,7 +11,7 @@ from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import LakeError, SettingsError
 from scalr_prod.feast_store import apply_feature_repo
-from scalr_prod.forgetting import forget
+from scalr_prod.forgetting import erase_users
 from scalr_prod.forgetting.tables import purge
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
@@ -34,7 +34,7 @@ def test_logs_are_read_built_and_forgotten_in_any_folder(name, tmp_path):
     lake = Lake.open(settings)
     before = {table: lake.read(table).num_rows for table in (Table.SOURCE_EVENTS, Table.SOURCE_USER_HISTORY)}
     user = lake.read(Table.SOURCE_EVENTS)["user_id"][0].as_py()
-    report = forget(settings, [str(user)])
+    report = erase_users(settings, [str(user)])
     assert report.removed["source_events"] == before[Table.SOURCE_EVENTS] - lake.read(Table.SOURCE_EVENTS).num_rows > 0
     assert user not in lake.read(Table.SOURCE_EVENTS)["user_id"].to_pylist()
     with Project(settings) as project:

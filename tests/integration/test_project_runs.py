@@ -12,7 +12,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project, stages
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import RunState, run_folder
-from scalr_prod.tasks import perform
+from scalr_prod.tasks import run_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -140,8 +140,8 @@ def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tm
     config.write_text(config.read_text() + "[training_set]\nsynthetic_weight = 0\n")
     window_told = {name: value.isoformat() for name, value in window(0).items() if name != "mode"}
     call = {"params": {"config": str(config), "mode": "causal", **window_told}, "run_id": None}
-    done = {stage: perform("events", call | {"stage": stage}) for stage in ("generate", "validate", "publish", "late")}
+    done = {stage: run_task("events", call | {"stage": stage}) for stage in ("generate", "validate", "publish", "late")}
     announced = {"run_id": None} | window_told
     assert done.pop("late") == {"run_id": None, "announced": [announced]}
     assert list(done.values()) == [{"run_id": None}] * 3
-    assert perform("window", call | {"window": [window_told["start"], window_told["end"]]}) == announced
+    assert run_task("window", call | {"window": [window_told["start"], window_told["end"]]}) == announced

@@ -16,7 +16,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.serving import promote_if_better, served_version
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
-from scalr_prod.translator.comparison import compare
+from scalr_prod.translator.comparison import compare_versions
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_the_events_compared_on_are_those_between_the_two(project, decisions):
     """The served version's likelihood is the one that its own module gives for exactly these events."""
     settings = load_settings(project, translator={"estimators": GOOD, "threads": 1})
     first, later = decisions["first"][1], decisions["later"][1]
-    found = compare(settings, later, first)
+    found = compare_versions(settings, later, first)
     old = load_version(settings, first)
     assert (found.since, found.until) == (day(120).isoformat(), day(150).isoformat())
     past = Lake.open(settings).read(Table.TARGET_EVENTS, where=ds.field("event_timestamp") < day(150)).to_pandas()

@@ -159,7 +159,7 @@ def test_only_an_audited_run_can_be_published(project, state):
     spec = project.run(generated=state != "planned")
     if state == "rejected":
         with Ledger.open(project.settings) as ledger:
-            ledger.set_stage(spec.run_id, "rejected", cause="test")
+            ledger.set_state(spec.run_id, "rejected", cause="test")
     for work in (publish, rollback_run):
         with pytest.raises(PublicationError, match="rejected" if state == "rejected" else f"{state}, not validated") as caught:
             work(project.settings, spec.run_id)

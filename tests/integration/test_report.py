@@ -20,7 +20,7 @@ from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ReportError, RunNotFound
 from scalr_prod.ledger import run_folder
-from scalr_prod.report.facts import collect
+from scalr_prod.report.facts import collect_run_data
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def known(project, run_id):
 
 def test_its_figures_are_those_of_the_lake(project):
     opened, run_id, *_ = project
-    facts = collect(opened.settings, opened.ledger, run_id)
+    facts = collect_run_data(opened.settings, opened.ledger, run_id)
     made, real = synthetic(opened, run_id), known(opened, run_id)
     assert facts.events_of == "published"
     assert facts.published == len(made) > 50
@@ -72,7 +72,7 @@ def test_its_figures_are_those_of_the_lake(project):
 
 def test_translations_show_the_history_as_it_was(project):
     opened, run_id, *_ = project
-    sample = collect(opened.settings, opened.ledger, run_id).sample
+    sample = collect_run_data(opened.settings, opened.ledger, run_id).sample
     made = synthetic(opened, run_id).set_index("event_id")
     source = opened.lake.read(Table.SOURCE_EVENTS).to_pandas()
     titles = opened.lake.read(Table.SOURCE_ITEMS).to_pandas().set_index("item_id")["title"]
@@ -126,7 +126,7 @@ def test_the_pages_in_a_browser(project, browser, width, scheme):
 
 def test_the_first_of_them_are_explained(project):
     opened, run_id, *_ = project
-    facts = collect(opened.settings, opened.ledger, run_id)
+    facts = collect_run_data(opened.settings, opened.ledger, run_id)
     assert [one.event["event_id"] for one in facts.explained] == [one.event_id for one in facts.sample[:3]]
     assert facts.explained[1] == opened.explain(facts.sample[1].event_id)
     page = open_page(opened.report(run_id))
@@ -145,7 +145,7 @@ def test_the_first_of_them_are_explained(project):
 
 def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
     opened, run_id, *_ = project
-    manifest = collect(opened.settings, opened.ledger, run_id).translator
+    manifest = collect_run_data(opened.settings, opened.ledger, run_id).translator
     cold = manifest["metrics"]["cold"]["mixture"]
     curve = manifest["calibration_curve"]
     assert sum(row["events"] for row in curve) == cold["eligible"] > 5
@@ -158,13 +158,13 @@ def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
 
 def test_what_the_stages_took_is_told(project):
     opened, run_id, _, generated = project
-    facts = collect(opened.settings, opened.ledger, run_id)
+    facts = collect_run_data(opened.settings, opened.ledger, run_id)
     assert list(facts.spent) == ["generate", "validate", "publish"]
     assert all(took["seconds"] > 0 and 100 < took["memory_mb"] < 100_000 for took in facts.spent.values())
     assert 100 < facts.generation["worker_mb"] < 100_000
     page = open_page(opened.report(run_id))
     assert f"A Dask worker used {facts.generation['worker_mb']:,} MiB at most." in page
-    assert list(collect(opened.settings, opened.ledger, generated).spent) == ["generate"]
+    assert list(collect_run_data(opened.settings, opened.ledger, generated).spent) == ["generate"]
 
 
 def test_a_refused_run_says_which_rule_broke(project):
@@ -181,7 +181,7 @@ def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project):
     opened, run_id, *_ = project
     opened.rollback(run_id)
     try:
-        facts = collect(opened.settings, opened.ledger, run_id)
+        facts = collect_run_data(opened.settings, opened.ledger, run_id)
         assert (facts.events_of, facts.published) == ("accepted", None)
         assert "Rolled back." in open_page(opened.report(run_id))
     finally:
@@ -196,7 +196,7 @@ def test_a_run_whose_rows_were_replaced_says_so(project, here):
         again.validate(other)
         again.publish(other)
     try:
-        facts = collect(opened.settings, opened.ledger, run_id)
+        facts = collect_run_data(opened.settings, opened.ledger, run_id)
         assert (facts.held, facts.replaced_by, facts.events_of) == (0, [other], "accepted")
         written = opened.report(run_id)
         page = open_page(written)
@@ -207,12 +207,12 @@ def test_a_run_whose_rows_were_replaced_says_so(project, here):
         assert f"{held[other]:,}" in index
     finally:
         opened.publish(run_id)
-    assert collect(opened.settings, opened.ledger, run_id).held == facts.published
+    assert collect_run_data(opened.settings, opened.ledger, run_id).held == facts.published
 
 
 def test_a_source_event_that_the_run_did_not_know_is_in_no_history(project):
     opened, run_id, *_ = project
-    sample = collect(opened.settings, opened.ledger, run_id).sample
+    sample = collect_run_data(opened.settings, opened.ledger, run_id).sample
     events = opened.lake.read(Table.SOURCE_EVENTS)
     late = events.to_pandas()
     late = late[late["user_id"] == sample[0].user].head(1)
@@ -222,7 +222,7 @@ def test_a_source_event_that_the_run_did_not_know_is_in_no_history(project):
     version = opened.lake.version(Table.SOURCE_EVENTS)
     opened.lake.append(Table.SOURCE_EVENTS, pa.Table.from_pandas(late, preserve_index=False).cast(events.schema), key="late")
     try:
-        assert collect(opened.settings, opened.ledger, run_id).sample == sample
+        assert collect_run_data(opened.settings, opened.ledger, run_id).sample == sample
     finally:
         opened.lake.replace(Table.SOURCE_EVENTS, opened.lake.read(Table.SOURCE_EVENTS, version=version), key="as before")
 

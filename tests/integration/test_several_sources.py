@@ -18,9 +18,9 @@ from several_sources import make_sources
 from scalr_prod.contracts import Table
 from scalr_prod.downstream import evaluate
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.feast_store import apply_feature_repo, point_in_time, read_window
+from scalr_prod.feast_store import apply_feature_repo, join_point_in_time, read_window
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.generation.bucket import read_bucket
+from scalr_prod.generation.bucket import read_contexts
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -91,7 +91,7 @@ def test_histories_interleave_the_domains_by_time(ingested):
     users = [user for user, rows in logs.groupby("user_id") if rows["domain"].nunique() == 2][:20]
     end = logs["timestamp"].max()
     spine = pd.DataFrame({"user_id": users, "event_timestamp": end})
-    found = point_in_time(settings, spine, ["source_user_history:item_ids", "source_user_history:event_count"]).to_pandas()
+    found = join_point_in_time(settings, spine, ["source_user_history:item_ids", "source_user_history:event_count"]).to_pandas()
     for row in found.itertuples():
         mine = logs[logs["user_id"] == row.user_id]
         assert list(row.source_user_history__item_ids) == mine["key"].tolist()[-settings.histories.length :]
@@ -241,7 +241,7 @@ def test_one_source_domain_is_read_and_asked_about_as_before(tmp_path, ids, form
         as_of=end,
     )
     order = [("user_id", "ascending"), ("event_timestamp", "ascending")]
-    contexts, consumed = read_bucket(duckdb.connect(), settings, spec, 0, 1)
+    contexts, consumed = read_contexts(duckdb.connect(), settings, spec, 0, 1)
     tables = [contexts.drop_columns("newcomer"), consumed]  # the digests are older than that column
     tables += [lake.read(table).sort_by(order) for table in (Table.SOURCE_EVENTS, Table.SOURCE_USER_HISTORY)]
     tables += [lake.read(Table.SOURCE_ITEMS).sort_by("item_id")]

@@ -16,7 +16,7 @@ from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.generation import plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.naming import read_mark
+from scalr_prod.naming import read_marker
 from scalr_prod.serving import promote, served_version
 from scalr_prod.settings import Settings, load_settings
 from scalr_prod.translator import train
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def two(trained_home: Path, tmp_path: Path) -> tuple[Settings, Settings]:
     """Project dee with version 1, and project ee with versions 1 and 2, on one SQLite ledger."""
-    former = read_mark(trained_home.parent / ".scalr").project
+    former = read_marker(trained_home.parent / ".scalr").project
     made = []
     for name, seeds in (("dee", (0,)), ("ee", (0, 1))):
         folder = tmp_path / name

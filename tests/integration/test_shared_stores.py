@@ -93,7 +93,7 @@ def test_two_projects_of_equal_domains_share_everything_and_meet_nowhere(stores,
         assert ledger.begin_run(make_spec()).created
         assert other.begin_run(make_spec()).created
         run_id = validated(other, seed=1)
-        other.intend_publication(run_id, base_version=1, rows=1, replaced={})
+        other.record_publication_intent(run_id, base_version=1, rows=1, replaced={})
         other.record_publication(run_id, attempt=1, delta_version=2, rows=1, cause="x")
     before, versions = held(), [[Lake.open(one).version(table) for table in Table] for one in (first, second)]
     for attempt in (rollback_run, publish, validate_run):

@@ -17,8 +17,8 @@ from scalr_prod.errors import CommitFailed, LakeError, PublicationDisabled, Publ
 from scalr_prod.generation.late import late_windows
 from scalr_prod.ledger import RunState
 from scalr_prod.publication import publish, rollback_run
-from scalr_prod.replacements import REPLACED, Replacement
-from scalr_prod.switch import disable, enable, publication_state
+from scalr_prod.replacements import CORRECTION_APP_ID, Correction
+from scalr_prod.switch import disable_publication, enable_publication, publication_state
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -43,13 +43,13 @@ def test_off_and_on_gives_the_same_bytes_in_one_commit_each(project):
     publish(project.settings, spec.run_id)
     publish(project.settings, other.run_id)
     before, version = files(project), project.lake.version(VIEW)
-    off = disable(project.settings)
+    off = disable_publication(project.settings)
     assert (off.publication, off.changed, off.delta_version) == ("disabled", True, version + 1)
     assert off.rows == 200 + len(project.candidates(other))
     assert off.since is not None
     assert files(project) == {}
     assert not len(project.view())
-    on = enable(project.settings)
+    on = enable_publication(project.settings)
     assert (on.publication, on.changed, on.since, on.delta_version) == ("enabled", True, None, version + 2)
     assert files(project) == before
     assert len(before) == 2
@@ -58,27 +58,27 @@ def test_off_and_on_gives_the_same_bytes_in_one_commit_each(project):
 def test_each_is_done_once_and_can_be_repeated(project):
     publish(project.settings, project.accepted().run_id)
     before = files(project)
-    assert enable(project.settings).changed is False
+    assert enable_publication(project.settings).changed is False
     for _ in range(2):
-        assert disable(project.settings).changed
+        assert disable_publication(project.settings).changed
         version = project.lake.version(VIEW)
-        assert disable(project.settings).changed is False
+        assert disable_publication(project.settings).changed is False
         assert project.lake.version(VIEW) == version
-        assert enable(project.settings).changed
+        assert enable_publication(project.settings).changed
         assert files(project) == before
 
 
 def test_a_view_without_rows_can_be_off_too(project):
-    assert disable(project.settings).rows == 0
+    assert disable_publication(project.settings).rows == 0
     with pytest.raises(PublicationDisabled):
         publish(project.settings, project.accepted().run_id)
-    assert enable(project.settings).rows == 0
+    assert enable_publication(project.settings).rows == 0
 
 
 def test_nothing_is_published_or_rolled_back_while_it_is_off(project):
     published, waiting = project.accepted(start=50, end=100), project.accepted(start=100, end=150)
     publish(project.settings, published.run_id)
-    disable(project.settings)
+    disable_publication(project.settings)
     version = project.lake.version(VIEW)
     for work, run in ((publish, waiting), (publish, published), (rollback_run, published)):
         with pytest.raises(PublicationDisabled, match="switched off") as caught:
@@ -87,7 +87,7 @@ def test_nothing_is_published_or_rolled_back_while_it_is_off(project):
     assert project.lake.version(VIEW) == version
     assert project.state(waiting.run_id) is RunState.VALIDATED
     assert publication_state(project.settings).waiting == [waiting.run_id]
-    enable(project.settings)
+    enable_publication(project.settings)
     assert publish(project.settings, published.run_id).outcome == "already_published"
     assert publish(project.settings, waiting.run_id).outcome == "published"
     assert project.held() == {one.run_id: len(project.candidates(one)) for one in (published, waiting)}
@@ -101,14 +101,14 @@ def test_a_publisher_that_is_overtaken_by_the_switch_publishes_nothing(project, 
 
     def overtaken(lake, *args, **kwargs):
         monkeypatch.setattr(Lake, "replace_window", real)
-        disable(project.settings)
+        disable_publication(project.settings)
         return real(lake, *args, **kwargs)
 
     monkeypatch.setattr(Lake, "replace_window", overtaken)
     with pytest.raises(PublicationDisabled):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
-    enable(project.settings)
+    enable_publication(project.settings)
     assert publish(project.settings, spec.run_id).outcome == "published"
 
 
@@ -116,17 +116,17 @@ def test_rows_written_by_hand_while_it_is_off_are_not_lost_in_silence(project):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
     there = project.lake.read(VIEW)
-    disable(project.settings)
+    disable_publication(project.settings)
     project.lake.append(VIEW, there.slice(0, 3), key="by hand")
     with pytest.raises(PublicationError, match="3 rows were written"):
-        enable(project.settings)
+        enable_publication(project.settings)
     assert len(project.view()) == 3
 
 
 def test_maintenance_keeps_what_is_set_aside(project):
     publish(project.settings, project.accepted().run_id)
     before = files(project)
-    disable(project.settings)
+    disable_publication(project.settings)
     with Project.open(project.settings, retention={"days": 0, "files_days": 0}) as opened:
         opened.maintain()
         assert opened.enable_publication().changed
@@ -136,11 +136,11 @@ def test_maintenance_keeps_what_is_set_aside(project):
 def test_files_that_are_gone_are_named_and_nothing_changes(project):
     publish(project.settings, project.accepted().run_id)
     before = files(project)
-    disable(project.settings)
+    disable_publication(project.settings)
     version = project.lake.version(VIEW)
     Path(next(iter(before))).unlink()
     with pytest.raises(LakeError, match="no longer there"):
-        enable(project.settings)
+        enable_publication(project.settings)
     assert project.lake.version(VIEW) == version
     assert publication_state(project.settings).rows is None
 
@@ -250,8 +250,8 @@ def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
         publish(project.settings, spec.run_id)
     lake, table = project.lake, Table.SOURCE_EVENTS
     version, kept = lake.version(table), lake.read(table)
-    corrected = Replacement(first.start, 1, 0).to_json()
-    lake.replace_where(table, kept.slice(1), "true", key="corrected", record=corrected, notes={REPLACED: version + 1})
+    corrected = Correction(first.start, 1, 0).to_json()
+    lake.replace_where(table, kept.slice(1), "true", key="corrected", record=corrected, notes={CORRECTION_APP_ID: version + 1})
     report = rollback_run(project.settings, second.run_id)
     assert (report.restored, report.not_restored) == ({}, [first.run_id])
     assert rows(project).empty

@@ -15,7 +15,7 @@ from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetErr
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable, enable
+from scalr_prod.switch import disable_publication, enable_publication
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
 @BOTH_ID_TYPES
 def test_many_small_files_joined_by_user_and_item_hold_the_rows_of_one_join(project, monkeypatch):
     _, _, few = build(project, **SHARED)
-    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 200)
+    monkeypatch.setattr("scalr_prod.training_set.features.max_partition_rows", lambda _: 200)
     _, report, many = build(project, name="many_parts", negatives_per_event=1)
     sizes = [file["rows"] for name, file in many.manifest["files"].items() if name.startswith("rows/")]
     assert max(sizes) <= 200
@@ -66,8 +66,8 @@ def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_oth
         seen.append(found.counts()[0])
         return found
 
-    judge = gate.judge
-    monkeypatch.setattr(gate, "judge", watched)
+    judge = gate.evaluate_rules
+    monkeypatch.setattr(gate, "evaluate_rules", watched)
     _, first, former = build(project, name="days", cutoff=at(DAYS - 1))
     _, second, latter = build(project, name="days", cutoff=at(DAYS + 90))
     shared = [name for name in former.manifest["files"] if (latter.path / name).exists() and name.startswith("rows/")]
@@ -90,11 +90,11 @@ def test_a_damaged_version_is_not_handed_out_again(project):
 def test_no_synthetic_row_while_publication_is_off_and_the_same_rows_after(project):
     options = {"name": "switched"}
     settings, before, first = build(project, **options)
-    disable(settings)
+    disable_publication(settings)
     try:
         _, off, without = build(project, **options)
     finally:
-        enable(settings)
+        enable_publication(settings)
     _, after, again = build(project, **options)
     assert (before.synthetic > 0, off.synthetic, off.real) == (True, 0, before.real)
     assert not without.to_pandas()["is_synthetic"].any()
@@ -130,8 +130,8 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
         store.append(Table.SYNTHETIC_TARGET_EVENTS, empty, key=f"meanwhile {datetime.now(UTC)} {timedelta()}")
         return real(*arguments, **options)
 
-    real = features.write_parts
-    monkeypatch.setattr(features, "write_parts", write_meanwhile)
+    real = features.write_partitions
+    monkeypatch.setattr(features, "write_partitions", write_meanwhile)
     with pytest.raises(TrainingSetBusy, match=r"changed while .*synthetic_target_events"):
         build_training_set(settings)
 
@@ -142,13 +142,13 @@ def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_ea
 ):
     from scalr_prod.training_set import spine
 
-    read, put, windows, regrouped = [], [], spine.read_window, spine.Regrouped.put
+    read, put, windows, regrouped = [], [], spine.read_window, spine.GroupedArrowFile.append
     monkeypatch.setattr(spine, "read_window", lambda _, view, **asked: read.append(view) or windows(_, view, **asked))
     options = SHARED if weights is None else {"name": "of_segments", "negatives_per_event": 1, "segment_weights": weights}
     whole = build(project, **options)[2].to_arrow()
     monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)
     monkeypatch.setattr(spine, "_REGROUPED_ROWS", 30)
-    monkeypatch.setattr(spine.Regrouped, "put", lambda *given: put.append(given[2]) or regrouped(*given))
+    monkeypatch.setattr(spine.GroupedArrowFile, "put", lambda *given: put.append(given[2]) or regrouped(*given))
     read.clear()
     pieces = build(project, **options | {"name": f"pieces_of_{options['name']}"})[2].to_arrow()
     assert pieces.equals(whole)

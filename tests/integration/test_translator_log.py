@@ -20,11 +20,11 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, log, train, training
-from scalr_prod.translator.log import read_log
+from scalr_prod.translator.log import read_event_log
 
 if TYPE_CHECKING:
     from scalr_prod.settings import Settings
-    from scalr_prod.translator.log import Log
+    from scalr_prod.translator.log import EventLog
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def copied(settings: Settings, folder: Path) -> Settings:
     return own
 
 
-def histories(log: Log) -> dict[tuple[str, int], list[tuple[str, int]]]:
+def histories(log: EventLog) -> dict[tuple[str, int], list[tuple[str, int]]]:
     """(user, time) of each target event → the (item, time) of its history."""
     users, items = log.users.to_pylist(), log.source.ids.to_pylist()
     return {
@@ -89,7 +89,7 @@ def micros(moment: datetime) -> int:
 
 def of_late(settings: Settings, until: datetime) -> dict[float, list[str]]:
     """Day of the user's target events → the items of its history."""
-    found = histories(read_log(settings, until)).items()
+    found = histories(read_event_log(settings, until)).items()
     return {(time - micros(START)) / 86_400_000_000: [item for item, _ in row] for (user, time), row in found if user == "late"}
 
 
@@ -107,7 +107,7 @@ def test_histories_are_those_of_the_table_where_steps_end_on_any_day(late_projec
     rows = rows[rows["created_timestamp"] <= until].sort_values(["event_timestamp", "created_timestamp"])
     events = Lake.open(late_project).read(Table.SOURCE_EVENTS).to_pandas()
     events = events[events["created_timestamp"] <= until]
-    found = histories(read_log(late_project, until))
+    found = histories(read_event_log(late_project, until))
     fewer = 0
     for (user, time), history in found.items():
         moment = pd.Timestamp(time, unit="us", tz="UTC")
@@ -133,7 +133,7 @@ def test_histories_that_lack_an_event_which_has_entered_are_refused(late_project
     new = {"user_id": user, "item_id": "s1", "event_timestamp": day(-1), "created_timestamp": day(known), "weight": 1.0}
     lake.append(Table.SOURCE_EVENTS, pa.Table.from_pylist([new], schema), key="new")
     with pytest.raises(TranslatorError, match=r"(?s)other events.*scalr histories"):
-        read_log(settings, day(200))
+        read_event_log(settings, day(200))
 
 
 def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(late_project, tmp_path, monkeypatch):
@@ -141,11 +141,11 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
     quiet, busy = copied(late_project, tmp_path / "quiet"), copied(late_project, tmp_path / "busy")
     until = day(230)
     expected = train(quiet, trained_until=until)
-    look_up = training.find_version
+    look_up = training.find_by_fingerprint
 
     def commit_first(settings: Settings, fingerprint: str):
         if settings is busy:
-            monkeypatch.setattr(training, "find_version", look_up)
+            monkeypatch.setattr(training, "find_by_fingerprint", look_up)
             lake = Lake.open(busy)
             events = lake.read(Table.TARGET_EVENTS).slice(0, 40)
             others = events[USER_ID].combine_chunks()[::-1]  # the same events again would be repeats, and no labels
@@ -154,7 +154,7 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
             lake.append(Table.TARGET_ITEMS, lake.read(Table.TARGET_ITEMS).slice(0, 40), key="while training")
         return look_up(settings, fingerprint)
 
-    monkeypatch.setattr(training, "find_version", commit_first)
+    monkeypatch.setattr(training, "find_by_fingerprint", commit_first)
     found = train(busy, trained_until=until)
     version = load_version(busy, found.version)
     assert version.sha256 == expected.sha256
@@ -169,8 +169,8 @@ def test_a_commit_after_the_fingerprint_was_taken_has_no_part_in_the_version(lat
 def test_a_commit_while_the_log_is_read_has_no_part_in_it(late_project, tmp_path, monkeypatch):
     """Evaluations name no version of the tables; ids are read first, then the events."""
     settings = copied(late_project, tmp_path / "logs")
-    expected = read_log(settings, day(230))
-    look_up = log.ids_of
+    expected = read_event_log(settings, day(230))
+    look_up = log.distinct_ids
 
     def commit_first(reader: pa.RecordBatchReader) -> list[pa.Array]:
         found = look_up(reader)
@@ -182,8 +182,8 @@ def test_a_commit_while_the_log_is_read_has_no_part_in_it(late_project, tmp_path
             lake.append(table, events.set_column(place, events.schema.field(place), unknown), key=f"{table} {len(unknown)}")
         return found
 
-    monkeypatch.setattr(log, "ids_of", commit_first)
-    found = read_log(settings, day(230))
+    monkeypatch.setattr(log, "distinct_ids", commit_first)
+    found = read_event_log(settings, day(230))
     assert len(Lake.open(settings).read(Table.SOURCE_EVENTS)) > len(found.source)
     assert found.users == expected.users
     for name in ("user", "item", "time"):
@@ -240,5 +240,5 @@ def test_what_runs_may_propose_is_part_of_the_version(late_project, tmp_path):
     assert (second.reused, second.version) == (False, first.version + 1)
     assert [load_version(settings, one.version).manifest["exclude_consumed"] for one in (first, second)] == [True, False]
     assert train(settings, trained_until=day(200)).version == first.version
-    labels, everything = (read_log(some, day(200)).possible for some in (settings, again))
+    labels, everything = (read_event_log(some, day(200)).is_label for some in (settings, again))
     assert labels.sum() < everything.sum() == len(everything)

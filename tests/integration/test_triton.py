@@ -24,10 +24,10 @@ from scalr_prod.errors import (
     ServingError,
     TranslatorNotFound,
 )
-from scalr_prod.naming import read_mark
+from scalr_prod.naming import read_marker
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.address import secret_file
-from scalr_prod.scoring.latency import Latencies
+from scalr_prod.scoring.latency import LatencyHistogram
 from scalr_prod.serving import (
     ensure_serving,
     promote,
@@ -107,14 +107,14 @@ def test_the_server_runs_what_was_compiled_and_draws_as_the_plain_code(served):
 
 
 def test_the_time_to_each_answer_is_counted(served):
-    latencies = Latencies()
+    latencies = LatencyHistogram()
     with open_scorer(served, 2, latencies=latencies) as scorer:
-        latencies.take()
+        latencies.drain()
         started = time.perf_counter()
         for _ in scorer.sample_stream([contexts(20)] * 5, 4):
             time.sleep(0.6)  # the answers to come arrive meanwhile
         whole = time.perf_counter() - started - 5 * 0.6
-    found = latencies.take()
+    found = latencies.drain()
     assert sum(found["counts"]) == 5
     assert 0 < found["seconds"] <= whole + 2 * 0.6  # two are on their way at a time
 
@@ -249,7 +249,7 @@ def test_two_projects_on_one_server_have_a_model_each(served, trained_home, tmp_
     shared = {"url": url, "header": header, "repository": str(served.model_repository), "threads": 1}
     root = tmp_path / "logs"
     shutil.copytree(trained_home.parent, root)
-    former = read_mark(served.home).project
+    former = read_marker(served.home).project
     first = project(tmp_path / "same", trained_home, **shared)
     renamed = {"name": "other", "formerly": former}
     second = load_settings(root / trained_home.name, serving=shared, project=renamed)

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from scalr_prod.errors import InvalidRequest
 from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.protocol import INPUTS, SAMPLE_OUTPUTS, encode
+from scalr_prod.scoring.protocol import INPUTS, SAMPLE_OUTPUTS, encode_request
 from scalr_prod.serving import triton_status
 from scalr_prod.serving.repository import configured_instances
 from scalr_prod.serving.state import read_record
@@ -54,9 +54,9 @@ class Fuzz:
         )
         if rng.random() < 0.3:
             candidates = rng.integers(-1, self.sizes["n_target"], (rows, int(rng.integers(1, 5))), dtype=np.int32)
-            return encode(contexts, candidates=candidates)
+            return encode_request(contexts, candidates=candidates)
         numbers = {"k": int(rng.integers(1, 6)), "temperature": float(rng.choice([1e-3, 0.5, 1, 20])), "min_lift": 0.5}
-        return encode(contexts, **numbers)
+        return encode_request(contexts, **numbers)
 
     def outside(self, name: str) -> int | float:
         """A value that is refused."""

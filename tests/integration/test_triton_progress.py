@@ -15,9 +15,9 @@ import pytest
 
 from scalr_prod import assets
 from scalr_prod.scoring import codec, open_scorer
-from scalr_prod.scoring.protocol import encode
+from scalr_prod.scoring.protocol import encode_request
 from scalr_prod.scoring.transport import Channel
-from scalr_prod.serving import ensure_serving, guarded_serving, stop_triton
+from scalr_prod.serving import ensure_serving, serve_with_watchdog, stop_triton
 from scalr_prod.serving.state import read_record
 from scalr_prod.settings import load_settings
 from scalr_prod.translator.contexts import Contexts
@@ -55,13 +55,13 @@ def served(tmp_path_factory, trained_home):
     """A home whose server's model takes a quarter of a second for each context; it runs for all tests, and the file that hangs it."""
     folder = tmp_path_factory.mktemp("slow")
     hang, models, config = folder / "hang", folder / "triton_models", folder / "logs" / trained_home.name
-    shutil.copytree(assets.folder("triton_models"), models)
+    shutil.copytree(assets.asset_folder("triton_models"), models)
     program = models / "translator" / "1" / "model.py"
     program.write_text(program.read_text() + SLOW.format(hang=str(hang), pause=ROW_S))
     shutil.copytree(trained_home.parent, config.parent)
     settings = load_settings(config, serving={"threads": 1, "deadline_s": DEADLINE_S, "startup_timeout_s": 240})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assets, "folder", lambda _: models)
+        patch.setattr(assets, "asset_folder", lambda _: models)
         with ensure_serving(settings, 1):
             yield settings, hang
         stop_triton(settings)
@@ -94,7 +94,7 @@ def contexts(rows: int) -> Contexts:
 
 def one_large_request(settings) -> threading.Thread:
     """Sent past every limit of the scorer's; the thread's ``items`` hold what came back."""
-    message = codec.build_request("translator", 1, encode(contexts(ROWS), k=3), ("items",), timeout_s=240)
+    message = codec.build_request("translator", 1, encode_request(contexts(ROWS), k=3), ("items",), timeout_s=240)
     url = read_record(settings).url
 
     def ask() -> None:
@@ -109,7 +109,7 @@ def one_large_request(settings) -> threading.Thread:
 
 @pytest.mark.long
 def test_a_batch_that_takes_longer_than_a_server_may_be_silent_is_seen_through_and_another_run_waits(slow):
-    with guarded_serving(slow, 1):
+    with serve_with_watchdog(slow, 1):
         before = read_record(slow)
         started = time.monotonic()
         thread = one_large_request(slow)
@@ -143,7 +143,7 @@ def halt(settings, _) -> None:
 def test_a_server_that_ends_or_hangs_within_a_batch_is_replaced(slow, hang, fault):
     # The request has to outlive the silence, a new server's start, and its first answer.
     patient = slow.with_sections(serving={"deadline_s": 60.0})
-    with guarded_serving(slow, 1), open_scorer(patient, 1, guarded=True) as scorer:
+    with serve_with_watchdog(slow, 1), open_scorer(patient, 1, has_watchdog=True) as scorer:
         expected = scorer.sample(contexts(4), 3).items
         before = read_record(slow)
         answers: list[np.ndarray] = []
@@ -157,14 +157,14 @@ def test_a_server_that_ends_or_hangs_within_a_batch_is_replaced(slow, hang, faul
         hang.unlink(missing_ok=True)
         assert read_record(slow).pid != before.pid
         thread.join()
-        assert not before.alive
+        assert not before.is_alive
     assert len(answers) == 1
     assert np.array_equal(answers[0], expected)
 
 
 def test_a_slow_server_is_asked_for_as_much_as_it_answers_in_time(slow):
     """All at once would take longer than the deadline."""
-    with guarded_serving(slow, 1), open_scorer(slow, 1, guarded=True) as scorer:
+    with serve_with_watchdog(slow, 1), open_scorer(slow, 1, has_watchdog=True) as scorer:
         assert ROWS * ROW_S > DEADLINE_S
         before = read_record(slow)
         assert len(scorer.sample(contexts(ROWS), 3)) == ROWS

@@ -15,7 +15,7 @@ import pytest
 from scalr_prod.errors import ScoringError, ServerUnreachable, ServingError
 from scalr_prod.scoring import open_scorer
 from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel, Failure
+from scalr_prod.scoring.transport import Channel, RequestFailure
 from scalr_prod.serving import ensure_serving, promote, start_triton, stop_triton, triton_status
 from scalr_prod.serving.environment import find_environment
 from scalr_prod.settings import load_settings
@@ -62,7 +62,7 @@ def secured(trained_home, tmp_path_factory):
     command += [
         f"--grpc-restricted-protocol=model-repository,model-config,shared-memory,statistics,trace,logging:scalr={SECRET}"
     ]
-    environment = find_environment(settings).variables(1)
+    environment = find_environment(settings).server_variables(1)
     with (folder / "secured.log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     serving = {
@@ -101,10 +101,10 @@ def test_without_the_secret_events_can_be_asked_for_but_nothing_loaded(secured):
     with pytest.raises(ScoringError, match="SCALR_SERVING__HEADER") as caught:
         promote(settings, 2)
     assert SECRET not in str(caught.value)
-    with Channel(settings.serving.url, Security.of(settings)) as channel:
+    with Channel(settings.serving.url, Security.from_settings(settings)) as channel:
         assert channel.server_name(5)
-        with pytest.raises(Failure, match="protocol is restricted"):
-            channel.load("translator", 5)
+        with pytest.raises(RequestFailure, match="protocol is restricted"):
+            channel.load_model("translator", 5)
     wrong = secured(header="scalr=wrong")
     with pytest.raises((ScoringError, ServingError)):
         promote(wrong, 2)

@@ -26,7 +26,7 @@ from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import (
     ensure_serving,
     guard,
-    guarded_serving,
+    serve_with_watchdog,
     serving_checks,
     start_triton,
     stop_triton,
@@ -93,8 +93,8 @@ def test_two_processes_hold_a_small_model_and_the_loss_of_one_is_made_good(home,
         expected = [scorer.sample(contexts(100, seed=seed), 3).items for seed in range(8)]
         assert len(stubs(home)) == 1
         stop_triton(home)
-    monkeypatch.setattr(guard, "_EVERY_S", 0.2)
-    with guarded_serving(twice, 1), open_scorer(twice, 1, guarded=True) as scorer:
+    monkeypatch.setattr(guard, "_PROBE_INTERVAL_S", 0.2)
+    with serve_with_watchdog(twice, 1), open_scorer(twice, 1, has_watchdog=True) as scorer:
         before = read_record(twice)
         assert len(stubs(twice)) == 2
         answers = scorer.sample_stream((contexts(100, seed=seed) for seed in range(8)), 3)
@@ -118,7 +118,7 @@ def test_a_model_process_that_stood_still_mixes_no_answers_up_and_the_server_is_
 
     def ask(seed: int) -> None:
         asked = contexts(40, seed=seed)
-        with open_scorer(home, 1, guarded=True) as scorer:
+        with open_scorer(home, 1, has_watchdog=True) as scorer:
             expected = scorer.sample(asked, 4).items
             waiting.wait()
             while not over.is_set():
@@ -129,9 +129,11 @@ def test_a_model_process_that_stood_still_mixes_no_answers_up_and_the_server_is_
         waiting.wait()
         record = read_record(home)
         (stub,) = stubs(home)
-        monkeypatch.setattr(guard, "_EVERY_S", 4.0)  # it does not see that the process is halted, only what comes of it
+        monkeypatch.setattr(
+            guard, "_PROBE_INTERVAL_S", 4.0
+        )  # it does not see that the process is halted, only what comes of it
         try:
-            with guarded_serving(home, 1):
+            with serve_with_watchdog(home, 1):
                 stub.suspend()
                 time.sleep(2.5)
                 stub.resume()
@@ -214,7 +216,7 @@ def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(home, tmp_path)
 
 def test_a_gpu_that_the_server_cannot_use_is_told(home, monkeypatch, caplog):
     """By the doctor, and whenever a server is started; it works on the CPU."""
-    monkeypatch.setattr("scalr_prod.serving.virtualenvs.has_gpu", lambda: True)
+    monkeypatch.setattr("scalr_prod.serving.virtualenvs.has_nvidia_gpu", lambda: True)
     (torch,) = (check for check in serving_checks(home) if check.name == "serving torch")
     if "+cpu" not in torch.found:
         pytest.skip("the serving environment has torch for GPUs")

@@ -73,8 +73,8 @@ def rows_of(settings, spec):
 
 
 def answered(settings, url):
-    with Channel(url, Security.control(settings)) as channel:
-        return channel.answered(settings.served_model, 5.0)
+    with Channel(url, Security.for_control(settings)) as channel:
+        return channel.answered_requests(settings.served_model, 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_run_is_shared_out_promotions_reach_both_and_one_may_be_lost(servers, 
     asked = [contexts(20, seed) for seed in range(8)]
     with open_scorer(local, 1) as alone:
         expected = [alone.sample(one, 4).items for one in asked]
-    with open_scorer(both, 1, place=1) as scorer:
+    with open_scorer(both, 1, server_index=1) as scorer:
         stream = scorer.sample_stream(asked, 4)
         found = [next(stream).items]
         os.killpg(read_record(servers[1]).pid, signal.SIGKILL)

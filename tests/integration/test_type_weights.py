@@ -12,7 +12,7 @@ from support.small import LOCAL, lean
 
 from scalr_prod import Project
 from scalr_prod.contracts import Table
-from scalr_prod.translator.log import read_log
+from scalr_prod.translator.log import read_event_log
 
 pytestmark = pytest.mark.slow  # two translators and a run
 
@@ -66,5 +66,5 @@ def test_draws_follow_purchases_and_weights_of_one_change_nothing(make_project, 
         follows, contradicts = (drawn == own).mean(), (drawn == (own + 1) % TASTES).mean()
         assert follows > 0.4
         assert follows > 2 * contradicts
-        weight = read_log(project.settings, source["event_timestamp"].max().to_pydatetime()).target.weight
+        weight = read_event_log(project.settings, source["event_timestamp"].max().to_pydatetime()).target.weight
         assert set(np.unique(weight)) == {np.float32(0.02), np.float32(1.0)}

@@ -71,11 +71,11 @@ def opened_in_a_thread(settings):
     """The same pages in this process, for projects that are asked little."""
     import uvicorn
 
-    from scalr_prod.ui.drawing import Drawing
-    from scalr_prod.ui.server import _bound, application
+    from scalr_prod.ui.drawing import SamplingThread
+    from scalr_prod.ui.server import _bind_socket, create_app
 
-    with Drawing(settings) as drawing, _bound(0) as bound:
-        server = uvicorn.Server(uvicorn.Config(application(settings, drawing, "t"), log_config=None, lifespan="off"))
+    with SamplingThread(settings) as drawing, _bind_socket(0) as bound:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings, drawing, "t"), log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
@@ -286,7 +286,7 @@ def test_a_port_that_is_taken_is_one_error(served, reported):
     opened, *_ = reported
     port = urlsplit(address).port
     with pytest.raises(ReportError, match=f"port {port} is not available"):
-        serve(opened.settings, port=port, started=lambda _: None)
+        serve(opened.settings, port=port, on_started=lambda _: None)
     config = str(opened.settings.base / "scalr.toml")
     done = run([SCALR, "ui", "--port", str(port), "--json", "--config", config])
     assert done.returncode == 1

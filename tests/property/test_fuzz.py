@@ -16,10 +16,10 @@ from support.examples import examples
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError
 from scalr_prod.ingest import ingest
-from scalr_prod.scoring.protocol import INPUTS, Identity, answer
+from scalr_prod.scoring.protocol import INPUTS, ModelIdentity, answer_requests
 from scalr_prod.settings import Settings, load_settings
 from scalr_prod.translator.contexts import Contexts, Samples
-from scalr_prod.translator.requests import Bounds
+from scalr_prod.translator.requests import RequestBounds
 
 pytestmark = pytest.mark.slow
 
@@ -163,7 +163,7 @@ def test_parquet_columns_of_any_type(home, data):
 class Module:
     """Has no row for what is out of bounds, as torch."""
 
-    bounds = Bounds(n_source=CATALOGUE - 1, n_target=CATALOGUE, folds=2)
+    bounds = RequestBounds(n_source=CATALOGUE - 1, n_target=CATALOGUE, folds=2)
 
     def sample(self, contexts, k, **_):
         np.zeros(CATALOGUE)[contexts.history_items]
@@ -177,9 +177,9 @@ class Module:
 
 
 def good(rows: int = 2) -> dict[str, np.ndarray]:
-    from scalr_prod.scoring.protocol import encode
+    from scalr_prod.scoring.protocol import encode_request
 
-    return encode(
+    return encode_request(
         Contexts(
             history_items=np.ones((rows, 3), np.int32),
             history_ages=np.zeros((rows, 3), np.float32),
@@ -207,7 +207,7 @@ TENSORS = nps.arrays(
 def test_requests(changes, absent):
     """A spoilt request between two good ones: it is answered or refused, and they are answered as if it were not there."""
     spoilt = {name: array for name, array in (good() | changes).items() if name not in absent or name in changes}
-    first, middle, last = answer(Module(), Identity(1, 2, CATALOGUE), [good(), spoilt, good(3)])
+    first, middle, last = answer_requests(Module(), ModelIdentity(1, 2, CATALOGUE), [good(), spoilt, good(3)])
     assert isinstance(first, dict)
     assert isinstance(last, dict)
     assert (len(first["items"]), len(last["items"])) == (2, 3)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.hashing import bucket_of, fold_of, stable_hash, stable_hash_sql, user_bucket_sql
+from scalr_prod.hashing import hash_bucket, hash_bucket_sql, hash_fold, stable_hash, stable_hash_sql
 
 INTS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), max_size=20)
@@ -17,12 +17,12 @@ def test_python_and_duckdb_agree(ids, n):
     texts = ids and isinstance(ids[0], str)
     rows = pa.table({"id": pa.array(ids, pa.string() if texts else pa.int64())})
     fold = f"{stable_hash_sql('id')} // {2**32} % {n}"
-    columns = f"{stable_hash_sql('id')}, {user_bucket_sql('id', n)}, {fold} AS fold"
+    columns = f"{stable_hash_sql('id')}, {hash_bucket_sql('id', n)}, {fold} AS fold"
     with duckdb.connect() as db:
         db.register("rows_", rows)
         found = db.sql(f"SELECT {columns} FROM rows_").fetchnumpy()
     by_sql = [np.asarray(column) for column in found.values()]
-    for ours, theirs in zip((stable_hash(ids), bucket_of(ids, n), fold_of(ids, n)), by_sql, strict=True):
+    for ours, theirs in zip((stable_hash(ids), hash_bucket(ids, n), hash_fold(ids, n)), by_sql, strict=True):
         assert ours.tolist() == theirs.tolist()
 
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.histories import added, build, build_histories
-from scalr_prod.histories.dominance import Dominance
+from scalr_prod.histories.dominance import WaveletMatrix
 from scalr_prod.lake import Lake
 from scalr_prod.settings import Settings
 
@@ -84,7 +84,7 @@ def project(folder, events, ids: str, **chosen: int) -> Settings:
     made = Settings(domains=DOMAINS, histories=chosen, base=folder)
     lake = Lake.open(made)
     for table in TABLES:
-        lake.create(table, schema_of(table, user=ids, item=ids))
+        lake.create(table, table_schema(table, user=ids, item=ids))
     add(made, events, "made")
     return made
 
@@ -185,7 +185,7 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     if read == "file by file":
         monkeypatch.setattr(added, "_HELD", 0)
     if read == "a store's files":  # those that DuckDB cannot read where they are come through Arrow
-        monkeypatch.setattr(added, "local_files", lambda _: None)
+        monkeypatch.setattr(added, "duckdb_readable_files", lambda _: None)
     draw = np.random.default_rng(0)
     columns = [draw.integers(0, high, 360) for high in (3, 4, 40)]
     late = draw.integers(1, 25, 360) * (draw.random(360) < 0.4)
@@ -275,4 +275,4 @@ def test_dominance_counts_what_a_loop_counts(data):
     start, end, bound = (np.array(column, np.int64) for column in zip(*asked, strict=True))
     start, end = np.minimum(start, end), np.maximum(start, end)
     expected = [int((values[s:e] <= b).sum()) for s, e, b in zip(start, end, bound, strict=True)]
-    assert Dominance(values).count(start, end, bound).tolist() == expected
+    assert WaveletMatrix(values).count_at_most(start, end, bound).tolist() == expected

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.cells import Place
-from scalr_prod.ingest.instants import Instants
+from scalr_prod.ingest.cells import CellOrigin
+from scalr_prod.ingest.instants import TimestampParser
 
-PLACE = Place("file", "timestamp")
+PLACE = CellOrigin("file", "timestamp")
 KEY = "[domains.source] timezone"
 #: Years for which every unit of epoch numbers is told apart, and every zone has rules.
 MOMENTS = st.datetimes(datetime(1980, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - bounds are naive
@@ -22,7 +22,7 @@ OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(
 
 
 def read(values, zone: str | None = None) -> list[datetime]:
-    return Instants(zone, KEY).read(values if isinstance(values, pa.Array) else pa.array(values), PLACE).to_pylist()
+    return TimestampParser(zone, KEY).parse(values if isinstance(values, pa.Array) else pa.array(values), PLACE).to_pylist()
 
 
 @settings(max_examples=100)
@@ -95,22 +95,22 @@ FORMATS = ("%d.%m.%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%Y%m%d%H%M%S", "%d %b %Y %
 @given(st.lists(MOMENTS, min_size=1, max_size=10), st.sampled_from(FORMATS), st.sampled_from(["UTC", "Asia/Tokyo"]))
 def test_text_of_a_format_that_the_settings_name(moments, form, zone):
     moments = [moment.replace(microsecond=0) for moment in moments]
-    reader = Instants(zone, KEY, format=form)
+    reader = TimestampParser(zone, KEY, format=form)
     text = pa.array([moment.astimezone(ZoneInfo(zone)).strftime(form) for moment in moments])
-    assert reader.read(text, PLACE).to_pylist() == moments
+    assert reader.parse(text, PLACE).to_pylist() == moments
 
 
 @pytest.mark.parametrize(
     "text", ["31.02.2024", "00.01.2024", "01.13.2024", "01.02.24", "1.2", "01.02.2024 10:00", "2024-02-01", ""]
 )
 def test_what_is_not_of_the_format_is_named_with_it(text):
-    reader = Instants("UTC", KEY, format="%d.%m.%Y")
-    assert reader.read(pa.array(["1.2.2024", "01.02.2024"]), PLACE).to_pylist() == [datetime(2024, 2, 1, tzinfo=UTC)] * 2
+    reader = TimestampParser("UTC", KEY, format="%d.%m.%Y")
+    assert reader.parse(pa.array(["1.2.2024", "01.02.2024"]), PLACE).to_pylist() == [datetime(2024, 2, 1, tzinfo=UTC)] * 2
     with pytest.raises(BadValue, match=r"not a timestamp of the form %d.%m.%Y|outside the years") as caught:
-        reader.read(pa.array(["01.02.2024", text]), PLACE)
+        reader.parse(pa.array(["01.02.2024", text]), PLACE)
     assert "row 2" in caught.value.where
     with pytest.raises(BadValue, match="naive"):
-        Instants(None, KEY, format="%d.%m.%Y").read(pa.array(["01.02.2024"]), PLACE)
+        TimestampParser(None, KEY, format="%d.%m.%Y").parse(pa.array(["01.02.2024"]), PLACE)
 
 
 def test_dates_are_midnight_in_the_zone():
@@ -134,10 +134,10 @@ def test_an_hour_that_no_clock_shows_is_taken_late():
 
 
 def test_a_unit_that_changes_between_batches_is_refused():
-    instants = Instants(None, KEY)
-    instants.read(pa.array([1_714_566_600]), PLACE)
+    instants = TimestampParser(None, KEY)
+    instants.parse(pa.array([1_714_566_600]), PLACE)
     with pytest.raises(BadValue, match="change from s to ms"):
-        instants.read(pa.array([1_714_566_600_000]), Place("file", "timestamp", 1))
+        instants.parse(pa.array([1_714_566_600_000]), CellOrigin("file", "timestamp", 1))
 
 
 @pytest.mark.parametrize("text", ["01/05/2024", "2024-13-01T00:00:00Z", "2024-05-01T25:00:00Z", "now", "12:30", "2024-W05-1"])

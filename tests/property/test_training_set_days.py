@@ -15,18 +15,18 @@ import pyarrow.dataset as ds
 import pytest
 from training_world import in_the_order_of_time
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.feast_store import apply_feature_repo, service_sources
 from scalr_prod.histories import build_histories
-from scalr_prod.instants import micros
+from scalr_prod.instants import to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest
+from scalr_prod.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest
 from scalr_prod.settings import Settings
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.training_set.build import _TABLES, _inputs
-from scalr_prod.training_set.changes import EVENTS, Tables
+from scalr_prod.training_set.changes import EVENT_TABLES, InputTables
 from scalr_prod.training_set.joining import FEATURE_SERVICE
-from scalr_prod.training_set.making import make_parts
+from scalr_prod.training_set.making import assemble_partitions
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ class World:
         self.histories = {"length": 3, "trailing_days": 2}
         lake = Lake.open(self.settings())
         for table in Table:
-            lake.create(table, schema_of(table, user=self.ids, item=self.ids))
+            lake.create(table, table_schema(table, user=self.ids, item=self.ids))
 
     def settings(self) -> Settings:
         chosen = {"name": "days", "cutoff": self.at, **self.options}
@@ -68,7 +68,7 @@ class World:
 
     def times(self, count: int, since: datetime, until: datetime):
         """Half of them whole hours, so that there are ties."""
-        span = np.array([micros(since), micros(until) - 1])
+        span = np.array([to_micros(since), to_micros(until) - 1])
         drawn = self.draw.integers(*span, count)
         whole = drawn // 3_600_000_000 * 3_600_000_000
         return np.sort(np.where((self.draw.random(count) < 0.5) & (whole >= span[0]), whole, drawn))
@@ -91,7 +91,7 @@ class World:
     def publish(self, count: int, start: datetime, end: datetime) -> str:
         """A window's synthetic events, known from now on, in place of those that it had."""
         run = f"run_{self.commits:016x}"
-        happened = pa.array(np.unique(self.draw.integers(micros(start), micros(end), count))).cast(STAMP)
+        happened = pa.array(np.unique(self.draw.integers(to_micros(start), to_micros(end), count))).cast(STAMP)
         count = len(happened)
         rows = {
             "event_id": pa.array([f"{run}-{number}" for number in range(count)]),
@@ -133,21 +133,21 @@ class World:
             patch.setattr("scalr_prod.quality.training_set.validate_training_set", lambda *_, **__: None)
             report = build_training_set(self.settings())
         version = TrainingSet.open(report.path, check=True)
-        settings, _ = follow_policy(self.settings())
+        settings, _ = apply_policy(self.settings())
         lake = Lake.open(settings)
         opened = {table: lake.open_table(table) for table in _TABLES}
         inputs, window = _inputs(settings, lake, opened, None)
-        tables = Tables({table: opened[table] for table in EVENTS}, service_sources(settings, FEATURE_SERVICE))
+        tables = InputTables({table: opened[table] for table in EVENT_TABLES}, service_sources(settings, FEATURE_SERVICE))
         folder = self.folder / f"whole {report.version}"
         (folder / "nothing").mkdir(parents=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("scalr_prod.training_set.features.joined_by_key", in_the_order_of_time)
-            whole = make_parts(settings, window, inputs, tables, folder / "nothing", folder, progress=False)
-        files = [folder / "version" / name for part in whole.parts for name in part.files if name.startswith("rows/")]
+            whole = assemble_partitions(settings, window, inputs, tables, folder / "nothing", folder, progress=False)
+        files = [folder / "version" / name for part in whole.partitions for name in part.files if name.startswith("rows/")]
         found, wanted = version.to_arrow(), ds.dataset([str(file) for file in files]).to_table()
         assert found.equals(wanted)
         assert report.rows == wanted.num_rows
-        assert version.manifest["parts"] == [part.to_json() for part in whole.parts]
+        assert version.manifest["parts"] == [part.to_json() for part in whole.partitions]
         assert [file.name for file in version.files] == [file.name for file in files]
         assert [file.read_bytes() for file in version.files] == [file.read_bytes() for file in files]
         self.check_ids(version, wanted)
@@ -205,7 +205,7 @@ def damage_and_other_histories(world: World, caplog, *, kept: int) -> None:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, caplog, request) -> World:
-    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: LIMITS[request.param])
+    monkeypatch.setattr("scalr_prod.training_set.features.max_partition_rows", lambda _: LIMITS[request.param])
     caplog.set_level("INFO", "scalr_prod.training_set")
     return World(tmp_path, request.param)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from scalr_prod.identity import Identity
+from scalr_prod.identity import ProjectIdentity
 from scalr_prod.ledger import Ledger, RunSpec, RunState
-from scalr_prod.ledger.records import TRANSITIONS
+from scalr_prod.ledger.records import ALLOWED_TRANSITIONS
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def one(name: str = "one", **changes: str | None) -> Identity:
+def one(name: str = "one", **changes: str | None) -> ProjectIdentity:
     """A project that has its own lake and home."""
-    return Identity(**{"name": name, "lake": f"/lakes/{name}", "home": f"/homes/{name}", **changes})
+    return ProjectIdentity(**{"name": name, "lake": f"/lakes/{name}", "home": f"/homes/{name}", **changes})
 
 
 def make_spec(seed: int = 0, **changes: object) -> RunSpec:
@@ -29,7 +29,7 @@ def make_spec(seed: int = 0, **changes: object) -> RunSpec:
         "table_versions": {"source_events": 3},
         "settings": {"generation": {"temperature": 1.0}},
     }
-    return RunSpec.make(**{**fields, **changes})
+    return RunSpec.create(**{**fields, **changes})
 
 
 def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = RunState.PLANNED) -> None:
@@ -38,12 +38,12 @@ def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = 
     waiting = [begin]
     while waiting:
         at = waiting.pop(0)
-        for following in sorted(TRANSITIONS[at]):
+        for following in sorted(ALLOWED_TRANSITIONS[at]):
             if following not in path:
                 path[following] = [*path[at], following]
                 waiting.append(following)
     for step in path[state]:
-        ledger.set_stage(run_id, step, cause="test")
+        ledger.set_state(run_id, step, cause="test")
 
 
 def validated(ledger: Ledger, seed: int = 0, **changes: object) -> str:

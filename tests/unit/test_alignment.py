@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scalr_prod.generation.alignment import KEEP_AT_LEAST, bucket_targets, keep_counts, value_buckets
+from scalr_prod.generation.alignment import MIN_KEPT_SHARE, bucket_shares, keep_counts, value_buckets
 
 
 def distance(counts, shares) -> float:
@@ -14,7 +14,7 @@ def test_buckets_rise_with_popularity_and_hold_like_mass():
     counts = np.arange(1, 401)
     bucket = value_buckets(counts, 10)
     assert (np.diff(bucket) >= 0).all()
-    shares = bucket_targets(counts, bucket, 10)
+    shares = bucket_shares(counts, bucket, 10)
     assert shares.sum() == pytest.approx(1)
     assert shares == pytest.approx(np.full(10, 0.1), abs=0.01)
 
@@ -29,7 +29,7 @@ def test_items_of_one_popularity_share_a_bucket():
 
 def test_buckets_of_nothing():
     assert value_buckets(np.zeros(0, dtype=np.int64), 10).tolist() == []
-    assert bucket_targets(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 3).tolist() == [0, 0, 0]
+    assert bucket_shares(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 3).tolist() == [0, 0, 0]
     counts = np.array([4, 0])
     assert keep_counts(counts, np.zeros(2)).tolist() == [4, 0]
 
@@ -66,7 +66,7 @@ def test_half_stays_and_the_distance_never_grows(problem):
     kept = keep_counts(counts, shares)
     assert (kept >= 0).all()
     assert (kept <= counts).all()
-    assert kept.sum() >= KEEP_AT_LEAST * counts.sum()
+    assert kept.sum() >= MIN_KEPT_SHARE * counts.sum()
     # Rounding up moves each bucket by less than one event.
     assert distance(kept, shares) <= distance(counts, shares) + len(counts) / kept.sum()
 

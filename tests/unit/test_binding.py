@@ -18,7 +18,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.publication import publish, rollback_run
 from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable, enable, publication_state
+from scalr_prod.switch import disable_publication, enable_publication, publication_state
 
 RUN = f"run_{0:016x}"
 
@@ -48,7 +48,7 @@ def contents(home: Path) -> dict[str, bytes]:
 def unbind(settings) -> None:
     """As a home was made before tables were bound."""
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
-        Lake.open(settings).describe(table, "", key="unbound")
+        Lake.open(settings).set_description(table, "", key="unbound")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_one_domain_alone_is_held_to_both_names(project):
     [
         lambda settings: publish(settings, RUN),
         lambda settings: rollback_run(settings, RUN),
-        disable,
-        enable,
+        disable_publication,
+        enable_publication,
         publication_state,
         lambda settings: explain_events(settings, ["0" * 32]),
         lambda settings: Project(settings).status(),

@@ -11,7 +11,7 @@ from scalr_prod import __version__
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.lake import Lake
-from scalr_prod.rendering import as_lines
+from scalr_prod.rendering import format_lines
 from scalr_prod.settings import load_settings
 
 runner = CliRunner()
@@ -62,14 +62,14 @@ def test_version():
 
 def test_a_long_cell_widens_no_other_row():
     rows = [{"rule": "a", "says": "x" * 90, "failed": 1}, {"rule": "b", "says": "y", "failed": 2}]
-    lines = as_lines({"rules": rows, "replaced": {}, "waiting": []})
+    lines = format_lines({"rules": rows, "replaced": {}, "waiting": []})
     assert lines[2:4] == [f"  a     {'x' * 90}  1", f"  b     y{' ' * 59}  2"]
     assert lines[4:] == ["replaced  -", "waiting   -"]
 
 
 def test_what_the_first_row_of_a_table_lacks_is_shown():
     rows = [{"arm": "real", "NE": 0.7, "tried": [1]}, {"arm": "ours", "NE": 0.6, "NE all %": "-6.1", "tried": [2]}]
-    assert as_lines({"arms": rows})[1:] == ["  arm   NE   NE all %", "  real  0.7  -", "  ours  0.6  -6.1"]
+    assert format_lines({"arms": rows})[1:] == ["  arm   NE   NE all %", "  real  0.7  -", "  ours  0.6  -6.1"]
 
 
 def test_wrong_usage_exits_with_2():

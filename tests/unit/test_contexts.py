@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from scalr_prod.generation.contexts import (
     HISTORY_ITEMS,
     HISTORY_TIMES,
-    Consumed,
-    batches,
+    ConsumptionIndex,
     encode_histories,
+    iter_context_batches,
 )
-from scalr_prod.instants import micros_of
+from scalr_prod.instants import column_to_micros
 from scalr_prod.translator.contexts import NO_ITEM, Contexts
-from scalr_prod.translator.versions import Vocabulary
+from scalr_prod.translator.versions import ItemVocabulary
 
 DAY = 86_400_000_000
 US = pa.timestamp("us", tz="UTC")
@@ -25,9 +25,9 @@ SOURCE = ["a", "b", "c", "d"]
 TARGET = ["p", "q", "r"]
 
 
-def vocabulary() -> Vocabulary:
+def vocabulary() -> ItemVocabulary:
     nothing = np.zeros(len(TARGET), dtype=np.int64)
-    return Vocabulary(pa.array(SOURCE), pa.array(TARGET), nothing, nothing, nothing.astype(float))
+    return ItemVocabulary(pa.array(SOURCE), pa.array(TARGET), nothing, nothing, nothing.astype(float))
 
 
 def joined(rows: list[tuple[str, int, list[tuple[str, int]] | None]]) -> pa.Table:
@@ -119,9 +119,9 @@ users = st.sampled_from(["u", "v", "w"])
     st.lists(st.tuples(users, st.integers(0, 6)), min_size=1, max_size=6),
 )
 def test_exclusions_are_what_was_consumed_strictly_before(events, asked):
-    consumed = Consumed.of(consumed_rows(events), vocabulary())
-    had = consumed.before(pa.array([user for user, _ in asked]), np.array([time for _, time in asked]))
-    matrix = had.matrix()
+    consumed = ConsumptionIndex.from_rows(consumed_rows(events), vocabulary())
+    had = consumed.items_before(pa.array([user for user, _ in asked]), np.array([time for _, time in asked]))
+    matrix = had.to_matrix()
     for (user, time), row in zip(asked, matrix, strict=True):
         want = {TARGET.index(item) for who, item, when in events if who == user and when < time and item in TARGET}
         assert set(row[row != NO_ITEM].tolist()) == want
@@ -134,11 +134,11 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
     indices = np.arange(rows * length, dtype=np.int32).reshape(rows, length)
     ages = indices.astype(np.float32)
     heavy = [("heavy", item, 0) for item in TARGET]
-    consumed = Consumed.of(consumed_rows(heavy), vocabulary())
+    consumed = ConsumptionIndex.from_rows(consumed_rows(heavy), vocabulary())
     names = pa.array(["light"] * 5 + ["heavy"] * 2)
     limit = 2 * (8 * length + 28 + 4 * 3)
     made = list(
-        batches(
+        iter_context_batches(
             (indices, ages),
             ends=np.arange(rows, dtype=np.int64),
             times=np.arange(rows, dtype=np.int64) + 1,
@@ -146,9 +146,9 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
             noise_keys=np.arange(rows, dtype=np.int64),
             consumed=consumed,
             users=names,
-            never=np.empty(0, np.int32),
-            size=size,
-            most_bytes=limit,
+            always_excluded=np.empty(0, np.int32),
+            batch_size=size,
+            max_bytes=limit,
         )
     )
     together = Contexts.concat(made)
@@ -162,4 +162,4 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
 
 def test_microseconds_are_exact():
     column = pa.chunked_array([pa.array([1, 2**52 + 1], US)])
-    assert micros_of(column).tolist() == [1, 2**52 + 1]
+    assert column_to_micros(column).tolist() == [1, 2**52 + 1]

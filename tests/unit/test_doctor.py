@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scalr_prod.doctor import _OPTIONAL, Check, examine
+from scalr_prod.doctor import _OPTIONAL, DiagnosticCheck, run_checks
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def config(tmp_path: Path):
     return make
 
 
-def look(path: Path) -> dict[str, Check]:
-    return {check.name: check for check in examine(path)}
+def look(path: Path) -> dict[str, DiagnosticCheck]:
+    return {check.name: check for check in run_checks(path)}
 
 
 def test_a_healthy_project_is_all_ok(config):

@@ -10,15 +10,23 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.arms import ABLATIONS, CONTROLS, RIVAL, TOP, Choice, Maker, renumbered
+from scalr_prod.downstream.arms import (
+    ABLATION_ARMS,
+    CONTROL_ARMS,
+    JOINT_TRAINING,
+    TOP_K_TEMPERATURE,
+    ArmChoice,
+    ArmDataBuilder,
+    renumber,
+)
 from scalr_prod.downstream.diagnostics import diagnose
 from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.downstream.scene import Numbering
-from scalr_prod.downstream.translation import Draw
+from scalr_prod.downstream.scene import IdNumbering
+from scalr_prod.downstream.translation import DrawOptions
 from scalr_prod.errors import EvaluationError, TranslatorError
 
 USERS, ITEMS = 60, 30
-CHOICE = Choice({}, Draw(4, 0.5), (0.5, 0.2, 0.0), 0.1)
+CHOICE = ArmChoice({}, DrawOptions(4, 0.5), (0.5, 0.2, 0.0), 0.1)
 
 
 def events(user, item, weight=None) -> Interactions:
@@ -33,7 +41,7 @@ class Draws:
     def __init__(self):
         self.asked = []
 
-    def draw(self, how: Draw) -> Interactions:
+    def draw(self, how: DrawOptions) -> Interactions:
         self.asked.append(how)
         user = np.repeat(np.arange(USERS), how.volume)
         item = (user + np.tile(np.arange(how.volume), USERS)) % ITEMS
@@ -54,16 +62,16 @@ class Stage:
 
 
 @pytest.fixture
-def maker() -> Maker:
+def maker() -> ArmDataBuilder:
     rng = np.random.default_rng(0)
     real = events(rng.integers(0, USERS, 200), rng.integers(0, 5, 200))
     source = events(rng.integers(0, USERS, 300), rng.integers(0, ITEMS, 300))
-    return Maker(Stage(real, source), Draws())
+    return ArmDataBuilder(Stage(real, source), Draws())
 
 
-def synthetic(maker: Maker, arm: str, seed: int = 0) -> Interactions:
+def synthetic(maker: ArmDataBuilder, arm: str, seed: int = 0) -> Interactions:
     made = maker.events(arm, CHOICE, seed)
-    return made.take(np.arange(len(maker.scene.real), len(made)))
+    return made.take(np.arange(len(maker.split.real), len(made)))
 
 
 def test_weights_are_lambda_times_confidence_and_zero_leaves_out(maker):
@@ -93,7 +101,7 @@ def test_popularity_draws_real_items_only(maker):
 
 
 def test_shuffled_gives_every_user_the_events_of_another_of_the_segment(maker):
-    whole = Choice({}, Draw(4, 0.5), (1.0, 1.0, 1.0), 0.1)
+    whole = ArmChoice({}, DrawOptions(4, 0.5), (1.0, 1.0, 1.0), 0.1)
     made = maker.synthetic("shuffled", whole, 1)
     seen, segment = maker.scene.seen(), maker.scene.segments()
     giver = {}
@@ -122,8 +130,8 @@ def test_duplicated_repeats_real_events(maker):
         ("trend", {"member": "popularity"}),
         ("frequency", {"member": "frequency"}),
         ("sampled", {"temperature": 1.0}),
-        ("top_k", {"temperature": TOP}),
-        ("top_1", {"temperature": TOP, "volume": 1}),
+        ("top_k", {"temperature": TOP_K_TEMPERATURE}),
+        ("top_1", {"temperature": TOP_K_TEMPERATURE, "volume": 1}),
         ("dose_2", {"volume": 8}),
         ("align_on", {"align": True}),
         ("align_off", {"align": False}),
@@ -146,7 +154,7 @@ def test_doses_thin_the_events(maker):
 
 
 def test_the_rival_trains_on_both_domains_apart(maker):
-    made = maker.events(RIVAL, CHOICE, 0)
+    made = maker.events(JOINT_TRAINING, CHOICE, 0)
     assert made.n_items == 2 * ITEMS
     source = made.take(made.item >= ITEMS)
     assert len(source) == len(maker.scene.source)
@@ -154,7 +162,7 @@ def test_the_rival_trains_on_both_domains_apart(maker):
 
 
 def test_every_arm_can_be_made(maker):
-    for arm in (*CONTROLS, *ABLATIONS):
+    for arm in (*CONTROL_ARMS, *ABLATION_ARMS):
         assert len(maker.events(arm, CHOICE, 0)) > len(maker.scene.real)
 
 
@@ -194,9 +202,9 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
         monkeypatch.setattr(maker.scene, "earlier", world.earlier, raising=False)
     else:
         monkeypatch.setattr(maker.scene, "earlier", lambda: maker.scene, raising=False)
-        monkeypatch.setattr("scalr_prod.downstream.translation.Translation.of", lambda *_, **__: world.earlier())
+        monkeypatch.setattr("scalr_prod.downstream.translation.SplitTranslator.from_split", lambda *_, **__: world.earlier())
     monkeypatch.setattr(maker.scene, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
-    for arm in ("real", "real+scalr", RIVAL, "real"):
+    for arm in ("real", "real+scalr", JOINT_TRAINING, "real"):
         made = maker.events(arm, CHOICE, 0)
         assert maker.with_before(made, arm, CHOICE, 0) is made
     assert world.asked == caplog.text.count(str(error).splitlines()[0]) == 1
@@ -205,10 +213,10 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
 def test_events_without_a_source_are_numbered_anew_as_well():
     """An empty log is not None: its users have numbers to be changed, too."""
     here, there = (
-        Numbering(pa.array(users), pa.array(["a", "b"]), pa.array(things))
+        IdNumbering(pa.array(users), pa.array(["a", "b"]), pa.array(things))
         for users, things in ((["u"], []), (["t", "u"], ["x"]))
     )
     own = Interactions(*(np.zeros(1, kind) for kind in (np.int32, np.int32, np.int64, np.float32)), 1, 2, until=5)
     none = replace(own.take(np.zeros(1, bool)), n_items=0)
-    made = renumbered(replace(own, source=none), here, there)
+    made = renumber(replace(own, source=none), here, there)
     assert (made.user.tolist(), made.n_users, made.source.n_users, made.source.n_items) == ([1], 2, 2, 1)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models import knobs_of, make_model
-from scalr_prod.downstream.protocol import Interactions, Probabilistic
+from scalr_prod.downstream.models import family_hyperparameters, make_model
+from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
 from scalr_prod.errors import EvaluationError
 
 USERS, ITEMS, THINGS, TASTES = 300, 200, 60, 4
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_scores(log):
 
 
 def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch):
-    monkeypatch.setattr("scalr_prod.downstream.models.rows._SHORTLIST", 20)
+    monkeypatch.setattr("scalr_prod.downstream.models.rows._SHORTLIST_ITEMS", 20)
     late = replace(log, until=END + 1)  # another log, whose shortlists are not kept yet
     model = fitted(late)
     users = COLD[:7]
@@ -83,7 +83,7 @@ def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch)
 
 def test_it_is_calibrated_on_what_it_was_trained_on(log):
     model = fitted(log)
-    assert isinstance(model, Probabilistic)
+    assert isinstance(model, ProbabilisticModel)
     rows = model._log.real(model.drawn)
     p = 1 / (1 + np.exp(-model.logits(rows.features)))
     weight = np.where(rows.label, 1, model.negatives / model.drawn)
@@ -93,7 +93,7 @@ def test_it_is_calibrated_on_what_it_was_trained_on(log):
 
 
 def test_settings_of_the_search_are_options_of_the_model():
-    options = {knob.name: knob.values[0] for knob in knobs_of("feature_ranker") if knob.name != "half_life"}
+    options = {knob.name: knob.values[0] for knob in family_hyperparameters("feature_ranker") if knob.name != "half_life"}
     assert options
     make_model("feature_ranker", options, threads=1)
 
@@ -109,7 +109,7 @@ def test_without_an_observed_event_all_pairs_are_alike_and_a_warning_says_so(log
 
 
 def test_it_can_be_the_rival_of_both_domains(log):
-    """Source items follow the target's in one catalogue, as `both_domains` numbers them."""
+    """Source items follow the target's in one catalogue, as `joint_interactions` numbers them."""
     source = log.source
     both = replace(log, n_items=ITEMS + THINGS).joined([replace(source, item=source.item + ITEMS, n_items=ITEMS + THINGS)])
     scores = fitted(both).score(COLD)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models.rows import Log
+from scalr_prod.downstream.models.rows import FeatureLog
 from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
 from scalr_prod.downstream.protocol import Interactions
 
@@ -106,7 +106,7 @@ def test_no_row_has_a_feature_from_its_time_on(log):
             source, item=np.where(source.time >= day * DAY, (source.item + 1) % THINGS, source.item).astype(np.int32)
         ),
     )
-    rows, again = (Log.of(one).rows(one, 3, salt=0) for one in (log, other))
+    rows, again = (FeatureLog.from_events(one).build_rows(one, 3, salt=0) for one in (log, other))
     early, same = (one.label & (log.time[one.event] < day * DAY) for one in (rows, again))
     assert early.sum() > 20
     assert np.array_equal(rows.event[early], again.event[same])
@@ -115,8 +115,8 @@ def test_no_row_has_a_feature_from_its_time_on(log):
 
 
 def test_each_row_is_as_of_the_last_instant_up_to_its_time(log):
-    made = Log.of(log)
-    rows = made.rows(log, 3, salt=0)
+    made = FeatureLog.from_events(log)
+    rows = made.build_rows(log, 3, salt=0)
     assert len(made.instants) == 10
     assert made.instants[-1] == END
     for event in np.unique(rows.event):
@@ -131,16 +131,16 @@ def test_each_row_is_as_of_the_last_instant_up_to_its_time(log):
 
 def test_synthetic_events_change_no_feature_and_no_negative(log):
     real = log.take(log.in_history())
-    assert Log.of(log) is Log.of(real)
+    assert FeatureLog.from_events(log) is FeatureLog.from_events(real)
     shuffled = np.random.default_rng(0).permutation(len(real))
-    assert Log.of(log) is Log.of(real.take(shuffled)), "in any order, the same log"
-    assert Log.of(real) is not Log.of(real.take(np.arange(len(real) - 1)))
+    assert FeatureLog.from_events(log) is FeatureLog.from_events(real.take(shuffled)), "in any order, the same log"
+    assert FeatureLog.from_events(real) is not FeatureLog.from_events(real.take(np.arange(len(real) - 1)))
 
 
 def test_negatives_are_known_items_that_the_user_never_chose():
     rng = np.random.default_rng(1)
     real = events_of(rng, 40, 30)
-    made = Log(real.take(np.lexsort((real.item, real.user, real.time))))
+    made = FeatureLog(real.take(np.lexsort((real.item, real.user, real.time))))
     chosen = set(zip(real.user.tolist(), real.item.tolist(), strict=True))
     drawn = {}
     snapshot_features = Snapshot.features
@@ -151,7 +151,7 @@ def test_negatives_are_known_items_that_the_user_never_chose():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Snapshot, "features", seen)
-        rows = made.rows(made.events, 5, salt=0)
+        rows = made.build_rows(made.events, 5, salt=0)
     assert 0 < rows.label.mean() < 0.4
     for snapshot, pairs in drawn.values():
         assert all(snapshot.known[item] for _, item in pairs)

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scalr_prod.downstream.few import ALL, Few, few_of
-from scalr_prod.downstream.isolation import Isolated, _inner
-from scalr_prod.downstream.scene import Scene
+from scalr_prod.downstream.few import UNLIMITED, DataBudget, budget_for
+from scalr_prod.downstream.isolation import Sandbox, _sandbox_settings
+from scalr_prod.downstream.scene import EvaluationSplit
 from scalr_prod.settings import load_settings
 
 
@@ -24,34 +24,37 @@ def scene(events, *, estimators=("popularity", "sequential"), pretraining_events
 @pytest.mark.parametrize(
     ("found", "few"),
     [
-        (scene(50_000), ALL),
-        (scene(250_000), Few(50_000, None)),
-        (scene(250_001), Few(50_000, 250_000)),
-        (scene(250_001, estimators=("popularity", "linear")), Few(50_000, None)),  # nothing is pretrained
-        (scene(300_000, pretraining_events=260_000), Few(50_000, 250_000)),
-        (scene(300_000, pretraining_events=200_000), Few(50_000, None)),  # the settings leave out more
-        (scene(300_000, contexts="users"), Few(None, 250_000)),
-        (scene(200_000, contexts="users", users=50_001), Few(50_000, None)),
+        (scene(50_000), UNLIMITED),
+        (scene(250_000), DataBudget(50_000, None)),
+        (scene(250_001), DataBudget(50_000, 250_000)),
+        (scene(250_001, estimators=("popularity", "linear")), DataBudget(50_000, None)),  # nothing is pretrained
+        (scene(300_000, pretraining_events=260_000), DataBudget(50_000, 250_000)),
+        (scene(300_000, pretraining_events=200_000), DataBudget(50_000, None)),  # the settings leave out more
+        (scene(300_000, contexts="users"), DataBudget(None, 250_000)),
+        (scene(200_000, contexts="users", users=50_001), DataBudget(50_000, None)),
     ],
 )
 def test_only_what_there_is_more_of_is_left_out(found, few):
-    assert few_of(found) == few
+    assert budget_for(found) == few
 
 
 def test_what_is_learned_from_less_stays_in_its_isolated_home(project, tmp_path):
     """Everything but the pretraining is as the isolated home has it: its place, and that nothing after the cutoff is known."""
     cutoff = datetime(2024, 6, 1, tzinfo=UTC)
-    inner = _inner(load_settings(project), tmp_path / "isolated", cutoff)
-    whole = Scene(Isolated(inner, cutoff), None, None, None, None, None, None, None)
-    less = Few(pretraining_events=100).learned_from(whole).settings
+    inner = _sandbox_settings(load_settings(project), tmp_path / "isolated", cutoff)
+    whole = EvaluationSplit(Sandbox(inner, cutoff), None, None, None, None, None, None, None)
+    less = DataBudget(pretraining_events=100).apply_to(whole).settings
     assert less.translator.pretraining_events == 100
     assert less.home == inner.home == tmp_path / "isolated"
     assert less.model_dump(exclude={"translator"}) == inner.model_dump(exclude={"translator"})
     assert less.translator.recipe() == inner.translator.recipe() | {"pretraining_events": 100}
-    assert ALL.learned_from(whole) is whole
+    assert UNLIMITED.apply_to(whole) is whole
 
 
 def test_what_is_left_out_is_said():
-    assert ALL.told() == ""
-    assert Few(50_000, 250_000).told() == ", drawn for 50,000 contexts at most, pretrained on 250,000 source events at most"
-    assert ALL.to_json() == {"contexts_at_most": None, "pretraining_events_at_most": None}
+    assert UNLIMITED.describe() == ""
+    assert (
+        DataBudget(50_000, 250_000).describe()
+        == ", drawn for 50,000 contexts at most, pretrained on 250,000 source events at most"
+    )
+    assert UNLIMITED.to_json() == {"contexts_at_most": None, "pretraining_events_at_most": None}

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 
-from scalr_prod.downstream.heartbeat import heartbeat
-from scalr_prod.progress import lines_every
+from scalr_prod.downstream.heartbeat import evaluation_progress
+from scalr_prod.progress import heartbeat_interval
 
 
 def test_a_long_step_is_told_of_again_and_again(caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     behind = []
-    with lines_every(0.01), heartbeat(bar=False) as pulse:
+    with heartbeat_interval(0.01), evaluation_progress(show_bar=False) as pulse:
         pulse.total = 40
-        pulse.at("training the translator")
-        for arm in pulse.steps(["real", "ours"], {"real": 2, "ours": 18}.get):
-            pulse.fitted(f"als {arm}", 5)
+        pulse.start_task("training the translator")
+        for arm in pulse.track_steps(["real", "ours"], {"real": 2, "ours": 18}.get):
+            pulse.count_fits(f"als {arm}", 5)
             behind.append(pulse.done)
         while sum("still at als ours" in line for line in caplog.messages) < 3:
             pass
@@ -28,7 +28,7 @@ def test_a_long_step_is_told_of_again_and_again(caplog):
 
 def test_a_bar_needs_no_lines(caplog):
     caplog.set_level("INFO", logger="scalr_prod")
-    with lines_every(0.0001), heartbeat(bar=True) as pulse:
-        pulse.fitted("als real")
+    with heartbeat_interval(0.0001), evaluation_progress(show_bar=True) as pulse:
+        pulse.count_fits("als real")
         assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
     assert "still at" not in caplog.text

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.kept import ARRAY, FACTS, FORGETFUL, Kept, outcomes_of
+from scalr_prod.downstream.kept import ARRAY_CODEC, JSON_CODEC, NULL_CACHE, ResultCache, outcome_codec
 from scalr_prod.downstream.metrics import Ranking
-from scalr_prod.downstream.odds import LabelledRows, Odds
+from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows
 from scalr_prod.downstream.trial import Outcome
 
 KEY = ("ndcg", "als", {"half_life": float("inf")}, [0.1, 0.1])
@@ -29,23 +29,23 @@ def made(value):
 @pytest.mark.parametrize(
     ("form", "value"),
     [
-        (ARRAY, np.array([0.1, np.nan, 1 / 3, 5e-324])),
-        (FACTS, {"a": [1 / 3, None, True], "b": "ü"}),
-        (FACTS, None),
+        (ARRAY_CODEC, np.array([0.1, np.nan, 1 / 3, 5e-324])),
+        (JSON_CODEC, {"a": [1 / 3, None, True], "b": "ü"}),
+        (JSON_CODEC, None),
     ],
 )
 def test_a_result_is_made_once_and_comes_back_to_the_bit(tmp_path, form, value):
     make, calls = made(value)
     for _ in range(2):
-        found = Kept(tmp_path / "kept", "of a scene").once(KEY, make, form)
-        if form is ARRAY:
+        found = ResultCache(tmp_path / "kept", "of a scene").get_or_compute(KEY, make, form)
+        if form is ARRAY_CODEC:
             assert found.dtype == value.dtype
             assert found.tobytes() == value.tobytes()
         else:
             assert found == value
     assert len(calls) == 1
-    Kept(tmp_path / "kept", "of another scene").once(KEY, make, form)
-    Kept(tmp_path / "kept", "of a scene").once((*KEY, 0), make, form)
+    ResultCache(tmp_path / "kept", "of another scene").get_or_compute(KEY, make, form)
+    ResultCache(tmp_path / "kept", "of a scene").get_or_compute((*KEY, 0), make, form)
     assert len(calls) == 3
 
 
@@ -56,51 +56,51 @@ def test_an_outcome_comes_back_with_the_rows_of_its_judge(tmp_path, probable):
     rows = LabelledRows(place, place, place, place % 2 == 0, (place % 3).astype(np.int8))
     judge = SimpleNamespace(rows={9: rows}.__getitem__)
     ranking = Ranking(rng.integers(0, 9, (6, 4), dtype=np.int32), rng.random((6, 4)), *rng.random((5, 6)))
-    outcome = Outcome(ranking, {"coverage": 1 / 3}, *((Odds(rows, rng.random(6)), 9) if probable else ()))
+    outcome = Outcome(ranking, {"coverage": 1 / 3}, *((CalibratedPredictions(rows, rng.random(6)), 9) if probable else ()))
     make, calls = made(outcome)
-    kept = Kept(tmp_path, "of a scene")
-    kept.once(KEY, make, outcomes_of(judge))
-    found = kept.once(KEY, make, outcomes_of(judge))
+    kept = ResultCache(tmp_path, "of a scene")
+    kept.get_or_compute(KEY, make, outcome_codec(judge))
+    found = kept.get_or_compute(KEY, make, outcome_codec(judge))
     assert len(calls) == 1
     for name, array in vars(ranking).items():
         assert getattr(found.ranking, name).dtype == array.dtype
         assert np.array_equal(getattr(found.ranking, name), array)
     assert (found.exposure, found.negatives) == (outcome.exposure, outcome.negatives)
     if probable:
-        assert found.odds.rows is rows
-        assert np.array_equal(found.odds.probability, outcome.odds.probability)
+        assert found.predictions.rows is rows
+        assert np.array_equal(found.predictions.probability, outcome.predictions.probability)
     else:
-        assert found.odds is None
+        assert found.predictions is None
 
 
 def test_a_file_that_cannot_be_read_is_made_anew(tmp_path, caplog):
-    kept = Kept(tmp_path, "of a scene")
+    kept = ResultCache(tmp_path, "of a scene")
     make, calls = made(np.arange(3.0))
-    kept.once(KEY, make, ARRAY)
+    kept.get_or_compute(KEY, make, ARRAY_CODEC)
     (path,) = tmp_path.iterdir()
     for damaged in (path.read_bytes()[:-30], b"", b"no archive"):
         path.write_bytes(damaged)
-        assert kept.once(KEY, make, ARRAY).tolist() == [0, 1, 2]
+        assert kept.get_or_compute(KEY, make, ARRAY_CODEC).tolist() == [0, 1, 2]
         assert "cannot be read and is worked out anew" in caplog.text
     assert len(calls) == 4
-    assert kept.once(KEY, make, ARRAY).tolist() == [0, 1, 2]
+    assert kept.get_or_compute(KEY, make, ARRAY_CODEC).tolist() == [0, 1, 2]
     assert len(calls) == 4
 
 
 def test_what_is_broken_off_leaves_nothing(tmp_path):
-    kept = Kept(tmp_path, "of a scene")
+    kept = ResultCache(tmp_path, "of a scene")
 
     def stopped():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept.once(KEY, stopped, ARRAY)
+        kept.get_or_compute(KEY, stopped, ARRAY_CODEC)
     with pytest.raises(TypeError):
-        kept.once(KEY, lambda: {"no": object()}, FACTS)
+        kept.get_or_compute(KEY, lambda: {"no": object()}, JSON_CODEC)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_a_home_nothing_is_kept():
     make, calls = made(1)
-    assert [FORGETFUL.once(KEY, make, FACTS) for _ in range(2)] == [1, 1]
+    assert [NULL_CACHE.get_or_compute(KEY, make, JSON_CODEC) for _ in range(2)] == [1, 1]
     assert len(calls) == 2

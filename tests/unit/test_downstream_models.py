@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from scalr_prod.downstream.models import make_model
-from scalr_prod.downstream.protocol import Interactions, Probabilistic
+from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
 from scalr_prod.errors import EvaluationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,7 +206,7 @@ def test_als_takes_a_cell_of_weight_zero_as_unobserved(tastes):
 
 def test_the_ranker_is_calibrated_on_what_it_was_trained_on(tastes):
     model = fitted("two_tower", tastes)
-    assert isinstance(model, Probabilistic)
+    assert isinstance(model, ProbabilisticModel)
     rng = np.random.default_rng(1)
     negative = rng.integers(0, ITEMS, (len(tastes), model.negatives)).ravel()
     users = np.concatenate([tastes.user, np.repeat(tastes.user, model.negatives)]).astype(np.int64)
@@ -250,7 +250,7 @@ def test_interactions_refuse_what_does_not_fit(tastes):
 
 def test_a_synthetic_event_is_a_term_of_the_loss_and_never_a_history(tastes, monkeypatch):
     """Once trained, dropping a user's synthetic events from the tables that scores are made of must change nothing."""
-    from scalr_prod.downstream.models.ragged import Ragged
+    from scalr_prod.downstream.models.ragged import RaggedInteractions
 
     lone = np.arange(USERS - 10, USERS, dtype=np.int32)
     told = replace(
@@ -262,7 +262,7 @@ def test_a_synthetic_event_is_a_term_of_the_loss_and_never_a_history(tastes, mon
     for family in ("sasrec", "two_tower"):
         model = fitted(family, tastes.joined([told]), epochs=4)
         scores = model.score(lone.astype(np.int64))
-        monkeypatch.setattr(model, "_extra", Ragged.of(told.take(np.zeros(0, int))))
+        monkeypatch.setattr(model, "_extra", RaggedInteractions.from_interactions(told.take(np.zeros(0, int))))
         assert (model._history.count[lone] == 0).all(), family
         assert np.array_equal(model.score(lone.astype(np.int64)), scores), family
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
+from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows, PlattCalibrator
 
 
 def rows_of(label, segment):
@@ -33,7 +33,7 @@ def test_rows_are_test_pairs_beside_items_that_the_user_neither_had_nor_met():
         relevant=relevant, held_out=relevant + hidden, users=users, real=SimpleNamespace(n_items=25),
         seen=lambda: seen, segments=lambda: segment,
     )  # fmt: skip
-    rows = LabelledRows.of(scene, 40)
+    rows = LabelledRows.from_split(scene, 40)
     positive = set(zip(*relevant.nonzero(), strict=True))
     assert set(zip(rows.user[rows.label], rows.item[rows.label], strict=True)) == positive
     assert rows.label.sum() == len(positive)
@@ -45,7 +45,7 @@ def test_rows_are_test_pairs_beside_items_that_the_user_neither_had_nor_met():
     assert np.array_equal(rows.segment, segment[rows.user])
     owed = 40 * (~rows.label).mean() / rows.label.mean() / 40
     assert 20 < owed < 40, "some draws are of an item that the user had or met, and fall away"
-    again = LabelledRows.of(scene, 40)
+    again = LabelledRows.from_split(scene, 40)
     assert np.array_equal(rows.item, again.item)
 
 
@@ -60,19 +60,19 @@ def test_the_map_finds_how_logits_were_distorted(segment):
     rows = rows_of(label, where)
     half = len(truth) // 2
     parts = [rows_of(label[part], where[part]) for part in (np.s_[:half], np.s_[half:])]
-    scale = LogitMap.fit(parts, [told[:half], told[half:]])
+    scale = PlattCalibrator.fit(parts, [told[:half], told[half:]])
     expected = np.where(np.arange(3) == segment, 0.5, 1.0), np.where(np.arange(3) == segment, -0.5, 0.0)
     assert scale.slope == pytest.approx(expected[0], abs=0.03)
     assert scale.offset == pytest.approx(expected[1], abs=0.05)
     assert scale(told, rows.segment) == pytest.approx(sigmoid(truth), abs=0.02)
-    assert LogitMap(**scale.to_json()).slope == list(scale.slope)
+    assert PlattCalibrator(**scale.to_json()).slope == list(scale.slope)
 
 
 def test_a_model_that_knows_nothing_is_brought_to_the_base_rate_and_a_segment_without_rows_stays():
     rng = np.random.default_rng(1)
     label = rng.random(50_000) < 0.1
     noise = sigmoid(rng.normal(0, 3, len(label)))
-    scale = LogitMap.fit([rows_of(label, np.zeros(len(label)))], [noise])
+    scale = PlattCalibrator.fit([rows_of(label, np.zeros(len(label)))], [noise])
     calibrated = scale(noise, np.zeros(len(label), np.int8))
     assert calibrated == pytest.approx(np.full(len(label), label.mean()), abs=0.02)
     assert (scale.slope[1:], scale.offset[1:]) == ((1.0, 1.0), (0.0, 0.0))
@@ -82,11 +82,11 @@ def test_a_model_that_knows_nothing_is_brought_to_the_base_rate_and_a_segment_wi
 def test_a_perfect_validation_does_not_run_away():
     """Rows that a threshold separates have no finite best slope; the pull towards 1 gives one."""
     p = np.array([0.1, 0.2, 0.8, 0.9])
-    scale = LogitMap.fit([rows_of([0, 0, 1, 1], [0] * 4)], [p])
+    scale = PlattCalibrator.fit([rows_of([0, 0, 1, 1], [0] * 4)], [p])
     assert 1 < scale.slope[0] < 5
-    assert np.isfinite(Odds(rows_of([0, 0, 1, 1], [0] * 4), scale(p, np.zeros(4, np.int8))).loss).all()
+    assert np.isfinite(CalibratedPredictions(rows_of([0, 0, 1, 1], [0] * 4), scale(p, np.zeros(4, np.int8))).log_loss).all()
 
 
 def test_loss_is_the_log_of_the_probability_of_what_happened():
-    found = Odds(rows_of([1, 0], [0, 0]), np.array([0.25, 0.25])).loss
+    found = CalibratedPredictions(rows_of([1, 0], [0, 0]), np.array([0.25, 0.25])).log_loss
     assert found == pytest.approx([np.log(4), np.log(4 / 3)])

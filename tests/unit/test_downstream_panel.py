@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.downstream.odds import LabelledRows, Odds
-from scalr_prod.downstream.panel import Panel
-from scalr_prod.downstream.report import EvaluationReport, summarise, verdict_of
+from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows
+from scalr_prod.downstream.panel import UserPanel
+from scalr_prod.downstream.report import EvaluationReport, build_verdict, summarize_arms
 
 DISCOUNT = 1 / np.log2(np.arange(2, 5))
 
@@ -37,7 +37,9 @@ def outcome(top, hit):
 @pytest.fixture
 def panel():
     """Users 0 and 2 at a first cutoff, 2 and 3 at a second; the second knows an item more, and one of the first's is gone."""
-    return Panel.of([scene_of([0, 2], ["b", "d", "x"], [0, 0, 1, 2]), scene_of([2, 3], ["a", "b", "c", "d"], [0, 0, 2, 0])])
+    return UserPanel.from_splits(
+        [scene_of([0, 2], ["b", "d", "x"], [0, 0, 1, 2]), scene_of([2, 3], ["a", "b", "c", "d"], [0, 0, 2, 0])]
+    )
 
 
 FOUND = [
@@ -84,13 +86,13 @@ def test_the_report_is_json_that_any_reader_takes():
 
 def test_rows_and_verdict_pool_the_cutoffs(panel):
     outcomes = {"real": LITTLE, "real+scalr": FOUND, "popular_lately": NOTHING}
-    rows = {row["name"]: row for row in summarise(panel, "als", outcomes, seed=0)}
+    rows = {row["name"]: row for row in summarize_arms(panel, "als", outcomes, seed=0)}
     ours, real = (panel.metric(found, "ndcg").mean() for found in (FOUND, LITTLE))
     assert rows["real+scalr"]["metrics"]["ndcg"] == pytest.approx(ours)
     assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
     assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
     outcomes["model_level_transfer"] = LITTLE
-    model = verdict_of(panel, "als", outcomes, {"all": "real", "cold": "popular_lately"}, seed=0)
+    model = build_verdict(panel, "als", outcomes, {"all": "real", "cold": "popular_lately"}, seed=0)
     assert model["best_baseline"] == "real"
     assert model["over_rival"]["lift_pct"] == model["lift_over_best_pct"]
     assert model["cold"]["best_baseline"] == "popular_lately"
@@ -105,7 +107,7 @@ def judged(case, item, label, probability):
     case = np.asarray(case)
     rows = LabelledRows(case, case, np.asarray(item), np.asarray(label, bool), np.zeros(len(case), np.int8))
     ranked = outcome([[0, 1], [0, 1]], np.zeros((2, 2)))
-    ranked.odds = Odds(rows, np.asarray(probability, float))
+    ranked.odds = CalibratedPredictions(rows, np.asarray(probability, float))
     return ranked
 
 
@@ -124,7 +126,7 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
         "popular_lately": NOTHING,
         "model_level_transfer": found(0.5, 2),
     }
-    rows = {row["name"]: row for row in summarise(panel, "two_tower", outcomes, seed=0)}
+    rows = {row["name"]: row for row in summarize_arms(panel, "two_tower", outcomes, seed=0)}
     assert "probabilities" not in rows["popular_lately"]
     real, ours = (rows[arm]["probabilities"] for arm in ("real", "real+scalr"))
     assert {name: part["rows"] for name, part in ours.items()} == {"all": 8, "cold": 4, "sparse": 2, "dense": 2}

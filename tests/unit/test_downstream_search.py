@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models.lately import Boosted, PopularLately
+from scalr_prod.downstream.models.lately import PopularityBoosted, RecentPopularity
 from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.downstream.search import Knob, search
+from scalr_prod.downstream.search import Hyperparameter, search_values
 
 DAY = 86_400_000_000
 
@@ -20,24 +20,30 @@ def near(target):
 
 @pytest.mark.parametrize(("target", "found"), [(0.1, 0.1), (3.0, 3.0), (0.01, 0.01), (8.0, 9.0)])
 def test_it_widens_a_grid_both_ways_until_the_best_lies_inside(target, found):
-    best, on_edge = search(Knob("weight", (0.03, 0.1, 0.3, 1.0)), near(target))
+    best, on_edge = search_values(Hyperparameter("weight", (0.03, 0.1, 0.3, 1.0)), near(target))
     assert best == pytest.approx(found, rel=0.4)
     assert not on_edge
 
 
 def test_a_best_value_that_still_is_the_outermost_is_flagged():
-    best, on_edge = search(Knob("weight", (0.1, 1.0)), lambda value: value)
+    best, on_edge = search_values(Hyperparameter("weight", (0.1, 1.0)), lambda value: value)
     assert (best, on_edge) == (pytest.approx(27.0), True)
 
 
 def test_a_natural_limit_is_no_edge():
-    assert search(Knob("half_life", (90.0, math.inf), low=1.0), lambda value: value) == (math.inf, False)
-    assert search(Knob("volume", (5, 20), step=2.5, high=100, whole=True), lambda value: value) == (100, False)
-    assert search(Knob("volume", (5, 20), step=2.5, low=1, whole=True), lambda value: -value) == (1, False)
+    assert search_values(Hyperparameter("half_life", (90.0, math.inf), low=1.0), lambda value: value) == (math.inf, False)
+    assert search_values(Hyperparameter("volume", (5, 20), step=2.5, high=100, is_integer=True), lambda value: value) == (
+        100,
+        False,
+    )
+    assert search_values(Hyperparameter("volume", (5, 20), step=2.5, low=1, is_integer=True), lambda value: -value) == (
+        1,
+        False,
+    )
 
 
 def test_ties_go_to_the_first_tried():
-    assert search(Knob("boost", (0.0, 0.3, 1.0), high=1.0), lambda _: 0.0) == (0.0, False)
+    assert search_values(Hyperparameter("boost", (0.0, 0.3, 1.0), high=1.0), lambda _: 0.0) == (0.0, False)
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def events():
 
 @pytest.mark.parametrize(("half_life", "first"), [(0.1, 2), (7.0, 1), (3000.0, 0)])
 def test_the_list_is_of_decayed_counts_of_observed_events(events, half_life, first):
-    model = PopularLately(half_life)
+    model = RecentPopularity(half_life)
     model.fit(events, seed=0)
     scores = model.score(np.array([0, 1]))
     assert scores.shape == (2, 5)
@@ -70,12 +76,14 @@ class _Fixed:
 
 
 def test_a_boost_moves_any_model_towards_the_list(events):
-    lately = PopularLately(7.0)
+    lately = RecentPopularity(7.0)
     lately.fit(events, seed=0)
     users = np.array([0, 1])
-    assert Boosted(_Fixed(), lately.log_popularity(), np.full(2, 0.1, np.float32)).score(users).argmax(1).tolist() == [3, 3]
-    mixed = Boosted(_Fixed(), lately.log_popularity(), np.array([0.1, 100.0], np.float32)).score(users)
-    heavy = Boosted(_Fixed(), lately.log_popularity(), np.full(2, 100.0, np.float32)).score(users)
+    assert PopularityBoosted(_Fixed(), lately.log_popularity(), np.full(2, 0.1, np.float32)).score(users).argmax(
+        1
+    ).tolist() == [3, 3]
+    mixed = PopularityBoosted(_Fixed(), lately.log_popularity(), np.array([0.1, 100.0], np.float32)).score(users)
+    heavy = PopularityBoosted(_Fixed(), lately.log_popularity(), np.full(2, 100.0, np.float32)).score(users)
     assert np.array_equal(mixed[1], heavy[1]), "a user's own boost"
     assert mixed[0].argmax() == 3
     assert heavy.shape == (2, 5), "source items of a rival are no part of the catalogue"

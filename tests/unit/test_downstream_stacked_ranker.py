@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models import knobs_of, knows_before, make_model
+from scalr_prod.downstream.models import family_hyperparameters, make_model, uses_earlier_events
 from scalr_prod.downstream.models.stacked_ranker import StackedRanker
-from scalr_prod.downstream.protocol import Interactions, Probabilistic
+from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
 
 USERS, ITEMS, THINGS, TASTES = 300, 80, 60, 4
 COLD = np.arange(USERS - 60, USERS)
@@ -82,7 +82,7 @@ def test_synthetic_events_are_in_no_feature_and_in_no_row_of_the_ranker(real):
 
 def test_rows_are_of_what_came_after_the_earlier_instant_and_know_nothing_of_it(real):
     model, before = StackedRanker(**OPTIONS), as_of_before(real, None)
-    rows = model._labelled(real, before)
+    rows = model._labelled_rows(real, before)
     after = real.take(real.time >= BEFORE)
     pairs = set(zip(after.user.tolist(), after.item.tolist(), strict=True))
     assert rows.label.any()
@@ -94,7 +94,7 @@ def test_rows_are_of_what_came_after_the_earlier_instant_and_know_nothing_of_it(
         (u, i) for u, i, one in zip(rows.user.tolist(), rows.item.tolist(), rows.label, strict=True) if not one
     }
     # Half of what came after taken away: the rows that are left have the features that they had.
-    fewer = model._labelled(real.take((real.time < BEFORE) | (real.time % 2 == 0)), before)
+    fewer = model._labelled_rows(real.take((real.time < BEFORE) | (real.time % 2 == 0)), before)
     known = {(u, i): features for u, i, features in zip(rows.user, rows.item, rows.features, strict=True)}
     shared = [
         (known[u, i], features)
@@ -126,7 +126,7 @@ def test_the_order_of_events_decides_no_row(real):
     """A training set has an order of its own: the negatives that stand beside what happened must not depend on it."""
     model, before = StackedRanker(**OPTIONS), as_of_before(real, None)
     shuffled = real.take(np.random.default_rng(7).permutation(len(real)))
-    rows, others = model._labelled(real, before), model._labelled(shuffled, before)
+    rows, others = model._labelled_rows(real, before), model._labelled_rows(shuffled, before)
     assert rows is not others
     for column in ("user", "item", "label", "features"):
         assert np.array_equal(getattr(rows, column), getattr(others, column), equal_nan=column == "features")
@@ -134,7 +134,7 @@ def test_the_order_of_events_decides_no_row(real):
 
 def test_it_gives_probabilities_beside_its_negatives(real):
     model = fitted(real.joined([drawn(0)]), as_of_before(real, drawn(0, seed=2)))
-    assert isinstance(model, Probabilistic)
+    assert isinstance(model, ProbabilisticModel)
     users, items = np.repeat(COLD, ITEMS), np.tile(np.arange(ITEMS), len(COLD))
     own = items % TASTES == users % TASTES
     p = model.probability(users, items)
@@ -162,10 +162,10 @@ def test_the_rival_factorises_both_domains_and_ranks_the_target_s(real):
 
 
 def test_what_the_search_tries_are_options_of_the_model():
-    assert knows_before("stacked_ranker")
-    assert not knows_before("feature_ranker")
+    assert uses_earlier_events("stacked_ranker")
+    assert not uses_earlier_events("feature_ranker")
     make_model(
         "stacked_ranker",
-        {knob.name: knob.values[0] for knob in knobs_of("stacked_ranker") if knob.name != "half_life"},
+        {knob.name: knob.values[0] for knob in family_hyperparameters("stacked_ranker") if knob.name != "half_life"},
         threads=1,
     )

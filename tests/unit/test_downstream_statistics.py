@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.metrics import calibration, exposure, rank_users
-from scalr_prod.downstream.statistics import Hits, TwoWayBootstrap, holm, paired_bootstrap
+from scalr_prod.downstream.metrics import calibration_metrics, exposure_metrics, rank_users
+from scalr_prod.downstream.statistics import MetricContributions, TwoWayBootstrap, holm_adjust, paired_bootstrap
 
 
 def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():
@@ -44,9 +44,9 @@ def test_pairs_matter():
 
 
 def test_holm_is_the_stepwise_bonferroni():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm_adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_adjust([0.5, 0.9]) == [1.0, 1.0]
+    assert holm_adjust([]) == []
 
 
 class _Fixed:
@@ -91,28 +91,30 @@ def test_ties_go_to_the_lower_number():
 
 def test_exposure():
     head = np.array([True, False, False, False])
-    even = exposure(np.array([[0, 1], [2, 3]]), 4, head)
+    even = exposure_metrics(np.array([[0, 1], [2, 3]]), 4, head)
     assert even == pytest.approx({"coverage": 1.0, "gini": 0.0, "tail_share": 0.75})
-    assert exposure(np.array([[0], [0]]), 4, head) == pytest.approx({"coverage": 0.25, "gini": 0.75, "tail_share": 0.0})
+    assert exposure_metrics(np.array([[0], [0]]), 4, head) == pytest.approx({"coverage": 0.25, "gini": 0.75, "tail_share": 0.0})
 
 
 def test_calibration_of_a_calibrated_and_of_a_constant_model():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.01, 0.4, 200_000)
     label = rng.random(len(p)) < p
-    good = calibration(p.astype(np.float32), label)
+    good = calibration_metrics(p.astype(np.float32), label)
     assert good["ne"] < 1
     assert good["calibration"] == pytest.approx(1, abs=0.02)
     assert good["ece"] < 0.005
-    flat = calibration(np.full(len(p), label.mean(), np.float32), label)
+    flat = calibration_metrics(np.full(len(p), label.mean(), np.float32), label)
     assert flat["ne"] == pytest.approx(1, abs=1e-4)
-    twice = calibration((2 * p).astype(np.float32), label)
+    twice = calibration_metrics((2 * p).astype(np.float32), label)
     assert twice["calibration"] == pytest.approx(2, abs=0.05)
     assert twice["ne"] > good["ne"]
 
 
 def hits_of(rows, items, gain=None):
-    return Hits(np.asarray(rows, int), np.asarray(items, int), np.ones(len(rows)) if gain is None else np.asarray(gain, float))
+    return MetricContributions(
+        np.asarray(rows, int), np.asarray(items, int), np.ones(len(rows)) if gain is None else np.asarray(gain, float)
+    )
 
 
 def test_an_interval_knows_when_few_items_carry_the_gain():

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.arms import Choice
-from scalr_prod.downstream.few import ALL
-from scalr_prod.downstream.models import FAMILIES, measure_of
-from scalr_prod.downstream.odds import LabelledRows, LogitMap, Odds
-from scalr_prod.downstream.translation import Draw
-from scalr_prod.downstream.trials import Stage, Trials
+from scalr_prod.downstream.arms import ArmChoice
+from scalr_prod.downstream.few import UNLIMITED
+from scalr_prod.downstream.models import BUILTIN_FAMILIES, selection_metric
+from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows, PlattCalibrator
+from scalr_prod.downstream.translation import DrawOptions
+from scalr_prod.downstream.trials import TrialCache, ValidationWindow
 
 USERS, PER_USER = 50, 200
-CHOICE = Choice({}, Draw(5, 1.0), (0.1, 0.1, 0.1), 1.0)
+CHOICE = ArmChoice({}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)
 
 
 class Teller:
@@ -62,13 +62,13 @@ class Judge:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
-    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, few=ALL)
-    return Trials("my_models:Teller", [Stage(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
+    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, few=UNLIMITED)
+    return TrialCache("my_models:Teller", [ValidationWindow(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 
 def test_a_class_says_what_it_is_chosen_by(trials):
     assert trials.measure == "information"
-    assert {family: measure_of(family) for family in FAMILIES} == {
+    assert {family: selection_metric(family) for family in BUILTIN_FAMILIES} == {
         "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information", "stacked_ranker": "information"
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_the_scale_undoes_what_the_models_of_all_scenes_get_wrong_alike(trials):
 
 def test_information_is_one_less_ne_times_the_entropy_of_the_base_rate(trials):
     rows = trials._stages[0].judge.labelled
-    told = Odds(rows, LogitMap((0.5,) * 3, (0.0,) * 3)(np.full(len(rows.label), 0.2), rows.segment))
+    told = CalibratedPredictions(rows, PlattCalibrator((0.5,) * 3, (0.0,) * 3)(np.full(len(rows.label), 0.2), rows.segment))
     base = rows.label.mean()
     entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)
-    assert told.information().mean() == pytest.approx(entropy - told.loss.mean())
+    assert told.information_gain().mean() == pytest.approx(entropy - told.log_loss.mean())

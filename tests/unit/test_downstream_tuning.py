@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.downstream.arms import RIVAL
-from scalr_prod.downstream.few import ALL
-from scalr_prod.downstream.trials import Stage
-from scalr_prod.downstream.tuning import Tuner, tune_lately
+from scalr_prod.downstream.arms import JOINT_TRAINING
+from scalr_prod.downstream.few import UNLIMITED
+from scalr_prod.downstream.trials import ValidationWindow
+from scalr_prod.downstream.tuning import Tuner, tune_half_life
 from scalr_prod.sections import DownstreamSettings, GenerationSettings
 
 USERS, ITEMS = 600, 1000
@@ -30,7 +30,7 @@ OURS = "real+scalr"
 class Maker:
     """Events that are their arm and choice; what its translator was measured to know of users."""
 
-    few = ALL
+    few = UNLIMITED
 
     def __init__(self, information=None):
         self.translation = SimpleNamespace(information=information)
@@ -71,15 +71,15 @@ class Judge:
 
 def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None, information=None):
     judges = [Judge(rule, listed) for rule in rules]
-    stages = [Stage(judge, Maker(information)) for judge in judges]
-    lately = tune_lately(stages)
+    stages = [ValidationWindow(judge, Maker(information)) for judge in judges]
+    lately = tune_half_life(stages)
     tuner = Tuner("als", stages, SETTINGS, lately, lambda doing, fits: counted.append(fits) if counted is not None else None)
     return tuner, judges
 
 
 def chosen(*rules, arm=OURS, **more):
     """What is chosen for an arm on a validation scene for each rule, the latest first."""
-    return tuner_of(*rules, **more)[0].of(arm)
+    return tuner_of(*rules, **more)[0].choose(arm)
 
 
 def only(arm, rule):
@@ -93,7 +93,9 @@ def only(arm, rule):
 
 @pytest.mark.parametrize(("best", "edge"), [(20.0, False), (0.3, False), (3000.0, False), (1e9, True)])
 def test_the_half_life_of_the_list_is_chosen_and_its_grid_widens(best, edge):
-    figures = tune_lately([Stage(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())])
+    figures = tune_half_life(
+        [ValidationWindow(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())]
+    )
     assert figures["on_edge"] is edge
     assert {"1", "3", "7", "20", "90", "365"} <= set(figures["tried"])
     if not edge:
@@ -141,7 +143,7 @@ def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
         return by_arm[arm](choice, segment) if arm in by_arm and any(choice.weights) else np.zeros(USERS)
 
     tuner, _ = tuner_of(rule)
-    (ours, of_ours), (control, of_control) = tuner.of(OURS), tuner.of("trend")
+    (ours, of_ours), (control, of_control) = tuner.choose(OURS), tuner.choose("trend")
     assert (ours.draw.temperature, ours.draw.volume) == (0.02, 5)
     assert (control.draw.temperature, control.draw.volume) == (1.0, 20)
     assert of_control["lift_pct"] == pytest.approx(90, abs=1)
@@ -151,7 +153,7 @@ def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
 def test_the_budget_counts_every_fit():
     counted = []
     tuner, (judge,) = tuner_of(only(OURS, taste), counted=counted)
-    spent = sum(tuner.of(arm)[1]["fits"] for arm in ("real", OURS, "trend", RIVAL))
+    spent = sum(tuner.choose(arm)[1]["fits"] for arm in ("real", OURS, "trend", JOINT_TRAINING))
     assert spent == judge.fits == len(counted)
 
 
@@ -258,15 +260,17 @@ def test_a_gain_is_found_where_it_lies_beyond_the_named_weights(lightest):
 def test_the_strongest_baseline_decides_too(listed, name, weight):
     """Ours doubles what real events alone reach; where the list is far beyond both, the events are not worth having."""
     tuner, _ = tuner_of(only(OURS, lambda choice, segment: np.full(USERS, 1.0)), listed=lambda half_life: listed)
-    choice, _ = tuner.of(OURS)
-    assert tuner.strongest()[0] == name
+    choice, _ = tuner.choose(OURS)
+    assert tuner.strongest_baseline()[0] == name
     assert any(choice.weights) is weight
 
 
 def test_the_rival_gets_the_weight_that_suits_it():
     choice, figures = chosen(
-        lambda arm, choice, segment: np.full(USERS, -abs(np.log(choice.source_weight / 3.0)) / 9 if arm == RIVAL else 0.0),
-        arm=RIVAL,
+        lambda arm, choice, segment: np.full(
+            USERS, -abs(np.log(choice.source_weight / 3.0)) / 9 if arm == JOINT_TRAINING else 0.0
+        ),
+        arm=JOINT_TRAINING,
     )
     assert choice.source_weight == pytest.approx(3.0)
     assert figures["on_edge"] == []
@@ -305,10 +309,10 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     settings = SimpleNamespace(
         downstream=SETTINGS.downstream.model_copy(update={"weights": (0.03, 0.1, 0.3, 1.0)}), generation=SETTINGS.generation
     )
-    stages = [Stage(judge, Maker())]
-    tuner = Tuner("als", stages, settings, tune_lately(stages), lambda doing, fits: None)
-    assert min(tuner.real().boost) >= 9.0
-    choice, _ = tuner.of(OURS)
+    stages = [ValidationWindow(judge, Maker())]
+    tuner = Tuner("als", stages, settings, tune_half_life(stages), lambda doing, fits: None)
+    assert min(tuner.real_choice().boost) >= 9.0
+    choice, _ = tuner.choose(OURS)
     assert max(choice.weights) == pytest.approx(0.3)
     assert max(choice.boost) < 2
 
@@ -321,9 +325,9 @@ def test_each_segment_has_the_boost_that_suits_it():
             wanted = np.array([10.0, 1.0, 0.0])[self.segments]
             return self.ranked(-0.05 * np.abs(np.log1p(np.asarray(boost)[self.segments]) - np.log1p(wanted)))
 
-    stages = [Stage(Boosted(lambda *_: 0.0, lambda half_life: -0.5), Maker())]
-    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
-    cold, sparse, dense = tuner.real().boost
+    stages = [ValidationWindow(Boosted(lambda *_: 0.0, lambda half_life: -0.5), Maker())]
+    tuner = Tuner("als", stages, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
+    cold, sparse, dense = tuner.real_choice().boost
     assert (sparse, dense) == (1.0, 0.0)
     assert cold >= 3.0
 
@@ -337,8 +341,12 @@ def test_an_arm_whose_weight_is_zero_is_that_of_real_events_alone(gain):
         return np.full(USERS, odd + (gain if arm == "trend" and any(choice.weights) else 0.0))
 
     tuner, _ = tuner_of(rule)
-    choice, _ = tuner.of("trend")
-    assert (choice.weights, choice.options, choice.boost) == ((0.0, 0.0, 0.0), tuner.real().options, tuner.real().boost)
+    choice, _ = tuner.choose("trend")
+    assert (choice.weights, choice.options, choice.boost) == (
+        (0.0, 0.0, 0.0),
+        tuner.real_choice().options,
+        tuner.real_choice().boost,
+    )
 
 
 def test_a_gain_on_two_items_is_no_reason():
@@ -353,8 +361,8 @@ def test_a_gain_on_two_items_is_no_reason():
             return found
 
     rule = only(OURS, lambda choice, segment: np.where(np.arange(USERS) % 5 == 0, 1.0, -0.08))
-    stages = [Stage(Few(rule, lambda half_life: -0.5), Maker())]
-    tuner = Tuner("als", stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
-    assert tuner.of(OURS)[0].weights == (0.0, 0.0, 0.0)
-    spread = Tuner("als", tuner_of(rule)[0].stages, SETTINGS, tune_lately(stages), lambda doing, fits: None)
-    assert any(spread.of(OURS)[0].weights)
+    stages = [ValidationWindow(Few(rule, lambda half_life: -0.5), Maker())]
+    tuner = Tuner("als", stages, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
+    assert tuner.choose(OURS)[0].weights == (0.0, 0.0, 0.0)
+    spread = Tuner("als", tuner_of(rule)[0].windows, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
+    assert any(spread.choose(OURS)[0].weights)

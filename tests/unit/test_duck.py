@@ -12,9 +12,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.duck import appear, exact, open_duckdb, staging_folder, temporary_folder
+from scalr_prod.duck import escape_glob, move_into_place, open_duckdb, staging_folder, temporary_folder
 from scalr_prod.errors import LakeError
-from scalr_prod.feast_store.session import session
+from scalr_prod.feast_store.session import open_session
 from scalr_prod.settings import Settings
 
 
@@ -102,7 +102,7 @@ def test_what_others_keep_in_a_folder_for_spilling_stays(tmp_path):
     (tmp_path / "my_project").mkdir()
     (tmp_path / "my_project" / "thesis.txt").write_text("mine")
     (tmp_path / "data-2024").mkdir()
-    with session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:
+    with open_session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:
         stores.execute("SELECT 1")
     with temporary_folder(tmp_path, "other-"):
         assert (tmp_path / "my_project" / "thesis.txt").read_text() == "mine"
@@ -123,7 +123,7 @@ def test_a_staged_folder_appears_whole_on_another_file_system_too(tmp_path, monk
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", across)
-    appear(staged, final)
+    move_into_place(staged, final)
     assert sorted(path.relative_to(final).as_posix() for path in final.rglob("*")) == [
         "manifest.json",
         "part",
@@ -144,7 +144,7 @@ def test_a_path_is_that_file_alone(folder, name, tmp_path):
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"path": [str(path)]}), path)
     asked = tmp_path / folder / name
-    found = duckdb.execute("SELECT path FROM read_parquet($files)", {"files": [exact(asked)]}).fetchall()
+    found = duckdb.execute("SELECT path FROM read_parquet($files)", {"files": [escape_glob(asked)]}).fetchall()
     assert found == [(str(asked),)]
 
 
@@ -155,8 +155,8 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     import pyarrow.parquet as pq
 
     from scalr_prod.feast_store.datasets import _facts
-    from scalr_prod.ingest.rows import staged_sql
-    from scalr_prod.quality.judged import judge
+    from scalr_prod.ingest.rows import staged_rows_sql
+    from scalr_prod.quality.judged import evaluate_rules
     from scalr_prod.quality.protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.spine import _scan
@@ -172,7 +172,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     mine = tmp_path / "v[1]" / "p.parquet"
     connection = duckdb.connect()
     types = {"user_id": "int64", "item_id": "int64"}
-    assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_sql([mine], types)})").fetchall() == [(7,)]
+    assert connection.sql(f"SELECT DISTINCT item_id FROM ({staged_rows_sql([mine], types)})").fetchall() == [(7,)]
     assert connection.sql(f"SELECT DISTINCT item_id FROM {_scan(mine)}").fetchall() == [(7,)]
     write_vocabulary(connection, [mine.with_name("ids.parquet")], tmp_path / "v[1]")
     for folder in ("v1", "v[1]"):
@@ -183,7 +183,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     assert pq.read_table(tmp_path / "v[1]" / "vocabulary" / "users.parquet").column(0).to_pylist() == [7]
     (tmp_path / "v1" / "judged.parquet").write_bytes(mine.with_name("p.parquet").read_bytes())
     rules = [RowRule("positive", "is positive", "item_id > 0")]
-    judged = judge(
+    judged = evaluate_rules(
         connection,
         "SELECT {columns} FROM (SELECT 5 AS item_id)",
         rules,
@@ -191,7 +191,7 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
         shown=["item_id"],
         paths=[tmp_path / "v[1]" / "judged.parquet"],
     )
-    assert judged.row("SELECT item_id FROM judged") == (5,)
+    assert judged.fetch_row("SELECT item_id FROM judged") == (5,)
     assert _facts(tmp_path / "v[1]" / "rows")[1:] == _facts(tmp_path / "v[1]" / "rows" / "p.parquet")[1:]
     assert _facts(tmp_path / "v[1]" / "rows")[1].microsecond == 2
 
@@ -200,7 +200,10 @@ def test_an_asof_join_of_arrow_data_sets_compares_no_row_with_every_other_one(tm
     """DuckDB does not know how long a data set is: it took it for a handful of rows, and 8 000 took nine times as long as 2 000."""
     rows = pa.table({"user_id": ["a", "b"] * 500, "at": range(1000)})
     pq.write_table(rows, tmp_path / "rows.parquet")
-    with open_duckdb(project(tmp_path), tmp_path) as ours, session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:
+    with (
+        open_duckdb(project(tmp_path), tmp_path) as ours,
+        open_session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores,
+    ):
         for connection in (ours, stores):
             for name in ("few", "many"):
                 connection.register(name, ds.dataset(tmp_path / "rows.parquet"))

@@ -60,7 +60,7 @@ def test_every_command_and_setting_that_a_cure_names_is_there(kind):
 
 
 def test_stage_and_run_are_set_once():
-    error = errors.ScalrError("x").at(stage="first").at(stage="second", run_id="r")
+    error = errors.ScalrError("x").add_context(stage="first").add_context(stage="second", run_id="r")
     assert (error.stage, error.run_id) == ("first", "r")
 
 

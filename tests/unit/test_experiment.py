@@ -16,30 +16,32 @@ from typer.testing import CliRunner
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, QualityGateFailed, SettingsError
-from scalr_prod.experiment import effect_of, experiment
+from scalr_prod.experiment import analyze_experiment, estimate_effect
 from scalr_prod.holdout import Holdout
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import make_settings
+from scalr_prod.settings import settings_from_dict
 
 USERS = 2000
 
 
 def sides(settings, users) -> np.ndarray:
     """Which of some ids are held out, by the expression that runs and training sets use."""
-    return split(Holdout.of(settings), users)
+    return split(Holdout.from_settings(settings), users)
 
 
 def split(held: Holdout, users) -> np.ndarray:
     with duckdb.connect() as db:
         db.register("them", pd.DataFrame({"user": users}))
-        return db.sql(f"SELECT {held.sql('them.user')} AS held FROM them").fetchnumpy()["held"]
+        return db.sql(f"SELECT {held.membership_sql('them.user')} AS held FROM them").fetchnumpy()["held"]
 
 
 def with_holdout(tmp_path, share: float, key: str | None = "a key of the company"):
     domains = {name: {"name": name, "events": f"{name}.parquet"} for name in ("source", "target")}
     wanted = {"holdout": share} | ({"key": key} if key else {})
-    return make_settings({"project": {"home": str(tmp_path / "home")}, "domains": domains, "experiment": wanted}, base=tmp_path)
+    return settings_from_dict(
+        {"project": {"home": str(tmp_path / "home")}, "domains": domains, "experiment": wanted}, base=tmp_path
+    )
 
 
 def test_the_share_is_held_out_and_a_larger_one_holds_the_same_users_too(tmp_path):
@@ -58,10 +60,10 @@ def test_the_side_is_that_of_the_id_whatever_its_type_and_follows_from_the_key_a
 
 
 def test_without_a_key_the_home_keeps_one(tmp_path):
-    first = Holdout.of(with_holdout(tmp_path, 0.1, key=None))
-    assert Holdout.of(with_holdout(tmp_path, 0.1, key=None)) == first
-    assert Holdout.of(with_holdout(tmp_path / "other", 0.1, key=None)).salt != first.salt
-    assert Holdout.of(with_holdout(tmp_path, 0.0)) is None
+    first = Holdout.from_settings(with_holdout(tmp_path, 0.1, key=None))
+    assert Holdout.from_settings(with_holdout(tmp_path, 0.1, key=None)) == first
+    assert Holdout.from_settings(with_holdout(tmp_path / "other", 0.1, key=None)).salt != first.salt
+    assert Holdout.from_settings(with_holdout(tmp_path, 0.0)) is None
 
 
 def made(rng, held, *, effect: float):
@@ -75,7 +77,7 @@ def test_the_interval_is_welchs():
     rng = np.random.default_rng(1)
     held = rng.random(300) < 0.2
     value = np.where(held, rng.normal(1, 3, 300), rng.normal(2, 1, 300))
-    found = effect_of(value, held, 0.2)
+    found = estimate_effect(value, held, 0.2)
     reference = stats.ttest_ind(value[~held], value[held], equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
 
@@ -87,7 +89,7 @@ def test_the_interval_covers_the_truth_in_93_of_100_experiments(cuped):
         rng = np.random.default_rng(number)
         held = split(Holdout(0.1, f"{number:032x}"), np.arange(USERS))
         value, before = made(rng, held, effect=0.5)
-        found = effect_of(value, held, 0.1, before=before if cuped else None)
+        found = estimate_effect(value, held, 0.1, pre_value=before if cuped else None)
         covered += found.low <= 0.5 <= found.high
         widths.append(found.high - found.low)
     assert covered >= 93
@@ -97,21 +99,21 @@ def test_the_interval_covers_the_truth_in_93_of_100_experiments(cuped):
 def test_what_was_known_before_makes_the_interval_narrower(tmp_path):
     held = sides(with_holdout(tmp_path, 0.2), np.arange(USERS))
     value, before = made(np.random.default_rng(0), held, effect=1.0)
-    plain, cuped = effect_of(value, held, 0.2), effect_of(value, held, 0.2, before=before)
+    plain, cuped = estimate_effect(value, held, 0.2), estimate_effect(value, held, 0.2, pre_value=before)
     assert (plain.method, cuped.method) == ("difference_in_means", "cuped")
     assert cuped.high - cuped.low < 0.8 * (plain.high - plain.low)
     assert 0.3 < cuped.variance_removed < 0.9
     assert plain.effect == pytest.approx(plain.mean_treated - plain.mean_held_out)
     assert plain.relative_pct == pytest.approx(100 * plain.effect / plain.mean_held_out)
     before[::3] = np.nan
-    assert cuped.low < effect_of(value, held, 0.2, before=before).effect < cuped.high
-    constant = effect_of(value, held, 0.2, before=np.zeros(USERS))
+    assert cuped.low < estimate_effect(value, held, 0.2, pre_value=before).effect < cuped.high
+    constant = estimate_effect(value, held, 0.2, pre_value=np.zeros(USERS))
     assert (constant.effect, constant.variance_removed) == (pytest.approx(plain.effect), 0.0)
 
 
 def test_outcomes_without_any_variance_are_an_effect_of_nothing(tmp_path):
     held = sides(with_holdout(tmp_path, 0.2), np.arange(USERS))
-    found = effect_of(np.zeros(USERS), held, 0.2)
+    found = estimate_effect(np.zeros(USERS), held, 0.2)
     assert (found.effect, found.low, found.high, found.relative_pct) == (0.0, 0.0, 0.0, None)
 
 
@@ -156,7 +158,7 @@ def test_sides_that_cannot_be_written_are_told_with_the_file(project):
     (project.folder / "folder.csv").mkdir()
     for out in (project.folder / "folder.csv", project.config / "sides.csv", Path("/proc/sides.csv")):
         with pytest.raises(EvaluationError, match="cannot be written") as told:
-            experiment(project.settings, out=out)
+            analyze_experiment(project.settings, out=out)
         assert told.value.where == str(out)
     assert not list(project.folder.glob(".*.tmp"))
 
@@ -166,7 +168,7 @@ def test_a_choice_of_users_that_depends_on_the_experiment_is_told(project, caplo
     users = np.array([f"u{k}" for k in range(400)])
     chosen = np.concatenate([users[~held], users[held][:25]])
     pd.DataFrame({"user_id": chosen, "value": np.arange(len(chosen)) % 3}).to_csv(project.folder / "o.csv", index=False)
-    report = experiment(project.settings, outcomes="o.csv")
+    report = analyze_experiment(project.settings, outcomes="o.csv")
     assert report.effect.split_p < 0.001
     assert "cannot be trusted" in caplog.text
 
@@ -177,7 +179,7 @@ def test_events_of_held_out_users_that_were_published_before_are_counted(project
     users = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).column("user_id").to_pylist()
     expected = int(sides(project.settings, users).sum())
     assert expected > 0
-    assert experiment(project.settings).synthetic_events_of_held_out == expected
+    assert analyze_experiment(project.settings).synthetic_events_of_held_out == expected
 
 
 def test_the_gate_refuses_an_event_of_a_held_out_user(tmp_path):
@@ -209,36 +211,36 @@ def test_the_gate_refuses_an_event_of_a_held_out_user(tmp_path):
 def test_outcomes_that_cannot_be_judged_are_refused_by_name(project, columns, error, says):
     location = outcomes(project, **columns)
     if error is None:  # users whom the lake does not know have a side too
-        assert experiment(project.settings, outcomes=location).effect.effect == 0
+        assert analyze_experiment(project.settings, outcomes=location).effect.effect == 0
         return
     with pytest.raises(error, match=says) as caught:
-        experiment(project.settings, outcomes=location)
+        analyze_experiment(project.settings, outcomes=location)
     assert caught.value.next_step
 
 
 def test_a_missing_column_too_few_users_and_no_experiment_are_told(project):
     (project.folder / "o.csv").write_text("user_id,worth\nu1,2\n")
     with pytest.raises(ColumnNotFound, match="no column 'value'") as caught:
-        experiment(project.settings, outcomes="o.csv")
+        analyze_experiment(project.settings, outcomes="o.csv")
     assert "pre_value" in caught.value.next_step
     (project.folder / "o.csv").write_text("user_id,value\nu1,2\nu2,3\n")
     with pytest.raises(EvaluationError, match="20 of each are needed"):
-        experiment(project.settings, outcomes="o.csv")
+        analyze_experiment(project.settings, outcomes="o.csv")
     with pytest.raises(EvaluationError, match="unsupported file type"):
-        experiment(project.settings, out=project.folder / "sides.txt")
+        analyze_experiment(project.settings, out=project.folder / "sides.txt")
     with pytest.raises(SettingsError, match="nobody is held out"):
-        experiment(project.configure(""))
+        analyze_experiment(project.configure(""))
 
 
 def test_nothing_is_left_in_the_staging_folder(project):
-    experiment(project.settings)
+    analyze_experiment(project.settings)
     assert not list((project.settings.home / "staging").iterdir())
 
 
 def test_users_whom_no_log_knows_are_told_of(project, caplog):
     outcomes(project)
-    experiment(project.settings, outcomes="outcomes.csv")
+    analyze_experiment(project.settings, outcomes="outcomes.csv")
     assert "in no log" not in caplog.text
     outcomes(project, user_id=[f"zz{k}" for k in range(400)])
-    assert experiment(project.settings, outcomes="outcomes.csv").effect is not None
+    assert analyze_experiment(project.settings, outcomes="outcomes.csv").effect is not None
     assert "400 of 400 users (for example 'zz0') are in no log" in caplog.text

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from scalr_prod.cli import app
-from scalr_prod.explanation import effective, every_key, reference
-from scalr_prod.masking import host_of, masked_url, secrets_of
+from scalr_prod.explanation import effective_settings, list_setting_keys, render_reference
+from scalr_prod.masking import redact_url, url_host, url_secrets
 from scalr_prod.sections import LedgerSettings
-from scalr_prod.settings import Settings, load_settings, make_settings
+from scalr_prod.settings import Settings, load_settings, settings_from_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 TOML = """
@@ -38,28 +38,28 @@ def config(tmp_path):
     return tmp_path / "scalr.toml"
 
 
-@pytest.mark.parametrize("key", every_key(), ids=lambda key: f"{key.section}.{key.name}")
+@pytest.mark.parametrize("key", list_setting_keys(), ids=lambda key: f"{key.section}.{key.name}")
 def test_every_key_has_a_sentence(key):
     assert len(key.says.split()) > 1
     assert key.type
 
 
 def test_no_section_and_no_domain_key_is_left_out():
-    sections = {key.section.split(".")[0] for key in every_key()}
+    sections = {key.section.split(".")[0] for key in list_setting_keys()}
     assert sections == set(Settings.model_fields) - {"base"}
     for name in ("columns", "item_columns"):
-        assert [key for key in every_key() if key.section == f"domains.<place>.{name}"]
+        assert [key for key in list_setting_keys() if key.section == f"domains.<place>.{name}"]
 
 
 def test_the_reference_is_what_is_generated():
     """Write it anew: make docs."""
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == reference()
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == render_reference()
 
 
 def test_a_value_says_where_it_came_from(config, monkeypatch):
     monkeypatch.setenv("SCALR_TRANSLATOR__DIM", "8")
     monkeypatch.setenv("SCALR_COMPUTE", '{"memory_mb": 512}')
-    found = {one.key: (one.value, one.source) for one in effective(load_settings(config, histories={"length": 7}))}
+    found = {one.key: (one.value, one.source) for one in effective_settings(load_settings(config, histories={"length": 7}))}
     assert found["[generation] seed"] == (3, "file")
     assert found["[generation] mode"] == ("backfill", "default")
     assert found["[translator] dim"] == (8, "environment SCALR_TRANSLATOR__DIM")
@@ -72,11 +72,11 @@ def test_a_value_says_where_it_came_from(config, monkeypatch):
 
 def test_settings_that_were_changed_in_python_say_so(config):
     changed = load_settings(config).with_sections(generation={"seed": 5})
-    found = {one.key: (one.value, one.source) for one in effective(changed)}
+    found = {one.key: (one.value, one.source) for one in effective_settings(changed)}
     assert found["[generation] seed"] == (5, "override")
     assert found["[domains.target] events"] == ("films.csv", "file")
-    made = make_settings({"domains": {place: {"name": place, "events": "x.csv"} for place in ("source", "target")}})
-    assert {one.source for one in effective(made) if one.key == "[domains.source] events"} == {"override"}
+    made = settings_from_dict({"domains": {place: {"name": place, "events": "x.csv"} for place in ("source", "target")}})
+    assert {one.source for one in effective_settings(made) if one.key == "[domains.source] events"} == {"override"}
 
 
 def test_the_command_shows_it_and_no_secret(config):
@@ -109,14 +109,14 @@ def test_a_secret_of_the_environment_below_a_key_is_shown_as_from_there_and_not_
 def test_no_value_of_any_key_shows_the_secret_of_a_url(config):
     url = "s3://key:hu@sh/hush@bucket/lake"
     settings = load_settings(config, project={"lake": url}, feast={"writable": ["s3://plain/table", url]})
-    found = {one.key: one.value for one in effective(settings)}
+    found = {one.key: one.value for one in effective_settings(settings)}
     assert found["[project] lake"] == "s3://***@bucket/lake"
     assert found["[feast] writable"] == ["s3://plain/table", "s3://***@bucket/lake"]
 
 
 def test_a_secret_equal_to_its_default_is_shown_and_another_is_not_wherever_it_comes_from(config):
     settings = load_settings(config).model_copy(update={"ledger": LedgerSettings(url="sqlite:///hush")})  # of no known origin
-    found = {one.key: one.value for one in effective(settings)}
+    found = {one.key: one.value for one in effective_settings(settings)}
     assert found["[ledger] url"] == "***"
     assert found["[feast] redis"] == "localhost:6379"
 
@@ -140,7 +140,7 @@ def test_a_secret_equal_to_its_default_is_shown_and_another_is_not_wherever_it_c
     ],
 )
 def test_what_is_secret_in_a_text_is_masked(text, shown):
-    assert masked_url(text) == shown
+    assert redact_url(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -157,5 +157,5 @@ def test_what_is_secret_in_a_text_is_masked(text, shown):
     ],
 )
 def test_secrets_and_host_of_a_url_are_found_in_one_that_cannot_be_read_too(url, secrets, host):
-    assert secrets_of(url) == secrets
-    assert url is None or host_of(url) == host
+    assert url_secrets(url) == secrets
+    assert url is None or url_host(url) == host

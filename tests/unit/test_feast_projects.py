@@ -13,7 +13,14 @@ from feast_project import COUNT, COUNTS, fill, hours, make_project, spine, synth
 
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.feast_store import apply_feature_repo, materialize, open_feature_store, point_in_time, read_window, save_dataset
+from scalr_prod.feast_store import (
+    apply_feature_repo,
+    join_point_in_time,
+    materialize,
+    open_feature_store,
+    read_window,
+    save_dataset,
+)
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
 
@@ -135,7 +142,7 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     assert registry_of(url, "shop").keys() == before.keys()
     assert open_feature_store(now).get_saved_dataset("set_v1").storage.to_data_source().path == str(rows)
     assert items_of(now) == {7, 8}
-    assert point_in_time(now, spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
+    assert join_point_in_time(now, spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
     online = sa.inspect(sa.create_engine(f"sqlite:///{own.home / 'feast_online.db'}")).get_table_names()
     assert not [table for table in online if table.startswith(FORMER)]
     materialize(now)
@@ -165,7 +172,7 @@ def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(repository, "leave_registry", killed)
+        patch.setattr(repository, "remove_from_registry", killed)
         with pytest.raises(KeyboardInterrupt):
             apply_feature_repo(now)
     assert registry_of(url, FORMER)

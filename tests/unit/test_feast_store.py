@@ -13,13 +13,13 @@ import pytest
 from feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_project, spine, synthetic
 
 from scalr_prod import assets
-from scalr_prod.contracts import PROVENANCE_COLUMNS, Table, schema_of
+from scalr_prod.contracts import PROVENANCE_COLUMNS, Table, table_schema
 from scalr_prod.errors import FeatureStoreError, TableNotFound
 from scalr_prod.feast_store import (
     apply_feature_repo,
+    join_point_in_time,
     materialize,
     open_feature_store,
-    point_in_time,
     read_window,
     repository,
 )
@@ -42,7 +42,7 @@ class TestRepository:
         definitions = own.feast_repo / "definitions.py"
         definitions.write_text("")
         assert apply_feature_repo(own).applied
-        assert definitions.read_text() == (assets.folder("feature_repo") / "definitions.py").read_text()
+        assert definitions.read_text() == (assets.asset_folder("feature_repo") / "definitions.py").read_text()
 
     def test_a_file_added_by_hand_stays(self, own):
         mine = own.feast_repo / "mine.py"
@@ -58,7 +58,7 @@ class TestRepository:
 
     def test_a_lake_behind_a_url(self, tmp_path):
         settings = make_project(tmp_path, f'[project]\nlake = "file://{tmp_path}/elsewhere"\n')
-        assert point_in_time(settings, spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
+        assert join_point_in_time(settings, spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
         assert read_window(settings, "source_events").num_rows == 3
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         open_feature_store(settings).write_to_offline_store("synthetic_target_events", rows)
@@ -104,7 +104,7 @@ class TestRepository:
             )
 
     def test_templates_are_found(self):
-        assert (assets.folder("feature_repo") / "feature_store.yaml").is_file()
+        assert (assets.asset_folder("feature_repo") / "feature_store.yaml").is_file()
 
 
 class TestPointInTime:
@@ -112,7 +112,7 @@ class TestPointInTime:
         rows = spine(
             ["b", "a", "a", "zz", None, "a"], hours(9, 1.5, 9, 9, 9, 0), item_id=[1, 2, 1, 9, 1, 1], label=[1, 0, 1, 0, 1, 0]
         )
-        found = point_in_time(feast_project, rows, "downstream_training_v1")
+        found = join_point_in_time(feast_project, rows, "downstream_training_v1")
         assert found.select(rows.column_names).equals(rows)
         assert found[COUNT].to_pylist() == [1, 1, 2, None, None, None]
         assert found["source_user_history__item_ids"].to_pylist() == [["s1"], ["s1"], ["s1", "s2"], None, None, None]
@@ -125,10 +125,10 @@ class TestPointInTime:
         refs = ["synthetic_target_events:event_id"]
         late = AS_OF - timedelta(microseconds=1)
         rows = spine(["a", "a"], [late, AS_OF])
-        assert point_in_time(feast_project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = point_in_time(feast_project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
+        assert join_point_in_time(feast_project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
+        found = join_point_in_time(feast_project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = point_in_time(feast_project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
+        found = join_point_in_time(feast_project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, None]
 
     def test_a_table_as_it_was(self, own):
@@ -136,13 +136,13 @@ class TestPointInTime:
         before = lake.version(table)
         lake.delete(table, "user_id = 'a'", key="a")
         rows = spine(["a", "b"], hours(9, 9))
-        assert point_in_time(own, rows, COUNTS)[COUNT].to_pylist() == [None, 1]
-        assert point_in_time(own, rows, COUNTS, versions={table.value: before})[COUNT].to_pylist() == [2, 1]
+        assert join_point_in_time(own, rows, COUNTS)[COUNT].to_pylist() == [None, 1]
+        assert join_point_in_time(own, rows, COUNTS, versions={table.value: before})[COUNT].to_pylist() == [2, 1]
         with pytest.raises(FeatureStoreError, match="at version 99"):
-            point_in_time(own, rows, COUNTS, versions={table.value: 99})
+            join_point_in_time(own, rows, COUNTS, versions={table.value: 99})
 
     def test_an_empty_spine(self, feast_project):
-        found = point_in_time(feast_project, spine(pa.array([], pa.string()), []), COUNTS)
+        found = join_point_in_time(feast_project, spine(pa.array([], pa.string()), []), COUNTS)
         assert found.num_rows == 0
         assert found.schema.field(COUNT).type == pa.int64()
 
@@ -181,7 +181,7 @@ class TestPointInTime:
     )
     def test_what_cannot_be_joined_is_named(self, feast_project, rows, features, message):
         with pytest.raises(FeatureStoreError, match=message):
-            point_in_time(feast_project, rows, features)
+            join_point_in_time(feast_project, rows, features)
 
     def test_a_spine_by_query(self, feast_project):
         store = open_feature_store(feast_project)
@@ -215,7 +215,7 @@ class TestReadWindow:
     def test_an_empty_table(self, own):
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
         assert read_window(own, "source_events").num_rows == 0
-        assert point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
+        assert join_point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
         from scalr_prod.feast_store.job import DeltaRetrievalJob
@@ -269,16 +269,16 @@ def test_an_open_store_and_connection_give_the_same_and_keep_nothing(feast_proje
         connection.execute("CREATE TEMP TABLE mine AS SELECT 1 AS x")
         for known_by in (None, T0 + timedelta(hours=2)):
             for refs in (COUNTS, ["source_user_history:item_ids", "source_user_history:event_timestamps"]):
-                kept = point_in_time(feast_project, asked, refs, known_by=known_by, store=store, within=connection)
-                assert kept.equals(point_in_time(feast_project, asked, refs, known_by=known_by))
+                kept = join_point_in_time(feast_project, asked, refs, known_by=known_by, store=store, connection=connection)
+                assert kept.equals(join_point_in_time(feast_project, asked, refs, known_by=known_by))
         with pytest.raises(FeatureStoreError):
-            point_in_time(feast_project, asked.drop_columns("user_id"), COUNTS, store=store, within=connection)
+            join_point_in_time(feast_project, asked.drop_columns("user_id"), COUNTS, store=store, connection=connection)
         names = connection.execute(
             "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
         )
         assert names.fetchall() == [("mine",)]
     # The connection is closed: the store opens one of its own again.
-    assert point_in_time(feast_project, asked, COUNTS, store=store).num_rows == 3
+    assert join_point_in_time(feast_project, asked, COUNTS, store=store).num_rows == 3
 
 
 def test_the_registry_is_not_read_anew_for_each_object_that_is_applied(own, tmp_path, monkeypatch):
@@ -313,13 +313,16 @@ def test_integer_ids(tmp_path):
     settings = load_settings(tmp_path / "scalr.toml")
     lake = Lake.open(settings)
     for table in Table:
-        lake.create(table, schema_of(table, user="int64", item="int64"))
+        lake.create(table, table_schema(table, user="int64", item="int64"))
     schema = lake.schema(Table.SOURCE_USER_HISTORY)
     columns = [[7], hours(1), [[3, 4]], [hours(0, 1)], [2], hours(1)]
     lake.append(Table.SOURCE_USER_HISTORY, pa.table(columns, schema=schema), key="first")
     apply_feature_repo(settings)
     rows = pa.table({"user_id": [7, 8], "event_timestamp": pa.array(hours(2, 2), STAMP)})
-    assert point_in_time(settings, rows, "translator_inputs_v1")["source_user_history__item_ids"].to_pylist() == [[3, 4], None]
+    assert join_point_in_time(settings, rows, "translator_inputs_v1")["source_user_history__item_ids"].to_pylist() == [
+        [3, 4],
+        None,
+    ]
     materialize(settings, views=["source_user_history"], end=hours(5)[0])
     online = open_feature_store(settings).get_online_features(["source_user_history:item_ids"], [{"user_id": 7}]).to_dict()
     assert online["item_ids"] == [[3, 4]]
@@ -328,9 +331,9 @@ def test_integer_ids(tmp_path):
 def test_a_long_query_draws_no_bar_on_stdout(monkeypatch):
     """Stdout has the one object of --json. DuckDB takes a process whose main module has no file for an interactive one."""
     import __main__
-    from scalr_prod.feast_store.session import session
+    from scalr_prod.feast_store.session import open_session
 
     monkeypatch.delattr(__main__, "__file__", raising=False)
-    with session(memory_mb=256, threads=1, spill=None) as connection:
+    with open_session(memory_mb=256, threads=1, spill=None) as connection:
         (shown,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchone()
         assert shown is False

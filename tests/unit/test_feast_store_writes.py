@@ -13,9 +13,9 @@ from feast_project import COUNT, T0, hours, spine, synthetic
 from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.feast_store import (
+    join_point_in_time,
     materialize,
     open_feature_store,
-    point_in_time,
     save_dataset,
 )
 from scalr_prod.lake import Lake
@@ -91,7 +91,7 @@ class TestWrites:
         from concurrent.futures import ThreadPoolExecutor
 
         from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
-        from scalr_prod.feast_store.session import session
+        from scalr_prod.feast_store.session import open_session
         from scalr_prod.feast_store.writes import append_new_rows
 
         lake = Lake.open(own)
@@ -101,7 +101,7 @@ class TestWrites:
             # Each writer has ten rows of its own and ten that all of them send.
             names = [f"own{writer}-{n}" for n in range(10)] + [f"shared-{n}" for n in range(10)]
             rows = synthetic(["a"] * 20, [1] * 20, hours(*range(20)), "w") | {"event_id": names}
-            with session(memory_mb=64, threads=1, spill=None) as connection:
+            with open_session(memory_mb=64, threads=1, spill=None) as connection:
                 return append_new_rows(connection, path, options, pa.table(rows), event="event_timestamp")
 
         with ThreadPoolExecutor(4) as pool:
@@ -143,7 +143,7 @@ class TestOnline:
 class TestSavedDatasets:
     def test_a_folder_is_registered_with_its_labels(self, feast_project, tmp_path):
         rows = spine(["a", "b"], hours(9, 9), item_id=[1, 2], label=pa.array([1, 0], pa.int8()))
-        joined = point_in_time(feast_project, rows, "downstream_training_v1")
+        joined = join_point_in_time(feast_project, rows, "downstream_training_v1")
         folder = tmp_path / "rows"
         folder.mkdir()
         pq.write_table(joined, folder / "part-0.parquet")

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ForgettingError
-from scalr_prod.forgetting import forget
-from scalr_prod.forgetting.traces import Items, Users
+from scalr_prod.forgetting import erase_users
+from scalr_prod.forgetting.traces import ItemSubjects, UserSubjects
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.settings import load_settings
@@ -37,9 +37,9 @@ def users(settings) -> set[str]:
 
 
 def test_an_id_with_blanks_is_its_own(settings):
-    assert forget(settings, ["ada "]).removed["source_events"] == 1
+    assert erase_users(settings, ["ada "]).removed["source_events"] == 1
     assert users(settings) == {"ada", " bob", "cleo"}
-    again = forget(settings, ["ada "])  # the lake has no such user any more, and yet the id is known
+    again = erase_users(settings, ["ada "])  # the lake has no such user any more, and yet the id is known
     assert again.known == 1
     assert users(settings) == {"ada", " bob", "cleo"}
 
@@ -47,7 +47,7 @@ def test_an_id_with_blanks_is_its_own(settings):
 def test_an_id_with_blanks_that_nobody_has_is_refused(settings):
     """In place of success, or of another user's removal."""
     with pytest.raises(ForgettingError, match=r"no such user: 'cleo ' \(1 in all\)"):
-        forget(settings, ["cleo ", " bob"])
+        erase_users(settings, ["cleo ", " bob"])
     assert users(settings) == {"ada", "ada ", " bob", "cleo"}
 
 
@@ -68,8 +68,8 @@ def test_numbers_of_the_package_s_own_are_no_ids():
         "vocabulary": {"users.parquet": {"rows": 5, "bytes": 5}},
         "result": {"unexpected_count": 5, "element_count": 5, "observed_value": 5},
     }
-    for ids in (Users([5]), Items([5])):
-        assert ids.in_json(document) == (document, 0)
+    for ids in (UserSubjects([5]), ItemSubjects([5])):
+        assert ids.scrub_json(document) == (document, 0)
 
 
 def test_numbers_that_show_values_of_rows_are_taken_out():
@@ -81,14 +81,14 @@ def test_numbers_that_show_values_of_rows_are_taken_out():
         "rows": [{"user_id": 5, "item_id": 1}, {"user_id": 7, "item_id": 5}],
     }
     gone = "[forgotten]"
-    assert Users([5]).in_json(document)[0] == {
+    assert UserSubjects([5]).scrub_json(document)[0] == {
         "partial_unexpected_list": [gone, 7],
         "partial_unexpected_counts": [{"value": gone, "count": 5}],
         "examples": {"user_id": gone, "item_id": 5},
         "observed_value": [gone],
         "rows": [{"user_id": 7, "item_id": 5}],
     }
-    assert Items([5]).in_json(document)[0]["examples"] == {"user_id": 5, "item_id": gone}
+    assert ItemSubjects([5]).scrub_json(document)[0]["examples"] == {"user_id": 5, "item_id": gone}
 
 
 def test_other_people_s_files_in_the_home_stay_as_they_are(settings, tmp_path):
@@ -107,7 +107,7 @@ def test_other_people_s_files_in_the_home_stay_as_they_are(settings, tmp_path):
     logs = {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
     (home.home / "reports").mkdir()
     (home.home / "reports" / "run.html").write_text("<td>ada</td>")
-    assert forget(home, ["ada"]).removed["source_events"] == 1
+    assert erase_users(home, ["ada"]).removed["source_events"] == 1
     assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
     assert logs == {path: path.read_bytes() for path in logs}
     assert (home.home / "reports" / "run.html").read_text() == "<td>[forgotten]</td>"
@@ -115,21 +115,21 @@ def test_other_people_s_files_in_the_home_stay_as_they_are(settings, tmp_path):
 
 def test_an_id_called_none_is_no_missing_key():
     document = {"files": [{"path": "a"}, {"path": "b", "user": None}], "users": [{"user": "None"}, {"user": "ada"}]}
-    assert Users(["None"]).in_json(document)[0] == {"files": document["files"], "users": [{"user": "ada"}]}
+    assert UserSubjects(["None"]).scrub_json(document)[0] == {"files": document["files"], "users": [{"user": "ada"}]}
 
 
 def test_a_short_number_is_an_id_where_a_page_says_so():
     page = (
         '<meta content="initial-scale=5"><rect x="5"/><p>5 events, version 5</p><td>5</td><span>3 May, user 5</span>user_id = 5'
     )
-    shown, number = Users([5]).in_text(page)
+    shown, number = UserSubjects([5]).scrub_text(page)
     gone = "[forgotten]"
     assert shown == (
         f'<meta content="initial-scale=5"><rect x="5"/><p>5 events, version 5</p><td>{gone}</td><span>3 May, user {gone}</span>'
         f"user_id = {gone}"
     )
     assert number == 3
-    assert Users([55]).in_text("user 5, user 555, user 5.5") == ("user 5, user 555, user 5.5", 0)
+    assert UserSubjects([55]).scrub_text("user 5, user 555, user 5.5") == ("user 5, user 555, user 5.5", 0)
 
 
 @pytest.mark.parametrize("spelled", ["1_2", "+12", "\u0661\u0662", "12.0", "0x0c", ""])
@@ -144,7 +144,7 @@ def test_an_integer_is_spelled_as_the_log_spells_it(spelled, tmp_path):
     settings = load_settings(tmp_path / "scalr.toml")
     ingest(settings)
     with pytest.raises(ForgettingError):
-        forget(settings, [spelled])
+        erase_users(settings, [spelled])
     assert users(settings) == {12, 7}
 
 
@@ -156,9 +156,9 @@ def test_delta_logs_of_evaluations_stay_and_a_damaged_file_is_named(settings):
     damaged.parent.mkdir()
     damaged.write_bytes(b"PAR1")
     with pytest.raises(ForgettingError, match="the file is damaged") as caught:
-        forget(settings, ["ada"])
+        erase_users(settings, ["ada"])
     assert caught.value.where == str(damaged)
     damaged.unlink()
-    forget(settings, ["ada"])
+    erase_users(settings, ["ada"])
     assert "ada" in log.read_text()
     assert users(settings) == {"ada ", " bob", "cleo"}

@@ -8,7 +8,16 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from scalr_prod.growth import ALWAYS, bounds_of, files_between, former_version, fragments_of, growth, records_of, state_of
+from scalr_prod.growth import (
+    UNBOUNDED,
+    diff_files,
+    file_time_bounds,
+    files_dataset,
+    files_in_time_range,
+    reopen_version,
+    row_count,
+    version_fingerprint,
+)
 
 STAMP = pa.timestamp("us", tz="UTC")
 
@@ -20,61 +29,65 @@ def write(path, times, kind=STAMP) -> DeltaTable:
 
 @pytest.mark.parametrize("times", [[1_700_000_000_123_456, 1_700_000_000_999_999], [-1_500, -1, 7], [0], [-86_400_000_000_001]])
 def test_the_times_of_a_file_lie_within_its_bounds(tmp_path, times):
-    ((low, high),) = bounds_of(write(tmp_path / "table", times), "t").values()
+    ((low, high),) = file_time_bounds(write(tmp_path / "table", times), "t").values()
     assert min(times) - 2_000 < low <= min(times)
     assert max(times) <= high <= max(times) + 1_000
 
 
 def test_times_that_the_log_does_not_tell_are_any(tmp_path):
-    assert list(bounds_of(write(tmp_path / "null", [1, None]), "t").values()) == [ALWAYS]
-    assert list(bounds_of(write(tmp_path / "naive", [1, 2], pa.timestamp("us")), "t").values()) == [ALWAYS]
+    assert list(file_time_bounds(write(tmp_path / "null", [1, None]), "t").values()) == [UNBOUNDED]
+    assert list(file_time_bounds(write(tmp_path / "naive", [1, 2], pa.timestamp("us")), "t").values()) == [UNBOUNDED]
     table = write(tmp_path / "number", [1, 2])
-    assert list(bounds_of(table, "n").values()) == list(bounds_of(table, "other").values()) == [ALWAYS]
+    assert list(file_time_bounds(table, "n").values()) == list(file_time_bounds(table, "other").values()) == [UNBOUNDED]
 
 
 def test_each_file_has_its_own_bounds(tmp_path):
     first = write(tmp_path / "table", [5_000, 9_000])
     second = write(tmp_path / "table", [70_000])
-    (added,) = growth(first, second).added
-    assert bounds_of(second, "t")[added] == (70_000, 71_000)
-    assert bounds_of(second, "t") == bounds_of(first, "t") | {added: (70_000, 71_000)}
+    (added,) = diff_files(first, second).added
+    assert file_time_bounds(second, "t")[added] == (70_000, 71_000)
+    assert file_time_bounds(second, "t") == file_time_bounds(first, "t") | {added: (70_000, 71_000)}
 
 
 def test_some_files_of_a_table_are_its_rows_of_a_time_and_counted_from_the_log(tmp_path):
     for day in range(4):
         table = write(tmp_path / "table", [day * 1_000_000, day * 1_000_000 + 500_000])
-    names = files_between(table, "t", 1_500_000, 2_400_000)
+    names = files_in_time_range(table, "t", 1_500_000, 2_400_000)
     assert len(names) == 2
-    assert files_between(table, "t", 3_600_000, ALWAYS[1]) == files_between(table, "t", 600_000, 900_000) == frozenset()
-    some = fragments_of(table, names)
+    assert (
+        files_in_time_range(table, "t", 3_600_000, UNBOUNDED[1])
+        == files_in_time_range(table, "t", 600_000, 900_000)
+        == frozenset()
+    )
+    some = files_dataset(table, names)
     assert some.schema.equals(table.to_pyarrow_dataset().schema)
     assert sorted(some.to_table()["t"].cast(pa.int64()).to_pylist()) == [1_000_000, 1_500_000, 2_000_000, 2_500_000]
-    assert [records_of(table, chosen) for chosen in (names, frozenset(), None)] == [4, 0, 8]
-    assert fragments_of(table, frozenset()).to_table().num_rows == 0
+    assert [row_count(table, chosen) for chosen in (names, frozenset(), None)] == [4, 0, 8]
+    assert files_dataset(table, frozenset()).to_table().num_rows == 0
 
 
 def test_some_files_of_a_partitioned_table_have_its_columns(tmp_path):
     rows = pa.table({"t": pa.array([1, 2, 3], STAMP), "n": [1, 1, 2]})
     write_deltalake(str(tmp_path / "table"), rows, partition_by=["n"])
     table = DeltaTable(str(tmp_path / "table"))
-    (name,) = (name for name in bounds_of(table, "t") if "n=2" in name)
-    assert fragments_of(table, frozenset([name])).to_table().select(["t", "n"]).to_pydict()["n"] == [2]
+    (name,) = (name for name in file_time_bounds(table, "t") if "n=2" in name)
+    assert files_dataset(table, frozenset([name])).to_table().select(["t", "n"]).to_pydict()["n"] == [2]
 
 
 def test_a_state_is_found_again_and_the_same_version_of_a_restored_table_is_another(tmp_path):
     table = tmp_path / "table"
     write(table, [1])
     shutil.copytree(table, tmp_path / "backup")
-    before = state_of(write(table, [2]))
+    before = version_fingerprint(write(table, [2]))
     now = write(table, [3])
-    assert former_version(now, before, None).version() == 1
-    assert former_version(DeltaTable(str(table), version=0), before, None) is None, "it has not come so far"
+    assert reopen_version(now, before, None).version() == 1
+    assert reopen_version(DeltaTable(str(table), version=0), before, None) is None, "it has not come so far"
     shutil.rmtree(table)
     shutil.copytree(tmp_path / "backup", table)
     write(table, [2])
     again = write(table, [3])
-    assert state_of(again) | {"files": ""} == state_of(now) | {"files": ""}
-    assert former_version(again, before, None) is None
+    assert version_fingerprint(again) | {"files": ""} == version_fingerprint(now) | {"files": ""}
+    assert reopen_version(again, before, None) is None
     other = write(tmp_path / "other", [1])
-    assert former_version(other, before | {"version": 0}, None) is None
-    assert former_version(other, state_of(other), None).version() == 0
+    assert reopen_version(other, before | {"version": 0}, None) is None
+    assert reopen_version(other, version_fingerprint(other), None).version() == 0

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod import heaps
-from scalr_prod.heaps import Heaps, edges_of, ordered, rebatched
+from scalr_prod.heaps import SpilledPartitions, iter_sorted, quantile_bounds, rebatch
 
 RANDOM = random.Random(0)  # noqa: S311 - made data
 ROWS = 20_000
@@ -32,14 +32,14 @@ def db():
 
 @pytest.mark.parametrize("name", KEYS)
 def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(heaps, "HEAP", 1_000)
+    monkeypatch.setattr(heaps, "PARTITION_ROWS", 1_000)
     monkeypatch.setattr(heaps, "_RUN", 3_000)
     rows = pa.table({"key": KEYS[name], "number": pa.array(RANDOM.sample(range(ROWS), ROWS))})
     db.register("rows", rows)
-    edges = edges_of(db, "rows", "key", ROWS)
+    edges = quantile_bounds(db, "rows", "key", ROWS)
     path = tmp_path / "rows.arrow"
     found, sizes = [], []
-    for heap in ordered(db, "FROM rows", "FROM heap ORDER BY key, number", key="key", edges=edges, path=path):
+    for heap in iter_sorted(db, "FROM rows", "FROM heap ORDER BY key, number", key="key", bounds=edges, path=path):
         table = heap.read_all()
         found.append(table)
         sizes.append(len(table))
@@ -52,16 +52,21 @@ def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypat
 
 def test_few_rows_are_one_heap_and_touch_no_disk(db, tmp_path):
     db.execute("CREATE TABLE rows AS SELECT range AS key FROM range(10)")
-    assert edges_of(db, "rows", "key", 10) == []
+    assert quantile_bounds(db, "rows", "key", 10) == []
     path = tmp_path / "nowhere" / "rows.arrow"
-    (heap,) = (one.read_all() for one in ordered(db, "FROM rows", "FROM heap ORDER BY key", key="key", edges=[], path=path))
+    (heap,) = (
+        one.read_all() for one in iter_sorted(db, "FROM rows", "FROM heap ORDER BY key", key="key", bounds=[], path=path)
+    )
     assert heap.column(0).to_pylist() == list(range(10))
 
 
 def test_a_heap_keeps_its_rows_in_the_order_in_which_they_came(tmp_path):
     batches = [pa.record_batch({"key": [5, 1, 9, 5], "at": [0, 1, 2, 3]}), pa.record_batch({"key": [9, 5], "at": [4, 5]})]
-    dealt = Heaps(tmp_path / "rows.arrow", "key", [5, 9], batches)
-    found = [[number for batch in dealt.rows(heap) for number in batch.column("at").to_pylist()] for heap in range(len(dealt))]
+    dealt = SpilledPartitions(tmp_path / "rows.arrow", "key", [5, 9], batches)
+    found = [
+        [number for batch in dealt.iter_batches(heap) for number in batch.column("at").to_pylist()]
+        for heap in range(len(dealt))
+    ]
     assert found == [[1], [0, 3, 5], [2, 4]]
 
 
@@ -69,7 +74,7 @@ def test_a_heap_keeps_its_rows_in_the_order_in_which_they_came(tmp_path):
 def test_batches_are_cut_anew(sizes):
     numbers = iter(range(sum(sizes)))
     batches = [pa.record_batch({"at": pa.array([next(numbers) for _ in range(size)], pa.int64())}) for size in sizes]
-    found = [batch.column(0).to_pylist() for batch in rebatched(batches, 10)]
+    found = [batch.column(0).to_pylist() for batch in rebatch(batches, 10)]
     assert [number for batch in found for number in batch] == list(range(sum(sizes)))
     assert all(len(batch) == 10 for batch in found[:-1])
     assert all(0 < len(batch) <= 10 for batch in found)

@@ -6,22 +6,22 @@ import json
 
 import pytest
 
-from scalr_prod.scoring.heartbeat import FOLDER_VARIABLE, Heartbeat, read_beats
-from scalr_prod.serving.state import beats, heartbeat_folder, read_record
+from scalr_prod.scoring.heartbeat import HEARTBEAT_FOLDER_VARIABLE, Heartbeat, read_heartbeat_count
+from scalr_prod.serving.state import heartbeat_folder, read_heartbeats, read_record
 
 
 def test_the_count_grows_with_each_group_and_begins_anew_with_each_process(tmp_path):
-    assert read_beats(tmp_path, "translator", 1) == -1
+    assert read_heartbeat_count(tmp_path, "translator", 1) == -1
     one, other = Heartbeat("translator", 1, "0", tmp_path), Heartbeat("translator", 12, "0", tmp_path)
     seen = []
     for _ in range(300):
         one.beat()
-        seen.append(read_beats(tmp_path, "translator", 1))
+        seen.append(read_heartbeat_count(tmp_path, "translator", 1))
     other.beat()
     assert seen == list(range(1, 301))
-    assert read_beats(tmp_path, "translator", 12) == 1
+    assert read_heartbeat_count(tmp_path, "translator", 12) == 1
     Heartbeat("translator", 1, "0", tmp_path).beat()
-    assert read_beats(tmp_path, "translator", 1) == 1
+    assert read_heartbeat_count(tmp_path, "translator", 1) == 1
 
 
 def test_each_process_of_a_version_counts_for_itself(tmp_path):
@@ -29,22 +29,22 @@ def test_each_process_of_a_version_counts_for_itself(tmp_path):
     seen = []
     for beat in (one, one, other, one, other):
         beat.beat()
-        seen.append(read_beats(tmp_path, "translator", 1))
+        seen.append(read_heartbeat_count(tmp_path, "translator", 1))
     assert seen == [1, 2, 3, 4, 5]
 
 
 def test_without_a_folder_nothing_is_written_and_nothing_fails(tmp_path, monkeypatch):
-    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    monkeypatch.delenv(HEARTBEAT_FOLDER_VARIABLE, raising=False)
     Heartbeat("translator", 1, "0").beat()
     Heartbeat("translator", 1, "0", tmp_path / "missing").beat()
     assert not list(tmp_path.iterdir())
 
 
 def test_the_folder_comes_from_the_environment(settings, monkeypatch):
-    assert beats(settings, 3) == -1
-    monkeypatch.setenv(FOLDER_VARIABLE, str(heartbeat_folder(settings)))
+    assert read_heartbeats(settings, 3) == -1
+    monkeypatch.setenv(HEARTBEAT_FOLDER_VARIABLE, str(heartbeat_folder(settings)))
     Heartbeat(settings.served_model, 3, "0").beat()
-    assert beats(settings, 3) == 1
+    assert read_heartbeats(settings, 3) == 1
 
 
 @pytest.mark.parametrize("change", [{"http_url": "127.0.0.1:8000"}, {}])

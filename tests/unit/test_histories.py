@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import LakeError, TableNotFound
 from scalr_prod.forgetting.tables import purge
 from scalr_prod.histories import build, build_histories
@@ -35,7 +35,7 @@ def project(folder, rows, **chosen) -> Settings:
     settings = Settings(domains=domains, histories=chosen, base=folder)
     lake = Lake.open(settings)
     for table in Table:
-        lake.create(table, schema_of(table, user="string", item="string"))
+        lake.create(table, table_schema(table, user="string", item="string"))
     add(settings, rows, "first")
     return settings
 
@@ -316,8 +316,8 @@ def test_files_that_no_recent_version_uses_are_deleted(tmp_path):
         add(settings, [("u", "b", number / 9, number / 9)], f"more {number}")
         build_histories(settings)
     assert len(list(folder.glob("*.parquet"))) == 3
-    assert lake.tidy(Table.SOURCE_USER_HISTORY) == 0
-    assert lake.tidy(Table.SOURCE_USER_HISTORY, keep_days=0) == 2
+    assert lake.vacuum(Table.SOURCE_USER_HISTORY) == 0
+    assert lake.vacuum(Table.SOURCE_USER_HISTORY, keep_days=0) == 2
     assert len(list(folder.glob("*.parquet"))) == 1
     assert sorted(row[3] for row in histories_of(settings)) == [1, 2, 3, 4]
     report = build_histories(settings)

@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable
 from ingest_world import DAY, SOURCE, log, project_in, rows_of, triples
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import BadValue, NoCommonUsers
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -44,7 +44,7 @@ def test_both_logs_arrive_and_every_later_table_is_there_empty(settings, two_dom
     common = set(pd.read_parquet(two_domains.source)["user_id"]) & set(pd.read_parquet(two_domains.target)["user_id"])
     assert report.common_users == len(common)
     for table in Table:
-        expected = schema_of(table, user="string", item="string")
+        expected = table_schema(table, user="string", item="string")
         assert lake.schema(table).names == expected.names
         if table not in {Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS}:
             assert lake.dataset(table).count_rows() == 0
@@ -139,30 +139,30 @@ def test_a_table_that_moves_on_between_comparison_and_commit_is_compared_again(p
     others = project(source=SOURCE.head(2))
     ingest(others)
     settings = project()
-    from scalr_prod.ingest.commit import Addition
+    from scalr_prod.ingest.commit import AppendMissing
 
-    compare, calls = Addition.compare, []
+    compare, calls = AppendMissing.compare, []
 
     def compare_then_another_commits(self):
         compare(self)
         calls.append(self.log.domain)
         if calls.count("source") == 1 and self.log.domain == "source":
-            monkeypatch.setattr(Addition, "compare", compare)
+            monkeypatch.setattr(AppendMissing, "compare", compare)
             assert ingest(settings).domains["source"].rows_added == 1
 
-    monkeypatch.setattr(Addition, "compare", compare_then_another_commits)
+    monkeypatch.setattr(AppendMissing, "compare", compare_then_another_commits)
     assert ingest(settings).domains["source"].rows_added == 0
     assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
 
 
 def test_a_table_that_moves_on_just_before_it_is_compared_again_is_reported_as_it_was_compared(project, monkeypatch):
-    from scalr_prod.ingest.commit import Addition
+    from scalr_prod.ingest.commit import AppendMissing
 
-    compare, calls = Addition.compare, []
+    compare, calls = AppendMissing.compare, []
 
     def others_add(rows):
         with monkeypatch.context() as undone:
-            undone.setattr(Addition, "compare", compare)
+            undone.setattr(AppendMissing, "compare", compare)
             ingest(project(source=SOURCE.head(rows)))
 
     def compare_beside_others(self):
@@ -175,7 +175,7 @@ def test_a_table_that_moves_on_just_before_it_is_compared_again_is_reported_as_i
             others_add(2)
 
     ingest(project(source=SOURCE.head(1)))
-    monkeypatch.setattr(Addition, "compare", compare_beside_others)
+    monkeypatch.setattr(AppendMissing, "compare", compare_beside_others)
     settings = project()
     report = ingest(settings).domains["source"]
     assert len(calls) == 2

@@ -16,7 +16,7 @@ from scalr_prod.errors import BadValue, EmptyInput, ScalrError, SettingsError
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.replacements import Replacement, replaced_since
+from scalr_prod.replacements import Correction, corrections_since
 from scalr_prod.settings import load_settings
 
 DAY = pd.Timestamp("2024-03-01T12:00:00Z")
@@ -322,9 +322,9 @@ def test_a_changed_event_counts_as_replaced_from_the_earlier_of_both_times_on(pr
     ingest(settings)
     before = Lake.open(settings).version(Table.SOURCE_EVENTS)
     ingest(project(log([*plain(), ("u0", "s0", 9)], id=[*same_ids, "e20"]), "", IDS))
-    assert replaced_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == []  # one that only comes replaces nothing
+    assert corrections_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == []  # one that only comes replaces nothing
     ingest(project(log([*changed, ("u1", "s1", 9)], id=[*same_ids, "e21"]), "", IDS))
-    assert replaced_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == [Replacement(since.to_pydatetime(), 1, 1)]
+    assert corrections_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == [Correction(since.to_pydatetime(), 1, 1)]
 
 
 def test_ids_mapped_later_are_refused_where_events_would_count_twice(project):

@@ -10,10 +10,10 @@ import pytest
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.errors import BadValue, EmptyInput
-from scalr_prod.histories import build_histories, histories_built
+from scalr_prod.histories import are_histories_current, build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.replacements import replaced_since, stale_since
+from scalr_prod.replacements import corrections_since, stale_since
 from scalr_prod.settings import load_settings
 
 DAY = pd.Timestamp("2024-03-01", tz="UTC")
@@ -68,7 +68,7 @@ def test_rows_gone_from_the_log_leave_the_lake_in_one_commit(project):
     assert events(project(corrected)) == rows(corrected)
     assert lake.version(Table.SOURCE_EVENTS) == before[Table.SOURCE_EVENTS] + 1
     assert lake.version(Table.TARGET_EVENTS) == before[Table.TARGET_EVENTS]
-    (found,) = replaced_since(lake, Table.SOURCE_EVENTS, before[Table.SOURCE_EVENTS])
+    (found,) = corrections_since(lake, Table.SOURCE_EVENTS, before[Table.SOURCE_EVENTS])
     assert (found.removed, found.added, found.since) == (3, 2, DAY + pd.Timedelta(4, "D"))
     # The same again changes nothing.
     again = ingest(project(corrected), replace=NOON_3).domains["source"]
@@ -121,7 +121,7 @@ def test_histories_are_those_of_a_project_that_never_had_the_rows(project, tmp_p
     corrected = SOURCE.drop(index=[7])
     settings = project(corrected)
     ingest(settings, replace=NOON_3)
-    assert not histories_built(settings)
+    assert not are_histories_current(settings)
     report = build_histories(settings).tables
     assert report["source_user_history"].built
     assert not report["source_user_history"].appended

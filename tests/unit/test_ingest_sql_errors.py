@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from scalr_prod.errors import UnreadableInput
-from scalr_prod.ingest.columns import Wanted
+from scalr_prod.ingest.columns import ColumnSelection
 from scalr_prod.ingest.sql import read_query
 
 
 def said(url: str) -> str:
     with pytest.raises(UnreadableInput) as caught:
-        next(read_query(url, "SELECT 1 AS user_id", Wanted(("user_id",), "domains.source.columns")))
+        next(read_query(url, "SELECT 1 AS user_id", ColumnSelection(("user_id",), "domains.source.columns")))
     return str(caught.value)
 
 

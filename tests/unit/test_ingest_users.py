@@ -154,12 +154,12 @@ def test_events_are_never_there_under_a_former_and_a_new_id(project):
 
 @pytest.mark.parametrize("asked", ["70", "source:1"])
 def test_whoever_is_forgotten_stays_away_by_either_id_and_whatever_the_map_says(project, asked):
-    from scalr_prod.forgetting import forget
+    from scalr_prod.forgetting import erase_users
 
     more = [*SOURCE, (4, "s1", 8)]
     settings = project(source=more)
     ingest(settings)
-    forget(settings, [asked])
+    erase_users(settings, [asked])
     assert users_of(settings) == ["source:2", "90", "source:4"]
     for pairs in (PAIRS, {"shop": [3], "films": [90]}, {"shop": [1, 3], "films": [71, 90]}):
         settings = project(source=more, pairs=pairs)
@@ -169,10 +169,10 @@ def test_whoever_is_forgotten_stays_away_by_either_id_and_whatever_the_map_says(
 
 
 def test_whoever_was_forgotten_without_a_pair_stays_away_with_one(project):
-    from scalr_prod.forgetting import forget
+    from scalr_prod.forgetting import erase_users
 
     ingest(project())
-    forget(project(), ["source:2"])
+    erase_users(project(), ["source:2"])
     settings = project(pairs={"shop": [1, 2, 3], "films": [70, 2, 90]})
     ingest(settings)
     assert users_of(settings) == ["70", "70", "90"]

@@ -13,8 +13,8 @@ import time
 import pytest
 from support.warm import run
 
-from scalr_prod.interrupts import Interrupted, ending_in_order, held_back
-from scalr_prod.stages import at_stage
+from scalr_prod.interrupts import Interrupted, defer_signals, graceful_shutdown
+from scalr_prod.stages import stage_context
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, co
             signal.raise_signal(signal.SIGTERM)  # another one, while it closes
             closed.append("all of it")
 
-    with pytest.raises(Interrupted) as caught, ending_in_order(), at_stage("generate", "run_1"):
+    with pytest.raises(Interrupted) as caught, graceful_shutdown(), stage_context("generate", "run_1"):
         work()
     assert closed == ["all of it"]
     assert caught.value.exit_code == code
@@ -50,7 +50,7 @@ def test_the_first_signal_closes_what_is_open_and_names_where_it_came(number, co
 
 
 def test_a_stage_without_a_run_is_repeated():
-    stopped = Interrupted(signal.SIGTERM).at(stage="ingest", run_id=None)
+    stopped = Interrupted(signal.SIGTERM).add_context(stage="ingest", run_id=None)
     assert stopped.to_json() == {
         "error": "Interrupted",
         "found": "stopped by SIGTERM",
@@ -68,20 +68,20 @@ def test_a_signal_that_went_nowhere_is_raised_by_the_next_stage():
             signal.raise_signal(signal.SIGTERM)
 
     def stage(name):
-        with at_stage(name, "run_1"):
+        with stage_context(name, "run_1"):
             Dying()  # raised in its destructor, where Python prints an error and goes on
             passed.append(name)
 
     passed = []
-    with pytest.raises(Interrupted, match="SIGTERM") as caught, ending_in_order():
+    with pytest.raises(Interrupted, match="SIGTERM") as caught, graceful_shutdown():
         list(map(stage, ("validate", "publish")))
     assert (passed, caught.value.stage) == (["validate"], "publish")
 
 
 def test_a_block_within_a_block_changes_nothing():
-    with ending_in_order():
+    with graceful_shutdown():
         outer = signal.getsignal(signal.SIGTERM)
-        with ending_in_order():
+        with graceful_shutdown():
             assert signal.getsignal(signal.SIGTERM) is outer
         assert signal.getsignal(signal.SIGTERM) is outer
 
@@ -90,7 +90,7 @@ def test_a_signal_that_was_ignored_stays_so():
     """As of a command that a script starts with & at its end."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with ending_in_order():
+        with graceful_shutdown():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -108,7 +108,7 @@ def test_what_goes_nowhere_is_raised_again_after_a_while(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    with pytest.raises(Interrupted), ending_in_order():
+    with pytest.raises(Interrupted), graceful_shutdown():
         work()
 
 
@@ -116,14 +116,14 @@ def test_what_must_not_be_begun_by_halves_holds_a_signal_back():
     done = []
 
     def work():
-        with held_back(), held_back():
+        with defer_signals(), defer_signals():
             signal.raise_signal(signal.SIGTERM)
             done.append("opened")
             signal.raise_signal(signal.SIGTERM)
             done.append("whole")
         done.append("went on")
 
-    with pytest.raises(Interrupted, match="SIGTERM"), ending_in_order():
+    with pytest.raises(Interrupted, match="SIGTERM"), graceful_shutdown():
         work()
     assert done == ["opened", "whole"]
 
@@ -137,19 +137,19 @@ def test_a_second_ctrl_c_breaks_off_what_holds_the_first_one_back():
         signal.raise_signal(signal.SIGINT)
         done.append("went on")
 
-    with pytest.raises(KeyboardInterrupt) as caught, ending_in_order(), held_back():
+    with pytest.raises(KeyboardInterrupt) as caught, graceful_shutdown(), defer_signals():
         work()
     assert done == ["held"]
     assert not isinstance(caught.value, Interrupted)
 
 
 def test_without_a_handler_nothing_is_held_back():
-    with pytest.raises(KeyboardInterrupt), held_back():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_fork_ends_as_it_would_have():
-    with ending_in_order():
+    with graceful_shutdown():
         child = os.fork()
         if child == 0:
             try:
@@ -166,7 +166,7 @@ def test_another_thread_changes_no_handler():
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def work():
-        with ending_in_order():
+        with graceful_shutdown():
             inside.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
 from scalr_prod.lake import Lake
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
-SCHEMA = schema_of(Table.TARGET_EVENTS, user="string", item="int64")
+SCHEMA = table_schema(Table.TARGET_EVENTS, user="string", item="int64")
 
 
 def rows(first_day: int, count: int, user: str = "u") -> pa.Table:
@@ -120,14 +120,14 @@ def test_of_two_that_append_to_one_empty_window_one_lands(lake, monkeypatch):
     """The other one commits after the window was found empty, before the rows are written."""
     from scalr_prod.lake import tables
 
-    first = tables.only_between
+    first = tables.checked_window
 
     def overtaken(*args):
-        monkeypatch.setattr(tables, "only_between", first)
+        monkeypatch.setattr(tables, "checked_window", first)
         lake.replace_window(Table.TARGET_EVENTS, rows(3, 1, "other"), key="other", expected_version=0, **WINDOW)
         return first(*args)
 
-    monkeypatch.setattr(tables, "only_between", overtaken)
+    monkeypatch.setattr(tables, "checked_window", overtaken)
     with pytest.raises(CommitFailed):
         lake.replace_window(Table.TARGET_EVENTS, rows(3, 3), key="w", expected_version=0, **WINDOW)
     assert (days(lake), days(lake, "other")) == ([], [3])
@@ -154,14 +154,14 @@ def test_what_another_writer_adds_is_not_lost_where_all_rows_are_replaced(lake, 
     from scalr_prod.lake import tables
 
     lake.append(Table.TARGET_EVENTS, rows(3, 3, "old"), key="a")
-    first = tables.only_between
+    first = tables.checked_window
 
     def overtaken(*args):
-        monkeypatch.setattr(tables, "only_between", first)
+        monkeypatch.setattr(tables, "checked_window", first)
         lake.append(Table.TARGET_EVENTS, rows(day, 1, "other"), key="other", expected_version=expected)
         return first(*args)
 
-    monkeypatch.setattr(tables, "only_between", overtaken)
+    monkeypatch.setattr(tables, "checked_window", overtaken)
     with pytest.raises(CommitFailed):
         lake.replace_window(Table.TARGET_EVENTS, rows(3, 2, "new"), key="w", expected_version=1, **WINDOW)
     assert (days(lake, "old"), days(lake, "new"), days(lake, "other")) == ([3, 4, 5], [], [day])
@@ -229,7 +229,7 @@ def test_a_table_that_another_makes_at_the_same_moment_is_there(tmp_path, monkey
         raise DeltaProtocolError("Failed to commit transaction: Protocol changed since last commit: protocol changed")
 
     monkeypatch.setattr(DeltaTable, "create", beaten)
-    schema = schema_of(Table.SOURCE_EVENTS, user="string", item="string")
+    schema = table_schema(Table.SOURCE_EVENTS, user="string", item="string")
     lake.create(Table.SOURCE_EVENTS, schema)
     assert lake.schema(Table.SOURCE_EVENTS) == schema
 

@@ -143,11 +143,11 @@ def first_schema(url: str, run_id: str, spec: dict) -> None:
     """A ledger as the first version of the package left it: a model, a run half-way, and what it had come through."""
     from alembic import command
 
-    from scalr_prod.ledger.migrations import config
+    from scalr_prod.ledger.migrations import alembic_config
 
     engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
     with engine.begin() as connection:
-        command.upgrade(config(connection), "0001")
+        command.upgrade(alembic_config(connection), "0001")
         values = {"id": run_id, "spec": json.dumps(spec), "at": "2024-01-02 03:04:05+00:00"}
         connection.execute(
             sa.text(
@@ -178,7 +178,7 @@ def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
             (RunState.PLANNED, RunState.GENERATING, "generate"),
         ]
         assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
-        ledger.set_stage(spec.run_id, RunState.GENERATED, cause="goes on")
+        ledger.set_state(spec.run_id, RunState.GENERATED, cause="goes on")
         assert [change.to_state for change in ledger.history(spec.run_id)] == ["planned", "generating", "generated"]
         assert ledger.run(spec.run_id).spec == spec
         test_the_schema_is_the_models(ledger)

@@ -15,11 +15,11 @@ from scalr_prod import lineage
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ScalrError, SettingsError
 from scalr_prod.lake import Lake
-from scalr_prod.lineage import _name
+from scalr_prod.lineage import _dataset_name
 from scalr_prod.project import Project
 from scalr_prod.settings import load_settings
-from scalr_prod.stages import Job, Stage, walk
-from scalr_prod.written import note_written
+from scalr_prod.stages import PipelineContext, Stage, execute_stages
+from scalr_prod.written import emit_commit
 
 
 def events(settings) -> list[dict]:
@@ -73,11 +73,11 @@ def test_every_table_that_a_stage_wrote_is_told_with_its_version(settings, two_d
 
 def test_a_failure_is_told_with_what_was_written_before_it(settings):
     def fails(_):
-        note_written("s3://bucket/lake/source_events", 4)
+        emit_commit("s3://bucket/lake/source_events", 4)
         raise ScalrError("broke", next_step="mend it")
 
     with pytest.raises(ScalrError, match="broke"):
-        walk(Job(settings), [nothing(work=fails)])
+        execute_stages(PipelineContext(settings), [nothing(work=fails)])
     last = events(settings)[-1]
     assert last["eventType"] == "FAIL"
     assert "broke" in last["run"]["facets"]["errorMessage"]["message"]
@@ -89,16 +89,16 @@ def test_a_signal_is_told_as_one(settings):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        walk(Job(settings), [nothing(work=stopped)])
+        execute_stages(PipelineContext(settings), [nothing(work=stopped)])
     assert events(settings)[-1]["eventType"] == "ABORT"
 
 
 def test_a_stage_within_a_stage_tells_of_its_own_tables_alone(settings):
     def outer(job):
-        walk(job, [nothing("publish", lambda _: note_written("/lake/inner", 1))])
-        note_written("/lake/outer", 2)
+        execute_stages(job, [nothing("publish", lambda _: emit_commit("/lake/inner", 1))])
+        emit_commit("/lake/outer", 2)
 
-    walk(Job(settings), [nothing("late", outer)])
+    execute_stages(PipelineContext(settings), [nothing("late", outer)])
     ended = {one["job"]["name"].split(".")[1]: one for one in events(settings) if one["eventType"] == "COMPLETE"}
     assert {name: [output["name"] for output in one["outputs"]] for name, one in ended.items()} == {
         "publish": ["/lake/inner"],
@@ -134,7 +134,7 @@ def server():
 def test_a_server_gets_the_events_with_its_key(project, server):
     url = f"http://127.0.0.1:{server.server_port}"
     settings = load_settings(project, lineage={"url": url, "api_key": "secret-key", "namespace": "shop"})
-    walk(Job(settings), [nothing()])
+    execute_stages(PipelineContext(settings), [nothing()])
     assert [(path, key, body["eventType"]) for path, key, body in server.taken] == [
         ("/api/v1/lineage", "Bearer secret-key", "START"),
         ("/api/v1/lineage", "Bearer secret-key", "COMPLETE"),
@@ -146,7 +146,7 @@ def test_what_fails_is_a_warning_without_the_key_and_fails_no_stage(project, ser
     server.status = 403
     url = f"http://127.0.0.1:{server.server_port}"
     settings = load_settings(project, lineage={"url": url, "api_key": "secret-key", "file": "no/such/folder/x.jsonl"})
-    job = walk(Job(settings), [nothing()])
+    job = execute_stages(PipelineContext(settings), [nothing()])
     assert "ingest" in job.seconds
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("the server of lineage" in line and "403" in line for line in warned)
@@ -164,8 +164,8 @@ def silent():
 def test_a_server_that_does_not_answer_is_waited_for_once(project, silent, monkeypatch, caplog):
     monkeypatch.setattr(lineage, "_TIMEOUT_S", 0.5)
     settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{silent.getsockname()[1]}", "file": "lineage.jsonl"})
-    inner = nothing("publish", lambda job: walk(job, [nothing("late")]))
-    walk(Job(settings), [nothing(), inner])
+    inner = nothing("publish", lambda job: execute_stages(job, [nothing("late")]))
+    execute_stages(PipelineContext(settings), [nothing(), inner])
     connections = []
     silent.settimeout(0.2)
     with contextlib.suppress(TimeoutError):
@@ -176,14 +176,14 @@ def test_a_server_that_does_not_answer_is_waited_for_once(project, silent, monke
     assert len(connections) == 1
     assert len([record for record in caplog.records if "the server of lineage" in record.getMessage()]) == 1
     assert len(events(settings)) == 6
-    walk(Job(settings), [nothing()])  # another walk asks again
+    execute_stages(PipelineContext(settings), [nothing()])  # another walk asks again
     assert len([record for record in caplog.records if "the server of lineage" in record.getMessage()]) == 2
 
 
 def test_a_server_that_refuses_is_asked_once(project, server):
     server.status = 503
     settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{server.server_port}"})
-    walk(Job(settings), [nothing(), nothing("histories")])
+    execute_stages(PipelineContext(settings), [nothing(), nothing("histories")])
     assert len(server.taken) == 1
 
 
@@ -194,9 +194,9 @@ def test_a_url_that_cannot_be_read_is_refused_and_not_repeated(project):
 
 
 def test_light_stages_and_projects_without_a_place_tell_nothing(settings, project):
-    walk(Job(settings), [nothing("feast", light=True)])
+    execute_stages(PipelineContext(settings), [nothing("feast", light=True)])
     assert not settings.resolve("lineage.jsonl").exists()
-    walk(Job(load_settings(project)), [nothing()])
+    execute_stages(PipelineContext(load_settings(project)), [nothing()])
     assert not settings.resolve("lineage.jsonl").exists()
 
 
@@ -210,4 +210,4 @@ def test_light_stages_and_projects_without_a_place_tell_nothing(settings, projec
     ],
 )
 def test_data_sets_are_named_as_openlineage_names_them(uri, expected):
-    assert _name(uri) == expected
+    assert _dataset_name(uri) == expected

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from scalr_prod.logs import start_logging
+from scalr_prod.logs import configure_logging
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def as_in_a_fresh_process(*at_the_root: logging.Handler):
 
 def test_a_worker_that_nobody_set_up_writes_the_packages_lines_and_no_others(capfd):
     with as_in_a_fresh_process():
-        start_logging("text", "info", logger="scalr_prod")
-        start_logging("text", "info", logger="scalr_prod")
+        configure_logging("text", "info", logger="scalr_prod")
+        configure_logging("text", "info", logger="scalr_prod")
         logging.getLogger("scalr_prod.there").info("ours")
         logging.getLogger("of_others").info("theirs")
     err = capfd.readouterr().err
@@ -38,7 +38,7 @@ def test_an_application_that_has_workers_in_its_own_process_keeps_its_lines(capf
     """Its handler is at the root, and lines reach it as before."""
     with as_in_a_fresh_process(caplog.handler) as ours:
         ours.setLevel("INFO")
-        start_logging("text", "warning", logger="scalr_prod")
+        configure_logging("text", "warning", logger="scalr_prod")
         logging.getLogger("scalr_prod.there").info("ours")
     assert [record.getMessage() for record in caplog.records] == ["ours"]
     assert capfd.readouterr().err == ""

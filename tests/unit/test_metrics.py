@@ -21,22 +21,22 @@ from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, 
 from scalr_prod.generation.report import GenerationReport
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import TransitionRow
-from scalr_prod.metrics import METRICS, deliver
+from scalr_prod.metrics import METRICS, export_metrics
 from scalr_prod.project import Project
 from scalr_prod.quality.report import GateReport, RuleOutcome
-from scalr_prod.scoring.latency import BOUNDS_S, Latencies, sum_of
+from scalr_prod.scoring.latency import BUCKET_BOUNDS_S, LatencyHistogram, merge_histograms
 from scalr_prod.settings import load_settings
-from scalr_prod.stages import Job, Stage, walk
+from scalr_prod.stages import PipelineContext, Stage, execute_stages
 from scalr_prod.whole import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def taken(*seconds: float) -> dict:
-    latencies = Latencies()
+    latencies = LatencyHistogram()
     for one in seconds:
         latencies.observe(one)
-    return latencies.take()
+    return latencies.drain()
 
 
 def generation(run_id: str, **more) -> dict:
@@ -66,7 +66,7 @@ def measured(project):
         run_id = validated(ledger)
         for number, seconds in enumerate(((0.002, 0.04), (0.04, 700.0))):
             ledger.record_partition(run_id, number, {"rows": 35, "sha256": str(number), "scoring": taken(*seconds)})
-        intent = ledger.intend_publication(run_id, base_version=0, rows=66, replaced={})
+        intent = ledger.record_publication_intent(run_id, base_version=0, rows=66, replaced={})
         ledger.record_publication(run_id, attempt=intent.attempt, delta_version=1, rows=66, cause="test")
         other = ledger.begin_run(make_spec(seed=1)).run_id
         to_state(ledger, other, RunState.REJECTED)
@@ -91,7 +91,7 @@ def read(settings) -> dict[tuple, float]:
 
 
 def test_every_metric_says_what_is_kept(measured):
-    walk(Job(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    execute_stages(PipelineContext(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     found = read(measured)
     window_end = (T0 + timedelta(days=1)).timestamp()
     expected = {
@@ -135,12 +135,12 @@ def test_what_shortlists_left_out_is_told(measured):
     with Ledger.open(measured) as ledger:
         run_id = next(run.run_id for run in ledger.runs() if run.state is RunState.PUBLISHED)
     write_json(run_folder(measured, run_id) / "generation.json", generation(run_id, left_out=0.125, measured=96))
-    walk(Job(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    execute_stages(PipelineContext(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert read(measured)["scalr_generation_left_out",] == 0.125
 
 
 def test_each_metric_there_is_is_given_with_its_project(measured):
-    walk(Job(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    execute_stages(PipelineContext(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     families = list(text_string_to_metric_families(measured.resolve("scalr.prom").read_text()))
     assert {family.name: family.type for family in families} == {name: metric.kind for name, metric in METRICS.items()}
     for family in families:
@@ -157,12 +157,12 @@ def test_how_a_stage_ended_is_told_and_its_error_is_its_own(measured, error, out
 
     for _ in range(2):
         with pytest.raises(type(error)) as caught:
-            walk(Job(measured), [Stage("validate", (), "", "", fails, lambda _: True)])
+            execute_stages(PipelineContext(measured), [Stage("validate", (), "", "", fails, lambda _: True)])
         assert caught.value is error
     found = read(measured)
     assert found["scalr_stage_failed", "validate"] == 1
     assert found["scalr_stage_runs_total", outcome, "validate"] == 2
-    walk(Job(measured), [Stage("validate", (), "", "", lambda _: None, lambda _: True)])
+    execute_stages(PipelineContext(measured), [Stage("validate", (), "", "", lambda _: None, lambda _: True)])
     assert read(measured)["scalr_stage_failed", "validate"] == 0
 
 
@@ -173,13 +173,13 @@ def test_a_light_stage_is_told_of_where_it_fails_and_of_the_first_success_after_
     def light(work=lambda _: None):
         return [Stage("feast", (), "", "", work, lambda _: True, light=True)]
 
-    walk(Job(measured), light())
+    execute_stages(PipelineContext(measured), light())
     assert not measured.resolve("scalr.prom").exists()
     with pytest.raises(ScalrError, match="broke"):
-        walk(Job(measured), light(fails))
+        execute_stages(PipelineContext(measured), light(fails))
     assert read(measured)["scalr_stage_failed", "feast"] == 1
     for _ in range(2):  # the second success is no news
-        walk(Job(measured), light())
+        execute_stages(PipelineContext(measured), light())
         found = read(measured)
         assert found["scalr_stage_failed", "feast"] == 0
         assert found["scalr_stage_runs_total", "done", "feast"] == 1
@@ -190,7 +190,7 @@ def test_the_history_is_counted_where_it_lies(measured):
     loaded = []
     sa.event.listen(TransitionRow, "load", note := lambda row, _: loaded.append(row))
     try:
-        assert deliver(measured)
+        assert export_metrics(measured)
         assert not loaded
         with Ledger.open(measured) as ledger:
             changes = ledger.history(subject="run")
@@ -201,19 +201,19 @@ def test_the_history_is_counted_where_it_lies(measured):
 
 def test_a_project_with_nothing_yet_has_metrics_too(project):
     settings = load_settings(project, metrics={"textfile": "scalr.prom"})
-    assert deliver(settings)
+    assert export_metrics(settings)
     assert read(settings)["scalr_runs", "published"] == 0
 
 
 def test_ends_noted_side_by_side_are_all_counted(measured):
-    from scalr_prod.stages.ended import ended_stages, note_end
+    from scalr_prod.stages.ended import read_stage_outcomes, record_stage_outcome
 
-    threads = [threading.Thread(target=note_end, args=(measured, "ingest", "done", 1.0)) for _ in range(8)]
+    threads = [threading.Thread(target=record_stage_outcome, args=(measured, "ingest", "done", 1.0)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ended_stages(measured)["ingest"]["counts"] == {"done": 8}
+    assert read_stage_outcomes(measured)["ingest"]["counts"] == {"done": 8}
 
 
 class Gateway(BaseHTTPRequestHandler):
@@ -244,7 +244,7 @@ def gateway():
 def test_metrics_are_pushed(measured, gateway):
     url = f"http://me:secret@127.0.0.1:{gateway.server_port}/prefix"
     settings = measured.with_sections(metrics={"push": url})
-    assert deliver(settings)
+    assert export_metrics(settings)
     ((path, authorization, body),) = gateway.pushed
     assert path == "/prefix/metrics/job/scalr/project/gadgets_to_dishes"
     assert authorization == "Basic bWU6c2VjcmV0"
@@ -254,7 +254,7 @@ def test_metrics_are_pushed(measured, gateway):
 @pytest.mark.parametrize(("user", "sent"), [("m%40e:p%40s%5Bs", "m@e:p@s[s"), ("token", "token:"), ("me:", "me:")])
 def test_a_user_and_a_password_are_sent_unquoted(measured, gateway, user, sent):
     settings = measured.with_sections(metrics={"push": f"http://{user}@127.0.0.1:{gateway.server_port}"})
-    assert deliver(settings)
+    assert export_metrics(settings)
     ((_, authorization, _),) = gateway.pushed
     assert base64.b64decode(authorization.removeprefix("Basic ")).decode() == sent
 
@@ -270,7 +270,7 @@ def test_a_gateway_that_cannot_be_read_is_refused_and_not_repeated(project, url)
 def test_a_ledger_url_that_no_parser_reads_fails_no_stage(project, caplog):
     url = "postgresql://me:p[w%5Dhush@127.0.0.1:1/ledger"
     settings = load_settings(project, metrics={"textfile": "scalr.prom"}, ledger={"url": url})
-    job = walk(Job(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    job = execute_stages(PipelineContext(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert "ingest" in job.seconds
     assert "metrics were not exported to scalr.prom" in caplog.text
     assert "hush" not in caplog.text
@@ -280,7 +280,7 @@ def test_what_fails_is_a_warning_without_the_password_and_fails_no_stage(measure
     gateway.status = 500
     url = f"http://me:secret@127.0.0.1:{gateway.server_port}"
     settings = measured.with_sections(metrics={"push": url, "textfile": "no/such/folder/scalr.prom"})
-    job = walk(Job(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    job = execute_stages(PipelineContext(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert "ingest" in job.seconds
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("no/such/folder" in line for line in warned)
@@ -290,7 +290,7 @@ def test_what_fails_is_a_warning_without_the_password_and_fails_no_stage(measure
 
 def test_without_a_place_nothing_is_written(project):
     settings = load_settings(project)
-    walk(Job(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
+    execute_stages(PipelineContext(settings), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert not (settings.home / "stages.json").exists()
 
 
@@ -314,8 +314,8 @@ def test_a_rollback_is_told_and_one_that_is_refused_is_none(measured):
 
 def test_latencies_of_other_bounds_are_left_out():
     former = replace_bounds(taken(0.04))
-    assert sum_of([taken(0.04, 0.04), former])["counts"] == taken(0.04, 0.04)["counts"]
-    assert sum_of([])["counts"] == [0] * (len(BOUNDS_S) + 1)
+    assert merge_histograms([taken(0.04, 0.04), former])["counts"] == taken(0.04, 0.04)["counts"]
+    assert merge_histograms([])["counts"] == [0] * (len(BUCKET_BOUNDS_S) + 1)
 
 
 def replace_bounds(one: dict) -> dict:

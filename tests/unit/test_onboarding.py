@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from scalr_prod.cli import app
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
-from scalr_prod.onboarding import Asked, corrected, understand, until_right
-from scalr_prod.onboarding.names import by_name, plain
+from scalr_prod.onboarding import LogRequest, apply_corrections, confirm_interactively, plan_init
+from scalr_prod.onboarding.names import match_columns, normalize_name
 
 runner = CliRunner()
 
@@ -105,8 +105,8 @@ def test_where_nothing_can_be_asked_usage_says_so(target):
 
 
 def look(tmp_path: Path, target: Path, log: str, **more):
-    asked = [Asked("source", str(tmp_path / log), **more), Asked("target", str(target))]
-    return understand(tmp_path / "scalr.toml", asked)
+    asked = [LogRequest("source", str(tmp_path / log), **more), LogRequest("target", str(target))]
+    return plan_init(tmp_path / "scalr.toml", asked)
 
 
 def test_what_was_decided_is_told(tmp_path, target):
@@ -114,20 +114,20 @@ def test_what_was_decided_is_told(tmp_path, target):
     rows["time"] = "03/04/2024"
     rows.to_csv(tmp_path / "log.csv", index=False)
     found = look(tmp_path, target, "log.csv")
-    assert found.domains["source"].log.columns == {"user": "user_id", "item": "parent_asin", "timestamp": "time"}
+    assert found.domains["source"].log_guess.columns == {"user": "user_id", "item": "parent_asin", "timestamp": "time"}
     assert found.domains["source"].rows[0]["time"] == "2024-04-03T00:00:00+00:00"
     notes = "\n".join(found.notes)
     assert "user_id was taken; customer_id would do too" in notes
     assert "parent_asin was taken; asin would do too" in notes
     assert "read as %d/%m/%Y; %m/%d/%Y would do too" in notes
     assert "taken as UTC" in notes
-    for note in found.domains["source"].log.notes:
+    for note in found.domains["source"].log_guess.notes:
         assert note.split("] ")[1] in found.text
 
 
 def test_the_file_names_commands_that_read_it(tmp_path, target):
-    asked = [Asked(place, str(target)) for place in ("source", "target")]
-    said = {name: understand(tmp_path / name, asked).text.splitlines()[1] for name in ("scalr.toml", "shop.toml")}
+    asked = [LogRequest(place, str(target)) for place in ("source", "target")]
+    said = {name: plan_init(tmp_path / name, asked).text.splitlines()[1] for name in ("scalr.toml", "shop.toml")}
     assert said["scalr.toml"].endswith("--config scalr.toml    Go on: scalr ingest, or everything at once: scalr run")
     assert said["shop.toml"].endswith("scalr ingest --config shop.toml, or everything at once: scalr run --config shop.toml")
 
@@ -146,7 +146,7 @@ def test_a_zone_that_is_named_is_used_and_not_remarked_on(tmp_path, target):
 def test_what_the_user_says_goes_before_every_guess(tmp_path, target):
     csv(frame("item_id", "user_id", "timestamp", seconds()), "log.csv")(tmp_path)
     swapped = look(tmp_path, target, "log.csv", columns={"user": "item_id", "item": "user_id"})
-    assert swapped.domains["source"].log.columns == {"user": "item_id", "item": "user_id", "timestamp": "timestamp"}
+    assert swapped.domains["source"].log_guess.columns == {"user": "item_id", "item": "user_id", "timestamp": "timestamp"}
 
 
 def written(text: str):
@@ -195,13 +195,13 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     with pytest.raises(UnreadableInput, match="no such file") as caught:
         look(tmp_path, target, "nothing.csv")
     assert caught.value.next_step == "correct --source"
-    asked = [Asked("source", str(target)), Asked("target", str(tmp_path / "nothing-*.csv"))]
+    asked = [LogRequest("source", str(target)), LogRequest("target", str(tmp_path / "nothing-*.csv"))]
     with pytest.raises(UnreadableInput, match="no file matches") as caught:
-        understand(tmp_path / "scalr.toml", asked)
+        plan_init(tmp_path / "scalr.toml", asked)
     assert caught.value.next_step == "correct --target"
-    asked[1] = Asked("target", str(target))
+    asked[1] = LogRequest("target", str(target))
     with pytest.raises(UnreadableInput, match="no such file") as caught:
-        understand(tmp_path / "scalr.toml", asked, items={"target": str(tmp_path / "nothing.csv")})
+        plan_init(tmp_path / "scalr.toml", asked, items={"target": str(tmp_path / "nothing.csv")})
     assert "--target-items" in caught.value.next_step
     (tmp_path / "log.xlsx").write_bytes(b"PK")
     with pytest.raises(UnreadableInput, match="does not tell its format"):
@@ -212,22 +212,22 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
     with pytest.raises(SettingsError, match="not an IANA time zone") as caught:
         look(tmp_path, target, "naive.csv", timezone="Mars/Base")
     assert caught.value.where == "--timezone"
-    asked = [Asked("source", str(target)), Asked("target", str(target))]
+    asked = [LogRequest("source", str(target)), LogRequest("target", str(target))]
     with pytest.raises(SettingsError, match="1 to 64 letters") as caught:
-        understand(tmp_path / "scalr.toml", asked, names={"target": "/"})
+        plan_init(tmp_path / "scalr.toml", asked, names={"target": "/"})
     assert caught.value.where == "--source-name, --target-name"
     frame("user_id", "item_id", "timestamp", seconds()).to_parquet(tmp_path / "typed.parquet")
     rows = frame("user_id", "item_id", "timestamp", seconds())
     rows["user_id"] = "u" + rows["user_id"].astype(str)
     rows.to_csv(tmp_path / "text.csv", index=False)
     with pytest.raises(BadValue, match="is not an int64"):
-        understand(
+        plan_init(
             tmp_path / "scalr.toml",
-            [Asked("source", str(tmp_path / "typed.parquet")), Asked("target", str(tmp_path / "text.csv"))],
+            [LogRequest("source", str(tmp_path / "typed.parquet")), LogRequest("target", str(tmp_path / "text.csv"))],
         )
     for correction in ("user=x", "source.colour=x", "middle.user=x", "source.user="):
         with pytest.raises(SettingsError, match="is not a correction"):
-            corrected([Asked("source", "a"), Asked("target", "b")], [correction])
+            apply_corrections([LogRequest("source", "a"), LogRequest("target", "b")], [correction])
 
 
 def test_a_wrong_guess_is_one_prompt_away(tmp_path, target):
@@ -235,14 +235,21 @@ def test_a_wrong_guess_is_one_prompt_away(tmp_path, target):
     rows.to_csv(tmp_path / "log.csv", index=False)
     answers = iter(["source.user=nobody", "source.user=customer_id", "what", "timezone=Asia/Tokyo", ""])
     shown: list = []
-    asked = [Asked("source", str(tmp_path / "log.csv")), Asked("target", str(target))]
-    found = until_right(tmp_path / "scalr.toml", asked, items={}, names={}, show=shown.append, ask=lambda _: next(answers))
+    asked = [LogRequest("source", str(tmp_path / "log.csv")), LogRequest("target", str(target))]
+    found = confirm_interactively(
+        tmp_path / "scalr.toml", asked, items={}, names={}, show=shown.append, ask=lambda _: next(answers)
+    )
     assert [type(one).__name__ for one in shown] == ["Beginning", "ColumnNotFound", "Beginning", "SettingsError", "Beginning"]
-    assert found.domains["source"].log.columns["user"] == "customer_id"
+    assert found.domains["source"].log_guess.columns["user"] == "customer_id"
     assert found.domains["source"].rows[0]["time"] == (START - timedelta(hours=9)).isoformat()
     with pytest.raises(UnreadableInput):
-        until_right(
-            tmp_path / "x", [Asked("source", "none.csv"), asked[1]], items={}, names={}, show=shown.append, ask=lambda _: ""
+        confirm_interactively(
+            tmp_path / "x",
+            [LogRequest("source", "none.csv"), asked[1]],
+            items={},
+            names={},
+            show=shown.append,
+            ask=lambda _: "",
         )
 
 
@@ -252,9 +259,9 @@ def test_a_wrong_guess_is_one_prompt_away(tmp_path, target):
      ("unixReviewTime", "unix_review_time"), ("paid", "paid"), ("isbn", "isbn")],
 )  # fmt: skip
 def test_names_are_compared_in_one_form(name, found):
-    assert plain(name) == found
+    assert normalize_name(name) == found
 
 
 def test_an_item_of_unknown_name_is_taken_where_it_is_the_only_id():
-    assert by_name("item", ["user_id", "garment_code", "rating"], ["user_id"]) == ["garment_code"]
-    assert by_name("item", ["user_id", "garment_code", "shelf_no"], ["user_id"]) == []
+    assert match_columns("item", ["user_id", "garment_code", "rating"], ["user_id"]) == ["garment_code"]
+    assert match_columns("item", ["user_id", "garment_code", "shelf_no"], ["user_id"]) == []

@@ -14,8 +14,8 @@ from scalr_prod.cli import app
 from scalr_prod.contracts import Table
 from scalr_prod.errors import ColumnNotFound
 from scalr_prod.lake import Lake
-from scalr_prod.onboarding import Asked, corrected, understand
-from scalr_prod.onboarding.names import by_name
+from scalr_prod.onboarding import LogRequest, apply_corrections, plan_init
+from scalr_prod.onboarding.names import match_columns
 from scalr_prod.settings import load_settings
 
 runner = CliRunner()
@@ -67,7 +67,7 @@ def test_the_only_table_that_looks_like_a_log_is_read(ratings, monkeypatch, loca
 def test_where_no_single_table_fits_they_are_listed(ratings, tables, said, next_step):
     database(ratings / "library.db", **tables)
     with pytest.raises(ColumnNotFound) as caught:
-        understand(ratings / "scalr.toml", [Asked("source", "ratings.csv"), Asked("target", "sqlite:///library.db")])
+        plan_init(ratings / "scalr.toml", [LogRequest("source", "ratings.csv"), LogRequest("target", "sqlite:///library.db")])
     assert said in caught.value.found
     assert "--target-query" in caught.value.next_step
     assert next_step in caught.value.next_step
@@ -75,14 +75,16 @@ def test_where_no_single_table_fits_they_are_listed(ratings, tables, said, next_
 
 def test_a_column_that_is_named_tells_tables_apart(ratings):
     database(ratings / "library.db", loans=loans(), returns=loans("who"))
-    asked = [Asked("source", "ratings.csv"), Asked("target", "library.db", columns={"user": "who"})]
-    assert understand(ratings / "scalr.toml", asked).domains["target"].asked.table == "returns"
+    asked = [LogRequest("source", "ratings.csv"), LogRequest("target", "library.db", columns={"user": "who"})]
+    assert plan_init(ratings / "scalr.toml", asked).domains["target"].request.table == "returns"
 
 
 def test_a_zone_may_be_of_one_log_alone(ratings):
     database(ratings / "library.db", loans=loans())
-    asked = corrected([Asked("source", "ratings.csv"), Asked("target", "library.db")], ["target.timezone=Asia/Tokyo"])
-    rows = understand(ratings / "scalr.toml", asked).domains["target"].rows
+    asked = apply_corrections(
+        [LogRequest("source", "ratings.csv"), LogRequest("target", "library.db")], ["target.timezone=Asia/Tokyo"]
+    )
+    rows = plan_init(ratings / "scalr.toml", asked).domains["target"].rows
     assert rows[0]["time"] == "2024-03-01T01:00:00+00:00"
 
 
@@ -93,7 +95,7 @@ def test_ids_that_pandas_wrote_as_floats_are_the_same_users(ratings):
         "timestamp:float": [1.7e9] * 12,
     }
     pd.DataFrame(rows).to_csv("books.inter", sep="\t", index=False)
-    beginning = understand(ratings / "scalr.toml", [Asked("source", "ratings.csv"), Asked("target", "books.inter")])
+    beginning = plan_init(ratings / "scalr.toml", [LogRequest("source", "ratings.csv"), LogRequest("target", "books.inter")])
     assert [row["user"] for row in beginning.domains["target"].rows[:3]] == ["1", "2", "3"]
     beginning.write()
     assert runner.invoke(app, ["ingest"]).exit_code == 0
@@ -103,5 +105,9 @@ def test_ids_that_pandas_wrote_as_floats_are_the_same_users(ratings):
 
 def test_names_in_capitals_with_other_words_for_an_id():
     header = ["RECEIPT", "CUSTOMER_NO", "ARTICLE_NO", "SOLD_ON", "AMOUNT"]
-    assert [by_name(role, header) for role in ("user", "item", "timestamp")] == [["CUSTOMER_NO"], ["ARTICLE_NO"], ["SOLD_ON"]]
-    assert by_name("timestamp", ["sold_on", "shipped_on"]) == []
+    assert [match_columns(role, header) for role in ("user", "item", "timestamp")] == [
+        ["CUSTOMER_NO"],
+        ["ARTICLE_NO"],
+        ["SOLD_ON"],
+    ]
+    assert match_columns("timestamp", ["sold_on", "shipped_on"]) == []

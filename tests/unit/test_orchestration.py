@@ -16,19 +16,19 @@ from typer.testing import CliRunner
 from scalr_prod import errors
 from scalr_prod.cli import app
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
-from scalr_prod.instants import micros
+from scalr_prod.instants import to_micros
 from scalr_prod.orchestration import (
-    call_of,
-    config_of,
-    open_project,
-    scheduler_errors,
-    trained_until_of,
-    training_set_project,
-    window_of,
-    windows_of,
-    worth_a_retry,
+    airflow_errors,
+    backfill_windows,
+    build_call,
+    config_path,
+    is_retryable,
+    load_project_settings,
+    run_window,
+    training_cutoff,
+    training_set_settings,
 )
-from scalr_prod.tasks import TASKS, perform, perform_elsewhere
+from scalr_prod.tasks import TASKS, run_task, run_task_in_subprocess
 
 DAY = {"data_interval_start": datetime(2024, 5, 1, tzinfo=UTC), "data_interval_end": datetime(2024, 5, 2, tzinfo=UTC)}
 
@@ -38,10 +38,10 @@ def context(**params) -> dict:
 
 
 def test_a_run_translates_its_data_interval_unless_its_params_name_a_window():
-    assert window_of(context() | DAY) == (datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 2, tzinfo=UTC))
+    assert run_window(context() | DAY) == (datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 5, 2, tzinfo=UTC))
     asked = context(start="2024-01-01T00:00:00+02:00", end="2024-02-01T00:00:00Z") | DAY
-    assert window_of(asked) == (datetime(2023, 12, 31, 22, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
-    assert window_of(context(end="2024-06-01T00:00:00Z", start=None) | DAY)[1] == datetime(2024, 6, 1, tzinfo=UTC)
+    assert run_window(asked) == (datetime(2023, 12, 31, 22, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
+    assert run_window(context(end="2024-06-01T00:00:00Z", start=None) | DAY)[1] == datetime(2024, 6, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_run_translates_its_data_interval_unless_its_params_name_a_window():
 def test_a_backfill_cuts_its_range_into_windows_of_days_or_of_minutes(length, hours):
     asked = context(start="2024-05-01T00:00:00Z", end="2024-05-03T12:00:00Z", **length)
     edges = [datetime(2024, 5, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in hours]
-    assert windows_of(asked) == list(pairwise(edges))
+    assert backfill_windows(asked) == list(pairwise(edges))
 
 
 @pytest.mark.parametrize(
@@ -69,28 +69,28 @@ def test_a_backfill_cuts_its_range_into_windows_of_days_or_of_minutes(length, ho
 )
 def test_a_run_without_a_window_says_how_to_give_it_one(params, message):
     with pytest.raises(SettingsError, match=message) as caught:
-        window_of(context(**params))
+        run_window(context(**params))
     assert caught.value.next_step
     assert caught.value.where
 
 
 def test_a_translator_learns_until_the_intervals_end_unless_told():
-    assert trained_until_of(context() | DAY) == DAY["data_interval_end"]
-    assert trained_until_of(context(trained_until="2024-03-01T00:00:00Z") | DAY) == datetime(2024, 3, 1, tzinfo=UTC)
-    assert trained_until_of(context()) is None
+    assert training_cutoff(context() | DAY) == DAY["data_interval_end"]
+    assert training_cutoff(context(trained_until="2024-03-01T00:00:00Z") | DAY) == datetime(2024, 3, 1, tzinfo=UTC)
+    assert training_cutoff(context()) is None
 
 
 def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypatch, tmp_path):
     monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda _: None)
     monkeypatch.setenv("SCALR_CONFIG", str(tmp_path / "absent.toml"))
-    assert open_project(context(config=str(project))).domains.source.name == "gadgets"
+    assert load_project_settings(context(config=str(project))).domains.source.name == "gadgets"
     with pytest.raises(SettingsError, match="no such file"):
-        open_project(context())
+        load_project_settings(context())
     monkeypatch.setenv("SCALR_CONFIG", str(project))
-    assert open_project(context(), generation={"seed": 3}).generation.seed == 3
+    assert load_project_settings(context(), generation={"seed": 3}).generation.seed == 3
     monkeypatch.delenv("SCALR_CONFIG")
     with pytest.raises(SettingsError, match="no settings file") as caught:
-        open_project(context())
+        load_project_settings(context())
     assert "airflow variables set scalr_config" in str(caught.value)
 
 
@@ -98,20 +98,20 @@ def test_the_variable_goes_before_the_environment(project, monkeypatch):
     asked = []
     monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda name: asked.append(name) or str(project))
     monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
-    assert open_project(context()).domains.target.name == "dishes"
+    assert load_project_settings(context()).domains.target.name == "dishes"
     assert asked == ["scalr_config"]
 
 
 def test_the_cutoff_is_the_latest_as_of_of_what_was_published(project, settings_with):
     early, late = {"as_of": "2024-05-02T00:00:00+00:00"}, {"as_of": "2024-05-09T00:00:00+00:00"}
     named = context(config=str(project))
-    assert training_set_project(named, [late, early, {}]).training_set.cutoff == datetime(2024, 5, 9, tzinfo=UTC)
-    assert training_set_project(named, []).training_set.cutoff is None
+    assert training_set_settings(named, [late, early, {}]).training_set.cutoff == datetime(2024, 5, 9, tzinfo=UTC)
+    assert training_set_settings(named, []).training_set.cutoff is None
     asked = context(config=str(project), cutoff="2024-04-01T00:00:00Z", start="2024-03-01T00:00:00Z")
-    options = training_set_project(asked, [late]).training_set
+    options = training_set_settings(asked, [late]).training_set
     assert (options.cutoff, options.start) == (datetime(2024, 4, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC))
     fixed = settings_with("[training_set]\ncutoff = 2024-02-01T00:00:00Z\n")
-    assert training_set_project(context(config=str(fixed)), [late]).training_set.cutoff == datetime(2024, 2, 1, tzinfo=UTC)
+    assert training_set_settings(context(config=str(fixed)), [late]).training_set.cutoff == datetime(2024, 2, 1, tzinfo=UTC)
 
 
 def test_the_training_set_is_of_the_project_that_published(project, tmp_path, monkeypatch):
@@ -119,13 +119,13 @@ def test_the_training_set_is_of_the_project_that_published(project, tmp_path, mo
     other.write_text(project.read_text())
     monkeypatch.setenv("SCALR_CONFIG", str(project))
     extras = [{"as_of": "2024-05-02T00:00:00+00:00", "config": str(other)}]
-    assert config_of(context(), extras) == str(other)
-    assert training_set_project(context(), extras).base == tmp_path
-    assert config_of(context()) == str(project)
+    assert config_path(context(), extras) == str(other)
+    assert training_set_settings(context(), extras).base == tmp_path
+    assert config_path(context()) == str(project)
     both = [*extras, {"config": str(project)}]
     with pytest.raises(SettingsError, match=r"several projects: .*other\.toml"):
-        training_set_project(context(), both)
-    assert config_of(context(config=str(project)), both) == str(project)
+        training_set_settings(context(), both)
+    assert config_path(context(config=str(project)), both) == str(project)
 
 
 RETRIED = {
@@ -137,25 +137,25 @@ RETRIED = {
 
 @pytest.mark.parametrize("name", errors.__all__)
 def test_what_may_pass_by_itself_is_retried_and_nothing_else(name):
-    assert worth_a_retry(getattr(errors, name)("found")) is (name in RETRIED)
+    assert is_retryable(getattr(errors, name)("found")) is (name in RETRIED)
 
 
 def test_a_training_set_is_checked_only_where_a_suite_is_named(project):
-    call = call_of(context(config=str(project)), path="nowhere")
-    assert perform("check", call) == {"skipped": "[training_set] suite is not set"}
+    call = build_call(context(config=str(project)), path="nowhere")
+    assert run_task("check", call) == {"skipped": "[training_set] suite is not set"}
     project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
     with pytest.raises(UnreadableInput, match="no such file"):
-        perform("check", call)
+        run_task("check", call)
 
 
 def test_a_call_holds_json_values_and_names_the_project(project, monkeypatch):
     monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
     extras = [{"as_of": "2024-05-02T00:00:00+00:00", "config": str(project)}]
-    call = json.loads(json.dumps(call_of(context(start=None) | DAY, extras, path="v1")))
+    call = json.loads(json.dumps(build_call(context(start=None) | DAY, extras, path="v1")))
     assert call["params"] == {"start": None, "config": str(project)}
     assert (call["extras"], call["path"]) == (extras, "v1")
-    assert (window_of(call), trained_until_of(call)) == (window_of(context() | DAY), DAY["data_interval_end"])
-    assert training_set_project(call, call["extras"]).training_set.cutoff == datetime(2024, 5, 2, tzinfo=UTC)
+    assert (run_window(call), training_cutoff(call)) == (run_window(context() | DAY), DAY["data_interval_end"])
+    assert training_set_settings(call, call["extras"]).training_set.cutoff == datetime(2024, 5, 2, tzinfo=UTC)
 
 
 SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.cli import main; main()"])
@@ -164,27 +164,27 @@ SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.cli import main; main
 @pytest.mark.slow
 def test_a_command_of_another_environment_does_the_same(project, monkeypatch):
     """Same outcomes, and errors of the same kind: the scheduler retries what it would retry."""
-    call = call_of(context(config=str(project)), path="nowhere")
-    assert perform_elsewhere(SCALR, "check", call) == perform("check", call)
+    call = build_call(context(config=str(project)), path="nowhere")
+    assert run_task_in_subprocess(SCALR, "check", call) == run_task("check", call)
     project.write_text(project.read_text() + '\n[training_set]\nsuite = "training"\n')
     with pytest.raises(UnreadableInput) as here:
-        perform("check", call)
+        run_task("check", call)
     with pytest.raises(UnreadableInput) as there:
-        perform_elsewhere(SCALR, "check", call)
+        run_task_in_subprocess(SCALR, "check", call)
     assert (there.value.found, there.value.where) == (here.value.found, here.value.where)
     with pytest.raises(SettingsError, match="there is no task nothing") as caught:
-        perform_elsewhere(SCALR, "nothing", call)
+        run_task_in_subprocess(SCALR, "nothing", call)
     assert all(task in caught.value.next_step for task in TASKS)
 
 
 def test_a_command_that_is_not_there_is_named():
     with pytest.raises(SettingsError, match="SCALR_COMMAND = nowhere/scalr"):
-        perform_elsewhere("nowhere/scalr", "maintain", {})
+        run_task_in_subprocess("nowhere/scalr", "maintain", {})
 
 
 def test_a_command_that_dies_without_a_word_is_worth_a_retry():
     with pytest.raises(RuntimeError, match="exit code 7"):
-        perform_elsewhere("sh -c 'cat > /dev/null; echo no; exit 7'", "maintain", {})
+        run_task_in_subprocess("sh -c 'cat > /dev/null; echo no; exit 7'", "maintain", {})
 
 
 def test_a_command_ends_with_the_task_that_waits_for_it(tmp_path):
@@ -203,7 +203,7 @@ def test_a_command_ends_with_the_task_that_waits_for_it(tmp_path):
     before = signal.signal(signal.SIGALRM, end)
     try:
         with pytest.raises(TimeoutError):
-            perform_elsewhere(shlex.join([sys.executable, str(script)]), "maintain", {})
+            run_task_in_subprocess(shlex.join([sys.executable, str(script)]), "maintain", {})
     finally:
         signal.signal(signal.SIGALRM, before)
     assert (tmp_path / "ended").exists()
@@ -223,14 +223,14 @@ def test_every_error_of_the_package_is_decided_on():
 
 def test_errors_reach_the_scheduler_in_its_own_words():
     exceptions = pytest.importorskip("airflow.sdk.exceptions")
-    with pytest.raises(exceptions.AirflowFailException, match=r"QualityGateFailed: .*3 rows") as caught, scheduler_errors():
+    with pytest.raises(exceptions.AirflowFailException, match=r"QualityGateFailed: .*3 rows") as caught, airflow_errors():
         raise QualityGateFailed("3 rows", where="gate.json", next_step="look")
     assert "next: look" in str(caught.value)
-    with pytest.raises(exceptions.AirflowSkipException), scheduler_errors():
+    with pytest.raises(exceptions.AirflowSkipException), airflow_errors():
         raise EmptyWindow("no source event")
-    with pytest.raises(ServerUnreachable), scheduler_errors():
+    with pytest.raises(ServerUnreachable), airflow_errors():
         raise ServerUnreachable("nothing answers")
-    with pytest.raises(ZeroDivisionError), scheduler_errors():
+    with pytest.raises(ZeroDivisionError), airflow_errors():
         raise ZeroDivisionError
 
 
@@ -240,8 +240,8 @@ def test_a_schedulers_instants_become_ordinary_ones(zone):
     pendulum = pytest.importorskip("pendulum", reason="comes with Airflow")
     start, end = pendulum.datetime(1969, 12, 31, 3, tz=zone), pendulum.datetime(2024, 5, 2, 0, 0, 0, 123457, tz=zone)
     given = context() | {"data_interval_start": start, "data_interval_end": end}
-    found = (*window_of(given), trained_until_of(given))
+    found = (*run_window(given), training_cutoff(given))
     assert [type(moment) for moment in found] == [datetime] * 3
     assert found == (start, end, end)
-    assert micros(end) == micros(datetime.fromisoformat(end.isoformat()))
-    assert micros(start) == micros(datetime.fromisoformat(start.isoformat())) < 0
+    assert to_micros(end) == to_micros(datetime.fromisoformat(end.isoformat()))
+    assert to_micros(start) == to_micros(datetime.fromisoformat(start.isoformat())) < 0

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.outgoing import accepted_rows
+from scalr_prod.outgoing import stream_accepted_rows
 
 
 def test_accepted_rows_come_in_order_and_are_not_all_held_at_once(tmp_path):
@@ -22,7 +22,7 @@ def test_accepted_rows_come_in_order_and_are_not_all_held_at_once(tmp_path):
     size, digests = whole.nbytes, whole.column("event_id").to_pylist()
     del whole
     held, before, met = 0, pa.total_allocated_bytes(), []
-    for batch in accepted_rows([path], schema, None):
+    for batch in stream_accepted_rows([path], schema, None):
         held = max(held, pa.total_allocated_bytes() - before)
         met += batch.column("event_id").to_pylist()
     assert met == digests

@@ -17,10 +17,10 @@ from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 from feast_project import STAMP, T0, hours
 
-from scalr_prod.doctor import _features
+from scalr_prod.doctor import _check_features
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.settings import load_settings
-from scalr_prod.stages import Job, step, walk
+from scalr_prod.stages import PipelineContext, execute_stages, single_stage
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 MICROSECOND = timedelta(microseconds=1)
@@ -115,7 +115,7 @@ def test_views_and_single_features_are_named_too(own, theirs):
 
 def test_rows_of_several_joins_have_the_values_that_they_have_in_one(own, theirs, monkeypatch):
     _, one = built(with_features(own, "their_service", name="one"))
-    monkeypatch.setattr("scalr_prod.training_set.features.part_rows", lambda _: 2)
+    monkeypatch.setattr("scalr_prod.training_set.features.max_partition_rows", lambda _: 2)
     _, several = built(with_features(own, "their_service", name="several"))
     assert len(several.files) > len(one.files)
     assert several.to_arrow().equals(one.to_arrow())
@@ -178,12 +178,12 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
 def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more, said):
     settings = with_features(own, *features, **more)
     with pytest.raises(FeatureStoreError) as caught:
-        walk(Job(settings), step("features"))
+        execute_stages(PipelineContext(settings), single_stage("features"))
     assert said in caught.value.found
     assert caught.value.next_step
     assert caught.value.stage == "features"
     with pytest.raises(FeatureStoreError, match=re.escape(caught.value.found)):
-        _features(settings)  # `scalr doctor` finds it as well
+        _check_features(settings)  # `scalr doctor` finds it as well
     with pytest.raises(FeatureStoreError):
         build_training_set(settings)
     assert not list((settings.home / "datasets").glob("*/v*"))
@@ -192,7 +192,7 @@ def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more
 def test_a_source_that_is_not_there_and_keys_of_another_type_are_errors_before_any_work(own, theirs):
     (theirs / "plans.parquet").unlink()
     with pytest.raises(FeatureStoreError, match="source is missing"):
-        walk(Job(with_features(own, "profile")), step("features"))
+        execute_stages(PipelineContext(with_features(own, "profile")), single_stage("features"))
     write_plans(theirs, PLANS)
     settings = with_features(own, "about", feature_keys={"item_id": "user"})
     with pytest.raises(FeatureStoreError, match="item_id"):

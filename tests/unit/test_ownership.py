@@ -15,18 +15,18 @@ from deltalake import DeltaTable, write_deltalake
 from feast_project import make_project
 
 from scalr_prod import assets
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import ForeignFiles
 from scalr_prod.feast_store import apply_feature_repo
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.ownership import claim_home
-from scalr_prod.quality.expectations import inspecting
+from scalr_prod.quality.expectations import open_gx_session
 from scalr_prod.serving.repository import configured_instances, write_config
 from scalr_prod.settings import load_settings
 
-SCHEMA = schema_of(Table.SOURCE_EVENTS, user="string", item="string")
+SCHEMA = table_schema(Table.SOURCE_EVENTS, user="string", item="string")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -76,7 +76,7 @@ def test_a_foreign_feature_repository_stays_as_it_is(tmp_path, files):
 
 
 def test_the_template_itself_is_no_repository(tmp_path):
-    shutil.copytree(assets.folder("feature_repo"), tmp_path / "template")
+    shutil.copytree(assets.asset_folder("feature_repo"), tmp_path / "template")
     before = contents(tmp_path / "template")
     with pytest.raises(ForeignFiles):
         make_project(tmp_path, '[feast]\nrepo = "template"\n')
@@ -120,7 +120,7 @@ FOREIGN_HOMES = {
 def test_a_foreign_home_stays_as_it_is(logs, files):
     settings = load_settings(logs, project={"home": "mine"})
     before = put(settings.home, files)
-    openers = (ingest, lambda settings: Ledger.open(settings).runs(), lambda settings: inspecting(settings).__enter__())
+    openers = (ingest, lambda settings: Ledger.open(settings).runs(), lambda settings: open_gx_session(settings).__enter__())
     for opened in openers:
         with pytest.raises(ForeignFiles) as caught:
             opened(settings)
@@ -161,18 +161,18 @@ def test_another_project_s_lake_makes_no_home_of_a_folder(logs, tmp_path):
 def test_a_mark_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from scalr_prod.naming import mark_folder, read_mark
+    from scalr_prod.naming import ensure_marker, read_marker
 
-    mark = mark_folder(tmp_path, "first")
+    mark = ensure_marker(tmp_path, "first")
 
     def stale(self, *args, **kwargs):
         raise OSError(116, "Stale file handle")
 
     monkeypatch.setattr(Path, "read_text", stale)
     with pytest.raises(OSError, match="Stale"):
-        mark_folder(tmp_path, "second")
+        ensure_marker(tmp_path, "second")
     monkeypatch.undo()
-    assert read_mark(tmp_path) == mark
+    assert read_marker(tmp_path) == mark
 
 
 def test_an_empty_home_of_a_refused_ingest_is_taken(logs):
@@ -239,7 +239,7 @@ def test_a_foreign_table_of_our_columns_is_not_changed(tmp_path):
         lambda: lake.append(Table.SOURCE_EVENTS, empty, key="a"),
         lambda: lake.replace(Table.SOURCE_EVENTS, empty, key="a"),
         lambda: lake.delete(Table.SOURCE_EVENTS, "weight > 1", key="a"),
-        lambda: lake.tidy(Table.SOURCE_EVENTS),
+        lambda: lake.vacuum(Table.SOURCE_EVENTS),
         lambda: lake.create(Table.SOURCE_EVENTS, SCHEMA),
     ):
         with pytest.raises(ForeignFiles, match="source_events"):

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from scalr_prod import __version__, assets
-from scalr_prod.serving.own_package import checkout, pack_wheel
+from scalr_prod.serving.own_package import build_wheel, checkout_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -135,12 +135,12 @@ def test_the_wheel_holds_all_that_a_run_needs(wheel):
 def test_the_folders_that_the_wheel_holds_are_found_in_a_checkout():
     for path in SHIPPED:
         folder, _, rest = path.partition("/")
-        assert (assets.folder(folder) / rest).is_file()
+        assert (assets.asset_folder(folder) / rest).is_file()
 
 
 @pytest.mark.slow
 def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
-    wheel = pack_wheel(tmp_path)
+    wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         check_record(archive)
         assert not [name for name in archive.namelist() if "__pycache__" in name]
@@ -154,7 +154,7 @@ def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
 
 
 def test_a_checkout_is_told_from_an_installed_package():
-    assert checkout() == ROOT
+    assert checkout_folder() == ROOT
 
 
 def test_every_source_file_names_the_license():

@@ -6,16 +6,23 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.generation.parts import manifest_path, part_path, read_manifest, remove_others, seal, writing
+from scalr_prod.generation.parts import (
+    manifest_path,
+    open_part_writer,
+    part_path,
+    read_manifest,
+    remove_stale_parts,
+    write_manifest,
+)
 
 ROWS = pa.table({"n": [1, 2, 3]})
 
 
 def make(path, **facts):
-    with writing(path, ROWS.schema) as write:
+    with open_part_writer(path, ROWS.schema) as write:
         write(ROWS)
         write(ROWS.slice(1))
-    return seal(path, facts)
+    return write_manifest(path, facts)
 
 
 def test_a_finished_part_is_found_again_with_its_facts(tmp_path):
@@ -60,7 +67,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     manifest = make(path, run_id="run")
 
     def interrupted() -> None:
-        with writing(path, ROWS.schema) as write:
+        with open_part_writer(path, ROWS.schema) as write:
             write(ROWS)
             raise RuntimeError("killed")
 
@@ -74,6 +81,6 @@ def test_what_belongs_to_no_part_of_the_cut_is_removed(tmp_path):
     for number in range(3):
         make(part_path(tmp_path, number), run_id="run")
     (tmp_path / ".part-00001.parquet.abc.tmp").write_bytes(b"half")
-    remove_others(tmp_path, 2)
+    remove_stale_parts(tmp_path, 2)
     names = ["_part-00000.json", "_part-00001.json", "part-00000.parquet", "part-00001.parquet"]
     assert sorted(file.name for file in tmp_path.iterdir()) == names

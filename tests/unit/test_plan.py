@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
 from scalr_prod.generation import plan_run
 from scalr_prod.lake import Lake
@@ -30,7 +30,7 @@ def events(days: list[float], late: float = 0) -> pa.Table:
             "created_timestamp": [moment + late * DAY for moment in moments],
             "weight": pa.array([1.0] * len(days), pa.float32()),
         },
-        schema=schema_of(Table.SOURCE_EVENTS, user="string", item="string"),
+        schema=table_schema(Table.SOURCE_EVENTS, user="string", item="string"),
     )
 
 
@@ -47,7 +47,7 @@ def project(tmp_path):
     for table, days in ((Table.SOURCE_EVENTS, list(range(11))), (Table.TARGET_EVENTS, [1, 3])):
         lake.create(table, events([]).schema)
         lake.append(table, events(days), key="made")
-    lake.create(Table.SOURCE_USER_HISTORY, schema_of(Table.SOURCE_USER_HISTORY, user="string", item="string"))
+    lake.create(Table.SOURCE_USER_HISTORY, table_schema(Table.SOURCE_USER_HISTORY, user="string", item="string"))
     return load
 
 

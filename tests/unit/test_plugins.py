@@ -11,7 +11,7 @@ from typing import Protocol
 import pytest
 
 from scalr_prod.errors import QualityError, ScalrError, SettingsError
-from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES, Group
+from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES, PluginGroup
 from scalr_prod.settings import load_settings
 
 DOMAINS = '[domains.source]\nname = "a"\nevents = "s.parquet"\n[domains.target]\nname = "b"\nevents = "t.parquet"\n'
@@ -41,13 +41,13 @@ class Unversioned:
 
 
 OWN = {"whole": f"{__name__}:Whole", "os": "os"}
-GROUP = Group("speakers", "speaker", "[test] speakers", QualityError, OWN)
+GROUP = PluginGroup("speakers", "speaker", "[test] speakers", QualityError, OWN)
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     monkeypatch.setitem(sys.modules, "speakers", sys.modules[__name__])
-    monkeypatch.setitem(GROUP.own, "whole", "speakers:Whole")
+    monkeypatch.setitem(GROUP.builtin, "whole", "speakers:Whole")
 
 
 def install(folder: Path, name: str, points: str) -> None:
@@ -84,7 +84,7 @@ def test_entry_points_of_other_distributions_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     assert GROUP.names() == ["whole", "os", "loud"]
     assert GROUP.load("loud", Speaker) is Whole
-    assert GROUP.problem("loud") is None
+    assert GROUP.find_problem("loud") is None
 
 
 @pytest.mark.parametrize("name", ["whole", "loud"])

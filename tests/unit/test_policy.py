@@ -10,7 +10,7 @@ import pytest
 from conftest import write_toml
 
 from scalr_prod.errors import EvaluationError
-from scalr_prod.policy import Policy, follow_policy, logs_digest, policy_path, settings_digest, why_not_generated
+from scalr_prod.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest, why_not_generated
 from scalr_prod.settings import load_settings
 
 
@@ -33,17 +33,17 @@ def policy_of(settings, **changes) -> Policy:
 
 
 def test_without_a_policy_nothing_changes(settings):
-    assert follow_policy(settings) == (settings, None)
+    assert apply_policy(settings) == (settings, None)
     assert settings.training_set.lambdas == (0.03, 0.03, 0.03)
 
 
 def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     policy_of(settings).write(policy_path(settings))
-    found, followed = follow_policy(settings)
+    found, followed = apply_policy(settings)
     assert (found.generation.events_per_source_event, found.generation.temperature) == (20, 0.5)
     assert (found.generation.min_lift, found.generation.align) == (0.0, False)
-    assert found.training_set.lambdas == found.training_set.segment_weights == (0.3, 0.1, 0.0)
+    assert found.training_set.segment_lambdas == found.training_set.segment_weights == (0.3, 0.1, 0.0)
     assert found.downstream.sparse_below == 7
     assert followed.followed
     assert followed.overruled == []
@@ -58,10 +58,10 @@ def test_what_the_settings_name_wins(two_domains, monkeypatch):
         write_toml(two_domains, "[generation]\ntemperature = 0.9\n[training_set]\nsynthetic_weight = 0.4\n")
     )
     policy_of(settings).write(policy_path(settings))
-    found, followed = follow_policy(settings)
+    found, followed = apply_policy(settings)
     assert (found.generation.temperature, found.generation.min_lift) == (0.9, 2.0)
     assert found.generation.events_per_source_event == 20
-    assert (found.training_set.lambdas, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
+    assert (found.training_set.segment_lambdas, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
     assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
 
 
@@ -69,7 +69,7 @@ def test_a_policy_of_no_weight_says_that_nothing_is_generated(two_domains):
     settings = load_settings(write_toml(two_domains))
     policy_of(settings, helps=False, weights=(0.0, 0.0, 0.0)).write(policy_path(settings))
     assert str(policy_path(settings)) in why_not_generated(settings)
-    assert why_not_generated(follow_policy(settings)[0]) == why_not_generated(settings)
+    assert why_not_generated(apply_policy(settings)[0]) == why_not_generated(settings)
     weighed = load_settings(write_toml(two_domains, "[training_set]\nsynthetic_weight = 0.4\n"))
     other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
     assert why_not_generated(weighed) is why_not_generated(other) is None, "it is overruled, or not followed"
@@ -79,7 +79,7 @@ def test_a_policy_of_other_settings_is_not_followed(two_domains, caplog):
     settings = load_settings(write_toml(two_domains))
     policy_of(settings).write(policy_path(settings))
     other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
-    found, followed = follow_policy(other)
+    found, followed = apply_policy(other)
     assert found == other
     assert not followed.followed
     assert "run scalr evaluate again" in caplog.text
@@ -87,7 +87,7 @@ def test_a_policy_of_other_settings_is_not_followed(two_domains, caplog):
 
 def test_changed_logs_are_said_and_the_policy_still_holds(settings):
     policy_of(settings, logs="of last month").write(policy_path(settings))
-    found, followed = follow_policy(settings)
+    found, followed = apply_policy(settings)
     assert found.generation.temperature == 0.5
     assert "changed since" in followed.reason
 
@@ -97,7 +97,7 @@ def test_a_broken_policy_is_a_clear_error(settings, text):
     policy_path(settings).parent.mkdir(parents=True)
     policy_path(settings).write_text(text)
     with pytest.raises(EvaluationError, match="not a valid policy") as caught:
-        follow_policy(settings)
+        apply_policy(settings)
     assert "scalr evaluate" in str(caught.value)
 
 
@@ -112,7 +112,7 @@ def test_a_policy_of_before_the_bar_was_told_is_followed(settings):
     del older["bar"]
     policy_path(settings).parent.mkdir(parents=True)
     policy_path(settings).write_text(json.dumps(older))
-    assert follow_policy(settings)[1].followed
+    assert apply_policy(settings)[1].followed
 
 
 def test_a_verdict_is_of_the_shortlists_that_were_drawn_from(two_domains):

@@ -8,8 +8,8 @@ import time
 import pytest
 from support.shown import difference, example
 
-from scalr_prod.logs import about
-from scalr_prod.progress import Heartbeat, beating, counting, lines_every
+from scalr_prod.logs import log_context
+from scalr_prod.progress import ProgressTracker, heartbeat, heartbeat_interval, track
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def lines(caplog):
 
 
 def test_a_line_says_share_rate_and_time_left(lines):
-    with lines_every(0.02), counting("reading", show=False, total=1000, unit="events", done=200) as advance:
+    with heartbeat_interval(0.02), track("reading", show=False, total=1000, unit="events", done=200) as advance:
         advance(300)
         record = lines(2)[1]
     assert record.done == 500
@@ -41,7 +41,7 @@ def test_a_line_says_share_rate_and_time_left(lines):
 
 
 def test_unknown_totals_are_left_out(lines):
-    with lines_every(0.02), counting("reading", show=False) as advance:
+    with heartbeat_interval(0.02), track("reading", show=False) as advance:
         lines(1)
         advance(5)
         record = lines(2)[1]
@@ -51,9 +51,9 @@ def test_unknown_totals_are_left_out(lines):
 
 
 def test_work_without_figures_is_silent_while_a_part_of_it_has_some(lines):
-    with lines_every(0.02), beating(Heartbeat("histories")):
+    with heartbeat_interval(0.02), heartbeat(ProgressTracker("histories")):
         lines(1)
-        with counting("item statistics", show=False, total=10) as advance:
+        with track("item statistics", show=False, total=10) as advance:
             advance(1)
             told = len(lines(1))
             records = lines(told + 4)[told + 1 :]  # one line of the outer work may have been under way
@@ -63,9 +63,9 @@ def test_work_without_figures_is_silent_while_a_part_of_it_has_some(lines):
 
 
 def test_where_bars_are_shown_work_without_one_is_told_by_lines(lines):
-    with lines_every(0.02, bars=True), beating(Heartbeat("ingest")):
+    with heartbeat_interval(0.02, with_bars=True), heartbeat(ProgressTracker("ingest")):
         lines(1)
-        with counting("read source", show=True):
+        with track("read source", show=True):
             told = len(lines(1)) + 1  # one line may have been under way
             time.sleep(0.3)
             assert len(lines(1)) <= told
@@ -75,27 +75,27 @@ def test_where_bars_are_shown_work_without_one_is_told_by_lines(lines):
 
 def test_short_work_writes_no_line(caplog):
     caplog.set_level("INFO", logger="scalr_prod")
-    with counting("nothing", show=False, total=1) as advance:
+    with track("nothing", show=False, total=1) as advance:
         advance(1)
     assert not caplog.records
 
 
 def test_no_thread_is_left_behind_after_an_error():
-    with pytest.raises(ValueError, match="bad row"), lines_every(0.02), counting("reading", show=False):
+    with pytest.raises(ValueError, match="bad row"), heartbeat_interval(0.02), track("reading", show=False):
         raise ValueError("bad row")
     assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
 
 
 def test_lines_of_the_heartbeat_know_what_they_are_about():
-    from scalr_prod.logs import facts
+    from scalr_prod.logs import current_log_context
 
     told: list[dict] = []
 
-    class Listening(Heartbeat):
+    class Listening(ProgressTracker):
         def beat(self) -> None:
-            told.append(facts())
+            told.append(current_log_context())
 
-    with about(project="shop", stage="histories"), lines_every(0.01), beating(Listening("histories")):
+    with log_context(project="shop", stage="histories"), heartbeat_interval(0.01), heartbeat(Listening("histories")):
         give_up = time.monotonic() + 30
         while not told and time.monotonic() < give_up:
             time.sleep(0.005)
@@ -103,7 +103,7 @@ def test_lines_of_the_heartbeat_know_what_they_are_about():
 
 
 def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
-    with lines_every(0.02), counting("translator", show=False, total=8e6, unit="") as advance:
+    with heartbeat_interval(0.02), track("translator", show=False, total=8e6, unit="") as advance:
         advance(2e6)
         record = lines(2)[1]
     assert record.share == 0.25
@@ -114,10 +114,10 @@ def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
 def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("scalr_prod.progress.time.monotonic", lambda: clock[0])
-    pulse = Heartbeat("translator", total=8e6, unit="")
+    pulse = ProgressTracker("translator", total=8e6, unit="")
     clock[0] += 20  # libraries are imported
     pulse.advance(1e6)
     clock[0] += 5
     pulse.advance(1e6)
-    assert pulse.figures()["eta_s"] == pytest.approx(30)
-    assert pulse.text(pulse.figures()) == "translator: at work for 25 s, 25 %, about 30 s left"
+    assert pulse.snapshot()["eta_s"] == pytest.approx(30)
+    assert pulse.describe(pulse.snapshot()) == "translator: at work for 25 s, 25 %, about 30 s left"

@@ -56,7 +56,7 @@ def test_sections_are_merged_over_whatever_a_project_is_opened_from(settings):
         found = Project.open(source, **wanted).settings
         assert found.generation.events_per_source_event == 7
         assert found.domains == settings.domains
-        assert "generation.events_per_source_event" in found.named
+        assert "generation.events_per_source_event" in found.explicit_keys
         assert found.home == settings.home
 
 

@@ -117,7 +117,7 @@ def test_a_lake_of_before_projects_is_bound_by_the_next_ingest_and_nothing_else_
     settings = project("a")
     ingest(settings)
     lake = Lake.open(settings)
-    lake.describe(Table.SYNTHETIC_QUARANTINE, "", key="as it was")
+    lake.set_description(Table.SYNTHETIC_QUARANTINE, "", key="as it was")
     others = {table: lake.version(table) for table in Table if table != Table.SYNTHETIC_QUARANTINE and lake.exists(table)}
     ingest(settings)
     assert lake.description(Table.SYNTHETIC_QUARANTINE) == "Project: food_to_kitchen"
@@ -165,8 +165,8 @@ def test_no_command_touches_a_run_of_another_project(project, tmp_path, command,
     run_id = _planned(second)
     with Ledger.open(second) as ledger:
         for state in ("generating", "generated", "validated"):
-            ledger.set_stage(run_id, state, cause="x")
-        ledger.intend_publication(run_id, base_version=0, rows=1, replaced={})
+            ledger.set_state(run_id, state, cause="x")
+        ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
         ledger.record_publication(run_id, attempt=1, delta_version=1, rows=1, cause="x")
         before = [ledger.run(run_id), ledger.history(), ledger.publications()]
         lakes = [contents(one.home / "lake") for one in (first, second)]

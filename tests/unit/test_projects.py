@@ -195,7 +195,7 @@ def former_schema(url: str, models: dict[str, tuple[str, int]], runs: dict[str, 
     """A ledger of the schema before projects: models by checksum, each of a home; runs that are pinned to them."""
     from alembic import command
 
-    from scalr_prod.ledger.migrations import config
+    from scalr_prod.ledger.migrations import alembic_config
 
     if url.startswith("sqlite"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def former_schema(url: str, models: dict[str, tuple[str, int]], runs: dict[str, 
         connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), values)
 
     with engine.begin() as connection:
-        command.upgrade(config(connection), "0002")
+        command.upgrade(alembic_config(connection), "0002")
         for sha256, (home, version) in models.items():
             add_model(connection, home, version, sha256)
             insert("model_promotions", name="translator", version=version, at=at, cause="c")
@@ -262,7 +262,7 @@ def test_a_ledger_of_before_projects_is_adopted_by_its_one_project(url):
         assert [part.rows for part in ledger.partitions(run_id)] == [7]
         assert ledger.last_publication(run_id).key == f"publish:{run_id}:1"
         assert [change.actor for change in ledger.history(run_id)] == ["a:1"]
-        ledger.set_stage(run_id, "rolled_back", cause="goes on")
+        ledger.set_state(run_id, "rolled_back", cause="goes on")
         assert [change.key for change in ledger.history(subject="model")] == ["translator/1", "translator"]
         test_the_schema_is_the_models(ledger)
     with Ledger(url, one("two")) as other, pytest.raises(RunOfOtherProject, match="project 'one'"):
@@ -304,7 +304,7 @@ def test_each_counts_its_own_runs_and_their_changes(url):
         validated(first)
         first.begin_run(make_spec(seed=1))
         validated(second, seed=2)
-        assert first.states() == {RunState.PLANNED: 1, RunState.VALIDATED: 1}
-        assert second.states() == {RunState.VALIDATED: 1}
+        assert first.count_by_state() == {RunState.PLANNED: 1, RunState.VALIDATED: 1}
+        assert second.count_by_state() == {RunState.VALIDATED: 1}
         for ledger in (first, second):
-            assert ledger.changes_to("run") == Counter(change.to_state for change in ledger.history(subject="run"))
+            assert ledger.count_by_target_state("run") == Counter(change.to_state for change in ledger.history(subject="run"))

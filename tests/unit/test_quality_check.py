@@ -19,7 +19,7 @@ from scalr_prod import Project
 from scalr_prod.cli import app
 from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGateFailed, SettingsError, UnreadableInput
 from scalr_prod.quality import check_dataset
-from scalr_prod.quality.suites import expectations_of, read_suite, write_suite
+from scalr_prod.quality.suites import read_suite, resolve_rules, write_suite
 
 runner = CliRunner()
 DAY = timedelta(days=1)
@@ -285,7 +285,7 @@ def test_each_rule_of_a_suite_has_a_name_of_its_own(tmp_path):
     ]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"expectations": entries}))
-    rules = expectations_of(read_suite(str(file), tmp_path), {"price": "DOUBLE", "price_2": "DOUBLE"})
+    rules = resolve_rules(read_suite(str(file), tmp_path), {"price": "DOUBLE", "price_2": "DOUBLE"})
     assert {rule.name.removeprefix("column_values_to_be_between_"): rule.kwargs["max_value"] for rule in rules} == {
         "price": 1,
         "price_2": 2,

@@ -14,13 +14,13 @@ import pytest
 from handmade import Handmade, hour
 from ledger_world import make_spec
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Publication, PublicationStatus, run_folder
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.quality.drift import FEWEST_EVENTS, FIGURES, drift_of, held_in, psi, reference_of
+from scalr_prod.quality.drift import FIGURES, MIN_EVENTS, compute_drift, psi, rows_in_view, select_reference
 from scalr_prod.settings import Settings
 
 USERS, PER_WINDOW = 150, 5
@@ -42,7 +42,7 @@ def test_the_index_is_the_one_worked_out_by_hand():
     run = {0.0: 20} | {float(n): 10 for n in range(2, 10)}
     by_hand = (0.2 - 0.1) * log(0.2 / 0.1) + (0.0001 - 0.1) * log(0.0001 / 0.1)
     assert by_hand == pytest.approx(0.7594, abs=1e-4)
-    found = drift_of(same(), same(probability=run))
+    found = compute_drift(same(), same(probability=run))
     assert found["probability"] == pytest.approx(by_hand, rel=1e-12)
     assert found["item_popularity"] == found["history_length"] == 0.0
 
@@ -197,11 +197,11 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
 
     replaced: dict[str, int] = {}
 
-    def found(*publications: Publication, rows: int = FEWEST_EVENTS) -> str | None:
+    def found(*publications: Publication, rows: int = MIN_EVENTS) -> str | None:
         def held(some: Sequence[Publication]) -> dict[str, int]:
             return {one.run_id: one.rows - replaced.get(one.run_id, 0) for one in some}
 
-        reference = reference_of(publications, spec, rows=rows, held=held)
+        reference = select_reference(publications, spec, rows=rows, count_rows=held)
         return reference.run_id if reference else None
 
     assert found() is None
@@ -211,8 +211,8 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
     assert found(*there, publication(spec.run_id, 24)) == "day"
     assert found(*there, publication("gone", 24, status=PublicationStatus.ROLLED_BACK)) == "day"
     assert found(*there, publication("under way", 24, status=PublicationStatus.PENDING)) == "day"
-    assert found(*there, rows=FEWEST_EVENTS - 1) is None
-    assert found(*there, publication("small", 22, rows=FEWEST_EVENTS - 1)) == "day"
+    assert found(*there, rows=MIN_EVENTS - 1) is None
+    assert found(*there, publication("small", 22, rows=MIN_EVENTS - 1)) == "day"
     replaced["day"] = 1500
     assert found(*there) == "early"
 
@@ -222,7 +222,7 @@ def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path,
         Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=tmp_path)
     )
     table = Table.SYNTHETIC_TARGET_EVENTS
-    lake.create(table, schema_of(table, user="string", item="string", source_item="string"))
+    lake.create(table, table_schema(table, user="string", item="string", source_item="string"))
 
     def add(run_id: str, at: float, rows: int) -> None:
         schema = lake.schema(table)
@@ -231,9 +231,9 @@ def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path,
         made = {name: [of.get(name, zeros.get(name, "x"))] * rows for name in schema.names}
         lake.append(table, pa.table(made, schema=schema), key=run_id)
 
-    add("kept", 5, FEWEST_EVENTS)
-    add("partly replaced", 15, FEWEST_EVENTS - 1)
-    add("of no publication", 15, FEWEST_EVENTS)
+    add("kept", 5, MIN_EVENTS)
+    add("partly replaced", 15, MIN_EVENTS - 1)
+    add("of no publication", 15, MIN_EVENTS)
     scans: list[Table] = []
     dataset = Lake.dataset
 
@@ -249,13 +249,13 @@ def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path,
             replaced = [publication(f"replaced {number}", end) for number, end in enumerate(ends)]
             there = [publication("kept", 10), *replaced, publication("partly replaced", 20)]
             scans.clear()
-            found = reference_of(there, spec, rows=FEWEST_EVENTS, held=partial(held_in, lake))
+            found = select_reference(there, spec, rows=MIN_EVENTS, count_rows=partial(rows_in_view, lake))
             assert found is not None
             assert found.run_id == "kept"
             assert len(scans) == 2
-    add("latest", 20, FEWEST_EVENTS)
+    add("latest", 20, MIN_EVENTS)
     scans.clear()
-    found = reference_of([*there, publication("latest", 24)], spec, rows=FEWEST_EVENTS, held=partial(held_in, lake))
+    found = select_reference([*there, publication("latest", 24)], spec, rows=MIN_EVENTS, count_rows=partial(rows_in_view, lake))
     assert found is not None
     assert found.run_id == "latest"
     assert len(scans) == 1

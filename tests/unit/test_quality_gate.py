@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.models import ModelVersionRow
@@ -188,7 +188,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     """Two computations that share no code: DuckDB here, numpy in the generation."""
-    from scalr_prod.generation.alignment import bucket_targets, value_buckets
+    from scalr_prod.generation.alignment import bucket_shares, value_buckets
 
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 40, 10)
@@ -200,7 +200,7 @@ def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     bucket = value_buckets(counts, buckets)
     proposed = project.candidates(spec)["item_id"].str[1:].astype(int).value_counts().reindex(range(10), fill_value=0)
     made = np.bincount(bucket, weights=proposed.to_numpy(), minlength=buckets) / proposed.sum()
-    distance = np.abs(made - bucket_targets(counts, bucket, buckets)).sum() / 2
+    distance = np.abs(made - bucket_shares(counts, bucket, buckets)).sum() / 2
     assert report.figures["bucket_distance"] == pytest.approx(distance, abs=1e-9)
 
 
@@ -238,7 +238,7 @@ def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
 )
 def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     spec = project.run()
-    schema = schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
     if wrong == "missing":
         changed = schema.remove(schema.get_field_index("weight"))
     elif wrong == "extra":
@@ -313,7 +313,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
     spec = project.run()
     validate_run(project.settings, spec.run_id)
     with Ledger.open(project.settings) as ledger:
-        ledger.set_stage(spec.run_id, RunState.PUBLISHED, cause="test")
+        ledger.set_state(spec.run_id, RunState.PUBLISHED, cause="test")
     path = run_folder(project.settings, spec.run_id) / "gate.json"
     assert validate_run(project.settings, spec.run_id).repeated
     path.unlink()
@@ -338,7 +338,7 @@ def test_nothing_is_left_in_staging(project):
 
 @pytest.mark.slow
 def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
-    monkeypatch.setattr("scalr_prod.quality.judged.SLICE_ROWS", 64)
+    monkeypatch.setattr("scalr_prod.quality.judged.FRAME_ROWS", 64)
     spec = project.run()
     project.write(spec, heavier(project.candidates(spec), 0, 199))
     with pytest.raises(QualityGateFailed, match=r"weight_is_in_range \(.*2 of 200 break it"):

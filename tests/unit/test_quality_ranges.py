@@ -13,7 +13,7 @@ from handmade import GATE_TARGET, QUARANTINE, Handmade
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import run_folder
 from scalr_prod.quality import validate_run
-from scalr_prod.quality.ranges import Ranges
+from scalr_prod.quality.ranges import UserPartitions
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
     assert keys == sorted(keys)
     assert pq.read_metadata(whole).num_row_groups == 1
     monkeypatch.setattr("scalr_prod.quality.audit._BATCH", 32)
-    monkeypatch.setattr("scalr_prod.heaps.HEAP", 50)
+    monkeypatch.setattr("scalr_prod.heaps.PARTITION_ROWS", 50)
     (folder / "gate.json").unlink()
     assert validate_run(project.settings, spec.run_id).accepted == 200
     (pieces,) = (folder / "accepted").glob("*.parquet")
@@ -62,7 +62,7 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
         rows[place] = {**rows[place], column: value}
     project.write(spec, pd.DataFrame(rows), parts=4)
     folder = run_folder(project.settings, spec.run_id)
-    found, ranges, files_of = [], [], Ranges.files
+    found, ranges, files_of = [], [], UserPartitions.iter_files
 
     def watched(self):
         ranges.append(0)
@@ -70,9 +70,9 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
             ranges[-1] += 1
             yield file
 
-    monkeypatch.setattr(Ranges, "files", watched)
+    monkeypatch.setattr(UserPartitions, "iter_files", watched)
     for heap in (500_000, 20):
-        monkeypatch.setattr("scalr_prod.heaps.HEAP", heap)
+        monkeypatch.setattr("scalr_prod.heaps.PARTITION_ROWS", heap)
         (folder / "gate.json").unlink(missing_ok=True)
         validate_run(project.settings, spec.run_id)
         report = json.loads((folder / "gate.json").read_text())["report"]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import GATE_TARGET, IDS, Handmade, events, hour, source_rows
 
-from scalr_prod.contracts import Table, schema_of
+from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import GateReport, validate_run
@@ -113,7 +113,7 @@ def test_a_run_that_keeps_every_rule_passes(project):
     assert report.figures["source_coverage"] == 1.0
     assert project.state(spec.run_id) is RunState.VALIDATED
     accepted = pq.read_table(run_folder(project.settings, spec.run_id) / "accepted")
-    assert accepted.schema.equals(schema_of(Table.SYNTHETIC_TARGET_EVENTS, **IDS))
+    assert accepted.schema.equals(table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS))
     expected = project.candidates(spec)["event_id"]
     assert sorted(accepted["event_id"].to_pylist()) == sorted(expected)
     docs = Path(report.docs)

@@ -220,11 +220,11 @@ def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is
     whole = manifest(rows[:30])
     with pytest.raises(QualityGateFailed, match="weight_is_finite"):
         validate_training_set(settings, folder, whole)
-    report = validate_training_set(settings, folder, whole, judged={"before.parquet"})
+    report = validate_training_set(settings, folder, whole, validated_files={"before.parquet"})
     assert (report.rows, report.accepted) == (30, 30)
     assert {rule.checked for rule in report.rules if rule.scope == "row"} == {20}
     everything = {path.name for path in folder.glob("*.parquet")}
-    assert validate_training_set(settings, folder, whole, judged=everything).rows == 30
+    assert validate_training_set(settings, folder, whole, validated_files=everything).rows == 30
     for rule, broken in (
         ("rows_are_the_manifests", whole | {"rows": 20}),
         ("synthetic_rows_are_the_manifests", whole | {"synthetic": 3}),
@@ -232,10 +232,10 @@ def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is
         ("labels_are_in_the_window", whole | {"start": hour(12).isoformat()}),
     ):
         with pytest.raises(QualityGateFailed, match=rule):
-            validate_training_set(settings, folder, broken, judged=everything)
+            validate_training_set(settings, folder, broken, validated_files=everything)
     pq.write_table(pa.Table.from_pylist([rows[0], *rows[21:30]], schema=SCHEMA), folder / "before.parquet")
     with pytest.raises(QualityGateFailed, match=r"parts_share_no_time \("):
-        validate_training_set(settings, folder, whole, judged={"before.parquet"})
+        validate_training_set(settings, folder, whole, validated_files={"before.parquet"})
 
 
 def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
@@ -252,11 +252,11 @@ def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_pa
 
     monkeypatch.setattr(expectations, "_LISTED", 2)
     home = Handmade(tmp_path).settings.home
-    checks = [expectations.Check.all_true("is_good", "it is good")]
+    checks = [expectations.ExpectationSpec.all_true("is_good", "it is good")]
     for name in ("the_first", "the_second", "the_third"):
-        with expectations.data_context(home) as (context, docs):
-            inspector = expectations.Inspector(context, docs)
-            inspector.inspect("some", name, pd.DataFrame({"is_good": [True]}), checks)
+        with expectations.open_data_context(home) as (context, docs):
+            inspector = expectations.GxSession(context, docs)
+            inspector.validate("some", name, pd.DataFrame({"is_good": [True]}), checks)
             inspector.build_docs()
     pages = [path.relative_to(home / "data_docs").parts[2] for path in (home / "data_docs" / "validations").rglob("*.html")]
     assert sorted(pages) == ["the_first", "the_second", "the_third"]

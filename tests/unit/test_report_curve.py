@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scalr_prod.report.page import _curve
+from scalr_prod.report.page import _calibration_section
 
 
 def classes(*expected):
@@ -13,7 +13,7 @@ def classes(*expected):
 
 def test_neighbours_are_put_together_until_each_point_expects_five_events():
     rows = classes(0.4, 3.0, 2.0, 9.0, 1.0, 4.5, 0.2)
-    told = _curve(rows)["rows"]
+    told = _calibration_section(rows)["rows"]
     assert [row["expected"] for row in told] == pytest.approx([5.4, 9.0, 5.7])
     for name in ("pairs", "expected", "events"):
         assert sum(row[name] for row in told) == pytest.approx(sum(row[name] for row in rows))
@@ -23,10 +23,12 @@ def test_neighbours_are_put_together_until_each_point_expects_five_events():
 
 @pytest.mark.parametrize("rows", [[], classes(4.0), classes(5.0, 1.0), classes(1.0, 1.0, 1.0)])
 def test_a_single_point_is_no_curve(rows):
-    assert _curve(rows) is None
+    assert _calibration_section(rows) is None
 
 
 def test_it_says_how_much_went_wrong():
-    summary = _curve([{"pairs": 50, "expected": 10.0, "events": 6}, {"pairs": 500, "expected": 10.0, "events": 14}])["summary"]
+    summary = _calibration_section(
+        [{"pairs": 50, "expected": 10.0, "events": 6}, {"pairs": 500, "expected": 10.0, "events": 14}]
+    )["summary"]
     assert "Of 20 target events" in summary
     assert "40.0%" in summary

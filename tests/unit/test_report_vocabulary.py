@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalr_prod.report.page import _translator
+from scalr_prod.report.page import _translator_metrics
 
 MEASURED = {"nll": 8.0, "ndcg@20": 0.05, "events": 300}
 WHOLE = {"items": 40, "kept": 40, "events": 900, "events_kept": 900}
@@ -13,10 +13,12 @@ def manifest(**vocabulary):
 
 
 def test_a_cut_is_told_with_what_it_costs():
-    told = _translator(manifest(source=WHOLE, target={"items": 1_500, "kept": 1_200, "events": 4_000, "events_kept": 3_900}))
+    told = _translator_metrics(
+        manifest(source=WHOLE, target={"items": 1_500, "kept": 1_200, "events": 4_000, "events_kept": 3_900})
+    )
     assert told["left_out"] == ["300 of 1,500 target items, with 2.50% of the events"]
 
 
 def test_a_whole_vocabulary_and_one_that_was_not_counted():
-    assert _translator(manifest(source=WHOLE, target=WHOLE))["left_out"] == []
-    assert _translator({"metrics": {"all": {"mixture": MEASURED}}})["left_out"] == []
+    assert _translator_metrics(manifest(source=WHOLE, target=WHOLE))["left_out"] == []
+    assert _translator_metrics({"metrics": {"all": {"mixture": MEASURED}}})["left_out"] == []

@@ -10,12 +10,12 @@ import torch
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import InvalidRequest
-from scalr_prod.scoring.protocol import Identity, answer, encode
+from scalr_prod.scoring.protocol import ModelIdentity, answer_requests, encode_request
 from scalr_prod.translator import batch
 from scalr_prod.translator.contexts import Contexts
-from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fitting import fit_parameter_sets
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.pairs import TrainingSlice
 
 ROWS = 3
 
@@ -23,9 +23,11 @@ ROWS = 3
 @pytest.fixture(scope="module")
 def world() -> SimpleNamespace:
     torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(), 90 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(make_log(), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    tensors = (
+        fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    )
     module = TranslatorModule(tensors, METADATA | {"n_source": str(pairs.n_source)})
     return SimpleNamespace(module=module, source=pairs.n_source, target=pairs.n_target)
 
@@ -77,8 +79,8 @@ def in_process(world, found, **numbers):
 
 def at_the_door(world, found, **numbers):
     contexts = Contexts(**{name: array for name, array in found.items() if name != "candidates"})
-    request = encode(contexts, **numbers) if numbers else encode(contexts, candidates=found["candidates"])
-    return answer(world.module, Identity(1, 2, world.target), [request])[0]
+    request = encode_request(contexts, **numbers) if numbers else encode_request(contexts, candidates=found["candidates"])
+    return answer_requests(world.module, ModelIdentity(1, 2, world.target), [request])[0]
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def no_tensors(monkeypatch):
     def refuse(*_):
         pytest.fail("a tensor was made of it")
 
-    monkeypatch.setattr(batch.Batch, "of", refuse)
+    monkeypatch.setattr(batch.ContextBatch, "from_contexts", refuse)
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)
@@ -117,8 +119,8 @@ def test_a_list_of_fewer_than_one_item_is_refused_and_none_is_sent_where_all_are
         in_process(world, arrays(world), k=2, shortlist=-1)
     assert "a shortlist of -1 items" in str(at_the_door(world, arrays(world), k=2, shortlist=-1))
     contexts = Contexts(**{name: array for name, array in arrays(world).items() if name != "candidates"})
-    assert "shortlist" not in encode(contexts, k=2), "a server of before would not know it"
-    assert (encode(contexts, k=2, shortlist=9)["shortlist"] == 9).all()
+    assert "shortlist" not in encode_request(contexts, k=2), "a server of before would not know it"
+    assert (encode_request(contexts, k=2, shortlist=9)["shortlist"] == 9).all()
 
 
 def test_candidates_of_another_shape_are_refused(world, no_tensors):
@@ -146,7 +148,9 @@ def test_one_request_that_is_refused_does_not_split_those_that_wait_with_it(worl
     )
     fine = Contexts(**{name: array for name, array in arrays(world).items() if name != "candidates"})
     bad = Contexts(**{name: array for name, array in spoilt(world, "exclude", "target").items() if name != "candidates"})
-    first, refused, last = answer(world.module, Identity(1, 2, world.target), [encode(fine), encode(bad), encode(fine)])
+    first, refused, last = answer_requests(
+        world.module, ModelIdentity(1, 2, world.target), [encode_request(fine), encode_request(bad), encode_request(fine)]
+    )
     assert isinstance(refused, ValueError)
     assert first["items"].tolist() == last["items"].tolist()
     assert batches == [2 * ROWS]

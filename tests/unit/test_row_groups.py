@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.row_groups import batches_of
+from scalr_prod.row_groups import iter_batches
 
 ROWS, GROUP = 1_600_000, 20_000
 
@@ -24,7 +24,7 @@ def path(tmp_path):
 )
 def test_all_rows_come_in_their_order(path, rows, sizes):
     with pq.ParquetFile(path) as file:
-        batches = list(batches_of(file, rows, columns=["number"]))
+        batches = list(iter_batches(file, rows, columns=["number"]))
     assert [len(batch) for batch in batches[:3]] == sizes
     assert (pa.Table.from_batches(batches).column("number").to_numpy() == np.arange(ROWS)).all()
 
@@ -32,7 +32,7 @@ def test_all_rows_come_in_their_order(path, rows, sizes):
 def test_no_more_is_held_than_a_row_group(path):
     with pq.ParquetFile(path) as file:
         before, held = pa.total_allocated_bytes(), 0
-        for _ in batches_of(file, GROUP):
+        for _ in iter_batches(file, GROUP):
             held = max(held, pa.total_allocated_bytes() - before)
     assert held < path.stat().st_size / 4
 
@@ -40,4 +40,4 @@ def test_no_more_is_held_than_a_row_group(path):
 def test_a_file_without_rows_gives_none(tmp_path):
     pq.write_table(pa.table({"number": pa.array([], pa.int64())}), tmp_path / "none.parquet")
     with pq.ParquetFile(tmp_path / "none.parquet") as file:
-        assert sum(len(batch) for batch in batches_of(file, 10)) == 0
+        assert sum(len(batch) for batch in iter_batches(file, 10)) == 0

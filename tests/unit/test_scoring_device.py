@@ -15,12 +15,12 @@ from scalr_prod.translator import devices
 )
 def test_the_device_is_the_one_that_is_there(monkeypatch, seen, wanted, found):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
-    assert devices.device_of(wanted) == found
+    assert devices.resolve_device(wanted) == found
 
 
 def test_a_gpu_that_is_not_there_is_asked_for_in_vain(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError) as caught:
-        devices.device_of("cuda")
+        devices.resolve_device("cuda")
     assert caught.value.where == "[compute] device = cuda"
     assert 'device = "auto"' in caught.value.next_step

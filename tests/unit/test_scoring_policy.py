@@ -22,12 +22,12 @@ from scalr_prod.errors import (
     ScoringError,
     ServerUnreachable,
 )
-from scalr_prod.scoring.policy import Deadline, Limits, Pace, RetryPolicy
-from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, encode, request_key
-from scalr_prod.scoring.transport import Failure
+from scalr_prod.scoring.policy import Deadline, RequestLimits, RetryPolicy, ThroughputEstimate
+from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, ModelIdentity, answer_requests, encode_request, request_key
+from scalr_prod.scoring.transport import RequestFailure
 from scalr_prod.scoring.triton import TritonScorer
 from scalr_prod.translator.contexts import Contexts, Samples
-from scalr_prod.translator.requests import Bounds
+from scalr_prod.translator.requests import RequestBounds
 
 CATALOGUE = 50
 TYPES = {np.int32: "INT32", np.int64: "INT64", np.float32: "FP32"}
@@ -37,7 +37,7 @@ FAST = RetryPolicy(first_s=0.001, limit_s=0.002)
 class Module:
     """Every context's items are a function of its own noise key, so that a mix-up of rows shows."""
 
-    bounds = Bounds(n_source=CATALOGUE, n_target=CATALOGUE, folds=2)
+    bounds = RequestBounds(n_source=CATALOGUE, n_target=CATALOGUE, folds=2)
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -58,7 +58,7 @@ class Server:
     """Answers as Triton would; ``spoil`` may fail an attempt or falsify an answer."""
 
     def __init__(self, spoil=None, *, version=3, max_rows=1024):
-        self.module, self.identity = Module(), Identity(version, 77, CATALOGUE)
+        self.module, self.identity = Module(), ModelIdentity(version, 77, CATALOGUE)
         self.spoil, self.max_rows = spoil or (lambda _, reply: reply), max_rows
         self.sent: list[object] = []
         self.open = 0
@@ -82,9 +82,9 @@ class Server:
             tensor.name: np.frombuffer(raw, INPUTS[tensor.name]).reshape(tensor.shape)
             for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
-        found = answer(self.module, self.identity, [tensors])[0]
+        found = answer_requests(self.module, self.identity, [tensors])[0]
         if isinstance(found, ValueError):
-            raise Failure("INVALID_ARGUMENT", str(found))
+            raise RequestFailure("INVALID_ARGUMENT", str(found))
         response = service_pb2.ModelInferResponse()
         for output in request.outputs:
             array = np.ascontiguousarray(found[output.name], OUTPUTS[output.name])
@@ -132,7 +132,7 @@ def after_opening(spoil):
 def fail(code, detail="down", times=10**9):
     def spoil(attempt, reply):
         if attempt <= times:
-            raise Failure(code, detail)
+            raise RequestFailure(code, detail)
         return reply
 
     return spoil
@@ -142,13 +142,13 @@ def test_a_deadline_runs_out_and_can_be_moved():
     now = iter([0.0, 4.0, 11.0, 11.0])
     deadline = Deadline.after(10, clock=lambda: next(now))
     assert deadline.remaining == 6
-    assert deadline.passed
+    assert deadline.has_passed
     assert deadline.extended(5).remaining == 4
 
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_waits_grow_to_their_limit_and_never_vanish(drawn):
-    waits = list(itertools.islice(RetryPolicy(first_s=0.1, limit_s=3).waits(lambda: drawn), 12))
+    waits = list(itertools.islice(RetryPolicy(first_s=0.1, limit_s=3).delays(lambda: drawn), 12))
     assert all(0 < wait <= 3 for wait in waits)
     assert all(later >= earlier for earlier, later in itertools.pairwise(waits))
     assert waits[-1] >= 1.5
@@ -156,7 +156,7 @@ def test_waits_grow_to_their_limit_and_never_vanish(drawn):
 
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(1, 10**5))
 def test_a_request_never_exceeds_either_limit(request_bytes, rows, row_bytes):
-    limits = Limits(request_bytes, rows)
+    limits = RequestLimits(request_bytes, rows)
     if row_bytes > request_bytes:
         with pytest.raises(RequestTooLarge):
             limits.rows_per_request(row_bytes)
@@ -168,13 +168,13 @@ def test_a_request_never_exceeds_either_limit(request_bytes, rows, row_bytes):
 
 @given(st.floats(1e-6, 100), st.floats(0.1, 100), st.integers(1, 1024))
 def test_requests_fit_well_into_their_deadline_and_grow_slowly(row_s, deadline_s, most):
-    pace = Pace(deadline_s)
+    pace = ThroughputEstimate(deadline_s)
     assert pace.rows_per_request(most) == most
-    pace.measured(7, 7 * row_s)
+    pace.observe(7, 7 * row_s)
     rows = pace.rows_per_request(most)
     assert 1 <= rows <= most
     assert rows == 1 or rows * row_s <= deadline_s / 4 * 1.001
-    pace.measured(rows, 0.0)
+    pace.observe(rows, 0.0)
     assert pace.rows_per_request(most) <= 4 * (rows + 1)
 
 
@@ -185,7 +185,7 @@ def test_a_slow_server_is_asked_so_little_at_once_that_it_answers_in_time():
         seconds = 0.02 * reply.outputs[0].shape[0]
         time.sleep(min(seconds, 1.0))
         if seconds > 1.0:
-            raise Failure("DEADLINE_EXCEEDED", "")
+            raise RequestFailure("DEADLINE_EXCEEDED", "")
         return reply
 
     server = Server(slowly)
@@ -300,7 +300,7 @@ def late(first, spoiled):
 
     def spoil(attempt, reply):
         if attempt == 1:
-            raise Failure("UNAVAILABLE", "down")
+            raise RequestFailure("UNAVAILABLE", "down")
         return spoiled(reply) if attempt == 2 else reply
 
     answers = itertools.count(1)
@@ -338,7 +338,7 @@ def test_an_answer_is_told_of_under_the_address_that_it_came_from():
 
 def test_a_failure_that_will_not_pass_is_told_of_under_the_address_that_it_came_from():
     def refused(reply):
-        raise Failure("INVALID_ARGUMENT", "no")
+        raise RequestFailure("INVALID_ARGUMENT", "no")
 
     asked = several(late(Server(), refused), Server(), in_flight=3)
     with pytest.raises(ScoringError) as caught:
@@ -358,7 +358,7 @@ def test_an_item_out_of_the_catalogue_is_asked_for_at_the_next_server():
 
 def test_another_model_under_the_same_number_at_the_next_server_is_told():
     first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
-    second.identity = Identity(3, 78, CATALOGUE)
+    second.identity = ModelIdentity(3, 78, CATALOGUE)
     with pytest.raises(ModelVersionMismatch, match=r"fake:1: version 3 is a different model"):
         several(first, second).sample(contexts(2), 1)
 
@@ -469,12 +469,16 @@ def test_a_mixed_up_answer_of_a_server_that_is_watched_over_is_asked_for_again()
 def test_a_request_is_told_from_every_other():
     one, other = contexts(4), Contexts(**{**vars(contexts(4)), "history_items": contexts(4).history_items + 1})
     candidates = np.arange(12, dtype=np.int32).reshape(4, 3)
-    asked = [encode(one), encode(one, k=2), encode(one, temperature=0.5), encode(other)]
-    asked += [encode(one, candidates=candidates), encode(one, candidates=candidates + 1), encode(one.slice(0, 3))]
+    asked = [encode_request(one), encode_request(one, k=2), encode_request(one, temperature=0.5), encode_request(other)]
+    asked += [
+        encode_request(one, candidates=candidates),
+        encode_request(one, candidates=candidates + 1),
+        encode_request(one.slice(0, 3)),
+    ]
     keys = [request_key(tensors) for tensors in asked]
     assert all(key.shape == (len(tensors["noise_key"]), 1) for key, tensors in zip(keys, asked, strict=True))
     assert len({int(key[0, 0]) for key in keys}) == len(keys)
-    assert np.array_equal(request_key(encode(contexts(4))), keys[0])
+    assert np.array_equal(request_key(encode_request(contexts(4))), keys[0])
 
 
 def test_who_answers_is_asked_before_anything_else():
@@ -482,16 +486,16 @@ def test_who_answers_is_asked_before_anything_else():
         scorer(Server(version=4))
     with pytest.raises(ModelVersionMismatch, match="a different model"):
         scorer(Server(), digest=78)
-    assert scorer(Server(), digest=77).identity == Identity(3, 77, CATALOGUE)
+    assert scorer(Server(), digest=77).identity == ModelIdentity(3, 77, CATALOGUE)
 
 
 def test_waiting_requests_are_joined_and_each_gets_its_own_rows():
-    module, identity = Module(), Identity(3, 77, CATALOGUE)
+    module, identity = Module(), ModelIdentity(3, 77, CATALOGUE)
 
     def request(rows, *, exclude=1, key=0, k=2, **extra):
         part = contexts(rows, exclude)
         part = Contexts(**{**vars(part), "noise_key": part.noise_key + key})
-        return encode(part, k=k, **extra)
+        return encode_request(part, k=k, **extra)
 
     candidates = np.arange(6, dtype=np.int32).reshape(2, 3)
     requests = [
@@ -503,7 +507,7 @@ def test_waiting_requests_are_joined_and_each_gets_its_own_rows():
         request(1, key=5),
         request(2, k=0),
     ]
-    answers = answer(module, identity, requests)
+    answers = answer_requests(module, identity, requests)
     assert module.batches == [6, 2, 2]
     assert answers[0]["items"].tolist() == [[1, 2], [8, 9], [15, 16]]
     assert answers[1]["items"].tolist() == [[2, 3], [9, 10]]

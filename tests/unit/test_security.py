@@ -162,12 +162,12 @@ def test_servers_are_on_loopback():
 
 def test_the_container_keeps_triton_s_control_to_itself():
     """As the local server does; and nothing of HTTP but its health is open, from inside of the container alone."""
-    from scalr_prod.scoring.security import CONTROL
+    from scalr_prod.scoring.security import CONTROL_PROTOCOLS
 
     command = (ROOT / "deploy" / "triton.Dockerfile").read_text().partition("\nCMD")[2]
-    assert f"--grpc-restricted-protocol={','.join(CONTROL)}:scalr=${{SCALR_TRITON_SECRET:?}}" in command
+    assert f"--grpc-restricted-protocol={','.join(CONTROL_PROTOCOLS)}:scalr=${{SCALR_TRITON_SECRET:?}}" in command
     assert "--http-address=127.0.0.1" in command
-    open_to_all = {"health", "metadata", "inference", "model-config", *CONTROL}
+    open_to_all = {"health", "metadata", "inference", "model-config", *CONTROL_PROTOCOLS}
     restricted = re.search(r"--http-restricted-api=([a-z,-]+):scalr=", command)
     assert open_to_all - set(restricted[1].split(",")) == {"health"}
 

@@ -17,9 +17,9 @@ from scalr_prod import __version__
 from scalr_prod.errors import ServingError
 from scalr_prod.project import Project
 from scalr_prod.serving import interpreters, virtualenvs
-from scalr_prod.serving.environment import environment_places, find_environment, require_environment
-from scalr_prod.serving.installer import _compiled, plan_serving
-from scalr_prod.serving.virtualenvs import Recipe, build
+from scalr_prod.serving.environment import environment_candidates, find_environment, require_environment
+from scalr_prod.serving.installer import _precompile, plan_serving
+from scalr_prod.serving.virtualenvs import EnvironmentSpec, build_environment
 from scalr_prod.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,28 +45,28 @@ def test_other_scorers_need_no_environment(project, serving):
 
 def test_an_environment_of_another_version_of_the_package_is_not_used(project):
     environment = find_environment(load_settings(project))
-    assert environment.problem() is None
+    assert environment.find_problem() is None
     other = replace(environment, packages=environment.packages | {"scalr-prod": "0.0.1"})
-    assert other.problem() == f"scalr-prod 0.0.1 is installed there, and {__version__} here"
+    assert other.find_problem() == f"scalr-prod 0.0.1 is installed there, and {__version__} here"
 
 
 @pytest.mark.slow
 def test_what_the_model_imports_is_kept_compiled_and_what_cannot_be_imported_is_told(project, tmp_path):
     environment = find_environment(load_settings(project))
-    assert _compiled(environment) is None
+    assert _precompile(environment) is None
     packages = next(environment.folder.glob("lib/python3*/site-packages"))
     assert all(list((packages / name / "__pycache__").glob("__init__.*.pyc")) for name in ("numba", "numpy", "torch"))
     broken = tmp_path / "bin" / "python"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho no torch >&2\nexit 1\n")
     broken.chmod(0o755)
-    assert _compiled(replace(environment, folder=tmp_path)) == "the model's imports fail: no torch"
+    assert _precompile(replace(environment, folder=tmp_path)) == "the model's imports fail: no torch"
 
 
 def test_the_plan_is_made_from_what_ships_with_the_package(project, tmp_path):
     plan = plan_serving(folder=tmp_path / "new")
     assert (plan.folder, plan.exists, plan.package) == (tmp_path / "new", False, ROOT)
-    assert plan.minor in interpreters.MINORS
+    assert plan.minor in interpreters.SUPPORTED_MINORS
     wanted = [line for line in plan.requirements.read_text().splitlines() if not line.startswith("#")]
     assert {line.partition("<")[0].partition(">")[0].partition("=")[0] for line in wanted} == {
         "numba",
@@ -90,8 +90,8 @@ def test_the_environment_that_is_used_is_the_one_that_is_brought_up_to_date(proj
 def test_without_a_virtual_environment_nothing_goes_beside_the_systems_python(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     monkeypatch.chdir(tmp_path)
-    assert Path(sys.base_prefix).parent / ".venv-triton" not in environment_places(None)
-    assert tmp_path / ".venv-triton" in environment_places(None)
+    assert Path(sys.base_prefix).parent / ".venv-triton" not in environment_candidates(None)
+    assert tmp_path / ".venv-triton" in environment_candidates(None)
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
@@ -104,7 +104,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 
 
 def test_a_machine_without_a_fitting_python_is_told_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(interpreters, "MINORS", ("3.99",))
+    monkeypatch.setattr(interpreters, "SUPPORTED_MINORS", ("3.99",))
     with pytest.raises(ServingError, match=r"needs Python 3\.99") as caught:
         plan_serving(folder=tmp_path / "new")
     assert "pip install uv" in caught.value.next_step
@@ -137,7 +137,7 @@ def index(request, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setattr(virtualenvs, "has_gpu", lambda: False)
+    monkeypatch.setattr(virtualenvs, "has_nvidia_gpu", lambda: False)
     if request.param == "pip":
         monkeypatch.setattr(virtualenvs, "find_uv", lambda: None)
     return folder
@@ -152,15 +152,15 @@ def empty(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path, empty, monkeypatch) -> Recipe:
+def recipe(tmp_path, empty, monkeypatch) -> EnvironmentSpec:
     """What is made is a copy of the empty one, instead of another."""
     monkeypatch.setattr(virtualenvs, "_make_venv", lambda folder, *_, **__: shutil.copytree(empty, folder, symlinks=True))
     constraints = tmp_path / "constraints.txt"
     constraints.write_text("torch==2.13.0\n")
-    return Recipe(tmp_path / "environment", sys.executable, constraints, ("torch>=2.6",))
+    return EnvironmentSpec(tmp_path / "environment", sys.executable, constraints, ("torch>=2.6",))
 
 
-def installed(recipe: Recipe) -> set[str]:
+def installed(recipe: EnvironmentSpec) -> set[str]:
     found = [path.name.split("-")[0] for path in (recipe.folder / "lib").glob("python*/site-packages/*.dist-info")]
     return set(found) - {"pip", "setuptools"}
 
@@ -170,10 +170,10 @@ def test_an_index_that_has_the_cuda_build_alone_is_told_of(index, recipe, caplog
     add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
     add_wheel(index, "nvidia_cublas", "13.1.0")
     with pytest.raises(ServingError, match="only the CUDA build of torch") as caught:
-        build(recipe, torch="cpu")
+        build_environment(recipe, torch="cpu")
     assert "PIP_FIND_LINKS" in caught.value.next_step
     assert not recipe.folder.exists(), "what was begun is removed again"
-    build(recipe)
+    build_environment(recipe)
     assert "only the CUDA build of torch" in caplog.text
     assert installed(recipe) == {"torch", "nvidia_cublas"}
 
@@ -188,7 +188,7 @@ def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
     add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
     add_wheel(index, "nvidia_cublas", "13.1.0")
     add_wheel(index, "torch", "2.13.0+cpu")
-    build(recipe)
+    build_environment(recipe)
     assert installed(recipe) == {"torch"}
     assert not caplog.text
 
@@ -197,13 +197,13 @@ def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
 @uv_by_day
 def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
     add_wheel(index, "torch", "2.13.0+cpu")
-    build(recipe)
+    build_environment(recipe)
     with pytest.raises(ServingError, match="could not install") as caught:
-        build(replace(recipe, requirements=("torch>=2.6", "nowhere-to-be-found")))
+        build_environment(replace(recipe, requirements=("torch>=2.6", "nowhere-to-be-found")))
     assert caught.value.next_step
     assert installed(recipe) == {"torch"}
     add_wheel(index, "own", "1")
-    build(replace(recipe, alone=(str(index / "own-1-py3-none-any.whl"),)))
+    build_environment(replace(recipe, alone=(str(index / "own-1-py3-none-any.whl"),)))
     assert installed(recipe) == {"torch", "own"}
 
 
@@ -218,8 +218,8 @@ def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
     ],
 )
 def test_an_environment_that_cannot_see_the_gpu_says_so(tmp_path, monkeypatch, version, gpu, told):
-    monkeypatch.setattr(virtualenvs, "has_gpu", lambda: gpu)
-    found = virtualenvs.unseen_gpu(tmp_path, version)
+    monkeypatch.setattr(virtualenvs, "has_nvidia_gpu", lambda: gpu)
+    found = virtualenvs.describe_unseen_gpu(tmp_path, version)
     assert (found is not None) == told
     if told:
         assert f"remove {tmp_path}, then run: scalr serving install --torch cuda" in found

@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table, schema_of
-from scalr_prod.downstream.evaluation import ARMS, _checked
+from scalr_prod.contracts import Table, table_schema
+from scalr_prod.downstream.evaluation import ALL_ARMS, _select_arms
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
 from scalr_prod.feast_store import apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
@@ -163,7 +163,7 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
     settings = load(ONE + TARGET)
     lake = Lake.open(settings)
     table = Table.SYNTHETIC_TARGET_EVENTS
-    schema = schema_of(table, user="string", item="int64", source_item="int64")
+    schema = table_schema(table, user="string", item="int64", source_item="int64")
     former = pa.schema([column for column in schema if column.name != "source_domain"])
     lake.create(table, former)
     moment = datetime(2024, 5, 1, tzinfo=UTC)
@@ -189,9 +189,9 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
 
 def test_an_arm_leaves_each_of_several_out():
     estimators = ("popularity", "linear")
-    assert _checked(("without_books",), estimators, ("books", "music"))[-1] == "without_books"
+    assert _select_arms(("without_books",), estimators, ("books", "music"))[-1] == "without_books"
     assert {"without_books", "without_music"} <= set(
-        _checked((*ARMS, "without_books", "without_music"), estimators, ("books", "music"))
+        _select_arms((*ALL_ARMS, "without_books", "without_music"), estimators, ("books", "music"))
     )
     with pytest.raises(EvaluationError, match="no arm without_books"):
-        _checked(("without_books",), estimators, ("books",))
+        _select_arms(("without_books",), estimators, ("books",))

@@ -53,6 +53,6 @@ def test_a_hook_sees_the_run_its_stages_and_how_they_end(recorder):
 
 
 def test_lineage_and_metrics_are_hooks_of_this_package():
-    assert list(STAGE_HOOKS.own) == ["lineage", "metrics"]
-    for name in STAGE_HOOKS.own:
+    assert list(STAGE_HOOKS.builtin) == ["lineage", "metrics"]
+    for name in STAGE_HOOKS.builtin:
         assert STAGE_HOOKS.load(name, stages.StageHook)

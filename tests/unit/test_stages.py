@@ -6,7 +6,17 @@ import pytest
 
 from scalr_prod.errors import ScalrError
 from scalr_prod.settings import load_settings
-from scalr_prod.stages import GRAPH, OF_RUN, Job, PipelineReport, Stage, path, step, walk, work
+from scalr_prod.stages import (
+    GRAPH,
+    OF_RUN,
+    PipelineContext,
+    PipelineReport,
+    Stage,
+    execute_stages,
+    single_stage,
+    stages_to,
+    work,
+)
 
 
 def names(stages):
@@ -22,7 +32,7 @@ def test_every_stage_comes_after_what_it_needs():
 
 
 def test_a_whole_run_is_every_stage():
-    assert names(path()) == names(GRAPH)
+    assert names(stages_to()) == names(GRAPH)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +45,11 @@ def test_a_whole_run_is_every_stage():
     ],
 )
 def test_a_part_of_the_graph_is_what_lies_between(first, last, expected):
-    assert names(path(first, last)) == expected
+    assert names(stages_to(first, last)) == expected
 
 
 def test_a_day_has_the_translator_that_is_there():
-    heavy = [stage.name for stage in path(last="late", without=("translator",)) if not stage.light]
+    heavy = [stage.name for stage in stages_to(last="late", exclude=("translator",)) if not stage.light]
     assert heavy == ["ingest", "histories", "generate", "validate", "publish", "late"]
 
 
@@ -56,17 +66,17 @@ def test_a_day_has_the_translator_that_is_there():
     ],
 )
 def test_one_stage_takes_the_light_ones_along(stage, expected):
-    assert names(step(stage)) == expected
+    assert names(single_stage(stage)) == expected
 
 
 def test_several_stages_take_along_what_each_of_them_does():
-    assert names(step("generate", "publish")) == ["serving", "policy", "feast", "plan", "generate", "publish"]
+    assert names(single_stage("generate", "publish")) == ["serving", "policy", "feast", "plan", "generate", "publish"]
 
 
 def test_a_job_that_goes_on_with_a_run_plans_no_other(monkeypatch):
     monkeypatch.setattr("scalr_prod.generation.plan_run", lambda *_, **__: "another")
     for spec, expected in (("this", "this"), (None, "another")):
-        job = Job(None, spec=spec)
+        job = PipelineContext(None, spec=spec)
         work.plan(job)
         assert job.spec == expected
 
@@ -81,8 +91,9 @@ def stage(name, work, *, light=False):
 
 
 def test_a_walk_keeps_reports_and_the_seconds_of_what_takes_time(settings):
-    job = walk(
-        Job(settings), [stage("a", lambda _: Made()), stage("b", lambda _: None, light=True), stage("c", lambda _: None)]
+    job = execute_stages(
+        PipelineContext(settings),
+        [stage("a", lambda _: Made()), stage("b", lambda _: None, light=True), stage("c", lambda _: None)],
     )
     assert job.reports["a"].to_json() == {"made": True}
     assert list(job.reports) == ["a"]
@@ -96,34 +107,37 @@ def test_a_failure_names_its_stage_and_ends_the_walk(settings):
         raise ScalrError("broke", where="x", next_step="y")
 
     with pytest.raises(ScalrError) as caught:
-        walk(Job(settings), [stage("a", lambda _: done.append("a")), stage("b", fails), stage("c", lambda _: done.append("c"))])
+        execute_stages(
+            PipelineContext(settings),
+            [stage("a", lambda _: done.append("a")), stage("b", fails), stage("c", lambda _: done.append("c"))],
+        )
     assert caught.value.stage == "b"
     assert done == ["a"]
 
 
 def test_a_report_for_people_leaves_out_what_was_not_done():
     published = {"rows": 7, "table": "synthetic_target_events", "outcome": "published"}
-    shown = PipelineReport("run_0", {"publish": 1.23}, {"publish": published}).for_people()
+    shown = PipelineReport("run_0", {"publish": 1.23}, {"publish": published}).to_summary()
     assert list(shown) == ["run_id", "published", "seconds", "next"]
     assert shown["published"] == "7 rows in synthetic_target_events (published)"
 
 
 def test_a_job_without_a_run_says_what_is_missing():
     with pytest.raises(ScalrError, match="no run is planned"):
-        PipelineReport.of(Job(None))
+        PipelineReport.from_context(PipelineContext(None))
 
 
 def test_the_stages_of_a_run_are_those_from_its_plan_to_late_events():
-    assert names(path("plan", "late")) == list(OF_RUN)
+    assert names(stages_to("plan", "late")) == list(OF_RUN)
 
 
 def test_a_job_that_generates_no_event_does_the_other_stages(settings):
-    job = Job(settings, not_generated="λ is 0")
-    done = walk(job, [stage(name, lambda _: Made()) for name in ("policy", *OF_RUN, "dataset")])
+    job = PipelineContext(settings, not_generated="λ is 0")
+    done = execute_stages(job, [stage(name, lambda _: Made()) for name in ("policy", *OF_RUN, "dataset")])
     assert list(done.reports) == ["policy", "dataset"]
-    report = PipelineReport.of(done)
+    report = PipelineReport.from_context(done)
     assert (report.run_id, report.not_generated) == (None, "λ is 0")
-    shown = PipelineReport(None, {}, {}, "λ is 0").for_people()
+    shown = PipelineReport(None, {}, {}, "λ is 0").to_summary()
     assert next(iter(shown.items())) == ("no events", "λ is 0")
 
 
@@ -139,7 +153,7 @@ def test_a_job_that_generates_no_event_does_the_other_stages(settings):
 def test_a_whole_run_generates_nothing_where_nothing_would_weigh(settings_with, caplog, lines, why):
     caplog.set_level("INFO", logger="scalr_prod")
     settings = load_settings(settings_with(f"[training_set]\n{lines}\n"))
-    whole, alone = Job(settings, whole=True), Job(settings)
+    whole, alone = PipelineContext(settings, whole=True), PipelineContext(settings)
     for job in (whole, alone):
         work.policy(job)
     assert alone.not_generated is None

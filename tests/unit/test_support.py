@@ -143,10 +143,10 @@ def test_ledgers_share_migrations_and_have_the_schema_that_these_make(tmp_path):
         engine.dispose()
         return made, version
 
-    by_alembic = schema("alone", lambda connection: command.upgrade(migrations.config(connection), migrations.HEAD))
+    by_alembic = schema("alone", lambda connection: command.upgrade(migrations.alembic_config(connection), migrations.HEAD))
     assert [schema(name, migrations.upgrade) for name in ("first", "second")] == [by_alembic] * 2
     assert by_alembic[1] == migrations.HEAD
-    begun = schema("begun", lambda connection: command.upgrade(migrations.config(connection), "0001"))
+    begun = schema("begun", lambda connection: command.upgrade(migrations.alembic_config(connection), "0001"))
     assert schema("begun", migrations.upgrade) == by_alembic != begun, "one that holds something goes the whole way"
 
 

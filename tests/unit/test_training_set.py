@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 from training_set_folder import write_version
 
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.growth import ALWAYS
-from scalr_prod.instants import micros
+from scalr_prod.growth import UNBOUNDED
+from scalr_prod.instants import to_micros
 from scalr_prod.training_set import TrainingSet
-from scalr_prod.training_set.changes import Changes
-from scalr_prod.training_set.manifest import fingerprint_of, verify
-from scalr_prod.training_set.parts import Figures, Former, Part, grouped, untouched
-from scalr_prod.training_set.periods import Period, cut, day_of, gaps
+from scalr_prod.training_set.changes import InputChanges
+from scalr_prod.training_set.manifest import compute_fingerprint, verify_files
+from scalr_prod.training_set.parts import DatasetPartition, PartitionStatistics, PreviousVersion, group_days, reusable
+from scalr_prod.training_set.periods import Period, merge_periods, uncovered_spans, utc_day
 from scalr_prod.training_set.spine import Spine
 from scalr_prod.training_set.torch_data import _share, _together
 
@@ -103,7 +103,7 @@ def test_a_folder_without_a_manifest_is_no_version(tmp_path):
 
 def test_a_changed_missing_or_added_file_is_found(made):
     opened = made()
-    verify(opened.path, opened.manifest)
+    verify_files(opened.path, opened.manifest)
     first = opened.files[0]
     kept = first.read_bytes()
 
@@ -155,7 +155,7 @@ def test_rows_hold_left_padded_histories_and_ages_in_days(made):
         assert row["item"] == vocabulary.encode("target_items", [want["item_id"]])[0]
         assert row["label"] == want["label"]
         assert row["weight"] == pytest.approx(want["weight"])
-        assert row["event_time"] == micros(want["event_timestamp"])
+        assert row["event_time"] == to_micros(want["event_timestamp"])
         for domain, kind in (("source", "source_items"), ("target", "target_items")):
             ids = (want[f"{domain}_user_history__item_ids"] or [])[-4:]
             stamps = (want[f"{domain}_user_history__event_timestamps"] or [])[-4:]
@@ -252,17 +252,17 @@ def test_pieces_of_the_spine_are_of_the_sizes_asked_for_and_in_order(tmp_path, m
     monkeypatch.setattr("scalr_prod.training_set.spine._BATCH", 10)
     path = tmp_path / "spine.parquet"
     pq.write_table(pa.table({"n": np.arange(100)}), path, row_group_size=33)
-    pieces = list(Spine(path, {}).pieces(sizes))
+    pieces = list(Spine(path, {}).iter_tables(sizes))
     assert [piece.num_rows for piece in pieces] == sizes
     assert [number for piece in pieces for number in piece["n"].to_pylist()] == list(range(sum(sizes)))
 
 
 def day(text: str) -> Period:
-    return day_of(micros(datetime.fromisoformat(f"{text}T05:00+00:00")))
+    return utc_day(to_micros(datetime.fromisoformat(f"{text}T05:00+00:00")))
 
 
 def until(text: str) -> int:
-    return micros(datetime.fromisoformat(f"{text}T00:00+00:00"))
+    return to_micros(datetime.fromisoformat(f"{text}T00:00+00:00"))
 
 
 def test_old_months_and_years_are_one_part_where_they_are_small():
@@ -270,7 +270,7 @@ def test_old_months_and_years_are_one_part_where_they_are_small():
     rows[day("2023-05-05")] = rows[day("2023-05-06")] = 30
 
     def starts(cutoff: str, limit: int) -> list[str]:
-        return [period.name for period in cut(rows, cutoff=until(cutoff), limit=limit)]
+        return [period.name for period in merge_periods(rows, cutoff=until(cutoff), limit=limit)]
 
     assert starts("2024-05-01", 50) == [
         "2022-01-01", "2023-02-01", "2023-05-05", "2023-05-06", "2024-03-01", "2024-04-30",
@@ -278,34 +278,35 @@ def test_old_months_and_years_are_one_part_where_they_are_small():
     assert starts("2024-05-02", 50)[-2:] == ["2024-03-01", "2024-04-30"]
     assert starts("2024-05-02", 80)[1] == "2023-01-01", "a whole year"
     assert starts("2022-12-31", 80)[:2] == ["2022-01-01", "2022-12-31"], "no year that has not ended"
-    assert cut(rows, cutoff=until("2024-05-02"), limit=80)[0] == Period(until("2022-01-01"), until("2023-01-01"))
+    assert merge_periods(rows, cutoff=until("2024-05-02"), limit=80)[0] == Period(until("2022-01-01"), until("2023-01-01"))
 
 
 def test_a_cut_of_kept_parts_and_days_is_the_cut_of_days_alone():
     draw = np.random.default_rng(4)
-    days = sorted({day_of(until("2021-06-01") + int(number) * DAY) for number in draw.integers(0, 1000, 300)})
+    days = sorted({utc_day(until("2021-06-01") + int(number) * DAY) for number in draw.integers(0, 1000, 300)})
     rows = {period: int(count) for period, count in zip(days, draw.integers(1, 30, len(days)), strict=True)}
     earlier = {period: count for period, count in rows.items() if period.end <= until("2023-08-11")}
-    former = cut(earlier, cutoff=until("2023-08-11"), limit=100)
-    totals = {larger: sum(count for one, count in earlier.items() if larger.holds(one)) for larger in former}
+    former = merge_periods(earlier, cutoff=until("2023-08-11"), limit=100)
+    totals = {larger: sum(count for one, count in earlier.items() if larger.contains(one)) for larger in former}
     parts = {
-        period: Part(period, Figures(total, total, 0, period.start, period.start, 0), ()) for period, total in totals.items()
+        period: DatasetPartition(period, PartitionStatistics(total, total, 0, period.start, period.start, 0), ())
+        for period, total in totals.items()
     }
     changed = (until("2022-05-05"), until("2022-05-07"))
-    changes = Changes((changed,), ALWAYS[1])
-    kept = untouched(Former(Path(), {}, parts), changes, cutoff=until("2024-03-01"), limit=100)
+    changes = InputChanges((changed,), UNBOUNDED[1])
+    kept = reusable(PreviousVersion(Path(), {}, parts), changes, cutoff=until("2024-03-01"), limit=100)
     assert len(former) > len(kept) > 20
-    assert not any(period.meets(*changed) for period in kept)
-    spans = gaps(kept, ALWAYS[0], until("2024-03-01"))
+    assert not any(period.overlaps(*changed) for period in kept)
+    spans = uncovered_spans(kept, UNBOUNDED[0], until("2024-03-01"))
     staged = {
-        one: Figures(rows[one], rows[one], 0, one.start, one.start, 1)
+        one: PartitionStatistics(rows[one], rows[one], 0, one.start, one.start, 1)
         for one in days
         if any(a <= one.start < b for a, b in spans)
     }
-    found = grouped(staged, kept, cutoff=until("2024-03-01"), limit=100)
-    assert sorted([*kept, *found]) == cut(rows, cutoff=until("2024-03-01"), limit=100)
+    found = group_days(staged, kept, cutoff=until("2024-03-01"), limit=100)
+    assert sorted([*kept, *found]) == merge_periods(rows, cutoff=until("2024-03-01"), limit=100)
     for period in found:
-        inside = [one for one in days if period.holds(one)]
+        inside = [one for one in days if period.contains(one)]
         assert (found[period].rows, found[period].digest) == (sum(rows[one] for one in inside), len(inside))
 
 
@@ -318,10 +319,10 @@ def test_small_groups_are_shared_out_by_their_rows():
 
 
 def test_the_fingerprint_depends_on_content_not_on_order():
-    assert fingerprint_of({"a": 1, "b": [2]}) == fingerprint_of({"b": [2], "a": 1})
-    assert fingerprint_of({"a": 1}) != fingerprint_of({"a": 2})
+    assert compute_fingerprint({"a": 1, "b": [2]}) == compute_fingerprint({"b": [2], "a": 1})
+    assert compute_fingerprint({"a": 1}) != compute_fingerprint({"a": 2})
 
 
 def test_micros_are_exact():
     moment = datetime(2262, 4, 11, 23, 47, 16, 854_775, tzinfo=UTC)
-    assert micros(moment) == 9_223_372_036_854_775
+    assert to_micros(moment) == 9_223_372_036_854_775

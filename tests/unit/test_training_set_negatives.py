@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.training_set.negatives import Events, Pool, draw_negatives
+from scalr_prod.training_set.negatives import NegativePool, UserEvents, draw_negatives
 
 
-def made(seed: int, *, events: int = 400, users: int = 25, items: int = 40, span: int = 60) -> tuple[Events, np.ndarray]:
+def made(seed: int, *, events: int = 400, users: int = 25, items: int = 40, span: int = 60) -> tuple[UserEvents, np.ndarray]:
     """Random events with many ties in time, items numbered by their first event."""
     rng = np.random.default_rng(seed)
     user, time, item = rng.integers(1, users + 1, events), rng.integers(0, span, events), rng.integers(0, items, events)
@@ -20,14 +20,14 @@ def made(seed: int, *, events: int = 400, users: int = 25, items: int = 40, span
     order = np.lexsort((item, time, user))
     keys = rng.integers(0, 2**63, events).astype(np.uint64)
     labelled = time[order] >= span // 4
-    return Events(user[order], item[order].astype(np.int32), time[order], keys, labelled), np.sort(list(first.values()))
+    return UserEvents(user[order], item[order].astype(np.int32), time[order], keys, labelled), np.sort(list(first.values()))
 
 
-def pool_of(events: Events, first_seen: np.ndarray, kind: str) -> Pool:
+def pool_of(events: UserEvents, first_seen: np.ndarray, kind: str) -> NegativePool:
     if kind == "uniform":
-        return Pool(np.arange(len(first_seen), dtype=np.int32), first_seen)
+        return NegativePool(np.arange(len(first_seen), dtype=np.int32), first_seen)
     order = np.lexsort((events.items, events.times))
-    return Pool(events.items[order], events.times[order])
+    return NegativePool(events.items[order], events.times[order])
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
@@ -63,7 +63,7 @@ def test_the_same_events_give_the_same_negatives_whoever_else_is_drawn_for():
     pool = pool_of(events, first_seen, "uniform")
     rows, items = draw_negatives(events, pool, 4, seed=9)
     some = np.flatnonzero(events.users % 2 == 0)
-    alone = Events(*(getattr(events, name)[some] for name in ("users", "items", "times", "keys", "labelled")))
+    alone = UserEvents(*(getattr(events, name)[some] for name in ("users", "items", "times", "keys", "labelled")))
     rows_alone, items_alone = draw_negatives(alone, pool, 4, seed=9)
     together = {(r, i) for r, i in zip(rows, items, strict=True) if events.users[r] % 2 == 0}
     assert together == {(some[r], i) for r, i in zip(rows_alone, items_alone, strict=True)}
@@ -78,9 +78,9 @@ def test_another_seed_gives_other_negatives():
 
 def test_popular_items_are_drawn_in_proportion_to_their_events_before():
     """One user who has consumed nothing of the pool, at a time after all events: 10, 30 and 60 events of three items."""
-    pool = Pool(np.repeat(np.arange(3, dtype=np.int32), [10, 30, 60]), np.arange(100))
+    pool = NegativePool(np.repeat(np.arange(3, dtype=np.int32), [10, 30, 60]), np.arange(100))
     draws = 6000
-    events = Events(
+    events = UserEvents(
         users=np.arange(1, draws + 1),
         items=np.full(draws, 3, np.int32),
         times=np.full(draws, 1000),
@@ -89,11 +89,11 @@ def test_popular_items_are_drawn_in_proportion_to_their_events_before():
     )
     _, items = draw_negatives(events, pool, 1, seed=0)
     assert np.bincount(items) / draws == pytest.approx([0.1, 0.3, 0.6], abs=0.02)
-    _, items = draw_negatives(events, Pool(np.arange(3, dtype=np.int32), np.arange(3)), 1, seed=0)
+    _, items = draw_negatives(events, NegativePool(np.arange(3, dtype=np.int32), np.arange(3)), 1, seed=0)
     assert np.bincount(items) / draws == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
 def test_nothing_is_drawn_before_the_first_item_was_seen():
-    events = Events(np.array([1]), np.array([0], np.int32), np.array([5]), np.array([7], np.uint64), np.array([True]))
-    rows, items = draw_negatives(events, Pool(np.array([0], np.int32), np.array([5])), 3, seed=0)
+    events = UserEvents(np.array([1]), np.array([0], np.int32), np.array([5]), np.array([7], np.uint64), np.array([True]))
+    rows, items = draw_negatives(events, NegativePool(np.array([0], np.int32), np.array([5])), 3, seed=0)
     assert len(rows) == len(items) == 0

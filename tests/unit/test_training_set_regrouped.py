@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.training_set.by_key import Groups, _bucketed
+from scalr_prod.training_set.by_key import JoinGroups, _bucketed
 from scalr_prod.training_set.features import _plan_files
-from scalr_prod.training_set.periods import day_of
-from scalr_prod.training_set.regrouped import Regrouped
+from scalr_prod.training_set.periods import utc_day
+from scalr_prod.training_set.regrouped import GroupedArrowFile
 
 DAY = 86_400_000_000
 
@@ -27,32 +27,32 @@ def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path):
     numbers = drawn.permutation(1_000)
     groups = np.sort(drawn.integers(0, 40, 1_000))[drawn.permutation(1_000)]
     groups[groups == 7] = 8
-    with Regrouped(tmp_path / "kept.arrow", "row") as kept:
+    with GroupedArrowFile(tmp_path / "kept.arrow", "row") as kept:
         for place in range(0, 1_000, 130):  # the last is shorter
             some = numbers[place : place + 130]
-            kept.put(rows(some), groups[some])
-        kept.put(rows(numbers[:0]), groups[:0])
+            kept.append(rows(some), groups[some])
+        kept.append(rows(numbers[:0]), groups[:0])
         assert kept.groups == sorted(set(groups.tolist()))
         for group in reversed(kept.groups):
-            assert kept.take(group).equals(rows(np.flatnonzero(groups == group)))
+            assert kept.read_group(group).equals(rows(np.flatnonzero(groups == group)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_without_numbers_come_back_as_they_were_put(tmp_path):
-    with Regrouped(tmp_path / "kept.arrow") as kept:
-        kept.put(rows(np.array([9, 2, 7, 1])), np.array([1, 0, 1, 0]))
-        kept.put(rows(np.array([0, 8])), np.array([1, 1]))
+    with GroupedArrowFile(tmp_path / "kept.arrow") as kept:
+        kept.append(rows(np.array([9, 2, 7, 1])), np.array([1, 0, 1, 0]))
+        kept.append(rows(np.array([0, 8])), np.array([1, 1]))
         assert kept.groups == [0, 1]
-        assert kept.take(1).equals(rows(np.array([9, 7, 0, 8])))
-        assert kept.take(0).equals(rows(np.array([2, 1])))
+        assert kept.read_group(1).equals(rows(np.array([9, 7, 0, 8])))
+        assert kept.read_group(0).equals(rows(np.array([2, 1])))
 
 
 def test_an_error_leaves_no_file(tmp_path):
     def fail() -> None:
-        with Regrouped(tmp_path / "kept.arrow", "row") as kept:
-            kept.put(rows(np.arange(3)), np.zeros(3, np.int64))
+        with GroupedArrowFile(tmp_path / "kept.arrow", "row") as kept:
+            kept.append(rows(np.arange(3)), np.zeros(3, np.int64))
             assert (tmp_path / "kept.arrow").exists()
-            kept.put(rows(np.arange(3)).drop_columns("text"), np.zeros(3, np.int64))
+            kept.append(rows(np.arange(3)).drop_columns("text"), np.zeros(3, np.int64))
 
     with pytest.raises(pa.ArrowInvalid):
         fail()
@@ -60,7 +60,7 @@ def test_an_error_leaves_no_file(tmp_path):
 
 
 def test_files_go_together_up_to_the_limit_past_what_is_not_written():
-    days = [day_of(number * DAY) for number in range(6)]
+    days = [utc_day(number * DAY) for number in range(6)]
     periods = dict(zip(days, (4, 3, 25, 4, 2, 9), strict=True))
     files = _plan_files(periods, [day for day in days if day != days[1]], 10)
     assert [(file.rows, file.group) for file in files] == [
@@ -72,10 +72,10 @@ def test_files_go_together_up_to_the_limit_past_what_is_not_written():
 
 def test_a_row_belongs_to_the_group_of_its_piece():
     sizes, numbers = np.array([4, 3, 10, 5, 6]), np.array([0, -1, 0, 1, -1])
-    groups = Groups(np.cumsum(sizes), numbers)
+    groups = JoinGroups(np.cumsum(sizes), numbers)
     every = np.arange(sizes.sum())
-    assert groups.of(every).tolist() == np.repeat(numbers, sizes).tolist()
-    assert groups.sql("n") == "(n >= 0 AND n < 4 OR n >= 7 AND n < 22)"
+    assert groups.group_numbers(every).tolist() == np.repeat(numbers, sizes).tolist()
+    assert groups.membership_sql("n") == "(n >= 0 AND n < 4 OR n >= 7 AND n < 22)"
 
 
 @pytest.mark.parametrize("ids", ["int64", "string"])
@@ -91,7 +91,7 @@ def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
     )
     path = tmp_path / "it's a [spine].parquet"
     pq.write_table(spine, path, row_group_size=700)
-    groups = Groups(np.array([500, 1_200, 3_000]), np.array([0, -1, 1]))
+    groups = JoinGroups(np.array([500, 1_200, 3_000]), np.array([0, -1, 1]))
     connection = duckdb.connect(config={"threads": 2, "preserve_insertion_order": False})
     connection.execute("SET TimeZone = 'UTC'")
     found = list(_bucketed(connection, path, groups, "user_id", limit))
@@ -117,7 +117,7 @@ def test_no_share_is_more_than_a_join_takes_where_no_key_is(tmp_path):
     path = tmp_path / "spine.parquet"
     pq.write_table(pa.table({"user_id": item, "item_id": item, "event_timestamp": times}), path)
     with duckdb.connect() as connection:
-        found = _bucketed(connection, path, Groups(np.array([len(item)]), np.array([0])), "item_id", 100)
+        found = _bucketed(connection, path, JoinGroups(np.array([len(item)]), np.array([0])), "item_id", 100)
         sizes = np.bincount(np.concatenate([share for _, share in found]))
     assert sizes.sum() == len(item)
     assert sizes.max() <= 100

@@ -10,13 +10,13 @@ import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.calibration import TABLES, calibrate, neutral, table_of
-from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.layout import OURS
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, fold_table_name, uncalibrated_tables
+from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.translator.layout import BUILTIN_LAYOUT
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 TRUE = {"factorisation": 2.0, "sequential": 0.5, "count": 0.2, "days_20_from_1": 1.5, "days_90_from_4": -0.8}
 
@@ -27,15 +27,17 @@ class World:
     def __init__(self) -> None:
         torch.set_num_threads(1)
         log = make_log(target_items=60)
-        self.pairs = Pairs.of(log, 70 * DAY, SETTINGS, popularity_until=100 * DAY)
-        self.tensors = fit_sets(self.pairs, {-1: np.zeros(len(log.users), bool)}, lambda _: None)
+        self.pairs = TrainingSlice.from_log(log, 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+        self.tensors = fit_parameter_sets(self.pairs, {-1: np.zeros(len(log.users), bool)}, lambda _: None)
         rows = np.flatnonzero(log.target.time >= 70 * DAY)
         indices = {"source_index": self.pairs.source_index, "target_index": self.pairs.target_index}
-        contexts, self.labels = contexts_at(log, rows, **indices)
+        contexts, self.labels = contexts_and_labels(log, rows, **indices)
         again = np.tile(np.arange(len(contexts)), 20)
         self.contexts = contexts.take(again)
-        plain = self.module(neutral())
-        mean, spread = tastes.spread(tastes.raw(plain.parameter_set(-1).tastes, Batch.of(self.contexts, plain.first_seen)))
+        plain = self.module(uncalibrated_tables())
+        mean, spread = tastes.trait_moments(
+            tastes.raw_traits(plain.parameter_set(-1).traits, ContextBatch.from_contexts(self.contexts, plain.first_seen))
+        )
         self.tensors |= {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 
     def module(self, calibration: dict[str, torch.Tensor]) -> TranslatorModule:
@@ -49,19 +51,19 @@ class World:
 
 def mixing(weights: dict[str, float]) -> dict[str, torch.Tensor]:
     """A calibration whose mixture has these weights, of tastes as the world measures them."""
-    calibration = {table: neutral()[table] for table in TABLES}
-    for table in TABLES:
-        row = calibration[table][OURS.members.index("mixture")]
+    calibration = {table: uncalibrated_tables()[table] for table in CALIBRATION_TABLES}
+    for table in CALIBRATION_TABLES:
+        row = calibration[table][BUILTIN_LAYOUT.components.index("mixture")]
         row.zero_()
         for name, weight in weights.items():
-            row[OURS.weights.index(name)] = weight
+            row[BUILTIN_LAYOUT.weights.index(name)] = weight
     return calibration
 
 
 def untilted(calibration: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same without what tastes tilt by."""
-    tilts = [place for place, name in enumerate(OURS.weights) if "_by_" in name]
-    plain = {name: calibration[name].clone() for name in TABLES}
+    tilts = [place for place, name in enumerate(BUILTIN_LAYOUT.weights) if "_by_" in name]
+    plain = {name: calibration[name].clone() for name in CALIBRATION_TABLES}
     for table in plain.values():
         table[:, tilts] = 0
     return calibration | plain
@@ -83,8 +85,8 @@ def drawn_by(world: World, calibration: dict[str, torch.Tensor], seed: int = 5) 
 
 def calibrated(world: World, labels: np.ndarray) -> dict[str, torch.Tensor]:
     nobody = np.zeros(len(labels), bool)
-    found = calibrate(world.module(neutral()), world.contexts, labels, nobody, seed=0)
-    assert torch.equal(*(found[name] for name in TABLES)), "with too few held-out rows both tables are one"
+    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, nobody, seed=0)
+    assert torch.equal(*(found[name] for name in CALIBRATION_TABLES)), "with too few held-out rows both tables are one"
     return found
 
 
@@ -113,8 +115,8 @@ def test_tastes_that_tilt_popularity_are_found_again(world):
 @pytest.mark.long
 def test_no_estimator_speaks_against_its_own_evidence(world):
     labels = drawn_by(world, mixing(TRUE | {"factorisation": -3.0}))
-    names = OURS.weights
-    found = calibrated(world, labels)[TABLES[0]]
+    names = BUILTIN_LAYOUT.weights
+    found = calibrated(world, labels)[CALIBRATION_TABLES[0]]
     assert (found[:, [names.index(name) for name in ("frequency", "linear", "factorisation", "sequential")]] >= 0).all()
 
 
@@ -126,7 +128,7 @@ def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(worl
     labels = drawn_by(world, mixing(weights))
     some = np.random.default_rng(0).permutation(len(labels))[:events]
     nobody = np.zeros(len(some), bool)
-    found = calibrate(world.module(neutral()), world.contexts.take(some), labels[some], nobody, seed=0)
+    found = calibrate(world.module(uncalibrated_tables()), world.contexts.take(some), labels[some], nobody, seed=0)
     fresh = drawn_by(world, mixing(weights), seed=6)
     assert world.nll(found, fresh) < world.nll(found, fresh, "popularity") + (0.02 if events is None else 0.06)
 
@@ -146,19 +148,19 @@ def test_too_few_held_out_users_share_the_table_of_all(world):
     labels = drawn_by(world, mixing(TRUE))
     few = np.zeros(len(labels), bool)
     few[:40] = True
-    found = calibrate(world.module(neutral()), world.contexts.take(np.arange(60)), labels[:60], few[:60], seed=0)
-    assert torch.equal(*(found[name] for name in TABLES))
+    found = calibrate(world.module(uncalibrated_tables()), world.contexts.take(np.arange(60)), labels[:60], few[:60], seed=0)
+    assert torch.equal(*(found[name] for name in CALIBRATION_TABLES))
     many = np.arange(len(labels)) % 2 == 0
-    found = calibrate(world.module(neutral()), world.contexts, labels, many, seed=0)
-    assert not torch.equal(*(found[name] for name in TABLES))
+    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, many, seed=0)
+    assert not torch.equal(*(found[name] for name in CALIBRATION_TABLES))
 
 
 def test_where_no_answer_is_known_the_mixture_is_plain_popularity(world):
     """All items of the slice are new: there is no evidence for anything."""
     labels = np.full(len(world.contexts), -1, dtype=np.int32)
     found = calibrated(world, labels)
-    assert found.keys() == neutral().keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in neutral().items())
+    assert found.keys() == uncalibrated_tables().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in uncalibrated_tables().items())
 
 
 def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
@@ -169,36 +171,36 @@ def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
     theirs = fold == 0
     other[theirs] = labels[theirs] // 2  # of two items, the one with the lower index was there no later
     ours, others = (
-        calibrate(world.module(neutral()), world.contexts, answers, held_out == 1, seed=0, fold=fold)
+        calibrate(world.module(uncalibrated_tables()), world.contexts, answers, held_out == 1, seed=0, fold=fold)
         for answers in (labels, other)
     )
-    assert torch.equal(ours[table_of(0)], others[table_of(0)])
-    for name in (*TABLES, table_of(1)):
+    assert torch.equal(ours[fold_table_name(0)], others[fold_table_name(0)])
+    for name in (*CALIBRATION_TABLES, fold_table_name(1)):
         assert not torch.equal(ours[name], others[name]), name
-    assert not any(torch.equal(ours[table_of(0)], ours[name]) for name in (*TABLES, table_of(1)))
+    assert not any(torch.equal(ours[fold_table_name(0)], ours[name]) for name in (*CALIBRATION_TABLES, fold_table_name(1)))
 
 
 def test_where_no_one_else_was_held_out_a_fold_is_weighed_by_what_all_others_did(world):
     labels = drawn_by(world, mixing(TRUE))
     fold = (np.arange(len(labels)) % 2).astype(np.int32)
-    found = calibrate(world.module(neutral()), world.contexts, labels, fold == 0, seed=0, fold=fold)
+    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, fold == 0, seed=0, fold=fold)
     others = fold == 1
     everybody = np.zeros(others.sum(), bool)
-    assert torch.equal(found[table_of(1)], found[TABLES[1]]), "the held-out users are all of the other fold"
-    assert not torch.equal(found[table_of(0)], found[TABLES[0]])
-    alone = calibrate(world.module(neutral()), world.contexts.take(others), labels[others], everybody, seed=0)
+    assert torch.equal(found[fold_table_name(1)], found[CALIBRATION_TABLES[1]]), "the held-out users are all of the other fold"
+    assert not torch.equal(found[fold_table_name(0)], found[CALIBRATION_TABLES[0]])
+    alone = calibrate(world.module(uncalibrated_tables()), world.contexts.take(others), labels[others], everybody, seed=0)
     # The draws for the normaliser are others, so that the weights differ a little.
-    torch.testing.assert_close(found[table_of(0)][:, :5], alone[TABLES[0]][:, :5], rtol=0.1, atol=0.05)
+    torch.testing.assert_close(found[fold_table_name(0)][:, :5], alone[CALIBRATION_TABLES[0]][:, :5], rtol=0.1, atol=0.05)
 
 
 def test_every_fold_is_weighed_by_its_own_table(world):
     twins = {
         f"{fold}/{name.removeprefix('-1/')}": x for name, x in world.tensors.items() if name[:3] == "-1/" for fold in (0, 1)
     }
-    sharp, flat = (mixing({"days_20_from_1": weight})[TABLES[1]] for weight in (2.0, 0.0))
-    tables = neutral() | {table_of(0): sharp}
+    sharp, flat = (mixing({"days_20_from_1": weight})[CALIBRATION_TABLES[1]] for weight in (2.0, 0.0))
+    tables = uncalibrated_tables() | {fold_table_name(0): sharp}
     metadata = METADATA | {"n_source": str(world.pairs.n_source)}
-    module = TranslatorModule(world.tensors | twins | tables | {table_of(1): flat}, metadata)
+    module = TranslatorModule(world.tensors | twins | tables | {fold_table_name(1): flat}, metadata)
     contexts = world.contexts.take(np.arange(50))
 
     def answer(module: TranslatorModule, fold: int) -> torch.Tensor:
@@ -207,5 +209,5 @@ def test_every_fold_is_weighed_by_its_own_table(world):
 
     assert (answer(module, 0) - answer(module, 1)).abs().max() > 1e-3
     # A version of a former package has one table for all folds.
-    former = TranslatorModule(world.tensors | twins | neutral() | {TABLES[1]: flat}, metadata)
+    former = TranslatorModule(world.tensors | twins | uncalibrated_tables() | {CALIBRATION_TABLES[1]: flat}, metadata)
     assert torch.equal(answer(former, 0), answer(module, 1))

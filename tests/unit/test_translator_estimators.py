@@ -11,40 +11,40 @@ from scipy import sparse
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log, with_weights
 
 from scalr_prod.errors import TranslatorError
-from scalr_prod.mapped import Rows
+from scalr_prod.mapped import DiskMatrix
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator import effort
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.estimators import SCORED, factorisation, frequency, linear, popularity
-from scalr_prod.translator.estimators.carried import estimator_of
-from scalr_prod.translator.events import Events
-from scalr_prod.translator.fitting import fit_sets, share
-from scalr_prod.translator.log import Log
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, factorisation, frequency, linear, popularity
+from scalr_prod.translator.estimators.carried import load_estimator
+from scalr_prod.translator.events import DomainEvents
+from scalr_prod.translator.fitting import fit_parameter_sets, fit_shared
+from scalr_prod.translator.log import EventLog
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Coverage, Pairs, contexts_at
+from scalr_prod.translator.pairs import TrainingSlice, VocabularyCoverage, contexts_and_labels
 
 
 @pytest.fixture(scope="module")
-def log() -> Log:
+def log() -> EventLog:
     torch.set_num_threads(1)
     return make_log()
 
 
 @pytest.fixture(scope="module")
-def pairs(log) -> Pairs:
-    return Pairs.of(log, 80 * DAY, SETTINGS)
+def pairs(log) -> TrainingSlice:
+    return TrainingSlice.from_log(log, 80 * DAY, SETTINGS)
 
 
-def batch_of(pairs: Pairs, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-    contexts, labels = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    return Batch.of(contexts, torch.from_numpy(pairs.first_seen)), labels
+def batch_of(pairs: TrainingSlice, rows: np.ndarray) -> tuple[ContextBatch, np.ndarray]:
+    contexts, labels = contexts_and_labels(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return ContextBatch.from_contexts(contexts, torch.from_numpy(pairs.first_seen)), labels
 
 
-def later_rows(pairs: Pairs) -> np.ndarray:
+def later_rows(pairs: TrainingSlice) -> np.ndarray:
     return np.flatnonzero((pairs.log.target.time >= pairs.until) & (pairs.log.history[:, -1] >= 0))
 
 
-def sets_of(pairs: Pairs, user: int) -> tuple[set[int], set[int]]:
+def sets_of(pairs: TrainingSlice, user: int) -> tuple[set[int], set[int]]:
     source, target = pairs.log.source, pairs.log.target
     mine = (source.user == user) & (source.time < pairs.until)
     hers = (target.user == user) & (target.time < pairs.until) & ~pairs.held_out[target.user]
@@ -63,12 +63,12 @@ def test_vocabulary_is_in_order_of_first_appearance(pairs):
 
 
 def test_only_the_most_frequent_items_are_known(log):
-    few = Pairs.of(log, 80 * DAY, TranslatorSettings(max_source_items=7, max_target_items=5))
+    few = TrainingSlice.from_log(log, 80 * DAY, TranslatorSettings(max_source_items=7, max_target_items=5))
     assert (few.n_source, few.n_target) == (7, 5)
     count = np.bincount(log.target.item[log.target.time < 80 * DAY], minlength=len(log.target.ids))
     assert count[few.target_index >= 0].min() >= count[few.target_index < 0].max()
     kept = int(count[few.target_index >= 0].sum())
-    assert few.coverage()["target"] == Coverage(items=24, kept=5, events=int(count.sum()), events_kept=kept)
+    assert few.coverage()["target"] == VocabularyCoverage(items=24, kept=5, events=int(count.sum()), events_kept=kept)
     assert few.coverage()["source"].kept == 7
 
 
@@ -78,13 +78,13 @@ def test_a_vocabulary_that_is_large_enough_holds_everything(pairs):
 
 def test_too_little_to_learn_from_is_said(log):
     with pytest.raises(TranslatorError, match="too little to learn from") as caught:
-        Pairs.of(log, int(log.target.time.min()), SETTINGS)
+        TrainingSlice.from_log(log, int(log.target.time.min()), SETTINGS)
     assert caught.value.next_step
 
 
 def test_frequency_is_smoothed_co_occurrence(pairs):
     fitted = frequency.fit(pairs, {})
-    log_prior = popularity.prior(pairs).double()
+    log_prior = popularity.log_popularity(pairs).double()
     users = [sets_of(pairs, user) for user in range(len(pairs.log.users))]
     users = [(source, target) for source, target in users if target]
     batch, _ = batch_of(pairs, later_rows(pairs)[:6])
@@ -104,7 +104,7 @@ def test_frequency_is_smoothed_co_occurrence(pairs):
 
 
 def test_frequency_without_a_known_item_is_popularity(pairs):
-    log_prior = popularity.prior(pairs)
+    log_prior = popularity.log_popularity(pairs)
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
     torch.testing.assert_close(frequency.score(frequency.fit(pairs, {}), empty, log_prior), log_prior.expand(2, -1))
@@ -174,7 +174,7 @@ def test_columns_are_made_orthonormal_dependent_ones_too(rank):
     columns = (random.standard_normal((300, rank)) @ random.standard_normal((rank, 20)) * np.logspace(0, -2, 20)).astype(
         np.float32
     )
-    found = linear.orthonormal(columns)
+    found = linear.orthonormalise(columns)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found.T @ found, np.eye(20), atol=1e-5)
     np.testing.assert_allclose(found @ (found.T @ columns), columns, atol=1e-4 * np.abs(columns).max())
@@ -196,7 +196,7 @@ def test_products_in_parts_are_those_of_all_cells_at_once(dim):
 @pytest.mark.parametrize("dim", [4, 30, 64])
 def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, monkeypatch):
     """On processors whose sparse product joins multiplications with additions, up to the last bits."""
-    assert factorisation.kernels() is not None, "numba is a dependency"
+    assert factorisation.load_kernels() is not None, "numba is a dependency"
     cells = sparse.random(200, 90, 0.1, format="csr", dtype=np.float32, random_state=1)
     cells.data[:] = np.where(cells.data > 0.5, 40, 4)
     some = factorisation._Cells(cells.indptr.astype(np.int64), cells.indices, cells.data, right)
@@ -206,8 +206,8 @@ def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, mon
     given = torch.randn(200, dim, generator=torch.Generator().manual_seed(2)).numpy()
     for compiled in (True, False):
         if not compiled:
-            monkeypatch.setattr(factorisation, "kernels", lambda: None)
-        with Rows(200, dim, np.float32, None) as users:
+            monkeypatch.setattr(factorisation, "load_kernels", lambda: None)
+        with DiskMatrix(200, dim, np.float32, None) as users:
             products = factorisation._move_users(some, users, items)
             own, moved = torch.from_numpy(users.read(0, 200)), items.clone()
             torch.testing.assert_close(products, own.T @ own + factorisation.REGULARISATION * torch.eye(dim))
@@ -237,7 +237,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     cells, dim = factorisation._Cells.from_pairs(pairs), 8
     given = np.random.default_rng(0).standard_normal((len(pairs.log.users), dim)).astype(np.float32)
     items = torch.zeros(pairs.n_target + pairs.n_source + 1, dim)
-    with Rows(len(given), dim, np.float32, None) as users:
+    with DiskMatrix(len(given), dim, np.float32, None) as users:
         users.write(0, given)
         factorisation._move_items(cells, users, items, products_of(given))
     # A target cell of weight v is a mixture of an observed one and one that is not.
@@ -287,21 +287,21 @@ def test_factorisation_folds_a_context_in_by_least_squares(pairs):
 def test_a_context_without_known_items_says_nothing(pairs):
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
-    log_prior = popularity.prior(pairs)
+    log_prior = popularity.log_popularity(pairs)
     for name in ("linear", "factorisation", "sequential"):
-        estimator = estimator_of(name)
+        estimator = load_estimator(name)
         shared = estimator.share(pairs)
         score = estimator.score(shared | estimator.fit(pairs, shared), empty, log_prior)
         torch.testing.assert_close(score, torch.zeros_like(score))
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", BUILTIN_ESTIMATORS)
 def test_an_estimator_finds_the_taste(pairs, name):
-    estimator = estimator_of(name)
+    estimator = load_estimator(name)
     held = pairs.without(pairs.log.fold == 0)
     shared = estimator.share(held)
     fitted = shared | estimator.fit(held, shared)
-    log_prior = popularity.prior(held)
+    log_prior = popularity.log_popularity(held)
     rows = later_rows(pairs)
     rows = rows[pairs.log.fold[pairs.log.target.user[rows]] == 0]
     batch, labels = batch_of(pairs, rows)
@@ -326,7 +326,7 @@ def test_held_out_users_do_not_shape_the_parameters(pairs):
     assert (changed != log.target.item).sum() > 100
     other = replace(pairs, log=replace(log, target=replace(log.target, item=changed)))
     held = {0: log.fold == 0, -1: np.zeros(len(log.users), bool)}
-    ours, others = fit_sets(pairs, held, lambda _: None), fit_sets(other, held, lambda _: None)
+    ours, others = fit_parameter_sets(pairs, held, lambda _: None), fit_parameter_sets(other, held, lambda _: None)
     assert ours.keys() == others.keys()
     for name, tensor in ours.items():
         if not name.startswith(("-1/", "shared/popularity/")):
@@ -355,12 +355,12 @@ def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
         item[changed] = np.random.default_rng(5).permutation(item[changed])
         assert (item != log.target.item).sum() > 50 or not changed.any()
         other = replace(pairs, log=replace(log, target=replace(log.target, item=item)))
-        tensors = fit_sets(other, held, lambda _: None)
+        tensors = fit_parameter_sets(other, held, lambda _: None)
         tensors |= {name.replace("0/", "-1/", 1): tensor for name, tensor in tensors.items() if name.startswith("0/")}
         tensors |= calibration()
         module = TranslatorModule(tensors, METADATA | {"folds": "1", "n_source": str(pairs.n_source)})
         indices = {"source_index": pairs.source_index, "target_index": pairs.target_index}
-        contexts, _ = contexts_at(log, asked, fold=0, **indices)
+        contexts, _ = contexts_and_labels(log, asked, fold=0, **indices)
         return torch.cat([p for _, (p,) in module.distributions(contexts)])
 
     undisturbed = answer(np.zeros_like(theirs))
@@ -373,7 +373,7 @@ def test_what_came_later_does_not_shape_the_parameters(pairs):
     log = pairs.log
     random = np.random.default_rng(6)
 
-    def shuffled(events: Events) -> Events:
+    def shuffled(events: DomainEvents) -> DomainEvents:
         item = events.item.copy()
         later = events.time >= pairs.until
         item[later] = random.permutation(item[later])
@@ -381,7 +381,7 @@ def test_what_came_later_does_not_shape_the_parameters(pairs):
 
     other = replace(pairs, log=replace(log, source=shuffled(log.source), target=shuffled(log.target)))
     nobody = {-1: np.zeros(len(log.users), bool)}
-    ours, others = fit_sets(pairs, nobody, lambda _: None), fit_sets(other, nobody, lambda _: None)
+    ours, others = fit_parameter_sets(pairs, nobody, lambda _: None), fit_parameter_sets(other, nobody, lambda _: None)
     for name, tensor in ours.items():
         assert torch.equal(tensor, others[name]), name
 
@@ -389,12 +389,14 @@ def test_what_came_later_does_not_shape_the_parameters(pairs):
 def test_the_work_that_is_told_adds_up_to_what_was_expected(pairs):
     told: list[float] = []
     nobody = np.zeros(len(pairs.log.users), bool)
-    (shared,) = share([pairs], done=told.append)
-    tables = sum(effort.share_work(name, pairs) for name in ("popularity", "tastes"))
-    assert sum(told) == pytest.approx(effort.training_work(pairs, 0) - tables)
+    (shared,) = fit_shared([pairs], on_progress=told.append)
+    tables = sum(effort.estimate_shared_work(name, pairs) for name in ("popularity", "tastes"))
+    assert sum(told) == pytest.approx(effort.estimate_training_work(pairs, 0) - tables)
     assert len(told) > 10, "pretraining tells how far it is"
-    fit_sets(pairs, {-1: nobody, 0: nobody}, told.append, shared=shared)
-    assert sum(told) == pytest.approx(effort.training_work(pairs, 2))
+    fit_parameter_sets(pairs, {-1: nobody, 0: nobody}, told.append, shared=shared)
+    assert sum(told) == pytest.approx(effort.estimate_training_work(pairs, 2))
     events = pairs.log.source.time < pairs.until
     fewer = replace(pairs, settings=pairs.settings.model_copy(update={"pretraining_events": int(events.sum()) // 2}))
-    assert effort.share_work("sequential", fewer) == pytest.approx(effort.share_work("sequential", pairs) / 2, rel=0.01)
+    assert effort.estimate_shared_work("sequential", fewer) == pytest.approx(
+        effort.estimate_shared_work("sequential", pairs) / 2, rel=0.01
+    )

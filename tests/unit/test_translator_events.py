@@ -9,7 +9,7 @@ import pytest
 
 from scalr_prod.hashing import stable_hash
 from scalr_prod.translator import events
-from scalr_prod.translator.events import events_of, ids_of
+from scalr_prod.translator.events import distinct_ids, load_events
 
 MANY = 3_000
 
@@ -35,10 +35,10 @@ def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_tim
     monkeypatch.setattr(events, "_ROWS_AT_ONCE", at_a_time)
     monkeypatch.setattr(events, "_MAX_PASSES", MANY)
     table = log()
-    users, ids = ids_of(table.select(["user_id", "item_id"]).to_reader(70))
+    users, ids = distinct_ids(table.select(["user_id", "item_id"]).to_reader(70))
     assert users.to_pylist() == sorted(set(table["user_id"].to_pylist()))
     assert ids.to_pylist() == sorted(set(table["item_id"].to_pylist()))
-    found, known = events_of(table.to_reader(70), users, ids, weights, tmp_path)
+    found, known = load_events(table.to_reader(70), users, ids, weights, tmp_path)
     plain = table.to_pandas()
     plain["hash"] = stable_hash(table["item_id"])
     plain = plain.sort_values(["user_id", "event_timestamp", "hash", "created_timestamp"], kind="stable")
@@ -55,7 +55,7 @@ def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_tim
 
 def test_no_row_gives_nothing_of_the_columns_types(tmp_path):
     nothing = log()[:0]
-    users, ids = ids_of(nothing.select(["user_id", "item_id"]).to_reader())
+    users, ids = distinct_ids(nothing.select(["user_id", "item_id"]).to_reader())
     assert (len(users), len(ids), users.type) == (0, 0, pa.string())
-    found, known = events_of(nothing.to_reader(), users, ids, {}, tmp_path)
+    found, known = load_events(nothing.to_reader(), users, ids, {}, tmp_path)
     assert len(found) == len(known) == 0

@@ -11,15 +11,15 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM, Contexts
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fitting import fit_parameter_sets
 from scalr_prod.translator.fused import block, passes, users
-from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.mixture import PLAIN
+from scalr_prod.translator.layout import BUILTIN_LAYOUT
+from scalr_prod.translator.mixture import TORCH_BACKEND
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.pairs import TrainingSlice
 
 UNIT = 2.0**-24
 
@@ -28,12 +28,14 @@ UNIT = 2.0**-24
 def world() -> SimpleNamespace:
     """60 target items in blocks of 16, and popularity with a mark every few events."""
     torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(target_items=60), 90 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(make_log(target_items=60), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    tensors = (
+        fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    )
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "ITEMS", 16)
+        patch.setattr(passes, "ITEMS_PER_BLOCK", 16)
         modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
         yield SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
 
@@ -50,7 +52,7 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
         history_ages=ages.astype(np.float32),
         history_end=time - 1,
         event_time=time,
-        fold=random.integers(NEWCOMERS, 2, rows).astype(np.int32),
+        fold=random.integers(COLD_USERS, 2, rows).astype(np.int32),
         noise_key=random.integers(-(2**63), 2**63, rows),
         exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
     )
@@ -65,22 +67,22 @@ def test_exponentials_and_logarithms_are_off_by_three_units():
         exact = np.log(np.float64(np.float32(x)))
         assert abs(float(block.log(np.float32(x))) - exact) <= 3 * UNIT * abs(exact)
     for x in np.concatenate([random.uniform(-126, 120, 2_000), [-300.0, 0.0]]):
-        assert abs(float(block.power(np.float64(x))) - 2.0**x) <= 3 * UNIT * 2.0**x + 2.0**-126
+        assert abs(float(block.exp2(np.float64(x))) - 2.0**x) <= 3 * UNIT * 2.0**x + 2.0**-126
 
 
 @pytest.mark.parametrize("length", [3, LENGTH, 40])
 def test_histories_are_read_alike(world, length):
     """Empty, unknown, repeated and long ones; the factorisation solves a system of either size."""
     contexts = make_contexts(world, 60, seed=length, length=length)
-    mixture, batch = world.fused.parameter_set(0), Batch.of(contexts, world.fused.first_seen)
-    asked = [name for name, estimator in mixture.estimators.items() if estimator in users.USERS]
-    assert len(asked) == len(users.USERS)
+    mixture, batch = world.fused.parameter_set(0), ContextBatch.from_contexts(contexts, world.fused.first_seen)
+    asked = [name for name, estimator in mixture.estimators.items() if estimator in users.USER_ENCODERS]
+    assert len(asked) == len(users.USER_ENCODERS)
     for name in asked:
         estimator, parameters = mixture.estimators[name], mixture.parameters[name]
-        found, expected = users.USERS[estimator](parameters, batch), estimator.user(parameters, batch)
+        found, expected = users.USER_ENCODERS[estimator](parameters, batch), estimator.user(parameters, batch)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
-    told = users.told(mixture.tastes, batch)
-    torch.testing.assert_close(told, PLAIN.told(mixture.tastes, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
+    told = users.compute_traits(mixture.tastes, batch)
+    torch.testing.assert_close(told, TORCH_BACKEND.raw_traits(mixture.tastes, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_draws_and_probabilities_are_the_references(world, k, temperature, min_l
 def test_every_member_scores_alike(world):
     contexts = make_contexts(world, 200, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (200, 1))
-    for member in OURS.members:
+    for member in BUILTIN_LAYOUT.components:
         found, expected = (module.score(contexts, every, member=member) for module in (world.fused, world.reference))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -124,20 +126,20 @@ def test_a_prior_of_which_little_is_left_is_worked_out_as_a_whole(world, whole_r
 
 def test_what_it_does_not_know_is_left_to_the_plain_code(world, monkeypatch, whole_rows):
     contexts = make_contexts(world, 20, seed=3)
-    monkeypatch.setattr(passes, "MOST_DRAWS", 3)
+    monkeypatch.setattr(passes, "MAX_DRAWS", 3)
     for k, rows in ((3, 0), (4, 20)):
         world.fused.sample(contexts, k)
         assert sum(whole_rows) == rows
     mixture = world.fused.parameter_set(-1)
     monkeypatch.setitem(mixture.estimators, "linear", SimpleNamespace(score=None))
-    assert not passes.Fused.can(mixture, "mixture")
-    assert passes.Fused.can(mixture, "sequential")
+    assert not passes.FusedExecutor.supports(mixture, "mixture")
+    assert passes.FusedExecutor.supports(mixture, "sequential")
 
 
 def test_what_the_trial_compiled_is_all_that_is_needed(world):
     """A request that found other types of arrays would wait until all was compiled for them once more."""
     of_histories = [vars(users)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_tastes")]
-    kernels = [block.run, block.add_logarithms, *of_histories]
+    kernels = [block.score_block, block.add_log_products, *of_histories]
     TranslatorModule(world.tensors, world.metadata).warm_up()
     for rows, exclude, k in ((1, 0, 1), (7, 3, 5), (40, 0, 70)):
         contexts = make_contexts(world, rows, seed=rows, exclude=exclude)
@@ -154,5 +156,5 @@ def test_counts_of_named_items_are_those_of_all(world):
     for dtype, without in itertools.product((torch.float32, torch.float64), (False, True)):
         known = {name: tensor for name, tensor in parameters.items() if not (without and name == "by_item")}
         named, every = popularity.log_counts(known, time, dtype, items), popularity.log_counts(known, time, dtype)
-        for name in popularity.COUNTS:
+        for name in popularity.COUNT_NAMES:
             assert torch.equal(named[name], every[name].gather(1, items))

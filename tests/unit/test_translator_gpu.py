@@ -15,12 +15,12 @@ import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator import noise
-from scalr_prod.translator.contexts import NEWCOMERS, NO_ITEM, Contexts, Had
+from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM, ConsumedItems, Contexts
 from scalr_prod.translator.estimators import frequency
-from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.layout import OURS
+from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.translator.layout import BUILTIN_LAYOUT
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.pairs import TrainingSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,14 +37,17 @@ from scalr_prod.translator.gpu import kernel, passes, trial
 def world() -> Iterator[SimpleNamespace]:
     """150 target items: two blocks, and five places of 32; popularity changes within a tile, and histories' tables name few items."""
     torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(target_items=150), 90 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(make_log(target_items=150), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frequency, "KEPT", 3)
-        tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+        patch.setattr(frequency, "MAX_ENTRIES", 3)
+        tensors = (
+            fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
+            | calibration()
+        )
         metadata = METADATA | {"n_source": str(pairs.n_source)}
         gpu, reference = (TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True))
-        gpu.__dict__["_fused"] = trial.tried(tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source)
+        gpu.__dict__["_fused"] = trial.build_executor(tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source)
         yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference, tensors=tensors, metadata=metadata)
 
 
@@ -61,7 +64,7 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
         history_ages=ages.astype(np.float32),
         history_end=time - 1,
         event_time=time,
-        fold=random.integers(NEWCOMERS, 2, rows).astype(np.int32),
+        fold=random.integers(COLD_USERS, 2, rows).astype(np.int32),
         noise_key=random.integers(-(2**63), 2**63, rows),
         exclude=random.integers(-1, world.pairs.n_target, (rows, exclude)).astype(np.int32),
     )
@@ -86,7 +89,7 @@ def test_draws_and_probabilities_are_the_references(world, k, temperature, min_l
 def test_every_member_scores_alike(world):
     contexts = make_contexts(world, 70, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
-    for member in OURS.members:
+    for member in BUILTIN_LAYOUT.components:
         found, expected = (module.score(contexts, every, member=member) for module in (world.gpu, world.reference))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -103,7 +106,7 @@ def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_row
     contexts = make_contexts(world, 30, seed=4)
     expected = world.reference.sample(contexts, 4)
     whole_rows.clear()
-    monkeypatch.setattr(passes, "SPARE", -3)  # one place of 32 items for four draws: others hide behind it
+    monkeypatch.setattr(passes, "EXTRA_CANDIDATES", -3)  # one place of 32 items for four draws: others hide behind it
     found = world.gpu.sample(contexts, 4)
     np.testing.assert_array_equal(found.items, expected.items)
     assert sum(whole_rows) > 10
@@ -134,7 +137,7 @@ def _variates(numbers, low, high, out, count: tl.constexpr):
 def test_variates_are_the_reference_s_within_the_stated_bound():
     """As far as formulas go: a card's own logarithm is another one."""
     count = 2**16
-    numbers, out = noise.item_numbers(count), torch.empty(1, count)
+    numbers, out = noise.item_words(count), torch.empty(1, count)
     low, high = noise.key_words(np.array([12345]))
     _variates[(1,)](numbers, low, high, out, count=count)
     exact = noise.exponential((low, high), numbers, torch.float64).log()
@@ -150,8 +153,8 @@ def test_tiles_end_where_many_events_lie_between():
 
 def test_runs_of_excluded_items_are_their_lists(world):
     contexts = make_contexts(world, 40, seed=6, exclude=5)
-    flat = contexts.excluded()
-    had = Had(flat.ravel(), np.arange(40) * 5, np.full(40, 5))
+    flat = contexts.exclude_matrix()
+    had = ConsumedItems(flat.ravel(), np.arange(40) * 5, np.full(40, 5))
     found = world.gpu.sample(replace(contexts, exclude=had), 5)
     np.testing.assert_array_equal(found.items, world.reference.sample(contexts, 5).items)
     assert not (found.items[:, :, None] == flat[:, None, :])[found.items >= 0].any()
@@ -198,13 +201,13 @@ def test_it_is_tried_where_hardly_an_item_is_there_yet(world):
     """A context before which two items had been seen has two draws of four."""
     tensors = world.tensors | {"shared/first_seen": torch.arange(world.pairs.n_target) * DAY}
     module = TranslatorModule(tensors, world.metadata, reference=True)
-    found = trial.tried(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
-    assert isinstance(found, passes.Fused)
+    found = trial.build_executor(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
+    assert isinstance(found, passes.GpuExecutor)
 
 
 def test_an_execution_that_draws_something_else_is_not_taken(world, monkeypatch):
     """A driver, compiler or card that gives wrong numbers: the plain code answers, with a warning."""
-    states = passes.Fused._states
-    monkeypatch.setattr(passes.Fused, "_states", lambda self, time: 3 * states(self, time))
+    states = passes.GpuExecutor._states
+    monkeypatch.setattr(passes.GpuExecutor, "_states", lambda self, time: 3 * states(self, time))
     with pytest.raises(RuntimeError, match="differ"):
-        trial.tried(tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source)
+        trial.build_executor(tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source)

@@ -11,8 +11,8 @@ import torch
 from benchmarks.worlds import World
 from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.contexts import Contexts
-from scalr_prod.translator.fitting import cut_at, fit_calibration
-from scalr_prod.translator.information import Information, with_histories_of_others
+from scalr_prod.translator.fitting import fit_calibration, time_quantile
+from scalr_prod.translator.information import InformationGain, swap_histories
 
 LEAN = {"estimators": ("popularity", "frequency", "linear")}
 
@@ -37,7 +37,7 @@ def test_every_event_gets_the_history_of_another_user_near_in_time():
     user[:400] = np.where(rng.random(400) < 0.9, 7, user[:400])  # one user makes nearly all events of a time
     time = np.arange(4_000, dtype=np.int64) * 1_000
     own = contexts(user, time)
-    other = with_histories_of_others(own, user, rng)
+    other = swap_histories(own, user, rng)
     assert (other.history_items[:, 0] != own.history_items[:, 0]).all()
     assert (other.history_end <= other.event_time).all()
     assert (np.abs(other.history_end - own.history_end)[500:] <= 50_000).all()
@@ -47,19 +47,17 @@ def test_every_event_gets_the_history_of_another_user_near_in_time():
 def test_who_is_alone_keeps_the_own_history():
     user = np.zeros(5, dtype=np.int32)
     own = contexts(user, np.arange(5, dtype=np.int64))
-    np.testing.assert_array_equal(
-        with_histories_of_others(own, user, np.random.default_rng(0)).history_items, own.history_items
-    )
+    np.testing.assert_array_equal(swap_histories(own, user, np.random.default_rng(0)).history_items, own.history_items)
 
 
-def information(world: World, **options) -> Information:
+def information(world: World, **options) -> InformationGain:
     torch.set_num_threads(1)
     settings = SimpleNamespace(
         translator=TranslatorSettings(threads=1, **LEAN | options), histories=HistorySettings(), compute=ComputeSettings()
     )
     log = world.make().log(length=20, folds=3)
-    begin, end = cut_at(log.label_times(), 0.9), int(log.target.time.max()) + 1
-    return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, informed=True).information
+    begin, end = time_quantile(log.label_times(), 0.9), int(log.target.time.max()) + 1
+    return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, with_information=True).information
 
 
 @pytest.mark.slow

@@ -22,11 +22,11 @@ from translator_world import DAY, calibration_table
 from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
 from scalr_prod.translator import module as module_file
 from scalr_prod.translator import noise
-from scalr_prod.translator.calibration import TABLES
-from scalr_prod.translator.contexts import EVERYBODY, NEWCOMERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator.calibration import CALIBRATION_TABLES
+from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.fused import passes, trial
-from scalr_prod.translator.layout import OURS
-from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
+from scalr_prod.translator.layout import BUILTIN_LAYOUT
+from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def world() -> SimpleNamespace:
 @pytest.mark.parametrize("name", ["days_1", "backoff"])
 def test_a_version_of_another_package_is_refused(world, name):
     """A later one may weigh what this one does not know; a former one mixed in a share of popularity."""
-    other = [*OURS.weights[:-1], name]
+    other = [*BUILTIN_LAYOUT.weights[:-1], name]
     with pytest.raises(ValueError, match=name):
         TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(other)})
 
@@ -45,11 +45,11 @@ def test_a_version_of_another_package_is_refused(world, name):
 def test_tastes_tilt_the_answers_of_the_mixture_alone(world):
     contexts = make_contexts(world, 40)
     straight = calibration_table()
-    straight[:, [place for place, name in enumerate(OURS.weights) if "_by_" in name]] = 0
-    plain = TranslatorModule(world.tensors | dict.fromkeys(TABLES, straight), world.metadata)
+    straight[:, [place for place, name in enumerate(BUILTIN_LAYOUT.weights) if "_by_" in name]] = 0
+    plain = TranslatorModule(world.tensors | dict.fromkeys(CALIBRATION_TABLES, straight), world.metadata)
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
-    for member in OURS.members:
-        (found, prior), (expected, same) = (module.score(contexts, every, member=member) for module in (world.module, plain))
+    for member in BUILTIN_LAYOUT.components:
+        (found, prior), (expected, same) = (module.score(contexts, every, component=member) for module in (world.module, plain))
         np.testing.assert_array_equal(prior, same)
         assert (np.abs(found - expected).max() > 0.01) == (member == "mixture")
 
@@ -58,8 +58,8 @@ def test_probabilities_sum_to_one_over_the_items_seen_before(world):
     contexts = make_contexts(world, 50)
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (50, 1))
     eligible = world.pairs.first_seen[None] < contexts.event_time[:, None]
-    for member in OURS.members:
-        p, prior = world.module.score(contexts, every, member=member)
+    for member in BUILTIN_LAYOUT.components:
+        p, prior = world.module.score(contexts, every, component=member)
         assert (p[~eligible] == 0).all()
         assert (prior[~eligible] == 0).all()
         for found in (p, prior):
@@ -128,7 +128,7 @@ def test_second_draws_follow_the_renormalised_rest(world):
 
 def test_noise_is_uniform_and_independent_of_neighbouring_keys():
     words = noise.key_words(np.arange(400))
-    variates = torch.exp(-noise.exponential(words, noise.item_numbers(500), torch.float64)).numpy()
+    variates = torch.exp(-noise.exponential(words, noise.item_words(500), torch.float64)).numpy()
     counts = np.histogram(variates, bins=50, range=(0, 1))[0]
     assert ((counts - 4000) ** 2 / 4000).sum() < 49 + 4 * 98**0.5
     for one, other in ((variates[:-1], variates[1:]), (variates[:, :-1], variates[:, 1:])):
@@ -165,10 +165,10 @@ def test_more_threads_change_nothing(world):
 def test_each_group_of_rows_is_told(world, monkeypatch):
     """Inside a server that is the sign that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
-    monkeypatch.setattr(passes, "ROWS", 4)
+    monkeypatch.setattr(passes, "MAX_CONTEXTS", 4)
     for threads, name in itertools.product((1, 3), EXECUTIONS):
         module, told = TranslatorModule(world.tensors, world.metadata, threads=threads, reference=name == "reference"), []
-        module.on_group = lambda told=told: told.append(None)
+        module.on_progress = lambda told=told: told.append(None)
         contexts = replace(make_contexts(world, 30), fold=np.full(30, -1, dtype=np.int32))
         module.sample(contexts, 3)
         assert len(told) == 8
@@ -218,10 +218,10 @@ def test_folds_are_asked_by_row(world):
 
 def test_newcomers_get_everybodys_parameters_under_the_weights_for_held_out_users(world):
     other = calibration_table() * 0.5
-    module = TranslatorModule(world.tensors | {TABLES[1]: other}, world.metadata)
-    alike = TranslatorModule(world.tensors | {TABLES[0]: other}, world.metadata)
-    contexts = replace(make_contexts(world, 30), fold=np.full(30, NEWCOMERS, dtype=np.int32))
-    everybody = replace(contexts, fold=np.full(30, EVERYBODY, dtype=np.int32))
+    module = TranslatorModule(world.tensors | {CALIBRATION_TABLES[1]: other}, world.metadata)
+    alike = TranslatorModule(world.tensors | {CALIBRATION_TABLES[0]: other}, world.metadata)
+    contexts = replace(make_contexts(world, 30), fold=np.full(30, COLD_USERS, dtype=np.int32))
+    everybody = replace(contexts, fold=np.full(30, ALL_USERS, dtype=np.int32))
     found, want = module.sample(contexts, 5), alike.sample(everybody, 5)
     equal(found, want)
     assert not np.array_equal(found.probabilities, module.sample(everybody, 5).probabilities)
@@ -253,7 +253,7 @@ def save(folder: Path, tensors: dict, metadata: dict) -> None:
     from safetensors.torch import save_file
 
     path = folder / "translator.safetensors"
-    described = {DESCRIPTION: json.dumps(metadata)}
+    described = {METADATA_KEY: json.dumps(metadata)}
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, described)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps({"sha256": digest}))
@@ -351,7 +351,7 @@ def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch
         tries.append(self)
         raise RuntimeError("no such processor")
 
-    monkeypatch.setattr(trial.Fused, "draw", fail)
+    monkeypatch.setattr(trial.FusedExecutor, "draw", fail)
     monkeypatch.setattr(trial.cache, "empty", lambda: tries.append("emptied"))
     module_file._warn_not_compiled.cache_clear()
     contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)

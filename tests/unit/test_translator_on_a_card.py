@@ -11,28 +11,28 @@ from support.card import CARD, Card
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import devices, training_device
-from scalr_prod.translator.calibration import calibrate, neutral
+from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
 from scalr_prod.translator.estimators import attention, sequential, trial
-from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.information import Asked, measure_information
+from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.translator.information import LabelledContexts, measure_information
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import ContextSource, Pairs
+from scalr_prod.translator.pairs import LazyContexts, TrainingSlice
 
 METADATA = METADATA | {"folds": "0"}
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
+def pairs() -> TrainingSlice:
     torch.set_num_threads(1)
-    return Pairs.of(make_log(target_items=60), 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+    return TrainingSlice.from_log(make_log(target_items=60), 70 * DAY, SETTINGS, popularity_until=100 * DAY)
 
 
 @pytest.fixture(autouse=True)
 def _forgotten():
-    training_device.learning_device.cache_clear()
+    training_device.training_device.cache_clear()
     yield
-    training_device.learning_device.cache_clear()
+    training_device.training_device.cache_clear()
 
 
 def test_a_card_refuses_what_a_card_refuses():
@@ -51,29 +51,29 @@ def test_a_card_refuses_what_a_card_refuses():
 
 def test_a_device_that_learns_what_the_cpu_learns_is_used():
     with Card() as there:
-        trial.tried(CARD)
+        trial.check_device_training(CARD)
     assert there.operations > 1000
     assert there.waits == trial._STEPS, "only the losses are asked for: no step waits for a number of the card's"
 
 
 def test_a_device_that_learns_something_else_is_not(monkeypatch):
-    states = attention.plain_states
-    monkeypatch.setattr(attention, "plain_states", lambda *asked: 1.1 * states(*asked))
+    states = attention.reference_states
+    monkeypatch.setattr(attention, "reference_states", lambda *asked: 1.1 * states(*asked))
     with Card(), pytest.raises(RuntimeError, match="losses on"):
-        trial.tried(CARD)
+        trial.check_device_training(CARD)
 
 
 def test_a_device_that_gives_no_numbers_is_not(monkeypatch):
     losses = trial._losses
     monkeypatch.setattr(trial, "_losses", lambda device: losses(device) if device == "cpu" else [float("nan")] * trial._STEPS)
     with pytest.raises(RuntimeError, match="losses on"):
-        trial.tried(CARD)
+        trial.check_device_training(CARD)
 
 
 def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog):
     settings = SETTINGS.model_copy(update={"estimators": ("popularity", "sequential")})
-    expected = fit_sets(replace(pairs, settings=settings), {-1: pairs.log.fold == 0}, lambda _: None)
-    states, asked = attention.plain_states, []
+    expected = fit_parameter_sets(replace(pairs, settings=settings), {-1: pairs.log.fold == 0}, lambda _: None)
+    states, asked = attention.reference_states, []
 
     def full(*args):
         asked.append(args)
@@ -81,10 +81,10 @@ def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog
             raise torch.OutOfMemoryError("CUDA out of memory")
         return states(*args)
 
-    monkeypatch.setattr(attention, "plain_states", full)
+    monkeypatch.setattr(attention, "reference_states", full)
     told: list[float] = []
     with Card():
-        found = fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, told.append)
+        found = fit_parameter_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, told.append)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert caplog.text.count("continues on the CPU") == 2, "pretraining, and the fit"
@@ -101,7 +101,7 @@ def test_estimators_that_need_no_card_do_not_wait_for_it(pairs, monkeypatch):
     monkeypatch.setattr(devices, "_gpu_lock", Taken())
     estimators = ("popularity", "frequency", "topics", "linear", "factorisation")
     settings = SETTINGS.model_copy(update={"estimators": estimators})
-    assert fit_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, lambda _: None)
+    assert fit_parameter_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, lambda _: None)
 
 
 def test_what_fails_on_the_cpu_fails():
@@ -109,20 +109,20 @@ def test_what_fails_on_the_cpu_fails():
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        devices.or_on_the_cpu("cpu", broken)
+        devices.with_cpu_fallback("cpu", broken)
 
 
 def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, which does not fail")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training_device.learning_device("auto") == "cpu"
+    assert training_device.training_device("auto") == "cpu"
     assert "training on the CPU" in caplog.text
 
 
 def test_the_cpu_is_not_tried(monkeypatch):
-    monkeypatch.setattr(training_device, "tried", lambda _: pytest.fail("nothing to try"))
-    assert training_device.learning_device("cpu") == "cpu"
+    monkeypatch.setattr(training_device, "check_device_training", lambda _: pytest.fail("nothing to try"))
+    assert training_device.training_device("cpu") == "cpu"
 
 
 @pytest.mark.slow
@@ -145,15 +145,15 @@ def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pai
 def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
     log = pairs.log
     held_out = log.fold == 0
-    tensors = fit_sets(pairs, {-1: held_out}, lambda _: None)
+    tensors = fit_parameter_sets(pairs, {-1: held_out}, lambda _: None)
     rows = np.flatnonzero(log.possible & (log.target.time >= 70 * DAY))
-    contexts = ContextSource(log, rows, pairs.source_index, pairs.target_index)
+    contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
     user, metadata = log.target.user[rows], METADATA | {"n_source": str(pairs.n_source)}
-    asked = Asked(contexts, contexts.labels, user, held_out[user])
+    asked = LabelledContexts(contexts, contexts.labels, user, held_out[user])
     taken = contexts.take(np.arange(len(rows)))
 
     def told(device: str) -> tuple[dict[str, torch.Tensor], float, float]:
-        module = TranslatorModule(tensors | neutral(), metadata, device)
+        module = TranslatorModule(tensors | uncalibrated_tables(), metadata, device)
         tables = calibrate(module, contexts, contexts.labels, held_out[user], seed=0, fold=log.fold[user])
         assert all(table.device.type == "cpu" for table in tables.values())
         calibrated = TranslatorModule(tensors | tables, metadata, device)

@@ -20,14 +20,14 @@ from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.translator import estimators as rooms
 from scalr_prod.translator import layout as layouts
-from scalr_prod.translator.calibration import TABLES, calibrate, neutral
-from scalr_prod.translator.contexts import EVERYBODY
-from scalr_prod.translator.estimators import scored_of
-from scalr_prod.translator.estimators.carried import carried, estimator_of, unpack
-from scalr_prod.translator.fitting import fit_sets, metadata_of
-from scalr_prod.translator.layout import OURS, Layout
-from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
+from scalr_prod.translator.contexts import ALL_USERS
+from scalr_prod.translator.estimators import scored_estimators
+from scalr_prod.translator.estimators.carried import bundle_sources, load_bundled_estimators, load_estimator
+from scalr_prod.translator.fitting import fit_parameter_sets, weights_metadata
+from scalr_prod.translator.layout import BUILTIN_LAYOUT, CalibrationLayout
+from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 NAME = "their_estimator:Together"
 SOURCE = '''
@@ -114,15 +114,15 @@ def theirs(tmp_path, monkeypatch):
 def trained(estimators=("popularity", "linear", NAME)) -> SimpleNamespace:
     torch.set_num_threads(1)
     settings = SETTINGS.model_copy(update={"estimators": estimators})
-    pairs = Pairs.of(make_log(target_items=60), 90 * DAY, settings)
+    pairs = TrainingSlice.from_log(make_log(target_items=60), 90 * DAY, settings)
     fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
+    tensors = fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
     project = SimpleNamespace(translator=settings, histories=SimpleNamespace(length=10))
-    metadata = metadata_of(project, pairs, 2)
-    module = TranslatorModule(tensors | neutral(Layout.stored(metadata)), metadata)
+    metadata = weights_metadata(project, pairs, 2)
+    module = TranslatorModule(tensors | uncalibrated_tables(CalibrationLayout.from_metadata(metadata)), metadata)
     rows = np.flatnonzero((pairs.log.target.time >= 60 * DAY) & (pairs.log.target.time < 90 * DAY))
-    contexts, labels = contexts_at(
-        pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=EVERYBODY
+    contexts, labels = contexts_and_labels(
+        pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=ALL_USERS
     )
     tensors |= calibrate(module, contexts, labels, np.zeros(len(rows), bool), seed=0)
     return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
@@ -153,8 +153,8 @@ def test_the_race_is_decided_as_in_float64(theirs, monkeypatch):
     found = world.module.sample(contexts, 4)
     from scalr_prod.translator import module as module_file
 
-    real = module_file.run
-    monkeypatch.setattr(module_file, "run", lambda *arguments: real(*arguments[:-1], torch.float64))
+    real = module_file.sample_topk
+    monkeypatch.setattr(module_file, "sample_topk", lambda *arguments: real(*arguments[:-1], torch.float64))
     exact = world.module.sample(contexts, 4)
     np.testing.assert_array_equal(found.items, exact.items)
 
@@ -165,7 +165,7 @@ def test_a_version_trained_before_loads_where_there_is_another_estimator_of_ours
     contexts = make_contexts(world, 40)
     before = world.module.sample(contexts, 4)
     former = world.module.parameter_set(-1).calibration
-    ours = ("newest", *rooms.SCORED)
+    ours = ("newest", *rooms.BUILTIN_ESTIMATORS)
     for room in (rooms, layouts):
         monkeypatch.setattr(room, "SCORED", ours)
     module = TranslatorModule(world.tensors, world.metadata)
@@ -173,23 +173,25 @@ def test_a_version_trained_before_loads_where_there_is_another_estimator_of_ours
     assert {member: {name: found[member][name] for name in row} for member, row in former.items()} == former
     assert not any(row["newest"] for row in found.values())
     equal(module.sample(contexts, 4), before)
-    assert Layout.of(()).members[2] == "newest"
-    assert json.loads(Layout.of(()).described()["members"])[2] == "newest", "rows other than the former ones are named"
+    assert CalibrationLayout.from_estimators(()).components[2] == "newest"
+    assert json.loads(CalibrationLayout.from_estimators(()).to_metadata()["members"])[2] == "newest", (
+        "rows other than the former ones are named"
+    )
 
 
 def test_tables_are_read_by_name_whatever_their_order():
-    stored = Layout(("popularity", "mixture"), ("days_20", "count"))
-    found = stored.by_name(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), OURS)
+    stored = CalibrationLayout(("popularity", "mixture"), ("days_20", "count"))
+    found = stored.weights_by_name(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), BUILTIN_LAYOUT)
     assert (found["mixture"]["count"], found["mixture"]["days_20"], found["popularity"]["count"]) == (4.0, 3.0, 2.0)
     assert not any(found["linear"].values())
-    assert tuple(found) == OURS.members
+    assert tuple(found) == BUILTIN_LAYOUT.components
     with pytest.raises(ValueError, match="weighs their_own, which"):
-        Layout(("mixture",), ("their_own",)).by_name(torch.ones(1, 1), OURS)
+        CalibrationLayout(("mixture",), ("their_own",)).weights_by_name(torch.ones(1, 1), BUILTIN_LAYOUT)
 
 
 def test_versions_of_ours_say_what_they_always_said():
     """Their file's bytes are part of a run's id."""
-    described = Layout.of(("popularity", "linear")).described()
+    described = CalibrationLayout.from_estimators(("popularity", "linear")).to_metadata()
     assert set(described) == {"weights"}
     assert json.loads(described["weights"])[:6] == ["frequency", "topics", "linear", "factorisation", "sequential", "count"]
 
@@ -197,32 +199,32 @@ def test_versions_of_ours_say_what_they_always_said():
 def test_it_travels_and_scores_the_same_once_it_was_edited_or_is_gone(theirs, tmp_path):
     theirs()
     world = trained()
-    (one,) = carried(["popularity", NAME]).values()
+    (one,) = bundle_sources(["popularity", NAME]).values()
     folder = tmp_path / "version"
     folder.mkdir()
-    (folder / one.file).write_bytes(one.source)
+    (folder / one.file_name).write_bytes(one.source)
     theirs("raise RuntimeError")
-    travelled = unpack(folder, json.loads(world.metadata["carried"]))
-    module = TranslatorModule(world.tensors, world.metadata, travelled=travelled)
+    travelled = load_bundled_estimators(folder, json.loads(world.metadata["carried"]))
+    module = TranslatorModule(world.tensors, world.metadata, bundled_estimators=travelled)
     contexts = make_contexts(world, 30)
     equal(module.sample(contexts, 4), world.module.sample(contexts, 4))
-    (folder / one.file).write_bytes(one.source + b"\n")
+    (folder / one.file_name).write_bytes(one.source + b"\n")
     with pytest.raises(ValueError, match="checksum mismatch"):
-        unpack(folder, json.loads(world.metadata["carried"]))
+        load_bundled_estimators(folder, json.loads(world.metadata["carried"]))
 
 
 def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
     theirs(SOURCE + f"\n\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
     world = trained()
-    (one,) = carried(["popularity", NAME]).values()
+    (one,) = bundle_sources(["popularity", NAME]).values()
     folder = tmp_path / "version"
     folder.mkdir()
-    (folder / one.file).write_bytes(one.source.replace(b"'w').close()", b"'w').close() "))
-    changed = hashlib.sha256((folder / one.file).read_bytes()).hexdigest()
+    (folder / one.file_name).write_bytes(one.source.replace(b"'w').close()", b"'w').close() "))
+    changed = hashlib.sha256((folder / one.file_name).read_bytes()).hexdigest()
     described = {name: facts | {"sha256": changed} for name, facts in json.loads(world.metadata["carried"]).items()}
     metadata = world.metadata | {"carried": json.dumps(described)}
     tensors = {name: tensor.contiguous() for name, tensor in world.tensors.items()}
-    save_file(tensors, folder / "translator.safetensors", {DESCRIPTION: json.dumps(metadata)})
+    save_file(tensors, folder / "translator.safetensors", {METADATA_KEY: json.dumps(metadata)})
     facts = {"version": 1, "sha256": hashlib.sha256((folder / "translator.safetensors").read_bytes()).hexdigest()}
     (tmp_path / "ran").unlink()
     for manifest, trusted in ((facts | {"carried": described}, False), (facts, True)):
@@ -239,13 +241,13 @@ def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
 
 def test_what_is_trained_is_the_file_as_it_is_now(theirs):
     theirs()
-    first = estimator_of(NAME)
+    first = load_estimator(NAME)
     theirs(SOURCE.replace("version = 1", "version = 2"))
     sys.modules["their_estimator"] = SimpleNamespace(Together=type(first), __name__="their_estimator")
     sys.modules.pop("their_estimator")
-    assert (first.version, estimator_of(NAME).version) == (1, 2)
-    assert carried([NAME])[NAME].file != carried([NAME])[NAME].sha256
-    assert estimator_of(NAME) is not first
+    assert (first.version, load_estimator(NAME).version) == (1, 2)
+    assert bundle_sources([NAME])[NAME].file_name != bundle_sources([NAME])[NAME].sha256
+    assert load_estimator(NAME) is not first
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_what_is_trained_is_the_file_as_it_is_now(theirs):
 def test_one_that_cannot_be_used_is_refused_before_anything_is_fitted(theirs, source, said):
     theirs(source)
     with pytest.raises(TranslatorError, match=said):
-        carried(["popularity", NAME])
+        bundle_sources(["popularity", NAME])
 
 
 @pytest.mark.parametrize(
@@ -297,9 +299,9 @@ def test_a_name_of_a_feature_is_refused(theirs, tmp_path, monkeypatch):
     points = "".join(f"{name} = their_estimator:Together\n" for name in ("count", "together"))
     (info / "entry_points.txt").write_text(f"[scalr_prod.estimators]\n{points}")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert ESTIMATORS.problem("count") is None
+    assert ESTIMATORS.find_problem("count") is None
     with pytest.raises(TranslatorError, match="an estimator cannot be named 'count'"):
-        carried(["count"])
-    assert set(carried(["together"])) == {"together"}
-    assert scored_of(["together", "sequential", "popularity", "linear"]) == ("linear", "sequential", "together")
-    assert TABLES[0].startswith("shared/")
+        bundle_sources(["count"])
+    assert set(bundle_sources(["together"])) == {"together"}
+    assert scored_estimators(["together", "sequential", "popularity", "linear"]) == ("linear", "sequential", "together")
+    assert CALIBRATION_TABLES[0].startswith("shared/")

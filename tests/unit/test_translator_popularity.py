@@ -10,25 +10,25 @@ from translator_world import DAY, SETTINGS, make_log, with_weights
 
 from scalr_prod.sections import TranslatorSettings
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.events import Events
-from scalr_prod.translator.log import Log
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.events import DomainEvents
+from scalr_prod.translator.log import EventLog
+from scalr_prod.translator.pairs import TrainingSlice
 
 
 @pytest.fixture(scope="module")
-def log() -> Log:
+def log() -> EventLog:
     torch.set_num_threads(1)
     return make_log()
 
 
 @pytest.fixture(scope="module")
-def pairs(log) -> Pairs:
-    return Pairs.of(log, 80 * DAY, SETTINGS)
+def pairs(log) -> TrainingSlice:
+    return TrainingSlice.from_log(log, 80 * DAY, SETTINGS)
 
 
 def features(fitted: dict, time: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     counts = popularity.log_counts(fitted, time, dtype)
-    return {name: popularity.feature(counts, name) for name in popularity.FEATURES}
+    return {name: popularity.feature_values(counts, name) for name in popularity.FEATURES}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -67,13 +67,13 @@ def test_popularity_is_blended_once_for_equal_times(pairs):
     weights = {"count": 0.7, "days_20_from_4": -1.5}
     of_all = torch.tensor([weights.get(name, 0.0) for name in popularity.FEATURES])
     of_each = torch.randn(len(time), len(popularity.FEATURES), generator=torch.Generator().manual_seed(1))
-    same, own = popularity.weighted(fitted, time, [of_all, of_each])
+    same, own = popularity.weighted_features(fitted, time, [of_all, of_each])
     torch.testing.assert_close(same, sum(weight * known[name] for name, weight in weights.items()))
     stacked = torch.stack([known[name] for name in popularity.FEATURES], 1)
     torch.testing.assert_close(own, (of_each[:, :, None] * stacked).sum(1))
-    assert (popularity.weighted(fitted, time, [of_all * 0])[0] == 0).all()
-    instants = popularity.instants(pairs, 8)
-    at = popularity.at_instants(fitted, instants, weights)
+    assert (popularity.weighted_features(fitted, time, [of_all * 0])[0] == 0).all()
+    instants = popularity.choose_instants(pairs, 8)
+    at = popularity.log_popularity_at(fitted, instants, weights)
     expected = features(fitted, instants)
     torch.testing.assert_close(at, sum(weight * expected[name] for name, weight in weights.items()).log_softmax(1))
 
@@ -105,10 +105,10 @@ def test_popularity_of_two_million_events_is_exact():
     time = rng.integers(0, 700 * DAY, events)
     time[::4] -= time[::4] % DAY  # and many at the same instant
     one = np.zeros(1, dtype=np.int32)
-    source = Events(one, one, np.zeros(1, dtype=np.int64), pa.array([0]))
-    target = Events(np.zeros(events, dtype=np.int32), item, time, pa.array(range(items)))
-    pairs = Pairs.of(
-        Log(pa.array([0]), one, source, target, np.full((events, 1), -1, dtype=np.int32), exclude_consumed=False),
+    source = DomainEvents(one, one, np.zeros(1, dtype=np.int64), pa.array([0]))
+    target = DomainEvents(np.zeros(events, dtype=np.int32), item, time, pa.array(range(items)))
+    pairs = TrainingSlice.from_log(
+        EventLog(pa.array([0]), one, source, target, np.full((events, 1), -1, dtype=np.int32), exclude_consumed=False),
         700 * DAY,
         TranslatorSettings(max_target_items=items),
     )
@@ -131,6 +131,6 @@ def test_popularity_of_two_million_events_is_exact():
 
 
 def test_the_prior_counts_the_training_slice_alone(log):
-    early = Pairs.of(log, 60 * DAY, SETTINGS, popularity_until=90 * DAY)
-    exact = Pairs.of(log, 60 * DAY, SETTINGS)
-    torch.testing.assert_close(popularity.prior(early), popularity.prior(exact))
+    early = TrainingSlice.from_log(log, 60 * DAY, SETTINGS, popularity_until=90 * DAY)
+    exact = TrainingSlice.from_log(log, 60 * DAY, SETTINGS)
+    torch.testing.assert_close(popularity.log_popularity(early), popularity.log_popularity(exact))

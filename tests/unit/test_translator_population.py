@@ -16,11 +16,17 @@ from translator_world import METADATA, SETTINGS, calibration, make_log
 from benchmarks.worlds import World
 from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.contexts import NO_ITEM
-from scalr_prod.translator.events import Events
-from scalr_prod.translator.fitting import cut_at, figures_of, fit_calibration, fit_sets, rows_between
-from scalr_prod.translator.log import Log
+from scalr_prod.translator.events import DomainEvents
+from scalr_prod.translator.fitting import (
+    fit_calibration,
+    fit_parameter_sets,
+    label_rows_between,
+    measure_components,
+    time_quantile,
+)
+from scalr_prod.translator.log import EventLog
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 #: Every new choice is uniform over the catalogue, and three of ten target events repeat one of the user's.
 HABITS = World(
@@ -29,21 +35,21 @@ HABITS = World(
 )  # fmt: skip
 
 
-def log_of(rows: list[tuple[int, int, int]], *, exclude_consumed: bool = True) -> Log:
+def log_of(rows: list[tuple[int, int, int]], *, exclude_consumed: bool = True) -> EventLog:
     """Target events (user, item, time) of four users and five items, and one source event."""
     user, item, time = np.array(sorted(rows, key=lambda row: (row[0], row[2])), dtype=np.int64).reshape(-1, 3).T
     nothing = np.zeros(1, dtype=np.int32)
-    target = Events(user.astype(np.int32), item.astype(np.int32), time, pa.array(range(5)))
-    source = Events(nothing, nothing, np.zeros(1, dtype=np.int64), pa.array([0]))
+    target = DomainEvents(user.astype(np.int32), item.astype(np.int32), time, pa.array(range(5)))
+    source = DomainEvents(nothing, nothing, np.zeros(1, dtype=np.int64), pa.array([0]))
     history = np.full((len(user), 1), -1, dtype=np.int32)
-    return Log(pa.array(range(4)), np.zeros(4, dtype=np.int32), source, target, history, exclude_consumed)
+    return EventLog(pa.array(range(4)), np.zeros(4, dtype=np.int32), source, target, history, exclude_consumed)
 
 
-def asked(log: Log, target_index: np.ndarray) -> np.ndarray:
+def asked(log: EventLog, target_index: np.ndarray) -> np.ndarray:
     """The exclusion lists at every other target event, the last one first: int32 [R, E]."""
     rows = np.arange(len(log.target))[::-2]
-    contexts, _ = contexts_at(log, rows, source_index=np.ones(1, dtype=np.int32), target_index=target_index)
-    return contexts.excluded()
+    contexts, _ = contexts_and_labels(log, rows, source_index=np.ones(1, dtype=np.int32), target_index=target_index)
+    return contexts.exclude_matrix()
 
 
 EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=24)
@@ -55,7 +61,7 @@ def test_a_repeat_is_no_label_and_what_a_user_had_is_excluded(rows):
     events = list(zip(log.target.user.tolist(), log.target.item.tolist(), log.target.time.tolist(), strict=True))
     first = [events[:place] for place in range(len(events))]
     again = [any(one[:2] == event[:2] for one in before) for event, before in zip(events, first, strict=True)]
-    np.testing.assert_array_equal(log.possible, ~np.array(again))
+    np.testing.assert_array_equal(log.is_label, ~np.array(again))
     index = np.array([2, NO_ITEM, 0, 1, 3], dtype=np.int32)  # the second item is in no vocabulary
     for (user, _, time), row in zip(events[::-2], asked(log, index), strict=True):
         had = {int(index[item]) for owner, item, when in events if owner == user and when < time}
@@ -65,7 +71,7 @@ def test_a_repeat_is_no_label_and_what_a_user_had_is_excluded(rows):
 @given(EVENTS)
 def test_where_items_may_be_proposed_again_every_event_is_a_label(rows):
     log = log_of(rows, exclude_consumed=False)
-    assert log.possible.all()
+    assert log.is_label.all()
     assert asked(log, np.arange(5, dtype=np.int32)).shape[1] == 0
 
 
@@ -73,13 +79,13 @@ def test_what_is_excluded_has_no_probability_and_the_rest_sums_to_one():
     torch.set_num_threads(1)
     log = make_log()
     options = SETTINGS.model_copy(update={"estimators": ("popularity", "frequency")})
-    pairs = Pairs.of(log, int(log.target.time.max()), options)
-    tensors = fit_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, lambda _: None) | calibration()
+    pairs = TrainingSlice.from_log(log, int(log.target.time.max()), options)
+    tensors = fit_parameter_sets(pairs, {-1: np.zeros(len(log.users), dtype=bool)}, lambda _: None) | calibration()
     named = {"folds": "0", "estimators": json.dumps(options.estimators), "n_source": str(pairs.n_source)}
     module = TranslatorModule(tensors, METADATA | named)
-    rows = rows_between(log, int(log.target.time[log.possible].max()) // 2, 2**62)
-    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    exclude = contexts.excluded()
+    rows = label_rows_between(log, int(log.target.time[log.is_label].max()) // 2, 2**62)
+    contexts, labels = contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    exclude = contexts.exclude_matrix()
     members = ("mixture", "popularity", "frequency")
     for some, found in module.distributions(contexts, members):
         for p in found:
@@ -98,12 +104,14 @@ def judged(*, exclude_consumed: bool) -> SimpleNamespace:
     options = TranslatorSettings(threads=1, estimators=("popularity",))
     settings = SimpleNamespace(translator=options, histories=HistorySettings(), compute=ComputeSettings())
     log, new = (logs.log(length=5, folds=3, exclude_consumed=excluded) for excluded in (exclude_consumed, True))
-    begin, middle, end = (cut_at(new.label_times(), share) for share in (0.6, 0.8, 1.0))
+    begin, middle, end = (time_quantile(new.label_times(), share) for share in (0.6, 0.8, 1.0))
     hidden = log.fold == 0
-    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, informed=True)
-    pairs = Pairs.of(log, middle, options, popularity_until=end)
-    tensors = fit_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
-    figures = figures_of(settings, new, pairs, tensors, rows_between(new, middle, end), hidden)["all"]["popularity"]
+    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, with_information=True)
+    pairs = TrainingSlice.from_log(log, middle, options, popularity_until=end)
+    tensors = fit_parameter_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
+    figures = measure_components(settings, new, pairs, tensors, label_rows_between(new, middle, end), hidden)["all"][
+        "popularity"
+    ]
     uniform = logs.oracles(middle, end).uniform.mean()
     between = (logs.target.time >= begin) & (logs.target.time < middle)
     pair = np.stack([logs.target.user, logs.target.item])
@@ -138,7 +146,8 @@ def test_a_log_without_repeats_has_the_same_parameters():
     settings = SETTINGS.model_copy(update={"estimators": ("popularity", "frequency", "topics", "linear", "factorisation")})
     nobody = {-1: np.zeros(4, dtype=bool)}
     one, other = (
-        fit_sets(Pairs.of(log_of(rows, exclude_consumed=flag), 9, settings), nobody, lambda _: None) for flag in (True, False)
+        fit_parameter_sets(TrainingSlice.from_log(log_of(rows, exclude_consumed=flag), 9, settings), nobody, lambda _: None)
+        for flag in (True, False)
     )
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -148,7 +157,7 @@ def test_of_many_events_some_are_measured_and_the_error_of_that_is_told(monkeypa
     """What is learned does not change, and the figures of the draw lie within a few of its standard errors."""
     every = judged(exclude_consumed=True).calibrated
     whole = every.figures["all"]["mixture"]
-    monkeypatch.setattr("scalr_prod.translator.fitting.MOST_MEASURED", whole.events // 3)
+    monkeypatch.setattr("scalr_prod.translator.fitting.MAX_MEASURED_EVENTS", whole.events // 3)
     some = judged(exclude_consumed=True).calibrated
     drawn = some.figures["all"]["mixture"]
     assert drawn.events == whole.events // 3

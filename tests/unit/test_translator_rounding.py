@@ -12,11 +12,11 @@ from translated import EXECUTIONS, make_contexts, make_world
 from translator_world import DAY, calibration_table
 
 from scalr_prod.translator import noise
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.calibration import TABLES
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.calibration import CALIBRATION_TABLES
 from scalr_prod.translator.contexts import NO_ITEM, Contexts
-from scalr_prod.translator.estimators import SCORED
-from scalr_prod.translator.layout import OURS
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
+from scalr_prod.translator.layout import BUILTIN_LAYOUT
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import TranslatorModule
 
@@ -32,10 +32,10 @@ def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperatur
     for fold in np.unique(contexts.fold).tolist():
         rows = np.flatnonzero(contexts.fold == fold)
         part, mixture = contexts.take(rows), module.parameter_set(fold)
-        batch = Batch.of(part, module.first_seen)
-        found = mixture.distributions(mixture.summary(batch, ("popularity", "mixture")), dtype=torch.float64)
+        batch = ContextBatch.from_contexts(part, module.first_seen)
+        found = mixture.distributions(mixture.encode(batch, ("popularity", "mixture")), dtype=torch.float64)
         p, prior = (found[member].numpy() for member in ("mixture", "popularity"))
-        race = noise.exponential(noise.key_words(part.noise_key), noise.item_numbers(module.n_target), torch.float64).numpy()
+        race = noise.exponential(noise.key_words(part.noise_key), noise.item_words(module.n_target), torch.float64).numpy()
         with np.errstate(divide="ignore"):
             keys = np.log(p) / temperature - np.log(race)
         for row, exclude in enumerate(part.exclude):
@@ -91,7 +91,7 @@ def test_near_ties_are_those_of_float64(world, looked_at_again, k):
     """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
     contexts = make_contexts(world, 300, seed=11, exclude=2)
     alike = calibration_table() * 1e-6
-    tensors = world.tensors | dict.fromkeys(TABLES, alike)
+    tensors = world.tensors | dict.fromkeys(CALIBRATION_TABLES, alike)
     fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
     for temperature in (1e-6, 1e-4):
         expected = exact_draws(reference, contexts, k, temperature, 0)
@@ -113,7 +113,7 @@ def test_near_ties_are_those_of_float64(world, looked_at_again, k):
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_probabilities_too_small_for_float32_are_drawn_too(world, looked_at_again, temperature):
     contexts = make_contexts(world, 300, seed=14)
-    tensors = world.tensors | dict.fromkeys(TABLES, 40 * calibration_table())
+    tensors = world.tensors | dict.fromkeys(CALIBRATION_TABLES, 40 * calibration_table())
     fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)
     expected = exact_draws(reference, contexts, 40, temperature, 0)
     np.testing.assert_array_equal(fused.sample(contexts, 40, temperature=temperature).items, expected)
@@ -128,9 +128,9 @@ def nearest_races(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
     """Rows in order of how near the two best keys are, by float64; all contexts are alike but for their noise."""
     mixture = module.parameter_set(int(contexts.fold[0]))
     p = mixture.distributions(
-        mixture.summary(Batch.of(contexts.slice(0, 1), module.first_seen), ("mixture",)), dtype=torch.float64
+        mixture.encode(ContextBatch.from_contexts(contexts.slice(0, 1), module.first_seen), ("mixture",)), dtype=torch.float64
     )
-    race = noise.exponential(noise.key_words(contexts.noise_key), noise.item_numbers(module.n_target), torch.float64)
+    race = noise.exponential(noise.key_words(contexts.noise_key), noise.item_words(module.n_target), torch.float64)
     best = (p["mixture"] / race).topk(2).values
     assert float((best[:, 1] / best[:, 0]).max()) > 1 - 1e-4
     return (best[:, 1] / best[:, 0]).argsort(descending=True).numpy()
@@ -141,27 +141,25 @@ def test_rounding_is_bounded(world, scale):
     """Logits in float32 are no further from those in float64 than the bound, and it is not a hundred times too wide."""
     contexts = replace(make_contexts(world, 400, seed=13), fold=np.zeros(400, dtype=np.int32))
     noisy = torch.randn(calibration_table().shape, generator=torch.Generator().manual_seed(2))
-    noisy[:, : len(SCORED)] = noisy[:, : len(SCORED)].abs()
+    noisy[:, : len(BUILTIN_ESTIMATORS)] = noisy[:, : len(BUILTIN_ESTIMATORS)].abs()
     for table in (calibration_table(), noisy):
-        module = TranslatorModule(world.tensors | dict.fromkeys(TABLES, scale * table), world.metadata)
+        module = TranslatorModule(world.tensors | dict.fromkeys(CALIBRATION_TABLES, scale * table), world.metadata)
         mixture = module.parameter_set(0)
-        for member in OURS.members:
-            batch = Batch.of(contexts, module.first_seen)
-            summary = mixture.summary(batch, (member,))
+        for member in BUILTIN_LAYOUT.components:
+            batch = ContextBatch.from_contexts(contexts, module.first_seen)
+            summary = mixture.encode(batch, (member,))
             every = torch.arange(module.n_target).expand(len(contexts), -1)
             exact = mixture.logits(summary, member, every)
-            rough = mixture.logits_of_all(summary)[member].double()
-            off, bound = (rough - exact).abs(), mixture.rounding(summary, member, every)
+            rough = mixture.all_logits(summary)[member].double()
+            off, bound = (rough - exact).abs(), mixture.rounding_bound(summary, member, every)
             assert (off <= bound).all()
-            assert (bound <= mixture.rounding(summary, member)).all()
+            assert (bound <= mixture.rounding_bound(summary, member)).all()
             assert bound.median() < 100 * off.amax(1).median()
 
 
 def test_variates_are_the_same_in_float32():
     words = noise.key_words(np.arange(4_000))
-    rough, exact = (
-        noise.exponential(words, noise.item_numbers(500), dtype).double() for dtype in (torch.float32, torch.float64)
-    )
+    rough, exact = (noise.exponential(words, noise.item_words(500), dtype).double() for dtype in (torch.float32, torch.float64))
     assert float(exact.min()) < 1e-5
     assert float(exact.max()) > 13
     torch.testing.assert_close(rough, exact, rtol=8 * 2**-24, atol=0)

@@ -7,27 +7,27 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.translator import log
-from scalr_prod.translator.runs import Runs
+from scalr_prod.translator.runs import HistoryIndex
 
 LENGTH = 5
 
 
-def listed(runs: Runs) -> np.ndarray:
+def listed(runs: HistoryIndex) -> np.ndarray:
     """The whole array, row by row."""
     found = np.full((len(runs.stop), LENGTH), -1, np.int32)
     for row, (stop, count) in enumerate(zip(runs.stop.tolist(), runs.count.tolist(), strict=True)):
         if count:
             found[row, -count:] = range(stop - count, stop)
-    for row, positions in zip(runs.apart.tolist(), runs.positions, strict=True):
+    for row, positions in zip(runs.explicit_rows.tolist(), runs.explicit_positions, strict=True):
         found[row] = positions
     return found
 
 
-def made(*, late: bool) -> Runs:
+def made(*, late: bool) -> HistoryIndex:
     apart = np.array([1, 4] if late else [], dtype=np.int64)
     positions = np.array([[-1, -1, -1, 2, 7], [3, 5, 6, 8, 9]], dtype=np.int32)[: len(apart)]
     stop, count = np.array([0, 9, 4, 20, 11, 12, 3]), np.array([0, 2, 3, 5, 4, 5, 1])
-    return Runs(stop.astype(np.int32), count.astype(np.int32), LENGTH, apart, positions)
+    return HistoryIndex(stop.astype(np.int32), count.astype(np.int32), LENGTH, apart, positions)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -54,7 +54,7 @@ def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     random = np.random.default_rng(0)
     user, time = random.choice([0, 1, 3, 4, 7, 9], 200).astype(np.int32), random.integers(-widest, widest, 200)
     order = np.lexsort((time, user))
-    source = log.Events(user[order], np.zeros(200, np.int32), time[order], pa.array([0]))
+    source = log.DomainEvents(user[order], np.zeros(200, np.int32), time[order], pa.array([0]))
     asked = np.sort(random.integers(0, 11, 300)).astype(np.int32)
     moment = np.where(random.random(300) < 0.5, random.choice(time, 300), random.integers(-2 * widest, 2 * widest, 300))
     for and_at in (False, True):

@@ -11,26 +11,26 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, SETTINGS, make_log
 
-from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.estimators import attention, learning, pretraining, sampled_softmax, sequential
-from scalr_prod.translator.estimators.windows import Windows, source_windows
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.estimators.windows import TrainingWindows, index_source_windows
+from scalr_prod.translator.pairs import TrainingSlice
 
 #: Windows and places of all events of three windows.
 EVERY = torch.arange(3).repeat_interleave(LENGTH), torch.arange(LENGTH).repeat(3)
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
+def pairs() -> TrainingSlice:
     torch.set_num_threads(1)
-    return Pairs.of(make_log(), 80 * DAY, SETTINGS)
+    return TrainingSlice.from_log(make_log(), 80 * DAY, SETTINGS)
 
 
 def test_windows_hold_each_target_event_after_its_last_source_event(pairs):
-    windows = Windows.of(pairs)
+    windows = TrainingWindows.from_pairs(pairs)
     generator = torch.Generator().manual_seed(0)
     seen = []
-    for window in windows.epoch(16, generator):
+    for window in windows.iter_epoch(16, generator):
         for row, place, item, time in zip(window.row, window.place, window.item, window.time, strict=True):
             upto = window.items[row, : place + 1]
             seen.append((tuple(upto[upto > 0].tolist()[-3:]), int(item), int(time)))
@@ -59,7 +59,7 @@ def test_sequential_never_looks_ahead(pairs):
     other = items.clone()
     other[:, 6:] = torch.randint(1, pairs.n_source + 1, (3, LENGTH - 6), generator=random)
 
-    found, changed = (attention.states(p, one, days, EVERY).unflatten(0, (3, -1)) for one in (items, other))
+    found, changed = (attention.window_states(p, one, days, EVERY).unflatten(0, (3, -1)) for one in (items, other))
     torch.testing.assert_close(found[:, :6], changed[:, :6], rtol=0, atol=0)
     assert not torch.allclose(found[:, 6:], changed[:, 6:])
 
@@ -68,15 +68,15 @@ def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
     p = sequential.fit(pairs, sequential.share(pairs))
     items = torch.tensor([[0, 0, 3, 5, 1, 2, 7, 5, 4, 6]])
     days = torch.tensor([[0.0, 0, 0, 1, 1, 5, 30, 31, 90, 400]])
-    trained = attention.states(p, items, days, (torch.tensor([0]), torch.tensor([9])))
-    batch = Batch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([0]), torch.tensor([pairs.n_target]))
+    trained = attention.window_states(p, items, days, (torch.tensor([0]), torch.tensor([9])))
+    batch = ContextBatch(items, days[:, -1:] - days, torch.tensor([0]), torch.tensor([0]), torch.tensor([pairs.n_target]))
     found = sequential.score(p, batch, torch.zeros(pairs.n_target))
     torch.testing.assert_close(found, trained @ p["target"].T, rtol=1e-5, atol=1e-6)
 
 
 def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
-    windows = source_windows(pairs)
-    items, days = windows.of(torch.arange(len(windows)))
+    windows = index_source_windows(pairs)
+    items, days = windows.read(torch.arange(len(windows)))
     source = pairs.log.source
     counts = source.time < pairs.until
     known = pairs.source_index[source.item[counts]]
@@ -86,8 +86,8 @@ def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
     first = int(source.user[counts][0])
     mine = pairs.source_index[source.item[counts & (source.user == first)]]
     np.testing.assert_array_equal(items[0][-min(len(mine), LENGTH) :], mine[-LENGTH:])
-    np.testing.assert_array_equal(windows.known(), (items > 0).sum(1))
-    np.testing.assert_array_equal(windows.counts()[1:], np.bincount(items.flatten(), minlength=pairs.n_source + 1)[1:])
+    np.testing.assert_array_equal(windows.known_event_counts(), (items > 0).sum(1))
+    np.testing.assert_array_equal(windows.item_counts()[1:], np.bincount(items.flatten(), minlength=pairs.n_source + 1)[1:])
 
 
 @pytest.mark.slow
@@ -107,8 +107,8 @@ def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event
         kept.update(state=state.detach(), vectors=vectors.detach().clone(), label=label)
         return loss(state, vectors, label, negatives, **offsets)
 
-    loss = sampled_softmax.loss
-    monkeypatch.setattr(sampled_softmax, "loss", keep)
+    loss = sampled_softmax.sampled_softmax_loss
+    monkeypatch.setattr(sampled_softmax, "sampled_softmax_loss", keep)
     nobody = replace(follows, held_out=np.ones_like(pairs.held_out))
     parameters = sequential.share(nobody)
     # Rows of the table stand in order; all twelve items are in every batch.
@@ -126,8 +126,8 @@ def test_pretraining_takes_no_more_source_events_than_it_is_given(pairs, monkeyp
         seen.append(int((items > 0).sum()))
         return states(parameters, items, days, asked, generator)
 
-    states = attention.states
-    monkeypatch.setattr(attention, "states", keep)
+    states = attention.window_states
+    monkeypatch.setattr(attention, "window_states", keep)
     everything = sequential.share(pairs)
     told = sum(seen) // pretraining.EPOCHS
     found = {}
@@ -150,17 +150,17 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
     generator = torch.Generator().manual_seed(0)
     items, dim = 300, 16
     state, vectors = (torch.randn(n, dim, generator=generator).requires_grad_() for n in (choices, items))
-    others = torch.randn(moments, sampled_softmax.DRAWN, generator=generator).requires_grad_()
+    others = torch.randn(moments, sampled_softmax.NEGATIVES_PER_BATCH, generator=generator).requires_grad_()
     moment = torch.randint(0, moments, (choices,), generator=generator) if moments > 1 else None
     label = torch.randint(0, items, (choices,), generator=generator)
     weight = torch.rand(choices, generator=generator) if weighed else None
-    negatives = sampled_softmax.Negatives.drawn(torch.ones(items) / items, generator)
+    negatives = sampled_softmax.Negatives.sample(torch.ones(items) / items, generator)
     own = torch.randn(choices, generator=generator).requires_grad_()
-    assert sampled_softmax.kernels() is not None, "numba is a dependency"
+    assert sampled_softmax.load_kernels() is not None, "numba is a dependency"
     learnt = [state, vectors, own, others]
     mine, theirs = (
         loss(state, vectors, label, negatives, label_offset=own, drawn_offsets=others, offset_row=moment, weight=weight)
-        for loss in (sampled_softmax.loss, sampled_softmax.plain_loss)
+        for loss in (sampled_softmax.sampled_softmax_loss, sampled_softmax.reference_loss)
     )
     if not choices:  # a mean of nothing
         assert mine == 0
@@ -175,7 +175,7 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
 def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatch):
     """And so are its gradients, over windows without an event, with one, with unknown ones between others, and longer than a register."""
     generator = torch.Generator().manual_seed(0)
-    learnt = {"source": torch.randn(50, dim, generator=generator), **attention.initial(dim, generator)}
+    learnt = {"source": torch.randn(50, dim, generator=generator), **attention.initial_weights(dim, generator)}
     learnt["age_bias"] = torch.randn(learnt["age_bias"].shape, generator=generator)
     learnt["narrow"] = 0.2 * torch.randn(learnt["narrow"].shape, generator=generator)
     for tensor in learnt.values():
@@ -191,12 +191,12 @@ def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatc
     slope = torch.randn(len(asked[0]), dim, generator=generator)
 
     def found() -> list[torch.Tensor]:
-        states = attention.states(learnt, items, days, asked, torch.Generator().manual_seed(1) if hidden else None)
+        states = attention.window_states(learnt, items, days, asked, torch.Generator().manual_seed(1) if hidden else None)
         return [states, *torch.autograd.grad((states * slope).sum(), list(learnt.values()))]
 
-    assert attention.kernels() is not None, "numba is a dependency"
+    assert attention.load_kernels() is not None, "numba is a dependency"
     compiled = found()
-    monkeypatch.setattr(attention, "kernels", lambda: None)
+    monkeypatch.setattr(attention, "load_kernels", lambda: None)
     plain = found()
     assert (plain[0][items[asked] == 0] == 0).all()
     for mine, theirs in zip(compiled, plain, strict=True):
@@ -207,7 +207,7 @@ def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatc
 def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled, monkeypatch):
     """Some rows are in every batch, some in a few, one in none: torch's AdamW, which moves all of them each time, is the reference."""
     if not compiled:
-        monkeypatch.setattr(learning, "kernels", lambda: None)
+        monkeypatch.setattr(learning, "load_kernels", lambda: None)
     steps, rows, dim = 120, 60, 8
 
     def start() -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
@@ -219,11 +219,11 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
         return wanted, torch.randn(12, generator=generator)
 
     table, slope, generator = start()
-    learner = learning.Learner({"slope": slope}, {"table": table}, steps=steps, rate=1e-2, decay=0.1)
+    learner = learning.LazyAdamW({"slope": slope}, {"table": table}, steps=steps, rate=1e-2, decay=0.1)
     for _ in range(steps):
         wanted, said = batch(generator)
-        values, (place,) = learner.tables["table"].take(wanted)
-        learner.step((values[place] @ learner.whole["slope"] - said).square().mean())
+        values, (place,) = learner.tables["table"].gather(wanted)
+        learner.step((values[place] @ learner.dense["slope"] - said).square().mean())
     table, slope, generator = start()
     before = table.clone()
     optimizer = torch.optim.AdamW([table.requires_grad_(), slope.requires_grad_()], lr=1e-2, weight_decay=0.1)
@@ -234,7 +234,7 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
         (table[wanted] @ slope - said).square().mean().backward()
         optimizer.step()
         schedule.step()
-    found = learner.learnt()
+    found = learner.final_parameters()
     assert (table - before).abs().amax(1).min() > 1e-3, "every row is moved, if only by its decay"
     torch.testing.assert_close(found["table"], table.detach(), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found["slope"], slope.detach(), rtol=1e-3, atol=1e-3)
@@ -247,7 +247,7 @@ def test_the_cycle_is_that_of_torch(steps):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
         group = optimizer.param_groups[0]
-        assert learning.one_cycle(step, steps, 3e-3) == (group["lr"], group["betas"][0])
+        assert learning.one_cycle_schedule(step, steps, 3e-3) == (group["lr"], group["betas"][0])
         if step < steps - 1:
             optimizer.step()
             schedule.step()
@@ -286,7 +286,7 @@ def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypat
     few, every = learning._DeferredUpdates(0.01, steps), learning._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
-        rate, beta_1 = learning.one_cycle(number, steps, 3e-3)
+        rate, beta_1 = learning.one_cycle_schedule(number, steps, 3e-3)
         few.add(rate, beta_1)
         monkeypatch.setattr(learning, "_PUSHED", steps)
         every.add(rate, beta_1)

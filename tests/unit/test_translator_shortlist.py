@@ -12,13 +12,13 @@ from translated import equal, make_contexts
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator import shortlist
-from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fitting import fit_parameter_sets
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs
-from scalr_prod.translator.sample_request import Race
+from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.sample_request import SampleRequest
 
 SIZE, ITEMS = 12, 88
 
@@ -27,9 +27,11 @@ SIZE, ITEMS = 12, 88
 def world() -> SimpleNamespace:
     """88 target items in blocks of 12, the last of which holds 4."""
     torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(target_items=90), 90 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(make_log(target_items=90), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    tensors = (
+        fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None) | calibration()
+    )
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shortlist, "_SMALLEST", SIZE)
@@ -54,10 +56,10 @@ def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tup
     for row in range(len(contexts)):
         one = contexts.take(np.array([row]))
         mixture = module.parameter_set(int(one.fold[0]))
-        summary = mixture.summary(Batch.of(one, module.first_seen), ("popularity", "mixture"))
-        lists = module._lists.chosen(mixture, summary, Race(1, 1.0, 0.0, "mixture", count))
-        found[row, module._lists.order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
-        share[row] = lists.share["mixture"][0]
+        summary = mixture.encode(ContextBatch.from_contexts(one, module.first_seen), ("popularity", "mixture"))
+        lists = module._lists.select(mixture, summary, SampleRequest(1, 1.0, 0.0, "mixture", count))
+        found[row, module._lists.item_order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
+        share[row] = lists.catalogue_share["mixture"][0]
     return found, share
 
 
@@ -171,7 +173,7 @@ def test_blocks_are_ranked_by_popularity_of_the_week_s_beginning(world):
     week = 7 * DAY
     contexts = replace(contexts, event_time=contexts.event_time % week + 8 * week)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
-    mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
+    mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
     eligible = world.lists._eligible(batch.eligible)
     before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible, 1.0)
     past = replace(mixture, popularity=mixture.popularity | popularity.fit(replace(world.pairs, popularity_until=8 * week)))
@@ -182,8 +184,10 @@ def test_blocks_are_ranked_by_popularity_of_the_week_s_beginning(world):
 def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
     contexts = make_contexts(world, 40, seed=10)
     contexts = replace(contexts, event_time=np.full(40, world.pairs.first_seen[2] + 1), fold=np.full(40, -1, np.int32))
-    mixture, batch = world.reference.parameter_set(-1), Batch.of(contexts, world.reference.first_seen)
-    lists = world.lists.chosen(mixture, mixture.summary(batch, ("popularity", "mixture")), Race(1, 1.0, 0.0, "mixture", 80))
+    mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
+    lists = world.lists.chosen(
+        mixture, mixture.summary(batch, ("popularity", "mixture")), SampleRequest(1, 1.0, 0.0, "mixture", 80)
+    )
     seen = world.lists._eligible(batch.eligible) > 0
     assert torch.equal(lists.blocks, seen)
     assert 0 < seen.sum() < seen.numel()
@@ -198,16 +202,16 @@ def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_
     other = replace(mixture, estimators=mixture.estimators | {"other": SimpleNamespace(score=score)})
     weights = {member: of_each | {"other": 1.0} for member, of_each in mixture.calibration.items()}
     other = replace(other, calibration=weights, parameters=mixture.parameters | {"other": {}})
-    lists = shortlist.Shortlists.of(other, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
-    assert torch.equal(lists.order, world.lists.order)
+    lists = shortlist.ShortlistIndex.from_mixture(other, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
+    assert torch.equal(lists.item_order, world.lists.order)
 
 
 def test_without_products_blocks_are_of_items_that_are_as_popular(world):
     mixture = world.reference.parameter_set(-1)
     alone = mixture.calibration["mixture"] | dict.fromkeys(mixture.estimators, 0.0)
     alone = replace(mixture, calibration=mixture.calibration | {"mixture": alone})
-    lists = shortlist.Shortlists.of(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
-    np.testing.assert_array_equal(np.sort(lists.order.numpy()), np.arange(ITEMS))
+    lists = shortlist.ShortlistIndex.from_mixture(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
+    np.testing.assert_array_equal(np.sort(lists.item_order.numpy()), np.arange(ITEMS))
     logits = torch.cat([shortlist._popular(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
 
     def spread(order: torch.Tensor) -> float:
@@ -217,7 +221,7 @@ def test_without_products_blocks_are_of_items_that_are_as_popular(world):
             sum(part.var(1, correction=0).sum() * part.shape[1] for part in parts) / (logits.var(1, correction=0).sum() * ITEMS)
         )
 
-    assert spread(lists.order) < 0.6 * spread(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0)))
+    assert spread(lists.item_order) < 0.6 * spread(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0)))
 
 
 def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_call(world):
@@ -238,7 +242,7 @@ def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_ca
 def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):
     made = TranslatorModule(world.tensors, world.metadata)
     beats = []
-    made.on_group = lambda: beats.append(1)
+    made.on_progress = lambda: beats.append(1)
     made.warm_up()
     assert "_lists" not in vars(made)
     made.warm_up(shortlists=True)

@@ -10,25 +10,25 @@ import torch
 from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.events import Events
-from scalr_prod.translator.pairs import Pairs, contexts_at
-from scalr_prod.translator.tastes import TASTES
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.events import DomainEvents
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.tastes import TRAITS
 
 HALF_LIVES = {"taste_count": (None, 0.5), "taste_days_90": (90, 0.2), "taste_days_20": (20, 0.1), "taste_days_3": (3, 0.05)}
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
-    return Pairs.of(make_log(), 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+def pairs() -> TrainingSlice:
+    return TrainingSlice.from_log(make_log(), 70 * DAY, SETTINGS, popularity_until=100 * DAY)
 
 
-def batch_at(pairs: Pairs, rows: np.ndarray) -> tuple[Batch, np.ndarray]:
-    contexts, _ = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    return Batch.of(contexts, torch.from_numpy(pairs.first_seen)), pairs.log.history[rows]
+def batch_at(pairs: TrainingSlice, rows: np.ndarray) -> tuple[ContextBatch, np.ndarray]:
+    contexts, _ = contexts_and_labels(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return ContextBatch.from_contexts(contexts, torch.from_numpy(pairs.first_seen)), pairs.log.history[rows]
 
 
-def log_counts(pairs: Pairs, item: int, moment: int) -> np.ndarray:
+def log_counts(pairs: TrainingSlice, item: int, moment: int) -> np.ndarray:
     """Of a source item strictly before a moment, by going through the whole log."""
     events = pairs.log.source
     moment = min(moment, pairs.popularity_until + 300_000_000)  # after the end, counts stand still
@@ -62,7 +62,7 @@ def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(
     fitted = tastes.fit(pairs)
     rows = np.flatnonzero(pairs.log.target.time >= 60 * DAY)[::3]
     batch, history = batch_at(pairs, rows)
-    raw = np.zeros((len(rows), len(TASTES)))
+    raw = np.zeros((len(rows), len(TRAITS)))
     events, known = pairs.log.source, np.zeros(len(rows), bool)
     for row, places in enumerate(history):
         there = [place for place in places if place >= 0 and pairs.source_index[events.item[place]] > 0]
@@ -76,19 +76,19 @@ def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(
             values.append(log_counts(pairs, int(events.item[place]), int(events.time[place])) - around)
         age = (events.time[there].max() - events.time[there]) / DAY
         raw[row] = [*np.mean(values, 0), np.log1p(len(there)), np.log1p((age < 30).sum())]
-    found = tastes.raw(fitted, batch)
+    found = tastes.raw_traits(fitted, batch)
     np.testing.assert_allclose(found[known], raw[known], atol=2e-3)
     assert found[~known].isnan().all()
     assert (raw[known].std(0) > 0.05).all(), "the tastes must differ, or this test shows nothing"
-    mean, spread = tastes.spread(found)
+    mean, spread = tastes.trait_moments(found)
     np.testing.assert_allclose(mean, raw[known].mean(0), atol=2e-3)
     expected = ((raw - mean.numpy()) / spread.numpy()).clip(-3, 3) * known[:, None]
-    np.testing.assert_allclose(tastes.standard(found, mean, spread), expected, atol=2e-2)
+    np.testing.assert_allclose(tastes.standardize_traits(found, mean, spread), expected, atol=2e-2)
 
 
 def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
     long = make_log(users=600, seed=5)
-    pairs = Pairs.of(long, 80 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(long, 80 * DAY, SETTINGS)
     fitted = tastes.fit(pairs)
     instants = fitted["instants"].numpy()
     assert len(instants) > 5
@@ -115,7 +115,7 @@ def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch
 def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
     log, moment = pairs.log, 50 * DAY
     later = log.source.time >= moment
-    moved = Events(log.source.user, np.where(later, 0, log.source.item), log.source.time, log.source.ids)
+    moved = DomainEvents(log.source.user, np.where(later, 0, log.source.item), log.source.time, log.source.ids)
     other = replace(pairs, log=replace(log, source=moved))
     before = np.flatnonzero(~later)
     item = torch.from_numpy(pairs.source_index[log.source.item[before]].astype(np.int64))
@@ -137,10 +137,10 @@ def test_counts_go_on_to_the_end_of_what_was_known_and_stand_still_then(pairs):
 def test_a_history_of_unknown_items_has_no_taste(pairs):
     fitted = tastes.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:20])
-    mean, spread = tastes.spread(tastes.raw(fitted, batch))
-    nothing = tastes.raw(fitted, replace(batch, items=torch.zeros_like(batch.items)))
-    assert (tastes.standard(nothing, mean, spread) == 0).all()
-    assert torch.equal(tastes.spread(nothing)[1], torch.ones(len(TASTES)))
+    mean, spread = tastes.trait_moments(tastes.raw_traits(fitted, batch))
+    nothing = tastes.raw_traits(fitted, replace(batch, items=torch.zeros_like(batch.items)))
+    assert (tastes.standardize_traits(nothing, mean, spread) == 0).all()
+    assert torch.equal(tastes.trait_moments(nothing)[1], torch.ones(len(TRAITS)))
 
 
 def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
@@ -148,7 +148,7 @@ def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
     minutes = np.random.default_rng(1).integers(0, 1440, len(pairs.log.source)) * 60_000_000
     events = pairs.log.source
     order = np.lexsort((events.time + minutes, events.user))
-    within = Events(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
+    within = DomainEvents(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
     of_minutes = replace(pairs, log=replace(pairs.log, source=within))
     monkeypatch.setattr(tastes, "_ALL_KEPT", 4)
     once = tastes.fit(of_minutes)
@@ -170,5 +170,5 @@ def test_tastes_of_hostile_times_are_numbers(pairs, end, age):
     fitted = tastes.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:4])
     asked = replace(batch, history_end=torch.full_like(batch.history_end, end), ages=torch.full_like(batch.ages, age))
-    mean, spread = tastes.spread(tastes.raw(fitted, batch))
-    assert torch.isfinite(tastes.standard(tastes.raw(fitted, asked), mean, spread)).all()
+    mean, spread = tastes.trait_moments(tastes.raw_traits(fitted, batch))
+    assert torch.isfinite(tastes.standardize_traits(tastes.raw_traits(fitted, asked), mean, spread)).all()

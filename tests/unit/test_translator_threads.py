@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from scalr_prod.translator.threads import heed_stop, telling, workers
+from scalr_prod.translator.threads import check_cancelled, open_worker_pool, report_progress
 
 
 def blas_threads() -> set[int]:
@@ -26,7 +26,7 @@ def test_torch_and_blas_have_one_thread_in_each_until_the_end(threads):
     torch.set_num_threads(5)
     try:
         outside = both(0)
-        with workers(threads) as found:
+        with open_worker_pool(threads) as found:
             assert both(0) == (1, {1})
             assert list(found.map(both, range(6))) == [(1, {1})] * 6
         assert both(0) == outside
@@ -41,7 +41,7 @@ def test_units_run_side_by_side_and_come_in_their_order():
         met.wait()  # nobody passes alone
         return unit
 
-    with workers(3) as found:
+    with open_worker_pool(3) as found:
         assert list(found.map(meet, range(6))) == [0, 1, 2, 3, 4, 5]
 
 
@@ -55,22 +55,22 @@ def test_what_a_unit_raises_ends_the_others(threads):
             raise ValueError("too little")
         begun.set()
         while True:
-            heed_stop()
+            check_cancelled()
 
     units = ["fails", "endless", "endless"]
-    with workers(threads) as found, pytest.raises(ValueError, match="too little"):
+    with open_worker_pool(threads) as found, pytest.raises(ValueError, match="too little"):
         list(found.map(work, units))
 
 
 def test_a_unit_tells_its_parts_as_they_are_done_and_the_rest_at_its_end():
     told: list[float] = []
-    with telling(10.0, told.append):
-        heed_stop(0.25)
+    with report_progress(10.0, told.append):
+        check_cancelled(0.25)
         assert told == [2.5]
-        heed_stop(0.5)
-        heed_stop(0.5)
-    heed_stop(0.5)  # in no unit
+        check_cancelled(0.5)
+        check_cancelled(0.5)
+    check_cancelled(0.5)  # in no unit
     assert told == [2.5, 5.0, 2.5, 0.0]
-    with pytest.raises(ValueError, match="failed"), telling(10.0, told.append):
+    with pytest.raises(ValueError, match="failed"), report_progress(10.0, told.append):
         raise ValueError("failed")
     assert len(told) == 4

@@ -9,26 +9,26 @@ import pytest
 import torch
 from translator_world import DAY, SETTINGS, make_log, with_weights
 
-from scalr_prod.translator.batch import Batch
+from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.estimators import popularity, topics
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
+def pairs() -> TrainingSlice:
     torch.set_num_threads(1)
-    return Pairs.of(make_log(users=60), 80 * DAY, SETTINGS)
+    return TrainingSlice.from_log(make_log(users=60), 80 * DAY, SETTINGS)
 
 
-def batch_of(pairs: Pairs, rows: np.ndarray) -> Batch:
-    contexts, _ = contexts_at(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    return Batch.of(contexts, torch.from_numpy(pairs.first_seen))
+def batch_of(pairs: TrainingSlice, rows: np.ndarray) -> ContextBatch:
+    contexts, _ = contexts_and_labels(pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    return ContextBatch.from_contexts(contexts, torch.from_numpy(pairs.first_seen))
 
 
-def by_hand(pairs: Pairs, start: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def by_hand(pairs: TrainingSlice, start: np.ndarray, iterations: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """P(k | j), P(i | k) and the weight of each step back, one event and one item of a history at a time."""
     log, (n, k) = pairs.log, start.shape
-    chosen = popularity.prior(pairs).exp().double().numpy()
+    chosen = popularity.log_popularity(pairs).exp().double().numpy()
     events = []
     for row in pairs.target_rows():
         history = log.history[row][-20:]
@@ -101,7 +101,7 @@ def test_the_score_is_the_logarithm_of_the_mixture_over_items_and_topics(pairs, 
     rows = np.flatnonzero(pairs.log.target.time >= pairs.until)[:20]
     batch = batch_of(pairs, rows)
     source, target, recency = (found[name].double().numpy() for name in ("source", "target", "recency"))
-    for row, logs in enumerate(topics.score(found, batch, popularity.prior(pairs).to(dtype)).double().numpy()):
+    for row, logs in enumerate(topics.score(found, batch, popularity.log_popularity(pairs).to(dtype)).double().numpy()):
         items = batch.items[row].numpy()[-len(recency) :]
         weight = np.where(items > 0, recency, 0)
         by_topic = (weight[:, None] * source[items]).sum(0) / weight.sum() if weight.sum() else source[0]
@@ -113,7 +113,7 @@ def test_without_a_known_item_every_topic_counts_by_its_share(pairs):
     found = topics.fit(pairs, topics.share(pairs))
     batch = batch_of(pairs, np.flatnonzero(pairs.log.target.time >= pairs.until)[:3])
     empty = replace(batch, items=torch.zeros_like(batch.items))
-    p = topics.score(found, empty, popularity.prior(pairs)).exp()
+    p = topics.score(found, empty, popularity.log_popularity(pairs)).exp()
     torch.testing.assert_close(p, (found["target"] @ found["source"][0]).expand_as(p))
 
 
@@ -122,10 +122,10 @@ def test_groups_of_users_keep_em_from_memorising(monkeypatch):
     log = make_log(users=400, source_items=200)
     item = np.random.default_rng(1).permutation(log.target.item)
     log = replace(log, target=replace(log.target, item=item))
-    pairs = Pairs.of(log, 80 * DAY, SETTINGS).without(log.fold == 0)
+    pairs = TrainingSlice.from_log(log, 80 * DAY, SETTINGS).without_users(log.fold == 0)
     rows = np.flatnonzero((log.fold[log.target.user] == 0) & (log.history[:, -1] >= 0))
     label = torch.from_numpy(pairs.target_index[log.target.item[rows]].astype(np.int64))[:, None]
-    prior, shared = popularity.prior(pairs), topics.share(pairs)
+    prior, shared = popularity.log_popularity(pairs), topics.share(pairs)
 
     def lost() -> float:
         logs = topics.score(topics.fit(pairs, shared), batch_of(pairs, rows), prior).gather(1, label)
@@ -166,9 +166,9 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
         # What is counted of row 0, which is no item, is nobody's.
         return [counts.source[:, 1:], counts.target, places, *shares]
 
-    assert topics.kernels() is not None, "numba is a dependency"
+    assert topics.load_kernels() is not None, "numba is a dependency"
     compiled = found()
-    monkeypatch.setattr(topics, "kernels", lambda: None)
+    monkeypatch.setattr(topics, "load_kernels", lambda: None)
     for mine, theirs in zip(compiled, found(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
@@ -189,7 +189,7 @@ def test_a_compiled_fit_of_histories_longer_than_the_limit_is_that_of_tensor_ope
     assert (pairs.log.history[pairs.target_rows(), -4] >= 0).any()
     shared = topics.share(pairs)
     compiled = topics.fit(pairs, shared)
-    monkeypatch.setattr(topics, "kernels", lambda: None)
+    monkeypatch.setattr(topics, "load_kernels", lambda: None)
     plain = topics.fit(pairs, shared)
     for name, theirs in plain.items():
         torch.testing.assert_close(compiled[name], theirs, rtol=1e-4, atol=1e-6)

@@ -9,24 +9,24 @@ import pytest
 import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator.calibration import calibrate, neutral
-from scalr_prod.translator.estimators import SCORED
-from scalr_prod.translator.events import Events
-from scalr_prod.translator.fitting import fit_sets
-from scalr_prod.translator.log import Log
+from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
+from scalr_prod.translator.events import DomainEvents
+from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.translator.log import EventLog
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs, contexts_at
+from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 TASTES, LIGHT = 4, 0.02
 
 
 @pytest.fixture(scope="module")
-def log() -> Log:
+def log() -> EventLog:
     return make_log(target_items=40)
 
 
 @pytest.fixture(scope="module")
-def contradicted(log) -> Log:
+def contradicted(log) -> EventLog:
     """Beside each event three views of the next taste's items, which weigh next to nothing."""
     target, rng = log.target, np.random.default_rng(1)
     again = np.repeat(np.arange(len(target)), 4)
@@ -34,21 +34,23 @@ def contradicted(log) -> Log:
     shifted = (target.item[again] // TASTES + rng.integers(0, 10, len(again))) % 10 * TASTES + (target.item[again] + 1) % TASTES
     item = np.where(view, shifted, target.item[again]).astype(np.int32)
     weight = np.where(view, LIGHT, 1.0).astype(np.float32)
-    events = Events(target.user[again], item, target.time[again], target.ids, weight)
+    events = DomainEvents(target.user[again], item, target.time[again], target.ids, weight)
     return replace(log, target=events, history=log.history[again])
 
 
-def fitted(log: Log) -> tuple[Pairs, dict[str, torch.Tensor]]:
+def fitted(log: EventLog) -> tuple[TrainingSlice, dict[str, torch.Tensor]]:
     torch.set_num_threads(1)
-    pairs = Pairs.of(log, 70 * DAY, SETTINGS, popularity_until=100 * DAY)
-    return pairs, fit_sets(pairs, {-1: np.zeros(len(log.users), bool)}, lambda _: None)
+    pairs = TrainingSlice.from_log(log, 70 * DAY, SETTINGS, popularity_until=100 * DAY)
+    return pairs, fit_parameter_sets(pairs, {-1: np.zeros(len(log.users), bool)}, lambda _: None)
 
 
-def mass_on_taste(log: Log, pairs: Pairs, tensors: dict[str, torch.Tensor], weight: np.ndarray | None) -> dict[str, float]:
+def mass_on_taste(
+    log: EventLog, pairs: TrainingSlice, tensors: dict[str, torch.Tensor], weight: np.ndarray | None
+) -> dict[str, float]:
     """Of later purchases, by member: how much probability the taste of the purchase has, less that of the views' taste."""
-    rows = np.flatnonzero((log.target.time >= 70 * DAY) & log.possible)
-    contexts, labels = contexts_at(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
-    module = TranslatorModule(tensors | neutral(), METADATA | {"folds": "0", "n_source": str(pairs.n_source)})
+    rows = np.flatnonzero((log.target.time >= 70 * DAY) & log.is_label)
+    contexts, labels = contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+    module = TranslatorModule(tensors | uncalibrated_tables(), METADATA | {"folds": "0", "n_source": str(pairs.n_source)})
     nobody = np.zeros(len(rows), bool)
     tables = calibrate(module, contexts, labels, nobody, seed=0, weight=None if weight is None else weight[rows])
     module = TranslatorModule(tensors | tables, METADATA | {"folds": "0", "n_source": str(pairs.n_source)})
@@ -58,7 +60,7 @@ def mass_on_taste(log: Log, pairs: Pairs, tensors: dict[str, torch.Tensor], weig
     bought = log.target.weight[rows] == 1
     own = torch.from_numpy(log.target.item[rows] % TASTES)
     found = {}
-    for member in ("mixture", *SCORED):
+    for member in ("mixture", *BUILTIN_ESTIMATORS):
         total = []
         for some, (p,) in module.distributions(contexts, (member,)):
             by_taste = torch.stack([p[:, taste_of == taste].sum(1) for taste in range(TASTES)], 1)
@@ -73,7 +75,7 @@ def test_every_member_follows_what_weighs(contradicted):
     alike = replace(contradicted, target=replace(contradicted.target, weight=np.ones(len(contradicted.target), np.float32)))
     pairs, tensors = fitted(alike)
     unweighted = mass_on_taste(contradicted, pairs, tensors, None)
-    for member in ("mixture", *SCORED):
+    for member in ("mixture", *BUILTIN_ESTIMATORS):
         assert weighted[member] > 0.1, (member, weighted, unweighted)
         assert unweighted[member] < weighted[member] - 0.25, (member, weighted, unweighted)
     assert unweighted["mixture"] < 0, "without weights, the views have it"
@@ -100,23 +102,23 @@ def test_a_purchase_after_a_view_adds_the_difference_when_it_happens():
     users, items = np.array([0, 0, 0, 0, 1], np.int32), np.array([0, 1, 0, 0, 0], np.int32)
     time, weight = np.array([1, 2, 3, 4, 9]) * DAY, np.array([0.1, 1.0, 1.0, 0.1, 0.1], np.float32)
     log = make_log()
-    target = Events(users, items, time, log.target.ids.slice(0, 2), weight)
+    target = DomainEvents(users, items, time, log.target.ids.slice(0, 2), weight)
     made = replace(log, target=target, history=np.full((5, 10), -1, np.int32))
-    assert made.gains.tolist() == pytest.approx([0.1, 1.0, 0.9, 0, 0.1])
-    assert made.possible.tolist() == [True, True, False, False, True]
-    assert made.label_weights(10 * DAY)[made.possible].tolist() == pytest.approx([1.0, 1.0, 0.1])
+    assert made.weight_gains.tolist() == pytest.approx([0.1, 1.0, 0.9, 0, 0.1])
+    assert made.is_label.tolist() == [True, True, False, False, True]
+    assert made.label_weights(10 * DAY)[made.is_label].tolist() == pytest.approx([1.0, 1.0, 0.1])
     assert made.label_weights(3 * DAY)[0] == pytest.approx(0.1), "a purchase that has not happened yet does not weigh"
-    assert replace(made, exclude_consumed=False).gains.tolist() == pytest.approx(weight.tolist())
-    assert replace(made, target=replace(target, weight=None)).gains is None
+    assert replace(made, exclude_consumed=False).weight_gains.tolist() == pytest.approx(weight.tolist())
+    assert replace(made, target=replace(target, weight=None)).weight_gains is None
 
 
 def test_decayed_counts_of_weighted_events_are_sums():
-    from scalr_prod.translator.estimators.popularity import decayed
+    from scalr_prod.translator.estimators.popularity import decayed_counts
 
     rng = np.random.default_rng(0)
     item, time, weight = np.zeros(50, int), np.sort(rng.integers(0, 90 * DAY, 50)), rng.random(50).astype(np.float32)
     for half_life in (np.inf, 20.0):
-        found = decayed(item, time, half_life, weight)
+        found = decayed_counts(item, time, half_life, weight)
         for row in range(50):
             ages = (time[row] - time[: row + 1]) / DAY
             assert found[row] == pytest.approx(float((weight[: row + 1] * 0.5 ** (ages / half_life)).sum()))
@@ -135,9 +137,9 @@ def test_rows_are_asked_of_in_proportion(contradicted, log):
 
 def test_the_states_of_a_batch_are_there(contradicted):
     """Weights travel with the windows of the sequential estimator."""
-    from scalr_prod.translator.estimators.windows import Windows
+    from scalr_prod.translator.estimators.windows import TrainingWindows
 
-    windows = Windows.of(Pairs.of(contradicted, 70 * DAY, SETTINGS))
+    windows = TrainingWindows.from_pairs(TrainingSlice.from_log(contradicted, 70 * DAY, SETTINGS))
     assert float(windows.weight.mean()) == pytest.approx(1)
-    seen = [window.weight for window in windows.epoch(64, torch.Generator().manual_seed(0))]
+    seen = [window.weight for window in windows.iter_epoch(64, torch.Generator().manual_seed(0))]
     assert sorted(torch.cat(seen).tolist()) == pytest.approx(sorted(windows.weight.tolist()))

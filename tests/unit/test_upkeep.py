@@ -14,7 +14,7 @@ from ledger_world import T0, make_spec, to_state
 from scalr_prod import Project
 from scalr_prod.contracts import Table
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.training_set.manifest import MANIFEST
+from scalr_prod.training_set.manifest import MANIFEST_FILE
 
 NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}
 
@@ -51,7 +51,7 @@ def trained(project, version):
 def built(project, version):
     folder = project.settings.home / "datasets" / "training_set" / f"v{version}"
     (folder / "rows").mkdir(parents=True)
-    (folder / MANIFEST).write_text(json.dumps({"version": version}))
+    (folder / MANIFEST_FILE).write_text(json.dumps({"version": version}))
     return folder
 
 
@@ -62,7 +62,7 @@ def test_a_part_that_versions_share_goes_with_the_last_of_them(opened):
     for part in parts[1:]:
         os.link(parts[0], part)
     (folders[0] / "rows" / "part-2026-01-02-00000.parquet").write_bytes(b"z" * 70)
-    manifests = [(folder / MANIFEST).stat().st_size for folder in folders[:2]]
+    manifests = [(folder / MANIFEST_FILE).stat().st_size for folder in folders[:2]]
     report = opened.maintain()
     assert names(report, "training_set") == ["training_set v1", "training_set v2"]
     assert report.bytes == 70 + sum(manifests), "the third version still has the other file"
@@ -189,6 +189,6 @@ def test_a_run_that_is_pinned_to_what_a_forgetting_removed_is_no_hindrance(opene
     user = opened.lake.read(Table.SOURCE_EVENTS)["user_id"][0].as_py()
     with Project.open(opened.settings.base / "scalr.toml") as project:
         project.forget([str(user)])
-        assert not project.lake.readable(Table.SOURCE_EVENTS, version)
+        assert not project.lake.is_readable(Table.SOURCE_EVENTS, version)
         project.maintain(dry_run=True)
         project.maintain()

@@ -10,9 +10,9 @@ import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator.contexts import Contexts, Samples
-from scalr_prod.translator.fitting import fit_sets
+from scalr_prod.translator.fitting import fit_parameter_sets
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import Pairs
+from scalr_prod.translator.pairs import TrainingSlice
 
 EXECUTIONS = ("fused", "reference")
 
@@ -21,9 +21,9 @@ EXECUTIONS = ("fused", "reference")
 def make_world() -> SimpleNamespace:
     """A translator of three parameter sets, each way of working it out, and what it was made of; made once a process."""
     torch.set_num_threads(1)
-    pairs = Pairs.of(make_log(target_items=60), 90 * DAY, SETTINGS)
+    pairs = TrainingSlice.from_log(make_log(target_items=60), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
-    tensors = fit_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
+    tensors = fit_parameter_sets(pairs, {-1: np.zeros(len(fold), bool), 0: fold == 0, 1: fold == 1}, lambda _: None)
     tensors |= calibration()
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     modules = {name: TranslatorModule(tensors, metadata, reference=name == "reference") for name in EXECUTIONS}

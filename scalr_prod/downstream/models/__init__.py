@@ -16,21 +16,28 @@ from scalr_prod.downstream.search import HALF_LIFE
 from scalr_prod.plugins import MODELS
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream.search import Knob
+    from scalr_prod.downstream.search import Hyperparameter
 
-__all__ = ["FAMILIES", "knobs_of", "knows_before", "knows_source", "make_model", "measure_of"]
+__all__ = [
+    "BUILTIN_FAMILIES",
+    "family_hyperparameters",
+    "make_model",
+    "selection_metric",
+    "uses_earlier_events",
+    "uses_source_events",
+]
 
 #: Built-in families.
-FAMILIES: Final = tuple(MODELS.own)
+BUILTIN_FAMILIES: Final = tuple(MODELS.builtin)
 
 
-def knobs_of(family: str) -> tuple[Knob, ...]:
+def family_hyperparameters(family: str) -> tuple[Hyperparameter, ...]:
     """Return the hyperparameters of a family: its class's ``knobs``, or else the half-life of event weights.
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return tuple(getattr(_class_of(family), "knobs", (HALF_LIFE,)))
+    return tuple(getattr(_load_class(family), "knobs", (HALF_LIFE,)))
 
 
 def make_model(name: str, options: dict[str, Any], *, threads: int) -> DownstreamModel:
@@ -44,40 +51,40 @@ def make_model(name: str, options: dict[str, Any], *, threads: int) -> Downstrea
     Raises:
         EvaluationError: There is no such model, or it lacks ``fit`` or ``score``.
     """
-    found = _class_of(name)
-    model: DownstreamModel = found(**options, **({"threads": threads} if _takes(found, "threads") else {}))
+    found = _load_class(name)
+    model: DownstreamModel = found(**options, **({"threads": threads} if _accepts_argument(found, "threads") else {}))
     return model
 
 
-def measure_of(name: str) -> str:
+def selection_metric(name: str) -> str:
     """Return the selection metric of a family: its class's ``chosen_by``, or else ``ndcg``.
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return str(getattr(_class_of(name), "chosen_by", "ndcg"))
+    return str(getattr(_load_class(name), "chosen_by", "ndcg"))
 
 
-def knows_source(name: str) -> bool:
+def uses_source_events(name: str) -> bool:
     """Return whether a family uses source events by itself (``knows_source`` of its class); joint training would add nothing to it."""
-    return bool(getattr(_class_of(name), "knows_source", False))
+    return bool(getattr(_load_class(name), "knows_source", False))
 
 
-def knows_before(name: str) -> bool:
+def uses_earlier_events(name: str) -> bool:
     """Return whether a family uses `Interactions.before` (``knows_before`` of its class).
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return bool(getattr(_class_of(name), "knows_before", False))
+    return bool(getattr(_load_class(name), "knows_before", False))
 
 
-def _class_of(name: str) -> Any:
+def _load_class(name: str) -> Any:
     return MODELS.load(name, DownstreamModel)
 
 
-def _takes(found: Any, argument: str) -> bool:
+def _accepts_argument(factory: Any, argument: str) -> bool:
     try:
-        return argument in inspect.signature(found).parameters
+        return argument in inspect.signature(factory).parameters
     except (TypeError, ValueError):  # a C extension class without a signature
         return False

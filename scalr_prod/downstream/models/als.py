@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.search import HALF_LIFE, Knob
+from scalr_prod.downstream.search import HALF_LIFE, Hyperparameter
 from scalr_prod.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class ImplicitAls:
 
     #: Tried on validation for real events alone, one after the other.
     knobs: Final = (
-        Knob("alpha", (10.0, 40.0, 2.5), step=4.0),
-        Knob("regularization", (10.0, 1.0, 100.0), step=10.0),
+        Hyperparameter("alpha", (10.0, 40.0, 2.5), step=4.0),
+        Hyperparameter("regularization", (10.0, 1.0, 100.0), step=10.0),
         HALF_LIFE,
-        Knob("factors", (64, 128), step=2.0, low=16, high=256, whole=True),
+        Hyperparameter("factors", (64, 128), step=2.0, low=16, high=256, is_integer=True),
     )
 
     def __init__(

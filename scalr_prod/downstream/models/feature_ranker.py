@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.downstream.models.rows import Log, in_order
+from scalr_prod.downstream.models.rows import FeatureLog, canonical_order
 from scalr_prod.downstream.models.snapshot import FEATURES
-from scalr_prod.downstream.search import HALF_LIFE, Knob
+from scalr_prod.downstream.search import HALF_LIFE, Hyperparameter
 from scalr_prod.errors import EvaluationError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["FeatureRanker", "boosting_options", "lightgbm_library"]
+__all__ = ["FeatureRanker", "boosting_options", "load_lightgbm"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ class FeatureRanker:
 
     #: Tried on validation for real events alone, one after the other.
     knobs: Final = (
-        Knob("smallest", (100.0, 300.0), low=1.0),
-        Knob("leaves", (31, 15), step=2.0, low=4, high=255, whole=True),
-        Knob("trees", (200, 100), step=2.0, low=10, high=800, whole=True),
+        Hyperparameter("smallest", (100.0, 300.0), low=1.0),
+        Hyperparameter("leaves", (31, 15), step=2.0, low=4, high=255, is_integer=True),
+        Hyperparameter("trees", (200, 100), step=2.0, low=10, high=800, is_integer=True),
         HALF_LIFE,
     )
 
@@ -71,16 +71,18 @@ class FeatureRanker:
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train; without a row to train on, as where no event is observed, every pair is as likely as the base rate."""
-        lightgbm = lightgbm_library()
+        lightgbm = load_lightgbm()
         self._trees = None
         self._ranked: dict[bytes, NDArray[np.float32]] = {}
-        self._log = Log.of(events)
+        self._log = FeatureLog.from_events(events)
         observed = events.in_history()
         real = events.take(observed)
-        parts = [self._log.real(self.drawn).weighed(real.weight[in_order(real)], self.negatives / self.drawn)]
+        parts = [
+            self._log.observed_rows(self.drawn).with_weights(real.weight[canonical_order(real)], self.negatives / self.drawn)
+        ]
         if not observed.all():
             extra = events.take(~observed)
-            parts.append(self._log.synthetic(extra).weighed(extra.weight, self.negatives))
+            parts.append(self._log.synthetic_rows(extra).with_weights(extra.weight, self.negatives))
         features, label, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         used = weight > 0
         if not used.any():
@@ -94,25 +96,25 @@ class FeatureRanker:
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, n_items]: logits of each user's shortlist; below them the other items, by popularity."""
         row, item, _, logit = self.shortlist(users)
-        return self.placed(len(users), row, item, logit)
+        return self.scatter_logits(len(users), row, item, logit)
 
     def shortlist(
         self, users: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-        """Rows (places in ``users``), items, features and logits of what is ranked for users; see `Log.shortlist`."""
+        """Rows (places in ``users``), items, features and logits of what is ranked for users; see `FeatureLog.shortlist`."""
         row, item, features = self._log.shortlist(users)
         key = users.tobytes()
         if key not in self._ranked:
             self._ranked[key] = self.logits(features)
         return row, item, features, self._ranked[key]
 
-    def placed(
+    def scatter_logits(
         self, count: int, row: NDArray[np.int64], item: NDArray[np.int64], logit: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """[B, n_items]: a shortlist's logits in their places, and below them the other items, by popularity."""
         least = np.full(count, np.inf, np.float32)
         np.minimum.at(least, row, logit)
-        found = least[:, None] - self._log.places()
+        found = least[:, None] - self._log.popularity_ranks()
         found[row, item] = logit
         return found
 
@@ -125,7 +127,7 @@ class FeatureRanker:
 
     def features(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [P, F]: of pairs, as of the end of training."""
-        return self._log.now().features(users, items)
+        return self._log.latest_snapshot().features(users, items)
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [R]: of rows of features, as `probability` has them."""
@@ -149,7 +151,7 @@ def boosting_options(*, leaves: int, rate: float, smallest: float, threads: int)
     }
 
 
-def lightgbm_library() -> Any:
+def load_lightgbm() -> Any:
     """The module.
 
     Raises:

@@ -10,17 +10,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.protocol import Interactions, Scorer
+    from scalr_prod.downstream.protocol import Interactions, ItemScorer
 
-__all__ = ["HALF_LIVES", "Boosted", "PopularLately"]
+__all__ = ["HALF_LIVES", "PopularityBoosted", "RecentPopularity"]
 
 #: Half-lives in days to try on validation.
 HALF_LIVES: Final = (1.0, 3.0, 7.0, 20.0, 90.0, 365.0)
 #: Added to decayed counts; keeps the logarithm of long inactive items finite.
-_PRIOR: Final = 1e-3
+_SMOOTHING: Final = 1e-3
 
 
-class PopularLately:
+class RecentPopularity:
     """Ranks items by their number of observed events with exponential decay.
 
     Args:
@@ -48,12 +48,12 @@ class PopularLately:
 
     def log_popularity(self) -> NDArray[np.float32]:
         """Return the log of decayed counts, standardised to mean 0 and standard deviation 1: float32 [n_items]."""
-        log = np.log(self._count + _PRIOR)
+        log = np.log(self._count + _SMOOTHING)
         found: NDArray[np.float32] = ((log - log.mean()) / max(float(log.std()), 1e-12)).astype(np.float32)
         return found
 
 
-class Boosted:
+class PopularityBoosted:
     """Adds b × log decayed popularity to a fitted model's scores.
 
     Each user's scores are first divided by their standard deviation, so that b has the same meaning for all models.
@@ -64,7 +64,7 @@ class Boosted:
         boost: float32 [U]. Each user's b; for large b the ranking approaches that of popularity.
     """
 
-    def __init__(self, model: Scorer, trend: NDArray[np.float32], boost: NDArray[np.float32]) -> None:
+    def __init__(self, model: ItemScorer, trend: NDArray[np.float32], boost: NDArray[np.float32]) -> None:
         self._model, self._trend, self._boost = model, trend, boost
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["PersonTable", "Ragged", "descend"]
+__all__ = ["RaggedInteractions", "UserTable", "train"]
 
 _LEARNING_RATE: Final = 0.02
 
 
 @dataclass(frozen=True)
-class Ragged:
+class RaggedInteractions:
     """Events ordered by user, time and item.
 
     Attributes:
@@ -40,7 +40,7 @@ class Ragged:
     count: torch.Tensor
 
     @classmethod
-    def of(cls, events: Interactions, *, last: int | None = None) -> Self:
+    def from_interactions(cls, events: Interactions, *, last: int | None = None) -> Self:
         """All events of each user, or the last ones."""
         order = np.lexsort((events.item, events.time, events.user))
         bounds = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
@@ -54,12 +54,12 @@ class Ragged:
         )
 
     @property
-    def mass(self) -> float:
+    def total_weight(self) -> float:
         """Sum of the weights that count."""
-        at, _ = self.places(torch.arange(len(self.count)))
+        at, _ = self.positions(torch.arange(len(self.count)))
         return float(self.weight[at].sum())
 
-    def places(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def positions(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Places of the events of users [B], and the row in ``users`` of each: two int64 [E]."""
         count = self.count[users]
         row = torch.repeat_interleave(torch.arange(len(users)), count)
@@ -67,7 +67,7 @@ class Ragged:
         return self.begin[users][row] + offset, row
 
 
-class PersonTable:
+class UserTable:
     """A vector for each user, zero until an event of that user is learned from.
 
     Rows are updated when their user is in the batch, and only then (lazy Adam): under ordinary Adam a row would go on moving for a
@@ -93,9 +93,9 @@ class PersonTable:
         self._optimizer.step()
 
 
-def descend(
+def train(
     net: nn.Module,
-    person: PersonTable,
+    users: UserTable,
     losses: Iterable[torch.Tensor],
     *,
     rate: float,
@@ -107,7 +107,7 @@ def descend(
 
     Args:
         net: Is in training mode while losses are asked for, and in evaluation mode afterwards.
-        person: The users' vectors.
+        users: The users' vectors.
         losses: Of one batch after the other, each worked out when it is asked for: with the weights of the step before.
         rate: The highest learning rate.
         decay: Of the net's weights.
@@ -119,11 +119,11 @@ def descend(
     net.train()
     for loss in losses:
         optimizer.zero_grad()
-        person.zero_grad()
+        users.zero_grad()
         loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
-        person.step()
+        users.step()
         schedule.step()
     net.eval()

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.downstream.models.ragged import PersonTable, Ragged, descend
-from scalr_prod.downstream.search import HALF_LIFE, Knob
+from scalr_prod.downstream.models.ragged import RaggedInteractions, UserTable, train
+from scalr_prod.downstream.search import HALF_LIFE, Hyperparameter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ _LEARNING_RATE: Final = 3e-3
 _INITIAL_STD: Final = 0.02
 #: Added to each item's popularity, in events of mean weight.
 _SMOOTHING: Final = 0.1
-_SCORED_AT_ONCE: Final = 512
+_SCORING_BATCH: Final = 512
 
 
 class SasRec:
@@ -54,7 +54,7 @@ class SasRec:
     """
 
     #: Tried on validation for real events alone, one after the other.
-    knobs: Final = (Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), HALF_LIFE)
+    knobs: Final = (Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True), HALF_LIFE)
 
     def __init__(
         self,
@@ -78,20 +78,20 @@ class SasRec:
         torch.manual_seed(seed)
         self.n_items = events.n_items
         observed = events.in_history()
-        self._history = Ragged.of(events.take(observed), last=self.length)
-        self._extra = Ragged.of(events.take(~observed))
+        self._history = RaggedInteractions.from_interactions(events.take(observed), last=self.length)
+        self._extra = RaggedInteractions.from_interactions(events.take(~observed))
         popularity = torch.from_numpy(_smoothed_popularity(events))
         # Of somebody without any event nothing is known but what others really chose.
         self._popular = _smoothed_popularity(events.take(observed) if observed.any() else events)
-        self._net = _Net(popularity, self)
-        self._person = PersonTable(events.n_users, self.dim)
+        self._net = _SasRecNet(popularity, self)
+        self._person = UserTable(events.n_users, self.dim)
         chance = (popularity.sqrt() / popularity.sqrt().sum()).float()
         count = self._history.count.numpy()
         self._empty = count + self._extra.count.numpy() == 0
         rows = np.flatnonzero(~self._empty)
         batches = max(1, -(-len(rows) // self.batch))
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
-        self._mass = float(self._history.mass + self._extra.mass) / batches
+        self._mass = float(self._history.total_weight + self._extra.total_weight) / batches
         rng = np.random.default_rng(seed)
         losses = (
             self._loss(torch.from_numpy(users), chance)
@@ -99,7 +99,7 @@ class SasRec:
             for users in _batches(rows, count, self.batch, rng)
         )
         steps = self.epochs * batches
-        descend(self._net, self._person, losses, rate=_LEARNING_RATE, decay=1e-3, steps=steps, clip=1.0)
+        train(self._net, self._person, losses, rate=_LEARNING_RATE, decay=1e-3, steps=steps, clip=1.0)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -107,8 +107,8 @@ class SasRec:
         scores = np.empty((len(users), self.n_items), dtype=np.float32)
         # Those of like length together: a sequence is as long as the longest beside it.
         order = np.argsort(self._history.count.numpy()[users], kind="stable")
-        for start in range(0, len(users), _SCORED_AT_ONCE):
-            rows = order[start : start + _SCORED_AT_ONCE]
+        for start in range(0, len(users), _SCORING_BATCH):
+            rows = order[start : start + _SCORING_BATCH]
             chosen = torch.from_numpy(users[rows])
             items, _, count = self._sequences(chosen)
             states = self._states(items, count)
@@ -121,7 +121,7 @@ class SasRec:
         items, weight, count = self._sequences(users)
         states = self._states(items, count)
         row, place = (torch.arange(items.shape[1])[None] < count[:, None]).nonzero(as_tuple=True)
-        extra, of = self._extra.places(users)
+        extra, of = self._extra.positions(users)
         label = torch.cat([items[row, place], self._extra.item[extra]])
         weight = torch.cat([weight[row, place], self._extra.weight[extra]])
         # Events that are predicted from one state, as synthetic ones of one instant are, share what the negatives come to there.
@@ -141,7 +141,7 @@ class SasRec:
 
     def _states(self, items: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """States [B, T + 1, d] before and after each of items [B, T]; zero for users without observed events."""
-        states: torch.Tensor = self._net(_shifted(items, self.n_items))
+        states: torch.Tensor = self._net(_prepend_start(items, self.n_items))
         return states * (count > 0)[:, None, None]
 
     def _vectors(self, users: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ class SasRec:
 
     def _sequences(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Items and weights [B, T] of the last observed events, events first, zeros after them; counts [B]."""
-        at, row = self._history.places(users)
+        at, row = self._history.positions(users)
         count = self._history.count[users]
         place = at - self._history.begin[users][row]
         shape = (len(users), int(count.max()) if len(count) else 0)
@@ -160,33 +160,33 @@ class SasRec:
 
     def _known_before(self, users: torch.Tensor, extra: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
         """How many of a user's last observed events lie before each synthetic one: int64 [E]."""
-        at, row = self._history.places(users)
+        at, row = self._history.positions(users)
         place = at - self._history.begin[users][row]
         times = torch.full((len(users), int(self._history.count[users].max()) + 1), torch.iinfo(torch.int64).max)
         times[row, place] = self._history.time[at]
         return torch.searchsorted(times[of], self._extra.time[extra][:, None])[:, 0]
 
 
-class _Net(nn.Module):
+class _SasRecNet(nn.Module):
     """Item n_items stands for the beginning of a sequence; positions count from there.
 
     Args:
         popularity: float64 [n_items]. Above 0.
-        of: The model's options.
+        config: The model's options.
     """
 
-    def __init__(self, popularity: torch.Tensor, of: SasRec) -> None:
+    def __init__(self, popularity: torch.Tensor, config: SasRec) -> None:
         super().__init__()
-        self.item = nn.Embedding(len(popularity) + 1, of.dim)
-        self.place = nn.Embedding(of.length + 1, of.dim)
+        self.item = nn.Embedding(len(popularity) + 1, config.dim)
+        self.place = nn.Embedding(config.length + 1, config.dim)
         for table in (self.item, self.place):
             nn.init.normal_(table.weight, std=_INITIAL_STD)
         self.bias = nn.Parameter((popularity / popularity.sum()).log().float())
         layer = nn.TransformerEncoderLayer(
-            of.dim, of.heads, 2 * of.dim, of.dropout, activation="gelu", batch_first=True, norm_first=True
+            config.dim, config.heads, 2 * config.dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
         )
-        self.layers = nn.TransformerEncoder(layer, of.layers, nn.LayerNorm(of.dim), enable_nested_tensor=False)
-        self.drop = nn.Dropout(of.dropout)
+        self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.dim), enable_nested_tensor=False)
+        self.drop = nn.Dropout(config.dropout)
 
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """States [B, T, d] after each of items [B, T]; padding stands on the right, where causality hides it."""
@@ -204,7 +204,7 @@ def _smoothed_popularity(events: Interactions) -> NDArray[np.float64]:
     return found + _SMOOTHING * (mean or 1.0)
 
 
-def _shifted(items: torch.Tensor, start: int) -> torch.Tensor:
+def _prepend_start(items: torch.Tensor, start: int) -> torch.Tensor:
     """With the mark of the beginning before them."""
     return functional.pad(items, (1, 0), value=start)
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from scalr_prod.downstream.protocol import Interactions
 
-__all__ = ["FEATURES", "Snapshot", "in_groups"]
+__all__ = ["FEATURES", "Snapshot", "iter_user_batches"]
 
 #: Microseconds.
-_DAY: Final = 86_400_000_000
+_DAY_MICROS: Final = 86_400_000_000
 #: Days.
 _HALF_LIVES: Final = (7.0, 30.0, 90.0, 365.0, float("inf"))
 _AFFINITIES: Final = ("source_affinity", "close_source_affinity", "target_affinity")
@@ -38,7 +38,7 @@ FEATURES: Final = (
 )
 #: Added to popularities relative to the mean item; keeps logarithms finite.
 _PRIOR: Final = 0.01
-_USERS_AT_ONCE: Final = 256
+_USER_BATCH: Final = 256
 
 
 class Snapshot:
@@ -50,27 +50,27 @@ class Snapshot:
 
     Attributes:
         known: bool [N]. Items with an event before that time.
-        shares: float32 [half-lives, N]. Log of each item's decayed popularity relative to the mean item.
+        log_popularity: float32 [half-lives, N]. Log of each item's decayed popularity relative to the mean item.
     """
 
     def __init__(self, events: Interactions, at: int) -> None:
         observed = events.in_history() & (events.time < at)
         target = events.take(observed)
         self.n_items = events.n_items
-        self._chosen = _sets(target)
-        age = (at - target.time) / _DAY
+        self._user_items = _interaction_sets(target)
+        age = (at - target.time) / _DAY_MICROS
         counts = [np.bincount(target.item, np.exp2(-age / half_life), self.n_items) for half_life in _HALF_LIVES]
         self.known: NDArray[np.bool_] = counts[-1] > 0
-        self.shares = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
-        self._items = np.stack([*self.shares, *_ages(target.item, age, self.n_items)], axis=1)
-        users = [*_of_users(target, age)]
-        self._similar: list[tuple[Any, tuple[float, ...]]] = [(_similarities(self._chosen), (1.0,))]
+        self.log_popularity = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
+        self._items = np.stack([*self.log_popularity, *_ages(target.item, age, self.n_items)], axis=1)
+        users = [*_user_features(target, age)]
+        self._similar: list[tuple[Any, tuple[float, ...]]] = [(_unit_idf_rows(self._user_items), (1.0,))]
         if events.source is None:
             users += [np.zeros(events.n_users, np.float32), np.full(events.n_users, np.nan, np.float32)]
         else:
             source = events.source.take(events.source.in_history() & (events.source.time < at))
-            users += _of_users(source, (at - source.time) / _DAY)
-            self._similar.insert(0, (_similarities(_sets(source)), (1.0, 2.0)))
+            users += _user_features(source, (at - source.time) / _DAY_MICROS)
+            self._similar.insert(0, (_unit_idf_rows(_interaction_sets(source)), (1.0, 2.0)))
         self._users = np.stack(users, axis=1)
 
     def features(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -86,11 +86,11 @@ class Snapshot:
         found[:, :wide] = self._items[items]
         found[:, wide:first] = self._users[users]
         people, place = np.unique(users, return_inverse=True)
-        for start, rows in in_groups(place, len(people), _USERS_AT_ONCE):
-            affinity = self.affinities(people[start : start + _USERS_AT_ONCE])
+        for start, rows in iter_user_batches(place, len(people), _USER_BATCH):
+            affinity = self.affinities(people[start : start + _USER_BATCH])
             own = affinity[:, place[rows] - start, items[rows]].T
             found[rows, first::2] = own
-            found[rows, first + 1 :: 2] = own - self.shares[-1][items[rows], None]
+            found[rows, first + 1 :: 2] = own - self.log_popularity[-1][items[rows], None]
         return found
 
     def affinities(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -107,25 +107,25 @@ class Snapshot:
             for power in powers:
                 weighed = near.copy()
                 weighed.data **= power
-                found[place] = (weighed @ self._chosen).toarray()
+                found[place] = (weighed @ self._user_items).toarray()
                 place += 1
         mean = found.mean(2, keepdims=True)
         return np.log(np.where(mean > 0, found / np.where(mean > 0, mean, 1), 1) + np.float32(_PRIOR)).astype(np.float32)
 
-    def has(self, users: NDArray[np.int64]) -> Any:
+    def user_items(self, users: NDArray[np.int64]) -> Any:
         """Return 1 where a user chose an item before that time: scipy CSR [B, N]."""
-        return self._chosen[users]
+        return self._user_items[users]
 
 
-def in_groups(place: NDArray[np.int64], count: int, size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def iter_user_batches(user_index: NDArray[np.int64], n_users: int, batch_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield batches of ``size`` of the ``count`` users: the position of a batch's first user, and the rows of its users."""
-    order = np.argsort(place, kind="stable")
-    ends = np.searchsorted(place[order], np.arange(0, count + size, size))
-    for start, (begin, end) in zip(range(0, count, size), itertools.pairwise(ends), strict=True):
+    order = np.argsort(user_index, kind="stable")
+    ends = np.searchsorted(user_index[order], np.arange(0, n_users + batch_size, batch_size))
+    for start, (begin, end) in zip(range(0, n_users, batch_size), itertools.pairwise(ends), strict=True):
         yield start, order[begin:end]
 
 
-def _sets(events: Interactions) -> Any:
+def _interaction_sets(events: Interactions) -> Any:
     """Return 1 for each pair that occurs: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
@@ -134,7 +134,7 @@ def _sets(events: Interactions) -> Any:
     return found
 
 
-def _similarities(sets: Any) -> Any:
+def _unit_idf_rows(sets: Any) -> Any:
     """Return IDF-weighted rows of unit length, whose products are cosine similarities: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
@@ -145,7 +145,7 @@ def _similarities(sets: Any) -> Any:
     return (sparse.diags(1 / length) @ weighed).tocsr().astype(np.float32)
 
 
-def _of_users(events: Interactions, age: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+def _user_features(events: Interactions, age: NDArray[np.float64]) -> list[NDArray[np.float32]]:
     """Return log event count, and log days since the last event (NaN without one), of each user: float32 [U] each."""
     count = np.bincount(events.user, minlength=events.n_users)
     return [np.log1p(count).astype(np.float32), _ages(events.user, age, events.n_users)[1]]

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import numpy as np
 
 from scalr_prod.downstream.models.als import ImplicitAls
-from scalr_prod.downstream.models.feature_ranker import FeatureRanker, boosting_options, lightgbm_library
-from scalr_prod.downstream.models.rows import Log, digest_of, in_order, once
-from scalr_prod.downstream.models.snapshot import in_groups
+from scalr_prod.downstream.models.feature_ranker import FeatureRanker, boosting_options, load_lightgbm
+from scalr_prod.downstream.models.rows import FeatureLog, canonical_order, events_digest, get_or_compute
+from scalr_prod.downstream.models.snapshot import iter_user_batches
 from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.downstream.search import Knob
+from scalr_prod.downstream.search import Hyperparameter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.downstream.models.rows import Rows
+    from scalr_prod.downstream.models.rows import FeatureRows
 
 __all__ = ["StackedRanker"]
 
-_USERS_AT_ONCE: Final = 512
+_USER_BATCH: Final = 512
 #: Number of cached rankers and row sets, which all arms share.
-_KEPT: Final = 12
+_MAX_CACHED: Final = 12
 
 
 class StackedRanker:
@@ -54,10 +54,10 @@ class StackedRanker:
 
     #: Hyperparameters tuned on validation for real events alone, one after the other.
     knobs: Final = (
-        Knob("smallest", (100.0, 300.0), low=1.0),
-        Knob("least", (100.0, 300.0), low=1.0),
+        Hyperparameter("smallest", (100.0, 300.0), low=1.0),
+        Hyperparameter("least", (100.0, 300.0), low=1.0),
         *ImplicitAls.knobs,
-        Knob("trees", (100, 0), step=2.0, high=400, whole=True),
+        Hyperparameter("trees", (100, 0), step=2.0, high=400, is_integer=True),
     )
 
     #: Tuned by its probabilities rather than its rankings.
@@ -65,8 +65,8 @@ class StackedRanker:
     #: Uses `Interactions.before`.
     knows_before: Final = True
 
-    _rankers: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
-    _rows: ClassVar[OrderedDict[bytes, Rows]] = OrderedDict()
+    _ranker_cache: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
+    _row_cache: ClassVar[OrderedDict[bytes, FeatureRows]] = OrderedDict()
 
     def __init__(
         self,
@@ -99,30 +99,30 @@ class StackedRanker:
             events: Training events with `Interactions.before`.
             seed: Seed of all randomness.
         """
-        lightgbm = lightgbm_library()
-        real = _real(events)
-        self._catalogue = real.n_items
-        self._ranker = self._fitted_ranker(real, seed)
-        self._als = self._factorised(events, seed)
+        lightgbm = load_lightgbm()
+        real = _observed_target_events(events)
+        self._n_items = real.n_items
+        self._ranker = self._fit_ranker(real, seed)
+        self._als = self._fit_als(events, seed)
         self._trees = None
         if events.before is None or not self.trees:
             return
-        before = _real(events.before)
-        rows = self._labelled(real, before)
+        before = _observed_target_events(events.before)
+        rows = self._labelled_rows(real, before)
         if not rows.label.any() or rows.label.all():
             return
-        ranker, als = self._fitted_ranker(before, seed), self._factorised(events.before, seed)
+        ranker, als = self._fit_ranker(before, seed), self._fit_als(events.before, seed)
         logit = ranker.logits(rows.features)
         users, place = np.unique(rows.user, return_inverse=True)
         data = lightgbm.Dataset(
-            _stacked(rows.features, logit, self._of_pairs(als, users, place, rows.item)), rows.label, init_score=logit
+            _stack_features(rows.features, logit, self._pair_scores(als, users, place, rows.item)), rows.label, init_score=logit
         )
         self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""
         row, item, features, logit = self._ranker.shortlist(users)
-        return self._ranker.placed(len(users), row, item, self._logits(users, row, item, features, logit))
+        return self._ranker.scatter_logits(len(users), row, item, self._logits(users, row, item, features, logit))
 
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return P(positive) of pairs [P], at ``negatives`` uniform negatives per positive."""
@@ -145,27 +145,27 @@ class StackedRanker:
         """Return logits of pairs ``(users[place], item)``, given the feature ranker's logits: float32 [P]."""
         if self._trees is None:
             return logit
-        stacked = _stacked(features, logit, self._of_pairs(self._als, users, place, item))
+        stacked = _stack_features(features, logit, self._pair_scores(self._als, users, place, item))
         return logit + np.asarray(self._trees.predict(stacked, raw_score=True), np.float32)
 
-    def _of_pairs(
+    def _pair_scores(
         self, als: ImplicitAls, users: NDArray[np.int64], place: NDArray[np.int64], item: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Return the factorisation's scores of pairs, standardised over each user's items: float32 [P]."""
         found = np.empty(len(place), np.float32)
-        for start, rows in in_groups(place, len(users), _USERS_AT_ONCE):
-            scores = als.score(users[start : start + _USERS_AT_ONCE])[:, : self._catalogue]
+        for start, rows in iter_user_batches(place, len(users), _USER_BATCH):
+            scores = als.score(users[start : start + _USER_BATCH])[:, : self._n_items]
             spread = scores.std(1, keepdims=True)
             standard = (scores - scores.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
             found[rows] = standard[place[rows] - start, item[rows]]
         return found
 
-    def _factorised(self, events: Interactions, seed: int) -> ImplicitAls:
+    def _fit_als(self, events: Interactions, seed: int) -> ImplicitAls:
         als = ImplicitAls(**self._als_options)
         als.fit(events, seed=seed)
         return als
 
-    def _fitted_ranker(self, real: Interactions, seed: int) -> FeatureRanker:
+    def _fit_ranker(self, real: Interactions, seed: int) -> FeatureRanker:
         """Return the feature ranker fitted on real events, cached since all arms share it."""
 
         def fit() -> FeatureRanker:
@@ -173,33 +173,35 @@ class StackedRanker:
             ranker.fit(real, seed=seed)
             return ranker
 
-        return once(self._rankers, _key(self._ranker_options, seed, real), fit, most=_KEPT)
+        return get_or_compute(self._ranker_cache, _cache_key(self._ranker_options, seed, real), fit, max_entries=_MAX_CACHED)
 
-    def _labelled(self, real: Interactions, before: Interactions) -> Rows:
+    def _labelled_rows(self, real: Interactions, before: Interactions) -> FeatureRows:
         """Return events after the earlier time with sampled negatives, and features as of that time."""
         after = real.take(real.time >= before.until)
-        after = after.take(in_order(after))
+        after = after.take(canonical_order(after))
 
-        def make() -> Rows:
-            rows = Log.of(before).rows(after, self.negatives, salt=2)
+        def make() -> FeatureRows:
+            rows = FeatureLog.from_events(before).build_rows(after, self.negatives, salt=2)
             pairs = np.unique(real.user.astype(np.int64) * real.n_items + real.item)
             return rows.take(rows.label | ~np.isin(rows.user * real.n_items + rows.item, pairs))
 
-        return once(self._rows, _key(self.negatives, real, before), make, most=_KEPT)
+        return get_or_compute(self._row_cache, _cache_key(self.negatives, real, before), make, max_entries=_MAX_CACHED)
 
 
-def _real(events: Interactions) -> Interactions:
+def _observed_target_events(events: Interactions) -> Interactions:
     """Return the observed events of target items only."""
     count = events.n_items if events.catalogue is None else events.catalogue
     observed = events.take(events.in_history() & (events.item < count))
     return replace(observed, n_items=count, catalogue=None, before=None)
 
 
-def _stacked(features: NDArray[np.float32], logit: NDArray[np.float32], score: NDArray[np.float32]) -> NDArray[np.float32]:
+def _stack_features(
+    features: NDArray[np.float32], logit: NDArray[np.float32], score: NDArray[np.float32]
+) -> NDArray[np.float32]:
     return np.column_stack([features, logit, score])
 
 
-def _key(*parts: Any) -> bytes:
+def _cache_key(*parts: Any) -> bytes:
     """Return a cache key of options and of events with their weights and source events."""
     found = hashlib.blake2b()
     for part in parts:
@@ -208,5 +210,5 @@ def _key(*parts: Any) -> bytes:
             continue
         for events in (part, part.source):
             if events is not None:
-                found.update(digest_of(events) + events.weight.tobytes())
+                found.update(events_digest(events) + events.weight.tobytes())
     return found.digest()

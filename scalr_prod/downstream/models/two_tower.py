@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scalr_prod.downstream.models.ragged import PersonTable, Ragged, descend
-from scalr_prod.downstream.search import HALF_LIFE, Knob
+from scalr_prod.downstream.models.ragged import RaggedInteractions, UserTable, train
+from scalr_prod.downstream.search import HALF_LIFE, Hyperparameter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["TwoTower"]
 
 _LEARNING_RATE: Final = 0.01
-_SCORED_AT_ONCE: Final = 4096
+_SCORING_BATCH: Final = 4096
 #: Classes of how many events a user has: 0, 1, 2–3, 4–7 …
-_ACTIVITY: Final = 12
+_ACTIVITY_BUCKETS: Final = 12
 
 
 class TwoTower:
@@ -50,7 +50,11 @@ class TwoTower:
     """
 
     #: Tried on validation for real events alone, one after the other.
-    knobs: Final = (Knob("decay", (1.0, 0.3, 3.0)), Knob("epochs", (8, 16), step=2.0, low=2, high=64, whole=True), HALF_LIFE)
+    knobs: Final = (
+        Hyperparameter("decay", (1.0, 0.3, 3.0)),
+        Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True),
+        HALF_LIFE,
+    )
 
     def __init__(
         self,
@@ -73,19 +77,19 @@ class TwoTower:
         torch.manual_seed(seed)
         observed = events.in_history()
         self.n_items = events.n_items
-        self._history = Ragged.of(events.take(observed), last=self.length)
-        self._extra = Ragged.of(events.take(~observed))
+        self._history = RaggedInteractions.from_interactions(events.take(observed), last=self.length)
+        self._extra = RaggedInteractions.from_interactions(events.take(~observed))
         #: Of the synthetic events, which may be many times the observed ones: each epoch takes as many of them at random, and each
         #: of those counts for all that were left out.
         self._share = min(1.0, len(self._history.item) / max(1, len(self._extra.item))) or 1.0
-        self._net = _Net(self.n_items, self.dim, self.dropout)
-        self._person = PersonTable(events.n_users, self.dim)
+        self._net = _TwoTowerNet(self.n_items, self.dim, self.dropout)
+        self._person = UserTable(events.n_users, self.dim)
         rows = torch.nonzero(self._history.count + self._extra.count)[:, 0]
         batches = max(1, -(-len(rows) // self.batch))
         #: Of a batch, on average: a batch's own sum would cancel λ where all of its events are synthetic.
-        self._mass = float(self._history.mass + self._extra.mass) / batches
+        self._mass = float(self._history.total_weight + self._extra.total_weight) / batches
         losses = (self._loss(users) for _ in range(self.epochs) for users in rows[torch.randperm(len(rows))].split(self.batch))
-        descend(self._net, self._person, losses, rate=_LEARNING_RATE, decay=self.decay, steps=self.epochs * batches)
+        train(self._net, self._person, losses, rate=_LEARNING_RATE, decay=self.decay, steps=self.epochs * batches)
 
     @torch.inference_mode()
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -98,8 +102,8 @@ class TwoTower:
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """P(positive) of pairs [P], beside ``negatives`` uniform negatives for each positive."""
         found = np.empty(len(users), dtype=np.float32)
-        for start in range(0, len(users), _SCORED_AT_ONCE):
-            rows = np.s_[start : start + _SCORED_AT_ONCE]
+        for start in range(0, len(users), _SCORING_BATCH):
+            rows = np.s_[start : start + _SCORING_BATCH]
             chosen = torch.from_numpy(items[rows])
             vectors = self._users(torch.from_numpy(users[rows]))
             logits = (vectors * self._net.item(chosen)).sum(1) + self._net.bias[chosen]
@@ -108,7 +112,7 @@ class TwoTower:
 
     def _sums(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the vectors of each user's items [B, d]; the places and rows of those events ride along."""
-        at, row = self._history.places(users)
+        at, row = self._history.positions(users)
         vectors = self._net.history(self._history.item[at])
         return torch.zeros(len(users), self.dim).index_add(0, row, vectors), at, row
 
@@ -118,7 +122,7 @@ class TwoTower:
 
     def _loss(self, users: torch.Tensor) -> torch.Tensor:
         sums, at, row = self._sums(users)
-        extra, of = self._extra.places(users)
+        extra, of = self._extra.positions(users)
         kept = torch.rand(len(extra)) < self._share
         extra, of = extra[kept], of[kept]
         own, count = self._history.item[at], self._history.count[users]
@@ -134,12 +138,12 @@ class TwoTower:
         return (weight * loss).sum() / max(self._mass, 1e-6)
 
 
-class _Net(nn.Module):
+class _TwoTowerNet(nn.Module):
     def __init__(self, n_items: int, dim: int, dropout: float) -> None:
         super().__init__()
         self.history = nn.Embedding(n_items, dim)
         self.item = nn.Embedding(n_items, dim)
-        self.activity = nn.Embedding(_ACTIVITY, dim)
+        self.activity = nn.Embedding(_ACTIVITY_BUCKETS, dim)
         self.bias = nn.Parameter(torch.full((n_items,), -2.0))
         self.tower = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, dim))
         for table in (self.history, self.item, self.activity):
@@ -148,7 +152,7 @@ class _Net(nn.Module):
     def user(self, sums: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         """[R, d] from the sum of the vectors of a user's items and their number."""
         mean = sums / count.clamp(min=1)[:, None].sqrt()
-        level = torch.bucketize(count, 2 ** torch.arange(_ACTIVITY - 1), right=True)
+        level = torch.bucketize(count, 2 ** torch.arange(_ACTIVITY_BUCKETS - 1), right=True)
         x = mean + self.activity(level)
         found: torch.Tensor = x + self.tower(x)
         return found

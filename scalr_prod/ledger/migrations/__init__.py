@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-__all__ = ["HEAD", "config", "upgrade"]
+__all__ = ["HEAD", "alembic_config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that newer and older schemas can be compared.
 HEAD: Final = "0004"
 
 
-def upgrade(connection: Connection, *, alone: bool = False) -> None:
+def upgrade(connection: Connection, *, single_project: bool = False) -> None:
     """Bring the schema to `HEAD` in the connection's transaction; the caller holds the lock and commits.
 
     Args:
         connection: To the ledger's database.
-        alone: Whether the database is known to hold one project only.
+        single_project: Whether the database is known to hold one project only.
     """
     from alembic import command
 
-    made = config(connection)
-    made.attributes["alone"] = alone
+    made = alembic_config(connection)
+    made.attributes["alone"] = single_project
     command.upgrade(made, HEAD)
 
 
-def config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> Config:
     """Return Alembic's configuration for these scripts on an open connection; prints nothing."""
     import io
 

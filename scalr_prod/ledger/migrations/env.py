@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by Alembic: migrates the connection that `scalr_prod.ledger.migrations.config` was given."""
+"""Run by Alembic: migrates the connection that `scalr_prod.ledger.migrations.alembic_config` was given."""
 
 from __future__ import annotations
 

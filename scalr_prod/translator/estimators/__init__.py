@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.translator.estimators.products import products
+from scalr_prod.translator.estimators.products import dot_product_scores
 from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
 
 if TYPE_CHECKING:
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.batch import ContextBatch
 
 __all__ = [
-    "SCORED",
+    "BUILTIN_ESTIMATORS",
     "as_estimator",
-    "exact_scores",
-    "is_logarithm",
-    "is_product",
-    "scored_of",
+    "has_log_score",
+    "has_product_score",
+    "scored_estimators",
     "scores",
+    "validated_scores",
 ]
 
 #: Names of the built-in estimators that have a score. Popularity has none: it is the prior of the mixture.
-SCORED: Final = tuple(ESTIMATORS.own)
+BUILTIN_ESTIMATORS: Final = tuple(ESTIMATORS.builtin)
 
 
-def scored_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the estimators that have a score: built-in ones in the order of `SCORED`, then others in the order given."""
+def scored_estimators(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the estimators that have a score: built-in ones in the order of `BUILTIN_ESTIMATORS`, then others in the order given."""
     names = tuple(names)
-    others = (name for name in names if name not in SCORED and name != "popularity")
-    return (*(name for name in SCORED if name in names), *others)
+    others = (name for name in names if name not in BUILTIN_ESTIMATORS and name != "popularity")
+    return (*(name for name in BUILTIN_ESTIMATORS if name in names), *others)
 
 
 def as_estimator(plugin: Any, name: str) -> Any:
@@ -48,22 +48,22 @@ def as_estimator(plugin: Any, name: str) -> Any:
     Raises:
         TranslatorError: It implements neither `Estimator` nor `ProductEstimator`.
     """
-    ESTIMATORS.require(plugin, name, ProductEstimator if is_product(plugin) else Estimator)
+    ESTIMATORS.check_protocol(plugin, name, ProductEstimator if has_product_score(plugin) else Estimator)
     return plugin() if isinstance(plugin, type) else plugin
 
 
-def is_product(estimator: Any) -> bool:
+def has_product_score(estimator: Any) -> bool:
     """Return whether the score is a dot product of user and item vectors (see `ProductEstimator`), or the logarithm of one."""
     return hasattr(estimator, "user") or hasattr(estimator, "vectors")
 
 
-def is_logarithm(estimator: Any) -> bool:
-    """Return whether the score is the logarithm of a sum of positive terms (see `LogarithmEstimator`)."""
+def has_log_score(estimator: Any) -> bool:
+    """Return whether the score is the logarithm of a sum of positive terms (see `LogScoreEstimator`)."""
     return hasattr(estimator, "largest")
 
 
-def exact_scores(
-    name: str, estimator: Any, parameters: dict[str, torch.Tensor], batch: Batch, log_prior: torch.Tensor
+def validated_scores(
+    name: str, estimator: Any, parameters: dict[str, torch.Tensor], batch: ContextBatch, log_prior: torch.Tensor
 ) -> torch.Tensor:
     """Score all items by a plain `Estimator` and check the result: float64 [B, N], given ``log_prior`` [N].
 
@@ -86,7 +86,7 @@ def exact_scores(
 def scores(
     estimator: Any,
     parameters: dict[str, torch.Tensor],
-    batch: Batch,
+    batch: ContextBatch,
     log_prior: torch.Tensor,
     *,
     user: torch.Tensor | None = None,
@@ -103,10 +103,10 @@ def scores(
         items: int64 [B, C]. Score only these items: [B, C]. None: all.
     """
     result: torch.Tensor
-    if is_product(estimator):
+    if has_product_score(estimator):
         user = estimator.user(parameters, batch) if user is None else user
-        result = products(user, estimator.vectors(parameters), log_prior.dtype, items)
-        result = result.log_() if is_logarithm(estimator) else result
+        result = dot_product_scores(user, estimator.vectors(parameters), log_prior.dtype, items)
+        result = result.log_() if has_log_score(estimator) else result
     else:
         result = estimator.score(parameters, batch, log_prior)
         result = result if items is None else result.gather(1, items)

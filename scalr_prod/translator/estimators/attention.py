@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from scalr_prod.translator.devices import sent
-from scalr_prod.translator.estimators.kernels import kernels
+from scalr_prod.translator.devices import to_device
+from scalr_prod.translator.estimators.kernels import load_kernels
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.estimators.kernels import Kernels
+    from scalr_prod.translator.estimators.kernels import TrainingKernels
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["initial", "last_state", "plain_states", "states"]
+__all__ = ["initial_weights", "last_state", "reference_states", "window_states"]
 
 #: Fraction of earlier events hidden from attention in training.
-DROPPED_EVENTS: Final = 0.2
+EVENT_DROPOUT: Final = 0.2
 #: Upper limits of the age classes of the attention bias, in days: one hour, two, four … 30 years.
-LIMITS_DAYS: Final = tuple(2**power / 24 for power in range(19))
+AGE_LIMITS_DAYS: Final = tuple(2**power / 24 for power in range(19))
 
 
-def initial(dim: int, generator: torch.Generator) -> Parameters:
+def initial_weights(dim: int, generator: torch.Generator) -> Parameters:
     """Return initial weights of the block, float32. The feed-forward layer starts at zero."""
     heads = next(count for count in (4, 2, 1) if dim % count == 0)
 
@@ -40,14 +40,14 @@ def initial(dim: int, generator: torch.Generator) -> Parameters:
         "query": small(dim, dim),
         "key": small(dim, dim),
         "value": torch.eye(dim),
-        "age_bias": torch.zeros(heads, len(LIMITS_DAYS) + 1),
+        "age_bias": torch.zeros(heads, len(AGE_LIMITS_DAYS) + 1),
         "norm_weight": torch.ones(dim),
         "widen": small(dim, 2 * dim),
         "narrow": torch.zeros(2 * dim, dim),
     }
 
 
-def states(
+def window_states(
     p: Parameters,
     items: torch.Tensor,
     days: torch.Tensor,
@@ -68,12 +68,12 @@ def states(
     """
     visible = items > 0
     if generator is not None:
-        visible &= sent(torch.rand(items.shape, generator=generator) >= DROPPED_EVENTS, items.device)
-    compiled = kernels() if items.device.type == "cpu" else None
+        visible &= to_device(torch.rand(items.shape, generator=generator) >= EVENT_DROPOUT, items.device)
+    compiled = load_kernels() if items.device.type == "cpu" else None
     row, place = positions
     is_event = items[row, place] > 0
     if compiled is None:
-        return plain_states(p, items, days, visible)[row, place] * is_event[:, None]
+        return reference_states(p, items, days, visible)[row, place] * is_event[:, None]
     if is_event.all():
         return _ragged_states(p, items, days, visible, positions, compiled)
     known = is_event.nonzero()[:, 0]
@@ -81,13 +81,13 @@ def states(
     return torch.zeros(len(row), found.shape[1]).index_copy(0, known, found)
 
 
-def plain_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+def reference_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Compute the states after all events by tensor operations: the reference for the compiled code, and the fallback without it.
 
     Args:
-        p: As in `states`.
-        items: As in `states`.
-        days: As in `states`.
+        p: As in `window_states`.
+        items: As in `window_states`.
+        days: As in `window_states`.
         visible: bool [W, L]. Whether later events attend to an event.
 
     Returns:
@@ -112,7 +112,7 @@ def _ragged_states(
     days: torch.Tensor,
     visible: torch.Tensor,
     positions: tuple[torch.Tensor, torch.Tensor],
-    compiled: Kernels,
+    compiled: TrainingKernels,
 ) -> torch.Tensor:
     """Compute the states [P, d] after events that are no padding, from all windows' events concatenated without padding."""
     known = items > 0
@@ -142,7 +142,7 @@ class _RaggedAttention(torch.autograd.Function):
         query_key_value = tuple(x.detach().numpy() for x in (query, key, value))
         out = torch.empty(query.shape)
         classes, weights = np.empty(pairs, np.uint8), np.empty(pairs * len(bias), np.float32)
-        limits = np.array(LIMITS_DAYS, np.float32)
+        limits = np.array(AGE_LIMITS_DAYS, np.float32)
         compiled.attended(query_key_value, bias.detach().numpy(), events, spans, limits, classes, weights, out.numpy())
         ctx.saved = query_key_value, spans, classes, weights, bias.shape, compiled
         return out
@@ -192,7 +192,7 @@ def _bias(p: Parameters, ages: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _limits(device: torch.device) -> torch.Tensor:
-    return torch.tensor(LIMITS_DAYS).to(device)
+    return torch.tensor(AGE_LIMITS_DAYS).to(device)
 
 
 def _feed_forward(p: Parameters, mixed: torch.Tensor) -> torch.Tensor:

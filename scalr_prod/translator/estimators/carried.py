@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS, source_file
-from scalr_prod.translator.estimators import SCORED, as_estimator, scored_of
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, as_estimator, scored_estimators
 from scalr_prod.translator.estimators.popularity import FEATURES
-from scalr_prod.translator.estimators.protocol import Fitted
+from scalr_prod.translator.estimators.protocol import FittableEstimator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Carried", "carried", "estimator_of", "unpack"]
+__all__ = ["BundledSource", "bundle_sources", "load_bundled_estimators", "load_estimator"]
 
 #: Packages of the serving environment, besides the standard library and the modules of this package that it can import.
 _AVAILABLE: Final = ("numpy", "safetensors", "torch")
@@ -37,18 +37,18 @@ _lock: Final = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Carried:
+class BundledSource:
     """The source of a third-party estimator.
 
     Attributes:
         name: Its name in the settings.
-        path: The object's qualified name in its module, such as ``Mine``; empty if the module itself is the estimator.
+        qualified_name: The object's qualified name in its module, such as ``Mine``; empty if the module itself is the estimator.
         version: The estimator's own version.
         source: The module's source text.
     """
 
     name: str
-    path: str
+    qualified_name: str
     version: int
     source: bytes
 
@@ -58,41 +58,41 @@ class Carried:
         return hashlib.sha256(self.source).hexdigest()
 
     @property
-    def file(self) -> str:
+    def file_name(self) -> str:
         """Return the name of its file in a version's folder."""
         return f"estimator_{self.sha256[:16]}.py"
 
-    def described(self) -> dict[str, Any]:
-        """Return the entry of the weights file's metadata that `unpack` reads."""
-        return {"file": self.file, "path": self.path, "version": self.version, "sha256": self.sha256}
+    def to_metadata(self) -> dict[str, Any]:
+        """Return the entry of the weights file's metadata that `load_bundled_estimators` reads."""
+        return {"file": self.file_name, "path": self.qualified_name, "version": self.version, "sha256": self.sha256}
 
 
-def estimator_of(name: str) -> Any:
+def load_estimator(name: str) -> Any:
     """Load an estimator by its name or ``module:object`` path; a third-party one from its current source file.
 
     Raises:
         TranslatorError: There is no such estimator, it does not implement the protocol, or it cannot be bundled.
     """
-    if name in SCORED:
-        return as_estimator(ESTIMATORS.load(name, Fitted), name)
+    if name in BUILTIN_ESTIMATORS:
+        return as_estimator(ESTIMATORS.load(name, FittableEstimator), name)
     return _load_installed(name)[1]
 
 
-def carried(names: Iterable[str]) -> dict[str, Carried]:
+def bundle_sources(names: Iterable[str]) -> dict[str, BundledSource]:
     """Collect the sources of the third-party estimators among the names given.
 
     Raises:
-        TranslatorError: As `estimator_of`.
+        TranslatorError: As `load_estimator`.
     """
-    return {name: _load_installed(name)[0] for name in scored_of(names) if name not in SCORED}
+    return {name: _load_installed(name)[0] for name in scored_estimators(names) if name not in BUILTIN_ESTIMATORS}
 
 
-def unpack(folder: Path, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def load_bundled_estimators(folder: Path, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Load the estimators bundled with a version, by name.
 
     Args:
         folder: The version's folder.
-        metadata: Name → `Carried.described`.
+        metadata: Name → `BundledSource.to_metadata`.
 
     Raises:
         ValueError: A file's checksum differs, or the file does not load.
@@ -111,7 +111,7 @@ def unpack(folder: Path, metadata: Mapping[str, Mapping[str, Any]]) -> dict[str,
     return estimators
 
 
-def _load_installed(name: str) -> tuple[Carried, Any]:
+def _load_installed(name: str) -> tuple[BundledSource, Any]:
     """Return the source of an installed third-party estimator, and the object that this source defines when loaded on its own."""
     if name in _RESERVED:
         raise TranslatorError(
@@ -119,9 +119,9 @@ def _load_installed(name: str) -> tuple[Carried, Any]:
             where=f"entry points {ESTIMATORS.entry_points}",
             next_step="name it by its path, as package.module:Class",
         )
-    installed = ESTIMATORS.load(name, Fitted)
+    installed = ESTIMATORS.load(name, FittableEstimator)
     file = source_file(installed)
-    path = installed.__qualname__ if isinstance(installed, type) else ESTIMATORS.place(name).partition(":")[2]
+    path = installed.__qualname__ if isinstance(installed, type) else ESTIMATORS.object_reference(name).partition(":")[2]
     if file is None or "<locals>" in path:
         raise _cannot_bundle(name, "it is not defined at the top level of a file")
     source = file.read_bytes()
@@ -134,7 +134,7 @@ def _load_installed(name: str) -> tuple[Carried, Any]:
         raise
     except Exception as error:  # code of another package, which may raise anything
         raise _cannot_bundle(name, f"{file} does not load on its own: {type(error).__name__}: {error}") from error
-    return Carried(name, path, int(estimator.version), source), estimator
+    return BundledSource(name, path, int(estimator.version), source), estimator
 
 
 def _cannot_bundle(name: str, reason: str) -> TranslatorError:

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import Rows, let_go, on_disk
-from scalr_prod.translator.batch import distinct
-from scalr_prod.translator.estimators.kernels import kernels
-from scalr_prod.translator.estimators.products import products
-from scalr_prod.translator.threads import heed_stop
+from scalr_prod.mapped import DiskMatrix, drop_pages, spill_arrays
+from scalr_prod.translator.batch import distinct_per_row
+from scalr_prod.translator.estimators.kernels import load_kernels
+from scalr_prod.translator.estimators.products import dot_product_scores
+from scalr_prod.translator.threads import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "score", "share", "user", "vectors", "version"]
 
@@ -53,21 +53,21 @@ _ITEMS: Final = 262_144
 _warning_lock: Final = threading.Lock()
 
 
-def share(pairs: Pairs) -> Parameters:
+def share(pairs: TrainingSlice) -> Parameters:
     """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Fit ``source`` float32 [n_source + 1, d], ``target`` float32 [n_target, d], and ``gram`` float64 [d, d]: S'S + λI."""
     del shared
     cells = _Cells.from_pairs(pairs)
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     items = 0.01 * torch.randn(pairs.n_target + pairs.n_source + 1, pairs.settings.dim, generator=generator)
-    with Rows(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch) as users:
+    with DiskMatrix(len(pairs.log.users), pairs.settings.dim, np.float32, pairs.log.scratch_dir) as users:
         for _ in range(ITERATIONS):
-            heed_stop(1 / ITERATIONS)
+            check_cancelled(1 / ITERATIONS)
             _move_items(cells, users, items, _move_users(cells, users, items))
     vectors = items[pairs.n_target :].double()
     return {
@@ -77,9 +77,9 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     }
 
 
-def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def user(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     """Solve the least squares of each history's source items for the user vector: float64 [B, d]."""
-    items = distinct(batch.items)
+    items = distinct_per_row(batch.items)
     source = parameters["source"][items].double() * (items > 0)[:, :, None]
     extra = CONFIDENCE * SOURCE_WEIGHT
     system = torch.baddbmm(parameters["gram"].expand(len(items), -1, -1), source.mT, source, alpha=extra)
@@ -92,12 +92,12 @@ def vectors(parameters: Parameters) -> torch.Tensor:
     return parameters["target"]
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
     """Score all target items: [B, N] in the dtype of ``log_prior``."""
-    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
+    return dot_product_scores(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
-def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor:
+def _move_users(cells: _Cells, users: DiskMatrix, items: torch.Tensor) -> torch.Tensor:
     """Move every user vector towards its least-squares solution, given the item vectors.
 
     Returns:
@@ -105,7 +105,7 @@ def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor
     """
     gram = items.T @ items + REGULARISATION * torch.eye(items.shape[1])
     products = REGULARISATION * torch.eye(items.shape[1], dtype=torch.float64)
-    compiled = kernels()
+    compiled = load_kernels()
     for start, stop, block in cells.blocks():
 
         def times(v: torch.Tensor, block: _Block = block) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor
                 of_cells = block.matrix(block.extra * _products(v, block.row(), items, block.column), len(items)) @ items
             else:
                 of_cells = torch.empty_like(v)
-                compiled.weighted_sums(*_arrays(block.start, block.column, block.extra, v, items, of_cells))
+                compiled.sum_by_row(*_arrays(block.start, block.column, block.extra, v, items, of_cells))
             return v @ gram + of_cells
 
         x = torch.from_numpy(users.read(start, stop))
@@ -124,7 +124,7 @@ def _move_users(cells: _Cells, users: Rows, items: torch.Tensor) -> torch.Tensor
     return products.float()
 
 
-def _move_items(cells: _Cells, users: Rows, items: torch.Tensor, gram: torch.Tensor) -> None:
+def _move_items(cells: _Cells, users: DiskMatrix, items: torch.Tensor, gram: torch.Tensor) -> None:
     """Move every item vector, in place, towards its least-squares solution, given the user vectors.
 
     User vectors are streamed once for each product with all of them, so that only one block of them is in memory.
@@ -145,15 +145,15 @@ def _move_items(cells: _Cells, users: Rows, items: torch.Tensor, gram: torch.Ten
         items[first : first + _ITEMS] = _conjugate_gradient(some, residual, times)
 
 
-def _sum_by_item(cells: _Cells, users: Rows, v: torch.Tensor, first: int, *, residual: bool = False) -> torch.Tensor:
+def _sum_by_item(cells: _Cells, users: DiskMatrix, v: torch.Tensor, first: int, *, residual: bool = False) -> torch.Tensor:
     """Sum the contribution of observed cells to a product with ``v`` or to the residual, for items from ``first`` on: shaped as ``v``."""
-    found, compiled = torch.zeros_like(v), kernels()
+    found, compiled = torch.zeros_like(v), load_kernels()
     for start, stop, block in cells.blocks():
         x = torch.from_numpy(users.read(start, stop))
         offset, values = (block.right, -block.extra) if residual else (torch.zeros_like(block.extra), block.extra)
         if compiled is not None:
             arrays = _arrays(block.start, block.column, offset, values, x, v)
-            compiled.sums_by_column(*arrays, first, found.numpy())
+            compiled.add_by_column(*arrays, first, found.numpy())
             continue
         these = (block.column >= first) & (block.column < first + len(v))
         row, column = block.row()[these], block.column[these] - first
@@ -230,7 +230,7 @@ class _Cells:
     right: NDArray[np.float32] | None = None
 
     @classmethod
-    def from_pairs(cls, pairs: Pairs) -> _Cells:
+    def from_pairs(cls, pairs: TrainingSlice) -> _Cells:
         """Write the cells of a training slice to disk."""
         from scipy import sparse
 
@@ -238,7 +238,7 @@ class _Cells:
         counts = np.zeros(len(pairs.log.users) + 1, dtype=np.int64)
 
         def parts() -> Iterator[list[NDArray[Any]]]:
-            for users in pairs.some_users():
+            for users in pairs.iter_user_batches():
                 target, source = targets[users], pairs.source_matrix(users)
                 extra = sparse.hstack([CONFIDENCE * target, CONFIDENCE * SOURCE_WEIGHT * source], format="csr")
                 counts[users.start + 1 : users.stop + 1] = np.diff(extra.indptr)
@@ -250,7 +250,7 @@ class _Cells:
                 yield [extra.indices, extra.data, *right]
 
         dtypes = [np.int32, np.float32, *([np.float32] if has_weights else [])]
-        column, extra, *right = on_disk(parts(), dtypes, pairs.log.scratch)
+        column, extra, *right = spill_arrays(parts(), dtypes, pairs.log.scratch_dir)
         return cls(np.cumsum(counts), column, extra, right[0] if right else None)
 
     def blocks(self) -> Iterator[tuple[int, int, _Block]]:
@@ -266,7 +266,7 @@ class _Cells:
             yield start, stop, _Block(torch.from_numpy(self.start[start : stop + 1] - self.start[start]), column, extra, right)
             if self.start[stop] - dropped_at >= _CELLS_BEFORE_DROP:
                 dropped_at = self.start[stop]
-                let_go()
+                drop_pages()
 
 
 def _sparse(start: torch.Tensor, column: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -15,31 +15,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.estimators.products import UNIT
+from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
-__all__ = ["asked", "fit", "largest", "score", "share", "version"]
+__all__ = ["fit", "history_weights", "largest", "score", "share", "version"]
 
 version: Final = 1
 #: α: pseudo-users who follow popularity.
 SMOOTHING: Final = 20.0
 #: Most frequent target items kept for each source item.
-KEPT: Final = 256
+MAX_ENTRIES: Final = 256
 #: Items of the history that count, and the weight of each relative to the next more recent one.
 DEPTH: Final = 8
 DECAY: Final = 0.7
 
 
-def share(pairs: Pairs) -> Parameters:
+def share(pairs: TrainingSlice) -> Parameters:
     """Return no tensors: every parameter depends on target events."""
     del pairs
     return {}
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Count co-occurrences over the training users of a parameter set.
 
     Returns:
@@ -52,7 +52,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     del shared
     all_targets = pairs.target_matrix()
     users, sums = np.zeros(pairs.n_source + 1, dtype=np.float32), _PairwiseSum()
-    for some in pairs.some_users():
+    for some in pairs.iter_user_batches():
         source, target = pairs.source_matrix(some), all_targets[some]
         both = np.asarray(target.sum(axis=1)).ravel() > 0
         source, target = source[both], target[both]
@@ -60,7 +60,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
         # A user counts as much as the heaviest event, so as 1 if events have no weights.
         users += np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _row_maxima(target)
     counts = sparse.csr_matrix(sums.total())
-    start, item, share = _keep_most(counts, KEPT)
+    start, item, share = _keep_most(counts, MAX_ENTRIES)
     total = users + SMOOTHING
     share = share / np.repeat(total, np.diff(start))
     return {
@@ -71,10 +71,10 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     }
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
     """Compute log P(i | context): [B, N] in the dtype of ``log_prior``."""
     dtype = log_prior.dtype
-    history, weight, rest = asked(parameters, batch, dtype)
+    history, weight, rest = history_weights(parameters, batch, dtype)
     start = parameters["start"]
     begin, count = start[history], start[history + 1] - start[history]
     flat = count.reshape(-1)
@@ -88,7 +88,7 @@ def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torc
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
 
 
-def asked(parameters: Parameters, batch: Batch, dtype: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def history_weights(parameters: Parameters, batch: ContextBatch, dtype: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the items of each history that count, int64 [B, H], their weights [B, H], and the weight of popularity [B, 1]."""
     history = batch.items[:, -DEPTH:]
     steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
@@ -102,7 +102,7 @@ def asked(parameters: Parameters, batch: Batch, dtype: Any) -> tuple[torch.Tenso
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
     """Return an upper bound of the absolute score of each item: float32 [N]."""
     least_rest = min(1.0, float(parameters["rest"].min()))
-    return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT)
+    return (-log_prior - math.log(least_rest)) * (1 + 8 * UNIT_ROUNDOFF)
 
 
 class _PairwiseSum:

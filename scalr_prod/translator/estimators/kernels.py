@@ -16,53 +16,53 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Kernels", "kernels"]
+__all__ = ["TrainingKernels", "load_kernels"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The compiled kernels: see `fused.cells`, `attended`, `choices`, `rows`, `topics`, `newton` and `figures` of that package."""
+class TrainingKernels:
+    """The compiled kernels: see `fused.cells`, `attention_forward`, `choices`, `rows`, `topics`, `newton` and `figures` of that package."""
 
-    weighted_sums: Callable[..., Any]
-    sums_by_column: Callable[..., Any]
-    attended: Callable[..., Any]
-    gradients: Callable[..., Any]
-    chosen: Callable[..., Any]
-    caught_up: Callable[..., Any]
-    moved: Callable[..., Any]
-    explained: Callable[..., Any]
-    source_shares: Callable[..., Any]
-    target_shares: Callable[..., Any]
-    losses: Callable[..., Any]
-    sums: Callable[..., Any]
-    said: Callable[..., Any]
+    sum_by_row: Callable[..., Any]
+    add_by_column: Callable[..., Any]
+    attention_forward: Callable[..., Any]
+    attention_backward: Callable[..., Any]
+    softmax_loss: Callable[..., Any]
+    apply_deferred_updates: Callable[..., Any]
+    adamw_step: Callable[..., Any]
+    expectation_step: Callable[..., Any]
+    topics_given_source: Callable[..., Any]
+    targets_given_topic: Callable[..., Any]
+    log_losses: Callable[..., Any]
+    add_derivatives: Callable[..., Any]
+    distribution_metrics: Callable[..., Any]
 
 
 @functools.cache
-def kernels() -> Kernels | None:
+def load_kernels() -> TrainingKernels | None:
     """Compile one kernel as a self-test, and return all of them; None if nothing compiles."""
     try:
         from scalr_prod.translator.fused import attended, cells, choices, figures, newton, rows, topics
 
         starts, zero = np.zeros(2, np.int64), np.zeros((1, 1), np.float32)
-        cells.weighted_sums(starts, starts[:0], zero[0], zero, zero, zero)
+        cells.sum_by_row(starts, starts[:0], zero[0], zero, zero, zero)
     except Exception as error:  # of numba
         logger.info("no compiled kernels, training is slower: %s: %s", type(error).__name__, error)
         return None
-    return Kernels(
-        weighted_sums=cells.weighted_sums,
-        sums_by_column=cells.sums_by_column,
-        attended=attended.attended,
-        gradients=attended.gradients,
-        chosen=choices.chosen,
-        caught_up=rows.caught_up,
-        moved=rows.moved,
-        explained=topics.explained,
-        source_shares=topics.source_shares,
-        target_shares=topics.target_shares,
-        losses=newton.losses,
-        sums=newton.sums,
-        said=figures.said,
+    return TrainingKernels(
+        sum_by_row=cells.sum_by_row,
+        add_by_column=cells.add_by_column,
+        attention_forward=attended.attention_forward,
+        attention_backward=attended.attention_backward,
+        softmax_loss=choices.softmax_loss,
+        apply_deferred_updates=rows.apply_deferred_updates,
+        adamw_step=rows.adamw_step,
+        expectation_step=topics.expectation_step,
+        topics_given_source=topics.topics_given_source,
+        targets_given_topic=topics.targets_given_topic,
+        log_losses=newton.log_losses,
+        add_derivatives=newton.add_derivatives,
+        distribution_metrics=figures.distribution_metrics,
     )

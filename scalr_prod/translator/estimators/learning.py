@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
-from scalr_prod.translator.devices import sent
-from scalr_prod.translator.estimators.kernels import kernels
+from scalr_prod.translator.devices import to_device
+from scalr_prod.translator.estimators.kernels import load_kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.estimators.kernels import Kernels
+    from scalr_prod.translator.estimators.kernels import TrainingKernels
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["Learner", "Table", "one_cycle"]
+__all__ = ["LazyAdamW", "LazyTable", "one_cycle_schedule"]
 
 _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8
@@ -35,7 +35,7 @@ _TINY: Final = 1e-300
 _PUSHED: Final = 2_048
 
 
-def one_cycle(step: int, steps: int, peak_rate: float) -> tuple[float, float]:
+def one_cycle_schedule(step: int, steps: int, peak_rate: float) -> tuple[float, float]:
     """Return one step's learning rate and β1, as `torch.optim.lr_scheduler.OneCycleLR` computes them.
 
     Args:
@@ -53,7 +53,7 @@ def one_cycle(step: int, steps: int, peak_rate: float) -> tuple[float, float]:
     return rate, beta
 
 
-class Learner:
+class LazyAdamW:
     """AdamW with a one-cycle schedule (Smith & Topin 2018), for dense tensors and for lazily updated tables.
 
     Args:
@@ -65,33 +65,33 @@ class Learner:
     """
 
     def __init__(self, dense: Parameters, tables: Parameters, *, steps: int, rate: float, decay: float) -> None:
-        self.whole: Parameters = {name: tensor.requires_grad_() for name, tensor in dense.items()}
+        self.dense: Parameters = {name: tensor.requires_grad_() for name, tensor in dense.items()}
         # The state of torch.optim.AdamW. The class itself imports torch's compiler, which takes 70 MB and a second.
         self._means, self._squares = ([torch.zeros_like(tensor) for tensor in dense.values()] for _ in range(2))
         self._counts = [torch.zeros((), device=tensor.device) for tensor in dense.values()]
         self._steps, self._rate, self._decay = steps, rate, decay
         self._deferred = _DeferredUpdates(decay, steps)
-        self.tables = {name: Table(tensor, self._deferred) for name, tensor in tables.items()}
+        self.tables = {name: LazyTable(tensor, self._deferred) for name, tensor in tables.items()}
 
     def step(self, loss: torch.Tensor) -> None:
         """Update the parameters that the loss depends on, and defer the update of all other rows.
 
         Args:
-            loss: A scalar, computed from `whole` and from rows taken from `tables` since the last step.
+            loss: A scalar, computed from `dense` and from rows taken from `tables` since the last step.
         """
-        for tensor in self.whole.values():
+        for tensor in self.dense.values():
             tensor.grad = None
         loss.backward()
-        rate, beta_1 = one_cycle(self._deferred.steps, self._steps + 1, self._rate)
+        rate, beta_1 = one_cycle_schedule(self._deferred.steps, self._steps + 1, self._rate)
         self._deferred.add(rate, beta_1)
         self._update_dense(rate, beta_1)
         for table in self.tables.values():
-            table.move()
+            table.apply_gradients()
 
     @torch.no_grad()
     def _update_dense(self, rate: float, beta_1: float) -> None:
         """Take one step of AdamW on the dense tensors that have a gradient."""
-        state = zip(self.whole.values(), self._means, self._squares, self._counts, strict=True)
+        state = zip(self.dense.values(), self._means, self._squares, self._counts, strict=True)
         with_gradient = [(tensor, tensor.grad, *others) for tensor, *others in state if tensor.grad is not None]
         if not with_gradient:
             return
@@ -113,13 +113,13 @@ class Learner:
             maximize=False,
         )
 
-    def learnt(self) -> Parameters:
+    def final_parameters(self) -> Parameters:
         """Apply all deferred updates and return every tensor by name, on the CPU."""
-        dense = {name: tensor.detach().cpu() for name, tensor in self.whole.items()}
-        return dense | {name: table.all().cpu() for name, table in self.tables.items()}
+        dense = {name: tensor.detach().cpu() for name, tensor in self.dense.items()}
+        return dense | {name: table.current_values().cpu() for name, table in self.tables.items()}
 
 
-class Table:
+class LazyTable:
     """A table of which each step updates only the rows that it reads.
 
     Args:
@@ -134,7 +134,7 @@ class Table:
         self._deferred = deferred
         self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def take(self, *wanted: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def gather(self, *wanted: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read the rows of one step.
 
         Args:
@@ -146,13 +146,13 @@ class Table:
         """
         numbers = np.concatenate([np.zeros(1, np.int64), *(tensor.numpy().ravel() for tensor in wanted)])
         distinct, inverse = np.unique(numbers, return_inverse=True)
-        positions = sent(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in wanted])
+        positions = to_device(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in wanted])
         rows = torch.from_numpy(distinct)
         values = self._caught_up(rows).requires_grad_()
         self._taken = rows, values
         return values, [position.view(tensor.shape) for position, tensor in zip(positions, wanted, strict=True)]
 
-    def move(self) -> None:
+    def apply_gradients(self) -> None:
         """Update the rows that were read, by their gradients."""
         if self._taken is None:
             return
@@ -163,12 +163,12 @@ class Table:
         self._updated_at[rows.numpy()] = self._deferred.steps
         if compiled is not None:
             tables = tuple(table.numpy() for table in self._tables)
-            compiled.moved(
+            compiled.adamw_step(
                 tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
             )
             return
         shrink, step, of_mean, of_square, of_root = rates
-        rows = sent(rows, self._device)
+        rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
         mean = of_mean * mean + (1 - of_mean) * values.grad
         square = of_square * square + (1 - of_square) * values.grad**2
@@ -176,7 +176,7 @@ class Table:
         for table, updated in zip(self._tables, (value, mean, square), strict=True):
             table[rows] = updated
 
-    def all(self) -> torch.Tensor:
+    def current_values(self) -> torch.Tensor:
         """Apply all deferred updates and return the values: float32 [N, d]."""
         self._caught_up(torch.arange(len(self._updated_at)))
         return self._tables[0]
@@ -188,18 +188,18 @@ class Table:
         if compiled is not None:
             out = torch.empty(len(rows), self._tables[0].shape[1])
             tables = tuple(table.numpy() for table in self._tables)
-            compiled.caught_up(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
+            compiled.apply_deferred_updates(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
             return out
-        shrink, times, of_mean, of_square = sent(torch.from_numpy(owed), self._device).T[:, :, None]
-        rows = sent(rows, self._device)
+        shrink, times, of_mean, of_square = to_device(torch.from_numpy(owed), self._device).T[:, :, None]
+        rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
         value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
         for table, updated in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):
             table[rows] = updated
         return value
 
-    def _kernels(self) -> Kernels | None:
-        return kernels() if self._device.type == "cpu" else None
+    def _kernels(self) -> TrainingKernels | None:
+        return load_kernels() if self._device.type == "cpu" else None
 
 
 class _DeferredUpdates:
@@ -233,7 +233,7 @@ class _DeferredUpdates:
         self._rates = (shrink, step, beta_1, _BETA_2, of_root)
 
     def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `fused.rows.caught_up`."""
+        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `fused.rows.apply_deferred_updates`."""
         found = self._since[step]
         until = step + _PUSHED
         if (until < self.steps).any():
@@ -244,5 +244,5 @@ class _DeferredUpdates:
         return found.astype(np.float32)
 
     def rates(self) -> tuple[float, float, float, float, float]:
-        """Return the factors of the last step, see `fused.rows.moved`."""
+        """Return the factors of the last step, see `fused.rows.adamw_step`."""
         return self._rates

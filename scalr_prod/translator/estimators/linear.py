@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.batch import distinct
-from scalr_prod.translator.estimators.products import products
+from scalr_prod.translator.batch import distinct_per_row
+from scalr_prod.translator.estimators.products import dot_product_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
-__all__ = ["fit", "orthonormal", "score", "share", "source_basis", "user", "vectors", "version"]
+__all__ = ["fit", "orthonormalise", "score", "share", "source_basis", "user", "vectors", "version"]
 
 version: Final = 1
 #: Principal components per unit of ``[translator] dim``.
@@ -35,19 +35,19 @@ _POWER_ITERATIONS: Final = 4
 _MIN_PIVOT_RATIO: Final = 1e-5
 
 
-def share(pairs: Pairs) -> Parameters:
+def share(pairs: TrainingSlice) -> Parameters:
     """Fit ``basis`` float32 [n_source + 1, r]: Q with the columns' damping folded in."""
     return {"basis": torch.from_numpy(source_basis(pairs, COMPONENTS_PER_DIM * pairs.settings.dim))}
 
 
-def source_basis(pairs: Pairs, components: int) -> Any:
+def source_basis(pairs: TrainingSlice, components: int) -> Any:
     """Compute Q by randomised subspace iteration (Halko et al. 2011), damping folded in: numpy float32 [n_source + 1, r]."""
     import numpy as np
 
-    damping = (pairs.source_users() + 1) ** -DAMPING
+    damping = (pairs.source_user_counts() + 1) ** -DAMPING
 
     def parts() -> Iterator[Any]:
-        for users in pairs.some_users():
+        for users in pairs.iter_user_batches():
             x = pairs.source_matrix(users)
             norm = np.maximum(np.asarray(x.sum(axis=1)).ravel(), 1) ** -0.5
             x.data *= np.repeat(norm, np.diff(x.indptr))  # rounds like products with diagonal matrices
@@ -59,14 +59,14 @@ def source_basis(pairs: Pairs, components: int) -> Any:
     random = np.random.default_rng(pairs.settings.seed)
     q = random.standard_normal((shape[1], min(components + 32, *shape)), dtype=np.float32)
     for _ in range(_POWER_ITERATIONS):
-        q = orthonormal(sum(x.T @ (x @ q) for x in parts()))
+        q = orthonormalise(sum(x.T @ (x @ q) for x in parts()))
     products_ = sum(projected.T @ projected for projected in (x @ q for x in parts()))
     _, vectors = np.linalg.eigh(products_.astype(np.float64))
     basis = q @ vectors[:, ::-1][:, :components].astype(np.float32)
     return (damping[:, None] * basis).astype(np.float32)
 
 
-def orthonormal(columns: Any) -> Any:
+def orthonormalise(columns: Any) -> Any:
     """Return an orthonormal basis of the span of some columns.
 
     Uses a Cholesky factorisation of the Gram matrix in float64, ten times faster than Householder reflections. Falls back to those
@@ -91,14 +91,14 @@ def orthonormal(columns: Any) -> Any:
     return (exact @ np.linalg.inv(factor).T).astype(np.float32)
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Fit ``coefficients`` float32 [r, n_target]: C."""
     import numpy as np
 
     basis, all_targets = shared["basis"].numpy(), pairs.target_matrix()
     gram, sums = np.zeros((len(basis[0]), len(basis[0]))), np.zeros((all_targets.shape[1], len(basis[0])))
     user_count = 0
-    for users in pairs.some_users():
+    for users in pairs.iter_user_batches():
         source, target = pairs.source_matrix(users), all_targets[users]
         both = (np.asarray(target.sum(axis=1)).ravel() > 0) & (np.asarray(source.sum(axis=1)).ravel() > 0)
         source, target = source[both], target[both]
@@ -112,9 +112,9 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {"coefficients": torch.from_numpy(coefficients.astype(np.float32))}
 
 
-def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def user(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     """Compute the users' coordinates z: float64 [B, r]."""
-    items = distinct(batch.items)
+    items = distinct_per_row(batch.items)
     norm = (items > 0).sum(1, keepdim=True).clamp(min=1).double().sqrt()
     return parameters["basis"][items].sum(1, dtype=torch.float64) / norm
 
@@ -124,6 +124,6 @@ def vectors(parameters: Parameters) -> torch.Tensor:
     return parameters["coefficients"].T
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
     """Score all target items: [B, N] in the dtype of ``log_prior``."""
-    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
+    return dot_product_scores(user(parameters, batch), vectors(parameters), log_prior.dtype)

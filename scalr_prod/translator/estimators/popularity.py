@@ -22,53 +22,62 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.estimators.products import UNIT
+from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
 __all__ = [
-    "COUNTS",
-    "DECAYED",
+    "COUNT_NAMES",
+    "DECAYED_COUNTS",
     "FEATURES",
-    "TENSORS",
-    "at_instants",
-    "by_item",
-    "decayed",
-    "feature",
+    "TENSOR_NAMES",
+    "choose_instants",
+    "decayed_counts",
+    "events_by_item",
+    "feature_bounds",
+    "feature_values",
     "fit",
-    "instants",
-    "largest",
     "log_counts",
-    "prior",
-    "weighted",
-    "weighted_at",
+    "log_popularity",
+    "log_popularity_at",
+    "weighted_features",
+    "weighted_item_features",
 ]
 
 #: Count → (half-life in days, events added to every item's count as smoothing, so that rare items can be proposed).
-DECAYED: Final[dict[str, tuple[float, float]]] = {
+DECAYED_COUNTS: Final[dict[str, tuple[float, float]]] = {
     "count": (math.inf, 0.5),
     "days_90": (90.0, 0.2),
     "days_20": (20.0, 0.1),
     "days_3": (3.0, 0.05),
 }
-COUNTS: Final = tuple(DECAYED)
+COUNT_NAMES: Final = tuple(DECAYED_COUNTS)
 #: Clamps of the piecewise linear features, in events including the smoothing. An item that can be proposed has at least one event.
 _CLAMPS: Final = {"count": (4,), "days_90": (1, 4), "days_20": (1, 4), "days_3": (1, 4)}
 _CLAMPED: Final = {f"{name}_from_{least}": (name, math.log(least)) for name, clamps in _CLAMPS.items() for least in clamps}
 #: Popularity features of an item at a time; the calibration weighs each.
-FEATURES: Final = (*COUNTS, *_CLAMPED)
+FEATURES: Final = (*COUNT_NAMES, *_CLAMPED)
 #: Tensors of `fit`; a version that lacks one was written by another version of the package.
-TENSORS: Final = ("end", "time", "item", "next", "every", "since", *DECAYED, *(f"{name}_marked" for name in DECAYED))
+TENSOR_NAMES: Final = (
+    "end",
+    "time",
+    "item",
+    "next",
+    "every",
+    "since",
+    *DECAYED_COUNTS,
+    *(f"{name}_marked" for name in DECAYED_COUNTS),
+)
 #: Snapshots of a small log. A larger one has one per `n_target` events, so that snapshots take no more memory than events.
-MARKS: Final = 64
+SNAPSHOTS: Final = 64
 #: Minimum number of events between two snapshots of a large log.
 _MIN_EVENTS_BETWEEN: Final = 1_000
-#: Maximum numbers per count in the snapshots of a small log, and at the times that `instants` chooses.
+#: Maximum numbers per count in the snapshots of a small log, and at the times that `choose_instants` chooses.
 _MAX_NUMBERS: Final = 2_000_000
 #: Approximate number of events counted at a time.
 _AT_A_TIME: Final = 500_000
@@ -77,12 +86,12 @@ _MAX_TIMES_PER_ROW: Final = 0.25
 _DAY_US: Final = 86_400_000_000.0
 
 
-def fit(pairs: Pairs, snapshots: int = MARKS) -> Parameters:
+def fit(pairs: TrainingSlice, snapshots: int = SNAPSHOTS) -> Parameters:
     """Count every event, and take snapshots of all items' counts: about the given number, more if there are many events per item.
 
     Returns:
         ``end`` int64 [1], end of the training data (microseconds); for each of M events in order of time, ``time`` int64,
-        ``item`` int32, ``next`` int32 (position of the item's next event; M if there is none) and, by name in `COUNTS`, float32
+        ``item`` int32, ``next`` int32 (position of the item's next event; M if there is none) and, by name in `COUNT_NAMES`, float32
         the item's decayed count just after the event; ``every`` int64 [1], events between two snapshots; ``since`` int64 [G], the time
         of the last event before each snapshot, and ``<count>_marked`` float32 [G, n_target], all items' decayed counts just after it.
     """
@@ -100,7 +109,7 @@ def fit(pairs: Pairs, snapshots: int = MARKS) -> Parameters:
     events["next"] = following[in_time]
     kept = kept[in_time]
     del by_item, in_time, following, position, same
-    for name, (half_life, _) in DECAYED.items():
+    for name, (half_life, _) in DECAYED_COUNTS.items():
         events[name] = _decayed_by_parts(item, time, half_life, weight)[kept]
     end = np.array([pairs.popularity_until])
     number = max(min(snapshots, _MAX_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _MIN_EVENTS_BETWEEN), 1)
@@ -108,7 +117,7 @@ def fit(pairs: Pairs, snapshots: int = MARKS) -> Parameters:
     return {name: torch.from_numpy(array) for name, array in found.items()}
 
 
-def instants(pairs: Pairs, max_instants: int) -> torch.Tensor:
+def choose_instants(pairs: TrainingSlice, max_instants: int) -> torch.Tensor:
     """Choose times with equally many events between neighbours, the last at the end of the data: int64 [G], ascending."""
     _, time, _ = pairs.popularity_events()
     time = np.sort(time)
@@ -120,19 +129,19 @@ def instants(pairs: Pairs, max_instants: int) -> torch.Tensor:
 def _decayed_by_parts(
     item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
-    """Compute `decayed` for some items at a time: its temporaries take several times the memory of the events."""
+    """Compute `decayed_counts` for some items at a time: its temporaries take several times the memory of the events."""
     found = np.empty(len(item), dtype=np.float32)
     begins = np.append(np.flatnonzero(np.diff(item, prepend=-1)), len(item))  # start of each item's events
     first = 0
     while begins[first] < len(item):
         stop = max(int(np.searchsorted(begins, begins[first] + _AT_A_TIME, side="right")) - 1, first + 1)
         some = slice(begins[first], begins[stop])
-        found[some] = decayed(item[some], time[some], half_life, None if weight is None else weight[some])
+        found[some] = decayed_counts(item[some], time[some], half_life, None if weight is None else weight[some])
         first = stop
     return found
 
 
-def decayed(
+def decayed_counts(
     item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None = None
 ) -> NDArray[np.float64]:
     """Compute the decayed count of each event's item just after the event, in order of item and time: float64 [M].
@@ -156,13 +165,13 @@ def decayed(
     return total
 
 
-def prior(pairs: Pairs) -> torch.Tensor:
+def log_popularity(pairs: TrainingSlice) -> torch.Tensor:
     """Compute log P(i) from all events of the training slice: float32 [n_target]."""
-    counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + DECAYED["count"][1])
+    counts = np.log(np.asarray(pairs.target_matrix().sum(axis=0)).ravel() + DECAYED_COUNTS["count"][1])
     return torch.from_numpy(counts - np.logaddexp.reduce(counts)).float()
 
 
-def feature(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+def feature_values(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """Compute one of `FEATURES` from the logarithms of the counts (any shape)."""
     if name not in _CLAMPED:
         return counts[name]
@@ -182,7 +191,7 @@ def log_counts(
         items: int64 [B, C]. Default: all.
 
     Returns:
-        Name of `COUNTS` → [B, N], or [B, C].
+        Name of `COUNT_NAMES` → [B, N], or [B, C].
     """
     time = torch.minimum(time, parameters["end"])
     before = torch.searchsorted(parameters["time"], time)
@@ -196,7 +205,7 @@ def log_counts(
     elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
     age = (time[owner] - parameters["time"][event]).double() / _DAY_US
     found = {}
-    for name, (half_life, smoothing) in DECAYED.items():
+    for name, (half_life, smoothing) in DECAYED_COUNTS.items():
         counts = parameters[f"{name}_marked"][mark].to(dtype)
         counts *= (-elapsed / half_life).exp2().to(dtype)[:, None]
         since = parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype)
@@ -215,7 +224,7 @@ def _log_counts_of_items(
     """Compute `log_counts` of given items by binary search of their last events: the cost does not depend on the number of items."""
     mark, begin, before = places
     span = len(parameters["time"]) + 1
-    key = parameters["by_item"] if "by_item" in parameters else by_item(parameters)
+    key = parameters["by_item"] if "by_item" in parameters else events_by_item(parameters)
     place = torch.searchsorted(key, items * span + before[:, None]) - 1
     # Negative if the item has no event before; an event before the snapshot is part of its counts.
     event = torch.cat([key, key.new_full((1,), -span)])[place] - items * span
@@ -226,7 +235,7 @@ def _log_counts_of_items(
     if since_mark.any():
         age = (time[:, None] - parameters["time"][event]).double() / _DAY_US
     found = {}
-    for name, (half_life, smoothing) in DECAYED.items():
+    for name, (half_life, smoothing) in DECAYED_COUNTS.items():
         marked = parameters[f"{name}_marked"][mark[:, None], items].to(dtype)
         counts = marked * (-elapsed / half_life).exp2().to(dtype)[:, None]
         if since_mark.any():
@@ -235,7 +244,7 @@ def _log_counts_of_items(
     return found
 
 
-def by_item(parameters: Parameters) -> torch.Tensor:
+def events_by_item(parameters: Parameters) -> torch.Tensor:
     """Index events by item and time, for `log_counts` of given items: int64 [M], item x (M + 1) + position, ascending."""
     item = parameters["item"].long()
     return (item * (len(item) + 1) + torch.arange(len(item), device=item.device)).sort().values
@@ -251,13 +260,13 @@ def _last_events(following: torch.Tensor, begin: torch.Tensor, before: torch.Ten
     return torch.cat([begin[:0], *latest]), torch.repeat_interleave(torch.arange(len(latest), device=begin.device), counts)
 
 
-def at_instants(parameters: Parameters, instants: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
+def log_popularity_at(parameters: Parameters, instants: torch.Tensor, weights: Mapping[str, float]) -> torch.Tensor:
     """Compute the log-softmax over items of weighted features as of some times: float32 [G, N]."""
     counts = log_counts(parameters, instants)
-    return sum(weight * feature(counts, name) for name, weight in weights.items()).log_softmax(1)
+    return sum(weight * feature_values(counts, name) for name, weight in weights.items()).log_softmax(1)
 
 
-def weighted(
+def weighted_features(
     parameters: Parameters, time: torch.Tensor, weights: Sequence[torch.Tensor], dtype: Any = torch.float32
 ) -> list[torch.Tensor]:
     """Compute weighted sums of the features as of each time; equal times are computed once.
@@ -276,7 +285,7 @@ def weighted(
     used = torch.stack([row.reshape(-1, row.shape[-1]).ne(0).any(0) for row in weights]).any(0).nonzero()[:, 0].tolist()
     if not used:
         return [torch.zeros(len(time), counts["count"].shape[1], dtype=dtype, device=time.device) for _ in weights]
-    features = torch.stack([feature(counts, FEATURES[number]) for number in used], 1)
+    features = torch.stack([feature_values(counts, FEATURES[number]) for number in used], 1)
     sums = []
     for row in weights:
         nonzero = row[..., used].to(dtype)
@@ -287,23 +296,23 @@ def weighted(
     return sums
 
 
-def weighted_at(
+def weighted_item_features(
     parameters: Parameters, time: torch.Tensor, weights: torch.Tensor, items: torch.Tensor, dtype: Any
 ) -> torch.Tensor:
-    """Compute weighted sums of the features of given items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted`."""
+    """Compute weighted sums of the features of given items, int64 [B, C], with weights [F] or [B, F]: [B, C]; see `weighted_features`."""
     counts = log_counts(parameters, time, dtype, items)
-    features = torch.stack([feature(counts, name) for name in FEATURES], 1)
+    features = torch.stack([feature_values(counts, name) for name in FEATURES], 1)
     return (weights.to(dtype)[..., None] * features).sum(1)
 
 
-def largest(parameters: Parameters) -> torch.Tensor:
+def feature_bounds(parameters: Parameters) -> torch.Tensor:
     """Return an upper bound of the absolute value of each item's features at any time: float32 [F, N]."""
     sizes = {}
-    for name, (_, smoothing) in DECAYED.items():
+    for name, (_, smoothing) in DECAYED_COUNTS.items():
         # An item's counts are largest just after its events.
         most = torch.zeros_like(parameters[f"{name}_marked"][0])
         most.scatter_reduce_(0, parameters["item"].long(), parameters[name], "amax")
-        sizes[name] = most.add_(smoothing).log_().clamp_(min=-math.log(smoothing)) * (1 + 8 * UNIT)
+        sizes[name] = most.add_(smoothing).log_().clamp_(min=-math.log(smoothing)) * (1 + 8 * UNIT_ROUNDOFF)
     clamped = [sizes[of].clamp(min=abs(least)) for of, least in _CLAMPED.values()]
     return torch.stack([*sizes.values(), *clamped])
 
@@ -335,13 +344,13 @@ def _snapshots(
     item, time = events["item"], events["time"]
     starts = np.arange(0, max(len(item), 1), every)
     since = np.append(time, end)[np.maximum(starts - 1, 0)]
-    counts = {name: np.zeros((len(starts), n_target), dtype=np.float32) for name in DECAYED}
+    counts = {name: np.zeros((len(starts), n_target), dtype=np.float32) for name in DECAYED_COUNTS}
     last = np.full(n_target, -1)
     for row, start in enumerate(starts.tolist()[1:], 1):
         passed = np.arange(start - every, start)
         last[item[passed]] = passed  # the last of an item's events wins
         known = np.flatnonzero(last >= 0)
         days = (since[row] - time[last[known]]) / _DAY_US
-        for name, (half_life, _) in DECAYED.items():
+        for name, (half_life, _) in DECAYED_COUNTS.items():
             counts[name][row, known] = events[name][last[known]] * 0.5 ** (days / half_life)
     return {"every": np.array([every]), "since": since} | {f"{name}_marked": array for name, array in counts.items()}

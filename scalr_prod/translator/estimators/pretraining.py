@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from scalr_prod.translator.devices import sent
+from scalr_prod.translator.devices import to_device
 from scalr_prod.translator.estimators import attention, sampled_softmax
-from scalr_prod.translator.estimators.learning import Learner
+from scalr_prod.translator.estimators.learning import LazyAdamW
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
-from scalr_prod.translator.estimators.windows import source_windows
-from scalr_prod.translator.threads import heed_stop
+from scalr_prod.translator.estimators.windows import index_source_windows
+from scalr_prod.translator.threads import check_cancelled
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
-__all__ = ["learner_of", "pretrained", "step"]
+__all__ = ["make_optimizer", "pretrain", "train_step"]
 
 EPOCHS: Final = 3
 LEARNING_RATE: Final = 2e-3
@@ -33,18 +33,18 @@ _POPULARITY: Final = 0.75
 _BATCH: Final = 64
 
 
-def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator) -> Parameters:
+def pretrain(pairs: TrainingSlice, parameters: Parameters, generator: torch.Generator) -> Parameters:
     """Train the block and the source item vectors to predict the next source event.
 
     Args:
         pairs: The training slice.
-        parameters: Initial values: those of `attention.initial`, and ``source`` [n_source + 1, d].
+        parameters: Initial values: those of `attention.initial_weights`, and ``source`` [n_source + 1, d].
         generator: Random generator for the order, the hidden events and the negatives.
     """
-    windows = source_windows(pairs)
-    known = windows.known()
+    windows = index_source_windows(pairs)
+    known = windows.known_event_counts()
     windows, known = windows.take(known > 1), known[known > 1]
-    count = torch.from_numpy(windows.counts()).float()
+    count = torch.from_numpy(windows.item_counts()).float()
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = (_POPULARITY * (count + 0.5).log()).to(pairs.device)
     if pairs.settings.pretraining_events is not None:
@@ -52,20 +52,20 @@ def pretrained(pairs: Pairs, parameters: Parameters, generator: torch.Generator)
             _sample_windows(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy()
         )
     steps = EPOCHS * -(-len(windows) // _BATCH)
-    learner = learner_of(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
+    learner = make_optimizer(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(windows), generator=generator).split(_BATCH):
-            heed_stop(1 / steps)
-            step(learner, *windows.of(chosen), popular=popular, chance=chance, generator=generator)
-    learnt = learner.learnt()
+            check_cancelled(1 / steps)
+            train_step(learner, *windows.read(chosen), popular=popular, chance=chance, generator=generator)
+    learnt = learner.final_parameters()
     return {name: learnt[name] for name in parameters}
 
 
-def learner_of(parameters: Parameters, *, steps: int, rate: float, device: str) -> Learner:
+def make_optimizer(parameters: Parameters, *, steps: int, rate: float, device: str) -> LazyAdamW:
     """Create the optimizer of the block, two vectors per source item (as an input, and as a next item), and item biases.
 
     Args:
-        parameters: See `pretrained`.
+        parameters: See `pretrain`.
         steps: The total number of steps.
         rate: The highest learning rate.
         device: The device to train on.
@@ -73,13 +73,13 @@ def learner_of(parameters: Parameters, *, steps: int, rate: float, device: str) 
     dense = {name: tensor.to(device, copy=True) for name, tensor in parameters.items()}
     tables = {"source": dense.pop("source")}
     tables["next"] = 0.1 * tables["source"]
-    return Learner(
+    return LazyAdamW(
         dense | {"bias": torch.zeros(len(tables["source"]), device=device)}, tables, steps=steps, rate=rate, decay=WEIGHT_DECAY
     )
 
 
-def step(
-    learner: Learner,
+def train_step(
+    learner: LazyAdamW,
     items: torch.Tensor,
     days: torch.Tensor,
     *,
@@ -90,7 +90,7 @@ def step(
     """Take one training step on a batch of windows.
 
     Args:
-        learner: The optimizer of `learner_of`.
+        learner: The optimizer of `make_optimizer`.
         items: int64 [W, L], on the CPU. Source vocabulary indices; padded with 0 on the left.
         days: float32 [W, L], on the CPU. Time of each event, in days.
         popular: float32 [n_source + 1]. Fixed offset of each item's logit; on the optimizer's device.
@@ -100,24 +100,24 @@ def step(
     Returns:
         The loss before the step: float32, a scalar, on the optimizer's device.
     """
-    device = learner.whole["bias"].device
+    device = learner.dense["bias"].device
     begin = int((items > 0).any(0).to(torch.uint8).argmax())
-    trimmed, when = items[:, begin:], sent(days[:, begin:], device)
+    trimmed, when = items[:, begin:], to_device(days[:, begin:], device)
     row, place = ((trimmed[:, :-1] > 0) & (trimmed[:, 1:] > 0)).nonzero(as_tuple=True)
     label = trimmed[row, place + 1]
-    source, (own,) = learner.tables["source"].take(trimmed)
-    positions = sent(row, device), sent(place, device)
-    state = attention.states(learner.whole | {"source": source}, own, when, positions, generator)
-    drawn = Negatives.drawn(chance, generator)
-    vectors, (own, others) = learner.tables["next"].take(label, drawn.items)
-    offset = popular + learner.whole["bias"]
-    loss = sampled_softmax.loss(
+    source, (own,) = learner.tables["source"].gather(trimmed)
+    positions = to_device(row, device), to_device(place, device)
+    state = attention.window_states(learner.dense | {"source": source}, own, when, positions, generator)
+    drawn = Negatives.sample(chance, generator)
+    vectors, (own, others) = learner.tables["next"].gather(label, drawn.items)
+    offset = popular + learner.dense["bias"]
+    loss = sampled_softmax.sampled_softmax_loss(
         state,
         vectors,
         own,
-        Negatives(others, sent(drawn.log_expected, device)),
-        label_offset=offset[sent(label, device)],
-        drawn_offsets=offset[sent(drawn.items, device)][None],
+        Negatives(others, to_device(drawn.log_expected, device)),
+        label_offset=offset[to_device(label, device)],
+        drawn_offsets=offset[to_device(drawn.items, device)][None],
     )
     learner.step(loss)
     return loss.detach()

@@ -11,13 +11,15 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["UNIT", "lengths", "products", "rounding"]
+__all__ = ["UNIT_ROUNDOFF", "dot_product_scores", "norm_bounds", "rounding_bound"]
 
 #: Unit roundoff of float32: half the distance from 1 to the next number.
-UNIT: Final = 2.0**-24
+UNIT_ROUNDOFF: Final = 2.0**-24
 
 
-def products(user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch.Tensor | None = None) -> torch.Tensor:
+def dot_product_scores(
+    user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute dot products of user and item vectors: [B, N], or [B, C] for given items.
 
     Args:
@@ -32,11 +34,11 @@ def products(user: torch.Tensor, vectors: torch.Tensor, dtype: Any, items: torch
     return (vectors[items].to(dtype) @ user[:, :, None])[:, :, 0]
 
 
-def lengths(vectors: torch.Tensor) -> torch.Tensor:
+def norm_bounds(vectors: torch.Tensor) -> torch.Tensor:
     """Return an upper bound of the norm of each item's vector: float32 [N]."""
-    return torch.linalg.vector_norm(vectors, dim=1) * (1 + (vectors.shape[1] + 2) * UNIT)
+    return torch.linalg.vector_norm(vectors, dim=1) * (1 + (vectors.shape[1] + 2) * UNIT_ROUNDOFF)
 
 
-def rounding(dim: int) -> float:
+def rounding_bound(dim: int) -> float:
     """Bound the error of a float32 dot product, relative to the product of the two norms."""
-    return (dim + 2) * UNIT
+    return (dim + 2) * UNIT_ROUNDOFF

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
-__all__ = ["Estimator", "Fitted", "LogarithmEstimator", "ProductEstimator"]
+__all__ = ["Estimator", "FittableEstimator", "LogScoreEstimator", "ProductEstimator"]
 
 
-class Fitted(Protocol):
+class FittableEstimator(Protocol):
     """The part of an estimator that learns; constructed without arguments."""
 
     #: Increase it when the same data and settings would give different tensors or scores: the translator is then retrained.
     version: int
 
-    def share(self, pairs: Pairs) -> Parameters:
+    def share(self, pairs: TrainingSlice) -> Parameters:
         """Fit the tensors that all parameter sets share, on source events only: no target event may influence them.
 
         Args:
@@ -35,7 +35,7 @@ class Fitted(Protocol):
             Tensors by name; empty if everything depends on target events.
         """
 
-    def fit(self, pairs: Pairs, shared: Parameters) -> Parameters:
+    def fit(self, pairs: TrainingSlice, shared: Parameters) -> Parameters:
         """Fit one parameter set. Must be deterministic: the same pairs and settings give bit-identical tensors.
 
         Args:
@@ -47,10 +47,10 @@ class Fitted(Protocol):
         """
 
 
-class Estimator(Fitted, Protocol):
+class Estimator(FittableEstimator, Protocol):
     """An estimator with an arbitrary score, computed in float64."""
 
-    def score(self, parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+    def score(self, parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
         """Score every target item: the higher, the more likely. A weighted sum of scores goes into the mixture's softmax.
 
         Called under `torch.inference_mode`, from several threads, on the device of the parameters. Rows must be independent.
@@ -65,10 +65,10 @@ class Estimator(Fitted, Protocol):
         """
 
 
-class ProductEstimator(Fitted, Protocol):
+class ProductEstimator(FittableEstimator, Protocol):
     """An estimator whose score is the dot product of user and item vectors. Faster: sampling runs in float32."""
 
-    def user(self, parameters: Parameters, batch: Batch) -> torch.Tensor:
+    def user(self, parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
         """Encode each context's history as a vector: float64 [B, d].
 
         Args:
@@ -90,7 +90,7 @@ class ProductEstimator(Fitted, Protocol):
         """
 
 
-class LogarithmEstimator(Fitted, Protocol):
+class LogScoreEstimator(FittableEstimator, Protocol):
     """An estimator whose score is the logarithm of a sum of positive terms, or of a dot product of positive vectors."""
 
     def largest(self, parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-from scalr_prod.translator.estimators.kernels import kernels
+from scalr_prod.translator.estimators.kernels import load_kernels
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.estimators.kernels import Kernels
+    from scalr_prod.translator.estimators.kernels import TrainingKernels
 
-__all__ = ["Negatives", "loss", "plain_loss"]
+__all__ = ["Negatives", "reference_loss", "sampled_softmax_loss"]
 
 #: Negatives per batch.
-DRAWN: Final = 1024
+NEGATIVES_PER_BATCH: Final = 1024
 #: Choices per block: their logits fit the processor's cache.
 _ROWS: Final = 128
 
@@ -35,13 +35,13 @@ class Negatives:
     log_expected: torch.Tensor
 
     @classmethod
-    def drawn(cls, probabilities: torch.Tensor, generator: torch.Generator) -> Negatives:
-        """Draw `DRAWN` items with replacement, by probabilities [N]; on the CPU, so that all devices get the same ones."""
-        items = torch.multinomial(probabilities, DRAWN, replacement=True, generator=generator)
-        return cls(items, (DRAWN * probabilities[items]).log())
+    def sample(cls, probabilities: torch.Tensor, generator: torch.Generator) -> Negatives:
+        """Draw `NEGATIVES_PER_BATCH` items with replacement, by probabilities [N]; on the CPU, so that all devices get the same ones."""
+        items = torch.multinomial(probabilities, NEGATIVES_PER_BATCH, replacement=True, generator=generator)
+        return cls(items, (NEGATIVES_PER_BATCH * probabilities[items]).log())
 
 
-def loss(
+def sampled_softmax_loss(
     state: torch.Tensor,
     vectors: torch.Tensor,
     label: torch.Tensor,
@@ -67,9 +67,9 @@ def loss(
     Returns:
         float32, a scalar.
     """
-    compiled = kernels() if state.device.type == "cpu" else None
+    compiled = load_kernels() if state.device.type == "cpu" else None
     if compiled is None:
-        return plain_loss(
+        return reference_loss(
             state,
             vectors,
             label,
@@ -87,7 +87,7 @@ def loss(
     return total
 
 
-def plain_loss(
+def reference_loss(
     state: torch.Tensor,
     vectors: torch.Tensor,
     label: torch.Tensor,
@@ -98,7 +98,7 @@ def plain_loss(
     offset_row: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute `loss` by tensor operations: the reference for the compiled code, and the fallback without it."""
+    """Compute `sampled_softmax_loss` by tensor operations: the reference for the compiled code, and the fallback without it."""
     positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + label_offset[:, None]
     logits = state @ functional.embedding(negatives.items, vectors).T + (
         drawn_offsets if offset_row is None else drawn_offsets[offset_row]
@@ -122,7 +122,7 @@ class _Loss(torch.autograd.Function):
         drawn: torch.Tensor,
         positive: torch.Tensor,
         drawn_offsets: torch.Tensor,
-        constants: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, Kernels],
+        constants: tuple[torch.Tensor, Negatives, torch.Tensor, torch.Tensor, TrainingKernels],
     ) -> torch.Tensor:
         label, negatives, moment, weight, compiled = constants
         offsets = (drawn_offsets - negatives.log_expected).contiguous()
@@ -137,7 +137,7 @@ class _Loss(torch.autograd.Function):
             logits = torch.mm(states, drawn.T, out=block[: len(states)])
             views = (x[rows].numpy() for x in (begin, end, weight, losses, label_gradients))
             first, last, block_weight, block_losses, label_gradient = views
-            compiled.chosen(
+            compiled.softmax_loss(
                 logits.numpy(),
                 positive[rows].numpy(),
                 offsets.numpy(),

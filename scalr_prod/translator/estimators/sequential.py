@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from scalr_prod.translator.devices import or_on_the_cpu, sent
+from scalr_prod.translator.devices import to_device, with_cpu_fallback
 from scalr_prod.translator.estimators import attention, linear, popularity, sampled_softmax
-from scalr_prod.translator.estimators.learning import Learner
-from scalr_prod.translator.estimators.pretraining import pretrained
-from scalr_prod.translator.estimators.products import products
+from scalr_prod.translator.estimators.learning import LazyAdamW
+from scalr_prod.translator.estimators.pretraining import pretrain
+from scalr_prod.translator.estimators.products import dot_product_scores
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
-from scalr_prod.translator.estimators.windows import Windows
-from scalr_prod.translator.threads import heed_stop
+from scalr_prod.translator.estimators.windows import TrainingWindows
+from scalr_prod.translator.threads import check_cancelled
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "score", "share", "user", "vectors", "version"]
 
@@ -40,60 +40,62 @@ RIDGE: Final = 3.0
 INSTANTS: Final = 256
 
 
-def share(pairs: Pairs) -> Parameters:
+def share(pairs: TrainingSlice) -> Parameters:
     """Pretrain the block and the source items' vectors (``source`` float32 [n_source + 1, d]) on source events."""
-    return or_on_the_cpu(pairs.device, lambda device: _share(replace(pairs, device=device)))
+    return with_cpu_fallback(pairs.device, lambda device: _share(replace(pairs, device=device)))
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Train for ``[translator] epochs``: the tensors of `share`, and ``target`` float32 [n_target, d]."""
-    return or_on_the_cpu(pairs.device, lambda device: _fit(replace(pairs, device=device), shared))
+    return with_cpu_fallback(pairs.device, lambda device: _fit(replace(pairs, device=device), shared))
 
 
-def _share(pairs: Pairs) -> Parameters:
+def _share(pairs: TrainingSlice) -> Parameters:
     generator = torch.Generator().manual_seed(pairs.settings.seed)
     dim = pairs.settings.dim
     basis = torch.from_numpy(linear.source_basis(pairs, dim))
     # There are fewer than dim components if there are few items or users.
     source = torch.nn.functional.pad(basis, (0, dim - basis.shape[1]))
     source = (source / source[1:].std().clamp(min=1e-12)).contiguous()
-    return pretrained(pairs, {"source": source, **attention.initial(dim, generator)}, generator)
+    return pretrain(pairs, {"source": source, **attention.initial_weights(dim, generator)}, generator)
 
 
-def _fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     settings = pairs.settings
-    windows = Windows.of(pairs)
+    windows = TrainingWindows.from_pairs(pairs)
     generator = torch.Generator().manual_seed(settings.seed)
     parameters = {name: tensor.to(pairs.device, copy=True) for name, tensor in shared.items()}
     parameters["target"] = _target_vectors(parameters, windows, pairs.n_target, settings.batch_size)
     offsets = _Popularity(pairs)
-    steps = max(1, windows.batches(settings.batch_size)) * settings.epochs
+    steps = max(1, windows.batch_count(settings.batch_size)) * settings.epochs
     tables = {name: parameters.pop(name) for name in ("source", "target")}
-    learner = Learner(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
+    learner = LazyAdamW(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     for _ in range(settings.epochs):
-        for window in windows.epoch(settings.batch_size, generator):
-            heed_stop(1 / steps)
+        for window in windows.iter_epoch(settings.batch_size, generator):
+            check_cancelled(1 / steps)
             here = window.to(pairs.device)
-            source, (items,) = learner.tables["source"].take(window.items)
-            state = attention.states(learner.whole | {"source": source}, items, here.days, (here.row, here.place), generator)
-            drawn = Negatives.drawn(offsets.drawn, generator)
-            target, (label, others) = learner.tables["target"].take(window.item, drawn.items)
+            source, (items,) = learner.tables["source"].gather(window.items)
+            state = attention.window_states(
+                learner.dense | {"source": source}, items, here.days, (here.row, here.place), generator
+            )
+            drawn = Negatives.sample(offsets.drawn, generator)
+            target, (label, others) = learner.tables["target"].gather(window.item, drawn.items)
             moment = offsets.moment(here.time)
-            loss = sampled_softmax.loss(
+            loss = sampled_softmax.sampled_softmax_loss(
                 state,
                 target,
                 label,
-                Negatives(others, sent(drawn.log_expected, pairs.device)),
+                Negatives(others, to_device(drawn.log_expected, pairs.device)),
                 label_offset=offsets.table[here.item, moment],
-                drawn_offsets=offsets.table[sent(drawn.items, pairs.device)].T.contiguous(),
+                drawn_offsets=offsets.table[to_device(drawn.items, pairs.device)].T.contiguous(),
                 offset_row=moment,
                 weight=here.weight,
             )
             learner.step(loss)
-    return learner.learnt()
+    return learner.final_parameters()
 
 
-def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def user(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     """Compute the state after the last event: float64 [B, d]; 0 if the history holds no known item."""
     p = {name: tensor if name == "source" else tensor.double() for name, tensor in parameters.items() if name != "target"}
     return attention.last_state(p, batch.items, batch.ages)
@@ -104,20 +106,20 @@ def vectors(parameters: Parameters) -> torch.Tensor:
     return parameters["target"]
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
     """Score all target items: [B, N] in the dtype of ``log_prior``; 0 if the history holds no known item."""
-    return products(user(parameters, batch), vectors(parameters), log_prior.dtype)
+    return dot_product_scores(user(parameters, batch), vectors(parameters), log_prior.dtype)
 
 
 @torch.no_grad()
-def _target_vectors(p: Parameters, windows: Windows, n_target: int, batch_size: int) -> torch.Tensor:
+def _target_vectors(p: Parameters, windows: TrainingWindows, n_target: int, batch_size: int) -> torch.Tensor:
     """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d]."""
     dim, device = p["source"].shape[1], p["source"].device
     gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
-    for window in windows.epoch(batch_size, torch.Generator().manual_seed(0)):
+    for window in windows.iter_epoch(batch_size, torch.Generator().manual_seed(0)):
         here = window.to(device)
         # Summed on the CPU: a GPU sums in a nondeterministic order.
-        state = attention.states(p, here.items, here.days, (here.row, here.place)).cpu().double()
+        state = attention.window_states(p, here.items, here.days, (here.row, here.place)).cpu().double()
         counted = state if window.weight is None else state * window.weight[:, None]
         gram += state.T @ counted
         sums.index_add_(0, window.item, counted)
@@ -136,12 +138,14 @@ class _Popularity:
         drawn: float32 [n_target], on the CPU. Probability of each item to be drawn as a negative.
     """
 
-    def __init__(self, pairs: Pairs) -> None:
-        instants = popularity.instants(pairs, INSTANTS)
+    def __init__(self, pairs: TrainingSlice) -> None:
+        instants = popularity.choose_instants(pairs, INSTANTS)
         recent_weight = 0.8 if "popularity" in pairs.settings.estimators else 0.0
-        table = popularity.at_instants(popularity.fit(pairs), instants, {"count": 0.5, "days_20": recent_weight}).T.contiguous()
+        table = popularity.log_popularity_at(
+            popularity.fit(pairs), instants, {"count": 0.5, "days_20": recent_weight}
+        ).T.contiguous()
         self.instants, self.table = instants.to(pairs.device), table.to(pairs.device)
-        chosen = popularity.prior(pairs).exp()
+        chosen = popularity.log_popularity(pairs).exp()
         self.drawn = 0.5 * chosen + 0.5 / len(chosen)
 
     def moment(self, time: torch.Tensor) -> torch.Tensor:

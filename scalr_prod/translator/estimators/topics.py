@@ -5,7 +5,7 @@ A history has a distribution over topics, and a topic one over target items:
 
     P(i | history) = Σ_h w_h Σ_k P(k | j_h) P(i | k)
 
-over the last `DEPTH` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum to 1.
+over the last `RANK_CUTOFF` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum to 1.
 All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
 
 Plain EM overfits: the topic of a rare source item becomes that of the single target event that followed it, and the recency weights then
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import passed
-from scalr_prod.translator.estimators.kernels import kernels
-from scalr_prod.translator.estimators.products import UNIT, products
-from scalr_prod.translator.threads import heed_stop
+from scalr_prod.mapped import iter_row_slices
+from scalr_prod.translator.estimators.kernels import load_kernels
+from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF, dot_product_scores
+from scalr_prod.translator.threads import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import Batch
-    from scalr_prod.translator.pairs import Pairs, Parameters
+    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
@@ -59,7 +59,7 @@ _CHUNK_ROWS: Final = 128
 _LOOKED_UP: Final = 65_536
 
 
-def share(pairs: Pairs) -> Parameters:
+def share(pairs: TrainingSlice) -> Parameters:
     """Initialise ``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clustering items that share users."""
     from scalr_prod.translator.estimators import linear
 
@@ -67,14 +67,14 @@ def share(pairs: Pairs) -> Parameters:
     basis = torch.from_numpy(linear.source_basis(pairs, topic_count + 1))[1:]
     # The first component is popularity, which does not separate items.
     vectors = torch.nn.functional.normalize(basis[:, 1:] if basis.shape[1] > 1 else basis, dim=1)
-    users = torch.from_numpy(pairs.source_users()[1:])
+    users = torch.from_numpy(pairs.source_user_counts()[1:])
     similarity = _INVERSE_TEMPERATURE * vectors @ _centres(vectors, users, topic_count, pairs.settings.seed).T
     start = torch.full((pairs.n_source + 1, topic_count), 1 / topic_count)
     start[1:] = similarity.softmax(1)
     return {"source": start}
 
 
-def fit(pairs: Pairs, shared: Parameters) -> Parameters:
+def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     """Fit by expectation maximisation.
 
     Returns:
@@ -84,13 +84,13 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     from scalr_prod.translator.estimators import popularity
 
     groups, depth = _groups(pairs), min(DEPTH, pairs.log.history.shape[1])
-    chosen = popularity.prior(pairs).exp()
+    chosen = popularity.log_popularity(pairs).exp()
     place = torch.bucketize(torch.arange(depth - 1, -1, -1), torch.tensor(STEPS_BACK))
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
     counts, found = (_Counts.empty(shared["source"], chosen) for _ in range(2))
     source, target = torch.empty_like(shared["source"]), torch.empty(len(chosen), shared["source"].shape[1])
     for iteration in range(ITERATIONS):
-        heed_stop(1 / ITERATIONS)
+        check_cancelled(1 / ITERATIONS)
         found.clear()
         places = torch.zeros(2, depth, dtype=torch.float64)
         for number, group in enumerate(groups):
@@ -111,7 +111,7 @@ def fit(pairs: Pairs, shared: Parameters) -> Parameters:
     return {"source": source, "target": target, "recency": weight[place].contiguous()}
 
 
-def _groups(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
+def _groups(pairs: TrainingSlice) -> list[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
     """Split the target events that follow a known source item into groups of users: positions in the log, and weights."""
     rows = pairs.target_rows()
     rows = rows[np.concatenate([(items > 0).any(1) for _, items in _histories(pairs, rows)])]
@@ -122,7 +122,7 @@ def _groups(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.float32] |
 
 
 def _iter_events(
-    pairs: Pairs, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
+    pairs: TrainingSlice, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield batches of target events: their last source items, int64 [R, up to DEPTH], the target items [R], and weights [R]."""
     for part, items in _histories(pairs, rows):
@@ -131,14 +131,14 @@ def _iter_events(
         yield torch.from_numpy(items).long(), label, counted
 
 
-def _histories(pairs: Pairs, rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int32]]]:
+def _histories(pairs: TrainingSlice, rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int32]]]:
     """Yield slices of ``rows`` with the last source items before these target events, 0 for padding: int32 [R, up to DEPTH]."""
-    for part in passed(len(rows), _LOOKED_UP):
+    for part in iter_row_slices(len(rows), _LOOKED_UP):
         history = pairs.log.history[rows[part], -DEPTH:]
         yield part, pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
 
 
-def user(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def user(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     """Compute P(k | history): float64 [B, K]; P(k) if the history holds no known item."""
     source, recency = parameters["source"], parameters["recency"].double()
     items = batch.items[:, -len(recency) :]
@@ -152,15 +152,15 @@ def vectors(parameters: Parameters) -> torch.Tensor:
     return parameters["target"]
 
 
-def score(parameters: Parameters, batch: Batch, log_prior: torch.Tensor) -> torch.Tensor:
+def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) -> torch.Tensor:
     """Compute log P(i | history): [B, N] in the dtype of ``log_prior``."""
-    return products(user(parameters, batch), vectors(parameters), log_prior.dtype).log_()
+    return dot_product_scores(user(parameters, batch), vectors(parameters), log_prior.dtype).log_()
 
 
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:
     """Return an upper bound of the absolute score of each item, by its smallest P(i | k): float32 [N]."""
     del log_prior
-    return -parameters["target"].amin(1).log() * (1 + 8 * UNIT)
+    return -parameters["target"].amin(1).log() * (1 + 8 * UNIT_ROUNDOFF)
 
 
 def _shares(items: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -197,11 +197,11 @@ class _Counts:
 
     def without(self, group: int | None, source: torch.Tensor, target: torch.Tensor) -> None:
         """Write P(k | j) [n_source + 1, K] and P(i | k) [n_target, K] from all groups but one; None: from all groups."""
-        compiled = kernels()
+        compiled = load_kernels()
         if compiled is not None:
             excluded, smoothing = -1 if group is None else group, (np.float32(SMOOTHING), np.float32(ANCHOR))
-            compiled.source_shares(self.source.numpy(), excluded, self.start.numpy(), smoothing, source.numpy())
-            compiled.target_shares(
+            compiled.topics_given_source(self.source.numpy(), excluded, self.start.numpy(), smoothing, source.numpy())
+            compiled.targets_given_topic(
                 self.target.numpy(), excluded, self.chosen.numpy(), np.float32(TARGET_SMOOTHING), target.numpy()
             )
             return
@@ -226,11 +226,11 @@ def _explain(
     *,
     first: bool,
 ) -> None:
-    """Run the expectation step for a batch of events; see `fused.topics.explained`."""
-    compiled = kernels()
+    """Run the expectation step for a batch of events; see `fused.topics.expectation_step`."""
+    compiled = load_kernels()
     if compiled is not None:
         event_arrays, table_arrays, found_arrays = (tuple(x.numpy() for x in tensors) for tensors in (events, tables, found))
-        compiled.explained(event_arrays, weight.numpy(), table_arrays, first, found_arrays, places.numpy())
+        compiled.expectation_step(event_arrays, weight.numpy(), table_arrays, first, found_arrays, places.numpy())
         return
     source, target = tables
     for items, label, times in zip(*(tensor.split(_CHUNK_ROWS) for tensor in events), strict=True):

@@ -8,9 +8,9 @@ from typing import Final
 import torch
 
 from scalr_prod.translator.estimators import attention
-from scalr_prod.translator.estimators.pretraining import learner_of, step
+from scalr_prod.translator.estimators.pretraining import make_optimizer, train_step
 
-__all__ = ["tried"]
+__all__ = ["check_device_training"]
 
 _ITEMS, _WINDOWS, _LENGTH, _DIM, _STEPS = 200, 32, 20, 16, 12
 _RATE: Final = 0.02
@@ -19,7 +19,7 @@ _TOLERANCE: Final = 0.01
 _MIN_DECREASE: Final = 0.1
 
 
-def tried(device: str) -> None:
+def check_device_training(device: str) -> None:
     """Train on a device and on the CPU, and compare the losses of all steps.
 
     Raises:
@@ -41,8 +41,8 @@ def _losses(device: str) -> list[float]:
     items[::2, : _LENGTH // 3] = 0
     days = torch.rand(_WINDOWS, _LENGTH, generator=generator).cumsum(1) * (items > 0)
     source = torch.randn(_ITEMS + 1, _DIM, generator=generator)
-    parameters = {"source": source, **attention.initial(_DIM, generator)}
-    learner = learner_of(parameters, steps=_STEPS, rate=_RATE, device=device)
+    parameters = {"source": source, **attention.initial_weights(_DIM, generator)}
+    learner = make_optimizer(parameters, steps=_STEPS, rate=_RATE, device=device)
     chance, popular = torch.full((_ITEMS + 1,), 1 / (_ITEMS + 1)), torch.zeros(_ITEMS + 1, device=device)
-    losses = [step(learner, items, days, popular=popular, chance=chance, generator=generator) for _ in range(_STEPS)]
+    losses = [train_step(learner, items, days, popular=popular, chance=chance, generator=generator) for _ in range(_STEPS)]
     return [float(loss) for loss in losses]

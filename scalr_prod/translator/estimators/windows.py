@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import let_go, passed
-from scalr_prod.translator.devices import sent
+from scalr_prod.mapped import drop_pages, iter_row_slices
+from scalr_prod.translator.devices import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.pairs import Pairs
+    from scalr_prod.translator.pairs import TrainingSlice
 
-__all__ = ["Cuts", "Window", "Windows", "source_windows"]
+__all__ = ["TrainingWindows", "WindowBatch", "WindowIndex", "index_source_windows"]
 
 #: ``[translator] batch_size`` counts target events. A window of the Amazon data sets has about this many.
 _EVENTS_PER_WINDOW: Final = 4
@@ -28,7 +28,7 @@ _WINDOWS_AT_A_TIME: Final = 8_192
 
 
 @dataclass(frozen=True)
-class Window:
+class WindowBatch:
     """A batch of W windows of L source events with P target events.
 
     Attributes:
@@ -49,13 +49,13 @@ class Window:
     time: torch.Tensor
     weight: torch.Tensor | None = None
 
-    def to(self, device: str | torch.device) -> Window:
+    def to(self, device: str | torch.device) -> WindowBatch:
         """Return the batch on a device."""
-        return Window(**{name: None if x is None else sent(x, device) for name, x in vars(self).items()})
+        return WindowBatch(**{name: None if x is None else to_device(x, device) for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)
-class Cuts:
+class WindowIndex:
     """Windows of users' source events, stored as positions in the log; their contents are read in batches.
 
     Attributes:
@@ -64,34 +64,34 @@ class Cuts:
         count: int64 [W]. Its number of events, at most L.
     """
 
-    pairs: Pairs
+    pairs: TrainingSlice
     end: NDArray[np.int64]
     count: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.end)
 
-    def take(self, rows: NDArray[Any]) -> Cuts:
+    def take(self, rows: NDArray[Any]) -> WindowIndex:
         """Select windows, by number or as bool [W]."""
-        return Cuts(self.pairs, self.end[rows], self.count[rows])
+        return WindowIndex(self.pairs, self.end[rows], self.count[rows])
 
-    def known(self) -> NDArray[np.int64]:
+    def known_event_counts(self) -> NDArray[np.int64]:
         """Count each window's events of items in the vocabulary: int64 [W]."""
         found = np.empty(len(self), dtype=np.int64)
-        for rows in passed(len(self), _WINDOWS_AT_A_TIME):
+        for rows in iter_row_slices(len(self), _WINDOWS_AT_A_TIME):
             found[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
         return found
 
-    def counts(self) -> NDArray[np.int64]:
+    def item_counts(self) -> NDArray[np.int64]:
         """Count the events of each vocabulary item in all windows: int64 [n_source + 1], 0 for padding."""
         found = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
-        for rows in passed(len(self), _WINDOWS_AT_A_TIME):
+        for rows in iter_row_slices(len(self), _WINDOWS_AT_A_TIME):
             items = self._items(self.end[rows], self.count[rows])[0]
             found += np.bincount(items.ravel(), minlength=len(found))
         found[0] = 0
         return found
 
-    def of(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the contents of some windows.
 
         Args:
@@ -105,7 +105,7 @@ class Cuts:
         time = self.pairs.log.source.time[place]
         begin = time[np.arange(len(rows)), there.argmax(1)]
         days = np.where(there, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
-        let_go()
+        drop_pages()
         return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(days)
 
     def _items(
@@ -119,19 +119,19 @@ class Cuts:
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     """All windows followed by a target event; the target events are in the order of their windows.
 
     Attributes:
-        cuts: The W windows.
+        index: The W windows.
         start: int64 [W + 1]. Where each window's target events begin.
-        place: int64 [P]. As in `Window`.
-        item: int64 [P]. As in `Window`.
-        time: int64 [P]. As in `Window`.
-        weight: float32 [P], or None. As in `Window`.
+        place: int64 [P]. As in `WindowBatch`.
+        item: int64 [P]. As in `WindowBatch`.
+        time: int64 [P]. As in `WindowBatch`.
+        weight: float32 [P], or None. As in `WindowBatch`.
     """
 
-    cuts: Cuts
+    index: WindowIndex
     start: torch.Tensor
     place: torch.Tensor
     item: torch.Tensor
@@ -139,7 +139,7 @@ class Windows:
     weight: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Windows:
+    def from_pairs(cls, pairs: TrainingSlice) -> TrainingWindows:
         """Cut each user's events into windows of the history's length, from the last event backwards."""
         log, length = pairs.log, pairs.log.history.shape[1]
         source = log.source
@@ -156,7 +156,7 @@ class Windows:
         end = last[first] + back[first] % length + 1
         weights = pairs.target_weights(rows[order]) if len(rows) else None
         return cls(
-            cuts=Cuts(pairs, end, np.minimum(end - before[source.user[last[first]]], length)),
+            index=WindowIndex(pairs, end, np.minimum(end - before[source.user[last[first]]], length)),
             start=torch.from_numpy(np.searchsorted(index[order], np.arange(len(window) + 1))),
             place=torch.from_numpy((length - 1 - back % length)[order]),
             item=torch.from_numpy(pairs.target_index[log.target.item[rows[order]]].astype(np.int64)),
@@ -164,22 +164,22 @@ class Windows:
             weight=None if weights is None else torch.from_numpy(weights / max(float(weights.mean()), 1e-30)),
         )
 
-    def batches(self, batch_size: int) -> int:
+    def batch_count(self, batch_size: int) -> int:
         """Return the number of batches per epoch."""
-        return -(-len(self.cuts) // max(1, batch_size // _EVENTS_PER_WINDOW))
+        return -(-len(self.index) // max(1, batch_size // _EVENTS_PER_WINDOW))
 
-    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Window]:
+    def iter_epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[WindowBatch]:
         """Yield all windows once, in a new random order."""
         size = max(1, batch_size // _EVENTS_PER_WINDOW)
-        for chosen in torch.randperm(len(self.cuts), generator=generator).split(size):
+        for chosen in torch.randperm(len(self.index), generator=generator).split(size):
             begin, count = self.start[chosen], self.start[chosen + 1] - self.start[chosen]
             row = torch.repeat_interleave(torch.arange(len(chosen)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
             weight = None if self.weight is None else self.weight[event]
-            yield Window(*self.cuts.of(chosen), row, self.place[event], self.item[event], self.time[event], weight)
+            yield WindowBatch(*self.index.read(chosen), row, self.place[event], self.item[event], self.time[event], weight)
 
 
-def source_windows(pairs: Pairs) -> Cuts:
+def index_source_windows(pairs: TrainingSlice) -> WindowIndex:
     """Cut every user's source events into windows of the history's length, from the last event backwards."""
     before, stop = _user_spans(pairs)
     events, length = stop - before[:-1], pairs.log.history.shape[1]
@@ -187,14 +187,14 @@ def source_windows(pairs: Pairs) -> Cuts:
     # Each user's latest window comes first.
     number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
     back = number * length
-    return Cuts(pairs, np.repeat(stop, windows) - back, np.minimum(np.repeat(events, windows) - back, length))
+    return WindowIndex(pairs, np.repeat(stop, windows) - back, np.minimum(np.repeat(events, windows) - back, length))
 
 
-def _user_spans(pairs: Pairs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _user_spans(pairs: TrainingSlice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
     source = pairs.log.source
     before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
     counted = np.zeros(len(source) + 1, dtype=bool)
-    for part in passed(len(source)):
+    for part in iter_row_slices(len(source)):
         counted[part] = source.time[part] < pairs.until
     return before, before[:-1] + np.add.reduceat(counted, before[:-1], dtype=np.int64) * (np.diff(before) > 0)

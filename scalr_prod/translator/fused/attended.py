@@ -2,7 +2,7 @@
 """Causal attention for training, compiled: forward and backward pass for selected query events.
 
 The events of all windows are concatenated without padding, so that no work is done for padding, for keys after a query, or for events that
-are no query. The reference is `attention.plain_states`.
+are no query. The reference is `attention.reference_states`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scalr_prod.translator.fused.compiled import compiled, helper
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["attended", "gradients"]
+__all__ = ["attention_backward", "attention_forward"]
 
 #: Loops over a window's events are padded to a multiple of this, so that they run in full vector registers.
 _LANES: Final = 32
@@ -64,7 +64,7 @@ def _window_queries(p: Any, first: Any, last: Any) -> Any:
 
 
 @compiled
-def attended(
+def attention_forward(
     query_key_value: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     bias: NDArray[np.float32],
     events: tuple[NDArray[np.float32], NDArray[np.bool_]],
@@ -147,7 +147,7 @@ def attended(
 
 
 @compiled
-def gradients(
+def attention_backward(
     gradient: NDArray[np.float32],
     query_key_value: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     spans: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
@@ -159,11 +159,11 @@ def gradients(
     """Compute the gradients of queries, keys, values and bias.
 
     Args:
-        gradient: float32 [P, d]. Gradient of the output of `attended`.
-        query_key_value: As in `attended`.
-        spans: As in `attended`.
-        classes: As in `attended`.
-        weights: As in `attended`.
+        gradient: float32 [P, d]. Gradient of the output of `attention_forward`.
+        query_key_value: As in `attention_forward`.
+        spans: As in `attention_forward`.
+        classes: As in `attention_forward`.
+        weights: As in `attention_forward`.
         outputs: float32 [P, d], [E, d], [E, d]. Output: gradients of queries, keys and values; 0 before.
         bias_gradient: float32 [heads, A]. Output; 0 before.
     """

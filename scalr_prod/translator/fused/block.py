@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from scalr_prod.translator.fused.compiled import as_float, as_int, compiled, helper, inlined
+from scalr_prod.translator.fused.compiled import bits_to_float, compiled, float_to_bits, helper, strict_helper
 
-__all__ = ["add_logarithms", "exp", "log", "power", "run"]
+__all__ = ["add_log_products", "exp", "exp2", "log", "score_block"]
 
 _F = np.float32
 _LN2_HIGH: Final = _F(0.693359375)
@@ -48,7 +48,7 @@ _PARTIAL_TERMS: Final = 256
 _STEP: Final = 64
 
 
-@inlined
+@strict_helper
 def exp(x: Any) -> Any:
     """Compute e^x of a float32 clamped to [-87, 80]. Error: 3 units."""
     x = min(max(x, _LOWEST), _HIGHEST)
@@ -56,33 +56,33 @@ def exp(x: Any) -> Any:
     whole = _F(n)
     f = ((x - whole * _LN2_HIGH) - whole * _LN2_LOW) * _LOG2_E
     p = ((((_E5 * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _E0
-    return (_ONE + f * p) * as_float(np.int32((n + np.int32(127)) << np.int32(23)))
+    return (_ONE + f * p) * bits_to_float(np.int32((n + np.int32(127)) << np.int32(23)))
 
 
-@inlined
+@strict_helper
 def log(x: Any) -> Any:
     """Compute the natural logarithm of a positive, normal float32. Error: 3 units."""
-    bits = as_int(x)
+    bits = float_to_bits(x)
     e = np.int32(np.int32(bits - _ROOT_HALF) >> np.int32(23))
-    f = as_float(np.int32(bits - np.int32(e << np.int32(23)))) - _ONE
+    f = bits_to_float(np.int32(bits - np.int32(e << np.int32(23)))) - _ONE
     z = f * f
     p = ((((((_L7 * f + _L6) * f + _L5) * f + _L4) * f + _L3) * f + _L2) * f + _L1) * f + _L0
     whole = _F(e)
     return whole * _LN2_HIGH + (f + (z * (f * p - _HALF) + whole * _LN2_LOW))
 
 
-@inlined
-def power(x: Any) -> Any:
+@strict_helper
+def exp2(x: Any) -> Any:
     """Compute 2^x of a float64 below 127 as a float32; 0 if the result is not a normal number. Error: 3 units."""
     whole = math.floor(x + 0.5)
     if whole < _MIN_EXPONENT:
         return _ZERO
     f = _F(x - whole)
     p = ((((_E5 * f + _E4) * f + _E3) * f + _E2) * f + _E1) * f + _E0
-    return (_ONE + f * p) * as_float(np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)))
+    return (_ONE + f * p) * bits_to_float(np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)))
 
 
-@inlined
+@strict_helper
 def _hash(number: Any, low: Any, high: Any) -> Any:
     """Compute the 31 bits of `noise.exponential`."""
     bits = np.uint32(np.uint32(number ^ low) * np.uint32(0x7FEB352D))
@@ -92,7 +92,7 @@ def _hash(number: Any, low: Any, high: Any) -> Any:
     return np.int32(bits & np.uint32(0x7FFFFFFF))
 
 
-@inlined
+@strict_helper
 def _log_variate(bits: Any) -> Any:
     """Compute log E in float64 from the bits; see `noise.exponential`."""
     if bits < 2**30:
@@ -141,9 +141,9 @@ def _advance_counts(
         i = item[which] - first
         state[0, i] = count_0[which]
         logs[0, i] = log(count_0[which] + added[0])
-        state[1, i] = count_1[which] * power((when[which] - reference[1]) * rate_1)
-        state[2, i] = count_2[which] * power((when[which] - reference[2]) * rate_2)
-        state[3, i] = count_3[which] * power((when[which] - reference[3]) * rate_3)
+        state[1, i] = count_1[which] * exp2((when[which] - reference[1]) * rate_1)
+        state[2, i] = count_2[which] * exp2((when[which] - reference[2]) * rate_2)
+        state[3, i] = count_3[which] * exp2((when[which] - reference[3]) * rate_3)
         event += 1
     return event
 
@@ -289,7 +289,7 @@ def _sample(r: Any, lines: Any, words: Any, temperature: Any, top: Any, best: An
 
 
 @compiled
-def run(
+def score_block(
     block: Any,
     logits: Any,
     rows: Any,
@@ -315,7 +315,7 @@ def run(
             item of its history the next entry, the end and the weight [R, H].
         noise: Two words of each context's key, and the items' words.
         sampling: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
-        found: See `passes.Found`.
+        found: See `passes.BlockPassResult`.
     """
     first, count, number = block
     time, place, mark, eligible, exclude, excluded = rows
@@ -388,7 +388,7 @@ def run(
 
 
 @compiled
-def add_logarithms(logits: Any, products: Any, count: int, weight: Any) -> None:
+def add_log_products(logits: Any, products: Any, count: int, weight: Any) -> None:
     """Add ``weight`` times the logarithms of dot products to logits: both float32 [R, size], the first ``count`` columns."""
     for r in range(len(logits)):
         line, of_products = logits[r], products[r]

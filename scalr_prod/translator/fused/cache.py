@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-__all__ = ["empty", "folder"]
+__all__ = ["clear", "folder"]
 
 logger = logging.getLogger(__name__)
 _TRANSLATOR: Final = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def folder() -> Path | None:
     return place
 
 
-def empty() -> None:
+def clear() -> None:
     """Delete all cached code."""
     place = folder()
     for file in place.rglob("*.nb[ci]") if place is not None else ():

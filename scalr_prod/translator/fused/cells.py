@@ -16,13 +16,13 @@ from scalr_prod.translator.fused.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["sums_by_column", "weighted_sums"]
+__all__ = ["add_by_column", "sum_by_row"]
 
 _ZERO: Final = np.float32(0)
 
 
 @compiled
-def weighted_sums(
+def sum_by_row(
     start: NDArray[np.int64],
     column: NDArray[np.int64],
     values: NDArray[np.float32],
@@ -54,7 +54,7 @@ def weighted_sums(
 
 
 @compiled
-def sums_by_column(
+def add_by_column(
     start: NDArray[np.int64],
     column: NDArray[np.int64],
     offset: NDArray[np.float32],

@@ -13,7 +13,7 @@ from scalr_prod.translator.fused.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["chosen"]
+__all__ = ["softmax_loss"]
 
 #: Maxima computed in parallel, in vector registers.
 _LANES: Final = 64
@@ -21,7 +21,7 @@ _LEAST: Final = np.float32(np.finfo(np.float32).min)
 
 
 @compiled
-def chosen(
+def softmax_loss(
     logits: NDArray[np.float32],
     positive: NDArray[np.float32],
     offsets: NDArray[np.float32],
@@ -31,7 +31,7 @@ def chosen(
     losses: NDArray[np.float32],
     label_gradient: NDArray[np.float32],
 ) -> Any:
-    """Compute -log P of the label of B choices, and its gradients. The reference is `sampled_softmax.plain_loss`.
+    """Compute -log P of the label of B choices, and its gradients. The reference is `sampled_softmax.reference_loss`.
 
     Args:
         logits: float32 [B, M]. Logits of the drawn items without offsets. Output: the gradient by each, times the choice's weight.

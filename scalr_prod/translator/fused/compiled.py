@@ -14,7 +14,7 @@ from scalr_prod.translator.fused import cache
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["as_float", "as_int", "compiled", "helper", "inlined"]
+__all__ = ["bits_to_float", "compiled", "float_to_bits", "helper", "strict_helper"]
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
@@ -41,19 +41,19 @@ def helper(function: _Function) -> _Function:
     return numba.njit(fastmath=flags, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
-def inlined(function: _Function) -> _Function:
+def strict_helper(function: _Function) -> _Function:
     """Compile a formula whose operations must not be reordered; only fused multiply-add is allowed."""
     return numba.njit(fastmath={"contract"}, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 @intrinsic
-def as_int(_context: Any, x: Any) -> Any:
+def float_to_bits(_context: Any, x: Any) -> Any:
     """Return the bits of a float32 as an int32."""
     return types.int32(x), lambda _, builder, signature, arguments: builder.bitcast(arguments[0], _llvm(signature))
 
 
 @intrinsic
-def as_float(_context: Any, x: Any) -> Any:
+def bits_to_float(_context: Any, x: Any) -> Any:
     """Return the float32 with these 32 bits."""
     return types.float32(x), lambda _, builder, signature, arguments: builder.bitcast(arguments[0], _llvm(signature))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranking and calibration metrics of distributions, compiled: rank, most probable item and probability classes.
 
-The reference is `metrics.plain_said`.
+The reference is `metrics.score_labels_with_torch`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.translator.fused.compiled import as_int, compiled
+from scalr_prod.translator.fused.compiled import compiled, float_to_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["said"]
+__all__ = ["distribution_metrics"]
 
 
 @compiled
-def said(
+def distribution_metrics(
     p: NDArray[np.float32],
     label: NDArray[np.int64],
     rank: NDArray[np.float64],
@@ -54,7 +54,7 @@ def said(
                 which = i
         best[b] = which
         for i in range(items):
-            classes[i] = min(max(np.int32(126) - ((as_int(p[b, i]) - np.int32(1)) >> np.int32(23)), np.int32(0)), last)
+            classes[i] = min(max(np.int32(126) - ((float_to_bits(p[b, i]) - np.int32(1)) >> np.int32(23)), np.int32(0)), last)
         own_class[b] = classes[label[b]]
         for i in range(items):
             share[b, classes[i]] += p[b, i]

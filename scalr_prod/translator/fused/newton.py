@@ -16,7 +16,7 @@ from scalr_prod.translator.fused.compiled import compiled, helper
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["losses", "sums"]
+__all__ = ["add_derivatives", "log_losses"]
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
@@ -59,7 +59,7 @@ def _row_weights(weights: Any, z: Any, r: Any, own: Any) -> None:
 
 
 @compiled
-def losses(
+def log_losses(
     values: NDArray[np.float32],
     rows: NDArray[np.int64],
     plain: NDArray[np.int64],
@@ -92,7 +92,7 @@ def losses(
 
 
 @compiled
-def sums(
+def add_derivatives(
     values: NDArray[np.float32],
     rows: NDArray[np.int64],
     plain: NDArray[np.int64],
@@ -106,11 +106,11 @@ def sums(
     """Add the gradient and the negative Hessian of the rows' Σ log P(label).
 
     Args:
-        values: As in `losses`.
-        rows: As in `losses`.
-        plain: As in `losses`.
-        z: As in `losses`.
-        log_q: As in `losses`.
+        values: As in `log_losses`.
+        rows: As in `log_losses`.
+        plain: As in `log_losses`.
+        z: As in `log_losses`.
+        log_q: As in `log_losses`.
         counted: float32 [R]. Weight of each row, in choices.
         weights: float32 [A, C].
         gradient: float64 [A, C]. Added to.

@@ -11,40 +11,40 @@ import torch
 
 from scalr_prod.translator import noise
 from scalr_prod.translator.contexts import NO_ITEM
-from scalr_prod.translator.estimators import frequency, is_logarithm, is_product, popularity
+from scalr_prod.translator.estimators import frequency, has_log_score, has_product_score, popularity
 from scalr_prod.translator.fused import block, users
-from scalr_prod.translator.mixture import Histories
-from scalr_prod.translator.race import SPARE, Draws, exact_order, near_limit, of_the_whole
+from scalr_prod.translator.mixture import EncoderBackend
+from scalr_prod.translator.race import EXTRA_CANDIDATES, Draws, float64_order, is_near_min_lift, rescale_to_catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.batch import ContextBatch
     from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.mixture import Mixture, Summary
-    from scalr_prod.translator.sample_request import Race
+    from scalr_prod.translator.mixture import EncodedBatch, Mixture
+    from scalr_prod.translator.sample_request import SampleRequest
 
-__all__ = ["MOST_DRAWS", "Fused", "Visit"]
+__all__ = ["MAX_DRAWS", "BlockVisit", "FusedExecutor"]
 
 #: Items per block: a block of logits fits the processor's cache.
-ITEMS: Final = 2048
+ITEMS_PER_BLOCK: Final = 2048
 #: Contexts at a time: each needs a block of logits.
-ROWS: Final = 256
+MAX_CONTEXTS: Final = 256
 #: Maximum draws per context; the reference, which sorts, handles more.
-MOST_DRAWS: Final = 256
+MAX_DRAWS: Final = 256
 #: Minimum fraction of the prior's mass that must remain after subtracting excluded items.
 _MIN_REMAINING: Final = 2.0**-4
 #: Rounding error of a key in float64, besides that of its logit, relative to the key.
 _KEY_ROUNDING: Final = 2.0**-48
 #: Compiled encoders of histories.
-_COMPILED: Final = Histories(users.told, users.USERS)
+_COMPILED: Final = EncoderBackend(users.compute_traits, users.USER_ENCODERS)
 _US_A_DAY: Final = 86_400_000_000.0
 
 
 @dataclass(frozen=True)
-class Found:
+class BlockPassResult:
     """Result of a pass for R contexts: the K best keys, the normalisers, and the logits of given candidates."""
 
     keys: NDArray[np.float64]
@@ -58,7 +58,7 @@ class Found:
     prior_gross: NDArray[np.float64]
 
     @classmethod
-    def nothing(cls, rows: int, best: int) -> Found:
+    def empty(cls, rows: int, best: int) -> BlockPassResult:
         return cls(
             keys=np.full((rows, best), -np.inf),
             items=np.zeros((rows, best), np.int32),
@@ -74,16 +74,16 @@ class Found:
     def probabilities(self, logits: NDArray[np.float32], priors: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute P and the prior P of logits [R, C]: float32 within [0, 1]; 0 where the logit is -infinity."""
         # Cancelled rows are recomputed later; the gross mass keeps them within [0, 1] until then.
-        prior_mass = np.where(self.cancelled, self.prior_gross, self.prior_mass)
+        prior_mass = np.where(self.is_prior_inexact, self.prior_gross, self.prior_mass)
         return _normalise(logits, self.peak, self.mass), _normalise(priors, self.prior_peak, prior_mass)
 
     @property
-    def cancelled(self) -> NDArray[np.bool_]:
+    def is_prior_inexact(self) -> NDArray[np.bool_]:
         """Return where so much of the prior's mass is excluded that the rest is inexact: bool [R]."""
         return self.prior_mass < _MIN_REMAINING * self.prior_gross
 
 
-class Visit(NamedTuple):
+class BlockVisit(NamedTuple):
     """A block of items and the contexts to process in it.
 
     Attributes:
@@ -99,19 +99,19 @@ class Visit(NamedTuple):
     eligible: NDArray[np.int64]
 
 
-class Fused:
+class FusedExecutor:
     """CPU executor of one module: samples and scores with its tensors.
 
     Args:
         popularity_tensors: The tensors of `popularity.fit`.
         numbers: int32 [N], the items' words for `noise`.
-        size: Items per block; None: `ITEMS`.
+        size: Items per block; None: `ITEMS_PER_BLOCK`.
     """
 
     def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor, size: int | None = None) -> None:
-        self._popularity = {name: popularity_tensors[name].numpy() for name in popularity.TENSORS}
+        self._popularity = {name: popularity_tensors[name].numpy() for name in popularity.TENSOR_NAMES}
         self._numbers = numbers.numpy().view(np.uint32)
-        self._n_target, self._size = len(numbers), size or ITEMS
+        self._n_target, self._size = len(numbers), size or ITEMS_PER_BLOCK
         item, every = self._popularity["item"], int(self._popularity["every"][0])
         marks, blocks = len(self._popularity["since"]), -(-self._n_target // self._size)
         # Events by snapshot, block of items and time.
@@ -119,81 +119,81 @@ class Fused:
         self._order = np.argsort(where, kind="stable").astype(np.int32)
         begin = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=marks * blocks))])
         self._offset = begin[np.arange(marks)[:, None] * blocks + np.arange(blocks + 1)]
-        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED.values()])
-        self._added = np.array([added for _, added in popularity.DECAYED.values()], np.float32)
+        self._half_lives = np.array([days * _US_A_DAY for days, _ in popularity.DECAYED_COUNTS.values()])
+        self._added = np.array([added for _, added in popularity.DECAYED_COUNTS.values()], np.float32)
         self._entries: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
 
     @property
-    def most_rows(self) -> int:
+    def max_rows(self) -> int:
         """Return the best number of contexts per call."""
-        return ROWS
+        return MAX_CONTEXTS
 
     @staticmethod
-    def can(mixture: Mixture, member: str, draws: int = 0) -> bool:
+    def supports(mixture: Mixture, member: str, draws: int = 0) -> bool:
         """Return whether this execution supports the estimators of the member, and the number of draws."""
         weighted = [estimator for name, estimator in mixture.estimators.items() if mixture.calibration[member][name] != 0]
-        return draws <= MOST_DRAWS and all(is_product(estimator) or estimator is frequency for estimator in weighted)
+        return draws <= MAX_DRAWS and all(has_product_score(estimator) or estimator is frequency for estimator in weighted)
 
-    def draw(self, request: Race, mixture: Mixture, contexts: Contexts, batch: Batch) -> Draws:
-        """Draw as `race.run` does in float32; the batch must be in the order of ``event_time``."""
-        summary = mixture.summary(batch, request.members, _COMPILED)
-        best = min(request.k + 1 + SPARE, self._n_target)
+    def draw(self, request: SampleRequest, mixture: Mixture, contexts: Contexts, batch: ContextBatch) -> Draws:
+        """Draw as `race.sample_topk` does in float32; the batch must be in the order of ``event_time``."""
+        summary = mixture.encode(batch, request.components, _COMPILED)
+        best = min(request.k + 1 + EXTRA_CANDIDATES, self._n_target)
         visits, share = self._visits(mixture, summary, request)
         found = self._pass(
-            request.temperature, best, mixture, summary, request.member, contexts, _no_candidates(len(contexts)), visits
+            request.temperature, best, mixture, summary, request.component, contexts, _no_candidates(len(contexts)), visits
         )
         keys, chosen = torch.from_numpy(found.keys), torch.from_numpy(self._items(found.items)).long()
         words = noise.key_words(contexts.noise_key)
         order, unsure = self._settle(request, mixture, summary, (keys, chosen), words)
         there, chosen = (keys > -torch.inf).gather(1, order), chosen.gather(1, order)
         p, q = (torch.where(there, x.gather(1, order), 0) for x in found.probabilities(found.logits, found.priors))
-        p, q = of_the_whole(request, share, p, q)
-        unsure |= there.any(1) & torch.from_numpy(found.cancelled)
-        unsure |= near_limit(request, mixture, summary, there, chosen, p, q)
+        p, q = rescale_to_catalogue(request, share, p, q)
+        unsure |= there.any(1) & torch.from_numpy(found.is_prior_inexact)
+        unsure |= is_near_min_lift(request, mixture, summary, there, chosen, p, q)
         return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
 
     def score(
-        self, mixture: Mixture, contexts: Contexts, batch: Batch, candidates: NDArray[np.int32], member: str
+        self, mixture: Mixture, contexts: Contexts, batch: ContextBatch, candidates: NDArray[np.int32], member: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         """Compute P and the prior P of candidates, int32 [B, C]; 0 if ineligible. The batch must be in the order of ``event_time``.
 
         Returns:
             Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is inexact.
         """
-        summary = mixture.summary(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
+        summary = mixture.encode(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
         outputs = (np.ascontiguousarray(self._places(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
         visits, _ = self._visits(mixture, summary, None)
         found = self._pass(1.0, 0, mixture, summary, member, contexts, outputs, visits)
         p, q = found.probabilities(*outputs[1:])
         there = torch.from_numpy(outputs[1]) > -torch.inf
         p, q = (torch.where(there, x, 0) for x in (p, q))
-        return p.numpy(), q.numpy(), found.cancelled & there.any(1).numpy()
+        return p.numpy(), q.numpy(), found.is_prior_inexact & there.any(1).numpy()
 
     def _settle(
         self,
-        request: Race,
+        request: SampleRequest,
         mixture: Mixture,
-        summary: Summary,
+        summary: EncodedBatch,
         ranking: tuple[torch.Tensor, torch.Tensor],
         words: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Order the first k candidates, int64 [B, k], exactly where rounding may matter; also return `Draws.unsure`."""
+        """Order the first k candidates, int64 [B, k], exactly where rounding may matter; also return `Draws.needs_float64`."""
         keys, chosen = ranking
-        of_any = mixture.rounding(summary, request.member)
+        of_any = mixture.rounding_bound(summary, request.component)
         order = torch.arange(keys.shape[1]).repeat(len(keys), 1)
         close, beyond = self._near(request, keys, of_any, of_any[:, 0])
         rows = (close | beyond).nonzero()[:, 0]
         if len(rows):  # first with a bound for all items, now with those of the candidates
-            of_each = mixture.rounding(summary.take(rows), request.member, chosen[rows])
+            of_each = mixture.rounding_bound(summary.take(rows), request.component, chosen[rows])
             close[rows], beyond[rows] = self._near(request, keys[rows], of_each, of_any[rows, 0])
             rows = close.nonzero()[:, 0]
         if len(rows):
             there = keys[rows] > -torch.inf
-            order[rows] = exact_order(request, mixture, summary, rows, (chosen[rows], there), words, self._words())
+            order[rows] = float64_order(request, mixture, summary, rows, (chosen[rows], there), words, self._words())
         return order[:, : request.k], beyond
 
     def _near(
-        self, request: Race, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
+        self, request: SampleRequest, keys: torch.Tensor, rounding: torch.Tensor, of_any: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find where rounding may decide the order of the first k, and which items are among them: bool [B] each.
 
@@ -217,33 +217,33 @@ class Fused:
         temperature: float,
         best: int,
         mixture: Mixture,
-        summary: Summary,
+        summary: EncodedBatch,
         member: str,
         contexts: Contexts,
         candidates: tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]],
-        visits: Iterable[Visit],
-    ) -> Found:
+        visits: Iterable[BlockVisit],
+    ) -> BlockPassResult:
         batch, rows = summary.batch, len(contexts)
-        found = Found.nothing(rows, best)
+        found = BlockPassResult.empty(rows, best)
         time = np.minimum(batch.time.numpy(), self._popularity["end"])
         place = np.searchsorted(self._popularity["time"], time)
         mark = np.minimum(place // self._popularity["every"], len(self._popularity["since"]) - 1)
-        exclude = np.sort(self._places(contexts.excluded()), axis=1)
+        exclude = np.sort(self._places(contexts.exclude_matrix()), axis=1)
         low, high = (word[:, 0].numpy().view(np.uint32) for word in noise.key_words(contexts.noise_key))
-        weights = summary.weights[member].float().numpy()
+        weights = summary.feature_weights[member].float().numpy()
         # Always copy: a read-only array has another numba type, for which everything would be compiled again.
         of_member = np.array(np.broadcast_to(weights, (rows, weights.shape[-1])), order="C")
         c = mixture.calibration[member]
         weighted = [name for name in mixture.estimators if c[name] != 0]
         dense = [
-            ((c[name] * summary.users[name]).float(), mixture.estimators[name].vectors(mixture.parameters[name]))
+            ((c[name] * summary.user_vectors[name]).float(), mixture.estimators[name].vectors(mixture.parameters[name]))
             for name in weighted
-            if name in summary.users and not is_logarithm(mixture.estimators[name])
+            if name in summary.user_vectors and not has_log_score(mixture.estimators[name])
         ]
         logarithms = [
-            (c[name], summary.users[name].float(), mixture.estimators[name].vectors(mixture.parameters[name]))
+            (c[name], summary.user_vectors[name].float(), mixture.estimators[name].vectors(mixture.parameters[name]))
             for name in weighted
-            if name in summary.users and is_logarithm(mixture.estimators[name])
+            if name in summary.user_vectors and has_log_score(mixture.estimators[name])
         ]
         excluded = np.zeros(rows, np.int64)
         arguments = (
@@ -251,16 +251,16 @@ class Fused:
                 self._popularity["since"],
                 self._half_lives,
                 self._added,
-                *(self._popularity[f"{name}_marked"] for name in popularity.COUNTS),
+                *(self._popularity[f"{name}_marked"] for name in popularity.COUNT_NAMES),
             ),
             (
                 self._popularity["item"],
                 self._popularity["time"],
-                *(self._popularity[name] for name in popularity.COUNTS),
+                *(self._popularity[name] for name in popularity.COUNT_NAMES),
                 self._order,
                 self._offset,
             ),
-            (of_member, summary.weights["popularity"].float().numpy()),
+            (of_member, summary.feature_weights["popularity"].float().numpy()),
             self._frequency(mixture, member, batch),
             (low, high, self._numbers),
             (float(temperature), *candidates),
@@ -282,24 +282,24 @@ class Fused:
             for weight, own_users, vectors in logarithms:
                 others = products[: len(part)]
                 torch.mm(own_users if all_rows else own_users[some], _select(vectors, items, buffers).T, out=others[:, :count])
-                block.add_logarithms(part.numpy(), others.numpy(), count, np.float32(weight))
+                block.add_log_products(part.numpy(), others.numpy(), count, np.float32(weight))
             if not all_rows:
                 logits[some, :count] = own
-            block.run(visit.block, logits.numpy(), (time, place, mark, visit.eligible, exclude, excluded), *arguments)
+            block.score_block(visit.block, logits.numpy(), (time, place, mark, visit.eligible, exclude, excluded), *arguments)
         return found
 
     def _visits(
-        self, mixture: Mixture, summary: Summary, request: Race | None
-    ) -> tuple[Iterator[Visit], dict[str, torch.Tensor]]:
-        """Return the blocks to process, in order, and `shortlist.Lists.share`."""
+        self, mixture: Mixture, summary: EncodedBatch, request: SampleRequest | None
+    ) -> tuple[Iterator[BlockVisit], dict[str, torch.Tensor]]:
+        """Return the blocks to process, in order, and `shortlist.ShortlistSelection.catalogue_share`."""
         del mixture, request
         return self._all(summary.batch.eligible.numpy()), {}
 
-    def _all(self, eligible: NDArray[np.int64]) -> Iterator[Visit]:
+    def _all(self, eligible: NDArray[np.int64]) -> Iterator[BlockVisit]:
         last = int(eligible.max(initial=0))
         for number, first in enumerate(range(0, last, self._size)):
             count = min(self._size, last - first)
-            yield Visit((first, count, number), slice(first, first + count), None, eligible)
+            yield BlockVisit((first, count, number), slice(first, first + count), None, eligible)
 
     def _places(self, items: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the positions of items, any shape; `NO_ITEM` stays."""
@@ -317,7 +317,7 @@ class Fused:
         """Return the items' words by item: int32 [N]."""
         return torch.from_numpy(self._numbers.view(np.int32))
 
-    def _frequency(self, mixture: Mixture, member: str, batch: Batch) -> tuple[Any, ...]:
+    def _frequency(self, mixture: Mixture, member: str, batch: ContextBatch) -> tuple[Any, ...]:
         """Return the frequency estimator's table, and where each context's entries start."""
         weight = mixture.calibration[member].get("frequency", 0.0)
         if weight == 0:
@@ -325,7 +325,7 @@ class Fused:
             none = np.zeros(0, np.float32)
             return none, none, np.float32(0), np.zeros(0, np.int32), none, no_items, no_items, no_items.astype(np.float32)
         parameters = mixture.parameters["frequency"]
-        history, share_of, rest = frequency.asked(parameters, batch, torch.float32)
+        history, share_of, rest = frequency.history_weights(parameters, batch, torch.float32)
         start = parameters["start"].numpy()
         item, share = self._sorted_entries(parameters)
         items = np.ascontiguousarray(history.numpy())

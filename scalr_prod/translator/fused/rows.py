@@ -12,11 +12,11 @@ from scalr_prod.translator.fused.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["caught_up", "moved"]
+__all__ = ["adamw_step", "apply_deferred_updates"]
 
 
 @compiled
-def caught_up(
+def apply_deferred_updates(
     tables: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     rows: NDArray[np.int64],
     deferred: NDArray[np.float32],
@@ -46,7 +46,7 @@ def caught_up(
 
 
 @compiled
-def moved(
+def adamw_step(
     tables: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     rows: NDArray[np.int64],
     gradient: NDArray[np.float32],
@@ -56,7 +56,7 @@ def moved(
     """Take one step of AdamW.
 
     Args:
-        tables: As in `caught_up`.
+        tables: As in `apply_deferred_updates`.
         rows: int64 [R], distinct.
         gradient: float32 [R, d].
         rates: Factor of the value, step size, factors of the two moments, and bias correction of the root.

@@ -15,7 +15,7 @@ from scalr_prod.translator.fused.compiled import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["explained", "source_shares", "target_shares"]
+__all__ = ["expectation_step", "targets_given_topic", "topics_given_source"]
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
@@ -23,7 +23,7 @@ _LEAST: Final = np.float32(1e-30)
 
 
 @compiled
-def explained(
+def expectation_step(
     events: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]],
     weight: NDArray[np.float32],
     tables: tuple[NDArray[np.float32], NDArray[np.float32]],
@@ -89,7 +89,7 @@ def explained(
 
 
 @compiled
-def source_shares(
+def topics_given_source(
     counts: NDArray[np.float32],
     group: int,
     start: NDArray[np.float32],
@@ -135,7 +135,7 @@ def source_shares(
 
 
 @compiled
-def target_shares(
+def targets_given_topic(
     counts: NDArray[np.float32], group: int, chosen: NDArray[np.float32], smoothing: np.float32, out: NDArray[np.float32]
 ) -> Any:
     """Compute P(i | k) from all groups but one: [n_target, K].

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled encoders of histories: user vectors of the built-in estimators, and tastes, in float64 as in the reference.
 
-Each kernel computes the formula of its estimator's ``user`` (or of `tastes.raw`) row by row, without copies and without work for padding.
+Each kernel computes the formula of its estimator's ``user`` (or of `tastes.raw_traits`) row by row, without copies and without work for padding.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 import torch
 
 from scalr_prod.translator.estimators import attention, factorisation, linear, sequential, topics
-from scalr_prod.translator.estimators.popularity import DECAYED
+from scalr_prod.translator.estimators.popularity import DECAYED_COUNTS
 from scalr_prod.translator.fused.compiled import compiled, helper
-from scalr_prod.translator.tastes import EARLIEST_US, OLDEST_DAYS, RECENT_DAYS, SAME_US, TASTES
+from scalr_prod.translator.tastes import MAX_AGE_DAYS, MIN_TIME_US, RECENT_DAYS, SAME_EVENT_US, TRAITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.batch import ContextBatch
     from scalr_prod.translator.pairs import Parameters
 
-__all__ = ["USERS", "told"]
+__all__ = ["USER_ENCODERS", "compute_traits"]
 
 #: Loops are padded to a multiple of this, so that they run in full vector registers.
 _LANES: Final = 16
 _EPSILON: Final = 1e-5
 _DAY_US: Final = 86_400_000_000
-_HALF_LIVES: Final = np.array([days for days, _ in DECAYED.values()])
-_ADDED: Final = np.array([added for _, added in DECAYED.values()])
-_LIMITS: Final = np.array(attention.LIMITS_DAYS, np.float32)
+_HALF_LIVES: Final = np.array([days for days, _ in DECAYED_COUNTS.values()])
+_ADDED: Final = np.array([added for _, added in DECAYED_COUNTS.values()])
+_LIMITS: Final = np.array(attention.AGE_LIMITS_DAYS, np.float32)
 _EXTRA_CONFIDENCE: Final = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGHT
 
 
@@ -284,14 +284,14 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
                 continue
             many += 1
             recent += ages[b, place] < RECENT_DAYS
-            days = min(max(np.float64(ages[b, place]), 0.0), OLDEST_DAYS)
-            query_time = max(history_end[b], EARLIEST_US) - np.int64(days * _DAY_US)
+            days = min(max(np.float64(ages[b, place]), 0.0), MAX_AGE_DAYS)
+            query_time = max(history_end[b], MIN_TIME_US) - np.int64(days * _DAY_US)
             row = max(_count_not_above(instants, query_time) - 1, 0)
-            query_time = min(query_time, end[0] + SAME_US)
+            query_time = min(query_time, end[0] + SAME_EVENT_US)
             first, last = start[item], start[item + 1]
             while first < last:
                 middle = (first + last) // 2
-                if times[key[middle] - item * base] < query_time - SAME_US:
+                if times[key[middle] - item * base] < query_time - SAME_EVENT_US:
                     first = middle + 1
                 else:
                     last = middle
@@ -312,12 +312,12 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
         traits[5] = math.log1p(recent) if many else np.nan
 
 
-def _encode_linear(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_linear(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     basis = parameters["basis"].numpy()
     return _fill(batch, basis.shape[1], lambda out: _linear(basis, batch.items.numpy(), out))
 
 
-def _encode_factorisation(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_factorisation(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     source, gram = parameters["source"].numpy(), parameters["gram"]
     inverse = torch.linalg.inv(gram).numpy()
     return _fill(
@@ -325,13 +325,13 @@ def _encode_factorisation(parameters: Parameters, batch: Batch) -> torch.Tensor:
     )
 
 
-def _encode_topics(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_topics(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     source, recency = parameters["source"].numpy(), parameters["recency"].double().numpy()
     items = np.ascontiguousarray(batch.items[:, -len(recency) :].numpy())
     return _fill(batch, source.shape[1], lambda out: _topics(source, recency, items, out))
 
 
-def _encode_sequential(parameters: Parameters, batch: Batch) -> torch.Tensor:
+def _encode_sequential(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     names = ("norm_weight", "query", "key", "value", "age_bias", "widen", "narrow")
     weights = tuple(parameters[name].double().numpy() for name in names)
     source, history = parameters["source"].numpy(), (batch.items.numpy(), batch.ages.numpy())
@@ -339,7 +339,7 @@ def _encode_sequential(parameters: Parameters, batch: Batch) -> torch.Tensor:
 
 
 #: Built-in estimator → its compiled encoder.
-USERS: Final[dict[Any, Callable[[Parameters, Batch], torch.Tensor]]] = {
+USER_ENCODERS: Final[dict[Any, Callable[[Parameters, ContextBatch], torch.Tensor]]] = {
     linear: _encode_linear,
     factorisation: _encode_factorisation,
     topics: _encode_topics,
@@ -347,15 +347,15 @@ USERS: Final[dict[Any, Callable[[Parameters, Batch], torch.Tensor]]] = {
 }
 
 
-def told(parameters: Parameters, batch: Batch) -> torch.Tensor:
-    """Compute `tastes.raw`: float64 [B, 6]."""
-    names = ("times", "end", "key", "start", *DECAYED, "instants", "around")
+def compute_traits(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
+    """Compute `tastes.raw_traits`: float64 [B, 6]."""
+    names = ("times", "end", "key", "start", *DECAYED_COUNTS, "instants", "around")
     tables = tuple(parameters[name].numpy() for name in names)
     history = (batch.items.numpy(), batch.ages.numpy(), batch.history_end.numpy())
-    return _fill(batch, len(TASTES), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
+    return _fill(batch, len(TRAITS), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
 
 
-def _fill(batch: Batch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
+def _fill(batch: ContextBatch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
     out = np.zeros((len(batch.items), width))
     fill(out)
     return torch.from_numpy(out)

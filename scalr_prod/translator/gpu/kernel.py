@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel of the pass: dot products, popularity as of each context's time, normalisers, and the best sampling keys.
 
-A tile is up to `ROWS` contexts that share a popularity state. Each program processes the blocks of one segment of the items for one tile.
+A tile is up to `CONTEXTS_PER_TILE` contexts that share a popularity state. Each program processes the blocks of one segment of the items for one tile.
 Logits, features and keys stay in registers; nothing of size [rows, items] is written. Items that a context treats differently (excluded,
 in the frequency table of its history, or chosen between the state and its time) have a bit in ``special`` and are skipped here.
 """
@@ -14,12 +14,12 @@ from typing import Final
 import triton
 import triton.language as tl
 
-__all__ = ["EACH", "ITEMS", "ROWS", "one_pass"]
+__all__ = ["CONTEXTS_PER_TILE", "ITEMS_PER_BLOCK", "ITEMS_PER_KEY", "sampling_pass"]
 
 #: Contexts per tile, items per block, and items per stored best key.
-ROWS: Final = 32
-ITEMS: Final = 64
-EACH: Final = 32
+CONTEXTS_PER_TILE: Final = 32
+ITEMS_PER_BLOCK: Final = 64
+ITEMS_PER_KEY: Final = 32
 
 _LOG_4 = tl.constexpr(math.log(4))
 _M1 = tl.constexpr(0x7FEB352D)
@@ -95,7 +95,7 @@ def _gather_mass(line, peak, mass):
 
 
 @triton.jit
-def one_pass(
+def sampling_pass(
     tile_first,
     tile_rows,
     users,
@@ -158,7 +158,7 @@ def one_pass(
         high: int32 [R]. Second word.
         numbers: int32 [N]. The items' words.
         slope: 1 / temperature.
-        best: float32 [R, W]. Output: the best key of each `EACH` items.
+        best: float32 [R, W]. Output: the best key of each `ITEMS_PER_KEY` items.
         peak_out: float32 [R, S]. Output: the largest logit of each segment.
         mass_out: float64 [R, S]. Output: the sum of e^(logit - peak).
         prior_peak_out: float32 [R, S]. Output: likewise, of the prior.
@@ -169,9 +169,9 @@ def one_pass(
         log_width: Columns of the log-score vectors.
         with_frequency: Whether `frequency` has a weight.
         with_keys: Whether to compute keys.
-        rows: `ROWS`.
-        items: `ITEMS`.
-        each: `EACH`.
+        rows: `CONTEXTS_PER_TILE`.
+        items: `ITEMS_PER_BLOCK`.
+        each: `ITEMS_PER_KEY`.
         depth: Columns multiplied at a time.
         precision: Precision of products, see ``input_precision`` of Triton's ``dot``.
     """

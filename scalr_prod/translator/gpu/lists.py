@@ -11,15 +11,15 @@ import torch
 from scalr_prod.translator.estimators import frequency
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import Batch
+    from scalr_prod.translator.batch import ContextBatch
 
-__all__ = ["Lists", "bits", "entries", "has", "mass_of", "once"]
+__all__ = ["ItemLists", "has_bit", "merge_duplicates", "pack_bits", "table_entries", "table_mass"]
 
 _BITS: Final = 32
 
 
 @dataclass(frozen=True)
-class Lists:
+class ItemLists:
     """Items that each context treats differently.
 
     Attributes:
@@ -35,14 +35,14 @@ class Lists:
     special: torch.Tensor
 
 
-def entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+def table_entries(parameters: dict[str, torch.Tensor], batch: ContextBatch, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Look up the entries of `frequency`'s table for each history: items int64 and mass float64, both [R, E]."""
-    history, weight, _ = frequency.asked(parameters, batch, torch.float64)
+    history, weight, _ = frequency.history_weights(parameters, batch, torch.float64)
     start = parameters["start"]
     if not len(parameters["item"]):
         return history[:, :0], weight[:, :0]
     begin, end = start[history], start[history + 1]
-    place = begin[..., None] + torch.arange(frequency.KEPT, device=history.device)
+    place = begin[..., None] + torch.arange(frequency.MAX_ENTRIES, device=history.device)
     there = (place < end[..., None]) & (weight[..., None] > 0)
     place = place.clamp(max=len(parameters["item"]) - 1)
     items = torch.where(there, parameters["item"][place].long(), absent)
@@ -50,7 +50,7 @@ def entries(parameters: dict[str, torch.Tensor], batch: Batch, absent: int) -> t
     return items.flatten(1), mass.flatten(1)
 
 
-def once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
+def merge_duplicates(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Merge duplicate items in each row, and sum their mass: ascending, padded with ``absent``."""
     if not items.shape[1]:
         return items, mass
@@ -68,7 +68,7 @@ def once(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tuple[torch.Te
     return items[:, :widest].contiguous(), mass.gather(1, order)[:, :widest]
 
 
-def bits(items: torch.Tensor, absent: int) -> torch.Tensor:
+def pack_bits(items: torch.Tensor, absent: int) -> torch.Tensor:
     """Build bit masks of the items listed in int64 [R, C], without duplicates: int32 [R, W]."""
     words = torch.zeros(len(items), -(-absent // _BITS), dtype=torch.int32, device=items.device)
     bit = torch.ones_like(items) << (items % _BITS)
@@ -76,13 +76,13 @@ def bits(items: torch.Tensor, absent: int) -> torch.Tensor:
     return words.scatter_add_(1, items.clamp(max=absent - 1) // _BITS, bit)
 
 
-def has(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+def has_bit(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     """Return whether the bits of items, int64 [R, C], are set: bool [R, C]."""
     place = (items // _BITS).clamp(max=words.shape[1] - 1)
     return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
 
 
-def mass_of(lists: Lists, items: torch.Tensor) -> torch.Tensor:
+def table_mass(lists: ItemLists, items: torch.Tensor) -> torch.Tensor:
     """Look up the mass of items, int64 [R, C], in `frequency`'s table: float64 [R, C]; 0 if absent."""
     if not lists.items.shape[1]:
         return torch.zeros(items.shape, dtype=torch.float64, device=items.device)

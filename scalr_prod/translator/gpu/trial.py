@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.batch import Batch
-from scalr_prod.translator.contexts import EVERYBODY, Contexts
-from scalr_prod.translator.gpu.passes import Fused
-from scalr_prod.translator.race import run
-from scalr_prod.translator.sample_request import Race
+from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.contexts import ALL_USERS, Contexts
+from scalr_prod.translator.gpu.passes import GpuExecutor
+from scalr_prod.translator.race import sample_topk
+from scalr_prod.translator.sample_request import SampleRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.mixture import Mixture
 
-__all__ = ["tried"]
+__all__ = ["build_executor"]
 
 #: Contexts of the test, limited so that [contexts, items] holds at most `_NUMBERS`; tolerance of probabilities.
 _CONTEXTS: Final = 64
@@ -29,7 +29,7 @@ _NUMBERS: Final = 2**24
 _TOLERANCE: Final = 1e-4
 
 
-def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor, n_source: int) -> Fused:
+def build_executor(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor, n_source: int) -> GpuExecutor:
     """Build and compile the GPU executor of one module, and compare it with the reference on each parameter set.
 
     Args:
@@ -42,18 +42,18 @@ def tried(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.
         RuntimeError: Draws or probabilities differ.
         Exception: Any error of Triton, if compilation fails.
     """
-    fused = Fused(mixtures[0].popularity, numbers)
+    fused = GpuExecutor(mixtures[0].popularity, numbers)
     contexts = _contexts(first_seen.cpu().numpy(), n_source, max(1, min(_CONTEXTS, _NUMBERS // len(numbers))))
-    batch = Batch.of(contexts, first_seen)
+    batch = ContextBatch.from_contexts(contexts, first_seen)
     candidates = np.zeros((len(contexts), 1), np.int32)
     for mixture in mixtures:
-        member = "mixture" if fused.can(mixture, "mixture") else "popularity"
-        request = Race(4, 1.0, 0.0, member)
+        member = "mixture" if fused.supports(mixture, "mixture") else "popularity"
+        request = SampleRequest(4, 1.0, 0.0, member)
         found, expected = (
             fused.draw(request, mixture, contexts, batch),
-            run(request, mixture, contexts, batch, numbers, torch.float64),
+            sample_topk(request, mixture, contexts, batch, numbers, torch.float64),
         )
-        sure = ~found.unsure
+        sure = ~found.needs_float64
         same = bool((found.items == expected.items)[sure].all())
         is_apart = (found.probabilities - expected.probabilities).abs() > _TOLERANCE * expected.probabilities
         if not same or bool(is_apart[sure].any()):
@@ -71,7 +71,7 @@ def _contexts(first_seen: NDArray[np.int64], n_source: int, rows: int) -> Contex
         history_ages=np.sort(random.exponential(30, (rows, 8)).astype(np.float32))[:, ::-1].copy(),
         history_end=time,
         event_time=time,
-        fold=np.full(rows, EVERYBODY, np.int32),
+        fold=np.full(rows, ALL_USERS, np.int32),
         noise_key=random.integers(0, 2**62, rows),
         exclude=np.zeros((rows, 1), np.int32),
     )

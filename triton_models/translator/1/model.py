@@ -14,7 +14,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 
 from scalr_prod.scoring.heartbeat import Heartbeat
-from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, Identity, answer, digest_of
+from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, ModelIdentity, answer_requests, digest_to_int64
 from scalr_prod.translator.module import TranslatorModule
 
 
@@ -42,14 +42,14 @@ class TritonPythonModel:
         # Trusted: whoever can change the bundled estimators in this folder can also change this file. Both were checked when copied here.
         self.module = TranslatorModule.load(folder, device=device, threads=threads, trusted=True)
         # Lets the watchdog see that a long batch makes progress.
-        self.module.on_group = Heartbeat(args["model_name"], manifest["version"], args["model_instance_name"]).beat
+        self.module.on_progress = Heartbeat(args["model_name"], manifest["version"], args["model_instance_name"]).beat
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self.module.warm_up(shortlists=parameters.get("shortlists", {}).get("string_value") == "yes")
-        self.identity = Identity(manifest["version"], digest_of(manifest["sha256"]), manifest["n_target"])
+        self.identity = ModelIdentity(manifest["version"], digest_to_int64(manifest["sha256"]), manifest["n_target"])
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer all waiting requests, in as few forward passes as possible."""
-        answers = answer(self.module, self.identity, [_read(request) for request in requests])
+        answers = answer_requests(self.module, self.identity, [_read(request) for request in requests])
         return [_reply(request, found) for request, found in zip(requests, answers, strict=True)]
 
 
