@@ -6,6 +6,6 @@ import os
 
 from airflow.sdk import dag  # noqa: F401 - Airflow only parses files that contain "dag" and "airflow"
 
-from scalr_prod.dags import make_dags
+from scalr_prod.integrations.airflow.dags import make_dags
 
 make_dags(os.environ.get("SCALR_PROJECTS"))

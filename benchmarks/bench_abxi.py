@@ -50,7 +50,7 @@ def main() -> dict:
 
 def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
     """Both arms of one direction, and the paired bootstrap over test users (one event each)."""
-    from scalr_prod.downstream.statistics import paired_bootstrap
+    from scalr_prod.evaluation.statistics import paired_bootstrap
 
     started = time.perf_counter()
     log = pd.concat([pd.read_parquet(data / f"{name}.parquet").assign(domain=name) for name in (source, target)])
@@ -90,13 +90,13 @@ def run_direction(data: Path, source: str, target: str, scratch: Path) -> dict:
 
 def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch: Path) -> tuple:
     """A scene of the training events, and its translator."""
-    from scalr_prod.contracts import Table
-    from scalr_prod.downstream.isolation import Sandbox
-    from scalr_prod.downstream.scene import EvaluationSplit, IdNumbering
-    from scalr_prod.downstream.translation import SplitTranslator
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation.sandbox import Sandbox
+    from scalr_prod.evaluation.split import EvaluationSplit, IdNumbering
+    from scalr_prod.evaluation.translation import SplitTranslator
     from scalr_prod.ingest import ingest
     from scalr_prod.lake import Lake
-    from scalr_prod.settings import load_settings
+    from scalr_prod.schemas import Table
     from scalr_prod.translator import data_end
 
     logs = scratch / "logs"
@@ -120,7 +120,7 @@ def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch
 
 
 def _draw() -> object:
-    from scalr_prod.downstream.translation import DrawOptions
+    from scalr_prod.evaluation.translation import DrawOptions
 
     return DrawOptions(volume=1, temperature=0.02, min_lift=1.0)
 
@@ -148,7 +148,7 @@ class _Judge:
 
     def ranks(self, events: object, held: pd.DataFrame, *, seed: int) -> np.ndarray:
         """Rank of each held-out event, 1 to 1 000, by a model that was trained on some events."""
-        from scalr_prod.downstream.models import make_model
+        from scalr_prod.evaluation.models import make_model
 
         model = make_model("sasrec", {key: value for key, value in OPTIONS.items() if key != "threads"}, threads=1)
         model.fit(events, seed=seed)

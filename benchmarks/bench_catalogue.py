@@ -29,13 +29,13 @@ import torch
 from benchmarks.bench_generation import DATA_SETS, prepare
 from benchmarks.bench_limits import copied
 from benchmarks.bench_run import DATA, PeakMemory
-from scalr_prod.instants import to_micros
-from scalr_prod.resident import release_memory
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.memory import release_memory
+from scalr_prod.core.timestamps import to_micros
 from scalr_prod.translator import Contexts, TranslatorModule, load_version
-from scalr_prod.translator.contexts import COLD_USERS
-from scalr_prod.translator.log import read_event_log
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.data.contexts import COLD_USERS
+from scalr_prod.translator.data.event_log import read_event_log
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 DAYS = max(int(os.environ.get("SCALR_BENCH_DAYS", "30")), 8)
 EVENTS = int(os.environ.get("SCALR_BENCH_EVENTS", "5000"))
@@ -102,7 +102,7 @@ def _ratio(values: list[Any]) -> dict[str, float]:
 
 def one_day(folder: Path, day: int, *, whole: bool = False) -> dict[str, Any]:
     """Ingest, histories, online store and training set of one day, and where asked for the training set from nothing."""
-    from scalr_prod.feast_store import apply_feature_repo, materialize
+    from scalr_prod.features import apply_feature_repo, materialize
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
     from scalr_prod.training_set import build_training_set
@@ -137,7 +137,7 @@ def one_day(folder: Path, day: int, *, whole: bool = False) -> dict[str, Any]:
 
 def settings_of(folder: Path, day: int) -> Settings:
     """The project, reading the logs of one day."""
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
 
     for domain in ("source", "target"):
         pq.write_table(events(domain, day), folder / f"{domain}.parquet")
@@ -179,8 +179,8 @@ def present(day: int) -> NDArray[np.int64]:
 
 def publish(settings: Settings, day: int) -> None:
     """As many synthetic events as real ones, in one commit for the day's window, as a publication writes them."""
-    from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
+    from scalr_prod.schemas import Table
 
     lake, draw = Lake.open(settings), np.random.default_rng([day, 7])
     schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)

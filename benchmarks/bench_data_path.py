@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 LARGER = int(os.environ.get("SCALR_BENCH_EVENTS", "3000000"))
 SIZES = (LARGER // 10, LARGER)
@@ -59,8 +59,8 @@ def main() -> dict:
 
 def reading(folder: Path, events: int) -> dict[str, float]:
     """Seconds of each step for a log of so many source events."""
-    from scalr_prod.feast_store import apply_feature_repo, join_point_in_time
-    from scalr_prod.generation import slices
+    from scalr_prod.features import apply_feature_repo, join_point_in_time
+    from scalr_prod.generation import shards
     from scalr_prod.generation.plan import run_settings
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
@@ -81,12 +81,12 @@ def reading(folder: Path, events: int) -> dict[str, float]:
         run_id=f"run_{0:016x}",
     )
     for partitions in PARTITIONS:
-        slices.remove_shards(settings, spec)
-        figures[f"lay_out_{partitions}_s"] = seconds(lambda: slices.write_shards(settings, spec, partitions))  # noqa: B023
+        shards.remove_shards(settings, spec)
+        figures[f"lay_out_{partitions}_s"] = seconds(lambda: shards.write_shards(settings, spec, partitions))  # noqa: B023
         figures[f"tasks_{partitions}_s"] = seconds(lambda: read_all(settings, spec, partitions))  # noqa: B023
         figures[f"together_{partitions}_s"] = round(figures[f"lay_out_{partitions}_s"] + figures[f"tasks_{partitions}_s"], 2)
         figures[f"joined_{partitions}_s"] = seconds(lambda: join_all(settings, spec, partitions))  # noqa: B023
-        of_task = list(slices.read_shards(settings, spec, partitions // 2, partitions))
+        of_task = list(shards.read_shards(settings, spec, partitions // 2, partitions))
         asked = of_task[len(of_task) // 2][0].select(["user_id", "item_id", "event_timestamp"])
         took = [seconds(lambda: join_point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
         figures[f"histories_{partitions}_s"] = statistics.median(took)
@@ -97,16 +97,16 @@ def reading(folder: Path, events: int) -> dict[str, float]:
 
 def read_all(settings: Settings, spec: Any, partitions: int) -> int:
     """What all tasks of a run read of its contexts."""
-    from scalr_prod.generation.slices import read_shards
+    from scalr_prod.generation.shards import read_shards
 
     return sum(len(rows) for number in range(partitions) for rows, _ in read_shards(settings, spec, number, partitions))
 
 
 def join_all(settings: Settings, spec: Any, partitions: int) -> int:
     """The histories of all contexts of a run, joined as `generate_part` does it in one worker."""
-    from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.feast_store import join_point_in_time, open_feature_store
-    from scalr_prod.generation.slices import read_shards
+    from scalr_prod.features import join_point_in_time, open_feature_store
+    from scalr_prod.generation.shards import read_shards
+    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
 
     store, joined = open_feature_store(settings), 0
     for number in range(partitions):
@@ -127,7 +127,7 @@ def lake_tables() -> tuple:
 
 def settings_of(folder: Path, events: int) -> Settings:
     """A project whose logs are there: users with names, items with numbers as text."""
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
 
     rng = np.random.default_rng(0)
     for name, count in (("source", events), ("target", events // 10)):
@@ -181,9 +181,9 @@ def bare_append(folder: Path, rows: pa.Table) -> dict[str, float]:
 
 def commits(folder: Path, rows: pa.Table, held: int) -> dict[str, float]:
     """Seconds of opening the view, of the look at a window, of the commit, and of all three, where so many events lie in other windows."""
-    from scalr_prod.contracts import Table
     from scalr_prod.lake import Lake
-    from scalr_prod.pieces import ViewRegion, count_rows_by_run
+    from scalr_prod.publication.regions import ViewRegion, count_rows_by_run
+    from scalr_prod.schemas import Table
 
     table, lake = Table.SYNTHETIC_TARGET_EVENTS, Lake(str(folder / f"lake_{held}"))
     lake.create(table, rows.schema)
@@ -228,7 +228,7 @@ def plain_write(folder: Path, rows: pa.Table) -> None:
 
 def published(count: int, *, day: int) -> pa.Table:
     """Rows of the feature view within one day."""
-    from scalr_prod.contracts import Table, table_schema
+    from scalr_prod.schemas import Table, table_schema
 
     rng = np.random.default_rng(day)
     times = micros(START) + day * DAY_US + rng.integers(0, DAY_US, count)

@@ -1,4 +1,4 @@
-"""What a default `scalr run` brings a recommender, scored with `implicit` alone: nothing of `scalr_prod.downstream` is used.
+"""What a default `scalr run` brings a recommender, scored with `implicit` alone: nothing of `scalr_prod.evaluation` is used.
 
 Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in the files
 that the project reads. ALS is fitted on the training set's rows with their weights, on real rows alone and on all rows, and the best of

@@ -53,13 +53,13 @@ def main() -> dict[str, Any]:
 
 def judged(queries: tuple[str, str]) -> dict[str, Any]:
     """One pair: synthetic events for each real one, NDCG@20 of real events alone, and by how much each λ is ahead of it (%)."""
-    from scalr_prod.downstream.arms import ArmChoice, ArmDataBuilder
-    from scalr_prod.downstream.models import family_hyperparameters
-    from scalr_prod.downstream.scene import EvaluationSplit
-    from scalr_prod.downstream.translation import DrawOptions
-    from scalr_prod.downstream.trial import SplitEvaluator
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation.arms import ArmChoice, ArmDataBuilder
+    from scalr_prod.evaluation.evaluator import SplitEvaluator
+    from scalr_prod.evaluation.models import family_hyperparameters
+    from scalr_prod.evaluation.split import EvaluationSplit
+    from scalr_prod.evaluation.translation import DrawOptions
     from scalr_prod.ingest import ingest
-    from scalr_prod.settings import load_settings
 
     with tempfile.TemporaryDirectory() as scratch:
         for role, query in zip(("source", "target"), queries, strict=True):

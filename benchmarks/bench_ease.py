@@ -71,8 +71,8 @@ def main() -> dict[str, Any]:
     logs = DATA / "yelp_restaurants_other"
     if not logs.exists():
         return {"skipped": f"Yelp's logs are not at {logs}; set SCALR_TEST_DATA"}
-    from scalr_prod.downstream.scene import EvaluationSplit
-    from scalr_prod.downstream.trial import SplitEvaluator
+    from scalr_prod.evaluation.evaluator import SplitEvaluator
+    from scalr_prod.evaluation.split import EvaluationSplit
 
     with tempfile.TemporaryDirectory() as folder:
         validation, tests = _scenes(Path(folder), logs, EvaluationSplit)
@@ -84,9 +84,9 @@ def main() -> dict[str, Any]:
 
 
 def _scenes(folder: Path, logs: Path, scene: Any) -> tuple[Any, list[Any]]:
-    from scalr_prod.downstream.evaluation import _choose_cutoffs
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation.evaluation import _choose_cutoffs
     from scalr_prod.ingest import ingest
-    from scalr_prod.settings import load_settings
 
     config = folder / "scalr.toml"
     config.write_text(SETTINGS.format(folder=logs))

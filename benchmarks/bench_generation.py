@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.bench_run import DATA, PeakMemory
 
 if TYPE_CHECKING:
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 ROUNDS = 3
 TARGET = 0.85
@@ -75,10 +75,10 @@ def measure(settings: Settings) -> dict:
 
 def prepare(folder: Path, name: str) -> Settings:
     """A project with histories, a Feast repository and a translator."""
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
-    from scalr_prod.settings import load_settings
     from scalr_prod.translator import train
 
     settings = load_settings(write_settings(folder, *DATA_SETS[name]) if name in DATA_SETS else make_logs(folder))
@@ -106,11 +106,11 @@ def write_settings(folder: Path, data: str, source: str, target: str) -> Path:
 
 def in_process(settings, spec) -> float:
     """Contexts/s of the module in this process, with the threads that the server has, over one bucket of the run."""
-    from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.generation.bucket import iter_requests, read_contexts, sort_for_scoring
-    from scalr_prod.generation.contexts import ConsumptionIndex
-    from scalr_prod.scoring import LocalScorer
+    from scalr_prod.generation.context_query import iter_requests, read_contexts, sort_for_scoring
+    from scalr_prod.generation.encoding import ConsumptionIndex
+    from scalr_prod.serving.client import LocalScorer
     from scalr_prod.translator import load_version
+    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
 
     version = load_version(settings, spec.translator_version)
     vocabulary = version.vocabulary()

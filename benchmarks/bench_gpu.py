@@ -24,10 +24,10 @@ import torch
 
 from benchmarks.bench_limits import copied, long_ones
 from benchmarks.bench_scoring import TARGET_ITEMS, write_project
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
 from scalr_prod.translator.estimators import attention
 from scalr_prod.translator.estimators.pretraining import make_optimizer, train_step

@@ -69,8 +69,8 @@ def main() -> dict:
 
 def direction(source: str, target: str, scratch: Path) -> dict:
     """Every evaluation of one direction: cold fraction → family → report."""
-    from scalr_prod.downstream import evaluate
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation import evaluate
 
     config = write_settings(DATA / "amazon_food_kitchen", source, target, scratch, SETTINGS)
     tables: dict[str, dict] = {}

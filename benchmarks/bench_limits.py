@@ -25,13 +25,13 @@ from safetensors import safe_open
 
 from benchmarks import bare
 from benchmarks.bench_scoring import TARGET_ITEMS, make_contexts, write_project
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import Contexts, TranslatorModule, load_version, train
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity
-from scalr_prod.translator.fused.passes import ITEMS_PER_BLOCK
+from scalr_prod.translator.kernels.executor import ITEMS_PER_BLOCK
 from scalr_prod.translator.module import METADATA_KEY
 
 if TYPE_CHECKING:

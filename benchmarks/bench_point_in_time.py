@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.resident import peak_memory_mb
+from scalr_prod.core.memory import peak_memory_mb
 
 EVENTS, SPINE, USERS, LENGTH, ROUNDS = 1_000_000, 200_000, 20_000, 20, 5
 #: `large` has so many times the rows, and the spine's.
@@ -145,7 +145,7 @@ def ours(folder: Path, name: str, spine: pa.Table) -> Any:
     from feast.data_format import DeltaFormat
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.feast_store.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
 
     source = FileSource(
         path=str(folder / name),

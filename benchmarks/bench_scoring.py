@@ -16,14 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import ensure_serving
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.client import open_scorer
 from scalr_prod.translator import train
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.data.contexts import Contexts
 
 USERS, SOURCE_ITEMS, TARGET_ITEMS = 3_000, 5_000, 10_000
 SOURCE_EVENTS, TARGET_EVENTS = 60_000, 60_000

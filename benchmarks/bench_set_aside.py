@@ -102,9 +102,9 @@ def _measured(name: str, pair: Pair) -> dict[str, Any]:
 
 def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
     """One pair: its size, what the baselines reach, what was chosen, and what the other choice would have brought."""
-    from scalr_prod.downstream import evaluate
-    from scalr_prod.downstream.bar import STRICT
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation import evaluate
+    from scalr_prod.evaluation.acceptance import STRICT
 
     sizes = {}
     for role, query in zip(("source", "target"), queries, strict=True):
@@ -150,11 +150,11 @@ def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
 
 def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """What a choice that was not taken gains over real events alone, as they were tuned, on the test slice."""
-    from scalr_prod.downstream.arms import ArmDataBuilder
-    from scalr_prod.downstream.panel import UserPanel
-    from scalr_prod.downstream.scene import EvaluationSplit
-    from scalr_prod.downstream.statistics import TwoWayBootstrap
-    from scalr_prod.downstream.trial import SplitEvaluator
+    from scalr_prod.evaluation.arms import ArmDataBuilder
+    from scalr_prod.evaluation.evaluator import SplitEvaluator
+    from scalr_prod.evaluation.split import EvaluationSplit
+    from scalr_prod.evaluation.statistics import TwoWayBootstrap
+    from scalr_prod.evaluation.user_panel import UserPanel
 
     scene = EvaluationSplit.from_settings(
         settings, datetime.fromisoformat(report["cutoffs"][0]), end=None, cold_fraction=COLD, name="test"
@@ -188,8 +188,8 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
 
 def _choice(found: dict[str, Any]) -> Any:
     """From JSON, which has no infinity: no decay is null there."""
-    from scalr_prod.downstream.arms import ArmChoice
-    from scalr_prod.downstream.translation import DrawOptions
+    from scalr_prod.evaluation.arms import ArmChoice
+    from scalr_prod.evaluation.translation import DrawOptions
 
     options = {name: inf if value is None else value for name, value in found["options"].items()}
     groups = {name: tuple(found[name]) for name in ("weights", "boost")}

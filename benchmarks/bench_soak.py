@@ -24,15 +24,15 @@ import numpy as np
 import psutil
 
 from benchmarks.bench_scoring import make_contexts, write_project
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.ledger import run_folder
-from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import serve_with_watchdog
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.translator import train
 
 SECONDS = float(os.environ.get("SCALR_SOAK_S", "600"))

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.bench_run import DATA, DIRECTIONS, write_settings
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import evaluate, train
 
 #: Of the best estimator's NDCG@20, and of the frequency estimator's for users without target history.

@@ -73,14 +73,14 @@ def start_forkserver(items: int) -> None:
         "PROMETHEUS_MULTIPROC_DIR",
     ):  # of this process's Feast, see `generation.cluster`
         os.environ.pop(name, None)
-    get_context("forkserver").set_forkserver_preload(["scalr_prod.generation.forked", "benchmarks.simulated"])
+    get_context("forkserver").set_forkserver_preload(["scalr_prod.generation.fork_probe", "benchmarks.simulated"])
     forkserver.ensure_running()
 
 
 def run(folder: Path, workers: int, contexts: float = 1.0) -> dict[str, float]:
     """One run over a part of the year that has so many workers' contexts, or a share of them."""
+    from scalr_prod.config.settings import load_settings
     from scalr_prod.generation import generate, plan_run
-    from scalr_prod.settings import load_settings
 
     known, end = START + timedelta(days=DAYS), START + timedelta(days=DAYS * workers * contexts / max(WORKERS))
     settings = load_settings(

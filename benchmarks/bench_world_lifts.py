@@ -49,8 +49,8 @@ def main() -> dict[str, Any]:
 
 def lift(world: World, folder: Path) -> dict[str, Any]:
     """λ by segment, NDCG@20 of each arm, and the gain over the best baseline."""
-    from scalr_prod.downstream import evaluate
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.evaluation import evaluate
 
     settings = load_settings(world.make().write(folder, SETTINGS))
     report = evaluate(settings, arms=("translator", "shuffled", "model_level_transfer")).to_json()

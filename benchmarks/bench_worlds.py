@@ -3,7 +3,7 @@
 Each world is fitted and measured as `scalr translator evaluate` does it: parameters on the first eight tenths of the target events,
 without those of half of the users; weights on the next tenth; figures on the last tenth. Nats are the mean -log P(item) of the hidden
 users' events there that are new to their users, over the items seen before that are new to them too. ``recovered`` is (popularity -
-mixture) / (popularity - oracle). ``information`` is what `scalr_prod.translator.information` measures, by which the gate accepts or
+mixture) / (popularity - oracle). ``information`` is what `scalr_prod.translator.information_gain` measures, by which the gate accepts or
 refuses a run.
 """
 
@@ -21,21 +21,21 @@ from typing import Any
 import torch
 
 from benchmarks.worlds import World, WorldLogs
-from scalr_prod.feast_store import apply_feature_repo
-from scalr_prod.hashing import hash_fold
+from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.hashing import hash_fold
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
-from scalr_prod.settings import load_settings
-from scalr_prod.translator.fitting import (
+from scalr_prod.translator.data.event_log import EventLog, data_end, read_event_log
+from scalr_prod.translator.data.training_pairs import TrainingSlice
+from scalr_prod.translator.trainer import (
     fit_calibration,
     fit_parameter_sets,
     label_rows_between,
     measure_components,
     time_quantile,
 )
-from scalr_prod.translator.log import EventLog, data_end, read_event_log
-from scalr_prod.translator.pairs import TrainingSlice
 
 #: The world whose knobs are turned, one at a time. `World()` is one with eight times the users.
 SMALL = World(users=1_000, topics=15, source_items=450, target_items=450)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-import scalr_prod.generation.warm
-import scalr_prod.scoring
-from scalr_prod.translator.contexts import Samples
+import scalr_prod.generation.worker_preload
+import scalr_prod.serving.client
+from scalr_prod.translator.data.contexts import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.data.contexts import Contexts
 
 #: Seconds that a context takes, and the number of target items to draw from.
 SECONDS = float(os.environ.get("SCALR_BENCH_SECONDS_A_CONTEXT", "0"))
@@ -26,7 +26,7 @@ ITEMS = int(os.environ.get("SCALR_BENCH_ITEMS", "0"))
 
 
 class SimulatedScorer:
-    """See `scalr_prod.scoring.Scorer`."""
+    """See `scalr_prod.serving.client.Scorer`."""
 
     version = 1
 
@@ -53,8 +53,8 @@ class SimulatedScorer:
 
 
 def open_simulated(*_: Any, **__: Any) -> SimulatedScorer:
-    """In the place of `scalr_prod.scoring.open_scorer`."""
+    """In the place of `scalr_prod.serving.client.open_scorer`."""
     return SimulatedScorer()
 
 
-scalr_prod.scoring.open_scorer = open_simulated
+scalr_prod.serving.client.open_scorer = open_simulated

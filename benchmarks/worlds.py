@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.hashing import hash_fold
-from scalr_prod.translator.events import DomainEvents as LogEvents
-from scalr_prod.translator.log import EventLog
+from scalr_prod.core.hashing import hash_fold
+from scalr_prod.translator.data.domain_events import DomainEvents as LogEvents
+from scalr_prod.translator.data.event_log import EventLog
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
+from scalr_prod.core.lazy_exports import lazy_exports
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
-    from scalr_prod.downstream import DownstreamModel, EvaluationReport, Interactions
+    from scalr_prod.config.settings import Settings, load_settings
     from scalr_prod.errors import ScalrError
+    from scalr_prod.evaluation import DownstreamModel, EvaluationReport, Interactions
     from scalr_prod.ingest import LogReader
+    from scalr_prod.pipeline import PipelineReport, StageState
     from scalr_prod.project import Project
     from scalr_prod.quality import GateRule
-    from scalr_prod.settings import Settings, load_settings
-    from scalr_prod.stages import PipelineReport, StageState
     from scalr_prod.training_set import TrainingSet
     from scalr_prod.translator import Estimator
 

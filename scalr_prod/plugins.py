@@ -205,11 +205,11 @@ MODELS: Final = PluginGroup(
     "[downstream] models",
     EvaluationError,
     {
-        "als": "scalr_prod.downstream.models.als:ImplicitAls",
-        "sasrec": "scalr_prod.downstream.models.sasrec:SasRec",
-        "two_tower": "scalr_prod.downstream.models.two_tower:TwoTower",
-        "feature_ranker": "scalr_prod.downstream.models.feature_ranker:FeatureRanker",
-        "stacked_ranker": "scalr_prod.downstream.models.stacked_ranker:StackedRanker",
+        "als": "scalr_prod.evaluation.models.als:ImplicitAls",
+        "sasrec": "scalr_prod.evaluation.models.sasrec:SasRec",
+        "two_tower": "scalr_prod.evaluation.models.two_tower:TwoTower",
+        "feature_ranker": "scalr_prod.evaluation.models.feature_ranker:FeatureRanker",
+        "stacked_ranker": "scalr_prod.evaluation.models.stacked_ranker:StackedRanker",
     },
 )
 READERS: Final = PluginGroup(
@@ -218,11 +218,11 @@ READERS: Final = PluginGroup(
     "[domains.*] format",
     UnreadableInput,
     {
-        "parquet": "scalr_prod.ingest.files:Parquet",
-        "csv": "scalr_prod.ingest.files:Csv",
-        "jsonl": "scalr_prod.ingest.files:JsonLines",
-        "delta": "scalr_prod.ingest.tables:Delta",
-        "iceberg": "scalr_prod.ingest.tables:Iceberg",
+        "parquet": "scalr_prod.ingest.sources.files:Parquet",
+        "csv": "scalr_prod.ingest.sources.files:Csv",
+        "jsonl": "scalr_prod.ingest.sources.files:JsonLines",
+        "delta": "scalr_prod.ingest.sources.lakehouse:Delta",
+        "iceberg": "scalr_prod.ingest.sources.lakehouse:Iceberg",
     },
 )
 STAGE_HOOKS: Final = PluginGroup(
@@ -230,5 +230,8 @@ STAGE_HOOKS: Final = PluginGroup(
     "stage hook",
     "entry points scalr_prod.stage_hooks",
     ScalrError,
-    {"lineage": "scalr_prod.lineage:LineageHook", "metrics": "scalr_prod.metrics.export_metrics:MetricsHook"},
+    {
+        "lineage": "scalr_prod.integrations.lineage:LineageHook",
+        "metrics": "scalr_prod.integrations.metrics.export_metrics:MetricsHook",
+    },
 )

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from scalr_prod import stages
+from scalr_prod import pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from scalr_prod.canary import CanaryReport
-    from scalr_prod.downstream import EvaluationReport
-    from scalr_prod.experiment import ExperimentReport
-    from scalr_prod.explain import Explanation
-    from scalr_prod.feast_store import ExportFormat, FeastExport
-    from scalr_prod.forgetting import ErasureReport
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.evaluation import EvaluationReport
+    from scalr_prod.features import ExportFormat, FeastExport
     from scalr_prod.generation import GenerationReport
     from scalr_prod.histories import HistoriesReport
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
     from scalr_prod.operations import RetentionReport
-    from scalr_prod.publication import PublicationReport
+    from scalr_prod.operations.erasure import ErasureReport
+    from scalr_prod.operations.holdout_experiment import ExperimentReport
+    from scalr_prod.operations.provenance import Explanation
+    from scalr_prod.publication.canary import CanaryReport
+    from scalr_prod.publication.commit import PublicationReport
+    from scalr_prod.publication.toggle import ToggleReport
     from scalr_prod.quality import GateReport, Verdict
-    from scalr_prod.report import WrittenReport
-    from scalr_prod.scoring import Scorer
+    from scalr_prod.reporting import WrittenReport
     from scalr_prod.serving import PromotionDecision, PromotionReport
-    from scalr_prod.settings import Settings
-    from scalr_prod.switch import ToggleReport
+    from scalr_prod.serving.client import Scorer
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
     from scalr_prod.translator import BacktestReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
@@ -90,7 +90,7 @@ class Project:
         Raises:
             SettingsError: No such file, an unknown key, or an impossible value; names the key.
         """
-        from scalr_prod.settings import Settings, load_settings, settings_from_dict
+        from scalr_prod.config.settings import Settings, load_settings, settings_from_dict
 
         if isinstance(source, str | Path):
             return cls(load_settings(source, **overrides), progress=progress)
@@ -135,7 +135,7 @@ class Project:
         Raises:
             FeatureStoreError: There is no feature repository yet.
         """
-        from scalr_prod.feast_store import open_feature_store
+        from scalr_prod.features import open_feature_store
 
         self._feature_store = self._feature_store or open_feature_store(self.settings)
         return self._feature_store
@@ -153,8 +153,8 @@ class Project:
             TranslatorNotFound: No such version.
             ServingError: Triton cannot be started.
         """
-        from scalr_prod.scoring import open_scorer
         from scalr_prod.serving import serve_with_watchdog
+        from scalr_prod.serving.client import open_scorer
         from scalr_prod.translator import resolve_version
 
         version = resolve_version(self.settings, version).version
@@ -165,7 +165,7 @@ class Project:
 
     # --- the stages
 
-    def run(self) -> stages.PipelineReport:
+    def run(self) -> pipeline.PipelineReport:
         """Everything, from two logs to a published feature view and a training set beside it.
 
         Where λ is 0 for all users (by the policy or the settings), no event is generated or published.
@@ -173,9 +173,9 @@ class Project:
         Raises:
             ScalrError: Any stage's, with the stage and the run named.
         """
-        return stages.PipelineReport.from_context(self._walk(stages.stages_to(), whole=True))
+        return pipeline.PipelineReport.from_context(self._walk(pipeline.stages_to(), whole=True))
 
-    def dry_run(self, stage: str | None = None) -> stages.DryRun:
+    def dry_run(self, stage: str | None = None) -> pipeline.DryRun:
         """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
 
         Args:
@@ -185,8 +185,8 @@ class Project:
             The run's window, users and contexts where they are known; of each stage whether it would be done, and its seconds where former
             runs tell.
         """
-        graph = stages.stages_to() if stage is None else stages.single_stage(stage)
-        return stages.dry_run(self.settings, graph, whole=stage is None)
+        graph = pipeline.stages_to() if stage is None else pipeline.single_stage(stage)
+        return pipeline.dry_run(self.settings, graph, whole=stage is None)
 
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
         """Read the logs into the lake; reading the same input twice adds nothing.
@@ -209,7 +209,7 @@ class Project:
         """Build users' histories and items' statistics as of every event, and bring the feature views up to date."""
         self._feature_store = None
         report: HistoriesReport = self._do("histories")
-        self._walk(stages.single_stage("feast"))
+        self._walk(pipeline.single_stage("feast"))
         return report
 
     def train(self, trained_until: datetime | None = None) -> TrainReport:
@@ -352,14 +352,14 @@ class Project:
         Raises:
             DomainsMixed: The lake's tables were made for other domains.
         """
-        from scalr_prod.binding import open_project_lake
-        from scalr_prod.contracts import Table
+        from scalr_prod.lake.binding import open_project_lake
         from scalr_prod.quality.drift import rows_in_view
+        from scalr_prod.schemas import Table
 
         lake, published = open_project_lake(self.settings), self.ledger.publications()
         return rows_in_view(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
 
-    def resume(self, run_id: str) -> stages.PipelineReport:
+    def resume(self, run_id: str) -> pipeline.PipelineReport:
         """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
 
         Args:
@@ -371,7 +371,7 @@ class Project:
         Raises:
             RunNotFound: No such run.
         """
-        return stages.resume_run(self.settings, run_id, progress=self.progress)
+        return pipeline.resume_run(self.settings, run_id, progress=self.progress)
 
     def rollback(self, run_id: str) -> PublicationReport:
         """Take a published run out of the feature view, and bring back the rows that it had replaced.
@@ -387,11 +387,11 @@ class Project:
             PublicationError: The run was never published, or publication is switched off.
         """
         from scalr_prod.errors import PublicationError, RunNotFound
-        from scalr_prod.publication import rollback_run
+        from scalr_prod.publication.commit import rollback_run
 
         refusals = (RunNotFound, PublicationError)
-        scope = stages.StageScope(self.settings, "rollback", run_id=lambda: run_id, refusals=refusals)
-        with stages.stage_hooks(scope):
+        scope = pipeline.StageScope(self.settings, "rollback", run_id=lambda: run_id, refusals=refusals)
+        with pipeline.stage_hooks(scope):
             return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:
@@ -457,7 +457,7 @@ class Project:
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
         """
-        from scalr_prod.downstream import evaluate
+        from scalr_prod.evaluation import evaluate
 
         return evaluate(
             self.settings,
@@ -484,19 +484,19 @@ class Project:
             RunNotFound: This project has no such run.
             ReportError: The page cannot be drawn.
         """
-        from scalr_prod.report import write_report
+        from scalr_prod.reporting import write_report
 
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
 
-    def status(self) -> list[stages.StageState]:
+    def status(self) -> list[pipeline.StageState]:
         """Which stages are done, in their order, and the command that does each."""
-        return stages.stage_states(self.settings)
+        return pipeline.stage_states(self.settings)
 
     # --- operations on published data
 
     def publication_state(self) -> ToggleReport:
         """Whether the project publishes, and what the feature view holds, or holds back."""
-        from scalr_prod.switch import publication_state
+        from scalr_prod.publication.toggle import publication_state
 
         return publication_state(self.settings)
 
@@ -506,7 +506,7 @@ class Project:
         Raises:
             TableNotFound: There is no view yet.
         """
-        from scalr_prod.switch import disable_publication
+        from scalr_prod.publication.toggle import disable_publication
 
         return disable_publication(self.settings)
 
@@ -517,7 +517,7 @@ class Project:
             PublicationError: Somebody has written rows to the view while it was off.
             LakeError: Files of the rows are gone.
         """
-        from scalr_prod.switch import enable_publication
+        from scalr_prod.publication.toggle import enable_publication
 
         return enable_publication(self.settings)
 
@@ -534,7 +534,7 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
         """
-        from scalr_prod.canary import widen_canaries
+        from scalr_prod.publication.canary import widen_canaries
 
         return widen_canaries(self.settings, runs, share=share)
 
@@ -550,7 +550,7 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users; or publication is switched off.
         """
-        from scalr_prod.canary import withdraw_canaries
+        from scalr_prod.publication.canary import withdraw_canaries
 
         return withdraw_canaries(self.settings, runs)
 
@@ -568,7 +568,7 @@ class Project:
             TranslatorNotFound: Its translator version is no longer there.
             LakeError: A table is no longer there as the run read it.
         """
-        from scalr_prod.explain import explain_event
+        from scalr_prod.operations.provenance import explain_event
 
         return explain_event(self.settings, event_id)
 
@@ -582,7 +582,7 @@ class Project:
         Raises:
             ReportError: The port is taken.
         """
-        from scalr_prod.ui import serve
+        from scalr_prod.reporting.ui import serve
 
         serve(self.settings, port=port, on_started=started)
 
@@ -601,7 +601,7 @@ class Project:
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
             EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
         """
-        from scalr_prod.experiment import analyze_experiment
+        from scalr_prod.operations.holdout_experiment import analyze_experiment
 
         return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
 
@@ -621,7 +621,7 @@ class Project:
             ForeignFiles: A file or folder of that name lies there that this command did not make.
             FeatureStoreError: There is no ``feature_store.yaml`` to tell the format from, or nothing can be written there.
         """
-        from scalr_prod.feast_store import export_definitions
+        from scalr_prod.features import export_definitions
 
         return export_definitions(self.settings, Path(folder), form)
 
@@ -638,8 +638,8 @@ class Project:
             ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.forgetting import erase_users
-        from scalr_prod.stages import stage_context
+        from scalr_prod.operations.erasure import erase_users
+        from scalr_prod.pipeline import stage_context
 
         with stage_context("forget"):
             return erase_users(self.settings, users)
@@ -657,8 +657,8 @@ class Project:
             ForgettingError: No item is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.forgetting import erase_items
-        from scalr_prod.stages import stage_context
+        from scalr_prod.operations.erasure import erase_items
+        from scalr_prod.pipeline import stage_context
 
         with stage_context("forget"):
             return erase_items(self.settings, items)
@@ -673,17 +673,17 @@ class Project:
             What was removed, or would be, by kind.
         """
         from scalr_prod.operations import apply_retention
-        from scalr_prod.stages import stage_context
+        from scalr_prod.pipeline import stage_context
 
         with stage_context("maintain"):
             return apply_retention(self.settings, dry_run=dry_run)
 
     def _do(self, name: str, *, run_id: str | None = None, **asked: Any) -> Any:
-        return self._walk(stages.single_stage(name), run_id=run_id, **asked).reports[name]
+        return self._walk(pipeline.single_stage(name), run_id=run_id, **asked).reports[name]
 
-    def _walk(self, graph: tuple[stages.Stage, ...], *, run_id: str | None = None, **asked: Any) -> stages.PipelineContext:
+    def _walk(self, graph: tuple[pipeline.Stage, ...], *, run_id: str | None = None, **asked: Any) -> pipeline.PipelineContext:
         if run_id is not None:
-            job = stages.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
+            job = pipeline.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
         else:
-            job = stages.PipelineContext(self.settings, progress=self.progress, **asked)
-        return stages.execute_stages(job, graph)
+            job = pipeline.PipelineContext(self.settings, progress=self.progress, **asked)
+        return pipeline.execute_stages(job, graph)

@@ -14,8 +14,8 @@ from typing import Any
 import typer.main
 
 from scalr_prod import errors
-from scalr_prod.cli import app
-from scalr_prod.explanation import render_reference
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings_reference import render_reference
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands

@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from scalr_prod.errors import ServingError  # noqa: E402 - found through the line above
-from scalr_prod.serving.installer import install_serving  # noqa: E402 - as above
-from scalr_prod.serving.interpreters import LOCAL_SCORER_HINT  # noqa: E402 - as above
-from scalr_prod.serving.virtualenvs import EnvironmentSpec, build_environment, install_uv  # noqa: E402 - as above
+from scalr_prod.serving.install.installer import install_serving  # noqa: E402 - as above
+from scalr_prod.serving.install.interpreters import LOCAL_SCORER_HINT  # noqa: E402 - as above
+from scalr_prod.serving.install.virtualenvs import EnvironmentSpec, build_environment, install_uv  # noqa: E402 - as above
 
 
 def main(name: str) -> None:

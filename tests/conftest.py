@@ -184,7 +184,7 @@ def project(settings_with) -> Path:
 @pytest.fixture(scope="session")
 def make_project():
     """Write two domains' logs and a scalr.toml into a folder; gives the settings."""
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
 
     def make(folder: Path, extra: str = "", **made):
         return load_settings(write_toml(make_two_domains(folder, **made), extra))
@@ -194,7 +194,7 @@ def make_project():
 
 @pytest.fixture
 def settings(two_domains: TwoDomains):
-    from scalr_prod.settings import load_settings
+    from scalr_prod.config.settings import load_settings
 
     return load_settings(write_toml(two_domains))
 
@@ -254,10 +254,10 @@ def trained_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_trained_home(logs: Path) -> None:
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.config.settings import load_settings
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
-    from scalr_prod.settings import load_settings
     from scalr_prod.translator import train
 
     config = write_toml(make_two_domains(logs))

@@ -30,8 +30,8 @@ from typing import Any, Self
 #: Stages in the order of a run; a kill of one of them starts from a copy of the home as it was before it.
 STAGES = ("ingest", "histories", "feast", "translator", "plan", "generate", "validate", "publish", "dataset")
 _PRELOAD = (
-    "scalr_prod.stages",
-    "scalr_prod.publication",
+    "scalr_prod.pipeline",
+    "scalr_prod.publication.commit",
     "scalr_prod.ledger.store",
     "scalr_prod.training_set.build",
     "feast",
@@ -171,9 +171,9 @@ def kill_family(pid: int) -> None:
 
 def view(config: Path, **sections: Any) -> Any:
     """The feature view's rows, sorted."""
-    from scalr_prod.contracts import Table
+    from scalr_prod.config.settings import load_settings
     from scalr_prod.lake import Lake
-    from scalr_prod.settings import load_settings
+    from scalr_prod.schemas import Table
 
     rows = Lake.open(load_settings(config, **sections)).read(Table.SYNTHETIC_TARGET_EVENTS)
     return rows.select(sorted(rows.schema.names)).sort_by("event_id").combine_chunks().replace_schema_metadata()
@@ -218,7 +218,7 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
     os.environ.update(options.pop("environment", {}))
     found: dict[str, Any] = {}
     try:
-        from scalr_prod.interrupts import graceful_shutdown
+        from scalr_prod.core.signals import graceful_shutdown
 
         with graceful_shutdown(), points:
             report = _ACTIONS[action](config, **options)
@@ -237,8 +237,8 @@ def _drive(config: str, action: str, kill: Kill | None, out: str, options: dict[
 
 
 def _run(config: str, snapshots: str | None = None, **sections: Any) -> Any:
+    from scalr_prod.config.settings import load_settings
     from scalr_prod.project import Project
-    from scalr_prod.settings import load_settings
 
     settings = load_settings(config, **sections)
     if snapshots is not None:
@@ -248,9 +248,9 @@ def _run(config: str, snapshots: str | None = None, **sections: Any) -> Any:
 
 def _resume(config: str, **sections: Any) -> Any:
     """As a user would: the run that the ledger lists first."""
+    from scalr_prod.config.settings import load_settings
     from scalr_prod.ledger import Ledger
-    from scalr_prod.settings import load_settings
-    from scalr_prod.stages import resume_run
+    from scalr_prod.pipeline import resume_run
 
     settings = load_settings(config, **sections)
     with Ledger.open(settings) as ledger:
@@ -279,13 +279,13 @@ class _Points:
         from sqlalchemy import Engine, event
 
         from scalr_prod.lake import tables
-        from scalr_prod.stages import walking
+        from scalr_prod.pipeline import runner
 
         sys.addaudithook(self._audit)
         for name in ("begin", "commit", "rollback"):
             event.listen(Engine, name, lambda _: self.reach())
         _around(tables, "commit_once", self.reach)
-        walking.stage_context = self._entering(walking.stage_context)
+        runner.stage_context = self._entering(runner.stage_context)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table, table_schema
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)

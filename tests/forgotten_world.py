@@ -14,12 +14,12 @@ from byte_search import in_redis, traces
 from redis_server import client
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
-from scalr_prod.downstream.isolation import create_sandbox
-from scalr_prod.generation.parts import open_part_writer, part_path
+from scalr_prod.evaluation.sandbox import create_sandbox
+from scalr_prod.generation.part_files import open_part_writer, part_path
 from scalr_prod.ledger import RunSpec, run_folder
 from scalr_prod.quality import GateReport
-from scalr_prod.quality.accept import write_accepted
+from scalr_prod.quality.outputs import write_accepted
+from scalr_prod.schemas import Table
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=40)

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from support.warm import forking
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.holdout import Holdout
+from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.quality import GateReport
-from scalr_prod.quality.accept import write_accepted
-from scalr_prod.settings import Settings, load_settings
+from scalr_prod.quality.outputs import write_accepted
+from scalr_prod.schemas import Table, table_schema
+from scalr_prod.workspace.user_assignment import Holdout
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 USERS, SOURCE_EVENTS, ITEMS = 20, 10, 10
@@ -235,7 +235,7 @@ def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
 
     Each call gets one more argument, a barrier to wait at.
     """
-    context = forking("scalr_prod.generation.warm")
+    context = forking("scalr_prod.generation.worker_preload")
     with context.Manager() as manager, context.Pool(len(arguments)) as pool:
         barrier = manager.Barrier(len(arguments))
         found = pool.starmap(work, [(*given, barrier) for given in arguments])

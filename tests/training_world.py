@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import DAYS, START, make_two_domains, write_toml
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import TrainingSet, build_training_set
-from scalr_prod.training_set.joining import join_features
+from scalr_prod.training_set.feature_join import join_features
 
 LENGTH = 6
 TRAILING = 30

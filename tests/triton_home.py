@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from scalr_prod.settings import Settings, load_settings
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.config.settings import Settings, load_settings
+from scalr_prod.translator.data.contexts import Contexts
 
 if TYPE_CHECKING:
     from pathlib import Path

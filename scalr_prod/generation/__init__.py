@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalr_prod.generation.driver import generate
-    from scalr_prod.generation.foresight import RunPreview, preview_run
+    from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.plan import plan_run
-    from scalr_prod.generation.report import GenerationReport
+    from scalr_prod.generation.preview import RunPreview, preview_run
+    from scalr_prod.generation.runner import generate
 
 __all__ = ["GenerationReport", "RunPreview", "generate", "plan_run", "preview_run"]
 

@@ -12,15 +12,15 @@ from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.duck import staging_folder
+from scalr_prod.core.signals import defer_signals
 from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
-from scalr_prod.interrupts import defer_signals
+from scalr_prod.workspace.duckdb import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 __all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel"]
 
@@ -159,7 +159,9 @@ def preload_workers(settings: Settings) -> None:
         return
     from multiprocessing import forkserver, get_context
 
-    get_context(_START_METHOD).set_forkserver_preload(["scalr_prod.generation.forked", "scalr_prod.generation.warm"])
+    get_context(_START_METHOD).set_forkserver_preload(
+        ["scalr_prod.generation.fork_probe", "scalr_prod.generation.worker_preload"]
+    )
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     feasts = [name for name in _FEAST_METRICS_VARIABLES if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
     removed = {name: os.environ.pop(name) for name in feasts}

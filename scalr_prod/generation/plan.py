@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
+from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
-from scalr_prod.holdout import Holdout
-from scalr_prod.instants import micros_to_datetime
 from scalr_prod.ledger import Ledger, RunSpec
-from scalr_prod.tombstones import ensure_retrained_in_time
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
+from scalr_prod.workspace.suppression_list import ensure_retrained_in_time
+from scalr_prod.workspace.user_assignment import Holdout
 
 if TYPE_CHECKING:
-    from scalr_prod.sections import GenerationSettings
-    from scalr_prod.settings import Settings
-    from scalr_prod.translator.versions import TranslatorVersion
+    from scalr_prod.config.sections import GenerationSettings
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.translator.registry import TranslatorVersion
 
 __all__ = ["TABLES_READ", "RunWindow", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
 
@@ -91,8 +91,8 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         TableNotFound: A stage was skipped.
         LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
     """
-    from scalr_prod.duck import open_duckdb, staging_folder
     from scalr_prod.lake import Lake
+    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
 
     wanted = settings.generation
     lake = Lake.open(settings)
@@ -196,7 +196,7 @@ def _empty_window_error(start: datetime | None, end: datetime, as_of: datetime, 
 def _choose_version(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
     """The version asked for, or the latest that has learned from nothing past the limit."""
     from scalr_prod.translator import resolve_version
-    from scalr_prod.translator.versions import models_dir
+    from scalr_prod.translator.registry import models_dir
 
     wanted = settings.generation
     if version is None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
+from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.histories.build import are_histories_current, build_histories
-    from scalr_prod.histories.report import HistoriesReport, TableReport
+    from scalr_prod.histories.build_reports import HistoriesReport, TableReport
 
 __all__ = ["HistoriesReport", "TableReport", "are_histories_current", "build_histories"]
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scalr_prod.binding import check_domains
-from scalr_prod.contracts import Table
-from scalr_prod.duck import open_duckdb, staging_folder
+from scalr_prod.core.delta_log import arrow_schema, files_dataset, row_count
+from scalr_prod.core.progress import track
 from scalr_prod.errors import CommitFailed, LakeError
-from scalr_prod.growth import arrow_schema, files_dataset, row_count
-from scalr_prod.histories.added import (
+from scalr_prod.histories.build_reports import HistoriesReport, TableReport
+from scalr_prod.histories.incremental import (
     BuildRecord,
     EventsTable,
     find_new_events,
@@ -25,10 +24,11 @@ from scalr_prod.histories.added import (
     sort_all_events,
     sort_new_events,
 )
-from scalr_prod.histories.knowledge import HistoryRows, KeyBatch
-from scalr_prod.histories.report import HistoriesReport, TableReport
+from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
 from scalr_prod.lake import Lake, commit_record
-from scalr_prod.progress import track
+from scalr_prod.lake.binding import check_domains
+from scalr_prod.schemas import Table
+from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from deltalake import DeltaTable
 
+    from scalr_prod.config.sections import HistorySettings
+    from scalr_prod.config.settings import Settings
     from scalr_prod.errors import ScalrError
-    from scalr_prod.sections import HistorySettings
-    from scalr_prod.settings import Settings
 
 __all__ = ["are_histories_current", "are_tables_current", "build_histories", "build_tables"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
+from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.ingest.protocol import Batch, LogReader, LogSource
-    from scalr_prod.ingest.report import DomainReport, IngestReport
-    from scalr_prod.ingest.work import ingest
+    from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
+    from scalr_prod.ingest.pipeline import ingest
+    from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
 
 __all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "ingest"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.contracts import ITEM_ID, Table
-from scalr_prod.ingest.commit import commit_key
+from scalr_prod.ingest.append import commit_key
 from scalr_prod.ingest.rows import (
     BATCH_ROWS,
     SQL_TYPES,
@@ -17,9 +16,10 @@ from scalr_prod.ingest.rows import (
     staged_rows_sql,
 )
 from scalr_prod.lake import retry_on_new_version
+from scalr_prod.schemas import ITEM_ID, Table
 
 if TYPE_CHECKING:
-    from scalr_prod.ingest.commit import StagedLog
+    from scalr_prod.ingest.append import StagedLog
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
 

@@ -7,10 +7,10 @@ import functools
 import operator
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID
-from scalr_prod.duck import escape_glob, quote_literal
-from scalr_prod.growth import UNBOUNDED, files_dataset, files_in_time_range
-from scalr_prod.instants import to_micros
+from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range
+from scalr_prod.core.timestamps import to_micros
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID
+from scalr_prod.workspace.duckdb import escape_glob, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.contracts import IdType, Table
     from scalr_prod.lake import Lake
+    from scalr_prod.schemas import IdType, Table
 
 __all__ = [
     "BATCH_ROWS",

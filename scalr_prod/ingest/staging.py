@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import EmptyInput
-from scalr_prod.ingest.cells import IdParser, first_true_index, parse_numbers, parse_texts, select_column
-from scalr_prod.ingest.columns import ColumnSelection
-from scalr_prod.ingest.contract import LeftOutRows, TypeWeights
-from scalr_prod.ingest.instants import TimestampParser
-from scalr_prod.ingest.limits import TimeBounds
-from scalr_prod.ingest.readers import read_path
-from scalr_prod.ingest.sql import read_query
+from scalr_prod.ingest.column_mapping import ColumnSelection
+from scalr_prod.ingest.column_parsers import IdParser, first_true_index, parse_numbers, parse_texts, select_column
+from scalr_prod.ingest.log_limits import LeftOutRows, TypeWeights
+from scalr_prod.ingest.sources.registry import read_path
+from scalr_prod.ingest.sources.sql import read_query
+from scalr_prod.ingest.time_bounds import TimeBounds
+from scalr_prod.ingest.timestamp_parser import TimestampParser
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.domains import LogColumns
-    from scalr_prod.ingest.cells import CellOrigin
-    from scalr_prod.ingest.protocol import Batch
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.domains import LogColumns
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ingest.column_parsers import CellOrigin
+    from scalr_prod.ingest.sources.protocol import Batch
 
 __all__ = [
     "EventParser",

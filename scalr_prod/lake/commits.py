@@ -8,17 +8,17 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown
 from scalr_prod.lake.storage import flatten_message
-from scalr_prod.written import emit_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from deltalake import CommitProperties, DeltaTable
 
-    from scalr_prod.contracts import Table
     from scalr_prod.lake.storage import TableStore
+    from scalr_prod.schemas import Table
 
 __all__ = ["CommitResult", "commit_once", "commit_record", "commit_records", "find_commit_version", "retry_on_new_version"]
 

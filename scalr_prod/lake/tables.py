@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist
 from scalr_prod.errors import CommitFailed
-from scalr_prod.growth import arrow_schema, ensure_files_exist
 from scalr_prod.lake.commits import CommitResult, commit_once, commit_records, find_commit_version
 from scalr_prod.lake.storage import TableStore, flatten_message
-from scalr_prod.lake.windows import checked_window, is_table_within, is_window_empty, window_sql
+from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from deltalake import CommitProperties, DeltaTable, WriterProperties
 
-    from scalr_prod.contracts import Table
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.schemas import Table
 
     RowSource: TypeAlias = "pa.Table | pa.RecordBatchReader"
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
-from scalr_prod.ledger.records import (
+from scalr_prod.core.lazy_exports import lazy_exports
+from scalr_prod.ledger.dto import (
     DatasetRecord,
     ModelVersion,
     Partition,
@@ -21,10 +21,10 @@ from scalr_prod.ledger.records import (
     StateChange,
     Transition,
 )
-from scalr_prod.ledger.spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
+from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
 
 if TYPE_CHECKING:
-    from scalr_prod.ledger.lease import Lease
+    from scalr_prod.ledger.leases import Lease
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [

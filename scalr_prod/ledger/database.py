@@ -13,17 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from scalr_prod.core.redaction import redact
 from scalr_prod.errors import LedgerError
-from scalr_prod.identity import ProjectIdentity
 from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.masking import redact
-from scalr_prod.ownership import claim_home
+from scalr_prod.workspace.identity import ProjectIdentity
+from scalr_prod.workspace.ownership import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 __all__ = ["LedgerDatabase", "with_psycopg_driver"]
 

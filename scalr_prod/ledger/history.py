@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
 
-from scalr_prod.ledger.models import TransitionRow
-from scalr_prod.ledger.projects import ProjectScopedDatabase
-from scalr_prod.ledger.records import StateChange, record_from_row
+from scalr_prod.ledger.dto import StateChange, record_from_row
+from scalr_prod.ledger.orm_tables import TransitionRow
+from scalr_prod.ledger.tenancy import ProjectScopedDatabase
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

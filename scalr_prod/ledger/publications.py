@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from scalr_prod.errors import LedgerError
-from scalr_prod.ledger.models import PublicationRow
-from scalr_prod.ledger.records import Publication, PublicationStatus, RunState, record_from_row
+from scalr_prod.ledger.dto import Publication, PublicationStatus, RunState, record_from_row
+from scalr_prod.ledger.orm_tables import PublicationRow
+from scalr_prod.ledger.run_spec import RunSpec
 from scalr_prod.ledger.runs import RunStore
-from scalr_prod.ledger.spec import RunSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,7 @@ class PublicationStore(RunStore):
             base_version: The table's Delta version.
             rows: Number of rows to be committed.
             replaced: Rows that the commit will remove, by run.
-            canary: The users that it is for, see `scalr_prod.holdout.Canary`; None: everybody.
+            canary: The users that it is for, see `scalr_prod.workspace.user_assignment.Canary`; None: everybody.
             widens: The earlier attempt, for fewer users, that this one replaces.
         """
         with self._write_session() as session:

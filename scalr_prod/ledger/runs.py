@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, RunNotFound, RunOfOtherProject, ScalrError
+from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS, Partition, Run, RunState, Transition, record_from_row
 from scalr_prod.ledger.history import ChangeLog
-from scalr_prod.ledger.models import PartitionRow, RunRow
-from scalr_prod.ledger.records import ALLOWED_TRANSITIONS, Partition, Run, RunState, Transition, record_from_row
-from scalr_prod.ledger.spec import RunSpec, check_run_id
+from scalr_prod.ledger.orm_tables import PartitionRow, RunRow
+from scalr_prod.ledger.run_spec import RunSpec, check_run_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

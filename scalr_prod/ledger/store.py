@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from scalr_prod.ledger.artefacts import ArtifactStore
-from scalr_prod.ledger.lease import LeaseStore
+from scalr_prod.ledger.leases import LeaseStore
 from scalr_prod.ledger.publications import PublicationStore
+from scalr_prod.ledger.registry import ArtifactStore
 
 __all__ = ["Ledger"]
 

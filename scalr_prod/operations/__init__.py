@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from scalr_prod.operations.upkeep import Removal, RetentionReport, apply_retention
+from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
 
 __all__ = ["Removal", "RetentionReport", "apply_retention"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
-from scalr_prod.quality.protocol import AuditedRun, FigureRule, GateRule, RowRule
-from scalr_prod.quality.report import GateReport, RuleOutcome
+from scalr_prod.core.lazy_exports import lazy_exports
+from scalr_prod.quality.gate_report import GateReport, RuleOutcome
+from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule, GateRule, RowRule
 from scalr_prod.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:
-    from scalr_prod.quality.check import check_dataset
+    from scalr_prod.quality.dataset_check import check_dataset
     from scalr_prod.quality.gate import validate_run
     from scalr_prod.quality.training_set import row_rules_digest, validate_training_set
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.quality.protocol import FigureRule
+from scalr_prod.quality.rule_protocol import FigureRule
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from scalr_prod.config.sections import QualitySettings
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Publication, RunSpec
-    from scalr_prod.quality.protocol import AuditedRun
-    from scalr_prod.sections import QualitySettings
+    from scalr_prod.quality.rule_protocol import AuditedRun
 
 __all__ = [
     "MIN_EVENTS",

@@ -8,32 +8,32 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from scalr_prod.binding import open_project_lake
-from scalr_prod.contracts import Table
+from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.progress import track
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
-from scalr_prod.generation.partition import candidate_schema
-from scalr_prod.generation.parts import file_sha256
+from scalr_prod.generation.part_files import file_sha256
+from scalr_prod.generation.task import candidate_schema
 from scalr_prod.lake import Lake
+from scalr_prod.lake.binding import open_project_lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.progress import track
-from scalr_prod.quality.accept import write_accepted, write_quarantine
 from scalr_prod.quality.audit import open_audit
 from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
-from scalr_prod.quality.expectations import open_gx_session
+from scalr_prod.quality.gate_report import GateReport, describe_failures
+from scalr_prod.quality.gx_engine import open_gx_session
+from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.information import information_figures, suggest_next_step
-from scalr_prod.quality.inspections import validate_columns, validate_figures, validate_rows
-from scalr_prod.quality.protocol import AuditedRun
-from scalr_prod.quality.report import GateReport, describe_failures
+from scalr_prod.quality.outputs import write_accepted, write_quarantine
+from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import EVENT_COLUMNS
-from scalr_prod.whole import write_json
+from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from scalr_prod.config.settings import Settings
     from scalr_prod.ledger import ModelVersion, Publication, Run, RunSpec
-    from scalr_prod.settings import Settings
 
 __all__ = ["validate_run"]
 

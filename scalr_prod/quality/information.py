@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate rules on the information gain measured when the translator was trained, see `scalr_prod.translator.information`."""
+"""Gate rules on the information gain measured when the translator was trained, see `scalr_prod.translator.information_gain`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.quality.protocol import FigureRule
+from scalr_prod.quality.rule_protocol import FigureRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scalr_prod.ledger import ModelVersion
-    from scalr_prod.quality.protocol import AuditedRun
-    from scalr_prod.quality.report import GateReport
+    from scalr_prod.quality.gate_report import GateReport
+    from scalr_prod.quality.rule_protocol import AuditedRun
 
 __all__ = ["MIN_USERS", "InformationRules", "information_figures", "suggest_next_step"]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import QualityError
 from scalr_prod.plugins import RULES, source_digest
-from scalr_prod.quality.protocol import FigureRule, GateRule, RowRule
+from scalr_prod.quality.rule_protocol import FigureRule, GateRule, RowRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from scalr_prod.quality.protocol import AuditedRun
-    from scalr_prod.sections import QualitySettings
+    from scalr_prod.config.sections import QualitySettings
+    from scalr_prod.quality.rule_protocol import AuditedRun
 
 __all__ = ["RuleSet", "unusable_rule_error"]
 

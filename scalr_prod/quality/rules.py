@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.holdout import not_held_out_sql
-from scalr_prod.quality.protocol import FigureRule, RowRule
+from scalr_prod.quality.rule_protocol import FigureRule, RowRule
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.workspace.user_assignment import not_held_out_sql
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.quality.protocol import AuditedRun
+    from scalr_prod.quality.rule_protocol import AuditedRun
 
 __all__ = ["EVENT_COLUMNS", "RowRules", "RunRules", "has_one_context_per_user", "timestamp_literal"]
 

@@ -8,21 +8,21 @@ import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
-from scalr_prod.duck import escape_glob, open_duckdb, staging_folder
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality.expectations import open_gx_session
-from scalr_prod.quality.inspections import validate_columns, validate_figures, validate_rows
-from scalr_prod.quality.judged import evaluate_rules
-from scalr_prod.quality.protocol import FigureRule, RowRule
-from scalr_prod.quality.report import GateReport, describe_failures
+from scalr_prod.quality.gate_report import GateReport, describe_failures
+from scalr_prod.quality.gx_engine import open_gx_session
+from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
+from scalr_prod.quality.row_verdicts import evaluate_rules
+from scalr_prod.quality.rule_protocol import FigureRule, RowRule
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
+from scalr_prod.workspace.duckdb import escape_glob, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from scalr_prod.quality.report import RuleOutcome
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.quality.gate_report import RuleOutcome
 
 __all__ = ["row_rules_digest", "validate_training_set"]
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.jsonable import Jsonable
-from scalr_prod.quality.report import format_value
+from scalr_prod.quality.gate_report import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

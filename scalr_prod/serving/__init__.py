@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
-from scalr_prod.serving.check import DiagnosticCheck
+from scalr_prod.core.lazy_exports import lazy_exports
+from scalr_prod.serving.install.self_check import DiagnosticCheck
 
 if TYPE_CHECKING:
-    from scalr_prod.serving.checks import serving_checks
-    from scalr_prod.serving.decision import PromotionDecision, promote_if_better
-    from scalr_prod.serving.ensure import ensure_serving, stop_unused_server
-    from scalr_prod.serving.environment import require_environment
-    from scalr_prod.serving.guard import serve_with_watchdog
-    from scalr_prod.serving.process import ServerStatus, start_triton, stop_triton, triton_status
-    from scalr_prod.serving.promotions import served_version
-    from scalr_prod.serving.versions import PromotionReport, promote, rollback
+    from scalr_prod.serving.diagnostics import serving_checks
+    from scalr_prod.serving.install.environment import require_environment
+    from scalr_prod.serving.local_server.process import ServerStatus, start_triton, stop_triton, triton_status
+    from scalr_prod.serving.local_server.session import ensure_serving, stop_unused_server
+    from scalr_prod.serving.local_server.watchdog import serve_with_watchdog
+    from scalr_prod.serving.promotion import PromotionDecision, promote_if_better
+    from scalr_prod.serving.promotion_stack import served_version
+    from scalr_prod.serving.served_versions import PromotionReport, promote, rollback
 
 __all__ = [
     "DiagnosticCheck",

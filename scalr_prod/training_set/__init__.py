@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scalr_prod.lazy import lazy_exports
+from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.training_set.build import build_training_set
+    from scalr_prod.training_set.build_report import TrainingSetReport
     from scalr_prod.training_set.reader import TrainingSet
-    from scalr_prod.training_set.report import TrainingSetReport
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
 __all__ = ["IdVocabulary", "TrainingSet", "TrainingSetReport", "build_training_set"]

@@ -9,14 +9,14 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.contracts import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
+from scalr_prod.core.commit_events import emit_commit
+from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
-from scalr_prod.feast_store import open_external_features, service_sources
-from scalr_prod.growth import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
-from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
-from scalr_prod.instants import micros_to_datetime, to_micros
-from scalr_prod.training_set.changes import EVENT_TABLES, is_weighted_by_segment
-from scalr_prod.training_set.making import assemble_partitions
+from scalr_prod.features import open_external_features, service_sources
+from scalr_prod.schemas import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
+from scalr_prod.training_set.assemble import assemble_partitions
+from scalr_prod.training_set.build_report import TrainingSetReport
 from scalr_prod.training_set.manifest import (
     IDS_FOLDER,
     MANIFEST_FILE,
@@ -28,9 +28,9 @@ from scalr_prod.training_set.manifest import (
     read_manifest,
     verify_files,
 )
-from scalr_prod.training_set.report import TrainingSetReport
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
-from scalr_prod.written import emit_commit
+from scalr_prod.training_set.staleness import EVENT_TABLES, is_weighted_by_segment
+from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.feast_store import ExternalFeatures
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.features import ExternalFeatures
     from scalr_prod.lake import Lake
-    from scalr_prod.settings import Settings
-    from scalr_prod.training_set.changes import InputTables
-    from scalr_prod.training_set.making import AssembledVersion
+    from scalr_prod.training_set.assemble import AssembledVersion
+    from scalr_prod.training_set.staleness import InputTables
 
 __all__ = ["build_training_set"]
 
@@ -100,9 +100,9 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 
 
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
-    from scalr_prod.duck import staging_folder
+    from scalr_prod.config.policy import apply_policy
     from scalr_prod.lake import Lake
-    from scalr_prod.policy import apply_policy
+    from scalr_prod.workspace.duckdb import staging_folder
 
     settings, followed = apply_policy(settings)
     options = settings.training_set
@@ -196,7 +196,7 @@ def _all_known(settings: Settings) -> datetime:
     import pyarrow.compute as pc
 
     from scalr_prod.lake import Lake
-    from scalr_prod.pieces import REWRITE_SCAN_OPTIONS
+    from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
@@ -224,11 +224,11 @@ def _stage(
     progress: bool,
 ) -> dict[str, Any]:
     """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
-    from scalr_prod.duck import open_duckdb
     from scalr_prod.quality import row_rules_digest, validate_training_set
-    from scalr_prod.training_set.changes import InputTables
-    from scalr_prod.training_set.joining import FEATURE_SERVICE
+    from scalr_prod.training_set.feature_join import FEATURE_SERVICE
+    from scalr_prod.training_set.staleness import InputTables
     from scalr_prod.training_set.vocabulary import write_vocabulary
+    from scalr_prod.workspace.duckdb import open_duckdb
 
     version = folder / "version"
     for below in (ROWS_FOLDER, IDS_FOLDER):
@@ -276,7 +276,7 @@ def _describe(
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
-    from scalr_prod.training_set.joining import FEATURE_SERVICE
+    from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / made.partitions[0].files[0])
     features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN}]
@@ -312,8 +312,8 @@ def _no_real_events(settings: Settings, window: LabelWindow) -> TrainingSetError
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    from scalr_prod.contracts import EVENT_TIMESTAMP
     from scalr_prod.lake import Lake
+    from scalr_prod.schemas import EVENT_TIMESTAMP
 
     known = (ds.field(CREATED_TIMESTAMP) <= window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     found = pc.min_max(Lake.open(settings).read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)).as_py()
@@ -343,7 +343,7 @@ def _unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
     """Count published synthetic events of the window that were not known by the cutoff."""
     import pyarrow.dataset as ds
 
-    from scalr_prod.contracts import EVENT_TIMESTAMP
+    from scalr_prod.schemas import EVENT_TIMESTAMP
 
     late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
@@ -379,7 +379,7 @@ def _next_version(settings: Settings, home: Path) -> int:
 
 def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and move the version to its name, atomically."""
-    from scalr_prod.duck import move_into_place
+    from scalr_prod.workspace.duckdb import move_into_place
 
     path = staged / MANIFEST_FILE
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -393,7 +393,7 @@ def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> None:
     """Register the version in Feast, then in the ledger, so that the ledger lists only versions that are in both."""
-    from scalr_prod.feast_store import save_dataset
+    from scalr_prod.features import save_dataset
     from scalr_prod.ledger import Ledger
 
     name, version = manifest["name"], manifest["version"]

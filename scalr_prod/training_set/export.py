@@ -8,9 +8,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.jsonable import Jsonable
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.training_set.by_key import JoinGroups, join_by_key
-from scalr_prod.training_set.joining import join_features
+from scalr_prod.training_set.feature_join import join_features
+from scalr_prod.training_set.grouped_join import JoinGroups, join_by_key
 from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER
 from scalr_prod.training_set.vocabulary import write_ids
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.feast_store import ExternalFeatures
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.features import ExternalFeatures
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from scalr_prod.instants import micros_to_datetime, to_micros
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

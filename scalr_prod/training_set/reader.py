@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.contracts import ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.schemas import ITEM_ID, USER_ID
 from scalr_prod.training_set.manifest import MANIFEST_FILE, ROWS_FOLDER, list_versions, read_manifest, verify_files
 
 if TYPE_CHECKING:

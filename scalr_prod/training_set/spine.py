@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.duck import escape_glob
-from scalr_prod.feast_store import read_window
-from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
-from scalr_prod.instants import micros_to_datetime, to_micros
-from scalr_prod.row_groups import iter_batches
+from scalr_prod.core.row_groups import iter_batches
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
+from scalr_prod.features import read_window
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.training_set.negatives import stage_negatives
-from scalr_prod.training_set.parts import PartitionStatistics
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
-from scalr_prod.training_set.regrouped import GroupedArrowFile
+from scalr_prod.training_set.previous_version import PartitionStatistics
+from scalr_prod.training_set.regroup import GroupedArrowFile
+from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
     Span: TypeAlias = tuple[int, int]
 
@@ -142,8 +142,8 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.duck import open_duckdb
-    from scalr_prod.training_set.changes import is_weighted_by_segment
+    from scalr_prod.training_set.staleness import is_weighted_by_segment
+    from scalr_prod.workspace.duckdb import open_duckdb
 
     options = settings.training_set
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
@@ -181,7 +181,7 @@ def _labelled(
     connection: Any, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
-    from scalr_prod.training_set.changes import is_weighted_by_segment
+    from scalr_prod.training_set.staleness import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
     holdout, counts_join, lambda_ = (

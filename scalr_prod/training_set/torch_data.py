@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from scalr_prod.contracts import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
-from scalr_prod.contracts import ITEM_ID, USER_ID
-from scalr_prod.duck import escape_glob
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.schemas import ITEM_ID, USER_ID
+from scalr_prod.workspace.duckdb import escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

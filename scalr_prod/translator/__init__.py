@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.contexts import Contexts, Samples
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.contexts import Contexts, Samples
+    from scalr_prod.translator.data.event_log import data_end
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
-    from scalr_prod.translator.log import data_end
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, resolve_version
     from scalr_prod.translator.training import TrainReport, train
-    from scalr_prod.translator.versions import ItemVocabulary, TranslatorVersion, load_version, resolve_version
 
 __all__ = [
     "BacktestReport",

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT, CalibrationLayout, trait_columns
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data import history_traits
+from scalr_prod.translator.data.history_traits import TRAITS
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.layout import BUILTIN_LAYOUT, CalibrationLayout, trait_columns
-from scalr_prod.translator.likelihood import ChoiceData, LogitColumns, fit_logit
-from scalr_prod.translator.tastes import TRAITS
-from scalr_prod.translator.threads import INLINE, WorkerPool
+from scalr_prod.translator.multinomial_logit import ChoiceData, LogitColumns, fit_logit
+from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.data.contexts import Contexts
+    from scalr_prod.translator.data.training_pairs import LazyContexts
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.pairs import LazyContexts
 
 __all__ = ["CALIBRATION_TABLES", "calibrate", "fold_table_name", "uncalibrated_tables"]
 
@@ -51,7 +51,7 @@ _FEATURES: Final = len(popularity.FEATURES)
 
 def uncalibrated_tables(layout: CalibrationLayout = BUILTIN_LAYOUT) -> dict[str, torch.Tensor]:
     """Return the tables of a module that is not calibrated yet: every component is plain popularity."""
-    mean, spread = tastes.trait_moments(torch.empty(0, len(TRAITS)))
+    mean, spread = history_traits.trait_moments(torch.empty(0, len(TRAITS)))
     return {name: _popularity_table(layout) for name in CALIBRATION_TABLES} | {
         "shared/tastes/mean": mean,
         "shared/tastes/spread": spread,
@@ -92,8 +92,10 @@ def calibrate(
     if not len(rows):
         return uncalibrated_tables(module.layout)
     chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
-    traits = tastes.raw_traits(module.parameter_set(-1).traits, ContextBatch.from_contexts(chosen, module.first_seen)).cpu()
-    mean, spread = tastes.trait_moments(traits)
+    traits = history_traits.raw_traits(
+        module.parameter_set(-1).traits, ContextBatch.from_contexts(chosen, module.first_seen)
+    ).cpu()
+    mean, spread = history_traits.trait_moments(traits)
     # Each block takes whole rows of the catalogue. A GPU has memory for one block at a time.
     values, log_q = _candidates(module, chosen, labels, generator, workers if module.device.type == "cpu" else INLINE)
     # Scaled by the sampled items only: a fold's events must not influence other folds' tables, not even through the unit of a score.
@@ -101,7 +103,7 @@ def calibrate(
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
     counts = None if weight is None else torch.from_numpy(weight[rows])[:, None]
-    evidence = ChoiceData.from_tensors(values, tastes.standardize_traits(traits, mean, spread), log_q, counts)
+    evidence = ChoiceData.from_tensors(values, history_traits.standardize_traits(traits, mean, spread), log_q, counts)
     everybody = np.ones(len(rows), bool)
     rows_by_table = {CALIBRATION_TABLES[0]: everybody, CALIBRATION_TABLES[1]: _held_out_or_all(held_out, everybody)}
     folds = np.full(len(rows), -1) if fold is None else fold[rows]

@@ -7,11 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.progress import track
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TranslatorError
-from scalr_prod.instants import micros_to_datetime, to_micros
-from scalr_prod.progress import track
-from scalr_prod.translator import effort
-from scalr_prod.translator.fitting import (
+from scalr_prod.translator import training_budget
+from scalr_prod.translator.data.event_log import read_event_log
+from scalr_prod.translator.registry import resolve_version
+from scalr_prod.translator.trainer import (
     calibration_slice,
     fit_calibration,
     fit_parameter_sets,
@@ -20,12 +22,10 @@ from scalr_prod.translator.fitting import (
     measure_components,
     time_quantile,
 )
-from scalr_prod.translator.log import read_event_log
-from scalr_prod.translator.threads import open_worker_pool
-from scalr_prod.translator.versions import resolve_version
+from scalr_prod.translator.worker_pool import open_worker_pool
 
 if TYPE_CHECKING:
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 __all__ = ["BacktestReport", "evaluate"]
 
@@ -87,7 +87,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
     earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
     measured = [len(label_rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
     work = sum(
-        effort.estimate_training_work(slice_, 1, measured_events=events)
+        training_budget.estimate_training_work(slice_, 1, measured_events=events)
         for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
     )
     with (
@@ -99,7 +99,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         pairs = later.pairs
         tensors = fit_parameter_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
         test = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), cold, pool)
-        done(effort.estimate_calibration_work(measured[1]))
+        done(training_budget.estimate_calibration_work(measured[1]))
     slices = {"validation": (begin, middle, calibrated.metrics), "test": (middle, end, test)}
     return BacktestReport(
         version=found.version,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.translator.threads import INLINE, WorkerPool
+from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.contexts import Contexts
+    from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
 __all__ = ["CalibrationBin", "DistributionMetrics", "label_ranks", "measure", "ndcg_gains"]
@@ -38,7 +38,7 @@ _BINS: Final = 24
 _TOP_BINS: Final = 15
 #: Events in one unit of work.
 _BLOCK_ROWS: Final = 512
-#: Each bin's upper limit is half of the previous one's, as in `fused.figures`.
+#: Each bin's upper limit is half of the previous one's, as in `kernels.figures`.
 _LOWEST: Final = -float(_BINS)  # log2 of probability; lower values fall into the lowest bin
 
 
@@ -166,7 +166,7 @@ class _LabelScores:
 
 def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     """Score distributions [r, N] on events with labels [r], compiled where possible."""
-    from scalr_prod.translator.estimators.kernels import load_kernels
+    from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 
     compiled = load_kernels() if p.device.type == "cpu" else None
     if compiled is None:

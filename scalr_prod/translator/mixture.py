@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator import tastes
-from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS
+from scalr_prod.translator.calibration_table import CalibrationLayout, trait_columns
+from scalr_prod.translator.data import history_traits
+from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS
+from scalr_prod.translator.data.history_traits import TRAITS
 from scalr_prod.translator.estimators import (
     has_log_score,
     has_product_score,
@@ -29,15 +31,13 @@ from scalr_prod.translator.estimators import (
     scores,
     validated_scores,
 )
-from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF, norm_bounds, rounding_bound
-from scalr_prod.translator.layout import CalibrationLayout, trait_columns
-from scalr_prod.translator.tastes import TRAITS
+from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF, norm_bounds, rounding_bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters
 
 __all__ = ["TORCH_BACKEND", "EncodedBatch", "EncoderBackend", "Mixture"]
 
@@ -49,7 +49,7 @@ class EncoderBackend:
     """Functions that encode histories.
 
     Attributes:
-        raw_traits: Computes `tastes.raw_traits` in float64.
+        raw_traits: Computes `history_traits.raw_traits` in float64.
         user_encoders: Estimator → function used in place of its ``user``.
     """
 
@@ -58,7 +58,7 @@ class EncoderBackend:
 
 
 #: The plain torch code.
-TORCH_BACKEND: Final = EncoderBackend(partial(tastes.raw_traits, dtype=torch.float64), {})
+TORCH_BACKEND: Final = EncoderBackend(partial(history_traits.raw_traits, dtype=torch.float64), {})
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,9 @@ class Mixture:
 
     def standardized_traits(self, batch: ContextBatch, backend: EncoderBackend = TORCH_BACKEND) -> torch.Tensor:
         """Return the users' traits in standard deviations: float64 [B, T]."""
-        return tastes.standardize_traits(backend.raw_traits(self.traits, batch), self.traits["mean"], self.traits["spread"])
+        return history_traits.standardize_traits(
+            backend.raw_traits(self.traits, batch), self.traits["mean"], self.traits["spread"]
+        )
 
     def _feature_weights(self, member: str, batch: ContextBatch, how: EncoderBackend) -> torch.Tensor:
         """Return b, or b + Σ_z d_z z(context) where traits tilt it: float64 [F] or [B, F]."""

@@ -21,27 +21,27 @@ import numpy as np
 import torch
 
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
-from scalr_prod.translator import noise
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator import counter_rng
+from scalr_prod.translator.calibration_table import CalibrationLayout
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import scored_estimators
-from scalr_prod.translator.estimators.carried import load_bundled_estimators, load_estimator
+from scalr_prod.translator.estimators.bundled_source import load_bundled_estimators, load_estimator
 from scalr_prod.translator.estimators.popularity import events_by_item
-from scalr_prod.translator.layout import CalibrationLayout
 from scalr_prod.translator.mixture import Mixture
-from scalr_prod.translator.race import sample_topk
-from scalr_prod.translator.requests import RequestBounds, check_sampling
 from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.sampling import sample_topk
 from scalr_prod.translator.shortlist import ShortlistIndex
+from scalr_prod.translator.validation import RequestBounds, check_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.fused.listed import ShortlistExecutor
-    from scalr_prod.translator.fused.passes import FusedExecutor
-    from scalr_prod.translator.gpu.passes import GpuExecutor as OnGpu
+    from scalr_prod.translator.kernels.executor import FusedExecutor
+    from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor as OnGpu
+    from scalr_prod.translator.kernels.shortlist_executor import ShortlistExecutor
 
 __all__ = ["METADATA_KEY", "TranslatorModule"]
 
@@ -99,7 +99,7 @@ class TranslatorModule(torch.nn.Module):
         if "shared/popularity/item" in tensors:  # else the version is refused below
             tensors["shared/popularity/by_item"] = events_by_item({"item": tensors["shared/popularity/item"]})
         self.bounds = RequestBounds(self.n_source, self.n_target, self.folds)
-        self._numbers = noise.item_words(self.n_target).to(self.device)
+        self._numbers = counter_rng.item_words(self.n_target).to(self.device)
         self.layout = CalibrationLayout.from_metadata(metadata)
         self._sets = {
             fold: Mixture.from_tensors(tensors, fold, estimators, self.layout) for fold in range(COLD_USERS, self.folds)
@@ -115,10 +115,10 @@ class TranslatorModule(torch.nn.Module):
         try:
             with torch.inference_mode():
                 if self.device.type == "cpu":
-                    from scalr_prod.translator.fused import trial
+                    from scalr_prod.translator.kernels import self_test
 
-                    return trial.build_executor(sets, self._numbers, self.first_seen)
-                from scalr_prod.translator.gpu import trial as on_gpu
+                    return self_test.build_executor(sets, self._numbers, self.first_seen)
+                from scalr_prod.translator.kernels.gpu import gpu_self_test as on_gpu
 
                 return on_gpu.build_executor(sets, self._numbers, self.first_seen, self.n_source)
         except Exception as error:  # of numba or Triton, which may be missing, or not know the machine
@@ -137,7 +137,7 @@ class TranslatorModule(torch.nn.Module):
             return None
         if self._fused is None:
             return None
-        from scalr_prod.translator.fused.listed import ShortlistExecutor
+        from scalr_prod.translator.kernels.shortlist_executor import ShortlistExecutor
 
         return ShortlistExecutor(self._sets[ALL_USERS].popularity, self._numbers, self._lists)
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.contexts import ConsumedItems
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.contexts import ConsumedItems
 from scalr_prod.translator.estimators import has_log_score, has_product_score, popularity
 
 if TYPE_CHECKING:

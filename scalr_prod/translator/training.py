@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.contracts import Table
-from scalr_prod.duck import staging_folder
-from scalr_prod.instants import micros_to_datetime, to_micros
+from scalr_prod.core.memory import release_memory
+from scalr_prod.core.progress import track
+from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.progress import track
-from scalr_prod.resident import release_memory
-from scalr_prod.translator import effort
+from scalr_prod.schemas import Table
+from scalr_prod.translator import training_budget
+from scalr_prod.translator.data.event_log import EventLog, data_end, event_type_weights, read_event_log
+from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, scored_estimators
-from scalr_prod.translator.estimators.carried import bundle_sources, load_estimator
-from scalr_prod.translator.fitting import (
+from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_estimator
+from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
+from scalr_prod.translator.trainer import (
     calibration_slice,
     fit_calibration,
     fit_parameter_sets,
@@ -32,16 +34,14 @@ from scalr_prod.translator.fitting import (
     time_quantile,
     weights_metadata,
 )
-from scalr_prod.translator.log import EventLog, data_end, event_type_weights, read_event_log
-from scalr_prod.translator.pairs import TrainingSlice, VocabularyCoverage
-from scalr_prod.translator.threads import WorkerPool, open_worker_pool
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.versions import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
+from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
+from scalr_prod.workspace.duckdb import staging_folder
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 __all__ = ["TrainReport", "train"]
 
@@ -143,9 +143,9 @@ def _train(
     begin = time_quantile(log.label_times(), 1 - settings.translator.validation_fraction)
     before = calibration_slice(settings, log, begin, everything)
     measured_on = len(label_rows_between(log, begin, everything))
-    work = effort.estimate_training_work(before, 1, measured_events=measured_on) + effort.estimate_training_work(
-        pairs, folds + 1
-    )
+    work = training_budget.estimate_training_work(
+        before, 1, measured_events=measured_on
+    ) + training_budget.estimate_training_work(pairs, folds + 1)
     with track("translator", show=progress, total=work, unit="") as done:
         earlier, whole = fit_shared([before, pairs], side_by_side, done)
         calibrated = fit_calibration(
@@ -262,7 +262,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
-    from scalr_prod.duck import create_delta_view, open_duckdb
+    from scalr_prod.workspace.duckdb import create_delta_view, open_duckdb
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"

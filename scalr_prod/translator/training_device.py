@@ -7,7 +7,7 @@ import functools
 import logging
 
 from scalr_prod.translator.devices import resolve_device
-from scalr_prod.translator.estimators.trial import check_device_training
+from scalr_prod.translator.estimators.device_self_test import check_device_training
 
 __all__ = ["training_device"]
 

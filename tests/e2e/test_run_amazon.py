@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 from scalr_prod.translator import load_version
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.data.contexts import Contexts
 from scalr_prod.translator.module import TranslatorModule
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.data, pytest.mark.timeout(1500)]

@@ -120,8 +120,8 @@ def project(drivers, cluster, make_project, tmp_path_factory) -> Project:
 @pytest.fixture(scope="session")
 def served(drivers, project) -> Project:
     """The same project, from generation on, with a real Triton that each run starts and stops."""
+    from scalr_prod.config.settings import load_settings
     from scalr_prod.serving import stop_triton
-    from scalr_prod.settings import load_settings
 
     # A request for every context: there has to be something to interrupt. A server that is silent for half of the deadline hangs.
     serving = {"scorer": "triton", "threads": 1, "deadline_s": 40, "startup_timeout_s": 240}

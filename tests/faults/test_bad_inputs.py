@@ -14,9 +14,9 @@ from fault_harness import files_of
 from test_ingest_bad_input import HEAD, typed, write
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ScalrError
-from scalr_prod.settings import load_settings
 
 #: A hostile input must not come back as a hostile message.
 LONGEST_MESSAGE = 30_000
@@ -25,7 +25,7 @@ LONGEST_MESSAGE = 30_000
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     """The scalr.toml of a project that has ingested two good logs; its home must stay as it is."""
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
     from scalr_prod.ingest import ingest
     from scalr_prod.ledger import Ledger
@@ -173,7 +173,7 @@ def test_ledgers(tmp_path, unchanged, scalr, url, monkeypatch):
 
 @pytest.mark.parametrize("name", SPINES)
 def test_spines(good, unchanged, name):
-    from scalr_prod.feast_store import join_point_in_time
+    from scalr_prod.features import join_point_in_time
 
     spine, features = SPINES[name]
     with pytest.raises(ScalrError) as caught:
@@ -185,7 +185,7 @@ def test_spines(good, unchanged, name):
 @pytest.fixture(scope="module")
 def door(trained_home):
     """The server's side of a request, with a trained translator."""
-    from scalr_prod.scoring.protocol import ModelIdentity, answer_requests
+    from scalr_prod.serving.client.wire import ModelIdentity, answer_requests
     from scalr_prod.translator import load_version
     from scalr_prod.translator.module import TranslatorModule
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from fault_harness import Kill, drawn, view
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -10,10 +10,10 @@ import pytest
 from handmade import Handmade
 from support.warm import forking
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import Ledger, RunState
-from scalr_prod.publication import publish
-from scalr_prod.settings import load_settings
+from scalr_prod.publication.commit import publish
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 

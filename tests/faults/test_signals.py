@@ -12,8 +12,8 @@ import psutil
 import pytest
 from fault_harness import drawn
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.triton]
 

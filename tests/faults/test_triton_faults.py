@@ -11,11 +11,11 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
-from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel
+from scalr_prod.config.settings import load_settings
 from scalr_prod.serving import triton_status
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.client.security import Security
+from scalr_prod.serving.client.transport import Channel
+from scalr_prod.serving.local_server.server_state import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.triton]
 

@@ -14,10 +14,10 @@ from reported_runs import HOSTILE_TITLE, TRAINED, window
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
+from scalr_prod.schemas import Table
 from scalr_prod.serving import ensure_serving, promote, start_triton, stop_triton
-from scalr_prod.settings import load_settings
 
 
 @pytest.fixture(scope="session")

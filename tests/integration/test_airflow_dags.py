@@ -112,7 +112,7 @@ class Without:
 
 sys.meta_path.insert(0, Without())
 """)
-    scalr = [sys.executable, "-c", "from scalr_prod.cli import main; main()"]
+    scalr = [sys.executable, "-c", "from scalr_prod.apps.cli import main; main()"]
     command = shlex.join(["env", "-u", "PYTHONPATH", *scalr])
     return Airflow(airflow.home, airflow.env | {"PYTHONPATH": str(folder), "SCALR_COMMAND": command}, None)
 

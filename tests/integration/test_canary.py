@@ -13,16 +13,16 @@ from handmade import Handmade, events, hour
 from support.warm import run
 from typer.testing import CliRunner
 
-from scalr_prod.canary import widen_canaries, withdraw_canaries
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import PublicationDisabled, PublicationError, SettingsError
-from scalr_prod.experiment import analyze_experiment
-from scalr_prod.forgetting import erase_users
-from scalr_prod.generation.late import late_windows, replay_settings
+from scalr_prod.generation.late_events import late_windows, replay_settings
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication import publish, rollback_run
-from scalr_prod.switch import disable_publication, enable_publication, publication_state
+from scalr_prod.operations.erasure import erase_users
+from scalr_prod.operations.holdout_experiment import analyze_experiment
+from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
+from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
+from scalr_prod.schemas import Table
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 KEY = "a key for tests"
@@ -266,7 +266,7 @@ import os, sys
 from scalr_prod import canary, publication
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 
 work, point, config, run_id = sys.argv[1:]
 
@@ -362,8 +362,8 @@ def test_pieces_of_times_and_users_share_nothing_and_leave_nothing_out():
     """Against users and hours one by one."""
     import itertools
 
-    from scalr_prod.holdout import Canary
-    from scalr_prod.pieces import ViewRegion
+    from scalr_prod.publication.regions import ViewRegion
+    from scalr_prod.workspace.user_assignment import Canary
 
     salts = [hashlib.sha256(name).hexdigest()[:32] for name in (b"a", b"b")]
     canaries = [Canary(share, salt) for share, salt in itertools.product((0.3, 0.6), salts)]

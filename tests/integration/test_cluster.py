@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import GenerationError, ScalrError
 from scalr_prod.generation.cluster import open_cluster, progress_channel
-from scalr_prod.settings import load_settings
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_all_results_come_and_few_tasks_are_in_flight(settings_at, here):
 _TWO_CLUSTERS = """
 import json, os, sys
 from scalr_prod.generation.cluster import open_cluster
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 
 def what_is_there(_):
     return os.getpid(), os.getppid(), "feast" in sys.modules, "torch" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS")

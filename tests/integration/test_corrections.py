@@ -10,8 +10,8 @@ import pytest
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
 from scalr_prod.errors import PublicationError
+from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -130,7 +130,7 @@ def test_an_event_that_was_changed_by_its_id_leaves_no_trace_of_the_former_one(n
 
 
 def weekly(config, number):
-    from scalr_prod.stages import PipelineContext, execute_stages, stages_to
+    from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
 
     start = TRAINED + number * WEEK
     window = {"mode": "causal", "start": start, "end": start + WEEK, "as_of": start + WEEK}

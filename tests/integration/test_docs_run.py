@@ -28,8 +28,8 @@ from support.small import LOCAL, lean
 from support.warm import LIBRARIES, OF_AIRFLOW, Warm, run
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
+from scalr_prod.schemas import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -12,26 +12,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.contracts import Table
-from scalr_prod.downstream import evaluate
-from scalr_prod.downstream.arms import ArmChoice, ArmDataBuilder
-from scalr_prod.downstream.evaluation import _validation_window, _validation_windows
-from scalr_prod.downstream.few import UNLIMITED, DataBudget, budget_for
-from scalr_prod.downstream.first import with_budget
-from scalr_prod.downstream.heartbeat import evaluation_progress
-from scalr_prod.downstream.kept import ResultCache
-from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
-from scalr_prod.downstream.panel import UserPanel
-from scalr_prod.downstream.report import summarize_arms
-from scalr_prod.downstream.scene import EvaluationSplit
-from scalr_prod.downstream.translation import DrawOptions, SplitTranslator, publish_synthetic_events
-from scalr_prod.downstream.trial import SplitEvaluator
-from scalr_prod.downstream.trials import TrialCache, ValidationWindow
+from scalr_prod.config.policy import Policy, apply_policy, policy_path
+from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import EvaluationError
+from scalr_prod.evaluation import evaluate
+from scalr_prod.evaluation.arms import ArmChoice, ArmDataBuilder
+from scalr_prod.evaluation.budget import UNLIMITED, DataBudget, budget_for
+from scalr_prod.evaluation.evaluation import _validation_window, _validation_windows
+from scalr_prod.evaluation.evaluation_report import summarize_arms
+from scalr_prod.evaluation.evaluator import SplitEvaluator
+from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
+from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.quick_verdict import with_budget
+from scalr_prod.evaluation.result_cache import ResultCache
+from scalr_prod.evaluation.split import EvaluationSplit
+from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator, publish_synthetic_events
+from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
+from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.ingest import ingest
-from scalr_prod.instants import to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.policy import Policy, apply_policy, policy_path
+from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.usefixtures("at_hand")
@@ -239,10 +239,10 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
     assert len(judged) > 50
     assert judged <= between, "an earlier window ends where the later one begins"
     assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
-    monkeypatch.setattr("scalr_prod.downstream.scene.MIN_TEST_USERS", len(later.users))
+    monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users))
     assert [stage.evaluator.split.cutoff for stage in _windows(scene)] == [later.cutoff]
     assert "validation rests on 1 of 2 windows" in caplog.text
-    monkeypatch.setattr("scalr_prod.downstream.scene.MIN_TEST_USERS", len(later.users) + 1)
+    monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users) + 1)
     with pytest.raises(EvaluationError, match="only"):
         _windows(scene)
 
@@ -266,7 +266,7 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     how = DrawOptions(3, 0.5)
     assert budget_for(scene) == UNLIMITED
     assert np.array_equal(SplitTranslator.from_split(scene, max_contexts=len(translation.user)).user, translation.user)
-    monkeypatch.setattr("scalr_prod.downstream.few.MAX_CONTEXTS", 40)
+    monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_CONTEXTS", 40)
     assert budget_for(scene) == DataBudget(contexts=40)
     some = SplitTranslator.from_split(scene, max_contexts=40)
     assert len(set(some.user.tolist())) == 40
@@ -275,7 +275,7 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     assert len(ours) > 40
     assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
 
-    monkeypatch.setattr("scalr_prod.downstream.few.MAX_PRETRAINING_EVENTS", 100)
+    monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_PRETRAINING_EVENTS", 100)
     stage = ValidationWindow(SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation), ResultCache.from_split(scene))
     fewer = with_budget(stage)
     assert fewer.data_builder.budget == budget_for(scene) == DataBudget(contexts=40), "nothing is pretrained here"
@@ -393,7 +393,7 @@ def _pairs(events):
 
 
 def test_arms_of_estimators_that_the_translator_lacks_are_left_out():
-    from scalr_prod.downstream.evaluation import ALL_ARMS, _select_arms
+    from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
 
     every = _select_arms(ALL_ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
     some = _select_arms(ALL_ARMS, ("popularity", "linear"))

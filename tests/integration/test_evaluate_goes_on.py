@@ -13,16 +13,16 @@ import pyarrow.dataset as ds
 import pytest
 from support.shown import difference, example
 
-from scalr_prod.contracts import Table
-from scalr_prod.downstream import evaluate
-from scalr_prod.downstream.first import _describe_verdict
-from scalr_prod.downstream.kept import ResultCache
-from scalr_prod.downstream.scene import EvaluationSplit
-from scalr_prod.downstream.trial import SplitEvaluator
+from scalr_prod.config.policy import policy_path
+from scalr_prod.core.signals import Interrupted, graceful_shutdown
+from scalr_prod.evaluation import evaluate
+from scalr_prod.evaluation.evaluator import SplitEvaluator
+from scalr_prod.evaluation.quick_verdict import _describe_verdict
+from scalr_prod.evaluation.result_cache import ResultCache
+from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.ingest import ingest
-from scalr_prod.interrupts import Interrupted, graceful_shutdown
 from scalr_prod.lake import Lake
-from scalr_prod.policy import policy_path
+from scalr_prod.schemas import Table
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -129,7 +129,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     assert (fits.done, _told(again)) == (needed, _told(undisturbed))
 
     evaluations.rename(tmp_path / "gone-on")
-    monkeypatch.setattr("scalr_prod.downstream.few.MAX_CONTEXTS", 100)
+    monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_CONTEXTS", 100)
     assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a first verdict of less leaves nothing to the whole evaluation"
     assert policy_path(settings).read_bytes() == policy
     assert "drawn for 100 contexts at most: with als" in caplog.text

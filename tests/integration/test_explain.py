@@ -12,16 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EventNotFound, TranslatorNotFound
-from scalr_prod.explain import explain_events
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
-from scalr_prod.publication import publish
+from scalr_prod.operations.provenance import explain_events
+from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +92,8 @@ def test_the_parts_add_up_and_say_what_the_source_event_and_the_history_were(con
 def test_terms_and_normaliser_give_the_probability(config, view):
     """On the level below: log P is the sum of the terms less the normaliser, and the terms of another item give its own."""
     from scalr_prod.translator import load_version
-    from scalr_prod.translator.contexts import Contexts
-    from scalr_prod.translator.explaining import attribute
+    from scalr_prod.translator.attribution import attribute
+    from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
     version = load_version(load_settings(config), 2)

@@ -17,11 +17,11 @@ from support import warm
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import FeatureStoreError, ForeignFiles, TableNotFound
-from scalr_prod.feast_store import export_definitions, open_feature_store
+from scalr_prod.features import export_definitions, open_feature_store
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
 
 VIEW, HISTORY = Table.SYNTHETIC_TARGET_EVENTS.value, Table.SOURCE_USER_HISTORY.value
 USERS = [f"u{number}" for number in range(12)]

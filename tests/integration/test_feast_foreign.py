@@ -10,7 +10,7 @@ from support.small import LOCAL, lean
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

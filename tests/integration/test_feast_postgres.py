@@ -11,10 +11,10 @@ import pytest
 from feast_project import VIEWS, make_project
 from support.warm import run
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import apply_feature_repo, open_feature_store
-from scalr_prod.feast_store.repository import open_registry
-from scalr_prod.settings import load_settings
+from scalr_prod.features import apply_feature_repo, open_feature_store
+from scalr_prod.features.repository import open_registry
 
 pytestmark = pytest.mark.slow
 

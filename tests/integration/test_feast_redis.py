@@ -11,11 +11,11 @@ from feast import FeatureStore
 from feast_project import AS_OF, T0, hours, make_project, spine, synthetic
 from redis_server import client, running_redis
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import join_point_in_time, materialize, open_feature_store
+from scalr_prod.features import join_point_in_time, materialize, open_feature_store
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 from feast_project import VIEWS, hours, make_project, synthetic
 from support import warm
 
-from scalr_prod.contracts import Table
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 

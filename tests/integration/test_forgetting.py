@@ -19,17 +19,17 @@ from redis_server import client, running_redis
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ForgettingError, LakeError, LeaseHeld, PublicationError, TranslatorError
-from scalr_prod.feast_store import open_feature_store
-from scalr_prod.forgetting import erase_users
-from scalr_prod.generation.parts import file_sha256
+from scalr_prod.features import open_feature_store
+from scalr_prod.generation.part_files import file_sha256
 from scalr_prod.ledger import Ledger, run_folder
-from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import SuppressionList, ensure_retrained_in_time
+from scalr_prod.operations.erasure import erase_users
+from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import read_manifest, verify_files
 from scalr_prod.training_set.vocabulary import IdVocabulary
+from scalr_prod.workspace.suppression_list import SuppressionList, ensure_retrained_in_time
 
 pytestmark = pytest.mark.slow
 
@@ -201,7 +201,7 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
 )
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:
-        patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
+        patched.setattr(f"scalr_prod.operations.erasure.{at}", cut_off)
         with pytest.raises(KeyboardInterrupt):
             erase_users(settings, [TEXT])
     stones = SuppressionList.open(settings)

@@ -11,12 +11,12 @@ from byte_search import short_traces, traces
 from forgotten_world import ITEM, LONG, SHORT, START, TEXT, by_night, cut_off, gone, make, where
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import run_folder
-from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import SuppressionList
+from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import read_manifest, verify_files
 from scalr_prod.training_set.vocabulary import IdVocabulary
+from scalr_prod.workspace.suppression_list import SuppressionList
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
         published = before[Table.SYNTHETIC_TARGET_EVENTS]["item_id"] == ITEM
         if at is not None:
             with monkeypatch.context() as patched:
-                patched.setattr(f"scalr_prod.forgetting.{at}", cut_off)
+                patched.setattr(f"scalr_prod.operations.erasure.{at}", cut_off)
                 with pytest.raises(KeyboardInterrupt):
                     project.forget_items([ITEM])
             assert project.ingest().domains["target"].rows_added == 0

@@ -8,13 +8,13 @@ import pytest
 from handmade import IDS, Handmade, in_processes
 from support.warm import run
 
-from scalr_prod.contracts import Table, table_schema
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.publication import publish, rollback_run
+from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication.toggle import disable_publication, enable_publication
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable_publication, enable_publication
+from scalr_prod.schemas import Table, table_schema
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -69,7 +69,7 @@ def test_a_rejected_run_does_not_reach_the_view(project):
 
 def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
     spec = project.accepted()
-    monkeypatch.setattr("scalr_prod.publication._LEASE_WAIT_S", 0.3)
+    monkeypatch.setattr("scalr_prod.publication.commit._LEASE_WAIT_S", 0.3)
     with Ledger.open(project.settings) as ledger:
         ledger.acquire_lease(spec.run_id, "someone else")
     with pytest.raises(LedgerError, match="someone else holds the run's lease"):
@@ -79,7 +79,7 @@ def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
 
 @pytest.mark.slow
 def test_the_online_store_follows_where_the_settings_ask_for_it(project):
-    from scalr_prod.feast_store import open_feature_store
+    from scalr_prod.features import open_feature_store
 
     for table in Table:
         project.lake.create(table, table_schema(table, **IDS))
@@ -108,7 +108,7 @@ GATE_KILLED = """
 import os, sys
 from scalr_prod.ledger import Ledger
 from scalr_prod.quality import gate
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 
 point, config, run_id = sys.argv[1:]
 

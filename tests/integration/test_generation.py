@@ -19,22 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
 from scalr_prod.generation import GenerationReport, generate, plan_run
-from scalr_prod.generation.parts import part_path
-from scalr_prod.generation.slices import write_shards
+from scalr_prod.generation.part_files import part_path
+from scalr_prod.generation.shards import write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
-from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def config(trained_home, tmp_path_factory) -> Path:
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
 
     folder = tmp_path_factory.mktemp("generation") / "project"
     shutil.copytree(trained_home.parent, folder)
@@ -220,7 +220,7 @@ def test_what_shortlists_leave_out_is_measured_and_kept(config, here):
 
 
 def test_a_causal_run_over_the_next_day(config, here):
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
 
     end = plan_run(project(config, here), version=1).end
@@ -245,8 +245,8 @@ def test_a_causal_run_over_the_next_day(config, here):
 DRIVER = """
 import sys
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
-from scalr_prod.settings import load_settings
+from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.config.settings import load_settings
 if __name__ == "__main__":
     settings = load_settings(
         sys.argv[1],

@@ -8,20 +8,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ServerUnreachable
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.ledger import run_folder
+from scalr_prod.reporting.ui.drawing import SamplingThread
 from scalr_prod.serving import ensure_serving
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
-from scalr_prod.ui.drawing import SamplingThread
+from scalr_prod.serving.local_server.server_state import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
 
 @pytest.fixture(scope="module")
 def config(trained_home, tmp_path_factory) -> Path:
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
 
     folder = tmp_path_factory.mktemp("triton") / "project"
     shutil.copytree(trained_home.parent, folder)

@@ -10,17 +10,17 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table
-from scalr_prod.experiment import analyze_experiment
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.holdout import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 from scalr_prod.lake import Lake
-from scalr_prod.publication import publish
+from scalr_prod.operations.holdout_experiment import analyze_experiment
+from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.translator import train
+from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 pytestmark = pytest.mark.slow
 

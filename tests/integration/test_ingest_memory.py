@@ -19,7 +19,7 @@ PROGRAM = """
 import json, resource, sys
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 settings = load_settings(sys.argv[1])
 {"ingest": ingest, "histories": build_histories}[sys.argv[2]](settings)
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import pytest
 import sqlalchemy as sa
 
-from scalr_prod.contracts import Table, id_type_of
+from scalr_prod.config.settings import Settings
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import Settings
+from scalr_prod.schemas import Table, id_type_of
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 USERS = 50

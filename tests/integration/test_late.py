@@ -10,7 +10,7 @@ import pytest
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -47,14 +47,14 @@ def window(number, **more):
 
 def publish(config, number, **more):
     """The week's run, as a scheduler does it."""
-    from scalr_prod.stages import PipelineContext, execute_stages, stages_to
+    from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
 
     project = Project.open(config, generation=window(number, **more))
     return execute_stages(PipelineContext(project.settings), stages_to(last="late", exclude=("translator",)))
 
 
 def stages_of(project, *names, run_id=None):
-    from scalr_prod.stages import PipelineContext, execute_stages, single_stage
+    from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
 
     return execute_stages(
         PipelineContext.from_run(project.settings, run_id) if run_id else PipelineContext(project.settings),

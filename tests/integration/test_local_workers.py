@@ -20,7 +20,7 @@ def test_the_callers_main_module_is_not_imported_by_workers(project: Path):
 import os
 print("main runs in", os.getpid(), flush=True)
 from scalr_prod.generation.cluster import open_cluster
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 settings = load_settings({str(project)!r}, compute={{"workers": 1}})
 with open_cluster(settings, tasks=1) as cluster:
     print("worker", cluster._client.submit(os.getpid).result(), flush=True)
@@ -39,7 +39,7 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
     program = (
         "import sys, feast\n"
         "from scalr_prod.generation.cluster import warm_up\n"
-        "from scalr_prod.settings import load_settings\n"
+        "from scalr_prod.config.settings import load_settings\n"
         "warm_up(load_settings(sys.argv[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(project)], capture_output=True, text=True, check=True)
@@ -52,8 +52,8 @@ def test_ctrl_c_while_workers_start_ends_in_order(project, after_s):
     program = (
         "import signal, sys\n"
         "from scalr_prod.generation.cluster import open_cluster\n"
-        "from scalr_prod.interrupts import Interrupted, ending_in_order\n"
-        "from scalr_prod.settings import load_settings\n"
+        "from scalr_prod.core.signals import Interrupted, ending_in_order\n"
+        "from scalr_prod.config.settings import load_settings\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
         "    with ending_in_order():\n"

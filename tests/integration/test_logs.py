@@ -62,7 +62,7 @@ def test_every_line_is_json_and_says_what_it_is_about(generated):
 def test_lines_of_workers_name_the_partition(generated):
     done, _ = generated
     report = json.loads(done.stdout)
-    theirs = [line for line in parsed(done.stderr) if line["logger"] == "scalr_prod.generation.partition"]
+    theirs = [line for line in parsed(done.stderr) if line["logger"] == "scalr_prod.generation.task"]
     assert sorted(line["partition"] for line in theirs) == [0, 1]
     assert {line["run_id"] for line in theirs} == {report["run_id"]}
     assert sum(int(line["message"].split()[0]) for line in theirs) == report["contexts"]
@@ -108,7 +108,7 @@ def test_an_error_is_a_line_too_and_the_option_goes_before_the_settings(project)
 def test_text_is_the_default_and_level_and_quiet_hold(project):
     told = scalr("ingest", "--config", str(project))
     assert told.returncode == 0
-    assert "INFO scalr_prod.stages.walking: ingest done in" in told.stderr
+    assert "INFO scalr_prod.pipeline.runner: ingest done in" in told.stderr
     assert told.stderr.splitlines()[-1].endswith("[project=gadgets_to_dishes stage=ingest]")
     assert scalr("--quiet", "ingest", "--config", str(project)).stderr == ""
     assert scalr("ingest", "--config", str(project), SCALR_LOGGING__LEVEL="error").stderr == ""

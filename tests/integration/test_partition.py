@@ -13,15 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
-from scalr_prod.generation import plan_run, slices
-from scalr_prod.generation.partition import candidate_schema, close_session, generate_part, parts_folder, read_finished_part
-from scalr_prod.generation.parts import part_path
-from scalr_prod.generation.slices import write_shards
+from scalr_prod.generation import plan_run, shards
+from scalr_prod.generation.part_files import part_path
+from scalr_prod.generation.shards import write_shards
+from scalr_prod.generation.task import candidate_schema, close_session, generate_part, parts_folder, read_finished_part
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
-from scalr_prod.tombstones import SuppressedId, SuppressionList
+from scalr_prod.schemas import Table
+from scalr_prod.workspace.suppression_list import SuppressedId, SuppressionList
 
 LOCAL = {"serving": {"scorer": "local", "threads": 1}}
 
@@ -29,7 +29,7 @@ LOCAL = {"serving": {"scorer": "local", "threads": 1}}
 @pytest.fixture(scope="module")
 def config(trained_home, tmp_path_factory) -> Path:
     """A copy of the trained home, with Feast pointing at it."""
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
 
     folder = tmp_path_factory.mktemp("generation") / "project"
     shutil.copytree(trained_home.parent, folder)
@@ -141,10 +141,10 @@ def test_event_ids_are_a_hash_of_what_the_event_was_made_from(made):
 
 def test_probabilities_are_those_of_the_translator(made):
     """Asked again for the drawn items, with contexts built by hand from the raw log."""
-    from scalr_prod.hashing import hash_fold
-    from scalr_prod.scoring import open_scorer
+    from scalr_prod.core.hashing import hash_fold
+    from scalr_prod.serving.client import open_scorer
     from scalr_prod.translator import Contexts, load_version
-    from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM
+    from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM
 
     settings, _, _, rows = made
     version = load_version(settings, 1)
@@ -182,7 +182,7 @@ def test_probabilities_are_those_of_the_translator(made):
 
 @pytest.mark.parametrize("cut", [{"partitions": 1, "batch_size": 64}, {"partitions": 5, "batch_size": 1024}])
 def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
-    monkeypatch.setattr(slices, "_SHARD_CONTEXTS", 700)
+    monkeypatch.setattr(shards, "_SHARD_CONTEXTS", 700)
     _, spec, _, rows = make(config, **cut)
     assert spec == made[1]
     pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
@@ -252,7 +252,7 @@ def test_a_failing_translator_leaves_no_part(config, made):
 
 def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
     """Late events on both sides, in the window but known a day after ``as_of``: the same rows come out."""
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
 
     folder = tmp_path / "late"
@@ -282,7 +282,7 @@ def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
 
 def test_a_run_reads_tables_as_they_were_when_it_was_planned(config, made, tmp_path):
     """Events that claim to have been known all along, but were ingested after the plan, change nothing of the run."""
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
     from scalr_prod.histories import build_histories
 
     folder = tmp_path / "grown"
@@ -320,8 +320,8 @@ def test_users_are_translated_once_as_of_the_windows_end(config):
 
 @pytest.mark.parametrize("mode", ["backfill", "causal"])
 def test_a_newcomer_is_who_had_no_target_event_that_the_translator_may_have_learned_from(made, mode):
-    from scalr_prod.duck import open_duckdb, staging_folder
-    from scalr_prod.generation.bucket import read_contexts
+    from scalr_prod.generation.context_query import read_contexts
+    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
 
     settings, spec, _, _ = made
     target = lake_rows(settings, Table.TARGET_EVENTS)

@@ -8,15 +8,15 @@ import pytest
 from conftest import make_two_domains, write_toml
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LakeError, SettingsError
-from scalr_prod.feast_store import apply_feature_repo
-from scalr_prod.forgetting import erase_users
-from scalr_prod.forgetting.tables import purge
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.operations.erasure import erase_users
+from scalr_prod.operations.erasure.tables import purge
+from scalr_prod.schemas import Table
 
 NAMES = ["my project", "größe #1", "50% off", "{a}*b", "it's & so"]
 REFUSED = ["g[1]", "a?b", "a^b", "a|b", "a\\b", "x%20y", "tab\there"]

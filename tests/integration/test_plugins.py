@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from support import warm
 
-from scalr_prod.contracts import Table
-from scalr_prod.downstream import evaluate
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
+from scalr_prod.evaluation import evaluate
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import run_folder
+from scalr_prod.schemas import Table
 from scalr_prod.serving import ensure_serving
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
@@ -154,7 +154,7 @@ def test_a_model(make_project, tmp_path, outside):
 
         import numpy as np
 
-        from scalr_prod.downstream.search import Knob
+        from scalr_prod.evaluation.search import Knob
 
 
         class Popular:

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from support.small import LOCAL, lean
 
-from scalr_prod import Project, stages
-from scalr_prod.contracts import Table
+from scalr_prod import Project, pipeline
+from scalr_prod.integrations.airflow.tasks import run_task
 from scalr_prod.ledger import RunState, run_folder
-from scalr_prod.tasks import run_task
+from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
@@ -92,7 +92,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     found = project.dry_run().to_json()
     assert (found["contexts"], found["users"], found["partitions"]) == (contexts, mine["user_id"].nunique(), 8)
     would = found["stages"]
-    assert list(would) == [stage.name for stage in stages.GRAPH if not stage.light]
+    assert list(would) == [stage.name for stage in pipeline.GRAPH if not stage.light]
     assert {would[name] for name in ("ingest", "histories", "translator", "generate")} == {"look"}
     assert {would[name] for name in ("validate", "publish", "dataset")} == {"look" if published else "make"}
 

@@ -8,15 +8,15 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
-from scalr_prod.contracts import Table
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
 from scalr_prod.serving import promote_if_better, served_version
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
-from scalr_prod.translator.comparison import compare_versions
+from scalr_prod.translator.challenger_test import compare_versions
 
 pytestmark = pytest.mark.slow
 

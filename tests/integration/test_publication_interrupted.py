@@ -9,10 +9,10 @@ import pytest
 from handmade import Handmade, in_processes
 from support.warm import run
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import RunState
-from scalr_prod.publication import publish, rollback_run
-from scalr_prod.settings import load_settings
+from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.schemas import Table
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -27,7 +27,7 @@ import os, sys
 from scalr_prod import publication
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 
 work, point, config, run_id = sys.argv[1:]
 
@@ -37,7 +37,7 @@ def die(*_args, **_options):
 def half(lake, view, files, canary, stay):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from scalr_prod.growth import schema_of_table
+    from scalr_prod.core.delta_log import schema_of_table
     schema = schema_of_table(view)
     def batches():
         yield from pq.read_table(files[0]).cast(schema).slice(0, 50).to_batches()

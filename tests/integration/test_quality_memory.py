@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 PROGRAM = """
 import json, resource, sys
 from scalr_prod.quality import check_dataset
-from scalr_prod.settings import make_settings
+from scalr_prod.config.settings import make_settings
 domains = {place: {"name": place, "events": "none.csv"} for place in ("source", "target")}
 settings = make_settings({"domains": domains, "compute": {"memory_mb": int(sys.argv[2])}})
 verdict = check_dataset(sys.argv[1], settings=settings)

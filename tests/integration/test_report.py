@@ -16,11 +16,11 @@ from support.small import LOCAL
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import ReportError, RunNotFound
 from scalr_prod.ledger import run_folder
-from scalr_prod.report.facts import collect_run_data
+from scalr_prod.reporting.report_data import collect_run_data
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 

@@ -15,19 +15,19 @@ import pytest
 from conftest import make_two_domains, write_toml
 from several_sources import make_sources
 
-from scalr_prod.contracts import Table
-from scalr_prod.downstream import evaluate
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.feast_store import apply_feature_repo, join_point_in_time, read_window
+from scalr_prod.evaluation import evaluate
+from scalr_prod.features import apply_feature_repo, join_point_in_time, read_window
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.generation.bucket import read_contexts
+from scalr_prod.generation.context_query import read_contexts
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import run_folder
-from scalr_prod.publication import publish
+from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.translator import load_version, train
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import Settings, load_settings
+from scalr_prod.core.directory_marker import read_marker
 from scalr_prod.errors import TranslatorNotFound
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.generation import plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.naming import read_marker
+from scalr_prod.schemas import Table
 from scalr_prod.serving import promote, served_version
-from scalr_prod.settings import Settings, load_settings
 from scalr_prod.translator import train
 
 pytestmark = pytest.mark.slow

@@ -11,14 +11,14 @@ from feast_project import fill, hours, make_project, synthetic
 from ledger_world import make_spec, validated
 from redis_server import client, running_redis
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed, RunOfOtherProject
-from scalr_prod.feast_store import apply_feature_repo, materialize, open_feature_store, read_window
+from scalr_prod.features import apply_feature_repo, materialize, open_feature_store, read_window
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication import publish, rollback_run
+from scalr_prod.publication.commit import publish, rollback_run
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,14 @@ from handmade import Handmade
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import CommitFailed, LakeError, PublicationDisabled, PublicationError
-from scalr_prod.generation.late import late_windows
+from scalr_prod.generation.late_events import late_windows
+from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
 from scalr_prod.ledger import RunState
-from scalr_prod.publication import publish, rollback_run
-from scalr_prod.replacements import CORRECTION_APP_ID, Correction
-from scalr_prod.switch import disable_publication, enable_publication, publication_state
+from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
+from scalr_prod.schemas import Table
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 

@@ -11,15 +11,15 @@ import pytest
 from conftest import DAYS, make_two_domains, write_toml
 from training_world import BOTH_ID_TYPES, LENGTH, SHARED, TRAILING, at, build, lake
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.quality import check_dataset
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.slow

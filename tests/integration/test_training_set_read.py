@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from training_world import BOTH_ID_TYPES, LENGTH, SHARED, build
 
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.feast_store import open_feature_store
+from scalr_prod.features import open_feature_store
 from scalr_prod.training_set import TrainingSet
 
 pytestmark = pytest.mark.slow

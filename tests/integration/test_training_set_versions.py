@@ -10,12 +10,12 @@ import pytest
 from conftest import DAYS
 from training_world import BOTH_ID_TYPES, SHARED, at, build
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable_publication, enable_publication
+from scalr_prod.publication.toggle import disable_publication, enable_publication
+from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.slow

@@ -12,19 +12,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import USER_ID, Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LakeError, TranslatorError
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
-from scalr_prod.translator import load_version, log, train, training
-from scalr_prod.translator.log import read_event_log
+from scalr_prod.schemas import USER_ID, Table
+from scalr_prod.translator import load_version, train, training
+from scalr_prod.translator.data import event_log
+from scalr_prod.translator.data.event_log import read_event_log
 
 if TYPE_CHECKING:
-    from scalr_prod.settings import Settings
-    from scalr_prod.translator.log import EventLog
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.translator.data.event_log import EventLog
 
 pytestmark = pytest.mark.slow
 
@@ -170,7 +171,7 @@ def test_a_commit_while_the_log_is_read_has_no_part_in_it(late_project, tmp_path
     """Evaluations name no version of the tables; ids are read first, then the events."""
     settings = copied(late_project, tmp_path / "logs")
     expected = read_event_log(settings, day(230))
-    look_up = log.distinct_ids
+    look_up = event_log.distinct_ids
 
     def commit_first(reader: pa.RecordBatchReader) -> list[pa.Array]:
         found = look_up(reader)
@@ -182,7 +183,7 @@ def test_a_commit_while_the_log_is_read_has_no_part_in_it(late_project, tmp_path
             lake.append(table, events.set_column(place, events.schema.field(place), unknown), key=f"{table} {len(unknown)}")
         return found
 
-    monkeypatch.setattr(log, "distinct_ids", commit_first)
+    monkeypatch.setattr(event_log, "distinct_ids", commit_first)
     found = read_event_log(settings, day(230))
     assert len(Lake.open(settings).read(Table.SOURCE_EVENTS)) > len(found.source)
     assert found.users == expected.users

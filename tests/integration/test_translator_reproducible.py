@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors.torch import load_file
 
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.config.settings import load_settings
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
-from scalr_prod.settings import load_settings
 from scalr_prod.translator import load_version, train
 
 if TYPE_CHECKING:

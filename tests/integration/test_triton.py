@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from triton_home import contexts, family, project
 
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.directory_marker import read_marker
 from scalr_prod.errors import (
     ModelNotReady,
     ModelVersionMismatch,
@@ -24,10 +26,6 @@ from scalr_prod.errors import (
     ServingError,
     TranslatorNotFound,
 )
-from scalr_prod.naming import read_marker
-from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.address import secret_file
-from scalr_prod.scoring.latency import LatencyHistogram
 from scalr_prod.serving import (
     ensure_serving,
     promote,
@@ -37,11 +35,13 @@ from scalr_prod.serving import (
     stop_triton,
     triton_status,
 )
-from scalr_prod.serving.loading import load_versions, loaded_versions
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.client.address import secret_file
+from scalr_prod.serving.client.latency import LatencyHistogram
+from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.serving.model_control import load_versions, loaded_versions
 from scalr_prod.translator import TranslatorModule, load_version
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

@@ -16,10 +16,10 @@ from attacked_server import PLANTED
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from scalr_prod.scoring import open_scorer
 from scalr_prod.serving import promote, rollback, served_version, start_triton, stop_triton, triton_status
-from scalr_prod.serving.state import read_record
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

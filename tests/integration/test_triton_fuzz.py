@@ -13,13 +13,13 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from scalr_prod.errors import InvalidRequest
-from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.protocol import INPUTS, SAMPLE_OUTPUTS, encode_request
 from scalr_prod.serving import triton_status
-from scalr_prod.serving.repository import configured_instances
-from scalr_prod.serving.state import read_record
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.client.wire import INPUTS, SAMPLE_OUTPUTS, encode_request
+from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.serving.model_repository import configured_instances
 from scalr_prod.translator import load_version
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

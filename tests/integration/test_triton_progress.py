@@ -13,14 +13,14 @@ import numpy as np
 import psutil
 import pytest
 
-from scalr_prod import assets
-from scalr_prod.scoring import codec, open_scorer
-from scalr_prod.scoring.protocol import encode_request
-from scalr_prod.scoring.transport import Channel
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core import assets
 from scalr_prod.serving import ensure_serving, serve_with_watchdog, stop_triton
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.serving.client import codec, open_scorer
+from scalr_prod.serving.client.transport import Channel
+from scalr_prod.serving.client.wire import encode_request
+from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -31,7 +31,7 @@ DEADLINE_S = 8.0
 #: The model's program, with a pause before each context, and a way to have it hang.
 SLOW = """
 import time
-from scalr_prod.translator.contexts import Samples
+from scalr_prod.translator.data.contexts import Samples
 
 _sample = TranslatorModule.sample
 

@@ -12,13 +12,13 @@ import time
 import psutil
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ScoringError, ServerUnreachable, ServingError
-from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel, RequestFailure
 from scalr_prod.serving import ensure_serving, promote, start_triton, stop_triton, triton_status
-from scalr_prod.serving.environment import find_environment
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.client.security import Security
+from scalr_prod.serving.client.transport import Channel, RequestFailure
+from scalr_prod.serving.install.environment import find_environment
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.nightly]
 

@@ -22,17 +22,10 @@ from scalr_prod.errors import (
     ServerUnreachable,
     ServingError,
 )
-from scalr_prod.scoring import open_scorer
-from scalr_prod.serving import (
-    ensure_serving,
-    guard,
-    serve_with_watchdog,
-    serving_checks,
-    start_triton,
-    stop_triton,
-    triton_status,
-)
-from scalr_prod.serving.state import read_record
+from scalr_prod.serving import ensure_serving, serve_with_watchdog, serving_checks, start_triton, stop_triton, triton_status
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.local_server import watchdog
+from scalr_prod.serving.local_server.server_state import read_record
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 
@@ -93,7 +86,7 @@ def test_two_processes_hold_a_small_model_and_the_loss_of_one_is_made_good(home,
         expected = [scorer.sample(contexts(100, seed=seed), 3).items for seed in range(8)]
         assert len(stubs(home)) == 1
         stop_triton(home)
-    monkeypatch.setattr(guard, "_PROBE_INTERVAL_S", 0.2)
+    monkeypatch.setattr(watchdog, "_PROBE_INTERVAL_S", 0.2)
     with serve_with_watchdog(twice, 1), open_scorer(twice, 1, has_watchdog=True) as scorer:
         before = read_record(twice)
         assert len(stubs(twice)) == 2
@@ -130,7 +123,7 @@ def test_a_model_process_that_stood_still_mixes_no_answers_up_and_the_server_is_
         record = read_record(home)
         (stub,) = stubs(home)
         monkeypatch.setattr(
-            guard, "_PROBE_INTERVAL_S", 4.0
+            watchdog, "_PROBE_INTERVAL_S", 4.0
         )  # it does not see that the process is halted, only what comes of it
         try:
             with serve_with_watchdog(home, 1):
@@ -172,7 +165,7 @@ def test_two_starters_find_one_server_and_its_last_user_stops_it(home):
     """Two processes ensure serving at once; one server comes up, outlives the first user and ends with the second."""
     program = (
         "import sys\nfrom scalr_prod.serving import ensure_serving, triton_status\n"
-        "from scalr_prod.settings import load_settings\n"
+        "from scalr_prod.config.settings import load_settings\n"
         "settings = load_settings(sys.argv[1], serving={'threads': 1})\n"
         "with ensure_serving(settings, 1):\n"
         "    print(triton_status(settings).pid, flush=True)\n    sys.stdin.readline()\n"
@@ -216,7 +209,7 @@ def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(home, tmp_path)
 
 def test_a_gpu_that_the_server_cannot_use_is_told(home, monkeypatch, caplog):
     """By the doctor, and whenever a server is started; it works on the CPU."""
-    monkeypatch.setattr("scalr_prod.serving.virtualenvs.has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("scalr_prod.serving.install.virtualenvs.has_nvidia_gpu", lambda: True)
     (torch,) = (check for check in serving_checks(home) if check.name == "serving torch")
     if "+cpu" not in torch.found:
         pytest.skip("the serving environment has torch for GPUs")

@@ -11,27 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ServerUnreachable, ServingError
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.ledger import run_folder
-from scalr_prod.scoring import open_scorer
-from scalr_prod.scoring.address import secret_file
-from scalr_prod.scoring.security import Security
-from scalr_prod.scoring.transport import Channel
-from scalr_prod.serving import (
-    launch,
-    promote,
-    rollback,
-    served_version,
-    serving_checks,
-    start_triton,
-    stop_triton,
-    triton_status,
-)
-from scalr_prod.serving.loading import versions_by_server
-from scalr_prod.serving.state import read_record
-from scalr_prod.settings import load_settings
-from scalr_prod.translator.contexts import Contexts
+from scalr_prod.serving import promote, rollback, served_version, serving_checks, start_triton, stop_triton, triton_status
+from scalr_prod.serving.client import open_scorer
+from scalr_prod.serving.client.address import secret_file
+from scalr_prod.serving.client.security import Security
+from scalr_prod.serving.client.transport import Channel
+from scalr_prod.serving.local_server import launch
+from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.serving.model_control import versions_by_server
+from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.long]
 
@@ -53,7 +45,7 @@ def contexts(rows: int, seed: int) -> Contexts:
 
 
 def copied(folder, trained, **sections):
-    from scalr_prod.feast_store import apply_feature_repo
+    from scalr_prod.features import apply_feature_repo
 
     shutil.copytree(trained.parent, folder)
     shutil.rmtree(folder / ".scalr" / "feature_repo", ignore_errors=True)

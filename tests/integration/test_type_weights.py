@@ -11,8 +11,8 @@ import pytest
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
-from scalr_prod.translator.log import read_event_log
+from scalr_prod.schemas import Table
+from scalr_prod.translator.data.event_log import read_event_log
 
 pytestmark = pytest.mark.slow  # two translators and a run
 

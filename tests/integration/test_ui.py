@@ -21,9 +21,9 @@ from support.shown import difference, example
 from support.small import LOCAL
 from support.warm import run
 
-from scalr_prod.contracts import Table
 from scalr_prod.errors import ReportError
-from scalr_prod.ui import serve
+from scalr_prod.reporting.ui import serve
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +71,8 @@ def opened_in_a_thread(settings):
     """The same pages in this process, for projects that are asked little."""
     import uvicorn
 
-    from scalr_prod.ui.drawing import SamplingThread
-    from scalr_prod.ui.server import _bind_socket, create_app
+    from scalr_prod.reporting.ui.drawing import SamplingThread
+    from scalr_prod.reporting.ui.server import _bind_socket, create_app
 
     with SamplingThread(settings) as drawing, _bind_socket(0) as bound:
         server = uvicorn.Server(uvicorn.Config(create_app(settings, drawing, "t"), log_config=None, lifespan="off"))

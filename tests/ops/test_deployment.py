@@ -22,7 +22,7 @@ from redis_server import running_redis
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
 

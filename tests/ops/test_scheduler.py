@@ -22,7 +22,7 @@ pytest.importorskip("airflow.sdk")
 from airflow_deployment import kill_task, running_airflow
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.schemas import Table
 
 #: Seconds for all waits together, on a machine of any speed.
 LIMIT = 2400

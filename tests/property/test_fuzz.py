@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from support.examples import examples
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.errors import ScalrError
 from scalr_prod.ingest import ingest
-from scalr_prod.scoring.protocol import INPUTS, ModelIdentity, answer_requests
-from scalr_prod.settings import Settings, load_settings
-from scalr_prod.translator.contexts import Contexts, Samples
-from scalr_prod.translator.requests import RequestBounds
+from scalr_prod.schemas import Table
+from scalr_prod.serving.client.wire import INPUTS, ModelIdentity, answer_requests
+from scalr_prod.translator.data.contexts import Contexts, Samples
+from scalr_prod.translator.validation import RequestBounds
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +177,7 @@ class Module:
 
 
 def good(rows: int = 2) -> dict[str, np.ndarray]:
-    from scalr_prod.scoring.protocol import encode_request
+    from scalr_prod.serving.client.wire import encode_request
 
     return encode_request(
         Contexts(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.hashing import hash_bucket, hash_bucket_sql, hash_fold, stable_hash, stable_hash_sql
+from scalr_prod.core.hashing import hash_bucket, hash_bucket_sql, hash_fold, stable_hash, stable_hash_sql
 
 INTS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), max_size=20)

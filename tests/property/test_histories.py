@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.histories import added, build, build_histories
-from scalr_prod.histories.dominance import WaveletMatrix
+from scalr_prod.config.settings import Settings
+from scalr_prod.histories import build, build_histories, incremental
+from scalr_prod.histories.wavelet_matrix import WaveletMatrix
 from scalr_prod.lake import Lake
-from scalr_prod.settings import Settings
+from scalr_prod.schemas import Table, table_schema
 
 TABLES = (
     Table.SOURCE_EVENTS,
@@ -132,9 +132,9 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
         # Small pieces everywhere, so that their seams are tested as well.
         patch.setattr(build, "_CHUNK", at_once)
         patch.setattr(build, "_BATCH", at_once)
-        patch.setattr(added, "_BATCH", at_once)
+        patch.setattr(incremental, "_BATCH", at_once)
         patch.setattr(build, "_ELEMENTS", at_once * 3)
-        patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
+        patch.setattr("scalr_prod.histories.knowledge_time._AT_ONCE", at_once)
         build_histories(made)
     lake = Lake.open(made)
     expected = expected_histories(events, length, timedelta(hours=hours))
@@ -162,9 +162,9 @@ def test_day_by_day_gives_the_rows_of_a_build_from_all_days(tmp_path_factory, ra
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_CHUNK", at_once)
-        patch.setattr(added, "_BATCH", at_once)
+        patch.setattr(incremental, "_BATCH", at_once)
         patch.setattr(build, "_ELEMENTS", at_once * 3)
-        patch.setattr("scalr_prod.histories.knowledge._AT_ONCE", at_once)
+        patch.setattr("scalr_prod.histories.knowledge_time._AT_ONCE", at_once)
         made = project(folder / "days", batches[0], ids, **chosen)
         build_histories(made)
         for number, batch in enumerate(batches[1:]):
@@ -183,9 +183,9 @@ def test_day_by_day_gives_the_rows_of_a_build_from_all_days(tmp_path_factory, ra
 @pytest.mark.parametrize("read", ["held", "file by file", "a store's files"])
 def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monkeypatch, read):
     if read == "file by file":
-        monkeypatch.setattr(added, "_HELD", 0)
+        monkeypatch.setattr(incremental, "_HELD", 0)
     if read == "a store's files":  # those that DuckDB cannot read where they are come through Arrow
-        monkeypatch.setattr(added, "duckdb_readable_files", lambda _: None)
+        monkeypatch.setattr(incremental, "duckdb_readable_files", lambda _: None)
     draw = np.random.default_rng(0)
     columns = [draw.integers(0, high, 360) for high in (3, 4, 40)]
     late = draw.integers(1, 25, 360) * (draw.random(360) < 0.4)

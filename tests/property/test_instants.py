@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.cells import CellOrigin
-from scalr_prod.ingest.instants import TimestampParser
+from scalr_prod.ingest.column_parsers import CellOrigin
+from scalr_prod.ingest.timestamp_parser import TimestampParser
 
 PLACE = CellOrigin("file", "timestamp")
 KEY = "[domains.source] timezone"

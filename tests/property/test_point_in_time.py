@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from scalr_prod.feast_store import asof
+from scalr_prod.features import point_in_time
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STAMP = pa.timestamp("us", tz="UTC")
@@ -125,7 +125,7 @@ def name(user, case):
 def ask(view, case, spine, columns=("value", "values", "there"), **options) -> pa.Table:
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.feast_store.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
 
     store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]), **options)
     config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=store, online_store=None)
@@ -153,7 +153,7 @@ def test_equals_the_oracle(folder, case):
     columns = ("value", "there") if case["narrow"] else ("value", "values", "there")
     with pytest.MonkeyPatch.context() as patch:
         # What finds a row is held in the session where it lies in several files, unless there is too much of it.
-        patch.setattr(asof, "_HELD", asof._HELD if case["held"] else 0)
+        patch.setattr(point_in_time, "_HELD", point_in_time._HELD if case["held"] else 0)
         found = ask(feature_view(path, text=case["text"], ttl=case["ttl"]), case, spine, columns)
 
     # What had categories comes back as text.
@@ -184,7 +184,7 @@ def test_the_latest_rows_of_some_are_those_that_they_have_among_all(folder, case
 def latest(source, case, end, entities):
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.feast_store.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
 
     store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]))
     store.entities = entities

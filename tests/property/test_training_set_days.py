@@ -15,18 +15,18 @@ import pyarrow.dataset as ds
 import pytest
 from training_world import in_the_order_of_time
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.feast_store import apply_feature_repo, service_sources
+from scalr_prod.config.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest
+from scalr_prod.config.settings import Settings
+from scalr_prod.core.timestamps import to_micros
+from scalr_prod.features import apply_feature_repo, service_sources
 from scalr_prod.histories import build_histories
-from scalr_prod.instants import to_micros
 from scalr_prod.lake import Lake
-from scalr_prod.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest
-from scalr_prod.settings import Settings
+from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import TrainingSet, build_training_set
+from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build import _TABLES, _inputs
-from scalr_prod.training_set.changes import EVENT_TABLES, InputTables
-from scalr_prod.training_set.joining import FEATURE_SERVICE
-from scalr_prod.training_set.making import assemble_partitions
+from scalr_prod.training_set.feature_join import FEATURE_SERVICE
+from scalr_prod.training_set.staleness import EVENT_TABLES, InputTables
 
 pytestmark = pytest.mark.slow
 

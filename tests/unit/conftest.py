@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from scalr_prod.settings import Settings
+    from scalr_prod.config.settings import Settings
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 DAY = pd.Timestamp("2024-03-01T12:00:00Z")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from scalr_prod.identity import ProjectIdentity
 from scalr_prod.ledger import Ledger, RunSpec, RunState
-from scalr_prod.ledger.records import ALLOWED_TRANSITIONS
+from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS
+from scalr_prod.workspace.identity import ProjectIdentity
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ from feast.repo_config import RepoConfig
 from feast.types import Float64, String
 from feast_project import hours
 
-from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
+from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
 
 #: Two meters, read every hour; the second reading of the first one was corrected two days later.
 READINGS = {

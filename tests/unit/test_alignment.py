@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scalr_prod.generation.alignment import MIN_KEPT_SHARE, bucket_shares, keep_counts, value_buckets
+from scalr_prod.generation.popularity_matching import MIN_KEPT_SHARE, bucket_shares, keep_counts, value_buckets
 
 
 def distance(counts, shares) -> float:

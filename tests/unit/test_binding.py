@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import DomainsMixed, ProjectsMixed, ScalrError
-from scalr_prod.explain import explain_events
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.publication import publish, rollback_run
-from scalr_prod.settings import load_settings
-from scalr_prod.switch import disable_publication, enable_publication, publication_state
+from scalr_prod.operations.provenance import explain_events
+from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
+from scalr_prod.schemas import Table
 
 RUN = f"run_{0:016x}"
 

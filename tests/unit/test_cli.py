@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from scalr_prod import __version__
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.console import format_lines
 from scalr_prod.lake import Lake
-from scalr_prod.rendering import format_lines
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 runner = CliRunner()
 

@@ -14,9 +14,9 @@ import typer
 from ledger_world import make_spec
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
 
 SCALR = str(Path(sys.executable).with_name("scalr"))
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

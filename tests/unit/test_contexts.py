@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.generation.contexts import (
+from scalr_prod.core.timestamps import column_to_micros
+from scalr_prod.generation.encoding import (
     HISTORY_ITEMS,
     HISTORY_TIMES,
     ConsumptionIndex,
     encode_histories,
     iter_context_batches,
 )
-from scalr_prod.instants import column_to_micros
-from scalr_prod.translator.contexts import NO_ITEM, Contexts
-from scalr_prod.translator.versions import ItemVocabulary
+from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
+from scalr_prod.translator.registry import ItemVocabulary
 
 DAY = 86_400_000_000
 US = pa.timestamp("us", tz="UTC")

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("airflow.sdk")
 
-from scalr_prod.dags import DAILY_STAGES, WEEKLY_STAGES, list_projects
 from scalr_prod.errors import SettingsError
+from scalr_prod.integrations.airflow.dags import DAILY_STAGES, WEEKLY_STAGES, list_projects
 
 
 def test_tasks_are_the_stages_of_the_graph_that_take_time():

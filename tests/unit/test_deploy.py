@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

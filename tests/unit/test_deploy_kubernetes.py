@@ -10,8 +10,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.settings import load_settings
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())

@@ -18,9 +18,9 @@ import pytest
 import typer.main
 import yaml
 
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES
-from scalr_prod.settings import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)

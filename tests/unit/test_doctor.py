@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scalr_prod.doctor import _OPTIONAL, DiagnosticCheck, run_checks
+from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
 
 
 @pytest.fixture

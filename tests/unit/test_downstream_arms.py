@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.arms import (
+from scalr_prod.errors import EvaluationError, TranslatorError
+from scalr_prod.evaluation.arms import (
     ABLATION_ARMS,
     CONTROL_ARMS,
     JOINT_TRAINING,
@@ -19,11 +20,10 @@ from scalr_prod.downstream.arms import (
     ArmDataBuilder,
     renumber,
 )
-from scalr_prod.downstream.diagnostics import diagnose
-from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.downstream.scene import IdNumbering
-from scalr_prod.downstream.translation import DrawOptions
-from scalr_prod.errors import EvaluationError, TranslatorError
+from scalr_prod.evaluation.diagnostics import diagnose
+from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.split import IdNumbering
+from scalr_prod.evaluation.translation import DrawOptions
 
 USERS, ITEMS = 60, 30
 CHOICE = ArmChoice({}, DrawOptions(4, 0.5), (0.5, 0.2, 0.0), 0.1)
@@ -202,7 +202,7 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
         monkeypatch.setattr(maker.scene, "earlier", world.earlier, raising=False)
     else:
         monkeypatch.setattr(maker.scene, "earlier", lambda: maker.scene, raising=False)
-        monkeypatch.setattr("scalr_prod.downstream.translation.SplitTranslator.from_split", lambda *_, **__: world.earlier())
+        monkeypatch.setattr("scalr_prod.evaluation.translation.SplitTranslator.from_split", lambda *_, **__: world.earlier())
     monkeypatch.setattr(maker.scene, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
     for arm in ("real", "real+scalr", JOINT_TRAINING, "real"):
         made = maker.events(arm, CHOICE, 0)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models import family_hyperparameters, make_model
-from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
 from scalr_prod.errors import EvaluationError
+from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
+from scalr_prod.evaluation.models import family_hyperparameters, make_model
 
 USERS, ITEMS, THINGS, TASTES = 300, 200, 60, 4
 COLD = np.arange(USERS - 40, USERS)
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_scores(log):
 
 
 def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch):
-    monkeypatch.setattr("scalr_prod.downstream.models.rows._SHORTLIST_ITEMS", 20)
+    monkeypatch.setattr("scalr_prod.evaluation.models.feature_rows._SHORTLIST_ITEMS", 20)
     late = replace(log, until=END + 1)  # another log, whose shortlists are not kept yet
     model = fitted(late)
     users = COLD[:7]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models.rows import FeatureLog
-from scalr_prod.downstream.models.snapshot import FEATURES, Snapshot
-from scalr_prod.downstream.protocol import Interactions
+from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.models.feature_rows import FeatureLog
+from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
 
 USERS, ITEMS, THINGS = 12, 9, 14
 DAY = 86_400_000_000

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scalr_prod.downstream.few import UNLIMITED, DataBudget, budget_for
-from scalr_prod.downstream.isolation import Sandbox, _sandbox_settings
-from scalr_prod.downstream.scene import EvaluationSplit
-from scalr_prod.settings import load_settings
+from scalr_prod.config.settings import load_settings
+from scalr_prod.evaluation.budget import UNLIMITED, DataBudget, budget_for
+from scalr_prod.evaluation.sandbox import Sandbox, _sandbox_settings
+from scalr_prod.evaluation.split import EvaluationSplit
 
 
 def scene(events, *, estimators=("popularity", "sequential"), pretraining_events=None, contexts="events", users=10):

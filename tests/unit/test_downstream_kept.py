@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.kept import ARRAY_CODEC, JSON_CODEC, NULL_CACHE, ResultCache, outcome_codec
-from scalr_prod.downstream.metrics import Ranking
-from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows
-from scalr_prod.downstream.trial import Outcome
+from scalr_prod.evaluation.evaluator import Outcome
+from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows
+from scalr_prod.evaluation.ranking_metrics import Ranking
+from scalr_prod.evaluation.result_cache import ARRAY_CODEC, JSON_CODEC, NULL_CACHE, ResultCache, outcome_codec
 
 KEY = ("ndcg", "als", {"half_life": float("inf")}, [0.1, 0.1])
 

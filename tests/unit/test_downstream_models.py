@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from scalr_prod.downstream.models import make_model
-from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
 from scalr_prod.errors import EvaluationError
+from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
+from scalr_prod.evaluation.models import make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 #: The families that learn users by their numbers; the feature ranker has tests of its own.
@@ -250,7 +250,7 @@ def test_interactions_refuse_what_does_not_fit(tastes):
 
 def test_a_synthetic_event_is_a_term_of_the_loss_and_never_a_history(tastes, monkeypatch):
     """Once trained, dropping a user's synthetic events from the tables that scores are made of must change nothing."""
-    from scalr_prod.downstream.models.ragged import RaggedInteractions
+    from scalr_prod.evaluation.models.ragged import RaggedInteractions
 
     lone = np.arange(USERS - 10, USERS, dtype=np.int32)
     told = replace(

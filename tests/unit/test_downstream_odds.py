@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows, PlattCalibrator
+from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
 
 
 def rows_of(label, segment):

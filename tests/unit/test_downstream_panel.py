@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows
-from scalr_prod.downstream.panel import UserPanel
-from scalr_prod.downstream.report import EvaluationReport, build_verdict, summarize_arms
+from scalr_prod.evaluation.evaluation_report import EvaluationReport, build_verdict, summarize_arms
+from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows
+from scalr_prod.evaluation.user_panel import UserPanel
 
 DISCOUNT = 1 / np.log2(np.arange(2, 5))
 

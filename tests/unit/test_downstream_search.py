@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models.lately import PopularityBoosted, RecentPopularity
-from scalr_prod.downstream.protocol import Interactions
-from scalr_prod.downstream.search import Hyperparameter, search_values
+from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.models.recent_popularity import PopularityBoosted, RecentPopularity
+from scalr_prod.evaluation.search import Hyperparameter, search_values
 
 DAY = 86_400_000_000
 

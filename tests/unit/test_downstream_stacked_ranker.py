@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.models import family_hyperparameters, make_model, uses_earlier_events
-from scalr_prod.downstream.models.stacked_ranker import StackedRanker
-from scalr_prod.downstream.protocol import Interactions, ProbabilisticModel
+from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
+from scalr_prod.evaluation.models import family_hyperparameters, make_model, uses_earlier_events
+from scalr_prod.evaluation.models.stacked_ranker import StackedRanker
 
 USERS, ITEMS, THINGS, TASTES = 300, 80, 60, 4
 COLD = np.arange(USERS - 60, USERS)

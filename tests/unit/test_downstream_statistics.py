@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scalr_prod.downstream.metrics import calibration_metrics, exposure_metrics, rank_users
-from scalr_prod.downstream.statistics import MetricContributions, TwoWayBootstrap, holm_adjust, paired_bootstrap
+from scalr_prod.evaluation.ranking_metrics import calibration_metrics, exposure_metrics, rank_users
+from scalr_prod.evaluation.statistics import MetricContributions, TwoWayBootstrap, holm_adjust, paired_bootstrap
 
 
 def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scalr_prod.downstream.arms import ArmChoice
-from scalr_prod.downstream.few import UNLIMITED
-from scalr_prod.downstream.models import BUILTIN_FAMILIES, selection_metric
-from scalr_prod.downstream.odds import CalibratedPredictions, LabelledRows, PlattCalibrator
-from scalr_prod.downstream.translation import DrawOptions
-from scalr_prod.downstream.trials import TrialCache, ValidationWindow
+from scalr_prod.evaluation.arms import ArmChoice
+from scalr_prod.evaluation.budget import UNLIMITED
+from scalr_prod.evaluation.models import BUILTIN_FAMILIES, selection_metric
+from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
+from scalr_prod.evaluation.translation import DrawOptions
+from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
 
 USERS, PER_USER = 50, 200
 CHOICE = ArmChoice({}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)

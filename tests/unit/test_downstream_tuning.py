@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.downstream.arms import JOINT_TRAINING
-from scalr_prod.downstream.few import UNLIMITED
-from scalr_prod.downstream.trials import ValidationWindow
-from scalr_prod.downstream.tuning import Tuner, tune_half_life
-from scalr_prod.sections import DownstreamSettings, GenerationSettings
+from scalr_prod.config.sections import DownstreamSettings, GenerationSettings
+from scalr_prod.evaluation.arms import JOINT_TRAINING
+from scalr_prod.evaluation.budget import UNLIMITED
+from scalr_prod.evaluation.trial_cache import ValidationWindow
+from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 
 USERS, ITEMS = 600, 1000
 NO_BOOST = (0.0, 0.0, 0.0)

@@ -7,7 +7,7 @@ import json
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
 
 runner = CliRunner()
 

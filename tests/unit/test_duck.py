@@ -12,10 +12,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.duck import escape_glob, move_into_place, open_duckdb, staging_folder, temporary_folder
+from scalr_prod.config.settings import Settings
 from scalr_prod.errors import LakeError
-from scalr_prod.feast_store.session import open_session
-from scalr_prod.settings import Settings
+from scalr_prod.features.session import open_session
+from scalr_prod.workspace.duckdb import escape_glob, move_into_place, open_duckdb, staging_folder, temporary_folder
 
 
 def project(folder, **compute) -> Settings:
@@ -80,7 +80,7 @@ def test_what_fits_nowhere_is_told(tmp_path):
 def test_what_a_killed_process_left_is_swept_and_a_living_one_s_is_not(tmp_path):
     settings = project(tmp_path)
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom scalr_prod.duck import temporary_folder\n"
+        "import sys, time\nfrom pathlib import Path\nfrom scalr_prod.workspace.duckdb import temporary_folder\n"
         "with temporary_folder(Path(sys.argv[1]), 'other-') as folder:\n    print(folder, flush=True)\n    time.sleep(60)\n"
     )
     root = settings.home / "staging"
@@ -154,10 +154,10 @@ def test_every_read_of_parquet_files_by_name_is_of_those_files_alone(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.feast_store.datasets import _facts
+    from scalr_prod.features.datasets import _facts
     from scalr_prod.ingest.rows import staged_rows_sql
-    from scalr_prod.quality.judged import evaluate_rules
-    from scalr_prod.quality.protocol import RowRule
+    from scalr_prod.quality.row_verdicts import evaluate_rules
+    from scalr_prod.quality.rule_protocol import RowRule
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.spine import _scan
     from scalr_prod.training_set.vocabulary import write_ids, write_vocabulary

@@ -11,9 +11,9 @@ import pytest
 import typer.main
 
 from scalr_prod import errors
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import Settings
 from scalr_prod.lake.storage import _MADE_BY
-from scalr_prod.settings import Settings
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
 

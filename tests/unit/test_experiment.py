@@ -13,14 +13,14 @@ from handmade import Handmade
 from scipy import stats
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import settings_from_dict
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, QualityGateFailed, SettingsError
-from scalr_prod.experiment import analyze_experiment, estimate_effect
-from scalr_prod.holdout import Holdout
-from scalr_prod.publication import publish
+from scalr_prod.operations.holdout_experiment import analyze_experiment, estimate_effect
+from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.settings import settings_from_dict
+from scalr_prod.schemas import Table
+from scalr_prod.workspace.user_assignment import Holdout
 
 USERS = 2000
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.explanation import effective_settings, list_setting_keys, render_reference
-from scalr_prod.masking import redact_url, url_host, url_secrets
-from scalr_prod.sections import LedgerSettings
-from scalr_prod.settings import Settings, load_settings, settings_from_dict
+from scalr_prod.apps.cli import app
+from scalr_prod.config.sections import LedgerSettings
+from scalr_prod.config.settings import Settings, load_settings, settings_from_dict
+from scalr_prod.config.settings_reference import effective_settings, list_setting_keys, render_reference
+from scalr_prod.core.redaction import redact_url, url_host, url_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 TOML = """

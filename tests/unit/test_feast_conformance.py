@@ -23,10 +23,10 @@ from feast_project import hours, make_project, synthetic
 from meters import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
 from support.shown import difference, example
 
-from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import materialize, open_feature_store
+from scalr_prod.features import materialize, open_feature_store
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
 

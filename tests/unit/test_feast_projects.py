@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 from feast_project import COUNT, COUNTS, fill, hours, make_project, spine, synthetic
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.feast_store import (
+from scalr_prod.features import (
     apply_feature_repo,
     join_point_in_time,
     materialize,
@@ -22,7 +22,7 @@ from scalr_prod.feast_store import (
     save_dataset,
 )
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 FORMER = "s_to_t"
 
@@ -162,7 +162,7 @@ def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_pat
 
 
 def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
-    from scalr_prod.feast_store import repository
+    from scalr_prod.features import repository
 
     as_applied_before(own)
     url = f"sqlite:///{own.home / 'feast_registry.db'}"

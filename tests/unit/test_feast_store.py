@@ -12,19 +12,12 @@ import pyarrow as pa
 import pytest
 from feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_project, spine, synthetic
 
-from scalr_prod import assets
-from scalr_prod.contracts import PROVENANCE_COLUMNS, Table, table_schema
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core import assets
 from scalr_prod.errors import FeatureStoreError, TableNotFound
-from scalr_prod.feast_store import (
-    apply_feature_repo,
-    join_point_in_time,
-    materialize,
-    open_feature_store,
-    read_window,
-    repository,
-)
+from scalr_prod.features import apply_feature_repo, join_point_in_time, materialize, open_feature_store, read_window, repository
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import PROVENANCE_COLUMNS, Table, table_schema
 
 
 class TestRepository:
@@ -218,7 +211,7 @@ class TestReadWindow:
         assert join_point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
-        from scalr_prod.feast_store.job import DeltaRetrievalJob
+        from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 
         whole = DeltaRetrievalJob.stream
 
@@ -331,7 +324,7 @@ def test_integer_ids(tmp_path):
 def test_a_long_query_draws_no_bar_on_stdout(monkeypatch):
     """Stdout has the one object of --json. DuckDB takes a process whose main module has no file for an interactive one."""
     import __main__
-    from scalr_prod.feast_store.session import open_session
+    from scalr_prod.features.session import open_session
 
     monkeypatch.delattr(__main__, "__file__", raising=False)
     with open_session(memory_mb=256, threads=1, spill=None) as connection:

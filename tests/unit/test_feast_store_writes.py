@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from feast_project import COUNT, T0, hours, spine, synthetic
 
-from scalr_prod.contracts import Table
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.feast_store import (
+from scalr_prod.features import (
     join_point_in_time,
     materialize,
     open_feature_store,
     save_dataset,
 )
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
 
 
 class TestOtherTables:
@@ -90,9 +90,9 @@ class TestWrites:
     def test_four_writers_at_once_lose_and_double_nothing(self, own):
         from concurrent.futures import ThreadPoolExecutor
 
-        from scalr_prod.feast_store.offline_store import DeltaOfflineStoreConfig
-        from scalr_prod.feast_store.session import open_session
-        from scalr_prod.feast_store.writes import append_new_rows
+        from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
+        from scalr_prod.features.session import open_session
+        from scalr_prod.features.writes import append_new_rows
 
         lake = Lake.open(own)
         path, options = lake.uri(Table.SYNTHETIC_TARGET_EVENTS), DeltaOfflineStoreConfig(lake=lake.root)

@@ -6,14 +6,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ForgettingError
-from scalr_prod.forgetting import erase_users
-from scalr_prod.forgetting.traces import ItemSubjects, UserSubjects
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.operations.erasure import erase_users
+from scalr_prod.operations.erasure.scrubbing import ItemSubjects, UserSubjects
+from scalr_prod.schemas import Table
 
 
 @pytest.fixture

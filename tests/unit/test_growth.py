@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from scalr_prod.growth import (
+from scalr_prod.core.delta_log import (
     UNBOUNDED,
     diff_files,
     file_time_bounds,

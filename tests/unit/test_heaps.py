@@ -8,8 +8,8 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from scalr_prod import heaps
-from scalr_prod.heaps import SpilledPartitions, iter_sorted, quantile_bounds, rebatch
+from scalr_prod.core import partitioned
+from scalr_prod.core.partitioned import SpilledPartitions, iter_sorted, quantile_bounds, rebatch
 
 RANDOM = random.Random(0)  # noqa: S311 - made data
 ROWS = 20_000
@@ -32,8 +32,8 @@ def db():
 
 @pytest.mark.parametrize("name", KEYS)
 def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(heaps, "PARTITION_ROWS", 1_000)
-    monkeypatch.setattr(heaps, "_RUN", 3_000)
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", 1_000)
+    monkeypatch.setattr(partitioned, "_RUN", 3_000)
     rows = pa.table({"key": KEYS[name], "number": pa.array(RANDOM.sample(range(ROWS), ROWS))})
     db.register("rows", rows)
     edges = quantile_bounds(db, "rows", "key", ROWS)

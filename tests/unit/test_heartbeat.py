@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from scalr_prod.scoring.heartbeat import HEARTBEAT_FOLDER_VARIABLE, Heartbeat, read_heartbeat_count
-from scalr_prod.serving.state import heartbeat_folder, read_heartbeats, read_record
+from scalr_prod.serving.client.keepalive import HEARTBEAT_FOLDER_VARIABLE, Heartbeat, read_heartbeat_count
+from scalr_prod.serving.local_server.server_state import heartbeat_folder, read_heartbeats, read_record
 
 
 def test_the_count_grows_with_each_group_and_begins_anew_with_each_process(tmp_path):

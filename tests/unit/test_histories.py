@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from scalr_prod.contracts import Table, table_schema
+from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.errors import LakeError, TableNotFound
-from scalr_prod.forgetting.tables import purge
 from scalr_prod.histories import build, build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import Settings, load_settings
+from scalr_prod.operations.erasure.tables import purge
+from scalr_prod.schemas import Table, table_schema
 
 DAY0 = datetime(2024, 1, 1, tzinfo=UTC)
 BUILT = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)

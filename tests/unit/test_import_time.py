@@ -19,7 +19,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_the_command_line_imports_nothing_heavy():
-    assert loaded_after("import scalr_prod.cli") == set()
+    assert loaded_after("import scalr_prod.apps.cli") == set()
 
 
 def test_every_room_can_be_imported_without_the_heavy_libraries():

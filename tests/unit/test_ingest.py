@@ -10,10 +10,10 @@ import pytest
 from deltalake import DeltaTable
 from ingest_world import DAY, SOURCE, log, project_in, rows_of, triples
 
-from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import BadValue, NoCommonUsers
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table, table_schema
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_table_that_moves_on_between_comparison_and_commit_is_compared_again(p
     others = project(source=SOURCE.head(2))
     ingest(others)
     settings = project()
-    from scalr_prod.ingest.commit import AppendMissing
+    from scalr_prod.ingest.append import AppendMissing
 
     compare, calls = AppendMissing.compare, []
 
@@ -156,7 +156,7 @@ def test_a_table_that_moves_on_between_comparison_and_commit_is_compared_again(p
 
 
 def test_a_table_that_moves_on_just_before_it_is_compared_again_is_reported_as_it_was_compared(project, monkeypatch):
-    from scalr_prod.ingest.commit import AppendMissing
+    from scalr_prod.ingest.append import AppendMissing
 
     compare, calls = AppendMissing.compare, []
 

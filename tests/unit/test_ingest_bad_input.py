@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, InputError, NoCommonUsers, ScalrError, UnreadableInput
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 HEAD = "user_id,item_id,timestamp\n"
 ROW = "u1,i1,2024-05-01T12:00:00Z\n"

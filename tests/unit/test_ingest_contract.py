@@ -10,14 +10,14 @@ import pyarrow.dataset as ds
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, EmptyInput, ScalrError, SettingsError
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.replacements import Correction, corrections_since
-from scalr_prod.settings import load_settings
+from scalr_prod.lake.corrections import Correction, corrections_since
+from scalr_prod.schemas import Table
 
 DAY = pd.Timestamp("2024-03-01T12:00:00Z")
 TARGET = [("u0", "t1", 0), ("u1", "t2", 1)]

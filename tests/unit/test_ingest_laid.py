@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod import heaps
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import Settings
+from scalr_prod.core import partitioned
 from scalr_prod.errors import BadValue
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import Settings
+from scalr_prod.schemas import Table
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = ("event_timestamp", "user_id", "item_id", "created_timestamp", "event_type")
@@ -59,7 +59,7 @@ def rows_of(settings: Settings) -> dict[Table, pa.Table]:
 def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
     log, reports, found, files = events(2_000), [], [], []
     for name, size in (("one", 500_000), ("many", 100)):
-        monkeypatch.setattr(heaps, "PARTITION_ROWS", size)
+        monkeypatch.setattr(partitioned, "PARTITION_ROWS", size)
         first = project(tmp_path / name, log.slice(0, 1_200), duplicates=duplicates)
         reports.append([ingest(first).to_json()["source"]])
         grown = project(tmp_path / name, log, duplicates=duplicates)
@@ -83,7 +83,7 @@ def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
 
 @pytest.mark.parametrize("size", [500_000, 100])
 def test_a_log_that_is_there_twice_is_refused_whatever_the_heaps(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(heaps, "PARTITION_ROWS", size)
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", size)
     log = events(500)
     with pytest.raises(BadValue, match="each row occurs more than once"):
         ingest(project(tmp_path, pa.concat_tables([log, log]), duplicates="notice"))
@@ -93,7 +93,7 @@ def test_a_log_that_is_there_twice_is_refused_whatever_the_heaps(tmp_path, monke
 
 @pytest.mark.parametrize("size", [500_000, 100])
 def test_a_log_with_other_known_times_is_refused_whatever_the_heaps(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(heaps, "PARTITION_ROWS", size)
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", size)
     log = events(500)
     ingest(project(tmp_path, log))
     with pytest.raises(BadValue, match="in the lake already with another created_timestamp"):

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from ingest_world import DAY, SOURCE, TARGET, project_in, rows_of, triples
 
-from scalr_prod.contracts import Table, id_type_of
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table, id_type_of
 
 
 @pytest.fixture

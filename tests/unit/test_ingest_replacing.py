@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, EmptyInput
 from scalr_prod.histories import are_histories_current, build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.replacements import corrections_since, stale_since
-from scalr_prod.settings import load_settings
+from scalr_prod.lake.corrections import corrections_since, stale_since
+from scalr_prod.schemas import Table
 
 DAY = pd.Timestamp("2024-03-01", tz="UTC")
 NOON_3 = datetime(2024, 3, 3, 12, tzinfo=UTC)

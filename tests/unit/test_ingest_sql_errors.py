@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scalr_prod.errors import UnreadableInput
-from scalr_prod.ingest.columns import ColumnSelection
-from scalr_prod.ingest.sql import read_query
+from scalr_prod.ingest.column_mapping import ColumnSelection
+from scalr_prod.ingest.sources.sql import read_query
 
 
 def said(url: str) -> str:

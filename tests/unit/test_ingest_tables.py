@@ -16,12 +16,12 @@ from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 from pyroaring import BitMap
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
 from scalr_prod.ingest import ingest
 from scalr_prod.ingest.staging import open_events
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 AT = datetime(2024, 5, 1, tzinfo=UTC)
 CSV = "user_id,item_id,timestamp\nu1,t1,2024-05-01T00:00:00Z\n"

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from deltalake import write_deltalake
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, NoCommonUsers, SettingsError, UnreadableInput
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 #: Source user 2 is nobody's in the map, and target user 2 is somebody else.
 SOURCE = [(1, "s1", 1), (1, "s2", 2), (2, "s1", 3), (3, "s3", 4)]
@@ -154,7 +154,7 @@ def test_events_are_never_there_under_a_former_and_a_new_id(project):
 
 @pytest.mark.parametrize("asked", ["70", "source:1"])
 def test_whoever_is_forgotten_stays_away_by_either_id_and_whatever_the_map_says(project, asked):
-    from scalr_prod.forgetting import erase_users
+    from scalr_prod.operations.erasure import erase_users
 
     more = [*SOURCE, (4, "s1", 8)]
     settings = project(source=more)
@@ -169,7 +169,7 @@ def test_whoever_is_forgotten_stays_away_by_either_id_and_whatever_the_map_says(
 
 
 def test_whoever_was_forgotten_without_a_pair_stays_away_with_one(project):
-    from scalr_prod.forgetting import erase_users
+    from scalr_prod.operations.erasure import erase_users
 
     ingest(project())
     erase_users(project(), ["source:2"])

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 USERS, EACH = 60, 5
 

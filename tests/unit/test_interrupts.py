@@ -13,8 +13,8 @@ import time
 import pytest
 from support.warm import run
 
-from scalr_prod.interrupts import Interrupted, defer_signals, graceful_shutdown
-from scalr_prod.stages import stage_context
+from scalr_prod.core.signals import Interrupted, defer_signals, graceful_shutdown
+from scalr_prod.pipeline import stage_context
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_signal_that_was_ignored_stays_so():
 
 
 def test_what_goes_nowhere_is_raised_again_after_a_while(monkeypatch):
-    monkeypatch.setattr("scalr_prod.interrupts._CLOSING_S", 0.2)
+    monkeypatch.setattr("scalr_prod.core.signals._CLOSING_S", 0.2)
 
     def work():
         with contextlib.suppress(Interrupted):  # as in a destructor
@@ -181,7 +181,7 @@ def test_a_command_says_how_to_go_on(project):
         "import os, signal, sys, scalr_prod.ingest as room\n"
         "room.ingest = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.argv = ['scalr', 'ingest', '--config', {str(project)!r}, '--json']\n"
-        "from scalr_prod.cli import main\nmain()"
+        "from scalr_prod.apps.cli import main\nmain()"
     )
     done = run([sys.executable, "-c", code])
     assert done.returncode == 143, done.stderr

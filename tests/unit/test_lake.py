@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
-from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
 from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table, table_schema
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 SCHEMA = table_schema(Table.TARGET_EVENTS, user="string", item="int64")

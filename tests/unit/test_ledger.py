@@ -10,7 +10,7 @@ from ledger_world import T0, make_spec, to_state, validated
 
 from scalr_prod.errors import LedgerError, RunNotFound, TranslatorNotFound
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, check_run_id
-from scalr_prod.ledger.records import ALLOWED_TRANSITIONS
+from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS
 
 
 def test_the_same_spec_is_the_same_run_and_any_change_is_another():

@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.ledger.models import Base
+from scalr_prod.ledger.orm_tables import Base
 
 
 def test_the_schema_is_the_models(ledger):

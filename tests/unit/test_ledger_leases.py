@@ -133,7 +133,7 @@ def test_a_driver_can_wait_for_a_lease(ledger):
 
 LEAVE_A_LEASE = """
 import os, sys
-from scalr_prod.identity import Identity
+from scalr_prod.workspace.identity import Identity
 from scalr_prod.ledger import Ledger
 lease = Ledger(sys.argv[1], Identity("one", "/lakes/one", "/homes/one")).lease(sys.argv[2])
 lease.__enter__()

@@ -11,15 +11,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from scalr_prod import lineage
-from scalr_prod.contracts import Table
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.errors import ScalrError, SettingsError
+from scalr_prod.integrations import lineage
+from scalr_prod.integrations.lineage import _dataset_name
 from scalr_prod.lake import Lake
-from scalr_prod.lineage import _dataset_name
+from scalr_prod.pipeline import PipelineContext, Stage, execute_stages
 from scalr_prod.project import Project
-from scalr_prod.settings import load_settings
-from scalr_prod.stages import PipelineContext, Stage, execute_stages
-from scalr_prod.written import emit_commit
+from scalr_prod.schemas import Table
 
 
 def events(settings) -> list[dict]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from scalr_prod.logs import configure_logging
+from scalr_prod.core.logging import configure_logging
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scalr_prod.core.memmap import DiskMatrix, drop_pages, spill_arrays
 from scalr_prod.errors import LakeError
-from scalr_prod.mapped import DiskMatrix, drop_pages, spill_arrays
 
 #: Whatever is written to it, there is no space left.
 FULL = Path("/dev/full")

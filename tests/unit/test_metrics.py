@@ -17,17 +17,17 @@ import yaml
 from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
 
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core.atomic_io import write_json
 from scalr_prod.errors import PublicationError, QualityGateFailed, RunNotFound, ScalrError, SettingsError, TableNotFound
-from scalr_prod.generation.report import GenerationReport
+from scalr_prod.generation.generation_report import GenerationReport
+from scalr_prod.integrations.metrics import METRICS, export_metrics
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.ledger.models import TransitionRow
-from scalr_prod.metrics import METRICS, export_metrics
+from scalr_prod.ledger.orm_tables import TransitionRow
+from scalr_prod.pipeline import PipelineContext, Stage, execute_stages
 from scalr_prod.project import Project
-from scalr_prod.quality.report import GateReport, RuleOutcome
-from scalr_prod.scoring.latency import BUCKET_BOUNDS_S, LatencyHistogram, merge_histograms
-from scalr_prod.settings import load_settings
-from scalr_prod.stages import PipelineContext, Stage, execute_stages
-from scalr_prod.whole import write_json
+from scalr_prod.quality.gate_report import GateReport, RuleOutcome
+from scalr_prod.serving.client.latency import BUCKET_BOUNDS_S, LatencyHistogram, merge_histograms
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,7 +206,7 @@ def test_a_project_with_nothing_yet_has_metrics_too(project):
 
 
 def test_ends_noted_side_by_side_are_all_counted(measured):
-    from scalr_prod.stages.ended import read_stage_outcomes, record_stage_outcome
+    from scalr_prod.pipeline.stage_outcomes import read_stage_outcomes, record_stage_outcome
 
     threads = [threading.Thread(target=record_stage_outcome, args=(measured, "ingest", "done", 1.0)) for _ in range(8)]
     for thread in threads:

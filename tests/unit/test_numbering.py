@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from scalr_prod.core.id_index import index_in, sorted_unique
 from scalr_prod.errors import InputError
-from scalr_prod.numbering import index_in, sorted_unique
 
 #: Bytes of each of the long ids below; with 33 of them an array would have more than 2 GiB.
 LONG = 2**26

@@ -13,10 +13,10 @@ import pytest
 from onboarding_world import START, csv, form, frame, seconds
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.apps.onboarding import LogRequest, apply_corrections, confirm_interactively, plan_init
+from scalr_prod.apps.onboarding.names import match_columns, normalize_name
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
-from scalr_prod.onboarding import LogRequest, apply_corrections, confirm_interactively, plan_init
-from scalr_prod.onboarding.names import match_columns, normalize_name
 
 runner = CliRunner()
 

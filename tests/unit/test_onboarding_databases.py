@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.apps.onboarding import LogRequest, apply_corrections, plan_init
+from scalr_prod.apps.onboarding.names import match_columns
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ColumnNotFound
 from scalr_prod.lake import Lake
-from scalr_prod.onboarding import LogRequest, apply_corrections, plan_init
-from scalr_prod.onboarding.names import match_columns
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 runner = CliRunner()
 TIMES = [f"2024-03-{day:02d} 10:00:00" for day in range(1, 13)]

@@ -13,10 +13,10 @@ from deltalake import write_deltalake
 from onboarding_world import EVENTS, csv, form, frame, seconds
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 runner = CliRunner()
 

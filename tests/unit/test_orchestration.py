@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from scalr_prod import errors
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
+from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, ScalrError, ServerUnreachable, SettingsError, UnreadableInput
-from scalr_prod.instants import to_micros
-from scalr_prod.orchestration import (
+from scalr_prod.integrations.airflow.scheduling import (
     airflow_errors,
     backfill_windows,
     build_call,
@@ -28,7 +28,7 @@ from scalr_prod.orchestration import (
     training_cutoff,
     training_set_settings,
 )
-from scalr_prod.tasks import TASKS, run_task, run_task_in_subprocess
+from scalr_prod.integrations.airflow.tasks import TASKS, run_task, run_task_in_subprocess
 
 DAY = {"data_interval_start": datetime(2024, 5, 1, tzinfo=UTC), "data_interval_end": datetime(2024, 5, 2, tzinfo=UTC)}
 
@@ -81,7 +81,7 @@ def test_a_translator_learns_until_the_intervals_end_unless_told():
 
 
 def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypatch, tmp_path):
-    monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda _: None)
+    monkeypatch.setattr("scalr_prod.integrations.airflow.scheduling._airflow_variable", lambda _: None)
     monkeypatch.setenv("SCALR_CONFIG", str(tmp_path / "absent.toml"))
     assert load_project_settings(context(config=str(project))).domains.source.name == "gadgets"
     with pytest.raises(SettingsError, match="no such file"):
@@ -96,7 +96,9 @@ def test_the_project_is_named_by_param_then_by_the_environment(project, monkeypa
 
 def test_the_variable_goes_before_the_environment(project, monkeypatch):
     asked = []
-    monkeypatch.setattr("scalr_prod.orchestration._airflow_variable", lambda name: asked.append(name) or str(project))
+    monkeypatch.setattr(
+        "scalr_prod.integrations.airflow.scheduling._airflow_variable", lambda name: asked.append(name) or str(project)
+    )
     monkeypatch.setenv("SCALR_CONFIG", "elsewhere.toml")
     assert load_project_settings(context()).domains.target.name == "dishes"
     assert asked == ["scalr_config"]
@@ -158,7 +160,7 @@ def test_a_call_holds_json_values_and_names_the_project(project, monkeypatch):
     assert training_set_settings(call, call["extras"]).training_set.cutoff == datetime(2024, 5, 2, tzinfo=UTC)
 
 
-SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.cli import main; main()"])
+SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.apps.cli import main; main()"])
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalr_prod.outgoing import stream_accepted_rows
+from scalr_prod.publication.accepted_rows import stream_accepted_rows
 
 
 def test_accepted_rows_come_in_order_and_are_not_all_held_at_once(tmp_path):

@@ -17,10 +17,10 @@ from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
 from feast_project import STAMP, T0, hours
 
-from scalr_prod.doctor import _check_features
+from scalr_prod.apps.doctor import _check_features
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.settings import load_settings
-from scalr_prod.stages import PipelineContext, execute_stages, single_stage
+from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 MICROSECOND = timedelta(microseconds=1)
@@ -201,7 +201,7 @@ def test_a_source_that_is_not_there_and_keys_of_another_type_are_errors_before_a
 
 
 def test_features_of_views_that_were_applied_to_the_projects_own_repository(own, theirs):
-    from scalr_prod.feast_store import open_feature_store
+    from scalr_prod.features import open_feature_store
 
     customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.STRING)
     plans = FileSource(
@@ -217,7 +217,7 @@ def test_features_of_views_that_were_applied_to_the_projects_own_repository(own,
 
 
 def test_a_services_features_are_parted_by_what_they_are_looked_up_by_where_references_say_the_same(own):
-    from scalr_prod.feast_store import open_feature_store, references_by_key
+    from scalr_prod.features import open_feature_store, references_by_key
 
     store = open_feature_store(own)
     histories = [

@@ -14,17 +14,17 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from feast_project import make_project
 
-from scalr_prod import assets
-from scalr_prod.contracts import Table, table_schema
+from scalr_prod.config.settings import load_settings
+from scalr_prod.core import assets
 from scalr_prod.errors import ForeignFiles
-from scalr_prod.feast_store import apply_feature_repo
+from scalr_prod.features import apply_feature_repo
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.ownership import claim_home
-from scalr_prod.quality.expectations import open_gx_session
-from scalr_prod.serving.repository import configured_instances, write_config
-from scalr_prod.settings import load_settings
+from scalr_prod.quality.gx_engine import open_gx_session
+from scalr_prod.schemas import Table, table_schema
+from scalr_prod.serving.model_repository import configured_instances, write_config
+from scalr_prod.workspace.ownership import claim_home
 
 SCHEMA = table_schema(Table.SOURCE_EVENTS, user="string", item="string")
 
@@ -161,7 +161,7 @@ def test_another_project_s_lake_makes_no_home_of_a_folder(logs, tmp_path):
 def test_a_mark_that_cannot_be_read_now_is_not_written_over(tmp_path, monkeypatch):
     from pathlib import Path
 
-    from scalr_prod.naming import ensure_marker, read_marker
+    from scalr_prod.core.directory_marker import ensure_marker, read_marker
 
     mark = ensure_marker(tmp_path, "first")
 

@@ -18,8 +18,9 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from scalr_prod import __version__, assets
-from scalr_prod.serving.own_package import build_wheel, checkout_folder
+from scalr_prod import __version__
+from scalr_prod.core import assets
+from scalr_prod.serving.install.wheel import build_wheel, checkout_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.generation.parts import (
+from scalr_prod.generation.part_files import (
     manifest_path,
     open_part_writer,
     part_path,

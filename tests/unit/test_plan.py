@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table, table_schema
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
 from scalr_prod.generation import plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table, table_schema
 
 DAY = timedelta(days=1)
 T0 = datetime(2024, 5, 1, tzinfo=UTC)

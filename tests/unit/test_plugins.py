@@ -10,9 +10,9 @@ from typing import Protocol
 
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityError, ScalrError, SettingsError
 from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES, PluginGroup
-from scalr_prod.settings import load_settings
 
 DOMAINS = '[domains.source]\nname = "a"\nevents = "s.parquet"\n[domains.target]\nname = "b"\nevents = "t.parquet"\n'
 
@@ -130,7 +130,7 @@ def test_settings_take_the_place_of_one_that_is_not_there_yet(tmp_path):
 
 def test_the_examples_of_the_guide_are_plug_ins(monkeypatch):
     """Every class of docs/plugins.md meets the protocol of its section."""
-    from scalr_prod.downstream import DownstreamModel
+    from scalr_prod.evaluation import DownstreamModel
     from scalr_prod.ingest import LogReader
     from scalr_prod.quality import GateRule
     from scalr_prod.translator import Estimator

@@ -8,8 +8,8 @@ import time
 import pytest
 from support.shown import difference, example
 
-from scalr_prod.logs import log_context
-from scalr_prod.progress import ProgressTracker, heartbeat, heartbeat_interval, track
+from scalr_prod.core.logging import log_context
+from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval, track
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_no_thread_is_left_behind_after_an_error():
 
 
 def test_lines_of_the_heartbeat_know_what_they_are_about():
-    from scalr_prod.logs import current_log_context
+    from scalr_prod.core.logging import current_log_context
 
     told: list[dict] = []
 
@@ -113,7 +113,7 @@ def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
 
 def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("scalr_prod.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("scalr_prod.core.progress.time.monotonic", lambda: clock[0])
     pulse = ProgressTracker("translator", total=8e6, unit="")
     clock[0] += 20  # libraries are imported
     pulse.advance(1e6)

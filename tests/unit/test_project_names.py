@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scalr_prod.cli import app
-from scalr_prod.contracts import Table
+from scalr_prod.apps.cli import app
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed, SettingsError
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from deltalake import write_deltalake
 from typer.testing import CliRunner
 
 from scalr_prod import Project
-from scalr_prod.cli import app
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGateFailed, SettingsError, UnreadableInput
 from scalr_prod.quality import check_dataset
 from scalr_prod.quality.suites import read_suite, resolve_rules, write_suite

@@ -14,14 +14,14 @@ import pytest
 from handmade import Handmade, hour
 from ledger_world import make_spec
 
-from scalr_prod.contracts import Table, table_schema
+from scalr_prod.config.settings import Settings
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Publication, PublicationStatus, run_folder
-from scalr_prod.publication import publish
+from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.quality.drift import FIGURES, MIN_EVENTS, compute_drift, psi, rows_in_view, select_reference
-from scalr_prod.settings import Settings
+from scalr_prod.schemas import Table, table_schema
 
 USERS, PER_WINDOW = 150, 5
 ITEMS = [f"t{i}" for i in range(10)]

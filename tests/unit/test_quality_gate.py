@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
-from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.ledger.models import ModelVersionRow
+from scalr_prod.ledger.orm_tables import ModelVersionRow
 from scalr_prod.quality import validate_run
+from scalr_prod.schemas import Table, table_schema
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))])
 def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     """Two computations that share no code: DuckDB here, numpy in the generation."""
-    from scalr_prod.generation.alignment import bucket_shares, value_buckets
+    from scalr_prod.generation.popularity_matching import bucket_shares, value_buckets
 
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 40, 10)
@@ -279,7 +279,7 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
 
 
 def test_an_audit_that_waits_too_long_for_another_says_so(project, monkeypatch):
-    monkeypatch.setattr("scalr_prod.quality.expectations._LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("scalr_prod.quality.gx_engine._LOCK_TIMEOUT_S", 0.2)
     spec = project.run()
     folder = project.settings.home / "gx"
     folder.mkdir(parents=True)
@@ -338,7 +338,7 @@ def test_nothing_is_left_in_staging(project):
 
 @pytest.mark.slow
 def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
-    monkeypatch.setattr("scalr_prod.quality.judged.FRAME_ROWS", 64)
+    monkeypatch.setattr("scalr_prod.quality.row_verdicts.FRAME_ROWS", 64)
     spec = project.run()
     project.write(spec, heavier(project.candidates(spec), 0, 199))
     with pytest.raises(QualityGateFailed, match=r"weight_is_in_range \(.*2 of 200 break it"):

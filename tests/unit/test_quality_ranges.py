@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import GATE_TARGET, QUARANTINE, Handmade
 
-from scalr_prod.contracts import Table
 from scalr_prod.ledger import run_folder
 from scalr_prod.quality import validate_run
-from scalr_prod.quality.ranges import UserPartitions
+from scalr_prod.quality.user_partitions import UserPartitions
+from scalr_prod.schemas import Table
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
     assert keys == sorted(keys)
     assert pq.read_metadata(whole).num_row_groups == 1
     monkeypatch.setattr("scalr_prod.quality.audit._BATCH", 32)
-    monkeypatch.setattr("scalr_prod.heaps.PARTITION_ROWS", 50)
+    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 50)
     (folder / "gate.json").unlink()
     assert validate_run(project.settings, spec.run_id).accepted == 200
     (pieces,) = (folder / "accepted").glob("*.parquet")
@@ -72,7 +72,7 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
 
     monkeypatch.setattr(UserPartitions, "iter_files", watched)
     for heap in (500_000, 20):
-        monkeypatch.setattr("scalr_prod.heaps.PARTITION_ROWS", heap)
+        monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", heap)
         (folder / "gate.json").unlink(missing_ok=True)
         validate_run(project.settings, spec.run_id)
         report = json.loads((folder / "gate.json").read_text())["report"]

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import GATE_TARGET, IDS, Handmade, events, hour, source_rows
 
-from scalr_prod.contracts import Table, table_schema
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import GateReport, validate_run
-from scalr_prod.quality.protocol import AuditedRun
+from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rules import RowRules
+from scalr_prod.schemas import Table, table_schema
 
 
 @pytest.fixture

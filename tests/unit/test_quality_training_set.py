@@ -248,14 +248,14 @@ def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
 def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_page(tmp_path, monkeypatch):
     import pandas as pd
 
-    from scalr_prod.quality import expectations
+    from scalr_prod.quality import gx_engine
 
-    monkeypatch.setattr(expectations, "_LISTED", 2)
+    monkeypatch.setattr(gx_engine, "_LISTED", 2)
     home = Handmade(tmp_path).settings.home
-    checks = [expectations.ExpectationSpec.all_true("is_good", "it is good")]
+    checks = [gx_engine.ExpectationSpec.all_true("is_good", "it is good")]
     for name in ("the_first", "the_second", "the_third"):
-        with expectations.open_data_context(home) as (context, docs):
-            inspector = expectations.GxSession(context, docs)
+        with gx_engine.open_data_context(home) as (context, docs):
+            inspector = gx_engine.GxSession(context, docs)
             inspector.validate("some", name, pd.DataFrame({"is_good": [True]}), checks)
             inspector.build_docs()
     pages = [path.relative_to(home / "data_docs").parts[2] for path in (home / "data_docs" / "validations").rglob("*.html")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scalr_prod.report.page import _calibration_section
+from scalr_prod.reporting.page import _calibration_section
 
 
 def classes(*expected):

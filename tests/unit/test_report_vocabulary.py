@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalr_prod.report.page import _translator_metrics
+from scalr_prod.reporting.page import _translator_metrics
 
 MEASURED = {"nll": 8.0, "ndcg@20": 0.05, "events": 300}
 WHOLE = {"items": 40, "kept": 40, "events": 900, "events_kept": 900}

@@ -10,12 +10,12 @@ import torch
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import InvalidRequest
-from scalr_prod.scoring.protocol import ModelIdentity, answer_requests, encode_request
-from scalr_prod.translator import batch
-from scalr_prod.translator.contexts import Contexts
-from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.serving.client.wire import ModelIdentity, answer_requests, encode_request
+from scalr_prod.translator import context_batch
+from scalr_prod.translator.data.contexts import Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 ROWS = 3
 
@@ -90,7 +90,7 @@ def no_tensors(monkeypatch):
     def refuse(*_):
         pytest.fail("a tensor was made of it")
 
-    monkeypatch.setattr(batch.ContextBatch, "from_contexts", refuse)
+    monkeypatch.setattr(context_batch.ContextBatch, "from_contexts", refuse)
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-from scalr_prod.resident import give_back, peak_mb
+from scalr_prod.core.memory import give_back, peak_mb
 
 def held():
     with open("/proc/self/statm") as file:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.row_groups import iter_batches
+from scalr_prod.core.row_groups import iter_batches
 
 ROWS, GROUP = 1_600_000, 20_000
 

@@ -131,13 +131,13 @@ def test_planted_secrets_are_nowhere(tmp_path):
     """Every command fails here, each at another place that knows a secret: none is printed, logged or written down."""
     (tmp_path / "scalr.toml").write_text(TOML)
     program = (
-        "import logging, sys\nfrom typer.testing import CliRunner\nfrom scalr_prod.cli import app\n"
+        "import logging, sys\nfrom typer.testing import CliRunner\nfrom scalr_prod.apps.cli import app\n"
         "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
         "for words in sys.argv[2:]:\n"
         "    for json in ([], ['--json']):\n"
         "        done = CliRunner().invoke(app, [*words.split(), '--config', sys.argv[1], *json])\n"
         "        print(words, done.exit_code, done.output, repr(done.exception))\n"
-        "from scalr_prod.settings import load_settings\nprint(repr(load_settings(sys.argv[1])))\n"
+        "from scalr_prod.config.settings import load_settings\nprint(repr(load_settings(sys.argv[1])))\n"
     )
     command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *(" ".join(words) for words in COMMANDS)]
     done = run(command, env={**os.environ, **PLANTED}, check=True)
@@ -162,7 +162,7 @@ def test_servers_are_on_loopback():
 
 def test_the_container_keeps_triton_s_control_to_itself():
     """As the local server does; and nothing of HTTP but its health is open, from inside of the container alone."""
-    from scalr_prod.scoring.security import CONTROL_PROTOCOLS
+    from scalr_prod.serving.client.security import CONTROL_PROTOCOLS
 
     command = (ROOT / "deploy" / "triton.Dockerfile").read_text().partition("\nCMD")[2]
     assert f"--grpc-restricted-protocol={','.join(CONTROL_PROTOCOLS)}:scalr=${{SCALR_TRITON_SECRET:?}}" in command

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from scalr_prod import __version__
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ServingError
 from scalr_prod.project import Project
-from scalr_prod.serving import interpreters, virtualenvs
-from scalr_prod.serving.environment import environment_candidates, find_environment, require_environment
-from scalr_prod.serving.installer import _precompile, plan_serving
-from scalr_prod.serving.virtualenvs import EnvironmentSpec, build_environment
-from scalr_prod.settings import load_settings
+from scalr_prod.serving.install import interpreters, virtualenvs
+from scalr_prod.serving.install.environment import environment_candidates, find_environment, require_environment
+from scalr_prod.serving.install.installer import _precompile, plan_serving
+from scalr_prod.serving.install.virtualenvs import EnvironmentSpec, build_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ScalrError, SettingsError
-from scalr_prod.settings import load_settings
 
 DOMAINS = """
 [domains.source]

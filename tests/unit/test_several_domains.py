@@ -9,16 +9,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.contracts import Table, table_schema
-from scalr_prod.downstream.evaluation import ALL_ARMS, _select_arms
+from scalr_prod.config.policy import settings_digest
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
-from scalr_prod.feast_store import apply_feature_repo, read_window
+from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
+from scalr_prod.features import apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.policy import settings_digest
-from scalr_prod.settings import load_settings
+from scalr_prod.schemas import Table, table_schema
 
 TARGET = '[domains.target]\nname = "food"\nevents = "food.parquet"\n'
 ONE = '[domains.source]\nname = "books"\nevents = "books.parquet"\n'

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from handmade import Handmade, hour
 
-from scalr_prod.contracts import Table
 from scalr_prod.errors import GenerationError
-from scalr_prod.generation import slices
-from scalr_prod.generation.parts import part_path
-from scalr_prod.generation.slices import read_shards, remove_shards, write_shards
+from scalr_prod.generation import shards
+from scalr_prod.generation.part_files import part_path
+from scalr_prod.generation.shards import read_shards, remove_shards, write_shards
 from scalr_prod.ledger import run_folder
+from scalr_prod.schemas import Table
 
 KEYS = ["user_id", "event_timestamp", "item_id"]
 
@@ -51,8 +51,8 @@ def expected(made, spec):
 @pytest.mark.parametrize(("count", "heap"), [(1, 500_000), (7, 500_000), (200, 500_000), (1, 40), (7, 1), (200, 100)])
 def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count, heap, contexts, monkeypatch):
     """Also with more tasks than users, with a user of more contexts than a slice, and with events that are put in order in parts."""
-    monkeypatch.setattr(slices, "_SHARD_CONTEXTS", 10)
-    monkeypatch.setattr(slices, "PARTITION_ROWS", heap)
+    monkeypatch.setattr(shards, "_SHARD_CONTEXTS", 10)
+    monkeypatch.setattr(shards, "PARTITION_ROWS", heap)
     spec = made.run(contexts=contexts, generated=False)
     asked, had = expected(made, spec)
     assert write_shards(made.settings, spec, count) == len(asked)

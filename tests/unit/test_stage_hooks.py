@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from scalr_prod import stages
+from scalr_prod import pipeline
 from scalr_prod.errors import QualityGateFailed
+from scalr_prod.pipeline import StageScope, run_hooks, stage_hooks
+from scalr_prod.pipeline import hooks as room
 from scalr_prod.plugins import STAGE_HOOKS
-from scalr_prod.stages import StageScope, run_hooks, stage_hooks
-from scalr_prod.stages import hooks as room
 
 seen = []
 
@@ -55,4 +55,4 @@ def test_a_hook_sees_the_run_its_stages_and_how_they_end(recorder):
 def test_lineage_and_metrics_are_hooks_of_this_package():
     assert list(STAGE_HOOKS.builtin) == ["lineage", "metrics"]
     for name in STAGE_HOOKS.builtin:
-        assert STAGE_HOOKS.load(name, stages.StageHook)
+        assert STAGE_HOOKS.load(name, pipeline.StageHook)

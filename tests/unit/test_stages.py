@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ScalrError
-from scalr_prod.settings import load_settings
-from scalr_prod.stages import (
+from scalr_prod.pipeline import (
     GRAPH,
     OF_RUN,
     PipelineContext,
@@ -15,7 +15,7 @@ from scalr_prod.stages import (
     execute_stages,
     single_stage,
     stages_to,
-    work,
+    steps,
 )
 
 
@@ -77,7 +77,7 @@ def test_a_job_that_goes_on_with_a_run_plans_no_other(monkeypatch):
     monkeypatch.setattr("scalr_prod.generation.plan_run", lambda *_, **__: "another")
     for spec, expected in (("this", "this"), (None, "another")):
         job = PipelineContext(None, spec=spec)
-        work.plan(job)
+        steps.plan(job)
         assert job.spec == expected
 
 
@@ -155,7 +155,7 @@ def test_a_whole_run_generates_nothing_where_nothing_would_weigh(settings_with, 
     settings = load_settings(settings_with(f"[training_set]\n{lines}\n"))
     whole, alone = PipelineContext(settings, whole=True), PipelineContext(settings)
     for job in (whole, alone):
-        work.policy(job)
+        steps.policy(job)
     assert alone.not_generated is None
     if why is None:
         assert whole.not_generated is None

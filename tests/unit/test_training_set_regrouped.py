@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.training_set.by_key import JoinGroups, _bucketed
 from scalr_prod.training_set.features import _plan_files
+from scalr_prod.training_set.grouped_join import JoinGroups, _bucketed
 from scalr_prod.training_set.periods import utc_day
-from scalr_prod.training_set.regrouped import GroupedArrowFile
+from scalr_prod.training_set.regroup import GroupedArrowFile
 
 DAY = 86_400_000_000
 

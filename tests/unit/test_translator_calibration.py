@@ -9,14 +9,14 @@ import pytest
 import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import ContextBatch
 from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, fold_table_name, uncalibrated_tables
-from scalr_prod.translator.fitting import fit_parameter_sets
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data import history_traits
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 TRUE = {"factorisation": 2.0, "sequential": 0.5, "count": 0.2, "days_20_from_1": 1.5, "days_90_from_4": -0.8}
 
@@ -35,8 +35,10 @@ class World:
         again = np.tile(np.arange(len(contexts)), 20)
         self.contexts = contexts.take(again)
         plain = self.module(uncalibrated_tables())
-        mean, spread = tastes.trait_moments(
-            tastes.raw_traits(plain.parameter_set(-1).traits, ContextBatch.from_contexts(self.contexts, plain.first_seen))
+        mean, spread = history_traits.trait_moments(
+            history_traits.raw_traits(
+                plain.parameter_set(-1).traits, ContextBatch.from_contexts(self.contexts, plain.first_seen)
+            )
         )
         self.tensors |= {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
 

@@ -9,17 +9,17 @@ import time
 import numpy as np
 import pytest
 
-from scalr_prod.translator.fused import block, cache
-from scalr_prod.translator.fused.compiled import compiled
+from scalr_prod.translator.kernels import compile_cache, item_block
+from scalr_prod.translator.kernels.compilation import compiled
 
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     """A folder to keep compiled code in, not asked for yet."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    cache.folder.cache_clear()
+    compile_cache.folder.cache_clear()
     yield tmp_path
-    cache.folder.cache_clear()
+    compile_cache.folder.cache_clear()
 
 
 def kept(base) -> list[str]:
@@ -33,45 +33,45 @@ def add(function) -> float:
 
 
 def test_a_function_is_compiled_once_and_what_was_damaged_is_compiled_anew(base):
-    assert add(compiled(block.add_log_products.py_func)) == pytest.approx(6)
+    assert add(compiled(item_block.add_log_products.py_func)) == pytest.approx(6)
     assert kept(base) == ["nbc", "nbi"]
-    again = compiled(block.add_log_products.py_func)
+    again = compiled(item_block.add_log_products.py_func)
     assert add(again) == pytest.approx(6)
     assert sum(again.stats.cache_hits.values()) == 1
     for file in base.rglob("*.nbi"):
         file.write_bytes(b"")  # as after a loss of power
-    damaged = compiled(block.add_log_products.py_func)
+    damaged = compiled(item_block.add_log_products.py_func)
     with pytest.raises(EOFError):
         add(damaged)
-    cache.clear()
+    compile_cache.clear()
     assert kept(base) == []
     assert add(damaged) == pytest.approx(6)
     assert kept(base) == ["nbc", "nbi"]
 
 
 def test_the_folder_is_of_this_package_and_this_user_alone(base, monkeypatch):
-    place = cache.folder()
+    place = compile_cache.folder()
     assert place is not None
     assert place.parent == base / "scalr_prod"
     assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(cache.metadata, "version", lambda name: f"another {name}")
-    cache.folder.cache_clear()
-    other = cache.folder()
+    monkeypatch.setattr(compile_cache.metadata, "version", lambda name: f"another {name}")
+    compile_cache.folder.cache_clear()
+    other = compile_cache.folder()
     assert other is not None
     assert other != place
 
 
 def no_folder(caplog) -> str:
-    cache.folder.cache_clear()
+    compile_cache.folder.cache_clear()
     caplog.clear()
     with caplog.at_level(logging.INFO, "scalr_prod"):
-        assert cache.folder() is None
+        assert compile_cache.folder() is None
     (record,) = caplog.records
     return record.getMessage()
 
 
 def test_a_folder_that_is_not_safe_is_not_used(base, monkeypatch, caplog):
-    place = cache.folder()
+    place = compile_cache.folder()
     for shared in (place, place.parent):
         shared.chmod(0o770)
         assert f"{shared} is not a folder that only this user can write to" in no_folder(caplog)
@@ -91,12 +91,12 @@ def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkey
     (base / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(base / "file"))
     assert "compiled code is not cached" in no_folder(caplog)
-    assert add(compiled(block.add_log_products.py_func)) == pytest.approx(6)
+    assert add(compiled(item_block.add_log_products.py_func)) == pytest.approx(6)
     assert kept(base) == []
 
 
 def test_folders_of_former_packages_go_after_a_month(base):
-    place = cache.folder()
+    place = compile_cache.folder()
     former, lately = "f" * 16, "a" * 16
     for name, days in ((former, 31), (lately, 29)):
         (place.parent / name).mkdir()
@@ -104,16 +104,16 @@ def test_folders_of_former_packages_go_after_a_month(base):
         then = time.time() - days * 86_400
         os.utime(place.parent / name, (then, then))
     os.utime(place, (0, 0))  # this one is asked for now
-    cache.folder.cache_clear()
-    assert cache.folder() == place
+    compile_cache.folder.cache_clear()
+    assert compile_cache.folder() == place
     assert sorted(other.name for other in place.parent.iterdir()) == sorted([place.name, lately])
 
 
 def test_only_folders_of_other_packages_code_go(base):
-    place = cache.folder()
+    place = compile_cache.folder()
     ours, theirs = place.parent / ("0" * 16), place.parent / "lake"
     for old in (ours, theirs):
         old.mkdir()
         os.utime(old, (0, 0))
-    cache._drop_unused(place)
+    compile_cache._drop_unused(place)
     assert (ours.exists(), theirs.exists()) == (False, True)

@@ -10,18 +10,18 @@ import torch
 from scipy import sparse
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log, with_weights
 
+from scalr_prod.config.sections import TranslatorSettings
+from scalr_prod.core.memmap import DiskMatrix
 from scalr_prod.errors import TranslatorError
-from scalr_prod.mapped import DiskMatrix
-from scalr_prod.sections import TranslatorSettings
-from scalr_prod.translator import effort
-from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator import training_budget
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.event_log import EventLog
+from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage, contexts_and_labels
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, factorisation, frequency, linear, popularity
-from scalr_prod.translator.estimators.carried import load_estimator
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.fitting import fit_parameter_sets, fit_shared
-from scalr_prod.translator.log import EventLog
+from scalr_prod.translator.estimators.bundled_source import load_estimator
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice, VocabularyCoverage, contexts_and_labels
+from scalr_prod.translator.trainer import fit_parameter_sets, fit_shared
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_the_source_basis_spans_the_leading_components(pairs):
 
 def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
     basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
     found = linear.share(pairs)["basis"]
     # Components are defined up to their sign.
     torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
@@ -231,7 +231,7 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     """Towards the minimum of what all their cells cost, given the users: more steps end where the exact solution is."""
     monkeypatch.setattr(factorisation, "_ITEMS", at_a_time)
     monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
     if weighed:
         pairs = with_weights(pairs)
     cells, dim = factorisation._Cells.from_pairs(pairs), 8
@@ -262,7 +262,7 @@ def test_rows_of_some_users_are_those_of_all_users_matrix(pairs):
 
 def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):
     whole = frequency.fit(pairs, {})
-    monkeypatch.setattr("scalr_prod.translator.pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
     some = frequency.fit(pairs, {})
     assert all(torch.equal(some[name], whole[name]) for name in whole)
     np.testing.assert_array_equal(pairs.source_users(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())
@@ -390,13 +390,13 @@ def test_the_work_that_is_told_adds_up_to_what_was_expected(pairs):
     told: list[float] = []
     nobody = np.zeros(len(pairs.log.users), bool)
     (shared,) = fit_shared([pairs], on_progress=told.append)
-    tables = sum(effort.estimate_shared_work(name, pairs) for name in ("popularity", "tastes"))
-    assert sum(told) == pytest.approx(effort.estimate_training_work(pairs, 0) - tables)
+    tables = sum(training_budget.estimate_shared_work(name, pairs) for name in ("popularity", "tastes"))
+    assert sum(told) == pytest.approx(training_budget.estimate_training_work(pairs, 0) - tables)
     assert len(told) > 10, "pretraining tells how far it is"
     fit_parameter_sets(pairs, {-1: nobody, 0: nobody}, told.append, shared=shared)
-    assert sum(told) == pytest.approx(effort.estimate_training_work(pairs, 2))
+    assert sum(told) == pytest.approx(training_budget.estimate_training_work(pairs, 2))
     events = pairs.log.source.time < pairs.until
     fewer = replace(pairs, settings=pairs.settings.model_copy(update={"pretraining_events": int(events.sum()) // 2}))
-    assert effort.estimate_shared_work("sequential", fewer) == pytest.approx(
-        effort.estimate_shared_work("sequential", pairs) / 2, rel=0.01
+    assert training_budget.estimate_shared_work("sequential", fewer) == pytest.approx(
+        training_budget.estimate_shared_work("sequential", pairs) / 2, rel=0.01
     )

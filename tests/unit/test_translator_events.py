@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.hashing import stable_hash
-from scalr_prod.translator import events
-from scalr_prod.translator.events import distinct_ids, load_events
+from scalr_prod.core.hashing import stable_hash
+from scalr_prod.translator.data import domain_events
+from scalr_prod.translator.data.domain_events import distinct_ids, load_events
 
 MANY = 3_000
 
@@ -32,8 +32,8 @@ def log() -> pa.Table:
 @pytest.mark.parametrize("at_a_time", [1, 100, 500_000])
 @pytest.mark.parametrize("weights", [{}, {"view": 0.5, "buy": 2.0}])
 def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_time, monkeypatch, tmp_path):
-    monkeypatch.setattr(events, "_ROWS_AT_ONCE", at_a_time)
-    monkeypatch.setattr(events, "_MAX_PASSES", MANY)
+    monkeypatch.setattr(domain_events, "_ROWS_AT_ONCE", at_a_time)
+    monkeypatch.setattr(domain_events, "_MAX_PASSES", MANY)
     table = log()
     users, ids = distinct_ids(table.select(["user_id", "item_id"]).to_reader(70))
     assert users.to_pylist() == sorted(set(table["user_id"].to_pylist()))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM, Contexts
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM, Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.fitting import fit_parameter_sets
-from scalr_prod.translator.fused import block, passes, users
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
+from scalr_prod.translator.kernels import encoders, executor, item_block
 from scalr_prod.translator.mixture import TORCH_BACKEND
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 UNIT = 2.0**-24
 
@@ -35,7 +35,7 @@ def world() -> SimpleNamespace:
     )
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "ITEMS_PER_BLOCK", 16)
+        patch.setattr(executor, "ITEMS_PER_BLOCK", 16)
         modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
         yield SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
 
@@ -61,13 +61,13 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
 def test_exponentials_and_logarithms_are_off_by_three_units():
     random = np.random.default_rng(0)
     for x in np.concatenate([random.uniform(-87, 80, 4_000), random.uniform(-1, 1, 1_000), [0, -87, 80]]).astype(np.float32):
-        assert abs(float(block.exp(x)) / np.exp(np.float64(x)) - 1) <= 3 * UNIT
-    assert float(block.exp(np.float32(-np.inf))) < 2e-38
+        assert abs(float(item_block.exp(x)) / np.exp(np.float64(x)) - 1) <= 3 * UNIT
+    assert float(item_block.exp(np.float32(-np.inf))) < 2e-38
     for x in np.exp(random.uniform(-80, 80, 4_000)).tolist() + np.exp(random.uniform(-0.1, 0.1, 2_000)).tolist():
         exact = np.log(np.float64(np.float32(x)))
-        assert abs(float(block.log(np.float32(x))) - exact) <= 3 * UNIT * abs(exact)
+        assert abs(float(item_block.log(np.float32(x))) - exact) <= 3 * UNIT * abs(exact)
     for x in np.concatenate([random.uniform(-126, 120, 2_000), [-300.0, 0.0]]):
-        assert abs(float(block.exp2(np.float64(x))) - 2.0**x) <= 3 * UNIT * 2.0**x + 2.0**-126
+        assert abs(float(item_block.exp2(np.float64(x))) - 2.0**x) <= 3 * UNIT * 2.0**x + 2.0**-126
 
 
 @pytest.mark.parametrize("length", [3, LENGTH, 40])
@@ -75,13 +75,13 @@ def test_histories_are_read_alike(world, length):
     """Empty, unknown, repeated and long ones; the factorisation solves a system of either size."""
     contexts = make_contexts(world, 60, seed=length, length=length)
     mixture, batch = world.fused.parameter_set(0), ContextBatch.from_contexts(contexts, world.fused.first_seen)
-    asked = [name for name, estimator in mixture.estimators.items() if estimator in users.USER_ENCODERS]
-    assert len(asked) == len(users.USER_ENCODERS)
+    asked = [name for name, estimator in mixture.estimators.items() if estimator in encoders.USER_ENCODERS]
+    assert len(asked) == len(encoders.USER_ENCODERS)
     for name in asked:
         estimator, parameters = mixture.estimators[name], mixture.parameters[name]
-        found, expected = users.USER_ENCODERS[estimator](parameters, batch), estimator.user(parameters, batch)
+        found, expected = encoders.USER_ENCODERS[estimator](parameters, batch), estimator.user(parameters, batch)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
-    told = users.compute_traits(mixture.tastes, batch)
+    told = encoders.compute_traits(mixture.tastes, batch)
     torch.testing.assert_close(told, TORCH_BACKEND.raw_traits(mixture.tastes, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
@@ -126,20 +126,20 @@ def test_a_prior_of_which_little_is_left_is_worked_out_as_a_whole(world, whole_r
 
 def test_what_it_does_not_know_is_left_to_the_plain_code(world, monkeypatch, whole_rows):
     contexts = make_contexts(world, 20, seed=3)
-    monkeypatch.setattr(passes, "MAX_DRAWS", 3)
+    monkeypatch.setattr(executor, "MAX_DRAWS", 3)
     for k, rows in ((3, 0), (4, 20)):
         world.fused.sample(contexts, k)
         assert sum(whole_rows) == rows
     mixture = world.fused.parameter_set(-1)
     monkeypatch.setitem(mixture.estimators, "linear", SimpleNamespace(score=None))
-    assert not passes.FusedExecutor.supports(mixture, "mixture")
-    assert passes.FusedExecutor.supports(mixture, "sequential")
+    assert not executor.FusedExecutor.supports(mixture, "mixture")
+    assert executor.FusedExecutor.supports(mixture, "sequential")
 
 
 def test_what_the_trial_compiled_is_all_that_is_needed(world):
     """A request that found other types of arrays would wait until all was compiled for them once more."""
-    of_histories = [vars(users)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_tastes")]
-    kernels = [block.score_block, block.add_log_products, *of_histories]
+    of_histories = [vars(encoders)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_tastes")]
+    kernels = [item_block.score_block, item_block.add_log_products, *of_histories]
     TranslatorModule(world.tensors, world.metadata).warm_up()
     for rows, exclude, k in ((1, 0, 1), (7, 3, 5), (40, 0, 70)):
         contexts = make_contexts(world, rows, seed=rows, exclude=exclude)

@@ -14,13 +14,13 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
-from scalr_prod.translator import noise
-from scalr_prod.translator.contexts import COLD_USERS, NO_ITEM, ConsumedItems, Contexts
+from scalr_prod.translator import counter_rng
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM, ConsumedItems, Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import frequency
-from scalr_prod.translator.fitting import fit_parameter_sets
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ pytest.importorskip("triton", reason="Triton's language is there for Linux alone
 import triton
 import triton.language as tl
 
-from scalr_prod.translator.gpu import kernel, passes, trial
+from scalr_prod.translator.kernels.gpu import gpu_executor, gpu_self_test, sampling_kernel
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def world() -> Iterator[SimpleNamespace]:
         )
         metadata = METADATA | {"n_source": str(pairs.n_source)}
         gpu, reference = (TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True))
-        gpu.__dict__["_fused"] = trial.build_executor(tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source)
+        gpu.__dict__["_fused"] = gpu_self_test.build_executor(
+            tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source
+        )
         yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference, tensors=tensors, metadata=metadata)
 
 
@@ -106,7 +108,7 @@ def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_row
     contexts = make_contexts(world, 30, seed=4)
     expected = world.reference.sample(contexts, 4)
     whole_rows.clear()
-    monkeypatch.setattr(passes, "EXTRA_CANDIDATES", -3)  # one place of 32 items for four draws: others hide behind it
+    monkeypatch.setattr(gpu_executor, "EXTRA_CANDIDATES", -3)  # one place of 32 items for four draws: others hide behind it
     found = world.gpu.sample(contexts, 4)
     np.testing.assert_array_equal(found.items, expected.items)
     assert sum(whole_rows) > 10
@@ -117,10 +119,10 @@ def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
     """Tiles of few contexts, since many events lie between them; groups of few; all items for one program."""
     contexts = make_contexts(world, 60, seed=5, exclude=2)
     expected = world.gpu.sample(contexts, 6)
-    monkeypatch.setattr(passes, "_CHANGED", 5)
-    monkeypatch.setattr(passes, "_STATES", 1)
-    monkeypatch.setattr(passes, "_CHUNK", 1_000)
-    monkeypatch.setattr(passes, "_PROGRAMS", 1)
+    monkeypatch.setattr(gpu_executor, "_CHANGED", 5)
+    monkeypatch.setattr(gpu_executor, "_STATES", 1)
+    monkeypatch.setattr(gpu_executor, "_CHUNK", 1_000)
+    monkeypatch.setattr(gpu_executor, "_PROGRAMS", 1)
     found = world.gpu.sample(contexts, 6)
     np.testing.assert_array_equal(found.items, expected.items)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
@@ -130,25 +132,25 @@ def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
 def _variates(numbers, low, high, out, count: tl.constexpr):
     place = tl.arange(0, count)
     words = [tl.load(one + tl.arange(0, 1)).to(tl.uint32, bitcast=True) for one in (low, high)]
-    found = kernel._log_variate(tl.load(numbers + place).to(tl.uint32, bitcast=True), words[0], words[1])
+    found = sampling_kernel._log_variate(tl.load(numbers + place).to(tl.uint32, bitcast=True), words[0], words[1])
     tl.store(out + tl.arange(0, 1)[:, None] * count + place[None, :], found)
 
 
 def test_variates_are_the_reference_s_within_the_stated_bound():
     """As far as formulas go: a card's own logarithm is another one."""
     count = 2**16
-    numbers, out = noise.item_words(count), torch.empty(1, count)
-    low, high = noise.key_words(np.array([12345]))
+    numbers, out = counter_rng.item_words(count), torch.empty(1, count)
+    low, high = counter_rng.key_words(np.array([12345]))
     _variates[(1,)](numbers, low, high, out, count=count)
-    exact = noise.exponential((low, high), numbers, torch.float64).log()
+    exact = counter_rng.exponential((low, high), numbers, torch.float64).log()
     assert float((out - exact).abs().max()) <= 2.0**-17
     assert float(exact.min()) < -9  # small variates, which decide races, are among them
 
 
 def test_tiles_end_where_many_events_lie_between():
     before = np.array([0, 1, 2, 600, 600, *([700] * 100)])
-    assert passes._tiles(before).tolist() == [0, 3, 35, 67, 99]
-    assert passes._tiles(before[:0]).tolist() == []
+    assert gpu_executor._tiles(before).tolist() == [0, 3, 35, 67, 99]
+    assert gpu_executor._tiles(before[:0]).tolist() == []
 
 
 def test_runs_of_excluded_items_are_their_lists(world):
@@ -176,7 +178,7 @@ def test_the_kernel_compiles_for_cards(card):
     code = f"""
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from scalr_prod.translator.gpu import kernel, passes
+from scalr_prod.translator.kernels.gpu import kernel, passes
 
 constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
 constants |= dict(depth=passes._DEPTH, precision=passes._PRECISION)
@@ -201,13 +203,15 @@ def test_it_is_tried_where_hardly_an_item_is_there_yet(world):
     """A context before which two items had been seen has two draws of four."""
     tensors = world.tensors | {"shared/first_seen": torch.arange(world.pairs.n_target) * DAY}
     module = TranslatorModule(tensors, world.metadata, reference=True)
-    found = trial.build_executor(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
-    assert isinstance(found, passes.GpuExecutor)
+    found = gpu_self_test.build_executor(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
+    assert isinstance(found, gpu_executor.GpuExecutor)
 
 
 def test_an_execution_that_draws_something_else_is_not_taken(world, monkeypatch):
     """A driver, compiler or card that gives wrong numbers: the plain code answers, with a warning."""
-    states = passes.GpuExecutor._states
-    monkeypatch.setattr(passes.GpuExecutor, "_states", lambda self, time: 3 * states(self, time))
+    states = gpu_executor.GpuExecutor._states
+    monkeypatch.setattr(gpu_executor.GpuExecutor, "_states", lambda self, time: 3 * states(self, time))
     with pytest.raises(RuntimeError, match="differ"):
-        trial.build_executor(tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source)
+        gpu_self_test.build_executor(
+            tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source
+        )

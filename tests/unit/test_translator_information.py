@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks.worlds import World
-from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
-from scalr_prod.translator.contexts import Contexts
-from scalr_prod.translator.fitting import fit_calibration, time_quantile
-from scalr_prod.translator.information import InformationGain, swap_histories
+from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
+from scalr_prod.translator.data.contexts import Contexts
+from scalr_prod.translator.information_gain import InformationGain, swap_histories
+from scalr_prod.translator.trainer import fit_calibration, time_quantile
 
 LEAN = {"estimators": ("popularity", "frequency", "linear")}
 

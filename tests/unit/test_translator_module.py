@@ -20,12 +20,12 @@ from translated import EXECUTIONS, equal, make_contexts, make_world
 from translator_world import DAY, calibration_table
 
 from scalr_prod.errors import InvalidRequest, TranslatorError, TranslatorNotFound
+from scalr_prod.translator import counter_rng
 from scalr_prod.translator import module as module_file
-from scalr_prod.translator import noise
 from scalr_prod.translator.calibration import CALIBRATION_TABLES
-from scalr_prod.translator.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
-from scalr_prod.translator.fused import passes, trial
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
+from scalr_prod.translator.kernels import executor, self_test
 from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
 
 
@@ -127,8 +127,8 @@ def test_second_draws_follow_the_renormalised_rest(world):
 
 
 def test_noise_is_uniform_and_independent_of_neighbouring_keys():
-    words = noise.key_words(np.arange(400))
-    variates = torch.exp(-noise.exponential(words, noise.item_words(500), torch.float64)).numpy()
+    words = counter_rng.key_words(np.arange(400))
+    variates = torch.exp(-counter_rng.exponential(words, counter_rng.item_words(500), torch.float64)).numpy()
     counts = np.histogram(variates, bins=50, range=(0, 1))[0]
     assert ((counts - 4000) ** 2 / 4000).sum() < 49 + 4 * 98**0.5
     for one, other in ((variates[:-1], variates[1:]), (variates[:, :-1], variates[:, 1:])):
@@ -165,7 +165,7 @@ def test_more_threads_change_nothing(world):
 def test_each_group_of_rows_is_told(world, monkeypatch):
     """Inside a server that is the sign that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
-    monkeypatch.setattr(passes, "MAX_CONTEXTS", 4)
+    monkeypatch.setattr(executor, "MAX_CONTEXTS", 4)
     for threads, name in itertools.product((1, 3), EXECUTIONS):
         module, told = TranslatorModule(world.tensors, world.metadata, threads=threads, reference=name == "reference"), []
         module.on_progress = lambda told=told: told.append(None)
@@ -308,7 +308,7 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks
                     raise ImportError(f"{{name}} is not in the serving environment")
         sys.meta_path.insert(0, Refuse())
         import numpy as np
-        from scalr_prod.translator.contexts import Contexts
+        from scalr_prod.translator.data.contexts import Contexts
         from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
         contexts = Contexts(
             np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**59), np.full(2, 2**60),
@@ -351,8 +351,8 @@ def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch
         tries.append(self)
         raise RuntimeError("no such processor")
 
-    monkeypatch.setattr(trial.FusedExecutor, "draw", fail)
-    monkeypatch.setattr(trial.cache, "empty", lambda: tries.append("emptied"))
+    monkeypatch.setattr(self_test.FusedExecutor, "draw", fail)
+    monkeypatch.setattr(self_test.cache, "empty", lambda: tries.append("emptied"))
     module_file._warn_not_compiled.cache_clear()
     contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)
     for _ in range(2):

@@ -12,12 +12,12 @@ from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
-from scalr_prod.translator.estimators import attention, sequential, trial
-from scalr_prod.translator.fitting import fit_parameter_sets
-from scalr_prod.translator.information import LabelledContexts, measure_information
+from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
+from scalr_prod.translator.estimators import attention, device_self_test, sequential
+from scalr_prod.translator.information_gain import LabelledContexts, measure_information
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import LazyContexts, TrainingSlice
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 METADATA = METADATA | {"folds": "0"}
 
@@ -51,23 +51,27 @@ def test_a_card_refuses_what_a_card_refuses():
 
 def test_a_device_that_learns_what_the_cpu_learns_is_used():
     with Card() as there:
-        trial.check_device_training(CARD)
+        device_self_test.check_device_training(CARD)
     assert there.operations > 1000
-    assert there.waits == trial._STEPS, "only the losses are asked for: no step waits for a number of the card's"
+    assert there.waits == device_self_test._STEPS, "only the losses are asked for: no step waits for a number of the card's"
 
 
 def test_a_device_that_learns_something_else_is_not(monkeypatch):
     states = attention.reference_states
     monkeypatch.setattr(attention, "reference_states", lambda *asked: 1.1 * states(*asked))
     with Card(), pytest.raises(RuntimeError, match="losses on"):
-        trial.check_device_training(CARD)
+        device_self_test.check_device_training(CARD)
 
 
 def test_a_device_that_gives_no_numbers_is_not(monkeypatch):
-    losses = trial._losses
-    monkeypatch.setattr(trial, "_losses", lambda device: losses(device) if device == "cpu" else [float("nan")] * trial._STEPS)
+    losses = device_self_test._losses
+    monkeypatch.setattr(
+        device_self_test,
+        "_losses",
+        lambda device: losses(device) if device == "cpu" else [float("nan")] * device_self_test._STEPS,
+    )
     with pytest.raises(RuntimeError, match="losses on"):
-        trial.check_device_training(CARD)
+        device_self_test.check_device_training(CARD)
 
 
 def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog):

@@ -18,16 +18,16 @@ from translator_world import DAY, SETTINGS, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
+from scalr_prod.translator import calibration_table as layouts
 from scalr_prod.translator import estimators as rooms
-from scalr_prod.translator import layout as layouts
 from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
-from scalr_prod.translator.contexts import ALL_USERS
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT, CalibrationLayout
+from scalr_prod.translator.data.contexts import ALL_USERS
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.estimators import scored_estimators
-from scalr_prod.translator.estimators.carried import bundle_sources, load_bundled_estimators, load_estimator
-from scalr_prod.translator.fitting import fit_parameter_sets, weights_metadata
-from scalr_prod.translator.layout import BUILTIN_LAYOUT, CalibrationLayout
+from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_bundled_estimators, load_estimator
 from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.trainer import fit_parameter_sets, weights_metadata
 
 NAME = "their_estimator:Together"
 SOURCE = '''

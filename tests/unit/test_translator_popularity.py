@@ -8,11 +8,11 @@ import pytest
 import torch
 from translator_world import DAY, SETTINGS, make_log, with_weights
 
-from scalr_prod.sections import TranslatorSettings
+from scalr_prod.config.sections import TranslatorSettings
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.event_log import EventLog
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.log import EventLog
-from scalr_prod.translator.pairs import TrainingSlice
 
 
 @pytest.fixture(scope="module")

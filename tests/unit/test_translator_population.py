@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from translator_world import METADATA, SETTINGS, calibration, make_log
 
 from benchmarks.worlds import World
-from scalr_prod.sections import ComputeSettings, HistorySettings, TranslatorSettings
-from scalr_prod.translator.contexts import NO_ITEM
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.fitting import (
+from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
+from scalr_prod.translator.data.contexts import NO_ITEM
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.event_log import EventLog
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.trainer import (
     fit_calibration,
     fit_parameter_sets,
     label_rows_between,
     measure_components,
     time_quantile,
 )
-from scalr_prod.translator.log import EventLog
-from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 #: Every new choice is uniform over the catalogue, and three of ten target events repeat one of the user's.
 HABITS = World(
@@ -157,7 +157,7 @@ def test_of_many_events_some_are_measured_and_the_error_of_that_is_told(monkeypa
     """What is learned does not change, and the figures of the draw lie within a few of its standard errors."""
     every = judged(exclude_consumed=True).calibrated
     whole = every.figures["all"]["mixture"]
-    monkeypatch.setattr("scalr_prod.translator.fitting.MAX_MEASURED_EVENTS", whole.events // 3)
+    monkeypatch.setattr("scalr_prod.translator.trainer.MAX_MEASURED_EVENTS", whole.events // 3)
     some = judged(exclude_consumed=True).calibrated
     drawn = some.figures["all"]["mixture"]
     assert drawn.events == whole.events // 3

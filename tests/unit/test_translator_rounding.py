@@ -11,12 +11,12 @@ import torch
 from translated import EXECUTIONS, make_contexts, make_world
 from translator_world import DAY, calibration_table
 
-from scalr_prod.translator import noise
-from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator import counter_rng
 from scalr_prod.translator.calibration import CALIBRATION_TABLES
-from scalr_prod.translator.contexts import NO_ITEM, Contexts
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.module import TranslatorModule
 
@@ -35,7 +35,9 @@ def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperatur
         batch = ContextBatch.from_contexts(part, module.first_seen)
         found = mixture.distributions(mixture.encode(batch, ("popularity", "mixture")), dtype=torch.float64)
         p, prior = (found[member].numpy() for member in ("mixture", "popularity"))
-        race = noise.exponential(noise.key_words(part.noise_key), noise.item_words(module.n_target), torch.float64).numpy()
+        race = counter_rng.exponential(
+            counter_rng.key_words(part.noise_key), counter_rng.item_words(module.n_target), torch.float64
+        ).numpy()
         with np.errstate(divide="ignore"):
             keys = np.log(p) / temperature - np.log(race)
         for row, exclude in enumerate(part.exclude):
@@ -130,7 +132,9 @@ def nearest_races(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
     p = mixture.distributions(
         mixture.encode(ContextBatch.from_contexts(contexts.slice(0, 1), module.first_seen), ("mixture",)), dtype=torch.float64
     )
-    race = noise.exponential(noise.key_words(contexts.noise_key), noise.item_words(module.n_target), torch.float64)
+    race = counter_rng.exponential(
+        counter_rng.key_words(contexts.noise_key), counter_rng.item_words(module.n_target), torch.float64
+    )
     best = (p["mixture"] / race).topk(2).values
     assert float((best[:, 1] / best[:, 0]).max()) > 1 - 1e-4
     return (best[:, 1] / best[:, 0]).argsort(descending=True).numpy()
@@ -158,8 +162,10 @@ def test_rounding_is_bounded(world, scale):
 
 
 def test_variates_are_the_same_in_float32():
-    words = noise.key_words(np.arange(4_000))
-    rough, exact = (noise.exponential(words, noise.item_words(500), dtype).double() for dtype in (torch.float32, torch.float64))
+    words = counter_rng.key_words(np.arange(4_000))
+    rough, exact = (
+        counter_rng.exponential(words, counter_rng.item_words(500), dtype).double() for dtype in (torch.float32, torch.float64)
+    )
     assert float(exact.min()) < 1e-5
     assert float(exact.max()) > 13
     torch.testing.assert_close(rough, exact, rtol=8 * 2**-24, atol=0)

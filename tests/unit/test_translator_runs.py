@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.translator import log
-from scalr_prod.translator.runs import HistoryIndex
+from scalr_prod.translator.data import event_log
+from scalr_prod.translator.data.history_index import HistoryIndex
 
 LENGTH = 5
 
@@ -50,14 +50,14 @@ def test_runs_are_indexed_as_their_array_is(rows, columns, late):
 @pytest.mark.parametrize("at_a_time", [1, 7, 1000])
 def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     """Of users without events too, and at times before all events and after them; whatever time the log spans."""
-    monkeypatch.setattr(log, "_LOOKED_UP", at_a_time)
+    monkeypatch.setattr(event_log, "_LOOKED_UP", at_a_time)
     random = np.random.default_rng(0)
     user, time = random.choice([0, 1, 3, 4, 7, 9], 200).astype(np.int32), random.integers(-widest, widest, 200)
     order = np.lexsort((time, user))
-    source = log.DomainEvents(user[order], np.zeros(200, np.int32), time[order], pa.array([0]))
+    source = event_log.DomainEvents(user[order], np.zeros(200, np.int32), time[order], pa.array([0]))
     asked = np.sort(random.integers(0, 11, 300)).astype(np.int32)
     moment = np.where(random.random(300) < 0.5, random.choice(time, 300), random.integers(-2 * widest, 2 * widest, 300))
     for and_at in (False, True):
         earlier = source.time[None] <= moment[:, None] if and_at else source.time[None] < moment[:, None]
         expected = (source.user[None] < asked[:, None]).sum(1) + ((source.user[None] == asked[:, None]) & earlier).sum(1)
-        np.testing.assert_array_equal(log._Finder(source).before(asked, moment, and_at=and_at), expected)
+        np.testing.assert_array_equal(event_log._Finder(source).before(asked, moment, and_at=and_at), expected)

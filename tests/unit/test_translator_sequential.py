@@ -11,10 +11,10 @@ import pytest
 import torch
 from translator_world import DAY, LENGTH, SETTINGS, make_log
 
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.estimators import attention, learning, pretraining, sampled_softmax, sequential
-from scalr_prod.translator.estimators.windows import TrainingWindows, index_source_windows
-from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.training_pairs import TrainingSlice
+from scalr_prod.translator.estimators import attention, lazy_adamw, pretraining, sampled_softmax, sequential
+from scalr_prod.translator.estimators.window_index import TrainingWindows, index_source_windows
 
 #: Windows and places of all events of three windows.
 EVERY = torch.arange(3).repeat_interleave(LENGTH), torch.arange(LENGTH).repeat(3)
@@ -207,7 +207,7 @@ def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatc
 def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled, monkeypatch):
     """Some rows are in every batch, some in a few, one in none: torch's AdamW, which moves all of them each time, is the reference."""
     if not compiled:
-        monkeypatch.setattr(learning, "load_kernels", lambda: None)
+        monkeypatch.setattr(lazy_adamw, "load_kernels", lambda: None)
     steps, rows, dim = 120, 60, 8
 
     def start() -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
@@ -219,7 +219,7 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
         return wanted, torch.randn(12, generator=generator)
 
     table, slope, generator = start()
-    learner = learning.LazyAdamW({"slope": slope}, {"table": table}, steps=steps, rate=1e-2, decay=0.1)
+    learner = lazy_adamw.LazyAdamW({"slope": slope}, {"table": table}, steps=steps, rate=1e-2, decay=0.1)
     for _ in range(steps):
         wanted, said = batch(generator)
         values, (place,) = learner.tables["table"].gather(wanted)
@@ -247,7 +247,7 @@ def test_the_cycle_is_that_of_torch(steps):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
         group = optimizer.param_groups[0]
-        assert learning.one_cycle_schedule(step, steps, 3e-3) == (group["lr"], group["betas"][0])
+        assert lazy_adamw.one_cycle_schedule(step, steps, 3e-3) == (group["lr"], group["betas"][0])
         if step < steps - 1:
             optimizer.step()
             schedule.step()
@@ -259,7 +259,7 @@ def test_learning_leaves_torch_s_compiler_alone():
     program = """
 import sys
 import torch
-from scalr_prod.translator.estimators.learning import Learner
+from scalr_prod.translator.estimators.lazy_adamw import Learner
 learner = Learner({"slope": torch.ones(4)}, {"table": torch.ones(5, 4)}, steps=2, rate=1e-2, decay=0.1)
 for _ in range(2):
     values, (place,) = learner.tables["table"].take(torch.tensor([1, 2]))
@@ -272,7 +272,7 @@ print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._i
 
 
 def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():
-    owed = learning._DeferredUpdates(decay=0.1, most=2)
+    owed = lazy_adamw._DeferredUpdates(decay=0.1, most=2)
     owed._since[0, 2:] = 0.0  # as after a million steps
     owed.add(1e-2, 0.9)
     owed.add(1e-2, 0.9)
@@ -282,18 +282,18 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
 
 def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
     """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
-    steps = 3 * learning._PUSHED
-    few, every = learning._DeferredUpdates(0.01, steps), learning._DeferredUpdates(0.01, steps)
+    steps = 3 * lazy_adamw._PUSHED
+    few, every = lazy_adamw._DeferredUpdates(0.01, steps), lazy_adamw._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
-        rate, beta_1 = learning.one_cycle_schedule(number, steps, 3e-3)
+        rate, beta_1 = lazy_adamw.one_cycle_schedule(number, steps, 3e-3)
         few.add(rate, beta_1)
-        monkeypatch.setattr(learning, "_PUSHED", steps)
+        monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
         every.add(rate, beta_1)
         monkeypatch.undo()
         if number % 1_500 == 0 or number == steps - 1:
             found = few.since(asked[: number + 2])
-            monkeypatch.setattr(learning, "_PUSHED", steps)
+            monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
             expected = every.since(asked[: number + 2])
             monkeypatch.undo()
             np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-38)

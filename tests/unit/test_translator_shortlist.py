@@ -12,13 +12,13 @@ from translated import equal, make_contexts
 from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator import shortlist
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.contexts import NO_ITEM, Contexts
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.fitting import fit_parameter_sets
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice
 from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 SIZE, ITEMS = 12, 88
 

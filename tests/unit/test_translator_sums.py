@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from scalr_prod.translator import likelihood, metrics
-from scalr_prod.translator.estimators import kernels
+from scalr_prod.translator import metrics, multinomial_logit
+from scalr_prod.translator.estimators import compiled_kernels
 
 ROWS, DRAWN, TASTES = 300, 70, 3
-COLUMNS = likelihood.LogitColumns([0, 1, 2, 4, 5, 6, 7], [4, 5, 6, 7], [True] * 3 + [False] * 4)
+COLUMNS = multinomial_logit.LogitColumns([0, 1, 2, 4, 5, 6, 7], [4, 5, 6, 7], [True] * 3 + [False] * 4)
 
 
-def evidence(*, weighed: bool) -> likelihood.ChoiceData:
+def evidence(*, weighed: bool) -> multinomial_logit.ChoiceData:
     """Choices whose label is the better the higher the first columns; some drawn items are the label, and do not count."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(ROWS, 8, 1 + DRAWN, generator=generator)
@@ -25,7 +25,7 @@ def evidence(*, weighed: bool) -> likelihood.ChoiceData:
     log_q = torch.randn(ROWS, 1 + DRAWN, generator=generator)
     log_q[:, 0] = 0
     log_q[::3, 5] = torch.inf
-    return likelihood.ChoiceData.from_tensors(
+    return multinomial_logit.ChoiceData.from_tensors(
         values, tastes, log_q, torch.rand(ROWS, 1, generator=generator) if weighed else None
     )
 
@@ -38,7 +38,7 @@ def test_sums_over_cells_are_those_of_dense_matrices(dim):
     there[0], there[1], there[1, 7], there[2] = False, False, True, True
     values = np.where(there, random.random(there.shape), 0).astype(np.float32)
     v, y = (random.standard_normal((n, dim)).astype(np.float32) for n in there.shape)
-    found, compiled = np.full_like(v, np.nan), kernels.load_kernels()
+    found, compiled = np.full_like(v, np.nan), compiled_kernels.load_kernels()
     assert compiled is not None, "numba is a dependency"
     start = np.concatenate([[0], there.sum(1).cumsum()])
     compiled.sum_by_row(start, there.nonzero()[1], values[there], v, y, found)
@@ -51,14 +51,14 @@ def test_sums_over_cells_are_those_of_dense_matrices(dim):
 def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeypatch):
     some = evidence(weighed=weighed).take(torch.arange(rows))
     weights = torch.randn(1 + TASTES, len(COLUMNS.plain), generator=torch.Generator().manual_seed(1)) * 0.3
-    assert likelihood.load_kernels() is not None, "numba is a dependency"
+    assert multinomial_logit.load_kernels() is not None, "numba is a dependency"
 
     def found() -> tuple[torch.Tensor, ...]:
-        loss = torch.tensor(likelihood._loss(some, COLUMNS.plain, weights))
-        return loss, *likelihood._sums(some, COLUMNS.plain, weights)
+        loss = torch.tensor(multinomial_logit._loss(some, COLUMNS.plain, weights))
+        return loss, *multinomial_logit._sums(some, COLUMNS.plain, weights)
 
     compiled = found()
-    monkeypatch.setattr(likelihood, "load_kernels", lambda: None)
+    monkeypatch.setattr(multinomial_logit, "load_kernels", lambda: None)
     for mine, theirs in zip(compiled, found(), strict=True):
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-4, atol=2e-4)
 
@@ -66,10 +66,10 @@ def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeyp
 @pytest.mark.parametrize("weighed", [False, True])
 def test_weights_by_compiled_sums_are_those_by_tensor_operations(weighed, monkeypatch):
     some = evidence(weighed=weighed)
-    compiled = likelihood.fit_logit(some, COLUMNS)
+    compiled = multinomial_logit.fit_logit(some, COLUMNS)
     assert compiled.shape == (1 + TASTES, len(COLUMNS.plain)), "a taste tilts"
-    monkeypatch.setattr(likelihood, "load_kernels", lambda: None)
-    torch.testing.assert_close(compiled, likelihood.fit_logit(some, COLUMNS), rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr(multinomial_logit, "load_kernels", lambda: None)
+    torch.testing.assert_close(compiled, multinomial_logit.fit_logit(some, COLUMNS), rtol=1e-3, atol=1e-4)
 
 
 def test_what_a_distribution_says_is_what_tensor_operations_say():
@@ -83,7 +83,7 @@ def test_what_a_distribution_says_is_what_tensor_operations_say():
     p[1] = 0
     labels = torch.randint(0, 300, (50,), generator=generator).numpy().astype(np.int32)
     labels[0], labels[2], labels[3], labels[4] = 3, -1, 210, int(p[4].argmax())
-    assert kernels.load_kernels() is not None, "numba is a dependency"
+    assert compiled_kernels.load_kernels() is not None, "numba is a dependency"
     mine, theirs = metrics._score_labels(labels, p), metrics.score_labels_with_torch(labels, p)
     for field in fields(mine):
         np.testing.assert_allclose(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from translator_world import DAY, SETTINGS, make_log
 
-from scalr_prod.translator import tastes
-from scalr_prod.translator.batch import ContextBatch
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
-from scalr_prod.translator.tastes import TRAITS
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data import history_traits
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.history_traits import TRAITS
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 
 HALF_LIVES = {"taste_count": (None, 0.5), "taste_days_90": (90, 0.2), "taste_days_20": (20, 0.1), "taste_days_3": (3, 0.05)}
 
@@ -38,28 +38,28 @@ def log_counts(pairs: TrainingSlice, item: int, moment: int) -> np.ndarray:
 
 
 def test_counts_are_exact_at_any_time_and_do_not_look_ahead(pairs):
-    fitted = tastes.fit(pairs)
+    fitted = history_traits.fit(pairs)
     events = pairs.log.source
     some = np.random.default_rng(0).choice(len(events), 200, replace=False)
     item = torch.from_numpy(pairs.source_index[events.item[some]].astype(np.int64))
-    found = tastes._log_counts(fitted, item, torch.from_numpy(events.time[some]), torch.float64)
+    found = history_traits._log_counts(fitted, item, torch.from_numpy(events.time[some]), torch.float64)
     for row, place in enumerate(some.tolist()):
         expected = log_counts(pairs, int(events.item[place]), int(events.time[place]))
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
 def test_counts_do_not_depend_on_how_many_events_are_counted_at_a_time(pairs, monkeypatch):
-    monkeypatch.setattr(tastes, "_MOST_EVENTS", 100)  # of more events, some are looked at
-    expected = tastes.fit(pairs)
-    monkeypatch.setattr(tastes, "_AT_A_TIME", 50)
-    found = tastes.fit(pairs)
-    assert len(list(tastes._by_item(pairs, tastes._many(pairs)))) > 10
+    monkeypatch.setattr(history_traits, "_MOST_EVENTS", 100)  # of more events, some are looked at
+    expected = history_traits.fit(pairs)
+    monkeypatch.setattr(history_traits, "_AT_A_TIME", 50)
+    found = history_traits.fit(pairs)
+    assert len(list(history_traits._by_item(pairs, history_traits._many(pairs)))) > 10
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
 
 def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(pairs):
-    fitted = tastes.fit(pairs)
+    fitted = history_traits.fit(pairs)
     rows = np.flatnonzero(pairs.log.target.time >= 60 * DAY)[::3]
     batch, history = batch_at(pairs, rows)
     raw = np.zeros((len(rows), len(TRAITS)))
@@ -76,20 +76,20 @@ def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(
             values.append(log_counts(pairs, int(events.item[place]), int(events.time[place])) - around)
         age = (events.time[there].max() - events.time[there]) / DAY
         raw[row] = [*np.mean(values, 0), np.log1p(len(there)), np.log1p((age < 30).sum())]
-    found = tastes.raw_traits(fitted, batch)
+    found = history_traits.raw_traits(fitted, batch)
     np.testing.assert_allclose(found[known], raw[known], atol=2e-3)
     assert found[~known].isnan().all()
     assert (raw[known].std(0) > 0.05).all(), "the tastes must differ, or this test shows nothing"
-    mean, spread = tastes.trait_moments(found)
+    mean, spread = history_traits.trait_moments(found)
     np.testing.assert_allclose(mean, raw[known].mean(0), atol=2e-3)
     expected = ((raw - mean.numpy()) / spread.numpy()).clip(-3, 3) * known[:, None]
-    np.testing.assert_allclose(tastes.standardize_traits(found, mean, spread), expected, atol=2e-2)
+    np.testing.assert_allclose(history_traits.standardize_traits(found, mean, spread), expected, atol=2e-2)
 
 
 def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
     long = make_log(users=600, seed=5)
     pairs = TrainingSlice.from_log(long, 80 * DAY, SETTINGS)
-    fitted = tastes.fit(pairs)
+    fitted = history_traits.fit(pairs)
     instants = fitted["instants"].numpy()
     assert len(instants) > 5
     events = long.source
@@ -99,10 +99,10 @@ def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
 
 
 def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch):
-    monkeypatch.setattr(tastes, "_EVENTS_IN_AN_INTERVAL", 40)
-    every, first = tastes.fit(pairs), pairs.log.source.time.min()
-    monkeypatch.setattr(tastes, "_MOST_TIMES", 100)
-    some = tastes.fit(pairs)
+    monkeypatch.setattr(history_traits, "_EVENTS_IN_AN_INTERVAL", 40)
+    every, first = history_traits.fit(pairs), pairs.log.source.time.min()
+    monkeypatch.setattr(history_traits, "_MOST_TIMES", 100)
+    some = history_traits.fit(pairs)
     assert every["instants"][0] == some["instants"][0] == first
     assert 1 < len(some["around"]) < len(every["around"]), "as many as there are times"
     # Of 100 times a quantile is off by as much as chance says.
@@ -120,46 +120,46 @@ def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
     before = np.flatnonzero(~later)
     item = torch.from_numpy(pairs.source_index[log.source.item[before]].astype(np.int64))
     time = torch.from_numpy(log.source.time[before])
-    one, same = (tastes._log_counts(tastes.fit(each), item, time, torch.float64) for each in (pairs, other))
+    one, same = (history_traits._log_counts(history_traits.fit(each), item, time, torch.float64) for each in (pairs, other))
     assert torch.equal(one, same)
 
 
 def test_counts_go_on_to_the_end_of_what_was_known_and_stand_still_then(pairs):
     """A slice that ends earlier has the same counts: they are known at the time of each event, not fitted."""
-    fitted, early = tastes.fit(pairs), tastes.fit(replace(pairs, until=60 * DAY))
+    fitted, early = history_traits.fit(pairs), history_traits.fit(replace(pairs, until=60 * DAY))
     assert all(torch.equal(early[name], tensor) for name, tensor in fitted.items())
     item = torch.arange(1, pairs.n_source + 1)
     end = torch.full_like(item, pairs.popularity_until + 300_000_000)
-    at_end, later = (tastes._log_counts(fitted, item, time, torch.float64) for time in (end, end + 400 * DAY))
+    at_end, later = (history_traits._log_counts(fitted, item, time, torch.float64) for time in (end, end + 400 * DAY))
     assert torch.equal(at_end, later)
 
 
 def test_a_history_of_unknown_items_has_no_taste(pairs):
-    fitted = tastes.fit(pairs)
+    fitted = history_traits.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:20])
-    mean, spread = tastes.trait_moments(tastes.raw_traits(fitted, batch))
-    nothing = tastes.raw_traits(fitted, replace(batch, items=torch.zeros_like(batch.items)))
-    assert (tastes.standardize_traits(nothing, mean, spread) == 0).all()
-    assert torch.equal(tastes.trait_moments(nothing)[1], torch.ones(len(TRAITS)))
+    mean, spread = history_traits.trait_moments(history_traits.raw_traits(fitted, batch))
+    nothing = history_traits.raw_traits(fitted, replace(batch, items=torch.zeros_like(batch.items)))
+    assert (history_traits.standardize_traits(nothing, mean, spread) == 0).all()
+    assert torch.equal(history_traits.trait_moments(nothing)[1], torch.ones(len(TRAITS)))
 
 
 def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
-    exact = tastes.fit(pairs)
+    exact = history_traits.fit(pairs)
     minutes = np.random.default_rng(1).integers(0, 1440, len(pairs.log.source)) * 60_000_000
     events = pairs.log.source
     order = np.lexsort((events.time + minutes, events.user))
     within = DomainEvents(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
     of_minutes = replace(pairs, log=replace(pairs.log, source=within))
-    monkeypatch.setattr(tastes, "_ALL_KEPT", 4)
-    once = tastes.fit(of_minutes)
+    monkeypatch.setattr(history_traits, "_ALL_KEPT", 4)
+    once = history_traits.fit(of_minutes)
     assert len(once["key"]) < len(events)
     item = torch.arange(1, pairs.n_source + 1)
     for day in (40, 60, 80):
         moment = torch.full_like(item, day * DAY + 300_000_000)  # what is left out is the day's own events, and nothing else
         a_day_ends = torch.full_like(item, day * DAY)
         found, expected = (
-            tastes._log_counts(once, item, moment, torch.float64),
-            tastes._log_counts(exact, item, a_day_ends, torch.float64),
+            history_traits._log_counts(once, item, moment, torch.float64),
+            history_traits._log_counts(exact, item, a_day_ends, torch.float64),
         )
         np.testing.assert_allclose(found[:, 0], expected[:, 0], atol=1e-6)
 
@@ -167,8 +167,8 @@ def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
 @pytest.mark.parametrize("end", [-(2**63), 2**63 - 1, 0])
 @pytest.mark.parametrize("age", [0.0, 3e38, -3e38])
 def test_tastes_of_hostile_times_are_numbers(pairs, end, age):
-    fitted = tastes.fit(pairs)
+    fitted = history_traits.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:4])
     asked = replace(batch, history_end=torch.full_like(batch.history_end, end), ages=torch.full_like(batch.ages, age))
-    mean, spread = tastes.trait_moments(tastes.raw_traits(fitted, batch))
-    assert torch.isfinite(tastes.standardize_traits(tastes.raw_traits(fitted, asked), mean, spread)).all()
+    mean, spread = history_traits.trait_moments(history_traits.raw_traits(fitted, batch))
+    assert torch.isfinite(history_traits.standardize_traits(history_traits.raw_traits(fitted, asked), mean, spread)).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from scalr_prod.translator.threads import check_cancelled, open_worker_pool, report_progress
+from scalr_prod.translator.worker_pool import check_cancelled, open_worker_pool, report_progress
 
 
 def blas_threads() -> set[int]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from translator_world import DAY, SETTINGS, make_log, with_weights
 
-from scalr_prod.translator.batch import ContextBatch
+from scalr_prod.translator.context_batch import ContextBatch
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.estimators import popularity, topics
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.event_log import EventLog
+from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.fitting import fit_parameter_sets
-from scalr_prod.translator.log import EventLog
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice, contexts_and_labels
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 TASTES, LIGHT = 4, 0.02
 
@@ -137,7 +137,7 @@ def test_rows_are_asked_of_in_proportion(contradicted, log):
 
 def test_the_states_of_a_batch_are_there(contradicted):
     """Weights travel with the windows of the sequential estimator."""
-    from scalr_prod.translator.estimators.windows import TrainingWindows
+    from scalr_prod.translator.estimators.window_index import TrainingWindows
 
     windows = TrainingWindows.from_pairs(TrainingSlice.from_log(contradicted, 70 * DAY, SETTINGS))
     assert float(windows.weight.mean()) == pytest.approx(1)

@@ -12,8 +12,8 @@ from fault_harness import files_of
 from ledger_world import T0, make_spec, to_state
 
 from scalr_prod import Project
-from scalr_prod.contracts import Table
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
 
 NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}

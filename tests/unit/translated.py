@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
-from scalr_prod.translator.contexts import Contexts, Samples
-from scalr_prod.translator.fitting import fit_parameter_sets
+from scalr_prod.translator.data.contexts import Contexts, Samples
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.pairs import TrainingSlice
+from scalr_prod.translator.trainer import fit_parameter_sets
 
 EXECUTIONS = ("fused", "reference")
 

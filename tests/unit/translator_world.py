@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from scalr_prod.sections import TranslatorSettings
+from scalr_prod.config.sections import TranslatorSettings
 from scalr_prod.translator.calibration import CALIBRATION_TABLES, uncalibrated_tables
+from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
+from scalr_prod.translator.data.domain_events import DomainEvents
+from scalr_prod.translator.data.event_log import EventLog
+from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
-from scalr_prod.translator.events import DomainEvents
-from scalr_prod.translator.layout import BUILTIN_LAYOUT
-from scalr_prod.translator.log import EventLog
-from scalr_prod.translator.pairs import TrainingSlice
 
 DAY = 86_400_000_000
 LENGTH = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from scalr_prod.ledger.models import Base
+from scalr_prod.ledger.orm_tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

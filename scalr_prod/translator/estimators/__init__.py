@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.translator.estimators.products import dot_product_scores
+from scalr_prod.translator.estimators.dot_products import dot_product_scores
 from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from scalr_prod.translator.batch import ContextBatch
+    from scalr_prod.translator.context_batch import ContextBatch
 
 __all__ = [
     "BUILTIN_ESTIMATORS",

@@ -15,11 +15,11 @@ import torch
 from torch.nn import functional
 
 from scalr_prod.translator.devices import to_device
-from scalr_prod.translator.estimators.kernels import load_kernels
+from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.estimators.kernels import TrainingKernels
-    from scalr_prod.translator.pairs import Parameters
+    from scalr_prod.translator.data.training_pairs import Parameters
+    from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
 
 __all__ = ["initial_weights", "last_state", "reference_states", "window_states"]
 
@@ -132,7 +132,7 @@ def _ragged_states(
 
 
 class _RaggedAttention(torch.autograd.Function):
-    """Attention with an age bias over concatenated windows, see `fused.attended`."""
+    """Attention with an age bias over concatenated windows, see `kernels.attended`."""
 
     @staticmethod
     def forward(

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import DiskMatrix, drop_pages, spill_arrays
-from scalr_prod.translator.batch import distinct_per_row
-from scalr_prod.translator.estimators.kernels import load_kernels
-from scalr_prod.translator.estimators.products import dot_product_scores
-from scalr_prod.translator.threads import check_cancelled
+from scalr_prod.core.memmap import DiskMatrix, drop_pages, spill_arrays
+from scalr_prod.translator.context_batch import distinct_per_row
+from scalr_prod.translator.estimators.compiled_kernels import load_kernels
+from scalr_prod.translator.estimators.dot_products import dot_product_scores
+from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "score", "share", "user", "vectors", "version"]
 

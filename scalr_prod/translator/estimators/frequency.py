@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF
+from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "history_weights", "largest", "score", "share", "version"]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from scalr_prod.translator.batch import distinct_per_row
-from scalr_prod.translator.estimators.products import dot_product_scores
+from scalr_prod.translator.context_batch import distinct_per_row
+from scalr_prod.translator.estimators.dot_products import dot_product_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "orthonormalise", "score", "share", "source_basis", "user", "vectors", "version"]
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF
+from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = [
     "COUNT_NAMES",

@@ -14,13 +14,13 @@ import torch
 
 from scalr_prod.translator.devices import to_device
 from scalr_prod.translator.estimators import attention, sampled_softmax
-from scalr_prod.translator.estimators.learning import LazyAdamW
+from scalr_prod.translator.estimators.lazy_adamw import LazyAdamW
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
-from scalr_prod.translator.estimators.windows import index_source_windows
-from scalr_prod.translator.threads import check_cancelled
+from scalr_prod.translator.estimators.window_index import index_source_windows
+from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["make_optimizer", "pretrain", "train_step"]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["Estimator", "FittableEstimator", "LogScoreEstimator", "ProductEstimator"]
 

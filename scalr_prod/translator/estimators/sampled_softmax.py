@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
-from scalr_prod.translator.estimators.kernels import load_kernels
+from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.estimators.kernels import TrainingKernels
+    from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
 
 __all__ = ["Negatives", "reference_loss", "sampled_softmax_loss"]
 
@@ -109,7 +109,7 @@ def reference_loss(
 
 
 class _Loss(torch.autograd.Function):
-    """Σ weight × -log P(label) and its gradient, by `fused.choices`.
+    """Σ weight × -log P(label) and its gradient, by `kernels.choices`.
 
     Tensor operations pass over all logits a dozen times, and keep a copy for each pass. Here each block of choices goes through loss and
     gradient while it is in the cache, and its logits are then discarded.

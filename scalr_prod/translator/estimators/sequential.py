@@ -17,16 +17,16 @@ import torch
 
 from scalr_prod.translator.devices import to_device, with_cpu_fallback
 from scalr_prod.translator.estimators import attention, linear, popularity, sampled_softmax
-from scalr_prod.translator.estimators.learning import LazyAdamW
+from scalr_prod.translator.estimators.dot_products import dot_product_scores
+from scalr_prod.translator.estimators.lazy_adamw import LazyAdamW
 from scalr_prod.translator.estimators.pretraining import pretrain
-from scalr_prod.translator.estimators.products import dot_product_scores
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
-from scalr_prod.translator.estimators.windows import TrainingWindows
-from scalr_prod.translator.threads import check_cancelled
+from scalr_prod.translator.estimators.window_index import TrainingWindows
+from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "score", "share", "user", "vectors", "version"]
 

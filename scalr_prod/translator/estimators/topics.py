@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.mapped import iter_row_slices
-from scalr_prod.translator.estimators.kernels import load_kernels
-from scalr_prod.translator.estimators.products import UNIT_ROUNDOFF, dot_product_scores
-from scalr_prod.translator.threads import check_cancelled
+from scalr_prod.core.memmap import iter_row_slices
+from scalr_prod.translator.estimators.compiled_kernels import load_kernels
+from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF, dot_product_scores
+from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.batch import ContextBatch
-    from scalr_prod.translator.pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
 __all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
@@ -226,7 +226,7 @@ def _explain(
     *,
     first: bool,
 ) -> None:
-    """Run the expectation step for a batch of events; see `fused.topics.expectation_step`."""
+    """Run the expectation step for a batch of events; see `kernels.topics.expectation_step`."""
     compiled = load_kernels()
     if compiled is not None:
         event_arrays, table_arrays, found_arrays = (tuple(x.numpy() for x in tensors) for tensors in (events, tables, found))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from scalr_prod.scoring.heartbeat import Heartbeat
-from scalr_prod.scoring.protocol import INPUTS, OUTPUTS, ModelIdentity, answer_requests, digest_to_int64
+from scalr_prod.serving.client.keepalive import Heartbeat
+from scalr_prod.serving.client.wire import INPUTS, OUTPUTS, ModelIdentity, answer_requests, digest_to_int64
 from scalr_prod.translator.module import TranslatorModule
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from scalr_prod.ledger.models import UtcDateTime
+from scalr_prod.ledger.orm_tables import UtcDateTime
 
 revision = "0002"
 down_revision = "0001"

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from alembic import context, op
 
 from scalr_prod.errors import LedgerError
-from scalr_prod.ledger.models import UtcDateTime
+from scalr_prod.ledger.orm_tables import UtcDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

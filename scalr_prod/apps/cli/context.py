@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by all commands: options, and a context that loads settings, runs the command and prints its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from scalr_prod.core.console import print_error_box, print_report
+from scalr_prod.core.logging import configure_logging, is_json_logging, log_context, log_error
+from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.core.signals import Interrupted
+    from scalr_prod.project import Project
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "CommandContext",
+    "Config",
+    "Json",
+    "OptionalConfig",
+    "RunId",
+    "Version",
+    "as_utc",
+    "exit_with_error",
+    "find_config",
+]
+
+DEFAULT_CONFIG = Path("scalr.toml")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The project's settings.")]
+OptionalConfig = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The project's settings; default: scalr.toml, if it exists.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Version = Annotated[int | None, typer.Option("--version", help="Translator version; default: the latest trained.")]
+RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
+
+
+class CommandContext:
+    """Context of a command: load the settings, run the command, print its report or error."""
+
+    show_progress = False
+    #: Command line options that override ``[logging]``.
+    logging_options: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, config: Path | None, as_json: bool, stage: str | None = None, run_id: str | None = None) -> None:
+        self.config = config
+        self.as_json = as_json
+        self.stage = stage
+        self.run_id = run_id
+
+    def run_with_project(self, action: Callable[[Project], Any]) -> None:
+        """Run a command on the project and print its result."""
+        from scalr_prod.project import Project
+
+        def opened(settings: Any, progress: bool) -> Any:
+            with Project(settings, progress=progress) as project:
+                return action(project)
+
+        self.run(opened)
+
+    def run(self, action: Callable[[Any, bool], Any]) -> Any:
+        """Run a command on the settings (None without a config), print its result and return it."""
+        from contextlib import ExitStack
+
+        from scalr_prod.config.settings import load_settings
+        from scalr_prod.core.progress import heartbeat_interval
+        from scalr_prod.core.signals import Interrupted, graceful_shutdown
+        from scalr_prod.pipeline import stage_context
+
+        with ExitStack() as stack:
+            try:
+                settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
+                if settings is not None:
+                    stack.enter_context(log_context(project=settings.project_name))
+                every = 0 if settings is None else settings.logging.heartbeat_s
+                stack.enter_context(heartbeat_interval(every, with_bars=self.show_progress))
+                with graceful_shutdown(), stage_context(self.stage, self.run_id):
+                    report = action(settings, self.show_progress)
+            except ScalrError as error:
+                exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
+            except Interrupted as stopped:
+                exit_with_error(stopped.add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
+        if report is None:  # the command has printed its own output
+            return None
+        facts = report if isinstance(report, dict) else report.to_json()
+        if self.as_json:
+            print(json.dumps(facts, default=str))
+        else:
+            shown = getattr(report, "to_summary", None)
+            print_report(shown() if shown else facts)
+        return report
+
+    def _apply_options(self, settings: Settings) -> Settings:
+        """Return the settings with the logging options applied, and restart logging with them."""
+        options = settings.logging.model_copy(update=self.logging_options)
+        configure_logging(options.format, options.level)
+        self.show_progress = self.show_progress and options.format == "text"
+        return settings.model_copy(update={"logging": options})
+
+
+def find_config(config: Path | None) -> Path | None:
+    """Return the given settings file, else the one in the current folder; None if there is none."""
+    return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
+
+
+def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
+    """Print an error and exit with its code."""
+    if as_json:
+        print(json.dumps(error.to_json()))
+    if isinstance(error, ScalrError) and sys.stderr.isatty() and not is_json_logging():
+        print_error_box(error)
+    else:
+        log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
+    raise typer.Exit(error.exit_code)
+
+
+def as_utc(moment: datetime | None) -> datetime | None:
+    """Interpret a command line time without a zone as UTC."""
+    from datetime import UTC
+
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment

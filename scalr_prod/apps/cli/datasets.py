@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for training sets, Feast exports and data quality checks."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scalr_prod.apps.cli.apps import dataset_app, feast_app, quality_app
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, find_config
+from scalr_prod.errors import QualityGateFailed
+
+if TYPE_CHECKING:
+    from scalr_prod.config.settings import Settings
+
+
+class ExportFormat(StrEnum):
+    """The formats of `scalr dataset export`."""
+
+    CSV = "csv"
+    RECBOLE = "recbole"
+
+
+class FeastSourceFormat(StrEnum):
+    """The formats of `scalr feast export`."""
+
+    DELTA = "delta"
+    PARQUET = "parquet"
+
+
+@dataset_app.command("build")
+def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Build a training set of real and synthetic events with point-in-time features.
+
+    Example: scalr dataset build
+    """
+    CommandContext(config, as_json, "dataset build").run_with_project(lambda project: project.build_training_set())
+
+
+@dataset_app.command("export")
+def dataset_export(
+    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="csv, or RecBole's atomic files.")] = ExportFormat.CSV,
+    version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Export a training set's users, items, times, labels and weights for other tools.
+
+    Example: scalr dataset export rows.csv
+    """
+    if form is ExportFormat.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
+        raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
+    CommandContext(config, as_json, "dataset export").run_with_project(
+        lambda project: project.training_set(version).export(target, form.value)
+    )
+
+
+@feast_app.command("export")
+def feast_export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of your feature repository.")],
+    form: Annotated[
+        FeastSourceFormat | None,
+        typer.Option(
+            "--format",
+            help="delta: the lake's tables as they are; parquet: copies of their rows, for Feast's file and DuckDB stores. Default: "
+            "by the repository's offline store.",
+        ),
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write Feast definitions of published events and source histories, for `feast apply` in your own repository.
+
+    Example: scalr feast export ../features
+    """
+    CommandContext(config, as_json, "feast export").run_with_project(
+        lambda project: project.export_feast(folder, form.value if form else None)
+    )
+
+
+@quality_app.command("check")
+def quality_check(
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            help="Parquet file or folder, Delta table, URL, or name of a data set saved in Feast; default: the latest training set."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A suite's file or name; default: [training_set] suite, else training, which is built in."),
+    ] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
+    ] = None,
+    config: OptionalConfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check a data set before training: exit code 0 passed, 3 rejected, 1 could not be checked.
+
+    Example: scalr quality check rows.parquet --suite checks.yaml --json
+    """
+    from scalr_prod.quality import check_dataset
+
+    def work(settings: Settings | None, _: bool) -> Any:
+        if dataset is None:
+            if settings is None:
+                raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
+            from scalr_prod.training_set import TrainingSet
+
+            chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
+        named = suite or (settings.training_set.suite if settings else None) or "training"
+        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
+
+    if not CommandContext(find_config(config), as_json, "quality check").run(work).passed:
+        raise typer.Exit(QualityGateFailed.exit_code)
+
+
+@quality_app.command("init-suite")
+def quality_init_suite(
+    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("quality/training.yaml"),
+    user: Annotated[str, typer.Option(help="Name of the column.")] = "user_id",
+    item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
+    timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
+    label: Annotated[str, typer.Option(help="Name of the column.")] = "label",
+    weight: Annotated[str, typer.Option(help="Name of the column; skipped if it does not exist.")] = "weight",
+    synthetic: Annotated[
+        str, typer.Option(help="Name of the column of synthetic rows; skipped if it does not exist.")
+    ] = "is_synthetic",
+    as_json: Json = False,
+) -> None:
+    """Write a commented suite of checks to edit; an existing file is not overwritten.
+
+    Example: scalr quality init-suite checks.yaml --timestamp ts
+    """
+    from scalr_prod.quality.suites import write_suite
+
+    columns = {
+        "user": user,
+        "item": item,
+        "timestamp": timestamp,
+        "label": label,
+        "weight": weight,
+        "synthetic": synthetic,
+    }
+    CommandContext(None, as_json).run(lambda _, __: {"suite": write_suite(file, columns)})

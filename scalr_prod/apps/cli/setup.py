@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands for setting up a project: init, doctor and config show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path  # noqa: TC003 - Typer reads it at run time
+from typing import Annotated, Any
+
+import typer
+
+from scalr_prod.apps.cli.apps import app, config_app
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, exit_with_error
+from scalr_prod.core.console import format_lines
+from scalr_prod.errors import ScalrError
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str | None,
+        typer.Option(help="Log of the domain with many events: a path, glob, folder, URL or SQL URL."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Log of the domain that needs events: a path, glob, folder, URL or SQL URL.")
+    ] = None,
+    items: Annotated[str | None, typer.Option(help="Item file with titles, for both domains.")] = None,
+    source_items: Annotated[str | None, typer.Option(help="Item file of the source only.")] = None,
+    target_items: Annotated[str | None, typer.Option(help="Item file of the target only.")] = None,
+    source_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --source is then a SQL URL.")] = None,
+    target_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --target is then a SQL URL.")] = None,
+    source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    target_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; or source.timezone=ZONE; repeat for more."
+        ),
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="The file to write.")] = DEFAULT_CONFIG,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the guess without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Inspect two logs, show how they are read, and write a commented scalr.toml.
+
+    Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
+    """
+    from scalr_prod.apps.onboarding import (
+        InitPlan,
+        LogRequest,
+        apply_corrections,
+        confirm_interactively,
+        ensure_not_overwriting,
+        plan_init,
+    )
+
+    ask = not yes and not as_json and sys.stdin.isatty()
+    if not ask and not (yes or as_json):
+        raise typer.BadParameter("cannot ask without a terminal: give --yes", param_hint="--yes")
+    if not ask and (source is None or target is None):
+        raise typer.BadParameter("name both logs", param_hint="--source, --target")
+    item_files = {"source": source_items or items, "target": target_items or items}
+    names = {"source": source_name, "target": target_name}
+
+    def work(_: Any, __: bool) -> Any:
+        ensure_not_overwriting(config, force=force)
+        logs = [
+            LogRequest(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
+            for place, location, query in (("source", source, source_query), ("target", target, target_query))
+        ]
+        logs = apply_corrections(logs, column or [])
+        extra = {"items": _specified(item_files), "names": _specified(names)}
+        if ask:
+            found = confirm_interactively(
+                config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
+            )
+        else:
+            found = plan_init(config, logs, **extra)
+        found.write(force=force)
+        return found if not ask else {"settings": str(config), "next": f"scalr run --config {config}"}
+
+    def _show_guess(found: Any) -> None:
+        print("\n".join(format_lines(found.to_summary())) if isinstance(found, InitPlan) else f"error: {found}")
+
+    CommandContext(None, as_json).run(work)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Also check this project's own places.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start a Triton server and send it a request.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check everything that the pipeline needs, and say how to fix what is missing.
+
+    Example: scalr doctor
+    """
+    from scalr_prod.apps.doctor import run_checks
+
+    try:
+        checks = run_checks(config, deep=deep)
+    except ScalrError as error:
+        exit_with_error(error, as_json=as_json)
+    if as_json:
+        print(json.dumps({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
+            if not check.ok and check.next_step:
+                print(f"      next: {check.next_step}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@config_app.command("show")
+def config_show(
+    config: Config = DEFAULT_CONFIG,
+    named: Annotated[bool, typer.Option("--named", help="Show only settings that are not at their default.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every effective setting and its source: default, file, environment or override. Secrets are hidden.
+
+    Example: SCALR_GENERATION__MODE=causal scalr config show --named
+    """
+    from scalr_prod.config.settings_reference import effective_settings
+
+    def work(settings: Any, _: bool) -> Any:
+        found = [one.to_json() for one in effective_settings(settings) if not named or one.source != "default"]
+        return {
+            "config": str(config),
+            "keys": found if as_json else [{k: one[k] for k in ("key", "value", "source")} for one in found],
+        }
+
+    CommandContext(config, as_json, "config show").run(work)
+
+
+def _specified(options: dict[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``[domains]`` section: where each domain's log is, and its column names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from scalr_prod.plugins import READERS
+
+if TYPE_CHECKING:
+    from scalr_prod.schemas import Domain
+
+__all__ = ["DomainSettings", "Domains", "ItemColumns", "LogColumns", "SettingsSection", "UserMapColumns", "UserMapSettings"]
+
+_NAME_LENGTH: Final = 63
+#: Weight of an event type; float32 in the lake.
+EventWeight = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class SettingsSection(BaseModel):
+    """Base of the sections of scalr.toml: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LogColumns(SettingsSection):
+    """Column names of a log. ``created`` is the knowledge time (default: the event's own time)."""
+
+    user: str = Field(default="user_id", description="column of the user's id")
+    item: str = Field(default="item_id", description="column of the item's id")
+    timestamp: str = Field(default="timestamp", description="column of the event's time")
+    created: str | None = Field(default=None, description="column of when the row became known; default: the event's own time")
+    weight: str | None = Field(
+        default=None, description="column of the event's weight, a finite number of at least 0; default: 1 for every event"
+    )
+    event_id: str | None = Field(
+        default=None, description="column of the event's own id: the same id again changes the event, and never counts twice"
+    )
+    event_type: str | None = Field(default=None, description="column of what kind of event it is, such as view or purchase")
+    value: str | None = Field(default=None, description="column of a number, such as the price paid; kept, and used by nothing")
+
+
+class ItemColumns(SettingsSection):
+    """Column names of an item file."""
+
+    item: str = Field(default="item_id", description="column of the item's id")
+    title: str | None = Field(default="title", description="column of the title")
+    category: str | None = Field(default="category", description="column of the category")
+    value: str | None = Field(default="value", description="column of a number, such as the price")
+
+
+def _reader(value: str | None) -> str | None:
+    if value is not None and (problem := READERS.find_problem(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+class UserMapColumns(SettingsSection):
+    """Column names of the user map."""
+
+    source: str | None = Field(default=None, description="column of the source's ids; default: by its name")
+    target: str | None = Field(default=None, description="column of the target's ids; default: by its name")
+
+
+class UserMapSettings(SettingsSection):
+    """The map from users of the source logs to users of the target log: files, a table or a SQL query."""
+
+    map: str | None = Field(
+        default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as events of a domain"
+    )
+    query: str | None = Field(default=None, description="SQL that gives the pairs, in place of map")
+    url: str | None = Field(
+        default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
+    )
+    format: str | None = Field(default=None, description="as format of a domain, of map")
+    columns: UserMapColumns = Field(default=UserMapColumns(), description="what the map's columns are called")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
+    )
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether a map is configured."""
+        return self.map is not None or self.query is not None
+
+    @property
+    def sql_source(self) -> tuple[str, str] | None:
+        """Database URL and query, where the map comes from SQL."""
+        return None if self.query is None or self.url is None else (self.url, self.query)
+
+    @field_validator("format")
+    @classmethod
+    def _known_reader(cls, value: str | None) -> str | None:
+        return _reader(value)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.map is not None and self.query is not None:
+            raise ValueError("has both 'map' and 'query': name one of them")
+        if self.query is not None and self.url is None:
+            raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
+        return self
+
+
+class DomainSettings(SettingsSection):
+    """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
+
+    name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
+    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
+    events: str | None = Field(default=None, description="the log: path, glob or folder, or fsspec URL")
+    query: str | None = Field(default=None, description="SQL that gives the log, in place of events")
+    url: str | None = Field(
+        default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
+    )
+    format: str | None = Field(
+        default=None, description="parquet, csv, jsonl, delta, iceberg, or a log reader of your own; default: by what is there"
+    )
+    version: int | None = Field(
+        default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
+    )
+    columns: LogColumns = Field(default=LogColumns(), description="what the log's columns are called")
+    timezone: str | None = Field(default=None, description="IANA zone of times that name none; without it they are refused")
+    timestamp_format: str | None = Field(
+        default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
+    )
+    ahead_days: float = Field(
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="an event is refused that happened, or became known, more days than this from now",
+    )
+    earliest: AwareDatetime | None = Field(default=None, description="an event before this instant is refused")
+    bad_times: Literal["refuse", "drop"] = Field(
+        default="refuse", description="an event beyond ahead_days or earliest refuses the log, or is left out and counted"
+    )
+    types: dict[str, EventWeight] = Field(
+        default_factory=dict,
+        description="what an event weighs by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",
+    )
+    unknown_types: Literal["refuse", "drop"] = Field(
+        default="refuse", description="an event of a type that types does not name refuses the log, or is left out and counted"
+    )
+    weights_for: Literal["all", "downstream"] = Field(
+        default="all",
+        description="what weights of types reach: the translator, training sets and real events downstream, or the latter two alone. In "
+        "a source domain the translator counts every event once: there, types that do not weigh 1 need downstream",
+    )
+    max_user_day: int | None = Field(
+        default=None, ge=1, description="events that a user may have on one day (UTC), such as of a bot; default: any number"
+    )
+    over_user_day: Literal["drop", "cap"] = Field(
+        default="drop", description="of a user's day with more events: leave all of them out, or all after the first ones"
+    )
+    duplicates: Literal["notice", "keep", "drop"] = Field(
+        default="notice",
+        description="rows that are the same in every column: notice keeps and counts them, and refuses a log that is there twice; "
+        "keep never refuses; drop takes each once",
+    )
+    max_left_out: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="share of a log's rows that may be left out by these limits; above it, it is refused",
+    )
+    max_removed_share: float = Field(
+        default=0.5, ge=0, le=1, description="scalr ingest --replace is refused where it takes more of the domain's events away"
+    )
+    items: str | None = Field(default=None, description="file of items with their titles, as events")
+    items_version: int | None = Field(default=None, ge=0, description="as version, of items")
+    item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
+    storage_options: dict[str, str] = Field(
+        default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"
+    )
+
+    @property
+    def sql_source(self) -> tuple[str, str] | None:
+        """Database URL and query, where the log comes from SQL."""
+        return None if self.query is None or self.url is None else (self.url, self.query)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}", value):
+            raise ValueError("must be 1 to 64 letters, digits, '_', '.', '-' or spaces")
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _known_reader(cls, value: str | None) -> str | None:
+        return _reader(value)
+
+    @field_validator("timestamp_format")
+    @classmethod
+    def _whole_date(cls, value: str | None) -> str | None:
+        if value is not None and "%Y" not in value:
+            raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                ZoneInfo(value)
+            except (ZoneInfoNotFoundError, ValueError) as error:
+                raise ValueError(f"{value!r} is not an IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
+        return value
+
+    @model_validator(mode="after")
+    def _weights_of_types(self) -> Self:
+        if self.types and self.columns.event_type is None:
+            raise ValueError("has 'types', but no column of event types: map columns.event_type")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.events is None) == (self.query is None):
+            raise ValueError("needs either 'events' (path, glob or URL of files) or 'query' with 'url' (SQL)")
+        if self.query is not None and self.url is None:
+            raise ValueError("has a 'query' but no 'url' (a SQLAlchemy URL; keep its password in the environment)")
+        if (self.query is not None and self.version is not None) or (self.items is None and self.items_version is not None):
+            raise ValueError("has a version without its source: 'version' belongs to 'events', 'items_version' to 'items'")
+        return self
+
+
+class Domains(SettingsSection):
+    """The target domain, and one source domain (``source``) or several by name (``sources``).
+
+    A *place* is the key of a log's settings below ``[domains]``: ``source``, ``sources.<name>`` or ``target``.
+    """
+
+    source: DomainSettings | None = Field(default=None, description="the source domain")
+    sources: dict[str, DomainSettings] = Field(
+        default_factory=dict, description="several source domains, by name, in place of source"
+    )
+    target: DomainSettings = Field(description="the target domain")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _named_by_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", str(key)):
+                raise ValueError(f"'{key}' is not a valid name: 1 to 64 letters, digits and '_', no digit first")
+        return {key: {"name": key} | source if isinstance(source, dict) else source for key, source in value.items()}
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.source is None) == (not self.sources):
+            both = "has both 'source' and 'sources'" if self.sources else "names no source domain"
+            raise ValueError(f"{both}: write [domains.source] for one, or [domains.sources.<name>] for each of several")
+        for key, source in self.sources.items():
+            if source.name != key:
+                raise ValueError(f"[domains.sources.{key}] name is '{source.name}': leave it out, its name is '{key}'")
+            if key == self.target.name:
+                raise ValueError(f"[domains.sources.{key}] has the name of the target domain: rename one of them")
+            if source.formerly is not None and self.has_several_sources:
+                raise ValueError(
+                    f"[domains.sources.{key}] formerly: one of several sources cannot be renamed, since its name is part of "
+                    "its items' ids; name another [project] home"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_source_types(self) -> Self:
+        for place in self.log_keys("source"):
+            source = self[place]
+            if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
+                raise ValueError(
+                    f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
+                    'history holds every event once. Set weights_for = "downstream" where they are to weigh downstream alone; to leave '
+                    'a type out of everything, take it out of types and set unknown_types = "drop"'
+                )
+        return self
+
+    @property
+    def has_several_sources(self) -> bool:
+        """Whether there are two or more source domains; source items are then identified by domain and id (`schemas.item_id_prefix`)."""
+        return len(self.sources) > 1
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the source domains, in the order of the settings."""
+        return tuple(self.sources) or ((self.source.name,) if self.source else ())
+
+    @property
+    def default_project_name(self) -> str:
+        """Default project name: derived from the domains' names, 1 to 63 characters of a-z, 0-9 and _."""
+        names = ("_and_".join(self.source_names), self.target.name)
+        full = "_to_".join(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "domain" for name in names)
+        if len(full) <= _NAME_LENGTH:
+            return full
+        digest = hashlib.sha256(full.encode()).hexdigest()[:8]
+        return f"{full[: _NAME_LENGTH - len(digest) - 1].rstrip('_')}_{digest}"
+
+    def log_keys(self, domain: Domain) -> tuple[str, ...]:
+        """Return the keys, below ``[domains]``, of a domain's logs."""
+        if domain == "target" or self.source is not None:
+            return (domain,)
+        return tuple(f"sources.{name}" for name in self.sources)
+
+    def __getitem__(self, place: str) -> DomainSettings:
+        found = self.sources[place.removeprefix("sources.")] if place.startswith("sources.") else getattr(self, place)
+        if found is None:
+            raise KeyError(place)
+        return found

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation policy: the sampling settings and the event weights by user segment that later runs apply.
+
+`scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
+they run with. A value set in scalr.toml or in the environment takes precedence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.errors import EvaluationError
+from scalr_prod.lake import Lake
+from scalr_prod.schemas import OPTIONAL_EVENT_COLUMNS, Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from scalr_prod.config.settings import Settings
+
+__all__ = [
+    "SEGMENTS",
+    "Policy",
+    "PolicyStatus",
+    "apply_policy",
+    "logs_digest",
+    "policy_path",
+    "settings_digest",
+    "why_not_generated",
+]
+
+logger = logging.getLogger(__name__)
+
+#: User segments by number of real target events: none, few, more. The index in this tuple is the segment number used everywhere.
+SEGMENTS: Final = ("cold", "sparse", "dense")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The result of an evaluation, expressed as settings.
+
+    Attributes:
+        model: Model family that it was chosen with.
+        best_baseline: Baseline that real+scalr was compared with.
+        helps: False if all weights are 0; training sets then hold no synthetic rows.
+        volume: Events per context.
+        temperature: Sampling temperature.
+        min_lift: Threshold of the confidence filter.
+        align: Whether popularity buckets are aligned.
+        weights: λ of cold, sparse and dense users.
+        sparse_below: Number of real target events below which a user counts as sparse.
+        settings: Digest of the settings that it was measured under.
+        logs: Digest of the logs that it was measured on.
+        report: Folder of the evaluation report.
+        bar: ``p_below``: the p-value that a gain on validation had to stay below, ``why``, and ``p_value`` of real+scalr. None if no
+            arm was ahead, and in policies of earlier versions.
+    """
+
+    model: str
+    best_baseline: str
+    helps: bool
+    volume: int
+    temperature: float
+    min_lift: float
+    align: bool
+    weights: tuple[float, float, float]
+    sparse_below: int
+    settings: str
+    logs: str
+    report: str
+    bar: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, with λ by segment."""
+        return asdict(self) | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a policy from a file.
+
+        Raises:
+            EvaluationError: The file is not a valid policy.
+        """
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            cold, sparse, dense = (float(found["weights"][name]) for name in SEGMENTS)
+            return cls(**found | {"weights": (cold, sparse, dense)})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise EvaluationError(
+                f"not a valid policy: {error}", where=str(path), next_step="run scalr evaluate again, or delete the file"
+            ) from error
+
+    def write(self, *paths: Path) -> None:
+        """Write the policy to each path atomically."""
+        for path in paths:
+            with atomic_path(path) as unfinished:
+                unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class PolicyStatus(Jsonable):
+    """Whether a policy was applied, and what it changed.
+
+    Attributes:
+        path: The policy file.
+        followed: False if it was measured under other settings.
+        reason: One sentence.
+        applied: Settings that it set, as ``section.key``.
+        overruled: Settings that it left alone because scalr.toml or the environment sets them.
+    """
+
+    path: str
+    followed: bool
+    reason: str
+    applied: dict[str, Any]
+    overruled: list[str]
+
+
+def policy_path(settings: Settings) -> Path:
+    """Return the path of the current policy."""
+    return settings.home / "evaluations" / "policy.json"
+
+
+def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
+    """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
+
+    Raises:
+        EvaluationError: The file is not a valid policy.
+    """
+    found, followed = _with_policy(settings)
+    if followed is not None and not followed.followed:
+        logger.warning("the policy at %s is not followed: %s", followed.path, followed.reason)
+    elif followed is not None:
+        logger.info(
+            "policy of %s followed (%s): %s%s",
+            followed.path,
+            followed.reason,
+            ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
+            f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
+        )
+    return found, followed
+
+
+def why_not_generated(settings: Settings) -> str | None:
+    """Return why a run generates no event: λ is 0 for all users, so that no training set would hold one. None: some λ is above 0.
+
+    Raises:
+        EvaluationError: The policy file is not a valid policy.
+    """
+    found, _ = _with_policy(settings)
+    options = found.training_set
+    if any(options.segment_lambdas):
+        return None
+    if options.synthetic_weight == 0:
+        where = "[training_set] synthetic_weight"
+    elif "training_set.segment_weights" in settings.explicit_keys:
+        where = "[training_set] segment_weights"
+    else:
+        where = f"the policy at {policy_path(settings)}"
+    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events alone"
+
+
+def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
+    path = policy_path(settings)
+    if not path.exists():
+        return settings, None
+    policy = Policy.read(path)
+    if policy.settings != settings_digest(settings):
+        reason = "it was measured under other domains, translator or contexts: run scalr evaluate again"
+        return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
+    proposed: dict[str, dict[str, Any]] = {
+        "generation": {
+            "events_per_source_event": policy.volume,
+            "temperature": policy.temperature,
+            "min_lift": policy.min_lift,
+            "align": policy.align,
+        },
+        "training_set": {"segment_weights": policy.weights},
+        "downstream": {"sparse_below": policy.sparse_below},
+    }
+    named = set(settings.explicit_keys)
+    if "training_set.synthetic_weight" in named:
+        named.add("training_set.segment_weights")
+    unset = {
+        section: {key: value for key, value in values.items() if f"{section}.{key}" not in named}
+        for section, values in proposed.items()
+    }
+    changed = {section: getattr(settings, section).model_copy(update=values) for section, values in unset.items()}
+    applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
+    overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
+    reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
+    return settings.model_copy(update=changed), PolicyStatus(
+        str(path), followed=True, reason=reason, applied=applied, overruled=overruled
+    )
+
+
+def settings_digest(settings: Settings) -> str:
+    """Return the digest of the settings that an evaluation depends on and that a policy does not set."""
+    domains: dict[str, Any] = {"source": _DOMAIN_KEYS, "target": _DOMAIN_KEYS}
+    if settings.domains.sources:
+        domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN_KEYS), "target": _DOMAIN_KEYS}
+    parts = [
+        _drop_unmapped_columns(settings.domains.model_dump(mode="json", include=domains)),
+        settings.histories.model_dump(mode="json"),
+        settings.translator.recipe(),
+        settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
+    ]
+    if settings.generation.shortlist is not None:  # added later: digests of older policies stay valid
+        parts.append(settings.generation.shortlist)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _drop_unmapped_columns(values: Any) -> Any:
+    """Drop unmapped columns that a later version added, so that digests of older policies stay valid."""
+    if not isinstance(values, dict):
+        return values
+    return {
+        key: _drop_unmapped_columns(value)
+        for key, value in values.items()
+        if value is not None or key not in OPTIONAL_EVENT_COLUMNS
+    }
+
+
+def logs_digest(settings: Settings) -> str:
+    """Return the digest of the lake's versions of both logs."""
+    lake = Lake.open(settings)
+    versions = [lake.version(table) if lake.exists(table) else None for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)]
+    return hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
+
+
+_DOMAIN_KEYS: Final = {"name", "events", "query", "columns"}

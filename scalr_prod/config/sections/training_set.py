@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of training sets and of the downstream evaluation."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from scalr_prod.config.domains import SettingsSection
+from scalr_prod.config.sections.values import Instant, Weight, check_plugin_names
+from scalr_prod.plugins import MODELS
+
+__all__ = ["DownstreamSettings", "TrainingSetSettings"]
+
+#: Default λ, used where neither a policy nor the settings give one (docs/adr/0078).
+_UNMEASURED: Final = 0.03
+
+
+class TrainingSetSettings(SettingsSection):
+    """What the training set holds."""
+
+    name: str = Field(
+        default="training_set",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        description="names the training set's folder, and its versions in Feast",
+    )
+    suite: str | None = Field(
+        default=None,
+        description="a suite's file or name: what `scalr quality check` and the scheduled build check a version by",
+    )
+    start: Instant | None = Field(default=None, description="the first instant of a label; default: from the beginning")
+    cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
+    task: Literal["ranking", "classification"] = Field(
+        default="ranking",
+        description="what is trained on it; classification: a set has both labels or is refused, and negatives_per_event is 4 by default",
+    )
+    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each real positive one")
+    negative_sampling: Literal["uniform", "popularity"] = Field(
+        default="uniform", description="draw negatives alike over items, or by their popularity"
+    )
+    synthetic_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="λ: multiplies the weight of synthetic rows; 0 leaves them out; default: 0.03, or 1 beside segment_weights",
+    )
+    segment_weights: tuple[Weight, Weight, Weight] | None = Field(
+        default=None,
+        description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
+    features: tuple[str, ...] = Field(
+        default=(), description="features of your own beside ours: Feast services, views, or view:feature"
+    )
+    features_repo: str | None = Field(
+        default=None, description="folder of the Feast repository that has features; default: the project's own"
+    )
+    feature_keys: dict[str, Literal["user", "item"]] = Field(
+        default_factory=dict,
+        description="which join key of features is the user's id and which the item's: { account = \"user\" }; default: by its name",
+    )
+
+    @property
+    def segment_lambdas(self) -> tuple[float, float, float]:
+        """λ of cold, sparse and dense users."""
+        if self.segment_weights is None:
+            return (_UNMEASURED if self.synthetic_weight is None else self.synthetic_weight,) * 3
+        cold, sparse, dense = self.segment_weights
+        factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight
+        return factor * cold, factor * sparse, factor * dense
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("task") == "classification":
+            return {"negatives_per_event": 4} | data
+        return data
+
+    @model_validator(mode="after")
+    def _both_labels(self) -> Self:
+        if self.task == "classification" and not self.negatives_per_event:
+            raise ValueError("task is classification, which needs rows of label 0, but negatives_per_event is 0")
+        return self
+
+
+class DownstreamSettings(SettingsSection):
+    """Reference recommenders and their evaluation (`scalr evaluate`)."""
+
+    models: tuple[str, ...] = Field(
+        default=tuple(MODELS.builtin),
+        description="ours, or models of your own",
+    )
+    cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
+    cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
+    k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
+    seeds: int = Field(default=5, ge=1, le=100, description="how often each model is trained, by other random numbers")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of hidden users, trainings and intervals")
+    cutoffs: int = Field(default=1, ge=1, le=20, description="rolling cutoffs: what comes after the first, in equal parts")
+    windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
+    sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
+    volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")
+    temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")
+    weights: tuple[float, ...] = Field(default=(0.03, 0.1, 0.3, 1.0), description="λ, tried on validation besides 0")
+    threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the models; default: all"
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_plugin_names(MODELS, value)
+
+    @field_validator("volumes", "temperatures", "weights", "models")
+    @classmethod
+    def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value or len(set(value)) != len(value) or any(isinstance(one, int | float) and one <= 0 for one in value):
+            raise ValueError("must hold at least one value, each once, numbers above 0")
+        return value

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From histories to synthetic events: how much of the past is known, what translates it, and which source events are translated."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from scalr_prod.config.domains import SettingsSection
+from scalr_prod.config.sections.values import Instant, check_plugin_names
+from scalr_prod.plugins import ESTIMATORS
+
+__all__ = ["GenerationSettings", "HistorySettings", "TranslatorSettings"]
+
+
+class HistorySettings(SettingsSection):
+    """How much of the past a history holds."""
+
+    length: int = Field(default=50, ge=1, le=1000, description="L: events that a history holds at most, the latest ones")
+    trailing_days: int = Field(
+        default=30, ge=1, le=3650, description="days up to an item's last event over which trailing_event_count counts"
+    )
+    late_step_s: int = Field(
+        default=0, ge=0, le=31_536_000, description="late events enter user histories at multiples of this; 0: once known"
+    )
+
+
+class TranslatorSettings(SettingsSection):
+    """What the translator is made of and how it is trained."""
+
+    estimators: tuple[str, ...] = Field(
+        default=("popularity", *ESTIMATORS.builtin), description="popularity, ours, or estimators of your own"
+    )
+    folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
+    dim: int = Field(
+        default=64, ge=4, le=1024, description="length of item vectors; the sizes of other estimators follow from it"
+    )
+    epochs: int = Field(default=3, ge=1, le=1000, description="passes of the sequential estimator over its events")
+    batch_size: int = Field(
+        default=256, ge=1, le=65536, description="target events of one training batch of the sequential estimator"
+    )
+    max_source_items: int = Field(default=100_000, ge=1, description="source items that are known, the most frequent ones")
+    max_target_items: int = Field(default=100_000, ge=2, description="target items that are known, the most frequent ones")
+    pretraining_events: int | None = Field(
+        default=None,
+        ge=1,
+        description="source events, at most, that the sequential estimator learns from before it sees a target event; default: all",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random in training")
+    threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="CPU threads of training; default: all; the translator is the same with any number",
+    )
+
+    @field_validator("estimators")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one estimator")
+        return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides a version, as plain JSON values.
+
+        A key that came with a later package is left out at its default: versions, and verdicts, of before stay those of these settings.
+        """
+        made = self.model_dump(mode="json", exclude={"threads"})
+        return {key: value for key, value in made.items() if value is not None or key != "pretraining_events"}
+
+
+class GenerationSettings(SettingsSection):
+    """Which source events are translated, and how."""
+
+    mode: Literal["causal", "backfill"] = Field(
+        default="backfill",
+        description="causal: by a translator that was trained until the window's start; backfill: cross-fitted over users",
+    )
+    start: Instant | None = Field(
+        default=None,
+        description="the window's first instant; default: that of the first source event, in causal mode a day before the end",
+    )
+    end: Instant | None = Field(default=None, description="the instant after the window; default: after all that is known")
+    as_of: Instant | None = Field(
+        default=None, description="nothing that became known later is read; default: the window's end"
+    )
+    contexts: Literal["events", "users"] = Field(
+        default="users", description="translate every user once at the window's end, or every source event at its time"
+    )
+    events_per_source_event: int = Field(
+        default=20,
+        ge=1,
+        le=100,
+        description='synthetic events that are drawn for each context (a user, or a source event), at most; 2 with contexts = "events"',
+    )
+    temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
+    min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
+    shortlist: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="draw among so many items that a context makes likely, instead of the whole catalogue: for catalogues past a "
+        "million, on CPUs; each run measures what that leaves out. Default: all",
+    )
+    exclude_consumed: bool = Field(default=True, description="never propose an item that the user had before")
+    align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
+    align_buckets: int = Field(
+        default=10,
+        ge=1,
+        le=1000,
+        description="buckets of items by popularity, in alignment and in the gate's distribution of values",
+    )
+    partitions: int = Field(default=8, ge=1, le=100_000, description="parts of a run, each a task of its own")
+    batch_size: int = Field(default=512, ge=1, le=65536, description="contexts that are scored at once")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the draws: the same seed gives the same events")
+    lookback: float = Field(
+        default=0.0,
+        ge=0,
+        le=3650,
+        description="days: windows that ended no longer ago are published again where source events arrived late; 0: never",
+    )
+    late_as_of: Literal["at_window_end", "latest"] = Field(
+        default="at_window_end",
+        description="what a window that is published again may know: what it knew then, or all that this run knows",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_contexts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("contexts") == "events":
+            return {"events_per_source_event": 2} | data
+        return data
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise ValueError(f"window [start, end) is empty: start {self.start} is not before end {self.end}")
+        if self.end is not None and self.as_of is not None and self.as_of < self.end:
+            raise ValueError(f"as_of {self.as_of} is before the window's end {self.end}")
+        return self

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference recommenders: a matrix factorisation, a sequential model, and three rankers that give probabilities.
+
+The two-tower ranker learns user and item vectors, the feature ranker boosts trees over features of both, and the stacked ranker adds a
+factorisation's score to those. They are registered as plug-ins (`scalr_prod.plugins.MODELS`), as custom models are; see
+`scalr_prod.evaluation.DownstreamModel`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.evaluation.interactions import DownstreamModel
+from scalr_prod.evaluation.search import HALF_LIFE
+from scalr_prod.plugins import MODELS
+
+if TYPE_CHECKING:
+    from scalr_prod.evaluation.search import Hyperparameter
+
+__all__ = [
+    "BUILTIN_FAMILIES",
+    "family_hyperparameters",
+    "make_model",
+    "selection_metric",
+    "uses_earlier_events",
+    "uses_source_events",
+]
+
+#: Built-in families.
+BUILTIN_FAMILIES: Final = tuple(MODELS.builtin)
+
+
+def family_hyperparameters(family: str) -> tuple[Hyperparameter, ...]:
+    """Return the hyperparameters of a family: its class's ``knobs``, or else the half-life of event weights.
+
+    Raises:
+        EvaluationError: As in `make_model`.
+    """
+    return tuple(getattr(_load_class(family), "knobs", (HALF_LIFE,)))
+
+
+def make_model(name: str, options: dict[str, Any], *, threads: int) -> DownstreamModel:
+    """Create an unfitted model.
+
+    Args:
+        name: A built-in family, an entry point of another package, or a class as ``package.module:Class``.
+        options: Constructor arguments.
+        threads: Passed to the constructor if it takes ``threads``.
+
+    Raises:
+        EvaluationError: There is no such model, or it lacks ``fit`` or ``score``.
+    """
+    found = _load_class(name)
+    model: DownstreamModel = found(**options, **({"threads": threads} if _accepts_argument(found, "threads") else {}))
+    return model
+
+
+def selection_metric(name: str) -> str:
+    """Return the selection metric of a family: its class's ``chosen_by``, or else ``ndcg``.
+
+    Raises:
+        EvaluationError: As in `make_model`.
+    """
+    return str(getattr(_load_class(name), "chosen_by", "ndcg"))
+
+
+def uses_source_events(name: str) -> bool:
+    """Return whether a family uses source events by itself (``knows_source`` of its class); joint training would add nothing to it."""
+    return bool(getattr(_load_class(name), "knows_source", False))
+
+
+def uses_earlier_events(name: str) -> bool:
+    """Return whether a family uses `Interactions.before` (``knows_before`` of its class).
+
+    Raises:
+        EvaluationError: As in `make_model`.
+    """
+    return bool(getattr(_load_class(name), "knows_before", False))
+
+
+def _load_class(name: str) -> Any:
+    return MODELS.load(name, DownstreamModel)
+
+
+def _accepts_argument(factory: Any, argument: str) -> bool:
+    try:
+        return argument in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a C extension class without a signature
+        return False

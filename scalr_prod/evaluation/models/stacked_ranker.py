@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacked ranker: boosted trees over the feature ranker's logit and an implicit ALS score, as a probability.
+
+It follows the common design in which a collaborative score is a feature of a ranker. Both parts are fitted twice: on all events, for
+scoring, and on those before an earlier time. The stacking trees learn from the earlier fit's scores, labelled by later events, how far to
+trust each part for which users. So no row's scores come from events at or after its time.
+
+Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+
+from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.models.als import ImplicitAls
+from scalr_prod.evaluation.models.feature_ranker import FeatureRanker, boosting_options, load_lightgbm
+from scalr_prod.evaluation.models.feature_rows import FeatureLog, canonical_order, events_digest, get_or_compute
+from scalr_prod.evaluation.models.snapshot import iter_user_batches
+from scalr_prod.evaluation.search import Hyperparameter
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.evaluation.models.feature_rows import FeatureRows
+
+__all__ = ["StackedRanker"]
+
+_USER_BATCH: Final = 512
+#: Number of cached rankers and row sets, which all arms share.
+_MAX_CACHED: Final = 12
+
+
+class StackedRanker:
+    """The stacked ranker.
+
+    Args:
+        smallest: Option of the feature ranker (see `FeatureRanker`).
+        factors: Option of the factorisation (see `ImplicitAls`).
+        alpha: Option of the factorisation.
+        regularization: Option of the factorisation.
+        trees: Boosting rounds on top of the feature ranker's logits; 0 is the feature ranker alone.
+        leaves: Leaves per stacking tree.
+        rate: Learning rate of the stacking trees.
+        least: Minimum sum of weight × p (1 - p) in a leaf of a stacking tree.
+        negatives: Negatives per positive; probabilities are calibrated for this ratio.
+        threads: Threads of both libraries.
+    """
+
+    #: Hyperparameters tuned on validation for real events alone, one after the other.
+    knobs: Final = (
+        Hyperparameter("smallest", (100.0, 300.0), low=1.0),
+        Hyperparameter("least", (100.0, 300.0), low=1.0),
+        *ImplicitAls.knobs,
+        Hyperparameter("trees", (100, 0), step=2.0, high=400, is_integer=True),
+    )
+
+    #: Tuned by its probabilities rather than its rankings.
+    chosen_by: Final = "information"
+    #: Uses `Interactions.before`.
+    knows_before: Final = True
+
+    _ranker_cache: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
+    _row_cache: ClassVar[OrderedDict[bytes, FeatureRows]] = OrderedDict()
+
+    def __init__(
+        self,
+        *,
+        smallest: float = 100.0,
+        factors: int = 64,
+        alpha: float = 40.0,
+        regularization: float = 1.0,
+        trees: int = 100,
+        leaves: int = 8,
+        rate: float = 0.05,
+        least: float = 100.0,
+        negatives: int = 10,
+        threads: int = 1,
+    ) -> None:
+        self.negatives, self.trees = negatives, trees
+        self._ranker_options: dict[str, Any] = {"smallest": smallest, "negatives": negatives, "threads": threads}
+        self._als_options: dict[str, Any] = {
+            "factors": factors,
+            "alpha": alpha,
+            "regularization": regularization,
+            "threads": threads,
+        }
+        self._options = boosting_options(leaves=leaves, rate=rate, smallest=least, threads=threads)
+
+    def fit(self, events: Interactions, *, seed: int) -> None:
+        """Train the model; without earlier events, or without labels after them, the feature ranker alone scores.
+
+        Args:
+            events: Training events with `Interactions.before`.
+            seed: Seed of all randomness.
+        """
+        lightgbm = load_lightgbm()
+        real = _observed_target_events(events)
+        self._n_items = real.n_items
+        self._ranker = self._fit_ranker(real, seed)
+        self._als = self._fit_als(events, seed)
+        self._trees = None
+        if events.before is None or not self.trees:
+            return
+        before = _observed_target_events(events.before)
+        rows = self._labelled_rows(real, before)
+        if not rows.label.any() or rows.label.all():
+            return
+        ranker, als = self._fit_ranker(before, seed), self._fit_als(events.before, seed)
+        logit = ranker.logits(rows.features)
+        users, place = np.unique(rows.user, return_inverse=True)
+        data = lightgbm.Dataset(
+            _stack_features(rows.features, logit, self._pair_scores(als, users, place, rows.item)), rows.label, init_score=logit
+        )
+        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
+
+    def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""
+        row, item, features, logit = self._ranker.shortlist(users)
+        return self._ranker.scatter_logits(len(users), row, item, self._logits(users, row, item, features, logit))
+
+    def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return P(positive) of pairs [P], at ``negatives`` uniform negatives per positive."""
+        from scipy import special
+
+        unique_users, place = np.unique(users, return_inverse=True)
+        features = self._ranker.features(users, items)
+        logit = self._ranker.logits(features)
+        found: NDArray[np.float32] = special.expit(self._logits(unique_users, place, items, features, logit))
+        return found
+
+    def _logits(
+        self,
+        users: NDArray[np.int64],
+        place: NDArray[np.int64],
+        item: NDArray[np.int64],
+        features: NDArray[np.float32],
+        logit: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Return logits of pairs ``(users[place], item)``, given the feature ranker's logits: float32 [P]."""
+        if self._trees is None:
+            return logit
+        stacked = _stack_features(features, logit, self._pair_scores(self._als, users, place, item))
+        return logit + np.asarray(self._trees.predict(stacked, raw_score=True), np.float32)
+
+    def _pair_scores(
+        self, als: ImplicitAls, users: NDArray[np.int64], place: NDArray[np.int64], item: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the factorisation's scores of pairs, standardised over each user's items: float32 [P]."""
+        found = np.empty(len(place), np.float32)
+        for start, rows in iter_user_batches(place, len(users), _USER_BATCH):
+            scores = als.score(users[start : start + _USER_BATCH])[:, : self._n_items]
+            spread = scores.std(1, keepdims=True)
+            standard = (scores - scores.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+            found[rows] = standard[place[rows] - start, item[rows]]
+        return found
+
+    def _fit_als(self, events: Interactions, seed: int) -> ImplicitAls:
+        als = ImplicitAls(**self._als_options)
+        als.fit(events, seed=seed)
+        return als
+
+    def _fit_ranker(self, real: Interactions, seed: int) -> FeatureRanker:
+        """Return the feature ranker fitted on real events, cached since all arms share it."""
+
+        def fit() -> FeatureRanker:
+            ranker = FeatureRanker(**self._ranker_options)
+            ranker.fit(real, seed=seed)
+            return ranker
+
+        return get_or_compute(self._ranker_cache, _cache_key(self._ranker_options, seed, real), fit, max_entries=_MAX_CACHED)
+
+    def _labelled_rows(self, real: Interactions, before: Interactions) -> FeatureRows:
+        """Return events after the earlier time with sampled negatives, and features as of that time."""
+        after = real.take(real.time >= before.until)
+        after = after.take(canonical_order(after))
+
+        def make() -> FeatureRows:
+            rows = FeatureLog.from_events(before).build_rows(after, self.negatives, salt=2)
+            pairs = np.unique(real.user.astype(np.int64) * real.n_items + real.item)
+            return rows.take(rows.label | ~np.isin(rows.user * real.n_items + rows.item, pairs))
+
+        return get_or_compute(self._row_cache, _cache_key(self.negatives, real, before), make, max_entries=_MAX_CACHED)
+
+
+def _observed_target_events(events: Interactions) -> Interactions:
+    """Return the observed events of target items only."""
+    count = events.n_items if events.catalogue is None else events.catalogue
+    observed = events.take(events.in_history() & (events.item < count))
+    return replace(observed, n_items=count, catalogue=None, before=None)
+
+
+def _stack_features(
+    features: NDArray[np.float32], logit: NDArray[np.float32], score: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    return np.column_stack([features, logit, score])
+
+
+def _cache_key(*parts: Any) -> bytes:
+    """Return a cache key of options and of events with their weights and source events."""
+    found = hashlib.blake2b()
+    for part in parts:
+        if not isinstance(part, Interactions):
+            found.update(repr(part).encode())
+            continue
+        for events in (part, part.source):
+            if events is not None:
+                found.update(events_digest(events) + events.weight.tobytes())
+    return found.digest()

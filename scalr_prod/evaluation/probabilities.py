@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrated probabilities of models on test rows, and their log loss.
+
+A test row is a pair of a test user and an item: every item that the user interacted with in the test period, and for each of them a
+number of uniformly drawn items that the user never interacted with. All arms share the rows. Probabilities pass through Platt scaling
+(Platt 1999) with one slope and offset per user segment, fitted on the validation windows' rows by a model of the same arm and choice.
+So differences in scale neither help nor harm an arm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from scalr_prod.config.policy import SEGMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.evaluation.interactions import ProbabilisticModel
+    from scalr_prod.evaluation.split import EvaluationSplit
+
+__all__ = ["CalibratedPredictions", "LabelledRows", "PlattCalibrator"]
+
+_MIN_PROBABILITY: Final = 1e-7
+_MAX_NEWTON_STEPS: Final = 50
+#: Regularises slope to 1 and offset to 0; it matters only in segments with few rows.
+_RIDGE: Final = 1.0
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Labelled pairs of users and items of one evaluation split.
+
+    Attributes:
+        case: int64 [P]. Position of the user among the test users.
+        user: int64 [P].
+        item: int64 [P].
+        label: bool [P]. Whether the user interacted with the item.
+        segment: int8 [P]. 0 cold, 1 sparse, 2 dense.
+    """
+
+    case: NDArray[np.int64]
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    label: NDArray[np.bool_]
+    segment: NDArray[np.int8]
+
+    @classmethod
+    def from_split(cls, split: EvaluationSplit, negatives: int) -> Self:
+        """Return every test pair, and for each ``negatives`` drawn items; those in the user's visible or hidden history are dropped."""
+        user, item = split.relevant.nonzero()
+        others = np.random.default_rng(0).integers(0, split.real.n_items, len(user) * negatives)
+        owner = np.repeat(user, negatives)
+        met = np.asarray(split.held_out[owner, others]).ravel() + np.asarray(split.seen()[owner, others]).ravel()
+        apart = met == 0
+        users = np.concatenate([user, owner[apart]]).astype(np.int64)
+        return cls(
+            case=np.searchsorted(split.users, users),
+            user=users,
+            item=np.concatenate([item, others[apart]]).astype(np.int64),
+            label=np.concatenate([np.ones(len(user), dtype=bool), np.zeros(int(apart.sum()), dtype=bool)]),
+            segment=split.segments()[users],
+        )
+
+    def predict(self, model: ProbabilisticModel) -> NDArray[np.float64]:
+        """Return a model's probabilities, clipped away from 0 and 1: float64 [P]."""
+        found: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64).clip(
+            _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class PlattCalibrator:
+    """Platt scaling per user segment: logit p → slope × logit p + offset.
+
+    Attributes:
+        slope: Slopes for cold, sparse and dense users.
+        offset: Offsets, in the same order.
+    """
+
+    slope: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, rows: Sequence[LabelledRows], probabilities: Sequence[NDArray[np.float64]]) -> Self:
+        """Fit by maximum likelihood on the rows of several splits; a segment without rows keeps its probabilities.
+
+        Args:
+            rows: Labelled rows, by split.
+            probabilities: Probabilities of those rows, float64 [P] by split, strictly between 0 and 1.
+        """
+        logit = _logit(np.concatenate(probabilities))
+        label = np.concatenate([part.label for part in rows])
+        segment = np.concatenate([part.segment for part in rows])
+        fitted = [_fit_platt(logit[segment == number], label[segment == number]) for number in range(len(SEGMENTS))]
+        slope, offset = zip(*fitted, strict=True)
+        return cls(slope, offset)
+
+    def __call__(self, probability: NDArray[np.float64], segment: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Return calibrated probabilities, strictly between 0 and 1: float64 [P]."""
+        logit = np.asarray(self.slope)[segment] * _logit(probability) + np.asarray(self.offset)[segment]
+        found: NDArray[np.float64] = _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"slope": list(self.slope), "offset": list(self.offset)}
+
+
+@dataclass(frozen=True)
+class CalibratedPredictions:
+    """One fitted model's calibrated probabilities on the test rows.
+
+    Attributes:
+        rows: Labelled test rows.
+        probability: float64 [P].
+    """
+
+    rows: LabelledRows
+    probability: NDArray[np.float64]
+
+    @property
+    def log_loss(self) -> NDArray[np.float64]:
+        """Log loss of each row in nats: float64 [P]."""
+        found: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
+        return found
+
+    def information_gain(self) -> NDArray[np.float64]:
+        """Return nats gained over the base rate by test user, weighted by the user's number of rows: float64 [V].
+
+        The mean is (1 - NE) times the entropy of the base rate.
+        """
+        base = self.rows.label.mean()
+        entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
+        gained = np.bincount(self.rows.case, weights=entropy - self.log_loss)
+        found: NDArray[np.float64] = gained * len(gained) / len(self.rows.case)
+        return found
+
+
+def _fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return slope and offset of a logistic regression on one column, by Newton's method; (1, 0) if all labels are alike."""
+    if not label.any() or label.all():
+        return 1.0, 0.0
+    design = np.stack([logit, np.ones_like(logit)], axis=1)
+    start = np.array([1.0, 0.0])
+    found = start.copy()
+    for _ in range(_MAX_NEWTON_STEPS):
+        p = _sigmoid(design @ found)
+        gradient = design.T @ (p - label) + _RIDGE * (found - start)
+        curvature = (design * (p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        found -= step.clip(-1, 1)
+        if np.abs(step).max() < 1e-10:  # noqa: PLR2004 - of a parameter near 1
+            break
+    return float(found[0]), float(found[1])
+
+
+def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return found
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = 1 / (1 + np.exp(-x.clip(-40, 40)))
+    return found

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Test cases of all cutoffs in one panel with common user and item numbers; a test case is a user at a cutoff."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scalr_prod.config.policy import SEGMENTS
+from scalr_prod.core.id_index import index_in
+from scalr_prod.evaluation.statistics import MetricContributions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from scalr_prod.evaluation.evaluator import Outcome
+    from scalr_prod.evaluation.split import EvaluationSplit
+
+__all__ = ["UserPanel"]
+
+
+@dataclass(frozen=True)
+class UserPanel:
+    """Test cases, ordered by cutoff.
+
+    Attributes:
+        user: int64 [R]. User number of each case.
+        segment: int8 [R]. 0 cold, 1 sparse, 2 dense, at the case's cutoff.
+        item_number: For each cutoff int64 [N]: panel number of each item. Items of the last cutoff keep their numbers; others follow.
+        n_items: Number of numbered items.
+    """
+
+    user: NDArray[np.int64]
+    segment: NDArray[np.int8]
+    item_number: tuple[NDArray[np.int64], ...]
+    n_items: int
+
+    @classmethod
+    def from_splits(cls, splits: Sequence[EvaluationSplit]) -> UserPanel:
+        """Build the panel from splits of one project, in order of time."""
+        last = splits[-1].numbering.items
+        numbers = []
+        extra = len(last)
+        for split in splits:
+            number = index_in(split.numbering.items, last).astype(np.int64)
+            missing = number < 0
+            number[missing] = extra + np.arange(missing.sum())
+            extra += int(missing.sum())
+            numbers.append(number)
+        return cls(
+            user=np.concatenate([split.users for split in splits]),
+            segment=np.concatenate([split.segments()[split.users] for split in splits]),
+            item_number=tuple(numbers),
+            n_items=extra,
+        )
+
+    def segment_masks(self) -> dict[str, NDArray[np.bool_]]:
+        """Return a mask bool [R] of each segment's cases by name; empty segments are left out."""
+        masks = {name: self.segment == number for number, name in enumerate(SEGMENTS)}
+        return {name: cases for name, cases in masks.items() if cases.any()}
+
+    def mean_metric(self, outcomes: Sequence[Sequence[Outcome]], name: str) -> NDArray[np.float64]:
+        """Return a ranking metric of each case, averaged over seeds: float64 [R].
+
+        Args:
+            outcomes: For each cutoff, the outcomes of every seed.
+            name: Name of the metric, an attribute of `Ranking`.
+        """
+        return np.concatenate([np.mean([getattr(one.ranking, name) for one in seeds], axis=0) for seeds in outcomes])
+
+    def ndcg_contributions(self, outcomes: Sequence[Sequence[Outcome]]) -> MetricContributions:
+        """Return what each rank of every seed contributes; a case's contributions sum to its mean NDCG."""
+        row, item, gain = [], [], []
+        begin = 0
+        for number, seeds in zip(self.item_number, outcomes, strict=True):
+            for one in seeds:
+                case, place = np.nonzero(one.ranking.gain)
+                row.append(begin + case)
+                item.append(number[one.ranking.top[case, place]])
+                gain.append(one.ranking.gain[case, place] / len(seeds))
+            begin += len(seeds[0].ranking.ndcg)
+        return MetricContributions(case=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(gain))
+
+    def log_loss_contributions(self, outcomes: Sequence[Sequence[Outcome]]) -> MetricContributions | None:
+        """Return the log loss (nats) of every labelled row, averaged over seeds; None for models without probabilities."""
+        row, item, loss = [], [], []
+        begin = 0
+        for number, seeds in zip(self.item_number, outcomes, strict=True):
+            odds = [one.predictions for one in seeds if one.predictions is not None]
+            if not odds:
+                return None
+            row.append(begin + odds[0].rows.case)
+            item.append(number[odds[0].rows.item])
+            loss.append(np.mean([one.log_loss for one in odds], axis=0))
+            begin += len(seeds[0].ranking.ndcg)
+        return MetricContributions(case=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(loss))

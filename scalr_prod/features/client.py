@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feast client for the other packages: open the store, join point in time, read a window. Feast's errors become ours."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from scalr_prod.errors import FeatureStoreError, ScalrError
+from scalr_prod.lake import Lake
+from scalr_prod.schemas import EVENT_TIMESTAMP, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+    from feast import FeatureStore
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.features.retrieval_job import DeltaRetrievalJob
+
+__all__ = ["capture_feast_output", "join_point_in_time", "open_feature_store", "read_window", "translate_feast_errors"]
+
+logger = logging.getLogger(__name__)
+
+
+def open_feature_store(
+    settings: Settings, *, known_by: datetime | None = None, versions: Mapping[str, int] | None = None
+) -> FeatureStore:
+    """Open the project's Feast store; any method of Feast's SDK works on it.
+
+    Args:
+        settings: The project's settings.
+        known_by: Read only rows created by then; default: by each spine row's own time.
+        versions: Table name → Delta version to read; default: the latest.
+
+    Raises:
+        FeatureStoreError: The repository does not exist yet, or Feast cannot open it.
+    """
+    os.environ.setdefault("FEAST_USAGE", "False")
+    from feast import FeatureStore
+    from feast.repo_config import load_repo_config
+
+    yaml = settings.feast_repo / "feature_store.yaml"
+    if not yaml.is_file():
+        raise FeatureStoreError("there is no feature repository yet", where=str(yaml.parent), next_step="run: scalr histories")
+    try:
+        config = load_repo_config(settings.feast_repo, yaml)
+        # Secrets and per-call options are not in the file; they come from the settings.
+        config.registry.path = settings.feast_registry_url
+        config.offline_store.storage_options = dict(settings.project.storage_options)
+        config.offline_store.known_by = known_by
+        config.offline_store.versions = dict(versions or {})
+        if settings.feast.online_store == "redis":
+            config.online_store.connection_string = settings.feast.redis
+        return FeatureStore(config=config, repo_path=str(settings.feast_repo))
+    except Exception as error:
+        # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
+        raise FeatureStoreError(
+            f"Feast cannot be opened: {error}",
+            where=str(yaml),
+            next_step="check [feast] in scalr.toml, then run: scalr histories",
+        ) from error
+
+
+def join_point_in_time(
+    settings: Settings,
+    spine: pa.Table,
+    features: str | Sequence[str],
+    *,
+    known_by: datetime | None = None,
+    versions: Mapping[str, int] | None = None,
+    store: FeatureStore | None = None,
+    connection: Any = None,
+) -> pa.Table:
+    """Join features to each spine row, as they were known at its time.
+
+    A feature row is visible if its event time is not after the spine row's, and it was created by ``known_by`` (default: by the
+    spine row's time). Among visible rows the greatest event time wins, then the greatest creation time.
+
+    Args:
+        settings: The project's settings.
+        spine: Rows with ``event_timestamp`` and the keys (``user_id``, ``item_id``) of the features.
+        features: The name of a feature service, or ``view:feature`` references.
+        known_by: Fixed knowledge time.
+        versions: Table name → Delta version to read; default: the latest.
+        store: The project's store, if it is already open; it keeps ``known_by`` and ``versions`` afterwards.
+        connection: An open DuckDB connection whose database runs the join; default: a new one.
+
+    Returns:
+        All spine rows in their order, with their columns, then one column ``view__feature`` per feature; null where no
+        feature row is visible.
+
+    Raises:
+        FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
+    """
+    with translate_feast_errors(settings):
+        store = store or open_feature_store(settings)
+        options = store.config.offline_store
+        options.known_by, options.versions, options.within = known_by, dict(versions or {}), connection
+        try:
+            wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
+            job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
+            return job.to_arrow()
+        finally:
+            options.within = None
+
+
+@overload
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
+    stream: Literal[False] = False,
+) -> pa.Table: ...
+
+
+@overload
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
+    stream: Literal[True],
+) -> pa.RecordBatchReader: ...
+
+
+def read_window(
+    settings: Settings,
+    view: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    known_by: datetime | None = None,
+    columns: Sequence[str] | None = None,
+    versions: Mapping[str, int] | None = None,
+    stream: bool = False,
+) -> pa.Table | pa.RecordBatchReader:
+    """Read the rows of a feature view with ``start <= event_timestamp < end``, without a spine.
+
+    Args:
+        settings: The project's settings.
+        view: The feature view.
+        start: Default: from the beginning.
+        end: Default: to the end.
+        known_by: Leave out rows created after this.
+        columns: Which columns; default: all columns of the table.
+        versions: Table name → Delta version to read; default: the latest.
+        stream: Return a reader instead of a table: memory does not grow with the window.
+
+    Returns:
+        The rows, in the table's order and types.
+
+    Raises:
+        FeatureStoreError: No such view or column, or its table cannot be read.
+    """
+    with translate_feast_errors(settings):
+        store = open_feature_store(settings, known_by=known_by, versions=versions)
+        job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
+        return _streamed(settings, job, names) if stream else job.to_arrow().select(names)
+
+
+def _streamed(settings: Settings, job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
+    import pyarrow as pa
+
+    # The connection stays open until the last batch has been read, or the reader is dropped.
+    resources = contextlib.ExitStack()
+    reader = resources.enter_context(job.stream())
+    schema = pa.schema([reader.schema.field(name) for name in names])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with resources:
+            while True:
+                with translate_feast_errors(settings):
+                    batch = next(reader, None)
+                if batch is None:
+                    return
+                yield batch.select(names)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _window_job(
+    settings: Settings,
+    store: FeatureStore,
+    view: str,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+    columns: Sequence[str] | None,
+) -> tuple[Any, list[str]]:
+    definition = store.get_feature_view(view)
+    features = [feature.name for feature in definition.features]
+    if view in set(Table):
+        available = Lake.open(settings).schema(Table(view)).names
+    else:
+        known = definition.batch_source.created_timestamp_column or None
+        keys = [column.name for column in definition.entity_columns]
+        available = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
+    names = list(columns) if columns is not None else available
+    unknown = sorted(set(names) - set(available))
+    if unknown:
+        raise FeatureStoreError(
+            f"no column {', '.join(unknown)}; there are: {', '.join(available)}",
+            where=view,
+            next_step="name columns of the view",
+        )
+    # Feast requires at least one feature.
+    wanted = [name for name in names if name in features] or features[:1]
+    job = store.get_historical_features(
+        features=[f"{view}:{name}" for name in wanted],
+        start_date=start or datetime(1, 1, 2, tzinfo=UTC),
+        # Feast's windows include their end; ours do not.
+        end_date=(end - timedelta(microseconds=1)) if end else datetime(9999, 12, 30, tzinfo=UTC),
+    )
+    return job, names
+
+
+@contextmanager
+def translate_feast_errors(settings: Settings) -> Iterator[None]:
+    """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    except ScalrError:
+        raise
+    except Exception as error:
+        raise FeatureStoreError(
+            f"Feast failed: {error or type(error).__name__}",
+            where=str(settings.feast_repo),
+            next_step="check the names of views, features and columns; run: scalr histories",
+        ) from error
+
+
+@contextmanager
+def capture_feast_output(operation: str) -> Iterator[None]:
+    """Redirect what Feast prints to the debug log: standard output belongs to the command line."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        if printed.getvalue().strip():
+            logger.debug("feast %s: %s", operation, printed.getvalue().strip())

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feast offline store over Delta tables; ``offline_store.type`` in feature_store.yaml names the class below.
+
+Data sources are Feast's own ``FileSource`` (Delta or Parquet), so the stock SDK and command line need only this class of the package.
+Unlike the stock stores it keeps every spine row in spine order, respects each row's knowledge time, and bounds memory whatever the size of
+the tables.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from feast.data_format import DeltaFormat
+from feast.infra.offline_stores.file_source import FileLoggingDestination
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
+from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.utils import compute_non_entity_date_range
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.features import monitoring, queries, retrieval
+from scalr_prod.features.columns import source_columns
+from scalr_prod.features.config import DeltaOfflineStoreConfig
+from scalr_prod.features.retrieval_job import DeltaRetrievalJob, normalize_schema
+from scalr_prod.features.scan import Scan, open_delta_table, resolve_path
+from scalr_prod.features.spines import spine_from_rows
+from scalr_prod.features.writes import append_new_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import date, datetime
+
+    import pandas as pd
+    from feast.data_source import DataSource
+    from feast.feature_logging import LoggingConfig, LoggingSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+__all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]
+
+
+class DeltaOfflineStore(OfflineStore):
+    """Read and write feature views in Delta tables, and read those in Parquet."""
+
+    supports_filter_by_created_timestamp = True
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | pa.Table | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        **kwargs: Any,
+    ) -> DeltaRetrievalJob:
+        """Join features to a spine point in time; without a spine, read the rows of a window.
+
+        Args:
+            config: Feast's settings.
+            feature_views: The views that the references name.
+            feature_refs: ``view:feature``.
+            entity_df: The spine: a data frame, an Arrow table, or a SQL query over the project's feature views by their names.
+                None: the rows with ``start_date <= event time <= end_date``.
+            registry: Feast's registry.
+            project: Feast's project.
+            full_feature_names: Name features ``view__feature``.
+            kwargs: ``start_date`` and ``end_date`` without a spine. ``filter_by_created_timestamp``: a row is visible only from its
+                creation time on; that is the default unless ``known_by`` is set or a tag of the view says otherwise
+                (`KNOWLEDGE_TIME`). Without a spine, it leaves out rows created after ``end_date``.
+
+        Returns:
+            A job that reads the views when its result is requested.
+
+        Raises:
+            FeatureStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
+        """
+        wanted = queries.requested_features(feature_views, feature_refs, project, registry)
+        strict = bool(kwargs.get("filter_by_created_timestamp"))
+        if entity_df is None:
+            first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
+            run, keys = retrieval.plan_window(config, wanted, first, last, known_by_end=strict, full_names=full_feature_names)
+        else:
+            spine = (
+                retrieval.spine_from_query(config, entity_df, registry, project)
+                if isinstance(entity_df, str)
+                else spine_from_rows(entity_df)
+            )
+            first, last = spine.first, spine.last
+            run = retrieval.plan_join(config, wanted, spine, strict=strict, full_names=full_feature_names)
+            keys = [name for name in spine.table.schema.names if name != spine.time_column]
+        return DeltaRetrievalJob(
+            run,
+            full_feature_names=full_feature_names,
+            metadata=RetrievalMetadata(features=feature_refs, keys=keys, min_event_timestamp=first, max_event_timestamp=last),
+            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            repo_path=str(config.repo_path) if config.repo_path else None,
+            storage_options=config.offline_store.storage_options,
+        )
+
+    @staticmethod
+    def pull_latest_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None,
+        start_date: datetime | None,
+        end_date: datetime | None,
+    ) -> DeltaRetrievalJob:
+        """Read each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
+        columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+
+        def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
+            entities = config.offline_store.entities.get(queries.source_path(config, data_source))
+            return queries.latest_sql(
+                connection,
+                scan,
+                selected,
+                keys=join_key_columns,
+                features=feature_name_columns,
+                event=timestamp_field,
+                created=created_timestamp_column or None,
+                start_us=queries.optional_micros(start_date),
+                end_us=queries.optional_micros(end_date),
+                known_by_us=queries.known_by_us(config, data_source),
+                entities=entities,
+                recent_us=None if entities is None else queries.newest_files_start_us(scan, timestamp_field, entities.num_rows),
+            )
+
+        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns)
+
+    @staticmethod
+    def pull_all_from_table_or_query(
+        config: RepoConfig,
+        data_source: DataSource,
+        join_key_columns: list[str],
+        feature_name_columns: list[str],
+        timestamp_field: str,
+        created_timestamp_column: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+    ) -> DeltaRetrievalJob:
+        """Read all rows with ``start_date <= event time <= end_date``."""
+        columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
+
+        def query(_connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
+            return queries.window_sql(
+                scan,
+                selected,
+                event=timestamp_field,
+                created=created_timestamp_column or None,
+                start_us=queries.optional_micros(start_date),
+                end_us=queries.optional_micros(end_date),
+                known_by_us=queries.known_by_us(config, data_source),
+            )
+
+        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=False)
+
+    @staticmethod
+    def offline_write_batch(
+        config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
+    ) -> None:
+        """Append rows to a feature view's table, except rows it already has.
+
+        Raises:
+            FeatureStoreError: The rows do not match the table, or the table is not writable by the settings.
+        """
+        source, columns = feature_view.batch_source, source_columns(feature_view.batch_source)
+        path = queries.source_path(config, source)
+        if not isinstance(source.file_format, DeltaFormat):
+            raise FeatureStoreError(
+                "only Delta tables can be appended to", where=path, next_step="use a FileSource with DeltaFormat"
+            )
+        with retrieval.open_duckdb_session(config) as connection:
+            append_new_rows(connection, path, config.offline_store, columns.rename_to_table(table), event=columns.event)
+        if progress:
+            progress(table.num_rows)
+
+    @staticmethod
+    def write_logged_features(
+        config: RepoConfig,
+        data: pa.Table | Path,
+        source: LoggingSource,  # noqa: ARG004 - Feast's signature
+        logging_config: LoggingConfig,
+        registry: BaseRegistry,  # noqa: ARG004 - Feast's signature
+    ) -> None:
+        """Append a feature server's log to its folder, as one more Parquet file.
+
+        Raises:
+            FeatureStoreError: The destination is not a folder of files.
+        """
+        import pyarrow.dataset as ds
+
+        destination = logging_config.destination
+        if not isinstance(destination, FileLoggingDestination):
+            raise FeatureStoreError(
+                f"features cannot be logged to a {type(destination).__name__}",
+                where="logging_config",
+                next_step="use a FileLoggingDestination",
+            )
+        rows = ds.dataset(data, format="parquet").to_table() if isinstance(data, Path) else data
+        ds.write_dataset(
+            rows,
+            resolve_path(destination.path, config.repo_path),
+            format="parquet",
+            basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
+            partitioning=destination.partition_by or None,
+            existing_data_behavior="overwrite_or_ignore",
+            use_threads=False,
+        )
+
+    @staticmethod
+    def compute_monitoring_metrics(
+        config: RepoConfig,
+        data_source: DataSource,
+        feature_columns: list[tuple[str, str]],
+        timestamp_field: str,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        histogram_bins: int = 20,
+        top_n: int = 10,
+    ) -> list[dict[str, Any]]:
+        """Compute counts, quantiles and histograms of features over a time range."""
+        limits = {"start": start_date, "end": end_date}
+        return monitoring.compute_metrics(
+            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top_values=top_n, **limits
+        )
+
+    @staticmethod
+    def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:
+        """Return the latest event time of a source; None without rows."""
+        return monitoring.latest_event_time(config, data_source, timestamp_field)
+
+    @staticmethod
+    def ensure_monitoring_tables(config: RepoConfig) -> None:
+        """Create the tables of metrics if they do not exist."""
+        monitoring.ensure_tables(config)
+
+    @staticmethod
+    def save_monitoring_metrics(config: RepoConfig, metric_type: str, metrics: list[dict[str, Any]]) -> None:
+        """Store metrics; a metric with an existing key replaces it."""
+        monitoring.save_metrics(config, metric_type, metrics)
+
+    @staticmethod
+    def query_monitoring_metrics(
+        config: RepoConfig,
+        project: str,
+        metric_type: str,
+        filters: dict[str, Any] | None = None,
+        start_date: date | None = None,
+        end_date: date | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return a project's metrics by ascending date."""
+        return monitoring.query_metrics(config, project, metric_type, filters=filters, start=start_date, end=end_date)
+
+    @staticmethod
+    def clear_monitoring_baseline(
+        config: RepoConfig,
+        project: str,
+        feature_view_name: str | None = None,
+        feature_name: str | None = None,
+        data_source_type: str | None = None,
+    ) -> None:
+        """Unset the baseline flag of the matching metrics."""
+        filters = {"feature_view_name": feature_view_name, "feature_name": feature_name, "data_source_type": data_source_type}
+        monitoring.clear_baseline(config, project, **filters)
+
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Return names and Arrow types of a source's columns."""
+        if not isinstance(data_source.file_format, DeltaFormat):
+            return data_source.get_table_column_names_and_types(config)  # type: ignore[no-any-return]
+        table = open_delta_table(queries.source_path(config, data_source), config.offline_store.storage_options)
+        schema = normalize_schema(pa.schema(table.schema().to_arrow()))
+        return [(field.name, str(field.type)) for field in schema]

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDB queries over Feast's views and sources: which table, columns and rows to read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from feast.data_format import DeltaFormat
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.infra.offline_stores.file_source import FileSource
+from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
+
+from scalr_prod.core.delta_log import UNBOUNDED, file_time_bounds, files_in_time_range, row_count_by_file
+from scalr_prod.core.timestamps import to_micros
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.features.columns import is_hidden_until_created, source_columns
+from scalr_prod.features.point_in_time import ViewJoin, tie_breakers, timestamps_sql
+from scalr_prod.features.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
+from scalr_prod.features.spines import EVENT_TIMESTAMP, key_sql
+from scalr_prod.workspace.duckdb import quote_identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import pyarrow as pa
+    from feast.data_source import DataSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+__all__ = [
+    "earliest",
+    "ensure_unique_names",
+    "join_keys",
+    "known_by_us",
+    "latest_sql",
+    "newest_files_start_us",
+    "open_source",
+    "optional_micros",
+    "plan_view_join",
+    "requested_features",
+    "source_path",
+    "window_columns",
+    "window_sql",
+]
+
+
+def requested_features(
+    feature_views: Sequence[FeatureView], feature_refs: list[str], project: str, registry: BaseRegistry
+) -> dict[FeatureView, list[str]]:
+    """Return the requested features of each view, in the order of the references."""
+    odfvs = _get_requested_on_demand_feature_views(feature_refs, project, registry)
+    by_view, _ = _get_requested_feature_views_to_features_dict(feature_refs, list(feature_views), odfvs)
+    return {view: list(dict.fromkeys(names)) for view, names in by_view.items()}
+
+
+def join_keys(view: FeatureView) -> dict[str, str]:
+    """Return a view's join keys → the spine columns that they are joined on."""
+    names = [column.name for column in view.entity_columns if column.name != DUMMY_ENTITY_ID]
+    return {name: view.projection.join_key_map.get(name, name) for name in names}
+
+
+def plan_view_join(
+    connection: Any,
+    config: RepoConfig,
+    view: FeatureView,
+    names: Sequence[str],
+    spine: pa.Schema,
+    *,
+    number: int,
+    full_names: bool,
+    strict: bool = False,
+    created_until_us: int | None = None,
+) -> ViewJoin:
+    """Describe how to join a feature view to a spine, point in time.
+
+    Args:
+        connection: The DuckDB connection.
+        config: Feast's settings.
+        view: The view.
+        names: The requested features.
+        spine: The spine's schema.
+        number: Suffix of the objects created in the connection.
+        full_names: Name features ``view__feature``.
+        strict: A row is visible only from its creation time on, whatever the tags and settings say.
+        created_until_us: Leave out rows created after this, µs since 1970.
+
+    Raises:
+        FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
+    """
+    source, columns = view.batch_source, source_columns(view.batch_source)
+    keys = {columns.column_name(key): spine_key for key, spine_key in join_keys(view).items()}
+    needed = [*keys, *columns.timestamp_columns, *map(columns.column_name, names)]
+    features = [columns.column_name(feature.name) for feature in view.features]
+    scan = open_source(connection, config, source, f"source_{number}", needed, optional_columns=features)
+    prefix = f"{view.projection.name_to_use()}__" if full_names else ""
+    limit_us = earliest(known_by_us(config, source, view), created_until_us)
+    limited = is_hidden_until_created(view.name, view.tags, source.tags)
+    return ViewJoin(
+        scan=scan,
+        keys=tuple(
+            (column, key_sql(spine, spine_key, scan.schema.field(column).type, view.name)) for column, spine_key in keys.items()
+        ),
+        event=columns.event,
+        created=columns.created,
+        features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
+        tie_breakers=tie_breakers(scan.schema, features),
+        ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+        known_by_spine_time=strict or (limited and limit_us is None),
+        known_by_us=limit_us,
+    )
+
+
+def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
+    """Return the fixed knowledge time of the settings in µs; None if unset, or if creation times do not limit visibility."""
+    known_by = optional_micros(config.offline_store.known_by)
+    if known_by is None or not is_hidden_until_created(
+        view.name if view else source.name, view.tags if view else None, source.tags
+    ):
+        return None
+    return known_by
+
+
+def earliest(*moments: int | None) -> int | None:
+    """Return the earliest of the given times; None if all are None."""
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def window_columns(view: FeatureView, names: Sequence[str], *, full_names: bool, created: bool) -> list[tuple[str, str]]:
+    """Return (column, name in the result) of a read without a spine: keys, event time, features, creation time."""
+    columns = source_columns(view.batch_source)
+    prefix = f"{view.projection.name_to_use()}__" if full_names else ""
+    known = view.batch_source.created_timestamp_column
+    return [
+        *((columns.column_name(key), name) for key, name in join_keys(view).items()),
+        (columns.event, EVENT_TIMESTAMP),
+        *((columns.column_name(name), f"{prefix}{name}") for name in names),
+        *([(columns.created, known)] if columns.created and created else []),
+    ]
+
+
+def ensure_unique_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None:
+    """Ensure that no feature has the name of a spine column.
+
+    Raises:
+        FeatureStoreError: A feature has the name of a spine column.
+    """
+    spine_columns = set(spine)
+    clash = sorted({name for view in views for _, name in view.features if name in spine_columns})
+    if clash:
+        raise FeatureStoreError(
+            f"the spine already has columns named like features: {', '.join(clash)}",
+            where="entity_df",
+            next_step="ask with full_feature_names=True, or rename them in the spine",
+        )
+
+
+def open_source(
+    connection: Any,
+    config: RepoConfig,
+    source: DataSource | None,
+    alias: str,
+    columns: Sequence[str],
+    *,
+    optional_columns: Sequence[str] = (),
+    time_range: tuple[str, int | None, int | None] | None = None,
+) -> Scan:
+    """Make a data source selectable, and check that it has the columns; those in ``also`` are optional.
+
+    ``between`` is a time column and the range (µs) of wanted rows. Files of a Delta table outside of it are not opened.
+
+    Raises:
+        FeatureStoreError: The source is not a file source, is missing, or lacks a column.
+    """
+    path = source_path(config, source)
+    options = config.offline_store.storage_options
+    if source is not None and isinstance(source.file_format, DeltaFormat):
+        table = open_delta_table(path, options, _pinned(config, path))
+        names = None
+        if time_range is not None:
+            column, low, high = time_range
+            names = files_in_time_range(
+                table, column, UNBOUNDED[0] if low is None else low, UNBOUNDED[1] if high is None else high
+            )
+        scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names)
+    else:
+        scan = scan_parquet(connection, path, alias, [*columns, *optional_columns])
+    missing = [column for column in columns if column not in scan.schema.names]
+    if missing:
+        raise FeatureStoreError(
+            f"the table has no column {', '.join(missing)}; it has: {', '.join(scan.schema.names)}",
+            where=path,
+            next_step="correct the feature view's definition, or its source's field_mapping",
+        )
+    return scan
+
+
+def _pinned(config: RepoConfig, path: str) -> int | None:
+    """Return the pinned version of a table, by its full path or, for lake tables, by name."""
+    options = config.offline_store
+    root, _, name = path.rstrip("/").rpartition("/")
+    own = options.lake is None or root == options.lake.rstrip("/")
+    found: int | None = options.versions.get(path, options.versions.get(name) if own else None)
+    return found
+
+
+def source_path(config: RepoConfig, source: DataSource | None) -> str:
+    """Return the path or URL of a file source; relative paths start from the repository.
+
+    Raises:
+        FeatureStoreError: The source is not a file source.
+    """
+    if not isinstance(source, FileSource):
+        raise FeatureStoreError(
+            f"this offline store reads a FileSource, not {type(source).__name__}",
+            where=f"data source {getattr(source, 'name', '')}".rstrip(),
+            next_step="use a FileSource with DeltaFormat",
+        )
+    return resolve_path(source.path, config.repo_path)
+
+
+def window_sql(
+    scan: Scan,
+    columns: Sequence[tuple[str, str]],
+    *,
+    event: str,
+    created: str | None,
+    start_us: int | None,
+    end_us: int | None,
+    known_by_us: int | None,
+) -> str:
+    """Select the rows with ``start <= event <= end`` and ``created <= known_by``, in table order."""
+    selected = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
+    where = _limits(event, created, start_us, end_us, known_by_us)
+    return f"SELECT {selected} FROM {scan.relation}{where}"
+
+
+def latest_sql(
+    connection: Any,
+    scan: Scan,
+    columns: Sequence[tuple[str, str]],
+    *,
+    keys: Sequence[str],
+    features: Sequence[str],
+    event: str,
+    created: str | None,
+    start_us: int | None,
+    end_us: int | None,
+    known_by_us: int | None,
+    entities: pa.Table | None = None,
+    recent_us: int | None = None,
+) -> str:
+    """Select each entity's row with the greatest (event, created) in the window; features break ties, as in a join.
+
+    With ``entities``, only for these keys. Rows from ``recent_us`` on are searched first; if every entity has one, older rows are not read.
+    """
+    where = _limits(event, created, start_us, end_us, known_by_us)
+    if entities is not None:
+        connection.register("wanted_entities", entities)
+        listed = ", ".join(map(quote_identifier, keys))
+        where += f"{' AND' if where else ' WHERE'} ({listed}) IN (SELECT ({listed}) FROM wanted_entities)"
+    ties = tie_breakers(scan.schema, features)
+    names = [f"k{i}" for i in range(len(keys))]
+    group = ", ".join(names)
+    clocks = ", ".join(timestamps_sql(event, created))
+    selected = [
+        f"{quote_identifier(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)
+    ]
+    by_key = f" GROUP BY {group}" if keys else " HAVING count(*) > 0"
+    listed = "".join(f"{name}, " for name in names)
+
+    def rows(since: int | None) -> str:
+        late = "" if since is None else f"{' AND' if where else ' WHERE'} {_happened(event)} >= make_timestamptz({since})"
+        return f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}{late}"
+
+    def find(since: int | None) -> tuple[int, int | None]:
+        """Create the table ``latest``; return its row count and earliest event (None: an event time is null)."""
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid "
+            f"FROM ({rows(since)}){by_key}"
+        )
+        found, timed, first = connection.execute("SELECT count(*), count(clocks[1]), min(clocks[1]) FROM latest").fetchall()[0]
+        return int(found), first if timed == found else None
+
+    found, first = find(recent_us if entities is not None else None)
+    if entities is not None and recent_us is not None and found < entities.num_rows:
+        found, first = find(None)
+    same = " AND ".join([*(f"r.{name} IS NOT DISTINCT FROM l.{name}" for name in names), "r.clocks = l.clocks"])
+    tied = f"SELECT r.* FROM ({rows(first)}) r JOIN latest l ON {same}"
+    if connection.execute(f"SELECT EXISTS ({tied} AND r.rid <> l.rid)").fetchall()[0][0]:
+        order = ", ".join(["clocks", *_numbered(ties), "rid"])
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
+        )
+    wanted = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
+    late = "" if first is None else f" WHERE {_happened(event)} >= make_timestamptz({first})"
+    return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late}) SEMI JOIN latest USING (rid)"
+
+
+def newest_files_start_us(scan: Scan, column: str, rows: int) -> int | None:
+    """Return the start of the newest files of a Delta table that together have at least ``rows`` rows, µs, by the log's statistics.
+
+    None: it is no Delta table, it has fewer rows, or the log lacks statistics.
+    """
+    if scan.table is None:
+        return None
+    bounds, records, total = file_time_bounds(scan.table, column), row_count_by_file(scan.table), 0
+    for name in sorted(bounds, key=lambda name: bounds[name][1], reverse=True):
+        total += records[name]
+        if total >= rows:
+            return None if bounds[name] == UNBOUNDED else bounds[name][0]
+    return None
+
+
+def _numbered(ties: Sequence[str]) -> list[str]:
+    return [f"t{i}" for i in range(len(ties))]
+
+
+def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:
+    limits = []
+    happened = _happened(event)
+    if start_us is not None:
+        limits.append(f"{happened} >= make_timestamptz({start_us})")
+    if end_us is not None:
+        limits.append(f"{happened} <= make_timestamptz({end_us})")
+    if created and known_by_us is not None:
+        limits.append(
+            f"coalesce(CAST({quote_identifier(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})"
+        )
+    return f" WHERE {' AND '.join(limits)}" if limits else ""
+
+
+def _happened(event: str) -> str:
+    # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
+    return f"CAST({quote_identifier(event)} AS TIMESTAMPTZ)"
+
+
+def optional_micros(moment: datetime | None) -> int | None:
+    """Convert to µs since 1970; a naive datetime counts as UTC, as in Feast."""
+    if moment is None:
+        return None
+    return to_micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

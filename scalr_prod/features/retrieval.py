@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lazy retrievals of the offline store: tables are opened when a result is requested, and closed afterwards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.features import queries
+from scalr_prod.features.columns import KNOWLEDGE_TIME, source_columns
+from scalr_prod.features.point_in_time import count_not_yet_known, join_sql, match_rows, prune
+from scalr_prod.features.retrieval_job import DeltaRetrievalJob
+from scalr_prod.features.session import open_cursor, open_session
+from scalr_prod.features.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
+from scalr_prod.workspace.duckdb import quote_identifier, quote_literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    import pyarrow as pa
+    from feast.data_source import DataSource
+    from feast.feature_view import FeatureView
+    from feast.infra.registry.base_registry import BaseRegistry
+    from feast.repo_config import RepoConfig
+
+    from scalr_prod.features.scan import Scan
+
+__all__ = ["open_duckdb_session", "plan_join", "plan_pull", "plan_window", "pull_columns", "spine_from_query"]
+
+logger = logging.getLogger(__name__)
+
+#: Opens a DuckDB connection and yields the result as a lazy relation.
+QueryRunner: TypeAlias = Callable[[], AbstractContextManager[Any]]
+
+
+def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
+    """Open a DuckDB connection within the limits of feature_store.yaml, or a cursor of the one that is already open."""
+    options = config.offline_store
+    if options.within is not None and not ordered:
+        return open_cursor(options.within)
+    return open_session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
+
+
+def plan_join(
+    config: RepoConfig, requested: dict[FeatureView, list[str]], spine: EntitySpine, *, strict: bool, full_names: bool
+) -> QueryRunner:
+    """Plan a point-in-time join of features to a spine; ``strict``: rows are visible only from their creation time on."""
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with open_duckdb_session(config) as connection:
+            register_spine(connection, spine)
+            yield _join(connection, config, requested, spine.table.schema, strict=strict, full=full_names)
+
+    return run
+
+
+def _join(
+    connection: Any,
+    config: RepoConfig,
+    wanted: dict[FeatureView, list[str]],
+    spine: pa.Schema,
+    *,
+    full: bool,
+    strict: bool = False,
+    until_us: int | None = None,
+) -> Any:
+    views = [
+        queries.plan_view_join(
+            connection, config, view, names, spine, number=number, full_names=full, strict=strict, created_until_us=until_us
+        )
+        for number, (view, names) in enumerate(wanted.items())
+    ]
+    queries.ensure_unique_names(spine.names, views)
+    views = [prune(connection, view, number) for number, view in enumerate(views)]
+    for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
+        late = match_rows(connection, parts, number)
+        if late and (rows := count_not_yet_known(connection, parts, number)):
+            logger.warning(
+                "%s: %d spine rows get no value, because their feature rows were created only later; if %s is a load time,"
+                " tag the view or its source with %s = 'event'",
+                view.name,
+                rows,
+                parts.created,
+                KNOWLEDGE_TIME,
+            )
+    return connection.sql(join_sql(spine.names, views))
+
+
+def plan_window(
+    config: RepoConfig,
+    requested: dict[FeatureView, list[str]],
+    first: datetime,
+    last: datetime,
+    *,
+    known_by_end: bool,
+    full_names: bool,
+) -> tuple[QueryRunner, list[str]]:
+    """Plan a read without a spine: the rows of one view, or several views joined at each time that any of them has a row.
+
+    Args:
+        config: Feast's settings.
+        requested: Views and features.
+        first: Earliest event time.
+        last: Latest event time.
+        known_by_end: Leave out rows created after ``last``.
+        full_names: Name features ``view__feature``.
+
+    Returns:
+        The query runner, and the join key columns.
+
+    Raises:
+        FeatureStoreError: The views have different keys.
+    """
+    limits = {name: queries.optional_micros(moment) for name, moment in (("start_us", first), ("end_us", last))}
+    until_us = limits["end_us"] if known_by_end else None
+    keys = [sorted(queries.join_keys(view).values()) for view in requested]
+    if any(other != keys[0] for other in keys):
+        raise FeatureStoreError(
+            "views with different keys cannot be read together without a spine",
+            where=", ".join(f"{view.name} ({', '.join(names)})" for view, names in zip(requested, keys, strict=True)),
+            next_step="read one view's window, and join the others to its rows as a spine",
+        )
+
+    def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
+        source, selected = (
+            view.batch_source,
+            queries.window_columns(view, names, full_names=full_names, created=len(requested) == 1),
+        )
+        columns = source_columns(source)
+        needed = dict.fromkeys([*(column for column, _ in selected), *columns.timestamp_columns])
+        between = (columns.event, limits["start_us"], limits["end_us"])
+        scan = queries.open_source(connection, config, source, alias, list(needed), time_range=between)
+        return queries.window_sql(
+            scan,
+            selected,
+            event=columns.event,
+            created=columns.created,
+            known_by_us=queries.earliest(queries.known_by_us(config, source, view), until_us),
+            **limits,
+        )
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with open_duckdb_session(config, ordered=True) as connection:
+            if len(requested) == 1:
+                ((view, names),) = requested.items()
+                yield connection.sql(rows_of(connection, view, names, "source_0"))
+                return
+            queries = [rows_of(connection, view, [], f"window_{number}") for number, view in enumerate(requested)]
+            shared = ", ".join(quote_identifier(name) for name in [*keys[0], EVENT_TIMESTAMP])
+            union = " UNION ".join(f"SELECT {shared} FROM ({query})" for query in queries)
+            ordered = f"{union} ORDER BY {quote_identifier(EVENT_TIMESTAMP)}, {shared}"
+            spine = spine_from_rows(connection.sql(ordered).to_arrow_table())
+            register_spine(connection, spine)
+            yield _join(connection, config, requested, spine.table.schema, until_us=until_us, full=full_names)
+
+    return run, keys[0]
+
+
+def spine_from_query(config: RepoConfig, query: str, registry: BaseRegistry, project: str) -> EntitySpine:
+    """Run a SQL query over the project's feature views and return its result as a spine.
+
+    Raises:
+        FeatureStoreError: The query fails, or its result is no spine.
+    """
+    import duckdb
+
+    with open_duckdb_session(config, ordered=True) as connection:
+        for view in registry.list_feature_views(project):
+            # Open only views whose name occurs in the query: opening reads the Delta log.
+            if view.name in query:
+                scan = queries.open_source(connection, config, view.batch_source, f"source_{view.name}", [])
+                connection.execute(f"CREATE TEMP VIEW {quote_identifier(view.name)} AS SELECT * FROM {scan.relation}")
+        try:
+            rows = connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            raise FeatureStoreError(
+                f"the spine's query failed: {error}", where="entity_df", next_step="correct the query"
+            ) from error
+    return spine_from_rows(rows)
+
+
+def pull_columns(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
+    """Return the distinct columns that a pull reads."""
+    return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
+
+
+def plan_pull(
+    config: RepoConfig,
+    source: DataSource,
+    columns: list[str],
+    query: Callable[[Any, Scan, list[tuple[str, str]]], str],
+    *,
+    add_dummy_key: bool,
+) -> DeltaRetrievalJob:
+    """Plan a plain read of a source.
+
+    Args:
+        config: Feast's settings.
+        source: The source.
+        columns: Its columns.
+        query: Returns the SQL for a connection, a scan in it and (column, name) pairs.
+        add_dummy_key: Add the key that Feast uses for views without entities.
+    """
+
+    @contextmanager
+    def run() -> Iterator[Any]:
+        with open_duckdb_session(config, ordered=True) as connection:
+            scan = queries.open_source(connection, config, source, "source_0", columns)
+            sql = query(connection, scan, [(column, column) for column in columns])
+            if add_dummy_key:
+                sql = f"SELECT *, {quote_literal(DUMMY_ENTITY_VAL)} AS {quote_identifier(DUMMY_ENTITY_ID)} FROM ({sql})"
+            yield connection.sql(sql)
+
+    return DeltaRetrievalJob(
+        run,
+        repo_path=str(config.repo_path) if config.repo_path else None,
+        storage_options=config.offline_store.storage_options,
+    )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDB scans of Delta tables and Parquet files.
+
+Local Delta tables are read as the Parquet files that their log lists. DuckDB then identifies a row by file and position, and the join can
+carry that number instead of the row. DuckDB's Delta extension is not used, because it is downloaded at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.core.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
+from scalr_prod.errors import FeatureStoreError
+from scalr_prod.workspace.duckdb import quote_identifier, quote_literal, read_parquet_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+__all__ = ["Scan", "open_delta_table", "resolve_path", "scan_delta", "scan_parquet"]
+
+#: Bits of the position within a file; the file's number is in the bits above.
+_POSITION_BITS = 40
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A relation to select from, with its schema and row ids.
+
+    Attributes:
+        relation: SQL for a FROM clause.
+        schema: Arrow schema of all of its columns.
+        row_id: SQL expression (BIGINT), unique per row.
+        table: The Delta table; None: it is not one.
+        files: Number of files that each query reads; 0: the rows were copied.
+    """
+
+    relation: str
+    schema: pa.Schema
+    row_id: str
+    table: DeltaTable | None = None
+    files: int = 0
+
+
+def resolve_path(path: str, repo_path: Path | str | None) -> str:
+    """Resolve a source's path: URLs are unchanged, relative paths start from the repository."""
+    if "://" in path or repo_path is None:
+        return path
+    return str(Path(repo_path) / path)
+
+
+def open_delta_table(path: str, storage_options: dict[str, str], version: int | None = None) -> DeltaTable:
+    """Open a Delta table, at its latest or a given version.
+
+    Raises:
+        FeatureStoreError: There is no table at this path, no such version, or it cannot be read.
+    """
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return DeltaTable(path, version=version, storage_options=storage_options or None)
+    except TableNotFoundError as error:
+        raise FeatureStoreError(
+            "the feature view's table does not exist yet", where=path, next_step="run: scalr ingest, then: scalr histories"
+        ) from error
+    except Exception as error:
+        # deltalake raises many exception types (DeltaError, OSError, Rust panics as Exception).
+        raise FeatureStoreError(
+            f"the feature view's table cannot be read{'' if version is None else f' at version {version}'}: {error}",
+            where=path,
+            next_step="check the path and the access to it",
+        ) from error
+
+
+def scan_delta(
+    connection: Any,
+    table: DeltaTable,
+    alias: str,
+    columns: Sequence[str] | None = None,
+    *,
+    file_names: frozenset[str] | None = None,
+) -> Scan:
+    """Make a Delta table selectable in this DuckDB connection.
+
+    Args:
+        connection: The DuckDB connection.
+        table: The table.
+        alias: A name that is unique in the connection.
+        columns: The columns to copy if the table cannot be read in place; default: all.
+        file_names: Read only these files, see `growth`.
+    """
+    schema = arrow_schema(table)
+    files = duckdb_readable_files(table)
+    if files is not None and file_names is not None:
+        files = [file for file in files if Path(file).name in file_names]
+    if files == []:
+        connection.register(alias, schema.empty_table())
+        return Scan(quote_identifier(alias), schema, "0::BIGINT")
+    if files is not None:
+        return Scan(read_parquet_sql(files), schema, _file_row_id(), table, len(files))
+    return replace(_copy(connection, files_dataset(table, file_names), alias, columns), table=table)
+
+
+def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
+    """Make a Parquet file or folder selectable in DuckDB; URLs are read through pyarrow.
+
+    Raises:
+        FeatureStoreError: There is no Parquet at this path.
+    """
+    import pyarrow.dataset as ds
+
+    try:
+        if "://" in path:
+            from pyarrow.fs import FileSystem
+
+            filesystem, inner = FileSystem.from_uri(path)
+            dataset = ds.dataset(inner, format="parquet", filesystem=filesystem)
+        else:
+            dataset = ds.dataset(path, format="parquet")
+    except (OSError, ValueError) as error:
+        raise FeatureStoreError(
+            f"cannot be read as Parquet: {error}", where=path, next_step="check the path and the access to it"
+        ) from error
+    files = list(dataset.files)
+    if not files:
+        connection.register(alias, dataset.schema.empty_table())
+        return Scan(quote_identifier(alias), dataset.schema, "0::BIGINT")
+    if "://" not in path and not any(GLOB_CHARACTERS & set(file) for file in files):
+        relation = f"read_parquet([{', '.join(quote_literal(file) for file in files)}], hive_partitioning = false)"
+        return Scan(relation, dataset.schema, _file_row_id(), files=len(files))
+    return _copy(connection, dataset, alias, columns)
+
+
+def _file_row_id() -> str:
+    return f"((file_index::BIGINT << {_POSITION_BITS}) + file_row_number)"
+
+
+def _copy(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
+    """Copy the columns into a temporary DuckDB table, which can spill and has row ids."""
+    names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
+    connection.register(f"{alias}_dataset", dataset)
+    selected = ", ".join(quote_identifier(name) for name in names)
+    connection.execute(
+        f"CREATE TEMP TABLE {quote_identifier(alias)} AS SELECT {selected} FROM {quote_identifier(f'{alias}_dataset')}"
+    )
+    connection.unregister(f"{alias}_dataset")
+    return Scan(quote_identifier(alias), dataset.schema, "rowid")

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDB connections for retrievals: bounded memory and a temporary spill folder."""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.workspace import duckdb
+from scalr_prod.workspace.ownership import is_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["open_cursor", "open_session"]
+
+
+@contextmanager
+def open_session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False) -> Iterator[Any]:
+    """Open an in-memory DuckDB connection in UTC.
+
+    Args:
+        memory_mb: Memory limit, see `duckdb.duckdb_session`.
+        threads: Default: all cores, up to eight.
+        spill: Parent of the temporary spill folder; default: the system's temporary folder.
+        ordered: Keep table order in plain reads, at some cost in memory.
+    """
+    root = Path(spill or tempfile.gettempdir())
+    if not is_home(root.parent):  # a shared folder: use a subfolder of our own
+        root /= f"scalr-feast-{getpass.getuser()}"
+    with (
+        duckdb.temporary_folder(root, "feast-") as folder,
+        duckdb.duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def open_cursor(parent: Any) -> Iterator[Any]:
+    """Open a second connection to an open database; its temporary objects are dropped when it is closed.
+
+    It reuses what DuckDB has already loaded, such as time zones and Parquet footers.
+
+    Args:
+        parent: The open connection; memory, threads and spill folder are shared.
+    """
+    with closing(parent.cursor()) as connection:
+        duckdb.configure_connection(connection)
+        yield connection

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries for a run's contexts: users of the window, as known by its ``as_of``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.core.hashing import hash_bucket_sql, hash_fold
+from scalr_prod.core.timestamps import column_to_micros
+from scalr_prod.generation import encoding as encoding
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS
+from scalr_prod.workspace.user_assignment import not_held_out_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.translator.data.contexts import Contexts
+    from scalr_prod.translator.registry import ItemVocabulary
+
+__all__ = [
+    "CHOSEN_USERS_TABLE",
+    "SOURCE_TIMESTAMP",
+    "chosen_user_consumption",
+    "chosen_user_contexts",
+    "chosen_user_events",
+    "context_text_sql",
+    "create_chosen_users",
+    "iter_requests",
+    "read_contexts",
+    "sort_for_scoring",
+]
+
+#: When the translated source event happened; its context is translated as of ``event_timestamp``, the same time or later.
+SOURCE_TIMESTAMP: Final = "source_event_timestamp"
+_LATEST_FIRST_SQL: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
+
+#: The table of users to translate, and SQL conditions on what is read for them.
+CHOSEN_USERS_TABLE: Final = "chosen_users"
+_IS_CHOSEN_SQL: Final = f"{USER_ID} IN (SELECT {USER_ID} FROM {CHOSEN_USERS_TABLE})"
+_IN_WINDOW_SQL: Final = f"{EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of"
+
+#: Share of the maximum request size that a batch may take.
+_REQUEST_SHARE: Final = 0.5
+
+
+def read_contexts(
+    connection: Any, settings: Settings, spec: RunSpec, bucket: int, buckets: int
+) -> tuple[pa.Table, pa.Table | None]:
+    """Return the distinct contexts of some of the run's users, and what these users consumed in the target domain.
+
+    Args:
+        connection: A DuckDB connection.
+        settings: The project's settings.
+        spec: The run.
+        bucket: Users whose id hashes to this bucket, see `hashing.hash_bucket`.
+        buckets: Number of buckets.
+
+    Returns:
+        Contexts sorted by user, time and item (``user_id``, ``item_id``, ``event_timestamp``: the time to predict for,
+        ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can be in the training data);
+        and the first time of each (user, target item), sorted by user and time, or None if a run may propose consumed items.
+    """
+    create_chosen_users(
+        connection, settings, spec, f"{hash_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true"
+    )
+    rows = chosen_user_contexts(connection, spec).to_arrow_table()
+    consumed = chosen_user_consumption(connection, spec)
+    return rows, None if consumed is None else consumed.to_arrow_table()
+
+
+def create_chosen_users(connection: Any, settings: Settings, spec: RunSpec, condition: str = "true") -> None:
+    """Create the table `CHOSEN_USERS_TABLE` of the users whose contexts the run translates.
+
+    Its columns are ``user_id``, ``contexts`` and ``events`` (both upper bounds of distinct contexts), ``newcomer``.
+
+    Args:
+        connection: A DuckDB connection; afterwards it has views of both domains' events at the run's versions.
+        settings: The project's settings.
+        spec: The run.
+        condition: An SQL condition on ``user_id``.
+
+    Raises:
+        LakeError: A table cannot be read.
+    """
+    _open_events(connection, settings, spec)
+    contexts = "1" if _is_one_context_per_user(spec) else "count(*)"
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts, count(*) AS events
+            FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL} GROUP BY {USER_ID}""",
+        _query_parameters(spec, _IN_WINDOW_SQL),
+    )
+    # A causal run must not know who joins the target domain within its window.
+    before = "$start" if spec.mode == "causal" else "'infinity'::TIMESTAMPTZ"
+    learned = f"{EVENT_TIMESTAMP} < {before} AND {CREATED_TIMESTAMP} <= $as_of"
+    # Hashing dominates the cost per row: hash each user once, which a condition in the query above would not.
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {CHOSEN_USERS_TABLE} AS
+            SELECT *, {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS} WHERE {learned}) AS newcomer
+            FROM users WHERE {condition} AND {not_held_out_sql(spec.settings, USER_ID)}""",
+        _query_parameters(spec, learned),
+    )
+
+
+def chosen_user_events(connection: Any, spec: RunSpec, shard_column: str) -> Any:
+    """Return the window's source events of `CHOSEN_USERS_TABLE` users, unordered, each with a column of `CHOSEN_USERS_TABLE`: a DuckDB relation.
+
+    Args:
+        connection: The DuckDB connection of `create_chosen_users`.
+        spec: The run.
+        shard_column: A column of `CHOSEN_USERS_TABLE`.
+    """
+    query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {shard_column}
+        FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"""
+    return connection.sql(query, params=_query_parameters(spec, query))
+
+
+def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
+    """Return the distinct contexts of `CHOSEN_USERS_TABLE` users, as `read_contexts` returns them: a DuckDB relation.
+
+    Args:
+        connection: The DuckDB connection of `create_chosen_users`.
+        spec: The run.
+        columns: Further columns of `CHOSEN_USERS_TABLE`.
+        events: A table with `chosen_user_events` some users; default: all users.
+    """
+    source = events or f"{Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL} AND {_IS_CHOSEN_SQL}"
+    # Each source event at its own time, or each user's latest one as of the window's last instant.
+    moment, last = (
+        (
+            "$end - INTERVAL 1 MICROSECOND",
+            f"QUALIFY row_number() OVER (PARTITION BY {USER_ID} ORDER BY {_LATEST_FIRST_SQL}) = 1",
+        )
+        if _is_one_context_per_user(spec)
+        else (SOURCE_TIMESTAMP, "")
+    )
+    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP, "noise_key", "newcomer", *columns))
+    query = f"""SELECT {wanted}
+        FROM (SELECT *, md5_number_lower(concat($seed, ':', {context_text_sql(ITEM_ID)})) AS noise_key
+            FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
+                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {source}) {last}))
+        JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
+    return connection.sql(query, params=_query_parameters(spec, query))
+
+
+def chosen_user_consumption(connection: Any, spec: RunSpec, *columns: str) -> Any:
+    """Return what `CHOSEN_USERS_TABLE` users consumed, as `read_contexts` does, or None: a DuckDB relation; arguments as in `chosen_user_contexts`."""
+    if not spec.settings["generation"]["exclude_consumed"]:
+        return None
+    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
+    query = f"""SELECT {wanted}
+        FROM (SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
+            WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {_IS_CHOSEN_SQL} GROUP BY {USER_ID}, {ITEM_ID})
+        JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
+    return connection.sql(query, params=_query_parameters(spec, query))
+
+
+def _is_one_context_per_user(spec: RunSpec) -> bool:
+    return bool(spec.settings["generation"].get("contexts") == "users")
+
+
+def _query_parameters(spec: RunSpec, query: str) -> dict[str, Any]:
+    """Return the run's values that a query refers to; DuckDB rejects unused parameters."""
+    known = {"seed": spec.seed, "start": spec.start, "end": spec.end, "as_of": spec.as_of}
+    return {name: value for name, value in known.items() if f"${name}" in query}
+
+
+def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
+    """Register the events of both domains as views, at the versions the run was planned on."""
+    from scalr_prod.lake import Lake
+    from scalr_prod.workspace.duckdb import create_delta_view
+
+    lake = Lake.open(settings)
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        create_delta_view(connection, table.value, lake.open_table(table, version=spec.table_versions[table]))
+
+
+def sort_for_scoring(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
+    """Sort rows of `read_contexts` by parameter set, then time, so that the rows of a request share item popularity."""
+    return rows.take(np.lexsort((column_to_micros(rows[EVENT_TIMESTAMP]), _context_folds(rows, spec, folds))))
+
+
+def iter_requests(
+    settings: Settings,
+    spec: RunSpec,
+    vocabulary: ItemVocabulary,
+    rows: pa.Table,
+    consumed: encoding.ConsumptionIndex | None,
+    *,
+    folds: int,
+    store: Any = None,
+    connection: Any = None,
+) -> Iterator[Contexts]:
+    """Yield the scorer's input for rows of `read_contexts` in batches, with histories as of each event from Feast.
+
+    Items erased since the translator was trained are excluded. ``store`` and ``within`` are an open feature store and DuckDB
+    connection, see `join_point_in_time`.
+    """
+    from scalr_prod.features import join_point_in_time
+
+    joined = join_point_in_time(
+        settings,
+        rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
+        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
+        known_by=spec.as_of,
+        versions=spec.table_versions,
+        store=store,
+        connection=connection,
+    )
+    ends = column_to_micros(rows[SOURCE_TIMESTAMP])
+    return encoding.iter_context_batches(
+        encoding.encode_histories(joined, vocabulary, spec.settings["histories"]["length"], source_times=ends),
+        ends=ends,
+        times=column_to_micros(rows[EVENT_TIMESTAMP]),
+        folds=_context_folds(rows, spec, folds),
+        noise_keys=rows["noise_key"].to_numpy().view(np.int64),
+        consumed=consumed,
+        users=rows[USER_ID].combine_chunks(),
+        always_excluded=_erased_item_indices(settings, vocabulary),
+        batch_size=settings.generation.batch_size,
+        max_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
+    )
+
+
+def _erased_item_indices(settings: Settings, vocabulary: ItemVocabulary) -> NDArray[np.int32]:
+    """Return the target indices of erased items: int32 [F]."""
+    from scalr_prod.workspace.suppression_list import SuppressionList
+
+    stones = SuppressionList.open(settings)
+    held = stones.suppressed_ids(vocabulary.all_target_ids.to_pylist(), "item") if stones.items else []
+    return vocabulary.target_index(held) if held else np.empty(0, np.int32)
+
+
+def _context_folds(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
+    """Return the parameter set of each row: int32 [B]. A user whom nothing was learned from has no fold to leave out."""
+    own = ALL_USERS if spec.mode == "causal" else hash_fold(rows[USER_ID].combine_chunks(), folds)
+    return np.where(rows["newcomer"].to_numpy(), COLD_USERS, own).astype(np.int32)
+
+
+def context_text_sql(source_item: str) -> str:
+    """Return SQL for a context's unique text; lengths separate ids that contain the separator."""
+    return (
+        f"epoch_us({EVENT_TIMESTAMP}), ':', length(CAST({USER_ID} AS VARCHAR)), ':', {USER_ID}, "
+        f"':', length(CAST({source_item} AS VARCHAR)), ':', {source_item}"
+    )

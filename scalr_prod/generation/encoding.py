@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encoding of source events, their histories and consumed items as `Contexts`.
+
+All steps work on whole columns; there is no Python loop over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.core.timestamps import column_to_micros
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.translator.data.contexts import PADDING, ConsumedItems, Contexts
+from scalr_prod.workspace.user_assignment import not_held_out_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.registry import ItemVocabulary
+
+__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "ConsumptionIndex", "count_contexts", "encode_histories", "iter_context_batches"]
+
+#: History columns of the point-in-time join.
+HISTORY_ITEMS: Final = "source_user_history__item_ids"
+HISTORY_TIMES: Final = "source_user_history__event_timestamps"
+
+_DAY_US: Final = 86_400_000_000
+
+
+def count_contexts(
+    connection: Any, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
+) -> tuple[int, int]:
+    """Return how many contexts a run translates, and of how many users.
+
+    Args:
+        connection: A DuckDB connection in which ``events`` are the source events.
+        settings: The settings of the run's specification.
+        start: The window's first instant.
+        end: The instant after it.
+        as_of: Rows that became known later are ignored.
+    """
+    each = "user_id" if settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
+    row = connection.execute(
+        f"""SELECT count(*), count(DISTINCT user_id) FROM (SELECT DISTINCT {each} FROM events
+           WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
+           AND {not_held_out_sql(settings, "user_id")})""",
+        {"start": start, "end": end, "as_of": as_of},
+    ).fetchone()
+    return int(row[0]), int(row[1])
+
+
+def encode_histories(
+    joined: pa.Table, vocabulary: ItemVocabulary, length: int, *, source_times: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Encode histories as left-padded index arrays, each with its own translated event last.
+
+    Among events with equal times its position is arbitrary, or it was truncated: it is moved to the end, or added there.
+
+    Args:
+        joined: B contexts (``item_id``, ``event_timestamp``) with the list columns of their histories, oldest event first.
+        vocabulary: The translator's vocabulary.
+        length: History length L.
+        source_times: int64 [B]. Time of each translated event, microseconds; default: ``event_timestamp``.
+
+    Returns:
+        int32 [B, L] source indices and float32 [B, L] ages in days before the translated event.
+    """
+    rows = len(joined)
+    own_item = _combine_chunks(joined[ITEM_ID])
+    source_times = column_to_micros(joined[EVENT_TIMESTAMP]) if source_times is None else source_times
+    items, counts = _flatten_lists(joined[HISTORY_ITEMS])
+    times = column_to_micros(_flatten_lists(joined[HISTORY_TIMES])[0])
+    row = np.repeat(np.arange(rows), counts)
+    position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    is_own = _equal_mask(items, own_item.take(_as_arrow(row))) & (times == source_times[row])
+    own_position = np.full(rows, -1)
+    own_position[row[is_own]] = position[is_own]  # of several matches the last assignment wins: the one closest to the end
+    # Events after the moved one, and all events of a history that lacks it, shift left by one.
+    steps = np.where(own_position[row] < 0, 1, (position > own_position[row]).astype(np.int64))
+    column = length - counts[row] + position - steps
+    inside = (column >= 0) & ~((own_position[row] >= 0) & (position == own_position[row]))
+
+    indices = np.full((rows, length), PADDING, dtype=np.int32)
+    ages = np.zeros((rows, length), dtype=np.float32)
+    indices[row[inside], column[inside]] = vocabulary.source_index(items)[inside]
+    ages[row[inside], column[inside]] = (source_times[row] - times)[inside] / _DAY_US
+    indices[:, -1] = vocabulary.source_index(own_item)
+    return indices, ages
+
+
+@dataclass(frozen=True)
+class ConsumptionIndex:
+    """Look up which target items each user had consumed by a time; a context must not propose these.
+
+    Attributes:
+        users: Distinct users [U].
+        starts: int64 [U + 1]. Start of each user's items in the arrays below; the last element is their end.
+        times: int64 [N]. First time of consumption, ascending within a user.
+        items: int32 [N]. Target indices.
+    """
+
+    users: pa.Array
+    starts: NDArray[np.int64]
+    times: NDArray[np.int64]
+    items: NDArray[np.int32]
+
+    @classmethod
+    def from_rows(cls, rows: pa.Table, vocabulary: ItemVocabulary) -> ConsumptionIndex:
+        """Build it from (user, item, first time) sorted by user and time, dropping items unknown to the translator."""
+        index = vocabulary.target_index(_combine_chunks(rows[ITEM_ID]))
+        known = index >= 0
+        rows = rows.filter(_as_arrow(known))
+        encoded = _combine_chunks(rows[USER_ID]).dictionary_encode()  # in order of appearance, which is sorted
+        users = encoded.dictionary
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        starts = np.searchsorted(codes, np.arange(len(users) + 1))
+        return cls(users, starts.astype(np.int64), column_to_micros(rows[EVENT_TIMESTAMP]), index[known].astype(np.int32))
+
+    def items_before(self, users: pa.Array, times: NDArray[np.int64]) -> ConsumedItems:
+        """Return, for each context, the items that its user had consumed strictly before its time."""
+        import pyarrow.compute as pc
+
+        code = pc.fill_null(pc.index_in(users, value_set=self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        known = code >= 0
+        # One sorted key of (user, rank of time) answers all lookups with a single search.
+        distinct = np.unique(self.times)
+        width = len(distinct) + 1
+        owner = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
+        keys = owner * width + np.searchsorted(distinct, self.times)
+        places = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
+        begins = self.starts[np.maximum(code, 0)]
+        return ConsumedItems(self.items, begins, np.where(known, places - begins, 0))
+
+
+def iter_context_batches(
+    histories: tuple[NDArray[np.int32], NDArray[np.float32]],
+    *,
+    ends: NDArray[np.int64],
+    times: NDArray[np.int64],
+    folds: NDArray[np.int32],
+    noise_keys: NDArray[np.int64],
+    consumed: ConsumptionIndex | None,
+    users: pa.Array,
+    always_excluded: NDArray[np.int32],
+    batch_size: int,
+    max_bytes: int,
+) -> Iterator[Contexts]:
+    """Yield contexts in order, ``size`` at a time, or fewer where long exclusion lists would make a request too large.
+
+    Args:
+        histories: Indices and ages, [B, L] each.
+        ends: Times of the translated events [B], microseconds.
+        times: Times to predict for [B], microseconds.
+        folds: Parameter sets [B], see `Contexts.fold`.
+        noise_keys: [B].
+        consumed: Items to exclude; None excludes nothing.
+        users: [B].
+        always_excluded: int32 [F]. Target indices to exclude for all contexts.
+        batch_size: Maximum number of contexts in a batch.
+        max_bytes: Upper limit of a batch's arrays in bytes.
+    """
+    indices, ages = histories
+    rows = len(times)
+    none = np.zeros(rows, np.int64)
+    consumed_items = consumed.items_before(users, times) if consumed else ConsumedItems(np.empty(0, np.int32), none, none)
+    fixed = 8 * indices.shape[1] + 28 + 4 * len(always_excluded)
+    start = 0
+    while start < rows:
+        stop = min(start + batch_size, rows)
+        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > max_bytes:
+            stop = start + (stop - start) // 2
+        batch = np.s_[start:stop]
+        yield Contexts(
+            history_items=indices[batch],
+            history_ages=ages[batch],
+            history_end=ends[batch],
+            event_time=times[batch],
+            fold=folds[batch],
+            noise_key=noise_keys[batch],
+            exclude=np.hstack(
+                [consumed_items[batch].to_matrix(), np.broadcast_to(always_excluded, (stop - start, len(always_excluded)))]
+            ),
+        )
+        start = stop
+
+
+def _combine_chunks(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    import pyarrow as pa
+
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _flatten_lists(column: pa.ChunkedArray) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return all elements of a list column, and the number of elements per row (0 for a null)."""
+    import pyarrow.compute as pc
+
+    lists = _combine_chunks(column)
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lists.flatten(), counts
+
+
+def _equal_mask(left: pa.Array, right: pa.Array) -> NDArray[np.bool_]:
+    import pyarrow.compute as pc
+
+    return pc.equal(left, right.cast(left.type)).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _as_arrow(array: NDArray[Any]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(array)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source events that arrived after their window was published, and the windows to republish for them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from scalr_prod.errors import LakeError
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, PublicationStatus
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
+from scalr_prod.translator.registry import models_dir
+from scalr_prod.workspace.user_assignment import Canary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import RunSpec
+
+__all__ = ["LateReport", "LateWindow", "late_windows", "replay_settings"]
+
+
+@dataclass(frozen=True)
+class LateWindow:
+    """Describe a published window with source events that its run did not know.
+
+    Attributes:
+        start: The window's first instant (UTC).
+        end: The instant after its last (UTC).
+        as_of: Knowledge time when it is republished.
+        published_by: The run that published it.
+        events: Late source events that are known by ``as_of``.
+        unknown: Late source events not known by ``as_of``; they stay untranslated.
+        run_id: The run that republished it; None if it was not republished.
+        error: Why it was not republished.
+    """
+
+    start: datetime
+    end: datetime
+    as_of: datetime
+    published_by: str
+    events: int
+    unknown: int
+    run_id: str | None = None
+    error: str | None = None
+
+
+class WindowCorrection(Protocol):
+    """Outcome of republishing a window whose events were replaced."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+
+
+@dataclass(frozen=True)
+class LateReport:
+    """Report what was done about late source events.
+
+    Attributes:
+        windows: Windows within the look-back that have late events, earliest first.
+        too_late: Source events that arrived since the previous run and lie before the look-back: they stay untranslated.
+        corrected: Outcome of windows whose events were replaced; see `scalr_prod.pipeline.staleness`.
+    """
+
+    windows: list[LateWindow] = field(default_factory=list)
+    too_late: int = 0
+    corrected: Sequence[WindowCorrection] = ()
+
+    @property
+    def published(self) -> list[LateWindow]:
+        """Return the windows that were republished."""
+        return [window for window in self.windows if window.run_id is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values, with times as ISO 8601 in UTC."""
+        windows = [
+            {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
+            for window in self.windows
+        ]
+        return {"windows": windows, "too_late": self.too_late, "corrected": [one.to_json() for one in self.corrected]}
+
+
+def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:
+    """Return the published windows before a run's window that have late source events.
+
+    Args:
+        settings: ``[generation] lookback`` and ``late_as_of``.
+        start: Start of the run's window; windows that end later are skipped.
+        end: The look-back counts back from here.
+        as_of: Knowledge time of the run.
+    """
+    generation, lake = settings.generation, Lake.open(settings)
+    reach = end - timedelta(days=generation.lookback)
+    standing = _live_runs(settings, before=start)
+    within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
+    windows = []
+    for spec in within:
+        knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
+        translated = _count_events(lake, spec.start, spec.end, version=_source_events_version(spec), known_by=spec.as_of)
+        if translated is None:  # the run's version of the log no longer exists, so late events cannot be identified
+            continue
+        known = _count_events(lake, spec.start, spec.end, known_by=knows) or 0
+        everything = _count_events(lake, spec.start, spec.end) or 0
+        late, unknown = max(known - translated, 0), everything - max(known, translated)
+        if late or unknown:
+            windows.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
+    return LateReport(windows, _count_too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+
+
+def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
+    """Return the settings and translator version to republish a window with: those of its run, for the same users.
+
+    Returns:
+        The settings; and the version, None if it no longer exists and the latest suitable one is used.
+    """
+    with Ledger.open(settings) as ledger:
+        spec = ledger.run(window.published_by).spec
+        standing = {one.run_id: one for one in ledger.live_publications()}
+    canary = Canary.from_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
+    users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
+    of_then = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
+    times = {"start": window.start, "end": window.end, "as_of": window.as_of}
+    generation = settings.generation.model_copy(update=of_then | times)
+    again = settings.model_copy(update={"generation": generation, "experiment": users})
+    there = (models_dir(settings) / str(spec.translator_version)).is_dir()
+    return again, spec.translator_version if there else None
+
+
+def _live_runs(settings: Settings, *, before: datetime) -> list[RunSpec]:
+    """Return the runs whose rows are all in the feature view, in order of publication."""
+    with Ledger.open(settings) as ledger:
+        published = [one for one in ledger.live_publications() if one.end <= before]
+        gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
+        standing = (one for one in published if all(later.status is gone for later in ledger.superseding_publications(one)))
+        return [ledger.run(one.run_id).spec for one in standing]
+
+
+def _count_too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
+    """Count source events before ``edge`` that arrived since the latest published run."""
+    if not standing:
+        return 0
+    before = _count_events(lake, None, edge, version=_source_events_version(standing[-1]))
+    return 0 if before is None else (_count_events(lake, None, edge) or 0) - before
+
+
+def _source_events_version(spec: RunSpec) -> int:
+    return spec.table_versions[Table.SOURCE_EVENTS.value]
+
+
+def _count_events(
+    lake: Lake, start: datetime | None, end: datetime, *, version: int | None = None, known_by: datetime | None = None
+) -> int | None:
+    """Count a window's source events at a version of the log; None if that version no longer exists."""
+    import pyarrow.dataset as ds
+
+    where = ds.field(EVENT_TIMESTAMP) < end
+    if start is not None:
+        where &= ds.field(EVENT_TIMESTAMP) >= start
+    if known_by is not None:
+        where &= ds.field(CREATED_TIMESTAMP) <= known_by
+    try:
+        return int(lake.dataset(Table.SOURCE_EVENTS, version=version).count_rows(filter=where))
+    except (LakeError, FileNotFoundError):
+        if version is None:
+            raise
+        return None

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preview of a run without planning it: its window, contexts and users. Writes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.generation.encoding import count_contexts
+from scalr_prod.generation.plan import TABLES_READ, resolve_window, run_settings
+from scalr_prod.lake import Lake
+from scalr_prod.schemas import Table
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import RunSpec
+
+__all__ = ["RunPreview", "preview_run"]
+
+
+@dataclass(frozen=True)
+class RunPreview:
+    """Describe the run that would be planned.
+
+    Attributes:
+        start: The window's first instant (UTC).
+        end: The instant after the window (UTC).
+        as_of: Rows that became known later would be ignored (UTC).
+        contexts: Number of contexts to translate.
+        users: Number of their users.
+        partitions: Number of parts.
+    """
+
+    start: datetime
+    end: datetime
+    as_of: datetime
+    contexts: int
+    users: int
+    partitions: int
+
+    def matches(self, settings: Settings, spec: RunSpec) -> bool:
+        """Return whether a ledger run equals this one, provided that it uses the same translator."""
+        lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
+        versions = {table.value: lake.version(table) for table in TABLES_READ}
+        chosen = settings.generation
+        facts = (chosen.mode, chosen.seed, versions, run_settings(settings))
+        return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, with times as ISO 8601 in UTC."""
+        return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
+
+
+def preview_run(settings: Settings) -> RunPreview:
+    """Preview the run of the settings' window on the lake's current events.
+
+    Raises:
+        EmptyWindow: No source event of the window was known by ``as_of``.
+        TableNotFound: Nothing has been ingested yet.
+    """
+    from scalr_prod.workspace.duckdb import open_duckdb
+
+    lake = Lake.open(settings)
+    events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))
+    # DuckDB must not spill into the project: a preview writes nothing there.
+    with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
+        connection.register("events", events)
+        window = resolve_window(settings, connection)
+        chosen = run_settings(settings)
+        contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
+    return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)

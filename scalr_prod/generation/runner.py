@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generate a run: one pass over the logs, tasks over slices of users, then the alignment; the driver alone keeps the ledger.
+
+Parts that are there and whole are kept, so that a run goes on from where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.logging import configure_logging, log_context
+from scalr_prod.core.progress import track
+from scalr_prod.errors import ScalrError
+from scalr_prod.generation.cluster import open_cluster, preload_workers, progress_channel
+from scalr_prod.generation.generation_report import GenerationReport
+from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
+from scalr_prod.generation.popularity_matching import align_parts
+from scalr_prod.generation.shards import remove_shards, write_shards
+from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_part, parts_folder, read_finished_part
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.schemas import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.generation.popularity_matching import AlignmentResult
+    from scalr_prod.ledger import RunSpec
+
+__all__ = ["generate"]
+
+#: Topic on which workers report how many contexts they have translated.
+_PROGRESS_TOPIC: Final = "scalr-translated"
+
+#: Runs in these states are past generation: making lost files again does not move them back.
+_FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
+
+
+def generate(
+    settings: Settings,
+    spec: RunSpec,
+    *,
+    serving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: bool = False,
+) -> GenerationReport:
+    """Translate every context of the run and stage the candidates in ``<home>/runs/<run_id>/candidates``.
+
+    A run that has been generated and whose files are whole is left as it is.
+
+    Args:
+        settings: The project's settings.
+        spec: The run, from `plan_run` or the ledger.
+        serving: Has the translator served while parts are made (`serve_version.ensure_serving`); a run whose parts are all there
+            does not enter it. Default: it is served already, or is in the workers.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        LedgerError: Another driver works on this run.
+        SchedulerUnreachable: The Dask scheduler does not answer.
+        GenerationError: A task failed.
+        ScalrError: Of the lake, the feature store or the scorer.
+    """
+    started = time.perf_counter()
+    with Ledger.open(settings) as ledger, ledger.lease(spec.run_id) as lease:
+        state = ledger.run(spec.run_id).state
+        done = _finished_report(settings, spec, verify_files=state is not RunState.PUBLISHED)
+        if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
+            return replace(
+                done,
+                seconds=round(time.perf_counter() - started, 3),
+                contexts_per_s=0.0,
+                events_per_s=0.0,
+                parts_made=0,
+                parts_kept=done.parts_made + done.parts_kept,
+            )
+        if state not in _FINISHED_STATES:
+            ledger.set_state(spec.run_id, RunState.GENERATING, cause="generate")
+        write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
+        manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
+        lease.check()
+        aligned = _align(settings, spec)
+        lease.check()
+        report = _report(settings, spec, manifests, made, aligned, seconds=time.perf_counter() - started)
+        write_json(_report_path(settings, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
+        if state not in _FINISHED_STATES:
+            ledger.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
+    return report
+
+
+def _generate_parts(
+    settings: Settings,
+    spec: RunSpec,
+    ledger: Ledger,
+    serving: Callable[[], AbstractContextManager[None]],
+    *,
+    progress: bool,
+) -> tuple[list[dict[str, Any]], list[int]]:
+    """The manifests of all parts, and which of them were made now."""
+    partitions = settings.generation.partitions
+    folder = parts_folder(settings, spec.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_parts(folder, partitions)
+    kept = {number: read_finished_part(settings, spec, number, partitions) for number in range(partitions)}
+    manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
+    ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
+    missing = [number for number in range(partitions) if number not in manifests]
+    if missing:
+        preload_workers(settings)
+        for table, version in spec.table_versions.items():
+            Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
+        total = write_shards(settings, spec, partitions)
+        done = sum(manifest["contexts"] for manifest in manifests.values())
+        with (
+            serving(),
+            open_cluster(settings, tasks=len(missing)) as cluster,
+            track("translating", show=progress, total=total, unit="contexts", done=done) as advance,
+        ):
+            cluster.subscribe(_PROGRESS_TOPIC, advance)
+            lean = _worker_settings(settings)
+            for manifest in cluster.map(_run_task, ((lean, spec, number, partitions) for number in missing)):
+                manifests[manifest["partition"]] = manifest
+                ledger.record_partition(spec.run_id, manifest["partition"], manifest)
+    remove_shards(settings, spec)
+    return [manifests[number] for number in range(partitions)], missing
+
+
+def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
+    """What a worker runs."""
+    local = settings.compute.dask == "local"
+    if local:
+        import scalr_prod.generation.worker_preload  # noqa: F401 - there already where the worker was forked
+    configure_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
+    with log_context(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
+        try:
+            with progress_channel(_PROGRESS_TOPIC) as translated:
+                return generate_part(settings, spec, partition, partitions, on_translated=translated)
+        except ScalrError as error:
+            # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
+            error.__cause__ = error.__context__ = None
+            raise
+
+
+def _worker_settings(settings: Settings) -> Settings:
+    """The settings with the processor's threads shared out between the workers of this machine."""
+    if settings.compute.dask != "local":
+        return settings
+    threads = max(1, settings.serving.threads // settings.compute.workers)
+    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
+
+
+def _align(settings: Settings, spec: RunSpec) -> AlignmentResult:
+    partitions = settings.generation.partitions
+    parts = parts_folder(settings, spec.run_id)
+    return align_parts(
+        settings,
+        spec,
+        parts=parts,
+        candidates=_candidates_folder(settings, spec.run_id),
+        partitions=partitions,
+        schema=candidate_schema(settings),
+    )
+
+
+def _candidates_folder(settings: Settings, run_id: str) -> Path:
+    return run_folder(settings, run_id) / "candidates"
+
+
+def _report_path(settings: Settings, run_id: str) -> Path:
+    return run_folder(settings, run_id) / "generation.json"
+
+
+def _finished_report(settings: Settings, spec: RunSpec, *, verify_files: bool) -> GenerationReport | None:
+    """The report of an earlier call; with ``whole``, of one whose candidates are all there and whole."""
+    try:
+        content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
+        partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    folder = _candidates_folder(settings, spec.run_id)
+    for number in range(partitions) if verify_files else ():
+        path = part_path(folder, number)
+        if read_manifest(path, **part_identity(spec, number, partitions)) is None:
+            return None
+    return report
+
+
+def _report(
+    settings: Settings,
+    spec: RunSpec,
+    manifests: list[dict[str, Any]],
+    made: list[int],
+    aligned: AlignmentResult,
+    *,
+    seconds: float,
+) -> GenerationReport:
+    from scalr_prod.translator import load_version
+
+    catalogue = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
+    translated = sum(manifests[number]["contexts"] for number in made)
+    measured, others = (
+        sum(manifest.get("left_out", {}).get(what, 0) for manifest in manifests) for what in ("contexts", "others")
+    )
+    dropped = {reason: sum(manifest["dropped"][reason] for manifest in manifests) for reason in DROP_REASONS}
+    return GenerationReport(
+        run_id=spec.run_id,
+        contexts=sum(manifest["contexts"] for manifest in manifests),
+        drawn=sum(manifest["drawn"] for manifest in manifests),
+        dropped=dropped | {"alignment": aligned.dropped},
+        events=aligned.events,
+        users=aligned.users,
+        items=aligned.items,
+        sources={
+            name: {
+                "contexts": sum(manifest["sources"].get(name, 0) for manifest in manifests),
+                "events": aligned.sources.get(name, 0),
+            }
+            for name in settings.domains.source_names
+        },
+        coverage=round(aligned.items / catalogue, 6) if catalogue else 0.0,
+        bucket_distance=aligned.bucket_distance,
+        left_out=round(others / measured, 4) if measured else None,
+        measured=measured,
+        seconds=round(seconds, 3),
+        contexts_per_s=round(translated / seconds, 1),
+        events_per_s=round(aligned.events / seconds, 1) if made else 0.0,
+        parts_made=len(made),
+        parts_kept=len(manifests) - len(made),
+        worker_mb=max((manifest["memory_mb"] for manifest in manifests if manifest.get("memory_mb")), default=None),
+    )

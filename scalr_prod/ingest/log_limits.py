@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits on a whole log: event types, events per user and day, repeated rows, and the share of rows left out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scalr_prod.errors import BadValue
+from scalr_prod.ingest.column_parsers import first_true_index, parse_texts
+from scalr_prod.ingest.rows import count_rows
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scalr_prod.config.domains import DomainSettings
+    from scalr_prod.ingest.append import StagedLog
+    from scalr_prod.ingest.column_parsers import CellOrigin
+    from scalr_prod.ingest.sort_by_time import DuplicateCounts
+
+__all__ = ["LeftOutRows", "TypeWeights", "apply_user_day_limit", "count_items_missing_from_file", "ensure_not_doubled"]
+
+logger = logging.getLogger(__name__)
+
+#: Fewest distinct rows from which a doubled log is inferred.
+_MIN_ROWS: Final = 10
+_DAY_US: Final = 86_400_000_000
+
+
+@dataclass
+class LeftOutRows:
+    """Count, by reason, the rows of a log that are left out, and enforce the largest allowed share.
+
+    Attributes:
+        origin: Origin of the log, for the error.
+        settings_key: Its settings section, for the error.
+        max_share: Largest share of a log's rows that may be left out.
+        counts: Rows by reason: ``in_the_future``, ``before_earliest``, ``unknown_type``, ``over_user_day``.
+    """
+
+    origin: str
+    settings_key: str
+    max_share: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def ensure_within_limit(self, remaining: int) -> None:
+        """Ensure that not too many rows are left out.
+
+        Args:
+            remaining: Rows that are not left out.
+
+        Raises:
+            BadValue: Too many are; names the reasons.
+        """
+        total = self.counts.total()
+        if total > self.max_share * (remaining + total):
+            reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(self.counts.items()) if count)
+            raise BadValue(
+                f"{total} of {remaining + total} rows would be left out ({reasons}): more than max_left_out = {self.max_share:g}",
+                where=self.origin,
+                next_step=f"look at these rows; correct the log or the limits, or raise max_left_out of {self.settings_key}",
+            )
+
+
+@dataclass(frozen=True)
+class TypeWeights:
+    """Weights of events by their type.
+
+    Attributes:
+        weights: Weight by type; empty: any type is allowed and weighs 1.
+        drop: Leave out events of other types instead of rejecting the log.
+        settings_key: Settings section of the domain, for the error.
+    """
+
+    weights: Mapping[str, float]
+    drop: bool
+    settings_key: str
+
+    @classmethod
+    def from_settings(cls, section: DomainSettings, settings_key: str) -> Self:
+        """Return the weights that a domain's settings define."""
+        return cls(section.types, section.unknown_types == "drop", settings_key)
+
+    def parse(self, cells: pa.Array, origin: CellOrigin) -> tuple[pa.Array, pa.Array, pa.Array | None]:
+        """Return a batch's types, their weights, and a mask of rows with an unknown type to leave out (None: no row).
+
+        Args:
+            cells: Texts.
+            origin: Origin of the batch.
+
+        Raises:
+            BadValue: A type is unknown or missing; names its row.
+        """
+        types = parse_texts(cells, origin)
+        if not self.weights:
+            return types, pa.repeat(pa.scalar(1.0, pa.float32()), len(types)), None
+        at = pc.index_in(types, pa.array(list(self.weights), pa.string()))
+        unknown = pc.is_null(at)
+        if (first := first_true_index(unknown)) is not None and not self.drop:
+            found = types[first].as_py()
+            raise origin.bad_value(
+                "no event type" if found is None else f"'{found}' is not a known event type",
+                at=first,
+                next_step=f'add it to types of {self.settings_key}, or leave such events out: unknown_types = "drop"',
+            )
+        weights = pa.array(list(self.weights.values()), pa.float32()).take(at)
+        return types, pc.fill_null(weights, 0.0), unknown if first is not None else None
+
+
+def apply_user_day_limit(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOutRows) -> int:
+    """Apply the limit of events per user and day to a log's view, and return the rows that are left.
+
+    Args:
+        db: DuckDB connection that holds the log's view, which is replaced.
+        view: Name of the view.
+        rows: Number of its rows.
+        section: The log's settings.
+        left_out: Counts the rows over the limit.
+
+    Returns:
+        Rows that are left.
+
+    Raises:
+        BadValue: Too many rows would be left out.
+    """
+    if section.max_user_day is None:
+        return rows
+    return _limit_user_days(db, view, rows, section.max_user_day, cap=section.over_user_day == "cap", left_out=left_out)
+
+
+def ensure_not_doubled(
+    log: StagedLog, section: DomainSettings, duplicates: DuplicateCounts, *, extra_copies: int, rows_in_window: int
+) -> None:
+    """Ensure that a log does not contain every event twice, as when an export lies beside its copy; or log a warning.
+
+    Args:
+        log: The log.
+        section: Its settings.
+        duplicates: Counts of its repeated rows.
+        extra_copies: Surplus copies in the log of rows that the lake holds.
+        rows_in_window: The lake's rows in the log's time window.
+
+    Raises:
+        BadValue: It does, and the settings do not say how to treat duplicates.
+    """
+    doubled = duplicates.all_repeated and duplicates.distinct >= _MIN_ROWS
+    if not doubled and (extra_copies < _MIN_ROWS or 2 * extra_copies < rows_in_window):
+        return
+    found = (
+        f"each row occurs more than once ({duplicates.rows} repetitions)"
+        if doubled
+        else f"{extra_copies} rows are already in the lake, and the log has one more copy of each"
+    )
+    if section.duplicates == "notice":
+        raise BadValue(
+            f"{found}: the log seems to be duplicated",
+            where=log.origin,
+            next_step="look for a copy beside the log; to count each event once, or as often as it occurs, set "
+            f'duplicates = "drop" or "keep" of [domains.{log.place}]',
+        )
+    logger.warning('%s: %s; duplicates = "%s"', log.origin, found, section.duplicates)
+
+
+def count_items_missing_from_file(db: Any, log: StagedLog) -> int:
+    """Return the number of a log's items that its item file, the table ``file``, does not contain."""
+    return count_rows(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
+
+
+def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, left_out: LeftOutRows) -> int:
+    day = f"floor(epoch_us({EVENT_TIMESTAMP}) / {_DAY_US}.0)::BIGINT"
+    over = f"{view}_over"
+    db.execute(
+        f"CREATE OR REPLACE TEMP TABLE {over} AS SELECT {USER_ID}, {day} AS day, count(*) AS events FROM {view} "
+        f"GROUP BY ALL HAVING count(*) > {most}"
+    )
+    events, days = db.sql(f"SELECT coalesce(sum(events), 0), count(*) FROM {over}").fetchall()[0]
+    if not days:
+        return rows
+    left_out.counts["over_user_day"] += int(events) - (most * int(days) if cap else 0)
+    left_out.ensure_within_limit(rows - left_out.counts["over_user_day"])
+    with_day = f"SELECT *, {day} AS day FROM {{0}}"
+    remaining_sql = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
+    if cap:
+        order = f"{EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight DESC"
+        remaining_sql += (
+            f" UNION ALL SELECT * EXCLUDE (day) FROM ({with_day}) SEMI JOIN {over} USING ({USER_ID}, day) "
+            f"QUALIFY row_number() OVER (PARTITION BY {USER_ID}, day ORDER BY {order}) <= {most}"
+        )
+    _replace_view(db, view, remaining_sql)
+    logger.warning("%s: %d users and days with more than %d events", left_out.origin, days, most)
+    return rows - left_out.counts["over_user_day"]
+
+
+def _replace_view(db: Any, view: str, query: str) -> None:
+    """Replace a view by a query over its former self, written as ``{0}``."""
+    former = f"{view}_{count_rows(db, 'FROM duckdb_views()')}"
+    db.execute(f"ALTER VIEW {view} RENAME TO {former}")
+    db.execute(f"CREATE TEMP VIEW {view} AS {query.format(former)}")

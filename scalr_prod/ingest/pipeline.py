@@ -1,0 +1,480 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ingest pipeline: validate staged logs against one another and the lake, then commit them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
+from scalr_prod.core.progress import track
+from scalr_prod.core.timestamps import micros_to_datetime
+from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers, SettingsError
+from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key
+from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
+from scalr_prod.ingest.id_mapping import IdMapping
+from scalr_prod.ingest.id_types import common_id_type
+from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
+from scalr_prod.ingest.known_users import UserIdResolver
+from scalr_prod.ingest.log_limits import apply_user_day_limit, count_items_missing_from_file, ensure_not_doubled
+from scalr_prod.ingest.preflight import check_domain_input
+from scalr_prod.ingest.replace_window import plan_replacements
+from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
+from scalr_prod.ingest.sort_by_time import DuplicateCounts, sort_log
+from scalr_prod.ingest.staging import stage_events, stage_items
+from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append
+from scalr_prod.lake import Lake, retry_on_new_version
+from scalr_prod.lake.binding import PROJECT_MARKED_TABLE, check_domains, domain_description, project_description
+from scalr_prod.schemas import (
+    EVENT_ID,
+    EVENT_TIMESTAMP,
+    ITEM_ID,
+    OPTIONAL_EVENT_COLUMNS,
+    USER_ID,
+    Table,
+    id_type_of,
+    item_id_prefix,
+    table_schema,
+)
+from scalr_prod.workspace.duckdb import escape_glob, open_duckdb, read_parquet_sql, staging_folder
+from scalr_prod.workspace.suppression_list import SuppressionList
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ingest.append import CommitSummary
+    from scalr_prod.ingest.sort_by_time import SortedLog
+    from scalr_prod.ingest.staging import StagedEvents, StagedItems
+    from scalr_prod.schemas import Domain, IdType
+
+__all__ = ["IngestPipeline", "ingest"]
+
+_BOTH: tuple[Domain, ...] = ("source", "target")
+
+
+def ingest(
+    settings: Settings, *, domain: str | None = None, replace: datetime | None = None, progress: bool = False
+) -> IngestReport:
+    """Ingest the logs and item files of all domains, and create the tables of later stages where they are missing.
+
+    Args:
+        settings: The project's settings.
+        domain: Read ``source`` (all source domains), ``target``, or one of several, ``sources.<name>``; default: all.
+        replace: Make the lake's events from this time on (UTC) equal to those of the logs: rows that a log no longer holds are
+            removed. Earlier rows of the logs are ignored. Default: missing rows are added, nothing is removed.
+        progress: Show progress bars on stderr.
+
+    Raises:
+        ProjectsMixed: Home or lake belongs to another project. Nothing was written.
+        DomainsMixed: The lake's tables were created for other domains. Nothing was written.
+        ForeignFiles: Home or lake holds files that this package did not create. Nothing was written.
+        InputError: An input was rejected; names file, column and row. Nothing was written.
+        NoCommonUsers: No user has events in the target domain and in a source domain. Nothing was written.
+        SettingsError: There is no such domain.
+        CommitFailed: The lake rejected a commit; it is safe to repeat the ingest.
+    """
+    places = _places(settings, domain)
+    events: dict[str, StagedEvents] = {}
+    items: dict[str, StagedItems | None] = {}
+    lake = Lake.open(settings)
+    opened = lake.check_ownership(check_domains(settings, lake))
+    user_map = IdMapping.from_settings(settings)
+    if not settings.home.exists():  # checked before the home is created, so that a missing log leaves no files behind
+        for place in places:
+            check_domain_input(settings, place)
+    with ExitStack() as stack:
+        folder = stack.enter_context(staging_folder(settings, "ingest"))
+        for place in places:
+            with track(f"read {place}", show=progress) as count:
+                events[place] = stage_events(settings, place, folder, count=count)
+            items[place] = stage_items(settings, place, folder)
+        db = stack.enter_context(open_duckdb(settings, folder))
+        work = IngestPipeline(settings, db, lake, opened, events, items, folder, since=replace, user_map=user_map)
+        common = work.count_common_users()
+        work.compare()
+        work.create_tables()
+        reports = {place: work.commit(place, progress=progress) for place in places}
+    return IngestReport(reports, common, work.user_ids.mapping_counts)
+
+
+def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
+    """Return the settings keys of the logs to read.
+
+    Raises:
+        SettingsError: There is no such domain.
+    """
+    source, target = settings.domains.log_keys("source"), settings.domains.log_keys("target")
+    known = {place: (place,) for place in (*source, *target)} | {None: (*source, *target), "source": source}
+    if domain not in known:
+        there = ", ".join(str(name) for name in known if name)
+        raise SettingsError(f"there is no domain '{domain}'; there are: {there}", where="domain", next_step="name one of those")
+    return known[domain]
+
+
+class LogChange(Protocol):
+    """Change of an events table by a log."""
+
+    def compare(self) -> None:
+        """Compute the change without writing."""
+
+    def commit(self, count: Callable[[int], None]) -> CommitSummary:
+        """Commit the change."""
+
+
+class IngestPipeline:
+    """An ingest, after all of its input was staged.
+
+    Args:
+        settings: The project's settings.
+        db: DuckDB connection.
+        lake: The lake.
+        opened: Its tables that existed when the ingest began.
+        events: The staged logs, by settings key.
+        items: The staged item files, by settings key; None without one.
+        folder: Folder for data that does not fit in memory.
+        since: Replace the lake's events from this time on (UTC) by those of the logs; None: add missing rows.
+        user_map: Mapping of source users to target users; None: the ids are shared.
+
+    Raises:
+        BadValue: The id types are incompatible with one another or with the lake; or the mapping gives a user several ids.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Any,
+        lake: Lake,
+        opened: Mapping[Table, DeltaTable],
+        events: dict[str, StagedEvents],
+        items: dict[str, StagedItems | None],
+        folder: Path,
+        *,
+        since: datetime | None = None,
+        user_map: IdMapping | None = None,
+    ) -> None:
+        self.settings, self.db, self.lake, self.events, self.items, self.folder = settings, db, lake, events, items, folder
+        self.opened = dict(opened)
+        self.has_several_sources = settings.domains.has_several_sources
+        self.suppressed = SuppressionList.open(settings)
+        self.domains_in_lake = tuple(domain for domain in _BOTH if self._known(Table.events(domain)))
+        self.places_read = {
+            domain: [place for place in settings.domains.log_keys(domain) if place in events] for domain in _BOTH
+        }
+        kept = next((self._kept(Table.events(domain), USER_ID) for domain in self.domains_in_lake), None)
+        self.user_ids = UserIdResolver(
+            {domain: [events[place] for place in self.places_read[domain]] for domain in _BOTH}, kept, user_map
+        )
+        self.user_type = self.user_ids.id_type
+        self.item_types, self.log_item_types = self._agree()
+        #: Rows superseded by a later row with the same event id, and dropped repetitions, by settings key.
+        self.superseded_rows: dict[str, int] = {}
+        #: Rows of erased users and items, by settings key.
+        self.suppressed_rows: dict[str, int] = {}
+        #: Counts of repeated rows of the log, by settings key.
+        self.duplicates: dict[str, DuplicateCounts] = {}
+        self.user_ids.load_mapping(db)
+        self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
+        self.since = since
+        self.changes: Mapping[str, LogChange] = (
+            {place: plan_append(db, lake, log, settings.domains[place], folder) for place, log in self.logs.items()}
+            if since is None
+            else plan_replacements(settings, db, lake, self.logs, since)
+        )
+
+    def _agree(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
+        """Return the types of the item ids in the lake, and in each log."""
+        item: dict[Domain, IdType] = {}
+        own: dict[str, IdType] = {}
+        for domain in _BOTH:
+            kept = self._kept(Table.events(domain), ITEM_ID) if domain in self.domains_in_lake else None
+            known = self._stored_type_of_several() if domain == "source" and self.has_several_sources else kept
+            for place in self.places_read[domain]:
+                catalogue = self.items[place]
+                columns = [self.events[place].item_ids, *([catalogue.item_ids] if catalogue else [])]
+                own[place] = common_id_type("item", columns, lake_type=known)
+            if kept:
+                item[domain] = kept[0]
+            elif self.places_read[domain]:
+                item[domain] = "string" if domain == "source" and self.has_several_sources else own[self.places_read[domain][0]]
+        return item, own
+
+    def _kept(self, table: Table, column: str) -> tuple[IdType, str]:
+        return id_type_of(arrow_schema(self.opened[table]), column), f"the table {table.value}"
+
+    def _known(self, table: Table) -> bool:
+        """Return whether a table exists; another ingest may have created it since this one began."""
+        if table not in self.opened and self.lake.exists(table):
+            self.opened[table] = self.lake.open_owned(table)
+        return table in self.opened
+
+    def _stored_type_of_several(self) -> tuple[IdType, str] | None:
+        """Return int64 if all of several source domains had integer item ids: synthetic events return them as integers."""
+        table = Table.SYNTHETIC_TARGET_EVENTS
+        kept = self._kept(table, "source_item_id") if self._known(table) else None
+        return kept if kept and kept[0] == "int64" else None
+
+    def _view(self, domain: Domain, place: str) -> StagedLog:
+        staged, own = self.events[place], self.log_item_types[place]
+        prefix = item_id_prefix(self.settings.domains[place].name) if domain == "source" and self.has_several_sources else ""
+        view = f"{place.replace('.', '_')}_log"
+        query = staged_rows_sql(staged.files, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix=prefix)
+        query = self.user_ids.exclude_suppressed(self.db, self.suppressed, query, domain)
+        missing = [name for name in OPTIONAL_EVENT_COLUMNS if getattr(self.settings.domains[place].columns, name) is None]
+        nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in missing)
+        named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in missing else ""
+        self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
+        read = count_rows(self.db, f"FROM {view}")
+        self.suppressed_rows[place] = staged.rows - read
+        if not read:
+            raise EmptyInput(
+                "holds only rows of users or items that were forgotten",
+                where=staged.origin,
+                next_step=f"check what [domains.{place}] names",
+            )
+        laid = self._laid(place, view, read)
+        return StagedLog(domain, place, own, prefix, staged.origin, view, laid.rows, laid.files)
+
+    def _laid(self, place: str, view: str, read: int) -> SortedLog:
+        """Sort a log by time, after its settings' limits and with one row per event id."""
+        section, rows = self.settings.domains[place], read
+        if section.columns.event_id is not None:
+            rows = keep_latest_per_event_id(self.db, view, section)
+        renewed = read - rows
+        rows = apply_user_day_limit(self.db, view, rows, section, self.events[place].left_out)
+        mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
+        laid = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
+        self.superseded_rows[place] = renewed + rows - laid.rows
+        # Dropped repetitions are counted as superseded and no longer belong to the log.
+        kept = DuplicateCounts(0, laid.rows, all_repeated=False)
+        self.duplicates[place] = kept if section.duplicates == "drop" else laid.duplicates
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {read_parquet_sql(escape_glob(piece.path) for piece in laid.files)}"
+        )
+        self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
+        return laid
+
+    def count_common_users(self) -> int | None:
+        """Count the users of both the target domain and a source domain, in the logs read, or in the lake for a side not read.
+
+        Raises:
+            NoCommonUsers: There are none in the logs or the lake.
+        """
+        if any(not self.places_read[domain] and domain not in self.domains_in_lake for domain in _BOTH):
+            return None
+        domains = self.settings.domains
+        for domain in _BOTH:
+            self._load_users(
+                domain, in_lake=domain in self.domains_in_lake and len(self.places_read[domain]) < len(domains.log_keys(domain))
+            )
+        common = self._shared()
+        if not common:
+            for domain in self.domains_in_lake:
+                self._load_users(domain, in_lake=True)
+            common = self._shared()
+        if not common:
+            examples = [self._example(domain) for domain in _BOTH]
+            sources = " and ".join(f"'{name}'" for name in domains.source_names)
+            raise NoCommonUsers(
+                f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
+                f"(user ids look like {examples[0]} and {examples[1]})",
+                where=" and ".join(staged.origin for staged in self.events.values()),
+                next_step="map columns that hold the same ids of the same users under [domains.*.columns] user; or, where the two know "
+                "the same people by different ids, name a table of the pairs: [users] map",
+            )
+        return common
+
+    def _load_users(self, domain: Domain, *, in_lake: bool) -> None:
+        users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
+        users += [f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.places_read[domain]]
+        if in_lake:
+            table = Table.events(domain)
+            self.db.register("lake_users", scan_table(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
+            users.append(f"SELECT {USER_ID} FROM lake_users")
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE {domain}_users AS {' UNION '.join(users)}")
+        self.db.unregister("lake_users")
+
+    def _shared(self) -> int:
+        return count_rows(self.db, f"SELECT {USER_ID} FROM source_users INTERSECT SELECT {USER_ID} FROM target_users")
+
+    def _example(self, domain: Domain) -> str:
+        return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
+
+    def compare(self) -> None:
+        """Compute the changes of each domain.
+
+        Raises:
+            BadValue: A log is already in the lake with other created times or weights, or under other users; or a replacement would
+                remove more than the settings allow.
+        """
+        for place, change in self.changes.items():
+            change.compare()
+            self.user_ids.ensure_consistent(self.db, self.lake, self.logs[place], appends=self._adds(place))
+            if isinstance(change, AppendMissing):
+                section = self.settings.domains[place]
+                ensure_not_doubled(
+                    change.log,
+                    section,
+                    self.duplicates[place],
+                    extra_copies=change.extra_copies,
+                    rows_in_window=change.rows_in_window,
+                )
+
+    def _adds(self, place: str) -> bool:
+        """Return whether a log's rows are added to the lake's; events with ids are updated in place."""
+        return self.since is None and self.settings.domains[place].columns.event_id is None
+
+    def create_tables(self) -> None:
+        """Create missing tables whose id types are known, and bind them to the project and their domains.
+
+        Raises:
+            ProjectsMixed: Another project's ingest has claimed the lake in the meantime.
+            DomainsMixed: Another ingest has created a table for another domain in the meantime.
+        """
+        for domain, item in self.item_types.items():
+            events = Table.events(domain)
+            described = domain_description(self.settings, domain)
+            schema = table_schema(events, user=self.user_type, item=item, extras=self._extras(domain))
+            self._make(events, schema, described, domain)
+            own = [Table.items(domain), Table.history(domain)]
+            for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
+                self.lake.create(table, table_schema(table, user=self.user_type, item=item), opened=self.opened.get(table))
+        if len(self.item_types) == len(_BOTH):
+            source = self._item_of_source()
+            for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+                schema = table_schema(table, user=self.user_type, item=self.item_types["target"], source_item=source)
+                self._make(table, schema, project_description(self.settings) if table == PROJECT_MARKED_TABLE else None, None)
+        check_domains(self.settings, self.lake)
+
+    def _make(self, table: Table, schema: pa.Schema, described: str | None, domain: Domain | None) -> None:
+        """Create a table with this description, or complete an existing table's description and columns."""
+        made = self.lake.create(table, schema, description=described, opened=self.opened.get(table))
+        if described is not None and self.lake.description(table, opened=made) != described:
+            self._bind(table, domain)
+            self.lake.refresh(table, made)
+        self.lake.add_missing_columns(table, schema, opened=made)  # a table of an older version lacks the source domain column
+
+    def _extras(self, domain: Domain) -> set[str]:
+        """Return the columns of `OPTIONAL_EVENT_COLUMNS` that the settings map or the table has."""
+        events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.places_read[domain]]
+        there = arrow_schema(self.opened[events]).names if domain in self.domains_in_lake else ()
+        return {
+            name
+            for name in OPTIONAL_EVENT_COLUMNS
+            if name in there or any(getattr(mapped, name) is not None for mapped in columns)
+        }
+
+    def _item_of_source(self) -> IdType:
+        """Return the type of ``source_item_id`` in synthetic events: that of the logs, if all source domains share it; else string."""
+        if not self.has_several_sources:
+            return self.item_types["source"]
+        return (
+            "int64"
+            if {self.log_item_types.get(place) for place in self.settings.domains.log_keys("source")} == {"int64"}
+            else "string"
+        )
+
+    def _bind(self, table: Table, domain: Domain | None) -> None:
+        """Bind a table without a binding, or with a former name, to the current project or domain."""
+
+        def bind(_version: int) -> None:
+            check_domains(self.settings, self.lake)
+            former = self.lake.description(table)
+            described = (
+                project_description(self.settings, former) if domain is None else domain_description(self.settings, domain)
+            )
+            if described != former:
+                self.lake.set_description(table, described, key=commit_key())
+
+        retry_on_new_version(self.lake, table, bind)
+
+    def commit(self, place: str, *, progress: bool) -> DomainReport:
+        """Commit one domain: its catalogue first, so that every event always has a catalogue row.
+
+        Raises:
+            CommitFailed: The lake rejected a commit; a repeated ingest finds what was committed before.
+        """
+        staged, log = self.events[place], self.logs[place]
+        table = Table.events(log.domain)
+        stones = SuppressionList.open(self.settings)
+        if stones.users.keys() != self.suppressed.users.keys() or stones.items.keys() != self.suppressed.items.keys():
+            raise CommitFailed(
+                "users or items were forgotten while the logs were read; nothing more was added",
+                where=self.lake.uri(table),
+                next_step="repeat the command",
+            )
+        size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
+        unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
+        with track(f"add {place}", show=progress, total=staged.rows) as count:
+            change = self.changes[place].commit(count)
+        if self.since is not None:
+            size -= remove_unused_items(self.db, self.lake, log)
+        read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
+        rows = self._rows_in_lake(log, delta)
+        # The table now contains the whole log, so equal sizes mean equal rows. (A replacement covers only its window.)
+        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
+        return DomainReport(
+            name=self.settings.domains[place].name,
+            rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],
+            users_read=read.users,
+            items_read=read.items,
+            first_read=read.first,
+            last_read=read.last,
+            rows_added=change.added,
+            rows_removed=change.removed,
+            rows_forgotten=self.suppressed_rows[place],
+            rows=rows,
+            users=kept.users,
+            items=kept.items,
+            first_event=kept.first,
+            last_event=kept.last,
+            rows_updated=change.updated,
+            left_out={reason: number for reason, number in sorted(staged.left_out.counts.items()) if number},
+            duplicates=self.duplicates[place].rows + self.superseded_rows[place],
+            unused_columns=staged.unused_columns,
+            items_not_in_file=unnamed,
+            created_lifted=staged.created_lifted,
+            catalogue=size,
+            catalogue_duplicates=duplicates,
+            user_id=self.user_type,
+            item_id=log.item_type,
+            version=change.version,
+        )
+
+    def _rows_in_lake(self, log: StagedLog, table: DeltaTable) -> int:
+        own = log.lake_filter()
+        return row_count(table) if own is None else int(table.to_pyarrow_dataset().count_rows(filter=own))
+
+    def _extent_in_lake(self, log: StagedLog, table: DeltaTable) -> _Extent:
+        files, own = duckdb_readable_files(table), log.lake_filter()
+        if files and own is None:  # DuckDB reads local files with less overhead per file than Arrow
+            return self._extent(read_parquet_sql(files))
+        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+        rows = scan_table(self.lake, Table.events(log.domain), version=table.version(), columns=columns, where=own)
+        self.db.register("lake_rows", rows)
+        try:
+            return self._extent("lake_rows")
+        finally:
+            self.db.unregister("lake_rows")
+
+    def _extent(self, view: str) -> _Extent:
+        """Compute the extent of a relation in one scan."""
+        users, items, first, last = self.db.sql(
+            f"SELECT count(DISTINCT {USER_ID}), count(DISTINCT {ITEM_ID}), "
+            f"epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})) FROM {view}"
+        ).fetchall()[0]
+        return _Extent(users, items, micros_to_datetime(first), micros_to_datetime(last))
+
+
+class _Extent(NamedTuple):
+    """Distinct users and items of some events, and the time of the first and last one (UTC)."""
+
+    users: int
+    items: int
+    first: datetime
+    last: datetime

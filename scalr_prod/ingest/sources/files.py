@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of Parquet, CSV and JSON lines at any path, glob or fsspec URL: stream the wanted columns as Arrow batches."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import zlib
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from scalr_prod.core.row_groups import iter_batches
+from scalr_prod.errors import BadValue, UnreadableInput
+from scalr_prod.ingest.column_mapping import resolve_columns
+from scalr_prod.ingest.sources.formats import detect_table_format, ensure_no_tables
+from scalr_prod.ingest.sources.protocol import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator, Sequence
+
+    import pyarrow as pa
+
+    from scalr_prod.ingest.column_mapping import ColumnSelection
+    from scalr_prod.ingest.sources.protocol import LogSource
+
+__all__ = [
+    "Csv",
+    "FilesReader",
+    "JsonLines",
+    "Parquet",
+    "first_error_line",
+    "format_suffix",
+    "resolve_location",
+    "to_record_batch",
+]
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    # RecBole's files of events and of items: tables with tabs.
+    ".inter": "csv",
+    ".item": "csv",
+}
+_ENDINGS = ".parquet, .csv or .jsonl"
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+_DELIMITERS = (",", ";", "\t", "|")
+_ROWS = 65_536
+_BYTES = 4 << 20
+
+
+class FilesReader:
+    """Reader of files of any known format, chosen by each file's suffix. Subclasses fix the format."""
+
+    #: The format of all files; None: by each file's name.
+    kind: str | None = None
+
+    def read(self, source: LogSource) -> Generator[Batch, None, None]:
+        """Stream the files of a path, glob, folder or URL, sorted by name.
+
+        ``.gz``, ``.bz2``, ``.xz`` and ``.zst`` are decompressed (text formats).
+
+        Raises:
+            UnreadableInput: No file matches; a file is truncated, malformed, or part of a Delta or Iceberg table; or a version was
+                given.
+            ColumnNotFound: A required column is missing; lists the existing ones.
+            BadValue: A wanted column exists twice.
+        """
+        if self.kind is not None:
+            self._refuse_table(source)
+        if source.version is not None:
+            raise UnreadableInput(
+                f"has no version {source.version}: only Delta and Iceberg tables have versions",
+                where=source.location,
+                next_step="name the table's own folder, or leave the version out",
+            )
+        for url, filesystem, path in _expand(source):
+            kind = self.kind or _format_of(url)
+            with _readable(url, kind, by_name=self.kind is None):
+                row = 0
+                for rows in _STREAMS[kind](filesystem, path, url, source.wanted):
+                    yield Batch(url, row, rows, untyped=kind == "csv")
+                    row += rows.num_rows
+
+    def _refuse_table(self, source: LogSource) -> None:
+        with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
+            table = detect_table_format(filesystem, path)
+            if table is not None:
+                raise UnreadableInput(
+                    f"holds a table of format {table}, not loose {self.kind} files",
+                    where=url,
+                    next_step=f'leave format out, or set format = "{table}"',
+                )
+
+
+class Parquet(FilesReader):
+    """Parquet files."""
+
+    kind = "parquet"
+
+
+class Csv(FilesReader):
+    """CSV files with a header; the separator is one of , ; | and tab. All cells are text."""
+
+    kind = "csv"
+
+
+class JsonLines(FilesReader):
+    """Files of one JSON object a line."""
+
+    kind = "jsonl"
+
+
+@contextmanager
+def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """Yield the URL, fsspec file system and path of an absolute path, glob or folder, or of a URL.
+
+    Raises:
+        UnreadableInput: The file system cannot be opened, or fails inside the block.
+    """
+    import fsspec
+
+    url = location
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
+        yield url, filesystem, path
+    except UnreadableInput:
+        raise
+    except Exception as error:
+        # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
+        raise UnreadableInput(
+            f"cannot be opened: {first_error_line(error)}",
+            where=url,
+            next_step="check the URL, storage_options and credentials; for a table whose options are not fsspec's, "
+            'set format = "delta" or "iceberg"',
+        ) from error
+
+
+def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
+    with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
+        if _has_magic(path) and not filesystem.exists(path):
+            paths = sorted(filesystem.glob(path))
+        elif filesystem.isdir(path):
+            paths = sorted(name for name in filesystem.find(path) if _known(name))
+        else:
+            paths = [path] if filesystem.exists(path) else []
+        ensure_no_tables(filesystem, paths, url)
+    if not paths:
+        raise UnreadableInput(
+            "no file matches" if _has_magic(path) else "no such file",
+            where=url,
+            next_step=f"correct {source.wanted.location}",
+        )
+    return [(_url_of(name, url), filesystem, name) for name in paths]
+
+
+def _url_of(name: str, requested: str) -> str:
+    """Return a file system's path in the form of the requested URL or plain path."""
+    scheme, separator, _ = requested.partition("://")
+    if not separator or separator in name:  # HTTP's file system names a file by its full URL
+        return name
+    return f"{scheme}{separator}{name if scheme == 'file' else name.lstrip('/')}"
+
+
+def _has_magic(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _known(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith((".", "_")) for part in path.parts[-1:])
+    return not hidden and any(suffix.lower() in _FORMATS for suffix in path.suffixes[-2:])
+
+
+def format_suffix(name: str) -> str:
+    """Return the lower-case suffix of a file's name without that of its compression; empty if there is none."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
+    while suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _format_of(url: str) -> str:
+    suffix = format_suffix(url)
+    if suffix not in _FORMATS:
+        raise UnreadableInput(
+            "its name does not tell its format",
+            where=url,
+            next_step=f'name it {_ENDINGS}, or (for a log) set format = "parquet", "csv" or "jsonl"',
+        )
+    return _FORMATS[suffix]
+
+
+@contextmanager
+def _readable(url: str, kind: str, *, by_name: bool) -> Iterator[None]:
+    import csv
+
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeDecodeError, csv.Error) as error:
+        next_step = "check that the file is complete, and of this format"
+        if isinstance(error, UnicodeDecodeError):
+            next_step = "write the file again as UTF-8"
+        elif by_name:
+            next_step = f"check that the file is complete; if it is not {kind}, give it the ending of its format: {_ENDINGS}"
+        raise UnreadableInput(f"cannot be read as {kind}: {first_error_line(error)}", where=url, next_step=next_step) from error
+
+
+def first_error_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+@contextmanager
+def _binary(filesystem: Any, path: str) -> Iterator[Any]:
+    """Open a text file as bytes, decompressed according to its suffix."""
+    import pyarrow as pa
+
+    if not path.lower().endswith(".zst"):
+        with filesystem.open(path, "rb", compression="infer") as stream:
+            yield stream
+        return
+    # fsspec (through zstandard) would read a truncated file without an error.
+    with filesystem.open(path, "rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
+        yield stream
+
+
+@contextmanager
+def _text(filesystem: Any, path: str, *, newline: str | None = None) -> Iterator[TextIO]:
+    with _binary(filesystem, path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
+        yield text
+
+
+def _parquet(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+    import pyarrow.parquet as pq
+
+    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as file:
+        names = resolve_columns(file.schema_arrow.names, wanted, url)
+        for batch in iter_batches(file, _ROWS, columns=names):
+            yield batch.select(names)
+
+
+def _csv(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    delimiter, names = _csv_header(filesystem, path, url, wanted)
+    if not names:
+        return
+    with _binary(filesystem, path) as stream:
+        # newlines_in_values: a quoted title may hold a line break, which must not split a row between two blocks.
+        reader = csv.open_csv(
+            stream,
+            read_options=csv.ReadOptions(block_size=_BYTES, use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+        yield from reader
+
+
+def _csv_header(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> tuple[str, list[str]]:
+    """Return the delimiter that yields the wanted columns, and the names of the columns to read."""
+    import csv
+
+    with _text(filesystem, path, newline="") as stream:
+        # Empty lines are skipped, also before the header.
+        line = next((line for line in iter(lambda: stream.readline(1 << 20), "") if line.strip("\r\n")), "")
+    if not line:
+        return ",", []
+    headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
+    sign = fitting[0] if fitting else max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
+    return sign, resolve_columns(headers[sign], wanted, url)
+
+
+def _jsonl(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+    with _text(filesystem, path) as stream:
+        row = 0
+        while lines := stream.readlines(_BYTES):
+            objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]
+            if objects:
+                names = _json_names(objects, wanted, url)
+                columns = {name: [found.get(name) for found in objects] for name in names}
+                if wanted.all_columns:  # a column that cannot be mapped does not stop the inspection
+                    columns = {name: values for name, values in columns.items() if _is_column(values)}
+                yield to_record_batch(list(columns), columns.values(), url, row)
+            row += len(lines)
+
+
+def _object(line: str, row: int, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:  # RecursionError and plain ValueError: hostile depth or length
+        found = error.msg if isinstance(error, json.JSONDecodeError) else first_error_line(error)
+        raise UnreadableInput(
+            f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+        ) from error
+    if not isinstance(found, dict):
+        raise UnreadableInput(
+            f"holds a {type(found).__name__}, not an object",
+            where=f"{url}, row {row + 1}",
+            next_step="give one JSON object a line",
+        )
+    return found
+
+
+def _json_names(objects: list[dict[str, Any]], wanted: ColumnSelection, url: str) -> list[str]:
+    there: dict[str, None] = {}
+    for found in objects:
+        there.update(dict.fromkeys(found))
+    return resolve_columns(list(there), wanted, url)
+
+
+def _is_column(values: Sequence[Any]) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.array(values)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        return False
+    return True
+
+
+def to_record_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], origin: str, row: int) -> pa.RecordBatch:
+    """Convert columns of Python values to an Arrow batch with inferred types.
+
+    Raises:
+        BadValue: The values of a column have several types.
+    """
+    import pyarrow as pa
+
+    arrays = []
+    for name, values in zip(names, columns, strict=True):
+        try:
+            arrays.append(pa.array(values))
+        except (pa.ArrowException, OverflowError, UnicodeError) as error:
+            kinds = sorted({type(value).__name__ for value in values if value is not None})
+            raise BadValue(
+                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {first_error_line(error)}",
+                where=f"{origin}, column '{name}', rows {row + 1} to {row + len(values)}",
+                next_step="give one type in all rows",
+            ) from error
+    return pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+
+_STREAMS: Final = {"parquet": _parquet, "csv": _csv, "jsonl": _jsonl}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of the log reader: the one that the settings name, or the one that fits the location."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.errors import ScalrError, UnreadableInput
+from scalr_prod.ingest.column_mapping import resolve_columns
+from scalr_prod.ingest.sources.files import FilesReader, first_error_line, resolve_location
+from scalr_prod.ingest.sources.formats import detect_table_format
+from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
+from scalr_prod.plugins import READERS
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ingest.column_mapping import ColumnSelection
+
+__all__ = ["read_path"]
+
+
+def read_path(
+    settings: Settings,
+    pattern: str,
+    wanted: ColumnSelection,
+    *,
+    format: str | None = None,  # noqa: A002 - named as in the settings
+    version: int | None = None,
+    storage_options: dict[str, str] | None = None,
+) -> Generator[Batch, None, None]:
+    """Stream the rows at a path, glob, folder or URL.
+
+    Args:
+        settings: Relative paths start from its folder.
+        pattern: A table's folder, an Iceberg metadata file, the path, glob, folder or URL of files, or what a custom reader reads.
+        wanted: The columns to read.
+        format: Name or import path of a log reader; default: ``delta`` or ``iceberg`` for such a table, else files by their
+            suffix.
+        version: The Delta version or Iceberg snapshot id; default: the current one.
+        storage_options: Passed to the reading library: fsspec, deltalake or pyiceberg. S3 options may use fsspec's names (``key``,
+            ``secret``, ``token``, ``endpoint_url``) for all three.
+
+    Raises:
+        UnreadableInput: No such reader, table, version or file, or it cannot be read; or a version was given for plain files.
+        ColumnNotFound: A required column is missing; lists the existing ones.
+    """
+    location = pattern if "://" in pattern else str(settings.resolve(pattern))
+    source = LogSource(location, wanted, version, storage_options or {})
+    name = format or _table_at(source)
+    if name is None:
+        yield from FilesReader().read(source)
+    elif name in READERS.builtin:
+        yield from _reader(name).read(source)
+    else:
+        yield from _checked(name, source)
+
+
+def _table_at(source: LogSource) -> str | None:
+    """Return the format of the table at a source; None: no table."""
+    with resolve_location(source.location, source.storage_options) as (_, filesystem, path):
+        return detect_table_format(filesystem, path)
+
+
+def _reader(name: str) -> LogReader:
+    found: Any = READERS.load(name, LogReader)
+    reader: LogReader = found() if isinstance(found, type) else found
+    return reader
+
+
+def _checked(name: str, source: LogSource) -> Iterator[Batch]:
+    """Run a third-party reader: yield only the wanted columns, and name reader and log in errors.
+
+    Raises:
+        UnreadableInput: The reader failed, or yielded something other than batches.
+        ColumnNotFound: A required column is missing.
+    """
+    reader = _reader(name)
+    try:
+        for batch in reader.read(source):
+            names = resolve_columns(batch.rows.schema.names, source.wanted, batch.origin)
+            yield Batch(batch.origin, batch.row, batch.rows.select(names), batch.untyped)
+    except ScalrError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise UnreadableInput(
+            f"the log reader {name} failed: {type(error).__name__}: {first_error_line(error)}",
+            where=source.location,
+            next_step="check the log and the reader: see scalr_prod.ingest.LogReader",
+        ) from error

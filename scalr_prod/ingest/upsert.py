@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upsert by event id: an event whose id is in the lake updates that event instead of being counted twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.core.timestamps import micros_to_datetime
+from scalr_prod.ingest.append import AppendMissing, CommitSummary, commit_key
+from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
+from scalr_prod.lake import retry_on_new_version, window_sql
+from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.config.domains import DomainSettings
+    from scalr_prod.ingest.append import StagedLog
+    from scalr_prod.lake import Lake
+
+__all__ = ["UpsertByEventId", "keep_latest_per_event_id", "plan_append"]
+
+
+def plan_append(db: Any, lake: Lake, log: StagedLog, section: DomainSettings, folder: Path) -> AppendMissing:
+    """Return the append of a log; an upsert if the settings map event ids."""
+    return (
+        AppendMissing(db, lake, log, folder)
+        if section.columns.event_id is None
+        else UpsertByEventId(db, lake, log, folder, section)
+    )
+
+
+def keep_latest_per_event_id(db: Any, view: str, section: DomainSettings) -> int:
+    """Keep the last row of each event id in a log's view: by created time if that is mapped, else by reading order.
+
+    Returns:
+        Rows that are left.
+    """
+    order = f"{CREATED_TIMESTAMP} DESC, position DESC" if section.columns.created else "position DESC"
+    db.execute(
+        f"CREATE TEMP TABLE {view}_latest AS SELECT * EXCLUDE (position) FROM {view} "
+        f"QUALIFY row_number() OVER (PARTITION BY {EVENT_ID} ORDER BY {order}) = 1"
+    )
+    db.execute(f"DROP VIEW {view}")
+    db.execute(f"CREATE TEMP VIEW {view} AS FROM {view}_latest")
+    return count_rows(db, f"FROM {view}")
+
+
+class UpsertByEventId(AppendMissing):
+    """Upsert a log whose events have ids into its events table.
+
+    If created times are mapped, an event that the lake holds with a later created time is kept. The commit records the earliest changed
+    event time, as a replacement does, so that data derived from former events is known to be stale.
+    """
+
+    def __init__(self, db: Any, lake: Lake, log: StagedLog, folder: Path, section: DomainSettings) -> None:
+        super().__init__(db, lake, log, folder)
+        self._missing = f"missing_{log.view}"
+        self._newer = "new.created_timestamp >= there.created_timestamp" if section.columns.created else "true"
+
+    def compare(self) -> None:
+        """Find the events that the table lacks or holds with other values."""
+        every = f"SELECT *, false AS known, {EVENT_TIMESTAMP} AS since FROM {self.log.view}"
+        if not self.lake.exists(self.table):
+            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {every}")
+            self._compared = 0
+            return
+        version = self.lake.version(self.table)
+        names = self.lake.schema(self.table).names
+        with_ids = EVENT_ID in names
+        self.db.execute(
+            f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._lacking(version, names) if with_ids else every}"
+        )
+        self.db.execute("DROP TABLE IF EXISTS there")
+        self._refuse_known_without_ids(version, with_ids=with_ids)
+        # A table from before ids were mapped gets the column in `create_tables`, and is compared again then.
+        self._compared = version if with_ids else -1
+
+    def _lacking(self, version: int, names: list[str]) -> str:
+        """Return the query of the events that a version of the table lacks or holds with other values."""
+        rows = scan_table(self.lake, self.table, version=version, where=self.log.lake_filter())
+        create_temp_table(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
+        other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
+        return (
+            f"SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
+            f"least(new.{EVENT_TIMESTAMP}, there.{EVENT_TIMESTAMP}) AS since "
+            f"FROM {self.log.view} AS new LEFT JOIN there USING ({EVENT_ID}) "
+            f"WHERE there.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
+        )
+
+    def _refuse_known_without_ids(self, version: int, *, with_ids: bool) -> None:
+        """Reject a log whose events are in the lake without ids: ingesting them would double-count."""
+        import pyarrow.compute as pc
+
+        event = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
+        rows = self._in_window(version, columns=event, where=pc.field(EVENT_ID).is_null() if with_ids else None)
+        create_temp_table(self.db, "counted", rows, "SELECT DISTINCT * FROM loaded")
+        same = count_rows(self.db, f"FROM {self._missing} SEMI JOIN counted USING ({', '.join(event)})")
+        self.ensure_not_double_counted(same, "without an event_id")
+
+    def commit(self, count: Callable[[int], None]) -> CommitSummary:
+        """Append missing events and update changed ones in one commit; see `AppendMissing.commit`."""
+        schema = self.lake.schema(self.table)
+
+        def merge(version: int) -> CommitSummary:
+            if version != self._compared:
+                self.compare()
+            rows, known, since, first = self.db.sql(
+                f"SELECT count(*), count(*) FILTER (known), epoch_us(min(since) FILTER (known)), epoch_us(min(since)) FROM {self._missing}"
+            ).fetchall()[0]
+            if not rows:
+                return CommitSummary(0, 0, self._compared)
+            key = commit_key()
+            if not known:
+                batches = cast_to_schema(self._ordered(schema.names), schema, count)
+                done = self.lake.append(self.table, batches, key=key, expected_version=version)
+                return CommitSummary(int(rows), 0, done.version)
+            batches = cast_to_schema(self._ordered(schema.names, (version, micros_to_datetime(first))), schema, count)
+            done = self.lake.replace_where(
+                self.table,
+                batches,
+                self._predicate(micros_to_datetime(first)),
+                key=key,
+                expected_version=version,
+                record=Correction(micros_to_datetime(since), int(known), int(known)).to_json(),
+                app_transactions={CORRECTION_APP_ID: version + 1},
+            )
+            return CommitSummary(int(rows) - int(known), 0, done.version, int(known))
+
+        return retry_on_new_version(self.lake, self.table, merge)
+
+    def _ordered(self, names: list[str], beside: tuple[int, datetime] | None = None) -> pa.RecordBatchReader:
+        """Return the changed and missing events in order; with ``beside``, also the domain's unchanged events from a time on."""
+        columns = ", ".join(names)
+        rows = f"SELECT {columns} FROM {self._missing}"
+        if beside is not None:
+            version, first = beside
+            there = scan_table(self.lake, self.table, version=version, columns=names, where=self.log.lake_filter(), since=first)
+            self.db.register("there_rows", there)
+            rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
+        order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
+        reader: pa.RecordBatchReader = self.db.sql(f"SELECT * FROM ({rows}) ORDER BY {order}").to_arrow_reader(BATCH_ROWS)
+        return reader
+
+    def _predicate(self, first: datetime) -> str:
+        """Return Delta's predicate of the domain's events from a time on. Delta's own merge and delete leave ``string_view`` columns."""
+        return f"{window_sql(first)} AND {self.log.lake_filter_sql()}" if self.log.item_prefix else window_sql(first)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tenancy: several projects may share one database, and each sees only its own rows."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from scalr_prod.errors import ProjectsMixed
+from scalr_prod.ledger.database import LedgerDatabase
+from scalr_prod.ledger.orm_tables import (
+    ProjectRow,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
+
+    from scalr_prod.workspace.identity import ProjectIdentity
+
+__all__ = ["ProjectScopedDatabase"]
+
+Row = TypeVar("Row")
+
+logger = logging.getLogger(__name__)
+
+#: An id that no row has: used by a project that has not written anything yet.
+_NO_PROJECT = 0
+#: Key under which a session keeps the project's id: a rolled-back session must not leave one behind.
+_PROJECT_KEY = "project"
+
+
+class ProjectScopedDatabase(LedgerDatabase):
+    """A database restricted to one project's rows. A project is recorded with its first row.
+
+    Args:
+        url: The database's SQLAlchemy URL.
+        project: The project.
+
+    Raises:
+        ProjectsMixed: The ledger records another lake or home for the project, or the lake or home for another project.
+        LedgerError: See `LedgerDatabase`.
+    """
+
+    def __init__(self, url: str, project: ProjectIdentity) -> None:
+        super().__init__(url, project)
+        self._known_project_id: int | None = None
+        try:
+            with self._read_session() as session:
+                known = self._find_project(session)
+            if known is not None and self._differs(known):
+                with self._write_session() as session:
+                    known = self._update_project(session)
+            self._known_project_id = known.id if known is not None else None
+        except BaseException:
+            self.close()
+            raise
+
+    def _project_id(self, session: Session) -> int:
+        """Return the project's id for reading; an id without rows if the project is not recorded yet."""
+        number = self._known_project_id or session.info.get(_PROJECT_KEY)
+        if number is None:
+            number = session.scalar(sa.select(ProjectRow.id).where(ProjectRow.name == self.project.name))
+        return _NO_PROJECT if number is None else int(number)
+
+    def _ensure_project_id(self, session: Session) -> int:
+        """Return the project's id for writing; records the project if necessary."""
+        number = self._known_project_id or session.info.get(_PROJECT_KEY)
+        if number is None:
+            number = session.info[_PROJECT_KEY] = self._get_or_create_project(session).id
+        return int(number)
+
+    def _select_own(self, query: sa.Select[Row]) -> list[Row]:
+        """Run a query restricted to this project's rows."""
+        with self._read_session() as session:
+            return list(session.scalars(query.filter_by(project_id=self._project_id(session))))
+
+    def _get_or_create_project(self, session: Session) -> ProjectRow:
+        project = self.project
+        while (row := self._find_project(session)) is None:
+            row = ProjectRow(name=project.name, lake=project.lake, home=project.home, home_id=project.home_id)
+            row.created_at = self._now(session)
+            try:
+                with session.begin_nested():
+                    session.add(row)
+            except IntegrityError:  # another driver was faster, of this project or of another on the same lake
+                continue
+            break
+        return row
+
+    def _find_project(self, session: Session) -> ProjectRow | None:
+        """Find the project's row, also under an earlier name or location; None where it has none.
+
+        Raises:
+            ProjectsMixed: The name, the lake or the home belongs to another project.
+        """
+        project = self.project
+        rows = list(session.scalars(sa.select(ProjectRow).order_by(ProjectRow.id)))
+        named = {row.name: row for row in rows if row.name is not None}
+        known = named.get(project.name)
+        if known is not None and not project.is_located_at(known.lake, known.home, known.home_id):
+            raise self._moved_error(known)
+        former = named.get(project.formerly or "")
+        if known is None and former is not None and project.is_located_at(former.lake, former.home, former.home_id):
+            known = former
+        if known is None:
+            known = next((row for row in rows if row.name is None and self._claimable(row)), None)
+        for row in named.values():
+            if row is not known and (row.lake == project.lake or project.is_home(row.home, row.home_id)):
+                raise self._taken_error(row)
+        return known
+
+    def _update_project(self, session: Session) -> ProjectRow | None:
+        """Update the row of a project that was renamed or moved, or that claims rows without a project."""
+        row = self._find_project(session)
+        if row is None or not self._differs(row):
+            return row
+        project = self.project
+        logger.info(
+            "the ledger knew project '%s' (lake %s, home %s) as %s (lake %s, home %s)",
+            *(project.name, project.lake, project.home),
+            *("rows without a project" if row.name is None else f"'{row.name}'", row.lake, row.home),
+        )
+        row.name, row.lake, row.home, row.home_id = project.name, project.lake, project.home, project.home_id
+        return row
+
+    def _differs(self, row: ProjectRow) -> bool:
+        project = self.project
+        return row.name != project.name or row.lake != project.lake or not project.is_home(row.home, row.home_id)
+
+    def _claimable(self, row: ProjectRow) -> bool:
+        """Return whether rows from before projects had names evidently belong to this project."""
+        return self.project.is_sole_owner or (row.home is not None and row.home in {self.project.home, self.project.moved_from})
+
+    def _other_projects_with(self, session: Session, query: sa.Select[int]) -> Sequence[ProjectRow]:
+        """Return the other projects among those that a query of project ids selects."""
+        found = sa.select(ProjectRow).where(ProjectRow.id.in_(query), ProjectRow.id != self._project_id(session))
+        return session.scalars(found.order_by(ProjectRow.id)).all()
+
+    @staticmethod
+    def _claim_hint(rows: Sequence[ProjectRow]) -> str | None:
+        """Advice for a moved project whose rows date from before projects had names."""
+        homes = [row.home for row in rows if row.name is None and row.home]
+        return f'if this project was at that home before, set [project] moved_from = "{homes[0]}"' if homes else None
+
+    @staticmethod
+    def _describe_project(row: ProjectRow) -> str:
+        if row.name is not None:
+            return f"project '{row.name}' (lake {row.lake})"
+        return f"an unnamed project (home {row.home or 'unknown'})"
+
+    def _moved_error(self, row: ProjectRow) -> ProjectsMixed:
+        project = self.project
+        if row.lake != project.lake:
+            found = f"project '{row.name}' is on lake {row.lake}; the settings name lake {project.lake} for it"
+            known = row.lake
+        else:
+            found = (
+                f"project '{row.name}' is at home {row.home}; the settings name home {project.home} for it (lake {row.lake})"
+            )
+            known = row.home
+        return ProjectsMixed(
+            found,
+            where=self.address,
+            next_step=f'give one of the two another name, with [project] name and formerly = "{row.name}"; if it is the same project, '
+            f'and was moved, set [project] moved_from = "{known}"',
+        )
+
+    def _taken_error(self, row: ProjectRow) -> ProjectsMixed:
+        place = f"lake {row.lake}" if row.lake == self.project.lake else f"home {row.home}"
+        return ProjectsMixed(
+            f"{place} belongs to project '{row.name}'; the settings name project '{self.project.name}'",
+            where=self.address,
+            next_step=f"name another [project] home and lake for '{self.project.name}'; if it is the same project under a new "
+            f'name, set [project] formerly = "{row.name}"',
+        )

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retention: remove staged parts, training sets, translators and table files that `[retention]` no longer keeps.
+
+Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables get no new version, so that
+histories, runs and training sets built from them do not become stale. The ledger keeps all its records.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shutil
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import LeaseHeld
+from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.publication.rollback import restore_source_versions
+from scalr_prod.schemas import Table
+from scalr_prod.workspace.duckdb import staging_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.lake import Lake
+
+__all__ = ["Removal", "RetentionReport", "apply_retention"]
+
+logger = logging.getLogger(__name__)
+
+#: Runs in these states no longer need their staged parts.
+_TERMINAL_STATES: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One removed item, or in a dry run one that would be removed.
+
+    Attributes:
+        kind: ``run``, ``training_set``, ``translator`` or ``table``.
+        name: Its id, name or version.
+        bytes: Size on disk; None for table files, whose size is not looked up.
+        files: Number of files.
+        reason: Why it is removed.
+    """
+
+    kind: str
+    name: str
+    bytes: int | None
+    files: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RetentionReport:
+    """Report of a maintenance run.
+
+    Attributes:
+        dry_run: Nothing was removed; the report lists what would be.
+        removed: The removed items.
+        bytes: Their total size on this machine's disk.
+    """
+
+    dry_run: bool
+    removed: list[Removal]
+
+    @property
+    def bytes(self) -> int:
+        """Return the total size on this machine's disk."""
+        return sum(removal.bytes or 0 for removal in self.removed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {"dry_run": self.dry_run, "bytes": self.bytes, "removed": [asdict(removal) for removal in self.removed]}
+
+
+def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionReport:
+    """Remove what `[retention]` no longer keeps. Safe to repeat, and safe while runs are active.
+
+    Args:
+        settings: The project's settings.
+        dry_run: Only report what would be removed.
+
+    Raises:
+        LakeError: A table's log cannot be read.
+    """
+    now = datetime.now(UTC)
+    removed = [
+        *_remove_run_parts(settings, now, dry_run=dry_run),
+        *_remove_training_sets(settings, now, dry_run=dry_run),
+        *_remove_translators(settings, now, dry_run=dry_run),
+        *_remove_table_files(settings, dry_run=dry_run),
+    ]
+    report = RetentionReport(dry_run, removed)
+    logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
+    return report
+
+
+def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    keep = timedelta(days=settings.retention.days)
+    with Ledger.open(settings) as ledger:
+        for run in ledger.runs():
+            folders = [run_folder(settings, run.run_id) / name for name in STAGING_FOLDERS]
+            existing = [folder for folder in folders if folder.is_dir()]
+            if run.state not in _TERMINAL_STATES or now - run.updated_at < keep or not existing:
+                continue
+            try:
+                with ExitStack() as stack:
+                    if not dry_run:
+                        stack.enter_context(ledger.lease(run.run_id))
+                        if ledger.run(run.run_id).state is not run.state:  # resumed meanwhile
+                            continue
+                    yield _remove_folders(
+                        settings,
+                        "run",
+                        run.run_id,
+                        existing,
+                        f"{run.state.value} {_describe_age(now, run.updated_at)}",
+                        dry_run=dry_run,
+                    )
+            except LeaseHeld:
+                logger.info("%s is active: its parts are kept", run.run_id)
+
+
+def _remove_training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    from filelock import FileLock
+
+    from scalr_prod.training_set.manifest import list_versions
+
+    for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
+        with ExitStack() as stack:
+            if not dry_run:
+                stack.enter_context(FileLock(home / ".lock"))
+            existing = list_versions(home)
+            built = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in existing.items()}
+            old = [
+                version
+                for version in sorted(existing)[: -settings.retention.training_sets]
+                if now - built[version] >= timedelta(days=settings.retention.days)
+            ]
+            # Versions share unchanged files as hard links, so a file's space is freed only with its last link.
+            counted = {_inode(path) for version in existing.keys() - set(old) for path in _list_files([existing[version]])}
+            for version in old:
+                reason = f"{len(existing)} versions, built {_describe_age(now, built[version])}"
+                folders, name = [existing[version]], f"{home.name} v{version}"
+                yield _remove_folders(settings, "training_set", name, folders, reason, counted_inodes=counted, dry_run=dry_run)
+
+
+def _remove_translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    from scalr_prod.serving.model_repository import model_folder
+    from scalr_prod.serving.promotion_stack import versions_in_use
+    from scalr_prod.translator.registry import models_dir
+
+    needed = versions_in_use(settings) | _translators_of_runs(settings, now)
+    with Ledger.open(settings) as ledger:
+        records = sorted(ledger.model_versions(), key=lambda record: record.version)
+    for record in records[: -settings.retention.translators]:
+        folders = [folder / str(record.version) for folder in (models_dir(settings), model_folder(settings))]
+        existing = [folder for folder in folders if folder.is_dir()]
+        if record.version in needed or not existing or now - record.created_at < timedelta(days=settings.retention.days):
+            continue
+        reason = f"{len(records)} versions, trained {_describe_age(now, record.created_at)}, not used by a published window"
+        yield _remove_folders(settings, "translator", str(record.version), existing, reason, dry_run=dry_run)
+
+
+def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
+    """Return the translators of runs that have rows in the feature view, are unfinished, or were rejected recently."""
+    keep = timedelta(days=settings.retention.days)
+    with Ledger.open(settings) as ledger:
+        published = {
+            publication.run_id
+            for publication in ledger.publications()
+            if publication.status is not PublicationStatus.ROLLED_BACK
+        }
+        return {
+            run.spec.translator_version
+            for run in ledger.runs()
+            if run.run_id in published
+            or run.state not in _TERMINAL_STATES
+            or (run.state is RunState.REJECTED and now - run.updated_at < keep)
+        }
+
+
+def _pinned_versions(settings: Settings, lake: Lake) -> dict[str, list[int]]:
+    """Return by table the versions that unfinished runs, rollbacks or re-enabling publication need."""
+    view = Table.SYNTHETIC_TARGET_EVENTS
+    aside = lake.hidden_version(view) if lake.exists(view) else None
+    pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
+    with Ledger.open(settings) as ledger:
+        for run in ledger.runs():
+            for table, version in run.spec.table_versions.items() if run.state not in _TERMINAL_STATES else ():
+                if lake.is_readable(Table(table), version):  # an erasure may have removed its files
+                    pins.setdefault(table, []).append(version)
+        replaced = restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
+        pins[view.value] += [version for version in replaced if lake.is_readable(view, version)]
+    return pins
+
+
+def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
+    lake, days = open_project_lake(settings), settings.retention.files_days
+    pins = _pinned_versions(settings, lake)
+    for table in Table:
+        if not lake.exists(table):
+            continue
+        files = lake.vacuum(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
+        if files:
+            yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
+
+
+def _remove_folders(
+    settings: Settings,
+    kind: str,
+    name: str,
+    folders: list[Path],
+    reason: str,
+    *,
+    counted_inodes: set[tuple[int, int]] | None = None,
+    dry_run: bool,
+) -> Removal:
+    """Delete folders, each atomically if it is on the file system of the home.
+
+    Args:
+        settings: The project's settings.
+        kind: See `Removal`.
+        name: See `Removal`.
+        folders: The folders to delete.
+        reason: See `Removal`.
+        counted_inodes: Files whose space is not freed, or was counted before, under another hard link; files of the folders are added.
+        dry_run: Delete nothing.
+    """
+    counted_inodes = set() if counted_inodes is None else counted_inodes
+    sizes = {_inode(path): path.stat().st_size for path in _list_files(folders) if _inode(path) not in counted_inodes}
+    counted_inodes |= sizes.keys()
+    if not dry_run:
+        with staging_folder(settings, "maintain") as scratch:
+            for number, folder in enumerate(folders):
+                _move_or_delete(folder, scratch / str(number))
+    return Removal(kind, name, sum(sizes.values()), len(sizes), reason)
+
+
+def _list_files(folders: list[Path]) -> list[Path]:
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    """Return a file's device and inode number, which its hard links share."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _move_or_delete(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(folder)  # on another file system, for example a model repository elsewhere
+
+
+def _describe_age(now: datetime, then: datetime) -> str:
+    return f"{(now - then) / timedelta(days=1):.0f} days ago"

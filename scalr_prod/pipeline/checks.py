@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what a stage makes is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scalr_prod.config.settings import Settings
+
+
+def has_serving_environment(settings: Settings) -> bool:
+    """Whether Triton could be started."""
+    from scalr_prod.serving import require_environment
+
+    try:
+        require_environment(settings)
+    except ScalrError:
+        return False
+    return True
+
+
+def has_external_features(settings: Settings) -> bool:
+    """Whether the features that the training set is to have are there."""
+    if not settings.training_set.features:
+        return True
+    from scalr_prod.features import check_external_features
+
+    try:
+        check_external_features(settings)
+    except ScalrError:
+        return False
+    return True
+
+
+def has_events(settings: Settings) -> bool:
+    """Whether there are events of both domains, which are those of the settings."""
+    from scalr_prod.lake.binding import open_project_lake
+    from scalr_prod.schemas import Table
+
+    lake = open_project_lake(settings)
+    return all(lake.exists(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS))
+
+
+def has_current_histories(settings: Settings) -> bool:
+    """Whether histories are those of the events that there are."""
+    from scalr_prod.histories import are_histories_current
+
+    return are_histories_current(settings)
+
+
+def has_feature_repository(settings: Settings) -> bool:
+    """Whether there is a feature repository."""
+    return (settings.feast_repo / "feature_store.yaml").is_file()
+
+
+def has_translator(settings: Settings) -> bool:
+    """Whether there is a translator version."""
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        return bool(ledger.model_versions())
+
+
+def has_run_past(*states: str) -> Callable[[Settings], bool]:
+    """Whether the latest run is past these states."""
+
+    def done(settings: Settings) -> bool:
+        from scalr_prod.ledger import Ledger
+
+        with Ledger.open(settings) as ledger:
+            latest = ledger.runs(limit=1)
+        return bool(latest) and latest[0].state.value not in states
+
+    return done
+
+
+def has_training_set(settings: Settings) -> bool:
+    """Whether there is a training set."""
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        return bool(ledger.datasets())
+
+
+def always_done(_: Settings) -> bool:
+    """A stage that leaves nothing behind."""
+    return True

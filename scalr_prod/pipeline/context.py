@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the pipeline: stages, a pipeline execution's context and its reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import RunSpec
+
+__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState"]
+
+
+#: Stages of a generation run. A whole run skips them where λ is 0 for all users.
+OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
+
+
+class StageReport(Protocol):
+    """Report of a stage."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+
+
+def _not_in_a_pipeline(_: PipelineContext) -> PipelineContext:
+    raise ScalrError("no runner executes this stage", where="job", next_step="execute it through walk()")
+
+
+@dataclass
+class PipelineContext:
+    """Context of one pipeline execution: its options, and what its stages have made so far.
+
+    Attributes:
+        settings: The project's settings; the stage ``policy`` puts the home's policy in them.
+        progress: Show progress bars on stderr.
+        domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
+        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
+        version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
+        cause: Why a run is planned, for the ledger's history.
+        whole: Whether this is a whole run, which generates no event where λ is 0 for all users; a single stage is always executed.
+        not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
+        spec: The run; ``plan`` sets it.
+        seconds: Wall-clock seconds by stage.
+        memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
+        reports: Each stage's own report.
+        publish_window: Executes the stages from plan to publish for another window; the runner sets it.
+    """
+
+    settings: Settings
+    progress: bool = False
+    domain: str | None = None
+    replace_from: datetime | None = None
+    trained_until: datetime | None = None
+    version: int | None = None
+    cause: str = "planned"
+    whole: bool = False
+    not_generated: str | None = None
+    spec: RunSpec | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory_mb: dict[str, int | None] = field(default_factory=dict)
+    reports: dict[str, StageReport] = field(default_factory=dict)
+    publish_window: Callable[[PipelineContext], PipelineContext] = field(default=_not_in_a_pipeline, repr=False)
+
+    @classmethod
+    def from_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> PipelineContext:
+        """Return a context that continues a run of the ledger.
+
+        Raises:
+            RunNotFound: No such run.
+        """
+        from scalr_prod.ledger import Ledger
+
+        with Ledger.open(settings) as ledger:
+            return cls(settings, progress=progress, spec=ledger.run(run_id).spec)
+
+    @property
+    def run_id(self) -> str | None:
+        """Return the run's id; None before the run is planned."""
+        return self.spec.run_id if self.spec else None
+
+    def stage_timings(self) -> dict[str, dict[str, float | None]]:
+        """Return ``seconds`` and ``memory_mb`` of every stage so far."""
+        return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
+
+    def require_spec(self) -> RunSpec:
+        """Return the run's specification.
+
+        Raises:
+            ScalrError: No run is planned yet.
+        """
+        if self.spec is None:
+            raise ScalrError("no run is planned", where="job", next_step="execute the stage plan first")
+        return self.spec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A node of the graph.
+
+    Attributes:
+        name: Name in logs, errors and reports.
+        needs: Stages to execute before it.
+        output: Description of its output.
+        command: The command that executes only this stage.
+        action: Executes it and returns its report, or None.
+        is_done: Returns whether its output exists.
+        light: Whether it takes no time if nothing has changed.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    output: str
+    command: str
+    action: Callable[[PipelineContext], StageReport | None]
+    is_done: Callable[[Settings], bool]
+    light: bool = False
+
+
+@dataclass(frozen=True)
+class StageState(Jsonable):
+    """Describe whether a stage is done.
+
+    Attributes:
+        stage: The stage's name.
+        done: Whether its output exists, as of the latest run.
+        makes: Description of its output.
+        command: The command that executes it.
+        stale: Why the existing output is out of date; None if it is not.
+        not_generated: Why `scalr run` skips the stage; None: it does not.
+    """
+
+    stage: str
+    done: bool
+    makes: str
+    command: str
+    stale: str | None = None
+    not_generated: str | None = None
+
+
+@dataclass(frozen=True)
+class PipelineReport(Jsonable):
+    """Report of a complete run.
+
+    Attributes:
+        run_id: The run; None where no event was generated.
+        seconds: Wall-clock seconds by stage.
+        stages: Each stage's own report.
+        not_generated: Why no event was generated; None: events were.
+    """
+
+    run_id: str | None
+    seconds: dict[str, float]
+    stages: dict[str, dict[str, Any]] = field(repr=False)
+    not_generated: str | None = None
+
+    @classmethod
+    def from_context(cls, context: PipelineContext) -> PipelineReport:
+        """Build the report of a finished execution.
+
+        Args:
+            context: The context, with the reports of its stages.
+
+        Returns:
+            The run's id, and each stage's report.
+        """
+        reports = {name: report.to_json() for name, report in context.reports.items()}
+        run_id = None if context.not_generated else context.require_spec().run_id
+        return cls(run_id, dict(context.seconds), reports, context.not_generated)
+
+    def to_summary(self) -> dict[str, Any]:
+        """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
+        facts: dict[str, Any] = {"no events": self.not_generated} if self.not_generated else {"run_id": self.run_id}
+        for side, log in self.stages.get("ingest", {}).items():
+            if side == "common_users":
+                facts["users of both"] = log
+            else:
+                facts[side] = f"{log['rows']} events of {log['users']} users on {log['items']} items ({log['rows_added']} new)"
+        if (made := self.stages.get("translator")) is not None:
+            facts["translator"] = f"version {made['version']}, {'as it was' if made['reused'] else 'trained'}"
+        if (made := self.stages.get("generate")) is not None:
+            facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
+        if (made := self.stages.get("validate")) is not None:
+            facts["quality gate"] = f"{made['accepted']} accepted, {made['quarantined']} put aside"
+            facts["data docs"] = made["docs"]
+        if (made := self.stages.get("publish")) is not None:
+            facts["published"] = f"{made['rows']} rows in {made['table']} ({made['outcome']})"
+        if (made := self.stages.get("dataset")) is not None:
+            kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
+            facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
+            facts["its folder"] = made["path"]
+        return facts | {
+            "seconds": round(sum(self.seconds.values()), 1),
+            "next": "scalr evaluate, once there are more events"
+            if self.not_generated
+            else "scalr report, and scalr evaluate: does it help?",
+        }

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of each stage. Heavy rooms are imported when their stage is done."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import EmptyWindow, QualityGateFailed, TranslatorError
+from scalr_prod.pipeline.context import PipelineContext
+from scalr_prod.pipeline.staleness import CorrectedWindow, is_version_stale, stale_publications
+
+if TYPE_CHECKING:
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import Publication, RunSpec
+    from scalr_prod.pipeline.context import StageReport
+
+logger = logging.getLogger(__name__)
+
+
+def serving(context: PipelineContext) -> None:
+    """Ask for the environment that Triton runs in: it is needed last, after minutes of work."""
+    from scalr_prod.serving import require_environment
+
+    require_environment(context.settings)
+
+
+def features(context: PipelineContext) -> None:
+    """Look for the user's own features, which the training set needs last."""
+    if context.settings.training_set.features:
+        from scalr_prod.features import check_external_features
+
+        check_external_features(context.settings)
+
+
+def ingest(context: PipelineContext) -> StageReport:
+    """Logs → events and catalogues."""
+    from scalr_prod.ingest import ingest
+
+    return ingest(context.settings, domain=context.domain, replace=context.replace_from, progress=context.progress)
+
+
+def histories(context: PipelineContext) -> StageReport:
+    """Events → histories and item statistics."""
+    from scalr_prod.histories import build_histories
+
+    return build_histories(context.settings, progress=context.progress)
+
+
+def feast(context: PipelineContext) -> None:
+    """Bring the feature views up to date."""
+    from scalr_prod.features import apply_feature_repo
+
+    apply_feature_repo(context.settings)
+
+
+def policy(context: PipelineContext) -> StageReport | None:
+    """Put the home's policy in the settings; a whole run looks whether any event would weigh something."""
+    from scalr_prod.config.policy import apply_policy, why_not_generated
+
+    context.settings, followed = apply_policy(context.settings)
+    if context.whole:
+        context.not_generated = why_not_generated(context.settings)
+        if context.not_generated:
+            logger.info("%s", context.not_generated)
+    return followed
+
+
+def translator(context: PipelineContext) -> StageReport:
+    """Train a version, or find the one of the same inputs."""
+    from scalr_prod.translator import train
+
+    report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
+    context.version = report.version
+    return report
+
+
+def plan(context: PipelineContext) -> None:
+    """Write the run of the settings' window to the ledger."""
+    from scalr_prod.generation import plan_run
+
+    if context.spec is not None:  # it goes on with a run
+        return
+    context.spec = plan_run(context.settings, version=context.version, cause=context.cause)
+
+
+def generate(context: PipelineContext) -> StageReport:
+    """Draw the run's events, with its translator served for as long as it takes."""
+    from functools import partial
+
+    from scalr_prod.generation import generate
+    from scalr_prod.serving import serve_with_watchdog, stop_unused_server
+
+    spec = context.require_spec()
+    serving = partial(serve_with_watchdog, context.settings, spec.translator_version)
+    report = generate(context.settings, spec, serving=serving, progress=context.progress)
+    stop_unused_server(context.settings)
+    return report
+
+
+def validate(context: PipelineContext) -> StageReport:
+    """Put the run before the gate."""
+    from scalr_prod.quality import validate_run
+
+    return validate_run(context.settings, context.require_spec().run_id, progress=context.progress)
+
+
+def publish(context: PipelineContext) -> StageReport:
+    """Publish the run, in one commit."""
+    from scalr_prod.publication.commit import publish
+
+    return publish(context.settings, context.require_spec().run_id)
+
+
+def late(context: PipelineContext) -> StageReport | None:
+    """Publish again the earlier windows whose events were replaced, and those in the look-back that source events arrived late in.
+
+    A window that cannot be published again, since the gate refuses it or no translator fits, is reported; the others go on.
+    """
+    from dataclasses import replace
+
+    from scalr_prod.generation.late_events import LateReport, late_windows, replay_settings
+
+    corrected = [
+        _republish_corrected(context, one, spec)
+        for one, spec in stale_publications(context.settings)
+        if one.run_id != context.run_id
+    ]
+    window = context.spec or context.settings.generation  # on a day without source events there is no run
+    if not context.settings.generation.lookback or window.start is None or window.end is None:
+        return LateReport(corrected=corrected) if corrected else None
+    found = late_windows(context.settings, window.start, window.end, window.as_of or window.end)
+    done = []
+    for one in found.windows:
+        try:
+            cause = f"{one.events} source events arrived after {one.published_by}"
+            run_id = _republish(context, *replay_settings(context.settings, one), cause) if one.events else None
+            done.append(replace(one, run_id=run_id))
+        except (QualityGateFailed, TranslatorError) as error:
+            logger.exception("the window from %s on could not be published again", one.start.isoformat())
+            done.append(replace(one, error=f"{type(error).__name__}: {error.found}"))
+    return LateReport(done, found.too_late, corrected)
+
+
+def _republish_corrected(context: PipelineContext, publication: Publication, spec: RunSpec) -> CorrectedWindow:
+    """Publish a window anew whose events were replaced; what lies in the window of the walk's run, or has no events, is taken out."""
+    from scalr_prod.generation.late_events import LateWindow, replay_settings
+    from scalr_prod.publication.commit import rollback_run
+    from scalr_prod.translator import train
+
+    start, end, run_id = publication.start, publication.end, None
+    covered = context.spec is not None and start < context.spec.end and context.spec.start < end
+    try:
+        if not covered:
+            window = LateWindow(start, end, spec.as_of, publication.run_id, 0, 0)
+            again, version = replay_settings(context.settings, window)
+            if version is None or is_version_stale(context.settings, version):
+                version = train(again, trained_until=spec.translator_trained_until, progress=context.progress).version
+            run_id = _republish(context, again, version, f"events of {publication.run_id} were replaced")
+    except EmptyWindow:
+        logger.info("%s has no source event any more", publication.run_id)
+    except (QualityGateFailed, TranslatorError) as error:
+        logger.exception("the window from %s on could not be published anew", start.isoformat())
+        return CorrectedWindow(start, end, publication.run_id, error=f"{type(error).__name__}: {error.found}")
+    if run_id is None:
+        rollback_run(context.settings, publication.run_id)
+    return CorrectedWindow(start, end, publication.run_id, run_id)
+
+
+def _republish(context: PipelineContext, settings: Settings, version: int | None, cause: str) -> str | None:
+    return context.publish_window(PipelineContext(settings, progress=context.progress, version=version, cause=cause)).run_id
+
+
+def dataset(context: PipelineContext) -> StageReport:
+    """Build the training set."""
+    from scalr_prod.training_set import build_training_set
+
+    return build_training_set(context.settings, progress=context.progress)

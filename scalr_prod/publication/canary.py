@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Canary publications: runs published for a share of users, and how to widen or withdraw them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.errors import PublicationError
+from scalr_prod.ledger import Ledger
+from scalr_prod.publication.commit import publish_for, rollback_run
+from scalr_prod.publication.regions import published_region
+from scalr_prod.workspace.user_assignment import Canary
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.ledger import Publication
+    from scalr_prod.publication.commit import PublicationReport
+
+__all__ = ["CanaryReport", "list_canaries", "widen_canaries", "withdraw_canaries"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CanaryReport(Jsonable):
+    """Report what was done to canary publications.
+
+    Attributes:
+        runs: What was done, by run.
+        canary: Canary publications now, see `list_canaries`.
+    """
+
+    runs: list[PublicationReport] = field(default_factory=list)
+    canary: list[dict[str, Any]] = field(default_factory=list)
+
+
+def list_canaries(settings: Settings) -> list[dict[str, Any]]:
+    """Return ``run_id``, ``share``, ``rows``, ``start`` and ``end`` of each canary publication, in order of publication."""
+    with Ledger.open(settings) as ledger:
+        standing = _live_canaries(ledger)
+    return [
+        {
+            "run_id": publication.run_id,
+            "share": (publication.canary or {})["share"],
+            "rows": publication.rows,
+            "start": publication.start.isoformat(),
+            "end": publication.end.isoformat(),
+        }
+        for publication in standing
+    ]
+
+
+def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
+    """Publish canary runs for all users, as if there had been no canary. One commit per run.
+
+    Args:
+        settings: The project's settings.
+        runs: Only these runs; default: all, in order of publication.
+        share: Publish for this share of users instead of all.
+
+    Raises:
+        PublicationError: A given run is not a canary publication, or is one for a larger share; or as `publish`.
+    """
+    chosen = _select_canaries(settings, runs)
+    canary = Canary.from_settings(settings, share) if share is not None and share < 1 else None
+    for publication in chosen:
+        if share is not None and share < (publication.canary or {})["share"]:
+            raise PublicationError(
+                f"the run is published for {100 * (publication.canary or {})['share']:.3g} % of users, and cannot be narrowed",
+                where="share",
+                next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
+            ).add_context(run_id=publication.run_id)
+    return CanaryReport(
+        [publish_for(settings, publication.run_id, canary, is_widening=True) for publication in chosen], list_canaries(settings)
+    )
+
+
+def withdraw_canaries(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
+    """Remove canary publications and restore what they had replaced. One commit per run.
+
+    Args:
+        settings: The project's settings.
+        runs: Only these runs; default: all, in order of publication.
+
+    Raises:
+        PublicationError: A given run is not a canary publication.
+    """
+    chosen = _select_canaries(settings, runs)
+    return CanaryReport([rollback_run(settings, publication.run_id) for publication in chosen], list_canaries(settings))
+
+
+def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publication]:
+    with Ledger.open(settings) as ledger:
+        standing = _live_canaries(ledger)
+        for run_id in runs:
+            ledger.run(run_id)  # raises if there is no such run
+    others = set(runs) - {publication.run_id for publication in standing}
+    if others:
+        raise PublicationError(
+            "the run is not published for a share of users",
+            where="ledger",
+            next_step="see which are: scalr status",
+        ).add_context(run_id=min(others))
+    return [publication for publication in standing if not runs or publication.run_id in set(runs)]
+
+
+def _live_canaries(ledger: Ledger) -> list[Publication]:
+    """Return the canary publications that later ones have not replaced entirely, in order of publication."""
+    standing = ledger.live_publications()
+    original_versions = {publication.run_id: _original_version(ledger, publication) for publication in standing}
+    live = []
+    for publication in standing:
+        remaining = [published_region(publication)]
+        for later in standing if publication.canary else ():
+            if original_versions[later.run_id] > original_versions[publication.run_id]:
+                remaining = [rest for region in remaining for rest in region.difference(published_region(later))]
+        if publication.canary and remaining:
+            live.append(publication)
+    return sorted(live, key=lambda publication: original_versions[publication.run_id])
+
+
+def _original_version(ledger: Ledger, publication: Publication) -> int:
+    """Return the version that a publication made, or the first one that it only widens."""
+    attempts = {attempt.attempt: attempt for attempt in ledger.publications(publication.run_id)} if publication.widens else {}
+    while publication.widens is not None:
+        publication = attempts[publication.widens]
+    return publication.delta_version or 0

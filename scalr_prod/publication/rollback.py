@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rollback plan: which rows a rollback of a publication restores.
+
+The feature view is the result of its publications in order, each in its own window. A rollback restores the view as if one of them had
+not happened: the rows of the version before it, or, where those belong to a run that was rolled back since, of the version before that.
+Rows come from the table's earlier versions, so that erased rows stay erased.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from scalr_prod.errors import LakeError
+from scalr_prod.lake import window_sql
+from scalr_prod.ledger import PublicationStatus
+from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
+
+    import pyarrow as pa
+
+    from scalr_prod.lake import Lake
+    from scalr_prod.ledger import Ledger, Publication
+
+__all__ = ["RestorePlan", "plan_restore", "restore_source_versions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """Rows to restore.
+
+    Attributes:
+        lake: The lake with the rows.
+        selections: The rows to restore, and the rows of others that stay, see `predicate`.
+        predicate: SQL: the rows to replace, including those written again. SQL cannot express canary membership, so rows of other
+            users in the window are rewritten.
+    """
+
+    lake: Lake
+    selections: Sequence[RegionRows]
+    predicate: str
+
+    def to_reader(self, schema: pa.Schema) -> pa.RecordBatchReader:
+        """Return the rows as a stream, with the columns that the view has now."""
+        import pyarrow as pa
+
+        return pa.RecordBatchReader.from_batches(schema, stream_rows(self.lake, self.selections, schema))
+
+
+def plan_restore(
+    lake: Lake, ledger: Ledger, publication: Publication, *, version: int, stale_runs: Collection[str] = ()
+) -> tuple[RestorePlan | None, list[str]]:
+    """Plan which rows to restore when a publication's rows are removed from the view.
+
+    Args:
+        lake: The lake with the view.
+        ledger: The project's ledger.
+        publication: The publication to roll back; its rows are in the view.
+        version: The view's version that the rollback follows.
+        stale_runs: Runs whose rows are not restored.
+
+    Returns:
+        The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
+    """
+    published = [record for record in ledger.publications() if record.delta_version is not None]
+    excluded = _rolled_back_runs(published) | {publication.run_id} | set(stale_runs)
+    replaced_runs = {run for record in published if record.run_id == publication.run_id for run in record.replaced} - {
+        publication.run_id
+    }
+    own_regions = _owned_regions(publication, published, version)
+    selections = [selection for region in own_regions for selection in _rows_before(region, publication, published, excluded)]
+    try:
+        if {run for region in own_regions for run in count_rows_by_run(lake, region, version=version)} != {publication.run_id}:
+            # Runs published later that the ledger does not know yet: earlier rows must not be restored beside theirs.
+            return None, []
+        restored_runs = {
+            run for selection in selections for run in count_rows_by_run(lake, selection.region, version=selection.version)
+        } - excluded
+    except (LakeError, OSError) as error:  # a rollback must succeed even if the former rows cannot be read
+        missing_runs = sorted(run for run in replaced_runs if run not in excluded)
+        logger.warning("the rows that %s had replaced cannot be restored: %s", publication.run_id, error)
+        return None, missing_runs
+    missing_runs = sorted(run for run in replaced_runs if run in stale_runs)
+    if not restored_runs:
+        return None, missing_runs
+    restored = [replace(selection, run_ids=sorted(restored_runs)) for selection in selections]
+    windows = sorted({(region.start, region.end) for region in own_regions})
+    predicate = " OR ".join(f"({window_sql(*window)})" for window in windows)
+    return RestorePlan(
+        lake,
+        [*restored, *_rows_of_other_users(lake, publication, own_regions, windows, version)],
+        f"{predicate} OR run_id = '{publication.run_id}'",
+    ), missing_runs
+
+
+def restore_source_versions(ledger: Ledger, *, since: datetime) -> list[int]:
+    """Return the versions of the view that rollbacks of publications since then would restore rows from."""
+    publications = ledger.publications()
+    return [
+        publication.base_version
+        for publication in publications
+        if (publication.replaced or publication.canary) and publication.created_at >= since
+    ]
+
+
+def _rolled_back_runs(published: Sequence[Publication]) -> set[str]:
+    """Return the runs whose latest publication was rolled back."""
+    latest = {
+        publication.run_id: publication.status for publication in sorted(published, key=lambda publication: publication.attempt)
+    }
+    return {run for run, status in latest.items() if status is PublicationStatus.ROLLED_BACK}
+
+
+def _owned_regions(publication: Publication, published: Sequence[Publication], version: int) -> list[ViewRegion]:
+    """Return the regions of a publication that no later one had replaced at a version of the view."""
+    regions = [published_region(publication)]
+    for later in published:
+        if (later.delta_version or 0) > (publication.delta_version or 0) and _is_live_at(later, version):
+            regions = [rest for region in regions for rest in region.difference(published_region(later))]
+    return regions
+
+
+def _rows_before(
+    region: ViewRegion, publication: Publication, published: Sequence[Publication], excluded: set[str]
+) -> Iterator[RegionRows]:
+    """Yield the rows of a region before a publication, without the runs in ``out``."""
+    earlier = [other for other in published if _is_live_at(other, publication.base_version)]
+    rest = [region]
+    for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):
+        covered = published_region(other)
+        shared = [overlap for left in rest if (overlap := left.intersection(covered))]
+        rest = [left for remaining in rest for left in remaining.difference(covered)]
+        for overlap in shared:
+            if other.run_id in excluded:
+                yield from _rows_before(overlap, other, published, excluded)
+            else:
+                yield RegionRows(publication.base_version, overlap)
+
+
+def _rows_of_other_users(
+    lake: Lake, last: Publication, own_regions: Sequence[ViewRegion], windows: Sequence[tuple[datetime, datetime]], version: int
+) -> list[RegionRows]:
+    """Return the rows of other users in the windows of a publication's regions: they stay."""
+    other_regions = [ViewRegion(*window) for window in windows]
+    for region in own_regions:
+        other_regions = [rest for remaining in other_regions for rest in remaining.difference(region)]
+    row_runs = [
+        (region, sorted(count_rows_by_run(lake, region, version=version).keys() - {last.run_id})) for region in other_regions
+    ]
+    return [RegionRows(version, region, runs) for region, runs in row_runs if runs]
+
+
+def _is_live_at(publication: Publication, version: int) -> bool:
+    """Return whether a publication was committed, and not rolled back, at a version of the view."""
+    return (publication.delta_version or 0) <= version and (
+        publication.rollback_version is None or publication.rollback_version > version
+    )

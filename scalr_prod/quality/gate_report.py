@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate's report, stored as gate.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from scalr_prod.core.jsonable import Jsonable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["GateReport", "RuleOutcome", "describe_failures", "format_value"]
+
+
+@dataclass(frozen=True)
+class RuleOutcome:
+    """Outcome of one expectation.
+
+    Attributes:
+        rule: Its name.
+        says: The requirement, in a sentence.
+        scope: ``schema``, ``row`` or ``run``.
+        success: Whether it held throughout.
+        checked: Number of rows (or figures) checked.
+        failed: Number of them that broke it.
+        observed: The value, for figures.
+        examples: The first rows that broke it, for row rules.
+    """
+
+    rule: str
+    says: str
+    scope: Literal["schema", "row", "run"]
+    success: bool
+    checked: int
+    failed: int
+    observed: Any = None
+    examples: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class GateReport(Jsonable):
+    """The gate's verdict.
+
+    Attributes:
+        subject: The run's id, or the training set's folder.
+        passed: Whether the accepted rows may be published or used.
+        policy: ``strict`` or ``quarantine``.
+        rows: Rows checked.
+        accepted: Rows that passed.
+        quarantined: Rows set aside.
+        rules: Every expectation's outcome.
+        figures: Figures of the whole.
+        files: The accepted files, each with ``path`` (relative to the run's folder), ``rows`` and ``sha256``.
+        docs: Index of the data docs.
+        rule_set: Gate rule → its version; empty for a training set, and for a run that an old version of the package judged.
+        repeated: Whether this is a stored verdict, because nothing has changed since.
+    """
+
+    subject: str
+    passed: bool
+    policy: str
+    rows: int
+    accepted: int
+    quarantined: int
+    rules: Sequence[RuleOutcome]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[Mapping[str, Any]] = ()
+    docs: str | None = None
+    rule_set: Mapping[str, str] = field(default_factory=dict)
+    repeated: bool = False
+
+    @property
+    def failures(self) -> list[RuleOutcome]:
+        """The expectations that did not hold."""
+        return [rule for rule in self.rules if not rule.success]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:
+        """Read the output of `to_json`."""
+        rules = [RuleOutcome(**rule) for rule in content["rules"]]
+        return cls(**{**content, "rules": rules, "repeated": repeated})
+
+
+def describe_failures(report: GateReport) -> str:
+    """Describe each failed expectation with its result in one sentence."""
+    return "; ".join(
+        f"{rule.rule} ({rule.says}): "
+        + (f"found {format_value(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
+        for rule in report.failures
+    )
+
+
+def format_value(value: object) -> str:
+    """Format a float with six digits, and any other value with ``str``."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protocol of gate rules: a version, and the rules for a run.
+
+A plug-in gate rule is a class with these two members, named in ``[quality] rules``. docs/plugins.md has a complete example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.config.sections import QualitySettings
+    from scalr_prod.ledger import ModelVersion, RunSpec
+
+__all__ = ["AuditedRun", "FigureRule", "GateRule", "RowRule"]
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """A condition that every row must meet.
+
+    Attributes:
+        name: Names the rule in reports, and its column in the judged rows: lower-case letters, digits and ``_``.
+        says: The requirement, in a sentence.
+        holds: DuckDB expression over a row; null counts as broken. In a run it can use the candidate ``c``, its source event ``s``
+            (``found``), its item ``i`` (``found``, ``first_seen``) and the user's own consumption of the item ``u``
+            (``first_consumed``), all as known by the run's ``as_of``, and the views ``source_events``, ``target_events`` and
+            ``target_items``.
+    """
+
+    name: str
+    says: str
+    holds: str
+
+
+@dataclass(frozen=True)
+class FigureRule:
+    """A bound on one figure of a whole run: ``low <= figure <= high``; a null figure breaks it.
+
+    Attributes:
+        name: Names the rule in reports.
+        says: The requirement, in a sentence.
+        figure: Name of the figure in the gate's report.
+        low: Lower bound, inclusive; None: no bound.
+        high: Upper bound, inclusive; None: no bound.
+        query: DuckDB query that returns a new figure, one number, from the views ``judged`` (the candidates with ``accepted`` and a
+            column for each row rule), ``source_events``, ``target_events`` and ``target_items``. None: the gate already measures it.
+    """
+
+    name: str
+    says: str
+    figure: str
+    low: float | None = None
+    high: float | None = None
+    query: str | None = None
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """Facts of a run that rules may depend on.
+
+    Attributes:
+        spec: The run.
+        quality: ``[quality]``.
+        sources: Names of the source domains.
+        exclude_consumed: Whether the run excludes items that a user has already consumed.
+        events_per_source_event: The run's limit of events per source event.
+        translator: The ledger's record of its translator's training; None if there is none.
+        reference: Id of the previously published run that the figures ``drift_…`` compare with; None: there are no such figures.
+    """
+
+    spec: RunSpec
+    quality: QualitySettings
+    sources: tuple[str, ...]
+    exclude_consumed: bool
+    events_per_source_event: int
+    translator: ModelVersion | None
+    reference: str | None = None
+
+
+class GateRule(Protocol):
+    """One or more related rules; instantiated without arguments."""
+
+    #: Increase it when a rule or figure changes: runs judged by another version are judged again.
+    version: int
+
+    def rules(self, run: AuditedRun) -> Sequence[RowRule | FigureRule]:
+        """Return the rules for a run, under names that no other gate rule uses.
+
+        Args:
+            run: The run, with its window, mode, tables and settings.
+
+        Returns:
+            Conditions on rows, and bounds on figures.
+        """

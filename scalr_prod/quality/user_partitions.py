@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Partitions of the audit by user: candidates with their users' events of both domains, one partition in memory at a time.
+
+Rules about a row, or about a user's rows, need one partition only. Event ids alone are compared across all rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
+from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
+from scalr_prod.workspace.user_assignment import not_held_out_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from scalr_prod.ledger import RunSpec
+
+__all__ = ["UserPartitions"]
+
+_KEY: Final = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
+#: Bits of a digest, so that it is a non-negative BIGINT.
+_BITS: Final = 63
+
+
+class UserPartitions:
+    """Tables of one user partition at a time.
+
+    ``c``: the candidates, with ``same_event_id`` and ``same_user_item_time``: rank among rows with an equal key, 1 for the first.
+    ``source``: the users' source events of the window, and of the time range that candidates refer to. ``target``: their target events.
+
+    Args:
+        connection: DuckDB, with ``candidates``, ``source_events`` and ``target_events`` as known by the run's ``as_of``.
+        spec: The run.
+        sources: The project's source domains.
+        folder: Folder of the judged rows and of spilled partitions.
+
+    Attributes:
+        source_event_counts: Domain → number of distinct source events of the window, without held-out users; complete after the last partition.
+        user_count: Number of users with such events; counted only if the run has one context per user.
+    """
+
+    def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path) -> None:
+        self.source_event_counts: Counter[str] = Counter()
+        self.user_count = 0
+        self._connection, self._spec, self._sources, self._folder = connection, spec, sources, folder
+        self._window = (
+            f"{EVENT_TIMESTAMP} >= {timestamp_literal(spec.start)} AND {EVENT_TIMESTAMP} < {timestamp_literal(spec.end)}"
+        )
+
+    def iter_files(self) -> Iterator[Path]:
+        """Yield the output file of each partition, after creating the partition's tables."""
+        db = self._connection
+        self._find_repeated_ids()
+        queries = {
+            "source": f"SELECT {_KEY} FROM source_events WHERE {self._in_time()}",
+            "target": f"SELECT {_KEY} FROM target_events",
+        }
+        edges = self._edges([*queries.values(), f"SELECT {USER_ID} FROM candidates WHERE {USER_ID} IS NOT NULL"])
+        tables = [
+            iter_partition_tables(db, query, key=USER_ID, bounds=edges, path=self._folder / f"{name}.arrow", name=name)
+            for name, query in queries.items()
+        ]
+        for number, _ in enumerate(zip(*tables, strict=True)):
+            within, ends = _within(edges, number)
+            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS FROM candidates WHERE {within}", ends)
+            shared = f"SELECT hash({_KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1"
+            _number_repeated(db, "repeated_keys", "partition_rows", _KEY, f"hash({_KEY}) IN ({shared})")
+            db.execute(
+                """CREATE OR REPLACE TEMP VIEW c AS
+                SELECT partition_rows.*, coalesce(of_id.place, 1) AS same_event_id, coalesce(of_key.place, 1) AS same_user_item_time
+                FROM partition_rows
+                LEFT JOIN repeated_ids of_id USING (filename, file_row_number)
+                LEFT JOIN repeated_keys of_key USING (filename, file_row_number)"""
+            )
+            self._count()
+            yield self._folder / f"judged-{number:05d}.parquet"
+
+    def _in_time(self) -> str:
+        """Return SQL: whether a source event is in the window, or in the time range that candidates refer to."""
+        start, end = map(timestamp_literal, (self._spec.start, self._spec.end))
+        ((first, last),) = self._connection.execute(
+            f"""SELECT least({start}, min(source_event_timestamp))::VARCHAR, greatest({end}, max(source_event_timestamp))::VARCHAR
+            FROM candidates"""
+        ).fetchall()
+        return f"{EVENT_TIMESTAMP} >= TIMESTAMPTZ '{first}' AND {EVENT_TIMESTAMP} <= TIMESTAMPTZ '{last}'"
+
+    def _edges(self, queries: Sequence[str]) -> list[Any]:
+        """Return the users that split the rows of all queries into partitions of about `PARTITION_ROWS` rows."""
+        every = " UNION ALL ".join(f"SELECT {USER_ID} FROM ({query})" for query in queries)
+        ((rows,),) = self._connection.execute(f"SELECT count(*) FROM ({every})").fetchall()
+        return quantile_bounds(self._connection, f"({every})", USER_ID, rows)
+
+    def _find_repeated_ids(self) -> None:
+        """Create ``repeated_ids`` over all candidates; count digests one range at a time."""
+        db = self._connection
+        ((rows,),) = db.execute("SELECT count(*) FROM candidates").fetchall()
+        count = -(-rows // (8 * PARTITION_ROWS)) or 1  # a digest has eight bytes
+        edges = [(number << _BITS) // count for number in range(1, count)]
+        digest = f"(hash(event_id) >> {64 - _BITS})::BIGINT"
+        db.execute("CREATE TEMP TABLE shared_ids (digest BIGINT)")
+        query, path = f"SELECT {digest} AS digest FROM candidates", self._folder / "digests.arrow"
+        for table in iter_partition_tables(db, query, key="digest", bounds=edges, path=path, name="digests"):
+            db.execute(f"INSERT INTO shared_ids SELECT digest FROM {table} GROUP BY digest HAVING count(*) > 1")
+        _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
+
+    def _count(self) -> None:
+        not_held_out = not_held_out_sql(self._spec.settings, USER_ID)
+        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {not_held_out}"
+        domain = source_domain_sql(ITEM_ID, self._sources)
+        query = f"SELECT {domain}, count(*) FROM ({counted}) GROUP BY ALL"
+        self.source_event_counts.update(dict(self._connection.execute(query).fetchall()))
+        if has_one_context_per_user(self._spec):
+            ((users,),) = self._connection.execute(f"SELECT count(DISTINCT {USER_ID}) FROM ({counted})").fetchall()
+            self.user_count += users
+
+
+def _within(edges: Sequence[Any], number: int) -> tuple[str, dict[str, Any]]:
+    """Return SQL for the candidates of a partition, and its parameters; rows without a user are in the first partition."""
+    least, less = edges[number - 1] if number else None, edges[number] if number < len(edges) else None
+    ends = {"least": least, "less": less}
+    conditions = [f"{USER_ID} {sign} ${name}" for name, sign in (("least", ">="), ("less", "<")) if ends[name] is not None]
+    condition = " AND ".join(conditions) or "true"
+    return condition if number else f"({condition} OR {USER_ID} IS NULL)", {
+        name: end for name, end in ends.items() if end is not None
+    }
+
+
+def _number_repeated(connection: Any, name: str, rows: str, key: str, shared: str) -> None:
+    """Create the table ``name``: the rank of each row that is not the first with its key, by ``filename, file_row_number``.
+
+    Among rows with an equal key, the highest probability comes first.
+
+    Args:
+        connection: DuckDB connection.
+        name: Name of the table.
+        rows: Relation of the rows.
+        key: Columns of the key.
+        shared: SQL: whether another row has the key's digest. Only such rows are sorted.
+    """
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE {name} AS
+        SELECT filename, file_row_number,
+            row_number() OVER (PARTITION BY {key} ORDER BY probability DESC, event_id, filename, file_row_number) AS place
+        FROM {rows} WHERE {shared} QUALIFY place > 1"""
+    )

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assembly of a new version: reuse the unchanged partitions of a previous version, build the others."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scalr_prod.core.progress import track
+from scalr_prod.training_set.manifest import compute_fingerprint
+from scalr_prod.training_set.periods import uncovered_spans
+from scalr_prod.training_set.previous_version import (
+    DatasetPartition,
+    find_previous_version,
+    group_days,
+    hardlink_files,
+    reusable,
+)
+from scalr_prod.training_set.staleness import detect_changes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.training_set.periods import Period
+    from scalr_prod.training_set.previous_version import PreviousVersion
+    from scalr_prod.training_set.spine import LabelWindow
+    from scalr_prod.training_set.staleness import InputChanges, InputTables
+
+__all__ = ["AssembledVersion", "assemble_partitions"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AssembledVersion:
+    """The assembled partitions of a version.
+
+    Attributes:
+        partitions: All partitions, in time order.
+        reused_files: File name → the previous version's manifest entry, for reused files.
+        previous: The version that files are reused from; None: none.
+        shape: Digest of schema and definitions; partitions of versions with an equal one are compatible.
+    """
+
+    partitions: list[DatasetPartition]
+    reused_files: Mapping[str, Any]
+    previous: PreviousVersion | None
+    shape: str
+
+
+def assemble_partitions(
+    settings: Settings,
+    window: LabelWindow,
+    inputs: Mapping[str, Any],
+    tables: InputTables,
+    home: Path,
+    folder: Path,
+    *,
+    progress: bool,
+) -> AssembledVersion:
+    """Write the files of a new version below ``folder / "version"``.
+
+    Args:
+        settings: The project's settings.
+        window: The labels.
+        inputs: What decides the rows, as JSON values.
+        tables: The input tables.
+        home: Folder of the previous versions.
+        folder: Staging folder.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        TrainingSetError: The join returned other rows than requested.
+    """
+    from scalr_prod.training_set.features import max_partition_rows, write_partitions
+    from scalr_prod.training_set.spine import stage_spine
+
+    limit, (start, cutoff) = max_partition_rows(settings), window.span
+    shape = _shape(inputs, tables)
+    previous = None if tables.features.untraceable_reason else find_previous_version(home, shape)
+    changes = None if previous is None else detect_changes(settings, tables, inputs, previous.manifest)
+    unchanged = {} if previous is None or changes is None else reusable(previous, changes, cutoff=cutoff, limit=limit)
+    (folder / "spine").mkdir()
+    spine = stage_spine(settings, window, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
+    found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
+    for period, figures in found.items():
+        part = previous.partitions.get(period) if previous else None
+        if part and changes and part.statistics == figures and figures.last <= changes.features_unchanged_until:
+            unchanged[period] = part
+    wanted = [period for period in found if period not in unchanged]
+    version = folder / "version"
+    with track("training set", show=progress, total=spine.row_count) as advance:
+        files = write_partitions(
+            settings,
+            spine,
+            {period: figures.rows for period, figures in found.items()},
+            wanted,
+            version,
+            external=tables.external,
+            advance=advance,
+        )
+    reused: dict[str, Any] = {}
+    if previous is not None:
+        reused = {name: previous.manifest["files"][name] for part in unchanged.values() for name in part.files}
+        hardlink_files(reused, previous.folder, version)
+    parts = sorted(
+        [*unchanged.values(), *(DatasetPartition(period, found[period], files[period]) for period in wanted)], key=_start
+    )
+    _log_reuse(settings, previous, changes, parts, len(unchanged), tables)
+    return AssembledVersion(parts, reused, previous, shape)
+
+
+def _shape(inputs: Mapping[str, Any], tables: InputTables) -> str:
+    """Hash what two versions must have in common to share a file: schema, definitions and layout."""
+    import pyarrow as pa
+
+    from scalr_prod.core.delta_log import arrow_schema
+
+    spine = [str(arrow_schema(delta)) for delta in tables.events.values()]
+    common = {
+        "layout": inputs["layout"],
+        "features": tables.features.digest,
+        "spine": spine,
+        "held out": inputs["settings"].get("experiment"),
+        "pyarrow": pa.__version__,
+    } | {name: inputs["settings"][name] for name in ("canary",) if name in inputs["settings"]}
+    return compute_fingerprint(common)
+
+
+def _start(part: DatasetPartition) -> Period:
+    return part.period
+
+
+def _log_reuse(
+    settings: Settings,
+    previous: PreviousVersion | None,
+    changes: InputChanges | None,
+    parts: list[DatasetPartition],
+    reused: int,
+    tables: InputTables,
+) -> None:
+    name = settings.training_set.name
+    if previous is None or changes is None:
+        reason = tables.features.untraceable_reason or "no previous version has compatible rows"
+        logger.info("training set %s: building all %d partitions: %s", name, len(parts), reason)
+        return
+    reason = f": {changes.reason}" if changes.reason else ""
+    logger.info("training set %s: reused %d of %d partitions of %s%s", name, reused, len(parts), previous.folder.name, reason)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events of one domain as integer arrays, ordered by user and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scalr_prod.core.hashing import stable_hash
+from scalr_prod.core.id_index import index_in, sorted_unique
+from scalr_prod.core.memmap import iter_row_slices, spill_arrays
+from scalr_prod.core.timestamps import column_to_micros
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+__all__ = ["DomainEvents", "distinct_ids", "is_first_interaction", "load_events"]
+
+#: Approximate number of events read or sorted at a time; in a log of more than `_MAX_PASSES` times as many, a fixed share of it.
+_ROWS_AT_ONCE, _MAX_PASSES = 500_000, 64
+
+
+@dataclass(frozen=True)
+class DomainEvents:
+    """One domain's events, ordered by (user, time, hash of the item).
+
+    Attributes:
+        user: int32 [M]. Position in `Log.users`.
+        item: int32 [M]. Position in ``ids``.
+        time: int64 [M]. Microseconds since the epoch.
+        ids: The item ids, sorted.
+        weight: float32 [M]. Weight of each event by its type; None: 1 each.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    ids: pa.Array
+    weight: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+def distinct_ids(reader: pa.RecordBatchReader) -> list[pa.Array]:
+    """Return the distinct values of each column, ascending.
+
+    Raises:
+        InputError: The strings take more than 2 GiB in total.
+    """
+    import pyarrow as pa
+
+    found = [pa.array([], column.type) for column in reader.schema]
+    new: list[list[pa.Array]] = [[] for _ in found]
+    for table in _as_tables(reader):
+        for place, column in enumerate(table.columns):
+            new[place].append(sorted_unique(column))
+            # Merge only when the new values are at least as many as those found, so that each value is merged a few times only.
+            if sum(len(one) for one in new[place]) >= max(_ROWS_AT_ONCE, len(found[place])):
+                found[place], new[place] = sorted_unique(pa.chunked_array([found[place], *new[place]])), []
+    return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(found, new, strict=True)]
+
+
+def load_events(
+    batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weights: Mapping[str, float], folder: Path | None
+) -> tuple[DomainEvents, NDArray[np.int64]]:
+    """Load events into arrays on disk, ordered by user, time and hash of the item.
+
+    Args:
+        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp``, and ``event_type`` for ``weights``.
+        users: Ids of all users, sorted.
+        ids: Ids of the domain's items, sorted.
+        weights: Weight of each event type; empty: 1 each.
+        folder: Folder of the arrays' files, see `mapped`.
+
+    Returns:
+        The events, and when each became known: int64 [M], microseconds. All arrays are on disk.
+    """
+    dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if weights else [])]
+
+    def read() -> Iterator[list[NDArray[Any]]]:
+        for table in _as_tables(batches):
+            numbers = [index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)]
+            times = [column_to_micros(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
+            yield [*numbers, *times, *([_type_weights(table["event_type"], weights)] if weights else [])]
+
+    as_read = spill_arrays(read(), dtypes, folder)
+    hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
+
+    def in_order() -> Iterator[list[NDArray[Any]]]:
+        for user, item, time, known, *weight in _by_users(as_read, len(users)):
+            order = np.lexsort((known, hashed[item], time, user))
+            yield [array[order] for array in (user, item, time, known, *weight)]
+
+    user, item, time, known, *weight = spill_arrays(in_order(), dtypes, folder)
+    return DomainEvents(user, item, time, ids, weight[0] if weights else None), known
+
+
+def _as_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Join batches of a few thousand rows into larger tables."""
+    import pyarrow as pa
+
+    pending: list[pa.RecordBatch] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(len(one) for one in pending) >= _ROWS_AT_ONCE:
+            yield pa.Table.from_batches(pending)
+            pending = []
+    if sum(len(one) for one in pending):
+        yield pa.Table.from_batches(pending)
+
+
+def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
+    """Yield the rows of consecutive users, about `_ROWS_AT_ONCE` rows or one user's at a time, each in the order of the arrays.
+
+    Args:
+        arrays: [M] each; the first one holds the users' positions, int32.
+        users: Number of users.
+    """
+    user = arrays[0]
+    counts = (np.bincount(user[part], minlength=users) for part in iter_row_slices(len(user), _ROWS_AT_ONCE))
+    ends = np.cumsum(sum(counts, np.zeros(users, np.int64)))
+    # Every batch scans all users' positions, so that a long log is read in fewer, larger batches.
+    most, first = max(_ROWS_AT_ONCE, len(user) // _MAX_PASSES), 0
+    while first < users:
+        before = ends[first - 1] if first else 0
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
+        found: list[list[NDArray[Any]]] = [[] for _ in arrays]
+        for part in iter_row_slices(len(user), _ROWS_AT_ONCE):
+            inside = np.flatnonzero((user[part] >= first) & (user[part] < stop))
+            for chunks, array in zip(found, arrays, strict=True):
+                chunks.append(array[part][inside])
+        yield [np.concatenate(chunks) for chunks in found]
+        first = stop
+
+
+def _type_weights(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArray[np.float32]:
+    """Return the weight of each event, 1 where the type is unknown: float32 [M]."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = pa.array(list(weights.values()), pa.float32())
+    found = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
+    weighed: NDArray[np.float32] = pc.fill_null(found, 1.0).to_numpy(zero_copy_only=False)
+    return weighed
+
+
+def is_first_interaction(events: DomainEvents) -> NDArray[np.bool_]:
+    """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
+    _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
+    first = np.zeros(len(events), dtype=bool)
+    first[places] = True
+    return first

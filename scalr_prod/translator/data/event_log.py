@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Event log of the translator: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
+
+Each target event is paired with its user's source history strictly before it by a point-in-time join.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+from scalr_prod.core.hashing import hash_fold, stable_hash
+from scalr_prod.core.id_index import index_in, sorted_unique
+from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
+from scalr_prod.core.timestamps import column_to_micros, to_micros
+from scalr_prod.errors import NoCommonUsers, TranslatorError
+from scalr_prod.features import join_point_in_time, read_window
+from scalr_prod.lake import Lake
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
+from scalr_prod.translator.data.history_index import HistoryIndex
+from scalr_prod.workspace.duckdb import staging_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from scalr_prod.config.settings import Settings
+
+__all__ = ["EventLog", "data_end", "event_type_weights", "read_event_log"]
+
+_Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+
+#: Target events joined at a time.
+_SPINE_ROWS = 200_000
+#: Times looked up at a time.
+_LOOKED_UP = 65_536
+_DOMAINS: Final = ("source", "target")
+_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
+_COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Events of both domains.
+
+    Attributes:
+        users: Ids of all users of either domain, sorted.
+        fold: int32 [U]. Each user's fold.
+        source: Source events.
+        target: Target events.
+        history: int32 [len(target), L], or `HistoryIndex`, which are indexed alike. For each target event the last source events strictly
+            before it, as positions in ``source``, -1 on the left where there are fewer.
+        exclude_consumed: Runs never propose an item that the user already consumed, see `population`.
+        scratch_dir: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
+    """
+
+    users: pa.Array
+    fold: NDArray[np.int32]
+    source: DomainEvents
+    target: DomainEvents
+    history: NDArray[np.int32] | HistoryIndex
+    exclude_consumed: bool = True
+    scratch_dir: Path | None = None
+
+    @cached_property
+    def is_label(self) -> NDArray[np.bool_]:
+        """Mark the target events that a run could have generated, which are the labels: bool [len(target)]."""
+        return is_first_interaction(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
+
+    @cached_property
+    def weight_gains(self) -> NDArray[np.float32] | None:
+        """How much each target event adds to its item's count: float32 [len(target)]; None: `is_label` events add 1, others 0.
+
+        A user's events on one item count as the heaviest of them, so a purchase after a view adds the difference when it happens.
+        """
+        weight = self.target.weight
+        if weight is None or not self.exclude_consumed:
+            return weight
+        _, pair = np.unique(self._pairs(), return_inverse=True)
+        order = np.argsort(pair, kind="stable")
+        # Offsets larger than any weight keep the pairs apart.
+        apart = pair[order] * (float(weight.max(initial=0)) + 1)
+        heaviest = np.maximum.accumulate(weight[order] + apart) - apart
+        before = np.append(0.0, heaviest[:-1]) * np.append(False, pair[order][1:] == pair[order][:-1])
+        gained = np.empty(len(weight), dtype=np.float32)
+        gained[order] = np.maximum(heaviest - before, 0)
+        # A difference of rounding size is no event.
+        return np.where(gained > 1e-6 * max(float(weight.max(initial=0)), 1e-30), gained, 0).astype(np.float32)
+
+    def label_weights(self, until: int) -> NDArray[np.float32] | None:
+        """Weight of each target event as a label, from what had happened before a time (µs): float32 [len(target)].
+
+        None: 1 each.
+        """
+        weight = self.target.weight
+        if weight is None or not self.exclude_consumed:
+            return weight
+        _, pair = np.unique(self._pairs(), return_inverse=True)
+        heaviest = np.zeros(pair.max(initial=-1) + 1, dtype=np.float32)
+        known = self.target.time < until
+        np.maximum.at(heaviest, pair[known], weight[known])
+        return heaviest[pair]
+
+    def _pairs(self) -> NDArray[np.int64]:
+        pairs: NDArray[np.int64] = self.target.user.astype(np.int64) * len(self.target.ids) + self.target.item
+        return pairs
+
+    def sample_by_weight(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
+        """Sample labels in proportion to their weight; return all of them where each has weight 1."""
+        weight = self.label_weights(until)
+        if weight is None or not len(rows):
+            return rows
+        chance = np.random.default_rng(seed).random(len(rows)) * max(float(weight[rows].max()), 1e-30)
+        return rows[chance < weight[rows]]
+
+    def label_times(self) -> NDArray[np.int64]:
+        """Return the times of the labels: int64 [labels], microseconds."""
+        return self.target.time[self.is_label]
+
+    def sample_users(self, denominator: int) -> NDArray[np.bool_]:
+        """Sample one in so many users by hash, independently of the folds: bool [U]."""
+        # Bits that the hashes of buckets and folds use last.
+        chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(denominator) == 0
+        return chosen
+
+
+def data_end(settings: Settings) -> datetime:
+    """Return the first time by which every event of both domains has happened and is known (UTC).
+
+    Raises:
+        TableNotFound: Nothing was ingested yet.
+        TranslatorError: Both logs are empty.
+    """
+    import pyarrow.compute as pc
+
+    lake = Lake.open(settings)
+    latest: list[datetime] = []
+    for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
+        for batch in lake.dataset(table).to_batches(columns=[EVENT_TIMESTAMP, CREATED_TIMESTAMP]):
+            latest += [end for column in batch.columns if (end := pc.max(column).as_py()) is not None]
+    if not latest:
+        raise TranslatorError("there is no event in either domain", where=lake.root, next_step="read the logs: scalr ingest")
+    return max(latest).astimezone(UTC) + timedelta(microseconds=1)
+
+
+def read_event_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> EventLog:
+    """Read the events that had happened before ``trained_until`` and were known by then.
+
+    Args:
+        settings: The project's settings.
+        trained_until: Nothing that happened or became known from this instant on is read.
+        versions: Delta versions of tables, by name, that are read as they were; default: the latest ones.
+
+    Returns:
+        The log, with its events on disk.
+
+    Raises:
+        LakeError: The disk is full.
+        NoCommonUsers: No user has events in both domains.
+        TranslatorError: A domain has no event that early, or the histories are out of step with the log.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if versions is None:  # each table is read more than once
+        lake = Lake.open(settings)
+        versions = {table.value: lake.version(table) for table in _TABLES}
+    with staging_folder(settings, "translator") as folder:
+        read = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
+        users, items = {}, {}
+        for domain in _DOMAINS:
+            users[domain], items[domain] = distinct_ids(read[domain](USER_ID, ITEM_ID))
+            if not len(users[domain]):
+                raise TranslatorError(
+                    f"no {domain} event happened and was known before {trained_until.isoformat()}",
+                    where=str(Table.events(domain)),
+                    next_step="train later, or ingest older events",
+                )
+        if not pc.any(pc.is_in(users["target"], users["source"])).as_py():
+            raise NoCommonUsers(
+                f"none of {len(users['source'])} source users and {len(users['target'])} target users is the same",
+                where="domains.source.columns.user, domains.target.columns.user",
+                next_step="map the columns that hold the same kind of user id in both logs",
+            )
+        weights = {"source": {}, "target": event_type_weights(settings)}
+        everybody = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
+        columns = {domain: [*_COLUMNS, *(["event_type"] if weights[domain] else [])] for domain in _DOMAINS}
+        (source, source_known), (target, _) = (
+            load_events(read[domain](*columns[domain]), everybody, items[domain], weights[domain], folder)
+            for domain in _DOMAINS
+        )
+        before = _before(settings, source, source_known, target, trained_until, folder)
+        del source_known
+        return EventLog(
+            users=everybody,
+            fold=hash_fold(everybody, settings.translator.folds),
+            source=source,
+            target=target,
+            history=_histories(settings, everybody, source, target, before, trained_until, versions),
+            exclude_consumed=settings.generation.exclude_consumed,
+            # The folder is removed; anonymous files in its parent last as long as they are open.
+            scratch_dir=folder.parent,
+        )
+
+
+def _column_reader(
+    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
+) -> Callable[..., pa.RecordBatchReader]:
+    """Return a function that reads columns of the events that had happened and were known."""
+    return lambda *columns: read_window(
+        settings, table.value, end=until, known_by=until, columns=columns, versions=versions, stream=True
+    )
+
+
+def event_type_weights(settings: Settings) -> dict[str, float]:
+    """Return the weight of each target event type; empty: 1 each."""
+    target = settings.domains.target
+    return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
+
+
+def _histories(
+    settings: Settings,
+    users: pa.Array,
+    source: DomainEvents,
+    target: DomainEvents,
+    before: _Before,
+    until: datetime,
+    versions: Mapping[str, int] | None,
+) -> HistoryIndex:
+    """Find the positions of the last L source events strictly before each target event.
+
+    The join gives the number of earlier events and the time of the last. Where the log holds as many, they are consecutive events of
+    ``source``, in the same order. Where the join gives fewer, because late events have not entered the histories yet
+    (``[histories] late_step_s``), the history itself lists its events.
+
+    Raises:
+        TranslatorError: The histories and the log are out of step.
+    """
+    import pyarrow as pa
+
+    view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
+    begin, stop, settled = before
+    apart = [np.empty(0, dtype=np.int64)]
+    positions = [np.empty((0, length), dtype=np.int32)]
+    for first in range(0, len(target), _SPINE_ROWS):
+        rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
+        # One microsecond before the label: an event at the same time may belong to the same visit.
+        moments = pa.array(target.time[rows] - 1).cast(pa.timestamp("us", tz="UTC"))
+        spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
+
+        def join(*columns: str, spine: pa.Table = spine) -> pa.Table:
+            joined = join_point_in_time(
+                settings, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions
+            )
+            return joined.select([f"{view}__{name}" for name in columns])
+
+        seen, times = join("event_count", "event_timestamps").columns
+        count, last = seen.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
+        whole = count == stop[rows] - begin[rows]
+        right = np.where(whole & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
+        if not right.all() or (count > stop[rows] - begin[rows]).any():
+            raise _histories_outdated()
+        if not whole.all():
+            part = np.flatnonzero(~whole)
+            items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
+            apart.append(rows[part])
+            positions.append(_EventFinder(source).positions(target.user[rows[part]], items, times, length))
+    many = np.minimum(stop - begin, length)
+    return HistoryIndex(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
+
+
+def _before(
+    settings: Settings, source: DomainEvents, known: NDArray[np.int64], target: DomainEvents, until: datetime, folder: Path
+) -> _Before:
+    """For each target event: where its user's source events begin, where those before it end, and how many of them are settled."""
+    begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).before(target.user, target.time)
+    settled = _settled(known, settings.histories.late_step_s * 1_000_000, to_micros(until), folder)
+    return begin, stop, settled[stop] - settled[begin]
+
+
+def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> NDArray[np.int64]:
+    """Count, for each prefix of the events, those that every history known at ``until`` must hold: int64 [M + 1]."""
+
+    def counted() -> Iterator[tuple[NDArray[np.int64]]]:
+        total = np.zeros(1, dtype=np.int64)
+        yield (total,)
+        for part in iter_row_slices(len(known)):
+            entered = known[part]
+            if step:
+                entered = entered // -step * -step
+            total = total[-1] + np.cumsum(entered <= until)
+            yield (total,)
+
+    return spill_arrays(counted(), [np.int64], folder)[0]
+
+
+@dataclass(frozen=True)
+class _EventFinder:
+    """Index of source events by user and time.
+
+    Attributes:
+        source: The events.
+    """
+
+    source: DomainEvents
+
+    def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
+        """Return the position after each user's last event before a time, or up to and including that time.
+
+        Args:
+            user: int32 [R], ascending.
+            time: int64 [R], microseconds.
+            and_at: Include events at the time.
+
+        Returns:
+            int64 [R].
+        """
+        found = np.empty(len(user), dtype=np.int64)
+        times = (self.source.time[part] for part in iter_row_slices(len(self.source)))
+        bounds = np.array([(some.min(), some.max()) for some in times])
+        low = int(bounds.min())
+        span = int(bounds.max()) - low + 2
+        first = 0
+        while first < len(user):
+            # User and time in one integer, for as many users as fit into it.
+            lowest = int(user[first])
+            beyond = min(lowest + (2**63 - 1) // span, 2**31 - 1)
+            stop = first + int(np.searchsorted(user[first : first + _LOOKED_UP], np.int32(beyond)))
+            begin, end = np.searchsorted(self.source.user, user[[first, stop - 1]] + np.array([0, 1], np.int32))
+            key = (self.source.user[begin:end].astype(np.int64) - lowest) * span
+            key += self.source.time[begin:end] - low
+            wanted = (user[first:stop].astype(np.int64) - lowest) * span
+            wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
+            found[first:stop] = begin + np.searchsorted(key, wanted)
+            first = stop
+            drop_pages()
+        return found
+
+    def positions(
+        self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int
+    ) -> NDArray[np.int32]:
+        """Return the positions of the events that histories list: int32 [R, L], -1 on the left.
+
+        Raises:
+            TranslatorError: An event is missing in the log.
+        """
+        import pyarrow.compute as pc
+
+        count = pc.fill_null(pc.list_value_length(items), 0).to_numpy().astype(np.int64)
+        row = np.repeat(np.arange(len(user)), count)
+        column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + length - count[row]
+        item = index_in(pc.list_flatten(items), self.source.ids)
+        time = column_to_micros(pc.list_flatten(times))
+        low, high = self.before(user[row], time), self.before(user[row], time, and_at=True)
+        which = np.repeat(np.arange(len(row)), high - low)
+        place = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[which]
+        same = self.source.item[place] == item[which]
+        found = np.full((len(user), length), -1, dtype=np.int32)
+        found[row[which[same]], column[which[same]]] = place[same]
+        if (found >= 0).sum() < len(row):
+            raise _histories_outdated()
+        return found
+
+
+def _histories_outdated() -> TranslatorError:
+    return TranslatorError(
+        "the histories were built from other events than the log now holds",
+        where=Table.SOURCE_USER_HISTORY.value,
+        next_step="build them again: scalr histories",
+    )
+
+
+def _last_times(lists: pa.ListArray) -> NDArray[np.int64]:
+    """Return the last element of each list, in microseconds; 0 for empty and null lists."""
+    import pyarrow.compute as pc
+
+    length = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    values = column_to_micros(lists.flatten())
+    ends = np.cumsum(length) - 1
+    return np.where(length > 0, values[np.maximum(ends, 0)] if len(values) else 0, 0)

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training slice of a log: its vocabularies, users and matrices, and the contexts of its target events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+
+from scalr_prod.core.memmap import drop_pages, iter_row_slices
+from scalr_prod.errors import TranslatorError
+from scalr_prod.translator.data.contexts import Contexts
+from scalr_prod.translator.data.label_filter import consumed_before
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from numpy.typing import NDArray
+
+    from scalr_prod.config.sections import TranslatorSettings
+    from scalr_prod.translator.data.domain_events import DomainEvents
+    from scalr_prod.translator.data.event_log import EventLog
+
+__all__ = ["LazyContexts", "Parameters", "TrainingSlice", "VocabularyCoverage", "contexts_and_labels"]
+
+#: An estimator's tensors, by name.
+Parameters: TypeAlias = "dict[str, torch.Tensor]"
+
+_DAY_US = 86_400_000_000
+#: Histories looked up at a time.
+_LOOKED_UP: Final = 16_384
+#: Users whose source events are read at a time.
+_USERS_AT_ONCE: Final = 32_768
+_ALL: Final = slice(None)
+
+
+@dataclass(frozen=True)
+class VocabularyCoverage:
+    """Share of a domain's items and events that its vocabulary covers.
+
+    Attributes:
+        items: Items with an event.
+        kept: Items in the vocabulary: those with the most events.
+        events: All events.
+        events_kept: Events of items in the vocabulary.
+    """
+
+    items: int
+    kept: int
+    events: int
+    events_kept: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the vocabulary holds every item."""
+        return self.kept == self.items
+
+
+@dataclass(frozen=True)
+class TrainingSlice:
+    """Training data of one parameter set.
+
+    Attributes:
+        log: The whole log.
+        until: Only events before this instant (µs) count.
+        source_index: int32 [source ids]. Vocabulary index, 1 … n_source; 0 for items that are not in it.
+        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 for items not in it.
+        first_seen: int64 [n_target]. Microseconds; ascending.
+        held_out: bool [U]. Users whose target events are left out.
+        popularity_until: Popularity alone may use later events, up to this time (µs): it is a feature that is known
+            at the time of each event, whereas the other parameters are fitted once.
+        settings: ``[translator]``.
+        device: Device that an estimator may train on; its tensors are returned on the CPU.
+    """
+
+    log: EventLog
+    until: int
+    source_index: NDArray[np.int32]
+    target_index: NDArray[np.int32]
+    first_seen: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    popularity_until: int
+    settings: TranslatorSettings
+    device: str = "cpu"
+
+    @classmethod
+    def from_log(
+        cls,
+        log: EventLog,
+        until: int,
+        settings: TranslatorSettings,
+        *,
+        popularity_until: int | None = None,
+        device: str = "cpu",
+    ) -> TrainingSlice:
+        """Build the slice before ``until``, with no user held out.
+
+        Args:
+            log: Everything that training may read.
+            until: Microseconds since the epoch.
+            settings: ``[translator]``.
+            popularity_until: See the attribute; default: ``until``.
+            device: See the attribute.
+
+        Returns:
+            The slice, with vocabularies of the items that had events in it.
+
+        Raises:
+            TranslatorError: It has too few target items or no event to learn from.
+        """
+        source_index, _ = _vocabulary(log.source, until, settings.max_source_items)
+        target_index, first_seen = _vocabulary(log.target, until, settings.max_target_items)
+        if source_index.max(initial=-1) < 0 or len(first_seen) < 2:  # noqa: PLR2004 - one item is no choice
+            raise TranslatorError(
+                f"too little to learn from: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
+                f"{np.datetime64(until, 'us')}",
+                where="the training slice",
+                next_step="train later, ingest more, or lower translator.validation_fraction",
+            )
+        nobody = np.zeros(len(log.users), dtype=bool)
+        source_index += np.int32(1)
+        return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings, device)
+
+    def without_users(self, held_out: NDArray[np.bool_]) -> TrainingSlice:
+        """Return the same slice and vocabularies without the target events of some users.
+
+        Args:
+            held_out: bool [U]. Users whose target events are left out.
+
+        Returns:
+            A slice that shares the log and the vocabularies.
+        """
+        return replace(self, held_out=held_out)
+
+    @property
+    def n_source(self) -> int:
+        """Number of source items, without the padding."""
+        return int(self.source_index.max(initial=0))
+
+    @property
+    def n_target(self) -> int:
+        """Number of target items."""
+        return len(self.first_seen)
+
+    def coverage(self) -> dict[str, VocabularyCoverage]:
+        """Return the coverage of both domains (``source``, ``target``) under the limits ``[translator] max_…_items``."""
+        known = {"source": self.source_index > 0, "target": self.target_index >= 0}
+        return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
+
+    def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return the source events of the slice.
+
+        Args:
+            users: A range of consecutive users; default: all.
+
+        Returns:
+            User and vocabulary index: int32 [E] each, in the order of users.
+
+        Raises:
+            ValueError: They do not follow one another.
+        """
+        events = self.log.source
+        first, stop, step = users.indices(len(self.log.users))
+        if step != 1:
+            raise ValueError(f"users {users} do not follow one another")
+        # Numbers of another type would make a copy of all users'.
+        begin, end = np.searchsorted(events.user, np.array([first, stop], dtype=events.user.dtype))
+        index = self.source_index[events.item[begin:end]]
+        counts = (events.time[begin:end] < self.until) & (index > 0)
+        return events.user[begin:end][counts], index[counts]
+
+    def target_rows(self) -> NDArray[np.int64]:
+        """Return the positions in ``log.target`` of the slice's labels: eligible events of users who are not held out."""
+        events = self.log.target
+        counts = (events.time < self.until) & (self.target_index[events.item] >= 0) & ~self.held_out[events.user]
+        counts &= self.log.is_label
+        weights = self.log.label_weights(self.until)
+        return np.flatnonzero(counts if weights is None else counts & (weights > 0))
+
+    def target_weights(self, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the weight of each of `target_rows`.
+
+        Args:
+            rows: int64 [R]. Positions in ``log.target``.
+
+        Returns:
+            float32 [R], 0 or more; None: one each.
+        """
+        weights = self.log.label_weights(self.until)
+        return None if weights is None else weights[rows]
+
+    def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
+        """Return (vocabulary index, time, weight) of every target event that popularity counts, labels included; weight None: 1 each."""
+        events, gains = self.log.target, self.log.weight_gains
+        index = self.target_index[events.item]
+        counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
+        counts &= self.log.is_label if gains is None else gains > 0
+        return index[counts], events.time[counts], None if gains is None else gains[counts]
+
+    def source_matrix(self, users: slice = _ALL) -> Any:
+        """Return which users had which source items. The matrix of all users is large for a long log.
+
+        Args:
+            users: The rows' users, a range of consecutive ones; default: all.
+
+        Returns:
+            scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
+
+        Raises:
+            ValueError: The users do not follow one another.
+        """
+        user, item = self.source_events(users)
+        first, stop, _ = users.indices(len(self.log.users))
+        return _matrix(user - np.int32(first), item, (stop - first, self.n_source + 1))
+
+    def source_user_counts(self) -> NDArray[np.float32]:
+        """Count the users who had each source item: float32 [n_source + 1], 0 for the padding."""
+        sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.iter_user_batches())
+        return sum(sums, np.zeros(self.n_source + 1, dtype=np.float32))
+
+    def iter_user_batches(self) -> Iterator[slice]:
+        """Yield all users in consecutive ranges, at least one."""
+        return iter_row_slices(len(self.log.users), _USERS_AT_ONCE)
+
+    def target_matrix(self) -> Any:
+        """Return scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; held-out users' rows are empty."""
+        rows = self.target_rows()
+        events, shape = self.log.target, (len(self.log.users), self.n_target)
+        matrix = _matrix(events.user[rows], self.target_index[events.item[rows]], shape)
+        weights = self.target_weights(rows)
+        if weights is not None:
+            matrix.sort_indices()
+            cell = events.user[rows].astype(np.int64) * self.n_target + self.target_index[events.item[rows]]
+            there, place = np.unique(cell, return_inverse=True)  # in the order of the matrix
+            heaviest = np.zeros(len(there), dtype=np.float32)
+            np.maximum.at(heaviest, place, weights)
+            matrix.data[:] = heaviest
+            matrix.eliminate_zeros()
+        return matrix
+
+
+@dataclass(frozen=True)
+class LazyContexts:
+    """Contexts strictly before target events, built when they are taken: those of all events of a long log do not fit into memory.
+
+    Attributes:
+        log: The event log.
+        rows: int64 [R]. Positions in ``log.target``.
+        source_index: Vocabulary index of each of the log's source ids.
+        target_index: Likewise for target ids.
+    """
+
+    log: EventLog
+    rows: NDArray[np.int64]
+    source_index: NDArray[np.int32]
+    target_index: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def event_time(self) -> NDArray[np.int64]:
+        """Return `Contexts.event_time` of the events: int64 [R]."""
+        return self.log.target.time[self.rows]
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Return the target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
+        return self.target_index[self.log.target.item[self.rows]]
+
+    def has_known_items(self) -> NDArray[np.bool_]:
+        """Return whether each history holds an item known in training: bool [R]."""
+        known = np.empty(len(self), dtype=bool)
+        for part, _, items in _history_batches(self.log, self.rows, self.source_index):
+            known[part] = (items > 0).any(1)
+        return known
+
+    def take(self, rows: NDArray[Any]) -> Contexts:
+        """Build the contexts of some of the events, with fold -1."""
+        return contexts_and_labels(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
+
+
+def contexts_and_labels(
+    log: EventLog,
+    rows: NDArray[np.int64],
+    *,
+    source_index: NDArray[np.int32],
+    target_index: NDArray[np.int32],
+    fold: NDArray[np.int32] | int = -1,
+) -> tuple[Contexts, NDArray[np.int32]]:
+    """Return contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
+
+    Args:
+        log: The log.
+        rows: [R] positions in ``log.target``.
+        source_index: Vocabulary index of each of the log's source ids.
+        target_index: Likewise for target ids.
+        fold: Parameter set that scores them, one for all or one each.
+    """
+    items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
+    ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
+    for part, history, known in _history_batches(log, rows, source_index):
+        there, items[part] = history >= 0, known
+        # An event's age is counted from the last one, as it is when that one is translated.
+        last = log.source.time[history[:, -1]]
+        ages[part] = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
+        end[part] = np.where(there[:, -1], last, log.target.time[rows[part]])
+    made = Contexts(
+        history_items=items,
+        history_ages=ages,
+        history_end=end,
+        event_time=log.target.time[rows],
+        fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
+        noise_key=rows.astype(np.int64),
+        exclude=consumed_before(log, rows, target_index),
+    )
+    labels = target_index[log.target.item[rows]]
+    drop_pages()
+    return made, labels
+
+
+def _history_batches(
+    log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32]
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
+    """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
+    for part in iter_row_slices(len(rows), _LOOKED_UP):
+        history = log.history[rows[part]]
+        yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
+
+
+def _vocabulary(events: DomainEvents, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return each id's index (-1: not in the vocabulary) and each index's first time; in order of first appearance, then id."""
+    count = np.zeros(len(events.ids), dtype=np.int64)
+    first = np.full(len(events.ids), np.iinfo(np.int64).max)
+    for item, time in _before(events, until):
+        count += np.bincount(item, minlength=len(count))
+        np.minimum.at(first, item, time)
+    kept = np.lexsort((np.arange(len(count)), -count))[:most]
+    kept = kept[count[kept] > 0]
+    kept = kept[np.lexsort((kept, first[kept]))]
+    index = np.full(len(events.ids), -1, dtype=np.int32)
+    index[kept] = np.arange(len(kept), dtype=np.int32)
+    return index, first[kept]
+
+
+def _before(events: DomainEvents, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Yield item and time of the events before a time, in batches."""
+    for part in iter_row_slices(len(events)):
+        before = events.time[part] < until
+        yield events.item[part][before], events.time[part][before]
+
+
+def _coverage(events: DomainEvents, until: int, kept: NDArray[np.bool_]) -> VocabularyCoverage:
+    nothing = np.zeros(len(events.ids), dtype=np.int64)
+    count = sum((np.bincount(item, minlength=len(nothing)) for item, _ in _before(events, until)), nothing)
+    return VocabularyCoverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
+
+
+def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
+    """Build a CSR matrix from users in ascending order; takes ownership of ``item``."""
+    from scipy import sparse
+
+    start = np.searchsorted(user, np.arange(shape[0] + 1, dtype=user.dtype))
+    # scipy's own constructor copies the users three times.
+    matrix = sparse.csr_matrix((np.ones(len(item), dtype=np.float32), item, start), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix

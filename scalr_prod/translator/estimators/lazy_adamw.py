@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lazy AdamW (Loshchilov & Hutter 2019) for large embedding tables of which each batch needs a few rows.
+
+A step of AdamW updates every row, even without a gradient: weight decay shrinks its value, and its momentum still moves it. Here a row
+is updated only when a batch reads it. The skipped steps have a closed form, because only known factors changed: with the moments m and v
+after step s, step k moves the row by lr_k (m / √v) Π β1 / √β2 and shrinks it by 1 - lr_k λ. So a step costs as much as the batch's rows,
+whatever the size of the catalogue. The only approximation is ε, which is added to √v as of step s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch.optim.adamw import adamw
+
+from scalr_prod.translator.devices import to_device
+from scalr_prod.translator.estimators.compiled_kernels import load_kernels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.data.training_pairs import Parameters
+    from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
+
+__all__ = ["LazyAdamW", "LazyTable", "one_cycle_schedule"]
+
+_BETA_2: Final = 0.999
+_EPSILON: Final = 1e-8
+#: Avoids 0 / 0: after some 700 000 steps both moments of a row are 0.
+_TINY: Final = 1e-300
+#: Steps without a gradient after which the first moment has vanished: 0.95 to this power is 0 in float32.
+_PUSHED: Final = 2_048
+
+
+def one_cycle_schedule(step: int, steps: int, peak_rate: float) -> tuple[float, float]:
+    """Return one step's learning rate and β1, as `torch.optim.lr_scheduler.OneCycleLR` computes them.
+
+    Args:
+        step: The step, from 0.
+        steps: The total number of steps.
+        peak_rate: The highest rate. The schedule starts at 1/25 of it and reaches it after 30 % of the steps.
+    """
+    peak = 0.3 * steps - 1
+    if step <= peak:
+        fraction, rates, betas = step / peak, (peak_rate / 25, peak_rate), (0.95, 0.85)
+    else:
+        fraction, rates, betas = (step - peak) / (steps - 1 - peak), (peak_rate, peak_rate / 25 / 1e4), (0.85, 0.95)
+    cosine = math.cos(math.pi * fraction) + 1
+    rate, beta = (end + (begin - end) / 2 * cosine for begin, end in (rates, betas))
+    return rate, beta
+
+
+class LazyAdamW:
+    """AdamW with a one-cycle schedule (Smith & Topin 2018), for dense tensors and for lazily updated tables.
+
+    Args:
+        dense: Tensors that every step needs in full, by name; updated in place. All on the CPU, or all on one GPU.
+        tables: float32 [N, d] each, by name; updated in place, on the same device.
+        steps: The total number of steps.
+        rate: The highest learning rate.
+        decay: Weight decay λ.
+    """
+
+    def __init__(self, dense: Parameters, tables: Parameters, *, steps: int, rate: float, decay: float) -> None:
+        self.dense: Parameters = {name: tensor.requires_grad_() for name, tensor in dense.items()}
+        # The state of torch.optim.AdamW. The class itself imports torch's compiler, which takes 70 MB and a second.
+        self._means, self._squares = ([torch.zeros_like(tensor) for tensor in dense.values()] for _ in range(2))
+        self._counts = [torch.zeros((), device=tensor.device) for tensor in dense.values()]
+        self._steps, self._rate, self._decay = steps, rate, decay
+        self._deferred = _DeferredUpdates(decay, steps)
+        self.tables = {name: LazyTable(tensor, self._deferred) for name, tensor in tables.items()}
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Update the parameters that the loss depends on, and defer the update of all other rows.
+
+        Args:
+            loss: A scalar, computed from `dense` and from rows taken from `tables` since the last step.
+        """
+        for tensor in self.dense.values():
+            tensor.grad = None
+        loss.backward()
+        rate, beta_1 = one_cycle_schedule(self._deferred.steps, self._steps + 1, self._rate)
+        self._deferred.add(rate, beta_1)
+        self._update_dense(rate, beta_1)
+        for table in self.tables.values():
+            table.apply_gradients()
+
+    @torch.no_grad()
+    def _update_dense(self, rate: float, beta_1: float) -> None:
+        """Take one step of AdamW on the dense tensors that have a gradient."""
+        state = zip(self.dense.values(), self._means, self._squares, self._counts, strict=True)
+        with_gradient = [(tensor, tensor.grad, *others) for tensor, *others in state if tensor.grad is not None]
+        if not with_gradient:
+            return
+        tensors, gradients, means, squares, counts = map(list, zip(*with_gradient, strict=True))
+        adamw(
+            tensors,
+            gradients,
+            means,
+            squares,
+            [],
+            counts,
+            fused=True,
+            amsgrad=False,
+            beta1=beta_1,
+            beta2=_BETA_2,
+            lr=rate,
+            weight_decay=self._decay,
+            eps=_EPSILON,
+            maximize=False,
+        )
+
+    def final_parameters(self) -> Parameters:
+        """Apply all deferred updates and return every tensor by name, on the CPU."""
+        dense = {name: tensor.detach().cpu() for name, tensor in self.dense.items()}
+        return dense | {name: table.current_values().cpu() for name, table in self.tables.items()}
+
+
+class LazyTable:
+    """A table of which each step updates only the rows that it reads.
+
+    Args:
+        values: float32 [N, d], updated in place.
+        deferred: The optimizer's record of steps.
+    """
+
+    def __init__(self, values: torch.Tensor, deferred: _DeferredUpdates) -> None:
+        self._tables = (values, torch.zeros_like(values), torch.zeros_like(values))
+        self._device = values.device
+        self._updated_at = np.zeros(len(values), np.int64)  # step of each row's last update
+        self._deferred = deferred
+        self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def gather(self, *wanted: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Read the rows of one step.
+
+        Args:
+            wanted: int64 of any shapes, on the CPU. Row numbers.
+
+        Returns:
+            float32 [R, d]: the distinct rows, ascending, always with row 0 first. And for each tensor of ``wanted``, a tensor of its
+            shape with each number's position among them. All on the table's device.
+        """
+        numbers = np.concatenate([np.zeros(1, np.int64), *(tensor.numpy().ravel() for tensor in wanted)])
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        positions = to_device(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in wanted])
+        rows = torch.from_numpy(distinct)
+        values = self._caught_up(rows).requires_grad_()
+        self._taken = rows, values
+        return values, [position.view(tensor.shape) for position, tensor in zip(positions, wanted, strict=True)]
+
+    def apply_gradients(self) -> None:
+        """Update the rows that were read, by their gradients."""
+        if self._taken is None:
+            return
+        (rows, values), self._taken = self._taken, None
+        if values.grad is None:
+            return
+        rates, compiled = self._deferred.rates(), self._kernels()
+        self._updated_at[rows.numpy()] = self._deferred.steps
+        if compiled is not None:
+            tables = tuple(table.numpy() for table in self._tables)
+            compiled.adamw_step(
+                tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
+            )
+            return
+        shrink, step, of_mean, of_square, of_root = rates
+        rows = to_device(rows, self._device)
+        value, mean, square = (table[rows] for table in self._tables)
+        mean = of_mean * mean + (1 - of_mean) * values.grad
+        square = of_square * square + (1 - of_square) * values.grad**2
+        value = shrink * value - step * mean / (square.sqrt() * of_root + _EPSILON)
+        for table, updated in zip(self._tables, (value, mean, square), strict=True):
+            table[rows] = updated
+
+    def current_values(self) -> torch.Tensor:
+        """Apply all deferred updates and return the values: float32 [N, d]."""
+        self._caught_up(torch.arange(len(self._updated_at)))
+        return self._tables[0]
+
+    def _caught_up(self, rows: torch.Tensor) -> torch.Tensor:
+        """Apply the deferred updates of some rows and return their values: float32 [R, d]."""
+        owed, compiled = self._deferred.since(self._updated_at[rows.numpy()]), self._kernels()
+        self._updated_at[rows.numpy()] = self._deferred.steps
+        if compiled is not None:
+            out = torch.empty(len(rows), self._tables[0].shape[1])
+            tables = tuple(table.numpy() for table in self._tables)
+            compiled.apply_deferred_updates(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
+            return out
+        shrink, times, of_mean, of_square = to_device(torch.from_numpy(owed), self._device).T[:, :, None]
+        rows = to_device(rows, self._device)
+        value, mean, square = (table[rows] for table in self._tables)
+        value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
+        for table, updated in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):
+            table[rows] = updated
+        return value
+
+    def _kernels(self) -> TrainingKernels | None:
+        return load_kernels() if self._device.type == "cpu" else None
+
+
+class _DeferredUpdates:
+    """The combined effect of all steps since a given one on a row without a gradient.
+
+    Args:
+        decay: Weight decay.
+        most: The maximum number of steps.
+    """
+
+    def __init__(self, decay: float, most: int) -> None:
+        self.steps = 0
+        self._decay = decay
+        #: Since each of the last `_PUSHED` steps: the value's factor, the sum of momentum updates, the factors of the two moments.
+        self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (most + 2, 1))
+        #: Logarithm of the value's factor from the first step to each step.
+        self._shrunk = np.zeros(most + 2)
+        self._rates = (1.0, 0.0, 0.0, 0.0, 0.0)
+
+    def add(self, rate: float, beta_1: float) -> None:
+        """Record one more step with its learning rate and β1."""
+        self.steps += 1
+        shrink = 1 - rate * self._decay
+        step, of_root = rate / (1 - beta_1**self.steps), (1 - _BETA_2**self.steps) ** -0.5
+        before = self._since[max(self.steps - _PUSHED, 0) : self.steps]
+        before[:, 2] *= beta_1
+        before[:, 3] *= _BETA_2
+        before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3] + _TINY)
+        before[:, 0] *= shrink
+        self._shrunk[self.steps] = self._shrunk[self.steps - 1] + np.log(shrink)
+        self._rates = (shrink, step, beta_1, _BETA_2, of_root)
+
+    def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `kernels.rows.apply_deferred_updates`."""
+        found = self._since[step]
+        until = step + _PUSHED
+        if (until < self.steps).any():
+            # Their momentum has vanished: later steps only shrank the value and the sum of momentum updates.
+            until = np.minimum(until, self.steps)
+            found[:, :2] *= np.exp(self._shrunk[self.steps] - self._shrunk[until])[:, None]
+            found[:, 3] *= _BETA_2 ** (self.steps - until)
+        return found.astype(np.float32)
+
+    def rates(self) -> tuple[float, float, float, float, float]:
+        """Return the factors of the last step, see `kernels.rows.adamw_step`."""
+        return self._rates

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gumbel top-k sampling with float64 tie resolution.
+
+Every eligible item has the key P^(1 / T) / E, with E from `noise`; the items with the k largest keys are the draws, in that order. Keys
+are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the best are closer
+than that, the keys of the best are computed again in float64. Where that cannot decide (the bound reaches beyond the best, or a
+probability and its limit are too close), the row is unsure and must be drawn in float64 as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from scalr_prod.translator import counter_rng
+from scalr_prod.translator.data.contexts import NO_ITEM
+from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF
+
+if TYPE_CHECKING:
+    from scalr_prod.translator.context_batch import ContextBatch
+    from scalr_prod.translator.data.contexts import Contexts
+    from scalr_prod.translator.mixture import EncodedBatch, Mixture
+    from scalr_prod.translator.sample_request import SampleRequest
+    from scalr_prod.translator.shortlist import ShortlistIndex
+
+__all__ = ["EXTRA_CANDIDATES", "Draws", "float64_order", "is_near_min_lift", "rescale_to_catalogue", "sample_topk"]
+
+#: Candidates beyond the k + 1 best that are compared again in float64.
+EXTRA_CANDIDATES: Final = 7
+#: Rounding error of the steps from a logit to its key, without that of the logarithm of P: exponential, variate, powers, quotients.
+_STEPS: Final = 32 * UNIT_ROUNDOFF
+#: The same including the logarithm of P, for P of at least 2^-100.
+_ALL_STEPS: Final = 102 * UNIT_ROUNDOFF
+#: Below 2^-100 a probability loses digits in float32, or is 0; even with the smallest variate its key is below 2^-67.
+_TINY: Final = 2.0**-100
+_TINY_KEY: Final = 2.0**-67
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K draws (fewer columns where there are fewer items) for each of B contexts.
+
+    Attributes:
+        items: int64 [B, K]. `NO_ITEM` where no item was left, or the draw fell below ``min_lift``.
+        probabilities: [B, K].
+        prior: [B, K].
+        needs_float64: bool [B]. Rows whose result rounding may have changed.
+    """
+
+    items: torch.Tensor
+    probabilities: torch.Tensor
+    prior: torch.Tensor
+    needs_float64: torch.Tensor
+
+
+def sample_topk(
+    request: SampleRequest,
+    mixture: Mixture,
+    contexts: Contexts,
+    batch: ContextBatch,
+    item_words: torch.Tensor,
+    dtype: Any,
+    shortlists: ShortlistIndex | None = None,
+) -> Draws:
+    """Draw k items for each context of a batch.
+
+    Args:
+        request: Parameters of the draw.
+        mixture: The parameter set.
+        contexts: B of them.
+        batch: The same contexts as tensors.
+        item_words: int32 [N], the items' words for `noise`.
+        dtype: float32, or float64, with which no row is unsure.
+        shortlists: Shortlists, where the draw uses them.
+    """
+    device = item_words.device
+    summary = mixture.encode(batch, request.components)
+    share: dict[str, torch.Tensor] = {}
+    if shortlists is not None and request.shortlist is not None:
+        summary, share = shortlists.restrict(mixture, summary, request)
+    found = mixture.distributions(summary, dtype=dtype)
+    p, prior = found[request.component], found["popularity"]
+    low, high = (word.to(device) for word in counter_rng.key_words(contexts.noise_key))
+    keys = _keys(p, counter_rng.exponential((low, high), item_words, dtype), request.temperature)
+    best, chosen = keys.topk(min(request.k + 1 + EXTRA_CANDIDATES, keys.shape[1]), dim=1)
+    unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
+    if dtype == torch.float32:
+        unsure |= _underflowed(request, best, p, summary.batch)
+        unsure |= _settle(request, mixture, summary, p, (best, chosen), (low, high), item_words)
+    there, chosen = best[:, : request.k] > 0, chosen[:, : request.k]
+    p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
+    p, q = rescale_to_catalogue(request, share, p, q)
+    if dtype == torch.float32:
+        unsure |= is_near_min_lift(request, mixture, summary, there, chosen, p, q)
+    return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+
+
+def rescale_to_catalogue(
+    request: SampleRequest, catalogue_share: dict[str, torch.Tensor], p: torch.Tensor, prior: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale P and the prior, [B, K], from shortlists to the whole catalogue, see `shortlist.ShortlistSelection`; a no-op without shortlists."""
+    if not catalogue_share:
+        return p, prior
+    of_member, of_prior = (catalogue_share[name].to(p)[:, None] for name in (request.component, "popularity"))
+    return p * of_member, prior * of_prior
+
+
+def is_near_min_lift(
+    request: SampleRequest,
+    mixture: Mixture,
+    encoded: EncodedBatch,
+    valid: torch.Tensor,
+    chosen: torch.Tensor,
+    p: torch.Tensor,
+    q: torch.Tensor,
+) -> torch.Tensor:
+    """Mark rows where rounding may decide whether P of a valid draw [B, K] reaches ``min_lift`` times the prior: bool [B]."""
+    if request.min_lift == 0 or request.component == "popularity":
+        return torch.zeros(len(valid), dtype=torch.bool, device=valid.device)
+    excess = (p - request.min_lift * q).abs()
+    # A normaliser's relative error is at most that of its terms.
+    widest = sum(2 * mixture.rounding_bound(encoded, member) for member in request.components)
+    near = (valid & (excess <= (widest + 4 * _ALL_STEPS) * p)).any(1)
+    rows = near.nonzero()[:, 0]
+    if len(rows):
+        some, items = encoded.take(rows), chosen[rows]
+        band = sum(
+            mixture.rounding_bound(some, member) + mixture.rounding_bound(some, member, items) for member in request.components
+        )
+        near[rows] = (valid[rows] & (excess[rows] <= (band + 4 * _ALL_STEPS) * p[rows])).any(1)
+    return near
+
+
+def _keys(p: torch.Tensor, variates: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return keys in the order of P^(1 / T) / E, in a form that neither overflows nor vanishes; may overwrite ``variates``."""
+    if temperature > 1:
+        return p.pow(1 / temperature) / variates
+    return p / (variates if temperature == 1 else variates.pow_(temperature))
+
+
+def _underflowed(race: SampleRequest, best: torch.Tensor, p: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
+    """Mark rows where a probability too small for float32 may have mattered: bool [B]."""
+    floor = _TINY_KEY if race.temperature <= 1 else torch.inf
+    lost = best[:, : race.k][:, -1] <= floor
+    rows = lost.nonzero()[:, 0]
+    lost[rows] = (~batch.take(rows).ineligible_mask(p.shape[1]) & (p[rows] < _TINY)).any(1)
+    return lost
+
+
+def _settle(
+    race: SampleRequest,
+    mixture: Mixture,
+    summary: EncodedBatch,
+    p: torch.Tensor,
+    ranking: tuple[torch.Tensor, torch.Tensor],
+    words: tuple[torch.Tensor, torch.Tensor],
+    numbers: torch.Tensor,
+) -> torch.Tensor:
+    """Sort the best by their keys in float64, in place, where rounding may have changed the order.
+
+    Returns:
+        bool [B]. Rows where rounding may have changed which items are among the best.
+    """
+    best, chosen = ranking
+    depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
+    off = 1.01 * (mixture.rounding_bound(summary, race.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
+    least, most = best * (1 - off), best * (1 + off)
+    reach = torch.where(best > 0, most, -1.0).flip(1).cummax(1).values.flip(1)  # of this and all that follow
+    close = (reach[:, 1:] >= least[:, :-1])[:, : race.k].any(1)
+    rows = close.nonzero()[:, 0]
+    if len(rows):
+        order = float64_order(race, mixture, summary, rows, (chosen[rows], best[rows] > 0), words, numbers)
+        chosen[rows] = chosen[rows].gather(1, order)
+    others = best[:, -1] * (1 + 1.01 * (mixture.rounding_bound(summary, race.component)[:, 0] + _ALL_STEPS))
+    beyond = (others >= least[:, : race.k].amin(1)) & (best[:, -1] > 0)
+    return beyond & (best.shape[1] < len(numbers))
+
+
+def float64_order(
+    request: SampleRequest,
+    mixture: Mixture,
+    encoded: EncodedBatch,
+    rows: torch.Tensor,
+    candidates: tuple[torch.Tensor, torch.Tensor],
+    words: tuple[torch.Tensor, torch.Tensor],
+    item_words: torch.Tensor,
+) -> torch.Tensor:
+    """Return the order of candidates' keys in float64, absent ones last: int64 [R, C].
+
+    Args:
+        request: Parameters of the draw.
+        mixture: The parameter set.
+        encoded: Of B contexts.
+        rows: int64 [R]. Rows to sort.
+        candidates: int64 [R, C] items, and bool [R, C], whether each is present.
+        words: Words of the contexts' keys, see `counter_rng.key_words`.
+        item_words: The items' words.
+    """
+    items, there = candidates
+    logits = mixture.logits(encoded.take(rows), request.component, items)
+    variates = counter_rng.exponential((words[0][rows], words[1][rows]), item_words[items], torch.float64).log_()
+    exact = logits / max(request.temperature, 1) - min(request.temperature, 1) * variates
+    return exact.masked_fill_(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)

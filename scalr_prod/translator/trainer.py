@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit parameter sets on a slice of the log, and calibrate them on the slice after it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from scalr_prod.core.memory import release_memory
+from scalr_prod.errors import ScalrError, TranslatorError
+from scalr_prod.plugins import ESTIMATORS
+from scalr_prod.translator import training_budget
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration_table import CalibrationLayout
+from scalr_prod.translator.data import history_traits
+from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice, contexts_and_labels
+from scalr_prod.translator.devices import with_cpu_fallback
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, scored_estimators
+from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_estimator
+from scalr_prod.translator.information_gain import InformationGain, LabelledContexts, measure_information
+from scalr_prod.translator.metrics import DistributionMetrics, measure
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.training_device import training_device
+from scalr_prod.translator.worker_pool import INLINE, WorkerPool, report_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from scalr_prod.config.settings import Settings
+    from scalr_prod.translator.data.event_log import EventLog
+    from scalr_prod.translator.data.training_pairs import Parameters
+    from scalr_prod.translator.estimators.bundled_source import BundledSource
+    from scalr_prod.translator.estimators.protocol import FittableEstimator
+
+__all__ = [
+    "FittedCalibration",
+    "SharedParameters",
+    "calibration_slice",
+    "fit_calibration",
+    "fit_parameter_sets",
+    "fit_shared",
+    "label_rows_between",
+    "measure_components",
+    "time_quantile",
+    "weights_metadata",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Maximum number of events that metrics are measured on: the standard error of an NLL is then about .01 nats at most.
+MAX_MEASURED_EVENTS: Final = 50_000
+
+
+@dataclass(frozen=True)
+class FittedCalibration:
+    """Calibration tables by name, usable with any parameter sets of the same recipe, and the metrics of the slice they were fitted on.
+
+    Attributes:
+        tables: Tables by name.
+        layout: Layout of the tables.
+        metrics: Metrics of every component, see `measure_components`.
+        information: What source histories say of the slice's events; None where it was not measured.
+    """
+
+    tables: dict[str, torch.Tensor]
+    layout: CalibrationLayout
+    metrics: dict[str, dict[str, DistributionMetrics]]
+    information: InformationGain | None = None
+
+    def weights(self) -> dict[str, dict[str, float]]:
+        """Return the mixture's weights by name, for users with and without target events in training (``all``, ``held_out``)."""
+        return {
+            name.rpartition("/")[2]: dict(
+                zip(self.layout.weights, (round(x, 5) for x in self.tables[name][0].tolist()), strict=True)
+            )
+            for name in CALIBRATION_TABLES
+        }
+
+
+@dataclass(frozen=True)
+class SharedParameters:
+    """What all parameter sets of a slice learn from source events alone.
+
+    Attributes:
+        pairs: The slice.
+        estimators: Estimators by name, those with the longest work first, so that shorter fits fill the gaps beside them.
+        parameters: Estimator → its tensors.
+    """
+
+    pairs: TrainingSlice
+    estimators: dict[str, FittableEstimator]
+    parameters: dict[str, Parameters]
+
+
+def time_quantile(time: NDArray[np.int64], fraction: float) -> int:
+    """Return the time (µs) before which a share of the events lies."""
+    ordered = np.sort(time)
+    return int(ordered[min(int(fraction * len(ordered)), len(ordered) - 1)])
+
+
+def weights_metadata(settings: Settings, pairs: TrainingSlice, folds: int) -> dict[str, str]:
+    """Return the metadata of the weights' file."""
+    return {
+        "folds": str(folds),
+        "history_length": str(settings.histories.length),
+        "estimators": json.dumps(list(settings.translator.estimators)),
+        "n_source": str(pairs.n_source),
+        **CalibrationLayout.from_estimators(settings.translator.estimators).to_metadata(),
+        **_describe_bundled(bundle_sources(settings.translator.estimators)),
+    }
+
+
+def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]:
+    """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
+    return {"carried": json.dumps({name: one.to_metadata() for name, one in estimators.items()})} if estimators else {}
+
+
+def fit_shared(
+    slices: Sequence[TrainingSlice], workers: WorkerPool = INLINE, on_progress: Callable[[float], None] = lambda _: None
+) -> list[SharedParameters]:
+    """Fit what all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
+
+    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run side by side.
+
+    Args:
+        slices: The slices.
+        workers: Pool that runs the units.
+        on_progress: Called in any thread with the work done since its last call, see `effort`.
+    """
+    # Each slice has its own instances, since an instance may cache data of its slice.
+    instances = [
+        {name: load_estimator(name) for name in reversed(scored_estimators(pairs.settings.estimators))} for pairs in slices
+    ]
+    units = list(itertools.product(instances[0], range(len(slices))))
+
+    def fit(unit: tuple[str, int]) -> Parameters:
+        name, number = unit
+        with _name_in_errors(name), report_progress(training_budget.estimate_shared_work(name, slices[number]), on_progress):
+            parameters: Parameters = instances[number][name].share(slices[number])
+            release_memory()
+            return parameters
+
+    found = dict(zip(units, workers.map(fit, units), strict=True))
+    return [
+        SharedParameters(pairs, instances[n], {name: found[name, n] for name in instances[n]}) for n, pairs in enumerate(slices)
+    ]
+
+
+def fit_parameter_sets(
+    pairs: TrainingSlice,
+    held_out: dict[int, NDArray[np.bool_]],
+    on_progress: Callable[[float], None],
+    workers: WorkerPool = INLINE,
+    *,
+    shared: SharedParameters | None = None,
+) -> dict[str, torch.Tensor]:
+    """Fit parameter sets on one slice. Popularity, tastes, and each estimator of each set are units of work.
+
+    Args:
+        pairs: The slice.
+        held_out: Set number → bool [U], users whose target events must not shape it. Popularity as of an event is no parameter of a
+            set: it counts all users' earlier events.
+        on_progress: Called in any thread with the work done since its last call, see `effort`.
+        workers: Pool that runs the units.
+        shared: Result of `fit_shared` for the slice; default: it is fitted here.
+
+    Returns:
+        Tensors named as `Mixture.from_tensors` expects them, without calibration.
+    """
+    import torch
+
+    tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
+    shared = shared or fit_shared([pairs], workers)[0]
+    estimators, common = shared.estimators, shared.parameters
+    learn = {number: pairs.without_users(users) for number, users in held_out.items()}
+    tensors |= {f"{number}/popularity/prior": popularity.log_popularity(slice_) for number, slice_ in learn.items()}
+
+    # These tables are large for a long log, so they are instances only for the final parameter sets.
+    tables: dict[str, Callable[[TrainingSlice], Parameters]] = {"popularity": popularity.fit, "tastes": history_traits.fit}
+
+    def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
+        number, name = unit
+        if number is None:
+            with report_progress(training_budget.estimate_shared_work(name, pairs), on_progress):
+                parameters = _prefixed(f"shared/{name}", tables[name](pairs))
+        else:
+            with _name_in_errors(name), report_progress(training_budget.estimate_fit_work(name, pairs), on_progress):
+                parameters = _prefixed(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+        release_memory()
+        return parameters
+
+    for found in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
+        tensors |= found
+    # What every set has of its own served only as a starting point in the shared parameters.
+    own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
+    for name, parts in common.items():
+        tensors |= {key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
+    return tensors
+
+
+@contextmanager
+def _name_in_errors(name: str) -> Iterator[None]:
+    """Name an estimator of another package in the errors of its fit.
+
+    Raises:
+        TranslatorError: The estimator failed.
+    """
+    try:
+        yield
+    except (ScalrError, CancelledError):
+        raise
+    except Exception as error:
+        if name in BUILTIN_ESTIMATORS:
+            raise
+        raise TranslatorError(
+            f"the estimator {name} could not be fitted: {type(error).__name__}: {error}",
+            where=ESTIMATORS.setting,
+            next_step="correct its share and fit: see scalr_prod.translator.Estimator",
+        ) from error
+
+
+def _prefixed(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product's rounding may depend on the alignment.
+    # One at a time, so that a large array is freed as soon as its copy is instances.
+    left = dict(parts)
+    del parts
+    return {f"{prefix}/{key}": left.pop(key).clone() for key in list(left)}
+
+
+def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -> TrainingSlice:
+    """Build the slice that `fit_calibration` fits its parameter set on.
+
+    Raises:
+        TranslatorError: Too little to learn from.
+    """
+    device = training_device(settings.compute.device)
+    return TrainingSlice.from_log(log, begin, settings.translator, popularity_until=end, device=device)
+
+
+def fit_calibration(
+    settings: Settings,
+    log: EventLog,
+    held_out: NDArray[np.bool_],
+    begin: int,
+    end: int,
+    on_progress: Callable[[float], None],
+    workers: WorkerPool = INLINE,
+    *,
+    shared: SharedParameters | None = None,
+    with_information: bool = False,
+) -> FittedCalibration:
+    """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
+
+    The held-out users come from all folds: their events can weight every fold's set, each without the fold's own users.
+    With ``informed``, also measure what the held-out users' source histories say. ``shared`` is the result of `fit_shared` for the
+    `calibration_slice`; by default it is fitted here.
+
+    Raises:
+        TranslatorError: One of the two slices is empty.
+    """
+    pairs = shared.pairs if shared else calibration_slice(settings, log, begin, end)
+    tensors = fit_parameter_sets(pairs, {-1: held_out}, on_progress, workers, shared=shared)
+    rows = label_rows_between(log, begin, end)
+    contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
+    user = log.target.user[rows]
+    layout, metadata = CalibrationLayout.from_estimators(settings.translator.estimators), weights_metadata(settings, pairs, 0)
+    counted, seed = log.label_weights(end), settings.translator.seed
+
+    def tables_on(device: str) -> dict[str, torch.Tensor]:
+        module = TranslatorModule(tensors | uncalibrated_tables(layout), metadata, device)
+        release_memory()
+        return calibrate(
+            module,
+            contexts,
+            contexts.labels,
+            held_out[user],
+            seed=seed,
+            fold=log.fold[user],
+            weight=None if counted is None else counted[rows],
+            workers=workers,
+        )
+
+    tables = with_cpu_fallback(pairs.device, tables_on)
+    figures = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)
+    information = None
+    if with_information:
+        own = np.flatnonzero(log.is_label & held_out[log.target.user] & (log.target.time < end))
+        everything, later = (
+            _labelled_contexts(log, pairs, log.sample_by_weight(some, end, seed), held_out) for some in (own, rows)
+        )
+        information = with_cpu_fallback(
+            pairs.device, lambda device: measure_information(tensors, metadata, everything, later, seed=seed, device=device)
+        )
+    on_progress(training_budget.estimate_calibration_work(len(rows)))
+    return FittedCalibration(tables, layout, figures, information)
+
+
+def _labelled_contexts(
+    log: EventLog, pairs: TrainingSlice, rows: NDArray[np.int64], held_out: NDArray[np.bool_]
+) -> LabelledContexts:
+    """Collect the events at positions in ``log.target``."""
+    contexts, user = LazyContexts(log, rows, pairs.source_index, pairs.target_index), log.target.user[rows]
+    return LabelledContexts(contexts, contexts.labels, user, held_out[user])
+
+
+def label_rows_between(log: EventLog, begin: int, end: int) -> NDArray[np.int64]:
+    """Return the positions of the labels with ``begin <= time < end``.
+
+    Raises:
+        TranslatorError: There are none.
+    """
+    rows = np.flatnonzero(log.is_label & (log.target.time >= begin) & (log.target.time < end))
+    if not len(rows):
+        raise TranslatorError(
+            f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
+            where="the validation slice",
+            next_step="ingest more target events, or raise translator.validation_fraction",
+        )
+    return rows
+
+
+def measure_components(
+    settings: Settings,
+    log: EventLog,
+    pairs: TrainingSlice,
+    tensors: dict[str, torch.Tensor],
+    rows: NDArray[np.int64],
+    held_out: NDArray[np.bool_],
+    workers: WorkerPool = INLINE,
+) -> dict[str, dict[str, DistributionMetrics]]:
+    """Measure every component: group of users (``all``, ``cold`` = held out, ``warm``) → component → metrics.
+
+    Events with different weights are sampled in proportion to them. At most `MAX_MEASURED_EVENTS` events are used.
+
+    Held-out users are scored as in a run: with parameters that never saw them, and their fold's own table.
+    """
+    folds = settings.translator.folds
+    seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
+    twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
+    seed = settings.translator.seed
+    rows = log.sample_by_weight(rows, int(log.target.time[rows].max()) + 1, seed)
+    if len(rows) > MAX_MEASURED_EVENTS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_MEASURED_EVENTS, replace=False))
+    user = log.target.user[rows]
+    cold = held_out[user]
+    fold = np.where(cold, log.fold[user], -1).astype(np.int32)
+    contexts, labels = contexts_and_labels(
+        log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold
+    )
+    groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
+
+    def figures_on(device: str) -> dict[str, dict[str, DistributionMetrics]]:
+        module = TranslatorModule(tensors | twins, weights_metadata(settings, pairs, folds), device)
+        return measure(module, contexts, labels, groups, component_names(module), workers)
+
+    return with_cpu_fallback(pairs.device, figures_on)
+
+
+def component_names(module: TranslatorModule) -> list[str]:
+    """Return the names of the mixture and of its components."""
+    return [member for member in module.layout.components if member in {"mixture", "popularity", *module.estimators}]

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation of requests to a translator: every index, age, time and number is checked before a tensor is made of it.
+
+An index beyond a table raises IndexError on a CPU; on a GPU it ends the process, and every waiting request with it. The same
+checks run in-process and inside Triton; only numpy is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.errors import InvalidRequest
+from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM, PADDING
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from scalr_prod.translator.data.contexts import Contexts
+
+__all__ = ["MAX_ABS_TIME_US", "RequestBounds", "check_sampling"]
+
+#: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
+#: their differences overflow.
+MAX_ABS_TIME_US: Final = 2**62
+_NEXT: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
+
+
+@dataclass(frozen=True)
+class RequestBounds:
+    """Sizes of a translator's tables.
+
+    Attributes:
+        n_source: Source items: ``history_items`` holds 0 (padding) to ``n_source``.
+        n_target: Target items: ``exclude`` and ``candidates`` hold -1 (none) to ``n_target - 1``.
+        folds: ``fold`` holds -2 (`COLD_USERS`), -1 (`ALL_USERS`) or 0 to ``folds - 1``.
+    """
+
+    n_source: int
+    n_target: int
+    folds: int
+
+    def check_contexts(self, contexts: Contexts) -> None:
+        """Check every value of the contexts.
+
+        Raises:
+            InvalidRequest: A value is out of range; names the array, the value and its limits.
+        """
+        if not contexts.history_items.shape[1]:
+            raise _invalid("history_items holds no event: the translated one is the last of a history")
+        _within("history_items", contexts.history_items, PADDING, self.n_source)
+        _within("exclude", contexts.exclude_matrix(), NO_ITEM, self.n_target - 1)
+        for name in ("history_end", "event_time"):
+            _within(name, getattr(contexts, name), -MAX_ABS_TIME_US, MAX_ABS_TIME_US)
+        unknown = (contexts.fold < COLD_USERS) | (contexts.fold >= self.folds)
+        if unknown.any():
+            raise _invalid(f"a context asks for fold {contexts.fold[unknown][0]}; this translator has {self.folds}")
+        ages = contexts.history_ages
+        if not np.isfinite(ages).all():
+            raise _invalid("history_ages holds a value that is no finite number")
+        if ages.size and ages.min() < 0:
+            raise _invalid("history_ages holds a negative value: the translated event is the last of a history")
+
+    def check_candidates(self, candidates: NDArray[Any], rows: int) -> None:
+        """Check that the candidates are int32 [rows, C], each a target item or `NO_ITEM`.
+
+        Raises:
+            InvalidRequest: They are not.
+        """
+        if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != rows:  # noqa: PLR2004 - rows, candidates
+            raise _invalid(f"candidates is {candidates.dtype} {candidates.shape}, expected int32 ({rows}, C)")
+        _within("candidates", candidates, NO_ITEM, self.n_target - 1)
+
+
+def check_sampling(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
+    """Check the parameters of a draw.
+
+    Raises:
+        InvalidRequest: A parameter is out of range.
+    """
+    if not (k >= 1 and 0 < temperature < math.inf and 0 <= min_lift < math.inf):  # NaN fails every comparison
+        raise _invalid(f"k = {k}, temperature = {temperature}, min_lift = {min_lift}: must be ≥ 1, > 0, ≥ 0, and finite")
+    if shortlist is not None and shortlist < 1:
+        raise _invalid(f"a shortlist of {shortlist:g} items: must be ≥ 1")
+
+
+def _within(name: str, array: NDArray[Any], least: int, most: int) -> None:
+    if not array.size:
+        return
+    low, high = int(array.min()), int(array.max())
+    if low < least or high > most:
+        raise _invalid(f"{name} holds {low if low < least else high}, expected {least} to {most}")
+
+
+def _invalid(found: str) -> InvalidRequest:
+    return InvalidRequest(found, where="the request", next_step=_NEXT)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DuckDB sessions with a memory limit and a spill folder, and the staging folders that they write to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.delta_log import duckdb_readable_files
+from scalr_prod.core.disk_errors import translate_disk_errors
+from scalr_prod.errors import LakeError
+from scalr_prod.workspace.ownership import claim_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from deltalake import DeltaTable
+
+    from scalr_prod.config.settings import Settings
+
+__all__ = [
+    "configure_connection",
+    "create_delta_view",
+    "duckdb_session",
+    "escape_glob",
+    "move_into_place",
+    "open_duckdb",
+    "quote_identifier",
+    "quote_literal",
+    "read_parquet_sql",
+    "staging_folder",
+    "temporary_folder",
+]
+
+#: Names of the folders that `temporary_folder` creates.
+_MADE: Final = re.compile(r".+-[a-z0-9_]{8}")
+#: Characters that DuckDB reads as a glob pattern in a file name.
+_PATTERN: Final = re.compile(r"[*?\[]")
+
+
+@contextmanager
+def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
+    """Create a folder under ``<home>/staging`` for the block, and remove it afterwards; folders of killed processes are removed too.
+
+    Raises:
+        LakeError: The folder cannot be created or written to: no permission, or no space.
+        ForeignFiles: The home holds files that this package did not make.
+    """
+    root = settings.home / "staging"
+    with translate_disk_errors(root):
+        # First: a staging folder without an owner is deleted below, so it has to be ours.
+        claim_home(settings)
+        with temporary_folder(root, f"{stage}-") as folder:
+            yield folder
+
+
+@contextmanager
+def temporary_folder(root: Path, prefix: str) -> Iterator[Path]:
+    """Create a folder under a root for the block; folders there whose process has exited are removed.
+
+    The owner holds a lock on its folder; the kernel releases it when the process exits, even if it is killed. The root must hold nothing
+    else.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as owned:
+        with _locked(root):  # so that cleanup cannot race with creation
+            _sweep(root)
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+            owned.enter_context(_locked(folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(folder: Path, final: Path) -> None:
+    """Rename a staged folder to its final path atomically; across file systems, by way of a copy beside that path.
+
+    Raises:
+        OSError: From the operating system; the final path does not exist then.
+    """
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    with temporary_folder(final.parent / ".partial", f"{final.name}-") as beside:
+        copy = beside / "copy"
+        copy.mkdir()
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir():
+                (copy / path.relative_to(folder)).mkdir()
+            else:
+                shutil.copyfile(path, copy / path.relative_to(folder))
+        copy.rename(final)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a folder within the block.
+
+    Raises:
+        OSError: Without ``wait``: another process holds it, or the file system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: no locks, so no cleanup either
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(*([OSError] if wait else [])):  # a network file system may refuse; then no process can clean up either
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders whose owner has exited."""
+    if os.name != "posix":
+        return
+    for folder in root.iterdir():
+        if folder.is_dir() and _MADE.fullmatch(folder.name):
+            try:
+                with _locked(folder, wait=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+            except OSError:  # locked by a running process, or not ours
+                continue
+
+
+def escape_glob(path: str | Path) -> str:
+    """Return a path with its glob characters escaped: to DuckDB, ``part[1].parquet`` is a pattern that matches ``part1.parquet``.
+
+    A POSIX name with a backslash beside one of ``* ? [`` cannot be expressed: DuckDB reads the backslash as a path separator.
+    """
+    return _PATTERN.sub(r"[\g<0>]", str(path))
+
+
+def quote_identifier(name: str) -> str:
+    """Return a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_literal(value: str | int) -> str:
+    """Return a SQL literal of a text or an integer."""
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def read_parquet_sql(files: Iterable[str]) -> str:
+    """Return a DuckDB table function that reads Parquet files; their names must hold no glob characters (`delta_log.duckdb_readable_files`)."""
+    return f"read_parquet([{', '.join(map(quote_literal, files))}])"
+
+
+def create_delta_view(connection: Any, name: str, table: DeltaTable) -> None:
+    """Create a view of a Delta table at its opened version.
+
+    Local files are read in place: a third of the cost of a stream through pyarrow, and DuckDB knows the row count.
+    """
+    if files := duckdb_readable_files(table):
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {read_parquet_sql(files)}")
+    else:
+        connection.register(name, table.to_pyarrow_dataset())
+
+
+def configure_connection(connection: Any) -> None:
+    """Apply the settings that all connections share.
+
+    Args:
+        connection: A DuckDB connection.
+    """
+    # Not possible in the config: time zones come with the ICU extension, which is loaded after connecting.
+    connection.execute("SET TimeZone = 'UTC'")
+    # DuckDB draws its bar on stdout, which would break the output of --json.
+    connection.execute("SET enable_progress_bar = false")
+    # For few expected rows DuckDB runs an ASOF join as a nested loop; it expects few rows of an Arrow data set, whose length it does not
+    # know.
+    connection.execute("SET asof_loop_join_threshold = 0")
+    # Parse each file's footer once for all queries.
+    connection.execute("SET parquet_metadata_cache = true")
+
+
+@contextmanager
+def duckdb_session(
+    *, memory_mb: int, spill_folder: Path, threads: int | None = None, preserve_order: bool = False
+) -> Iterator[Any]:
+    """Open an in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
+
+    Args:
+        memory_mb: Memory limit in MB; DuckDB spills beyond it.
+        spill_folder: The spill folder.
+        threads: Default: all cores, at most eight.
+        preserve_order: Preserve insertion order in plain reads, at some cost in memory.
+    """
+    import duckdb
+
+    connection = duckdb.connect(
+        config={
+            "threads": threads or min(os.cpu_count() or 1, 8),
+            "memory_limit": f"{memory_mb}MB",
+            "temp_directory": str(spill_folder),
+            "preserve_insertion_order": preserve_order,
+            # Never download an extension: the needed ones are built in.
+            "autoinstall_known_extensions": False,
+        }
+    )
+    try:
+        configure_connection(connection)
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def open_duckdb(settings: Settings, spill_folder: Path) -> Iterator[Any]:
+    """Open a `duckdb_session` limited to ``[compute] memory_mb``.
+
+    Args:
+        settings: The project's settings.
+        spill_folder: Parent of the spill folder.
+
+    Raises:
+        LakeError: A query does not fit in memory, or the spill folder's disk is full.
+    """
+    import duckdb
+
+    try:
+        with duckdb_session(memory_mb=settings.compute.memory_mb, spill_folder=spill_folder / "spill") as connection:
+            yield connection
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise LakeError(
+            f"DuckDB failed: {(str(error) or type(error).__name__).splitlines()[0]}",
+            where=str(spill_folder),
+            next_step="free some space, or raise [compute] memory_mb; then run the command again",
+        ) from error

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ownership of the folders that the settings name: only files that this package made are ever overwritten.
+
+A folder that this package writes into holds a marker file. A folder without one is claimed if nothing lies where the package would write,
+or if it was evidently made by an earlier version that left no marker; otherwise it is foreign and left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from scalr_prod.errors import ForeignFiles, SettingsError
+from scalr_prod.schemas import Table
+from scalr_prod.workspace.identity import bind_to_project
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from scalr_prod.config.settings import Settings
+
+__all__ = ["HOME_ENTRIES", "claim_directory", "claim_home", "ensure_supported_path", "is_empty", "is_home"]
+
+#: Characters that the Delta library rejects in paths, and escapes that database URLs decode (``%20`` to a blank).
+_NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")
+_TEXT: Final = "Made by scalr_prod, which may write over the files that it made here. Remove nothing by hand.\n"
+#: Everything that the package writes below a project's home; any other entry is not ours.
+HOME_ENTRIES: Final = (
+    *(
+        "data_docs",
+        "datasets",
+        "evaluations",
+        "feast_online.db",
+        "feast_registry.db",
+        "feature_repo",
+        "forgotten",
+        "gx",
+        "lake",
+    ),
+    *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server"),
+)
+
+
+def claim_directory(
+    folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, made_by_older_version: Callable[[Path], bool]
+) -> None:
+    """Claim a folder for the package: check that its content is ours, create it if missing, and mark it.
+
+    Args:
+        folder: The folder.
+        kind: Its purpose, part of the marker's name; a folder may have several.
+        setting: The settings key that names it, for the error; None: the command line named it.
+        names: Files and folders that will be written below it; None: the whole folder.
+        made_by_older_version: Tells whether the content was made by an earlier version that left no marker.
+
+    Raises:
+        ForeignFiles: It holds files that this package did not make. Nothing was written.
+        OSError: The folder cannot be created or written to.
+    """
+    marker = folder / f".scalr-{kind}"
+    if marker.is_file():
+        return
+    there = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
+    # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
+    if there and not made_by_older_version(folder) and not marker.is_file():
+        raise ForeignFiles(
+            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would overwrite",
+            where=str(folder),
+            next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(_TEXT, encoding="utf-8")  # only its existence counts
+
+
+def ensure_supported_path(path: str, setting: str) -> None:
+    """Reject a path that the libraries for tables and databases cannot handle.
+
+    Raises:
+        SettingsError: The path holds such a character.
+    """
+    if found := _NO_PATH.search(path):
+        raise SettingsError(
+            f"tables and databases cannot be kept in a folder whose path holds {found[0]!r}",
+            where=path,
+            next_step=f"name another folder as {setting} in scalr.toml",
+        )
+
+
+def claim_home(settings: Settings) -> None:
+    """Claim the home for the package and bind it to the project.
+
+    Raises:
+        SettingsError: Its path holds characters that databases cannot handle. Nothing was written.
+        ProjectsMixed: It belongs to another project. Nothing was written.
+        ForeignFiles: It holds foreign files under names that the package uses. Nothing was written.
+        OSError: It cannot be created or written to.
+    """
+    ensure_supported_path(str(settings.home), "[project] home")
+    claim_directory(settings.home, "home", setting="[project] home", names=HOME_ENTRIES, made_by_older_version=_former_home)
+    bind_to_project(settings, settings.home, "[project] home")
+
+
+def is_home(folder: Path) -> bool:
+    """Return whether a folder is marked as a project's home."""
+    return (folder / ".scalr-home").is_file()
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a path does not exist or is a folder without files."""
+    if path.is_symlink() or path.is_file():
+        return False
+    return not path.exists() or all(is_empty(below) for below in path.iterdir())
+
+
+def _listed(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _former_home(folder: Path) -> bool:
+    """Recognise an unmarked home by what only this package makes: tables, ledger, models, server state, feature repository."""
+    lake = any((folder / "lake" / table.value / "_delta_log").is_dir() for table in Table)
+    return (
+        # A lake alone counts only where nothing else is here: another project may keep its lake in this folder.
+        (lake and all(is_empty(folder / name) for name in HOME_ENTRIES if name != "lake"))
+        or _is_ledger(folder / "ledger.db")
+        or any((folder / "models" / "translator").glob("*/manifest.json"))
+        or any((folder / "triton-server" / name).is_file() for name in ("server.json", "server.lock"))
+        or (folder / "feature_repo" / "lake.json").is_file()
+    )
+
+
+def _is_ledger(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:  # not a SQLite database, or unreadable
+        return False
+    return {"runs", "partitions", "publications"} <= tables

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Suppression list: keyed hashes of erased users and target items, so that no log, run or copy brings them back.
+
+The list is in ``<home>/forgotten``. Its random key is created at first use, in a file beside it that only the owner can read: without the
+key, the ids cannot be found by hashing candidates.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.errors import ForgettingError, TranslatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from scalr_prod.config.settings import Settings
+
+__all__ = ["SuppressedId", "SuppressedKind", "SuppressionList", "ensure_retrained_in_time"]
+
+#: Kind of an id: a user, or an item of the target domain.
+SuppressedKind = Literal["user", "item"]
+
+_FOLDER: Final = "forgotten"
+_SECRET: Final = "secret"  # noqa: S105 - a file's name
+_FILE: Final = "tombstones.json"
+_KEY_BYTES: Final = 32
+
+
+@dataclass(frozen=True)
+class SuppressedId:
+    """One erased user or item.
+
+    Attributes:
+        digest: Keyed hash of the id.
+        at: Time of the request (UTC).
+        versions: Translator versions that existed then, if there were events of the user to learn from.
+        done: Whether the erasure is complete; if not, it was interrupted, and the same command continues it.
+        removed: Number of removed rows, files or entries, by place.
+    """
+
+    digest: str
+    at: datetime
+    versions: tuple[int, ...] = ()
+    done: bool = False
+    removed: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON value that the file holds."""
+        return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
+
+
+class SuppressionList:
+    """The erased users and items of a project.
+
+    Args:
+        folder: Folder of the list.
+        key: Key of the hashes; empty where nobody was ever erased.
+        users: Users by hash.
+        items: Items by hash.
+    """
+
+    def __init__(self, folder: Path, key: bytes, users: dict[str, SuppressedId], items: dict[str, SuppressedId]) -> None:
+        self.folder, self._key, self.users, self.items = folder, key, users, items
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Read a project's list; empty where nobody was erased.
+
+        Raises:
+            ForgettingError: The list or its key cannot be read.
+        """
+        folder = settings.home / _FOLDER
+        try:
+            found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            users, items = _read(found["users"]), _read(found.get("items", {}))  # earlier versions had no items
+        except FileNotFoundError:
+            return cls(folder, _key_of(folder, needed=False), {}, {})
+        except (OSError, ValueError, KeyError) as error:
+            raise ForgettingError(
+                f"the list of erased users cannot be read: {error}",
+                where=str(folder / _FILE),
+                next_step="restore the file from a copy; without it, a log could bring erased users back",
+            ) from error
+        return cls(folder, _key_of(folder, needed=bool(users or items)), users, items)
+
+    @classmethod
+    @contextmanager
+    def open_for_update(cls, settings: Settings) -> Iterator[Self]:
+        """Open a project's list for update within the block, by one process at a time; creates the key if missing.
+
+        Raises:
+            ForgettingError: As for `open`; or another process is updating it.
+        """
+        from filelock import FileLock, Timeout
+
+        from scalr_prod.workspace.ownership import claim_home
+
+        claim_home(settings)
+        folder = settings.home / _FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                if not (folder / _SECRET).exists() and not (folder / _FILE).exists():
+                    _write(folder / _SECRET, secrets.token_hex(_KEY_BYTES))
+                yield cls.open(settings)
+        except Timeout as error:
+            raise ForgettingError(
+                "another process is erasing users",
+                where=str(folder / ".lock"),
+                next_step="wait for it to end, then run the command again",
+            ) from error
+
+    def digest(self, identifier: int | str, kind: SuppressedKind = "user") -> str:
+        """Return the keyed hash of an id, 64 hex digits; 7 and '7' hash alike."""
+        return hmac.digest(self._key, f"{kind}:{identifier}".encode(), "sha256").hex()
+
+    def entries(self, kind: SuppressedKind) -> dict[str, SuppressedId]:
+        """Return the users or the items by hash."""
+        return self.users if kind == "user" else self.items
+
+    def suppressed_ids(self, ids: Iterable[int | str], kind: SuppressedKind = "user") -> list[int | str]:
+        """Return those of the ids that were erased."""
+        known = self.entries(kind)
+        return [identifier for identifier in ids if self.digest(identifier, kind) in known] if known else []
+
+    def add(self, suppressed: SuppressedId, kind: SuppressedKind = "user") -> None:
+        """Add or change an entry; it is on disk when this returns."""
+        self.entries(kind)[suppressed.digest] = suppressed
+        content = {
+            name: {digest: entry.to_json() for digest, entry in sorted(found.items())}
+            for name, found in (("users", self.users), ("items", self.items))
+        }
+        _write(self.folder / _FILE, json.dumps(content, indent=1))
+
+    def mark_done(self, digest: str, removed: dict[str, int], kind: SuppressedKind = "user") -> None:
+        """Mark an erasure as complete."""
+        self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
+
+    def unfinished_count(self) -> int:
+        """Count the erasures that were requested but interrupted."""
+        return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
+
+    def retraining_deadline(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
+        """Return how many erased users a translator version learned from, and until when runs may use it; None: it learned from none."""
+        requested = [entry.at for entry in self.users.values() if version in entry.versions]
+        if not requested:
+            return None
+        grace = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
+        return len(requested), min(requested) + grace
+
+
+def ensure_retrained_in_time(settings: Settings, version: int) -> None:
+    """Check that a run may still use a translator version that may have learned from users erased since.
+
+    Raises:
+        TranslatorError: The grace period for training a new version (``[forgetting] grace_days``) is over.
+    """
+    found = SuppressionList.open(settings).retraining_deadline(settings, version)
+    if found is None or datetime.now(UTC) < found[1]:
+        return
+    raise TranslatorError(
+        f"translator version {version} learned from {found[0]} users who were erased since; runs could use it until "
+        f"{found[1].isoformat(timespec='seconds')}",
+        where="[forgetting] grace_days",
+        next_step="train a new version: scalr translator train",
+    )
+
+
+def _read(found: dict[str, Any]) -> dict[str, SuppressedId]:
+    return {
+        digest: SuppressedId(
+            digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
+        )
+        for digest, entry in found.items()
+    }
+
+
+def _key_of(folder: Path, *, needed: bool) -> bytes:
+    try:
+        return bytes.fromhex((folder / _SECRET).read_text(encoding="ascii"))
+    except FileNotFoundError as error:
+        if not needed:
+            return b""
+        raise _no_key(folder, "the key of the hashes is missing") from error
+    except (OSError, ValueError) as error:
+        raise _no_key(folder, f"the key of the hashes cannot be read: {error}") from error
+
+
+def _no_key(folder: Path, found: str) -> ForgettingError:
+    return ForgettingError(
+        found,
+        where=str(folder / _SECRET),
+        next_step="restore the file from a copy; without it, erased users in a log cannot be recognised",
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file atomically, readable by its owner alone."""
+    with (
+        atomic_path(path) as unfinished,
+        os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
