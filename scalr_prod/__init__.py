@@ -17,7 +17,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings, load_settings
+    from scalr_prod.config import Settings, load_settings
     from scalr_prod.errors import ScalrError
     from scalr_prod.evaluation import DownstreamModel, EvaluationReport, Interactions
     from scalr_prod.ingest import LogReader

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.evaluation import EvaluationReport
     from scalr_prod.features import ExportFormat, FeastExport
     from scalr_prod.generation import GenerationReport
@@ -24,17 +24,11 @@ if TYPE_CHECKING:
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
-    from scalr_prod.operations import RetentionReport
-    from scalr_prod.operations.erasure import ErasureReport
-    from scalr_prod.operations.holdout_experiment import ExperimentReport
-    from scalr_prod.operations.provenance import Explanation
-    from scalr_prod.publication.canary import CanaryReport
-    from scalr_prod.publication.commit import PublicationReport
-    from scalr_prod.publication.toggle import ToggleReport
+    from scalr_prod.operations import ErasureReport, ExperimentReport, Explanation, RetentionReport
+    from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
     from scalr_prod.quality import GateReport, Verdict
     from scalr_prod.reporting import WrittenReport
-    from scalr_prod.serving import PromotionDecision, PromotionReport
-    from scalr_prod.serving.client import Scorer
+    from scalr_prod.serving import PromotionDecision, PromotionReport, Scorer
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
     from scalr_prod.translator import BacktestReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
@@ -90,7 +84,7 @@ class Project:
         Raises:
             SettingsError: No such file, an unknown key, or an impossible value; names the key.
         """
-        from scalr_prod.config.settings import Settings, load_settings, settings_from_dict
+        from scalr_prod.config import Settings, load_settings, settings_from_dict
 
         if isinstance(source, str | Path):
             return cls(load_settings(source, **overrides), progress=progress)
@@ -153,8 +147,7 @@ class Project:
             TranslatorNotFound: No such version.
             ServingError: Triton cannot be started.
         """
-        from scalr_prod.serving import serve_with_watchdog
-        from scalr_prod.serving.client import open_scorer
+        from scalr_prod.serving import open_scorer, serve_with_watchdog
         from scalr_prod.translator import resolve_version
 
         version = resolve_version(self.settings, version).version
@@ -352,8 +345,8 @@ class Project:
         Raises:
             DomainsMixed: The lake's tables were made for other domains.
         """
-        from scalr_prod.lake.binding import open_project_lake
-        from scalr_prod.quality.drift import rows_in_view
+        from scalr_prod.lake import open_project_lake
+        from scalr_prod.quality import rows_in_view
         from scalr_prod.schemas import Table
 
         lake, published = open_project_lake(self.settings), self.ledger.publications()
@@ -387,7 +380,7 @@ class Project:
             PublicationError: The run was never published, or publication is switched off.
         """
         from scalr_prod.errors import PublicationError, RunNotFound
-        from scalr_prod.publication.commit import rollback_run
+        from scalr_prod.publication import rollback_run
 
         refusals = (RunNotFound, PublicationError)
         scope = pipeline.StageScope(self.settings, "rollback", run_id=lambda: run_id, refusals=refusals)
@@ -496,7 +489,7 @@ class Project:
 
     def publication_state(self) -> ToggleReport:
         """Whether the project publishes, and what the feature view holds, or holds back."""
-        from scalr_prod.publication.toggle import publication_state
+        from scalr_prod.publication import publication_state
 
         return publication_state(self.settings)
 
@@ -506,7 +499,7 @@ class Project:
         Raises:
             TableNotFound: There is no view yet.
         """
-        from scalr_prod.publication.toggle import disable_publication
+        from scalr_prod.publication import disable_publication
 
         return disable_publication(self.settings)
 
@@ -517,7 +510,7 @@ class Project:
             PublicationError: Somebody has written rows to the view while it was off.
             LakeError: Files of the rows are gone.
         """
-        from scalr_prod.publication.toggle import enable_publication
+        from scalr_prod.publication import enable_publication
 
         return enable_publication(self.settings)
 
@@ -534,7 +527,7 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
         """
-        from scalr_prod.publication.canary import widen_canaries
+        from scalr_prod.publication import widen_canaries
 
         return widen_canaries(self.settings, runs, share=share)
 
@@ -550,7 +543,7 @@ class Project:
         Raises:
             PublicationError: A run is not published for a share of users; or publication is switched off.
         """
-        from scalr_prod.publication.canary import withdraw_canaries
+        from scalr_prod.publication import withdraw_canaries
 
         return withdraw_canaries(self.settings, runs)
 
@@ -568,7 +561,7 @@ class Project:
             TranslatorNotFound: Its translator version is no longer there.
             LakeError: A table is no longer there as the run read it.
         """
-        from scalr_prod.operations.provenance import explain_event
+        from scalr_prod.operations import explain_event
 
         return explain_event(self.settings, event_id)
 
@@ -582,7 +575,7 @@ class Project:
         Raises:
             ReportError: The port is taken.
         """
-        from scalr_prod.reporting.ui import serve
+        from scalr_prod.reporting import serve
 
         serve(self.settings, port=port, on_started=started)
 
@@ -601,7 +594,7 @@ class Project:
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
             EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
         """
-        from scalr_prod.operations.holdout_experiment import analyze_experiment
+        from scalr_prod.operations import analyze_experiment
 
         return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
 
@@ -638,7 +631,7 @@ class Project:
             ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.operations.erasure import erase_users
+        from scalr_prod.operations import erase_users
         from scalr_prod.pipeline import stage_context
 
         with stage_context("forget"):
@@ -657,7 +650,7 @@ class Project:
             ForgettingError: No item is named; an id is not of the lake's type; or another process is at it.
             LeaseHeld: A run is at work. What was done so far stays done.
         """
-        from scalr_prod.operations.erasure import erase_items
+        from scalr_prod.operations import erase_items
         from scalr_prod.pipeline import stage_context
 
         with stage_context("forget"):

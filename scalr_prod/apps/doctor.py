@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["DiagnosticCheck", "run_checks"]
 
@@ -49,8 +49,8 @@ def run_checks(config: Path | None = None, *, deep: bool = False) -> list[Diagno
     Raises:
         SettingsError: The settings file is invalid.
     """
-    from scalr_prod.config.settings import load_settings
-    from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
+    from scalr_prod.config import load_settings
+    from scalr_prod.ingest import check_domain_input, check_id_mapping
     from scalr_prod.serving import serving_checks
 
     settings = load_settings(config) if config is not None else None
@@ -112,7 +112,7 @@ def _run_check(name: str, check: Callable[[], str]) -> DiagnosticCheck:
 
 
 def _check_home(settings: Settings) -> str:
-    from scalr_prod.workspace.ownership import claim_home
+    from scalr_prod.workspace import claim_home
 
     claim_home(settings)
     probe = settings.home / ".probe"
@@ -128,7 +128,7 @@ def _check_compute(settings: Settings) -> str:
     compute = settings.compute
     if compute.dask == "local":
         return f"{compute.workers} local worker processes of {compute.threads_per_worker} threads"
-    from scalr_prod.generation.cluster import open_cluster
+    from scalr_prod.generation import open_cluster
 
     with open_cluster(settings, tasks=1) as cluster:
         return f"{cluster.threads} worker threads at {compute.dask}"
@@ -163,7 +163,7 @@ def _check_feast(settings: Settings) -> str:
 
 def _check_features(settings: Settings) -> str:
     """Check ``[training_set] features``, in another repository or, once it exists, in the project's own."""
-    from scalr_prod.features.external_features import open_external_features
+    from scalr_prod.features import open_external_features
 
     options = settings.training_set
     if options.features_repo is None and not (settings.feast_repo / "feature_store.yaml").is_file():

@@ -1,2 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration: settings, their sections, environment variables, and the policy that an evaluation wrote."""
+"""Configuration: settings, their sections, environment variables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.config.domains import DomainSettings, LogColumns
+    from scalr_prod.config.sections import (
+        ComputeSettings,
+        ExperimentSettings,
+        FeastSettings,
+        GenerationSettings,
+        HistorySettings,
+        LedgerSettings,
+        LineageSettings,
+        MetricsSettings,
+        QualitySettings,
+        TranslatorSettings,
+    )
+    from scalr_prod.config.settings import Settings, load_settings, settings_from_dict
+    from scalr_prod.config.settings_reference import effective_settings
+
+__all__ = [
+    "ComputeSettings",
+    "DomainSettings",
+    "ExperimentSettings",
+    "FeastSettings",
+    "GenerationSettings",
+    "HistorySettings",
+    "LedgerSettings",
+    "LineageSettings",
+    "LogColumns",
+    "MetricsSettings",
+    "QualitySettings",
+    "Settings",
+    "TranslatorSettings",
+    "effective_settings",
+    "load_settings",
+    "settings_from_dict",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ComputeSettings": "sections",
+        "DomainSettings": "domains",
+        "ExperimentSettings": "sections",
+        "FeastSettings": "sections",
+        "GenerationSettings": "sections",
+        "HistorySettings": "sections",
+        "LedgerSettings": "sections",
+        "LineageSettings": "sections",
+        "LogColumns": "domains",
+        "MetricsSettings": "sections",
+        "QualitySettings": "sections",
+        "Settings": "settings",
+        "TranslatorSettings": "sections",
+        "effective_settings": "settings_reference",
+        "load_settings": "settings",
+        "settings_from_dict": "settings",
+    },
+)

@@ -17,9 +17,9 @@ __all__ = ["DownstreamModel", "EvaluationReport", "Interactions", "evaluate"]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "DownstreamModel": "protocol",
-        "EvaluationReport": "report",
-        "Interactions": "protocol",
+        "DownstreamModel": "interactions",
+        "EvaluationReport": "evaluation_report",
+        "Interactions": "interactions",
         "evaluate": "evaluation",
     },
 )

@@ -29,19 +29,19 @@ from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.quick_verdict import run_quick_verdict, with_budget
 from scalr_prod.evaluation.result_cache import ResultCache
-from scalr_prod.evaluation.runner import EvaluationRunner
+from scalr_prod.evaluation.cutoff_run import EvaluationRunner
 from scalr_prod.evaluation.signal import measure_signal
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.trial_cache import ValidationWindow
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
-from scalr_prod.translator.trainer import time_quantile
+from scalr_prod.translator import time_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.progress_ticker import EvaluationProgress
 

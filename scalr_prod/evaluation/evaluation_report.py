@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.config.policy import SEGMENTS
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
 from scalr_prod.evaluation.signal import describe_signal
 from scalr_prod.evaluation.statistics import ArmComparison, TwoWayBootstrap, holm_adjust
+from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from scalr_prod.config.policy import SEGMENTS
+from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

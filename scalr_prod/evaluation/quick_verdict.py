@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
-    from scalr_prod.evaluation.runner import EvaluationRunner
+    from scalr_prod.evaluation.cutoff_run import EvaluationRunner
     from scalr_prod.evaluation.trial_cache import ValidationWindow
 
 __all__ = ["run_quick_verdict", "with_budget"]

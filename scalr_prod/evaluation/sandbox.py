@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.config.sections import ExperimentSettings, FeastSettings, LedgerSettings, LineageSettings, MetricsSettings
+from scalr_prod.config import ExperimentSettings, FeastSettings, LedgerSettings, LineageSettings, MetricsSettings
 from scalr_prod.core.hashing import stable_hash
-from scalr_prod.lake import Lake
-from scalr_prod.lake.binding import check_domains
+from scalr_prod.lake import Lake, check_domains
 from scalr_prod.schemas import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -27,7 +26,7 @@ from scalr_prod.schemas import (
     item_id_prefix,
     table_schema,
 )
-from scalr_prod.workspace.ownership import claim_home
+from scalr_prod.workspace import claim_home
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["Sandbox", "choose_hidden_users", "create_sandbox"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.evaluation.result_cache import JSON_CODEC
-from scalr_prod.quality.information import MIN_USERS
+from scalr_prod.quality import MIN_USERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

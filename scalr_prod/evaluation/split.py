@@ -18,7 +18,7 @@ from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.evaluation.sandbox import Sandbox, choose_hidden_users, create_sandbox
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, item_id_prefix
-from scalr_prod.translator.trainer import time_quantile
+from scalr_prod.translator import time_quantile
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["EvaluationSplit", "IdNumbering"]
 

@@ -13,16 +13,15 @@ import numpy as np
 
 from scalr_prod.core.id_index import index_in
 from scalr_prod.evaluation.interactions import Interactions
-from scalr_prod.generation.confidence import confidence_weight
+from scalr_prod.generation import confidence_weight
 from scalr_prod.schemas import ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.evaluation.split import EvaluationSplit
-    from scalr_prod.translator.data.contexts import Contexts
-    from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator import Contexts, TranslatorModule
 
 __all__ = ["DrawOptions", "SplitTranslator", "publish_synthetic_events"]
 
@@ -86,14 +85,10 @@ class SplitTranslator:
         Raises:
             TranslatorError: Too little to learn from.
         """
-        from scalr_prod.generation import plan_run
-        from scalr_prod.generation.context_query import iter_requests, read_contexts
-        from scalr_prod.generation.encoding import ConsumptionIndex
-        from scalr_prod.generation.popularity_matching import value_buckets
+        from scalr_prod.generation import ConsumptionIndex, iter_requests, plan_run, read_contexts, value_buckets
         from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
-        from scalr_prod.translator import TranslatorModule, load_version
-        from scalr_prod.translator.data.contexts import Contexts
-        from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+        from scalr_prod.translator import Contexts, TranslatorModule, load_version
+        from scalr_prod.workspace import open_duckdb, staging_folder
 
         settings = split.settings
         job = execute_stages(PipelineContext(settings), stages_to("histories", "translator"))
@@ -130,7 +125,7 @@ class SplitTranslator:
 
     def _most_probable_per_pair(self, options: DrawOptions) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
         """Sample events of weight 1, the most probable of each (user, item); return them with their P and prior."""
-        from scalr_prod.translator.data.contexts import Contexts
+        from scalr_prod.translator import Contexts
 
         contexts = self.contexts
         if options.seed:
@@ -165,7 +160,7 @@ class SplitTranslator:
 
     def _alignment_mask(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
         """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
-        from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts
+        from scalr_prod.generation import bucket_shares, keep_counts
 
         buckets = self.split.settings.generation.align_buckets
         counts = np.round(self.split.real.popularity()).astype(np.int64)

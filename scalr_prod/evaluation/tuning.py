@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.config.policy import SEGMENTS
 from scalr_prod.evaluation.acceptance import STRICT, describe_acceptance, threshold_for
 from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC, ArmChoice
 from scalr_prod.evaluation.models import family_hyperparameters
@@ -31,13 +30,14 @@ from scalr_prod.evaluation.statistics import TwoWayBootstrap, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache
 from scalr_prod.evaluation.user_panel import UserPanel
+from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationWindow
 

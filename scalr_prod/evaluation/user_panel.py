@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scalr_prod.config.policy import SEGMENTS
 from scalr_prod.core.id_index import index_in
 from scalr_prod.evaluation.statistics import MetricContributions
+from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,13 +7,20 @@
 
 from __future__ import annotations
 
-from scalr_prod.features.client import join_point_in_time, open_feature_store, read_window
-from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
-from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
-from scalr_prod.features.external_features import ExternalFeatures, check_external_features, open_external_features
-from scalr_prod.features.online_store import MaterializationReport, materialize
-from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
-from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.features.client import join_point_in_time, open_feature_store, read_window
+    from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
+    from scalr_prod.features.erasure import erase_entities
+    from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
+    from scalr_prod.features.external_features import ExternalFeatures, check_external_features, open_external_features
+    from scalr_prod.features.materialization_state import has_been_materialized
+    from scalr_prod.features.online_store import MaterializationReport, materialize
+    from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
+    from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
 
 __all__ = [
     "ExportFormat",
@@ -26,7 +33,9 @@ __all__ = [
     "ServiceSources",
     "apply_feature_repo",
     "check_external_features",
+    "erase_entities",
     "export_definitions",
+    "has_been_materialized",
     "join_point_in_time",
     "materialize",
     "open_external_features",
@@ -37,3 +46,31 @@ __all__ = [
     "saved_dataset_location",
     "service_sources",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ExportFormat": "export",
+        "ExternalFeatures": "external_features",
+        "FeastExport": "export",
+        "FeatureSource": "sources",
+        "MaterializationReport": "online_store",
+        "RepositoryReport": "repository",
+        "SavedDatasetReport": "datasets",
+        "ServiceSources": "sources",
+        "apply_feature_repo": "repository",
+        "check_external_features": "external_features",
+        "erase_entities": "erasure",
+        "export_definitions": "export",
+        "has_been_materialized": "materialization_state",
+        "join_point_in_time": "client",
+        "materialize": "online_store",
+        "open_external_features": "external_features",
+        "open_feature_store": "client",
+        "read_window": "client",
+        "references_by_key": "sources",
+        "save_dataset": "datasets",
+        "saved_dataset_location": "datasets",
+        "service_sources": "sources",
+    },
+)

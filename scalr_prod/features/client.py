@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 
 __all__ = ["capture_feast_output", "join_point_in_time", "open_feature_store", "read_window", "translate_feast_errors"]

@@ -12,7 +12,7 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features.client import capture_feast_output, open_feature_store, translate_feast_errors
 from scalr_prod.features.repository import lock_repository
 from scalr_prod.schemas import EVENT_TIMESTAMP
-from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["SavedDatasetReport", "save_dataset", "saved_dataset_location"]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore, FeatureView
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["erase_entities"]
 

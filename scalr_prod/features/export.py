@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Final, Literal
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace.ownership import claim_directory
+from scalr_prod.workspace import claim_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["ExportFormat", "FeastExport", "export_definitions"]

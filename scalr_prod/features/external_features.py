@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
     from feast.feature_view_projection import FeatureViewProjection
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["ExternalFeatures", "check_external_features", "open_external_features"]
 

@@ -19,7 +19,7 @@ from scalr_prod.features import queries
 from scalr_prod.features.columns import source_columns
 from scalr_prod.features.point_in_time import timestamps_sql
 from scalr_prod.features.retrieval import open_duckdb_session
-from scalr_prod.workspace.duckdb import quote_identifier
+from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

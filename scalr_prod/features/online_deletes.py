@@ -12,7 +12,7 @@ from scalr_prod.features.columns import source_columns
 from scalr_prod.features.queries import join_keys, known_by_us, optional_micros, source_path, window_sql
 from scalr_prod.features.retrieval import open_duckdb_session
 from scalr_prod.features.scan import scan_delta
-from scalr_prod.workspace.duckdb import quote_identifier
+from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

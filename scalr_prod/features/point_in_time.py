@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.workspace.duckdb import quote_identifier, quote_literal
+from scalr_prod.workspace import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,7 @@ from scalr_prod.features.columns import is_hidden_until_created, source_columns
 from scalr_prod.features.point_in_time import ViewJoin, tie_breakers, timestamps_sql
 from scalr_prod.features.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
 from scalr_prod.features.spines import EVENT_TIMESTAMP, key_sql
-from scalr_prod.workspace.duckdb import quote_identifier
+from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -22,17 +22,17 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.features.client import open_feature_store
 from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.version import __version__
-from scalr_prod.workspace.ownership import claim_directory
+from scalr_prod.workspace import claim_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from feast import FeatureStore
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["RepositoryReport", "apply_feature_repo", "lock_repository", "open_registry"]
 

@@ -17,7 +17,7 @@ from scalr_prod.features.point_in_time import count_not_yet_known, join_sql, mat
 from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 from scalr_prod.features.session import open_cursor, open_session
 from scalr_prod.features.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
-from scalr_prod.workspace.duckdb import quote_identifier, quote_literal
+from scalr_prod.workspace import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

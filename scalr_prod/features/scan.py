@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.workspace.duckdb import quote_identifier, quote_literal, read_parquet_sql
+from scalr_prod.workspace import quote_identifier, quote_literal, read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.workspace import duckdb
-from scalr_prod.workspace.ownership import is_home
+from scalr_prod.workspace import configure_connection, duckdb_session, is_home, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +22,7 @@ def open_session(*, memory_mb: int, threads: int | None, spill: str | None, orde
     """Open an in-memory DuckDB connection in UTC.
 
     Args:
-        memory_mb: Memory limit, see `duckdb.duckdb_session`.
+        memory_mb: Memory limit, see `duckdb_session`.
         threads: Default: all cores, up to eight.
         spill: Parent of the temporary spill folder; default: the system's temporary folder.
         ordered: Keep table order in plain reads, at some cost in memory.
@@ -32,8 +31,8 @@ def open_session(*, memory_mb: int, threads: int | None, spill: str | None, orde
     if not is_home(root.parent):  # a shared folder: use a subfolder of our own
         root /= f"scalr-feast-{getpass.getuser()}"
     with (
-        duckdb.temporary_folder(root, "feast-") as folder,
-        duckdb.duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
+        temporary_folder(root, "feast-") as folder,
+        duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
     ):
         yield connection
 
@@ -48,5 +47,5 @@ def open_cursor(parent: Any) -> Iterator[Any]:
         parent: The open connection; memory, threads and spill folder are shared.
     """
     with closing(parent.cursor()) as connection:
-        duckdb.configure_connection(connection)
+        configure_connection(connection)
         yield connection

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
     from feast.feature_view_projection import FeatureViewProjection
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["FeatureSource", "ServiceSources", "feature_sources", "references_by_key", "service_sources"]
 

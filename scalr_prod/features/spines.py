@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features.point_in_time import SPINE_ROW, SPINE_TABLE, SPINE_TIME
-from scalr_prod.workspace.duckdb import quote_identifier
+from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ProjectsMixed
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.identity import ProjectIdentity, normalize_lake_url
+from scalr_prod.workspace import ProjectIdentity, normalize_lake_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from feast import FeatureStore
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["APPLIED_FILE", "check_registry_owner", "claim_redis", "previous_project_name", "remove_from_registry"]
 

@@ -15,7 +15,7 @@ from scalr_prod.features.retrieval_job import normalize_schema
 from scalr_prod.features.scan import open_delta_table, scan_delta
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.duckdb import quote_identifier
+from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,27 +3,111 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from scalr_prod.generation.cluster import open_cluster
+    from scalr_prod.generation.confidence import confidence_weight
+    from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, iter_requests, read_contexts, sort_for_scoring
+    from scalr_prod.generation.encoding import ConsumptionIndex
     from scalr_prod.generation.generation_report import GenerationReport
-    from scalr_prod.generation.plan import plan_run
+    from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
+    from scalr_prod.generation.part_files import file_sha256, open_part_writer, part_path
+    from scalr_prod.generation.plan import plan_run, resolve_run_spec
+    from scalr_prod.generation.policy import (
+        SEGMENTS,
+        Policy,
+        PolicyStatus,
+        apply_policy,
+        logs_digest,
+        policy_path,
+        settings_digest,
+        why_not_generated,
+    )
+    from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, value_buckets
     from scalr_prod.generation.preview import RunPreview, preview_run
     from scalr_prod.generation.runner import generate
+    from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
 
-__all__ = ["GenerationReport", "RunPreview", "generate", "plan_run", "preview_run"]
+__all__ = [
+    "SEGMENTS",
+    "SOURCE_TIMESTAMP",
+    "ConsumptionIndex",
+    "GenerationReport",
+    "LateReport",
+    "LateWindow",
+    "Policy",
+    "PolicyStatus",
+    "RunPreview",
+    "WorkerSession",
+    "apply_policy",
+    "bucket_shares",
+    "candidate_schema",
+    "close_session",
+    "confidence_weight",
+    "file_sha256",
+    "generate",
+    "iter_requests",
+    "keep_counts",
+    "late_windows",
+    "logs_digest",
+    "open_cluster",
+    "open_part_writer",
+    "open_session",
+    "part_path",
+    "plan_run",
+    "policy_path",
+    "preview_run",
+    "read_contexts",
+    "replay_settings",
+    "resolve_run_spec",
+    "sample_events",
+    "settings_digest",
+    "sort_for_scoring",
+    "value_buckets",
+    "why_not_generated",
+]
 
-_HOMES = {
-    "Foreseen": "foresight",
-    "GenerationReport": "report",
-    "foresee_run": "foresight",
-    "generate": "driver",
-    "plan_run": "plan",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ConsumptionIndex": "encoding",
+        "GenerationReport": "generation_report",
+        "LateReport": "late_events",
+        "LateWindow": "late_events",
+        "Policy": "policy",
+        "PolicyStatus": "policy",
+        "RunPreview": "preview",
+        "SEGMENTS": "policy",
+        "SOURCE_TIMESTAMP": "context_query",
+        "WorkerSession": "task",
+        "apply_policy": "policy",
+        "bucket_shares": "popularity_matching",
+        "candidate_schema": "task",
+        "close_session": "task",
+        "confidence_weight": "confidence",
+        "file_sha256": "part_files",
+        "generate": "runner",
+        "iter_requests": "context_query",
+        "keep_counts": "popularity_matching",
+        "late_windows": "late_events",
+        "logs_digest": "policy",
+        "open_cluster": "cluster",
+        "open_part_writer": "part_files",
+        "open_session": "task",
+        "part_path": "part_files",
+        "plan_run": "plan",
+        "policy_path": "policy",
+        "preview_run": "preview",
+        "read_contexts": "context_query",
+        "replay_settings": "late_events",
+        "resolve_run_spec": "plan",
+        "sample_events": "task",
+        "settings_digest": "policy",
+        "sort_for_scoring": "context_query",
+        "value_buckets": "popularity_matching",
+        "why_not_generated": "policy",
+    },
+)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.signals import defer_signals
 from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
-from scalr_prod.workspace.duckdb import staging_folder
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel"]
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from scalr_prod.core.hashing import hash_bucket_sql, hash_fold
 from scalr_prod.core.timestamps import column_to_micros
-from scalr_prod.generation import encoding as encoding
+from scalr_prod.generation import encoding
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS
-from scalr_prod.workspace.user_assignment import not_held_out_sql
+from scalr_prod.translator import ALL_USERS, COLD_USERS
+from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.translator.data.contexts import Contexts
-    from scalr_prod.translator.registry import ItemVocabulary
+    from scalr_prod.translator import Contexts, ItemVocabulary
 
 __all__ = [
     "CHOSEN_USERS_TABLE",
@@ -175,7 +174,7 @@ def _query_parameters(spec: RunSpec, query: str) -> dict[str, Any]:
 def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
     """Register the events of both domains as views, at the versions the run was planned on."""
     from scalr_prod.lake import Lake
-    from scalr_prod.workspace.duckdb import create_delta_view
+    from scalr_prod.workspace import create_delta_view
 
     lake = Lake.open(settings)
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
@@ -231,7 +230,7 @@ def iter_requests(
 
 def _erased_item_indices(settings: Settings, vocabulary: ItemVocabulary) -> NDArray[np.int32]:
     """Return the target indices of erased items: int32 [F]."""
-    from scalr_prod.workspace.suppression_list import SuppressionList
+    from scalr_prod.workspace import SuppressionList
 
     stones = SuppressionList.open(settings)
     held = stones.suppressed_ids(vocabulary.all_target_ids.to_pylist(), "item") if stones.items else []

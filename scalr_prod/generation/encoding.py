@@ -13,8 +13,8 @@ import numpy as np
 
 from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.translator.data.contexts import PADDING, ConsumedItems, Contexts
-from scalr_prod.workspace.user_assignment import not_held_out_sql
+from scalr_prod.translator import PADDING, ConsumedItems, Contexts
+from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.registry import ItemVocabulary
+    from scalr_prod.translator import ItemVocabulary
 
 __all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "ConsumptionIndex", "count_contexts", "encode_histories", "iter_context_batches"]
 

@@ -11,13 +11,13 @@ from scalr_prod.errors import LakeError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.translator.registry import models_dir
-from scalr_prod.workspace.user_assignment import Canary
+from scalr_prod.translator import models_dir
+from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["LateReport", "LateWindow", "late_windows", "replay_settings"]

@@ -11,13 +11,11 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.ledger import Ledger, RunSpec
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.workspace.suppression_list import ensure_retrained_in_time
-from scalr_prod.workspace.user_assignment import Holdout
+from scalr_prod.workspace import Holdout, ensure_retrained_in_time
 
 if TYPE_CHECKING:
-    from scalr_prod.config.sections import GenerationSettings
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.translator.registry import TranslatorVersion
+    from scalr_prod.config import GenerationSettings, Settings
+    from scalr_prod.translator import TranslatorVersion
 
 __all__ = ["TABLES_READ", "RunWindow", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
 
@@ -92,7 +90,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
     """
     from scalr_prod.lake import Lake
-    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+    from scalr_prod.workspace import open_duckdb, staging_folder
 
     wanted = settings.generation
     lake = Lake.open(settings)
@@ -195,8 +193,7 @@ def _empty_window_error(start: datetime | None, end: datetime, as_of: datetime, 
 
 def _choose_version(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
     """The version asked for, or the latest that has learned from nothing past the limit."""
-    from scalr_prod.translator import resolve_version
-    from scalr_prod.translator.registry import models_dir
+    from scalr_prod.translator import models_dir, resolve_version
 
     wanted = settings.generation
     if version is None:

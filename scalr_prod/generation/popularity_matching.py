@@ -21,7 +21,7 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.generation.part_files import open_part_writer, part_identity, part_path, remove_stale_parts, write_manifest
 from scalr_prod.schemas import CREATED_TIMESTAMP, ITEM_ID, Table
-from scalr_prod.workspace.duckdb import escape_glob, open_duckdb, staging_folder
+from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]

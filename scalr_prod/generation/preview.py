@@ -16,7 +16,7 @@ from scalr_prod.schemas import Table
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["RunPreview", "preview_run"]
@@ -62,7 +62,7 @@ def preview_run(settings: Settings) -> RunPreview:
         EmptyWindow: No source event of the window was known by ``as_of``.
         TableNotFound: Nothing has been ingested yet.
     """
-    from scalr_prod.workspace.duckdb import open_duckdb
+    from scalr_prod.workspace import open_duckdb
 
     lake = Lake.open(settings)
     events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.generation.popularity_matching import AlignmentResult
     from scalr_prod.ledger import RunSpec
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["read_shards", "remove_shards", "write_shards"]
@@ -65,7 +65,7 @@ def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
     Raises:
         LakeError: A table cannot be read.
     """
-    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+    from scalr_prod.workspace import open_duckdb, staging_folder
 
     written = _count_written_contexts(settings, spec, partitions)
     if written is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core.memory import peak_memory_mb
-from scalr_prod.generation import encoding as encoding
+from scalr_prod.generation import encoding
 from scalr_prod.generation.confidence import confidence_weight
 from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, context_text_sql, iter_requests, sort_for_scoring
 from scalr_prod.generation.part_files import open_part_writer, part_identity, part_path, read_manifest, write_manifest
@@ -33,7 +33,7 @@ from scalr_prod.schemas import (
     source_item_id_sql,
     table_schema,
 )
-from scalr_prod.translator.data.contexts import Samples
+from scalr_prod.translator import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,11 +41,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.serving.client import Scorer
-    from scalr_prod.serving.client.latency import LatencyHistogram
-    from scalr_prod.translator.registry import ItemVocabulary
+    from scalr_prod.serving import LatencyHistogram, Scorer
+    from scalr_prod.translator import ItemVocabulary
 
 __all__ = [
     "DROP_REASONS",
@@ -111,7 +110,7 @@ def generate_part(
         GenerationError: Its input is missing.
         ScalrError: Raised by the feature store or the scorer.
     """
-    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+    from scalr_prod.workspace import open_duckdb, staging_folder
 
     started = time.perf_counter()
     tools = open_session(settings, spec, server_index=partition)
@@ -178,8 +177,7 @@ _thread_session = threading.local()
 def open_session(settings: Settings, spec: RunSpec, *, server_index: int = 0) -> WorkerSession:
     """Return this thread's scorer, vocabulary and feature store, opened on first use; they are never pickled."""
     from scalr_prod.features import open_feature_store
-    from scalr_prod.serving.client import open_scorer
-    from scalr_prod.serving.client.latency import LatencyHistogram
+    from scalr_prod.serving import LatencyHistogram, open_scorer
     from scalr_prod.translator import load_version
 
     key = (settings.model_dump_json(), settings.home, spec.translator_version, spec.translator_sha256)

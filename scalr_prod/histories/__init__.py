@@ -17,10 +17,17 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.histories.build import are_histories_current, build_histories
     from scalr_prod.histories.build_reports import HistoriesReport, TableReport
+    from scalr_prod.histories.incremental import BuildRecord
 
-__all__ = ["HistoriesReport", "TableReport", "are_histories_current", "build_histories"]
+__all__ = ["BuildRecord", "HistoriesReport", "TableReport", "are_histories_current", "build_histories"]
 
 __getattr__ = lazy_exports(
     __name__,
-    {"HistoriesReport": "report", "TableReport": "report", "build_histories": "build", "are_histories_current": "build"},
+    {
+        "BuildRecord": "incremental",
+        "HistoriesReport": "build_reports",
+        "TableReport": "build_reports",
+        "are_histories_current": "build",
+        "build_histories": "build",
+    },
 )

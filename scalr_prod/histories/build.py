@@ -25,10 +25,9 @@ from scalr_prod.histories.incremental import (
     sort_new_events,
 )
 from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
-from scalr_prod.lake import Lake, commit_record
-from scalr_prod.lake.binding import check_domains
+from scalr_prod.lake import Lake, check_domains, commit_record
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from deltalake import DeltaTable
 
-    from scalr_prod.config.sections import HistorySettings
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import HistorySettings, Settings
     from scalr_prod.errors import ScalrError
 
 __all__ = ["are_histories_current", "are_tables_current", "build_histories", "build_tables"]

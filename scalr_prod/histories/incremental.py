@@ -20,9 +20,9 @@ from scalr_prod.core.hashing import stable_hash_sql
 from scalr_prod.core.partitioned import iter_sorted, quantile_bounds, rebatch
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import LakeError
-from scalr_prod.lake.corrections import corrections_since
+from scalr_prod.lake import corrections_since
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.workspace.duckdb import read_parquet_sql
+from scalr_prod.workspace import read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,20 +12,83 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from scalr_prod.ingest.column_mapping import ColumnSelection
+    from scalr_prod.ingest.column_parsers import CellOrigin, IdParser, first_true_index, parse_numbers, select_column
+    from scalr_prod.ingest.id_mapping import IdMapping
+    from scalr_prod.ingest.id_types import common_id_type
     from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
     from scalr_prod.ingest.pipeline import ingest
+    from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
+    from scalr_prod.ingest.sources.files import format_suffix, resolve_location
+    from scalr_prod.ingest.sources.formats import detect_table_format
+    from scalr_prod.ingest.sources.lakehouse import read_delta_table
     from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
+    from scalr_prod.ingest.sources.readers import read_path
+    from scalr_prod.ingest.sources.sql import list_tables, read_query
+    from scalr_prod.ingest.staging import EventParser, ItemParser, open_events, open_items
+    from scalr_prod.ingest.timestamp_parser import TimestampParser
 
-__all__ = ["Batch", "DomainReport", "IngestReport", "LogReader", "LogSource", "ingest"]
+__all__ = [
+    "Batch",
+    "CellOrigin",
+    "ColumnSelection",
+    "DomainReport",
+    "EventParser",
+    "IdMapping",
+    "IdParser",
+    "IngestReport",
+    "ItemParser",
+    "LogReader",
+    "LogSource",
+    "TimestampParser",
+    "check_domain_input",
+    "check_id_mapping",
+    "common_id_type",
+    "detect_table_format",
+    "first_true_index",
+    "format_suffix",
+    "ingest",
+    "list_tables",
+    "open_events",
+    "open_items",
+    "parse_numbers",
+    "read_delta_table",
+    "read_path",
+    "read_query",
+    "resolve_location",
+    "select_column",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "Batch": "protocol",
-        "DomainReport": "report",
-        "IngestReport": "report",
-        "LogReader": "protocol",
-        "LogSource": "protocol",
-        "ingest": "work",
+        "Batch": "sources.protocol",
+        "CellOrigin": "column_parsers",
+        "ColumnSelection": "column_mapping",
+        "DomainReport": "ingest_report",
+        "EventParser": "staging",
+        "IdMapping": "id_mapping",
+        "IdParser": "column_parsers",
+        "IngestReport": "ingest_report",
+        "ItemParser": "staging",
+        "LogReader": "sources.protocol",
+        "LogSource": "sources.protocol",
+        "TimestampParser": "timestamp_parser",
+        "check_domain_input": "preflight",
+        "check_id_mapping": "preflight",
+        "common_id_type": "id_types",
+        "detect_table_format": "sources.formats",
+        "first_true_index": "column_parsers",
+        "format_suffix": "sources.files",
+        "ingest": "pipeline",
+        "list_tables": "sources.sql",
+        "open_events": "staging",
+        "open_items": "staging",
+        "parse_numbers": "column_parsers",
+        "read_delta_table": "sources.lakehouse",
+        "read_path": "sources.readers",
+        "read_query": "sources.sql",
+        "resolve_location": "sources.files",
+        "select_column": "column_parsers",
     },
 )

@@ -17,7 +17,7 @@ from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, combine_filters, 
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS, iter_sorted_batches, write_sorted_file
 from scalr_prod.lake import retry_on_new_version
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.workspace.duckdb import escape_glob, read_parquet_sql
+from scalr_prod.workspace import escape_glob, read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

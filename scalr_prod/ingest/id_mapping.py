@@ -13,13 +13,13 @@ from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
 from scalr_prod.ingest.column_parsers import IdParser, select_column
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows
-from scalr_prod.ingest.sources.registry import read_path
+from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ingest.sources.protocol import Batch
     from scalr_prod.schemas import Domain, IdType
 

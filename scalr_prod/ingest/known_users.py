@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedEvents
     from scalr_prod.lake import Lake
     from scalr_prod.schemas import IdType
-    from scalr_prod.workspace.suppression_list import SuppressionList
+    from scalr_prod.workspace import SuppressionList
 
 __all__ = ["IdMappingCounts", "UserIdResolver"]
 

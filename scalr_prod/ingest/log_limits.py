@@ -19,7 +19,7 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.config.domains import DomainSettings
+    from scalr_prod.config import DomainSettings
     from scalr_prod.ingest.append import StagedLog
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sort_by_time import DuplicateCounts

@@ -23,8 +23,14 @@ from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_row
 from scalr_prod.ingest.sort_by_time import DuplicateCounts, sort_log
 from scalr_prod.ingest.staging import stage_events, stage_items
 from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append
-from scalr_prod.lake import Lake, retry_on_new_version
-from scalr_prod.lake.binding import PROJECT_MARKED_TABLE, check_domains, domain_description, project_description
+from scalr_prod.lake import (
+    PROJECT_MARKED_TABLE,
+    Lake,
+    check_domains,
+    domain_description,
+    project_description,
+    retry_on_new_version,
+)
 from scalr_prod.schemas import (
     EVENT_ID,
     EVENT_TIMESTAMP,
@@ -36,8 +42,7 @@ from scalr_prod.schemas import (
     item_id_prefix,
     table_schema,
 )
-from scalr_prod.workspace.duckdb import escape_glob, open_duckdb, read_parquet_sql, staging_folder
-from scalr_prod.workspace.suppression_list import SuppressionList
+from scalr_prod.workspace import SuppressionList, escape_glob, open_duckdb, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ingest.append import CommitSummary
     from scalr_prod.ingest.sort_by_time import SortedLog
     from scalr_prod.ingest.staging import StagedEvents, StagedItems

@@ -11,7 +11,7 @@ from scalr_prod.errors import EmptyInput
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ingest.sources.protocol import Batch
 
 __all__ = ["check_domain_input", "check_id_mapping"]

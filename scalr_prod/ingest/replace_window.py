@@ -14,15 +14,14 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.append import CommitSummary, StagedLog, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
-from scalr_prod.lake import retry_on_new_version, window_sql
-from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
+from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["LogReplacement", "plan_replacements"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID
-from scalr_prod.workspace.duckdb import escape_glob, quote_literal
+from scalr_prod.workspace import escape_glob, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
 from scalr_prod.ingest.column_parsers import IdParser, first_true_index, parse_numbers, parse_texts, select_column
 from scalr_prod.ingest.log_limits import LeftOutRows, TypeWeights
-from scalr_prod.ingest.sources.registry import read_path
+from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
 from scalr_prod.ingest.time_bounds import TimeBounds
 from scalr_prod.ingest.timestamp_parser import TimestampParser
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.config.domains import LogColumns
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import LogColumns, Settings
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sources.protocol import Batch
 

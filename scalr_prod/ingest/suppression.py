@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace.duckdb import quote_literal
+from scalr_prod.workspace import quote_literal
 
 if TYPE_CHECKING:
     from scalr_prod.schemas import Domain
-    from scalr_prod.workspace.suppression_list import SuppressedKind, SuppressionList
+    from scalr_prod.workspace import SuppressedKind, SuppressionList
 
 __all__ = ["exclude_suppressed"]
 

@@ -14,7 +14,7 @@ from scalr_prod.ingest.column_parsers import first_true_index
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scalr_prod.config.domains import DomainSettings
+    from scalr_prod.config import DomainSettings
     from scalr_prod.ingest.column_parsers import CellOrigin
 
 __all__ = ["TimeBounds"]

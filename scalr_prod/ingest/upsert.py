@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.append import AppendMissing, CommitSummary, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
-from scalr_prod.lake import retry_on_new_version, window_sql
-from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
+from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.domains import DomainSettings
+    from scalr_prod.config import DomainSettings
     from scalr_prod.ingest.append import StagedLog
     from scalr_prod.lake import Lake
 

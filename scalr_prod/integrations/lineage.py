@@ -21,7 +21,7 @@ from scalr_prod.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.core.commit_events import CommitEvent
     from scalr_prod.pipeline import StageScope
 

@@ -8,8 +8,58 @@ with an unknown outcome. `storage` finds and opens tables, `commits` makes idemp
 
 from __future__ import annotations
 
-from scalr_prod.lake.commits import CommitResult, commit_record, retry_on_new_version
-from scalr_prod.lake.tables import Lake
-from scalr_prod.lake.time_windows import files_in_window, window_sql
+from typing import TYPE_CHECKING
 
-__all__ = ["CommitResult", "Lake", "commit_record", "files_in_window", "retry_on_new_version", "window_sql"]
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.lake.binding import (
+        PROJECT_MARKED_TABLE,
+        check_domains,
+        domain_description,
+        open_project_lake,
+        project_description,
+    )
+    from scalr_prod.lake.commits import CommitResult, commit_record, retry_on_new_version
+    from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction, corrections_since, stale_since
+    from scalr_prod.lake.tables import Lake
+    from scalr_prod.lake.time_windows import files_in_window, window_sql
+
+__all__ = [
+    "CORRECTION_APP_ID",
+    "PROJECT_MARKED_TABLE",
+    "CommitResult",
+    "Correction",
+    "Lake",
+    "check_domains",
+    "commit_record",
+    "corrections_since",
+    "domain_description",
+    "files_in_window",
+    "open_project_lake",
+    "project_description",
+    "retry_on_new_version",
+    "stale_since",
+    "window_sql",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "CORRECTION_APP_ID": "corrections",
+        "CommitResult": "commits",
+        "Correction": "corrections",
+        "Lake": "tables",
+        "PROJECT_MARKED_TABLE": "binding",
+        "check_domains": "binding",
+        "commit_record": "commits",
+        "corrections_since": "corrections",
+        "domain_description": "binding",
+        "files_in_window": "time_windows",
+        "open_project_lake": "binding",
+        "project_description": "binding",
+        "retry_on_new_version": "commits",
+        "stale_since": "corrections",
+        "window_sql": "time_windows",
+    },
+)

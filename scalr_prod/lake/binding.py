@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import DomainsMixed, ProjectsMixed
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.identity import ProjectIdentity
+from scalr_prod.workspace import ProjectIdentity
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-    from scalr_prod.config.domains import DomainSettings
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.lake import Lake
+    from scalr_prod.config import DomainSettings, Settings
+    from scalr_prod.lake.tables import Lake
     from scalr_prod.schemas import Domain
 
 __all__ = ["PROJECT_MARKED_TABLE", "check_domains", "domain_description", "open_project_lake", "project_description"]
@@ -65,7 +64,7 @@ def open_project_lake(settings: Settings) -> Lake:
         ProjectsMixed: It belongs to another project.
         DomainsMixed: Its tables were made for other domains.
     """
-    from scalr_prod.lake import Lake
+    from scalr_prod.lake.tables import Lake
 
     lake = Lake.open(settings)
     check_domains(settings, lake)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.lake import Lake
+    from scalr_prod.lake.tables import Lake
 
 __all__ = ["CORRECTION_APP_ID", "Correction", "corrections_since", "stale_since"]
 

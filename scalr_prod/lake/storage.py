@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.core.delta_log import arrow_schema, file_names, first_missing_file, local_paths
 from scalr_prod.errors import ForeignFiles, LakeError, TableNotFound
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.ownership import ensure_supported_path, is_empty
+from scalr_prod.workspace import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

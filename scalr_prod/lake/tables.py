@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from deltalake import CommitProperties, DeltaTable, WriterProperties
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.schemas import Table
 
     RowSource: TypeAlias = "pa.Table | pa.RecordBatchReader"

@@ -9,22 +9,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.core.lazy_exports import lazy_exports
-from scalr_prod.ledger.dto import (
-    DatasetRecord,
-    ModelVersion,
-    Partition,
-    Promotion,
-    Publication,
-    PublicationStatus,
-    Run,
-    RunState,
-    StateChange,
-    Transition,
-)
-from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
 
 if TYPE_CHECKING:
+    from scalr_prod.ledger.database import with_psycopg_driver
+    from scalr_prod.ledger.dto import (
+        DatasetRecord,
+        ModelVersion,
+        Partition,
+        Promotion,
+        Publication,
+        PublicationStatus,
+        Run,
+        RunState,
+        StateChange,
+        Transition,
+    )
     from scalr_prod.ledger.leases import Lease
+    from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [
@@ -44,7 +45,28 @@ __all__ = [
     "Transition",
     "check_run_id",
     "run_folder",
+    "with_psycopg_driver",
 ]
 
-
-__getattr__ = lazy_exports(__name__, {"Ledger": "store", "Lease": "lease"})
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "DatasetRecord": "dto",
+        "Lease": "leases",
+        "Ledger": "store",
+        "ModelVersion": "dto",
+        "Partition": "dto",
+        "Promotion": "dto",
+        "Publication": "dto",
+        "PublicationStatus": "dto",
+        "Run": "dto",
+        "RunSpec": "run_spec",
+        "RunState": "dto",
+        "STAGING_FOLDERS": "run_spec",
+        "StateChange": "dto",
+        "Transition": "dto",
+        "check_run_id": "run_spec",
+        "run_folder": "run_spec",
+        "with_psycopg_driver": "database",
+    },
+)

@@ -16,14 +16,13 @@ from sqlalchemy.orm import Session
 from scalr_prod.core.redaction import redact
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.workspace.identity import ProjectIdentity
-from scalr_prod.workspace.ownership import claim_home
+from scalr_prod.workspace import ProjectIdentity, claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["LedgerDatabase", "with_psycopg_driver"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from scalr_prod.ledger.leases import LeaseStore
 from scalr_prod.ledger.publications import PublicationStore
-from scalr_prod.ledger.registry import ArtifactStore
+from scalr_prod.ledger.versions import ArtifactStore
 
 __all__ = ["Ledger"]
 

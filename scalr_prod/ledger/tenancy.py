@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from scalr_prod.workspace.identity import ProjectIdentity
+    from scalr_prod.workspace import ProjectIdentity
 
 __all__ = ["ProjectScopedDatabase"]
 

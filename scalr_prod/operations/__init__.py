@@ -3,6 +3,43 @@
 
 from __future__ import annotations
 
-from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
+from typing import TYPE_CHECKING
 
-__all__ = ["Removal", "RetentionReport", "apply_retention"]
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.operations.erasure import ErasureReport, erase_items, erase_users
+    from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
+    from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows
+    from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
+
+__all__ = [
+    "ErasureReport",
+    "ExperimentReport",
+    "Explanation",
+    "Removal",
+    "RetentionReport",
+    "analyze_experiment",
+    "apply_retention",
+    "erase_items",
+    "erase_users",
+    "explain_event",
+    "explain_rows",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ErasureReport": "erasure",
+        "ExperimentReport": "holdout_experiment",
+        "Explanation": "provenance",
+        "Removal": "retention",
+        "RetentionReport": "retention",
+        "analyze_experiment": "holdout_experiment",
+        "apply_retention": "retention",
+        "erase_items": "erasure",
+        "erase_users": "erasure",
+        "explain_event": "provenance",
+        "explain_rows": "provenance",
+    },
+)

@@ -14,8 +14,7 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import USER_ID, Table
-from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
-from scalr_prod.workspace.user_assignment import Canary, Holdout
+from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["Effect", "ExperimentReport", "analyze_experiment", "estimate_effect"]
 
@@ -299,9 +298,7 @@ def _read_outcomes(settings: Settings, location: str) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from scalr_prod.ingest.column_mapping import ColumnSelection
-    from scalr_prod.ingest.column_parsers import CellOrigin, IdParser, first_true_index, parse_numbers
-    from scalr_prod.ingest.sources.registry import read_path
+    from scalr_prod.ingest import CellOrigin, ColumnSelection, IdParser, first_true_index, parse_numbers, read_path
 
     schema = pa.schema([(USER_ID, pa.string()), (_VALUE_COLUMN, pa.float64()), (_PRE_VALUE_COLUMN, pa.float64())])
     users, batches = IdParser(), []

@@ -11,24 +11,20 @@ import numpy as np
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EventNotFound, TranslatorError
-from scalr_prod.generation import encoding as encoding
-from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, iter_requests, read_contexts
-from scalr_prod.lake import Lake
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.generation import HISTORY_ITEMS, HISTORY_TIMES, SOURCE_TIMESTAMP, ConsumptionIndex, iter_requests, read_contexts
+from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
-from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.translator.attribution import Attribution
-    from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion
+    from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
 __all__ = ["Explanation", "explain_event", "explain_events", "explain_rows"]
 
@@ -117,7 +113,7 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     """
     import pyarrow as pa
 
-    from scalr_prod.translator.worker_pool import open_worker_pool
+    from scalr_prod.translator import open_worker_pool
 
     lake, names = Lake.open(settings), settings.domains.source_names
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, open_worker_pool(1):
@@ -131,9 +127,7 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
 
 def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:
     from scalr_prod.features import join_point_in_time
-    from scalr_prod.translator import load_version
-    from scalr_prod.translator.attribution import attribute
-    from scalr_prod.translator.module import TranslatorModule
+    from scalr_prod.translator import TranslatorModule, attribute, load_version
 
     version = load_version(settings, spec.translator_version)
     if version.sha256 != spec.translator_sha256:
@@ -182,7 +176,7 @@ def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _Titl
 
 def _read_event_contexts(
     settings: Settings, db: Any, spec: RunSpec, events: pa.Table, vocabulary: ItemVocabulary
-) -> tuple[pa.Table, encoding.ConsumptionIndex | None]:
+) -> tuple[pa.Table, ConsumptionIndex | None]:
     """Read the context of each event, as the run requested it from the translator, in their order."""
     import pyarrow as pa
 
@@ -202,7 +196,7 @@ def _read_event_contexts(
             where=settings.lake_url,
             next_step="check that the tables are those that the run read: scalr runs show " + spec.run_id,
         ).add_context(run_id=spec.run_id)
-    return rows, encoding.ConsumptionIndex.from_rows(pa.concat_tables(consumed), vocabulary) if consumed else None
+    return rows, ConsumptionIndex.from_rows(pa.concat_tables(consumed), vocabulary) if consumed else None
 
 
 class _TitleLookup:
@@ -249,7 +243,7 @@ def _describe_probability(event: dict[str, Any], attribution: Attribution) -> di
 def _describe_history(
     row: dict[str, Any], vocabulary: ItemVocabulary, titles: _TitleLookup, spec: RunSpec
 ) -> list[dict[str, Any]]:
-    items, times = (row[name] or [] for name in (encoding.HISTORY_ITEMS, encoding.HISTORY_TIMES))
+    items, times = (row[name] or [] for name in (HISTORY_ITEMS, HISTORY_TIMES))
     latest = list(zip(items, times, strict=True))[-spec.settings["histories"]["length"] :]
     known: Any = vocabulary.source_index([item for item, _ in latest]) > 0 if latest else []
     return [
@@ -273,7 +267,7 @@ def _describe_draws(drawn: Any, row: int, vocabulary: ItemVocabulary, titles: _T
 
 
 def _describe_translator(version: TranslatorVersion, fold: int, module: TranslatorModule) -> dict[str, Any]:
-    from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS
+    from scalr_prod.translator import ALL_USERS, COLD_USERS
 
     names = {ALL_USERS: "everybody", COLD_USERS: "newcomers"}
     return {

@@ -16,17 +16,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import LeaseHeld
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
-from scalr_prod.publication.rollback import restore_source_versions
+from scalr_prod.publication import restore_source_versions
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.duckdb import staging_folder
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["Removal", "RetentionReport", "apply_retention"]
@@ -130,7 +130,7 @@ def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> It
 def _remove_training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     from filelock import FileLock
 
-    from scalr_prod.training_set.manifest import list_versions
+    from scalr_prod.training_set import list_versions
 
     for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
         with ExitStack() as stack:
@@ -152,9 +152,8 @@ def _remove_training_sets(settings: Settings, now: datetime, *, dry_run: bool) -
 
 
 def _remove_translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
-    from scalr_prod.serving.model_repository import model_folder
-    from scalr_prod.serving.promotion_stack import versions_in_use
-    from scalr_prod.translator.registry import models_dir
+    from scalr_prod.serving import model_folder, versions_in_use
+    from scalr_prod.translator import models_dir
 
     needed = versions_in_use(settings) | _translators_of_runs(settings, now)
     with Ledger.open(settings) as ledger:

@@ -14,11 +14,18 @@ Where λ is 0 for all users, a whole run skips the stages from ``plan`` to ``lat
 
 from __future__ import annotations
 
-from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, Stage, StageReport, StageState
-from scalr_prod.pipeline.graph import GRAPH
-from scalr_prod.pipeline.hooks import StageHook, StageScope, run_hooks, stage_hooks
-from scalr_prod.pipeline.preview import DryRun, dry_run
-from scalr_prod.pipeline.runner import execute_stages, resume_run, single_stage, stage_context, stage_states, stages_to
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, Stage, StageReport, StageState
+    from scalr_prod.pipeline.graph import GRAPH
+    from scalr_prod.pipeline.hooks import StageHook, StageScope, run_hooks, stage_hooks
+    from scalr_prod.pipeline.preview import DryRun, dry_run
+    from scalr_prod.pipeline.runner import execute_stages, resume_run, single_stage, stage_context, stage_states, stages_to
+    from scalr_prod.pipeline.stage_outcomes import has_failed_last, read_stage_outcomes, record_stage_outcome
+    from scalr_prod.pipeline.timings import read_timings
 
 __all__ = [
     "GRAPH",
@@ -33,6 +40,10 @@ __all__ = [
     "StageState",
     "dry_run",
     "execute_stages",
+    "has_failed_last",
+    "read_stage_outcomes",
+    "read_timings",
+    "record_stage_outcome",
     "resume_run",
     "run_hooks",
     "single_stage",
@@ -41,3 +52,32 @@ __all__ = [
     "stage_states",
     "stages_to",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "DryRun": "preview",
+        "GRAPH": "graph",
+        "OF_RUN": "context",
+        "PipelineContext": "context",
+        "PipelineReport": "context",
+        "Stage": "context",
+        "StageHook": "hooks",
+        "StageReport": "context",
+        "StageScope": "hooks",
+        "StageState": "context",
+        "dry_run": "preview",
+        "execute_stages": "runner",
+        "has_failed_last": "stage_outcomes",
+        "read_stage_outcomes": "stage_outcomes",
+        "read_timings": "timings",
+        "record_stage_outcome": "stage_outcomes",
+        "resume_run": "runner",
+        "run_hooks": "hooks",
+        "single_stage": "runner",
+        "stage_context": "runner",
+        "stage_hooks": "hooks",
+        "stage_states": "runner",
+        "stages_to": "runner",
+    },
+)

@@ -10,7 +10,7 @@ from scalr_prod.errors import ScalrError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 
 def has_serving_environment(settings: Settings) -> bool:
@@ -39,7 +39,7 @@ def has_external_features(settings: Settings) -> bool:
 
 def has_events(settings: Settings) -> bool:
     """Whether there are events of both domains, which are those of the settings."""
-    from scalr_prod.lake.binding import open_project_lake
+    from scalr_prod.lake import open_project_lake
     from scalr_prod.schemas import Table
 
     lake = open_project_lake(settings)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.errors import ScalrError
 
 __all__ = ["StageHook", "StageScope", "run_hooks", "stage_hooks"]

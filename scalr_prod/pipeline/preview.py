@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.generation import RunPreview
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.pipeline.context import Stage
@@ -80,7 +80,7 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
     Raises:
         ScalrError: The lake or the ledger is there, and cannot be read.
     """
-    from scalr_prod.config.policy import apply_policy, why_not_generated
+    from scalr_prod.generation import apply_policy, why_not_generated
 
     settings, _ = apply_policy(settings)
     if whole and (not_generated := why_not_generated(settings)):

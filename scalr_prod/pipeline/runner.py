@@ -22,7 +22,7 @@ from scalr_prod.pipeline.timings import record_timings
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.pipeline.context import Stage
 
 __all__ = ["execute_stages", "required_stages", "resume_run", "single_stage", "stage_context", "stage_states", "stages_to"]
@@ -96,7 +96,7 @@ def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> Pi
 
 def stage_states(settings: Settings) -> list[StageState]:
     """Which stages are done, in their order; why what is there is stale, where it is; and why `scalr run` leaves a stage out."""
-    from scalr_prod.config.policy import why_not_generated
+    from scalr_prod.generation import why_not_generated
 
     stale, left_out = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy

@@ -12,7 +12,7 @@ from scalr_prod.core.atomic_io import write_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["has_failed_last", "read_stage_outcomes", "record_stage_outcome"]
 

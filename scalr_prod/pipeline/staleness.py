@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import TranslatorNotFound
-from scalr_prod.lake.corrections import CORRECTION_APP_ID, stale_since
+from scalr_prod.lake import CORRECTION_APP_ID, stale_since
 from scalr_prod.pipeline.context import OF_RUN
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import DatasetRecord, Publication, RunSpec
 
@@ -109,7 +109,7 @@ def _stale_version_since(settings: Settings, lake: Lake, version: int | None = N
 def _retraining_reason(settings: Settings) -> dict[str, str]:
     """That the latest translator learned from users who were forgotten since, where it did."""
     from scalr_prod.translator import load_version
-    from scalr_prod.workspace.suppression_list import SuppressionList
+    from scalr_prod.workspace import SuppressionList
 
     stones = SuppressionList.open(settings)
     try:
@@ -138,7 +138,7 @@ def _stale_set_since(lake: Lake, record: DatasetRecord) -> datetime | None:
 
 def _events_of_history(lake: Lake, version: int) -> int:
     """The version of the source events that a version of the histories was built from; 0 where nothing says so."""
-    from scalr_prod.histories.incremental import BuildRecord
+    from scalr_prod.histories import BuildRecord
 
     told = dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version)
     built = BuildRecord.from_json(told)

@@ -11,7 +11,7 @@ from scalr_prod.pipeline.context import PipelineContext
 from scalr_prod.pipeline.staleness import CorrectedWindow, is_version_stale, stale_publications
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.pipeline.context import StageReport
 
@@ -56,7 +56,7 @@ def feast(context: PipelineContext) -> None:
 
 def policy(context: PipelineContext) -> StageReport | None:
     """Put the home's policy in the settings; a whole run looks whether any event would weigh something."""
-    from scalr_prod.config.policy import apply_policy, why_not_generated
+    from scalr_prod.generation import apply_policy, why_not_generated
 
     context.settings, followed = apply_policy(context.settings)
     if context.whole:
@@ -107,7 +107,7 @@ def validate(context: PipelineContext) -> StageReport:
 
 def publish(context: PipelineContext) -> StageReport:
     """Publish the run, in one commit."""
-    from scalr_prod.publication.commit import publish
+    from scalr_prod.publication import publish
 
     return publish(context.settings, context.require_spec().run_id)
 
@@ -119,7 +119,7 @@ def late(context: PipelineContext) -> StageReport | None:
     """
     from dataclasses import replace
 
-    from scalr_prod.generation.late_events import LateReport, late_windows, replay_settings
+    from scalr_prod.generation import LateReport, late_windows, replay_settings
 
     corrected = [
         _republish_corrected(context, one, spec)
@@ -144,8 +144,8 @@ def late(context: PipelineContext) -> StageReport | None:
 
 def _republish_corrected(context: PipelineContext, publication: Publication, spec: RunSpec) -> CorrectedWindow:
     """Publish a window anew whose events were replaced; what lies in the window of the walk's run, or has no events, is taken out."""
-    from scalr_prod.generation.late_events import LateWindow, replay_settings
-    from scalr_prod.publication.commit import rollback_run
+    from scalr_prod.generation import LateWindow, replay_settings
+    from scalr_prod.publication import rollback_run
     from scalr_prod.translator import train
 
     start, end, run_id = publication.start, publication.end, None

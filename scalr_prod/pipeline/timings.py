@@ -13,7 +13,7 @@ from scalr_prod.ledger import run_folder
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["read_timings", "record_timings"]
 

@@ -1,2 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publication: accepted rows of a run become rows of the feature view, exactly once, and can be rolled back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.publication.canary import CanaryReport, widen_canaries, withdraw_canaries
+    from scalr_prod.publication.commit import PublicationReport, publish, rollback_run
+    from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
+    from scalr_prod.publication.rollback import restore_source_versions
+    from scalr_prod.publication.toggle import ToggleReport, disable_publication, enable_publication, publication_state
+
+__all__ = [
+    "REWRITE_SCAN_OPTIONS",
+    "CanaryReport",
+    "PublicationReport",
+    "ToggleReport",
+    "disable_publication",
+    "enable_publication",
+    "publication_state",
+    "publish",
+    "restore_source_versions",
+    "rollback_run",
+    "widen_canaries",
+    "withdraw_canaries",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "CanaryReport": "canary",
+        "PublicationReport": "commit",
+        "REWRITE_SCAN_OPTIONS": "regions",
+        "ToggleReport": "toggle",
+        "disable_publication": "toggle",
+        "enable_publication": "toggle",
+        "publication_state": "toggle",
+        "publish": "commit",
+        "restore_source_versions": "rollback",
+        "rollback_run": "commit",
+        "widen_canaries": "canary",
+        "withdraw_canaries": "canary",
+    },
+)

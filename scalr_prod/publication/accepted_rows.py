@@ -10,7 +10,7 @@ from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import run_folder
 from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace.suppression_list import SuppressionList
+from scalr_prod.workspace import SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.workspace.suppression_list import SuppressedKind
-    from scalr_prod.workspace.user_assignment import Canary
+    from scalr_prod.config import Settings
+    from scalr_prod.workspace import Canary, SuppressedKind
 
 __all__ = ["accepted_files", "count_accepted_rows", "ensure_no_erased_ids", "stream_accepted_rows"]
 
@@ -31,7 +30,7 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     Raises:
         PublicationError: There is no verdict, the gate rejected the run, or a file is missing or differs.
     """
-    from scalr_prod.generation.part_files import file_sha256
+    from scalr_prod.generation import file_sha256
 
     folder = run_folder(settings, run_id)
     hint = f"audit the run again: scalr validate {run_id}"

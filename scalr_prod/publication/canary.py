@@ -12,12 +12,12 @@ from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import Ledger
 from scalr_prod.publication.commit import publish_for, rollback_run
 from scalr_prod.publication.regions import published_region
-from scalr_prod.workspace.user_assignment import Canary
+from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication
     from scalr_prod.publication.commit import PublicationReport
 

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.lake import CommitResult, Lake
-from scalr_prod.lake.binding import open_project_lake
-from scalr_prod.lake.corrections import stale_since
+from scalr_prod.lake import CommitResult, Lake, open_project_lake, stale_since
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
 from scalr_prod.publication.rollback import plan_restore
 from scalr_prod.schemas import Table
-from scalr_prod.workspace.user_assignment import Canary
+from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
 
 __all__ = ["PublicationReport", "publish", "publish_for", "retry_on_conflict", "rollback_run", "update_online_store"]

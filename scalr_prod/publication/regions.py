@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.core.delta_log import files_dataset
 from scalr_prod.lake import files_in_window
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
-from scalr_prod.workspace.user_assignment import Canary
+from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

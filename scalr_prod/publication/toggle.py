@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.publication.canary import list_canaries
 from scalr_prod.publication.commit import retry_on_conflict, update_online_store
@@ -23,7 +23,7 @@ from scalr_prod.schemas import Table
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["ToggleReport", "disable_publication", "enable_publication", "publication_state"]

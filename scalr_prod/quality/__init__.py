@@ -6,16 +6,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.core.lazy_exports import lazy_exports
-from scalr_prod.quality.gate_report import GateReport, RuleOutcome
-from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule, GateRule, RowRule
-from scalr_prod.quality.verdict import RuleResult, Verdict
 
 if TYPE_CHECKING:
     from scalr_prod.quality.dataset_check import check_dataset
+    from scalr_prod.quality.drift import rows_in_view
     from scalr_prod.quality.gate import validate_run
+    from scalr_prod.quality.gate_report import GateReport, RuleOutcome
+    from scalr_prod.quality.information import MIN_USERS
+    from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule, GateRule, RowRule
+    from scalr_prod.quality.suites import write_suite
     from scalr_prod.quality.training_set import row_rules_digest, validate_training_set
+    from scalr_prod.quality.verdict import RuleResult, Verdict
 
 __all__ = [
+    "MIN_USERS",
     "AuditedRun",
     "FigureRule",
     "GateReport",
@@ -26,16 +30,29 @@ __all__ = [
     "Verdict",
     "check_dataset",
     "row_rules_digest",
+    "rows_in_view",
     "validate_run",
     "validate_training_set",
+    "write_suite",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "check_dataset": "check",
+        "AuditedRun": "rule_protocol",
+        "FigureRule": "rule_protocol",
+        "GateReport": "gate_report",
+        "GateRule": "rule_protocol",
+        "MIN_USERS": "information",
+        "RowRule": "rule_protocol",
+        "RuleOutcome": "gate_report",
+        "RuleResult": "verdict",
+        "Verdict": "verdict",
+        "check_dataset": "dataset_check",
         "row_rules_digest": "training_set",
+        "rows_in_view": "drift",
         "validate_run": "gate",
         "validate_training_set": "training_set",
+        "write_suite": "suites",
     },
 )

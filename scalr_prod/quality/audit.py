@@ -13,7 +13,7 @@ from scalr_prod.quality.rule_set import unusable_rule_error
 from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
 from scalr_prod.quality.user_partitions import UserPartitions
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
-from scalr_prod.workspace.duckdb import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
+from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 

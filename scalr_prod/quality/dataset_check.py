@@ -11,21 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.config.policy import Policy, policy_path
-from scalr_prod.config.sections import ComputeSettings
+from scalr_prod.config import ComputeSettings
 from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.errors import QualityError
+from scalr_prod.generation import Policy, policy_path
 from scalr_prod.quality.dataset_source import DATASET_VIEW, load_dataset, locate_dataset
 from scalr_prod.quality.gx_engine import build_data_docs, create_checkpoint, open_data_context, run_checkpoint
 from scalr_prod.quality.suites import check_expectation_type, read_suite, resolve_rules
 from scalr_prod.quality.verdict import RuleResult, Verdict
-from scalr_prod.workspace.duckdb import staging_folder, temporary_folder
-from scalr_prod.workspace.ownership import claim_directory, claim_home
+from scalr_prod.workspace import claim_directory, claim_home, staging_folder, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.quality.dataset_source import DatasetSource
     from scalr_prod.quality.suites import Suite, SuiteRule
     from scalr_prod.quality.verdict import Outcome

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import EmptyInput, FeatureStoreError, ScalrError, UnreadableInput
-from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["DATASET_VIEW", "DatasetSource", "duckdb_options", "load_dataset", "locate_dataset"]
 
@@ -125,7 +125,7 @@ def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str,
 
 def _make(connection: Any, found: DatasetSource, options: dict[str, str]) -> None:
     if found.is_delta:
-        from scalr_prod.ingest.sources.lakehouse import read_delta_table
+        from scalr_prod.ingest import read_delta_table
 
         connection.register("incoming", read_delta_table(found.location, options))
         connection.execute(f"CREATE TABLE {DATASET_VIEW} AS SELECT * FROM incoming")
@@ -160,8 +160,7 @@ def _files(location: str) -> str:
 
 
 def _table(kind: str, location: str, settings: Settings | None) -> DatasetSource:
-    from scalr_prod.ingest.sources.files import resolve_location
-    from scalr_prod.ingest.sources.formats import detect_table_format
+    from scalr_prod.ingest import detect_table_format, resolve_location
 
     if any(sign in location for sign in "*?") and not Path(location).exists():
         return DatasetSource(kind, location)

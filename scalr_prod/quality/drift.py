@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.sections import QualitySettings
+    from scalr_prod.config import QualitySettings
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.quality.rule_protocol import AuditedRun

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.progress import track
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
-from scalr_prod.generation.part_files import file_sha256
-from scalr_prod.generation.task import candidate_schema
-from scalr_prod.lake import Lake
-from scalr_prod.lake.binding import open_project_lake
+from scalr_prod.generation import candidate_schema, file_sha256
+from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.quality.audit import open_audit
 from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import ModelVersion, Publication, Run, RunSpec
 
 __all__ = ["validate_run"]

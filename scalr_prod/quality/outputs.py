@@ -7,7 +7,7 @@ import shutil
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.generation.part_files import file_sha256, open_part_writer, part_path
+from scalr_prod.generation import file_sha256, open_part_writer, part_path
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["write_accepted", "write_quarantine"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.quality.rule_set import unusable_rule_error
-from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.sections import QualitySettings
+    from scalr_prod.config import QualitySettings
     from scalr_prod.ledger import ModelVersion, RunSpec
 
 __all__ = ["AuditedRun", "FigureRule", "GateRule", "RowRule"]

@@ -13,7 +13,7 @@ from scalr_prod.quality.rule_protocol import FigureRule, GateRule, RowRule
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from scalr_prod.config.sections import QualitySettings
+    from scalr_prod.config import QualitySettings
     from scalr_prod.quality.rule_protocol import AuditedRun
 
 __all__ = ["RuleSet", "unusable_rule_error"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace.user_assignment import not_held_out_sql
+from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -15,13 +15,13 @@ from scalr_prod.quality.gx_inspections import validate_columns, validate_figures
 from scalr_prod.quality.row_verdicts import evaluate_rules
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
-from scalr_prod.workspace.duckdb import escape_glob, open_duckdb, staging_folder
+from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.quality.gate_report import RuleOutcome
 
 __all__ = ["row_rules_digest", "validate_training_set"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
 from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.workspace.user_assignment import not_held_out_sql
+from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -3,6 +3,14 @@
 
 from __future__ import annotations
 
-from scalr_prod.reporting.writer import WrittenReport, write_report
+from typing import TYPE_CHECKING
 
-__all__ = ["WrittenReport", "write_report"]
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.reporting.ui import serve
+    from scalr_prod.reporting.writer import WrittenReport, write_report
+
+__all__ = ["WrittenReport", "serve", "write_report"]
+
+__getattr__ = lazy_exports(__name__, {"WrittenReport": "writer", "serve": "ui", "write_report": "writer"})

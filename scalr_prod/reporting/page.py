@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.quality.drift import rows_in_view
+from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting import charts
 from scalr_prod.version import __version__
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Ledger
     from scalr_prod.reporting.report_data import Distributions, RunReportData
 

@@ -7,11 +7,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.config.policy import why_not_generated
 from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
-from scalr_prod.operations.provenance import explain_rows
-from scalr_prod.pipeline.timings import read_timings
-from scalr_prod.quality.drift import rows_in_view
+from scalr_prod.generation import why_not_generated
+from scalr_prod.operations import explain_rows
+from scalr_prod.pipeline import read_timings
+from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting.samples import TranslationSample, sample_translations
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, Run
-    from scalr_prod.operations.provenance import Explanation
+    from scalr_prod.operations import Explanation
 
 __all__ = ["Distributions", "RunReportData", "collect_run_data"]
 
@@ -110,9 +110,9 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         LakeError: A table cannot be read.
         ReportError: A file of the run cannot be read.
     """
-    from scalr_prod.lake.binding import open_project_lake
+    from scalr_prod.lake import open_project_lake
     from scalr_prod.ledger import run_folder
-    from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
+    from scalr_prod.workspace import open_duckdb, staging_folder
 
     run = ledger.run(run_id)
     folder = run_folder(settings, run_id)
@@ -180,7 +180,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_policy(settings: Settings) -> dict[str, Any] | None:
-    from scalr_prod.config.policy import Policy, policy_path
+    from scalr_prod.generation import Policy, policy_path
 
     path = policy_path(settings)
     return Policy.read(path).to_json() if path.exists() else None

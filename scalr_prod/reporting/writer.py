@@ -16,7 +16,7 @@ from scalr_prod.reporting.page import index_page, recent_runs, run_page, templat
 from scalr_prod.reporting.report_data import collect_run_data
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Ledger
 
 __all__ = ["WrittenReport", "write_report"]

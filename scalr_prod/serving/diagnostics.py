@@ -16,7 +16,7 @@ from scalr_prod.serving.install.self_check import DiagnosticCheck
 from scalr_prod.serving.install.virtualenvs import describe_unseen_gpu
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["serving_checks"]
 
@@ -128,7 +128,7 @@ def _remote(settings: Settings) -> DiagnosticCheck:
 
 
 def _started(settings: Settings | None) -> DiagnosticCheck:
-    from scalr_prod.config.settings import load_settings
+    from scalr_prod.config import load_settings
     from scalr_prod.serving.local_server.process import start_triton, stop_triton
 
     serving = settings.serving.model_dump(exclude={"repository"}) if settings is not None else {}

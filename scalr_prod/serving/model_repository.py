@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.core import assets
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.errors import ServingError
-from scalr_prod.workspace.identity import bind_to_project
-from scalr_prod.workspace.ownership import claim_directory
+from scalr_prod.workspace import bind_to_project, claim_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.translator.registry import TranslatorVersion
+    from scalr_prod.config import Settings
+    from scalr_prod.translator import TranslatorVersion
 
 __all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 

@@ -10,7 +10,7 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.serving.promotion_stack import served_version
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["PromotionDecision", "promote_if_better"]
 
@@ -46,7 +46,7 @@ def promote_if_better(settings: Settings, version: int, *, progress: bool = Fals
         ScalrError: The version does not exist, or does not answer once it is loaded.
     """
     from scalr_prod.serving.served_versions import promote
-    from scalr_prod.translator.challenger_test import compare_versions
+    from scalr_prod.translator import compare_versions
 
     served = served_version(settings)
     if served == version:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from scalr_prod.ledger import Ledger
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["PROMOTE_CAUSE", "ROLLBACK_CAUSE", "promoted_versions", "served_version", "versions_in_use"]
 

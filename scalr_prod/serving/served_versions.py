@@ -16,7 +16,7 @@ from scalr_prod.serving.promotion_stack import PROMOTE_CAUSE, ROLLBACK_CAUSE, pr
 from scalr_prod.translator import resolve_version
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["PromotionReport", "promote", "rollback"]
 

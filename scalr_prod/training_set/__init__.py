@@ -14,17 +14,19 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.training_set.build import build_training_set
     from scalr_prod.training_set.build_report import TrainingSetReport
+    from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
-__all__ = ["IdVocabulary", "TrainingSet", "TrainingSetReport", "build_training_set"]
+__all__ = ["IdVocabulary", "TrainingSet", "TrainingSetReport", "build_training_set", "list_versions"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "IdVocabulary": "vocabulary",
         "TrainingSet": "reader",
-        "TrainingSetReport": "report",
-        "Vocabulary": "vocabulary",
+        "TrainingSetReport": "build_report",
         "build_training_set": "build",
+        "list_versions": "manifest",
     },
 )

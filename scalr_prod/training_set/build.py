@@ -30,7 +30,7 @@ from scalr_prod.training_set.manifest import (
 )
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
 from scalr_prod.training_set.staleness import EVENT_TABLES, is_weighted_by_segment
-from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
+from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
     from scalr_prod.lake import Lake
     from scalr_prod.training_set.assemble import AssembledVersion
@@ -100,9 +100,9 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 
 
 def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetReport:
-    from scalr_prod.config.policy import apply_policy
+    from scalr_prod.generation import apply_policy
     from scalr_prod.lake import Lake
-    from scalr_prod.workspace.duckdb import staging_folder
+    from scalr_prod.workspace import staging_folder
 
     settings, followed = apply_policy(settings)
     options = settings.training_set
@@ -196,7 +196,7 @@ def _all_known(settings: Settings) -> datetime:
     import pyarrow.compute as pc
 
     from scalr_prod.lake import Lake
-    from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
+    from scalr_prod.publication import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
@@ -228,7 +228,7 @@ def _stage(
     from scalr_prod.training_set.feature_join import FEATURE_SERVICE
     from scalr_prod.training_set.staleness import InputTables
     from scalr_prod.training_set.vocabulary import write_vocabulary
-    from scalr_prod.workspace.duckdb import open_duckdb
+    from scalr_prod.workspace import open_duckdb
 
     version = folder / "version"
     for below in (ROWS_FOLDER, IDS_FOLDER):
@@ -379,7 +379,7 @@ def _next_version(settings: Settings, home: Path) -> int:
 
 def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and move the version to its name, atomically."""
-    from scalr_prod.workspace.duckdb import move_into_place
+    from scalr_prod.workspace import move_into_place
 
     path = staged / MANIFEST_FILE
     path.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -32,7 +32,7 @@ class TrainingSetReport(Jsonable):
         missing_negatives: Requested negatives that are missing: no eligible item was left, or the draw hit a synthetic row.
         synthetic_unknown: Published synthetic events of the window that were not known by the cutoff and are left out.
         fingerprint: SHA-256 of everything that decided the rows.
-        policy: How an evaluation's policy was applied (see `scalr_prod.config.policy`); None: there is no policy.
+        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
     """
 
     name: str

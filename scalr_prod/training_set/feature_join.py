@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
 
 __all__ = ["FEATURE_SERVICE", "join_features"]

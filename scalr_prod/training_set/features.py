@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine

@@ -18,7 +18,7 @@ from scalr_prod.schemas import USER_ID
 from scalr_prod.training_set.feature_join import FEATURE_SERVICE, join_features
 from scalr_prod.training_set.regroup import GroupedArrowFile
 from scalr_prod.training_set.spine import KEYS
-from scalr_prod.workspace.duckdb import escape_glob, open_duckdb
+from scalr_prod.workspace import escape_glob, open_duckdb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
 
 __all__ = ["JoinGroups", "join_by_key"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.core.hashing import hash_bucket_sql
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["NegativePool", "UserEvents", "draw_negatives", "stage_negatives"]
 

@@ -21,8 +21,7 @@ from scalr_prod.training_set.negatives import stage_negatives
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
 from scalr_prod.training_set.regroup import GroupedArrowFile
-from scalr_prod.workspace.duckdb import escape_glob
-from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
+from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
     Span: TypeAlias = tuple[int, int]
 
@@ -143,7 +142,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
     import pyarrow.parquet as pq
 
     from scalr_prod.training_set.staleness import is_weighted_by_segment
-    from scalr_prod.workspace.duckdb import open_duckdb
+    from scalr_prod.workspace import open_duckdb
 
     options = settings.training_set
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures, FeatureSource, ServiceSources
     from scalr_prod.training_set.periods import Period
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace.duckdb import escape_glob
+from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,62 +6,96 @@ Only the names asked for are imported, so that the serving environment, which ha
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from scalr_prod.translator.attribution import Attribution, attribute
+    from scalr_prod.translator.challenger_test import compare_versions
     from scalr_prod.translator.context_batch import ContextBatch
-    from scalr_prod.translator.data.contexts import Contexts, Samples
+    from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, PADDING, ConsumedItems, Contexts, Samples
     from scalr_prod.translator.data.event_log import data_end
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
+    from scalr_prod.translator.devices import resolve_device
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, resolve_version
+    from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
+    from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import TrainReport, train
+    from scalr_prod.translator.validation import MAX_ABS_TIME_US, RequestBounds, check_sampling
+    from scalr_prod.translator.worker_pool import open_worker_pool
 
 __all__ = [
+    "ALL_USERS",
+    "COLD_USERS",
+    "MAX_ABS_TIME_US",
+    "NO_ITEM",
+    "PADDING",
+    "Attribution",
     "BacktestReport",
+    "ConsumedItems",
     "ContextBatch",
     "Contexts",
     "Estimator",
     "ItemVocabulary",
     "Parameters",
     "ProductEstimator",
+    "RequestBounds",
     "Samples",
     "TrainReport",
     "TrainingSlice",
     "TranslatorModule",
     "TranslatorVersion",
+    "attribute",
+    "check_sampling",
+    "compare_versions",
     "data_end",
     "evaluate",
     "load_version",
+    "models_dir",
+    "open_worker_pool",
+    "resolve_device",
     "resolve_version",
+    "time_quantile",
     "train",
 ]
 
-_HOMES = {
-    "Batch": "batch",
-    "Estimator": "estimators.protocol",
-    "Pairs": "pairs",
-    "Parameters": "pairs",
-    "ProductEstimator": "estimators.protocol",
-    "Contexts": "contexts",
-    "EvaluationReport": "evaluation",
-    "Samples": "contexts",
-    "TrainReport": "training",
-    "TranslatorModule": "module",
-    "TranslatorVersion": "versions",
-    "Vocabulary": "versions",
-    "data_end": "log",
-    "evaluate": "evaluation",
-    "load_version": "versions",
-    "named_version": "versions",
-    "train": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "ALL_USERS": "data.contexts",
+        "Attribution": "attribution",
+        "BacktestReport": "evaluation",
+        "COLD_USERS": "data.contexts",
+        "ConsumedItems": "data.contexts",
+        "ContextBatch": "context_batch",
+        "Contexts": "data.contexts",
+        "Estimator": "estimators.protocol",
+        "ItemVocabulary": "registry",
+        "MAX_ABS_TIME_US": "validation",
+        "NO_ITEM": "data.contexts",
+        "PADDING": "data.contexts",
+        "Parameters": "data.training_pairs",
+        "ProductEstimator": "estimators.protocol",
+        "RequestBounds": "validation",
+        "Samples": "data.contexts",
+        "TrainReport": "training",
+        "TrainingSlice": "data.training_pairs",
+        "TranslatorModule": "module",
+        "TranslatorVersion": "registry",
+        "attribute": "attribution",
+        "check_sampling": "validation",
+        "compare_versions": "challenger_test",
+        "data_end": "data.event_log",
+        "evaluate": "evaluation",
+        "load_version": "registry",
+        "models_dir": "registry",
+        "open_worker_pool": "worker_pool",
+        "resolve_device": "devices",
+        "resolve_version": "registry",
+        "time_quantile": "trainer",
+        "train": "training",
+    },
+)

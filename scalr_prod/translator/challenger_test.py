@@ -35,7 +35,7 @@ from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.data.event_log import EventLog
 

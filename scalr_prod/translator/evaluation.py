@@ -25,7 +25,7 @@ from scalr_prod.translator.trainer import (
 from scalr_prod.translator.worker_pool import open_worker_pool
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["BacktestReport", "evaluate"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from scalr_prod.core.id_index import index_in
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
-from scalr_prod.workspace.duckdb import move_into_place, staging_folder
+from scalr_prod.workspace import move_into_place, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "ItemVocabulary",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.translator.data.event_log import EventLog
     from scalr_prod.translator.data.training_pairs import Parameters
     from scalr_prod.translator.estimators.bundled_source import BundledSource

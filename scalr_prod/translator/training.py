@@ -36,12 +36,12 @@ from scalr_prod.translator.trainer import (
 )
 from scalr_prod.translator.training_device import training_device
 from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
-from scalr_prod.workspace.duckdb import staging_folder
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["TrainReport", "train"]
 
@@ -262,7 +262,7 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
     """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
-    from scalr_prod.workspace.duckdb import create_delta_view, open_duckdb
+    from scalr_prod.workspace import create_delta_view, open_duckdb
 
     of_items = table is Table.TARGET_ITEMS
     row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"

@@ -1,2 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
 """A project's home: its identity, ownership of folders, DuckDB sessions that spill there, held-out users, suppressed ids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.workspace.duckdb import (
+        create_delta_view,
+        escape_glob,
+        move_into_place,
+        open_duckdb,
+        quote_identifier,
+        quote_literal,
+        read_parquet_sql,
+        staging_folder,
+        temporary_folder,
+    )
+    from scalr_prod.workspace.identity import ProjectIdentity, bind_to_project, normalize_lake_url
+    from scalr_prod.workspace.ownership import (
+        HOME_ENTRIES,
+        claim_directory,
+        claim_home,
+        ensure_supported_path,
+        is_empty,
+        is_home,
+    )
+    from scalr_prod.workspace.suppression_list import SuppressedId, SuppressedKind, SuppressionList, ensure_retrained_in_time
+    from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, not_held_out_sql
+
+__all__ = [
+    "CANARY_COLUMN",
+    "HELD_OUT_COLUMN",
+    "HOME_ENTRIES",
+    "Canary",
+    "Holdout",
+    "ProjectIdentity",
+    "SuppressedId",
+    "SuppressedKind",
+    "SuppressionList",
+    "bind_to_project",
+    "claim_directory",
+    "claim_home",
+    "create_delta_view",
+    "ensure_retrained_in_time",
+    "ensure_supported_path",
+    "escape_glob",
+    "is_empty",
+    "is_home",
+    "move_into_place",
+    "normalize_lake_url",
+    "not_held_out_sql",
+    "open_duckdb",
+    "quote_identifier",
+    "quote_literal",
+    "read_parquet_sql",
+    "staging_folder",
+    "temporary_folder",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "CANARY_COLUMN": "user_assignment",
+        "Canary": "user_assignment",
+        "HELD_OUT_COLUMN": "user_assignment",
+        "HOME_ENTRIES": "ownership",
+        "Holdout": "user_assignment",
+        "ProjectIdentity": "identity",
+        "SuppressedId": "suppression_list",
+        "SuppressedKind": "suppression_list",
+        "SuppressionList": "suppression_list",
+        "bind_to_project": "identity",
+        "claim_directory": "ownership",
+        "claim_home": "ownership",
+        "create_delta_view": "duckdb",
+        "ensure_retrained_in_time": "suppression_list",
+        "ensure_supported_path": "ownership",
+        "escape_glob": "duckdb",
+        "is_empty": "ownership",
+        "is_home": "ownership",
+        "move_into_place": "duckdb",
+        "normalize_lake_url": "identity",
+        "not_held_out_sql": "user_assignment",
+        "open_duckdb": "duckdb",
+        "quote_identifier": "duckdb",
+        "quote_literal": "duckdb",
+        "read_parquet_sql": "duckdb",
+        "staging_folder": "duckdb",
+        "temporary_folder": "duckdb",
+    },
+)

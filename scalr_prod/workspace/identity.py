@@ -11,7 +11,7 @@ from scalr_prod.core.directory_marker import ensure_marker, read_marker, rename_
 from scalr_prod.errors import ProjectsMixed
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["ProjectIdentity", "bind_to_project", "normalize_lake_url"]
 

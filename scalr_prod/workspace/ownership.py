@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["HOME_ENTRIES", "claim_directory", "claim_home", "ensure_supported_path", "is_empty", "is_home"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["CANARY_COLUMN", "HELD_OUT_COLUMN", "Canary", "Holdout", "not_held_out_sql"]
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.config.policy import Policy, apply_policy, policy_path
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation import evaluate
@@ -29,6 +28,7 @@ from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator, publish_synthetic_events
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
 from scalr_prod.evaluation.user_panel import UserPanel
+from scalr_prod.generation.policy import Policy, apply_policy, policy_path
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table

@@ -13,13 +13,13 @@ import pyarrow.dataset as ds
 import pytest
 from support.shown import difference, example
 
-from scalr_prod.config.policy import policy_path
 from scalr_prod.core.signals import Interrupted, graceful_shutdown
 from scalr_prod.evaluation import evaluate
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.quick_verdict import _describe_verdict
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.split import EvaluationSplit
+from scalr_prod.generation.policy import policy_path
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table

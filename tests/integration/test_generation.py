@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LedgerError, SchedulerUnreachable, TranslatorError
 from scalr_prod.generation import GenerationReport, generate, plan_run
 from scalr_prod.generation.part_files import part_path
+from scalr_prod.generation.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.generation.shards import write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
@@ -245,7 +245,7 @@ def test_a_causal_run_over_the_next_day(config, here):
 DRIVER = """
 import sys
 from scalr_prod.generation import generate, plan_run
-from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
+from scalr_prod.generation.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.config.settings import load_settings
 if __name__ == "__main__":
     settings = load_settings(

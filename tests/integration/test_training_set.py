@@ -11,10 +11,10 @@ import pytest
 from conftest import DAYS, make_two_domains, write_toml
 from training_world import BOTH_ID_TYPES, LENGTH, SHARED, TRAILING, at, build, lake
 
-from scalr_prod.config.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.features import apply_feature_repo
+from scalr_prod.generation.policy import Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake

@@ -15,10 +15,10 @@ import pyarrow.dataset as ds
 import pytest
 from training_world import in_the_order_of_time
 
-from scalr_prod.config.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest
 from scalr_prod.config.settings import Settings
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.features import apply_feature_repo, service_sources
+from scalr_prod.generation.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest
 from scalr_prod.histories import build_histories
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema

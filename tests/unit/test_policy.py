@@ -9,9 +9,9 @@ import os
 import pytest
 from conftest import write_toml
 
-from scalr_prod.config.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest, why_not_generated
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EvaluationError
+from scalr_prod.generation.policy import Policy, apply_policy, logs_digest, policy_path, settings_digest, why_not_generated
 
 
 def policy_of(settings, **changes) -> Policy:

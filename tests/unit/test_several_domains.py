@@ -9,12 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from scalr_prod.config.policy import settings_digest
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
 from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
 from scalr_prod.features import apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
+from scalr_prod.generation.policy import settings_digest
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake

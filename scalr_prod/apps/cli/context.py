@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.core.signals import Interrupted
     from scalr_prod.project import Project
 
@@ -73,7 +73,7 @@ class CommandContext:
         """Run a command on the settings (None without a config), print its result and return it."""
         from contextlib import ExitStack
 
-        from scalr_prod.config.settings import load_settings
+        from scalr_prod.config import load_settings
         from scalr_prod.core.progress import heartbeat_interval
         from scalr_prod.core.signals import Interrupted, graceful_shutdown
         from scalr_prod.pipeline import stage_context

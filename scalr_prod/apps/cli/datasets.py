@@ -14,7 +14,7 @@ from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, 
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 
 class ExportFormat(StrEnum):
@@ -137,7 +137,7 @@ def quality_init_suite(
 
     Example: scalr quality init-suite checks.yaml --timestamp ts
     """
-    from scalr_prod.quality.suites import write_suite
+    from scalr_prod.quality import write_suite
 
     columns = {
         "user": user,

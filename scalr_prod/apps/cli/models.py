@@ -11,10 +11,10 @@ import typer
 
 from scalr_prod.apps.cli.apps import serving_app, translator_app, triton_app
 from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, Version, as_utc, find_config
-from scalr_prod.serving.install.virtualenvs import Torch  # noqa: TC001 - Typer reads it at run time
+from scalr_prod.serving import Torch  # noqa: TC001 - Typer reads it at run time
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.project import Project
 
 
@@ -90,7 +90,7 @@ def serving_install(
 
     Example: scalr serving install
     """
-    from scalr_prod.serving.install.installer import install_serving, plan_serving
+    from scalr_prod.serving import install_serving, plan_serving
 
     def work(settings: Settings | None, _: bool) -> Any:
         return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)

@@ -125,7 +125,7 @@ def config_show(
 
     Example: SCALR_GENERATION__MODE=causal scalr config show --named
     """
-    from scalr_prod.config.settings_reference import effective_settings
+    from scalr_prod.config import effective_settings
 
     def work(settings: Any, _: bool) -> Any:
         found = [one.to_json() for one in effective_settings(settings) if not named or one.source != "default"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, match_columns
 from scalr_prod.errors import ColumnNotFound
-from scalr_prod.ingest.sources.sql import list_tables
+from scalr_prod.ingest import list_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, match_columns, normalize_name
 from scalr_prod.apps.onboarding.timestamp_formats import guess_timestamp_format
 from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
-from scalr_prod.ingest.column_mapping import ColumnSelection
-from scalr_prod.ingest.column_parsers import IdParser, parse_numbers, select_column
-from scalr_prod.ingest.sources.files import format_suffix
-from scalr_prod.ingest.sources.registry import read_path
-from scalr_prod.ingest.sources.sql import read_query
-from scalr_prod.ingest.timestamp_parser import TimestampParser
+from scalr_prod.ingest import (
+    ColumnSelection,
+    IdParser,
+    TimestampParser,
+    format_suffix,
+    parse_numbers,
+    read_path,
+    read_query,
+    select_column,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.ingest.column_parsers import CellOrigin
-    from scalr_prod.ingest.sources.protocol import Batch
+    from scalr_prod.config import Settings
+    from scalr_prod.ingest import Batch, CellOrigin
 
 __all__ = ["ItemGuess", "LogGuess", "LogRequest", "guess_items", "guess_log"]
 
@@ -162,7 +165,7 @@ def _sample(base: Settings, asked: LogRequest) -> tuple[Batch, dict[str, str]]:
 def _first(batches: Any, origin: str) -> Batch:
     import pyarrow as pa
 
-    from scalr_prod.ingest.sources.protocol import Batch
+    from scalr_prod.ingest import Batch
 
     found: list[Batch] = []
     with closing(batches):

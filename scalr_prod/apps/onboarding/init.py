@@ -20,7 +20,7 @@ from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.schemas import IdType
 
 __all__ = ["DomainPlan", "InitPlan", "ensure_not_overwriting", "plan_init"]
@@ -195,7 +195,7 @@ def plan_init(
 
 def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
     """Build the settings of a request; their errors name the option, unless an environment variable is the cause."""
-    from scalr_prod.config.settings import settings_from_dict
+    from scalr_prod.config import settings_from_dict
 
     try:
         return settings_from_dict(sections, base=base)
@@ -211,8 +211,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
     Raises:
         InputError: The ingest would reject the input.
     """
-    from scalr_prod.ingest.id_types import common_id_type
-    from scalr_prod.ingest.staging import EventParser, ItemParser, open_events, open_items
+    from scalr_prod.ingest import EventParser, ItemParser, common_id_type, open_events, open_items
 
     rows: dict[str, list[dict[str, str]]] = {}
     users = []

@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.timestamp_parser import TimestampParser
+from scalr_prod.ingest import TimestampParser
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from scalr_prod.ingest.column_parsers import CellOrigin
+    from scalr_prod.ingest import CellOrigin
 
 __all__ = ["guess_timestamp_format"]
 

@@ -99,7 +99,7 @@ def _connected(url: str) -> Iterator[tuple[Connection, str]]:
     """
     import sqlalchemy as sa
 
-    from scalr_prod.ledger.database import with_psycopg_driver
+    from scalr_prod.ledger import with_psycopg_driver
 
     try:
         parsed = with_psycopg_driver(sa.make_url(url))

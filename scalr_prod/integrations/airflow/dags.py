@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
 
-from scalr_prod.config.settings import load_settings
+from scalr_prod.config import load_settings
 from scalr_prod.errors import SettingsError
 from scalr_prod.pipeline import stages_to
 

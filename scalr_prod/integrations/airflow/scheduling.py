@@ -34,7 +34,7 @@ from scalr_prod.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -160,7 +160,7 @@ def load_project_settings(
     Raises:
         SettingsError: No file is named, or it is invalid.
     """
-    from scalr_prod.config.settings import load_settings
+    from scalr_prod.config import load_settings
 
     return load_settings(config_path(context, extras), **overrides)
 

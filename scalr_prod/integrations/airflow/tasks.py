@@ -17,7 +17,7 @@ from scalr_prod.integrations.airflow.scheduling import load_project_settings, ru
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.project import Project
 
 __all__ = ["COMMAND_VARIABLE", "TASKS", "run_task", "run_task_in_subprocess"]
@@ -133,7 +133,7 @@ def _window_payload(run: Any) -> dict[str, str]:
 
 def _not_generated(settings: Settings) -> dict[str, Any] | None:
     """The window, where no event is generated for it since λ is 0; it is announced, so that a training set of real events is built."""
-    from scalr_prod.config.policy import why_not_generated
+    from scalr_prod.generation import why_not_generated
 
     why, window = why_not_generated(settings), settings.generation
     if why is None:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.integrations.metrics.names import METRICS
 from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
-from scalr_prod.pipeline.stage_outcomes import read_stage_outcomes
-from scalr_prod.serving.client.latency import merge_histograms
+from scalr_prod.pipeline import read_stage_outcomes
+from scalr_prod.serving import merge_histograms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication, Run
 
 __all__ = ["ProjectCollector"]

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from scalr_prod.core.redaction import redact, url_host, url_secrets
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.pipeline.stage_outcomes import has_failed_last, record_stage_outcome
+from scalr_prod.pipeline import has_failed_last, record_stage_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.pipeline import StageScope
 
 __all__ = ["MetricsHook", "export_metrics"]

@@ -13,7 +13,7 @@ from scalr_prod.operations.erasure.erasure_report import ErasureReport
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["ErasureReport", "erase_items", "erase_users"]
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import ForgettingError
-from scalr_prod.generation.part_files import file_sha256
+from scalr_prod.generation import file_sha256
 from scalr_prod.ledger import STAGING_FOLDERS
 from scalr_prod.operations.erasure.scrubbing import RewrittenFile, Subjects, overwrite_file
-from scalr_prod.workspace.ownership import HOME_ENTRIES
+from scalr_prod.workspace import HOME_ENTRIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["erase_from_files"]
 

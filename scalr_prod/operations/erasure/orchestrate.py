@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import ForgettingError, LeaseHeld
-from scalr_prod.features.erasure import erase_entities
-from scalr_prod.ingest.id_mapping import IdMapping
+from scalr_prod.features import erase_entities
+from scalr_prod.ingest import IdMapping
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations.erasure.erasure_report import ErasureReport
 from scalr_prod.operations.erasure.files import erase_from_files
@@ -27,15 +27,14 @@ from scalr_prod.operations.erasure.tables import (
     purge,
 )
 from scalr_prod.schemas import Table, id_type_of
-from scalr_prod.workspace.duckdb import staging_folder
-from scalr_prod.workspace.suppression_list import SuppressedId, SuppressionList
+from scalr_prod.workspace import SuppressedId, SuppressionList, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
-    from scalr_prod.workspace.suppression_list import SuppressedKind
+    from scalr_prod.workspace import SuppressedKind
 
 __all__ = ["erase_ids"]
 
@@ -48,7 +47,7 @@ _MAX_ROUNDS: Final = 3
 
 def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: SuppressedKind) -> ErasureReport:
     """Erase users or items; see `scalr_prod.operations.erasure`."""
-    from scalr_prod.lake.binding import open_project_lake
+    from scalr_prod.lake import open_project_lake
 
     lake = open_project_lake(settings)
     ids = _parse_ids(settings, lake, raw_ids, kind)
@@ -211,8 +210,7 @@ def _rebuild_histories(settings: Settings, lake: Lake) -> dict[Table, int]:
 
 def _refresh_online_store(settings: Settings) -> None:
     """Update a filled online store from the tables: its user histories contain items."""
-    from scalr_prod.features import apply_feature_repo, materialize
-    from scalr_prod.features.materialization_state import has_been_materialized
+    from scalr_prod.features import apply_feature_repo, has_been_materialized, materialize
 
     if has_been_materialized(settings):
         apply_feature_repo(settings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.row_groups import iter_batches
-from scalr_prod.generation.part_files import file_sha256
+from scalr_prod.generation import file_sha256
 from scalr_prod.schemas import ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.workspace.suppression_list import SuppressedKind
+    from scalr_prod.workspace import SuppressedKind
 
 __all__ = ["ItemSubjects", "RewrittenFile", "Subjects", "UserSubjects", "overwrite_file"]
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.delta_log import file_names
 from scalr_prod.errors import LakeError
-from scalr_prod.lake import retry_on_new_version
-from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
+from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table
-from scalr_prod.workspace.duckdb import quote_literal
+from scalr_prod.workspace import quote_literal
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
     from scalr_prod.operations.erasure.scrubbing import Subjects
-    from scalr_prod.workspace.suppression_list import SuppressedKind
+    from scalr_prod.workspace import SuppressedKind
 
 __all__ = ["AFFECTED_TABLES", "DERIVED_FROM_ITEMS", "EVENT_TABLES", "count_rows", "delete_rows", "find_ids", "purge"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
     from scalr_prod.reporting.ui.users import TranslatedContext
 
@@ -46,7 +46,7 @@ class SamplingThread:
         return self._thread.submit(bind_log_context(self._translate), spec, user, before).result()
 
     def _translate(self, spec: RunSpec, user: int | str, before: datetime | None) -> list[TranslatedContext]:
-        from scalr_prod.generation.task import open_session
+        from scalr_prod.generation import open_session
         from scalr_prod.reporting.ui.users import translate_user
         from scalr_prod.serving import serve_with_watchdog
 
@@ -60,7 +60,7 @@ class SamplingThread:
             raise
 
     def _close(self) -> None:
-        from scalr_prod.generation.task import close_session
+        from scalr_prod.generation import close_session
 
         close_session()
         self._served_versions.clear()

@@ -16,7 +16,7 @@ from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.reporting.ui.users import pick_users, read_user_history
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
     from scalr_prod.reporting.ui.drawing import SamplingThread
 
@@ -57,7 +57,7 @@ class Pages:
     def runs(self, *, paused: bool) -> Page:
         """List all runs with their states, and what is published; reloads while a run is active, unless ``still``."""
         from scalr_prod.pipeline import stage_states
-        from scalr_prod.publication.toggle import publication_state
+        from scalr_prod.publication import publication_state
 
         with Ledger.open(self._settings) as ledger:
             rows = recent_runs(self._settings, ledger, self._run_url)
@@ -150,7 +150,7 @@ class Pages:
 
     def _select_run(self, run_id: str) -> tuple[RunSpec, list[str]]:
         """Return the named run, else the latest published, else the latest, else the run that `scalr run` would plan; and the choices."""
-        from scalr_prod.generation.plan import resolve_run_spec
+        from scalr_prod.generation import resolve_run_spec
 
         with Ledger.open(self._settings) as ledger:
             runs = ledger.runs(limit=_MAX_RUNS)

@@ -12,11 +12,9 @@ import numpy as np
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.timestamps import column_to_micros, to_micros
 from scalr_prod.errors import InputError
-from scalr_prod.generation import encoding as encoding
-from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, read_contexts, sort_for_scoring
-from scalr_prod.generation.task import sample_events
+from scalr_prod.generation import SOURCE_TIMESTAMP, ConsumptionIndex, read_contexts, sample_events, sort_for_scoring
 from scalr_prod.lake import Lake
-from scalr_prod.operations.provenance import explain_rows
+from scalr_prod.operations import explain_rows
 from scalr_prod.schemas import (
     CREATED_TIMESTAMP,
     EVENT_TIMESTAMP,
@@ -27,8 +25,7 @@ from scalr_prod.schemas import (
     source_domain_sql,
     source_item_id_sql,
 )
-from scalr_prod.workspace.duckdb import open_duckdb, staging_folder
-from scalr_prod.workspace.user_assignment import not_held_out_sql
+from scalr_prod.workspace import not_held_out_sql, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +33,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config.settings import Settings
-    from scalr_prod.generation.task import WorkerSession
+    from scalr_prod.config import Settings
+    from scalr_prod.generation import WorkerSession
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.operations.provenance import Explanation
+    from scalr_prod.operations import Explanation
 
 __all__ = ["SourceEvent", "TranslatedContext", "UserHistory", "pick_users", "read_user_history", "translate_user"]
 
@@ -169,7 +166,7 @@ def translate_user(
         rows = _latest_contexts(rows, user, before)
         if not len(rows):
             return []
-        consumed = None if real is None else encoding.ConsumptionIndex.from_rows(real, session.vocabulary)
+        consumed = None if real is None else ConsumptionIndex.from_rows(real, session.vocabulary)
         _, table = sample_events(settings, db, spec, session, sort_for_scoring(rows, spec, session.folds), consumed)
         sources = _context_sources(settings, db, spec, rows)
     explained: dict[tuple[str, str, str], list[Explanation]] = {}

@@ -11,7 +11,7 @@ from scalr_prod.errors import ServerUnreachable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["secret_file", "server_file", "server_urls"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from scalr_prod.errors import MalformedResponse, ModelVersionMismatch
 from scalr_prod.serving.client.wire import OUTPUTS
-from scalr_prod.translator.data.contexts import NO_ITEM
+from scalr_prod.translator import NO_ITEM
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from scalr_prod.serving.client.wire import digest_to_int64
 from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.serving.client.latency import LatencyHistogram
     from scalr_prod.serving.client.scorer import Scorer
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.serving.client.wire import AnsweringModule
-    from scalr_prod.translator.data.contexts import Contexts, Samples
+    from scalr_prod.translator import Contexts, Samples
 
 __all__ = ["LocalScorer"]
 
@@ -41,8 +41,7 @@ class LocalScorer:
     ) -> None:
         import torch
 
-        from scalr_prod.translator.devices import resolve_device
-        from scalr_prod.translator.module import TranslatorModule
+        from scalr_prod.translator import TranslatorModule, resolve_device
 
         torch.set_num_threads(1)
         self._module: AnsweringModule = TranslatorModule.load(folder, resolve_device(device), threads, trusted=True)

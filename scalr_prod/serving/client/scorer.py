@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.data.contexts import Contexts, Samples
+    from scalr_prod.translator import Contexts, Samples
 
 __all__ = ["Scorer"]
 

@@ -10,7 +10,7 @@ from scalr_prod.errors import SettingsError
 from scalr_prod.serving.client.address import secret_file
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["CONTROL_HEADER", "CONTROL_PROTOCOLS", "Security"]
 

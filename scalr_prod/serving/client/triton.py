@@ -17,8 +17,7 @@ from scalr_prod.serving.client import codec
 from scalr_prod.serving.client.retry import Deadline, RequestLimits, RetryPolicy, ThroughputEstimate
 from scalr_prod.serving.client.transport import Channel, RequestFailure
 from scalr_prod.serving.client.wire import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, ModelIdentity, encode_request, request_key
-from scalr_prod.translator.data.contexts import NO_ITEM, Contexts, Samples
-from scalr_prod.translator.validation import MAX_ABS_TIME_US
+from scalr_prod.translator import MAX_ABS_TIME_US, NO_ITEM, Contexts, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from scalr_prod.errors import ScalrError
-from scalr_prod.translator.data.contexts import NO_ITEM, Contexts, Samples
-from scalr_prod.translator.validation import check_sampling
+from scalr_prod.translator import NO_ITEM, Contexts, Samples, check_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from scalr_prod.translator.validation import RequestBounds
+    from scalr_prod.translator import RequestBounds
 
     Tensors = dict[str, NDArray[Any]]
 

@@ -21,7 +21,7 @@ from scalr_prod.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "ServingEnvironment",

@@ -30,7 +30,7 @@ from scalr_prod.serving.install.wheel import build_wheel, checkout_folder
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.serving.install.virtualenvs import Torch
 
 __all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]

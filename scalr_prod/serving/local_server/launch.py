@@ -27,7 +27,7 @@ from scalr_prod.serving.model_repository import configured_versions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.serving.install.environment import ServingEnvironment
 
 __all__ = ["child_processes", "launch_server"]

@@ -33,7 +33,7 @@ from scalr_prod.translator import load_version
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "ServerStatus",

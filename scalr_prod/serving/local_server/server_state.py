@@ -13,14 +13,14 @@ from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.errors import ServingError
 from scalr_prod.serving.client.address import server_file
 from scalr_prod.serving.client.keepalive import read_heartbeat_count
-from scalr_prod.workspace.ownership import claim_home
+from scalr_prod.workspace import claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from filelock import BaseFileLock
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "ServerRecord",

@@ -25,7 +25,7 @@ from scalr_prod.serving.model_repository import configured_instances, model_fold
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["serve_with_watchdog"]
 

@@ -23,7 +23,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
 from scalr_prod.translator.data.history_index import HistoryIndex
-from scalr_prod.workspace.duckdb import staging_folder
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = ["EventLog", "data_end", "event_type_weights", "read_event_log"]
 

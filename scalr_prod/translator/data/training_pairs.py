@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from scalr_prod.config.sections import TranslatorSettings
+    from scalr_prod.config import TranslatorSettings
     from scalr_prod.translator.data.domain_events import DomainEvents
     from scalr_prod.translator.data.event_log import EventLog
 

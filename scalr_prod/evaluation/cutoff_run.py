@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.config.policy import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
 from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, TUNED_ARMS, UNTRAINED_ARMS, WITH_SYNTHETIC, ArmDataBuilder
 from scalr_prod.evaluation.budget import UNLIMITED, budget_for
 from scalr_prod.evaluation.evaluation_report import EvaluationReport, build_verdict, summarize_arms, write_report
@@ -22,11 +21,12 @@ from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_s
 from scalr_prod.evaluation.signal import measure_signal
 from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 from scalr_prod.evaluation.user_panel import UserPanel
+from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.evaluation.arms import ArmChoice
     from scalr_prod.evaluation.evaluator import Outcome
     from scalr_prod.evaluation.probabilities import PlattCalibrator

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
 
 __all__ = [
     "SEGMENTS",

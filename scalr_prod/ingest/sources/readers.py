@@ -15,7 +15,7 @@ from scalr_prod.plugins import READERS
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from scalr_prod.config.settings import Settings
+    from scalr_prod.config import Settings
     from scalr_prod.ingest.column_mapping import ColumnSelection
 
 __all__ = ["read_path"]
