@@ -47,7 +47,7 @@ test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not long and not nightly" -n $(WORKERS) --dist loadfile
 
 coverage: export COVERAGE_FILE := $(CURDIR)/build/coverage/data
-coverage: setup ## branches that `make test` runs, in every process but Triton's and killed ones; TESTS="tests/unit/test_lake.py" for some
+coverage: setup ## branches that `make test` runs, in every process but Triton's and killed ones; TESTS="tests/unit/lake/test_lake.py" for some
 	@mkdir -p build/coverage && rm -f build/coverage/data*
 	.venv/bin/coverage run -m pytest -n $(WORKERS) --dist loadfile -m "not nightly and not long" $(TESTS)
 	.venv/bin/coverage combine --quiet

@@ -47,19 +47,19 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "DownstreamModel": "downstream",
+        "DownstreamModel": "evaluation",
         "Estimator": "translator",
-        "EvaluationReport": "downstream",
+        "EvaluationReport": "evaluation",
         "GateRule": "quality",
-        "Interactions": "downstream",
+        "Interactions": "evaluation",
         "LogReader": "ingest",
-        "PipelineReport": "stages",
+        "PipelineReport": "pipeline",
         "Project": "project",
         "ScalrError": "errors",
-        "Settings": "settings",
-        "StageState": "stages",
+        "Settings": "config",
+        "StageState": "pipeline",
         "TrainingSet": "training_set",
-        "load_settings": "settings",
+        "load_settings": "config",
     },
 )
 

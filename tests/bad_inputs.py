@@ -1,6 +1,6 @@
 """A table of hostile and broken inputs: files, settings, command lines, SQL, requests to the translator, spines.
 
-Each must be answered with a clear error, and must leave the project as it was. The logs of `test_ingest_bad_input` are part of it.
+Each must be answered with a clear error, and must leave the project as it was. The logs of `ingest.test_bad_input` are part of it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from test_ingest_bad_input import CASES as LOGS
-from test_ingest_bad_input import HEAD, ROW, Case, typed
+from ingest.test_bad_input import CASES as LOGS
+from ingest.test_bad_input import HEAD, ROW, Case, typed
 
 from scalr_prod.errors import BadValue, ColumnNotFound, InputError, UnreadableInput
 

@@ -25,11 +25,11 @@ from scalr_prod.evaluation.arms import (
     ArmDataBuilder,
     leave_one_out_arms,
 )
+from scalr_prod.evaluation.cutoff_run import EvaluationRunner
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.quick_verdict import run_quick_verdict, with_budget
 from scalr_prod.evaluation.result_cache import ResultCache
-from scalr_prod.evaluation.cutoff_run import EvaluationRunner
 from scalr_prod.evaluation.signal import measure_signal
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.trial_cache import ValidationWindow

@@ -19,8 +19,8 @@ from scalr_prod.evaluation.signal import describe_signal, measure_signal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.cutoff_run import EvaluationRunner
+    from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.trial_cache import ValidationWindow
 
 __all__ = ["run_quick_verdict", "with_budget"]

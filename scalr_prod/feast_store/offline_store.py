@@ -3,6 +3,6 @@
 
 from __future__ import annotations
 
-from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+from scalr_prod.features import DeltaOfflineStore, DeltaOfflineStoreConfig
 
 __all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]

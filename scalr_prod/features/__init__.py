@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
     from scalr_prod.features.external_features import ExternalFeatures, check_external_features, open_external_features
     from scalr_prod.features.materialization_state import has_been_materialized
+    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
     from scalr_prod.features.online_store import MaterializationReport, materialize
     from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
 
 __all__ = [
+    "DeltaOfflineStore",
+    "DeltaOfflineStoreConfig",
     "ExportFormat",
     "ExternalFeatures",
     "FeastExport",
@@ -50,6 +53,8 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "DeltaOfflineStore": "offline_store",
+        "DeltaOfflineStoreConfig": "offline_store",
         "ExportFormat": "export",
         "ExternalFeatures": "external_features",
         "FeastExport": "export",

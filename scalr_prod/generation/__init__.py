@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from scalr_prod.generation.cluster import open_cluster
     from scalr_prod.generation.confidence import confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, iter_requests, read_contexts, sort_for_scoring
-    from scalr_prod.generation.encoding import ConsumptionIndex
+    from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
     from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
     from scalr_prod.generation.part_files import file_sha256, open_part_writer, part_path
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
 
 __all__ = [
+    "HISTORY_ITEMS",
+    "HISTORY_TIMES",
     "SEGMENTS",
     "SOURCE_TIMESTAMP",
     "ConsumptionIndex",
@@ -75,6 +77,8 @@ __getattr__ = lazy_exports(
     {
         "ConsumptionIndex": "encoding",
         "GenerationReport": "generation_report",
+        "HISTORY_ITEMS": "encoding",
+        "HISTORY_TIMES": "encoding",
         "LateReport": "late_events",
         "LateWindow": "late_events",
         "Policy": "policy",

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from bad_inputs import COMMANDS, DOMAINS, FILES, LOGS, REQUESTS, SETTINGS, SPINES, SQL, Case, tensors
 from fault_harness import files_of
-from test_ingest_bad_input import HEAD, typed, write
+from ingest.test_bad_input import HEAD, typed, write
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app

@@ -41,8 +41,8 @@ PAGES = {
 ELSEWHERE = {
     "docs/tutorial.md": "tests/integration/test_docs.py",
     "docs/training-sets.md": "tests/integration/test_docs.py",
-    "docs/plugins.md": "tests/unit/test_plugins.py",
-    "docs/evaluation.md": "tests/unit/test_downstream_models.py",
+    "docs/plugins.md": "tests/unit/core/test_plugins.py",
+    "docs/evaluation.md": "tests/unit/evaluation/test_models.py",
 }
 #: Blocks that name no language, which nothing looks at.
 DRAWINGS = {"README.md": 1, "docs/reference/errors.md": 1}

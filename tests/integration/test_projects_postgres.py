@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_projects import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+from ledger.test_tenancy import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_home_that_is_mounted_elsewhere_is_the_same_and_its_copy_is_not,
     test_a_ledger_in_its_home_is_adopted_whole_wherever_the_home_was,
     test_a_ledger_of_before_projects_is_adopted_by_its_one_project,

@@ -1,7 +1,7 @@
 """Python commands, each in a fork of one process that has the libraries imported: none of them waits for torch, Feast and the rest.
 
 To import these takes ten seconds of processor time, and tests run over a hundred commands. What is the project's own is imported anew
-by each, from its console script on. `tests/unit/test_import_time.py` and what measures memory start processes from nothing.
+by each, from its console script on. `tests/unit/core/test_import_time.py` and what measures memory start processes from nothing.
 """
 
 from __future__ import annotations

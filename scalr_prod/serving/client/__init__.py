@@ -22,12 +22,12 @@ __all__ = ["Deadline", "LocalScorer", "RequestLimits", "RetryPolicy", "Scorer", 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "Deadline": "policy",
-        "Limits": "policy",
+        "Deadline": "retry",
+        "RequestLimits": "retry",
         "LocalScorer": "local",
-        "RetryPolicy": "policy",
+        "RetryPolicy": "retry",
         "Scorer": "scorer",
         "TritonScorer": "triton",
-        "open_scorer": "opening",
+        "open_scorer": "factory",
     },
 )

@@ -14,7 +14,7 @@ from scalr_prod.config.settings import Settings, load_settings, settings_from_di
 from scalr_prod.config.settings_reference import effective_settings, list_setting_keys, render_reference
 from scalr_prod.core.redaction import redact_url, url_host, url_secrets
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOML = """
 [project]
 storage_options = { AWS_SECRET_ACCESS_KEY = "hush" }

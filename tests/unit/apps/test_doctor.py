@@ -45,7 +45,7 @@ def test_a_healthy_project_is_all_ok(config):
 
 
 def test_a_part_of_every_extra_is_looked_for():
-    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).resolve().parents[3] / "pyproject.toml").read_text())["project"]
     assert set(_OPTIONAL.values()) == project["optional-dependencies"].keys() - {"all"}
 
 
@@ -123,7 +123,7 @@ def test_a_map_of_users_that_cannot_be_read_is_found(config, tmp_path, users, pa
 
 
 def test_features_of_a_repository_that_is_not_there_are_found(config, tmp_path):
-    """Of one that is there: tests/unit/test_own_features.py."""
+    """Of one that is there: tests/unit/features/test_external_features.py."""
     checks = look(config('[training_set]\nfeatures = ["their_service"]\nfeatures_repo = "elsewhere"'))
     assert not checks["features"].ok
     assert "no feature repository" in checks["features"].found

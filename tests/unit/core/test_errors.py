@@ -38,7 +38,7 @@ def test_every_error_stands_in_the_tree_and_has_an_exit_code(kind):
 def test_every_error_has_a_cure_of_its_own_that_stands_in_the_docs(kind):
     assert "cure" in vars(kind)
     assert sum(kind.cure == other.cure for other in KINDS) == 1
-    page = (Path(__file__).resolve().parents[2] / "docs/reference/errors.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs/reference/errors.md").read_text(encoding="utf-8")
     assert [kind.cure in line for line in page.splitlines() if line.startswith(f"| `{kind.__name__}` |")] == [True]
 
 

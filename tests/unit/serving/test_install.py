@@ -22,7 +22,7 @@ from scalr_prod.serving.install.environment import environment_candidates, find_
 from scalr_prod.serving.install.installer import _precompile, plan_serving
 from scalr_prod.serving.install.virtualenvs import EnvironmentSpec, build_environment
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="no Triton server for this machine"

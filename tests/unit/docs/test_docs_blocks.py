@@ -1,7 +1,7 @@
 """Every code block of the docs: settings are accepted, commands and options are there, imports exist.
 
 They are run elsewhere: the tutorial and the page on training sets in tests/integration/test_docs.py, the classes of plugins.md in
-test_plugins.py, the model of evaluation.md in test_downstream_models.py, and the blocks of all other pages in test_docs_run.py.
+test_plugins.py, the model of evaluation.md in unit/evaluation/test_models.py, and the blocks of all other pages in test_docs_run.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
 from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [

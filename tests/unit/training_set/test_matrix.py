@@ -15,7 +15,7 @@ from training_set_folder import write_version
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set import TrainingSet
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STAMP = pa.timestamp("us", tz="UTC")
 #: User, item, label, weight, whether it is synthetic.
 ROWS = [

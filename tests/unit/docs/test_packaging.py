@@ -22,7 +22,7 @@ from scalr_prod import __version__
 from scalr_prod.core import assets
 from scalr_prod.serving.install.wheel import build_wheel, checkout_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11", "3.12", "3.13")
 SHIPPED = (

@@ -135,7 +135,7 @@ def test_the_examples_of_the_guide_are_plug_ins(monkeypatch):
     from scalr_prod.quality import GateRule
     from scalr_prod.translator import Estimator
 
-    text = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "plugins.md").read_text()
     wanted = {"XmlReader": (READERS, LogReader), "HouseRules": (RULES, GateRule)}
     wanted |= {"Popular": (MODELS, DownstreamModel), "Together": (ESTIMATORS, Estimator)}
     monkeypatch.setitem(sys.modules, "guide", guide := ModuleType("guide"))

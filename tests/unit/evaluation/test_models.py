@@ -16,7 +16,7 @@ from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
 from scalr_prod.evaluation.models import make_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 #: The families that learn users by their numbers; the feature ranker has tests of its own.
 FAMILIES = ("als", "sasrec", "two_tower")
 USERS, ITEMS, TASTES = 120, 40, 4

@@ -12,7 +12,7 @@ import yaml
 
 from scalr_prod.config.settings import load_settings
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
 
 @pytest.fixture(scope="module")

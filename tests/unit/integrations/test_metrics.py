@@ -29,7 +29,7 @@ from scalr_prod.project import Project
 from scalr_prod.quality.gate_report import GateReport, RuleOutcome
 from scalr_prod.serving.client.latency import BUCKET_BOUNDS_S, LatencyHistogram, merge_histograms
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def taken(*seconds: float) -> dict:

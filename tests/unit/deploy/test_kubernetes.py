@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
 
-FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
+FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 MANIFESTS = [one for name in KUSTOMIZATION["resources"] for one in yaml.safe_load_all((FOLDER / name).read_text())]
 
