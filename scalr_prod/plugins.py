@@ -232,6 +232,6 @@ STAGE_HOOKS: Final = PluginGroup(
     ScalrError,
     {
         "lineage": "scalr_prod.integrations.lineage:LineageHook",
-        "metrics": "scalr_prod.integrations.metrics.export_metrics:MetricsHook",
+        "metrics": "scalr_prod.integrations.metrics.exporter:MetricsHook",
     },
 )

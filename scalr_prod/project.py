@@ -195,7 +195,7 @@ class Project:
         Raises:
             ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
         """
-        report: IngestReport = self._do("ingest", domain=domain, replace=replace)
+        report: IngestReport = self._do("ingest", domain=domain, replace_from=replace)
         return report
 
     def histories(self) -> HistoriesReport:

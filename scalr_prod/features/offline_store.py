@@ -9,6 +9,7 @@ the tables.
 from __future__ import annotations
 
 import uuid
+from datetime import datetime  # noqa: TC003 - pydantic reads it at run time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,13 @@ from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import FileLoggingDestination
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
+from feast.repo_config import FeastConfigBaseModel
 from feast.utils import compute_non_entity_date_range
+from pydantic import Field, StrictStr
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features import monitoring, queries, retrieval
 from scalr_prod.features.columns import source_columns
-from scalr_prod.features.config import DeltaOfflineStoreConfig
 from scalr_prod.features.retrieval_job import DeltaRetrievalJob, normalize_schema
 from scalr_prod.features.scan import Scan, open_delta_table, resolve_path
 from scalr_prod.features.spines import spine_from_rows
@@ -30,7 +32,7 @@ from scalr_prod.features.writes import append_new_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from datetime import date, datetime
+    from datetime import date
 
     import pandas as pd
     from feast.data_source import DataSource
@@ -40,6 +42,32 @@ if TYPE_CHECKING:
     from feast.repo_config import RepoConfig
 
 __all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]
+
+
+class DeltaOfflineStoreConfig(FeastConfigBaseModel):
+    """The ``offline_store`` section of feature_store.yaml."""
+
+    type: StrictStr = "scalr_prod.features.offline_store.DeltaOfflineStore"
+    #: Access to an object store, as the deltalake package takes it. It also reads AWS_*, AZURE_* and GOOGLE_* by itself.
+    storage_options: dict[str, str] = Field(default_factory=dict, repr=False)
+    #: Memory limit of DuckDB before it spills.
+    memory_mb: int = Field(default=1024, ge=64)
+    #: Default: all cores, up to eight.
+    threads: int | None = Field(default=None, ge=1)
+    #: Spill folder; default: the system's temporary folder.
+    spill: str | None = None
+    #: Root of the project's lake; its tables are writable.
+    lake: str | None = None
+    #: Full paths or URLs of other writable Delta tables.
+    writable: list[str] = Field(default_factory=list)
+    #: Read only rows known by this time (created <= known_by). Default: by each spine row's own time.
+    known_by: datetime | None = None
+    #: Table → Delta version to read; the key is a lake table's name or any table's full path. Default: the latest version.
+    versions: dict[str, int] = Field(default_factory=dict)
+    #: Table's full path → keys of the entities whose latest rows are pulled. Tables that are not listed: all entities.
+    entities: dict[str, Any] = Field(default_factory=dict, repr=False, exclude=True)
+    #: An open DuckDB connection whose database runs the retrievals, see `session.open_cursor`. Default: one connection each.
+    within: Any = Field(default=None, repr=False, exclude=True)
 
 
 class DeltaOfflineStore(OfflineStore):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -22,14 +22,27 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.features.config import DeltaOfflineStoreConfig
 
 __all__ = ["append_new_rows"]
 
 _ATTEMPTS = 5
 
 
-def append_new_rows(connection: Any, path: str, options: DeltaOfflineStoreConfig, rows: pa.Table, *, event: str) -> int:
+class WriteAccess(Protocol):
+    """Which tables are writable, and how: a part of the ``offline_store`` section of feature_store.yaml.
+
+    Attributes:
+        lake: Root of the project's lake, whose tables are writable.
+        storage_options: Access to an object store.
+        writable: Full paths or URLs of other writable tables.
+    """
+
+    lake: str | None
+    storage_options: dict[str, str]
+    writable: list[str]
+
+
+def append_new_rows(connection: Any, path: str, options: WriteAccess, rows: pa.Table, *, event: str) -> int:
     """Append the rows that the table does not have yet; rows are equal if all columns are.
 
     Args:
@@ -64,9 +77,7 @@ def append_new_rows(connection: Any, path: str, options: DeltaOfflineStoreConfig
     return 0
 
 
-def _writer(
-    path: str, options: DeltaOfflineStoreConfig
-) -> tuple[Callable[[], DeltaTable], Callable[[pa.Table, str, int], object]]:
+def _writer(path: str, options: WriteAccess) -> tuple[Callable[[], DeltaTable], Callable[[pa.Table, str, int], object]]:
     """Return functions that open a writable table and append rows to one version of it under an idempotency key."""
     address = _address(path)
     if options.lake is not None:

@@ -255,7 +255,7 @@ class Lake(TableStore):
     ) -> CommitResult:
         """Replace the rows that match a SQL predicate, in one commit, once per key; the new rows must match it too.
 
-        ``notes`` are app ids with numbers that the table's log keeps for `transaction_version`, whatever is committed later.
+        ``app_transactions`` are app ids with numbers that the table's log keeps for `transaction_version`, whatever is committed later.
         """
         return self._write(
             table,
@@ -265,7 +265,7 @@ class Lake(TableStore):
             predicate=predicate,
             expected_version=expected_version,
             record=record,
-            notes=app_transactions,
+            app_transactions=app_transactions,
             opened=opened,
         )
 
@@ -306,7 +306,7 @@ class Lake(TableStore):
             CommitFailed: Nothing changed; the table may have a newer version.
         """
         none, notes = self.schema(table).empty_table(), {_ASIDE: expected_version}
-        return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, notes=notes)
+        return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, app_transactions=notes)
 
     def restore_rows(self, table: Table, hidden_version: int, *, key: str, expected_version: int) -> CommitResult:
         """Restore the files of the hidden version, byte for byte, in one commit.

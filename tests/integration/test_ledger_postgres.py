@@ -6,7 +6,18 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from ledger_world import make_spec, one, validated
+from ledger.test_database import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+    test_a_ledger_of_a_newer_package_is_refused,
+    test_a_ledger_of_the_first_schema_is_carried_over_whole,
+    test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing,
+    test_the_schema_is_the_models,
+)
+from ledger.test_leases import (  # noqa: F401 - collected here: the same tests, with the fixtures below
+    test_a_driver_can_wait_for_a_lease,
+    test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed,
+    test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out,
+    test_a_takeover_says_from_whom_and_why,
+)
 from ledger.test_ledger import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_dataset_version_never_changes,
     test_a_model_version_never_changes,
@@ -23,18 +34,7 @@ from ledger.test_ledger import (  # noqa: F401 - collected here: the same tests,
     test_promotions_are_kept_in_order,
     test_runs_are_listed_newest_first_by_state_and_up_to_a_number,
 )
-from ledger.test_database import (  # noqa: F401 - collected here: the same tests, with the fixtures below
-    test_a_ledger_of_a_newer_package_is_refused,
-    test_a_ledger_of_the_first_schema_is_carried_over_whole,
-    test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing,
-    test_the_schema_is_the_models,
-)
-from ledger.test_leases import (  # noqa: F401 - collected here: the same tests, with the fixtures below
-    test_a_driver_can_wait_for_a_lease,
-    test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed,
-    test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out,
-    test_a_takeover_says_from_whom_and_why,
-)
+from ledger_world import make_spec, one, validated
 
 from scalr_prod.errors import LeaseHeld, LedgerError
 from scalr_prod.ledger import Ledger, RunState

@@ -132,7 +132,7 @@ def _ragged_states(
 
 
 class _RaggedAttention(torch.autograd.Function):
-    """Attention with an age bias over concatenated windows, see `kernels.attended`."""
+    """Attention with an age bias over concatenated windows, see `kernels.attention`."""
 
     @staticmethod
     def forward(
@@ -143,7 +143,7 @@ class _RaggedAttention(torch.autograd.Function):
         out = torch.empty(query.shape)
         classes, weights = np.empty(pairs, np.uint8), np.empty(pairs * len(bias), np.float32)
         limits = np.array(AGE_LIMITS_DAYS, np.float32)
-        compiled.attended(query_key_value, bias.detach().numpy(), events, spans, limits, classes, weights, out.numpy())
+        compiled.attention_forward(query_key_value, bias.detach().numpy(), events, spans, limits, classes, weights, out.numpy())
         ctx.saved = query_key_value, spans, classes, weights, bias.shape, compiled
         return out
 
@@ -152,7 +152,7 @@ class _RaggedAttention(torch.autograd.Function):
         query_key_value, spans, classes, weights, shape, compiled = ctx.saved
         gradients, bias_gradient = [torch.zeros(x.shape) for x in query_key_value], torch.zeros(shape)
         arrays = tuple(x.numpy() for x in gradients)
-        compiled.gradients(
+        compiled.attention_backward(
             gradient.contiguous().numpy(), query_key_value, spans, classes, weights, arrays, bias_gradient.numpy()
         )
         return *gradients, bias_gradient, None

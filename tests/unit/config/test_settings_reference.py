@@ -40,7 +40,7 @@ def config(tmp_path):
 
 @pytest.mark.parametrize("key", list_setting_keys(), ids=lambda key: f"{key.section}.{key.name}")
 def test_every_key_has_a_sentence(key):
-    assert len(key.says.split()) > 1
+    assert len(key.description.split()) > 1
     assert key.type
 
 

@@ -50,7 +50,7 @@ def test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed(ledger):
         engine = ledger._engine
         with engine.begin() as connection:
             connection.execute(sa.text("UPDATE runs SET lease_owner = 'thief'"))
-        until(lambda: held.lost)
+        until(lambda: held.is_lost)
         with pytest.raises(LeaseLost, match="was lost"):
             held.check()
     assert ledger.run(run_id).lease_owner == "thief", "what is not ours is not given back"
@@ -92,10 +92,10 @@ def test_a_lease_that_could_not_be_renewed_in_time_is_asked_for_before_the_next_
     run_id = ledger.begin_run(make_spec()).run_id
     with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
         broken_for(ledger._engine)
-        until(lambda: held.expired)
+        until(lambda: held.is_expired)
         held.check()  # still free: taken again, in this thread
-        assert not held.expired
-        until(lambda: held.expired)
+        assert not held.is_expired
+        until(lambda: held.is_expired)
         ledger.acquire_lease(run_id, "b")
         for _ in range(2):
             with pytest.raises(LeaseLost, match="was lost"):
@@ -107,7 +107,7 @@ def test_a_lease_that_ran_out_while_the_ledger_cannot_be_reached_allows_nothing(
     run_id = ledger.begin_run(make_spec()).run_id
     with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
         broken_for(ledger._engine)
-        until(lambda: held.expired)
+        until(lambda: held.is_expired)
         engine = ledger._engine
 
         def refuse(*_arguments):

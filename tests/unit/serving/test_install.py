@@ -203,7 +203,7 @@ def test_an_installation_that_fails_leaves_what_was_there(index, recipe):
     assert caught.value.next_step
     assert installed(recipe) == {"torch"}
     add_wheel(index, "own", "1")
-    build_environment(replace(recipe, alone=(str(index / "own-1-py3-none-any.whl"),)))
+    build_environment(replace(recipe, no_deps_arguments=(str(index / "own-1-py3-none-any.whl"),)))
     assert installed(recipe) == {"torch", "own"}
 
 

@@ -178,18 +178,18 @@ def test_the_kernel_compiles_for_cards(card):
     code = f"""
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from scalr_prod.translator.kernels.gpu import kernel, passes
+from scalr_prod.translator.kernels.gpu import gpu_executor, sampling_kernel
 
-constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True, rows=kernel.ROWS, items=kernel.ITEMS, each=kernel.EACH)
-constants |= dict(depth=passes._DEPTH, precision=passes._PRECISION)
+constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True, rows=sampling_kernel.CONTEXTS_PER_TILE, items=sampling_kernel.ITEMS_PER_BLOCK, each=sampling_kernel.ITEMS_PER_KEY)
+constants |= dict(depth=gpu_executor._DEPTH, precision=gpu_executor._PRECISION)
 known = dict.fromkeys(("tile_first", "tile_rows", "eligible", "special", "low", "high", "numbers"), "*i32")
 known |= dict.fromkeys(("mass_out", "prior_mass_out"), "*fp64") | dict.fromkeys(("n_items", "blocks_each"), "i32")
 known |= dict.fromkeys(("log_weight", "frequency_weight", "slope"), "fp32")
-names = kernel.one_pass.arg_names
+names = sampling_kernel.sampling_pass.arg_names
 signature = {{name: "constexpr" if name in constants else known.get(name, "*fp32") for name in names}}
 places = {{(names.index(name),): value for name, value in constants.items()}}
-source = ASTSource(kernel.one_pass, signature=signature, constexprs=places)
-made = compile(source, target=GPUTarget("cuda", {card}, 32), options=dict(num_warps=passes._WARPS))
+source = ASTSource(sampling_kernel.sampling_pass, signature=signature, constexprs=places)
+made = compile(source, target=GPUTarget("cuda", {card}, 32), options=dict(num_warps=gpu_executor._WARPS))
 assert made.asm["cubin"]
 print(made.metadata.shared)
 """

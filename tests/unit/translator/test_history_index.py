@@ -60,4 +60,4 @@ def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     for and_at in (False, True):
         earlier = source.time[None] <= moment[:, None] if and_at else source.time[None] < moment[:, None]
         expected = (source.user[None] < asked[:, None]).sum(1) + ((source.user[None] == asked[:, None]) & earlier).sum(1)
-        np.testing.assert_array_equal(event_log._Finder(source).before(asked, moment, and_at=and_at), expected)
+        np.testing.assert_array_equal(event_log._EventFinder(source).before(asked, moment, and_at=and_at), expected)
