@@ -1,6 +1,6 @@
 """What reading and writing cost at two sizes of the log, in seconds of processor time, so that other work on the machine disturbs little.
 
-`together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver's pass (`write_shards`)
+`together`: what a run reads of the log (contexts, and what their users had), for 8, 32 and 128 partitions: the driver pass (`write_shards`)
 and all tasks (`tasks`). `histories`: the point-in-time join of one slice of a task, at most 50 000 contexts, with histories of up to
 50 events; `joined`: all joins of a run, as its tasks make them one after the other. `write_back`: what a publication of 10 000 rows does
 to the feature view, with nothing, and with many events published in ten other windows: it opens the view, counts whose rows the window

@@ -17,7 +17,7 @@ COPY triton_models /build/package/triton_models
 COPY airflow_dags /build/package/airflow_dags
 COPY constraints /build/package/constraints
 RUN pip install --no-cache-dir --no-deps /build/package \
-    && python3 -c "import numpy, scalr_prod.scoring.protocol, scalr_prod.translator.module; assert numpy.__version__ < '2'"
+    && python3 -c "import numpy, scalr_prod.serving.client.wire, scalr_prod.translator.module; assert numpy.__version__ < '2'"
 
 USER triton-server
 EXPOSE 8001 8002

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registry of plug-ins: built-in and third-party estimators, gate rules, downstream models, log readers and stage hooks.
 
-The settings name a plug-in by its name or as ``module:object``. Names come from `PluginGroup.builtin`, which needs no installed metadata (the
-serving environment may run this package from a plain folder), and from the entry points ``scalr_prod.<group>`` of the installed
+The settings name a plug-in by its name or as ``module:object``. Names come from `PluginGroup.builtin`, which needs no installed metadata
+(the serving environment may run this package from a plain folder), and from the entry points ``scalr_prod.<group>`` of the installed
 distributions. Nothing is imported, and no metadata read, before a plug-in is used.
 """
 

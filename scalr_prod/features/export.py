@@ -67,7 +67,7 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
     Args:
         settings: The project's settings; ``[feast.export]`` has the names.
         folder: A folder of the repository; created if missing.
-        export_format: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` if the repository's offline store
+        export_format: ``delta`` or ``parquet`` (into ``scalr_<project>`` beside the file). Default: ``parquet`` if the repository's store
             is Feast's file or DuckDB store, else ``delta``.
 
     Raises:

@@ -145,7 +145,8 @@ def _between(connection: Any, view: ViewJoin) -> ViewJoin:
     if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or a value that SQL literals cannot hold
         return view
     low, high = quote_literal(least), quote_literal(most)
-    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {quote_identifier(column)} BETWEEN {low} AND {high})"
+    condition = f"{quote_identifier(column)} BETWEEN {low} AND {high}"
+    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {condition})"
     return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
 
 

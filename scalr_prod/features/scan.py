@@ -92,7 +92,7 @@ def scan_delta(
         table: The table.
         alias: A name that is unique in the connection.
         columns: The columns to copy if the table cannot be read in place; default: all.
-        file_names: Read only these files, see `growth`.
+        file_names: Read only these files, see `delta_log`.
     """
     schema = arrow_schema(table)
     files = duckdb_readable_files(table)

@@ -109,7 +109,7 @@ def create_chosen_users(connection: Any, settings: Settings, spec: RunSpec, cond
 
 
 def chosen_user_events(connection: Any, spec: RunSpec, shard_column: str) -> Any:
-    """Return the window's source events of `CHOSEN_USERS_TABLE` users, unordered, each with a column of `CHOSEN_USERS_TABLE`: a DuckDB relation.
+    """Return the window's source events of the chosen users, unordered, each with a column of their table, as a DuckDB relation.
 
     Args:
         connection: The DuckDB connection of `create_chosen_users`.
@@ -122,7 +122,7 @@ def chosen_user_events(connection: Any, spec: RunSpec, shard_column: str) -> Any
 
 
 def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
-    """Return the distinct contexts of `CHOSEN_USERS_TABLE` users, as `read_contexts` returns them: a DuckDB relation.
+    """Return the distinct contexts of the chosen users, as `read_contexts` returns them: a DuckDB relation.
 
     Args:
         connection: The DuckDB connection of `create_chosen_users`.
@@ -150,7 +150,7 @@ def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: 
 
 
 def chosen_user_consumption(connection: Any, spec: RunSpec, *columns: str) -> Any:
-    """Return what `CHOSEN_USERS_TABLE` users consumed, as `read_contexts` does, or None: a DuckDB relation; arguments as in `chosen_user_contexts`."""
+    """Return what the chosen users consumed, as `read_contexts` does, or None; arguments as in `chosen_user_contexts`."""
     if not spec.settings["generation"]["exclude_consumed"]:
         return None
     wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))

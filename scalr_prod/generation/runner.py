@@ -58,7 +58,7 @@ def generate(
     Args:
         settings: The project's settings.
         spec: The run, from `plan_run` or the ledger.
-        serving: Has the translator served while parts are made (`serve_version.ensure_serving`); a run whose parts are all there
+        serving: Has the translator served while parts are made (`serving.ensure_serving`); a run whose parts are all there
             does not enter it. Default: it is served already, or is in the workers.
         progress: Show a progress bar on stderr.
 

@@ -106,7 +106,8 @@ def _load_file(db: Any, log: StagedLog, staged: StagedItems | None) -> int:
     """Create the table ``file``: the item file with the last row of each id. Return the number of rows dropped."""
     files = staged.files if staged else []
     no_rows = (
-        f"SELECT NULL::{SQL_TYPES['string' if log.item_prefix else log.item_type]} AS {ITEM_ID}, NULL::VARCHAR AS title, NULL::VARCHAR AS category, "
+        f"SELECT NULL::{SQL_TYPES['string' if log.item_prefix else log.item_type]} AS {ITEM_ID}, NULL::VARCHAR AS title, "
+        "NULL::VARCHAR AS category, "
         'NULL::DOUBLE AS "value", 0 AS "row" WHERE false'
     )
     rows = staged_rows_sql(files, {ITEM_ID: log.item_type}, prefix=log.item_prefix) if files else no_rows

@@ -40,7 +40,7 @@ class UserPartitions:
         folder: Folder of the judged rows and of spilled partitions.
 
     Attributes:
-        source_event_counts: Domain → number of distinct source events of the window, without held-out users; complete after the last partition.
+        source_event_counts: Domain → distinct source events of the window, without held-out users; complete after the last partition.
         user_count: Number of users with such events; counted only if the run has one context per user.
     """
 

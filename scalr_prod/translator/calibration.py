@@ -83,8 +83,8 @@ def calibrate(
 
     Returns:
         Tensors by their names in a version: `CALIBRATION_TABLES`, float32 [components, weights], for set -1 (fitted on all rows) and for
-        held-out users (fitted on held-out rows where there are enough); `fold_table_name` each fold, for that fold's set (fitted likewise on
-        the rows of the other folds); ``shared/tastes/mean`` and ``spread`` [T], which standardise the traits. `uncalibrated_tables` where
+        held-out users (fitted on held-out rows where there are enough); `fold_table_name` for each fold's set (fitted likewise on the rows
+        of the other folds); ``shared/tastes/mean`` and ``spread`` [T], which standardise the traits. `uncalibrated_tables` where
         no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -170,7 +170,7 @@ def _maximise(evidence: ChoiceData, plain: list[int], tilted: list[int], tilt_pe
 
 
 def _kernel_arguments(evidence: ChoiceData, plain: list[int], many: int) -> tuple[NDArray[Any], ...]:
-    """Return the arrays that the compiled sums take: see `kernels.newton`."""
+    """Return the arrays that the compiled sums take: see `kernels.logit`."""
     z = evidence.design_matrix(evidence.rows, many)
     parts = (evidence.values, evidence.rows, torch.tensor(plain, dtype=torch.int64), z, evidence.log_q)
     return tuple(part.contiguous().numpy() for part in parts)

@@ -2,8 +2,8 @@
 """Gumbel top-k sampling with float64 tie resolution.
 
 Every eligible item has the key P^(1 / T) / E, with E from `noise`; the items with the k largest keys are the draws, in that order. Keys
-are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the best are closer
-than that, the keys of the best are computed again in float64. Where that cannot decide (the bound reaches beyond the best, or a
+are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the best are
+closer than that, the keys of the best are computed again in float64. Where that cannot decide (the bound reaches beyond the best, or a
 probability and its limit are too close), the row is unsure and must be drawn in float64 as a whole.
 """
 
@@ -100,7 +100,7 @@ def sample_topk(
 def rescale_to_catalogue(
     request: SampleRequest, catalogue_share: dict[str, torch.Tensor], p: torch.Tensor, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale P and the prior, [B, K], from shortlists to the whole catalogue, see `shortlist.ShortlistSelection`; a no-op without shortlists."""
+    """Scale P and the prior, [B, K], from shortlists to the whole catalogue; a no-op without shortlists."""
     if not catalogue_share:
         return p, prior
     of_member, of_prior = (catalogue_share[name].to(p)[:, None] for name in (request.component, "popularity"))

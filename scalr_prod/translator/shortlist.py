@@ -55,7 +55,7 @@ class ShortlistSelection:
 
     Attributes:
         blocks: bool [B, blocks]. Which are on the list.
-        catalogue_share: Member → float64 [B], the estimated share of its P that the list holds; of the member that was asked for, and popularity.
+        catalogue_share: Member → float64 [B], the estimated share of its P on the list; for the requested component and popularity.
     """
 
     blocks: torch.Tensor

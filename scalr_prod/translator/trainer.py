@@ -135,7 +135,7 @@ def fit_shared(
     Args:
         slices: The slices.
         workers: Pool that runs the units.
-        on_progress: Called in any thread with the work done since its last call, see `effort`.
+        on_progress: Called in any thread with the work done since its last call, see `training_budget`.
     """
     # Each slice has its own instances, since an instance may cache data of its slice.
     instances = [
@@ -170,7 +170,7 @@ def fit_parameter_sets(
         pairs: The slice.
         held_out: Set number → bool [U], users whose target events must not shape it. Popularity as of an event is no parameter of a
             set: it counts all users' earlier events.
-        on_progress: Called in any thread with the work done since its last call, see `effort`.
+        on_progress: Called in any thread with the work done since its last call, see `training_budget`.
         workers: Pool that runs the units.
         shared: Result of `fit_shared` for the slice; default: it is fitted here.
 

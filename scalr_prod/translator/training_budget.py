@@ -75,7 +75,7 @@ def _scaled(pairs: TrainingSlice, work: float) -> float:
 
 
 def _windows(pairs: TrainingSlice) -> int:
-    """Count the windows of the history's length that the users' source events fill, see `windows.index_source_windows`."""
+    """Count the windows of the history's length that the users' source events fill, see `window_index.index_source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
     for part in iter_row_slices(len(source)):
         events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))

@@ -156,7 +156,7 @@ def quote_literal(value: str | int) -> str:
 
 
 def read_parquet_sql(files: Iterable[str]) -> str:
-    """Return a DuckDB table function that reads Parquet files; their names must hold no glob characters (`delta_log.duckdb_readable_files`)."""
+    """Return a DuckDB table function that reads Parquet files, whose names must hold no glob characters."""
     return f"read_parquet([{', '.join(map(quote_literal, files))}])"
 
 

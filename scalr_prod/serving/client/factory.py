@@ -38,7 +38,8 @@ def open_scorer(
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
-        has_watchdog: A watchdog restarts a failed local server (`serve_version.guarded_serving`): wait for it up to the deadline, even after
+        has_watchdog: A watchdog restarts a failed local server (`watchdog.guarded_serving`): wait for it up to the deadline, even
+            after
             failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
         server_index: The server to ask first is number ``place`` modulo the number of servers; after a failure the next one is used.

@@ -66,7 +66,7 @@ class TritonScorer:
         deadline_s: Time limit of one request, over all of its attempts, in seconds.
         in_flight: Concurrent requests of a stream.
         max_request_mb: Limit of one request's input tensors, MiB.
-        digest: The model's expected `digest_of`, if known.
+        digest: The model's expected `model_digest`, if known.
         retries: Backoff between attempts.
         has_watchdog: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
         server_index: Number of the server to ask first, modulo the number of servers.

@@ -38,7 +38,10 @@ __all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]
 #: Marks an environment created here, which may be changed or recreated.
 _MARKER_FILE: Final = "scalr-serving.json"
 #: What the model's process imports (triton_models/translator/1/model.py).
-_PRECOMPILE_SCRIPT: Final = "import numpy, torch, numba, scalr_prod.serving.client.keepalive, scalr_prod.serving.client.wire, scalr_prod.translator.module"
+_PRECOMPILE_SCRIPT: Final = (
+    "import numpy, torch, numba, scalr_prod.serving.client.keepalive, scalr_prod.serving.client.wire, "
+    "scalr_prod.translator.module"
+)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class DomainEvents:
     """One domain's events, ordered by (user, time, hash of the item).
 
     Attributes:
-        user: int32 [M]. Position in `Log.users`.
+        user: int32 [M]. Position in `EventLog.users`.
         item: int32 [M]. Position in ``ids``.
         time: int64 [M]. Microseconds since the epoch.
         ids: The item ids, sorted.

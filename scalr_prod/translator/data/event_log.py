@@ -58,7 +58,7 @@ class EventLog:
         target: Target events.
         history: int32 [len(target), L], or `HistoryIndex`, which are indexed alike. For each target event the last source events strictly
             before it, as positions in ``source``, -1 on the left where there are fewer.
-        exclude_consumed: Runs never propose an item that the user already consumed, see `population`.
+        exclude_consumed: Runs never propose an item that the user already consumed, see `label_filter`.
         scratch_dir: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
     """
 

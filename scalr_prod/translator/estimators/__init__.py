@@ -36,7 +36,7 @@ BUILTIN_ESTIMATORS: Final = tuple(ESTIMATORS.builtin)
 
 
 def scored_estimators(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the estimators that have a score: built-in ones in the order of `BUILTIN_ESTIMATORS`, then others in the order given."""
+    """Return the estimators that have a score: built-in ones in the order of `BUILTIN_ESTIMATORS`, then others as given."""
     names = tuple(names)
     others = (name for name in names if name not in BUILTIN_ESTIMATORS and name != "popularity")
     return (*(name for name in BUILTIN_ESTIMATORS if name in names), *others)

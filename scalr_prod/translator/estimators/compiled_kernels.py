@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingKernels:
-    """The compiled kernels: see `kernels.cells`, `attention_forward`, `choices`, `rows`, `topics`, `newton` and `figures` of that package."""
+    """The compiled kernels: one per computation; the modules of `translator.kernels` document them."""
 
     sum_by_row: Callable[..., Any]
     add_by_column: Callable[..., Any]

@@ -233,7 +233,7 @@ class _DeferredUpdates:
         self._rates = (shrink, step, beta_1, _BETA_2, of_root)
 
     def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `kernels.rows.apply_deferred_updates`."""
+        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `kernels.adamw`."""
         found = self._since[step]
         until = step + _PUSHED
         if (until < self.steps).any():

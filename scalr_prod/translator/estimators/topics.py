@@ -5,8 +5,8 @@ A history has a distribution over topics, and a topic one over target items:
 
     P(i | history) = Σ_h w_h Σ_k P(k | j_h) P(i | k)
 
-over the last `RANK_CUTOFF` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum to 1.
-All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
+over the last `HISTORY_DEPTH` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum
+to 1. All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
 
 Plain EM overfits: the topic of a rare source item becomes that of the single target event that followed it, and the recency weights then
 favour such items. So the training users are split into groups, and the expectation step of each group uses parameters fitted on the other

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW on some rows of a table, compiled. The reference is in `learning`."""
+"""AdamW on some rows of a table, compiled. The reference is in `lazy_adamw`."""
 
 from __future__ import annotations
 

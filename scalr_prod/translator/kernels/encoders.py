@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled encoders of histories: user vectors of the built-in estimators, and tastes, in float64 as in the reference.
 
-Each kernel computes the formula of its estimator's ``user`` (or of `history_traits.raw_traits`) row by row, without copies and without work for padding.
+Each kernel computes the formula of its estimator's ``user`` (or of `history_traits.raw_traits`) row by row, without copies or padding.
 """
 
 from __future__ import annotations

@@ -315,7 +315,7 @@ def score_block(
             item of its history the next entry, the end and the weight [R, H].
         noise: Two words of each context's key, and the items' words.
         sampling: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
-        found: See `passes.BlockPassResult`.
+        found: See `executor.BlockPassResult`.
     """
     first, count, number = block
     time, place, mark, eligible, exclude, excluded = rows

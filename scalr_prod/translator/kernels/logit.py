@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss, gradient and curvature of the multinomial logit for the calibration's Newton steps, compiled: each row is read once.
 
-The reference is in `likelihood`.
+The reference is in `multinomial_logit`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPU execution of sampling and scoring: one float32 pass of `kernel` over all items, then float64 for the few candidates.
+"""GPU execution of sampling and scoring: one float32 pass of `sampling_kernel` over all items, then float64 for the few candidates.
 
-The pass computes the normalisers and, for each context, the best key of every `ITEMS_PER_KEY` items. Only items of the best such segments can be
+The pass computes the normalisers and, for each context, the best key of every `ITEMS_PER_KEY` items. Only items of the best segments can be
 drawn. Their logits, and those of the items that the context treats differently, are computed in float64, so that the draws and their order
 are those of the reference. If rounding may have hidden an item of another segment, the context is marked unsure and goes to the reference.
 """

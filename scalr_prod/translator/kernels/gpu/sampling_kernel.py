@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernel of the pass: dot products, popularity as of each context's time, normalisers, and the best sampling keys.
 
-A tile is up to `CONTEXTS_PER_TILE` contexts that share a popularity state. Each program processes the blocks of one segment of the items for one tile.
+A tile is up to `CONTEXTS_PER_TILE` contexts that share a popularity state. Each program processes the blocks of one
+segment of the items for one tile.
 Logits, features and keys stay in registers; nothing of size [rows, items] is written. Items that a context treats differently (excluded,
 in the frequency table of its history, or chosen between the state and its time) have a bit in ``special`` and are skipped here.
 """
@@ -134,7 +135,7 @@ def sampling_pass(
     depth: tl.constexpr,
     precision: tl.constexpr,
 ):
-    """Process one tile of contexts over one segment of the items; see the module docstring and `passes`.
+    """Process one tile of contexts over one segment of the items; see the module docstring and `gpu_executor`.
 
     Args:
         tile_first: int32 [J]. First context of each tile.
