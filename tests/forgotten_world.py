@@ -114,7 +114,7 @@ def accepted_run(project):
     ledger.record_model_version(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
     ledger.begin_run(spec)
     for state in ("generating", "generated", "validated"):
-        ledger.set_stage(spec.run_id, state, cause="test")
+        ledger.set_state(spec.run_id, state, cause="test")
     return spec.run_id, table
 
 

@@ -15,5 +15,5 @@ class Ledger(LeaseStore, PublicationStore, ArtifactStore):
 
     >>> with Ledger.open(settings) as ledger:  # doctest: +SKIP
     ...     run = ledger.begin_run(spec)
-    ...     ledger.set_stage(run.run_id, "generating", cause="scalr generate")
+    ...     ledger.set_state(run.run_id, "generating", cause="scalr generate")
     """

@@ -103,7 +103,7 @@ def test_a_commit_whose_answer_is_lost_is_told_from_one_that_failed(tmp_path, mo
             error: type[Exception] = CommitFailed
         else:
             error = CommitOutcomeUnknown
-            broken.setattr(Lake, "committed", unreadable)
+            broken.setattr(Lake, "has_commit", unreadable)
         with pytest.raises(error, match="nothing was written" if step == "before" else "may have landed") as caught:
             publish(project.settings, spec.run_id)
         assert "repeat the command" in caught.value.next_step

@@ -38,9 +38,9 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
     """Feast leaves a folder in the environment and removes it at exit, under whoever still imports Feast."""
     program = (
         "import sys, feast\n"
-        "from scalr_prod.generation.cluster import warm_up\n"
+        "from scalr_prod.generation.cluster import preload_workers\n"
         "from scalr_prod.config.settings import load_settings\n"
-        "warm_up(load_settings(sys.argv[1]))\n"
+        "preload_workers(load_settings(sys.argv[1]))\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(project)], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
@@ -52,11 +52,11 @@ def test_ctrl_c_while_workers_start_ends_in_order(project, after_s):
     program = (
         "import signal, sys\n"
         "from scalr_prod.generation.cluster import open_cluster\n"
-        "from scalr_prod.core.signals import Interrupted, ending_in_order\n"
+        "from scalr_prod.core.signals import Interrupted, graceful_shutdown\n"
         "from scalr_prod.config.settings import load_settings\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
-        "    with ending_in_order():\n"
+        "    with graceful_shutdown():\n"
         "        settings = load_settings(sys.argv[1], compute={'workers': 2})\n"
         "        print('begins', flush=True)\n"
         "        with open_cluster(settings, tasks=2):\n"

@@ -154,11 +154,11 @@ def test_a_model(make_project, tmp_path, outside):
 
         import numpy as np
 
-        from scalr_prod.evaluation.search import Knob
+        from scalr_prod.evaluation.search import Hyperparameter
 
 
         class Popular:
-            knobs = (Knob("power", (1.0, 0.5), high=1.0),)
+            knobs = (Hyperparameter("power", (1.0, 0.5), high=1.0),)
 
             def __init__(self, power=1.0):
                 self.power = power

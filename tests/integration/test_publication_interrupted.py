@@ -24,7 +24,7 @@ def project(tmp_path) -> Handmade:
 
 KILLED = """
 import os, sys
-from scalr_prod import publication
+from scalr_prod.publication import commit
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.config.settings import load_settings
@@ -37,24 +37,24 @@ def die(*_args, **_options):
 def half(lake, view, files, canary, stay):
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from scalr_prod.core.delta_log import schema_of_table
-    schema = schema_of_table(view)
+    from scalr_prod.core.delta_log import arrow_schema
+    schema = arrow_schema(view)
     def batches():
         yield from pq.read_table(files[0]).cast(schema).slice(0, 50).to_batches()
         die()
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 if point == "before the intent":
-    Ledger.intend_publication = die
+    Ledger.record_publication_intent = die
 elif point == "before the commit":
     Lake.replace_window = Lake.delete = die
 elif point == "within the commit":
-    publication._reader = half
+    commit._rows_to_commit = half
 elif point == "before the confirmation":
     Ledger.record_publication = Ledger.record_rollback = die
 elif point == "before the lease is given back":
     Ledger.release_lease = die
-getattr(publication, work)(load_settings(config), run_id)
+getattr(commit, work)(load_settings(config), run_id)
 """
 
 POINTS = [

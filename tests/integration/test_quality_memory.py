@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 PROGRAM = """
 import json, resource, sys
 from scalr_prod.quality import check_dataset
-from scalr_prod.config.settings import make_settings
+from scalr_prod.config.settings import settings_from_dict
 domains = {place: {"name": place, "events": "none.csv"} for place in ("source", "target")}
-settings = make_settings({"domains": domains, "compute": {"memory_mb": int(sys.argv[2])}})
+settings = settings_from_dict({"domains": domains, "compute": {"memory_mb": int(sys.argv[2])}})
 verdict = check_dataset(sys.argv[1], settings=settings)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"passed": verdict.passed, "rows": verdict.rows, "peak": peak}))

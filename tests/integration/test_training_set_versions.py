@@ -148,7 +148,7 @@ def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_ea
     whole = build(project, **options)[2].to_arrow()
     monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)
     monkeypatch.setattr(spine, "_REGROUPED_ROWS", 30)
-    monkeypatch.setattr(spine.GroupedArrowFile, "put", lambda *given: put.append(given[2]) or regrouped(*given))
+    monkeypatch.setattr(spine.GroupedArrowFile, "append", lambda *given: put.append(given[2]) or regrouped(*given))
     read.clear()
     pieces = build(project, **options | {"name": f"pieces_of_{options['name']}"})[2].to_arrow()
     assert pieces.equals(whole)
