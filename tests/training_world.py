@@ -103,12 +103,12 @@ def build(config, **options):
 
 
 @contextmanager
-def in_the_order_of_time(settings, spine, groups, *, limit, own, advance):
+def in_the_order_of_time(settings, spine, groups, *, limit, external, advance):
     """In place of `join_by_key`: each group of rows is joined by itself, as it lies."""
     rows = pq.read_table(spine)
-    group_of = groups.of(np.arange(len(rows)))
+    group_of = groups.group_numbers(np.arange(len(rows)))
     advance(int((group_of >= 0).sum()))
-    yield lambda group: join_features(settings, rows.filter(pa.array(group_of == group)), external=own)
+    yield lambda group: join_features(settings, rows.filter(pa.array(group_of == group)), external=external)
 
 
 def lake(settings, table: Table) -> pd.DataFrame:

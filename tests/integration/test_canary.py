@@ -263,10 +263,10 @@ def test_the_command_line_and_the_status_say_it(project):
 
 KILLED = """
 import os, sys
-from scalr_prod import canary, publication
+from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.config.settings import load_settings
+from scalr_prod.publication import canary, commit
 
 work, point, config, run_id = sys.argv[1:]
 
@@ -280,15 +280,15 @@ def half(*given):
         die()
     return batches()
 
-read = publication.accepted_rows
+read = commit.stream_accepted_rows
 if point == "before the commit":
     Lake.replace_window = Lake.replace_where = Lake.delete = die
 elif point == "within the commit":
-    publication.accepted_rows = half
+    commit.stream_accepted_rows = half
 elif point == "before the confirmation":
     Ledger.record_publication = Ledger.record_rollback = die
 settings = load_settings(config)
-publication.publish(settings, run_id) if work == "publish" else getattr(canary, work)(settings)
+commit.publish(settings, run_id) if work == "publish" else getattr(canary, work)(settings)
 """
 
 
@@ -308,7 +308,7 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
     project.configure(with_canary(0.4))
     steps = [
         ("publish", wanted(project, new, chosen), wanted(project, old, USERS - chosen)),
-        ("widen", wanted(project, new), set()),
+        ("widen_canaries", wanted(project, new), set()),
     ]
     for work, of_new, of_old in steps:
         stood = ids(project, new.run_id), ids(project, old.run_id)
@@ -325,7 +325,7 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
     publish(project.settings, new.run_id)
     version = project.lake.version(VIEW)
     if point != "within the commit":  # a rollback reads no accepted file
-        killed(project, "withdraw", point, new.run_id)
+        killed(project, "withdraw_canaries", point, new.run_id)
     withdraw_canaries(project.settings)
     assert project.lake.version(VIEW) == version + 1
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
@@ -335,7 +335,7 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
 def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
-    killed(project, "widen", "before the commit", spec.run_id)
+    killed(project, "widen_canaries", "before the commit", spec.run_id)
     assert rollback_run(project.settings, spec.run_id).outcome == "rolled_back"
     assert rows(project).empty
     with Ledger.open(project.settings) as ledger:

@@ -197,7 +197,12 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
 
 @pytest.mark.parametrize(
     "at",
-    [by_night("work.forget_in_files"), "files._update_manifests", by_night("work.forget_entities"), "work._record_completion"],
+    [
+        by_night("orchestrate.erase_from_files"),
+        "files._update_manifests",
+        by_night("orchestrate.erase_entities"),
+        "orchestrate._record_completion",
+    ],
 )
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
     with monkeypatch.context() as patched:

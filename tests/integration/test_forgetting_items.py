@@ -27,7 +27,9 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.parametrize("at", [by_night(None), "work._rebuild_histories", by_night("work._refresh_online_store")])
+@pytest.mark.parametrize(
+    "at", [by_night(None), "orchestrate._rebuild_histories", by_night("orchestrate._refresh_online_store")]
+)
 def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
     run_id, folder = filled[1], run_folder(settings, filled[1])
     held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
