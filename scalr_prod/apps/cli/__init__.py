@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from scalr_prod.apps.cli import datasets, models, runs, setup, stages, task  # noqa: F401 - they register their commands
 from scalr_prod.apps.cli.apps import app
 from scalr_prod.apps.cli.context import CommandContext
 from scalr_prod.core.logging import configure_logging
 from scalr_prod.version import __version__
+
+# They register their commands, in the order in which `scalr --help` lists them.
+from scalr_prod.apps.cli import setup, models, runs, task, datasets, stages  # isort: skip  # noqa: F401
 
 __all__ = ["app", "main"]
 
