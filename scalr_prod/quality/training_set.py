@@ -79,7 +79,7 @@ def validate_training_set(
         raise QualityGateFailed(
             describe_failures(report) or "the training set holds no row",
             where=report.docs,
-            next_step="read the report and fix the cause, then run: scalr dataset build. Nothing was kept",
+            next_step="read the report; nothing was kept. Fix the cause, then run: scalr dataset build",
         )
     return report
 

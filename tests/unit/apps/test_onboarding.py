@@ -239,7 +239,7 @@ def test_a_wrong_guess_is_one_prompt_away(tmp_path, target):
     found = confirm_interactively(
         tmp_path / "scalr.toml", asked, items={}, names={}, show=shown.append, ask=lambda _: next(answers)
     )
-    assert [type(one).__name__ for one in shown] == ["Beginning", "ColumnNotFound", "Beginning", "SettingsError", "Beginning"]
+    assert [type(one).__name__ for one in shown] == ["InitPlan", "ColumnNotFound", "InitPlan", "SettingsError", "InitPlan"]
     assert found.domains["source"].log_guess.columns["user"] == "customer_id"
     assert found.domains["source"].rows[0]["time"] == (START - timedelta(hours=9)).isoformat()
     with pytest.raises(UnreadableInput):

@@ -45,13 +45,13 @@ def load(tmp_path: Path):
 
 def test_source_domains_are_known_by_their_keys(load):
     domains = load(several("books", "music") + TARGET).domains
-    assert domains.several
+    assert domains.has_several_sources
     assert domains.source_names == ("books", "music")
-    assert domains.places("source") == ("sources.books", "sources.music")
+    assert domains.log_keys("source") == ("sources.books", "sources.music")
     assert domains["sources.music"].name == "music"
     assert domains["target"].name == "food"
     alone = load(several("books") + TARGET).domains
-    assert (alone.several, alone.source_names) == (False, ("books",))
+    assert (alone.has_several_sources, alone.source_names) == (False, ("books",))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ KINDS = [getattr(errors, name) for name in errors.__all__]
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_crosses_process_borders_whole(kind):
-    error = kind("found this", where="a.csv", next_step="do that").at(stage="ingest", run_id="run_1")
+    error = kind("found this", where="a.csv", next_step="do that").add_context(stage="ingest", run_id="run_1")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
     assert type(again) is kind
     assert again.to_json() == error.to_json()

@@ -23,5 +23,5 @@ def test_the_command_line_imports_nothing_heavy():
 
 
 def test_every_room_can_be_imported_without_the_heavy_libraries():
-    rooms = ("ingest", "histories", "lake", "project", "publication", "stages", "training_set", "settings")
+    rooms = ("ingest", "histories", "lake", "project", "publication", "pipeline", "training_set", "config")
     assert loaded_after("\n".join(f"import scalr_prod.{room}" for room in rooms)) == set()

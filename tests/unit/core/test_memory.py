@@ -8,7 +8,7 @@ import sys
 import pytest
 
 PROGRAM = """
-from scalr_prod.core.memory import give_back, peak_mb
+from scalr_prod.core.memory import release_memory, peak_memory_mb
 
 def held():
     with open("/proc/self/statm") as file:
@@ -18,8 +18,8 @@ blocks = [bytes(2000) for _ in range(100_000)]
 last = blocks[-1]  # above all others, so that the C library keeps what is below it
 most = held()
 del blocks
-give_back()
-print(most - held(), peak_mb() >= most)
+release_memory()
+print(most - held(), peak_memory_mb() >= most)
 """
 
 
@@ -31,7 +31,7 @@ def test_what_is_free_goes_back_to_the_system_though_a_block_above_it_is_in_use(
     assert told == "True"
 
 
-@pytest.mark.parametrize("module", ["dags", "project"])
+@pytest.mark.parametrize("module", ["integrations.airflow.dags", "project"])
 def test_what_steers_a_project_imports_no_numpy(module):
     """Airflow parses DAGs again and again."""
     program = f"import sys, scalr_prod.{module}; print('numpy' in sys.modules)"

@@ -103,7 +103,7 @@ def test_every_one_of_ours_can_be_loaded(group):
     class Anything(Protocol):
         pass
 
-    for name in group.own:
+    for name in group.builtin:
         assert group.load(name, Anything) is not None
 
 

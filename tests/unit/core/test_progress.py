@@ -92,7 +92,7 @@ def test_lines_of_the_heartbeat_know_what_they_are_about():
     told: list[dict] = []
 
     class Listening(ProgressTracker):
-        def beat(self) -> None:
+        def log_progress(self) -> None:
             told.append(current_log_context())
 
     with log_context(project="shop", stage="histories"), heartbeat_interval(0.01), heartbeat(Listening("histories")):

@@ -32,8 +32,8 @@ CALLS = {
 }
 
 
-#: The source of an estimator of another package; see test_translator_plugins for when it may run.
-CARRIED = (PACKAGE / "translator" / "estimators" / "carried.py", "exec")
+#: The source of an estimator of another package; see unit/translator/test_plugins for when it may run.
+CARRIED = (PACKAGE / "translator" / "estimators" / "bundled_source.py", "exec")
 
 
 def dotted(node: ast.expr) -> str:

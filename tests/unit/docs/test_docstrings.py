@@ -65,7 +65,7 @@ def test_the_walk_finds_what_is_there():
     names = {name for name, _ in FOUND}
     assert {
         "project:Project.run",
-        "settings:load_settings",
+        "config/settings:load_settings",
         "training_set/reader:TrainingSet.torch",
         "lake/tables:Lake.append",
     } <= names

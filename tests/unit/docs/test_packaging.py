@@ -151,7 +151,7 @@ def test_the_installed_package_packs_itself_into_a_wheel(tmp_path):
     subprocess.run(command, check=True, timeout=300)
     (found,) = metadata.distributions(path=[str(target)])
     assert (found.name, found.version) == ("scalr-prod", __version__)
-    assert (target / "scalr_prod" / "scoring" / "protocol.py").is_file()
+    assert (target / "scalr_prod" / "serving" / "client" / "wire.py").is_file()
 
 
 def test_a_checkout_is_told_from_an_installed_package():

@@ -76,13 +76,13 @@ def synthetic(maker: ArmDataBuilder, arm: str, seed: int = 0) -> Interactions:
 
 def test_weights_are_lambda_times_confidence_and_zero_leaves_out(maker):
     made = synthetic(maker, "real+scalr")
-    segment = maker.scene.segments()[made.user]
+    segment = maker.split.segments()[made.user]
     assert set(segment) == {0, 1}
     assert np.allclose(made.weight, np.where(segment == 0, 0.25, 0.1))
 
 
 def test_published_events_are_taken_where_there_are_some(maker):
-    real, ours = maker.scene.real.take(np.arange(50)), events([0, 3], [1, 2])
+    real, ours = maker.split.real.take(np.arange(50)), events([0, 3], [1, 2])
     made = maker.events("real+scalr", CHOICE, 0, (real, ours))
     assert len(made) == 52
     assert maker.events("synthetic_only", CHOICE, 0, (real, ours)) is ours
@@ -102,8 +102,8 @@ def test_popularity_draws_real_items_only(maker):
 
 def test_shuffled_gives_every_user_the_events_of_another_of_the_segment(maker):
     whole = ArmChoice({}, DrawOptions(4, 0.5), (1.0, 1.0, 1.0), 0.1)
-    made = maker.synthetic("shuffled", whole, 1)
-    seen, segment = maker.scene.seen(), maker.scene.segments()
+    made = maker.synthetic_events("shuffled", whole, 1)
+    seen, segment = maker.split.seen(), maker.split.segments()
     giver = {}
     for user in range(USERS):
         had = set(seen[user].indices)
@@ -119,7 +119,7 @@ def test_shuffled_gives_every_user_the_events_of_another_of_the_segment(maker):
 
 
 def test_duplicated_repeats_real_events(maker):
-    real = set(zip(maker.scene.real.user, maker.scene.real.item, strict=True))
+    real = set(zip(maker.split.real.user, maker.split.real.item, strict=True))
     made = synthetic(maker, "duplicated")
     assert set(zip(made.user, made.item, strict=True)) <= real
 
@@ -157,17 +157,17 @@ def test_the_rival_trains_on_both_domains_apart(maker):
     made = maker.events(JOINT_TRAINING, CHOICE, 0)
     assert made.n_items == 2 * ITEMS
     source = made.take(made.item >= ITEMS)
-    assert len(source) == len(maker.scene.source)
+    assert len(source) == len(maker.split.source)
     assert np.allclose(source.weight, 0.1)
 
 
 def test_every_arm_can_be_made(maker):
     for arm in (*CONTROL_ARMS, *ABLATION_ARMS):
-        assert len(maker.events(arm, CHOICE, 0)) > len(maker.scene.real)
+        assert len(maker.events(arm, CHOICE, 0)) > len(maker.split.real)
 
 
 def test_diagnostics_tell_copies_from_chance_and_like_from_unlike(maker):
-    scene = maker.scene
+    scene = maker.split
     rng = np.random.default_rng(3)
     secret = np.stack([np.repeat(np.arange(USERS), 2), rng.integers(0, ITEMS, 2 * USERS)])
     scene.held_out = sparse.csr_matrix((np.ones(2 * USERS), secret), shape=(USERS, ITEMS))
@@ -199,14 +199,14 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
     """Real events alone need no translator, and have nothing before either: or an arm would gain by what the others lack."""
     world = Untaught(error)
     if isinstance(error, EvaluationError):
-        monkeypatch.setattr(maker.scene, "earlier", world.earlier, raising=False)
+        monkeypatch.setattr(maker.split, "earlier", world.earlier, raising=False)
     else:
-        monkeypatch.setattr(maker.scene, "earlier", lambda: maker.scene, raising=False)
+        monkeypatch.setattr(maker.split, "earlier", lambda: maker.split, raising=False)
         monkeypatch.setattr("scalr_prod.evaluation.translation.SplitTranslator.from_split", lambda *_, **__: world.earlier())
-    monkeypatch.setattr(maker.scene, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
+    monkeypatch.setattr(maker.split, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
     for arm in ("real", "real+scalr", JOINT_TRAINING, "real"):
         made = maker.events(arm, CHOICE, 0)
-        assert maker.with_before(made, arm, CHOICE, 0) is made
+        assert maker.with_earlier_events(made, arm, CHOICE, 0) is made
     assert world.asked == caplog.text.count(str(error).splitlines()[0]) == 1
 
 

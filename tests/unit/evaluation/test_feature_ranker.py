@@ -75,7 +75,7 @@ def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch)
     listed = np.zeros(scores.shape, bool)
     listed[row, item] = True
     assert 20 <= listed.sum(1).min() <= listed.sum(1).max() <= 80
-    place = np.argsort(np.argsort(-model._log.now().shares[-2], kind="stable"))
+    place = np.argsort(np.argsort(-model._log.latest_snapshot().log_popularity[-2], kind="stable"))
     for mine, score in zip(listed, scores, strict=True):
         assert score[~mine].max() < score[mine].min()
         assert (np.diff(score[~mine][np.argsort(place[~mine])]) < 0).all()
@@ -84,12 +84,14 @@ def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch)
 def test_it_is_calibrated_on_what_it_was_trained_on(log):
     model = fitted(log)
     assert isinstance(model, ProbabilisticModel)
-    rows = model._log.real(model.drawn)
+    rows = model._log.observed_rows(model.drawn)
     p = 1 / (1 + np.exp(-model.logits(rows.features)))
     weight = np.where(rows.label, 1, model.negatives / model.drawn)
     assert (weight * p).sum() == pytest.approx(rows.label.sum(), rel=0.05)
     some = log.user[:50].astype(int), log.item[:50].astype(int)
-    assert model.probability(*some) == pytest.approx(1 / (1 + np.exp(-model.logits(model._log.now().features(*some)))))
+    assert model.probability(*some) == pytest.approx(
+        1 / (1 + np.exp(-model.logits(model._log.latest_snapshot().features(*some))))
+    )
 
 
 def test_settings_of_the_search_are_options_of_the_model():

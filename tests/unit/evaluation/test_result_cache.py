@@ -54,7 +54,7 @@ def test_an_outcome_comes_back_with_the_rows_of_its_judge(tmp_path, probable):
     rng = np.random.default_rng(0)
     place = np.arange(6)
     rows = LabelledRows(place, place, place, place % 2 == 0, (place % 3).astype(np.int8))
-    judge = SimpleNamespace(rows={9: rows}.__getitem__)
+    judge = SimpleNamespace(labelled_rows={9: rows}.__getitem__)
     ranking = Ranking(rng.integers(0, 9, (6, 4), dtype=np.int32), rng.random((6, 4)), *rng.random((5, 6)))
     outcome = Outcome(ranking, {"coverage": 1 / 3}, *((CalibratedPredictions(rows, rng.random(6)), 9) if probable else ()))
     make, calls = made(outcome)

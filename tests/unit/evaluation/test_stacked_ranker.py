@@ -76,8 +76,8 @@ def test_synthetic_events_are_in_no_feature_and_in_no_row_of_the_ranker(real):
     ours, alone = fitted(real.joined([drawn(0)]), as_of_before(real, drawn(0))), fitted(real, as_of_before(real, None))
     assert ours._ranker is alone._ranker
     before = as_of_before(real, None)
-    rows = ours._labelled(real, before)
-    assert rows is alone._labelled(real, before)
+    rows = ours._labelled_rows(real, before)
+    assert rows is alone._labelled_rows(real, before)
 
 
 def test_rows_are_of_what_came_after_the_earlier_instant_and_know_nothing_of_it(real):

@@ -50,11 +50,11 @@ class Judge:
         model.probability = lambda users, items: 1 / (1 + np.exp(-2 * (self.logit + events.weights[0] * self.noise)))
         return model
 
-    def rows(self, negatives):
+    def labelled_rows(self, negatives):
         assert negatives == Teller.negatives
         return self.labelled
 
-    def judge(self, model, *, boost, half_life):
+    def evaluate(self, model, *, boost, half_life):
         self.ranked += 1
         return SimpleNamespace(ranking=SimpleNamespace(ndcg=np.full(USERS, boost[0])))
 
@@ -62,23 +62,23 @@ class Judge:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
-    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, few=UNLIMITED)
+    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, budget=UNLIMITED)
     return TrialCache("my_models:Teller", [ValidationWindow(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 
 def test_a_class_says_what_it_is_chosen_by(trials):
-    assert trials.measure == "information"
+    assert trials.selection_metric == "information"
     assert {family: selection_metric(family) for family in BUILTIN_FAMILIES} == {
         "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information", "stacked_ranker": "information"
     }  # fmt: skip
 
 
 def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
-    judges = [stage.judge for stage in trials._stages]
+    judges = [stage.evaluator for stage in trials._windows]
     good, bad = (replace(CHOICE, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
-    assert trials.value("real", good) > trials.value("real", bad) > 0
-    assert trials.value("real", replace(good, boost=(3.0, 3.0, 3.0))) == trials.value("real", good)
-    assert trials.by_user("real", good).shape == (2 * USERS,)
+    assert trials.mean_score("real", good) > trials.mean_score("real", bad) > 0
+    assert trials.mean_score("real", replace(good, boost=(3.0, 3.0, 3.0))) == trials.mean_score("real", good)
+    assert trials.user_scores("real", good).shape == (2 * USERS,)
     assert trials.fits["real"] == 4
     assert [judge.ranked for judge in judges] == [0, 0]
     assert [one["weights"][0] for one in trials.tried] == [0.1, 2.0]
@@ -89,13 +89,13 @@ def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
 
 def test_the_scale_undoes_what_the_models_of_all_scenes_get_wrong_alike(trials):
     """The logits are doubled: half of each is right."""
-    scale = trials.scale("real", replace(CHOICE, weights=(0.0, 0, 0)))
+    scale = trials.fit_calibrator("real", replace(CHOICE, weights=(0.0, 0, 0)))
     assert scale.slope == pytest.approx([0.5] * 3, abs=0.15)
     assert scale.offset == pytest.approx([0.0] * 3, abs=0.35)
 
 
 def test_information_is_one_less_ne_times_the_entropy_of_the_base_rate(trials):
-    rows = trials._stages[0].judge.labelled
+    rows = trials._windows[0].evaluator.labelled
     told = CalibratedPredictions(rows, PlattCalibrator((0.5,) * 3, (0.0,) * 3)(np.full(len(rows.label), 0.2), rows.segment))
     base = rows.label.mean()
     entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)

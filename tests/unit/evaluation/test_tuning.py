@@ -30,7 +30,7 @@ OURS = "real+scalr"
 class Maker:
     """Events that are their arm and choice; what its translator was measured to know of users."""
 
-    few = UNLIMITED
+    budget = UNLIMITED
 
     def __init__(self, information=None):
         self.translation = SimpleNamespace(information=information)
@@ -47,16 +47,16 @@ class Judge:
         self.segments = np.arange(USERS) % 3
         self.noise = NOISE
         items = SimpleNamespace(items=pa.array(np.arange(ITEMS)))
-        self.scene = SimpleNamespace(users=np.arange(USERS), numbering=items, segments=lambda: self.segments)
+        self.split = SimpleNamespace(users=np.arange(USERS), numbering=items, segments=lambda: self.segments)
 
-    def lately(self, half_life):
+    def recent_popularity(self, half_life):
         return half_life
 
     def fit(self, family, options, events, *, seed):
         self.fits += 1
         return events
 
-    def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
+    def evaluate(self, model, *, boost=NO_BOOST, half_life=np.inf):
         if isinstance(model, float):
             return self.ranked(self.listed(model))
         arm, choice = model
@@ -292,7 +292,7 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     """Real events alone want the list; under it λ makes no difference, and without it λ = .3 doubles the ranking."""
 
     class Boosted(Judge):
-        def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
+        def evaluate(self, model, *, boost=NO_BOOST, half_life=np.inf):
             boost = np.asarray(boost)[self.segments]
             arm, choice = model if isinstance(model, tuple) else ("list", None)
             if arm == "real":
@@ -321,7 +321,7 @@ def test_each_segment_has_the_boost_that_suits_it():
     """What is popular lately tells most of cold users, and nothing of dense ones."""
 
     class Boosted(Judge):
-        def judge(self, model, *, boost=NO_BOOST, half_life=np.inf):
+        def evaluate(self, model, *, boost=NO_BOOST, half_life=np.inf):
             wanted = np.array([10.0, 1.0, 0.0])[self.segments]
             return self.ranked(-0.05 * np.abs(np.log1p(np.asarray(boost)[self.segments]) - np.log1p(wanted)))
 

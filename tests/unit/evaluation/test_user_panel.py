@@ -31,7 +31,7 @@ def outcome(top, hit):
     ranking = SimpleNamespace(
         top=top, gain=gain, ndcg=gain.sum(1), recall=hit.mean(1), mrr=hit.any(1) * 1.0, head=nothing, tail=nothing
     )
-    return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, odds=None)
+    return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, predictions=None)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ LITTLE = [[outcome([[0, 2], [1, 0]], [[0, 1], [0, 0]])], [outcome([[3, 1], [2, 1
 
 
 def test_users_and_items_are_numbered_alike_at_every_cutoff(panel):
-    assert panel.owner.tolist() == [0, 2, 2, 3]
+    assert panel.user.tolist() == [0, 2, 2, 3]
     assert panel.segment.tolist() == [0, 1, 2, 0]
     first, second = panel.item_number
     assert second.tolist() == [0, 1, 2, 3]
@@ -60,11 +60,11 @@ def test_users_and_items_are_numbered_alike_at_every_cutoff(panel):
 
 
 def test_hits_add_up_to_each_cases_mean_over_seeds(panel):
-    hits = panel.hits(FOUND)
-    by_case = np.bincount(hits.row, weights=hits.gain, minlength=4)
-    assert by_case == pytest.approx(panel.metric(FOUND, "ndcg"))
+    hits = panel.ndcg_contributions(FOUND)
+    by_case = np.bincount(hits.case, weights=hits.gain, minlength=4)
+    assert by_case == pytest.approx(panel.mean_metric(FOUND, "ndcg"))
     assert by_case == pytest.approx([(1 + DISCOUNT[1]) / 2, DISCOUNT[1] / 2, 1 + DISCOUNT[1] / 2, 0])
-    assert set(hits.item[hits.row == 0]) == {1, 4}
+    assert set(hits.item[hits.case == 0]) == {1, 4}
 
 
 def test_the_report_is_json_that_any_reader_takes():
@@ -87,7 +87,7 @@ def test_the_report_is_json_that_any_reader_takes():
 def test_rows_and_verdict_pool_the_cutoffs(panel):
     outcomes = {"real": LITTLE, "real+scalr": FOUND, "popular_lately": NOTHING}
     rows = {row["name"]: row for row in summarize_arms(panel, "als", outcomes, seed=0)}
-    ours, real = (panel.metric(found, "ndcg").mean() for found in (FOUND, LITTLE))
+    ours, real = (panel.mean_metric(found, "ndcg").mean() for found in (FOUND, LITTLE))
     assert rows["real+scalr"]["metrics"]["ndcg"] == pytest.approx(ours)
     assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
     assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
@@ -107,7 +107,7 @@ def judged(case, item, label, probability):
     case = np.asarray(case)
     rows = LabelledRows(case, case, np.asarray(item), np.asarray(label, bool), np.zeros(len(case), np.int8))
     ranked = outcome([[0, 1], [0, 1]], np.zeros((2, 2)))
-    ranked.odds = CalibratedPredictions(rows, np.asarray(probability, float))
+    ranked.predictions = CalibratedPredictions(rows, np.asarray(probability, float))
     return ranked
 
 
@@ -148,8 +148,8 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
 
 def test_losses_are_hits_of_the_panels_items(panel):
     found = [[judged([0, 1], [2, 0], [1, 0], [0.25, 0.5])], [judged([0, 1], [3, 1], [1, 0], [0.5, 0.75])]]
-    losses = panel.losses(found)
-    assert losses.row.tolist() == [0, 1, 2, 3]
+    losses = panel.log_loss_contributions(found)
+    assert losses.case.tolist() == [0, 1, 2, 3]
     assert losses.item.tolist() == [4, 1, 3, 1], "as the last cutoff numbers them"
     assert losses.gain == pytest.approx(np.log([4, 2, 2, 4]))
-    assert panel.losses(NOTHING) is None
+    assert panel.log_loss_contributions(NOTHING) is None

@@ -50,8 +50,8 @@ def test_a_key_is_committed_once(lake):
     assert (first.written, second.written) == (True, False)
     assert first.version == second.version
     assert days(lake) == [0, 1, 2]
-    assert lake.committed(Table.TARGET_EVENTS, "a")
-    assert not lake.committed(Table.TARGET_EVENTS, "b")
+    assert lake.has_commit(Table.TARGET_EVENTS, "a")
+    assert not lake.has_commit(Table.TARGET_EVENTS, "b")
 
 
 def test_a_window_is_replaced_and_its_neighbours_are_not(lake):
@@ -206,7 +206,7 @@ def test_a_log_that_cannot_be_read_after_a_failure_is_another_error(lake, monkey
     def unreadable(*_args):
         raise OSError("gone")
 
-    monkeypatch.setattr(lake, "committed", unreadable)
+    monkeypatch.setattr(lake, "has_commit", unreadable)
     with pytest.raises(CommitOutcomeUnknown, match="may have landed"):
         lake.append(Table.TARGET_EVENTS, bad, key="a")
 

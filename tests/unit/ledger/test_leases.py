@@ -133,9 +133,9 @@ def test_a_driver_can_wait_for_a_lease(ledger):
 
 LEAVE_A_LEASE = """
 import os, sys
-from scalr_prod.workspace.identity import Identity
+from scalr_prod.workspace.identity import ProjectIdentity
 from scalr_prod.ledger import Ledger
-lease = Ledger(sys.argv[1], Identity("one", "/lakes/one", "/homes/one")).lease(sys.argv[2])
+lease = Ledger(sys.argv[1], ProjectIdentity("one", "/lakes/one", "/homes/one")).lease(sys.argv[2])
 lease.__enter__()
 print("held", flush=True)
 if sys.argv[3] == "die":

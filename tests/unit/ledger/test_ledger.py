@@ -61,7 +61,7 @@ def test_an_id_taken_by_another_spec_is_refused(ledger):
 
 @pytest.mark.parametrize("run_id", ["run_0123456789abcdef", "run_1", "../etc", "run_0123456789abcdef' OR 1=1 --"])
 def test_an_unknown_run_is_told(ledger, run_id):
-    for ask in (ledger.run, ledger.transitions, ledger.partitions, lambda r: ledger.set_stage(r, "generating", cause="x")):
+    for ask in (ledger.run, ledger.transitions, ledger.partitions, lambda r: ledger.set_state(r, "generating", cause="x")):
         with pytest.raises(RunNotFound):
             ask(run_id)
 
@@ -73,15 +73,15 @@ def test_from_each_state_only_those_that_follow(ledger, found):
         to_state(ledger, run.run_id, found)
         before = ledger.transitions(run.run_id)
         if wanted is found:
-            ledger.set_stage(run.run_id, wanted, cause="again")
+            ledger.set_state(run.run_id, wanted, cause="again")
             assert ledger.transitions(run.run_id) == before, "staying is no transition"
         elif wanted in ALLOWED_TRANSITIONS[found]:
-            assert ledger.set_stage(run.run_id, wanted, cause="why").state is wanted
+            assert ledger.set_state(run.run_id, wanted, cause="why").state is wanted
             last = ledger.transitions(run.run_id)[-1]
             assert (last.from_state, last.to_state, last.cause) == (found, wanted, "why")
         else:
             with pytest.raises(LedgerError, match=f"a {found.value} run cannot become {wanted.value}") as caught:
-                ledger.set_stage(run.run_id, wanted, cause="why")
+                ledger.set_state(run.run_id, wanted, cause="why")
             assert caught.value.run_id == run.run_id
             assert ledger.run(run.run_id).state is found
             assert ledger.transitions(run.run_id) == before
@@ -90,7 +90,7 @@ def test_from_each_state_only_those_that_follow(ledger, found):
 def test_runs_are_listed_newest_first_by_state_and_up_to_a_number(ledger):
     ids = [ledger.begin_run(make_spec(seed=seed)).run_id for seed in range(4)]
     assert [run.run_id for run in ledger.runs()] == ids[::-1]
-    ledger.set_stage(ids[1], "generating", cause="x")
+    ledger.set_state(ids[1], "generating", cause="x")
     assert [run.run_id for run in ledger.runs(state="generating")] == [ids[1]]
     assert len(ledger.runs(limit=2)) == 2
 
@@ -120,9 +120,9 @@ def test_partitions_land_together_or_not_at_all(ledger):
 def test_a_publication_is_intended_then_confirmed_and_can_be_taken_back(ledger):
     run_id = validated(ledger)
     assert ledger.last_publication(run_id) is None
-    intent = ledger.intend_publication(run_id, base_version=3, rows=10, replaced={"run_x": 2})
+    intent = ledger.record_publication_intent(run_id, base_version=3, rows=10, replaced={"run_x": 2})
     assert (intent.attempt, intent.status, intent.key) == (1, PublicationStatus.PENDING, f"publish:{run_id}:1")
-    again = ledger.intend_publication(run_id, base_version=4, rows=11, replaced={})
+    again = ledger.record_publication_intent(run_id, base_version=4, rows=11, replaced={})
     assert (again.attempt, again.key, again.base_version, again.rows) == (1, intent.key, 4, 11)
     assert len(ledger.publications(run_id)) == 1
     assert ledger.run(run_id).state is RunState.VALIDATED
@@ -136,7 +136,7 @@ def test_a_publication_is_intended_then_confirmed_and_can_be_taken_back(ledger):
         gone = ledger.record_rollback(run_id, attempt=1, delta_version=6, cause="rolled back")
         assert (gone.status, gone.rollback_version) == (PublicationStatus.ROLLED_BACK, 6)
     assert ledger.run(run_id).state is RunState.ROLLED_BACK
-    second = ledger.intend_publication(run_id, base_version=6, rows=11, replaced={})
+    second = ledger.record_publication_intent(run_id, base_version=6, rows=11, replaced={})
     assert (second.attempt, second.key) == (2, f"publish:{run_id}:2")
     with pytest.raises(LedgerError, match="no attempt 7"):
         ledger.record_publication(run_id, attempt=7, delta_version=1, rows=1, cause="x")
@@ -144,7 +144,7 @@ def test_a_publication_is_intended_then_confirmed_and_can_be_taken_back(ledger):
 
 def test_a_run_that_was_not_validated_cannot_be_confirmed_and_nothing_of_it_stays(ledger):
     run_id = ledger.begin_run(make_spec()).run_id
-    ledger.intend_publication(run_id, base_version=0, rows=1, replaced={})
+    ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
     with pytest.raises(LedgerError, match="cannot become published"):
         ledger.record_publication(run_id, attempt=1, delta_version=1, rows=1, cause="x")
     assert ledger.last_publication(run_id).status is PublicationStatus.PENDING, "both changes are one transaction"
@@ -155,7 +155,7 @@ def test_later_publications_over_a_window_are_found(ledger):
 
     def published(seed: int, start: int, end: int, version: int) -> str:
         run_id = validated(ledger, seed, start=T0 + start * day, end=T0 + end * day, as_of=T0 + 20 * day)
-        ledger.intend_publication(run_id, base_version=version - 1, rows=1, replaced={})
+        ledger.record_publication_intent(run_id, base_version=version - 1, rows=1, replaced={})
         ledger.record_publication(run_id, attempt=1, delta_version=version, rows=1, cause="x")
         return run_id
 
@@ -164,7 +164,7 @@ def test_later_publications_over_a_window_are_found(ledger):
     published(2, 10, 12, 3)  # touches, does not overlap
     published(3, 0, 5, 4)
     inside, around = published(4, 6, 7, 5), published(5, 0, 20, 6)
-    later = ledger.replaced_since(ledger.last_publication(first))
+    later = ledger.superseding_publications(ledger.last_publication(first))
     assert [found.run_id for found in later] == [inside, around]
     assert before not in {found.run_id for found in later}
 
@@ -212,8 +212,8 @@ def test_all_that_has_a_state_has_a_history(ledger):
     ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
     ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
     ledger.record_partition(run_id, 0, {"rows": 6, "sha256": "b"})
-    intent = ledger.intend_publication(run_id, base_version=3, rows=6, replaced={})
-    ledger.intend_publication(run_id, base_version=4, rows=6, replaced={})
+    intent = ledger.record_publication_intent(run_id, base_version=3, rows=6, replaced={})
+    ledger.record_publication_intent(run_id, base_version=4, rows=6, replaced={})
     ledger.record_publication(run_id, attempt=intent.attempt, delta_version=5, rows=6, cause="landed")
     ledger.record_rollback(run_id, attempt=intent.attempt, delta_version=6, cause="wrong")
     changes = ledger.history(run_id)

@@ -39,7 +39,7 @@ def test_the_same_run_of_two_projects_is_two_runs(two):
         assert ledger.begin_run(make_spec()).created
     first, second = two
     run_id = make_spec().run_id
-    first.set_stage(run_id, "generating", cause="x")
+    first.set_state(run_id, "generating", cause="x")
     first.record_partition(run_id, 0, {"rows": 4})
     assert second.run(run_id).state is RunState.PLANNED
     assert (first.run(run_id).project, second.run(run_id).project) == ("dee", "ee")
@@ -49,10 +49,10 @@ def test_the_same_run_of_two_projects_is_two_runs(two):
         pass
     for ledger in (first, second):
         published = validated(ledger, seed=5)
-        ledger.intend_publication(published, base_version=1, rows=3, replaced={})
+        ledger.record_publication_intent(published, base_version=1, rows=3, replaced={})
         ledger.record_publication(published, attempt=1, delta_version=2, rows=3, cause="x")
     assert len(first.publications()) == 1
-    assert first.replaced_since(first.last_publication(published)) == []
+    assert first.superseding_publications(first.last_publication(published)) == []
 
 
 def test_versions_promotions_and_data_sets_are_numbered_by_project(two):
@@ -76,10 +76,10 @@ ATTEMPTS = {
     "show its parts": lambda ledger, run_id: ledger.partitions(run_id),
     "show its last publication": lambda ledger, run_id: ledger.last_publication(run_id),
     "resume": lambda ledger, run_id: ledger.lease(run_id).__enter__(),
-    "generate": lambda ledger, run_id: ledger.set_stage(run_id, "generating", cause="x"),
+    "generate": lambda ledger, run_id: ledger.set_state(run_id, "generating", cause="x"),
     "stage": lambda ledger, run_id: ledger.record_partitions(run_id, [(0, {})], partitions=1),
-    "validate": lambda ledger, run_id: ledger.set_stage(run_id, "rejected", cause="x"),
-    "publish": lambda ledger, run_id: ledger.intend_publication(run_id, base_version=0, rows=1, replaced={}),
+    "validate": lambda ledger, run_id: ledger.set_state(run_id, "rejected", cause="x"),
+    "publish": lambda ledger, run_id: ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={}),
     "confirm": lambda ledger, run_id: ledger.record_publication(run_id, attempt=1, delta_version=9, rows=1, cause="x"),
     "roll back": lambda ledger, run_id: ledger.record_rollback(run_id, attempt=1, delta_version=9, cause="x"),
 }
@@ -89,7 +89,7 @@ ATTEMPTS = {
 def test_a_run_of_another_project_is_refused_by_its_name_and_nothing_changes(two, attempt):
     first, second = two
     run_id = validated(second)
-    second.intend_publication(run_id, base_version=1, rows=3, replaced={})
+    second.record_publication_intent(run_id, base_version=1, rows=3, replaced={})
     second.record_publication(run_id, attempt=1, delta_version=2, rows=3, cause="x")
     before = rows_of(second)
     with pytest.raises(RunOfOtherProject, match="a run of project 'ee'") as caught:

@@ -120,7 +120,7 @@ def test_translators_go_but_the_latest_the_served_and_those_of_published_windows
     for version in (3, 5):  # 3 is what a rollback brings back
         opened.ledger.promote_version(version, cause="scalr translator promote")
     run_id = staged(opened, 1, RunState.VALIDATED, translator_version=2)
-    attempt = opened.ledger.intend_publication(run_id, base_version=0, rows=1, replaced={})
+    attempt = opened.ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
     opened.ledger.record_publication(run_id, attempt=attempt.attempt, delta_version=1, rows=1, cause="test")
     staged(opened, 2, RunState.GENERATING, translator_version=4)
     report = opened.maintain()

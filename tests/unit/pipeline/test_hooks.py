@@ -34,7 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    group = dataclasses.replace(STAGE_HOOKS, own={"recorder": f"{__name__}:Recorder"})
+    group = dataclasses.replace(STAGE_HOOKS, builtin={"recorder": f"{__name__}:Recorder"})
     monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Recorder=Recorder))
     monkeypatch.setattr(room, "STAGE_HOOKS", group)
     room._hooks.cache_clear()

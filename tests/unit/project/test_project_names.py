@@ -63,7 +63,7 @@ def test_a_home_keeps_the_name_that_it_was_made_with(project):
     first = project("a")
     ingest(first)
     renamed = project("a", "groceries", domains={"source": {"formerly": "food"}})
-    assert renamed.domains.project_name == "groceries_to_kitchen"
+    assert renamed.domains.default_project_name == "groceries_to_kitchen"
     assert renamed.project_name == "food_to_kitchen"
     ingest(renamed)
 
