@@ -112,7 +112,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert apply_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
-    shown = report.for_people()
+    shown = report.to_summary()
     assert "fits" in shown["budget"]["als"]
     assert shown["helps"]["als"].startswith("yes (p " if chosen["helps"] else "no: λ is 0")
     lines = shown["arms"]
@@ -150,7 +150,7 @@ def _check_probabilities(report, model):
     choice = report.choices[model]
     assert choice["validation"]["chosen_by"] == "information"
     assert choice["validation"]["information"] > 0
-    (shown,) = (line for line in report.for_people()["arms"] if (line["arm"], line["model"]) == ("real+scalr", model))
+    (shown,) = (line for line in report.to_summary()["arms"] if (line["arm"], line["model"]) == ("real+scalr", model))
     assert {"NE", "NE all % (95 % CI)", "NE cold % (95 % CI)"} <= set(shown)
     table = pq.read_table(f"{report.path}/arms.parquet").to_pylist()
     wanted = (model, "real", "cold", "ne")
@@ -281,7 +281,7 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     assert fewer.data_builder.budget == budget_for(scene) == DataBudget(contexts=40), "nothing is pretrained here"
     translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
     settings = scene.settings.model_copy(update={"translator": translator})
-    pretrained = replace(scene, isolated=replace(scene.isolated, settings=settings))
+    pretrained = replace(scene, sandbox=replace(scene.sandbox, settings=settings))
     shorter = budget_for(pretrained)
     assert shorter == DataBudget(contexts=40, pretraining_events=100)
     assert shorter.apply_to(pretrained).settings.translator.pretraining_events == 100
@@ -301,7 +301,7 @@ def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them
     scene, _ = translated
     rows = TrainingSet.open(build_training_set(scene.settings).path).to_arrow()
     rows = rows.filter(pc.and_(pc.invert(rows["is_synthetic"]), pc.equal(rows["label"], 1)))
-    events = replace(scene.numbering.interactions(rows, scene.cutoff), source=scene.source)
+    events = replace(scene.numbering.to_interactions(rows, scene.cutoff), source=scene.source)
     assert len(events) == len(rows) == len(scene.real)
     asked = np.random.default_rng(0).permutation(len(rows))[:60]
     found = {name: [] for name in FEATURES}
