@@ -213,7 +213,7 @@ def test_another_host_s_lease_is_waited_for_and_then_told(project, drivers):
         (run,) = ledger.runs()
         ledger.acquire_lease(run.run_id, "other-host:1:abcdef01:token", ttl_s=3600)
         found = drivers.drive(config, "resume", **project.options)
-        fails_clearly(found, "LeaseHeld", "other-host", "runs out by itself")
+        fails_clearly(found, "LeaseHeld", "other-host", "expires by itself")
         with ledger._write_session() as session:
             ledger._row(session, run.run_id).lease_expires_at = datetime.now(UTC) - timedelta(seconds=1)
         found = drivers.drive(config, "resume", **project.options)
