@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A home that version 0.1 made before the package was laid out anew (commit 14eb49a): it opens, its run is the same, and it goes on.
+
+`tests/data/home_0_1.tar.gz` is such a home, moved here from another folder, with the logs and settings that it was made from.
+"""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from scalr_prod import Project
+from scalr_prod.features import open_feature_store
+from scalr_prod.schemas import Table
+
+HOME = Path(__file__).resolve().parents[1] / "data" / "home_0_1.tar.gz"
+RUN, ROWS = "run_475d95ec5ccb6679", 2559
+
+
+@pytest.fixture
+def upgraded(tmp_path):
+    with tarfile.open(HOME) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with Project.open(tmp_path / "scalr.toml") as project:
+        yield project
+
+
+def test_what_was_made_is_read(upgraded):
+    (run,) = upgraded.runs()
+    assert (run.run_id, run.state) == (RUN, "published")
+    assert upgraded.rows_in_view() == {RUN: ROWS}
+    assert [version.version for version in upgraded.translators()] == [1]
+    rows = upgraded.training_set().to_arrow()
+    assert len(rows) == 3259
+    assert not [state.stage for state in upgraded.status() if state.stale or not state.done]
+    (event, *_) = upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS)["event_id"].to_pylist()
+    assert upgraded.explain(event).event["event_id"] == event
+
+
+def test_the_feature_repository_of_before_opens_by_its_former_class_path(upgraded):
+    text = (upgraded.settings.feast_repo / "feature_store.yaml").read_text(encoding="utf-8")
+    assert "scalr_prod.feast_store.offline_store.DeltaOfflineStore" in text
+    views = {view.name for view in open_feature_store(upgraded.settings).list_feature_views()}
+    assert "synthetic_target_events" in views
+
+
+def test_a_run_again_is_the_same_run_and_adds_nothing(upgraded):
+    before = upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS).sort_by("event_id")
+    assert upgraded.run().run_id == RUN
+    assert upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS).sort_by("event_id").equals(before)
+    assert [version.version for version in upgraded.translators()] == [1], "the version of before is asked, not trained anew"
+    assert upgraded.training_set().version == 1
+    assert "scalr_prod.features.offline_store" in (upgraded.settings.feast_repo / "feature_store.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_a_run_of_before_is_rolled_back(upgraded):
+    upgraded.rollback(RUN)
+    assert upgraded.rows_in_view() == {RUN: 0}

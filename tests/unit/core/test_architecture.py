@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package's structure, read from its source: no circle of imports, rooms entered by their doors, one class a name, a small root.
+
+Imports inside functions and under ``TYPE_CHECKING`` count as well. Layers are held by import-linter (`make lint`).
+"""
+
+import ast
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+import scalr_prod
+
+PACKAGE = Path(scalr_prod.__file__).parent
+#: Rooms whose modules other rooms import from the room itself.
+ROOMS = {
+    "config", "workspace", "lake", "ledger", "ingest", "histories", "features", "translator", "serving", "generation", "quality",
+    "publication", "training_set", "pipeline", "evaluation", "operations", "reporting",
+}  # fmt: skip
+#: Modules at the root; the former place of the offline store stays for feature_store.yaml files that name it.
+ROOT = {"__init__", "plugins", "project", "schemas", "version"}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+
+
+def imported(tree, modules):
+    """Names of the package's modules that a module imports, wherever the import stands, with the line."""
+
+    def closest(name):
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scalr_prod"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in modules else closest(node.module)), node.lineno
+        elif isinstance(node, ast.Import):
+            yield from ((closest(alias.name), node.lineno) for alias in node.names if alias.name.startswith("scalr_prod"))
+
+
+def circles(graph):
+    """Strongly connected components of more than one module (Tarjan 1972)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            place = stack.index(node)
+            component = stack[place:]
+            del stack[place:]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for node in list(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_circle_of_imports(trees):
+    graph = defaultdict(set) | {
+        name: {other for other, _ in imported(tree, trees) if other != name} for name, tree in trees.items()
+    }
+    assert not circles(graph)
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_rooms_are_entered_by_their_doors(trees):
+    def room(name):
+        return name.split(".")[1] if "." in name else ""
+
+    inside = [
+        f"{name}:{line} imports {other}"
+        for name, tree in trees.items()
+        for other, line in imported(tree, trees)
+        if room(other) in ROOMS and room(other) != room(name) and other.count(".") > 1 and room(name) != "feast_store"
+    ]
+    assert not inside
+
+
+def test_a_class_name_stands_once(trees):
+    names = Counter(
+        node.name
+        for name, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not name.startswith("scalr_prod.ledger.migrations")
+    )
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_the_root_holds_the_public_modules_alone():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == ROOT
