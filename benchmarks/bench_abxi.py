@@ -132,7 +132,7 @@ def _events(scene: object, rows: pd.DataFrame) -> object:
         "event_timestamp": rows.timestamp.astype("datetime64[us, UTC]"),
     }
     table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
-    return scene.numbering.interactions(table, scene.cutoff, weight=np.ones(len(rows), np.float32))
+    return scene.numbering.to_interactions(table, scene.cutoff, weight=np.ones(len(rows), np.float32))
 
 
 def _ndcg10(rank: np.ndarray) -> np.ndarray:

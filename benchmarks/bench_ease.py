@@ -94,7 +94,7 @@ def _scenes(folder: Path, logs: Path, scene: Any) -> tuple[Any, list[Any]]:
     ingest(settings)
     moments = _choose_cutoffs(settings, None, CUTOFFS)
     tests = [
-        scene.of(settings, moment, end=end, cold_fraction=COLD, name="test")
+        scene.from_settings(settings, moment, end=end, cold_fraction=COLD, name="test")
         for moment, end in zip(moments, [*moments[1:], None], strict=True)
     ]
     return tests[0].earlier(0), tests
@@ -104,20 +104,20 @@ def _tuned(judges: list[Any], source_weights: tuple[float, ...]) -> dict[str, An
     best: tuple[float, tuple[float, float], tuple[float, ...]] = (-1.0, (0.0, 0.0), ())
     tried = {}
     for weight in source_weights:
-        model = Ease(judges[0].scene, weight)
+        model = Ease(judges[0].split, weight)
         for penalty in PENALTIES:
             model.fit(penalty)
             boosts = _boosts(judges[0], model)
-            found = float(judges[0].judge(model, boost=boosts, half_life=HALF_LIFE).ranking.ndcg.mean())
+            found = float(judges[0].evaluate(model, boost=boosts, half_life=HALF_LIFE).ranking.ndcg.mean())
             tried[f"{weight:g}, {penalty:g}"] = round(found, 4)
             print(f"  source weight {weight:g}, penalty {penalty:g}: {found:.4f} on validation", file=sys.stderr, flush=True)
             best = max(best, (found, (weight, penalty), boosts))
     _, (weight, penalty), boosts = best
     ndcg, segments = [], []
     for judge in judges[1:]:
-        model = Ease(judge.scene, weight)
+        model = Ease(judge.split, weight)
         model.fit(penalty)
-        ndcg.append(judge.judge(model, boost=boosts, half_life=HALF_LIFE).ranking.ndcg)
+        ndcg.append(judge.evaluate(model, boost=boosts, half_life=HALF_LIFE).ranking.ndcg)
         segments.append(judge.segments)
     every, segment = np.concatenate(ndcg), np.concatenate(segments)
     return {
@@ -133,5 +133,5 @@ def _tuned(judges: list[Any], source_weights: tuple[float, ...]) -> dict[str, An
 
 def _boosts(judge: Any, model: Ease) -> tuple[float, ...]:
     """The best of `BOOSTS` for each segment."""
-    found = {boost: judge.judge(model, boost=(boost,) * 3, half_life=HALF_LIFE).ranking.ndcg for boost in BOOSTS}
+    found = {boost: judge.evaluate(model, boost=(boost,) * 3, half_life=HALF_LIFE).ranking.ndcg for boost in BOOSTS}
     return tuple(max(BOOSTS, key=lambda boost, own=judge.segments == n: float(found[boost][own].mean())) for n in range(3))  # type: ignore[misc]

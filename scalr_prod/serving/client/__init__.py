@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of the translator: over Triton, or in this process.
 
-Names are imported on first use: `protocol` also runs inside the server, which has neither tritonclient nor pydantic.
+Names are imported on first use: `wire` also runs inside the server, which has neither tritonclient nor pydantic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every code block of the docs: settings are accepted, commands and options are there, imports exist.
 
 They are run elsewhere: the tutorial and the page on training sets in tests/integration/test_docs.py, the classes of plugins.md in
-unit/core/test_plugins.py, the model of evaluation.md in unit/evaluation/test_models.py, and the blocks of all other pages in test_docs_run.py.
+unit/core/test_plugins.py, the model of evaluation.md in unit/evaluation/test_models.py, and the blocks of all other pages in
+test_docs_run.py.
 """
 
 from __future__ import annotations
