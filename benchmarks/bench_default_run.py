@@ -2,10 +2,11 @@
 
 Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in the files
 that the project reads. ALS is fitted on the training set's rows with their weights, on real rows alone and on all rows, and the best of
-six settings on the test counts, the same six for each arm. Beside them the list of what is popular lately, with its best half-life.
+six settings on the test counts, the same six for each arm; a cell's confidence is 1 + α × weight. Beside them the list of what is popular
+lately, with its best half-life, and one ALS on both domains at once, with the better of two weights of source events.
 NDCG@20 over the whole catalogue, of all test users and of those without a target event in the files. One thread.
 
-SCALR_BENCH_PAIRS names the pairs, with commas between them (default: food_from_kitchen).
+SCALR_BENCH_PAIRS names the pairs, with commas between them (default: all), SCALR_BENCH_CONTEXTS the kinds of contexts (default: users).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ PAIRS = {
     "kitchen_from_food": ("amazon_food_kitchen", "food", "kitchen"),
     "yelp": ("yelp_restaurants_other", "source", "target"),
 }
-MODES = ("users", "events")
-FACTORS, ALPHAS = (32, 64, 128), (1.0, 10.0)
+SOURCE_WEIGHTS = (0.1, 1.0)
+FACTORS, ALPHAS = (32, 64, 128), (10.0, 40.0)
 HALF_LIVES = (7.0, 30.0, 90.0, 365.0, 3650.0)
 K, HIDDEN, SEED, DAY = 20, 0.5, 0, pd.Timedelta(days=1)
 SETTINGS = """[domains.source]
@@ -56,7 +57,7 @@ workers = 1
 def main() -> dict[str, Any]:
     """By pair and kind of context."""
     figures: dict[str, Any] = {}
-    for name in os.environ.get("SCALR_BENCH_PAIRS", "food_from_kitchen").split(","):
+    for name in os.environ.get("SCALR_BENCH_PAIRS", ",".join(PAIRS)).split(","):
         folder, source, target = PAIRS[name]
         if not (DATA / folder / f"{target}.parquet").exists():
             figures[name] = {"skipped": f"the log is not in {DATA / folder}; set SCALR_TEST_DATA"}
@@ -83,7 +84,9 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         "cold_test_users": int(scene.cold.sum()),
         "popular_lately": best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
     }
-    for contexts in MODES:
+    print(f"list: {found}", flush=True)
+    found["als_both_domains"] = scene.joint(source)
+    for contexts in os.environ.get("SCALR_BENCH_CONTEXTS", "users").split(","):
         with tempfile.TemporaryDirectory() as folder:
             found[contexts] = shipped(scene, Path(folder), source, known, contexts)
         print(f"{contexts}: {found[contexts]}", flush=True)
@@ -132,18 +135,32 @@ class Scene:
         score = np.bincount(self.items.get_indexer(self.known["item_id"]), 0.5 ** (age / half_life), len(self.items))
         return np.broadcast_to(score, (len(self.users), len(self.items)))
 
-    def als(self, rows: pd.DataFrame) -> dict[str, Any]:
-        """The best of all settings."""
+    def joint(self, source: pd.DataFrame) -> dict[str, Any]:
+        """One ALS on both domains: source items are further columns."""
+        other = source.assign(item_id="source " + source["item_id"].astype(str))
+        rows = pd.concat([self.known.assign(weight=1.0), other.assign(weight=1.0)])
+        found = {}
+        for weight in SOURCE_WEIGHTS:
+            rows["weight"] = np.repeat([1.0, weight], [len(self.known), len(other)])
+            found[f"source weight {weight:g}"] = self.als(rows, self.items.append(pd.Index(np.sort(other["item_id"].unique()))))
+        return max(found.values(), key=lambda one: one["ndcg"])
+
+    def als(self, rows: pd.DataFrame, columns: pd.Index | None = None) -> dict[str, Any]:
+        """The best of all settings; the first columns are the target's items."""
         from implicit.als import AlternatingLeastSquares
 
         everyone = pd.Index(rows["user_id"].unique()).union(self.users)
-        cell = (everyone.get_indexer(rows["user_id"]), self.items.get_indexer(rows["item_id"]))
-        matrix = csr_matrix((rows["weight"].to_numpy(np.float32), cell), shape=(len(everyone), len(self.items)))
+        columns = self.items if columns is None else columns
+        cell = (everyone.get_indexer(rows["user_id"]), columns.get_indexer(rows["item_id"]))
+        matrix = csr_matrix((rows["weight"].to_numpy(np.float32), cell), shape=(len(everyone), len(columns)))
         found = {}
         for factors, alpha in itertools.product(FACTORS, ALPHAS):
-            model = AlternatingLeastSquares(factors=factors, alpha=alpha, random_state=SEED, num_threads=1)
-            model.fit(matrix, show_progress=False)
-            scores = np.asarray(model.user_factors)[everyone.get_indexer(self.users)] @ np.asarray(model.item_factors).T
+            model = AlternatingLeastSquares(factors=factors, alpha=1.0, random_state=SEED, num_threads=1)
+            confidence = matrix.copy()
+            confidence.data = 1 + np.float32(alpha) * confidence.data
+            model.fit(confidence, show_progress=False)
+            items = np.asarray(model.item_factors)[: len(self.items)]
+            scores = np.asarray(model.user_factors)[everyone.get_indexer(self.users)] @ items.T
             found[f"factors {factors}, alpha {alpha:g}"] = self.ndcg(scores)
         return best(found)
 

@@ -156,7 +156,7 @@ def why_not_generated(settings: Settings) -> str | None:
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(options.segment_lambdas):
+    if any(options.synthetic_weights):
         return None
     if options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"

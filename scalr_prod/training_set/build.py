@@ -107,7 +107,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     settings, followed = apply_policy(settings)
     options = settings.training_set
     if followed is None and options.synthetic_weight is None and options.segment_weights is None:
-        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.segment_lambdas[0])
+        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.synthetic_weights[0])
     own, lake = open_external_features(settings), Lake.open(settings)
     opened = {table: lake.open_table(table) for table in _TABLES}
     inputs, window = _inputs(settings, lake, opened, own)
@@ -180,7 +180,7 @@ def _inputs(
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if own is None else ())})
-        | {"lambda": list(options.segment_lambdas)}
+        | {"lambda": list(options.synthetic_weights)}
         | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
         | (holdout.to_run_settings() if holdout else {})
         | ({CANARY_COLUMN: canary.to_json()} if canary else {}),

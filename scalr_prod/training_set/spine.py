@@ -183,16 +183,16 @@ def _labelled(
     from scalr_prod.training_set.staleness import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
-    holdout, counts_join, lambda_ = (
+    holdout, counts_join, synthetic_weight = (
         Holdout.from_settings(settings),
         "",
-        f"{float(settings.training_set.segment_lambdas[0])!r}::DOUBLE",
+        f"{float(settings.training_set.synthetic_weights[0])!r}::DOUBLE",
     )
     if is_weighted_by_segment(settings):
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
-        counts_join, lambda_ = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
+        counts_join, synthetic_weight = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
     # Exclude synthetic events that a user got before being held out.
     treated = "true" if holdout is None else f"NOT {holdout.membership_sql(USER_ID)}"
     query = f"""
@@ -200,7 +200,7 @@ def _labelled(
             NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
         FROM {_scan(real)} WHERE {here}
         UNION ALL
-        SELECT {keys}, 1::TINYINT, (weight * {lambda_})::FLOAT, true, run_id, source_domain, {lambda_} > 0 AND {treated}
+        SELECT {keys}, 1::TINYINT, (weight * {synthetic_weight})::FLOAT, true, run_id, source_domain, {synthetic_weight} > 0 AND {treated}
         FROM {_scan(synthetic)} {counts_join} WHERE {here}
         UNION ALL
         SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {_scan(negative)} WHERE {here}"""
@@ -298,7 +298,7 @@ def _within(spans: Sequence[Span]) -> str:
 def _by_segment(settings: Settings) -> str:
     """Return SQL of the weight factor of a synthetic row, by the number of its user's real events before the cutoff."""
     sparse_below = settings.downstream.sparse_below
-    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.segment_lambdas)
+    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.synthetic_weights)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
 
 

@@ -62,7 +62,7 @@ class TrainingSetSettings(SettingsSection):
     )
 
     @property
-    def segment_lambdas(self) -> tuple[float, float, float]:
+    def synthetic_weights(self) -> tuple[float, float, float]:
         """λ of cold, sparse and dense users."""
         if self.segment_weights is None:
             return (_UNMEASURED if self.synthetic_weight is None else self.synthetic_weight,) * 3

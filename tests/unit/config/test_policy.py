@@ -34,7 +34,7 @@ def policy_of(settings, **changes) -> Policy:
 
 def test_without_a_policy_nothing_changes(settings):
     assert apply_policy(settings) == (settings, None)
-    assert settings.training_set.segment_lambdas == (0.03, 0.03, 0.03)
+    assert settings.training_set.synthetic_weights == (0.03, 0.03, 0.03)
 
 
 def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
@@ -43,7 +43,7 @@ def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
     found, followed = apply_policy(settings)
     assert (found.generation.events_per_source_event, found.generation.temperature) == (20, 0.5)
     assert (found.generation.min_lift, found.generation.align) == (0.0, False)
-    assert found.training_set.segment_lambdas == found.training_set.segment_weights == (0.3, 0.1, 0.0)
+    assert found.training_set.synthetic_weights == found.training_set.segment_weights == (0.3, 0.1, 0.0)
     assert found.downstream.sparse_below == 7
     assert followed.followed
     assert followed.overruled == []
@@ -61,7 +61,7 @@ def test_what_the_settings_name_wins(two_domains, monkeypatch):
     found, followed = apply_policy(settings)
     assert (found.generation.temperature, found.generation.min_lift) == (0.9, 2.0)
     assert found.generation.events_per_source_event == 20
-    assert (found.training_set.segment_lambdas, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
+    assert (found.training_set.synthetic_weights, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
     assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
 
 

@@ -90,7 +90,7 @@ def test_the_environment_decides_what_a_context_is(tmp_path, monkeypatch):
 )
 def test_a_synthetic_row_counts_little_until_somebody_says_otherwise(tmp_path, named, lambdas):
     (tmp_path / "scalr.toml").write_text(DOMAINS + f"[training_set]\n{named}\n")
-    assert load_settings(tmp_path / "scalr.toml").training_set.segment_lambdas == lambdas
+    assert load_settings(tmp_path / "scalr.toml").training_set.synthetic_weights == lambdas
 
 
 def test_settings_are_frozen(tmp_path):
