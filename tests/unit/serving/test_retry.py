@@ -253,7 +253,7 @@ def several(*servers: Server, **options) -> TritonScorer:
 def test_scorers_of_different_places_ask_different_servers():
     servers = Server(), Server()
     for place in range(4):
-        several(*servers, place=place).sample(contexts(3), 1)
+        several(*servers, server_index=place).sample(contexts(3), 1)
     assert [len(server.sent) for server in servers] == [4, 4]  # each time who it is, then the contexts
 
 
@@ -462,7 +462,7 @@ def test_no_answer_is_believed_unchecked(name, change, error):
 def test_a_mixed_up_answer_of_a_server_that_is_watched_over_is_asked_for_again():
     spoil = corrupt("request_key", filled(np.int32(1)))
     server = Server(lambda attempt, reply: spoil(attempt, reply) if attempt == 2 else reply)
-    assert scorer(server, guarded=True).sample(contexts(4), 2).items[1].tolist() == [7, 8]
+    assert scorer(server, has_watchdog=True).sample(contexts(4), 2).items[1].tolist() == [7, 8]
     assert len(server.sent) == 3
 
 

@@ -73,7 +73,7 @@ def test_only_the_most_frequent_items_are_known(log):
 
 
 def test_a_vocabulary_that_is_large_enough_holds_everything(pairs):
-    assert all(domain.whole and domain.events == domain.events_kept for domain in pairs.coverage().values())
+    assert all(domain.is_complete and domain.events == domain.events_kept for domain in pairs.coverage().values())
 
 
 def test_too_little_to_learn_from_is_said(log):
@@ -265,7 +265,7 @@ def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs
     monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
     some = frequency.fit(pairs, {})
     assert all(torch.equal(some[name], whole[name]) for name in whole)
-    np.testing.assert_array_equal(pairs.source_users(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())
+    np.testing.assert_array_equal(pairs.source_user_counts(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())
 
 
 def test_factorisation_folds_a_context_in_by_least_squares(pairs):
@@ -298,7 +298,7 @@ def test_a_context_without_known_items_says_nothing(pairs):
 @pytest.mark.parametrize("name", BUILTIN_ESTIMATORS)
 def test_an_estimator_finds_the_taste(pairs, name):
     estimator = load_estimator(name)
-    held = pairs.without(pairs.log.fold == 0)
+    held = pairs.without_users(pairs.log.fold == 0)
     shared = estimator.share(held)
     fitted = shared | estimator.fit(held, shared)
     log_prior = popularity.log_popularity(held)

@@ -103,7 +103,7 @@ def test_every_member_scores_alike(world):
     contexts = make_contexts(world, 200, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (200, 1))
     for member in BUILTIN_LAYOUT.components:
-        found, expected = (module.score(contexts, every, member=member) for module in (world.fused, world.reference))
+        found, expected = (module.score(contexts, every, component=member) for module in (world.fused, world.reference))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
@@ -145,7 +145,7 @@ def test_what_the_trial_compiled_is_all_that_is_needed(world):
         contexts = make_contexts(world, rows, seed=rows, exclude=exclude)
         world.fused.sample(contexts, k, temperature=0.5)
         for member in ("mixture", "popularity", "sequential"):
-            world.fused.score(contexts, np.zeros((rows, k), np.int32), member=member)
+            world.fused.score(contexts, np.zeros((rows, k), np.int32), component=member)
     assert [len(kernel.signatures) for kernel in kernels] == [1] * len(kernels)
 
 

@@ -150,7 +150,7 @@ def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
     log = pairs.log
     held_out = log.fold == 0
     tensors = fit_parameter_sets(pairs, {-1: held_out}, lambda _: None)
-    rows = np.flatnonzero(log.possible & (log.target.time >= 70 * DAY))
+    rows = np.flatnonzero(log.is_label & (log.target.time >= 70 * DAY))
     contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
     user, metadata = log.target.user[rows], METADATA | {"n_source": str(pairs.n_source)}
     asked = LabelledContexts(contexts, contexts.labels, user, held_out[user])

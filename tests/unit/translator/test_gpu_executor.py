@@ -92,7 +92,7 @@ def test_every_member_scores_alike(world):
     contexts = make_contexts(world, 70, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
     for member in BUILTIN_LAYOUT.components:
-        found, expected = (module.score(contexts, every, member=member) for module in (world.gpu, world.reference))
+        found, expected = (module.score(contexts, every, component=member) for module in (world.gpu, world.reference))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5)
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)

@@ -127,10 +127,10 @@ def judged(*, exclude_consumed: bool) -> SimpleNamespace:
 def test_figures_and_information_count_no_repeat():
     found = judged(exclude_consumed=True)
     assert found.new < 0.8 * found.events
-    assert found.calibrated.figures["all"]["mixture"].events == found.new
+    assert found.calibrated.metrics["all"]["mixture"].events == found.new
     assert found.calibrated.information.later_events <= found.new
     every = judged(exclude_consumed=False)
-    assert every.calibrated.figures["all"]["mixture"].events == every.events
+    assert every.calibrated.metrics["all"]["mixture"].events == every.events
 
 
 def test_popularity_does_not_recognise_what_the_user_chose_before():
@@ -156,12 +156,12 @@ def test_a_log_without_repeats_has_the_same_parameters():
 def test_of_many_events_some_are_measured_and_the_error_of_that_is_told(monkeypatch):
     """What is learned does not change, and the figures of the draw lie within a few of its standard errors."""
     every = judged(exclude_consumed=True).calibrated
-    whole = every.figures["all"]["mixture"]
+    whole = every.metrics["all"]["mixture"]
     monkeypatch.setattr("scalr_prod.translator.trainer.MAX_MEASURED_EVENTS", whole.events // 3)
     some = judged(exclude_consumed=True).calibrated
-    drawn = some.figures["all"]["mixture"]
+    drawn = some.metrics["all"]["mixture"]
     assert drawn.events == whole.events // 3
-    assert drawn.events == some.figures["cold"]["mixture"].events + some.figures["warm"]["mixture"].events
+    assert drawn.events == some.metrics["cold"]["mixture"].events + some.metrics["warm"]["mixture"].events
     assert all(torch.equal(some.tables[name], table) for name, table in every.tables.items())
     assert 0 < abs(drawn.nll - whole.nll) < 4 * drawn.nll_se
     assert drawn.nll_se == pytest.approx(whole.nll_se * 3**0.5, rel=0.3)

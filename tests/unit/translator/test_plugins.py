@@ -141,7 +141,7 @@ def test_it_is_weighed_beside_ours_and_draws_are_the_same_in_any_batch(theirs, s
     whole = world.module.sample(contexts, 5)
     for rows in np.arange(64).reshape(8, 8):
         equal(world.module.sample(contexts.take(rows), 5), whole.take(rows))
-    alone = world.module.sample(contexts, 5, member=NAME)
+    alone = world.module.sample(contexts, 5, component=NAME)
     assert (alone.items != whole.items).any()
 
 

@@ -33,11 +33,11 @@ def features(fitted: dict, time: torch.Tensor, dtype: torch.dtype = torch.float3
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_popularity_is_exact_at_any_time(pairs, dtype):
-    held = pairs.without(pairs.log.fold == 0)
+    held = pairs.without_users(pairs.log.fold == 0)
     fitted = popularity.fit(held, 8)  # few marks, so that many events lie between two of them
     target = pairs.log.target
     counts = (
-        pairs.log.possible
+        pairs.log.is_label
         & (pairs.log.fold[target.user] != 0)
         & (target.time < pairs.until)
         & (pairs.target_index[target.item] >= 0)

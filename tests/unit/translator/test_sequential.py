@@ -259,12 +259,12 @@ def test_learning_leaves_torch_s_compiler_alone():
     program = """
 import sys
 import torch
-from scalr_prod.translator.estimators.lazy_adamw import Learner
-learner = Learner({"slope": torch.ones(4)}, {"table": torch.ones(5, 4)}, steps=2, rate=1e-2, decay=0.1)
+from scalr_prod.translator.estimators.lazy_adamw import LazyAdamW
+learner = LazyAdamW({"slope": torch.ones(4)}, {"table": torch.ones(5, 4)}, steps=2, rate=1e-2, decay=0.1)
 for _ in range(2):
-    values, (place,) = learner.tables["table"].take(torch.tensor([1, 2]))
-    learner.step((values[place] @ learner.whole["slope"]).square().mean())
-assert (learner.learnt()["slope"] < 1).all(), "it learned"
+    values, (place,) = learner.tables["table"].gather(torch.tensor([1, 2]))
+    learner.step((values[place] @ learner.dense["slope"]).square().mean())
+assert (learner.final_parameters()["slope"] < 1).all(), "it learned"
 print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._inductor"}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

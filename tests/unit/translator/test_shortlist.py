@@ -64,7 +64,7 @@ def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tup
 
 
 def test_blocks_hold_every_item_once(world):
-    order, lists = world.lists.order.numpy(), world.lists
+    order, lists = world.lists.item_order.numpy(), world.lists
     assert (lists.size, lists.blocks) == (SIZE, 8)
     np.testing.assert_array_equal(np.sort(order), np.arange(ITEMS))
     for block in np.split(order, range(SIZE, ITEMS, SIZE)):
@@ -203,7 +203,7 @@ def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_
     weights = {member: of_each | {"other": 1.0} for member, of_each in mixture.calibration.items()}
     other = replace(other, calibration=weights, parameters=mixture.parameters | {"other": {}})
     lists = shortlist.ShortlistIndex.from_mixture(other, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
-    assert torch.equal(lists.item_order, world.lists.order)
+    assert torch.equal(lists.item_order, world.lists.item_order)
 
 
 def test_without_products_blocks_are_of_items_that_are_as_popular(world):

@@ -125,14 +125,14 @@ def test_decayed_counts_of_weighted_events_are_sums():
 
 
 def test_rows_are_asked_of_in_proportion(contradicted, log):
-    rows = np.flatnonzero(contradicted.possible)
-    some = contradicted.in_proportion(rows, 100 * DAY, seed=0)
+    rows = np.flatnonzero(contradicted.is_label)
+    some = contradicted.sample_by_weight(rows, 100 * DAY, seed=0)
     weight = contradicted.label_weights(100 * DAY)
     assert set(rows[weight[rows] == 1]) <= set(some)
     light = (weight[some] < 1).sum() / (weight[rows] < 1).sum()
     assert light == pytest.approx(LIGHT, abs=0.015)
-    everything = np.flatnonzero(log.possible)
-    assert log.in_proportion(everything, 100 * DAY, seed=0) is everything
+    everything = np.flatnonzero(log.is_label)
+    assert log.sample_by_weight(everything, 100 * DAY, seed=0) is everything
 
 
 def test_the_states_of_a_batch_are_there(contradicted):
