@@ -81,8 +81,8 @@ def test_histories_are_read_alike(world, length):
         estimator, parameters = mixture.estimators[name], mixture.parameters[name]
         found, expected = encoders.USER_ENCODERS[estimator](parameters, batch), estimator.user(parameters, batch)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
-    told = encoders.compute_traits(mixture.tastes, batch)
-    torch.testing.assert_close(told, TORCH_BACKEND.raw_traits(mixture.tastes, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
+    told = encoders.compute_traits(mixture.traits, batch)
+    torch.testing.assert_close(told, TORCH_BACKEND.raw_traits(mixture.traits, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize(

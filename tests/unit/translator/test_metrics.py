@@ -91,8 +91,8 @@ def test_the_curve_is_how_often_a_pair_came_by_how_probable_it_was(group):
         if p > 0
     ]
     classes = sorted({place for place, _, _ in pairs})
-    assert len(group.found.curve) == len(classes) > 10
-    for found, place in zip(group.found.curve, classes, strict=True):
+    assert len(group.found.calibration_curve) == len(classes) > 10
+    for found, place in zip(group.found.calibration_curve, classes, strict=True):
         inside = [(p, came) for where, p, came in pairs if where == place]
         facts = found.to_json()
         # A probability on the border of two classes may be rounded into either.
@@ -100,7 +100,7 @@ def test_the_curve_is_how_often_a_pair_came_by_how_probable_it_was(group):
         assert facts["predicted"] == pytest.approx(np.mean([p for p, _ in inside]), rel=0.01)
         assert facts["events"] == pytest.approx(sum(came for _, came in inside), abs=1)
         assert facts["observed"] == facts["events"] / facts["pairs"]
-    assert sum(found.events for found in group.found.curve) == len(group.usable)
+    assert sum(found.events for found in group.found.calibration_curve) == len(group.usable)
 
 
 def test_the_error_by_chance_is_that_of_the_true_distribution(world):

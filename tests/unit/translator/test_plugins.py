@@ -167,7 +167,7 @@ def test_a_version_trained_before_loads_where_there_is_another_estimator_of_ours
     former = world.module.parameter_set(-1).calibration
     ours = ("newest", *rooms.BUILTIN_ESTIMATORS)
     for room in (rooms, layouts):
-        monkeypatch.setattr(room, "SCORED", ours)
+        monkeypatch.setattr(room, "BUILTIN_ESTIMATORS", ours)
     module = TranslatorModule(world.tensors, world.metadata)
     found = module.parameter_set(-1).calibration
     assert {member: {name: found[member][name] for name in row} for member, row in former.items()} == former

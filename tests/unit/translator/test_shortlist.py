@@ -65,7 +65,7 @@ def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tup
 
 def test_blocks_hold_every_item_once(world):
     order, lists = world.lists.item_order.numpy(), world.lists
-    assert (lists.size, lists.blocks) == (SIZE, 8)
+    assert (lists.block_size, lists.n_blocks) == (SIZE, 8)
     np.testing.assert_array_equal(np.sort(order), np.arange(ITEMS))
     for block in np.split(order, range(SIZE, ITEMS, SIZE)):
         assert (np.diff(block) > 0).all()
@@ -185,13 +185,13 @@ def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
     contexts = make_contexts(world, 40, seed=10)
     contexts = replace(contexts, event_time=np.full(40, world.pairs.first_seen[2] + 1), fold=np.full(40, -1, np.int32))
     mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
-    lists = world.lists.chosen(
-        mixture, mixture.summary(batch, ("popularity", "mixture")), SampleRequest(1, 1.0, 0.0, "mixture", 80)
+    lists = world.lists.select(
+        mixture, mixture.encode(batch, ("popularity", "mixture")), SampleRequest(1, 1.0, 0.0, "mixture", 80)
     )
     seen = world.lists._eligible(batch.eligible) > 0
     assert torch.equal(lists.blocks, seen)
     assert 0 < seen.sum() < seen.numel()
-    assert (lists.share["mixture"] == 1).all()
+    assert (lists.catalogue_share["mixture"] == 1).all()
 
 
 def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_cut(world):
