@@ -106,7 +106,7 @@ def test_a_commit_whose_answer_is_lost_is_told_from_one_that_failed(tmp_path, mo
             broken.setattr(Lake, "has_commit", unreadable)
         with pytest.raises(error, match="nothing was written" if step == "before" else "may have landed") as caught:
             publish(project.settings, spec.run_id)
-        assert "repeat the command" in caught.value.next_step
+        assert "run the command again" in caught.value.next_step
     report = publish(project.settings, spec.run_id)
     assert report.outcome == ("recovered" if step == "after" else "published")
     assert len(project.view()) == report.rows == 200
