@@ -114,7 +114,7 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
 def test_a_run_whose_translator_is_not_the_recorded_one_fails(project, change):
     spec = project.run()
     with Ledger.open(project.settings) as ledger, ledger._write_session() as session:
-        row = session.get(ModelVersionRow, (ledger._own(session), "translator", spec.translator_version))
+        row = session.get(ModelVersionRow, (ledger._ensure_project_id(session), "translator", spec.translator_version))
         if change is None:
             session.delete(row)
         for name, value in (change or {}).items():
