@@ -251,7 +251,9 @@ def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
     lake, table = project.lake, Table.SOURCE_EVENTS
     version, kept = lake.version(table), lake.read(table)
     corrected = Correction(first.start, 1, 0).to_json()
-    lake.replace_where(table, kept.slice(1), "true", key="corrected", record=corrected, notes={CORRECTION_APP_ID: version + 1})
+    lake.replace_where(
+        table, kept.slice(1), "true", key="corrected", record=corrected, app_transactions={CORRECTION_APP_ID: version + 1}
+    )
     report = rollback_run(project.settings, second.run_id)
     assert (report.restored, report.not_restored) == ({}, [first.run_id])
     assert rows(project).empty
