@@ -239,7 +239,7 @@ def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(s
     erase_users(settings, ["u7"])
     ensure_retrained_in_time(settings, 1)
     late = settings.with_sections(forgetting={"grace_days": 0})
-    with pytest.raises(TranslatorError, match="1 users who have been forgotten"):
+    with pytest.raises(TranslatorError, match="1 users who were erased"):
         ensure_retrained_in_time(late, 1)
     ensure_retrained_in_time(late, 2)  # one that was trained since
     erase_users(settings, ["nobody at all"])
