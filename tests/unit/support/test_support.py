@@ -174,6 +174,7 @@ def test_a_function_of_feasts_is_instrumented_once_and_checks_what_it_did(tmp_pa
 
     kept = tmp_path / "kept"
     monkeypatch.setattr(instrumented, "FOLDER", kept)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # where it is set nothing is kept
     path, name = tmp_path / "of_tests.py", "feast.of_tests"
     text = (
         "from typeguard import typechecked\n@typechecked\nclass Row:\n    def __init__(self, n: int):\n"
