@@ -118,7 +118,7 @@ def die(*_args, **_options):
 if point == "before the verdict is written":
     gate.write_json = die
 elif point == "before the ledger is told":
-    Ledger.set_stage = die
+    Ledger.set_state = die
 gate.validate_run(load_settings(config), run_id)
 """
 
