@@ -13,7 +13,8 @@ the moment it becomes visible, ``seen = greatest(event, created)``:
 
 An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
 dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. With a fixed K, rows
-created after K are left out; if T sets no limit, ``seen`` is the event time.
+created after K are left out; if T does not limit the creation time, ``seen`` is the event time. Training sets ask for strictly earlier
+features: they pass the label's time less 1 µs (`training_set.feature_join`).
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Spine:
 
 
 def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] = ()) -> pa.Schema:
-    """Return the spine's columns, the first columns of a training set; ``marks`` are flags of users in an experiment."""
+    """Return the spine's columns, the first columns of a training set; ``flags`` mark users in an experiment."""
     import pyarrow as pa
 
     schema = pa.schema(

@@ -108,7 +108,7 @@ class TranslatorModule(torch.nn.Module):
 
     @cached_property
     def _fused(self) -> FusedExecutor | OnGpu | None:
-        """The fused execution, where available: on a CPU with a working numba, on a GPU with a working Triton."""
+        """The compiled execution, where available: numba on a CPU, the Triton language (not the server) on a GPU."""
         if self._reference:
             return None
         sets = tuple(self._sets.values())
@@ -244,15 +244,15 @@ class TranslatorModule(torch.nn.Module):
         unsure = np.zeros(len(contexts), dtype=bool)
         lists = self._lists if shortlist is not None and shortlist < self.n_target else None
         fused = self._fused if lists is None else self._listed
-        race = SampleRequest(k, temperature, min_lift, component, None if lists is None else max(shortlist or 1, k))
+        request = SampleRequest(k, temperature, min_lift, component, None if lists is None else max(shortlist or 1, k))
 
         def draw(rows: NDArray[np.int64], mixture: Mixture, dtype: torch.dtype = torch.float32) -> None:
             part = contexts.take(rows)
             batch = ContextBatch.from_contexts(part, self.first_seen)
             if dtype == torch.float32 and fused is not None and fused.supports(mixture, component, k):
-                drawn = fused.draw(race, mixture, part, batch)
+                drawn = fused.draw(request, mixture, part, batch)
             else:
-                drawn = sample_topk(race, mixture, part, batch, self._numbers, dtype, lists)
+                drawn = sample_topk(request, mixture, part, batch, self._numbers, dtype, lists)
             items[rows] = _padded(drawn.items, k, NO_ITEM)
             probabilities[rows], prior[rows] = _padded(drawn.probabilities, k, 0), _padded(drawn.prior, k, 0)
             unsure[rows] = drawn.needs_float64.cpu().numpy()

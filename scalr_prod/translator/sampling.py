@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gumbel top-k sampling with float64 tie resolution.
+"""Gumbel top-k sampling with float64 tie resolution: the reference, and the fallback of the compiled passes in `kernels`.
 
-Every eligible item has the key P^(1 / T) / E, with E from `noise`; the items with the k largest keys are the draws, in that order. Keys
+`TranslatorModule.sample` uses the compiled passes where they run; both draw the same items.
+
+Every eligible item has the key P^(1 / T) / E, with E from `counter_rng`; the items with the k largest keys are the draws, in that order. Keys
 are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the best are
-closer than that, the keys of the best are computed again in float64. Where that cannot decide (the bound reaches beyond the best, or a
-probability and its limit are too close), the row is unsure and must be drawn in float64 as a whole.
+closer than that, the keys of the best are computed again in float64. If an item beyond the best could
+still win, or a probability is too close to ``min_lift``, the row is marked `Draws.needs_float64` and drawn again in float64 as a whole.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def sample_topk(
         mixture: The parameter set.
         contexts: B of them.
         batch: The same contexts as tensors.
-        item_words: int32 [N], the items' words for `noise`.
+        item_words: int32 [N], hash words of the items' ids for `counter_rng`.
         dtype: float32, or float64, with which no row is unsure.
         shortlists: Shortlists, where the draw uses them.
     """
@@ -140,17 +142,17 @@ def _keys(p: torch.Tensor, variates: torch.Tensor, temperature: float) -> torch.
     return p / (variates if temperature == 1 else variates.pow_(temperature))
 
 
-def _underflowed(race: SampleRequest, best: torch.Tensor, p: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
+def _underflowed(request: SampleRequest, best: torch.Tensor, p: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
     """Mark rows where a probability too small for float32 may have mattered: bool [B]."""
-    floor = _TINY_KEY if race.temperature <= 1 else torch.inf
-    lost = best[:, : race.k][:, -1] <= floor
+    floor = _TINY_KEY if request.temperature <= 1 else torch.inf
+    lost = best[:, : request.k][:, -1] <= floor
     rows = lost.nonzero()[:, 0]
     lost[rows] = (~batch.take(rows).ineligible_mask(p.shape[1]) & (p[rows] < _TINY)).any(1)
     return lost
 
 
 def _settle(
-    race: SampleRequest,
+    request: SampleRequest,
     mixture: Mixture,
     summary: EncodedBatch,
     p: torch.Tensor,
@@ -165,16 +167,16 @@ def _settle(
     """
     best, chosen = ranking
     depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
-    off = 1.01 * (mixture.rounding_bound(summary, race.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
+    off = 1.01 * (mixture.rounding_bound(summary, request.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
     least, most = best * (1 - off), best * (1 + off)
     reach = torch.where(best > 0, most, -1.0).flip(1).cummax(1).values.flip(1)  # of this and all that follow
-    close = (reach[:, 1:] >= least[:, :-1])[:, : race.k].any(1)
+    close = (reach[:, 1:] >= least[:, :-1])[:, : request.k].any(1)
     rows = close.nonzero()[:, 0]
     if len(rows):
-        order = float64_order(race, mixture, summary, rows, (chosen[rows], best[rows] > 0), words, numbers)
+        order = float64_order(request, mixture, summary, rows, (chosen[rows], best[rows] > 0), words, numbers)
         chosen[rows] = chosen[rows].gather(1, order)
-    others = best[:, -1] * (1 + 1.01 * (mixture.rounding_bound(summary, race.component)[:, 0] + _ALL_STEPS))
-    beyond = (others >= least[:, : race.k].amin(1)) & (best[:, -1] > 0)
+    others = best[:, -1] * (1 + 1.01 * (mixture.rounding_bound(summary, request.component)[:, 0] + _ALL_STEPS))
+    beyond = (others >= least[:, : request.k].amin(1)) & (best[:, -1] > 0)
     return beyond & (best.shape[1] < len(numbers))
 
 
@@ -196,7 +198,7 @@ def float64_order(
         rows: int64 [R]. Rows to sort.
         candidates: int64 [R, C] items, and bool [R, C], whether each is present.
         words: Words of the contexts' keys, see `counter_rng.key_words`.
-        item_words: The items' words.
+        item_words: Hash words of the items' ids.
     """
     items, there = candidates
     logits = mixture.logits(encoded.take(rows), request.component, items)

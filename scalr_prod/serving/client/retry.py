@@ -133,7 +133,7 @@ class ThroughputEstimate:
         self.row_s = max(seconds / max(rows, 1), self.row_s / _MAX_GROWTH)
 
     def rows_per_request(self, max_rows: int) -> int:
-        """Return how many contexts can be answered well within the deadline: 1 to ``most``."""
+        """Return how many contexts can be answered well within the deadline: 1 to ``max_rows``."""
         if self.row_s * max_rows <= self.deadline_s * _DEADLINE_SHARE:
             return max_rows
         return max(1, int(self.deadline_s * _DEADLINE_SHARE / self.row_s))
