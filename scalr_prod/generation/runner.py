@@ -178,7 +178,7 @@ def _report_path(settings: Settings, run_id: str) -> Path:
 
 
 def _finished_report(settings: Settings, spec: RunSpec, *, verify_files: bool) -> GenerationReport | None:
-    """The report of an earlier call; with ``whole``, of one whose candidates are all there and whole."""
+    """The report of an earlier call; with ``verify_files``, None unless every candidate file is complete."""
     try:
         content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
         partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])

@@ -56,7 +56,7 @@ class Correction:
 
 
 def corrections_since(lake: Lake, table: Table, version: int, *, opened: DeltaTable | None = None) -> list[Correction]:
-    """List the replacements in an events table after a version, oldest first; ``now``: the table, if already open."""
+    """List the replacements in an events table after a version, oldest first; ``opened``: the table, if already open."""
     if opened is None and lake.exists(table):
         opened = lake.open_table(table)
     latest = None if opened is None else opened.transaction_version(CORRECTION_APP_ID)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what a stage makes is there."""
+"""Whether each stage's output exists: for status and dry runs; a stage itself decides what to skip."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class StageReport(Protocol):
 
 
 def _not_in_a_pipeline(_: PipelineContext) -> PipelineContext:
-    raise ScalrError("no runner executes this stage", where="job", next_step="execute it through walk()")
+    raise ScalrError("this stage needs a runner", where="pipeline", next_step="call execute_stages()")
 
 
 @dataclass

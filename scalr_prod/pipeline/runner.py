@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways over the graph."""
+"""Runner: executes stages of the graph in order."""
 
 from __future__ import annotations
 

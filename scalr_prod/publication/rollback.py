@@ -129,7 +129,7 @@ def _owned_regions(publication: Publication, published: Sequence[Publication], v
 def _rows_before(
     region: ViewRegion, publication: Publication, published: Sequence[Publication], excluded: set[str]
 ) -> Iterator[RegionRows]:
-    """Yield the rows of a region before a publication, without the runs in ``out``."""
+    """Yield the rows of a region before a publication, without the runs in ``excluded``."""
     earlier = [other for other in published if _is_live_at(other, publication.base_version)]
     rest = [region]
     for other in sorted(earlier, key=lambda other: other.delta_version or 0, reverse=True):

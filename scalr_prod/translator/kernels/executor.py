@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU execution of sampling and scoring: one pass over blocks of items per group of contexts, with BLAS products and `block` kernels."""
+"""CPU execution of sampling and scoring: one pass over blocks of items per group of contexts, with BLAS products and `item_block` kernels."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class FusedExecutor:
 
     Args:
         popularity_tensors: The tensors of `popularity.fit`.
-        numbers: int32 [N], the items' words for `noise`.
+        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
         size: Items per block; None: `ITEMS_PER_BLOCK`.
     """
 

@@ -33,7 +33,7 @@ class ShortlistExecutor(FusedExecutor):
 
     Args:
         popularity_tensors: The tensors of `popularity.fit`.
-        numbers: int32 [N], the items' words for `noise`.
+        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
         lists: The blocks of items.
     """
 

@@ -85,7 +85,7 @@ class GpuExecutor:
 
     Args:
         popularity_tensors: The tensors of `popularity.fit`.
-        numbers: int32 [N], the items' words for `noise`.
+        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
     """
 
     def __init__(self, popularity_tensors: dict[str, torch.Tensor], numbers: torch.Tensor) -> None:

@@ -34,7 +34,7 @@ def build_executor(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_see
 
     Args:
         mixtures: The parameter sets.
-        numbers: int32 [N], the items' words for `noise`.
+        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
         first_seen: int64 [N], ascending. Time at which each target item was first seen, microseconds.
         n_source: Number of source items; their indices are 1 … n_source.
 
