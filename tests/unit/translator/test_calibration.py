@@ -139,7 +139,7 @@ def test_answers_count_for_the_contexts_they_were_given_in(world):
     """What is learned from answers dealt out anew explains the true ones no better than popularity does; what they teach does."""
     labels = drawn_by(world, mixing(TRUE))
     dealt = np.random.default_rng(3).permutation(labels)
-    allowed = (world.contexts.excluded() != dealt[:, None]).all(1)  # some are dealt to users who had the item
+    allowed = (world.contexts.exclude_matrix() != dealt[:, None]).all(1)  # some are dealt to users who had the item
     true, other = calibrated(world, labels), calibrated(world, np.where(allowed, dealt, -1))
     popularity = world.nll(true, labels, "popularity")
     assert world.nll(true, labels) < popularity - 0.1

@@ -180,7 +180,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from scalr_prod.translator.kernels.gpu import gpu_executor, sampling_kernel
 
-constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True, rows=sampling_kernel.CONTEXTS_PER_TILE, items=sampling_kernel.ITEMS_PER_BLOCK, each=sampling_kernel.ITEMS_PER_KEY)
+constants = dict(width=256, log_width=32, with_frequency=True, with_keys=True)
+constants |= dict(rows=sampling_kernel.CONTEXTS_PER_TILE, items=sampling_kernel.ITEMS_PER_BLOCK, each=sampling_kernel.ITEMS_PER_KEY)
 constants |= dict(depth=gpu_executor._DEPTH, precision=gpu_executor._PRECISION)
 known = dict.fromkeys(("tile_first", "tile_rows", "eligible", "special", "low", "high", "numbers"), "*i32")
 known |= dict.fromkeys(("mass_out", "prior_mass_out"), "*fp64") | dict.fromkeys(("n_items", "blocks_each"), "i32")

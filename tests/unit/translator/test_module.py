@@ -309,7 +309,7 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks
         sys.meta_path.insert(0, Refuse())
         import numpy as np
         from scalr_prod.translator.data.contexts import Contexts
-        from scalr_prod.translator.module import DESCRIPTION, TranslatorModule
+        from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
         contexts = Contexts(
             np.ones((2, 3), np.int32), np.zeros((2, 3), np.float32), np.full(2, 2**59), np.full(2, 2**60),
             np.array([-1, 0], np.int32), np.arange(2), np.empty((2, 0), np.int32),
@@ -352,7 +352,7 @@ def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch
         raise RuntimeError("no such processor")
 
     monkeypatch.setattr(self_test.FusedExecutor, "draw", fail)
-    monkeypatch.setattr(self_test.cache, "empty", lambda: tries.append("emptied"))
+    monkeypatch.setattr(self_test.compile_cache, "clear", lambda: tries.append("emptied"))
     module_file._warn_not_compiled.cache_clear()
     contexts, expected = make_contexts(world, 20), world.modules["reference"].sample(make_contexts(world, 20), 3)
     for _ in range(2):
