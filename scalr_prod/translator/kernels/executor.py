@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU execution of sampling and scoring: one pass over blocks of items per group of contexts, with BLAS products and `item_block` kernels."""
+"""CPU execution of sampling and scoring: one pass over blocks of items per group of contexts, by BLAS and `item_block`."""
 
 from __future__ import annotations
 
