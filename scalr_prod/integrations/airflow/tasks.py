@@ -163,7 +163,7 @@ def _window(call: Mapping[str, Any]) -> dict[str, Any]:
     settings = _load_window_settings(call, *map(datetime.fromisoformat, call["window"]))
     if window := _not_generated(settings):
         return window
-    return _window_payload(_run_stages(call, settings, "generate", "validate", "publish").run())
+    return _window_payload(_run_stages(call, settings, "generate", "validate", "publish").require_spec())
 
 
 def _translator(call: Mapping[str, Any]) -> dict[str, Any]:
