@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from scalr_prod.config import Settings
+    from scalr_prod.pipeline import PipelineContext
     from scalr_prod.project import Project
 
 __all__ = ["COMMAND_VARIABLE", "TASKS", "run_task", "run_task_in_subprocess"]
@@ -110,8 +111,8 @@ def _last_json_object(text: str) -> dict[str, Any]:
     return {}
 
 
-def _run_stages(call: Mapping[str, Any], settings: Settings, *names: str, **options: Any) -> Any:
-    """Run stages, after the light stages that they need; return the job."""
+def _run_stages(call: Mapping[str, Any], settings: Settings, *names: str, **options: Any) -> PipelineContext:
+    """Run stages, after the light stages that they need; return their context."""
     from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
 
     run_id = call.get("run_id")
@@ -150,7 +151,7 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
     job = _run_stages(call, settings, stage)
-    report = job.reports.get(stage)
+    report: Any = job.reports.get(stage)
     done = {"run_id": job.run_id, **(report.to_json() if report else {})}
     if stage == "late":
         published = [*([job.spec] if job.spec else []), *(report.published if report else [])]
