@@ -128,7 +128,7 @@ class PluginGroup:
                 raise self.error(
                     f"the {self.kind} {name} has no {kind} {signature}",
                     where=self.setting,
-                    next_step=f"give it all parts of {protocol.__module__}.{protocol.__name__}: see docs/plugins.md",
+                    next_step=f"give it all parts of {protocol.__module__}.{protocol.__name__}: see docs/guides/plugins.md",
                 )
 
     def _others(self) -> Mapping[str, tuple[str, ...]]:

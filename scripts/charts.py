@@ -19,7 +19,7 @@ RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
 #: Told apart by the colour-blind, each at least 3 : 1 against white.
 BAR, AIM, INK = "#4d7fb5", "#c9660f", "#333333"
 WIDTH = 300
-#: Aims of docs/figures.md that no benchmark writes down, as times of the limit's.
+#: Aims of docs/reference/figures.md that no benchmark writes down, as times of the limit's.
 JOIN, COMMIT = 1.5, 3
 MILLION = "1000000 items"
 

@@ -98,7 +98,7 @@ def main() -> None:
         "reference/commands.md": commands(),
         "reference/errors.md": found_errors(),
         "adr/index.md": decisions(),
-        "settings.md": render_reference(),
+        "reference/settings.md": render_reference(),
     }
     for name, text in made.items():
         path = DOCS / name

@@ -95,7 +95,7 @@ def effective_settings(settings: Settings) -> list[EffectiveSetting]:
 
 
 def render_reference() -> str:
-    """Render docs/settings.md: a table for each section."""
+    """Render docs/reference/settings.md: a table for each section."""
     sections: dict[str, list[SettingKey]] = {}
     for key in list_setting_keys():
         sections.setdefault(key.section, []).append(key)

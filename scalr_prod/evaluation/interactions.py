@@ -2,7 +2,7 @@
 """Interface of downstream models, and the weighted interactions that they train on.
 
 A custom model is a class with ``fit`` and ``score``. With a ``probability`` method it is evaluated on probabilities as well. See
-docs/evaluation.md for a complete example in under twenty lines.
+docs/guides/evaluation.md for a complete example in under twenty lines.
 """
 
 from __future__ import annotations

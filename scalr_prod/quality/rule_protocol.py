@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Protocol of gate rules: a version, and the rules for a run.
 
-A plug-in gate rule is a class with these two members, named in ``[quality] rules``. docs/plugins.md has a complete example.
+A plug-in gate rule is a class with these two members, named in ``[quality] rules``. docs/guides/plugins.md has a complete example.
 """
 
 from __future__ import annotations

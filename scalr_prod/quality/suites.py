@@ -313,7 +313,7 @@ def _check_names(key: str, value: Any, where: str) -> None:
 
 
 def _bad(where: str, found: str, example: str) -> SettingsError:
-    return SettingsError(found, where=where, next_step=f"write it as: {example}; see docs/quality.md")
+    return SettingsError(found, where=where, next_step=f"write it as: {example}; see docs/guides/quality.md")
 
 
 def _reason(error: Exception) -> str:

@@ -93,7 +93,7 @@ def test_the_tutorial_from_its_first_line_to_its_last(tmp_path):
 def the_page_on_training_sets(folder, environment):
     """On the tutorial's project: its settings added, its commands run, its Python as one program."""
     code = ""
-    for _, _, language, text in blocks_of((ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")):
+    for _, _, language, text in blocks_of((ROOT / "docs" / "guides" / "training-sets.md").read_text(encoding="utf-8")):
         if "features_repo" in text:  # of another repository: tests/unit/features/test_external_features.py has one
             continue
         if language == "toml":

@@ -40,12 +40,12 @@ PAGES = {
 #: Whole pages, or what they have beside commands, that other tests run.
 ELSEWHERE = {
     "docs/tutorial.md": "tests/integration/test_docs.py",
-    "docs/training-sets.md": "tests/integration/test_docs.py",
-    "docs/plugins.md": "tests/unit/core/test_plugins.py",
-    "docs/evaluation.md": "tests/unit/evaluation/test_models.py",
+    "docs/guides/training-sets.md": "tests/integration/test_docs.py",
+    "docs/guides/plugins.md": "tests/unit/core/test_plugins.py",
+    "docs/guides/evaluation.md": "tests/unit/evaluation/test_models.py",
 }
 #: Blocks that name no language, which nothing looks at.
-DRAWINGS = {"README.md": 1, "docs/architecture.md": 1, "docs/reference/errors.md": 1}
+DRAWINGS = {"README.md": 1, "docs/explanation/architecture.md": 1, "docs/reference/errors.md": 1}
 #: Why a block is not run, or not compared.
 NEEDED = {
     "a clone of the repository, and minutes",
@@ -176,7 +176,7 @@ class Page:
         self.blocks, self.folder = BLOCKS[name], folder
         self.names: dict[str, str] = {}
         self.environment = dict(SMALL)
-        {"README.md": readme, "docs/airflow.md": airflow, **OTHERS}.get(name, lambda _: None)(self)
+        {"README.md": readme, "docs/guides/airflow.md": airflow, **OTHERS}.get(name, lambda _: None)(self)
 
     def text(self, block: Block) -> str:
         """With what the page's names stand for."""
@@ -281,12 +281,12 @@ def foreign(page: Page) -> None:
 
 
 OTHERS = {
-    "docs/correct-and-forget.md": corrected,
-    "docs/experiment.md": outcomes,
-    "docs/feast.md": of_another_team,
-    "docs/quality.md": audited,
-    "docs/report.md": reported,
-    "docs/your-data.md": foreign,
+    "docs/guides/correct-and-forget.md": corrected,
+    "docs/guides/experiment.md": outcomes,
+    "docs/guides/feast.md": of_another_team,
+    "docs/guides/quality.md": audited,
+    "docs/guides/report.md": reported,
+    "docs/guides/your-data.md": foreign,
 }
 
 

@@ -99,7 +99,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
         )
     ]
     assert lines == sorted(lines), "each is told when it is known"
-    *shown, verdict = example("docs/evaluation.md")  # of a world where ours helps
+    *shown, verdict = example("docs/guides/evaluation.md")  # of a world where ours helps
     shown = "\n…\n".join(["", *shown, f"{verdict.partition(' helps: ')[0]} …", ""])
     assert difference(shown, "\n".join(caplog.messages)) == ""
     needed = fits.done
@@ -140,7 +140,7 @@ def test_a_verdict_says_what_the_docs_show():
     cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
     report = SimpleNamespace(verdict={"models": [lifts | {"cold": cold}]}, choices={"als": {"helps": True}})
     made_of = "first verdict, with fewer choices tried than in the whole evaluation"
-    assert difference(example("docs/evaluation.md")[-1], f"{made_of}: {_describe_verdict(report, 'als')}") == ""
+    assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {_describe_verdict(report, 'als')}") == ""
 
 
 def _told(report) -> str:

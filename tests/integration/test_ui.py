@@ -54,7 +54,7 @@ def served(reported):
     )
     try:
         line = process.stdout.readline()
-        opened_at, closed = example("docs/ui.md")
+        opened_at, closed = example("docs/guides/ui.md")
         assert difference(opened_at, line) == "", process.stderr.read()
         yield line.split()[0], process
         process.send_signal(signal.SIGINT)

@@ -183,7 +183,7 @@ def test_a_worker_without_credentials_is_named(embedded, database, redis, store,
 
 
 def test_a_restore_from_a_backup_publishes_the_same_view_and_goes_on_alike(embedded, tmp_path):
-    """What docs/runbook.md says to keep: scalr.toml, lake, ledger and models."""
+    """What docs/guides/runbook.md says to keep: scalr.toml, lake, ledger and models."""
     week = {"mode": "causal", "start": TRAINED, "end": TRAINED + timedelta(days=7), "as_of": TRAINED + timedelta(days=7)}
     home = tmp_path / "original"
     shutil.copytree(embedded.parent, home)

@@ -73,7 +73,7 @@ def any_numbers(shown: str) -> str:
 
 
 def example(page: str) -> list[str]:
-    """The lines of a page's only block that another test compares, with `any_numbers`: ``docs/ui.md``."""
+    """The lines of a page's only block that another test compares, with `any_numbers`: ``docs/guides/ui.md``."""
     text = (Path(__file__).resolve().parents[2] / page).read_text(encoding="utf-8")
     (block,) = (block for block in blocks_of(text) if block.without == "compared" and block.reason.endswith(".py"))
     return any_numbers(block.text).splitlines()

@@ -59,7 +59,7 @@ def render_toml(domains: list[DomainSection], name: str) -> str:
     """
     named = "" if name == "scalr.toml" else f" --config {shlex.quote(name)}"
     lines = [
-        "# Written by `scalr init`. Only [domains] is needed; all else has a default: see the README and docs/your-data.md.",
+        "# Written by `scalr init`. Only [domains] is needed; all else has a default: see the README and docs/guides/your-data.md.",
         f"# Look again: scalr doctor --config {shlex.quote(name)}    Go on: scalr ingest{named}, or everything at once: scalr run{named}",
     ]
     for domain in domains:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log reader protocol: one method that streams the rows of a log.
 
-A custom reader is a class with a ``read`` method, named in ``[domains.*] format``. See docs/plugins.md for a complete example.
+A custom reader is a class with a ``read`` method, named in ``[domains.*] format``. See docs/guides/plugins.md for a complete example.
 """
 
 from __future__ import annotations

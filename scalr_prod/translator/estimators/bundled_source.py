@@ -32,7 +32,7 @@ _AVAILABLE: Final = ("numpy", "safetensors", "torch")
 _IMPORTABLE: Final = ("scalr_prod", "scalr_prod.errors", "scalr_prod.translator")
 #: Names that tensors or calibration weights already use.
 _RESERVED: Final = frozenset({"mixture", "popularity", "tastes", "calibration", "first_seen", *FEATURES})
-_SEE_DOCS: Final = "see 'Estimator' in docs/plugins.md"
+_SEE_DOCS: Final = "see 'Estimator' in docs/guides/plugins.md"
 _lock: Final = threading.Lock()
 
 

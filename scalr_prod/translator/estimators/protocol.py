@@ -3,7 +3,7 @@
 
 Your own estimator is a class with the members of `Estimator` or of `ProductEstimator`, in one file. At module level that file may import
 only the standard library, torch, numpy and `scalr_prod.translator`; import other libraries inside ``share`` and ``fit``.
-The file is bundled with every version trained with it. Name the class in ``[translator] estimators``. Example: docs/plugins.md.
+The file is bundled with every version trained with it. Name the class in ``[translator] estimators``. Example: docs/guides/plugins.md.
 """
 
 from __future__ import annotations

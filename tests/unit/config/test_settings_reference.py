@@ -53,7 +53,7 @@ def test_no_section_and_no_domain_key_is_left_out():
 
 def test_the_reference_is_what_is_generated():
     """Write it anew: make docs."""
-    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == render_reference()
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8") == render_reference()
 
 
 def test_a_value_says_where_it_came_from(config, monkeypatch):

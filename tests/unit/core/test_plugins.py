@@ -129,13 +129,13 @@ def test_settings_take_the_place_of_one_that_is_not_there_yet(tmp_path):
 
 
 def test_the_examples_of_the_guide_are_plug_ins(monkeypatch):
-    """Every class of docs/plugins.md meets the protocol of its section."""
+    """Every class of docs/guides/plugins.md meets the protocol of its section."""
     from scalr_prod.evaluation import DownstreamModel
     from scalr_prod.ingest import LogReader
     from scalr_prod.quality import GateRule
     from scalr_prod.translator import Estimator
 
-    text = (Path(__file__).resolve().parents[3] / "docs" / "plugins.md").read_text()
+    text = (Path(__file__).resolve().parents[3] / "docs" / "guides" / "plugins.md").read_text()
     wanted = {"XmlReader": (READERS, LogReader), "HouseRules": (RULES, GateRule)}
     wanted |= {"Popular": (MODELS, DownstreamModel), "Together": (ESTIMATORS, Estimator)}
     monkeypatch.setitem(sys.modules, "guide", guide := ModuleType("guide"))

@@ -12,7 +12,7 @@ import scalr_prod
 from scalr_prod import errors
 
 ROOT = Path(__file__).resolve().parents[3] / "scalr_prod"
-#: What docs/reference/python.md promises, and what docs/plugins.md gives to those who write a plug-in.
+#: What docs/reference/python.md promises, and what docs/guides/plugins.md gives to those who write a plug-in.
 OF_PLUGINS = {"Fitted", "ProductEstimator", "LogarithmEstimator", "Pairs", "Batch", "Knob", "heed_stop", "check_dataset"}
 PUBLIC = {*scalr_prod.__all__, "ReportWritten", *OF_PLUGINS}
 #: Called by a library alone, as it asks for.

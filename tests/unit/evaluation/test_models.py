@@ -221,8 +221,8 @@ class Broken:
 
 
 def test_a_model_of_ones_own(tastes, monkeypatch):
-    """The one that docs/evaluation.md shows."""
-    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    """The one that docs/guides/evaluation.md shows."""
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "evaluation.md").read_text(), re.DOTALL)
     monkeypatch.setitem(sys.modules, "my_models", mine := ModuleType("my_models"))
     exec(shown, vars(mine))  # noqa: S102 - our own page
     mine.Broken = Broken

@@ -110,7 +110,7 @@ class TestKnowledgeTime:
         (said,) = [record.getMessage() for record in caplog.records if "get no value" in record.getMessage()]
         assert said.startswith("power: 3 spine rows"), "not those that nothing had happened to, or too long ago"
         assert "knowledge_time = 'event'" in said
-        (shown,) = example("docs/feast.md")
+        (shown,) = example("docs/guides/feast.md")
         assert difference(shown.replace("loaded", "stored_at"), said) == ""
 
     def test_nothing_is_said_where_nothing_is_withheld(self, store, tmp_path, caplog):

@@ -360,7 +360,7 @@ def test_every_metric_is_on_the_dashboard_or_in_an_alert():
 
 
 def test_the_document_lists_every_metric_and_every_alert():
-    text = (ROOT / "docs/observability.md").read_text()
+    text = (ROOT / "docs/guides/observability.md").read_text()
     documented = dict(re.findall(r"^\| `(scalr_\w+)` \| (\w+) \|", text, flags=re.MULTILINE))
     assert documented == {
         name + ("_total" if metric.kind == "counter" else ""): metric.kind for name, metric in METRICS.items()

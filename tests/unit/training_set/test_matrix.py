@@ -1,4 +1,4 @@
-"""`TrainingSet.matrix` to learn from, `TrainingSet.seen` to filter by, and what the recipes of docs/scoring.md come to."""
+"""`TrainingSet.matrix` to learn from, `TrainingSet.seen` to filter by, and what the recipes of docs/guides/scoring.md come to."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def ndcg(top: np.ndarray, later: list[set[str]], ids: list[str]) -> float:
 @pytest.mark.parametrize("recipe", ["AlternatingLeastSquares", "Embedding"])
 def test_the_recipes_of_the_scoring_page_keep_the_gain(recipe, tmp_path):
     """As the page has them; filtered by what was learned from, as users had done; and on real events alone."""
-    page = blocks_of((ROOT / "docs" / "scoring.md").read_text(encoding="utf-8"))
+    page = blocks_of((ROOT / "docs" / "guides" / "scoring.md").read_text(encoding="utf-8"))
     (code,) = (block.text for block in page if block.language == "python" and f"import {recipe}" in block.text)
     both, later = tastes(tmp_path / "both")
     rows = both.to_arrow()
@@ -167,7 +167,7 @@ def test_the_recipes_of_the_scoring_page_keep_the_gain(recipe, tmp_path):
         known = {"rows": opened, "matrix": opened.matrix(), "seen": opened.seen(), "vocabulary": opened.vocabulary()}
         known["seen"] = known[filtered_by]
         with threadpool_limits(1):
-            exec(compile(code, "docs/scoring.md", "exec"), known)  # noqa: S102 - our own page
+            exec(compile(code, "docs/guides/scoring.md", "exec"), known)  # noqa: S102 - our own page
         top = np.asarray(known["top"])
         had = opened.seen()
         if filtered_by == "seen":
