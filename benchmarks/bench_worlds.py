@@ -30,8 +30,10 @@ from scalr_prod.ingest import ingest
 from scalr_prod.translator.data.event_log import EventLog, data_end, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.trainer import (
+    calibration_slice,
     fit_calibration,
     fit_parameter_sets,
+    fit_shared,
     label_rows_between,
     measure_components,
     time_quantile,
@@ -102,7 +104,8 @@ def _measured(logs: WorldLogs, log: EventLog, settings: Any) -> dict[str, Any]:
     hidden = hash_fold(log.users, 2) == 0
     begin, middle = (time_quantile(log.label_times(), share) for share in (0.8, 0.9))
     end = int(log.target.time.max()) + 1
-    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, with_information=True)
+    (shared,) = fit_shared([calibration_slice(settings, log, begin, middle)])
+    calibrated = fit_calibration(settings, shared, hidden, lambda _: None, with_information=True)
     pairs = TrainingSlice.from_log(log, middle, settings.translator, popularity_until=end)
     tensors = fit_parameter_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
     cold = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), hidden)["cold"]

@@ -12,6 +12,7 @@ may not be negative: a negative weight would compensate another estimator's erro
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -58,27 +59,34 @@ def uncalibrated_tables(layout: CalibrationLayout = BUILTIN_LAYOUT) -> dict[str,
     }
 
 
+@dataclass(frozen=True)
+class CalibrationEvents:
+    """R target events that calibration tables are fitted on.
+
+    Attributes:
+        contexts: [R], strictly before the events, with fold -1.
+        labels: int32 [R]. The events' target indices, none of them excluded. Items not seen before their event are skipped.
+        held_out: bool [R]. Rows of held-out users.
+        fold: int32 [R]. Fold of each row's user; None: no fold gets its own table.
+        weight: float32 [R]. Weight of each event; None: 1 each.
+    """
+
+    contexts: Contexts | LazyContexts
+    labels: NDArray[np.int32]
+    held_out: NDArray[np.bool_]
+    fold: NDArray[np.int32] | None = None
+    weight: NDArray[np.float32] | None = None
+
+
 def calibrate(
-    module: TranslatorModule,
-    contexts: Contexts | LazyContexts,
-    labels: NDArray[np.int32],
-    held_out: NDArray[np.bool_],
-    *,
-    seed: int,
-    fold: NDArray[np.int32] | None = None,
-    weight: NDArray[np.float32] | None = None,
-    workers: WorkerPool = INLINE,
+    module: TranslatorModule, events: CalibrationEvents, *, seed: int, workers: WorkerPool = INLINE
 ) -> dict[str, torch.Tensor]:
     """Fit the calibration tables and the scaling of history traits.
 
     Args:
         module: Its set -1 was fitted on events before the slice, without the held-out users' target events.
-        contexts: [R], strictly before the slice's events, with fold -1.
-        labels: int32 [R]. The events' target indices, none of them excluded. Items not seen before their event are skipped.
-        held_out: bool [R]. Rows of held-out users.
+        events: Of the slice after.
         seed: Seed of the samples.
-        fold: int32 [R]. Fold of each row's user; default: no fold gets its own table.
-        weight: float32 [R]. Weight of each event; None: 1 each.
         workers: Pool that runs the units of work: blocks of rows, then components of tables.
 
     Returns:
@@ -88,10 +96,10 @@ def calibrate(
         no label is eligible.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = _eligible_rows(module, contexts.event_time, labels, generator)
+    rows = _eligible_rows(module, events.contexts.event_time, events.labels, generator)
     if not len(rows):
         return uncalibrated_tables(module.layout)
-    chosen, labels, held_out = contexts.take(rows), labels[rows], held_out[rows]
+    chosen, labels, held_out = events.contexts.take(rows), events.labels[rows], events.held_out[rows]
     traits = history_traits.raw_traits(
         module.parameter_set(-1).traits, ContextBatch.from_contexts(chosen, module.first_seen)
     ).cpu()
@@ -102,12 +110,12 @@ def calibrate(
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
-    counts = None if weight is None else torch.from_numpy(weight[rows])[:, None]
+    counts = None if events.weight is None else torch.from_numpy(events.weight[rows])[:, None]
     evidence = ChoiceData.from_tensors(values, history_traits.standardize_traits(traits, mean, spread), log_q, counts)
     everybody = np.ones(len(rows), bool)
     rows_by_table = {CALIBRATION_TABLES[0]: everybody, CALIBRATION_TABLES[1]: _held_out_or_all(held_out, everybody)}
-    folds = np.full(len(rows), -1) if fold is None else fold[rows]
-    for number in [] if fold is None else np.unique(fold).tolist():
+    folds = np.full(len(rows), -1) if events.fold is None else events.fold[rows]
+    for number in [] if events.fold is None else np.unique(events.fold).tolist():
         others = folds != number
         rows_by_table[fold_table_name(number)] = _held_out_or_all(held_out & others, others)
     tables = _fit_tables(module, evidence, rows_by_table, workers)

@@ -154,7 +154,7 @@ def _refit_recipe(
     ) + training_budget.estimate_training_work(pairs, 1)
     with track("comparison", show=progress, total=work, unit="") as done:
         earlier, full = fit_shared([before, pairs], pool, done)
-        calibrated = fit_calibration(settings, log, held_out, middle, until, done, pool, shared=earlier)
+        calibrated = fit_calibration(settings, earlier, held_out, done, pool)
         nobody = np.zeros(len(log.users), dtype=bool)
         tensors = fit_parameter_sets(pairs, {-1: nobody}, done, pool, shared=full) | calibrated.tables
     return TranslatorModule(tensors, weights_metadata(settings, pairs, 0)), pairs

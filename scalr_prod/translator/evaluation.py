@@ -95,7 +95,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         track("evaluation", show=progress, total=work, unit="") as done,
     ):
         earlier, later = fit_shared([earlier_slice, later_slice], pool, done)
-        calibrated = fit_calibration(settings, log, cold, begin, middle, done, pool, shared=earlier)
+        calibrated = fit_calibration(settings, earlier, cold, done, pool)
         pairs = later.pairs
         tensors = fit_parameter_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
         test = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), cold, pool)

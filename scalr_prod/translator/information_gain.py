@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.module import TranslatorModule
 
@@ -205,7 +205,7 @@ def _cross_fitted(
         contexts, labels = asked.contexts, np.where(np.isin(asked.user, measured.user[chosen]), -1, asked.labels)
         if np.count_nonzero(~chosen) >= MIN_HELD_OUT_EVENTS:
             contexts, labels = measured.contexts, np.where(chosen, -1, measured.labels)
-        tables = calibrate(module, contexts, labels, np.zeros(len(labels), dtype=bool), seed=seed)
+        tables = calibrate(module, CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool)), seed=seed)
         calibrated = with_tables(tables)
         mine = measured.take(chosen)
         # Others of the same half, since the weights have been fitted to histories of the other half.

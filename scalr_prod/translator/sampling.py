@@ -12,7 +12,7 @@ probability is too close to ``min_lift``, the row is marked `Draws.needs_float64
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
@@ -21,13 +21,24 @@ from scalr_prod.translator.data.contexts import NO_ITEM
 from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.sample_request import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
-__all__ = ["EXTRA_CANDIDATES", "Draws", "float64_order", "is_near_min_lift", "rescale_to_catalogue", "sample_topk"]
+__all__ = [
+    "EXTRA_CANDIDATES",
+    "CandidateScores",
+    "Draws",
+    "float64_order",
+    "is_near_min_lift",
+    "rescale_to_catalogue",
+    "sample_topk",
+]
 
 #: Candidates beyond the k + 1 best that are compared again in float64.
 EXTRA_CANDIDATES: Final = 7
@@ -55,6 +66,20 @@ class Draws:
     probabilities: torch.Tensor
     prior: torch.Tensor
     needs_float64: torch.Tensor
+
+
+class CandidateScores(NamedTuple):
+    """Probabilities of C given candidates for each of B contexts.
+
+    Attributes:
+        probabilities: float32 [B, C]. 0 where the candidate is ineligible.
+        prior: float32 [B, C].
+        is_inexact: bool [B]. Contexts to score again by the reference.
+    """
+
+    probabilities: NDArray[np.float32]
+    prior: NDArray[np.float32]
+    is_inexact: NDArray[np.bool_]
 
 
 def sample_topk(

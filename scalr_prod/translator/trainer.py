@@ -17,7 +17,7 @@ from scalr_prod.core.memory import release_memory
 from scalr_prod.errors import ScalrError, TranslatorError
 from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.translator import training_budget
-from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.data import history_traits
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice, contexts_and_labels
@@ -238,7 +238,7 @@ def _prefixed(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -> TrainingSlice:
-    """Build the slice that `fit_calibration` fits its parameter set on.
+    """Build the slice before ``begin``, for `fit_calibration` on ``[begin, end)``.
 
     Raises:
         TranslatorError: Too little to learn from.
@@ -249,46 +249,44 @@ def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -
 
 def fit_calibration(
     settings: Settings,
-    log: EventLog,
+    shared: SharedParameters,
     held_out: NDArray[np.bool_],
-    begin: int,
-    end: int,
     on_progress: Callable[[float], None],
     workers: WorkerPool = INLINE,
     *,
-    shared: SharedParameters | None = None,
     with_information: bool = False,
 ) -> FittedCalibration:
-    """Fit one set before ``begin`` without the held-out users' target events, and its calibration on ``[begin, end)``.
+    """Fit one set on a slice without the held-out users' target events, and its calibration on the slice after it.
 
     The held-out users come from all folds: their events can weight every fold's set, each without the fold's own users.
-    With ``informed``, also measure what the held-out users' source histories say. ``shared`` is the result of `fit_shared` for the
-    `calibration_slice`; by default it is fitted here.
+
+    Args:
+        settings: The project's settings.
+        shared: Result of `fit_shared` for a `calibration_slice`.
+        held_out: bool [U].
+        on_progress: See `fit_parameter_sets`.
+        workers: Pool that runs the units.
+        with_information: Also measure what the held-out users' source histories say.
 
     Raises:
         TranslatorError: One of the two slices is empty.
     """
-    pairs = shared.pairs if shared else calibration_slice(settings, log, begin, end)
+    pairs = shared.pairs
+    log, begin, end = pairs.log, pairs.until, pairs.popularity_until
     tensors = fit_parameter_sets(pairs, {-1: held_out}, on_progress, workers, shared=shared)
     rows = label_rows_between(log, begin, end)
     contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
     user = log.target.user[rows]
     layout, metadata = CalibrationLayout.from_estimators(settings.translator.estimators), weights_metadata(settings, pairs, 0)
-    counted, seed = log.label_weights(end), settings.translator.seed
+    weights, seed = log.label_weights(end), settings.translator.seed
+    events = CalibrationEvents(
+        contexts, contexts.labels, held_out[user], log.fold[user], None if weights is None else weights[rows]
+    )
 
     def tables_on(device: str) -> dict[str, torch.Tensor]:
         module = TranslatorModule(tensors | uncalibrated_tables(layout), metadata, device)
         release_memory()
-        return calibrate(
-            module,
-            contexts,
-            contexts.labels,
-            held_out[user],
-            seed=seed,
-            fold=log.fold[user],
-            weight=None if counted is None else counted[rows],
-            workers=workers,
-        )
+        return calibrate(module, events, seed=seed, workers=workers)
 
     tables = with_cpu_fallback(pairs.device, tables_on)
     figures = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)

@@ -148,9 +148,7 @@ def _train(
     ) + training_budget.estimate_training_work(pairs, folds + 1)
     with track("translator", show=progress, total=work, unit="") as done:
         earlier, whole = fit_shared([before, pairs], side_by_side, done)
-        calibrated = fit_calibration(
-            settings, log, log.sample_users(folds), begin, everything, done, side_by_side, shared=earlier, with_information=True
-        )
+        calibrated = fit_calibration(settings, earlier, log.sample_users(folds), done, side_by_side, with_information=True)
         del earlier
         release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}

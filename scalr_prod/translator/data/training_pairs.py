@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -56,6 +56,20 @@ class VocabularyCoverage:
     def is_complete(self) -> bool:
         """Whether the vocabulary holds every item."""
         return self.kept == self.items
+
+
+class PopularityEvents(NamedTuple):
+    """The M target events that popularity counts.
+
+    Attributes:
+        item: int32 [M]. Vocabulary indices.
+        time: int64 [M]. Microseconds since the epoch.
+        weight: float32 [M]. Weight of each event; None: 1 each.
+    """
+
+    item: NDArray[np.int32]
+    time: NDArray[np.int64]
+    weight: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -191,13 +205,13 @@ class TrainingSlice:
         weights = self.log.label_weights(self.until)
         return None if weights is None else weights[rows]
 
-    def popularity_events(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]:
-        """Return (vocabulary index, time, weight) of every target event that popularity counts, labels included; weight None: 1 each."""
+    def popularity_events(self) -> PopularityEvents:
+        """Return every target event that popularity counts, labels included."""
         events, gains = self.log.target, self.log.weight_gains
         index = self.target_index[events.item]
         counts = (events.time < self.popularity_until) & (index >= 0) & ~self.held_out[events.user]
         counts &= self.log.is_label if gains is None else gains > 0
-        return index[counts], events.time[counts], None if gains is None else gains[counts]
+        return PopularityEvents(index[counts], events.time[counts], None if gains is None else gains[counts])
 
     def source_matrix(self, users: slice = _ALL) -> Any:
         """Return which users had which source items. The matrix of all users is large for a long log.

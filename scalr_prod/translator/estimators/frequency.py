@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
@@ -88,15 +88,29 @@ def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) 
     return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
 
 
-def history_weights(parameters: Parameters, batch: ContextBatch, dtype: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the items of each history that count, int64 [B, H], their weights [B, H], and the weight of popularity [B, 1]."""
+class HistoryWeights(NamedTuple):
+    """How much each item of B histories counts.
+
+    Attributes:
+        items: int64 [B, H]. The last items of each history; 0 is padding.
+        weight: [B, H]. Their weights; 0 for padding.
+        rest: [B, 1]. Weight of popularity.
+    """
+
+    items: torch.Tensor
+    weight: torch.Tensor
+    rest: torch.Tensor
+
+
+def history_weights(parameters: Parameters, batch: ContextBatch, dtype: Any) -> HistoryWeights:
+    """Weight the last items of each history, the latest most."""
     history = batch.items[:, -DEPTH:]
     steps = torch.arange(history.shape[1] - 1, -1, -1, dtype=dtype, device=history.device)
     weight = torch.where(history > 0, DECAY**steps, 0.0)
     total = weight.sum(1, keepdim=True)
     weight = weight / total.clamp(min=torch.finfo(dtype).tiny)
     rest = (weight * parameters["rest"][history].to(dtype)).sum(1, keepdim=True) + (total == 0)
-    return history, weight, rest
+    return HistoryWeights(history, weight, rest)
 
 
 def largest(parameters: Parameters, log_prior: torch.Tensor) -> torch.Tensor:

@@ -119,8 +119,7 @@ def fit(pairs: TrainingSlice, snapshots: int = SNAPSHOTS) -> Parameters:
 
 def choose_instants(pairs: TrainingSlice, max_instants: int) -> torch.Tensor:
     """Choose times with equally many events between neighbours, the last at the end of the data: int64 [G], ascending."""
-    _, time, _ = pairs.popularity_events()
-    time = np.sort(time)
+    time = np.sort(pairs.popularity_events().time)
     count = int(np.clip(_MAX_NUMBERS // pairs.n_target, 8, max_instants))
     inner = time[(np.arange(count - 1) * len(time)) // (count - 1)] if len(time) else time
     return torch.from_numpy(np.unique(np.append(inner, pairs.popularity_until)))

@@ -114,10 +114,9 @@ def train_step(
     loss = sampled_softmax.sampled_softmax_loss(
         state,
         vectors,
-        own,
+        sampled_softmax.Labels(own, offset[to_device(label, device)]),
         Negatives(others, to_device(drawn.log_expected, device)),
-        label_offset=offset[to_device(label, device)],
-        drawn_offsets=offset[to_device(drawn.items, device)][None],
+        offset[to_device(drawn.items, device)][None],
     )
     learner.step(loss)
     return loss.detach()

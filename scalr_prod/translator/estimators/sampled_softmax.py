@@ -14,12 +14,29 @@ from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 if TYPE_CHECKING:
     from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
 
-__all__ = ["Negatives", "reference_loss", "sampled_softmax_loss"]
+__all__ = ["Labels", "Negatives", "reference_loss", "sampled_softmax_loss"]
 
 #: Negatives per batch.
 NEGATIVES_PER_BATCH: Final = 1024
 #: Choices per block: their logits fit the processor's cache.
 _ROWS: Final = 128
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The items chosen in a batch.
+
+    Attributes:
+        items: int64 [P]. Rows of the items' vectors.
+        offset: float32 [P]. Offset of each label's logit.
+        offset_row: int64 [P]. Row of the negatives' offsets for each label; None: the first.
+        weight: float32 [P]. Weight of each label, 1 on average; None: 1.
+    """
+
+    items: torch.Tensor
+    offset: torch.Tensor
+    offset_row: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,74 +59,46 @@ class Negatives:
 
 
 def sampled_softmax_loss(
-    state: torch.Tensor,
-    vectors: torch.Tensor,
-    label: torch.Tensor,
-    negatives: Negatives,
-    *,
-    label_offset: torch.Tensor,
-    drawn_offsets: torch.Tensor,
-    offset_row: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
+    state: torch.Tensor, vectors: torch.Tensor, labels: Labels, negatives: Negatives, drawn_offsets: torch.Tensor
 ) -> torch.Tensor:
     """Compute the mean -log P(label), where log P is state · vector + offset up to a constant.
 
     Args:
         state: float32 [P, d].
         vectors: float32 [N, d].
-        label: int64 [P].
+        labels: P of them.
         negatives: M drawn items.
-        label_offset: float32 [P]. Offset of each label.
         drawn_offsets: float32 [K, M]. Offsets of the drawn items at K times.
-        offset_row: int64 [P]. Row of ``drawn_offsets`` for each label; None: the first.
-        weight: float32 [P]. Weight of each label, 1 on average; None: 1.
 
     Returns:
         float32, a scalar.
     """
     compiled = load_kernels() if state.device.type == "cpu" else None
     if compiled is None:
-        return reference_loss(
-            state,
-            vectors,
-            label,
-            negatives,
-            label_offset=label_offset,
-            drawn_offsets=drawn_offsets,
-            offset_row=offset_row,
-            weight=weight,
-        )
-    positive = (state * functional.embedding(label, vectors)).sum(1) + label_offset
+        return reference_loss(state, vectors, labels, negatives, drawn_offsets)
+    positive = (state * functional.embedding(labels.items, vectors)).sum(1) + labels.offset
     drawn = functional.embedding(negatives.items, vectors)
-    weights = torch.full((len(label),), 1 / max(len(label), 1)) if weight is None else weight / max(len(label), 1)
-    rows = torch.zeros(len(label), dtype=torch.int64) if offset_row is None else offset_row
-    total: torch.Tensor = _Loss.apply(state, drawn, positive, drawn_offsets, (label, negatives, rows, weights, compiled))
+    number = max(len(state), 1)
+    weights = torch.full((len(state),), 1 / number) if labels.weight is None else labels.weight / number
+    rows = torch.zeros(len(state), dtype=torch.int64) if labels.offset_row is None else labels.offset_row
+    total: torch.Tensor = _Loss.apply(state, drawn, positive, drawn_offsets, (labels.items, negatives, rows, weights, compiled))
     return total
 
 
 def reference_loss(
-    state: torch.Tensor,
-    vectors: torch.Tensor,
-    label: torch.Tensor,
-    negatives: Negatives,
-    *,
-    label_offset: torch.Tensor,
-    drawn_offsets: torch.Tensor,
-    offset_row: torch.Tensor | None = None,
-    weight: torch.Tensor | None = None,
+    state: torch.Tensor, vectors: torch.Tensor, labels: Labels, negatives: Negatives, drawn_offsets: torch.Tensor
 ) -> torch.Tensor:
     """Compute `sampled_softmax_loss` by tensor operations: the reference for the compiled code, and the fallback without it."""
-    positive = (state * functional.embedding(label, vectors)).sum(1, keepdim=True) + label_offset[:, None]
-    logits = state @ functional.embedding(negatives.items, vectors).T + (
-        drawn_offsets if offset_row is None else drawn_offsets[offset_row]
-    )
-    logits = (logits - negatives.log_expected).masked_fill(negatives.items == label[:, None], -torch.inf)
+    positive = (state * functional.embedding(labels.items, vectors)).sum(1, keepdim=True) + labels.offset[:, None]
+    offsets = drawn_offsets if labels.offset_row is None else drawn_offsets[labels.offset_row]
+    logits = state @ functional.embedding(negatives.items, vectors).T + offsets - negatives.log_expected
+    logits = logits.masked_fill(negatives.items == labels.items[:, None], -torch.inf)
     losses = torch.cat([positive, logits], 1).logsumexp(1) - positive[:, 0]
-    return (losses if weight is None else losses * weight).mean()
+    return (losses if labels.weight is None else losses * labels.weight).mean()
 
 
 class _Loss(torch.autograd.Function):
-    """Σ weight × -log P(label) and its gradient, by `kernels.choices`.
+    """Σ weight × -log P(label) and its gradient, by `kernels.softmax`.
 
     Tensor operations pass over all logits a dozen times, and keep a copy for each pass. Here each block of choices goes through loss and
     gradient while it is in the cache, and its logits are then discarded.

@@ -84,12 +84,9 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
             loss = sampled_softmax.sampled_softmax_loss(
                 state,
                 target,
-                label,
+                sampled_softmax.Labels(label, offsets.table[here.item, moment], moment, here.weight),
                 Negatives(others, to_device(drawn.log_expected, pairs.device)),
-                label_offset=offsets.table[here.item, moment],
-                drawn_offsets=offsets.table[to_device(drawn.items, pairs.device)].T.contiguous(),
-                offset_row=moment,
-                weight=here.weight,
+                offsets.table[to_device(drawn.items, pairs.device)].T.contiguous(),
             )
             learner.step(loss)
     return learner.final_parameters()

@@ -14,7 +14,14 @@ from scalr_prod.translator.data.contexts import NO_ITEM
 from scalr_prod.translator.estimators import frequency, has_log_score, has_product_score, popularity
 from scalr_prod.translator.kernels import encoders, item_block
 from scalr_prod.translator.mixture import EncoderBackend
-from scalr_prod.translator.sampling import EXTRA_CANDIDATES, Draws, float64_order, is_near_min_lift, rescale_to_catalogue
+from scalr_prod.translator.sampling import (
+    EXTRA_CANDIDATES,
+    CandidateScores,
+    Draws,
+    float64_order,
+    is_near_min_lift,
+    rescale_to_catalogue,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,11 +161,10 @@ class FusedExecutor:
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: ContextBatch, candidates: NDArray[np.int32], member: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Compute P and the prior P of candidates, int32 [B, C]; 0 if ineligible. The batch must be in the order of ``event_time``.
+    ) -> CandidateScores:
+        """Compute P and the prior P of candidates, int32 [B, C]. The batch must be in the order of ``event_time``.
 
-        Returns:
-            Two float32 arrays [B, C]; bool [B], where so much is excluded that the prior is inexact.
+        The prior is inexact where much of its mass is excluded.
         """
         summary = mixture.encode(batch, tuple(dict.fromkeys(("popularity", member))), _COMPILED)
         outputs = (np.ascontiguousarray(self._places(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
@@ -167,7 +173,7 @@ class FusedExecutor:
         p, q = found.probabilities(*outputs[1:])
         there = torch.from_numpy(outputs[1]) > -torch.inf
         p, q = (torch.where(there, x, 0) for x in (p, q))
-        return p.numpy(), q.numpy(), found.is_prior_inexact & there.any(1).numpy()
+        return CandidateScores(p.numpy(), q.numpy(), found.is_prior_inexact & there.any(1).numpy())
 
     def _settle(
         self,

@@ -9,7 +9,13 @@ import pytest
 import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, fold_table_name, uncalibrated_tables
+from scalr_prod.translator.calibration import (
+    CALIBRATION_TABLES,
+    CalibrationEvents,
+    calibrate,
+    fold_table_name,
+    uncalibrated_tables,
+)
 from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data import history_traits
@@ -87,7 +93,7 @@ def drawn_by(world: World, calibration: dict[str, torch.Tensor], seed: int = 5) 
 
 def calibrated(world: World, labels: np.ndarray) -> dict[str, torch.Tensor]:
     nobody = np.zeros(len(labels), bool)
-    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, nobody, seed=0)
+    found = calibrate(world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, labels, nobody), seed=0)
     assert torch.equal(*(found[name] for name in CALIBRATION_TABLES)), "with too few held-out rows both tables are one"
     return found
 
@@ -130,7 +136,9 @@ def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(worl
     labels = drawn_by(world, mixing(weights))
     some = np.random.default_rng(0).permutation(len(labels))[:events]
     nobody = np.zeros(len(some), bool)
-    found = calibrate(world.module(uncalibrated_tables()), world.contexts.take(some), labels[some], nobody, seed=0)
+    found = calibrate(
+        world.module(uncalibrated_tables()), CalibrationEvents(world.contexts.take(some), labels[some], nobody), seed=0
+    )
     fresh = drawn_by(world, mixing(weights), seed=6)
     assert world.nll(found, fresh) < world.nll(found, fresh, "popularity") + (0.02 if events is None else 0.06)
 
@@ -150,10 +158,14 @@ def test_too_few_held_out_users_share_the_table_of_all(world):
     labels = drawn_by(world, mixing(TRUE))
     few = np.zeros(len(labels), bool)
     few[:40] = True
-    found = calibrate(world.module(uncalibrated_tables()), world.contexts.take(np.arange(60)), labels[:60], few[:60], seed=0)
+    found = calibrate(
+        world.module(uncalibrated_tables()),
+        CalibrationEvents(world.contexts.take(np.arange(60)), labels[:60], few[:60]),
+        seed=0,
+    )
     assert torch.equal(*(found[name] for name in CALIBRATION_TABLES))
     many = np.arange(len(labels)) % 2 == 0
-    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, many, seed=0)
+    found = calibrate(world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, labels, many), seed=0)
     assert not torch.equal(*(found[name] for name in CALIBRATION_TABLES))
 
 
@@ -173,7 +185,9 @@ def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
     theirs = fold == 0
     other[theirs] = labels[theirs] // 2  # of two items, the one with the lower index was there no later
     ours, others = (
-        calibrate(world.module(uncalibrated_tables()), world.contexts, answers, held_out == 1, seed=0, fold=fold)
+        calibrate(
+            world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, answers, held_out == 1, fold=fold), seed=0
+        )
         for answers in (labels, other)
     )
     assert torch.equal(ours[fold_table_name(0)], others[fold_table_name(0)])
@@ -185,12 +199,16 @@ def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
 def test_where_no_one_else_was_held_out_a_fold_is_weighed_by_what_all_others_did(world):
     labels = drawn_by(world, mixing(TRUE))
     fold = (np.arange(len(labels)) % 2).astype(np.int32)
-    found = calibrate(world.module(uncalibrated_tables()), world.contexts, labels, fold == 0, seed=0, fold=fold)
+    found = calibrate(
+        world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, labels, fold == 0, fold=fold), seed=0
+    )
     others = fold == 1
     everybody = np.zeros(others.sum(), bool)
     assert torch.equal(found[fold_table_name(1)], found[CALIBRATION_TABLES[1]]), "the held-out users are all of the other fold"
     assert not torch.equal(found[fold_table_name(0)], found[CALIBRATION_TABLES[0]])
-    alone = calibrate(world.module(uncalibrated_tables()), world.contexts.take(others), labels[others], everybody, seed=0)
+    alone = calibrate(
+        world.module(uncalibrated_tables()), CalibrationEvents(world.contexts.take(others), labels[others], everybody), seed=0
+    )
     # The draws for the normaliser are others, so that the weights differ a little.
     torch.testing.assert_close(found[fold_table_name(0)][:, :5], alone[CALIBRATION_TABLES[0]][:, :5], rtol=0.1, atol=0.05)
 

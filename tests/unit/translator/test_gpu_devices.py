@@ -11,7 +11,7 @@ from support.card import CARD, Card
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import devices, training_device
-from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
 from scalr_prod.translator.estimators import attention, device_self_test, sequential
 from scalr_prod.translator.information_gain import LabelledContexts, measure_information
@@ -158,7 +158,7 @@ def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
 
     def told(device: str) -> tuple[dict[str, torch.Tensor], float, float]:
         module = TranslatorModule(tensors | uncalibrated_tables(), metadata, device)
-        tables = calibrate(module, contexts, contexts.labels, held_out[user], seed=0, fold=log.fold[user])
+        tables = calibrate(module, CalibrationEvents(contexts, contexts.labels, held_out[user], fold=log.fold[user]), seed=0)
         assert all(table.device.type == "cpu" for table in tables.values())
         calibrated = TranslatorModule(tensors | tables, metadata, device)
         figures = measure(calibrated, taken, contexts.labels, {"all": np.ones(len(rows), bool)})["all"]["mixture"]

@@ -12,7 +12,7 @@ from benchmarks.worlds import World
 from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings
 from scalr_prod.translator.data.contexts import Contexts
 from scalr_prod.translator.information_gain import InformationGain, swap_histories
-from scalr_prod.translator.trainer import fit_calibration, time_quantile
+from scalr_prod.translator.trainer import calibration_slice, fit_calibration, fit_shared, time_quantile
 
 LEAN = {"estimators": ("popularity", "frequency", "linear")}
 
@@ -57,7 +57,8 @@ def information(world: World, **options) -> InformationGain:
     )
     log = world.make().log(length=20, folds=3)
     begin, end = time_quantile(log.label_times(), 0.9), int(log.target.time.max()) + 1
-    return fit_calibration(settings, log, log.fold == 0, begin, end, lambda _: None, with_information=True).information
+    (shared,) = fit_shared([calibration_slice(settings, log, begin, end)])
+    return fit_calibration(settings, shared, log.fold == 0, lambda _: None, with_information=True).information
 
 
 @pytest.mark.slow

@@ -21,8 +21,10 @@ from scalr_prod.translator.data.event_log import EventLog
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.trainer import (
+    calibration_slice,
     fit_calibration,
     fit_parameter_sets,
+    fit_shared,
     label_rows_between,
     measure_components,
     time_quantile,
@@ -106,7 +108,8 @@ def judged(*, exclude_consumed: bool) -> SimpleNamespace:
     log, new = (logs.log(length=5, folds=3, exclude_consumed=excluded) for excluded in (exclude_consumed, True))
     begin, middle, end = (time_quantile(new.label_times(), share) for share in (0.6, 0.8, 1.0))
     hidden = log.fold == 0
-    calibrated = fit_calibration(settings, log, hidden, begin, middle, lambda _: None, with_information=True)
+    (shared,) = fit_shared([calibration_slice(settings, log, begin, middle)])
+    calibrated = fit_calibration(settings, shared, hidden, lambda _: None, with_information=True)
     pairs = TrainingSlice.from_log(log, middle, options, popularity_until=end)
     tensors = fit_parameter_sets(pairs, {-1: hidden}, lambda _: None) | calibrated.tables
     figures = measure_components(settings, new, pairs, tensors, label_rows_between(new, middle, end), hidden)["all"][

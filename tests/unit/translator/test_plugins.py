@@ -20,7 +20,7 @@ from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.translator import calibration_table as layouts
 from scalr_prod.translator import estimators as rooms
-from scalr_prod.translator.calibration import CALIBRATION_TABLES, calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration import CALIBRATION_TABLES, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT, CalibrationLayout
 from scalr_prod.translator.data.contexts import ALL_USERS
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
@@ -124,7 +124,7 @@ def trained(estimators=("popularity", "linear", NAME)) -> SimpleNamespace:
     contexts, labels = contexts_and_labels(
         pairs.log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=ALL_USERS
     )
-    tensors |= calibrate(module, contexts, labels, np.zeros(len(rows), bool), seed=0)
+    tensors |= calibrate(module, CalibrationEvents(contexts, labels, np.zeros(len(rows), bool)), seed=0)
     return SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, module=TranslatorModule(tensors, metadata))
 
 

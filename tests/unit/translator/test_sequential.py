@@ -103,9 +103,9 @@ def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event
     monkeypatch.setattr(pretraining, "LEARNING_RATE", 1e-2)
     kept = {}
 
-    def keep(state, vectors, label, negatives, **offsets):
-        kept.update(state=state.detach(), vectors=vectors.detach().clone(), label=label)
-        return loss(state, vectors, label, negatives, **offsets)
+    def keep(state, vectors, labels, negatives, drawn_offsets):
+        kept.update(state=state.detach(), vectors=vectors.detach().clone(), label=labels.items)
+        return loss(state, vectors, labels, negatives, drawn_offsets)
 
     loss = sampled_softmax.sampled_softmax_loss
     monkeypatch.setattr(sampled_softmax, "sampled_softmax_loss", keep)
@@ -159,7 +159,7 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
     assert sampled_softmax.load_kernels() is not None, "numba is a dependency"
     learnt = [state, vectors, own, others]
     mine, theirs = (
-        loss(state, vectors, label, negatives, label_offset=own, drawn_offsets=others, offset_row=moment, weight=weight)
+        loss(state, vectors, sampled_softmax.Labels(label, own, moment, weight), negatives, others)
         for loss in (sampled_softmax.sampled_softmax_loss, sampled_softmax.reference_loss)
     )
     if not choices:  # a mean of nothing

@@ -9,7 +9,7 @@ import pytest
 import torch
 from translator_world import DAY, METADATA, SETTINGS, make_log
 
-from scalr_prod.translator.calibration import calibrate, uncalibrated_tables
+from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.domain_events import DomainEvents
 from scalr_prod.translator.data.event_log import EventLog
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
@@ -52,7 +52,9 @@ def mass_on_taste(
     contexts, labels = contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
     module = TranslatorModule(tensors | uncalibrated_tables(), METADATA | {"folds": "0", "n_source": str(pairs.n_source)})
     nobody = np.zeros(len(rows), bool)
-    tables = calibrate(module, contexts, labels, nobody, seed=0, weight=None if weight is None else weight[rows])
+    tables = calibrate(
+        module, CalibrationEvents(contexts, labels, nobody, weight=None if weight is None else weight[rows]), seed=0
+    )
     module = TranslatorModule(tensors | tables, METADATA | {"folds": "0", "n_source": str(pairs.n_source)})
     taste_of = np.full(pairs.n_target, -1)
     known = pairs.target_index >= 0

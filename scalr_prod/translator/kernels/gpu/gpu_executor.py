@@ -26,7 +26,7 @@ from scalr_prod.translator.kernels.gpu.segment_lists import (
     table_entries,
     table_mass,
 )
-from scalr_prod.translator.sampling import EXTRA_CANDIDATES, Draws, is_near_min_lift
+from scalr_prod.translator.sampling import EXTRA_CANDIDATES, CandidateScores, Draws, is_near_min_lift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,12 +141,8 @@ class GpuExecutor:
 
     def score(
         self, mixture: Mixture, contexts: Contexts, batch: ContextBatch, candidates: NDArray[np.int32], member: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-        """Compute P and the prior P of candidates, int32 [B, C]; 0 if ineligible. The batch must be in the order of ``event_time``.
-
-        Returns:
-            Two float32 arrays [B, C]; bool [B], all False: no context needs the reference.
-        """
+    ) -> CandidateScores:
+        """Compute P and the prior P of candidates, int32 [B, C]. The batch must be in the order of ``event_time``; none is inexact."""
         summary = mixture.encode(batch, tuple(dict.fromkeys(("popularity", member))))
         words = tuple(word.to(self._device) for word in counter_rng.key_words(contexts.noise_key))
         found = self._pass(mixture, summary, member, contexts, words, 1.0, with_keys=False)
@@ -157,7 +153,7 @@ class GpuExecutor:
         logits = self._exact(mixture, summary, member, named, table_mass(found.lists, named))
         p = _normalise(logits, found.normaliser, there)
         q = _normalise(self._prior(summary, named), found.prior_normaliser, there)
-        return p.cpu().numpy(), q.cpu().numpy(), np.zeros(len(candidates), bool)
+        return CandidateScores(p.cpu().numpy(), q.cpu().numpy(), np.zeros(len(candidates), bool))
 
     def _is_eligible(self, items: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
         """Return which items, int64 [R, C], had been seen before the event: bool [R, C]."""
@@ -195,7 +191,7 @@ class GpuExecutor:
             if has_product_score(estimator):
                 total += weight * scores(estimator, parameters, batch, log_prior, user=summary.user_vectors[name], items=items)
             else:
-                _, _, rest = frequency.history_weights(parameters, batch, torch.float64)
+                rest = frequency.history_weights(parameters, batch, torch.float64).rest
                 likely = rest * log_prior.exp()[items]
                 total += weight * (likely if mass is None else likely + mass).log()
         return total
@@ -230,7 +226,7 @@ class GpuExecutor:
         weight = c.get("frequency", 0.0)
         rest = batch.time.new_zeros((1, 1), dtype=torch.float64)
         if weight:
-            _, _, rest = frequency.history_weights(mixture.parameters["frequency"], batch, torch.float64)
+            rest = frequency.history_weights(mixture.parameters["frequency"], batch, torch.float64).rest
         decay = np.exp2(-(time - time[of_tile])[:, None] / self._half_lives).astype(np.float32)
         weights = summary.feature_weights[member].float().expand(rows, -1).contiguous()
         width, each = -(-self._n_target // ITEMS_PER_KEY), -(-self._n_target // ITEMS_PER_BLOCK)
