@@ -81,9 +81,9 @@ def decisions() -> str:
     lines = [
         "# Decisions",
         "",
-        "Each record is one decision that is in force: the problem, the options with what was measured, the decision, and its consequences.",
-        "Records are in the order of the flow. The last line of a record names the former records that were folded into it. Older commits",
-        "use the former numbers.",
+        "Each record is one decision that is in force: the problem, the options with what was measured, the decision, and its",
+        "consequences. Records are in the order of the flow. The last line of a record names the former records that were folded into",
+        "it. Older commits use the former numbers.",
         "",
         "| decision | rooms |",
         "|---|---|",
