@@ -7,7 +7,7 @@ that is not behind the other beyond chance (95 %, users and items resampled).
 The pairs are categories of Yelp's places (SCALR_TEST_DATA, or ../shared/data beside the checkout; left out where absent) and departments
 of a year of groceries. None is a pair of another benchmark or of the demo. All were named before anything of them was looked at but, of the
 later groceries, the departments' counts. The first six were measured under another rule for λ, which was then changed
-(docs/adr/0075-what-is-known-lowers-the-bar.md); the later six are those that the rule of today is judged by. One thread.
+(docs/adr/0019-synthetic-weight.md); the later six are those that the rule of today is judged by. One thread.
 
 What is measured is written as each pair ends: the later pairs, then the first ones again, by the rule of today. What those came to by the
 rule of then is not measured again, and stays.

@@ -77,17 +77,22 @@ def found_errors() -> str:
 
 
 def decisions() -> str:
-    """Every decision record, in order."""
+    """Every decision record with its rooms, in order of number."""
     lines = [
         "# Decisions",
         "",
-        "Each record says what was decided, what it was chosen over, and what was measured. A later one may replace an earlier one,",
-        "and says so.",
+        "Each record is one decision that is in force: the problem, the options with what was measured, the decision, and its",
+        "consequences. Records are in the order of the flow. The last line of a record names the former records that were folded into",
+        "it. Older commits use the former numbers.",
         "",
+        "| decision | rooms |",
+        "|---|---|",
     ]
     for path in sorted((DOCS / "adr").glob("0*.md")):
-        title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        lines.append(f"- [{title}]({path.name})")
+        text = path.read_text(encoding="utf-8")
+        title = text.splitlines()[0].removeprefix("# ")
+        rooms = re.search(r"^Room: ([^.\n]*(?:\.\w[^.\n]*)*)\.", text, flags=re.MULTILINE)
+        lines.append(f"| [{title}]({path.name}) | {rooms[1] if rooms else ''} |")
     return "\n".join(lines) + "\n"
 
 

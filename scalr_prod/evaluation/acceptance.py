@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acceptance threshold: the significance an arm needs on validation to keep λ > 0.
 
-The threshold is lower for real+scalr if the translator was measured to carry a user signal (docs/adr/0075). That measurement uses other
+The threshold is lower for real+scalr if the translator was measured to carry a user signal (docs/adr/0019). That measurement uses other
 events than validation ranks, so it is additional evidence. It says nothing about a control.
 """
 

@@ -6,7 +6,7 @@ arm with synthetic events (real+scalr and controls alike) λ, model settings, te
 are searched one after the other, and a grid whose best value is on its edge is extended.
 
 Windows follow one another in time, and the users of all windows count: the best temperature varies between seasons by more than one
-window's confidence interval shows (docs/adr/0013).
+window's confidence interval shows (docs/adr/0017).
 
 λ is set to 0 for a segment that ranks worse with synthetic events than with real events alone. It is 0 for all segments if the arm is not
 ahead of real events alone on validation, or is behind the strongest baseline.

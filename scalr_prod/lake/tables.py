@@ -385,7 +385,7 @@ class Lake(TableStore):
 
 
 def _writer_properties() -> WriterProperties:
-    """Return the Parquet writer settings; measured in docs/adr/0004-histories.md."""
+    """Return the Parquet writer settings; measured in docs/adr/0002-delta-lake-for-every-table.md."""
     from deltalake import ColumnProperties, WriterProperties
 
     # A row group is held in memory until it is full. A user's histories repeat one another, so plain values compress far better than

@@ -36,7 +36,7 @@ RecordType = TypeVar("RecordType", bound="DataclassInstance")
 
 
 class RunState(StrEnum):
-    """State of a run. See docs/adr/0010."""
+    """State of a run. See docs/adr/0003."""
 
     PLANNED = "planned"
     GENERATING = "generating"

@@ -14,7 +14,7 @@ from scalr_prod.plugins import MODELS
 
 __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 
-#: Default λ, used where neither a policy nor the settings give one (docs/adr/0078).
+#: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
 _UNMEASURED: Final = 0.03
 
 

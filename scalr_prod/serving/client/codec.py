@@ -114,7 +114,7 @@ def check_request(keys: NDArray[np.int64], expected: NDArray[np.int64], *, where
     """Check that the answer belongs to the request with these keys.
 
     Raises:
-        MalformedResponse: It belongs to another request. A Triton whose model process was paused for a second does this (ADR 0014).
+        MalformedResponse: It belongs to another request. A Triton whose model process was paused for a second does this (ADR 0012).
     """
     if not np.array_equal(keys, expected):
         raise _malformed_error("the answer belongs to another request", where)

@@ -125,7 +125,7 @@ class ServingEnvironment:
             # The stub finds its packages through the first python on the PATH.
             "PATH": os.pathsep.join([str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]),
             "LD_LIBRARY_PATH": os.pathsep.join(str(place) for place in libraries if place and str(place) != "."),
-            # Groups of contexts that the model processes in parallel, each with one torch thread (docs/adr/0008).
+            # Groups of contexts that the model processes in parallel, each with one torch thread (docs/adr/0012).
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "PYTHONDONTWRITEBYTECODE": "1",

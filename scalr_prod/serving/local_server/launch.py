@@ -3,7 +3,7 @@
 
 Triton's control protocols run code: a client that may load a model may send its program along. So a local server has no HTTP, its gRPC
 endpoint is a Unix socket in a folder that only this user can enter, and the control protocols also require a secret. The secret is not
-enough: Triton takes it on the command line, which every user of the machine can read (docs/adr/0015).
+enough: Triton takes it on the command line, which every user of the machine can read (docs/adr/0012).
 """
 
 from __future__ import annotations
