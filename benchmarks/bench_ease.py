@@ -1,8 +1,9 @@
 """EASE (Steck 2019) on Yelp's logs: the strongest simple linear model, on the target domain alone and on both domains at once.
 
-It is no arm of `scalr evaluate`: its matrix has as many cells as pairs of items, which large catalogues do not allow. So this asks, on
-the splits of docs/experiments/lift.md, whether it would have been the stronger baseline. Regularisation, the source domain's weight, and
-for each segment the popularity boost are chosen on the validation split; figures are NDCG@20 of the four test periods. One thread, 2 minutes and 5 GiB a fit.
+It is no arm of `scalr evaluate`: its matrix has as many cells as pairs of items, which large catalogues do not allow. This benchmark
+measures, on the splits of docs/experiments/lift.md, whether it would have been the stronger baseline. Regularisation, the source domain's
+weight, and for each segment the popularity boost are chosen on the validation split; figures are NDCG@20 of the four test periods. One
+thread, 2 minutes and 5 GiB a fit.
 """
 
 from __future__ import annotations
