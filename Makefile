@@ -73,6 +73,7 @@ types: setup
 
 docs: setup ## the site, in build/site; first the pages and charts that are made from code and figures
 	.venv/bin/python scripts/reference.py
+	.venv/bin/python scripts/results.py
 	.venv/bin/python scripts/charts.py
 	.venv/bin/mkdocs build --strict
 

@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def main(names: list[str]) -> None:
         record = {
             "benchmark": name,
             "figures": figures,
+            "date": datetime.now(UTC).date().isoformat(),
             "machine": machine,
             "versions": {part: metadata.version(part) for part in PARTS},
             "seconds": round(time.perf_counter() - started, 1),

@@ -6,71 +6,40 @@ that shows others is exit code 1.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import results
 import vl_convert
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 #: Told apart by the colour-blind, each at least 3 : 1 against white.
 BAR, AIM, INK = "#4d7fb5", "#c9660f", "#333333"
 WIDTH = 300
-#: Aims of docs/reference/figures.md that no benchmark writes down, as times of the limit's.
-JOIN, COMMIT = 1.5, 3
-MILLION = "1000000 items"
 
 Row = dict[str, Any]
 
 
 def beside_limits() -> list[Row]:
     """How fast each part is, as a share of its limit's speed, and which share is aimed at."""
-    limits, catalogue, generation, scoring = (figures(name) for name in ("limits", "catalogue", "generation", "scoring"))
-    join, commit = figures("point_in_time"), figures("data_path")["write_back"]
-    rows = []
-    for items in ("10000 items", "100000 items"):
-        share = min(limits[items][f"{contexts}_of_product"] for contexts in ("long", "short"))
-        rows.append((f"scoring, {items.replace('000 ', ' 000 ')}: matrix product", share, limits["of_product_limit"]))
-    for target, found in named(catalogue).items():
-        rows.append(
-            (f"scoring, 1 000 000 items ({target}): 12 000 items", found[MILLION]["of_items"], catalogue["limits"]["of_items"])
-        )
-    rows.append(("scoring over gRPC: in this process", scoring["ratio_2_in_flight"], scoring["ratio_limit"]))
-    for target, found in named(generation).items():
-        rows.append(
-            (f"generation ({target}): scoring in this process", found["two_processes"]["ratio"], generation["ratio_target"])
-        )
-    rows += [
-        ("point-in-time join: DuckDB's ASOF join", 1 / join["ratio_to_bare_asof"], 1 / JOIN),
-        ("commit to an empty window: write and rename", 1 / commit["new_of_plain"], 1 / COMMIT),
-        ("commit in place of as many rows: the same", 1 / commit["again_of_plain"], 1 / COMMIT),
+    return [
+        {"part": f"{row.part}: {row.beside}", "value": row.share, "aim": row.aim, "text": f"{row.share:.0%}"}
+        for row in results.speeds()
     ]
-    return [{"part": part, "value": share, "aim": aim, "text": f"{share:.0%}"} for part, share, aim in rows]
 
 
 def ten_times(what: str) -> list[Row]:
     """What ten times the events cost each stage: ``cpu_ratio`` or ``memory_ratio``, times that of 1 M source events."""
-    scale = figures("scale")
+    scale = results.figures("scale")
     (ratios,) = scale["ratios"].values()
     aim = scale["limits"][what]
     return [
         {"part": stage.replace("_", " "), "value": found[what], "aim": aim, "text": f"{found[what]:.2f}"}
         for stage, found in ratios.items()
     ]
-
-
-def figures(name: str) -> dict[str, Any]:
-    """What a benchmark measured."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
-    return found
-
-
-def named(found: dict[str, Any]) -> dict[str, Any]:
-    """The measurements of pairs of domains, by the target domain."""
-    return {pair.rsplit(" ", 1)[-1]: figures for pair, figures in found.items() if " to " in pair}
 
 
 def bars(rows: list[Row], title: str, form: str) -> Row:
