@@ -111,10 +111,10 @@ def accepted_run(project):
     (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report}))
     (folder / "run.json").write_text(json.dumps(spec.to_json()))
     ledger = project.ledger
-    ledger.record_model_version(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
-    ledger.begin_run(spec)
+    ledger.models.record(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
+    ledger.runs.begin(spec)
     for state in ("generating", "generated", "validated"):
-        ledger.set_state(spec.run_id, state, cause="test")
+        ledger.runs.set_state(spec.run_id, state, cause="test")
     return spec.run_id, table
 
 

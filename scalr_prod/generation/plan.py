@@ -66,7 +66,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
     """
     spec = resolve_run_spec(settings, version=version)
     with Ledger.open(settings) as ledger:
-        ledger.begin_run(spec, cause=cause)
+        ledger.runs.begin(spec, cause=cause)
     return spec
 
 
@@ -198,7 +198,7 @@ def _choose_version(settings: Settings, version: int | None, limit: datetime) ->
     wanted = settings.generation
     if version is None:
         with Ledger.open(settings) as ledger:
-            fitting = [record.version for record in ledger.model_versions() if record.trained_until <= limit]
+            fitting = [record.version for record in ledger.models.find() if record.trained_until <= limit]
         there = [number for number in fitting if (models_dir(settings) / str(number)).is_dir()]  # upkeep removes old ones
         version = max(there, default=max(fitting, default=None))
     translator = resolve_version(settings, version)

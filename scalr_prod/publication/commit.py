@@ -117,7 +117,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
     from scalr_prod.ledger import Ledger
 
     lake = open_project_lake(settings)
-    with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+    with Ledger.open(settings) as ledger, ledger.leases.hold(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _ensure_audited(ledger, run_id)
         view = lake.open_table(_VIEW)
         _ensure_enabled(lake, view, run_id)
@@ -145,18 +145,19 @@ def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
     from scalr_prod.ledger import Ledger
 
     lake = open_project_lake(settings)
-    with Ledger.open(settings) as ledger, ledger.lease(run_id, wait_s=_LEASE_WAIT_S) as lease:
+    with Ledger.open(settings) as ledger, ledger.leases.hold(run_id, wait_s=_LEASE_WAIT_S) as lease:
         _ensure_audited(ledger, run_id)
         view = lake.open_table(_VIEW)
         _ensure_enabled(lake, view, run_id)
         _confirm_pending(lake, ledger, view, run_id)
         # A pending attempt was not committed: the publication it was to replace may be live.
         last = next(
-            (attempt for attempt in ledger.publications(run_id)[::-1] if attempt.status is not PublicationStatus.PENDING), None
+            (attempt for attempt in ledger.publications.find(run_id)[::-1] if attempt.status is not PublicationStatus.PENDING),
+            None,
         )
         if last is None:
             raise PublicationError(
-                f"the run is {ledger.run(run_id).state.value}: it was never published",
+                f"the run is {ledger.runs.get(run_id).state.value}: it was never published",
                 where=lake.uri(_VIEW),
                 next_step=f"see its state: scalr runs show {run_id}",
             ).add_context(run_id=run_id)
@@ -178,7 +179,7 @@ def _ensure_enabled(lake: Lake, view: DeltaTable, run_id: str) -> None:
 
 
 def _ensure_audited(ledger: Ledger, run_id: str) -> None:
-    state = ledger.run(run_id).state
+    state = ledger.runs.get(run_id).state
     if state is RunState.REJECTED:
         raise PublicationError("the gate rejected this run", where="ledger", next_step=f"see why: scalr validate {run_id}")
     if state not in _PUBLISHABLE:
@@ -189,13 +190,13 @@ def _ensure_audited(ledger: Ledger, run_id: str) -> None:
 
 def _confirm_pending(lake: Lake, ledger: Ledger, view: DeltaTable, run_id: str) -> tuple[Publication | None, str]:
     """Return the run's live publication, or None, after confirming an attempt that was committed but not recorded."""
-    attempts = ledger.publications(run_id)
+    attempts = ledger.publications.find(run_id)
     outcome = "already_published"
     if attempts and attempts[-1].status is PublicationStatus.PENDING:
         last = attempts.pop()
         if view.transaction_version(last.key) is not None:
             version = lake.commit_version(_VIEW, last.key)
-            last = ledger.record_publication(
+            last = ledger.publications.confirm(
                 run_id,
                 attempt=last.attempt,
                 delta_version=view.version() if version is None else version,
@@ -226,7 +227,7 @@ def _is_superseded(lake: Lake, ledger: Ledger, view: DeltaTable, publication: Pu
     if view.version() == publication.delta_version:
         return False
     rows = count_rows_by_run(lake, published_region(publication), opened=view)
-    return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.superseding_publications(publication))
+    return rows.pop(publication.run_id, 0) != publication.rows and bool(rows or ledger.publications.superseding(publication))
 
 
 def _commit_run(
@@ -239,7 +240,7 @@ def _commit_run(
     canary: Canary | None,
     standing: Publication | None,
 ) -> PublicationReport:
-    spec = ledger.run(run_id).spec
+    spec = ledger.runs.get(run_id).spec
     _ensure_not_stale(lake, spec)
     files, rows = accepted_files(settings, run_id)
     ensure_no_erased_ids(settings, run_id, files)
@@ -250,7 +251,7 @@ def _commit_run(
 
     def attempt(version: int) -> tuple[Publication, CommitResult]:
         _ensure_enabled(lake, view, run_id)
-        intent = ledger.record_publication_intent(
+        intent = ledger.publications.record_intent(
             run_id,
             base_version=version,
             rows=rows,
@@ -268,7 +269,7 @@ def _commit_run(
     intent, commit = retry_on_conflict(lake, view, attempt)
     replaced = ", ".join(f"{count} of {name}" for name, count in sorted(intent.replaced.items())) or "nothing"
     audience = "" if canary is None else f" of {100 * canary.share:.3g} % of users"
-    done = ledger.record_publication(
+    done = ledger.publications.confirm(
         run_id,
         attempt=intent.attempt,
         delta_version=commit.version,
@@ -312,11 +313,11 @@ def _remove_run(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last
     not_restored: list[str] = []
     recovered = view.transaction_version(key) is not None
     # Events removed from the log must not return to the view.
-    replaced_runs = {name for record in ledger.publications(run_id) for name in record.replaced} - {run_id}
+    replaced_runs = {name for record in ledger.publications.find(run_id) for name in record.replaced} - {run_id}
     stale = {
         name
         for name in replaced_runs
-        if stale_since(lake, (spec := ledger.run(name).spec).table_versions, spec.as_of) is not None
+        if stale_since(lake, (spec := ledger.runs.get(name).spec).table_versions, spec.as_of) is not None
     }
 
     def attempt(version: int) -> CommitResult:
@@ -344,7 +345,7 @@ def _remove_run(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last
     after = count_rows_by_run(lake, window, version=commit.version) if removed else {}
     restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
     # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
-    later = {record.run_id for record in ledger.superseding_publications(last) if record.status is PublicationStatus.PUBLISHED}
+    later = {record.run_id for record in ledger.publications.superseding(last) if record.status is PublicationStatus.PUBLISHED}
     replaced_by = sorted(later | (others.keys() - {run_id}))
     outcome = "rolled_back" if removed else "replaced"
     cause = f"rollback: {removed} rows in version {commit.version}"
@@ -352,7 +353,7 @@ def _remove_run(lake: Lake, view: DeltaTable, ledger: Ledger, lease: Lease, last
         cause += f"; its window had been published again by {', '.join(replaced_by)}"
     if restored:
         cause += f"; brought back {', '.join(f'{count} of {name}' for name, count in sorted(restored.items()))}"
-    done = ledger.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
+    done = ledger.publications.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
     report = _report(done, outcome, version=commit.version, rows=removed, replaced_by=replaced_by)
     return replace(report, restored=restored, not_restored=not_restored)
 

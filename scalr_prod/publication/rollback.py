@@ -68,7 +68,7 @@ def plan_restore(
     Returns:
         The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
     """
-    published = [record for record in ledger.publications() if record.delta_version is not None]
+    published = [record for record in ledger.publications.find() if record.delta_version is not None]
     excluded = _rolled_back_runs(published) | {publication.run_id} | set(stale_runs)
     replaced_runs = {run for record in published if record.run_id == publication.run_id for run in record.replaced} - {
         publication.run_id
@@ -101,7 +101,7 @@ def plan_restore(
 
 def restore_source_versions(ledger: Ledger, *, since: datetime) -> list[int]:
     """Return the versions of the view that rollbacks of publications since then would restore rows from."""
-    publications = ledger.publications()
+    publications = ledger.publications.find()
     return [
         publication.base_version
         for publication in publications

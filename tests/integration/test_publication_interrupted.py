@@ -26,7 +26,8 @@ KILLED = """
 import os, sys
 from scalr_prod.publication import commit
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger
+from scalr_prod.ledger.leases import LeaseRepository
+from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.config.settings import load_settings
 
 work, point, config, run_id = sys.argv[1:]
@@ -45,15 +46,15 @@ def half(lake, view, files, canary, stay):
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 if point == "before the intent":
-    Ledger.record_publication_intent = die
+    PublicationRepository.record_intent = die
 elif point == "before the commit":
     Lake.replace_window = Lake.delete = die
 elif point == "within the commit":
     commit._rows_to_commit = half
 elif point == "before the confirmation":
-    Ledger.record_publication = Ledger.record_rollback = die
+    PublicationRepository.confirm = PublicationRepository.record_rollback = die
 elif point == "before the lease is given back":
-    Ledger.release_lease = die
+    LeaseRepository.release = die
 getattr(commit, work)(load_settings(config), run_id)
 """
 

@@ -285,7 +285,7 @@ def test_a_run_goes_out_even_where_the_former_rows_are_gone(project):
 
 
 def test_a_rollback_that_died_before_it_could_say_so_is_told_whole(project, monkeypatch):
-    from scalr_prod.ledger import Ledger
+    from scalr_prod.ledger.publications import PublicationRepository
 
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, first.run_id)
@@ -295,7 +295,7 @@ def test_a_rollback_that_died_before_it_could_say_so_is_told_whole(project, monk
         raise CommitFailed("the process was killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "record_rollback", dies)
+        patched.setattr(PublicationRepository, "record_rollback", dies)
         with pytest.raises(CommitFailed, match="killed"):
             rollback_run(project.settings, second.run_id)
     assert rollback_run(project.settings, second.run_id).restored == {first.run_id: 200}

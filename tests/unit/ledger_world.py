@@ -43,10 +43,10 @@ def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = 
                 path[following] = [*path[at], following]
                 waiting.append(following)
     for step in path[state]:
-        ledger.set_state(run_id, step, cause="test")
+        ledger.runs.set_state(run_id, step, cause="test")
 
 
 def validated(ledger: Ledger, seed: int = 0, **changes: object) -> str:
-    run_id = ledger.begin_run(make_spec(seed=seed, **changes)).run_id
+    run_id = ledger.runs.begin(make_spec(seed=seed, **changes)).run_id
     to_state(ledger, run_id, RunState.VALIDATED)
     return run_id

@@ -56,7 +56,7 @@ def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppressed
     _ensure_publication_enabled(lake)
     with SuppressionList.open_for_update(settings) as suppressed, Ledger.open(settings) as ledger:
         _ensure_no_active_run(ledger)
-        runs = {run.run_id for run in ledger.runs()}
+        runs = {run.run_id for run in ledger.runs.find()}
         entries = suppressed.entries(kind)
         known = [
             identifier
@@ -68,7 +68,7 @@ def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppressed
             _record_intent(lake, ledger, suppressed, identifier, kind)
         removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
         _ensure_no_active_run(ledger)
-        if {run.run_id for run in ledger.runs()} - runs:
+        if {run.run_id for run in ledger.runs.find()} - runs:
             raise LeaseHeld(
                 f"a run was started during the erasure and may have read events of these {kind}s",
                 where=ledger.address,
@@ -141,7 +141,7 @@ def _ensure_publication_enabled(lake: Lake) -> None:
 
 
 def _ensure_no_active_run(ledger: Ledger) -> None:
-    held = ledger.active_leases()
+    held = ledger.leases.active()
     if held:
         run_id, owner = next(iter(held.items()))
         raise LeaseHeld(
@@ -160,7 +160,7 @@ def _record_intent(
         return
     # Not of items: a translator that knows one becomes stale, and is prevented from proposing it.
     trained_on = kind == "user" and any(count_rows(lake, table, UserSubjects([identifier])) for table in EVENT_TABLES[kind])
-    versions = tuple(model.version for model in ledger.model_versions()) if trained_on else ()
+    versions = tuple(model.version for model in ledger.models.find()) if trained_on else ()
     suppressed.add(SuppressedId(digest, datetime.now(UTC), versions), kind)
 
 
@@ -227,8 +227,8 @@ def _record_completion(
     subject_count: int,
 ) -> None:
     digest = suppressed.digest(identifier, kind)
-    if digest not in {change.key for change in ledger.history(subject="forgotten")}:
-        ledger.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
+    if digest not in {change.key for change in ledger.changes.find(subject="forgotten")}:
+        ledger.changes.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
     suppressed.mark_done(digest, counts, kind)
 
 
