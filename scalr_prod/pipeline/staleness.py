@@ -107,19 +107,19 @@ def _stale_version_since(settings: Settings, lake: Lake, version: int | None = N
 
 
 def _retraining_reason(settings: Settings) -> dict[str, str]:
-    """That the latest translator learned from users who were forgotten since, where it did."""
+    """Return that the latest translator learned from users who were erased since, if it did."""
     from scalr_prod.translator import load_version
     from scalr_prod.workspace import SuppressionList
 
-    stones = SuppressionList.open(settings)
+    suppressed = SuppressionList.open(settings)
     try:
-        retrain = stones.retraining_deadline(settings, load_version(settings).version) if stones.users else None
+        deadline = suppressed.retraining_deadline(settings, load_version(settings).version) if suppressed.users else None
     except TranslatorNotFound:
         return {}
-    if retrain is None:
+    if deadline is None:
         return {}
-    users, until = retrain
-    return {"translator": f"it learned from {users} forgotten users; runs use it until {until.isoformat(timespec='seconds')}"}
+    until = deadline.at.isoformat(timespec="seconds")
+    return {"translator": f"it learned from {deadline.users} erased users; runs use it until {until}"}
 
 
 def _stale_run_since(lake: Lake, spec: RunSpec) -> datetime | None:

@@ -130,7 +130,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         content = json.loads(gate.read_text())
         content["report"]["files"][0]["sha256"] = file_sha256(file)
         gate.write_text(json.dumps(content))
-        with pytest.raises(PublicationError, match="1 users who were forgotten"):
+        with pytest.raises(PublicationError, match="1 erased users"):
             project.publish(run_id)
         project.forget([person])
         project.publish(run_id)
