@@ -22,7 +22,7 @@ from support.warm import forking
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
+from scalr_prod.ledger import Ledger, RunSpec, RunState, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table, table_schema
@@ -140,13 +140,9 @@ class Handmade:
         held = Holdout.from_settings(self.settings)
         spec = RunSpec.create(
             mode=mode,
-            start=hour(start),
-            end=hour(end),
-            as_of=hour(end if as_of is None else as_of),
+            window=RunWindow(hour(start), hour(end), hour(end if as_of is None else as_of)),
             seed=seed,
-            translator_version=version,
-            translator_sha256="0" * 64,
-            translator_trained_until=until,
+            translator=TranslatorPin(version, "0" * 64, until),
             table_versions=versions,
             settings={"generation": wanted, "histories": {"length": 50}} | (held.to_run_settings() if held else {}),
         )

@@ -25,7 +25,7 @@ from scalr_prod.histories.incremental import (
     sort_new_events,
 )
 from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
-from scalr_prod.lake import Lake, check_domains, commit_record
+from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import open_duckdb, staging_folder
 
@@ -179,7 +179,8 @@ def _build(
         rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
         write = lake.append if added else lake.replace
         try:
-            write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record, opened=current)
+            metadata = CommitMetadata(record)
+            write(table, rows, key=f"{made_from}@{version}", expected_version=version, metadata=metadata, opened=current)
         except CommitFailed:
             # The writer returns the stream's own error only as text.
             if stream.failure is not None:
@@ -310,16 +311,16 @@ def _histories(
     step = max(_ELEMENTS // length, 1)
     for low in range(0, len(rows), step):
         part = rows.slice(low, low + step)
-        count, offsets, positions = chunk.last_known_events(part, length)
+        known = chunk.last_known_events(part, length)
         at = chunk.time_end_of(part) - 1
-        lists = pa.array(offsets, pa.int32())
+        lists = pa.array(known.offsets, pa.int32())
         yield pa.RecordBatch.from_arrays(
             [
                 users.take(pa.array(at)),
                 _instants(chunk.times[at]),
-                pa.ListArray.from_arrays(lists, items.take(pa.array(positions))),
-                pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[positions])),
-                pa.array(count + before[at]),
+                pa.ListArray.from_arrays(lists, items.take(pa.array(known.positions))),
+                pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[known.positions])),
+                pa.array(known.total + before[at]),
                 _instants(chunk.created_times[part.known_rank]),
             ],
             schema=schema,

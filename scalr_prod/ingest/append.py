@@ -138,13 +138,10 @@ class AppendMissing:
         lacking: list[SortedFile] = []
         for piece, until in self._time_ranges():
             there = scan_table(
-                self.lake,
-                self.table,
-                version=opened.version(),
+                opened,
                 where=self.log.lake_filter(),
                 since=piece.first,
                 until=until,
-                opened=opened,
             )
             create_temp_table(
                 self.db, "counted", there, f"SELECT {', '.join(names)}, count(*) AS times FROM loaded GROUP BY ALL"
@@ -197,7 +194,8 @@ class AppendMissing:
     def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
         """Scan the table's rows of the log's domain between the log's first and last event."""
         first, last, own = self.log.first_event, self.log.last_event, combine_filters(self.log.lake_filter(), where)
-        return scan_table(self.lake, self.table, version=version, columns=columns, where=own, since=first, until=last)
+        table = self.lake.open_table(self.table, version=version)
+        return scan_table(table, columns=columns, where=own, since=first, until=last)
 
     def ensure_not_double_counted(self, events: int, difference: str) -> None:
         """Ensure that at most half of the log is already in the lake with other values.
@@ -230,14 +228,11 @@ class AppendMissing:
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM sample"
         ).fetchall()[0]
         around = scan_table(
-            self.lake,
-            self.table,
-            version=opened.version(),
+            opened,
             columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
             where=self.log.lake_filter(),
             since=micros_to_datetime(first) - _MAX_ZONE_SHIFT,
             until=micros_to_datetime(last) + _MAX_ZONE_SHIFT,
-            opened=opened,
         )
         create_temp_table(self.db, "around", around)
         moved = f"(epoch_us(sample.{EVENT_TIMESTAMP}) - epoch_us(around.{EVENT_TIMESTAMP}))"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
@@ -45,7 +46,7 @@ from scalr_prod.schemas import (
 from scalr_prod.workspace import SuppressionList, escape_glob, open_duckdb, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -85,8 +86,6 @@ def ingest(
         CommitFailed: The lake rejected a commit; it is safe to repeat the ingest.
     """
     places = _places(settings, domain)
-    events: dict[str, StagedEvents] = {}
-    items: dict[str, StagedItems | None] = {}
     lake = Lake.open(settings)
     opened = lake.check_ownership(check_domains(settings, lake))
     user_map = IdMapping.from_settings(settings)
@@ -95,17 +94,24 @@ def ingest(
             check_domain_input(settings, place)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
-        for place in places:
-            with track(f"read {place}", show=progress) as count:
-                events[place] = stage_events(settings, place, folder, count=count)
-            items[place] = stage_items(settings, place, folder)
+        staged = _stage(settings, places, folder, progress=progress)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = IngestPipeline(settings, db, lake, opened, events, items, folder, since=replace, user_map=user_map)
-        common = work.count_common_users()
-        work.compare()
-        work.create_tables()
-        reports = {place: work.commit(place, progress=progress) for place in places}
-    return IngestReport(reports, common, work.user_ids.mapping_counts)
+        pipeline = IngestPipeline(settings, db, lake, opened, staged, since=replace, user_map=user_map)
+        common = pipeline.count_common_users()
+        pipeline.compare()
+        pipeline.create_tables()
+        reports = {place: pipeline.commit(place, progress=progress) for place in places}
+    return IngestReport(reports, common, pipeline.user_ids.mapping_counts)
+
+
+def _stage(settings: Settings, places: Sequence[str], folder: Path, *, progress: bool) -> StagedInput:
+    events: dict[str, StagedEvents] = {}
+    items: dict[str, StagedItems | None] = {}
+    for place in places:
+        with track(f"read {place}", show=progress) as count:
+            events[place] = stage_events(settings, place, folder, count=count)
+        items[place] = stage_items(settings, place, folder)
+    return StagedInput(events, items, folder)
 
 
 def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
@@ -117,8 +123,8 @@ def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
     source, target = settings.domains.log_keys("source"), settings.domains.log_keys("target")
     known = {place: (place,) for place in (*source, *target)} | {None: (*source, *target), "source": source}
     if domain not in known:
-        there = ", ".join(str(name) for name in known if name)
-        raise SettingsError(f"there is no domain '{domain}'; there are: {there}", where="domain", next_step="name one of those")
+        names = ", ".join(str(name) for name in known if name)
+        raise SettingsError(f"there is no domain '{domain}'; there are: {names}", where="domain", next_step="name one of those")
     return known[domain]
 
 
@@ -132,6 +138,21 @@ class LogChange(Protocol):
         """Commit the change."""
 
 
+@dataclass(frozen=True)
+class StagedInput:
+    """The input of an ingest, staged as files.
+
+    Attributes:
+        events: The logs, by settings key.
+        items: The item files, by settings key; None without one.
+        folder: Folder for data that does not fit in memory.
+    """
+
+    events: Mapping[str, StagedEvents]
+    items: Mapping[str, StagedItems | None]
+    folder: Path
+
+
 class IngestPipeline:
     """An ingest, after all of its input was staged.
 
@@ -140,9 +161,7 @@ class IngestPipeline:
         db: DuckDB connection.
         lake: The lake.
         opened: Its tables that existed when the ingest began.
-        events: The staged logs, by settings key.
-        items: The staged item files, by settings key; None without one.
-        folder: Folder for data that does not fit in memory.
+        staged: The staged input.
         since: Replace the lake's events from this time on (UTC) by those of the logs; None: add missing rows.
         user_map: Mapping of source users to target users; None: the ids are shared.
 
@@ -156,24 +175,23 @@ class IngestPipeline:
         db: Any,
         lake: Lake,
         opened: Mapping[Table, DeltaTable],
-        events: dict[str, StagedEvents],
-        items: dict[str, StagedItems | None],
-        folder: Path,
+        staged: StagedInput,
         *,
         since: datetime | None = None,
         user_map: IdMapping | None = None,
     ) -> None:
-        self.settings, self.db, self.lake, self.events, self.items, self.folder = settings, db, lake, events, items, folder
+        self.settings, self.db, self.lake = settings, db, lake
+        self.events, self.items, self.folder = staged.events, staged.items, staged.folder
         self.opened = dict(opened)
         self.has_several_sources = settings.domains.has_several_sources
         self.suppressed = SuppressionList.open(settings)
         self.domains_in_lake = tuple(domain for domain in _BOTH if self._known(Table.events(domain)))
         self.places_read = {
-            domain: [place for place in settings.domains.log_keys(domain) if place in events] for domain in _BOTH
+            domain: [place for place in settings.domains.log_keys(domain) if place in self.events] for domain in _BOTH
         }
         kept = next((self._kept(Table.events(domain), USER_ID) for domain in self.domains_in_lake), None)
         self.user_ids = UserIdResolver(
-            {domain: [events[place] for place in self.places_read[domain]] for domain in _BOTH}, kept, user_map
+            {domain: [self.events[place] for place in self.places_read[domain]] for domain in _BOTH}, kept, user_map
         )
         self.user_type = self.user_ids.id_type
         self.item_types, self.log_item_types = self._agree()
@@ -187,7 +205,7 @@ class IngestPipeline:
         self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
         self.since = since
         self.changes: Mapping[str, LogChange] = (
-            {place: plan_append(db, lake, log, settings.domains[place], folder) for place, log in self.logs.items()}
+            {place: plan_append(db, lake, log, settings.domains[place], self.folder) for place, log in self.logs.items()}
             if since is None
             else plan_replacements(settings, db, lake, self.logs, since)
         )
@@ -238,7 +256,7 @@ class IngestPipeline:
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise EmptyInput(
-                "holds only rows of users or items that were forgotten",
+                "holds only rows of erased users or items",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
@@ -298,8 +316,7 @@ class IngestPipeline:
         users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
         users += [f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.places_read[domain]]
         if in_lake:
-            table = Table.events(domain)
-            self.db.register("lake_users", scan_table(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
+            self.db.register("lake_users", scan_table(self.lake.open_table(Table.events(domain)), columns=[USER_ID]))
             users.append(f"SELECT {USER_ID} FROM lake_users")
         self.db.execute(f"CREATE OR REPLACE TEMP TABLE {domain}_users AS {' UNION '.join(users)}")
         self.db.unregister("lake_users")
@@ -406,10 +423,10 @@ class IngestPipeline:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
-        stones = SuppressionList.open(self.settings)
-        if stones.users.keys() != self.suppressed.users.keys() or stones.items.keys() != self.suppressed.items.keys():
+        suppressed = SuppressionList.open(self.settings)
+        if suppressed.users.keys() != self.suppressed.users.keys() or suppressed.items.keys() != self.suppressed.items.keys():
             raise CommitFailed(
-                "users or items were forgotten while the logs were read; nothing more was added",
+                "users or items were erased while the logs were read; nothing more was added",
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
@@ -460,8 +477,7 @@ class IngestPipeline:
         if files and own is None:  # DuckDB reads local files with less overhead per file than Arrow
             return self._extent(read_parquet_sql(files))
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-        rows = scan_table(self.lake, Table.events(log.domain), version=table.version(), columns=columns, where=own)
-        self.db.register("lake_rows", rows)
+        self.db.register("lake_rows", scan_table(table, columns=columns, where=own))
         try:
             return self._extent("lake_rows")
         finally:

@@ -14,7 +14,7 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.append import CommitSummary, StagedLog, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
-from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
+from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class _TableReplacement:
         if version < 0:
             there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
-            rows = scan_table(self.lake, self.table, version=version, columns=names, where=self._own_rows(), since=self.since)
-            self.db.register("there", rows)
+            table = self.lake.open_table(self.table, version=version)
+            self.db.register("there", scan_table(table, columns=names, where=self._own_rows(), since=self.since))
             there = f"SELECT {columns} FROM there"
         # The number of copies of each row before and after.
         self.db.execute(
@@ -129,8 +129,8 @@ class _TableReplacement:
         import pyarrow.dataset as ds
 
         earlier = ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
-        before = scan_table(self.lake, self.table, version=version, columns=[EVENT_ID], where=earlier, until=self.since)
-        self.db.register("before", before)
+        table = self.lake.open_table(self.table, version=version)
+        self.db.register("before", scan_table(table, columns=[EVENT_ID], where=earlier, until=self.since))
         same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
         found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
         self.db.unregister("before")
@@ -186,8 +186,7 @@ class _TableReplacement:
             self._predicate(),
             key=commit_key(),
             expected_version=version,
-            record=Correction(self._first, removed, added).to_json(),
-            app_transactions={CORRECTION_APP_ID: version + 1},
+            metadata=Correction(self._first, removed, added).commit_metadata(version + 1),
         )
         logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
         return {place: CommitSummary(*change, commit.version) for place, change in self._changes.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.append import AppendMissing, CommitSummary, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
-from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
+from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class UpsertByEventId(AppendMissing):
 
     def _lacking(self, version: int, names: list[str]) -> str:
         """Return the query of the events that a version of the table lacks or holds with other values."""
-        rows = scan_table(self.lake, self.table, version=version, where=self.log.lake_filter())
+        rows = scan_table(self.lake.open_table(self.table, version=version), where=self.log.lake_filter())
         create_temp_table(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
         other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
         return (
@@ -126,8 +126,7 @@ class UpsertByEventId(AppendMissing):
                 self._predicate(micros_to_datetime(first)),
                 key=key,
                 expected_version=version,
-                record=Correction(micros_to_datetime(since), int(known), int(known)).to_json(),
-                app_transactions={CORRECTION_APP_ID: version + 1},
+                metadata=Correction(micros_to_datetime(since), int(known), int(known)).commit_metadata(version + 1),
             )
             return CommitSummary(int(rows) - int(known), 0, done.version, int(known))
 
@@ -139,7 +138,8 @@ class UpsertByEventId(AppendMissing):
         rows = f"SELECT {columns} FROM {self._missing}"
         if beside is not None:
             version, first = beside
-            there = scan_table(self.lake, self.table, version=version, columns=names, where=self.log.lake_filter(), since=first)
+            table = self.lake.open_table(self.table, version=version)
+            there = scan_table(table, columns=names, where=self.log.lake_filter(), since=first)
             self.db.register("there_rows", there)
             rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
         order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication.commit import publish_for, rollback_run
+from scalr_prod.publication.commit import publish_for
 from scalr_prod.publication.regions import published_region
+from scalr_prod.publication.rollback import rollback_run
 from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:

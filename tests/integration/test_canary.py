@@ -19,8 +19,8 @@ from scalr_prod.generation.late_events import late_windows, replay_settings
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations.erasure import erase_users
 from scalr_prod.operations.holdout_experiment import analyze_experiment
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
-from scalr_prod.publication.commit import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 

@@ -11,7 +11,7 @@ from support.warm import run
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table, table_schema

@@ -15,7 +15,7 @@ from handmade import Handmade
 from scalr_prod import Project
 from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
 

@@ -16,7 +16,7 @@ from scalr_prod.errors import ProjectsMixed, RunOfOtherProject
 from scalr_prod.features import apply_feature_repo, materialize, open_feature_store, read_window
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 

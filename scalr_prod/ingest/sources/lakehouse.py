@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
 from scalr_prod.ingest.sources.files import first_error_line, resolve_location
-from scalr_prod.ingest.sources.formats import ICEBERG_METADATA_SUFFIX
 from scalr_prod.ingest.sources.protocol import Batch
+from scalr_prod.ingest.sources.table_formats import ICEBERG_METADATA_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from scalr_prod.ingest.column_mapping import ColumnSelection
-    from scalr_prod.ingest.sources.formats import TableFormat
     from scalr_prod.ingest.sources.protocol import LogSource
+    from scalr_prod.ingest.sources.table_formats import TableFormat
 
 __all__ = ["Delta", "Iceberg", "read_delta_table"]
 
