@@ -111,8 +111,8 @@ def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
         return []
     percent = min(100 * partitions * _SAMPLED / rows, 100)
     sample = db.sql(f"SELECT {key} FROM {relation} USING SAMPLE {percent} PERCENT (bernoulli, 7)").to_arrow_table()
-    found = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
-    return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
+    keys = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
+    return sorted({keys[len(keys) * number // partitions] for number in range(1, partitions)}) if keys else []
 
 
 def iter_partition_tables(
@@ -195,8 +195,8 @@ def _partition_numbers(keys: pa.Array, edges: Sequence[int] | Sequence[str]) -> 
 
     values = _sortable(keys)
     if pa.types.is_integer(values.type):
-        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right").astype(np.uint16)
-        return found
+        positions: npt.NDArray[np.int64] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right")
+        return positions.astype(np.uint16)
     # Python compares texts by code point, which is the order of their UTF-8 bytes and thus DuckDB's.
     encoded = values.dictionary_encode()
     distinct = np.array([bisect_right(edges, text) for text in encoded.dictionary.to_pylist()], np.uint16)

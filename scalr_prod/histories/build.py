@@ -122,8 +122,8 @@ def build_tables(
         TableNotFound: Nothing has been ingested yet.
         CommitFailed: The table is unchanged; those before it may have been built.
     """
-    there = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
-    events = {name: EventsTable(lake, name, table) for name, table in there.items()}
+    tables = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
+    events = {name: EventsTable(lake, name, table) for name, table in tables.items()}
     with ExitStack() as stack:
 
         @cache
@@ -310,9 +310,9 @@ def _histories(
     before = _column(events, "before").to_numpy()
     step = max(_ELEMENTS // length, 1)
     for low in range(0, len(rows), step):
-        part = rows.slice(low, low + step)
-        known = chunk.last_known_events(part, length)
-        at = chunk.time_end_of(part) - 1
+        batch = rows.slice(low, low + step)
+        known = chunk.last_known_events(batch, length)
+        at = chunk.time_end_of(batch) - 1
         lists = pa.array(known.offsets, pa.int32())
         yield pa.RecordBatch.from_arrays(
             [
@@ -321,7 +321,7 @@ def _histories(
                 pa.ListArray.from_arrays(lists, items.take(pa.array(known.positions))),
                 pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[known.positions])),
                 pa.array(known.total + before[at]),
-                _instants(chunk.created_times[part.known_rank]),
+                _instants(chunk.created_times[batch.known_rank]),
             ],
             schema=schema,
         )
@@ -334,17 +334,17 @@ def _statistics(
     # A row knows all events that were left out: it is later in event time and in knowledge time.
     earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
     for low in range(0, len(rows), _BATCH):
-        part = rows.slice(low, low + _BATCH)
-        at = chunk.time_end_of(part) - 1
-        first = chunk.times[chunk.earliest_known_event(part)]
+        batch = rows.slice(low, low + _BATCH)
+        at = chunk.time_end_of(batch) - 1
+        first = chunk.times[chunk.earliest_known_event(batch)]
         yield pa.RecordBatch.from_arrays(
             [
                 items.take(pa.array(at)),
                 _instants(chunk.times[at]),
                 _instants(first if earliest is None else np.minimum(first, earliest[at])),
-                pa.array(chunk.count_known(part, chunk.key_start_of(part)) + before[at]),
-                pa.array(chunk.count_known(part, chunk.window_start(part, trailing))),
-                _instants(chunk.created_times[part.known_rank]),
+                pa.array(chunk.count_known(batch, chunk.key_start_of(batch)) + before[at]),
+                pa.array(chunk.count_known(batch, chunk.window_start(batch, trailing))),
+                _instants(chunk.created_times[batch.known_rank]),
             ],
             schema=schema,
         )

@@ -193,9 +193,9 @@ class KeyBatch:
         offsets = np.concatenate(([0], np.cumsum(taken)))
         lists = _Lists(taken, offsets, np.empty(offsets[-1], np.int64))
         settled = self.is_complete(rows)
-        which, found = expand_ranges((end - taken)[settled], taken[settled])
-        into = offsets[:-1][settled][which] + found - (end - taken)[settled][which]
-        lists.positions[into] = found
+        which, positions = expand_ranges((end - taken)[settled], taken[settled])
+        into = offsets[:-1][settled][which] + positions - (end - taken)[settled][which]
+        lists.positions[into] = positions
         window = 2 * length
         open_ = np.flatnonzero(~settled)
         while len(open_):
@@ -211,15 +211,15 @@ class KeyBatch:
         chosen = HistoryRows(rows.group[at], rows.known_rank[at])
         end = self.time_end_of(chosen)
         begin = np.maximum(self.key_start_of(chosen), end - window)
-        which, found = expand_ranges(begin, end - begin)
-        seen = self.rank[found] <= chosen.known_rank[which]
-        which, found = which[seen], found[seen]
+        which, positions = expand_ranges(begin, end - begin)
+        seen = self.rank[positions] <= chosen.known_rank[which]
+        which, positions = which[seen], positions[seen]
         seen_by = np.bincount(which, minlength=len(at))
         enough = seen_by >= lists.taken[at]
         from_end = np.cumsum(seen_by)[which] - 1 - np.arange(len(which))
         keep = enough[which] & (from_end < lists.taken[at][which])
-        which, found, from_end = which[keep], found[keep], from_end[keep]
-        lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = found
+        which, positions, from_end = which[keep], positions[keep], from_end[keep]
+        lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = positions
         return at[~enough]
 
     def earliest_known_event(self, rows: HistoryRows) -> Ints:

@@ -33,14 +33,14 @@ def plan_replacements(
     settings: Settings, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
 ) -> dict[str, LogReplacement]:
     """Return the replacement of each log, by its settings key; logs of one table share one commit."""
-    found: dict[str, LogReplacement] = {}
+    replacements: dict[str, LogReplacement] = {}
     for domain in ("source", "target"):
         own = [log for log in logs.values() if log.domain == domain]
         if own:
             limits = {log.place: settings.domains[log.place].max_removed_share for log in own}
             table = _TableReplacement(db, lake, own, since, limits)
-            found |= {log.place: LogReplacement(table, log.place) for log in own}
-    return found
+            replacements |= {log.place: LogReplacement(table, log.place) for log in own}
+    return replacements
 
 
 @dataclass
@@ -104,17 +104,17 @@ class _TableReplacement:
         window = f"{EVENT_TIMESTAMP} >= {self._literal()}"
         new = " UNION ALL ".join(f"SELECT {columns} FROM {log.view} WHERE {window}" for log in self.logs)
         if version < 0:
-            there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
+            lake_sql = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
             table = self.lake.open_table(self.table, version=version)
-            self.db.register("there", scan_table(table, columns=names, where=self._own_rows(), since=self.since))
-            there = f"SELECT {columns} FROM there"
+            self.db.register("lake_events", scan_table(table, columns=names, where=self._own_rows(), since=self.since))
+            lake_sql = f"SELECT {columns} FROM lake_events"
         # The number of copies of each row before and after.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE {self._name} AS SELECT {columns}, sum(old)::BIGINT AS old, sum(new)::BIGINT AS new FROM "
-            f"(SELECT *, 1 AS old, 0 AS new FROM ({there}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
+            f"(SELECT *, 1 AS old, 0 AS new FROM ({lake_sql}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
         )
-        self.db.unregister("there")
+        self.db.unregister("lake_events")
         first = self.db.sql(f"SELECT epoch_us(min({EVENT_TIMESTAMP})) FROM {self._name} WHERE old <> new").fetchall()[0][0]
         self._first = None if first is None else micros_to_datetime(first)
         self._changes = {log.place: self._change(log) for log in self.logs}
@@ -132,11 +132,11 @@ class _TableReplacement:
         table = self.lake.open_table(self.table, version=version)
         self.db.register("before", scan_table(table, columns=[EVENT_ID], where=earlier, until=self.since))
         same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
-        found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
+        count, example = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
         self.db.unregister("before")
-        if found[0]:
+        if count:
             raise BadValue(
-                f"{found[0]} events of the log, such as {found[1]}, are in the lake with a time before {self.since.isoformat()}",
+                f"{count} events of the log, such as {example}, are in the lake with a time before {self.since.isoformat()}",
                 where=self.logs[0].origin,
                 next_step="replace from an earlier time on, so that they are corrected and not duplicated",
             )

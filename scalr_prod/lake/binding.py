@@ -41,11 +41,11 @@ def project_description(settings: Settings, current: str = "") -> str:
         settings: The project's settings.
         current: The lake's current description; kept as it is where it already means this project.
     """
-    project, found = ProjectIdentity.from_settings(settings), _PROJECT.fullmatch(current)
+    project, match = ProjectIdentity.from_settings(settings), _PROJECT.fullmatch(current)
     bound = f"Project: {project.name}"
     if project.is_lake_in_home:
         return bound
-    if found is not None and found[1] == project.name and project.is_home(found[2], found[3]):
+    if match is not None and match[1] == project.name and project.is_home(match[2], match[3]):
         return current
     return f"{bound}, home {project.home} ({project.home_id or ''})"
 
@@ -98,11 +98,11 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
 
 
 def _check_project(settings: Settings, lake: Lake) -> None:
-    found = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
-    if found is None:
+    match = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
+    if match is None:
         return
     project = ProjectIdentity.from_settings(settings)
-    bound, home, home_id = found.groups()
+    bound, home, home_id = match.groups()
     if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
             f"the lake belongs to project '{bound}'; the settings name project '{project.name}'",
@@ -133,21 +133,23 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
     advice = "name another [project] home (and lake), and ingest all logs again"
     if source is not None and several != domains.has_several_sources:
         known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
-        found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
+        finding = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
     elif gone:
-        found = f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+        finding = (
+            f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+        )
         advice = f"name it again under [domains.sources], or {advice}"
     elif target is not None and (
         target in domains.source_names or target not in {domains.target.name, domains.target.formerly}
     ):
-        found = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
+        finding = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
         if target not in domains.source_names:
             advice += (
                 f'; if the same log only has a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
             )
     else:
         return
-    raise DomainsMixed(found, where=lake.root, next_step=advice)
+    raise DomainsMixed(finding, where=lake.root, next_step=advice)
 
 
 def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None]) -> None:

@@ -103,8 +103,8 @@ class Lake(TableStore):
         """
         import pyarrow as pa
 
-        there = self.open_table(table) if opened is None else opened
-        version, lacking = there.version(), set(schema.names) - set(arrow_schema(there).names)
+        delta = self.open_table(table) if opened is None else opened
+        version, lacking = delta.version(), set(schema.names) - set(arrow_schema(delta).names)
         if not lacking:
             return
         rows = self.dataset(table, version=version)
@@ -119,8 +119,8 @@ class Lake(TableStore):
                 ]
                 yield pa.RecordBatch.from_arrays(columns, schema=wanted)
 
-        anew = pa.RecordBatchReader.from_batches(wanted, completed())
-        self._write(table, anew, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
+        completed_rows = pa.RecordBatchReader.from_batches(wanted, completed())
+        self._write(table, completed_rows, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
         """Return the table's description, perhaps empty; ``opened``: the table, if already open."""
@@ -235,9 +235,9 @@ class Lake(TableStore):
             # Delta takes longer to plan a replacement than to write 10 000 rows. Appending or overwriting is safe here, because the commit
             # lands on this version or fails.
             if opened.version() == expected_version:
-                empty, whole = is_window_empty(opened, start, end), is_table_within(opened, start, end)
-                if empty or whole:
-                    write, inside = self.append if empty else self.replace, checked_window(rows, start, end)
+                is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
+                if is_empty or covers_table:
+                    write, inside = self.append if is_empty else self.replace, checked_window(rows, start, end)
                     return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
@@ -341,13 +341,13 @@ class Lake(TableStore):
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:  # only the log is read: files of an earlier version need not exist
-            found = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            delta = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
             raise self.unreadable_error(table, error) from error
-        aside = found.transaction_version(_ASIDE)
-        return None if aside == found.transaction_version(_BACK) else aside
+        aside = delta.transaction_version(_ASIDE)
+        return None if aside == delta.transaction_version(_BACK) else aside
 
     def committed_at(self, table: Table, version: int) -> datetime | None:
         """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""

@@ -151,15 +151,15 @@ class ProjectScope:
     def _moved_error(self, row: ProjectRow) -> ProjectsMixed:
         project = self.project
         if row.lake != project.lake:
-            found = f"project '{row.name}' is on lake {row.lake}; the settings name lake {project.lake} for it"
+            finding = f"project '{row.name}' is on lake {row.lake}; the settings name lake {project.lake} for it"
             known = row.lake
         else:
-            found = (
+            finding = (
                 f"project '{row.name}' is at home {row.home}; the settings name home {project.home} for it (lake {row.lake})"
             )
             known = row.home
         return ProjectsMixed(
-            found,
+            finding,
             where=self.database.address,
             next_step=f'give one of the two another name, with [project] name and formerly = "{row.name}"; if it is the same project, '
             f'and was moved, set [project] moved_from = "{known}"',

@@ -323,10 +323,10 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
 
 
 def _json_names(objects: list[dict[str, Any]], wanted: ColumnSelection, url: str) -> list[str]:
-    there: dict[str, None] = {}
-    for found in objects:
-        there.update(dict.fromkeys(found))
-    return resolve_columns(list(there), wanted, url)
+    names: dict[str, None] = {}
+    for row in objects:
+        names.update(dict.fromkeys(row))
+    return resolve_columns(list(names), wanted, url)
 
 
 def _is_column(values: Sequence[Any]) -> bool:

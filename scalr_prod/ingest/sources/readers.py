@@ -64,8 +64,8 @@ def _table_at(source: LogSource) -> str | None:
 
 
 def _reader(name: str) -> LogReader:
-    found: Any = READERS.load(name, LogReader)
-    reader: LogReader = found() if isinstance(found, type) else found
+    loaded: Any = READERS.load(name, LogReader)
+    reader: LogReader = loaded() if isinstance(loaded, type) else loaded
     return reader
 
 

@@ -87,10 +87,10 @@ def _iter_files(home: Path) -> Iterator[Path]:
 def _delete_staged_parts(settings: Settings) -> int:
     deleted = 0
     for folder in (settings.home / "runs").glob("run_*"):
-        for part in [*(folder / name for name in STAGING_FOLDERS), *folder.glob(".accepted-*")]:
-            if part.is_dir():
-                deleted += sum(path.suffix == ".parquet" for path in part.rglob("*"))
-                shutil.rmtree(part)
+        for staged in [*(folder / name for name in STAGING_FOLDERS), *folder.glob(".accepted-*")]:
+            if staged.is_dir():
+                deleted += sum(path.suffix == ".parquet" for path in staged.rglob("*"))
+                shutil.rmtree(staged)
     return deleted
 
 

@@ -73,12 +73,12 @@ def find_ids(lake: Lake, table: Table, subjects: Subjects) -> set[int | str]:
     if not lake.exists(table):
         return set()
     rows = lake.dataset(table)
-    ids = subjects.as_array(rows.schema.field(subjects.column).type)
-    found: set[int | str] = set()
+    wanted = subjects.as_array(rows.schema.field(subjects.column).type)
+    ids: set[int | str] = set()
     for batch in rows.to_batches(columns=[subjects.column]):
         column = batch.column(0)
-        found.update(column.filter(pc.is_in(column, value_set=ids)).unique().to_pylist())
-    return found
+        ids.update(column.filter(pc.is_in(column, value_set=wanted)).unique().to_pylist())
+    return ids
 
 
 def delete_rows(lake: Lake, table: Table, subjects: Subjects) -> int:
