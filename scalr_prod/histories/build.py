@@ -89,13 +89,13 @@ def are_histories_current(settings: Settings) -> bool:
 
 def are_tables_current(settings: Settings, lake: Lake) -> bool:
     """Return whether all tables were built from the current events with these settings."""
-    return all(_is_built(settings, lake, table) for table in _EVENTS)
+    return all(_is_built(settings.histories, lake, table) for table in _EVENTS)
 
 
-def _is_built(settings: Settings, lake: Lake, table: Table) -> bool:
+def _is_built(histories: HistorySettings, lake: Lake, table: Table) -> bool:
     if not lake.exists(table) or not lake.exists(_EVENTS[table]):
         return False
-    return _is_fresh(lake.open_table(table), _made_from(settings, table, lake.open_table(_EVENTS[table])))
+    return _is_fresh(lake.open_table(table), _made_from(histories, table, lake.open_table(_EVENTS[table])))
 
 
 class _Session(NamedTuple):
@@ -132,21 +132,26 @@ def build_tables(
             return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
 
         return {
-            table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
+            table.value: _build_table(settings.histories, lake, table, events[name], session, progress=progress)
             for table, name in _EVENTS.items()
         }
 
 
 def _build_table(
-    settings: Settings, lake: Lake, table: Table, events: EventsTable, session: Callable[[], _Session], *, progress: bool
+    histories: HistorySettings,
+    lake: Lake,
+    table: Table,
+    events: EventsTable,
+    session: Callable[[], _Session],
+    *,
+    progress: bool,
 ) -> TableReport:
     current = lake.open_table(table)
-    lake.refresh(
-        events.table, events.current
-    )  # refreshed after the table, so that it includes what another process has just built from
-    built, appended = not _is_fresh(current, _made_from(settings, table, events.current)), False
+    # Refreshed after the table, so that it includes what another process has just built from.
+    lake.refresh(events.table, events.current)
+    built, appended = not _is_fresh(current, _made_from(histories, table, events.current)), False
     if built:
-        appended = _build(settings, lake, table, events, current, session(), progress=progress)
+        appended = _build(histories, lake, table, events, current, session(), progress=progress)
     return TableReport(
         events=row_count(events.current),
         rows=row_count(current),
@@ -158,18 +163,25 @@ def _build_table(
 
 
 def _build(
-    settings: Settings, lake: Lake, table: Table, source: EventsTable, current: DeltaTable, session: _Session, *, progress: bool
+    histories: HistorySettings,
+    lake: Lake,
+    table: Table,
+    source: EventsTable,
+    current: DeltaTable,
+    session: _Session,
+    *,
+    progress: bool,
 ) -> bool:
     """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
-    chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.current
-    shape, made_from = _shape(settings, table), _made_from(settings, table, events)
+    step, version, events = _step_us(histories, table), current.version(), source.current
+    shape, made_from = _shape(histories, table), _made_from(histories, table, events)
     added = find_new_events(table, source, BuildRecord.from_json(commit_record(current)), shape)
     limit = _ROWS_PER_EVENT * row_count(events) + _ROWS_ALWAYS - (row_count(current) if added else 0)
     with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
         marks, after = (added.deadlines, added.known_until) if added else (latest_created_per_file(files_dataset(events)), None)
-        stream = _RowStream(table, arrow_schema(current), chosen, step, marks, after, limit, tell)
+        stream = _RowStream(table, arrow_schema(current), histories, step, marks, after, limit, tell)
         if added:
-            reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
+            reach = histories.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else histories.length
             ordered: Iterable[pa.RecordBatch] = sort_new_events(session.db, table, added, lookback=reach)
         else:
             ordered = sort_all_events(session.db, table, events, session.folder)
@@ -192,21 +204,20 @@ def _build(
     return added is not None
 
 
-def _step_us(settings: Settings, table: Table) -> int:
+def _step_us(histories: HistorySettings, table: Table) -> int:
     """Return the resolution of late knowledge times in microseconds."""
-    return max(settings.histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
+    return max(histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
 
 
-def _shape(settings: Settings, table: Table) -> str:
+def _shape(histories: HistorySettings, table: Table) -> str:
     """Return a text that identifies the settings that determine a table's rows, and the row layout."""
-    chosen = settings.histories
-    reach = chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length
-    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(settings, table)}"
+    reach = histories.trailing_days if table is Table.TARGET_ITEM_STATS else histories.length
+    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(histories, table)}"
 
 
-def _made_from(settings: Settings, table: Table, events: DeltaTable) -> str:
+def _made_from(histories: HistorySettings, table: Table, events: DeltaTable) -> str:
     """Return a text that identifies the events and settings that a table is built from."""
-    return f"{_shape(settings, table)}-{events.metadata().id}-{events.version()}"
+    return f"{_shape(histories, table)}-{events.metadata().id}-{events.version()}"
 
 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:
@@ -221,7 +232,7 @@ class _RowStream:
     Attributes:
         table: The table.
         schema: Its Arrow schema.
-        chosen: ``[histories]``.
+        histories: ``[histories]``.
         step: Late events create rows at multiples of this, µs.
         marks: Latest times for such rows; see `KeyBatch`.
         after: Yield only rows known later than this, µs; None: all.
@@ -232,7 +243,7 @@ class _RowStream:
 
     table: Table
     schema: pa.Schema
-    chosen: HistorySettings
+    histories: HistorySettings
     step: int
     marks: npt.NDArray[np.int64]
     after: int | None
@@ -251,9 +262,9 @@ class _RowStream:
                     self.failure = self._too_many()
                     raise self.failure
                 if self.table is Table.TARGET_ITEM_STATS:
-                    yield from _statistics(chunk, rows, events, self.schema, self.chosen.trailing_days * _DAY_US)
+                    yield from _statistics(chunk, rows, events, self.schema, self.histories.trailing_days * _DAY_US)
                 else:
-                    yield from _histories(chunk, rows, events, self.schema, self.chosen.length)
+                    yield from _histories(chunk, rows, events, self.schema, self.histories.length)
             self.tell(events.num_rows)
 
     def _too_many(self) -> ScalrError:

@@ -324,9 +324,9 @@ def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None 
 def _arranged(table: Table) -> str:
     """Return the query that sorts a partition as `_order` does, hashing each item once."""
     if table is Table.TARGET_ITEM_STATS:
-        return f"FROM heap ORDER BY {_order(table)}"
-    hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM heap)"
-    return f"SELECT heap.* FROM heap JOIN ({hashed}) USING (item) ORDER BY key, time, tie, item, created"
+        return f"FROM partition_rows ORDER BY {_order(table)}"
+    hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM partition_rows)"
+    return f"SELECT partition_rows.* FROM partition_rows JOIN ({hashed}) USING (item) ORDER BY key, time, tie, item, created"
 
 
 def _order(table: Table) -> str:

@@ -19,7 +19,7 @@ from scalr_prod.ingest.sources.sql import read_query
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import Domains, Settings
     from scalr_prod.ingest.sources.protocol import Batch
     from scalr_prod.schemas import Domain, IdType
 
@@ -164,8 +164,8 @@ def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str
     """Return the mapping's source and target column: from the settings, else by name, else the one column that is left."""
     section = settings.users.columns
     source, target = (
-        section.source or _find_column(names, _SOURCE_NAMES, settings, "source"),
-        section.target or _find_column(names, _TARGET_NAMES, settings, "target"),
+        section.source or _find_column(names, _SOURCE_NAMES, settings.domains, "source"),
+        section.target or _find_column(names, _TARGET_NAMES, settings.domains, "target"),
     )
     left = [name for name in names if name not in {source, target}]
     if len(left) == 1 and (source is None) != (target is None):
@@ -179,12 +179,12 @@ def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str
     return source, target
 
 
-def _find_column(columns: Sequence[str], names: Sequence[str], settings: Settings, domain: Domain) -> str | None:
+def _find_column(columns: Sequence[str], names: Sequence[str], domains: Domains, domain: Domain) -> str | None:
     """Return the only column whose name matches a domain's ids; None if there is none, or several."""
-    domains = [settings.domains[place] for place in settings.domains.log_keys(domain)]
-    known = {*names, *(domain_section.columns.user for domain_section in domains)}
-    for domain_section in domains:
-        name = domain_section.name
+    sections = [domains[place] for place in domains.log_keys(domain)]
+    known = {*names, *(section.columns.user for section in sections)}
+    for section in sections:
+        name = section.name
         known |= {name, f"{name}_id", f"{name}_user", f"{name}_user_id"}
     plain = {name.lower() for name in known}
     fitting = [name for name in columns if name.lower() in plain]

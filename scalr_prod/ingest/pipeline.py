@@ -207,7 +207,7 @@ class IngestPipeline:
         self.changes: Mapping[str, LogChange] = (
             {place: plan_append(db, lake, log, settings.domains[place], self.folder) for place, log in self.logs.items()}
             if since is None
-            else plan_replacements(settings, db, lake, self.logs, since)
+            else plan_replacements(settings.domains, db, lake, self.logs, since)
         )
 
     def _resolve_item_types(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import Domains
     from scalr_prod.lake import Lake
 
 __all__ = ["LogReplacement", "plan_replacements"]
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 def plan_replacements(
-    settings: Settings, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
+    domains: Domains, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
 ) -> dict[str, LogReplacement]:
     """Return the replacement of each log, by its settings key; logs of one table share one commit."""
     replacements: dict[str, LogReplacement] = {}
     for domain in ("source", "target"):
         own = [log for log in logs.values() if log.domain == domain]
         if own:
-            limits = {log.place: settings.domains[log.place].max_removed_share for log in own}
+            limits = {log.place: domains[log.place].max_removed_share for log in own}
             table = _TableReplacement(db, lake, own, since, limits)
             replacements |= {log.place: LogReplacement(table, log.place) for log in own}
     return replacements

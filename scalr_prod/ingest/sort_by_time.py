@@ -92,7 +92,7 @@ def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Pat
     partitions = iter_sorted(
         db,
         f"SELECT {names} FROM {view}",
-        f"FROM heap ORDER BY {names}",
+        f"FROM partition_rows ORDER BY {names}",
         key=EVENT_TIMESTAMP,
         bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
         path=folder / f"{view}.arrow",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.config import LogColumns, Settings
+    from scalr_prod.config import DomainSettings, ItemColumns, LogColumns, Settings
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sources.protocol import Batch
 
@@ -80,6 +80,10 @@ class StagedItems:
 class EventParser:
     """Parse a domain's log batch by batch into the lake's types; ids from untyped text are still strings.
 
+    Args:
+        section: The domain's settings.
+        place: Their key below ``[domains]``.
+
     Attributes:
         user_ids: Parser of the user ids, with their type.
         item_ids: Parser of the item ids, with their type.
@@ -87,8 +91,7 @@ class EventParser:
         left_out: Rows that are left out, by reason.
     """
 
-    def __init__(self, settings: Settings, place: str) -> None:
-        section = settings.domains[place]
+    def __init__(self, section: DomainSettings, place: str) -> None:
         key = f"[domains.{place}] timezone"
         self.user_ids, self.item_ids, self.created_lifted = IdParser(), IdParser(), 0
         self.left_out = LeftOutRows(
@@ -170,12 +173,15 @@ class EventParser:
 class ItemParser:
     """Parse a domain's item file batch by batch; ``row`` is the position in the input.
 
+    Args:
+        columns: The columns that the settings map.
+
     Attributes:
         item_ids: Parser of the item ids, with their type.
     """
 
-    def __init__(self, settings: Settings, place: str) -> None:
-        self._names = settings.domains[place].item_columns
+    def __init__(self, columns: ItemColumns) -> None:
+        self._names = columns
         self._rows = 0
         self.item_ids = IdParser()
 
@@ -251,7 +257,7 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     """
     seen: set[str] = set()
     batches, origin = open_events(settings, place, seen_columns=seen)
-    cells = EventParser(settings, place)
+    cells = EventParser(settings.domains[place], place)
     staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
     # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
     with closing(batches), _SchemaFiles(folder, f"{place}-events") as files:
@@ -281,7 +287,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     if section.items is None:
         return None
     batches = open_items(settings, place)
-    cells = ItemParser(settings, place)
+    cells = ItemParser(section.item_columns)
     staged = StagedItems(section.items, cells.item_ids)
     with closing(batches), _SchemaFiles(folder, f"{place}-items") as files:
         for batch in batches:

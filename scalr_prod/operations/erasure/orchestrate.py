@@ -243,7 +243,7 @@ def _remove_everywhere(settings: Settings, lake: Lake, subjects: Subjects, *, pu
         old = [table for table in deleted if lake.exists(table) and (deleted[table] or everything)]
         removed += Counter({table.value: count for table, count in deleted.items() if table in tables})
         removed["files of tables"] += sum(purge(lake, table, before=before) for table in old)
-        removed += erase_from_files(settings, subjects, staged_parts=bool(old))
+        removed += erase_from_files(settings.home, subjects, staged_parts=bool(old))
         if subjects.kind == "item":
             _refresh_online_store(settings)
         removed["online store"] += erase_entities(settings, subjects.column, subjects.ids)
