@@ -139,15 +139,15 @@ def ledger_time() -> Iterator[list[float]]:
 
     made = database.LedgerDatabase.__init__
 
-    def opened(*args: Any) -> None:
+    def opened(*args: Any, **options: Any) -> None:
         started = time.thread_time()
-        made(*args)
+        made(*args, **options)
         spent.append(time.thread_time() - started)
 
     with (
         mock.patch.object(database.LedgerDatabase, "__init__", opened),
-        mock.patch.object(database.LedgerDatabase, "_read_session", timed("_read_session")),
-        mock.patch.object(database.LedgerDatabase, "_write_session", timed("_write_session")),
+        mock.patch.object(database.LedgerDatabase, "read_session", timed("read_session")),
+        mock.patch.object(database.LedgerDatabase, "write_session", timed("write_session")),
     ):
         yield spent
 

@@ -299,7 +299,7 @@ class Project:
 
     def translators(self) -> Sequence[ModelVersion]:
         """All trained versions, the oldest first."""
-        return self.ledger.model_versions()
+        return self.ledger.models.find()
 
     def promote(self, version: int | None = None) -> PromotionReport:
         """Serve a version: load it, check that it answers, switch; default: the latest trained.
@@ -337,7 +337,7 @@ class Project:
 
     def runs(self) -> list[Run]:
         """All runs, the newest first."""
-        return self.ledger.runs()
+        return self.ledger.runs.find()
 
     def rows_in_view(self) -> dict[str, int]:
         """How many rows of each run that was published the feature view holds now, by run id; later runs may have replaced some.
@@ -349,7 +349,7 @@ class Project:
         from scalr_prod.quality import rows_in_view
         from scalr_prod.schemas import Table
 
-        lake, published = open_project_lake(self.settings), self.ledger.publications()
+        lake, published = open_project_lake(self.settings), self.ledger.publications.find()
         return rows_in_view(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
 
     def resume(self, run_id: str) -> pipeline.PipelineReport:

@@ -254,7 +254,7 @@ def _resume(config: str, **sections: Any) -> Any:
 
     settings = load_settings(config, **sections)
     with Ledger.open(settings) as ledger:
-        run_id = ledger.runs(limit=1)[0].run_id
+        run_id = ledger.runs.find(limit=1)[0].run_id
     return resume_run(settings, run_id)
 
 

@@ -16,7 +16,7 @@ from redis_server import client
 from scalr_prod import Project
 from scalr_prod.evaluation.sandbox import create_sandbox
 from scalr_prod.generation.part_files import open_part_writer, part_path
-from scalr_prod.ledger import RunSpec, run_folder
+from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
@@ -68,13 +68,9 @@ def accepted_run(project):
     versions = {t.value: lake.version(t) for t in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)}
     spec = RunSpec.create(
         mode="backfill",
-        start=START,
-        end=END,
-        as_of=END,
+        window=RunWindow(START, END, END),
         seed=0,
-        translator_version=1,
-        translator_sha256="0" * 64,
-        translator_trained_until=END,
+        translator=TranslatorPin(1, "0" * 64, END),
         table_versions=versions,
         settings={"generation": {}, "histories": {"length": 50}, "sources": ["source"]},
     )
@@ -111,10 +107,10 @@ def accepted_run(project):
     (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report}))
     (folder / "run.json").write_text(json.dumps(spec.to_json()))
     ledger = project.ledger
-    ledger.record_model_version(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
-    ledger.begin_run(spec)
+    ledger.models.record(1, path="", sha256="0" * 64, fingerprint="1", trained_until=END, metrics={})
+    ledger.runs.begin(spec)
     for state in ("generating", "generated", "validated"):
-        ledger.set_state(spec.run_id, state, cause="test")
+        ledger.runs.set_state(spec.run_id, state, cause="test")
     return spec.run_id, table
 
 

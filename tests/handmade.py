@@ -22,7 +22,7 @@ from support.warm import forking
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
+from scalr_prod.ledger import Ledger, RunSpec, RunState, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table, table_schema
@@ -140,18 +140,14 @@ class Handmade:
         held = Holdout.from_settings(self.settings)
         spec = RunSpec.create(
             mode=mode,
-            start=hour(start),
-            end=hour(end),
-            as_of=hour(end if as_of is None else as_of),
+            window=RunWindow(hour(start), hour(end), hour(end if as_of is None else as_of)),
             seed=seed,
-            translator_version=version,
-            translator_sha256="0" * 64,
-            translator_trained_until=until,
+            translator=TranslatorPin(version, "0" * 64, until),
             table_versions=versions,
             settings={"generation": wanted, "histories": {"length": 50}} | (held.to_run_settings() if held else {}),
         )
         with Ledger.open(self.settings) as ledger:
-            ledger.record_model_version(
+            ledger.models.record(
                 version,
                 path="",
                 sha256="0" * 64,
@@ -159,14 +155,14 @@ class Handmade:
                 trained_until=until,
                 metrics={"information": INFORMED} if metrics is None else metrics,
             )
-            ledger.begin_run(spec)
+            ledger.runs.begin(spec)
             folder = run_folder(self.settings, spec.run_id)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps(spec.to_json()))
             if generated:
                 self.write(spec, self.candidates(spec) if candidates is None else candidates)
-                ledger.set_state(spec.run_id, "generating", cause="test")
-                ledger.set_state(spec.run_id, "generated", cause="test")
+                ledger.runs.set_state(spec.run_id, "generating", cause="test")
+                ledger.runs.set_state(spec.run_id, "generated", cause="test")
         return spec
 
     def candidates(self, spec: RunSpec, source: list | None = None) -> pd.DataFrame:
@@ -212,13 +208,13 @@ class Handmade:
         report = GateReport(spec.run_id, True, "strict", rows.num_rows, rows.num_rows, 0, [], files=files)  # noqa: FBT003
         (folder / "gate.json").write_text(json.dumps({"inputs": {}, "report": report.to_json()}))
         with Ledger.open(self.settings) as ledger:
-            ledger.set_state(spec.run_id, "validated", cause="test")
+            ledger.runs.set_state(spec.run_id, "validated", cause="test")
         return spec
 
     def state(self, run_id: str) -> RunState:
         """Where a run stands in the ledger."""
         with Ledger.open(self.settings) as ledger:
-            return ledger.run(run_id).state
+            return ledger.runs.get(run_id).state
 
     def held(self) -> dict[str, int]:
         """Rows of the view by run."""

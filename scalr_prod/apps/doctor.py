@@ -147,7 +147,7 @@ def _check_ledger(settings: Settings) -> str:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return f"{len(ledger.runs())} runs"
+        return f"{len(ledger.runs.find())} runs"
 
 
 def _check_feast(settings: Settings) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.config.domains import DomainSettings, LogColumns
+    from scalr_prod.config.domains import Domains, DomainSettings, ItemColumns, LogColumns
     from scalr_prod.config.sections import (
         ComputeSettings,
         ExperimentSettings,
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ComputeSettings",
     "DomainSettings",
+    "Domains",
     "ExperimentSettings",
     "FeastSettings",
     "GenerationSettings",
     "HistorySettings",
+    "ItemColumns",
     "LedgerSettings",
     "LineageSettings",
     "LogColumns",
@@ -48,10 +50,12 @@ __getattr__ = lazy_exports(
     {
         "ComputeSettings": "sections",
         "DomainSettings": "domains",
+        "Domains": "domains",
         "ExperimentSettings": "sections",
         "FeastSettings": "sections",
         "GenerationSettings": "sections",
         "HistorySettings": "sections",
+        "ItemColumns": "domains",
         "LedgerSettings": "sections",
         "LineageSettings": "sections",
         "LogColumns": "domains",

@@ -306,7 +306,7 @@ class Domains(SettingsSection):
         return tuple(f"sources.{name}" for name in self.sources)
 
     def __getitem__(self, place: str) -> DomainSettings:
-        found = self.sources[place.removeprefix("sources.")] if place.startswith("sources.") else getattr(self, place)
-        if found is None:
+        section = self.sources[place.removeprefix("sources.")] if place.startswith("sources.") else getattr(self, place)
+        if section is None:
             raise KeyError(place)
-        return found
+        return section

@@ -70,7 +70,7 @@ def known_keys(settings: type[BaseSettings], keys: list[str]) -> list[str]:
         # In a table by name, such as [domains.sources], all values have one type; an optional section counts as the section.
         model = named[key].annotation if key in named else get_args(model)[1] if get_origin(model) is dict else None
         if get_origin(model) is not dict:
-            model = next((one for one in get_args(model) if _fields(one)), model)
+            model = next((argument for argument in get_args(model) if _fields(argument)), model)
     return sorted(name for name in _fields(model) if name != "base")
 
 
@@ -80,8 +80,8 @@ def _fields(model: Any) -> dict[str, Any]:
 
 def variable_for(keys: list[str]) -> str | None:
     """Return the environment variable that sets a key or a section around it."""
-    there = {name.upper(): name for name in os.environ}
-    return next((there[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in there), None)
+    variables = {name.upper(): name for name in os.environ}
+    return next((variables[name] for depth in range(len(keys), 0, -1) if (name := _variable(keys[:depth])) in variables), None)
 
 
 def variables_below(keys: list[str]) -> str | None:

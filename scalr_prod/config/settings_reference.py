@@ -84,14 +84,14 @@ def list_setting_keys() -> list[SettingKey]:
 
 def effective_settings(settings: Settings) -> list[EffectiveSetting]:
     """List every value in force with its origin, in the order of the sections; secrets are masked."""
-    found = []
+    effective = []
     for path, field, value in _values(settings, ()):
         secret = not field.repr and value != field.get_default(call_default_factory=True)
         shown = _shown(value, secret=secret)
-        found.append(
+        effective.append(
             EffectiveSetting(f"[{'.'.join(path[:-1])}] {path[-1]}", shown, settings.origin(path), field.description or "")
         )
-    return found
+    return effective
 
 
 def render_reference() -> str:

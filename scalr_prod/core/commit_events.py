@@ -32,17 +32,17 @@ _listening: ContextVar[list[CommitEvent] | None] = ContextVar("scalr_written", d
 
 def emit_commit(uri: str, version: int) -> None:
     """Report a new version to the listening block, if any."""
-    found = _listening.get()
-    if found is not None:
-        found.append(CommitEvent(uri, version))
+    collected = _listening.get()
+    if collected is not None:
+        collected.append(CommitEvent(uri, version))
 
 
 @contextmanager
 def collect_commits() -> Iterator[list[CommitEvent]]:
     """Collect the versions written within the block in a list; a nested block collects its own alone."""
-    found: list[CommitEvent] = []
-    token = _listening.set(found)
+    collected: list[CommitEvent] = []
+    token = _listening.set(collected)
     try:
-        yield found
+        yield collected
     finally:
         _listening.reset(token)

@@ -47,8 +47,8 @@ def _read(folder: Path) -> DirectoryMarker | None:
         OSError: It cannot be read at the moment.
     """
     try:
-        found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-        mark = DirectoryMarker(id=str(found["id"]), project=str(found["project"]))
+        content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        mark = DirectoryMarker(id=str(content["id"]), project=str(content["project"]))
         return mark if re.fullmatch(PROJECT_NAME_PATTERN, mark.project) else None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
@@ -60,8 +60,8 @@ def ensure_marker(folder: Path, project: str) -> DirectoryMarker:
     Raises:
         OSError: It cannot be read or written at the moment. An existing marker is never overwritten.
     """
-    if (found := _read(folder)) is not None:
-        return found
+    if (marker := _read(folder)) is not None:
+        return marker
     mark = DirectoryMarker(uuid.uuid4().hex, project)
     _write(folder / _FILE, mark)
     return read_marker(folder) or mark

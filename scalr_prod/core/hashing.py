@@ -49,13 +49,13 @@ def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.Chun
 
 
 def _hashes(ids: Any) -> npt.NDArray[np.uint64]:
-    md5, found = hashlib.md5, np.empty(len(ids), dtype=np.uint64)
+    md5, hashes = hashlib.md5, np.empty(len(ids), dtype=np.uint64)
     for first in range(0, len(ids), _BATCH):
         batch = ids[first : first + _BATCH]
         values: Iterable[Any] = batch.tolist() if hasattr(batch, "tolist") else batch
         low = b"".join(md5(_text(value), usedforsecurity=False).digest()[8:] for value in values)
-        found[first : first + _BATCH] = np.frombuffer(low, dtype="<u8")
-    return found
+        hashes[first : first + _BATCH] = np.frombuffer(low, dtype="<u8")
+    return hashes
 
 
 def hash_bucket(

@@ -47,5 +47,5 @@ def index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
 
     # Keep the chunks: strings of more than 2 GiB do not fit into one array.
     values = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, type=known.type)
-    found = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
-    return found.to_numpy(zero_copy_only=False).astype("int32", copy=False)  # type: ignore[no-any-return]  # pyarrow is untyped
+    indices = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
+    return indices.to_numpy(zero_copy_only=False).astype("int32", copy=False)  # type: ignore[no-any-return]  # pyarrow is untyped

@@ -30,9 +30,9 @@ def _json_value(value: Any) -> Any:
     if is_dataclass(value):
         return _field_values(value)
     if isinstance(value, Mapping):
-        return {key: _json_value(one) for key, one in value.items()}
+        return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(one) for one in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
     return str(value) if isinstance(value, Path) else value

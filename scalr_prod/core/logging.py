@@ -105,9 +105,9 @@ def log_error(text: str, fields: Mapping[str, Any]) -> None:
     if not is_json_logging():
         print(text, file=sys.stderr)  # noqa: T201 - the other form of the line below
         return
-    found = {name: value for name, value in fields.items() if value is not None}
-    with log_context(**{name: found.pop(name) for name in CONTEXT_FIELDS if name in found}):
-        logging.getLogger("scalr_prod").error(found.pop("found", text), extra=found)
+    present = {name: value for name, value in fields.items() if value is not None}
+    with log_context(**{name: present.pop(name) for name in CONTEXT_FIELDS if name in present}):
+        logging.getLogger("scalr_prod").error(present.pop("found", text), extra=present)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

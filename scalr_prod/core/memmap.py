@@ -45,9 +45,9 @@ def spill_arrays(batches: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any
     """
     with ExitStack() as opened:
         files = [opened.enter_context(_temporary_file(folder)) for _ in dtypes]
-        for part in batches:
+        for batch in batches:
             with _disk_errors_in(folder):
-                for file, array, dtype in zip(files, part, dtypes, strict=True):
+                for file, array, dtype in zip(files, batch, dtypes, strict=True):
                     file.write(np.ascontiguousarray(array, dtype).data)
         with _disk_errors_in(folder):
             return [_map_array(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
@@ -116,15 +116,15 @@ class DiskMatrix(AbstractContextManager["DiskMatrix"]):
         Raises:
             IndexError: The matrix has fewer rows.
         """
-        found = np.empty((stop - start, self._width), self._dtype)
-        left = _bytes_of(found)
+        rows = np.empty((stop - start, self._width), self._dtype)
+        left = _bytes_of(rows)
         self._file.seek(start * self._width * self._dtype.itemsize)
         while len(left):
             count = self._file.readinto(left)
             if not count:
                 raise IndexError(f"rows {start} to {stop} go beyond the last one")
             left = left[count:]
-        return found
+        return rows
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
         """Replace the rows from ``start`` on.

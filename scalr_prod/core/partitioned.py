@@ -57,7 +57,7 @@ class SpilledPartitions:
             for number in self._batches[partition]:
                 yield file.get_batch(number)
 
-    def iter_tables(self, db: Any, schema: pa.Schema, name: str = "heap") -> Iterator[str]:
+    def iter_tables(self, db: Any, schema: pa.Schema, name: str = "partition_rows") -> Iterator[str]:
         """Load one partition after the other as a DuckDB table, and yield its name; the spill file is removed after the last one.
 
         Args:
@@ -111,12 +111,12 @@ def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
         return []
     percent = min(100 * partitions * _SAMPLED / rows, 100)
     sample = db.sql(f"SELECT {key} FROM {relation} USING SAMPLE {percent} PERCENT (bernoulli, 7)").to_arrow_table()
-    found = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
-    return sorted({found[len(found) * number // partitions] for number in range(1, partitions)}) if found else []
+    keys = sorted(_sortable(sample.column(0).combine_chunks()).to_pylist())
+    return sorted({keys[len(keys) * number // partitions] for number in range(1, partitions)}) if keys else []
 
 
 def iter_partition_tables(
-    db: Any, query: str, *, key: str, bounds: Sequence[Any], path: Path, name: str = "heap"
+    db: Any, query: str, *, key: str, bounds: Sequence[Any], path: Path, name: str = "partition_rows"
 ) -> Iterator[str]:
     """Split a query's rows into range partitions, and yield them one by one, in the order of their keys, as a DuckDB table.
 
@@ -147,9 +147,9 @@ def iter_sorted(
     """Sort a query's rows externally: one reader per partition of `iter_partition_tables`.
 
     Args:
-        db: DuckDB connection; the table ``heap`` is created in it.
+        db: DuckDB connection; the table ``partition_rows`` is created in it.
         query: Selects the rows; this call runs it once.
-        sort_sql: SQL that sorts one partition: selects from the table ``heap``, in an order that begins with the key.
+        sort_sql: SQL that sorts one partition: selects from the table ``partition_rows``, in an order that begins with the key.
         key: The partition column.
         bounds: From `quantile_bounds`.
         path: A new file to spill to.
@@ -195,8 +195,8 @@ def _partition_numbers(keys: pa.Array, edges: Sequence[int] | Sequence[str]) -> 
 
     values = _sortable(keys)
     if pa.types.is_integer(values.type):
-        found: npt.NDArray[np.uint16] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right").astype(np.uint16)
-        return found
+        positions: npt.NDArray[np.int64] = np.searchsorted(np.asarray(edges), values.to_numpy(), side="right")
+        return positions.astype(np.uint16)
     # Python compares texts by code point, which is the order of their UTF-8 bytes and thus DuckDB's.
     encoded = values.dictionary_encode()
     distinct = np.array([bisect_right(edges, text) for text in encoded.dictionary.to_pylist()], np.uint16)

@@ -27,9 +27,10 @@ def redact(text: str, secrets: Iterable[str | None]) -> str:
         text: A driver's message.
         secrets: Passwords and the like; empty ones are ignored.
     """
-    for secret in sorted({spelled for one in secrets if one for spelled in (one, quote(one), quote_plus(one))}, key=len)[::-1]:
-        found = re.escape(secret)
-        text = re.sub(found if len(secret) >= _LONG else rf"(?<![^\W_]){found}(?![^\W_])", "***", text)
+    spellings = {spelling for secret in secrets if secret for spelling in (secret, quote(secret), quote_plus(secret))}
+    for spelling in sorted(spellings, key=len, reverse=True):
+        pattern = re.escape(spelling)
+        text = re.sub(pattern if len(spelling) >= _LONG else rf"(?<![^\W_]){pattern}(?![^\W_])", "***", text)
     return text
 
 
@@ -38,16 +39,16 @@ def redact_url(text: str) -> str:
 
     Where user and query cannot be told apart, everything after ``://`` is replaced. A text without ``://`` is returned unchanged.
     """
-    scheme, found, rest = text.partition("://")
-    if not found:
+    scheme, separator, rest = text.partition("://")
+    if not separator:
         return text
-    user, query = _USER.search(found + rest), _QUERY.search(rest)
-    if user and query and query.start() < user.end() - len(found):
+    user, query = _USER.search(separator + rest), _QUERY.search(rest)
+    if user and query and query.start() < user.end() - len(separator):
         return f"{scheme}://***"
     if query:
         tokens = re.split(r"([&;#])", query[0])
         rest = rest[: query.start()] + "".join(map(_masked_token, tokens))
-    return scheme + _USER.sub("://***@", found + rest, count=1)
+    return scheme + _USER.sub("://***@", separator + rest, count=1)
 
 
 def url_secrets(url: str | None) -> list[str]:
@@ -58,13 +59,13 @@ def url_secrets(url: str | None) -> list[str]:
     """
     text = url or ""
     user, query = _USER.search(text), _QUERY.search(text)
-    found = []
+    secrets = []
     if user:
         name, _, password = user[1].partition(":")
-        found.append(password or name)
+        secrets.append(password or name)
     if query:
-        found += [token.partition("=")[2] or token for token in re.split("[&;#]", query[0])]
-    return [spelled for one in found if one for spelled in dict.fromkeys((one, unquote(one)))]
+        secrets += [token.partition("=")[2] or token for token in re.split("[&;#]", query[0])]
+    return [spelling for secret in secrets if secret for spelling in dict.fromkeys((secret, unquote(secret)))]
 
 
 def strip_credentials(url: str) -> str:

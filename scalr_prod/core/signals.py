@@ -110,8 +110,10 @@ def graceful_shutdown() -> Iterator[None]:
     nested block, or one outside of the main thread (the only one that may handle signals), does nothing.
     """
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    ours = {number: found for number, found in before.items() if found is not signal.SIG_IGN}
-    if threading.current_thread() is not threading.main_thread() or any(isinstance(one, _Handler) for one in before.values()):
+    ours = {number: former for number, former in before.items() if former is not signal.SIG_IGN}
+    if threading.current_thread() is not threading.main_thread() or any(
+        isinstance(former, _Handler) for former in before.values()
+    ):
         yield
         return
     handler = _Handler()
@@ -130,8 +132,8 @@ def defer_signals() -> Iterator[None]:
 
     A second SIGINT aborts the block.
     """
-    found = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    handler = next((one for one in found if isinstance(one, _Handler)), None)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handler = next((current for current in handlers if isinstance(current, _Handler)), None)
     if handler is None or threading.current_thread() is not threading.main_thread():
         yield
         return

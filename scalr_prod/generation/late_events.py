@@ -117,8 +117,8 @@ def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, i
         The settings; and the version, None if it no longer exists and the latest suitable one is used.
     """
     with Ledger.open(settings) as ledger:
-        spec = ledger.run(window.published_by).spec
-        standing = {one.run_id: one for one in ledger.live_publications()}
+        spec = ledger.runs.get(window.published_by).spec
+        standing = {one.run_id: one for one in ledger.publications.live()}
     canary = Canary.from_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
     users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
     of_then = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
@@ -132,10 +132,10 @@ def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, i
 def _live_runs(settings: Settings, *, before: datetime) -> list[RunSpec]:
     """Return the runs whose rows are all in the feature view, in order of publication."""
     with Ledger.open(settings) as ledger:
-        published = [one for one in ledger.live_publications() if one.end <= before]
+        published = [one for one in ledger.publications.live() if one.end <= before]
         gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
-        standing = (one for one in published if all(later.status is gone for later in ledger.superseding_publications(one)))
-        return [ledger.run(one.run_id).spec for one in standing]
+        standing = (one for one in published if all(later.status is gone for later in ledger.publications.superseding(one)))
+        return [ledger.runs.get(one.run_id).spec for one in standing]
 
 
 def _count_too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
-from scalr_prod.ledger import Ledger, RunSpec
+from scalr_prod.ledger import Ledger, RunSpec, RunWindow, TranslatorPin
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.workspace import Holdout, ensure_retrained_in_time
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import GenerationSettings, Settings
     from scalr_prod.translator import TranslatorVersion
 
-__all__ = ["TABLES_READ", "RunWindow", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
+__all__ = ["TABLES_READ", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
@@ -38,21 +38,6 @@ class _KnownEvents:
     first_ever: datetime | None
 
 
-@dataclass(frozen=True)
-class RunWindow:
-    """A run's window with every default resolved.
-
-    Attributes:
-        start: Its first instant (UTC).
-        end: The instant after it (UTC).
-        as_of: Nothing that became known later is read (UTC).
-    """
-
-    start: datetime
-    end: datetime
-    as_of: datetime
-
-
 def plan_run(settings: Settings, *, version: int | None = None, cause: str = "planned") -> RunSpec:
     """Resolve the run of the settings' window (`resolve_run_spec`) and write it down in the ledger; the same plan again is the same run.
 
@@ -66,7 +51,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
     """
     spec = resolve_run_spec(settings, version=version)
     with Ledger.open(settings) as ledger:
-        ledger.begin_run(spec, cause=cause)
+        ledger.runs.begin(spec, cause=cause)
     return spec
 
 
@@ -99,24 +84,19 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
         window = resolve_window(settings, connection)
-    start, end, as_of = window.start, window.end, window.as_of
-    translator = _choose_version(settings, version, start if wanted.mode == "causal" else as_of)
+    translator = _choose_version(settings, version, window.start if wanted.mode == "causal" else window.as_of)
     return RunSpec.create(
         mode=wanted.mode,
-        start=start,
-        end=end,
-        as_of=as_of,
+        window=window,
         seed=wanted.seed,
-        translator_version=translator.version,
-        translator_sha256=translator.sha256,
-        translator_trained_until=translator.trained_until,
+        translator=TranslatorPin(translator.version, translator.sha256, translator.trained_until),
         table_versions=versions,
         settings=run_settings(settings),
     )
 
 
 def resolve_window(settings: Settings, connection: Any) -> RunWindow:
-    """The window of the settings; see `plan_run` for the defaults.
+    """Return the window of the settings with every default resolved; see `plan_run` for the defaults.
 
     Args:
         settings: The project's settings.
@@ -198,7 +178,7 @@ def _choose_version(settings: Settings, version: int | None, limit: datetime) ->
     wanted = settings.generation
     if version is None:
         with Ledger.open(settings) as ledger:
-            fitting = [record.version for record in ledger.model_versions() if record.trained_until <= limit]
+            fitting = [record.version for record in ledger.models.find() if record.trained_until <= limit]
         there = [number for number in fitting if (models_dir(settings) / str(number)).is_dir()]  # upkeep removes old ones
         version = max(there, default=max(fitting, default=None))
     translator = resolve_version(settings, version)

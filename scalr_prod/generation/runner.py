@@ -69,8 +69,8 @@ def generate(
         ScalrError: Of the lake, the feature store or the scorer.
     """
     started = time.perf_counter()
-    with Ledger.open(settings) as ledger, ledger.lease(spec.run_id) as lease:
-        state = ledger.run(spec.run_id).state
+    with Ledger.open(settings) as ledger, ledger.leases.hold(spec.run_id) as lease:
+        state = ledger.runs.get(spec.run_id).state
         done = _finished_report(settings, spec, verify_files=state is not RunState.PUBLISHED)
         if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
             return replace(
@@ -82,7 +82,7 @@ def generate(
                 parts_kept=done.parts_made + done.parts_kept,
             )
         if state not in _FINISHED_STATES:
-            ledger.set_state(spec.run_id, RunState.GENERATING, cause="generate")
+            ledger.runs.set_state(spec.run_id, RunState.GENERATING, cause="generate")
         write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
         manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
         lease.check()
@@ -91,7 +91,7 @@ def generate(
         report = _report(settings, spec, manifests, made, aligned, seconds=time.perf_counter() - started)
         write_json(_report_path(settings, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
         if state not in _FINISHED_STATES:
-            ledger.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
+            ledger.runs.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
     return report
 
 
@@ -110,7 +110,7 @@ def _generate_parts(
     remove_stale_parts(folder, partitions)
     kept = {number: read_finished_part(settings, spec, number, partitions) for number in range(partitions)}
     manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
-    ledger.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
+    ledger.runs.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
         preload_workers(settings)
@@ -127,7 +127,7 @@ def _generate_parts(
             lean = _worker_settings(settings)
             for manifest in cluster.map(_run_task, ((lean, spec, number, partitions) for number in missing)):
                 manifests[manifest["partition"]] = manifest
-                ledger.record_partition(spec.run_id, manifest["partition"], manifest)
+                ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
     remove_shards(settings, spec)
     return [manifests[number] for number in range(partitions)], missing
 

@@ -25,7 +25,7 @@ from scalr_prod.histories.incremental import (
     sort_new_events,
 )
 from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
-from scalr_prod.lake import Lake, check_domains, commit_record
+from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import open_duckdb, staging_folder
 
@@ -89,13 +89,13 @@ def are_histories_current(settings: Settings) -> bool:
 
 def are_tables_current(settings: Settings, lake: Lake) -> bool:
     """Return whether all tables were built from the current events with these settings."""
-    return all(_is_built(settings, lake, table) for table in _EVENTS)
+    return all(_is_built(settings.histories, lake, table) for table in _EVENTS)
 
 
-def _is_built(settings: Settings, lake: Lake, table: Table) -> bool:
+def _is_built(histories: HistorySettings, lake: Lake, table: Table) -> bool:
     if not lake.exists(table) or not lake.exists(_EVENTS[table]):
         return False
-    return _is_fresh(lake.open_table(table), _made_from(settings, table, lake.open_table(_EVENTS[table])))
+    return _is_fresh(lake.open_table(table), _made_from(histories, table, lake.open_table(_EVENTS[table])))
 
 
 class _Session(NamedTuple):
@@ -122,8 +122,8 @@ def build_tables(
         TableNotFound: Nothing has been ingested yet.
         CommitFailed: The table is unchanged; those before it may have been built.
     """
-    there = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
-    events = {name: EventsTable(lake, name, table) for name, table in there.items()}
+    tables = {name: opened[name] if name in opened else lake.open_table(name) for name in dict.fromkeys(_EVENTS.values())}
+    events = {name: EventsTable(lake, name, table) for name, table in tables.items()}
     with ExitStack() as stack:
 
         @cache
@@ -132,21 +132,26 @@ def build_tables(
             return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
 
         return {
-            table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
+            table.value: _build_table(settings.histories, lake, table, events[name], session, progress=progress)
             for table, name in _EVENTS.items()
         }
 
 
 def _build_table(
-    settings: Settings, lake: Lake, table: Table, events: EventsTable, session: Callable[[], _Session], *, progress: bool
+    histories: HistorySettings,
+    lake: Lake,
+    table: Table,
+    events: EventsTable,
+    session: Callable[[], _Session],
+    *,
+    progress: bool,
 ) -> TableReport:
     current = lake.open_table(table)
-    lake.refresh(
-        events.table, events.current
-    )  # refreshed after the table, so that it includes what another process has just built from
-    built, appended = not _is_fresh(current, _made_from(settings, table, events.current)), False
+    # Refreshed after the table, so that it includes what another process has just built from.
+    lake.refresh(events.table, events.current)
+    built, appended = not _is_fresh(current, _made_from(histories, table, events.current)), False
     if built:
-        appended = _build(settings, lake, table, events, current, session(), progress=progress)
+        appended = _build(histories, lake, table, events, current, session(), progress=progress)
     return TableReport(
         events=row_count(events.current),
         rows=row_count(current),
@@ -158,18 +163,25 @@ def _build_table(
 
 
 def _build(
-    settings: Settings, lake: Lake, table: Table, source: EventsTable, current: DeltaTable, session: _Session, *, progress: bool
+    histories: HistorySettings,
+    lake: Lake,
+    table: Table,
+    source: EventsTable,
+    current: DeltaTable,
+    session: _Session,
+    *,
+    progress: bool,
 ) -> bool:
     """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
-    chosen, step, version, events = settings.histories, _step_us(settings, table), current.version(), source.current
-    shape, made_from = _shape(settings, table), _made_from(settings, table, events)
+    step, version, events = _step_us(histories, table), current.version(), source.current
+    shape, made_from = _shape(histories, table), _made_from(histories, table, events)
     added = find_new_events(table, source, BuildRecord.from_json(commit_record(current)), shape)
     limit = _ROWS_PER_EVENT * row_count(events) + _ROWS_ALWAYS - (row_count(current) if added else 0)
     with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
         marks, after = (added.deadlines, added.known_until) if added else (latest_created_per_file(files_dataset(events)), None)
-        stream = _RowStream(table, arrow_schema(current), chosen, step, marks, after, limit, tell)
+        stream = _RowStream(table, arrow_schema(current), histories, step, marks, after, limit, tell)
         if added:
-            reach = chosen.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else chosen.length
+            reach = histories.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else histories.length
             ordered: Iterable[pa.RecordBatch] = sort_new_events(session.db, table, added, lookback=reach)
         else:
             ordered = sort_all_events(session.db, table, events, session.folder)
@@ -179,7 +191,8 @@ def _build(
         rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
         write = lake.append if added else lake.replace
         try:
-            write(table, rows, key=f"{made_from}@{version}", expected_version=version, record=record, opened=current)
+            metadata = CommitMetadata(record)
+            write(table, rows, key=f"{made_from}@{version}", expected_version=version, metadata=metadata, opened=current)
         except CommitFailed:
             # The writer returns the stream's own error only as text.
             if stream.failure is not None:
@@ -191,21 +204,20 @@ def _build(
     return added is not None
 
 
-def _step_us(settings: Settings, table: Table) -> int:
+def _step_us(histories: HistorySettings, table: Table) -> int:
     """Return the resolution of late knowledge times in microseconds."""
-    return max(settings.histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
+    return max(histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
 
 
-def _shape(settings: Settings, table: Table) -> str:
+def _shape(histories: HistorySettings, table: Table) -> str:
     """Return a text that identifies the settings that determine a table's rows, and the row layout."""
-    chosen = settings.histories
-    reach = chosen.trailing_days if table is Table.TARGET_ITEM_STATS else chosen.length
-    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(settings, table)}"
+    reach = histories.trailing_days if table is Table.TARGET_ITEM_STATS else histories.length
+    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(histories, table)}"
 
 
-def _made_from(settings: Settings, table: Table, events: DeltaTable) -> str:
+def _made_from(histories: HistorySettings, table: Table, events: DeltaTable) -> str:
     """Return a text that identifies the events and settings that a table is built from."""
-    return f"{_shape(settings, table)}-{events.metadata().id}-{events.version()}"
+    return f"{_shape(histories, table)}-{events.metadata().id}-{events.version()}"
 
 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:
@@ -220,7 +232,7 @@ class _RowStream:
     Attributes:
         table: The table.
         schema: Its Arrow schema.
-        chosen: ``[histories]``.
+        histories: ``[histories]``.
         step: Late events create rows at multiples of this, µs.
         marks: Latest times for such rows; see `KeyBatch`.
         after: Yield only rows known later than this, µs; None: all.
@@ -231,7 +243,7 @@ class _RowStream:
 
     table: Table
     schema: pa.Schema
-    chosen: HistorySettings
+    histories: HistorySettings
     step: int
     marks: npt.NDArray[np.int64]
     after: int | None
@@ -250,9 +262,9 @@ class _RowStream:
                     self.failure = self._too_many()
                     raise self.failure
                 if self.table is Table.TARGET_ITEM_STATS:
-                    yield from _statistics(chunk, rows, events, self.schema, self.chosen.trailing_days * _DAY_US)
+                    yield from _statistics(chunk, rows, events, self.schema, self.histories.trailing_days * _DAY_US)
                 else:
-                    yield from _histories(chunk, rows, events, self.schema, self.chosen.length)
+                    yield from _histories(chunk, rows, events, self.schema, self.histories.length)
             self.tell(events.num_rows)
 
     def _too_many(self) -> ScalrError:
@@ -309,18 +321,18 @@ def _histories(
     before = _column(events, "before").to_numpy()
     step = max(_ELEMENTS // length, 1)
     for low in range(0, len(rows), step):
-        part = rows.slice(low, low + step)
-        count, offsets, positions = chunk.last_known_events(part, length)
-        at = chunk.time_end_of(part) - 1
-        lists = pa.array(offsets, pa.int32())
+        batch = rows.slice(low, low + step)
+        known = chunk.last_known_events(batch, length)
+        at = chunk.time_end_of(batch) - 1
+        lists = pa.array(known.offsets, pa.int32())
         yield pa.RecordBatch.from_arrays(
             [
                 users.take(pa.array(at)),
                 _instants(chunk.times[at]),
-                pa.ListArray.from_arrays(lists, items.take(pa.array(positions))),
-                pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[positions])),
-                pa.array(count + before[at]),
-                _instants(chunk.created_times[part.known_rank]),
+                pa.ListArray.from_arrays(lists, items.take(pa.array(known.positions))),
+                pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[known.positions])),
+                pa.array(known.total + before[at]),
+                _instants(chunk.created_times[batch.known_rank]),
             ],
             schema=schema,
         )
@@ -333,17 +345,17 @@ def _statistics(
     # A row knows all events that were left out: it is later in event time and in knowledge time.
     earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
     for low in range(0, len(rows), _BATCH):
-        part = rows.slice(low, low + _BATCH)
-        at = chunk.time_end_of(part) - 1
-        first = chunk.times[chunk.earliest_known_event(part)]
+        batch = rows.slice(low, low + _BATCH)
+        at = chunk.time_end_of(batch) - 1
+        first = chunk.times[chunk.earliest_known_event(batch)]
         yield pa.RecordBatch.from_arrays(
             [
                 items.take(pa.array(at)),
                 _instants(chunk.times[at]),
                 _instants(first if earliest is None else np.minimum(first, earliest[at])),
-                pa.array(chunk.count_known(part, chunk.key_start_of(part)) + before[at]),
-                pa.array(chunk.count_known(part, chunk.window_start(part, trailing))),
-                _instants(chunk.created_times[part.known_rank]),
+                pa.array(chunk.count_known(batch, chunk.key_start_of(batch)) + before[at]),
+                pa.array(chunk.count_known(batch, chunk.window_start(batch, trailing))),
+                _instants(chunk.created_times[batch.known_rank]),
             ],
             schema=schema,
         )

@@ -142,10 +142,10 @@ def find_new_events(table: Table, events: EventsTable, built: BuildRecord | None
         built: What the table was built from.
         shape: Its row layout and settings now; see `BuildRecord`.
     """
-    found = _addition(events, built, shape)
-    if isinstance(found, NewEvents):
-        return found
-    logger.info("building %s from all events: %s", table.value, found)
+    addition = _addition(events, built, shape)
+    if isinstance(addition, NewEvents):
+        return addition
+    logger.info("building %s from all events: %s", table.value, addition)
     return None
 
 
@@ -195,8 +195,8 @@ def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
     import pyarrow.compute as pc
 
     batches = fragment.to_batches(schema=schema, columns=[CREATED_TIMESTAMP], batch_readahead=2)
-    found = [pc.min_max(batch.column(0).cast(pa.int64())).as_py()[which] for batch in batches]
-    return {"min": min, "max": max}[which]((time for time in found if time is not None), default=None)
+    extremes = [pc.min_max(batch.column(0).cast(pa.int64())).as_py()[which] for batch in batches]
+    return {"min": min, "max": max}[which]((time for time in extremes if time is not None), default=None)
 
 
 def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
@@ -220,8 +220,8 @@ def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> 
         db.unregister("keys")
         _register(db, table, "events", files_dataset(events))
     query, path = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}.arrow"
-    heaps = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, path=path)
-    return rebatch((batch for heap in heaps for batch in heap), _BATCH)
+    partitions = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, path=path)
+    return rebatch((batch for partition in partitions for batch in partition), _BATCH)
 
 
 def sort_new_events(db: Any, table: Table, new_events: NewEvents, *, lookback: int) -> pa.RecordBatchReader:
@@ -324,9 +324,9 @@ def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None 
 def _arranged(table: Table) -> str:
     """Return the query that sorts a partition as `_order` does, hashing each item once."""
     if table is Table.TARGET_ITEM_STATS:
-        return f"FROM heap ORDER BY {_order(table)}"
-    hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM heap)"
-    return f"SELECT heap.* FROM heap JOIN ({hashed}) USING (item) ORDER BY key, time, tie, item, created"
+        return f"FROM partition_rows ORDER BY {_order(table)}"
+    hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM partition_rows)"
+    return f"SELECT partition_rows.* FROM partition_rows JOIN ({hashed}) USING (item) ORDER BY key, time, tie, item, created"
 
 
 def _order(table: Table) -> str:

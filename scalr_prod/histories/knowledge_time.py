@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["HistoryRows", "KeyBatch", "expand_ranges"]
+__all__ = ["HistoryRows", "KeyBatch", "KnownEvents", "expand_ranges"]
 
 #: Positions processed at once; bounds memory.
 _AT_ONCE = 1 << 21
@@ -46,6 +46,20 @@ class HistoryRows:
     def slice(self, start: int, stop: int) -> HistoryRows:
         """Return the rows ``start … stop - 1``."""
         return HistoryRows(self.group[start:stop], self.known_rank[start:stop])
+
+
+class KnownEvents(NamedTuple):
+    """The last events that each of R rows knows.
+
+    Attributes:
+        total: int64 [R], the number of events that the row knows in all.
+        offsets: int64 [R + 1], where each row's ``positions`` begin and end.
+        positions: int64 [offsets[R]], positions of the events, oldest first.
+    """
+
+    total: Ints
+    offsets: Ints
+    positions: Ints
 
 
 @dataclass(frozen=True)
@@ -165,15 +179,13 @@ class KeyBatch:
             counts[open_] = self._dominance.count_at_most(start[open_], self.time_end_of(rows)[open_], rows.known_rank[open_])
         return counts
 
-    def last_known_events(self, rows: HistoryRows, length: int) -> tuple[Ints, Ints, Ints]:
+    def last_known_events(self, rows: HistoryRows, length: int) -> KnownEvents:
         """Find the last events that each row knows.
 
         Args:
             rows: R rows.
             length: Maximal number per row.
 
-        Returns:
-            Number of events known in all [R], offsets [R + 1], and positions [offsets[R]], oldest first.
         """
         start, end = self.key_start_of(rows), self.time_end_of(rows)
         count = self.count_known(rows, start)
@@ -181,9 +193,9 @@ class KeyBatch:
         offsets = np.concatenate(([0], np.cumsum(taken)))
         lists = _Lists(taken, offsets, np.empty(offsets[-1], np.int64))
         settled = self.is_complete(rows)
-        which, found = expand_ranges((end - taken)[settled], taken[settled])
-        into = offsets[:-1][settled][which] + found - (end - taken)[settled][which]
-        lists.positions[into] = found
+        which, positions = expand_ranges((end - taken)[settled], taken[settled])
+        into = offsets[:-1][settled][which] + positions - (end - taken)[settled][which]
+        lists.positions[into] = positions
         window = 2 * length
         open_ = np.flatnonzero(~settled)
         while len(open_):
@@ -192,22 +204,22 @@ class KeyBatch:
                 left.append(self._search(rows, open_[low:high], window, lists))
             open_ = np.concatenate(left)
             window *= 4
-        return count, offsets, lists.positions
+        return KnownEvents(count, offsets, lists.positions)
 
     def _search(self, rows: HistoryRows, at: Ints, window: int, lists: _Lists) -> Ints:
         """Search the last ``window`` events for the last known ones; return the rows that need a larger window."""
         chosen = HistoryRows(rows.group[at], rows.known_rank[at])
         end = self.time_end_of(chosen)
         begin = np.maximum(self.key_start_of(chosen), end - window)
-        which, found = expand_ranges(begin, end - begin)
-        seen = self.rank[found] <= chosen.known_rank[which]
-        which, found = which[seen], found[seen]
+        which, positions = expand_ranges(begin, end - begin)
+        seen = self.rank[positions] <= chosen.known_rank[which]
+        which, positions = which[seen], positions[seen]
         seen_by = np.bincount(which, minlength=len(at))
         enough = seen_by >= lists.taken[at]
         from_end = np.cumsum(seen_by)[which] - 1 - np.arange(len(which))
         keep = enough[which] & (from_end < lists.taken[at][which])
-        which, found, from_end = which[keep], found[keep], from_end[keep]
-        lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = found
+        which, positions, from_end = which[keep], positions[keep], from_end[keep]
+        lists.positions[lists.offsets[at + 1][which] - 1 - from_end] = positions
         return at[~enough]
 
     def earliest_known_event(self, rows: HistoryRows) -> Ints:

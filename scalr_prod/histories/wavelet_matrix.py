@@ -42,15 +42,15 @@ class WaveletMatrix:
         below = bound + 1
         everything = below >= 1 << self._bits
         left, right = start.copy(), end.copy()
-        found = np.zeros_like(start)
+        counts = np.zeros_like(start)
         for level, (rank, zeros) in zip(reversed(range(self._bits)), self._levels, strict=True):
             ones_left, ones_right = rank(left), rank(right)
             zeros_left, zeros_right = left - ones_left, right - ones_right
             up = (below >> level & 1).astype(bool)
-            found += np.where(up, zeros_right - zeros_left, 0)
+            counts += np.where(up, zeros_right - zeros_left, 0)
             left = np.where(up, zeros + ones_left, zeros_left)
             right = np.where(up, zeros + ones_right, zeros_right)
-        return np.where(everything, end - start, found)
+        return np.where(everything, end - start, counts)
 
 
 class _Rank:

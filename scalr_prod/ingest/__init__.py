@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.pipeline import ingest
     from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
     from scalr_prod.ingest.sources.files import format_suffix, resolve_location
-    from scalr_prod.ingest.sources.formats import detect_table_format
     from scalr_prod.ingest.sources.lakehouse import read_delta_table
     from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
     from scalr_prod.ingest.sources.readers import read_path
     from scalr_prod.ingest.sources.sql import list_tables, read_query
+    from scalr_prod.ingest.sources.table_formats import detect_table_format
     from scalr_prod.ingest.staging import EventParser, ItemParser, open_events, open_items
     from scalr_prod.ingest.timestamp_parser import TimestampParser
 
@@ -77,7 +77,7 @@ __getattr__ = lazy_exports(
         "check_domain_input": "preflight",
         "check_id_mapping": "preflight",
         "common_id_type": "id_types",
-        "detect_table_format": "sources.formats",
+        "detect_table_format": "sources.table_formats",
         "first_true_index": "column_parsers",
         "format_suffix": "sources.files",
         "ingest": "pipeline",

@@ -136,45 +136,42 @@ class AppendMissing:
         names = arrow_schema(opened).names
         self.extra_copies = self.rows_in_window = self._rows = changed = 0
         lacking: list[SortedFile] = []
-        for piece, until in self._time_ranges():
-            there = scan_table(
-                self.lake,
-                self.table,
-                version=opened.version(),
+        for file, until in self._time_ranges():
+            rows = scan_table(
+                opened,
                 where=self.log.lake_filter(),
-                since=piece.first,
+                since=file.first,
                 until=until,
-                opened=opened,
             )
             create_temp_table(
-                self.db, "counted", there, f"SELECT {', '.join(names)}, count(*) AS times FROM loaded GROUP BY ALL"
+                self.db, "counted", rows, f"SELECT {', '.join(names)}, count(*) AS times FROM loaded GROUP BY ALL"
             )
-            changed += self._compare(piece, names)
+            changed += self._compare(file, names)
             missing = self._missing_of(names)
             path = self._folder / f"{self.log.view}-lacking-{len(lacking)}.parquet"
-            if (found := write_sorted_file(path, missing)) is not None:
-                lacking.append(found)
+            if (lacking_file := write_sorted_file(path, missing)) is not None:
+                lacking.append(lacking_file)
         self.ensure_not_double_counted(changed - self.extra_copies, f"with another {CREATED_TIMESTAMP}, weight, type or value")
         self._refuse_moved(lacking, opened)
         self._pieces, self._compared = lacking, opened.version()
 
     def _time_ranges(self) -> Iterator[tuple[SortedFile, datetime]]:
         """Yield the log's files, each with the last instant before the next one."""
-        pieces = self.log.files
-        for piece, after in pairwise(pieces):
-            yield piece, after.first - timedelta(microseconds=1)
-        yield pieces[-1], pieces[-1].last
+        files = self.log.files
+        for file, after in pairwise(files):
+            yield file, after.first - timedelta(microseconds=1)
+        yield files[-1], files[-1].last
 
-    def _compare(self, piece: SortedFile, names: Sequence[str]) -> int:
+    def _compare(self, file: SortedFile, names: Sequence[str]) -> int:
         """Create ``lacking``, the rows of a file that ``counted`` lacks; return how many of them it holds with other values."""
         columns = ", ".join(names)
         # Subtracting grouped counts keeps genuine duplicates of the log and adds no row that the table already holds.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE lacking AS SELECT new.*, new.times - coalesce(counted.times, 0) AS lacking "
-            f"FROM (SELECT {columns}, count(*) AS times FROM {read_parquet_sql([escape_glob(piece.path)])} GROUP BY ALL) AS new "
+            f"FROM (SELECT {columns}, count(*) AS times FROM {read_parquet_sql([escape_glob(file.path)])} GROUP BY ALL) AS new "
             f"LEFT JOIN counted ON {_same(names)} WHERE lacking > 0"
         )
-        rows, again, there, changed = self.db.sql(
+        rows, again, rows_in_window, changed = self.db.sql(
             f"SELECT (SELECT coalesce(sum(lacking), 0) FROM lacking), "
             f"(SELECT coalesce(sum(lacking), 0) FROM lacking AS new SEMI JOIN counted ON {_same(names)}), "
             f"(SELECT coalesce(sum(times), 0) FROM counted), "
@@ -183,7 +180,7 @@ class AppendMissing:
         self._rows, self.extra_copies, self.rows_in_window = (
             self._rows + int(rows),
             self.extra_copies + int(again),
-            self.rows_in_window + int(there),
+            self.rows_in_window + int(rows_in_window),
         )
         return int(changed)
 
@@ -197,7 +194,8 @@ class AppendMissing:
     def _in_window(self, version: int, *, columns: Sequence[str] | None = None, where: Any = None) -> pa.RecordBatchReader:
         """Scan the table's rows of the log's domain between the log's first and last event."""
         first, last, own = self.log.first_event, self.log.last_event, combine_filters(self.log.lake_filter(), where)
-        return scan_table(self.lake, self.table, version=version, columns=columns, where=own, since=first, until=last)
+        table = self.lake.open_table(self.table, version=version)
+        return scan_table(table, columns=columns, where=own, since=first, until=last)
 
     def ensure_not_double_counted(self, events: int, difference: str) -> None:
         """Ensure that at most half of the log is already in the lake with other values.
@@ -221,37 +219,34 @@ class AppendMissing:
         """
         if 2 * self._rows <= self.log.rows:
             return
-        piece = lacking[len(lacking) // 2]
+        middle = lacking[len(lacking) // 2]
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE sample AS SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM (SELECT * FROM "
-            f"{read_parquet_sql([escape_glob(piece.path)])} LIMIT {_SAMPLE_ROWS})"
+            f"{read_parquet_sql([escape_glob(middle.path)])} LIMIT {_SAMPLE_ROWS})"
         )
         first, last, rows = self.db.sql(
             f"SELECT epoch_us(min({EVENT_TIMESTAMP})), epoch_us(max({EVENT_TIMESTAMP})), count(*) FROM sample"
         ).fetchall()[0]
         around = scan_table(
-            self.lake,
-            self.table,
-            version=opened.version(),
+            opened,
             columns=[USER_ID, ITEM_ID, EVENT_TIMESTAMP],
             where=self.log.lake_filter(),
             since=micros_to_datetime(first) - _MAX_ZONE_SHIFT,
             until=micros_to_datetime(last) + _MAX_ZONE_SHIFT,
-            opened=opened,
         )
         create_temp_table(self.db, "around", around)
         moved = f"(epoch_us(sample.{EVENT_TIMESTAMP}) - epoch_us(around.{EVENT_TIMESTAMP}))"
         # Two zones differ by one shift, or by two where one has daylight saving time. Whole days do not count: in a log of dates, a daily
         # event of a user recurs after one day.
-        found = self.db.sql(
+        shifts = self.db.sql(
             f"SELECT {moved} // {_QUARTER_US} AS quarters, count(DISTINCT sample.rowid) AS events FROM sample JOIN around "
             f"USING ({USER_ID}, {ITEM_ID}) WHERE {moved} % {_QUARTER_US} = 0 AND quarters % 96 <> 0 AND abs(quarters) <= 4 * 26 "
             f"GROUP BY ALL ORDER BY events DESC LIMIT 2"
         ).fetchall()
-        events = sum(number for _, number in found)
+        events = sum(number for _, number in shifts)
         if rows < _MIN_ROWS or 2 * events < rows:
             return
-        hours = " or ".join(f"{abs(quarters) / 4:g} h {'earlier' if quarters > 0 else 'later'}" for quarters, _ in found)
+        hours = " or ".join(f"{abs(quarters) / 4:g} h {'earlier' if quarters > 0 else 'later'}" for quarters, _ in shifts)
         since = (self.log.first_event - _MAX_ZONE_SHIFT).date().isoformat()
         raise BadValue(
             f"{events} of {rows} sampled events are in the lake already, {hours}; ingesting again would double-count",

@@ -56,7 +56,7 @@ def update_catalogue(db: Any, lake: Lake, log: StagedLog, staged: StagedItems | 
     )
 
     def update(version: int) -> int:
-        create_temp_table(db, "former", scan_table(lake, table, version=version))
+        create_temp_table(db, "former", scan_table(lake.open_table(table, version=version)))
         db.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {ITEM_ID}, {described} "
             f"FROM (SELECT {ITEM_ID} FROM {log.view} UNION SELECT {ITEM_ID} FROM former) AS ids "
@@ -88,8 +88,8 @@ def remove_unused_items(db: Any, lake: Lake, log: StagedLog) -> int:
     schema, own = lake.schema(table), log.lake_filter_sql()
 
     def update(version: int) -> int:
-        create_temp_table(db, "former", scan_table(lake, table, version=version))
-        rows = scan_table(lake, events, version=lake.version(events), columns=[ITEM_ID])
+        create_temp_table(db, "former", scan_table(lake.open_table(table, version=version)))
+        rows = scan_table(lake.open_table(events), columns=[ITEM_ID])
         create_temp_table(db, "used", rows, f"SELECT DISTINCT {ITEM_ID} FROM loaded")
         unused = count_rows(db, f"SELECT * FROM former ANTI JOIN used USING ({ITEM_ID}) WHERE {own}")
         if unused:

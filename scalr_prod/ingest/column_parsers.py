@@ -54,10 +54,10 @@ class CellOrigin:
     column: str
     row: int = 0
 
-    def bad_value(self, found: str, *, at: int | None = None, next_step: str) -> BadValue:
+    def bad_value(self, finding: str, *, at: int | None = None, next_step: str) -> BadValue:
         """Return the error for a cell (``at``: its position in the batch) or for the whole column."""
         row = "" if at is None else f", row {self.row + at + 1}"
-        return BadValue(found, where=f"{self.file}, column '{self.column}'{row}", next_step=next_step)
+        return BadValue(finding, where=f"{self.file}, column '{self.column}'{row}", next_step=next_step)
 
 
 def select_column(batch: Batch, name: str) -> tuple[pa.Array, CellOrigin]:
@@ -147,14 +147,14 @@ class IdParser:
         if self.first_non_integer is None:
             return
         words = pc.is_in(ids, value_set=pa.array(_NULL_WORDS))
-        found = pc.sum(words).as_py() or 0
+        total = pc.sum(words).as_py() or 0
         self.others_are_integers = (
             self.others_are_integers and first_true_index(pc.invert(pc.or_(words, _canonical(ids)))) is None
         )
-        if found and self.first_null_word is None:
+        if total and self.first_null_word is None:
             at = first_true_index(words) or 0
             self.first_null_word = ids[at].as_py(), CellOrigin(origin.file, origin.column, origin.row + at)
-        self.null_word_count += found
+        self.null_word_count += total
 
     def _integers(self, values: pa.Array, origin: CellOrigin) -> pa.Array:
         self._keep_type("int64", origin)

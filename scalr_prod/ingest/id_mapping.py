@@ -19,7 +19,7 @@ from scalr_prod.ingest.sources.sql import read_query
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import Domains, Settings
     from scalr_prod.ingest.sources.protocol import Batch
     from scalr_prod.schemas import Domain, IdType
 
@@ -76,15 +76,15 @@ class IdMapping:
         else:
             origin = section.map or ""
             batches = read_path(settings, origin, wanted, format=section.format, storage_options=section.storage_options)
-        found = cls(origin)
+        mapping = cls(origin)
         with closing(batches):
             for batch in batches:
-                found._add(batch, *_columns(settings, batch.rows.schema.names, origin))
+                mapping._add(batch, *_columns(settings, batch.rows.schema.names, origin))
                 if not read_all and batch.rows.num_rows:
                     break
-        if not any(len(pairs) for pairs in found.pairs):
+        if not any(len(pairs) for pairs in mapping.pairs):
             raise EmptyInput("holds no pair of ids", where=origin, next_step="check what [users] names")
-        return found
+        return mapping
 
     def _add(self, batch: Batch, source: str, target: str) -> None:
         ids = [
@@ -143,8 +143,8 @@ class IdMapping:
         Args:
             users: Ids as the lake has them.
         """
-        given = {str(user) for user in users}
-        found: list[str] = []
+        requested = {str(user) for user in users}
+        equivalents: list[str] = []
         for table in self.pairs:
             for pair in table.to_pylist():
                 if pair["source"] is None or pair["target"] is None:
@@ -153,39 +153,39 @@ class IdMapping:
                     text.removesuffix(".0") if ids.all_integral_floats else text
                     for text, ids in ((pair["source"], self.source_ids), (pair["target"], self.target_ids))
                 )
-                if target in given:
-                    found.append(f"{UNMAPPED_PREFIX}{source}")
-                elif f"{UNMAPPED_PREFIX}{source}" in given:
-                    found.append(target)
-        return [user for user in dict.fromkeys(found) if user not in given]
+                if target in requested:
+                    equivalents.append(f"{UNMAPPED_PREFIX}{source}")
+                elif f"{UNMAPPED_PREFIX}{source}" in requested:
+                    equivalents.append(target)
+        return [user for user in dict.fromkeys(equivalents) if user not in requested]
 
 
-def _columns(settings: Settings, there: Sequence[str], origin: str) -> tuple[str, str]:
+def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str, str]:
     """Return the mapping's source and target column: from the settings, else by name, else the one column that is left."""
     section = settings.users.columns
     source, target = (
-        section.source or _named(there, _SOURCE_NAMES, settings, "source"),
-        section.target or _named(there, _TARGET_NAMES, settings, "target"),
+        section.source or _find_column(names, _SOURCE_NAMES, settings.domains, "source"),
+        section.target or _find_column(names, _TARGET_NAMES, settings.domains, "target"),
     )
-    left = [name for name in there if name not in {source, target}]
+    left = [name for name in names if name not in {source, target}]
     if len(left) == 1 and (source is None) != (target is None):
         source, target = source or left[0], target or left[0]
     if source is None or target is None or source == target:
         raise ColumnNotFound(
-            f"cannot tell which column holds the source's ids and which the target's; there are: {', '.join(there)}",
+            f"cannot tell which column holds the source's ids and which the target's; there are: {', '.join(names)}",
             where=origin,
             next_step='name them: columns = { source = "…", target = "…" } under [users] in scalr.toml',
         )
     return source, target
 
 
-def _named(there: Sequence[str], names: Sequence[str], settings: Settings, domain: Domain) -> str | None:
+def _find_column(columns: Sequence[str], names: Sequence[str], domains: Domains, domain: Domain) -> str | None:
     """Return the only column whose name matches a domain's ids; None if there is none, or several."""
-    domains = [settings.domains[place] for place in settings.domains.log_keys(domain)]
-    known = {*names, *(domain_section.columns.user for domain_section in domains)}
-    for domain_section in domains:
-        name = domain_section.name
+    sections = [domains[place] for place in domains.log_keys(domain)]
+    known = {*names, *(section.columns.user for section in sections)}
+    for section in sections:
+        name = section.name
         known |= {name, f"{name}_id", f"{name}_user", f"{name}_user_id"}
     plain = {name.lower() for name in known}
-    fitting = [name for name in there if name.lower() in plain]
+    fitting = [name for name in columns if name.lower() in plain]
     return fitting[0] if len(fitting) == 1 else None

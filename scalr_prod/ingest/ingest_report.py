@@ -92,9 +92,9 @@ class IngestReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values, nested as the settings are."""
-        found: dict[str, Any] = {}
+        content: dict[str, Any] = {}
         for place, report in self.domains.items():
             outer, _, name = place.rpartition(".")
-            (found.setdefault(outer, {}) if outer else found)[name] = report.to_json()
+            (content.setdefault(outer, {}) if outer else content)[name] = report.to_json()
         users = {} if self.mapped is None else {"users": self.mapped.to_json()}
-        return found | {"common_users": self.common_users} | users
+        return content | {"common_users": self.common_users} | users

@@ -12,8 +12,8 @@ from scalr_prod.errors import BadValue
 from scalr_prod.ingest.id_mapping import MAPPING_TABLE, UNMAPPED_PREFIX
 from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.rows import create_temp_table, scan_table, staged_rows_sql
-from scalr_prod.ingest.suppression import exclude_suppressed
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
+from scalr_prod.workspace import quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedEvents
     from scalr_prod.lake import Lake
     from scalr_prod.schemas import IdType
-    from scalr_prod.workspace import SuppressionList
+    from scalr_prod.workspace import SuppressedKind, SuppressionList
 
 __all__ = ["IdMappingCounts", "UserIdResolver"]
 
@@ -56,7 +56,7 @@ class UserIdResolver:
 
     Args:
         events: The staged logs, by side.
-        kept: The type of the user ids in the lake, and the table that has it; None: the lake is empty.
+        lake_type: The type of the user ids in the lake, and the table that has it; None: the lake is empty.
         user_map: Mapping of source users to target users; None: the ids are shared.
 
     Attributes:
@@ -68,19 +68,20 @@ class UserIdResolver:
     """
 
     def __init__(
-        self, events: Mapping[Domain, Sequence[StagedEvents]], kept: tuple[IdType, str] | None, user_map: IdMapping | None
+        self, events: Mapping[Domain, Sequence[StagedEvents]], lake_type: tuple[IdType, str] | None, user_map: IdMapping | None
     ) -> None:
         self._events, self._map = events, user_map
         self.mapping_counts: IdMappingCounts | None = None
         if user_map is None:
             self.id_type = common_id_type(
-                "user", [staged.user_ids for side in _SIDES for staged in events[side]], lake_type=kept
+                "user", [staged.user_ids for side in _SIDES for staged in events[side]], lake_type=lake_type
             )
             self.log_id_types: dict[Domain, IdType] = dict.fromkeys(_SIDES, self.id_type)
             return
-        if kept and kept[0] != "string":
+        if lake_type and lake_type[0] != "string":
             raise BadValue(
-                f"{kept[1]} holds int64 user ids; with a map they are text, since source users without a pair are '{UNMAPPED_PREFIX}<id>'",
+                f"{lake_type[1]} holds int64 user ids; with a map they are text, since source users without a pair are "
+                f"'{UNMAPPED_PREFIX}<id>'",
                 where="[users]",
                 next_step="start a new project home, or leave [users] out",
             )
@@ -108,22 +109,22 @@ class UserIdResolver:
 
         Args:
             db: DuckDB connection that holds the mapping.
-            suppressed: The erased users and items.
+            suppressed: The suppression list.
             query: Query of all rows, with the log's own ids.
             domain: The log's side.
         """
         if self._map is None:
-            return exclude_suppressed(db, suppressed, query, domain)
+            return _exclude_suppressed(db, suppressed, query, domain)
         if domain == "source":
             # Suppress users who were erased under their unmapped id, before the pair was known.
-            query = exclude_suppressed(db, suppressed, query, domain, user_sql=_own_sql())
+            query = _exclude_suppressed(db, suppressed, query, domain, user_sql=_unmapped_id_sql())
             query = (
-                f"SELECT log.* REPLACE (coalesce({MAPPING_TABLE}.target, {_own_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
+                f"SELECT log.* REPLACE (coalesce({MAPPING_TABLE}.target, {_unmapped_id_sql('log.')}) AS {USER_ID}) FROM ({query}) AS log "
                 f"LEFT JOIN {MAPPING_TABLE} ON {MAPPING_TABLE}.source = CAST(log.{USER_ID} AS VARCHAR)"
             )
         else:
             query = f"SELECT * REPLACE (CAST({USER_ID} AS VARCHAR) AS {USER_ID}) FROM ({query})"
-        return exclude_suppressed(db, suppressed, query, domain)
+        return _exclude_suppressed(db, suppressed, query, domain)
 
     def ensure_consistent(self, db: Any, lake: Lake, log: StagedLog, *, appends: bool) -> None:
         """Ensure that a log is consistent with the mapping.
@@ -143,17 +144,37 @@ class UserIdResolver:
         if log.domain == "source":
             if appends:
                 _refuse_moved(db, lake, log)
-        elif found := db.sql(
+        elif prefixed := db.sql(
             f"SELECT min({USER_ID}) FROM {log.view} WHERE starts_with({USER_ID}, '{UNMAPPED_PREFIX}')"
         ).fetchall()[0][0]:
             raise BadValue(
-                f"the user id '{found}' begins with '{UNMAPPED_PREFIX}', as the lake's ids of source users without a pair do",
+                f"the user id '{prefixed}' begins with '{UNMAPPED_PREFIX}', as the lake's ids of source users without a pair do",
                 where=log.origin,
                 next_step="give the target's users other ids",
             )
 
 
-def _own_sql(prefix: str = "") -> str:
+def _exclude_suppressed(db: Any, suppressed: SuppressionList, query: str, domain: Domain, *, user_sql: str = USER_ID) -> str:
+    """Return a staged log's query without the rows of erased users and erased target items.
+
+    Args:
+        db: DuckDB connection.
+        suppressed: The suppression list.
+        query: Query of all rows, with ids in the lake's types.
+        domain: The log's side.
+        user_sql: SQL expression of the user's id.
+    """
+    columns: dict[SuppressedKind, str] = {"user": user_sql} if domain == "source" else {"user": user_sql, "item": ITEM_ID}
+    for kind, column in columns.items():
+        if not suppressed.entries(kind):
+            continue
+        ids = db.sql(f"SELECT DISTINCT {column} FROM ({query})").to_arrow_table().column(0).to_pylist()
+        if erased := suppressed.suppressed_ids(ids, kind):
+            query = f"SELECT * FROM ({query}) WHERE {column} NOT IN ({', '.join(map(quote_literal, erased))})"
+    return query
+
+
+def _unmapped_id_sql(prefix: str = "") -> str:
     """Return the SQL expression of an unmapped source user's id."""
     return f"'{UNMAPPED_PREFIX}' || CAST({prefix}{USER_ID} AS VARCHAR)"
 
@@ -174,10 +195,10 @@ def _count(db: Any, queries: Sequence[str], pairs: int, without: int) -> IdMappi
     merged = db.sql(
         f"SELECT count(*) FROM (SELECT target FROM ({users}) JOIN {MAPPING_TABLE} USING (source) GROUP BY target HAVING count(*) > 1)"
     ).fetchall()[0][0]
-    found = IdMappingCounts(pairs, without, int(mapped), int(unmapped), int(merged))
+    counts = IdMappingCounts(pairs, without, int(mapped), int(unmapped), int(merged))
     if not targets:
         logger.warning("[users]: no user of the source logs is in the map")
-    return found
+    return counts
 
 
 def _refuse_moved(db: Any, lake: Lake, log: StagedLog) -> None:
@@ -196,18 +217,19 @@ def _refuse_moved(db: Any, lake: Lake, log: StagedLog) -> None:
         return
     columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
     names = ", ".join(columns)
-    version, own = lake.version(table), log.lake_filter()
-    rows = scan_table(lake, table, version=version, columns=columns, where=own, since=log.first_event, until=log.last_event)
-    create_temp_table(db, "there", rows, "SELECT DISTINCT * FROM loaded")
+    rows = scan_table(
+        lake.open_table(table), columns=columns, where=log.lake_filter(), since=log.first_event, until=log.last_event
+    )
+    create_temp_table(db, "lake_events", rows, "SELECT DISTINCT * FROM loaded")
     new, gone = (
-        f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN there USING ({names})",
-        f"FROM there ANTI JOIN {log.view} USING ({names})",
+        f"SELECT DISTINCT {names} FROM {log.view} ANTI JOIN lake_events USING ({names})",
+        f"FROM lake_events ANTI JOIN {log.view} USING ({names})",
     )
     moved, users, first = db.sql(
         f"SELECT count(*), count(DISTINCT {USER_ID}), min({EVENT_TIMESTAMP})::VARCHAR FROM ({new}) SEMI JOIN (SELECT * {gone}) "
         f"USING ({ITEM_ID}, {EVENT_TIMESTAMP})"
     ).fetchall()[0]
-    db.execute("DROP TABLE there")
+    db.execute("DROP TABLE lake_events")
     if moved:
         raise BadValue(
             f"{moved} events of {users} users are in the lake under other ids, from before [users] changed; this would double-count",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sort_by_time import DuplicateCounts
 
-__all__ = ["LeftOutRows", "TypeWeights", "apply_user_day_limit", "count_items_missing_from_file", "ensure_not_doubled"]
+__all__ = [
+    "LeftOutRows",
+    "TypeWeights",
+    "WeightedTypes",
+    "apply_user_day_limit",
+    "count_items_missing_from_file",
+    "ensure_not_doubled",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +75,14 @@ class LeftOutRows:
             )
 
 
+class WeightedTypes(NamedTuple):
+    """Event types of a batch: their texts, their weights, and a mask of rows with an unknown type to leave out (None: no row)."""
+
+    types: pa.Array
+    weights: pa.Array
+    unknown: pa.Array | None
+
+
 @dataclass(frozen=True)
 class TypeWeights:
     """Weights of events by their type.
@@ -87,8 +102,8 @@ class TypeWeights:
         """Return the weights that a domain's settings define."""
         return cls(section.types, section.unknown_types == "drop", settings_key)
 
-    def parse(self, cells: pa.Array, origin: CellOrigin) -> tuple[pa.Array, pa.Array, pa.Array | None]:
-        """Return a batch's types, their weights, and a mask of rows with an unknown type to leave out (None: no row).
+    def parse(self, cells: pa.Array, origin: CellOrigin) -> WeightedTypes:
+        """Parse a batch's types and look up their weights.
 
         Args:
             cells: Texts.
@@ -99,18 +114,18 @@ class TypeWeights:
         """
         types = parse_texts(cells, origin)
         if not self.weights:
-            return types, pa.repeat(pa.scalar(1.0, pa.float32()), len(types)), None
+            return WeightedTypes(types, pa.repeat(pa.scalar(1.0, pa.float32()), len(types)), None)
         at = pc.index_in(types, pa.array(list(self.weights), pa.string()))
         unknown = pc.is_null(at)
         if (first := first_true_index(unknown)) is not None and not self.drop:
-            found = types[first].as_py()
+            name = types[first].as_py()
             raise origin.bad_value(
-                "no event type" if found is None else f"'{found}' is not a known event type",
+                "no event type" if name is None else f"'{name}' is not a known event type",
                 at=first,
                 next_step=f'add it to types of {self.settings_key}, or leave such events out: unknown_types = "drop"',
             )
         weights = pa.array(list(self.weights.values()), pa.float32()).take(at)
-        return types, pc.fill_null(weights, 0.0), unknown if first is not None else None
+        return WeightedTypes(types, pc.fill_null(weights, 0.0), unknown if first is not None else None)
 
 
 def apply_user_day_limit(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOutRows) -> int:
@@ -152,19 +167,19 @@ def ensure_not_doubled(
     doubled = duplicates.all_repeated and duplicates.distinct >= _MIN_ROWS
     if not doubled and (extra_copies < _MIN_ROWS or 2 * extra_copies < rows_in_window):
         return
-    found = (
+    finding = (
         f"each row occurs more than once ({duplicates.rows} repetitions)"
         if doubled
         else f"{extra_copies} rows are already in the lake, and the log has one more copy of each"
     )
     if section.duplicates == "notice":
         raise BadValue(
-            f"{found}: the log seems to be duplicated",
+            f"{finding}: the log seems to be duplicated",
             where=log.origin,
             next_step="look for a copy beside the log; to count each event once, or as often as it occurs, set "
             f'duplicates = "drop" or "keep" of [domains.{log.place}]',
         )
-    logger.warning('%s: %s; duplicates = "%s"', log.origin, found, section.duplicates)
+    logger.warning('%s: %s; duplicates = "%s"', log.origin, finding, section.duplicates)
 
 
 def count_items_missing_from_file(db: Any, log: StagedLog) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
@@ -45,7 +46,7 @@ from scalr_prod.schemas import (
 from scalr_prod.workspace import SuppressionList, escape_glob, open_duckdb, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -85,8 +86,6 @@ def ingest(
         CommitFailed: The lake rejected a commit; it is safe to repeat the ingest.
     """
     places = _places(settings, domain)
-    events: dict[str, StagedEvents] = {}
-    items: dict[str, StagedItems | None] = {}
     lake = Lake.open(settings)
     opened = lake.check_ownership(check_domains(settings, lake))
     user_map = IdMapping.from_settings(settings)
@@ -95,17 +94,24 @@ def ingest(
             check_domain_input(settings, place)
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
-        for place in places:
-            with track(f"read {place}", show=progress) as count:
-                events[place] = stage_events(settings, place, folder, count=count)
-            items[place] = stage_items(settings, place, folder)
+        staged = _stage(settings, places, folder, progress=progress)
         db = stack.enter_context(open_duckdb(settings, folder))
-        work = IngestPipeline(settings, db, lake, opened, events, items, folder, since=replace, user_map=user_map)
-        common = work.count_common_users()
-        work.compare()
-        work.create_tables()
-        reports = {place: work.commit(place, progress=progress) for place in places}
-    return IngestReport(reports, common, work.user_ids.mapping_counts)
+        pipeline = IngestPipeline(settings, db, lake, opened, staged, since=replace, user_map=user_map)
+        common = pipeline.count_common_users()
+        pipeline.compare()
+        pipeline.create_tables()
+        reports = {place: pipeline.commit(place, progress=progress) for place in places}
+    return IngestReport(reports, common, pipeline.user_ids.mapping_counts)
+
+
+def _stage(settings: Settings, places: Sequence[str], folder: Path, *, progress: bool) -> StagedInput:
+    events: dict[str, StagedEvents] = {}
+    items: dict[str, StagedItems | None] = {}
+    for place in places:
+        with track(f"read {place}", show=progress) as count:
+            events[place] = stage_events(settings, place, folder, count=count)
+        items[place] = stage_items(settings, place, folder)
+    return StagedInput(events, items, folder)
 
 
 def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
@@ -117,8 +123,8 @@ def _places(settings: Settings, domain: str | None) -> tuple[str, ...]:
     source, target = settings.domains.log_keys("source"), settings.domains.log_keys("target")
     known = {place: (place,) for place in (*source, *target)} | {None: (*source, *target), "source": source}
     if domain not in known:
-        there = ", ".join(str(name) for name in known if name)
-        raise SettingsError(f"there is no domain '{domain}'; there are: {there}", where="domain", next_step="name one of those")
+        names = ", ".join(str(name) for name in known if name)
+        raise SettingsError(f"there is no domain '{domain}'; there are: {names}", where="domain", next_step="name one of those")
     return known[domain]
 
 
@@ -132,6 +138,21 @@ class LogChange(Protocol):
         """Commit the change."""
 
 
+@dataclass(frozen=True)
+class StagedInput:
+    """The input of an ingest, staged as files.
+
+    Attributes:
+        events: The logs, by settings key.
+        items: The item files, by settings key; None without one.
+        folder: Folder for data that does not fit in memory.
+    """
+
+    events: Mapping[str, StagedEvents]
+    items: Mapping[str, StagedItems | None]
+    folder: Path
+
+
 class IngestPipeline:
     """An ingest, after all of its input was staged.
 
@@ -140,9 +161,7 @@ class IngestPipeline:
         db: DuckDB connection.
         lake: The lake.
         opened: Its tables that existed when the ingest began.
-        events: The staged logs, by settings key.
-        items: The staged item files, by settings key; None without one.
-        folder: Folder for data that does not fit in memory.
+        staged: The staged input.
         since: Replace the lake's events from this time on (UTC) by those of the logs; None: add missing rows.
         user_map: Mapping of source users to target users; None: the ids are shared.
 
@@ -156,27 +175,26 @@ class IngestPipeline:
         db: Any,
         lake: Lake,
         opened: Mapping[Table, DeltaTable],
-        events: dict[str, StagedEvents],
-        items: dict[str, StagedItems | None],
-        folder: Path,
+        staged: StagedInput,
         *,
         since: datetime | None = None,
         user_map: IdMapping | None = None,
     ) -> None:
-        self.settings, self.db, self.lake, self.events, self.items, self.folder = settings, db, lake, events, items, folder
+        self.settings, self.db, self.lake = settings, db, lake
+        self.events, self.items, self.folder = staged.events, staged.items, staged.folder
         self.opened = dict(opened)
         self.has_several_sources = settings.domains.has_several_sources
         self.suppressed = SuppressionList.open(settings)
-        self.domains_in_lake = tuple(domain for domain in _BOTH if self._known(Table.events(domain)))
+        self.domains_in_lake = tuple(domain for domain in _BOTH if self._exists(Table.events(domain)))
         self.places_read = {
-            domain: [place for place in settings.domains.log_keys(domain) if place in events] for domain in _BOTH
+            domain: [place for place in settings.domains.log_keys(domain) if place in self.events] for domain in _BOTH
         }
-        kept = next((self._kept(Table.events(domain), USER_ID) for domain in self.domains_in_lake), None)
+        lake_type = next((self._id_type(Table.events(domain), USER_ID) for domain in self.domains_in_lake), None)
         self.user_ids = UserIdResolver(
-            {domain: [events[place] for place in self.places_read[domain]] for domain in _BOTH}, kept, user_map
+            {domain: [self.events[place] for place in self.places_read[domain]] for domain in _BOTH}, lake_type, user_map
         )
         self.user_type = self.user_ids.id_type
-        self.item_types, self.log_item_types = self._agree()
+        self.item_types, self.log_item_types = self._resolve_item_types()
         #: Rows superseded by a later row with the same event id, and dropped repetitions, by settings key.
         self.superseded_rows: dict[str, int] = {}
         #: Rows of erased users and items, by settings key.
@@ -184,47 +202,47 @@ class IngestPipeline:
         #: Counts of repeated rows of the log, by settings key.
         self.duplicates: dict[str, DuplicateCounts] = {}
         self.user_ids.load_mapping(db)
-        self.logs = {place: self._view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
+        self.logs = {place: self._create_view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
         self.since = since
         self.changes: Mapping[str, LogChange] = (
-            {place: plan_append(db, lake, log, settings.domains[place], folder) for place, log in self.logs.items()}
+            {place: plan_append(db, lake, log, settings.domains[place], self.folder) for place, log in self.logs.items()}
             if since is None
-            else plan_replacements(settings, db, lake, self.logs, since)
+            else plan_replacements(settings.domains, db, lake, self.logs, since)
         )
 
-    def _agree(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
+    def _resolve_item_types(self) -> tuple[dict[Domain, IdType], dict[str, IdType]]:
         """Return the types of the item ids in the lake, and in each log."""
         item: dict[Domain, IdType] = {}
         own: dict[str, IdType] = {}
         for domain in _BOTH:
-            kept = self._kept(Table.events(domain), ITEM_ID) if domain in self.domains_in_lake else None
-            known = self._stored_type_of_several() if domain == "source" and self.has_several_sources else kept
+            lake_type = self._id_type(Table.events(domain), ITEM_ID) if domain in self.domains_in_lake else None
+            known = self._stored_source_item_type() if domain == "source" and self.has_several_sources else lake_type
             for place in self.places_read[domain]:
                 catalogue = self.items[place]
                 columns = [self.events[place].item_ids, *([catalogue.item_ids] if catalogue else [])]
                 own[place] = common_id_type("item", columns, lake_type=known)
-            if kept:
-                item[domain] = kept[0]
+            if lake_type:
+                item[domain] = lake_type[0]
             elif self.places_read[domain]:
                 item[domain] = "string" if domain == "source" and self.has_several_sources else own[self.places_read[domain][0]]
         return item, own
 
-    def _kept(self, table: Table, column: str) -> tuple[IdType, str]:
+    def _id_type(self, table: Table, column: str) -> tuple[IdType, str]:
         return id_type_of(arrow_schema(self.opened[table]), column), f"the table {table.value}"
 
-    def _known(self, table: Table) -> bool:
+    def _exists(self, table: Table) -> bool:
         """Return whether a table exists; another ingest may have created it since this one began."""
         if table not in self.opened and self.lake.exists(table):
             self.opened[table] = self.lake.open_owned(table)
         return table in self.opened
 
-    def _stored_type_of_several(self) -> tuple[IdType, str] | None:
+    def _stored_source_item_type(self) -> tuple[IdType, str] | None:
         """Return int64 if all of several source domains had integer item ids: synthetic events return them as integers."""
         table = Table.SYNTHETIC_TARGET_EVENTS
-        kept = self._kept(table, "source_item_id") if self._known(table) else None
-        return kept if kept and kept[0] == "int64" else None
+        stored = self._id_type(table, "source_item_id") if self._exists(table) else None
+        return stored if stored and stored[0] == "int64" else None
 
-    def _view(self, domain: Domain, place: str) -> StagedLog:
+    def _create_view(self, domain: Domain, place: str) -> StagedLog:
         staged, own = self.events[place], self.log_item_types[place]
         prefix = item_id_prefix(self.settings.domains[place].name) if domain == "source" and self.has_several_sources else ""
         view = f"{place.replace('.', '_')}_log"
@@ -238,14 +256,14 @@ class IngestPipeline:
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise EmptyInput(
-                "holds only rows of users or items that were forgotten",
+                "holds only rows of erased users or items",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
-        laid = self._laid(place, view, read)
-        return StagedLog(domain, place, own, prefix, staged.origin, view, laid.rows, laid.files)
+        sorted_log = self._sort(place, view, read)
+        return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
 
-    def _laid(self, place: str, view: str, read: int) -> SortedLog:
+    def _sort(self, place: str, view: str, read: int) -> SortedLog:
         """Sort a log by time, after its settings' limits and with one row per event id."""
         section, rows = self.settings.domains[place], read
         if section.columns.event_id is not None:
@@ -253,16 +271,16 @@ class IngestPipeline:
         renewed = read - rows
         rows = apply_user_day_limit(self.db, view, rows, section, self.events[place].left_out)
         mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
-        laid = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
-        self.superseded_rows[place] = renewed + rows - laid.rows
+        sorted_log = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
+        self.superseded_rows[place] = renewed + rows - sorted_log.rows
         # Dropped repetitions are counted as superseded and no longer belong to the log.
-        kept = DuplicateCounts(0, laid.rows, all_repeated=False)
-        self.duplicates[place] = kept if section.duplicates == "drop" else laid.duplicates
+        without_duplicates = DuplicateCounts(0, sorted_log.rows, all_repeated=False)
+        self.duplicates[place] = without_duplicates if section.duplicates == "drop" else sorted_log.duplicates
         self.db.execute(
-            f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {read_parquet_sql(escape_glob(piece.path) for piece in laid.files)}"
+            f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {read_parquet_sql(escape_glob(file.path) for file in sorted_log.files)}"
         )
         self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
-        return laid
+        return sorted_log
 
     def count_common_users(self) -> int | None:
         """Count the users of both the target domain and a source domain, in the logs read, or in the lake for a side not read.
@@ -277,13 +295,13 @@ class IngestPipeline:
             self._load_users(
                 domain, in_lake=domain in self.domains_in_lake and len(self.places_read[domain]) < len(domains.log_keys(domain))
             )
-        common = self._shared()
+        common = self._count_shared_users()
         if not common:
             for domain in self.domains_in_lake:
                 self._load_users(domain, in_lake=True)
-            common = self._shared()
+            common = self._count_shared_users()
         if not common:
-            examples = [self._example(domain) for domain in _BOTH]
+            examples = [self._example_user(domain) for domain in _BOTH]
             sources = " and ".join(f"'{name}'" for name in domains.source_names)
             raise NoCommonUsers(
                 f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
@@ -298,16 +316,15 @@ class IngestPipeline:
         users = [f"SELECT NULL::{SQL_TYPES[self.user_type]} AS {USER_ID} WHERE false"]
         users += [f"SELECT {USER_ID} FROM {self.logs[place].view}" for place in self.places_read[domain]]
         if in_lake:
-            table = Table.events(domain)
-            self.db.register("lake_users", scan_table(self.lake, table, version=self.lake.version(table), columns=[USER_ID]))
+            self.db.register("lake_users", scan_table(self.lake.open_table(Table.events(domain)), columns=[USER_ID]))
             users.append(f"SELECT {USER_ID} FROM lake_users")
         self.db.execute(f"CREATE OR REPLACE TEMP TABLE {domain}_users AS {' UNION '.join(users)}")
         self.db.unregister("lake_users")
 
-    def _shared(self) -> int:
+    def _count_shared_users(self) -> int:
         return count_rows(self.db, f"SELECT {USER_ID} FROM source_users INTERSECT SELECT {USER_ID} FROM target_users")
 
-    def _example(self, domain: Domain) -> str:
+    def _example_user(self, domain: Domain) -> str:
         return repr(self.db.sql(f"SELECT min({USER_ID}) FROM {domain}_users").fetchall()[0][0])
 
     def compare(self) -> None:
@@ -319,7 +336,7 @@ class IngestPipeline:
         """
         for place, change in self.changes.items():
             change.compare()
-            self.user_ids.ensure_consistent(self.db, self.lake, self.logs[place], appends=self._adds(place))
+            self.user_ids.ensure_consistent(self.db, self.lake, self.logs[place], appends=self._is_appended(place))
             if isinstance(change, AppendMissing):
                 section = self.settings.domains[place]
                 ensure_not_doubled(
@@ -330,7 +347,7 @@ class IngestPipeline:
                     rows_in_window=change.rows_in_window,
                 )
 
-    def _adds(self, place: str) -> bool:
+    def _is_appended(self, place: str) -> bool:
         """Return whether a log's rows are added to the lake's; events with ids are updated in place."""
         return self.since is None and self.settings.domains[place].columns.event_id is None
 
@@ -344,37 +361,39 @@ class IngestPipeline:
         for domain, item in self.item_types.items():
             events = Table.events(domain)
             described = domain_description(self.settings, domain)
-            schema = table_schema(events, user=self.user_type, item=item, extras=self._extras(domain))
-            self._make(events, schema, described, domain)
+            schema = table_schema(events, user=self.user_type, item=item, extras=self._optional_columns(domain))
+            self._create_or_complete(events, schema, described, domain)
             own = [Table.items(domain), Table.history(domain)]
             for table in [*own, *([Table.TARGET_ITEM_STATS] if domain == "target" else [])]:
                 self.lake.create(table, table_schema(table, user=self.user_type, item=item), opened=self.opened.get(table))
         if len(self.item_types) == len(_BOTH):
-            source = self._item_of_source()
+            source = self._source_item_type()
             for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
                 schema = table_schema(table, user=self.user_type, item=self.item_types["target"], source_item=source)
-                self._make(table, schema, project_description(self.settings) if table == PROJECT_MARKED_TABLE else None, None)
+                self._create_or_complete(
+                    table, schema, project_description(self.settings) if table == PROJECT_MARKED_TABLE else None, None
+                )
         check_domains(self.settings, self.lake)
 
-    def _make(self, table: Table, schema: pa.Schema, described: str | None, domain: Domain | None) -> None:
+    def _create_or_complete(self, table: Table, schema: pa.Schema, described: str | None, domain: Domain | None) -> None:
         """Create a table with this description, or complete an existing table's description and columns."""
         made = self.lake.create(table, schema, description=described, opened=self.opened.get(table))
         if described is not None and self.lake.description(table, opened=made) != described:
-            self._bind(table, domain)
+            self._bind_table(table, domain)
             self.lake.refresh(table, made)
         self.lake.add_missing_columns(table, schema, opened=made)  # a table of an older version lacks the source domain column
 
-    def _extras(self, domain: Domain) -> set[str]:
+    def _optional_columns(self, domain: Domain) -> set[str]:
         """Return the columns of `OPTIONAL_EVENT_COLUMNS` that the settings map or the table has."""
         events, columns = Table.events(domain), [self.settings.domains[place].columns for place in self.places_read[domain]]
-        there = arrow_schema(self.opened[events]).names if domain in self.domains_in_lake else ()
+        existing = arrow_schema(self.opened[events]).names if domain in self.domains_in_lake else ()
         return {
             name
             for name in OPTIONAL_EVENT_COLUMNS
-            if name in there or any(getattr(mapped, name) is not None for mapped in columns)
+            if name in existing or any(getattr(mapped, name) is not None for mapped in columns)
         }
 
-    def _item_of_source(self) -> IdType:
+    def _source_item_type(self) -> IdType:
         """Return the type of ``source_item_id`` in synthetic events: that of the logs, if all source domains share it; else string."""
         if not self.has_several_sources:
             return self.item_types["source"]
@@ -384,7 +403,7 @@ class IngestPipeline:
             else "string"
         )
 
-    def _bind(self, table: Table, domain: Domain | None) -> None:
+    def _bind_table(self, table: Table, domain: Domain | None) -> None:
         """Bind a table without a binding, or with a former name, to the current project or domain."""
 
         def bind(_version: int) -> None:
@@ -406,10 +425,10 @@ class IngestPipeline:
         """
         staged, log = self.events[place], self.logs[place]
         table = Table.events(log.domain)
-        stones = SuppressionList.open(self.settings)
-        if stones.users.keys() != self.suppressed.users.keys() or stones.items.keys() != self.suppressed.items.keys():
+        suppressed = SuppressionList.open(self.settings)
+        if suppressed.users.keys() != self.suppressed.users.keys() or suppressed.items.keys() != self.suppressed.items.keys():
             raise CommitFailed(
-                "users or items were forgotten while the logs were read; nothing more was added",
+                "users or items were erased while the logs were read; nothing more was added",
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
@@ -422,7 +441,7 @@ class IngestPipeline:
         read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
         rows = self._rows_in_lake(log, delta)
         # The table now contains the whole log, so equal sizes mean equal rows. (A replacement covers only its window.)
-        kept = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
+        extent = read if rows == log.rows and self.since is None else self._extent_in_lake(log, delta)
         return DomainReport(
             name=self.settings.domains[place].name,
             rows_read=staged.rows + sum(staged.left_out.counts.values()) - staged.left_out.counts["over_user_day"],
@@ -434,10 +453,10 @@ class IngestPipeline:
             rows_removed=change.removed,
             rows_forgotten=self.suppressed_rows[place],
             rows=rows,
-            users=kept.users,
-            items=kept.items,
-            first_event=kept.first,
-            last_event=kept.last,
+            users=extent.users,
+            items=extent.items,
+            first_event=extent.first,
+            last_event=extent.last,
             rows_updated=change.updated,
             left_out={reason: number for reason, number in sorted(staged.left_out.counts.items()) if number},
             duplicates=self.duplicates[place].rows + self.superseded_rows[place],
@@ -460,8 +479,7 @@ class IngestPipeline:
         if files and own is None:  # DuckDB reads local files with less overhead per file than Arrow
             return self._extent(read_parquet_sql(files))
         columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP]
-        rows = scan_table(self.lake, Table.events(log.domain), version=table.version(), columns=columns, where=own)
-        self.db.register("lake_rows", rows)
+        self.db.register("lake_rows", scan_table(table, columns=columns, where=own))
         try:
             return self._extent("lake_rows")
         finally:

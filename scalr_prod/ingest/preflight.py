@@ -34,17 +34,17 @@ def check_domain_input(settings: Settings, place: str) -> str:
     from scalr_prod.ingest.staging import open_events, open_items
 
     section = settings.domains[place]
-    found = []
+    results = []
     if section.sql_source is not None:
-        found.append(f"{check_connection(section.sql_source[0])} can be reached")
+        results.append(f"{check_connection(section.sql_source[0])} can be reached")
     else:
         batches, origin = open_events(settings, place)
         first = _first(batches, origin, next_step=f"check what [domains.{place}] names")
-        found.append(f"{first.origin} can be read, with its columns")
+        results.append(f"{first.origin} can be read, with its columns")
     if section.items is not None:
         _first(open_items(settings, place), section.items, next_step=f"check or leave out [domains.{place}] items")
-        found.append(f"so can {section.items}")
-    return "; ".join(found)
+        results.append(f"so can {section.items}")
+    return "; ".join(results)
 
 
 def _first(batches: Generator[Batch, None, None], origin: str, *, next_step: str) -> Batch:
@@ -73,5 +73,5 @@ def check_id_mapping(settings: Settings) -> str:
     section = settings.users
     if section.sql_source is not None:
         return f"{check_connection(section.sql_source[0])} can be reached"
-    found = IdMapping.from_settings(settings, read_all=False)
-    return f"{found.origin if found else 'no map'} can be read, with its columns"
+    mapping = IdMapping.from_settings(settings, read_all=False)
+    return f"{mapping.origin if mapping else 'no map'} can be read, with its columns"

@@ -14,14 +14,14 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.append import CommitSummary, StagedLog, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
-from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
+from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import Domains
     from scalr_prod.lake import Lake
 
 __all__ = ["LogReplacement", "plan_replacements"]
@@ -30,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 def plan_replacements(
-    settings: Settings, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
+    domains: Domains, db: Any, lake: Lake, logs: Mapping[str, StagedLog], since: datetime
 ) -> dict[str, LogReplacement]:
     """Return the replacement of each log, by its settings key; logs of one table share one commit."""
-    found: dict[str, LogReplacement] = {}
+    replacements: dict[str, LogReplacement] = {}
     for domain in ("source", "target"):
         own = [log for log in logs.values() if log.domain == domain]
         if own:
-            limits = {log.place: settings.domains[log.place].max_removed_share for log in own}
+            limits = {log.place: domains[log.place].max_removed_share for log in own}
             table = _TableReplacement(db, lake, own, since, limits)
-            found |= {log.place: LogReplacement(table, log.place) for log in own}
-    return found
+            replacements |= {log.place: LogReplacement(table, log.place) for log in own}
+    return replacements
 
 
 @dataclass
@@ -104,17 +104,17 @@ class _TableReplacement:
         window = f"{EVENT_TIMESTAMP} >= {self._literal()}"
         new = " UNION ALL ".join(f"SELECT {columns} FROM {log.view} WHERE {window}" for log in self.logs)
         if version < 0:
-            there = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
+            lake_sql = f"SELECT {columns} FROM {self.logs[0].view} WHERE false"
         else:
-            rows = scan_table(self.lake, self.table, version=version, columns=names, where=self._own_rows(), since=self.since)
-            self.db.register("there", rows)
-            there = f"SELECT {columns} FROM there"
+            table = self.lake.open_table(self.table, version=version)
+            self.db.register("lake_events", scan_table(table, columns=names, where=self._own_rows(), since=self.since))
+            lake_sql = f"SELECT {columns} FROM lake_events"
         # The number of copies of each row before and after.
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE {self._name} AS SELECT {columns}, sum(old)::BIGINT AS old, sum(new)::BIGINT AS new FROM "
-            f"(SELECT *, 1 AS old, 0 AS new FROM ({there}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
+            f"(SELECT *, 1 AS old, 0 AS new FROM ({lake_sql}) UNION ALL SELECT *, 0, 1 FROM ({new})) GROUP BY {columns}"
         )
-        self.db.unregister("there")
+        self.db.unregister("lake_events")
         first = self.db.sql(f"SELECT epoch_us(min({EVENT_TIMESTAMP})) FROM {self._name} WHERE old <> new").fetchall()[0][0]
         self._first = None if first is None else micros_to_datetime(first)
         self._changes = {log.place: self._change(log) for log in self.logs}
@@ -129,14 +129,14 @@ class _TableReplacement:
         import pyarrow.dataset as ds
 
         earlier = ds.field(EVENT_TIMESTAMP) < ds.scalar(self.since)
-        before = scan_table(self.lake, self.table, version=version, columns=[EVENT_ID], where=earlier, until=self.since)
-        self.db.register("before", before)
+        table = self.lake.open_table(self.table, version=version)
+        self.db.register("before", scan_table(table, columns=[EVENT_ID], where=earlier, until=self.since))
         same = f"SELECT {EVENT_ID} FROM {self._name} WHERE new > 0 AND {EVENT_ID} IN (SELECT {EVENT_ID} FROM before)"
-        found = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
+        count, example = self.db.sql(f"SELECT count(*), min({EVENT_ID}) FROM ({same})").fetchall()[0]
         self.db.unregister("before")
-        if found[0]:
+        if count:
             raise BadValue(
-                f"{found[0]} events of the log, such as {found[1]}, are in the lake with a time before {self.since.isoformat()}",
+                f"{count} events of the log, such as {example}, are in the lake with a time before {self.since.isoformat()}",
                 where=self.logs[0].origin,
                 next_step="replace from an earlier time on, so that they are corrected and not duplicated",
             )
@@ -186,8 +186,7 @@ class _TableReplacement:
             self._predicate(),
             key=commit_key(),
             expected_version=version,
-            record=Correction(self._first, removed, added).to_json(),
-            app_transactions={CORRECTION_APP_ID: version + 1},
+            metadata=Correction(self._first, removed, added).commit_metadata(version + 1),
         )
         logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
         return {place: CommitSummary(*change, commit.version) for place, change in self._changes.items()}

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.lake import Lake
-    from scalr_prod.schemas import IdType, Table
+    from scalr_prod.schemas import IdType
 
 __all__ = [
     "BATCH_ROWS",
@@ -57,28 +56,23 @@ def combine_filters(*conditions: Any) -> Any:
 
 
 def scan_table(
-    lake: Lake,
-    table: Table,
+    table: DeltaTable,
     *,
-    version: int,
     columns: Sequence[str] | None = None,
     where: Any = None,
     since: datetime | None = None,
     until: datetime | None = None,
-    opened: DeltaTable | None = None,
 ) -> pa.RecordBatchReader:
-    """Stream a table's rows once, with little read-ahead.
+    """Stream the rows of an open table once, with little read-ahead.
 
-    ``since`` and ``until`` (both inclusive) restrict the events' times; files outside are not opened. ``opened``: the table at that
-    version, if it is open already.
+    ``since`` and ``until`` (both inclusive) restrict the events' times; files outside are not opened.
     """
     import pyarrow.compute as pc
 
-    delta = lake.open_table(table, version=version) if opened is None else opened
     low, high = (edge if moment is None else to_micros(moment) for moment, edge in zip((since, until), UNBOUNDED, strict=True))
     happened = pc.field(EVENT_TIMESTAMP)
     where = combine_filters(where, None if since is None else happened >= since, None if until is None else happened <= until)
-    scanner = files_dataset(delta, files_in_time_range(delta, EVENT_TIMESTAMP, low, high)).scanner(
+    scanner = files_dataset(table, files_in_time_range(table, EVENT_TIMESTAMP, low, high)).scanner(
         columns=list(columns) if columns else None, filter=where, batch_size=BATCH_ROWS, batch_readahead=2, fragment_readahead=1
     )
     return scanner.to_reader()
@@ -97,7 +91,7 @@ def count_rows(db: Any, query: str) -> int:
 
 
 def cast_to_schema(reader: Iterable[pa.RecordBatch], schema: pa.Schema, on_rows: Callable[[int], None]) -> pa.RecordBatchReader:
-    """Cast batches to a table's schema; ``count`` is called with the rows of each."""
+    """Cast batches to a table's schema; ``on_rows`` is called with the number of rows of each."""
     import pyarrow as pa
 
     def typed() -> Iterator[pa.RecordBatch]:

@@ -89,26 +89,30 @@ def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Pat
     """
     columns = [*SORT_COLUMNS, *(name for name in OPTIONAL_EVENT_COLUMNS if name in mapped)]
     names = ", ".join(columns)
-    heaps = iter_sorted(
+    partitions = iter_sorted(
         db,
         f"SELECT {names} FROM {view}",
-        f"FROM heap ORDER BY {names}",
+        f"FROM partition_rows ORDER BY {names}",
         key=EVENT_TIMESTAMP,
         bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
         path=folder / f"{view}.arrow",
     )
-    pieces: list[SortedFile] = []
-    different, every, whole = 0, 0, True
-    for heap in heaps:
+    files: list[SortedFile] = []
+    different, every, all_repeated = 0, 0, True
+    for partition in partitions:
         counter = _DuplicateCounter()
-        piece = write_sorted_file(folder / f"{view}-{len(pieces)}.parquet", counter.count(heap, drop=drop_duplicates))
-        if piece is not None:
-            pieces.append(piece)
-        different, every, whole = different + counter.different, every + counter.rows, whole and counter.whole
+        file = write_sorted_file(folder / f"{view}-{len(files)}.parquet", counter.count(partition, drop=drop_duplicates))
+        if file is not None:
+            files.append(file)
+        different, every, all_repeated = (
+            different + counter.different,
+            every + counter.rows,
+            all_repeated and counter.all_repeated,
+        )
     return SortedLog(
-        tuple(pieces),
+        tuple(files),
         different if drop_duplicates else every,
-        DuplicateCounts(every - different, different, whole and every > 0),
+        DuplicateCounts(every - different, different, all_repeated and every > 0),
     )
 
 
@@ -147,12 +151,12 @@ def _with_extras(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*batch.columns, *nulls], [*batch.schema.names, *missing])
 
 
-def iter_sorted_batches(pieces: Sequence[SortedFile]) -> Iterator[pa.RecordBatch]:
+def iter_sorted_batches(files: Sequence[SortedFile]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of sorted files in time order."""
     import pyarrow.parquet as pq
 
-    for piece in pieces:
-        with pq.ParquetFile(piece.path) as file:
+    for sorted_file in files:
+        with pq.ParquetFile(sorted_file.path) as file:
             yield from row_groups.iter_batches(file, BATCH_ROWS)
 
 
@@ -186,7 +190,7 @@ class _DuplicateCounter:
             yield batch.filter(pa.array(new)) if drop else batch
 
     @property
-    def whole(self) -> bool:
+    def all_repeated(self) -> bool:
         """Whether every row occurs more than once."""
         if not self.rows:
             return True
@@ -198,11 +202,11 @@ def _differ(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
     """Return whether each row but the first differs from the one before it; nulls are equal: bool [N - 1]."""
     import pyarrow.compute as pc
 
-    found = np.zeros(len(batch) - 1, bool)
+    different = np.zeros(len(batch) - 1, bool)
     for column in batch.columns:
         now, before = column.slice(1), column.slice(0, len(batch) - 1)
         differ = pc.fill_null(pc.not_equal(now, before), fill_value=False)
         if column.null_count:
             differ = pc.or_(differ, pc.xor(pc.is_null(now), pc.is_null(before)))
-        found |= differ.to_numpy(zero_copy_only=False)
-    return found
+        different |= differ.to_numpy(zero_copy_only=False)
+    return different

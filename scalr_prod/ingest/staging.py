@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
-    from scalr_prod.config import LogColumns, Settings
+    from scalr_prod.config import DomainSettings, ItemColumns, LogColumns, Settings
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sources.protocol import Batch
 
@@ -80,6 +80,10 @@ class StagedItems:
 class EventParser:
     """Parse a domain's log batch by batch into the lake's types; ids from untyped text are still strings.
 
+    Args:
+        section: The domain's settings.
+        place: Their key below ``[domains]``.
+
     Attributes:
         user_ids: Parser of the user ids, with their type.
         item_ids: Parser of the item ids, with their type.
@@ -87,8 +91,7 @@ class EventParser:
         left_out: Rows that are left out, by reason.
     """
 
-    def __init__(self, settings: Settings, place: str) -> None:
-        section = settings.domains[place]
+    def __init__(self, section: DomainSettings, place: str) -> None:
         key = f"[domains.{place}] timezone"
         self.user_ids, self.item_ids, self.created_lifted = IdParser(), IdParser(), 0
         self.left_out = LeftOutRows(
@@ -141,22 +144,22 @@ class EventParser:
     def _extras(self, batch: Batch, beyond: dict[str, pa.Array]) -> dict[str, pa.Array]:
         """Parse the mapped columns of `OPTIONAL_EVENT_COLUMNS`, with their helper columns."""
         names, size = self._names, batch.rows.num_rows
-        found: dict[str, pa.Array] = {}
+        columns: dict[str, pa.Array] = {}
         if names.event_id is not None:
             values, place = select_column(batch, names.event_id)
             ids = self._event_ids.parse(values, place, untyped=batch.untyped).cast(pa.string())
             if (at := first_true_index(pc.is_null(ids))) is not None:
                 raise place.bad_value("null or empty event id", at=at, next_step="give each event an id, or map no event_id")
-            found |= {EVENT_ID: ids, "position": pa.array(range(self._rows, self._rows + size), pa.int64())}
+            columns |= {EVENT_ID: ids, "position": pa.array(range(self._rows, self._rows + size), pa.int64())}
         if names.event_type is not None:
             types = select_column(batch, names.event_type)
-            found["event_type"], found["type_weight"], unknown = self._types.parse(*types)
+            columns["event_type"], columns["type_weight"], unknown = self._types.parse(*types)
             if unknown is not None:
                 beyond["unknown_type"] = unknown
         if names.value is not None:
-            found["value"] = _finite(*select_column(batch, names.value))
+            columns["value"] = _finite(*select_column(batch, names.value))
         self._rows += size
-        return found
+        return columns
 
     def _drop_left_out(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
         """Drop the rows that are left out; a row with several reasons counts for the first."""
@@ -170,12 +173,15 @@ class EventParser:
 class ItemParser:
     """Parse a domain's item file batch by batch; ``row`` is the position in the input.
 
+    Args:
+        columns: The columns that the settings map.
+
     Attributes:
         item_ids: Parser of the item ids, with their type.
     """
 
-    def __init__(self, settings: Settings, place: str) -> None:
-        self._names = settings.domains[place].item_columns
+    def __init__(self, columns: ItemColumns) -> None:
+        self._names = columns
         self._rows = 0
         self.item_ids = IdParser()
 
@@ -251,17 +257,17 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     """
     seen: set[str] = set()
     batches, origin = open_events(settings, place, seen_columns=seen)
-    cells = EventParser(settings, place)
+    cells = EventParser(settings.domains[place], place)
     staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
     # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
-    with closing(batches), _SchemaFiles(folder, f"{place}-events") as parts:
+    with closing(batches), _SchemaFiles(folder, f"{place}-events") as files:
         for batch in batches:
             rows = cells.parse(batch)
-            parts.write(rows)
+            files.write(rows)
             staged.rows += rows.num_rows
             count(rows.num_rows)
     staged.created_lifted = cells.created_lifted
-    staged.files = parts.files
+    staged.files = files.files
     staged.user_ids.ensure_no_nulls()
     staged.item_ids.ensure_no_nulls()
     staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
@@ -281,14 +287,14 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     if section.items is None:
         return None
     batches = open_items(settings, place)
-    cells = ItemParser(settings, place)
+    cells = ItemParser(section.item_columns)
     staged = StagedItems(section.items, cells.item_ids)
-    with closing(batches), _SchemaFiles(folder, f"{place}-items") as parts:
+    with closing(batches), _SchemaFiles(folder, f"{place}-items") as files:
         for batch in batches:
             rows = cells.parse(batch)
-            parts.write(rows)
+            files.write(rows)
             staged.rows += rows.num_rows
-    staged.files = parts.files
+    staged.files = files.files
     staged.item_ids.ensure_no_nulls()
     if not staged.rows:
         raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
@@ -303,9 +309,9 @@ def _weights(batch: Batch, name: str | None) -> pa.Array:
     good = pc.and_(pc.greater_equal(weights, 0.0), pc.less_equal(weights, _LARGEST_FLOAT32))
     at = first_true_index(pc.invert(pc.fill_null(good, fill_value=False)))
     if at is not None:
-        found = weights[at].as_py()
+        weight = weights[at].as_py()
         raise place.bad_value(
-            "null weight" if found is None else f"weight {found}",
+            "null weight" if weight is None else f"weight {weight}",
             at=at,
             next_step="give finite weights of at least 0, or leave the column out (each event then weighs 1)",
         )
@@ -313,12 +319,12 @@ def _weights(batch: Batch, name: str | None) -> pa.Array:
 
 
 def _finite(values: pa.Array, place: CellOrigin) -> pa.Array:
-    found = parse_numbers(values, place)
-    found = pc.if_else(pc.is_nan(found), None, found)
-    at = first_true_index(pc.is_inf(found))
+    numbers = parse_numbers(values, place)
+    numbers = pc.if_else(pc.is_nan(numbers), None, numbers)
+    at = first_true_index(pc.is_inf(numbers))
     if at is not None:
         raise place.bad_value("infinite value", at=at, next_step="correct the value or leave it empty")
-    return found
+    return numbers
 
 
 def _optional(batch: Batch, name: str | None, read: Callable[[pa.Array, CellOrigin], pa.Array], kind: pa.DataType) -> pa.Array:

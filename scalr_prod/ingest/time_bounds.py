@@ -46,8 +46,8 @@ class TimeBounds:
 
     def out_of_bounds(self, times: pa.Array) -> dict[str, pa.Array]:
         """Return the masks of times that are out of bounds, by reason; for ``times`` see `ensure_within`."""
-        found = {"in_the_future": pc.greater(times, self.latest)}
-        return found if self.earliest is None else found | {"before_earliest": pc.less(times, self.earliest)}
+        masks = {"in_the_future": pc.greater(times, self.latest)}
+        return masks if self.earliest is None else masks | {"before_earliest": pc.less(times, self.earliest)}
 
     def ensure_within(self, times: pa.Array, origin: CellOrigin) -> None:
         """Ensure that all times of a batch are within the bounds.

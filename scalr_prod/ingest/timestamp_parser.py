@@ -98,9 +98,9 @@ class TimestampParser:
                 f"cannot be localised in {self.zone}: {error}", next_step="install the system's time zone data (tzdata)"
             ) from error
 
-    def _naive(self, found: str, at: int, origin: CellOrigin) -> BadValue:
+    def _naive(self, text: str, at: int, origin: CellOrigin) -> BadValue:
         next_step = f'set {self.settings_key}, for example {self.settings_key} = "UTC"'
-        return origin.bad_value(f"naive timestamp {found}: its time zone is not known", at=at, next_step=next_step)
+        return origin.bad_value(f"naive timestamp {text}: its time zone is not known", at=at, next_step=next_step)
 
     def _parse(self, text: pa.Array, origin: CellOrigin) -> pa.Array:
         if not len(text):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.ingest.append import AppendMissing, CommitSummary, commit_key
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
-from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version, window_sql
+from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class UpsertByEventId(AppendMissing):
     def __init__(self, db: Any, lake: Lake, log: StagedLog, folder: Path, section: DomainSettings) -> None:
         super().__init__(db, lake, log, folder)
         self._missing = f"missing_{log.view}"
-        self._newer = "new.created_timestamp >= there.created_timestamp" if section.columns.created else "true"
+        self._newer = "new.created_timestamp >= known_events.created_timestamp" if section.columns.created else "true"
 
     def compare(self) -> None:
         """Find the events that the table lacks or holds with other values."""
@@ -75,21 +75,21 @@ class UpsertByEventId(AppendMissing):
         self.db.execute(
             f"CREATE OR REPLACE TEMP TABLE {self._missing} AS {self._lacking(version, names) if with_ids else every}"
         )
-        self.db.execute("DROP TABLE IF EXISTS there")
+        self.db.execute("DROP TABLE IF EXISTS known_events")
         self._refuse_known_without_ids(version, with_ids=with_ids)
         # A table from before ids were mapped gets the column in `create_tables`, and is compared again then.
         self._compared = version if with_ids else -1
 
     def _lacking(self, version: int, names: list[str]) -> str:
         """Return the query of the events that a version of the table lacks or holds with other values."""
-        rows = scan_table(self.lake, self.table, version=version, where=self.log.lake_filter())
-        create_temp_table(self.db, "there", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
-        other = " OR ".join(f"new.{name} IS DISTINCT FROM there.{name}" for name in names if name != EVENT_ID)
+        rows = scan_table(self.lake.open_table(self.table, version=version), where=self.log.lake_filter())
+        create_temp_table(self.db, "known_events", rows, f"FROM loaded SEMI JOIN {self.log.view} USING ({EVENT_ID})")
+        other = " OR ".join(f"new.{name} IS DISTINCT FROM known_events.{name}" for name in names if name != EVENT_ID)
         return (
-            f"SELECT new.*, there.{EVENT_ID} IS NOT NULL AS known, "
-            f"least(new.{EVENT_TIMESTAMP}, there.{EVENT_TIMESTAMP}) AS since "
-            f"FROM {self.log.view} AS new LEFT JOIN there USING ({EVENT_ID}) "
-            f"WHERE there.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
+            f"SELECT new.*, known_events.{EVENT_ID} IS NOT NULL AS known, "
+            f"least(new.{EVENT_TIMESTAMP}, known_events.{EVENT_TIMESTAMP}) AS since "
+            f"FROM {self.log.view} AS new LEFT JOIN known_events USING ({EVENT_ID}) "
+            f"WHERE known_events.{EVENT_ID} IS NULL OR ({self._newer} AND ({other}))"
         )
 
     def _refuse_known_without_ids(self, version: int, *, with_ids: bool) -> None:
@@ -126,8 +126,7 @@ class UpsertByEventId(AppendMissing):
                 self._predicate(micros_to_datetime(first)),
                 key=key,
                 expected_version=version,
-                record=Correction(micros_to_datetime(since), int(known), int(known)).to_json(),
-                app_transactions={CORRECTION_APP_ID: version + 1},
+                metadata=Correction(micros_to_datetime(since), int(known), int(known)).commit_metadata(version + 1),
             )
             return CommitSummary(int(rows) - int(known), 0, done.version, int(known))
 
@@ -139,9 +138,10 @@ class UpsertByEventId(AppendMissing):
         rows = f"SELECT {columns} FROM {self._missing}"
         if beside is not None:
             version, first = beside
-            there = scan_table(self.lake, self.table, version=version, columns=names, where=self.log.lake_filter(), since=first)
-            self.db.register("there_rows", there)
-            rows += f" UNION ALL SELECT {columns} FROM there_rows ANTI JOIN {self._missing} USING ({EVENT_ID})"
+            table = self.lake.open_table(self.table, version=version)
+            lake_rows = scan_table(table, columns=names, where=self.log.lake_filter(), since=first)
+            self.db.register("lake_events", lake_rows)
+            rows += f" UNION ALL SELECT {columns} FROM lake_events ANTI JOIN {self._missing} USING ({EVENT_ID})"
         order = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {EVENT_ID}"
         reader: pa.RecordBatchReader = self.db.sql(f"SELECT * FROM ({rows}) ORDER BY {order}").to_arrow_reader(BATCH_ROWS)
         return reader

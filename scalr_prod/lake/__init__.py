@@ -2,8 +2,8 @@
 """The lake: one Delta table per member of `schemas.Table`, on disk or at an object-store URL.
 
 Every commit has an idempotency *key*, stored as a Delta app transaction: a retry changes nothing. A failed commit is distinguished from one
-with an unknown outcome. `storage` finds and opens tables, `commits` makes idempotent commits, `windows` handles windows of event time, and
-`tables` holds the operations on tables.
+with an unknown outcome. `storage` finds and opens tables, `commits` makes idempotent commits, `time_windows` handles windows of event
+time, and `tables` holds the operations on tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         open_project_lake,
         project_description,
     )
-    from scalr_prod.lake.commits import CommitResult, commit_record, retry_on_new_version
+    from scalr_prod.lake.commits import CommitMetadata, CommitResult, commit_record, retry_on_new_version
     from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction, corrections_since, stale_since
     from scalr_prod.lake.tables import Lake
     from scalr_prod.lake.time_windows import files_in_window, window_sql
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORRECTION_APP_ID",
     "PROJECT_MARKED_TABLE",
+    "CommitMetadata",
     "CommitResult",
     "Correction",
     "Lake",
@@ -47,6 +48,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "CORRECTION_APP_ID": "corrections",
+        "CommitMetadata": "commits",
         "CommitResult": "commits",
         "Correction": "corrections",
         "Lake": "tables",

@@ -17,7 +17,7 @@ from scalr_prod.workspace import ProjectIdentity
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-    from scalr_prod.config import DomainSettings, Settings
+    from scalr_prod.config import Domains, DomainSettings, Settings
     from scalr_prod.lake.tables import Lake
     from scalr_prod.schemas import Domain
 
@@ -41,11 +41,11 @@ def project_description(settings: Settings, current: str = "") -> str:
         settings: The project's settings.
         current: The lake's current description; kept as it is where it already means this project.
     """
-    project, found = ProjectIdentity.from_settings(settings), _PROJECT.fullmatch(current)
+    project, match = ProjectIdentity.from_settings(settings), _PROJECT.fullmatch(current)
     bound = f"Project: {project.name}"
     if project.is_lake_in_home:
         return bound
-    if found is not None and found[1] == project.name and project.is_home(found[2], found[3]):
+    if match is not None and match[1] == project.name and project.is_home(match[2], match[3]):
         return current
     return f"{bound}, home {project.home} ({project.home_id or ''})"
 
@@ -54,7 +54,7 @@ def domain_description(settings: Settings, domain: Domain) -> str:
     """Return the description that binds a table to the domains of the settings."""
     if domain == "source" and settings.domains.has_several_sources:
         return f"{_SEVERAL}{', '.join(sorted(settings.domains.source_names))}"
-    return f"{_PREFIX}{_named(settings, domain).name}"
+    return f"{_PREFIX}{_named(settings.domains, domain).name}"
 
 
 def open_project_lake(settings: Settings) -> Lake:
@@ -91,18 +91,18 @@ def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
         domain: lake.description(table, opened=opened[table]) if table in opened else None for domain, table in tables.items()
     }
     if settings.domains.has_several_sources or (described["source"] or "").startswith(_SEVERAL):
-        _check_several(settings, lake, described)
+        _check_several(settings.domains, lake, described)
     else:
-        _check_pair(settings, lake, {domain: _bound(text) for domain, text in described.items()})
+        _check_pair(settings.domains, lake, {domain: _bound(text) for domain, text in described.items()})
     return opened
 
 
 def _check_project(settings: Settings, lake: Lake) -> None:
-    found = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
-    if found is None:
+    match = _PROJECT.fullmatch(lake.description(PROJECT_MARKED_TABLE)) if lake.exists(PROJECT_MARKED_TABLE) else None
+    if match is None:
         return
     project = ProjectIdentity.from_settings(settings)
-    bound, home, home_id = found.groups()
+    bound, home, home_id = match.groups()
     if bound not in {project.name, project.formerly}:
         raise ProjectsMixed(
             f"the lake belongs to project '{bound}'; the settings name project '{project.name}'",
@@ -123,9 +123,8 @@ def _check_project(settings: Settings, lake: Lake) -> None:
         )
 
 
-def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str | None]) -> None:
+def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | None]) -> None:
     """Check the domains where the settings or the tables name several source domains; see `check_domains`."""
-    domains = settings.domains
     source, target = described["source"], _bound(described["target"])
     several = source is not None and source.startswith(_SEVERAL)
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
@@ -133,31 +132,33 @@ def _check_several(settings: Settings, lake: Lake, described: dict[Domain, str |
     advice = "name another [project] home (and lake), and ingest all logs again"
     if source is not None and several != domains.has_several_sources:
         known = "several source domains" if several else f"one source domain, {_quoted(_bound(source))}"
-        found = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
+        finding = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
     elif gone:
-        found = f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+        finding = (
+            f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+        )
         advice = f"name it again under [domains.sources], or {advice}"
     elif target is not None and (
         target in domains.source_names or target not in {domains.target.name, domains.target.formerly}
     ):
-        found = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
+        finding = f"the tables were made for target {_quoted(target)}; the settings name target {_quoted(domains.target.name)}"
         if target not in domains.source_names:
             advice += (
                 f'; if the same log only has a new name, set [domains.target] formerly = "{target}", and run: scalr ingest'
             )
     else:
         return
-    raise DomainsMixed(found, where=lake.root, next_step=advice)
+    raise DomainsMixed(finding, where=lake.root, next_step=advice)
 
 
-def _check_pair(settings: Settings, lake: Lake, bound: dict[Domain, str | None]) -> None:
+def _check_pair(domains: Domains, lake: Lake, bound: dict[Domain, str | None]) -> None:
     """Check the domains where there is one source domain; see `check_domains`."""
-    named = {domain: _named(settings, domain).name for domain in _OTHER}
+    named = {domain: _named(domains, domain).name for domain in _OTHER}
     differing = [domain for domain, name in bound.items() if name is not None and name != named[domain]]
     crossed = [
         domain for domain in differing if bound[domain] == named[_OTHER[domain]] or named[domain] == bound[_OTHER[domain]]
     ]
-    if not crossed and all(_named(settings, domain).formerly == bound[domain] for domain in differing):
+    if not crossed and all(_named(domains, domain).formerly == bound[domain] for domain in differing):
         return
     swapped = bool(crossed) and all(bound[domain] in {None, named[_OTHER[domain]]} for domain in _OTHER)
     pair = "source {} and target {}".format(*(_quoted(bound[domain]) for domain in _OTHER))
@@ -184,9 +185,9 @@ def _bound(described: str | None) -> str | None:
     return described.removeprefix(_PREFIX) if described is not None and described.startswith(_PREFIX) else None
 
 
-def _named(settings: Settings, domain: Domain) -> DomainSettings:
+def _named(domains: Domains, domain: Domain) -> DomainSettings:
     """Return the settings of a side that has one domain."""
-    return settings.domains[settings.domains.log_keys(domain)[0]]
+    return domains[domains.log_keys(domain)[0]]
 
 
 def _quoted(name: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.core.commit_events import emit_commit
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from scalr_prod.lake.storage import TableStore
     from scalr_prod.schemas import Table
 
-__all__ = ["CommitResult", "commit_once", "commit_record", "commit_records", "find_commit_version", "retry_on_new_version"]
+__all__ = [
+    "NO_METADATA",
+    "CommitMetadata",
+    "CommitResult",
+    "commit_once",
+    "commit_record",
+    "commit_records",
+    "find_commit_version",
+    "retry_on_new_version",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +60,22 @@ class CommitResult:
     written: bool
 
 
+@dataclass(frozen=True)
+class CommitMetadata:
+    """What the table's log stores with a commit, if and only if the commit lands.
+
+    Attributes:
+        record: Text, read with `commit_record` and `Lake.commit_records`.
+        app_transactions: App ids with numbers, read with `Lake.transaction_version`; later commits keep them.
+    """
+
+    record: str | None = None
+    app_transactions: Mapping[str, int] = field(default_factory=dict)
+
+
+NO_METADATA: Final = CommitMetadata()
+
+
 def commit_once(
     storage: TableStore,
     table: Table,
@@ -58,8 +83,7 @@ def commit_once(
     write: Callable[[DeltaTable, CommitProperties], object],
     *,
     expected_version: int | None = None,
-    record: str | None = None,
-    app_transactions: Mapping[str, int] | None = None,
+    metadata: CommitMetadata = NO_METADATA,
     opened: DeltaTable | None = None,
 ) -> CommitResult:
     """Commit, unless a commit with this key has landed.
@@ -70,8 +94,7 @@ def commit_once(
         key: Idempotency key of this write.
         write: Makes the commit, with these properties.
         expected_version: The commit lands on top of this version or fails.
-        record: Record stored with the commit.
-        app_transactions: App ids and their numbers, stored in the table's log.
+        metadata: What the table's log stores with the commit.
         opened: The table, if already open; afterwards it is at the version of the commit.
 
     Raises:
@@ -84,7 +107,7 @@ def commit_once(
         return CommitResult(table.value, _version_with_key(delta, key), written=False)
     try:
         _check_version(delta, expected_version)
-        write(delta, _properties(key, expected_version, record, app_transactions or {}))
+        write(delta, _properties(key, expected_version, metadata))
     except Exception as error:
         # deltalake raises exceptions of many types (DeltaError, OSError, pyarrow's); only the log shows what happened.
         _raise_unless_landed(storage, table, key, error)
@@ -143,14 +166,15 @@ def _raise_unless_landed(storage: TableStore, table: Table, key: str, error: Exc
         ) from error
 
 
-def _properties(key: str, expected_version: int | None, record: str | None, notes: Mapping[str, int]) -> CommitProperties:
+def _properties(key: str, expected_version: int | None, metadata: CommitMetadata) -> CommitProperties:
     from deltalake import CommitProperties, Transaction
 
     # Two commits with the same app id from the same version conflict, so only one of two concurrent writers succeeds.
     guard = {} if expected_version is None else {_GUARD: expected_version}
-    metadata = {_KEY: key} if record is None else {_KEY: key, _RECORD: record}
-    transactions = [Transaction(name, number) for name, number in ({key: 1} | guard | dict(notes)).items()]
-    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
+    custom_metadata = {_KEY: key} if metadata.record is None else {_KEY: key, _RECORD: metadata.record}
+    numbers = {key: 1} | guard | dict(metadata.app_transactions)
+    transactions = [Transaction(app_id, number) for app_id, number in numbers.items()]
+    return CommitProperties(custom_metadata=custom_metadata, app_transactions=transactions)
 
 
 def find_commit_version(delta: DeltaTable, key: str) -> int | None:
@@ -164,7 +188,7 @@ def _version_with_key(delta: DeltaTable, key: str) -> int:
 
 
 def commit_record(table: DeltaTable) -> str | None:
-    """Return the record of the commit that made this version of a table, see `Lake.append`; None: it has none."""
+    """Return the record of the commit that made this version of a table, see `CommitMetadata`; None: it has none."""
     latest = next((entry for entry in table.history(1) if entry.get("version") == table.version()), {})
     return latest.get(_RECORD)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.lake.commits import CommitMetadata
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
@@ -43,16 +44,16 @@ class Correction:
     removed: int
     added: int
 
-    def to_json(self) -> str:
-        """Return the JSON record for the commit."""
+    def commit_metadata(self, version: int) -> CommitMetadata:
+        """Return the metadata of its commit, which makes this version of the table."""
         content = {"since": self.since.astimezone(UTC).isoformat(), "removed": self.removed, "added": self.added}
-        return json.dumps({"replaced": content})
+        return CommitMetadata(json.dumps({"replaced": content}), {CORRECTION_APP_ID: version})
 
     @classmethod
     def from_record(cls, record: str) -> Correction | None:
         """Parse a commit's record; None where it is not of a replacement."""
-        found: Any = json.loads(record).get("replaced")
-        return None if found is None else cls(datetime.fromisoformat(found["since"]), found["removed"], found["added"])
+        content: Any = json.loads(record).get("replaced")
+        return None if content is None else cls(datetime.fromisoformat(content["since"]), content["removed"], content["added"])
 
 
 def corrections_since(lake: Lake, table: Table, version: int, *, opened: DeltaTable | None = None) -> list[Correction]:
@@ -63,10 +64,10 @@ def corrections_since(lake: Lake, table: Table, version: int, *, opened: DeltaTa
     if latest is None or latest <= version:
         return []
     records = lake.commit_records(table, after=version)
-    found = {at: replacement for at, record in records if (replacement := Correction.from_record(record)) is not None}
+    corrections = {at: correction for at, record in records if (correction := Correction.from_record(record)) is not None}
     # A log that was truncated (`scalr forget`) still shows that there was a replacement, but not its time: assume all events changed.
-    truncated = [] if latest in found else [Correction(_BEGINNING, 0, 0)]
-    return [*truncated, *found.values()]
+    truncated = [] if latest in corrections else [Correction(_BEGINNING, 0, 0)]
+    return [*truncated, *corrections.values()]
 
 
 def stale_since(lake: Lake, versions: Mapping[str, int], known_by: datetime) -> datetime | None:
@@ -77,11 +78,11 @@ def stale_since(lake: Lake, versions: Mapping[str, int], known_by: datetime) -> 
         versions: Delta versions that the result was computed from, by table.
         known_by: The result read nothing that happened, or became known, later (UTC).
     """
-    found = [
-        replacement.since
+    stale = [
+        correction.since
         for table in _EVENTS
         if table.value in versions
-        for replacement in corrections_since(lake, table, versions[table.value])
-        if replacement.since < known_by
+        for correction in corrections_since(lake, table, versions[table.value])
+        if correction.since < known_by
     ]
-    return min(found, default=None)
+    return min(stale, default=None)

@@ -80,7 +80,7 @@ class TableStore:
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            opened_table = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
             if version is not None and self.exists(table):
                 raise self._gone(table, version, flatten_message(error)) from error
@@ -90,8 +90,8 @@ class TableStore:
                 ) from error
             raise self.unreadable_error(table, error) from error
         if version is not None:
-            self.ensure_files_exist(table, found)
-        return found
+            self.ensure_files_exist(table, opened_table)
+        return opened_table
 
     def ensure_files_exist(self, table: Table, opened: DeltaTable) -> None:
         """Check that every local file of an open table still exists.
@@ -140,10 +140,10 @@ class TableStore:
         Raises:
             ForeignFiles: This package did not make it: it names every table that it makes in the table's log.
         """
-        found = self.open_table(table) if opened is None else opened
-        if found.metadata().name != table.value:
+        delta = self.open_table(table) if opened is None else opened
+        if delta.metadata().name != table.value:
             raise self._foreign(table, "is a Delta table that this package did not make")
-        return found
+        return delta
 
     def ensure_no_files(self, table: Table) -> None:
         """Check that no files are in the way of a new table.
@@ -171,14 +171,14 @@ class TableStore:
         Raises:
             ForeignFiles: A table or folder is foreign; nothing was written.
         """
-        found: dict[Table, DeltaTable] = {}
+        existing: dict[Table, DeltaTable] = {}
         for table in Table:
             known = (opened or {}).get(table)
             if known is not None or self.exists(table):
-                found[table] = self.open_owned(table, known)
+                existing[table] = self.open_owned(table, known)
             else:
                 self.ensure_no_files(table)
-        return found
+        return existing
 
     def require_column(self, table: Table, column: str, *, opened: DeltaTable | None = None) -> None:
         """Check that a table, if it exists, has a column that tables of earlier versions lack.
@@ -226,11 +226,11 @@ class TableStore:
         for version in set(keep_versions):
             unused -= file_names(self.open_table(table, version=version))
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
-        there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
+        existing = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:
-            for name in there:
+            for name in existing:
                 files.delete_file(name)
-        return len(there)
+        return len(existing)
 
     def unreadable_error(self, table: Table, error: Exception) -> LakeError:
         """Return the error for a log that cannot be read on this machine."""
@@ -245,17 +245,17 @@ class TableStore:
             next_step=there if "://" in self.root else here,
         )
 
-    def _foreign(self, table: Table, found: str) -> ForeignFiles:
+    def _foreign(self, table: Table, finding: str) -> ForeignFiles:
         return ForeignFiles(
-            found,
+            finding,
             where=self.uri(table),
             next_step="name another [project] home or lake; if it is a copy of a table of this package, give it back its name: "
             f"deltalake.DeltaTable(…).alter.set_table_name('{table.value}')",
         )
 
-    def _gone(self, table: Table, version: int, found: str) -> LakeError:
+    def _gone(self, table: Table, version: int, finding: str) -> LakeError:
         return LakeError(
-            f"version {version}, which the run is pinned to, is no longer there: {found}",
+            f"version {version}, which the run is pinned to, is no longer there: {finding}",
             where=self.uri(table),
             next_step="a vacuum has removed it; plan the run on the current tables: scalr generate",
         )

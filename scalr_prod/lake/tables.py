@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist
 from scalr_prod.errors import CommitFailed
-from scalr_prod.lake.commits import CommitResult, commit_once, commit_records, find_commit_version
+from scalr_prod.lake.commits import NO_METADATA, CommitMetadata, CommitResult, commit_once, commit_records, find_commit_version
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
     from typing import Literal, TypeAlias
 
@@ -103,8 +103,8 @@ class Lake(TableStore):
         """
         import pyarrow as pa
 
-        there = self.open_table(table) if opened is None else opened
-        version, lacking = there.version(), set(schema.names) - set(arrow_schema(there).names)
+        delta = self.open_table(table) if opened is None else opened
+        version, lacking = delta.version(), set(schema.names) - set(arrow_schema(delta).names)
         if not lacking:
             return
         rows = self.dataset(table, version=version)
@@ -119,8 +119,8 @@ class Lake(TableStore):
                 ]
                 yield pa.RecordBatch.from_arrays(columns, schema=wanted)
 
-        anew = pa.RecordBatchReader.from_batches(wanted, completed())
-        self._write(table, anew, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
+        completed_rows = pa.RecordBatchReader.from_batches(wanted, completed())
+        self._write(table, completed_rows, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
         """Return the table's description, perhaps empty; ``opened``: the table, if already open."""
@@ -175,7 +175,7 @@ class Lake(TableStore):
         *,
         key: str,
         expected_version: int | None = None,
-        record: str | None = None,
+        metadata: CommitMetadata = NO_METADATA,
         opened: DeltaTable | None = None,
     ) -> CommitResult:
         """Append rows once per key.
@@ -186,13 +186,15 @@ class Lake(TableStore):
             key: Idempotency key of this write.
             expected_version: The version that the rows were computed from. The commit lands on top of this version or fails: of several
                 writers that started from one version, only one succeeds.
-            record: Record stored with the commit, for `commit_record`; it exists if and only if the rows do.
+            metadata: What the table's log stores with the commit.
             opened: The table, if already open; afterwards it is at the version of the commit.
 
         Raises:
             CommitFailed: Nothing changed; with ``expected_version``, the table may have a newer version.
         """
-        return self._write(table, rows, key=key, mode="append", expected_version=expected_version, record=record, opened=opened)
+        return self._write(
+            table, rows, key=key, mode="append", expected_version=expected_version, metadata=metadata, opened=opened
+        )
 
     def replace(
         self,
@@ -201,12 +203,12 @@ class Lake(TableStore):
         *,
         key: str,
         expected_version: int | None = None,
-        record: str | None = None,
+        metadata: CommitMetadata = NO_METADATA,
         opened: DeltaTable | None = None,
     ) -> CommitResult:
         """Replace the whole table once per key; arguments as for `append`."""
         return self._write(
-            table, rows, key=key, mode="overwrite", expected_version=expected_version, record=record, opened=opened
+            table, rows, key=key, mode="overwrite", expected_version=expected_version, metadata=metadata, opened=opened
         )
 
     def replace_window(
@@ -233,9 +235,9 @@ class Lake(TableStore):
             # Delta takes longer to plan a replacement than to write 10 000 rows. Appending or overwriting is safe here, because the commit
             # lands on this version or fails.
             if opened.version() == expected_version:
-                empty, whole = is_window_empty(opened, start, end), is_table_within(opened, start, end)
-                if empty or whole:
-                    write, inside = self.append if empty else self.replace, checked_window(rows, start, end)
+                is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
+                if is_empty or covers_table:
+                    write, inside = self.append if is_empty else self.replace, checked_window(rows, start, end)
                     return write(table, inside, key=key, expected_version=expected_version, opened=opened)
         return self.replace_where(
             table, rows, window_sql(start, end), key=key, expected_version=expected_version, opened=opened
@@ -249,13 +251,12 @@ class Lake(TableStore):
         *,
         key: str,
         expected_version: int | None = None,
-        record: str | None = None,
-        app_transactions: Mapping[str, int] | None = None,
+        metadata: CommitMetadata = NO_METADATA,
         opened: DeltaTable | None = None,
     ) -> CommitResult:
         """Replace the rows that match a SQL predicate, in one commit, once per key; the new rows must match it too.
 
-        ``app_transactions`` are app ids with numbers that the table's log keeps for `transaction_version`, whatever is committed later.
+        The other arguments are those of `append`.
         """
         return self._write(
             table,
@@ -264,17 +265,16 @@ class Lake(TableStore):
             mode="overwrite",
             predicate=predicate,
             expected_version=expected_version,
-            record=record,
-            app_transactions=app_transactions,
+            metadata=metadata,
             opened=opened,
         )
 
     def transaction_version(self, table: Table, app_id: str) -> int | None:
-        """Return the latest number of an app id in the table's log, see `replace_where`; None: there is none."""
+        """Return the latest number of an app id in the table's log, see `CommitMetadata`; None: there is none."""
         return self.open_table(table).transaction_version(app_id)
 
     def commit_records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
-        """List the records of a table's commits (see `append`) with their versions, oldest first; reads every commit file.
+        """List the records of a table's commits (see `CommitMetadata`) with their versions, oldest first; reads every commit file.
 
         Args:
             table: Which table.
@@ -305,8 +305,8 @@ class Lake(TableStore):
         Raises:
             CommitFailed: Nothing changed; the table may have a newer version.
         """
-        none, notes = self.schema(table).empty_table(), {_ASIDE: expected_version}
-        return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, app_transactions=notes)
+        none, metadata = self.schema(table).empty_table(), CommitMetadata(app_transactions={_ASIDE: expected_version})
+        return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, metadata=metadata)
 
     def restore_rows(self, table: Table, hidden_version: int, *, key: str, expected_version: int) -> CommitResult:
         """Restore the files of the hidden version, byte for byte, in one commit.
@@ -326,7 +326,8 @@ class Lake(TableStore):
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
             delta.restore(hidden_version, commit_properties=properties)
 
-        return commit_once(self, table, key, write, expected_version=expected_version, app_transactions={_BACK: hidden_version})
+        metadata = CommitMetadata(app_transactions={_BACK: hidden_version})
+        return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata)
 
     def hidden_version(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
         """Return the hidden version, see `hide_rows`; None: nothing is hidden, or there is no table.
@@ -340,13 +341,13 @@ class Lake(TableStore):
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:  # only the log is read: files of an earlier version need not exist
-            found = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            delta = opened or DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
             raise self.unreadable_error(table, error) from error
-        aside = found.transaction_version(_ASIDE)
-        return None if aside == found.transaction_version(_BACK) else aside
+        aside = delta.transaction_version(_ASIDE)
+        return None if aside == delta.transaction_version(_BACK) else aside
 
     def committed_at(self, table: Table, version: int) -> datetime | None:
         """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""

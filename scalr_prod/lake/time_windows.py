@@ -49,11 +49,11 @@ def checked_window(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in rows.to_batches() if isinstance(rows, pa.Table) else rows:
             times = batch.column(EVENT_TIMESTAMP)
-            found = pc.min_max(times).as_py()
-            if times.null_count or (len(times) and not start <= found["min"] <= found["max"] < end):
+            extremes = pc.min_max(times).as_py()
+            if times.null_count or (len(times) and not start <= extremes["min"] <= extremes["max"] < end):
                 raise ValueError(
                     f"a row lies outside of the window from {start.isoformat()} to {end.isoformat()}: "
-                    f"rows from {found['min']} to {found['max']}, {times.null_count} without a time"
+                    f"rows from {extremes['min']} to {extremes['max']}, {times.null_count} without a time"
                 )
             yield batch
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Transition,
     )
     from scalr_prod.ledger.leases import Lease
-    from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, check_run_id, run_folder
+    from scalr_prod.ledger.run_spec import STAGING_FOLDERS, RunSpec, RunWindow, TranslatorPin, check_run_id, run_folder
     from scalr_prod.ledger.store import Ledger
 
 __all__ = [
@@ -41,8 +41,10 @@ __all__ = [
     "Run",
     "RunSpec",
     "RunState",
+    "RunWindow",
     "StateChange",
     "Transition",
+    "TranslatorPin",
     "check_run_id",
     "run_folder",
     "with_psycopg_driver",
@@ -62,9 +64,11 @@ __getattr__ = lazy_exports(
         "Run": "dto",
         "RunSpec": "run_spec",
         "RunState": "dto",
+        "RunWindow": "run_spec",
         "STAGING_FOLDERS": "run_spec",
         "StateChange": "dto",
         "Transition": "dto",
+        "TranslatorPin": "run_spec",
         "check_run_id": "run_spec",
         "run_folder": "run_spec",
         "with_psycopg_driver": "database",

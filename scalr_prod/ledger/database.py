@@ -7,7 +7,7 @@ import contextlib
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
@@ -16,15 +16,11 @@ from sqlalchemy.orm import Session
 from scalr_prod.core.redaction import redact
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD
-from scalr_prod.workspace import ProjectIdentity, claim_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
-    from scalr_prod.config import Settings
-
-__all__ = ["LedgerDatabase", "with_psycopg_driver"]
+__all__ = ["LedgerDatabase", "cannot_create", "parse_url", "with_psycopg_driver"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,60 +32,45 @@ _WRITES: Final = "scalr_writes"
 
 
 class LedgerDatabase:
-    """A connected database with the current schema. Each process opens its own; this is cheap once it is migrated."""
+    """A connected database with the current schema. Each process opens its own; this is cheap once it is migrated.
 
-    def __init__(self, url: str, project: ProjectIdentity) -> None:
-        self._url = _parse(url)
-        self.project = project
+    Args:
+        url: SQLAlchemy URL.
+        has_single_project: Whether rows from before projects had names belong to the project that opens it.
+
+    Raises:
+        LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
+    """
+
+    def __init__(self, url: str, *, has_single_project: bool) -> None:
+        self._url = parse_url(url)
         #: The address without its password.
         self.address = self._url.render_as_string(hide_password=True)
-        self._engine = self._connect()
+        self.engine = self._connect()
         try:
-            self._migrate()
+            self._migrate(has_single_project=has_single_project)
         except BaseException:
-            self._engine.dispose()
+            self.engine.dispose()
             raise
-
-    @classmethod
-    def open(cls, settings: Settings) -> Self:
-        """Open the project's ledger (``[ledger] url``, or SQLite below home), migrated to the current schema.
-
-        Raises:
-            LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
-            ProjectsMixed: Home, lake or name belong to another project.
-            ForeignFiles: The home holds files that this package did not make.
-        """
-        try:
-            claim_home(settings)
-        except OSError as error:
-            raise _cannot_create(settings.home, error) from error
-        file = _parse(settings.ledger_url)
-        sqlite = file.get_backend_name() == "sqlite"
-        return cls(settings.ledger_url, ProjectIdentity.from_settings(settings, Path(file.database or "") if sqlite else None))
 
     def close(self) -> None:
         """Close all connections."""
-        self._engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self.engine.dispose()
 
     @contextlib.contextmanager
-    def _read_session(self) -> Iterator[Session]:
-        with self._translate_errors(), Session(self._engine, expire_on_commit=False) as session, session.begin():
+    def read_session(self) -> Iterator[Session]:
+        """Open a session in one read transaction."""
+        with self._translate_errors(), Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextlib.contextmanager
-    def _write_session(self) -> Iterator[Session]:
+    def write_session(self) -> Iterator[Session]:
         """Open a session in one write transaction."""
-        engine = self._engine.execution_options(**{_WRITES: True})
+        engine = self.engine.execution_options(**{_WRITES: True})
         with self._translate_errors(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _now(self, session: Session) -> datetime:
+    def now(self, session: Session) -> datetime:
         """Return the database's time, which all drivers share (for SQLite, the machine's clock)."""
         if self._url.get_backend_name() == "sqlite":
             return datetime.now(UTC)
@@ -115,26 +96,26 @@ class LedgerDatabase:
             _prepare_sqlite(engine)
         return engine
 
-    def _migrate(self) -> None:
+    def _migrate(self, *, has_single_project: bool) -> None:
         with self._translate_errors():
             if self._schema_version() == HEAD:
                 return
             if self._url.get_backend_name() == "sqlite":
-                self._migrate_sqlite(Path(self._url.database or ""))
+                self._migrate_sqlite(Path(self._url.database or ""), has_single_project=has_single_project)
             else:
-                with self._engine.begin() as connection:
+                with self.engine.begin() as connection:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                    self._upgrade(connection)
+                    self._upgrade(connection, has_single_project=has_single_project)
 
-    def _migrate_sqlite(self, path: Path) -> None:
+    def _migrate_sqlite(self, path: Path, *, has_single_project: bool) -> None:
         from filelock import FileLock, Timeout
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock", timeout=_BUSY_TIMEOUT_S):
-                _enable_wal(self._engine)
-                with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
-                    self._upgrade(connection)
+                _enable_wal(self.engine)
+                with self.engine.execution_options(**{_WRITES: True}).begin() as connection:
+                    self._upgrade(connection, has_single_project=has_single_project)
         except Timeout as error:
             raise LedgerError(
                 f"another process has held the migration lock for {_BUSY_TIMEOUT_S} s",
@@ -142,33 +123,33 @@ class LedgerDatabase:
                 next_step="wait for the other command to end, then run the command again",
             ) from error
         except OSError as error:
-            raise _cannot_create(path, error) from error
+            raise cannot_create(path, error) from error
 
-    def _upgrade(self, connection: sa.Connection) -> None:
+    def _upgrade(self, connection: sa.Connection, *, has_single_project: bool) -> None:
         from scalr_prod.ledger.migrations import upgrade
 
-        found = self._schema_version(connection)
-        if found == HEAD:
+        current = self._schema_version(connection)
+        if current == HEAD:
             return
-        logger.info("migrating the ledger from schema %s to %s at %s", found, HEAD, self.address)
-        upgrade(connection, single_project=self.project.is_sole_owner)
+        logger.info("migrating the ledger from schema %s to %s at %s", current, HEAD, self.address)
+        upgrade(connection, single_project=has_single_project)
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
             if self._url.get_backend_name() == "sqlite" and not Path(self._url.database or "").exists():
                 return None
-            with self._engine.connect() as own:
-                return self._schema_version(own)
+            with self.engine.connect() as new_connection:
+                return self._schema_version(new_connection)
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
-        found: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-        if found is not None and found > HEAD:
+        version: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        if version is not None and version > HEAD:
             raise LedgerError(
-                f"its schema is {found}; this version of the package knows it up to {HEAD}",
+                f"its schema is {version}; this version of the package knows it up to {HEAD}",
                 where=self.address,
                 next_step="upgrade scalr-prod, or name another ledger with [ledger] url",
             )
-        return found
+        return version
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -210,7 +191,12 @@ def with_psycopg_driver(url: sa.URL) -> sa.URL:
     return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgresql", "postgres"} else url
 
 
-def _parse(url: str) -> sa.URL:
+def parse_url(url: str) -> sa.URL:
+    """Parse the URL of a SQLite file or a PostgreSQL database.
+
+    Raises:
+        LedgerError: It is invalid, names another kind of database, or one in memory.
+    """
     step = "write it as sqlite:////folder/ledger.db or postgresql://user:password@host/database"
     try:
         parsed = with_psycopg_driver(sa.make_url(url))
@@ -251,7 +237,8 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _cannot_create(path: Path, error: OSError) -> LedgerError:
+def cannot_create(path: Path, error: OSError) -> LedgerError:
+    """Return the error of a ledger whose file cannot be created."""
     return LedgerError(
         f"the ledger's file cannot be created: {error.strerror or error}",
         where=str(path),

@@ -70,7 +70,7 @@ class PublicationStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Run(Jsonable):
-    """A run of a project. ``created`` is False where `Ledger.begin_run` found an existing one."""
+    """A run of a project. ``created`` is False where `RunRepository.begin` returned an existing one."""
 
     project: str
     run_id: str

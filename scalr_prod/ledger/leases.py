@@ -21,7 +21,6 @@ import sqlalchemy as sa
 from scalr_prod.core.logging import bind_log_context
 from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 from scalr_prod.ledger.orm_tables import RunRow
-from scalr_prod.ledger.runs import RunStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +28,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["Lease", "LeaseStore"]
+    from scalr_prod.ledger.change_log import ChangeLog
+    from scalr_prod.ledger.runs import RunRepository
+    from scalr_prod.ledger.tenancy import ProjectScope
+
+__all__ = ["Lease", "LeaseRepository"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +106,17 @@ class Lease:
                 logger.warning("the lease on %s could not be renewed, trying again: %s", self.run_id, error.found)
 
 
-class LeaseStore(RunStore):
+class LeaseRepository:
     """Leases in the ledger. Times are the database's, so that drivers' clocks need not agree."""
 
+    def __init__(self, scope: ProjectScope, runs: RunRepository, changes: ChangeLog) -> None:
+        self._scope = scope
+        self._database = scope.database
+        self._runs = runs
+        self._changes = changes
+
     @contextlib.contextmanager
-    def lease(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S, wait_s: float = 0.0) -> Iterator[Lease]:
+    def hold(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S, wait_s: float = 0.0) -> Iterator[Lease]:
         """Hold the run's lease for the block, renewed in the background.
 
         The lease of a driver that died expires after ``ttl_s`` seconds; if it died on this machine, at once.
@@ -125,8 +134,8 @@ class LeaseStore(RunStore):
         give_up = time.monotonic() + wait_s
         while True:
             try:
-                held = Lease(run_id, owner, ttl_s, partial(self.renew_lease, run_id, owner, ttl_s=ttl_s))
-                self.acquire_lease(run_id, owner, ttl_s=ttl_s)
+                held = Lease(run_id, owner, ttl_s, partial(self.renew, run_id, owner, ttl_s=ttl_s))
+                self.acquire(run_id, owner, ttl_s=ttl_s)
                 break
             except LeaseHeld:
                 if time.monotonic() >= give_up:
@@ -142,67 +151,67 @@ class LeaseStore(RunStore):
         finally:
             stop.set()
             keeper.join()
-            self.release_lease(run_id, owner)
+            self.release(run_id, owner)
 
-    def active_leases(self) -> dict[str, str]:
+    def active(self) -> dict[str, str]:
         """Return the project's active leases: holder by run."""
         query = sa.select(RunRow).where(RunRow.lease_owner.is_not(None))
-        with self._read_session() as session:
-            now = self._now(session)
-            held = session.scalars(query.where(RunRow.project_id == self._project_id(session)))
+        with self._database.read_session() as session:
+            now = self._database.now(session)
+            held = session.scalars(query.where(RunRow.project_id == self._scope.project_id(session)))
             return {
                 row.run_id: row.lease_owner
                 for row in held
                 if row.lease_owner and row.lease_expires_at and row.lease_expires_at > now and not _is_dead(row.lease_owner)
             }
 
-    def acquire_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
+    def acquire(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
         """Acquire a lease that is free, expired, or the owner's already; returns its expiry (UTC).
 
         Raises:
             LedgerError: Another driver holds it.
         """
-        with self._write_session() as session:
-            row = self._row(session, run_id, lock=True)
-            now = self._now(session)
+        with self._database.write_session() as session:
+            row = self._runs.load_row(session, run_id, lock=True)
+            now = self._database.now(session)
             others = row.lease_owner is not None and row.lease_owner != owner and not _is_dead(row.lease_owner)
             if others and row.lease_expires_at is not None and row.lease_expires_at > now:
                 raise LeaseHeld(
                     f"{row.lease_owner} holds the run's lease until {row.lease_expires_at.isoformat(timespec='seconds')} at least",
-                    where=self.address,
+                    where=self._database.address,
                     next_step="wait for it to end; if it died, its lease expires by itself",
                 ).add_context(run_id=run_id)
             if row.lease_owner is not None and row.lease_owner != owner:
                 cause = "its process has exited" if _is_dead(row.lease_owner) else f"it expired at {row.lease_expires_at}"
-                self._add_change(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
+                self._changes.add(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
             row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
             return row.lease_expires_at
 
-    def renew_lease(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
+    def renew(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
         """Extend a lease, even an expired one if nobody else has taken over the run; returns its expiry (UTC).
 
         Raises:
             LeaseLost: The owner no longer holds it.
         """
-        with self._write_session() as session:
-            until = self._now(session) + timedelta(seconds=ttl_s)
+        with self._database.write_session() as session:
+            until = self._database.now(session) + timedelta(seconds=ttl_s)
             if not self._set_lease(session, run_id, owner, owner, until):
                 raise LeaseLost(
                     "the lease on this run was lost: another driver has taken it over",
-                    where=self.address,
+                    where=self._database.address,
                     next_step=f"see who holds it: scalr runs show {run_id}",
                 ).add_context(run_id=run_id)
             return until
 
-    def release_lease(self, run_id: str, owner: str) -> bool:
+    def release(self, run_id: str, owner: str) -> bool:
         """Release a lease; returns False where the owner no longer held it."""
-        with self._write_session() as session:
+        with self._database.write_session() as session:
             return self._set_lease(session, run_id, owner, None, None)
 
     def _set_lease(self, session: Session, run_id: str, held_by: str, owner: str | None, until: datetime | None) -> bool:
         change = (
             sa.update(RunRow)
-            .where(RunRow.project_id == self._project_id(session), RunRow.run_id == run_id, RunRow.lease_owner == held_by)
+            .where(RunRow.project_id == self._scope.project_id(session), RunRow.run_id == run_id, RunRow.lease_owner == held_by)
             .values(lease_owner=owner, lease_expires_at=until)
         )
         result = session.execute(change)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["STAGING_FOLDERS", "RunSpec", "check_run_id", "run_folder"]
+__all__ = ["STAGING_FOLDERS", "RunSpec", "RunWindow", "TranslatorPin", "check_run_id", "run_folder"]
 
 #: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
 #: so do the accepted rows: a run that was rolled back may be published again.
@@ -26,6 +26,36 @@ STAGING_FOLDERS: Final = ("asked", "parts", "candidates")
 
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{16}")
 _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")
+
+
+@dataclass(frozen=True)
+class RunWindow:
+    """The window of a run.
+
+    Attributes:
+        start: Its first instant (UTC).
+        end: The instant after its last (UTC).
+        as_of: Nothing that became known later is read (UTC).
+    """
+
+    start: datetime
+    end: datetime
+    as_of: datetime
+
+
+@dataclass(frozen=True)
+class TranslatorPin:
+    """The version of the translator that a run uses.
+
+    Attributes:
+        version: Its number.
+        sha256: Checksum of its weights.
+        trained_until: The last instant in its training data (UTC).
+    """
+
+    version: int
+    sha256: str
+    trained_until: datetime
 
 
 @dataclass(frozen=True)
@@ -63,13 +93,9 @@ class RunSpec:
         cls,
         *,
         mode: Literal["causal", "backfill"],
-        start: datetime,
-        end: datetime,
-        as_of: datetime,
+        window: RunWindow,
         seed: int,
-        translator_version: int,
-        translator_sha256: str,
-        translator_trained_until: datetime,
+        translator: TranslatorPin,
         table_versions: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> Self:
@@ -81,13 +107,13 @@ class RunSpec:
         spec = cls(
             run_id="",
             mode=mode,
-            start=_utc(start),
-            end=_utc(end),
-            as_of=_utc(as_of),
+            start=_utc(window.start),
+            end=_utc(window.end),
+            as_of=_utc(window.as_of),
             seed=int(seed),
-            translator_version=int(translator_version),
-            translator_sha256=translator_sha256,
-            translator_trained_until=_utc(translator_trained_until),
+            translator_version=int(translator.version),
+            translator_sha256=translator.sha256,
+            translator_trained_until=_utc(translator.trained_until),
             table_versions=dict(table_versions),
             settings=json.loads(json.dumps(dict(settings))),
         )

@@ -10,19 +10,17 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import ProjectsMixed
-from scalr_prod.ledger.database import LedgerDatabase
-from scalr_prod.ledger.orm_tables import (
-    ProjectRow,
-)
+from scalr_prod.ledger.orm_tables import ProjectRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sqlalchemy.orm import Session
 
+    from scalr_prod.ledger.database import LedgerDatabase
     from scalr_prod.workspace import ProjectIdentity
 
-__all__ = ["ProjectScopedDatabase"]
+__all__ = ["ProjectScope"]
 
 Row = TypeVar("Row")
 
@@ -34,56 +32,52 @@ _NO_PROJECT = 0
 _PROJECT_KEY = "project"
 
 
-class ProjectScopedDatabase(LedgerDatabase):
-    """A database restricted to one project's rows. A project is recorded with its first row.
+class ProjectScope:
+    """One project's rows in a database. A project is recorded with its first row.
 
     Args:
-        url: The database's SQLAlchemy URL.
+        database: The database.
         project: The project.
 
     Raises:
         ProjectsMixed: The ledger records another lake or home for the project, or the lake or home for another project.
-        LedgerError: See `LedgerDatabase`.
+        LedgerError: The database cannot be reached.
     """
 
-    def __init__(self, url: str, project: ProjectIdentity) -> None:
-        super().__init__(url, project)
-        self._known_project_id: int | None = None
-        try:
-            with self._read_session() as session:
-                known = self._find_project(session)
-            if known is not None and self._differs(known):
-                with self._write_session() as session:
-                    known = self._update_project(session)
-            self._known_project_id = known.id if known is not None else None
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, database: LedgerDatabase, project: ProjectIdentity) -> None:
+        self.database = database
+        self.project = project
+        with database.read_session() as session:
+            known = self._find_project(session)
+        if known is not None and self._differs(known):
+            with database.write_session() as session:
+                known = self._update_project(session)
+        self._known_project_id = known.id if known is not None else None
 
-    def _project_id(self, session: Session) -> int:
+    def project_id(self, session: Session) -> int:
         """Return the project's id for reading; an id without rows if the project is not recorded yet."""
-        number = self._known_project_id or session.info.get(_PROJECT_KEY)
-        if number is None:
-            number = session.scalar(sa.select(ProjectRow.id).where(ProjectRow.name == self.project.name))
-        return _NO_PROJECT if number is None else int(number)
+        project_id = self._known_project_id or session.info.get(_PROJECT_KEY)
+        if project_id is None:
+            project_id = session.scalar(sa.select(ProjectRow.id).where(ProjectRow.name == self.project.name))
+        return _NO_PROJECT if project_id is None else int(project_id)
 
-    def _ensure_project_id(self, session: Session) -> int:
+    def ensure_project_id(self, session: Session) -> int:
         """Return the project's id for writing; records the project if necessary."""
-        number = self._known_project_id or session.info.get(_PROJECT_KEY)
-        if number is None:
-            number = session.info[_PROJECT_KEY] = self._get_or_create_project(session).id
-        return int(number)
+        project_id = self._known_project_id or session.info.get(_PROJECT_KEY)
+        if project_id is None:
+            project_id = session.info[_PROJECT_KEY] = self._get_or_create_project(session).id
+        return int(project_id)
 
-    def _select_own(self, query: sa.Select[Row]) -> list[Row]:
+    def select_own(self, query: sa.Select[Row]) -> list[Row]:
         """Run a query restricted to this project's rows."""
-        with self._read_session() as session:
-            return list(session.scalars(query.filter_by(project_id=self._project_id(session))))
+        with self.database.read_session() as session:
+            return list(session.scalars(query.filter_by(project_id=self.project_id(session))))
 
     def _get_or_create_project(self, session: Session) -> ProjectRow:
         project = self.project
         while (row := self._find_project(session)) is None:
             row = ProjectRow(name=project.name, lake=project.lake, home=project.home, home_id=project.home_id)
-            row.created_at = self._now(session)
+            row.created_at = self.database.now(session)
             try:
                 with session.begin_nested():
                     session.add(row)
@@ -136,19 +130,20 @@ class ProjectScopedDatabase(LedgerDatabase):
         """Return whether rows from before projects had names evidently belong to this project."""
         return self.project.is_sole_owner or (row.home is not None and row.home in {self.project.home, self.project.moved_from})
 
-    def _other_projects_with(self, session: Session, query: sa.Select[int]) -> Sequence[ProjectRow]:
+    def other_projects_with(self, session: Session, query: sa.Select[int]) -> Sequence[ProjectRow]:
         """Return the other projects among those that a query of project ids selects."""
-        found = sa.select(ProjectRow).where(ProjectRow.id.in_(query), ProjectRow.id != self._project_id(session))
-        return session.scalars(found.order_by(ProjectRow.id)).all()
+        others = sa.select(ProjectRow).where(ProjectRow.id.in_(query), ProjectRow.id != self.project_id(session))
+        return session.scalars(others.order_by(ProjectRow.id)).all()
 
     @staticmethod
-    def _claim_hint(rows: Sequence[ProjectRow]) -> str | None:
+    def claim_hint(rows: Sequence[ProjectRow]) -> str | None:
         """Advice for a moved project whose rows date from before projects had names."""
         homes = [row.home for row in rows if row.name is None and row.home]
         return f'if this project was at that home before, set [project] moved_from = "{homes[0]}"' if homes else None
 
     @staticmethod
-    def _describe_project(row: ProjectRow) -> str:
+    def describe_project(row: ProjectRow) -> str:
+        """Name a project and its place for a message."""
         if row.name is not None:
             return f"project '{row.name}' (lake {row.lake})"
         return f"an unnamed project (home {row.home or 'unknown'})"
@@ -156,16 +151,16 @@ class ProjectScopedDatabase(LedgerDatabase):
     def _moved_error(self, row: ProjectRow) -> ProjectsMixed:
         project = self.project
         if row.lake != project.lake:
-            found = f"project '{row.name}' is on lake {row.lake}; the settings name lake {project.lake} for it"
+            finding = f"project '{row.name}' is on lake {row.lake}; the settings name lake {project.lake} for it"
             known = row.lake
         else:
-            found = (
+            finding = (
                 f"project '{row.name}' is at home {row.home}; the settings name home {project.home} for it (lake {row.lake})"
             )
             known = row.home
         return ProjectsMixed(
-            found,
-            where=self.address,
+            finding,
+            where=self.database.address,
             next_step=f'give one of the two another name, with [project] name and formerly = "{row.name}"; if it is the same project, '
             f'and was moved, set [project] moved_from = "{known}"',
         )
@@ -174,7 +169,7 @@ class ProjectScopedDatabase(LedgerDatabase):
         place = f"lake {row.lake}" if row.lake == self.project.lake else f"home {row.home}"
         return ProjectsMixed(
             f"{place} belongs to project '{row.name}'; the settings name project '{self.project.name}'",
-            where=self.address,
+            where=self.database.address,
             next_step=f"name another [project] home and lake for '{self.project.name}'; if it is the same project under a new "
             f'name, set [project] formerly = "{row.name}"',
         )

@@ -11,7 +11,6 @@ from sqlalchemy.exc import IntegrityError
 
 from scalr_prod.errors import LedgerError, TranslatorNotFound
 from scalr_prod.ledger.dto import DatasetRecord, ModelVersion, Promotion, record_from_row
-from scalr_prod.ledger.history import ChangeLog, ChangeSubject
 from scalr_prod.ledger.orm_tables import DatasetRow, ModelVersionRow, PromotionRow
 
 if TYPE_CHECKING:
@@ -20,16 +19,24 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["ArtifactStore"]
+    from scalr_prod.ledger.change_log import ChangeLog, ChangeSubject
+    from scalr_prod.ledger.tenancy import ProjectScope
+
+__all__ = ["DatasetRepository", "ModelRepository"]
 
 _TRANSLATOR = "translator"
 Row = TypeVar("Row", ModelVersionRow, DatasetRow)
 
 
-class ArtifactStore(ChangeLog):
-    """Model versions, promotions and training sets in the ledger. A recorded version never changes."""
+class ModelRepository:
+    """Versions of the translator and their promotions in the ledger. A recorded version never changes."""
 
-    def record_model_version(
+    def __init__(self, scope: ProjectScope, changes: ChangeLog) -> None:
+        self._scope = scope
+        self._database = scope.database
+        self._changes = changes
+
+    def record(
         self,
         version: int,
         *,
@@ -53,50 +60,81 @@ class ArtifactStore(ChangeLog):
             trained_until=trained_until,
             metrics=_json(metrics),
         )
-        with self._write_session() as session:
-            row.project_id, row.created_at = self._ensure_project_id(session), self._now(session)
-            found = self._insert_once(session, row, (_TRANSLATOR, version), sha256=sha256, fingerprint=fingerprint)
-            return record_from_row(found, ModelVersion)
+        with self._database.write_session() as session:
+            row.project_id, row.created_at = self._scope.ensure_project_id(session), self._database.now(session)
+            recorded = _insert_once(session, row, self._changes, sha256=sha256, fingerprint=fingerprint)
+            return record_from_row(recorded, ModelVersion)
 
-    def model_versions(self) -> list[ModelVersion]:
+    def find(self) -> list[ModelVersion]:
         """List the versions of the project's translator, oldest first."""
         query = sa.select(ModelVersionRow).where(ModelVersionRow.name == _TRANSLATOR).order_by(ModelVersionRow.version)
-        return [record_from_row(row, ModelVersion) for row in self._select_own(query)]
+        return [record_from_row(row, ModelVersion) for row in self._scope.select_own(query)]
 
-    def promote_version(self, version: int, *, cause: str) -> Promotion:
+    def promote(self, version: int, *, cause: str) -> Promotion:
         """Make this the version to be served. Promoting the promoted version changes nothing.
 
         Raises:
             TranslatorNotFound: No such version is recorded.
         """
-        with self._write_session() as session:
-            own = self._ensure_project_id(session)
+        with self._database.write_session() as session:
+            own = self._scope.ensure_project_id(session)
             if session.get(ModelVersionRow, (own, _TRANSLATOR, version)) is None:
                 raise TranslatorNotFound(
                     f"translator has no version {version}{self._other_owners_suffix(session, version)}",
-                    where=self.address,
+                    where=self._database.address,
                     next_step="list them: scalr translator list",
                 )
             last = self._last_promotion(session)
             if last is None or last.version != version:
                 former = None if last is None else f"version {last.version}"
-                self._add_change(session, "model", _TRANSLATOR, former, f"version {version}", cause=cause)
-                last = PromotionRow(project_id=own, name=_TRANSLATOR, version=version, at=self._now(session), cause=cause)
+                self._changes.add(session, "model", _TRANSLATOR, former, f"version {version}", cause=cause)
+                last = PromotionRow(
+                    project_id=own, name=_TRANSLATOR, version=version, at=self._database.now(session), cause=cause
+                )
                 session.add(last)
             return record_from_row(last, Promotion)
 
     def promoted_version(self) -> int | None:
         """Return the version to be served; None where none was promoted."""
-        with self._read_session() as session:
+        with self._database.read_session() as session:
             last = self._last_promotion(session)
             return None if last is None else last.version
 
     def promotions(self) -> list[Promotion]:
         """List the promotions, oldest first."""
         query = sa.select(PromotionRow).where(PromotionRow.name == _TRANSLATOR).order_by(PromotionRow.id)
-        return [record_from_row(row, Promotion) for row in self._select_own(query)]
+        return [record_from_row(row, Promotion) for row in self._scope.select_own(query)]
 
-    def record_dataset(
+    def _last_promotion(self, session: Session) -> PromotionRow | None:
+        query = sa.select(PromotionRow).where(
+            PromotionRow.project_id == self._scope.project_id(session), PromotionRow.name == _TRANSLATOR
+        )
+        return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
+
+    def describe_other_owners(self, version: int) -> str:
+        """Name the other projects that have this version, as the end of a sentence; empty where none has."""
+        if not 0 < version < 2**31:  # out of the column's range
+            return ""
+        with self._database.read_session() as session:
+            return self._other_owners_suffix(session, version)
+
+    def _other_owners_suffix(self, session: Session, version: int) -> str:
+        with_it = sa.select(ModelVersionRow.project_id).where(
+            ModelVersionRow.name == _TRANSLATOR, ModelVersionRow.version == version
+        )
+        others = self._scope.other_projects_with(session, with_it)
+        return f"; there is one of {' and of '.join(self._scope.describe_project(row) for row in others)}" if others else ""
+
+
+class DatasetRepository:
+    """Versions of training sets in the ledger. A recorded version never changes."""
+
+    def __init__(self, scope: ProjectScope, changes: ChangeLog) -> None:
+        self._scope = scope
+        self._database = scope.database
+        self._changes = changes
+
+    def record(
         self,
         name: str,
         version: int,
@@ -115,58 +153,40 @@ class ArtifactStore(ChangeLog):
         row = DatasetRow(
             name=name, version=version, path=path, fingerprint=fingerprint, rows=rows, cutoff=cutoff, manifest=_json(manifest)
         )
-        with self._write_session() as session:
-            row.project_id, row.created_at = self._ensure_project_id(session), self._now(session)
-            return record_from_row(self._insert_once(session, row, (name, version), fingerprint=fingerprint), DatasetRecord)
+        with self._database.write_session() as session:
+            row.project_id, row.created_at = self._scope.ensure_project_id(session), self._database.now(session)
+            return record_from_row(_insert_once(session, row, self._changes, fingerprint=fingerprint), DatasetRecord)
 
-    def datasets(self, name: str | None = None) -> list[DatasetRecord]:
+    def find(self, name: str | None = None) -> list[DatasetRecord]:
         """List the training-set versions of the project, or those of one name, oldest first."""
         query = sa.select(DatasetRow).order_by(DatasetRow.name, DatasetRow.version)
         if name is not None:
             query = query.where(DatasetRow.name == name)
-        return [record_from_row(row, DatasetRecord) for row in self._select_own(query)]
+        return [record_from_row(row, DatasetRecord) for row in self._scope.select_own(query)]
 
-    def _insert_once(self, session: Session, row: Row, key: tuple[str, int], **identity: str) -> Row:
-        kind, primary_key = type(row), (row.project_id, *key)
-        found = session.get(kind, primary_key)
-        if found is None:
-            try:
-                with session.begin_nested():
-                    session.add(row)
-            except IntegrityError:  # another driver was faster
-                found = session.get_one(kind, primary_key)
-            else:
-                subject: ChangeSubject = "model" if kind is ModelVersionRow else "dataset"
-                self._add_change(session, subject, f"{key[0]}/{key[1]}", None, "recorded", cause="made")
-                return row
-        differing = [name for name, value in identity.items() if getattr(found, name) != value]
-        if differing:
-            raise LedgerError(
-                f"{key[0]} version {key[1]} is recorded already, with another {' and '.join(differing)}",
-                where=self.address,
-                next_step="record it under the next version",
-            )
-        return found
 
-    def _last_promotion(self, session: Session) -> PromotionRow | None:
-        query = sa.select(PromotionRow).where(
-            PromotionRow.project_id == self._project_id(session), PromotionRow.name == _TRANSLATOR
+def _insert_once(session: Session, row: Row, changes: ChangeLog, **identity: str) -> Row:
+    """Insert a version, or return the recorded one if its columns in ``identity`` are the same."""
+    kind, primary_key = type(row), (row.project_id, row.name, row.version)
+    recorded = session.get(kind, primary_key)
+    if recorded is None:
+        try:
+            with session.begin_nested():
+                session.add(row)
+        except IntegrityError:  # another driver was faster
+            recorded = session.get_one(kind, primary_key)
+        else:
+            subject: ChangeSubject = "model" if kind is ModelVersionRow else "dataset"
+            changes.add(session, subject, f"{row.name}/{row.version}", None, "recorded", cause="made")
+            return row
+    differing = [name for name, value in identity.items() if getattr(recorded, name) != value]
+    if differing:
+        raise LedgerError(
+            f"{row.name} version {row.version} is recorded already, with another {' and '.join(differing)}",
+            where=changes.address,
+            next_step="record it under the next version",
         )
-        return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
-
-    def describe_other_owners(self, version: int) -> str:
-        """Name the other projects that have this version, as the end of a sentence; empty where none has."""
-        if not 0 < version < 2**31:  # out of the column's range
-            return ""
-        with self._read_session() as session:
-            return self._other_owners_suffix(session, version)
-
-    def _other_owners_suffix(self, session: Session, version: int) -> str:
-        with_it = sa.select(ModelVersionRow.project_id).where(
-            ModelVersionRow.name == _TRANSLATOR, ModelVersionRow.version == version
-        )
-        others = self._other_projects_with(session, with_it)
-        return f"; there is one of {' and of '.join(self._describe_project(row) for row in others)}" if others else ""
+    return recorded
 
 
 def _json(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -348,6 +348,6 @@ def _runs_of_other_keys(settings: Settings, salt: str) -> list[str]:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        specs = [run.spec for run in ledger.runs()]
+        specs = [run.spec for run in ledger.runs.find()]
     planned = ((spec.run_id, Holdout.from_run(spec.settings)) for spec in specs)
     return [run_id for run_id, holdout in planned if holdout is not None and holdout.salt != salt]

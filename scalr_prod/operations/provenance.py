@@ -89,7 +89,7 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
                 next_step="use an event_id of synthetic_target_events; events that were rolled back, replaced or disabled are not in the "
                 "view: see scalr status, scalr runs list",
             )
-        specs = [ledger.run(run_id).spec for run_id in sorted(set(rows["run_id"].to_pylist()))]
+        specs = [ledger.runs.get(run_id).spec for run_id in sorted(set(rows["run_id"].to_pylist()))]
     run_ids = rows["run_id"].to_pylist()
     explanations: dict[str, Explanation] = {}
     for spec in specs:

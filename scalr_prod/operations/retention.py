@@ -104,7 +104,7 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
 def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     keep = timedelta(days=settings.retention.days)
     with Ledger.open(settings) as ledger:
-        for run in ledger.runs():
+        for run in ledger.runs.find():
             folders = [run_folder(settings, run.run_id) / name for name in STAGING_FOLDERS]
             existing = [folder for folder in folders if folder.is_dir()]
             if run.state not in _TERMINAL_STATES or now - run.updated_at < keep or not existing:
@@ -112,8 +112,8 @@ def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> It
             try:
                 with ExitStack() as stack:
                     if not dry_run:
-                        stack.enter_context(ledger.lease(run.run_id))
-                        if ledger.run(run.run_id).state is not run.state:  # resumed meanwhile
+                        stack.enter_context(ledger.leases.hold(run.run_id))
+                        if ledger.runs.get(run.run_id).state is not run.state:  # resumed meanwhile
                             continue
                     yield _remove_folders(
                         settings,
@@ -157,7 +157,7 @@ def _remove_translators(settings: Settings, now: datetime, *, dry_run: bool) -> 
 
     needed = versions_in_use(settings) | _translators_of_runs(settings, now)
     with Ledger.open(settings) as ledger:
-        records = sorted(ledger.model_versions(), key=lambda record: record.version)
+        records = sorted(ledger.models.find(), key=lambda record: record.version)
     for record in records[: -settings.retention.translators]:
         folders = [folder / str(record.version) for folder in (models_dir(settings), model_folder(settings))]
         existing = [folder for folder in folders if folder.is_dir()]
@@ -173,12 +173,12 @@ def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
     with Ledger.open(settings) as ledger:
         published = {
             publication.run_id
-            for publication in ledger.publications()
+            for publication in ledger.publications.find()
             if publication.status is not PublicationStatus.ROLLED_BACK
         }
         return {
             run.spec.translator_version
-            for run in ledger.runs()
+            for run in ledger.runs.find()
             if run.run_id in published
             or run.state not in _TERMINAL_STATES
             or (run.state is RunState.REJECTED and now - run.updated_at < keep)
@@ -191,7 +191,7 @@ def _pinned_versions(settings: Settings, lake: Lake) -> dict[str, list[int]]:
     aside = lake.hidden_version(view) if lake.exists(view) else None
     pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
     with Ledger.open(settings) as ledger:
-        for run in ledger.runs():
+        for run in ledger.runs.find():
             for table, version in run.spec.table_versions.items() if run.state not in _TERMINAL_STATES else ():
                 if lake.is_readable(Table(table), version):  # an erasure may have removed its files
                     pins.setdefault(table, []).append(version)

@@ -63,7 +63,7 @@ def has_translator(settings: Settings) -> bool:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return bool(ledger.model_versions())
+        return bool(ledger.models.find())
 
 
 def has_run_past(*states: str) -> Callable[[Settings], bool]:
@@ -73,7 +73,7 @@ def has_run_past(*states: str) -> Callable[[Settings], bool]:
         from scalr_prod.ledger import Ledger
 
         with Ledger.open(settings) as ledger:
-            latest = ledger.runs(limit=1)
+            latest = ledger.runs.find(limit=1)
         return bool(latest) and latest[0].state.value not in states
 
     return done
@@ -84,7 +84,7 @@ def has_training_set(settings: Settings) -> bool:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return bool(ledger.datasets())
+        return bool(ledger.datasets.find())
 
 
 def always_done(_: Settings) -> bool:

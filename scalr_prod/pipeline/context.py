@@ -80,7 +80,7 @@ class PipelineContext:
         from scalr_prod.ledger import Ledger
 
         with Ledger.open(settings) as ledger:
-            return cls(settings, progress=progress, spec=ledger.run(run_id).spec)
+            return cls(settings, progress=progress, spec=ledger.runs.get(run_id).spec)
 
     @property
     def run_id(self) -> str | None:

@@ -104,7 +104,7 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
 
     done = {state.stage: state.done for state in stage_states(settings)}
     with Ledger.open(settings) as ledger:
-        runs = ledger.runs(limit=_RUNS_CONSIDERED)
+        runs = ledger.runs.find(limit=_RUNS_CONSIDERED)
         if plan and (found is None or not runs or not found.matches(settings, runs[0].spec)):  # another run would be planned
             done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in required_stages(name)), False)
         rates = _rates(ledger, runs)
@@ -144,8 +144,8 @@ def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
     """Seconds a context, by stage: the least of the runs, since a run may have waited for somebody between two stages."""
     found: dict[str, float] = {}
     for run in runs:
-        contexts = sum(int(part.manifest.get("contexts", 0)) for part in ledger.partitions(run.run_id))
-        changes = ledger.transitions(run.run_id)
+        contexts = sum(int(part.manifest.get("contexts", 0)) for part in ledger.runs.partitions(run.run_id))
+        changes = ledger.runs.transitions(run.run_id)
         if not contexts:
             continue
         entered: dict[str, datetime] = {}

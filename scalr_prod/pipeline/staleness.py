@@ -56,7 +56,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     if not _has_corrections(lake):
         return found
     with Ledger.open(settings) as ledger:
-        runs, sets = ledger.runs(limit=1), ledger.datasets(settings.training_set.name)
+        runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
     with suppress(TranslatorNotFound):
         if (since := _stale_version_since(settings, lake)) is not None:
             found["translator"] = _reason(since)
@@ -78,7 +78,7 @@ def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
     if not _has_corrections(lake):
         return []
     with Ledger.open(settings) as ledger:
-        found = [(one, ledger.run(one.run_id).spec) for one in ledger.live_publications()]
+        found = [(one, ledger.runs.get(one.run_id).spec) for one in ledger.publications.live()]
     there = _runs_in_view(lake)
     stale = [(one, spec) for one, spec in found if one.run_id in there and _stale_run_since(lake, spec) is not None]
     return sorted(stale, key=lambda pair: pair[0].start)
@@ -107,19 +107,19 @@ def _stale_version_since(settings: Settings, lake: Lake, version: int | None = N
 
 
 def _retraining_reason(settings: Settings) -> dict[str, str]:
-    """That the latest translator learned from users who were forgotten since, where it did."""
+    """Return that the latest translator learned from users who were erased since, if it did."""
     from scalr_prod.translator import load_version
     from scalr_prod.workspace import SuppressionList
 
-    stones = SuppressionList.open(settings)
+    suppressed = SuppressionList.open(settings)
     try:
-        retrain = stones.retraining_deadline(settings, load_version(settings).version) if stones.users else None
+        deadline = suppressed.retraining_deadline(settings, load_version(settings).version) if suppressed.users else None
     except TranslatorNotFound:
         return {}
-    if retrain is None:
+    if deadline is None:
         return {}
-    users, until = retrain
-    return {"translator": f"it learned from {users} forgotten users; runs use it until {until.isoformat(timespec='seconds')}"}
+    until = deadline.at.isoformat(timespec="seconds")
+    return {"translator": f"it learned from {deadline.users} erased users; runs use it until {until}"}
 
 
 def _stale_run_since(lake: Lake, spec: RunSpec) -> datetime | None:

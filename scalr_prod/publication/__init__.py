@@ -9,9 +9,9 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.publication.canary import CanaryReport, widen_canaries, withdraw_canaries
-    from scalr_prod.publication.commit import PublicationReport, publish, rollback_run
+    from scalr_prod.publication.commit import PublicationReport, publish
     from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
-    from scalr_prod.publication.rollback import restore_source_versions
+    from scalr_prod.publication.rollback import restore_source_versions, rollback_run
     from scalr_prod.publication.toggle import ToggleReport, disable_publication, enable_publication, publication_state
 
 __all__ = [
@@ -41,7 +41,7 @@ __getattr__ = lazy_exports(
         "publication_state": "toggle",
         "publish": "commit",
         "restore_source_versions": "rollback",
-        "rollback_run": "commit",
+        "rollback_run": "rollback",
         "widen_canaries": "canary",
         "withdraw_canaries": "canary",
     },

@@ -77,16 +77,16 @@ def count_accepted_rows(files: Sequence[Path], canary: Canary) -> int:
 def ensure_no_erased_ids(settings: Settings, run_id: str, files: Sequence[Path]) -> None:
     """Refuse files with rows of erased users or items, which a restored copy may contain again."""
     suppressed = SuppressionList.open(settings)
-    kinds: dict[SuppressedKind, tuple[str, str]] = {"user": (USER_ID, "users who"), "item": (ITEM_ID, "items that")}
+    kinds: dict[SuppressedKind, tuple[str, str]] = {"user": (USER_ID, "users"), "item": (ITEM_ID, "items")}
     for kind, (column, noun) in kinds.items():
         if not suppressed.entries(kind):
             continue
         import pyarrow.parquet as pq
 
         ids = {value for path in files for value in pq.read_table(path, columns=[column]).column(0).unique().to_pylist()}
-        if found := suppressed.suppressed_ids(ids, kind):
+        if erased := suppressed.suppressed_ids(ids, kind):
             raise PublicationError(
-                f"the run has rows of {len(found)} {noun} were forgotten",
+                f"the run has rows of {len(erased)} erased {noun}",
                 where=str(run_folder(settings, run_id) / "accepted"),
                 next_step="erase them again: scalr forget; or generate a new run: scalr run",
             ).add_context(run_id=run_id)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication.commit import publish_for, rollback_run
+from scalr_prod.publication.commit import publish_for
 from scalr_prod.publication.regions import published_region
+from scalr_prod.publication.rollback import rollback_run
 from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publicatio
     with Ledger.open(settings) as ledger:
         standing = _live_canaries(ledger)
         for run_id in runs:
-            ledger.run(run_id)  # raises if there is no such run
+            ledger.runs.get(run_id)  # raises if there is no such run
     others = set(runs) - {publication.run_id for publication in standing}
     if others:
         raise PublicationError(
@@ -111,7 +112,7 @@ def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publicatio
 
 def _live_canaries(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
-    standing = ledger.live_publications()
+    standing = ledger.publications.live()
     original_versions = {publication.run_id: _original_version(ledger, publication) for publication in standing}
     live = []
     for publication in standing:
@@ -126,7 +127,9 @@ def _live_canaries(ledger: Ledger) -> list[Publication]:
 
 def _original_version(ledger: Ledger, publication: Publication) -> int:
     """Return the version that a publication made, or the first one that it only widens."""
-    attempts = {attempt.attempt: attempt for attempt in ledger.publications(publication.run_id)} if publication.widens else {}
+    attempts = (
+        {attempt.attempt: attempt for attempt in ledger.publications.find(publication.run_id)} if publication.widens else {}
+    )
     while publication.widens is not None:
         publication = attempts[publication.widens]
     return publication.delta_version or 0

@@ -103,12 +103,12 @@ def stream_rows(lake: Lake, selections: Sequence[RegionRows], schema: pa.Schema)
     """
     import pyarrow as pa
 
-    opened = [(lake.dataset(_VIEW, version=part.version), part) for part in selections]
+    opened = [(lake.dataset(_VIEW, version=selection.version), selection) for selection in selections]
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for dataset, part in opened:
-            for batch in dataset.to_batches(filter=_region_filter(part), **REWRITE_SCAN_OPTIONS):
-                rows = _filter_users(batch, part.region)
+        for dataset, selection in opened:
+            for batch in dataset.to_batches(filter=_region_filter(selection), **REWRITE_SCAN_OPTIONS):
+                rows = _filter_users(batch, selection.region)
                 columns = [  # an older version's table may lack a column
                     rows.column(field.name).cast(field.type)
                     if field.name in rows.schema.names

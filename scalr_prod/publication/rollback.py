@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollback plan: which rows a rollback of a publication restores.
+"""Rollback: remove a run's rows from the feature view and restore the rows that they had replaced, in one commit.
 
 The feature view is the result of its publications in order, each in its own window. A rollback restores the view as if one of them had
 not happened: the rows of the version before it, or, where those belong to a run that was rolled back since, of the version before that.
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from scalr_prod.errors import LakeError
-from scalr_prod.lake import window_sql
+from scalr_prod.core.delta_log import arrow_schema
+from scalr_prod.errors import LakeError, PublicationError
+from scalr_prod.lake import CommitResult, stale_since, window_sql
 from scalr_prod.ledger import PublicationStatus
+from scalr_prod.publication.commit import PublicationReport, open_run, retry_on_conflict, update_online_store
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
+from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -23,12 +26,104 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, Publication
+    from scalr_prod.publication.commit import RunInView
 
-__all__ = ["RestorePlan", "plan_restore", "restore_source_versions"]
+__all__ = ["RestorePlan", "plan_restore", "restore_source_versions", "rollback_run"]
 
 logger = logging.getLogger(__name__)
+
+_VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
+
+
+def rollback_run(settings: Settings, run_id: str) -> PublicationReport:
+    """Remove a run's rows from the feature view and restore the rows they had replaced, in one commit.
+
+    Rows of runs that have been rolled back themselves are not restored.
+
+    Raises:
+        PublicationError: The run was never published.
+        PublicationDisabled: Publication is switched off.
+        CommitFailed: Nothing was written; safe to repeat.
+        LedgerError: Another driver works on the run.
+    """
+    with open_run(settings, run_id) as run:
+        run.confirm_pending()
+        # A pending attempt was not committed: the publication it was to replace may be live.
+        attempts = run.ledger.publications.find(run_id)
+        last = next((attempt for attempt in reversed(attempts) if attempt.status is not PublicationStatus.PENDING), None)
+        if last is None:
+            raise PublicationError(
+                f"the run is {run.ledger.runs.get(run_id).state.value}: it was never published",
+                where=run.lake.uri(_VIEW),
+                next_step=f"see its state: scalr runs show {run_id}",
+            ).add_context(run_id=run_id)
+        if last.status is PublicationStatus.ROLLED_BACK:
+            report = PublicationReport.from_publication(last, "already_rolled_back", version=last.rollback_version, rows=0)
+        else:
+            report = _remove_run(run, last)
+    logger.info("%s: %s, %d rows", run_id, report.outcome, report.rows)
+    return replace(report, online=update_online_store(settings))
+
+
+def _remove_run(run: RunInView, last: Publication) -> PublicationReport:
+    run_id, lake, view = run.run_id, run.lake, run.view
+    key = f"rollback:{run_id}:{last.attempt}"
+    window = ViewRegion(last.start, last.end)
+    rows: dict[str, int] = {}
+    others: dict[str, int] = {}
+    not_restored: list[str] = []
+    recovered = view.transaction_version(key) is not None
+    # Events removed from the log must not return to the view.
+    replaced_runs = {name for record in run.ledger.publications.find(run_id) for name in record.replaced} - {run_id}
+    stale = {
+        name
+        for name in replaced_runs
+        if stale_since(lake, (spec := run.ledger.runs.get(name).spec).table_versions, spec.as_of) is not None
+    }
+
+    def attempt(version: int) -> CommitResult:
+        nonlocal rows, others, not_restored
+        run.ensure_enabled()
+        rows = run.count_rows(window)
+        others = run.count_rows(published_region(last))
+        run.lease.check()
+        plan, not_restored = (
+            plan_restore(lake, run.ledger, last, version=version, stale_runs=stale) if rows.get(run_id) else (None, [])
+        )
+        if not rows.get(run_id) and not recovered:
+            return CommitResult(_VIEW.value, version, written=False)
+        if plan is None:
+            return lake.delete(_VIEW, f"run_id = '{run_id}'", key=key, expected_version=version, opened=view)
+        reader = plan.to_reader(arrow_schema(view))
+        return lake.replace_where(_VIEW, reader, plan.predicate, key=key, expected_version=version, opened=view)
+
+    commit = retry_on_conflict(lake, view, attempt)
+    if recovered:  # an earlier call removed them and exited before recording it
+        rows, others = (
+            count_rows_by_run(lake, region, version=commit.version - 1) for region in (window, published_region(last))
+        )
+    removed = rows.pop(run_id, 0)
+    after = count_rows_by_run(lake, window, version=commit.version) if removed else {}
+    restored = {name: count - rows.get(name, 0) for name, count in after.items() if count > rows.get(name, 0)}
+    # Runs with rows in the region were published later, whether or not the ledger knows of them yet.
+    later = {
+        record.run_id for record in run.ledger.publications.superseding(last) if record.status is PublicationStatus.PUBLISHED
+    }
+    replaced_by = sorted(later | (others.keys() - {run_id}))
+    outcome = "rolled_back" if removed else "replaced"
+    cause = f"rollback: {removed} rows in version {commit.version}"
+    if replaced_by:
+        cause += f"; its window had been published again by {', '.join(replaced_by)}"
+    if restored:
+        cause += f"; brought back {', '.join(f'{count} of {name}' for name, count in sorted(restored.items()))}"
+    recorded = run.ledger.publications.record_rollback(run_id, attempt=last.attempt, delta_version=commit.version, cause=cause)
+    report = PublicationReport.from_publication(
+        recorded, outcome, version=commit.version, rows=removed, replaced_by=replaced_by
+    )
+    return replace(report, restored=restored, not_restored=not_restored)
 
 
 @dataclass(frozen=True)
@@ -68,7 +163,7 @@ def plan_restore(
     Returns:
         The plan, or None if there is nothing to restore; and the runs whose rows should be restored but whose files are gone.
     """
-    published = [record for record in ledger.publications() if record.delta_version is not None]
+    published = [record for record in ledger.publications.find() if record.delta_version is not None]
     excluded = _rolled_back_runs(published) | {publication.run_id} | set(stale_runs)
     replaced_runs = {run for record in published if record.run_id == publication.run_id for run in record.replaced} - {
         publication.run_id
@@ -101,7 +196,7 @@ def plan_restore(
 
 def restore_source_versions(ledger: Ledger, *, since: datetime) -> list[int]:
     """Return the versions of the view that rollbacks of publications since then would restore rows from."""
-    publications = ledger.publications()
+    publications = ledger.publications.find()
     return [
         publication.base_version
         for publication in publications

@@ -62,13 +62,13 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
         LedgerError: The run is not generated yet, or it was published and its verdict is missing, or another driver holds its lease.
         GenerationError: The run's candidates are missing.
     """
-    with Ledger.open(settings) as ledger, ledger.lease(run_id):
-        run = ledger.run(run_id)
-        record = next((model for model in ledger.model_versions() if model.version == run.spec.translator_version), None)
-        report = _verdict(settings, run, record, ledger.publications(), progress=progress)
+    with Ledger.open(settings) as ledger, ledger.leases.hold(run_id):
+        run = ledger.runs.get(run_id)
+        record = next((model for model in ledger.models.find() if model.version == run.spec.translator_version), None)
+        report = _verdict(settings, run, record, ledger.publications.find(), progress=progress)
         if run.state in _AUDITABLE:
             state = RunState.VALIDATED if report.passed else RunState.REJECTED
-            ledger.set_state(run_id, state, cause=_summary(report))
+            ledger.runs.set_state(run_id, state, cause=_summary(report))
     if not report.passed:
         raise _refusal(report, run_id)
     return report

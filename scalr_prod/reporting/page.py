@@ -252,9 +252,9 @@ def recent_runs(settings: Settings, ledger: Ledger, page_url: Callable[[str], st
         ledger: Its ledger.
         page_url: Returns the address of a run's page by the run's id, or None if it has no page.
     """
-    published = [attempt for attempt in ledger.publications() if attempt.status is PublicationStatus.PUBLISHED]
+    published = [attempt for attempt in ledger.publications.find() if attempt.status is PublicationStatus.PUBLISHED]
     held = rows_in_view(Lake.open(settings), published) if published else {}
-    runs = sorted(ledger.runs(), key=lambda run: run.updated_at, reverse=True)[:_MAX_RUNS]
+    runs = sorted(ledger.runs.find(), key=lambda run: run.updated_at, reverse=True)[:_MAX_RUNS]
     return [
         {
             "run_id": run.run_id,

@@ -114,11 +114,11 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
     from scalr_prod.ledger import run_folder
     from scalr_prod.workspace import open_duckdb, staging_folder
 
-    run = ledger.run(run_id)
+    run = ledger.runs.get(run_id)
     folder = run_folder(settings, run_id)
     generation = _read_json(folder / "generation.json").get("report", {})
     gate = _read_json(folder / "gate.json").get("report", {})
-    publication = ledger.last_publication(run_id)
+    publication = ledger.publications.last(run_id)
     live = publication if publication is not None and run.state == "published" else None
     lake = open_project_lake(settings)
     published = live.rows if live is not None else None
@@ -137,7 +137,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         published=published,
         canary=live.canary["share"] if live is not None and live.canary else None,
         held=held,
-        replaced_by=list(dict.fromkeys(later.run_id for later in ledger.superseding_publications(live)))
+        replaced_by=list(dict.fromkeys(later.run_id for later in ledger.publications.superseding(live)))
         if live is not None
         else [],
         distributions=distributions,
@@ -148,7 +148,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         translator=_read_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
         policy=_read_policy(settings),
         not_generated=why_not_generated(settings),
-        history=[change.to_json() for change in ledger.history(run_id)],
+        history=[change.to_json() for change in ledger.changes.find(run_id)],
     )
 
 

@@ -69,7 +69,7 @@ def write_report(settings: Settings, run_id: str | None = None, *, output: Path 
 
 
 def _latest_run_id(ledger: Ledger) -> str:
-    runs = ledger.runs()
+    runs = ledger.runs.find()
     if not runs:
         raise ReportError("there is no run yet", where="the ledger", next_step="scalr run")
     return max(runs, key=lambda run: run.updated_at).run_id

@@ -21,14 +21,14 @@ ROLLBACK_CAUSE: Final = "scalr translator rollback"
 def served_version(settings: Settings) -> int | None:
     """Return the promoted version; None if none was promoted."""
     with Ledger.open(settings) as ledger:
-        return ledger.promoted_version()
+        return ledger.models.promoted_version()
 
 
 def promoted_versions(settings: Settings) -> list[int]:
     """Return the promoted versions that were not rolled back; the served one is last."""
     chain: list[int] = []
     with Ledger.open(settings) as ledger:
-        for promotion in ledger.promotions():
+        for promotion in ledger.models.promotions():
             if promotion.cause == ROLLBACK_CAUSE and len(chain) > 1:
                 chain.pop()
             else:
@@ -42,7 +42,7 @@ def versions_in_use(settings: Settings) -> set[int]:
     with Ledger.open(settings) as ledger:
         working = {
             run.spec.translator_version
-            for run in ledger.runs()
+            for run in ledger.runs.find()
             if run.lease_expires_at is not None and run.lease_expires_at > now
         }
     return {*promoted_versions(settings)[-2:], *working}

@@ -78,5 +78,5 @@ def _switch_version(settings: Settings, version: int, *, cause: str) -> Promotio
     with serve_version(settings, version, also_loaded=versions_in_use(settings)):
         loaded = loaded_versions(settings) if settings.serving.scorer == "triton" else []
         with Ledger.open(settings) as ledger:
-            ledger.promote_version(version, cause=cause)
+            ledger.models.promote(version, cause=cause)
     return PromotionReport(version, former if former != version else None, loaded, round(time.perf_counter() - started, 2))

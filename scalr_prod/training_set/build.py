@@ -372,7 +372,7 @@ def _next_version(settings: Settings, home: Path) -> int:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        recorded = [record.version for record in ledger.datasets(settings.training_set.name)]
+        recorded = [record.version for record in ledger.datasets.find(settings.training_set.name)]
     on_disk = [int(path.name[1:]) for path in home.glob("v*") if path.name[1:].isdigit()]
     return max([0, *recorded, *on_disk]) + 1
 
@@ -398,7 +398,7 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
 
     name, version = manifest["name"], manifest["version"]
     with Ledger.open(settings) as ledger:
-        if any(record.version == version for record in ledger.datasets(name)):
+        if any(record.version == version for record in ledger.datasets.find(name)):
             return
         ends = (min(part["first"] for part in manifest["parts"]), max(part["last"] for part in manifest["parts"]))
         save_dataset(
@@ -407,7 +407,7 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
             path=folder / ROWS_FOLDER,
             time_range=(micros_to_datetime(ends[0]), micros_to_datetime(ends[1])),
         )
-        ledger.record_dataset(
+        ledger.datasets.record(
             name,
             version,
             path=str(folder),

@@ -180,7 +180,7 @@ def resolve_version(settings: Settings, version: int | None) -> TranslatorVersio
             from scalr_prod.ledger import Ledger
 
             with Ledger.open(settings) as ledger:
-                error.found += ledger.describe_other_owners(version)
+                error.found += ledger.models.describe_other_owners(version)
         raise
 
 
@@ -256,7 +256,7 @@ def _recorded(settings: Settings) -> dict[int, str]:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return {row.version: row.sha256 for row in ledger.model_versions()}
+        return {row.version: row.sha256 for row in ledger.models.find()}
 
 
 def _numbers(settings: Settings) -> list[int]:

@@ -277,7 +277,7 @@ def _record(settings: Settings, version: TranslatorVersion) -> None:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        ledger.record_model_version(
+        ledger.models.record(
             version.version,
             path=str(version.path),
             sha256=version.sha256,

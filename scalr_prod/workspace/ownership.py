@@ -63,11 +63,11 @@ def claim_directory(
     marker = folder / f".scalr-{kind}"
     if marker.is_file():
         return
-    there = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
+    existing = [name for name in (names if names is not None else _listed(folder)) if not is_empty(folder / name)]
     # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
-    if there and not made_by_older_version(folder) and not marker.is_file():
+    if existing and not made_by_older_version(folder) and not marker.is_file():
         raise ForeignFiles(
-            f"holds {', '.join(sorted(there)[:3])}, which this package did not make and would overwrite",
+            f"holds {', '.join(sorted(existing)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
@@ -81,9 +81,9 @@ def ensure_supported_path(path: str, setting: str) -> None:
     Raises:
         SettingsError: The path holds such a character.
     """
-    if found := _NO_PATH.search(path):
+    if unsupported := _NO_PATH.search(path):
         raise SettingsError(
-            f"tables and databases cannot be kept in a folder whose path holds {found[0]!r}",
+            f"tables and databases cannot be kept in a folder whose path holds {unsupported[0]!r}",
             where=path,
             next_step=f"name another folder as {setting} in scalr.toml",
         )

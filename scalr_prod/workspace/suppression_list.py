@@ -14,7 +14,7 @@ import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.errors import ForgettingError, TranslatorError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["SuppressedId", "SuppressedKind", "SuppressionList", "ensure_retrained_in_time"]
+__all__ = ["RetrainingDeadline", "SuppressedId", "SuppressedKind", "SuppressionList", "ensure_retrained_in_time"]
 
 #: Kind of an id: a user, or an item of the target domain.
 SuppressedKind = Literal["user", "item"]
@@ -59,6 +59,18 @@ class SuppressedId:
         return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
 
 
+class RetrainingDeadline(NamedTuple):
+    """Until when runs may use a translator version that learned from users who were erased since.
+
+    Attributes:
+        users: Number of these users.
+        at: From then on, runs refuse the version (UTC).
+    """
+
+    users: int
+    at: datetime
+
+
 class SuppressionList:
     """The erased users and items of a project.
 
@@ -81,8 +93,8 @@ class SuppressionList:
         """
         folder = settings.home / _FOLDER
         try:
-            found = json.loads((folder / _FILE).read_text(encoding="utf-8"))
-            users, items = _read(found["users"]), _read(found.get("items", {}))  # earlier versions had no items
+            content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            users, items = _read(content["users"]), _read(content.get("items", {}))  # earlier versions had no items
         except FileNotFoundError:
             return cls(folder, _key_of(folder, needed=False), {}, {})
         except (OSError, ValueError, KeyError) as error:
@@ -137,8 +149,8 @@ class SuppressionList:
         """Add or change an entry; it is on disk when this returns."""
         self.entries(kind)[suppressed.digest] = suppressed
         content = {
-            name: {digest: entry.to_json() for digest, entry in sorted(found.items())}
-            for name, found in (("users", self.users), ("items", self.items))
+            name: {digest: entry.to_json() for digest, entry in sorted(entries.items())}
+            for name, entries in (("users", self.users), ("items", self.items))
         }
         _write(self.folder / _FILE, json.dumps(content, indent=1))
 
@@ -150,13 +162,13 @@ class SuppressionList:
         """Count the erasures that were requested but interrupted."""
         return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
 
-    def retraining_deadline(self, settings: Settings, version: int) -> tuple[int, datetime] | None:
-        """Return how many erased users a translator version learned from, and until when runs may use it; None: it learned from none."""
+    def retraining_deadline(self, settings: Settings, version: int) -> RetrainingDeadline | None:
+        """Return until when runs may use a translator version that learned from erased users; None: it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]
         if not requested:
             return None
         grace = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
-        return len(requested), min(requested) + grace
+        return RetrainingDeadline(len(requested), min(requested) + grace)
 
 
 def ensure_retrained_in_time(settings: Settings, version: int) -> None:
@@ -165,23 +177,23 @@ def ensure_retrained_in_time(settings: Settings, version: int) -> None:
     Raises:
         TranslatorError: The grace period for training a new version (``[forgetting] grace_days``) is over.
     """
-    found = SuppressionList.open(settings).retraining_deadline(settings, version)
-    if found is None or datetime.now(UTC) < found[1]:
+    deadline = SuppressionList.open(settings).retraining_deadline(settings, version)
+    if deadline is None or datetime.now(UTC) < deadline.at:
         return
     raise TranslatorError(
-        f"translator version {version} learned from {found[0]} users who were erased since; runs could use it until "
-        f"{found[1].isoformat(timespec='seconds')}",
+        f"translator version {version} learned from {deadline.users} users who were erased since; runs could use it until "
+        f"{deadline.at.isoformat(timespec='seconds')}",
         where="[forgetting] grace_days",
         next_step="train a new version: scalr translator train",
     )
 
 
-def _read(found: dict[str, Any]) -> dict[str, SuppressedId]:
+def _read(entries: dict[str, Any]) -> dict[str, SuppressedId]:
     return {
         digest: SuppressedId(
             digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
         )
-        for digest, entry in found.items()
+        for digest, entry in entries.items()
     }
 
 
@@ -196,9 +208,9 @@ def _key_of(folder: Path, *, needed: bool) -> bytes:
         raise _no_key(folder, f"the key of the hashes cannot be read: {error}") from error
 
 
-def _no_key(folder: Path, found: str) -> ForgettingError:
+def _no_key(folder: Path, reason: str) -> ForgettingError:
     return ForgettingError(
-        found,
+        reason,
         where=str(folder / _SECRET),
         next_step="restore the file from a copy; without it, erased users in a log cannot be recognised",
     )

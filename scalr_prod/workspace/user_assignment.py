@@ -59,8 +59,8 @@ class Holdout:
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
         """Return the holdout that a run was planned with, from the settings in its specification; None: it had none."""
-        found = settings.get(_SECTION)
-        return None if found is None else cls(**found)
+        section = settings.get(_SECTION)
+        return None if section is None else cls(**section)
 
     def to_run_settings(self) -> dict[str, Any]:
         """Return the settings that a run's specification records, for `from_run`."""
@@ -122,8 +122,8 @@ class Canary(Jsonable):
 
         with duckdb.connect(config={"threads": 1}) as db:
             db.register("users", pa.table({"user_id": users}))
-            found = db.sql(f"SELECT {self.membership_sql('user_id')} AS chosen FROM users").to_arrow_table()["chosen"]
-        return found.combine_chunks()
+            members = db.sql(f"SELECT {self.membership_sql('user_id')} AS chosen FROM users").to_arrow_table()["chosen"]
+        return members.combine_chunks()
 
 
 def _salt(settings: Settings) -> str:

@@ -199,8 +199,8 @@ def test_a_clock_that_is_set_back_keeps_nobody_out(project, drivers):
     assert found.error is None, found.error
     project.check()
     with Ledger.open(load_settings(config, **project.options)) as ledger:
-        (run,) = ledger.runs()
-        takeovers = ledger.history(run.run_id, subject="lease")
+        (run,) = ledger.runs.find()
+        takeovers = ledger.changes.find(run.run_id, subject="lease")
         assert run.state is RunState.PUBLISHED
     assert len(takeovers) == 1
     assert "has exited" in takeovers[0].cause
@@ -210,15 +210,15 @@ def test_a_clock_that_is_set_back_keeps_nobody_out(project, drivers):
 def test_another_host_s_lease_is_waited_for_and_then_told(project, drivers):
     config = project.before("validate")
     with Ledger.open(load_settings(config, **project.options)) as ledger:
-        (run,) = ledger.runs()
-        ledger.acquire_lease(run.run_id, "other-host:1:abcdef01:token", ttl_s=3600)
+        (run,) = ledger.runs.find()
+        ledger.leases.acquire(run.run_id, "other-host:1:abcdef01:token", ttl_s=3600)
         found = drivers.drive(config, "resume", **project.options)
         fails_clearly(found, "LeaseHeld", "other-host", "expires by itself")
-        with ledger._write_session() as session:
-            ledger._row(session, run.run_id).lease_expires_at = datetime.now(UTC) - timedelta(seconds=1)
+        with ledger.database.write_session() as session:
+            ledger.runs.load_row(session, run.run_id).lease_expires_at = datetime.now(UTC) - timedelta(seconds=1)
         found = drivers.drive(config, "resume", **project.options)
         assert found.error is None, found.error
-        assert "expired" in ledger.history(run.run_id, subject="lease")[-1].cause
+        assert "expired" in ledger.changes.find(run.run_id, subject="lease")[-1].cause
     project.check()
 
 

@@ -58,7 +58,7 @@ def test_nothing_is_lost_and_nothing_twice(tmp_path, runs):
     assert [report["outcome"] for report in reports] == ["published"] * PUBLISHERS * runs
     assert sorted(report["delta_version"] for report in reports) == list(range(version + 1, version + 1 + len(specs)))
     with Ledger.open(project.settings) as ledger:
-        assert {run.state for run in ledger.runs()} == {RunState.PUBLISHED}
+        assert {run.state for run in ledger.runs.find()} == {RunState.PUBLISHED}
 
     before = files(project.settings.home / "lake")
     again = at_once(project, shares)

@@ -43,7 +43,7 @@ def test_a_driver_that_is_asked_to_end_leaves_nothing_behind(served, drivers, by
     assert processes(config.parent, mark) == []
     settings = load_settings(config, **options)
     with Ledger.open(settings) as ledger:
-        runs = ledger.runs()
+        runs = ledger.runs.find()
     assert [run.lease_owner for run in runs] == [None] * len(runs)
     after = drivers.drive(config, "resume" if kill.stage != "translator" else "run", **served.options)
     assert after.error is None, after.error

@@ -19,8 +19,8 @@ from scalr_prod.generation.late_events import late_windows, replay_settings
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations.erasure import erase_users
 from scalr_prod.operations.holdout_experiment import analyze_experiment
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
-from scalr_prod.publication.commit import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
@@ -265,7 +265,7 @@ KILLED = """
 import os, sys
 from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger
+from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.publication import canary, commit
 
 work, point, config, run_id = sys.argv[1:]
@@ -286,7 +286,7 @@ if point == "before the commit":
 elif point == "within the commit":
     commit.stream_accepted_rows = half
 elif point == "before the confirmation":
-    Ledger.record_publication = Ledger.record_rollback = die
+    PublicationRepository.confirm = PublicationRepository.record_rollback = die
 settings = load_settings(config)
 commit.publish(settings, run_id) if work == "publish" else getattr(canary, work)(settings)
 """
@@ -339,7 +339,7 @@ def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     assert rollback_run(project.settings, spec.run_id).outcome == "rolled_back"
     assert rows(project).empty
     with Ledger.open(project.settings) as ledger:
-        assert ledger.live_publications() == []
+        assert ledger.publications.live() == []
     assert publish(project.settings, spec.run_id).rows == len(wanted(project, spec, canary_users(0.4)))
 
 

@@ -76,7 +76,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         assert report.translators == [1]
         assert project.lake.read(Table.SOURCE_EVENTS).num_rows == before - 8
         # The proof says nothing of who it was, the tombstone can be read by its owner alone.
-        (proof,) = project.ledger.history(subject="forgotten")
+        (proof,) = project.ledger.changes.find(subject="forgotten")
         stones = SuppressionList.open(settings)
         assert proof.key == stones.digest(person)
         assert json.loads(proof.cause)["removed"]["source_events"] == 8
@@ -118,7 +118,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         view = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)
         assert view.num_rows == 160
         assert project.forget([person]).known == 1
-        assert len(project.ledger.history(subject="forgotten")) == 1
+        assert len(project.ledger.changes.find(subject="forgotten")) == 1
 
         # A copy of the run from before is refused, and forgetting again takes them out of it.
         project.rollback(run_id)
@@ -130,7 +130,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         content = json.loads(gate.read_text())
         content["report"]["files"][0]["sha256"] = file_sha256(file)
         gate.write_text(json.dumps(content))
-        with pytest.raises(PublicationError, match="1 users who were forgotten"):
+        with pytest.raises(PublicationError, match="1 erased users"):
             project.publish(run_id)
         project.forget([person])
         project.publish(run_id)
@@ -228,7 +228,7 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
 
 
 def test_a_run_at_work_is_not_disturbed(settings, filled):
-    with Ledger.open(settings) as ledger, ledger.lease(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
+    with Ledger.open(settings) as ledger, ledger.leases.hold(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
         erase_users(settings, [TEXT])
     assert traces(settings.home / "lake", TEXT)
     erase_users(settings, [TEXT])

@@ -54,7 +54,7 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
             assert report.removed["target_events"] == theirs.sum() > 0
             assert report.removed["synthetic_target_events"] == published.sum() > 0
             assert report.removed["target_items"] == 1
-        (proof,) = project.ledger.history(subject="forgotten")
+        (proof,) = project.ledger.changes.find(subject="forgotten")
         assert proof.key == SuppressionList.open(settings).digest(ITEM, "item")
         left = project.lake.read(Table.TARGET_EVENTS).to_pandas()
         assert len(left) == len(before[Table.TARGET_EVENTS]) - theirs.sum()

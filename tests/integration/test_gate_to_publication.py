@@ -11,7 +11,7 @@ from support.warm import run
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import LedgerError, PublicationError, QualityGateFailed
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table, table_schema
@@ -71,7 +71,7 @@ def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
     spec = project.accepted()
     monkeypatch.setattr("scalr_prod.publication.commit._LEASE_WAIT_S", 0.3)
     with Ledger.open(project.settings) as ledger:
-        ledger.acquire_lease(spec.run_id, "someone else")
+        ledger.leases.acquire(spec.run_id, "someone else")
     with pytest.raises(LedgerError, match="someone else holds the run's lease"):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
@@ -106,7 +106,7 @@ def test_the_online_store_follows_where_the_settings_ask_for_it(project):
 
 GATE_KILLED = """
 import os, sys
-from scalr_prod.ledger import Ledger
+from scalr_prod.ledger.runs import RunRepository
 from scalr_prod.quality import gate
 from scalr_prod.config.settings import load_settings
 
@@ -118,7 +118,7 @@ def die(*_args, **_options):
 if point == "before the verdict is written":
     gate.write_json = die
 elif point == "before the ledger is told":
-    Ledger.set_state = die
+    RunRepository.set_state = die
 gate.validate_run(load_settings(config), run_id)
 """
 

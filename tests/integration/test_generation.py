@@ -91,9 +91,9 @@ def test_the_report_adds_up_and_the_run_is_written_down(config, made):
     assert report.bucket_distance["after"] < report.bucket_distance["before"]
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
     with Ledger.open(settings) as ledger:
-        states = [step.to_state for step in ledger.transitions(spec.run_id)][:3]
+        states = [step.to_state for step in ledger.runs.transitions(spec.run_id)][:3]
         assert states == [RunState.PLANNED, RunState.GENERATING, RunState.GENERATED]
-        assert ledger.run(spec.run_id).lease_owner is None
+        assert ledger.runs.get(spec.run_id).lease_owner is None
 
 
 def test_half_of_the_events_stay_and_their_buckets_come_nearer(config, made):
@@ -190,7 +190,7 @@ def test_parts_of_another_cut_do_not_stay(config, here, made):
     for folder in ("parts", "candidates"):
         assert len(list((run_folder(settings, spec.run_id) / folder).glob("*.parquet"))) == 3
     with Ledger.open(settings) as ledger:
-        assert len(ledger.partitions(spec.run_id)) == 3
+        assert len(ledger.runs.partitions(spec.run_id)) == 3
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
@@ -275,9 +275,9 @@ def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, here, made,
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     with Ledger.open(settings) as ledger:
-        owner = ledger.run(spec.run_id).lease_owner
+        owner = ledger.runs.get(spec.run_id).lease_owner
         assert owner is not None
-        ledger.release_lease(spec.run_id, owner)  # else: it runs out by itself
+        ledger.leases.release(spec.run_id, owner)  # else: it runs out by itself
     report = generate(settings, spec)
     assert report.parts_kept >= 2
     assert report.parts_made >= 1
@@ -290,7 +290,7 @@ def test_two_drivers_do_not_work_on_one_run(config, here, made):
     settings = project(config, here)
     with (
         Ledger.open(settings) as ledger,
-        ledger.lease(spec.run_id, owner="another host"),
+        ledger.leases.hold(spec.run_id, owner="another host"),
         pytest.raises(LedgerError, match="another host"),
     ):
         generate(settings, spec)
@@ -333,7 +333,7 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
     finally:
         weights.write_bytes(whole)
     with Ledger.open(settings) as ledger:
-        assert ledger.run(spec.run_id).state is RunState.GENERATING
+        assert ledger.runs.get(spec.run_id).state is RunState.GENERATING
 
 
 def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here):
@@ -356,6 +356,6 @@ def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here
     finally:
         policy_path(settings).unlink()
     with Ledger.open(settings) as ledger:
-        used = ledger.run(report.run_id).spec.settings["generation"]
+        used = ledger.runs.get(report.run_id).spec.settings["generation"]
     assert (used["events_per_source_event"], used["temperature"], used["min_lift"], used["align"]) == (3, 0.5, 0.5, False)
     assert report.drawn == 3 * report.contexts

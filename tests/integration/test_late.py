@@ -107,7 +107,7 @@ def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_ti
     pd.testing.assert_frame_equal(after, in_time)
     with Project.open(late) as project:
         (planned,) = [
-            change for change in project.ledger.history(report["windows"][0]["run_id"]) if change.to_state == "planned"
+            change for change in project.ledger.changes.find(report["windows"][0]["run_id"]) if change.to_state == "planned"
         ]
         assert "source events arrived after run_" in planned.cause
     # Nothing is late any more.

@@ -49,14 +49,14 @@ def ledger(url):
 
 
 def test_of_drivers_that_want_one_run_exactly_one_gets_it(ledger, url):
-    run_id = ledger.begin_run(make_spec()).run_id
+    run_id = ledger.runs.begin(make_spec()).run_id
     got, refused, start = [], [], threading.Barrier(8)
 
     def driver(name: str) -> None:
         with Ledger(url, one()) as own:
             start.wait()
             try:
-                own.acquire_lease(run_id, name)
+                own.leases.acquire(run_id, name)
                 got.append(name)
             except LeaseHeld:
                 refused.append(name)
@@ -68,7 +68,7 @@ def test_of_drivers_that_want_one_run_exactly_one_gets_it(ledger, url):
         thread.join()
     assert len(got) == 1
     assert len(refused) == 7
-    assert ledger.run(run_id).lease_owner == got[0]
+    assert ledger.runs.get(run_id).lease_owner == got[0]
 
 
 def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
@@ -79,7 +79,7 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
         with Ledger(url, one()) as own:
             start.wait()
             try:
-                outcomes.append(own.set_state(run_id, state, cause=state).state)
+                outcomes.append(own.runs.set_state(run_id, state, cause=state).state)
             except LedgerError:
                 outcomes.append(None)
 
@@ -89,12 +89,12 @@ def test_of_two_moves_to_different_states_one_is_refused(ledger, url):
     for thread in threads:
         thread.join()
     assert None in outcomes
-    assert ledger.run(run_id).state in {RunState.PUBLISHED, RunState.REJECTED}
-    assert len(ledger.transitions(run_id)) == 5
+    assert ledger.runs.get(run_id).state in {RunState.PUBLISHED, RunState.REJECTED}
+    assert len(ledger.runs.transitions(run_id)) == 5
 
 
 def test_a_connection_that_the_server_dropped_is_opened_again(ledger, url):
-    run_id = ledger.begin_run(make_spec()).run_id
+    run_id = ledger.runs.begin(make_spec()).run_id
     killer = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with killer.connect() as connection:
         connection.execute(
@@ -104,7 +104,7 @@ def test_a_connection_that_the_server_dropped_is_opened_again(ledger, url):
             )
         )
     killer.dispose()
-    assert ledger.run(run_id).state is RunState.PLANNED
+    assert ledger.runs.get(run_id).state is RunState.PLANNED
 
 
 def test_the_password_is_in_no_message(url):

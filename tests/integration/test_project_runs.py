@@ -84,7 +84,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     project, _, two = two_runs
     home = project.settings.home
     before = files_of(home)
-    published = project.ledger.run(two).state is RunState.PUBLISHED  # tests run in any order, and another publishes it
+    published = project.ledger.runs.get(two).state is RunState.PUBLISHED  # tests run in any order, and another publishes it
     source = project.lake.read(Table.SOURCE_EVENTS).to_pandas()
     mine = source[source["event_timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left")]
     contexts = len(mine.drop_duplicates(["user_id", "item_id", "event_timestamp"]))
@@ -102,8 +102,8 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
         assert found["stages"] == {"generate": "make"}
         took = []
         for run in later.runs():
-            contexts = sum(part.manifest["contexts"] for part in later.ledger.partitions(run.run_id))
-            at = {change.to_state: change.at for change in later.ledger.transitions(run.run_id)}
+            contexts = sum(part.manifest["contexts"] for part in later.ledger.runs.partitions(run.run_id))
+            at = {change.to_state: change.at for change in later.ledger.runs.transitions(run.run_id)}
             took.append((at[RunState.GENERATED] - at[RunState.GENERATING]).total_seconds() / contexts)
         assert found["seconds"]["generate"] == pytest.approx(min(took) * found["contexts"], abs=0.1)
         assert found["seconds_in_all"] == found["seconds"]["generate"] > 0

@@ -15,7 +15,7 @@ from handmade import Handmade
 from scalr_prod import Project
 from scalr_prod.errors import CommitFailed, PublicationError
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
 
@@ -41,7 +41,7 @@ def test_a_validated_run_appears_whole(project):
     assert set(view["created_timestamp"]) == {pd.Timestamp(spec.as_of)}
     assert project.state(spec.run_id) is RunState.PUBLISHED
     with Ledger.open(project.settings) as ledger:
-        last = ledger.last_publication(spec.run_id)
+        last = ledger.publications.last(spec.run_id)
         assert (last.status, last.delta_version, last.rows) == (PublicationStatus.PUBLISHED, report.delta_version, 200)
     assert project.lake.commit_version(VIEW, last.key) == report.delta_version
 
@@ -54,7 +54,7 @@ def test_publishing_again_changes_nothing(project):
     assert (again.outcome, again.rows, again.delta_version) == ("already_published", 200, version)
     assert project.lake.version(VIEW) == version
     with Ledger.open(project.settings) as ledger:
-        assert len(ledger.publications(spec.run_id)) == 1
+        assert len(ledger.publications.find(spec.run_id)) == 1
 
 
 def test_rows_that_were_taken_out_by_hand_do_not_come_back(project):
@@ -159,7 +159,7 @@ def test_only_an_audited_run_can_be_published(project, state):
     spec = project.run(generated=state != "planned")
     if state == "rejected":
         with Ledger.open(project.settings) as ledger:
-            ledger.set_state(spec.run_id, "rejected", cause="test")
+            ledger.runs.set_state(spec.run_id, "rejected", cause="test")
     for work in (publish, rollback_run):
         with pytest.raises(PublicationError, match="rejected" if state == "rejected" else f"{state}, not validated") as caught:
             work(project.settings, spec.run_id)
@@ -190,7 +190,7 @@ def test_files_that_the_gate_did_not_accept_are_not_published(project):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
     with Ledger.open(project.settings) as ledger:
-        assert ledger.publications() == []
+        assert ledger.publications.find() == []
 
 
 def test_a_commit_that_cannot_land_is_not_tried_over_and_over(project):

@@ -11,7 +11,7 @@ from support.warm import run
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import RunState
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.schemas import Table
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
@@ -24,9 +24,11 @@ def project(tmp_path) -> Handmade:
 
 KILLED = """
 import os, sys
+from scalr_prod import publication
 from scalr_prod.publication import commit
 from scalr_prod.lake import Lake
-from scalr_prod.ledger import Ledger
+from scalr_prod.ledger.leases import LeaseRepository
+from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.config.settings import load_settings
 
 work, point, config, run_id = sys.argv[1:]
@@ -34,27 +36,27 @@ work, point, config, run_id = sys.argv[1:]
 def die(*_args, **_options):
     os._exit(77)
 
-def half(lake, view, files, canary, stay):
+def half(run, files, canary, kept):
     import pyarrow as pa
     import pyarrow.parquet as pq
     from scalr_prod.core.delta_log import arrow_schema
-    schema = arrow_schema(view)
+    schema = arrow_schema(run.view)
     def batches():
         yield from pq.read_table(files[0]).cast(schema).slice(0, 50).to_batches()
         die()
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 if point == "before the intent":
-    Ledger.record_publication_intent = die
+    PublicationRepository.record_intent = die
 elif point == "before the commit":
     Lake.replace_window = Lake.delete = die
 elif point == "within the commit":
     commit._rows_to_commit = half
 elif point == "before the confirmation":
-    Ledger.record_publication = Ledger.record_rollback = die
+    PublicationRepository.confirm = PublicationRepository.record_rollback = die
 elif point == "before the lease is given back":
-    Ledger.release_lease = die
-getattr(commit, work)(load_settings(config), run_id)
+    LeaseRepository.release = die
+getattr(publication, work)(load_settings(config), run_id)
 """
 
 POINTS = [

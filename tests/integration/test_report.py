@@ -37,7 +37,7 @@ def synthetic(project, run_id):
 
 def known(project, run_id):
     events = project.lake.read(Table.TARGET_EVENTS).to_pandas()
-    return events[events["created_timestamp"] <= project.ledger.run(run_id).spec.as_of]
+    return events[events["created_timestamp"] <= project.ledger.runs.get(run_id).spec.as_of]
 
 
 def test_its_figures_are_those_of_the_lake(project):
@@ -218,7 +218,7 @@ def test_a_source_event_that_the_run_did_not_know_is_in_no_history(project):
     late = late[late["user_id"] == sample[0].user].head(1)
     made = synthetic(opened, run_id).set_index("event_id").loc[sample[0].event_id]
     late["event_timestamp"] = made["source_event_timestamp"] - pd.Timedelta("1s")
-    late["created_timestamp"] = opened.ledger.run(run_id).spec.as_of + pd.Timedelta("1h")
+    late["created_timestamp"] = opened.ledger.runs.get(run_id).spec.as_of + pd.Timedelta("1h")
     version = opened.lake.version(Table.SOURCE_EVENTS)
     opened.lake.append(Table.SOURCE_EVENTS, pa.Table.from_pandas(late, preserve_index=False).cast(events.schema), key="late")
     try:

@@ -49,7 +49,7 @@ def two(trained_home: Path, tmp_path: Path) -> tuple[Settings, Settings]:
 def test_each_numbers_serves_and_plans_its_own(two):
     dee, ee = two
     with Ledger.open(dee) as ledger:
-        assert [(found.version, found.path.split("/")[-5]) for found in ledger.model_versions()] == [(1, "dee")]
+        assert [(found.version, found.path.split("/")[-5]) for found in ledger.models.find()] == [(1, "dee")]
     promote(ee, 2)
     assert (served_version(dee), served_version(ee)) == (None, 2)
     assert plan_run(ee).translator_version == 2

@@ -16,7 +16,7 @@ from scalr_prod.errors import ProjectsMixed, RunOfOtherProject
 from scalr_prod.features import apply_feature_repo, materialize, open_feature_store, read_window
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 
@@ -90,11 +90,11 @@ def test_two_projects_of_equal_domains_share_everything_and_meet_nowhere(stores,
     assert (online(first), online(second)) == ([70, 8, None], [7, 71, None])
 
     with Ledger.open(first) as ledger, Ledger.open(second) as other:
-        assert ledger.begin_run(make_spec()).created
-        assert other.begin_run(make_spec()).created
+        assert ledger.runs.begin(make_spec()).created
+        assert other.runs.begin(make_spec()).created
         run_id = validated(other, seed=1)
-        other.record_publication_intent(run_id, base_version=1, rows=1, replaced={})
-        other.record_publication(run_id, attempt=1, delta_version=2, rows=1, cause="x")
+        other.publications.record_intent(run_id, base_version=1, rows=1, replaced={})
+        other.publications.confirm(run_id, attempt=1, delta_version=2, rows=1, cause="x")
     before, versions = held(), [[Lake.open(one).version(table) for table in Table] for one in (first, second)]
     for attempt in (rollback_run, publish, validate_run):
         with pytest.raises(RunOfOtherProject, match="project 'production'"):
@@ -107,7 +107,7 @@ def test_a_second_project_of_one_name_is_refused_by_every_store_with_both_lakes(
     toml, held = stores
     first = made(tmp_path / "a", toml(None), "a", 70)
     with Ledger.open(first) as ledger:
-        ledger.begin_run(make_spec())
+        ledger.runs.begin(make_spec())
     before = held()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "scalr.toml").write_text((tmp_path / "a" / "scalr.toml").read_text())
@@ -129,13 +129,13 @@ def test_a_new_name_takes_the_rows_along_and_leaves_nothing_behind(stores, tmp_p
     first = made(tmp_path / "a", toml(None), "a", 70)
     former = first.project_name
     with Ledger.open(first) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
+        run_id = ledger.runs.begin(make_spec()).run_id
     other = made(tmp_path / "b", toml("production"), "b", 71)
     theirs = [row for rows in held().values() for row in rows if "production" in repr(row)]
     now = load_settings(tmp_path / "a" / "scalr.toml", project={"name": "staging", "formerly": former})
     assert apply_feature_repo(now).applied
     with Ledger.open(now) as ledger:
-        assert ledger.run(run_id).project == "staging"
+        assert ledger.runs.get(run_id).project == "staging"
     materialize(now)
     after = held()
     left = [row for rows in after.values() for row in rows if former in repr(row)]

@@ -14,9 +14,9 @@ from scalr_prod import Project
 from scalr_prod.apps.cli import app
 from scalr_prod.errors import CommitFailed, LakeError, PublicationDisabled, PublicationError
 from scalr_prod.generation.late_events import late_windows
-from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction
+from scalr_prod.lake.corrections import Correction
 from scalr_prod.ledger import RunState
-from scalr_prod.publication.commit import publish, rollback_run
+from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
@@ -250,10 +250,8 @@ def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
         publish(project.settings, spec.run_id)
     lake, table = project.lake, Table.SOURCE_EVENTS
     version, kept = lake.version(table), lake.read(table)
-    corrected = Correction(first.start, 1, 0).to_json()
-    lake.replace_where(
-        table, kept.slice(1), "true", key="corrected", record=corrected, app_transactions={CORRECTION_APP_ID: version + 1}
-    )
+    corrected = Correction(first.start, 1, 0).commit_metadata(version + 1)
+    lake.replace_where(table, kept.slice(1), "true", key="corrected", metadata=corrected)
     report = rollback_run(project.settings, second.run_id)
     assert (report.restored, report.not_restored) == ({}, [first.run_id])
     assert rows(project).empty
@@ -285,7 +283,7 @@ def test_a_run_goes_out_even_where_the_former_rows_are_gone(project):
 
 
 def test_a_rollback_that_died_before_it_could_say_so_is_told_whole(project, monkeypatch):
-    from scalr_prod.ledger import Ledger
+    from scalr_prod.ledger.publications import PublicationRepository
 
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, first.run_id)
@@ -295,7 +293,7 @@ def test_a_rollback_that_died_before_it_could_say_so_is_told_whole(project, monk
         raise CommitFailed("the process was killed")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "record_rollback", dies)
+        patched.setattr(PublicationRepository, "record_rollback", dies)
         with pytest.raises(CommitFailed, match="killed"):
             rollback_run(project.settings, second.run_id)
     assert rollback_run(project.settings, second.run_id).restored == {first.run_id: 200}

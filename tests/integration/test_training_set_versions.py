@@ -38,7 +38,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
     settings, fourth, _ = build(project, name="again", negatives_per_event=2)
     assert (fourth.created, fourth.version) == (False, 1)
     with Ledger.open(settings) as ledger:
-        assert [record.version for record in ledger.datasets("again")] == [1, 2]
+        assert [record.version for record in ledger.datasets.find("again")] == [1, 2]
 
 
 @BOTH_ID_TYPES
@@ -117,7 +117,7 @@ def test_a_row_that_the_gate_refuses_leaves_nothing_behind(project):
     assert not list((settings.home / "datasets" / "refused_by_the_gate").glob("v*"))
     assert not list((settings.home / "staging").iterdir())
     with Ledger.open(settings) as ledger:
-        assert ledger.datasets("refused_by_the_gate") == []
+        assert ledger.datasets.find("refused_by_the_gate") == []
 
 
 def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):

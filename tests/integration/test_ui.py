@@ -105,7 +105,7 @@ def test_the_list_has_every_run_with_its_state(served, reported):
 def test_a_run_at_work_is_looked_at_again(served, reported):
     address, _ = served
     opened, _, _, generated = reported
-    with opened.ledger.lease(generated):
+    with opened.ledger.leases.hold(generated):
         _, headers, text = ask(address)
         assert headers["refresh"] == "5"
         assert f"<strong>{generated}</strong>" in text
@@ -140,7 +140,7 @@ def test_a_draw_is_what_the_run_drew(served, reported):
 def test_a_user_is_shown_as_the_run_knew_them(served, reported):
     address, _ = served
     opened, run_id, *_ = reported
-    spec = opened.ledger.run(run_id).spec
+    spec = opened.ledger.runs.get(run_id).spec
     _, _, text = ask(address, "translate", run=run_id)
     users = re.findall(r'href="/[\w-]+/translate\?user=(\w+)&amp;run=', text)
     assert len(users) > 10

@@ -241,7 +241,9 @@ def check_ledger(project, name, windows):
     runs = project.runs()
     assert {run.project for run in runs} == {name}
     of_first = [run for run in runs if run.spec.start == windows[0][0]]
-    causes = [change.cause for run in of_first for change in project.ledger.history(run.run_id) if change.to_state == "planned"]
+    causes = [
+        change.cause for run in of_first for change in project.ledger.changes.find(run.run_id) if change.to_state == "planned"
+    ]
     assert any("source events arrived after run_" in cause for cause in causes)
 
 

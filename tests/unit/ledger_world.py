@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from scalr_prod.ledger import Ledger, RunSpec, RunState
+from scalr_prod.ledger import Ledger, RunSpec, RunState, RunWindow, TranslatorPin
 from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS
 from scalr_prod.workspace.identity import ProjectIdentity
 
@@ -29,7 +29,10 @@ def make_spec(seed: int = 0, **changes: object) -> RunSpec:
         "table_versions": {"source_events": 3},
         "settings": {"generation": {"temperature": 1.0}},
     }
-    return RunSpec.create(**{**fields, **changes})
+    fields |= changes
+    window = RunWindow(*(fields.pop(name) for name in ("start", "end", "as_of")))
+    translator = TranslatorPin(*(fields.pop(f"translator_{name}") for name in ("version", "sha256", "trained_until")))
+    return RunSpec.create(window=window, translator=translator, **fields)
 
 
 def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = RunState.PLANNED) -> None:
@@ -43,10 +46,10 @@ def to_state(ledger: Ledger, run_id: str, state: RunState, *, begin: RunState = 
                 path[following] = [*path[at], following]
                 waiting.append(following)
     for step in path[state]:
-        ledger.set_state(run_id, step, cause="test")
+        ledger.runs.set_state(run_id, step, cause="test")
 
 
 def validated(ledger: Ledger, seed: int = 0, **changes: object) -> str:
-    run_id = ledger.begin_run(make_spec(seed=seed, **changes)).run_id
+    run_id = ledger.runs.begin(make_spec(seed=seed, **changes)).run_id
     to_state(ledger, run_id, RunState.VALIDATED)
     return run_id

@@ -71,7 +71,7 @@ def translator_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> N
 
     def work(project: Project) -> dict[str, Any]:
         versions = [version.to_json() for version in project.translators()]
-        return {"served": project.ledger.promoted_version(), "versions": versions}
+        return {"served": project.ledger.models.promoted_version(), "versions": versions}
 
     CommandContext(config, as_json, "translator list").run_with_project(work)
 

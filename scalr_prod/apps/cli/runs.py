@@ -26,7 +26,7 @@ def runs_list(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """
 
     def work(project: Project) -> dict[str, Any]:
-        published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications()}
+        published = {attempt.run_id: attempt.rows for attempt in project.ledger.publications.find()}
         held = project.rows_in_view()
         rows = {run: {"rows": number, "in_view": held.get(run, 0)} for run, number in published.items()}
         runs = [found.to_json() | rows.get(found.run_id, {"rows": None, "in_view": None}) for found in project.runs()]
@@ -44,10 +44,10 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
 
     def work(project: Project) -> dict[str, Any]:
         ledger = project.ledger
-        return ledger.run(run_id).to_json() | {
-            "partitions": [part.to_json() for part in ledger.partitions(run_id)],
-            "publications": [attempt.to_json() for attempt in ledger.publications(run_id)],
-            "history": [change.to_json() for change in ledger.history(run_id)],
+        return ledger.runs.get(run_id).to_json() | {
+            "partitions": [part.to_json() for part in ledger.runs.partitions(run_id)],
+            "publications": [attempt.to_json() for attempt in ledger.publications.find(run_id)],
+            "history": [change.to_json() for change in ledger.changes.find(run_id)],
         }
 
     CommandContext(config, as_json, "runs show", run_id).run_with_project(work)

@@ -216,7 +216,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
     rows: dict[str, list[dict[str, str]]] = {}
     users = []
     for place in ("source", "target"):
-        cells, item_cells = EventParser(settings, place), ItemParser(settings, place)
+        cells, item_cells = EventParser(settings.domains[place], place), ItemParser(settings.domains[place].item_columns)
         batches, origin = open_events(settings, place)
         shown: list[dict[str, Any]] = []
         with closing(batches):

@@ -92,11 +92,11 @@ class ServingSettings(SettingsSection):
         if value is None:
             return value
         addresses = _addresses(value)
-        for one in addresses:
-            found = re.fullmatch(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", one)
-            known = found is not None and 0 < int(found[1]) < 2**16
-            if not known and not re.fullmatch(r"unix:/[^\x00-\x20]+", one):
-                raise ValueError(f"{one!r} is neither host:port of a gRPC endpoint, such as 127.0.0.1:8001, nor unix:/path")
+        for address in addresses:
+            match = re.fullmatch(r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", address)
+            known = match is not None and 0 < int(match[1]) < 2**16
+            if not known and not re.fullmatch(r"unix:/[^\x00-\x20]+", address):
+                raise ValueError(f"{address!r} is neither host:port of a gRPC endpoint, such as 127.0.0.1:8001, nor unix:/path")
         if len(set(addresses)) < len(addresses):
             raise ValueError(f"{value!r} names a server twice")
         return value
@@ -119,4 +119,4 @@ class ServingSettings(SettingsSection):
 
 
 def _addresses(url: str) -> tuple[str, ...]:
-    return tuple(one.strip().removeprefix("grpc://") for one in url.split(","))
+    return tuple(address.strip().removeprefix("grpc://") for address in url.split(","))

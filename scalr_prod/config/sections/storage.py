@@ -109,5 +109,5 @@ class ForgettingSettings(SettingsSection):
     grace_days: float = Field(
         default=30,
         ge=0,
-        description="for how long runs may go on using a translator that learned from a forgotten user; after it, train a new one",
+        description="for how long runs may go on using a translator that learned from an erased user; after it, train a new one",
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,14 @@ __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 
 #: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
 _UNMEASURED: Final = 0.03
+
+
+class SegmentWeights(NamedTuple):
+    """λ of cold, sparse and dense users."""
+
+    cold: float
+    sparse: float
+    dense: float
 
 
 class TrainingSetSettings(SettingsSection):
@@ -62,13 +70,14 @@ class TrainingSetSettings(SettingsSection):
     )
 
     @property
-    def synthetic_weights(self) -> tuple[float, float, float]:
+    def synthetic_weights(self) -> SegmentWeights:
         """λ of cold, sparse and dense users."""
         if self.segment_weights is None:
-            return (_UNMEASURED if self.synthetic_weight is None else self.synthetic_weight,) * 3
+            weight = _UNMEASURED if self.synthetic_weight is None else self.synthetic_weight
+            return SegmentWeights(weight, weight, weight)
         cold, sparse, dense = self.segment_weights
         factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight
-        return factor * cold, factor * sparse, factor * dense
+        return SegmentWeights(factor * cold, factor * sparse, factor * dense)
 
     @model_validator(mode="before")
     @classmethod

@@ -35,10 +35,10 @@ def _web(value: str) -> str:
     """Check that a URL can be parsed; errors do not repeat it, since it may hold a password."""
     try:
         parts = urlsplit(value)
-        there = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1
+        has_host = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1
     except ValueError:
-        there = False
-    if not there:
+        has_host = False
+    if not has_host:
         raise ValueError("is not a server URL: in a user or password, write [ ] @ : / ? # as %5B %5D %40 %3A %2F %3F %23")
     return value
 

@@ -9,13 +9,13 @@ import lzma
 import zlib
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
-from scalr_prod.ingest.sources.formats import detect_table_format, ensure_no_tables
 from scalr_prod.ingest.sources.protocol import Batch
+from scalr_prod.ingest.sources.table_formats import detect_table_format, ensure_no_tables
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -30,6 +30,7 @@ __all__ = [
     "FilesReader",
     "JsonLines",
     "Parquet",
+    "ResolvedPath",
     "first_error_line",
     "format_suffix",
     "resolve_location",
@@ -116,8 +117,16 @@ class JsonLines(FilesReader):
     kind = "jsonl"
 
 
+class ResolvedPath(NamedTuple):
+    """A URL, the fsspec file system that serves it, and its path there."""
+
+    url: str
+    filesystem: Any
+    path: str
+
+
 @contextmanager
-def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator[tuple[str, Any, str]]:
+def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator[ResolvedPath]:
     """Yield the URL, fsspec file system and path of an absolute path, glob or folder, or of a URL.
 
     Raises:
@@ -128,7 +137,7 @@ def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator
     url = location
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
-        yield url, filesystem, path
+        yield ResolvedPath(url, filesystem, path)
     except UnreadableInput:
         raise
     except Exception as error:
@@ -141,7 +150,7 @@ def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator
         ) from error
 
 
-def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
+def _expand(source: LogSource) -> list[ResolvedPath]:
     with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))
@@ -156,7 +165,7 @@ def _expand(source: LogSource) -> list[tuple[str, Any, str]]:
             where=url,
             next_step=f"correct {source.wanted.location}",
         )
-    return [(_url_of(name, url), filesystem, name) for name in paths]
+    return [ResolvedPath(_url_of(name, url), filesystem, name) for name in paths]
 
 
 def _url_of(name: str, requested: str) -> str:
@@ -314,10 +323,10 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
 
 
 def _json_names(objects: list[dict[str, Any]], wanted: ColumnSelection, url: str) -> list[str]:
-    there: dict[str, None] = {}
-    for found in objects:
-        there.update(dict.fromkeys(found))
-    return resolve_columns(list(there), wanted, url)
+    names: dict[str, None] = {}
+    for row in objects:
+        names.update(dict.fromkeys(row))
+    return resolve_columns(list(names), wanted, url)
 
 
 def _is_column(values: Sequence[Any]) -> bool:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
 from scalr_prod.ingest.sources.files import first_error_line, resolve_location
-from scalr_prod.ingest.sources.formats import ICEBERG_METADATA_SUFFIX
 from scalr_prod.ingest.sources.protocol import Batch
+from scalr_prod.ingest.sources.table_formats import ICEBERG_METADATA_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from scalr_prod.ingest.column_mapping import ColumnSelection
-    from scalr_prod.ingest.sources.formats import TableFormat
     from scalr_prod.ingest.sources.protocol import LogSource
+    from scalr_prod.ingest.sources.table_formats import TableFormat
 
 __all__ = ["Delta", "Iceberg", "read_delta_table"]
 
@@ -160,8 +160,8 @@ def _iceberg(
     table = StaticTable(("static", metadata), content, metadata, io, NoopCatalog("static"))
     snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
     if version is not None and snapshot is None:
-        there = ", ".join(str(listed.snapshot_id) for listed in table.snapshots()[-_SHOWN:])
-        raise _no_version(origin, f"its latest snapshots are {there}" if there else "it has no snapshot")
+        snapshots = ", ".join(str(listed.snapshot_id) for listed in table.snapshots()[-_SHOWN:])
+        raise _no_version(origin, f"its latest snapshots are {snapshots}" if snapshots else "it has no snapshot")
     scan = table.scan(snapshot_id=snapshot.snapshot_id if snapshot else None)
     names = resolve_columns([field.name for field in scan.projection().fields], wanted, origin)
     for batch in scan.select(*names).to_arrow_batch_reader():
@@ -176,9 +176,9 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
     """
     with resolve_location(url, options) as (_, filesystem, path):
         folder = f"{path.rstrip('/')}/metadata"
-        found = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
+        paths = filesystem.ls(folder, detail=False) if filesystem.isdir(folder) else []
     numbered: dict[int, list[str]] = {}
-    for name in (PurePosixPath(path).name for path in found):
+    for name in (PurePosixPath(path).name for path in paths):
         if number := _METADATA.fullmatch(name):
             numbered.setdefault(int(number[1]), []).append(name)
     latest = numbered[max(numbered)] if numbered else []
@@ -192,9 +192,9 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
     return f"{url.rstrip('/')}/metadata/{latest[0]}"
 
 
-def _no_version(origin: str, there: str) -> UnreadableInput:
+def _no_version(origin: str, versions: str) -> UnreadableInput:
     return UnreadableInput(
-        f"there is no such version: {there}",
+        f"there is no such version: {versions}",
         where=origin,
         next_step="correct version (of an item file: items_version) in scalr.toml, or leave it out",
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
 from scalr_prod.ingest.sources.files import FilesReader, first_error_line, resolve_location
-from scalr_prod.ingest.sources.formats import detect_table_format
 from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
+from scalr_prod.ingest.sources.table_formats import detect_table_format
 from scalr_prod.plugins import READERS
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def _table_at(source: LogSource) -> str | None:
 
 
 def _reader(name: str) -> LogReader:
-    found: Any = READERS.load(name, LogReader)
-    reader: LogReader = found() if isinstance(found, type) else found
+    loaded: Any = READERS.load(name, LogReader)
+    reader: LogReader = loaded() if isinstance(loaded, type) else loaded
     return reader
 
 

@@ -59,7 +59,7 @@ def read_query(url: str, query: str, wanted: ColumnSelection) -> Generator[Batch
         columns = [names.index(name) for name in resolve_columns(names, wanted, origin)]
         row = 0
         for rows in result.partitions(_ROWS):
-            values = ([_plain(found[at]) for found in rows] for at in columns)
+            values = ([_plain(record[at]) for record in rows] for at in columns)
             batch = to_record_batch([names[at] for at in columns], values, origin, row)
             yield Batch(origin, row, batch)
             row += len(rows)

@@ -49,10 +49,10 @@ class ProjectCollector:
             LedgerError: The ledger cannot be read.
         """
         with Ledger.open(self._settings) as ledger:
-            latest = ledger.runs(limit=_MAX_RUNS_SEARCHED)
+            latest = ledger.runs.find(limit=_MAX_RUNS_SEARCHED)
             samples = [
                 *self._run_samples(ledger),
-                *_publication_samples(ledger.publications()),
+                *_publication_samples(ledger.publications.find()),
                 *self._generation_samples(ledger, latest),
                 *self._gate_samples(latest),
                 *_registry_samples(ledger),
@@ -62,7 +62,7 @@ class ProjectCollector:
         ]
 
     def _run_samples(self, ledger: Ledger) -> Iterator[_Sample]:
-        states, changes = ledger.count_by_state(), ledger.count_by_target_state("run")
+        states, changes = ledger.runs.count_by_state(), ledger.changes.count_by_target_state("run")
         yield from (("scalr_runs", (state.value,), states.get(state, 0)) for state in RunState)
         yield from (("scalr_gate_verdicts", (verdict,), changes.get(state, 0)) for state, verdict in _VERDICT_STATES.items())
 
@@ -85,7 +85,7 @@ class ProjectCollector:
         yield from (("scalr_generation_dropped", (reason,), count) for reason, count in report["dropped"].items())
         if report["events_per_s"]:
             yield "scalr_generation_events_per_second", (), report["events_per_s"]
-        latencies = [part.manifest["scoring"] for part in ledger.partitions(run.run_id) if "scoring" in part.manifest]
+        latencies = [part.manifest["scoring"] for part in ledger.runs.partitions(run.run_id) if "scoring" in part.manifest]
         if latencies:
             yield "scalr_scoring_latency_seconds", (), merge_histograms(latencies)
 
@@ -149,13 +149,13 @@ def _publication_samples(publications: Sequence[Publication]) -> Iterator[_Sampl
 
 
 def _registry_samples(ledger: Ledger) -> Iterator[_Sample]:
-    latest = {record.name: record for record in sorted(ledger.datasets(), key=lambda record: record.version)}
+    latest = {record.name: record for record in sorted(ledger.datasets.find(), key=lambda record: record.version)}
     for name, record in latest.items():
         yield "scalr_training_set_timestamp_seconds", (name,), record.created_at.timestamp()
         yield "scalr_training_set_rows", (name,), record.rows
         if record.cutoff is not None:
             yield "scalr_training_set_cutoff_timestamp_seconds", (name,), record.cutoff.timestamp()
-    versions = ledger.model_versions()
+    versions = ledger.models.find()
     if versions:
         newest = max(versions, key=lambda version: version.version)
         yield "scalr_translator_trained_until_timestamp_seconds", (), newest.trained_until.timestamp()

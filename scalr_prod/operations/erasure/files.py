@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from scalr_prod.config import Settings
 
 __all__ = ["erase_from_files"]
 
@@ -31,32 +30,32 @@ _SKIPPED_PREFIXES: Final = (".scalr-", "secret")
 _TEXT_SUFFIXES: Final = frozenset({"", ".csv", ".err", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt"})
 
 
-def erase_from_files(settings: Settings, subjects: Subjects, *, staged_parts: bool) -> Counter[str]:
+def erase_from_files(home: Path, subjects: Subjects, *, staged_parts: bool) -> Counter[str]:
     """Remove the ids from every file that the project wrote below its home; return counts by top-level folder.
 
     Files of others in the home are left alone.
 
     Args:
-        settings: The project's settings.
+        home: The project's home.
         subjects: Users or items to erase.
         staged_parts: Also delete the staged parts of runs, whose inputs are no longer readable.
     """
     removed: Counter[str] = Counter()
     if staged_parts:
-        removed["staged parts"] = _delete_staged_parts(settings)
-    removed["evaluations"] = _delete_evaluations(settings, subjects)
+        removed["staged parts"] = _delete_staged_parts(home)
+    removed["evaluations"] = _delete_evaluations(home, subjects)
     rewritten: dict[str, RewrittenFile] = {}
-    for path in _iter_files(settings.home):
+    for path in _iter_files(home):
         if path.suffix == ".parquet":
             with _damaged_file_errors(path):
                 changed = subjects.scrub_parquet(path)
             if changed is not None:
                 rewritten[changed.former_sha256] = changed
-                removed[path.relative_to(settings.home).parts[0]] += changed.removed
+                removed[path.relative_to(home).parts[0]] += changed.removed
         elif path.suffix in _TEXT_SUFFIXES:
-            removed[path.relative_to(settings.home).parts[0]] += subjects.scrub_file(path)
+            removed[path.relative_to(home).parts[0]] += subjects.scrub_file(path)
     # Always, since an earlier call may have been interrupted between rewriting a file and updating its manifest.
-    _update_manifests(settings, rewritten)
+    _update_manifests(home, rewritten)
     return removed
 
 
@@ -84,26 +83,26 @@ def _iter_files(home: Path) -> Iterator[Path]:
                 yield path
 
 
-def _delete_staged_parts(settings: Settings) -> int:
+def _delete_staged_parts(home: Path) -> int:
     deleted = 0
-    for folder in (settings.home / "runs").glob("run_*"):
-        for part in [*(folder / name for name in STAGING_FOLDERS), *folder.glob(".accepted-*")]:
-            if part.is_dir():
-                deleted += sum(path.suffix == ".parquet" for path in part.rglob("*"))
-                shutil.rmtree(part)
+    for folder in (home / "runs").glob("run_*"):
+        for staged in [*(folder / name for name in STAGING_FOLDERS), *folder.glob(".accepted-*")]:
+            if staged.is_dir():
+                deleted += sum(path.suffix == ".parquet" for path in staged.rglob("*"))
+                shutil.rmtree(staged)
     return deleted
 
 
-def _delete_evaluations(settings: Settings, subjects: Subjects) -> int:
+def _delete_evaluations(home: Path, subjects: Subjects) -> int:
     """Delete the isolated homes of evaluations that contain an id; they are rebuilt when needed."""
     deleted = 0
-    for home in (settings.home / "evaluations").glob("*"):
+    for isolated in (home / "evaluations").glob("*"):
         if (
-            home.is_dir()
-            and (home / "lake").is_dir()
-            and any(_contains_subjects(subjects, path) for path in home.rglob("*.parquet"))
+            isolated.is_dir()
+            and (isolated / "lake").is_dir()
+            and any(_contains_subjects(subjects, path) for path in isolated.rglob("*.parquet"))
         ):
-            shutil.rmtree(home)
+            shutil.rmtree(isolated)
             deleted += 1
     return deleted
 
@@ -113,9 +112,9 @@ def _contains_subjects(subjects: Subjects, path: Path) -> bool:
         return subjects.is_in_parquet(path)
 
 
-def _update_manifests(settings: Settings, rewritten: dict[str, RewrittenFile]) -> None:
+def _update_manifests(home: Path, rewritten: dict[str, RewrittenFile]) -> None:
     """Update gate reports and manifests to the rewritten files."""
-    documents = [*(settings.home / "runs").glob("run_*/gate.json"), *(settings.home / "datasets").glob("*/v*/manifest.json")]
+    documents = [*(home / "runs").glob("run_*/gate.json"), *(home / "datasets").glob("*/v*/manifest.json")]
     for path in documents:
         with _damaged_file_errors(path):
             content = json.loads(path.read_text(encoding="utf-8"))

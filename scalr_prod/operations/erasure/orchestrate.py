@@ -7,14 +7,15 @@ import json
 import logging
 import re
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ForgettingError, LeaseHeld
 from scalr_prod.features import erase_entities
 from scalr_prod.ingest import IdMapping
 from scalr_prod.ledger import Ledger
-from scalr_prod.operations.erasure.erasure_report import ErasureReport
 from scalr_prod.operations.erasure.files import erase_from_files
 from scalr_prod.operations.erasure.scrubbing import ItemSubjects, Subjects, UserSubjects
 from scalr_prod.operations.erasure.tables import (
@@ -30,13 +31,13 @@ from scalr_prod.schemas import Table, id_type_of
 from scalr_prod.workspace import SuppressedId, SuppressionList, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import SuppressedKind
 
-__all__ = ["erase_ids"]
+__all__ = ["ErasureReport", "erase_items", "erase_users"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,65 @@ _SUBJECT_TYPES: Final[dict[SuppressedKind, type[Subjects]]] = {"user": UserSubje
 _MAX_ROUNDS: Final = 3
 
 
-def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: SuppressedKind) -> ErasureReport:
-    """Erase users or items; see `scalr_prod.operations.erasure`."""
+@dataclass(frozen=True)
+class ErasureReport(Jsonable):
+    """Summary of what was removed; contains no user or item id.
+
+    Attributes:
+        users: Number of requested users.
+        items: Number of requested items.
+        known: How many of them had been erased before.
+        removed: Number of removed rows, files or entries by location.
+        translators: Versions trained on events of these users.
+        retrain_by: Time (UTC) from which runs refuse these versions; None without such versions.
+    """
+
+    users: int
+    items: int
+    known: int
+    removed: Mapping[str, int]
+    translators: Sequence[int]
+    retrain_by: datetime | None
+
+
+def erase_users(settings: Settings, users: Sequence[int | str]) -> ErasureReport:
+    """Erase users from everything that the project stores, and keep logs and runs from bringing them back.
+
+    Repeat an interrupted call to finish it. Users who were erased before are searched for again.
+
+    Args:
+        settings: The project's settings.
+        users: Their ids as in the event log.
+
+    Raises:
+        ForgettingError: No user is named; an id is not of the lake's type; or another process is erasing.
+        LeaseHeld: A run is active, or was started meanwhile. What was erased so far stays erased.
+        CommitFailed: A commit to the lake failed; safe to repeat.
+        FeatureStoreError: The online store is unreachable; safe to repeat.
+    """
+    return _erase_ids(settings, users, "user")
+
+
+def erase_items(settings: Settings, items: Sequence[int | str]) -> ErasureReport:
+    """Erase items of the target domain from everything that the project stores, and keep them from coming back.
+
+    Histories and statistics are rebuilt without their events. Everything else that depends on them becomes stale, as after a correction
+    of events, and the next run rebuilds it. Until then, translators that know the items are prevented from proposing them.
+
+    Args:
+        settings: The project's settings.
+        items: Their ids as in the target log.
+
+    Raises:
+        ForgettingError: As for `erase_users`.
+        LeaseHeld: Likewise.
+        CommitFailed: Likewise.
+        FeatureStoreError: Likewise.
+    """
+    return _erase_ids(settings, items, "item")
+
+
+def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: SuppressedKind) -> ErasureReport:
     from scalr_prod.lake import open_project_lake
 
     lake = open_project_lake(settings)
@@ -56,7 +114,7 @@ def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppressed
     _ensure_publication_enabled(lake)
     with SuppressionList.open_for_update(settings) as suppressed, Ledger.open(settings) as ledger:
         _ensure_no_active_run(ledger)
-        runs = {run.run_id for run in ledger.runs()}
+        runs = {run.run_id for run in ledger.runs.find()}
         entries = suppressed.entries(kind)
         known = [
             identifier
@@ -68,7 +126,7 @@ def erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppressed
             _record_intent(lake, ledger, suppressed, identifier, kind)
         removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
         _ensure_no_active_run(ledger)
-        if {run.run_id for run in ledger.runs()} - runs:
+        if {run.run_id for run in ledger.runs.find()} - runs:
             raise LeaseHeld(
                 f"a run was started during the erasure and may have read events of these {kind}s",
                 where=ledger.address,
@@ -141,7 +199,7 @@ def _ensure_publication_enabled(lake: Lake) -> None:
 
 
 def _ensure_no_active_run(ledger: Ledger) -> None:
-    held = ledger.active_leases()
+    held = ledger.leases.active()
     if held:
         run_id, owner = next(iter(held.items()))
         raise LeaseHeld(
@@ -160,7 +218,7 @@ def _record_intent(
         return
     # Not of items: a translator that knows one becomes stale, and is prevented from proposing it.
     trained_on = kind == "user" and any(count_rows(lake, table, UserSubjects([identifier])) for table in EVENT_TABLES[kind])
-    versions = tuple(model.version for model in ledger.model_versions()) if trained_on else ()
+    versions = tuple(model.version for model in ledger.models.find()) if trained_on else ()
     suppressed.add(SuppressedId(digest, datetime.now(UTC), versions), kind)
 
 
@@ -185,7 +243,7 @@ def _remove_everywhere(settings: Settings, lake: Lake, subjects: Subjects, *, pu
         old = [table for table in deleted if lake.exists(table) and (deleted[table] or everything)]
         removed += Counter({table.value: count for table, count in deleted.items() if table in tables})
         removed["files of tables"] += sum(purge(lake, table, before=before) for table in old)
-        removed += erase_from_files(settings, subjects, staged_parts=bool(old))
+        removed += erase_from_files(settings.home, subjects, staged_parts=bool(old))
         if subjects.kind == "item":
             _refresh_online_store(settings)
         removed["online store"] += erase_entities(settings, subjects.column, subjects.ids)
@@ -227,8 +285,8 @@ def _record_completion(
     subject_count: int,
 ) -> None:
     digest = suppressed.digest(identifier, kind)
-    if digest not in {change.key for change in ledger.history(subject="forgotten")}:
-        ledger.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
+    if digest not in {change.key for change in ledger.changes.find(subject="forgotten")}:
+        ledger.changes.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
     suppressed.mark_done(digest, counts, kind)
 
 
@@ -242,7 +300,9 @@ def _build_report(
 ) -> ErasureReport:
     entries = suppressed.entries(kind)
     versions = sorted({version for identifier in ids for version in entries[suppressed.digest(identifier, kind)].versions})
-    deadlines = [found[1] for version in versions if (found := suppressed.retraining_deadline(settings, version)) is not None]
+    deadlines = [
+        deadline.at for version in versions if (deadline := suppressed.retraining_deadline(settings, version)) is not None
+    ]
     if versions:
         logger.info(
             "translator versions %s were trained on events of these users: train a new one", ", ".join(map(str, versions))

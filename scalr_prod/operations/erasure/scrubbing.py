@@ -99,9 +99,9 @@ class Subjects:
         """Return a text without the ids, and how many it contained."""
         if not any(identifier in text for identifier in self._ids_in_text):
             return text, 0
-        text, found = self._long_id_pattern.subn(PLACEHOLDER, text)
+        text, count = self._long_id_pattern.subn(PLACEHOLDER, text)
         text, more = self._short_id_pattern.subn(lambda match: f"{match[1] or match[2]}{PLACEHOLDER}", text)
-        return text, found + more
+        return text, count + more
 
     def scrub_json(self, value: Any, *, name: str = "", free_text: bool = False, row_values: bool = False) -> tuple[Any, int]:
         """Return a JSON value without the ids, and how many it contained; list entries that are rows of an id are removed entirely.
@@ -117,7 +117,7 @@ class Subjects:
         if isinstance(value, int) and not isinstance(value, bool):
             matches = self.texts if name in self.json_keys else self._ids_in_text if row_values and name != _COUNT_KEY else ()
             return (PLACEHOLDER, 1) if str(value) in matches else (value, 0)
-        found = 0
+        count = 0
         if isinstance(value, dict):
             content: dict[str, Any] = {}
             for key, child in value.items():
@@ -127,20 +127,20 @@ class Subjects:
                     free_text=free_text or bool(_FREE_TEXT_KEYS.search(key)),
                     row_values=row_values or (isinstance(child, list | dict) and bool(_ROW_VALUE_KEYS.fullmatch(key))),
                 )
-                found += inside
-            return content, found
+                count += inside
+            return content, count
         if isinstance(value, list):
             kept = []
             for child in value:
                 if isinstance(child, dict) and any(
                     child.get(key) is not None and str(child[key]) in self.texts for key in self.json_keys
                 ):
-                    found += 1
+                    count += 1
                     continue
                 scrubbed, inside = self.scrub_json(child, name=name, free_text=free_text, row_values=row_values)
                 kept.append(scrubbed)
-                found += inside
-            return kept, found
+                count += inside
+            return kept, count
         return value, 0
 
     def scrub_file(self, path: Path) -> int:
@@ -150,19 +150,19 @@ class Subjects:
         spelled = self.texts | {json.dumps(identifier)[1:-1] for identifier in self.texts}
         if not any(identifier in text for identifier in spelled):
             return 0
-        found = 0
+        count = 0
         if path.suffix == ".json":
             try:
-                content, found = self.scrub_json(json.loads(text))
+                content, count = self.scrub_json(json.loads(text))
             except ValueError:
-                text, found = self.scrub_text(text)
+                text, count = self.scrub_text(text)
             else:
-                text = json.dumps(content, indent=1) + "\n" if found else text
+                text = json.dumps(content, indent=1) + "\n" if count else text
         else:
-            text, found = self.scrub_text(text)
-        if found:
+            text, count = self.scrub_text(text)
+        if count:
             overwrite_file(path, text.encode("utf-8", errors="surrogateescape"))
-        return found
+        return count
 
     def as_array(self, column_type: pa.DataType) -> pa.Array:
         """Return the ids as values of a column's type, without those that the type cannot hold."""

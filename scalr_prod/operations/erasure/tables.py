@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.delta_log import file_names
 from scalr_prod.errors import LakeError
-from scalr_prod.lake import CORRECTION_APP_ID, Correction, retry_on_new_version
+from scalr_prod.lake import CommitMetadata, Correction, retry_on_new_version
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table
 from scalr_prod.workspace import quote_literal
 
@@ -73,12 +73,12 @@ def find_ids(lake: Lake, table: Table, subjects: Subjects) -> set[int | str]:
     if not lake.exists(table):
         return set()
     rows = lake.dataset(table)
-    ids = subjects.as_array(rows.schema.field(subjects.column).type)
-    found: set[int | str] = set()
+    wanted = subjects.as_array(rows.schema.field(subjects.column).type)
+    ids: set[int | str] = set()
     for batch in rows.to_batches(columns=[subjects.column]):
         column = batch.column(0)
-        found.update(column.filter(pc.is_in(column, value_set=ids)).unique().to_pylist())
-    return found
+        ids.update(column.filter(pc.is_in(column, value_set=wanted)).unique().to_pylist())
+    return ids
 
 
 def delete_rows(lake: Lake, table: Table, subjects: Subjects) -> int:
@@ -120,8 +120,7 @@ def _delete(lake: Lake, table: Table, predicate: str, correction: Correction | N
             predicate,
             key=f"forget-{uuid.uuid4().hex}",
             expected_version=version,
-            record=correction.to_json() if correction else None,
-            app_transactions={CORRECTION_APP_ID: version + 1} if correction else None,
+            metadata=correction.commit_metadata(version + 1) if correction else CommitMetadata(),
         )
 
     retry_on_new_version(lake, table, delete)

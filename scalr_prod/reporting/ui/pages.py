@@ -62,7 +62,7 @@ class Pages:
         with Ledger.open(self._settings) as ledger:
             rows = recent_runs(self._settings, ledger, self._run_url)
             active = {
-                run_id: self._describe_progress(ledger, run_id, owner) for run_id, owner in ledger.active_leases().items()
+                run_id: self._describe_progress(ledger, run_id, owner) for run_id, owner in ledger.leases.active().items()
             }
         refresh = _REFRESH_S if active and not paused else None
         content = {
@@ -85,7 +85,7 @@ class Pages:
         require_charts()
         with Ledger.open(self._settings) as ledger:
             facts = collect_run_data(self._settings, ledger, run_id)
-            owner = ledger.active_leases().get(run_id)
+            owner = ledger.leases.active().get(run_id)
             notice = self._describe_progress(ledger, run_id, owner) if owner else None
         templates = self._templates.overlay()
         templates.globals = self._templates.globals | {"nav": self._nav_links(run_id), "notice": notice}
@@ -153,9 +153,9 @@ class Pages:
         from scalr_prod.generation import resolve_run_spec
 
         with Ledger.open(self._settings) as ledger:
-            runs = ledger.runs(limit=_MAX_RUNS)
+            runs = ledger.runs.find(limit=_MAX_RUNS)
             if run_id:
-                spec = ledger.run(run_id).spec
+                spec = ledger.runs.get(run_id).spec
                 return spec, list(dict.fromkeys([spec.run_id, *(run.run_id for run in runs)]))
         if not runs:
             return resolve_run_spec(self._settings), []
@@ -163,7 +163,7 @@ class Pages:
         return latest.spec, [run.run_id for run in runs]
 
     def _describe_progress(self, ledger: Ledger, run_id: str, owner: str) -> str:
-        finished = len(ledger.partitions(run_id))
+        finished = len(ledger.runs.partitions(run_id))
         return f"{' process '.join(owner.split(':')[:2])} works on it; {finished:,} parts are finished."
 
     def _nav_links(self, run_id: str | None = None) -> list[tuple[str, str]]:

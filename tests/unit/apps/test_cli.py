@@ -150,7 +150,7 @@ def test_runs_are_listed_with_their_window_and_what_they_published(settings, two
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        spec = ledger.begin_run(make_spec()).spec
+        spec = ledger.runs.begin(make_spec()).spec
     result = runner.invoke(app, ["runs", "list", "--config", str(two_domains.folder / "scalr.toml")])
     assert result.exit_code == 0, result.output
     header, line = (text.split() for text in result.stdout.splitlines()[1:3])

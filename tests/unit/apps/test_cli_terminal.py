@@ -68,7 +68,7 @@ def at_a_terminal(*command, cwd, columns=60, zone="Asia/Tokyo"):
 def test_runs_are_a_table_that_fits_with_times_of_the_readers_zone(settings_with):
     spec, config = make_spec(), settings_with()
     with Ledger.open(load_settings(config)) as ledger:
-        ledger.begin_run(spec, cause="planned")
+        ledger.runs.begin(spec, cause="planned")
     lines, text, code = at_a_terminal(SCALR, "runs", "list", cwd=config.parent, columns=100)
     assert code == 0
     assert max(map(len, lines)) <= 100

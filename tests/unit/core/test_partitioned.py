@@ -39,7 +39,7 @@ def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypat
     edges = quantile_bounds(db, "rows", "key", ROWS)
     path = tmp_path / "rows.arrow"
     found, sizes = [], []
-    for heap in iter_sorted(db, "FROM rows", "FROM heap ORDER BY key, number", key="key", bounds=edges, path=path):
+    for heap in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=edges, path=path):
         table = heap.read_all()
         found.append(table)
         sizes.append(len(table))
@@ -55,7 +55,8 @@ def test_few_rows_are_one_heap_and_touch_no_disk(db, tmp_path):
     assert quantile_bounds(db, "rows", "key", 10) == []
     path = tmp_path / "nowhere" / "rows.arrow"
     (heap,) = (
-        one.read_all() for one in iter_sorted(db, "FROM rows", "FROM heap ORDER BY key", key="key", bounds=[], path=path)
+        one.read_all()
+        for one in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key", key="key", bounds=[], path=path)
     )
     assert heap.column(0).to_pylist() == list(range(10))
 

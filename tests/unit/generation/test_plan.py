@@ -57,7 +57,7 @@ def add_version(settings, version: int, trained_until: datetime) -> None:
     manifest = {"version": version, "sha256": f"{version:064x}", "trained_until": trained_until.isoformat(), "folds": 2}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with Ledger.open(settings) as ledger:
-        ledger.record_model_version(
+        ledger.models.record(
             version,
             path=str(folder),
             sha256=manifest["sha256"],
@@ -75,7 +75,7 @@ def test_backfill_covers_all_data_by_default(project):
     assert spec.as_of == spec.end
     assert spec.table_versions == {"source_events": 1, "target_events": 1, "source_user_history": 0}
     with Ledger.open(settings) as ledger:
-        run = ledger.run(spec.run_id)
+        run = ledger.runs.get(spec.run_id)
     assert run.state is RunState.PLANNED
     assert run.spec == spec
 
@@ -125,7 +125,7 @@ def test_a_translator_trained_past_the_window_is_refused(project, asked):
         plan_run(project(end=T0 + 5 * DAY), version=asked)
     assert plan_run(project(end=T0 + 6 * DAY), version=asked).translator_version == 1
     with Ledger.open(causal) as ledger:
-        assert len(ledger.runs()) == 1
+        assert len(ledger.runs.find()) == 1
 
 
 @pytest.mark.parametrize(

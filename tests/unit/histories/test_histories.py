@@ -268,8 +268,8 @@ def test_what_others_commit_while_a_table_is_built_is_seen_by_the_next_one(tmp_p
     settings = project(tmp_path, [("u", "a", 1, 1), ("gone", "a", 1, 1)])
     lake, built = Lake.open(settings), build._build
 
-    def meanwhile(settings, lake, table, *rest, **options):
-        appended = built(settings, lake, table, *rest, **options)
+    def meanwhile(histories, lake, table, *rest, **options):
+        appended = built(histories, lake, table, *rest, **options)
         if table is Table.SOURCE_USER_HISTORY:
             add(settings, [("u", "b", 2, 2)], "meanwhile")
             lake.delete(Table.TARGET_EVENTS, "user_id = 'gone'", key="forgotten")

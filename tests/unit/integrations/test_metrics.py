@@ -65,15 +65,15 @@ def measured(project):
     with Ledger.open(settings) as ledger:
         run_id = validated(ledger)
         for number, seconds in enumerate(((0.002, 0.04), (0.04, 700.0))):
-            ledger.record_partition(run_id, number, {"rows": 35, "sha256": str(number), "scoring": taken(*seconds)})
-        intent = ledger.record_publication_intent(run_id, base_version=0, rows=66, replaced={})
-        ledger.record_publication(run_id, attempt=intent.attempt, delta_version=1, rows=66, cause="test")
-        other = ledger.begin_run(make_spec(seed=1)).run_id
+            ledger.runs.record_partition(run_id, number, {"rows": 35, "sha256": str(number), "scoring": taken(*seconds)})
+        intent = ledger.publications.record_intent(run_id, base_version=0, rows=66, replaced={})
+        ledger.publications.confirm(run_id, attempt=intent.attempt, delta_version=1, rows=66, cause="test")
+        other = ledger.runs.begin(make_spec(seed=1)).run_id
         to_state(ledger, other, RunState.REJECTED)
         known = {"path": "/m", "sha256": "ab", "fingerprint": "f"}
-        ledger.record_model_version(1, trained_until=T0, metrics={}, **known)
+        ledger.models.record(1, trained_until=T0, metrics={}, **known)
         for version in (1, 2):
-            ledger.record_dataset(
+            ledger.datasets.record(
                 "training_set", version, path="/d", fingerprint=str(version), rows=version * 10, cutoff=T0, manifest={}
             )
     write_json(run_folder(settings, run_id) / "generation.json", generation(run_id))
@@ -133,7 +133,7 @@ def test_every_metric_says_what_is_kept(measured):
 
 def test_what_shortlists_left_out_is_told(measured):
     with Ledger.open(measured) as ledger:
-        run_id = next(run.run_id for run in ledger.runs() if run.state is RunState.PUBLISHED)
+        run_id = next(run.run_id for run in ledger.runs.find() if run.state is RunState.PUBLISHED)
     write_json(run_folder(measured, run_id) / "generation.json", generation(run_id, left_out=0.125, measured=96))
     execute_stages(PipelineContext(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert read(measured)["scalr_generation_left_out",] == 0.125
@@ -193,7 +193,7 @@ def test_the_history_is_counted_where_it_lies(measured):
         assert export_metrics(measured)
         assert not loaded
         with Ledger.open(measured) as ledger:
-            changes = ledger.history(subject="run")
+            changes = ledger.changes.find(subject="run")
         assert len(loaded) == len(changes)
     finally:
         sa.event.remove(TransitionRow, "load", note)
@@ -302,7 +302,7 @@ def test_impossible_places_are_refused(project, bad):
 
 def test_a_rollback_is_told_and_one_that_is_refused_is_none(measured):
     with Project(measured) as opened:
-        (rejected,), (published,) = (opened.ledger.runs(state=state) for state in (RunState.REJECTED, RunState.PUBLISHED))
+        (rejected,), (published,) = (opened.ledger.runs.find(state=state) for state in (RunState.REJECTED, RunState.PUBLISHED))
         for run_id, error in (("run_0000000000000000", RunNotFound), (rejected.run_id, PublicationError)):
             with pytest.raises(error):
                 opened.rollback(run_id)

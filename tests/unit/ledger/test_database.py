@@ -24,14 +24,14 @@ from scalr_prod.ledger.orm_tables import Base
 
 
 def test_the_schema_is_the_models(ledger):
-    with ledger._engine.connect() as connection:
+    with ledger.database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
         assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD
 
 
 def test_a_ledger_of_a_newer_package_is_refused(url):
-    with Ledger(url, one()) as ledger, ledger._engine.begin() as connection:
+    with Ledger(url, one()) as ledger, ledger.database.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(LedgerError, match="its schema is 9999") as caught:
         Ledger(url, one())
@@ -40,9 +40,9 @@ def test_a_ledger_of_a_newer_package_is_refused(url):
 
 def test_opening_again_keeps_what_is_there(url):
     with Ledger(url, one()) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
+        run_id = ledger.runs.begin(make_spec()).run_id
     with Ledger(url, one()) as ledger:
-        assert ledger.run(run_id).state is RunState.PLANNED
+        assert ledger.runs.get(run_id).state is RunState.PLANNED
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_database_is_told(tmp_path):
 def _begin(url: str, seeds: range, barrier: object) -> int:
     barrier.wait()
     with Ledger(url, one()) as ledger:
-        return sum(ledger.begin_run(make_spec(seed=seed)).created for seed in seeds)
+        return sum(ledger.runs.begin(make_spec(seed=seed)).created for seed in seeds)
 
 
 @pytest.mark.slow
@@ -91,26 +91,26 @@ def test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing(url):
     created = in_processes(_begin, [(url, range(10))] * 3)
     assert sum(created) == 10, "each run was created by exactly one of them"
     with Ledger(url, one()) as ledger:
-        assert len(ledger.runs()) == 10
+        assert len(ledger.runs.find()) == 10
 
 
 def test_a_writer_waits_for_another_and_readers_do_not(url):
     with Ledger(url, one()) as ledger:
-        ledger.begin_run(make_spec())
+        ledger.runs.begin(make_spec())
         path = url.removeprefix("sqlite:///")
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         started = time.monotonic()
-        assert len(ledger.runs()) == 1
+        assert len(ledger.runs.find()) == 1
         assert time.monotonic() - started < 5
-        done = threading.Thread(target=ledger.begin_run, args=(make_spec(seed=1),))
+        done = threading.Thread(target=ledger.runs.begin, args=(make_spec(seed=1),))
         done.start()
         time.sleep(0.3)
         assert done.is_alive()
         other.execute("COMMIT")
         other.close()
         done.join(20)
-        assert len(ledger.runs()) == 2
+        assert len(ledger.runs.find()) == 2
 
 
 def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
@@ -119,7 +119,7 @@ def test_an_error_below_is_told_in_our_words(ledger, monkeypatch):
 
     monkeypatch.setattr("sqlalchemy.orm.Session.scalars", failing)
     with pytest.raises(LedgerError, match="cannot be reached: disk I/O error") as caught:
-        ledger.runs()
+        ledger.runs.find()
     assert "SELECT" not in str(caught.value)
 
 
@@ -172,13 +172,13 @@ def test_a_ledger_of_the_first_schema_is_carried_over_whole(url):
     spec = make_spec()
     first_schema(url, spec.run_id, spec.to_json())
     with Ledger(url, one()) as ledger:
-        steps = ledger.transitions(spec.run_id)
+        steps = ledger.runs.transitions(spec.run_id)
         assert [(step.from_state, step.to_state, step.cause) for step in steps] == [
             (None, RunState.PLANNED, "planned"),
             (RunState.PLANNED, RunState.GENERATING, "generate"),
         ]
         assert steps[0].at == datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
-        ledger.set_state(spec.run_id, RunState.GENERATED, cause="goes on")
-        assert [change.to_state for change in ledger.history(spec.run_id)] == ["planned", "generating", "generated"]
-        assert ledger.run(spec.run_id).spec == spec
+        ledger.runs.set_state(spec.run_id, RunState.GENERATED, cause="goes on")
+        assert [change.to_state for change in ledger.changes.find(spec.run_id)] == ["planned", "generating", "generated"]
+        assert ledger.runs.get(spec.run_id).spec == spec
         test_the_schema_is_the_models(ledger)

@@ -16,44 +16,44 @@ from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 
 
 def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a") as held:
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with ledger.leases.hold(run_id, owner="a") as held:
         held.check()
-        with pytest.raises(LeaseHeld, match="a holds the run's lease") as caught, ledger.lease(run_id, owner="b"):
+        with pytest.raises(LeaseHeld, match="a holds the run's lease") as caught, ledger.leases.hold(run_id, owner="b"):
             pass
         assert caught.value.run_id == run_id
-        assert ledger.run(run_id).lease_owner == "a"
-    assert ledger.run(run_id).lease_owner is None
-    ledger.acquire_lease(run_id, "a", ttl_s=0.05)
+        assert ledger.runs.get(run_id).lease_owner == "a"
+    assert ledger.runs.get(run_id).lease_owner is None
+    ledger.leases.acquire(run_id, "a", ttl_s=0.05)
     time.sleep(0.1)
-    ledger.acquire_lease(run_id, "b")
+    ledger.leases.acquire(run_id, "b")
     with pytest.raises(LedgerError, match="was lost"):
-        ledger.renew_lease(run_id, "a")
-    assert not ledger.release_lease(run_id, "a")
-    assert ledger.release_lease(run_id, "b")
+        ledger.leases.renew(run_id, "a")
+    assert not ledger.leases.release(run_id, "a")
+    assert ledger.leases.release(run_id, "b")
 
 
 def test_a_lease_is_given_back_when_the_work_fails(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with pytest.raises(RuntimeError, match="boom"), ledger.lease(run_id):
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with pytest.raises(RuntimeError, match="boom"), ledger.leases.hold(run_id):
         raise RuntimeError("boom")
-    assert ledger.run(run_id).lease_owner is None
+    assert ledger.runs.get(run_id).lease_owner is None
 
 
 def test_a_lease_is_renewed_in_the_background_and_its_loss_is_noticed(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a", ttl_s=2) as held:
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with ledger.leases.hold(run_id, owner="a", ttl_s=2) as held:
         time.sleep(3)  # the machine may be busy: a renewal has more than a second to come late
         held.check()
         with pytest.raises(LeaseHeld):
-            ledger.acquire_lease(run_id, "b")
-        engine = ledger._engine
+            ledger.leases.acquire(run_id, "b")
+        engine = ledger.database.engine
         with engine.begin() as connection:
             connection.execute(sa.text("UPDATE runs SET lease_owner = 'thief'"))
         until(lambda: held.is_lost)
         with pytest.raises(LeaseLost, match="was lost"):
             held.check()
-    assert ledger.run(run_id).lease_owner == "thief", "what is not ours is not given back"
+    assert ledger.runs.get(run_id).lease_owner == "thief", "what is not ours is not given back"
 
 
 def broken_for(engine: sa.Engine, *, times: int | None = None) -> list[int]:
@@ -77,38 +77,38 @@ def until(condition) -> None:
 
 
 def test_a_renewal_that_fails_is_tried_again_while_the_lease_lasts(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a", ttl_s=6) as held:
-        before = ledger.run(run_id).lease_expires_at
-        failed = broken_for(ledger._engine, times=2)
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with ledger.leases.hold(run_id, owner="a", ttl_s=6) as held:
+        before = ledger.runs.get(run_id).lease_expires_at
+        failed = broken_for(ledger.database.engine, times=2)
         until(lambda: len(failed) == 2)
         held.check()
-        until(lambda: ledger.run(run_id).lease_expires_at > before)
+        until(lambda: ledger.runs.get(run_id).lease_expires_at > before)
         held.check()
 
 
 def test_a_lease_that_could_not_be_renewed_in_time_is_asked_for_before_the_next_step(ledger):
     """Nobody renews it here: what counts is whether somebody else took it."""
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
-        broken_for(ledger._engine)
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with ledger.leases.hold(run_id, owner="a", ttl_s=0.5) as held:
+        broken_for(ledger.database.engine)
         until(lambda: held.is_expired)
         held.check()  # still free: taken again, in this thread
         assert not held.is_expired
         until(lambda: held.is_expired)
-        ledger.acquire_lease(run_id, "b")
+        ledger.leases.acquire(run_id, "b")
         for _ in range(2):
             with pytest.raises(LeaseLost, match="was lost"):
                 held.check()
-    assert ledger.run(run_id).lease_owner == "b"
+    assert ledger.runs.get(run_id).lease_owner == "b"
 
 
 def test_a_lease_that_ran_out_while_the_ledger_cannot_be_reached_allows_nothing(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    with ledger.lease(run_id, owner="a", ttl_s=0.5) as held:
-        broken_for(ledger._engine)
+    run_id = ledger.runs.begin(make_spec()).run_id
+    with ledger.leases.hold(run_id, owner="a", ttl_s=0.5) as held:
+        broken_for(ledger.database.engine)
         until(lambda: held.is_expired)
-        engine = ledger._engine
+        engine = ledger.database.engine
 
         def refuse(*_arguments):
             raise sa.exc.OperationalError("UPDATE", {}, OSError("connection reset"))
@@ -121,13 +121,13 @@ def test_a_lease_that_ran_out_while_the_ledger_cannot_be_reached_allows_nothing(
 
 
 def test_a_driver_can_wait_for_a_lease(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.acquire_lease(run_id, "a")
-    threading.Timer(0.5, ledger.release_lease, (run_id, "a")).start()
-    with ledger.lease(run_id, owner="b", wait_s=20):
-        assert ledger.run(run_id).lease_owner == "b"
-    ledger.acquire_lease(run_id, "a")
-    with pytest.raises(LeaseHeld), ledger.lease(run_id, owner="b", wait_s=0.3):
+    run_id = ledger.runs.begin(make_spec()).run_id
+    ledger.leases.acquire(run_id, "a")
+    threading.Timer(0.5, ledger.leases.release, (run_id, "a")).start()
+    with ledger.leases.hold(run_id, owner="b", wait_s=20):
+        assert ledger.runs.get(run_id).lease_owner == "b"
+    ledger.leases.acquire(run_id, "a")
+    with pytest.raises(LeaseHeld), ledger.leases.hold(run_id, owner="b", wait_s=0.3):
         pass
 
 
@@ -135,7 +135,7 @@ LEAVE_A_LEASE = """
 import os, sys
 from scalr_prod.workspace.identity import ProjectIdentity
 from scalr_prod.ledger import Ledger
-lease = Ledger(sys.argv[1], ProjectIdentity("one", "/lakes/one", "/homes/one")).lease(sys.argv[2])
+lease = Ledger(sys.argv[1], ProjectIdentity("one", "/lakes/one", "/homes/one")).leases.hold(sys.argv[2])
 lease.__enter__()
 print("held", flush=True)
 if sys.argv[3] == "die":
@@ -146,31 +146,31 @@ sys.stdin.read()
 
 @pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="only Linux tells one space of process ids from another")
 def test_the_lease_of_a_process_that_died_here_is_free_and_that_of_a_living_one_is_not(ledger, url):
-    run_id = ledger.begin_run(make_spec()).run_id
+    run_id = ledger.runs.begin(make_spec()).run_id
     command = [sys.executable, "-c", LEAVE_A_LEASE, url, run_id]
     with subprocess.Popen([*command, "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
         assert living.stdout.readline() == b"held\n"
-        with pytest.raises(LeaseHeld), ledger.lease(run_id):
+        with pytest.raises(LeaseHeld), ledger.leases.hold(run_id):
             pass
         living.kill()
-    with ledger.lease(run_id):
+    with ledger.leases.hold(run_id):
         pass
     subprocess.run([*command, "die"], check=False, capture_output=True)
-    assert ledger.run(run_id).lease_owner is not None
-    owner = ledger.run(run_id).lease_owner
+    assert ledger.runs.get(run_id).lease_owner is not None
+    owner = ledger.runs.get(run_id).lease_owner
     host, pid, machine, token = owner.rsplit(":", 3)
-    with ledger.lease(run_id):
+    with ledger.leases.hold(run_id):
         pass
     # The same process id on another machine says nothing about that one.
-    ledger.acquire_lease(run_id, f"{host}:{pid}:{'0' * len(machine)}:{token}")
-    with pytest.raises(LeaseHeld), ledger.lease(run_id):
+    ledger.leases.acquire(run_id, f"{host}:{pid}:{'0' * len(machine)}:{token}")
+    with pytest.raises(LeaseHeld), ledger.leases.hold(run_id):
         pass
 
 
 def test_a_takeover_says_from_whom_and_why(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.acquire_lease(run_id, "first", ttl_s=-1)
-    ledger.acquire_lease(run_id, "second")
-    (change,) = ledger.history(run_id, subject="lease")
+    run_id = ledger.runs.begin(make_spec()).run_id
+    ledger.leases.acquire(run_id, "first", ttl_s=-1)
+    ledger.leases.acquire(run_id, "second")
+    (change,) = ledger.changes.find(run_id, subject="lease")
     assert (change.from_state, change.to_state) == ("first", "second")
     assert "expired" in change.cause

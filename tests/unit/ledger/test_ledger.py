@@ -44,24 +44,29 @@ def test_a_spec_refuses_naive_times_and_empty_windows():
 
 
 def test_a_run_begins_once(ledger):
-    first, second = ledger.begin_run(make_spec()), ledger.begin_run(make_spec())
+    first, second = ledger.runs.begin(make_spec()), ledger.runs.begin(make_spec())
     assert (first.created, second.created) == (True, False)
     assert first.state is RunState.PLANNED
-    assert ledger.run(first.run_id).spec == make_spec()
-    assert [step.to_state for step in ledger.transitions(first.run_id)] == [RunState.PLANNED]
+    assert ledger.runs.get(first.run_id).spec == make_spec()
+    assert [step.to_state for step in ledger.runs.transitions(first.run_id)] == [RunState.PLANNED]
     assert json.loads(json.dumps(first.to_json()))["spec"]["start"] == "2024-01-01T00:00:00+00:00"
 
 
 def test_an_id_taken_by_another_spec_is_refused(ledger):
     spec = make_spec()
-    ledger.begin_run(spec)
+    ledger.runs.begin(spec)
     with pytest.raises(LedgerError, match="differ in seed"):
-        ledger.begin_run(RunSpec.from_json(spec.to_json() | {"seed": 9}))
+        ledger.runs.begin(RunSpec.from_json(spec.to_json() | {"seed": 9}))
 
 
 @pytest.mark.parametrize("run_id", ["run_0123456789abcdef", "run_1", "../etc", "run_0123456789abcdef' OR 1=1 --"])
 def test_an_unknown_run_is_told(ledger, run_id):
-    for ask in (ledger.run, ledger.transitions, ledger.partitions, lambda r: ledger.set_state(r, "generating", cause="x")):
+    for ask in (
+        ledger.runs.get,
+        ledger.runs.transitions,
+        ledger.runs.partitions,
+        lambda r: ledger.runs.set_state(r, "generating", cause="x"),
+    ):
         with pytest.raises(RunNotFound):
             ask(run_id)
 
@@ -69,85 +74,85 @@ def test_an_unknown_run_is_told(ledger, run_id):
 @pytest.mark.parametrize("found", RunState)
 def test_from_each_state_only_those_that_follow(ledger, found):
     for number, wanted in enumerate(RunState):
-        run = ledger.begin_run(make_spec(seed=number))
+        run = ledger.runs.begin(make_spec(seed=number))
         to_state(ledger, run.run_id, found)
-        before = ledger.transitions(run.run_id)
+        before = ledger.runs.transitions(run.run_id)
         if wanted is found:
-            ledger.set_state(run.run_id, wanted, cause="again")
-            assert ledger.transitions(run.run_id) == before, "staying is no transition"
+            ledger.runs.set_state(run.run_id, wanted, cause="again")
+            assert ledger.runs.transitions(run.run_id) == before, "staying is no transition"
         elif wanted in ALLOWED_TRANSITIONS[found]:
-            assert ledger.set_state(run.run_id, wanted, cause="why").state is wanted
-            last = ledger.transitions(run.run_id)[-1]
+            assert ledger.runs.set_state(run.run_id, wanted, cause="why").state is wanted
+            last = ledger.runs.transitions(run.run_id)[-1]
             assert (last.from_state, last.to_state, last.cause) == (found, wanted, "why")
         else:
             with pytest.raises(LedgerError, match=f"a {found.value} run cannot become {wanted.value}") as caught:
-                ledger.set_state(run.run_id, wanted, cause="why")
+                ledger.runs.set_state(run.run_id, wanted, cause="why")
             assert caught.value.run_id == run.run_id
-            assert ledger.run(run.run_id).state is found
-            assert ledger.transitions(run.run_id) == before
+            assert ledger.runs.get(run.run_id).state is found
+            assert ledger.runs.transitions(run.run_id) == before
 
 
 def test_runs_are_listed_newest_first_by_state_and_up_to_a_number(ledger):
-    ids = [ledger.begin_run(make_spec(seed=seed)).run_id for seed in range(4)]
-    assert [run.run_id for run in ledger.runs()] == ids[::-1]
-    ledger.set_state(ids[1], "generating", cause="x")
-    assert [run.run_id for run in ledger.runs(state="generating")] == [ids[1]]
-    assert len(ledger.runs(limit=2)) == 2
+    ids = [ledger.runs.begin(make_spec(seed=seed)).run_id for seed in range(4)]
+    assert [run.run_id for run in ledger.runs.find()] == ids[::-1]
+    ledger.runs.set_state(ids[1], "generating", cause="x")
+    assert [run.run_id for run in ledger.runs.find(state="generating")] == [ids[1]]
+    assert len(ledger.runs.find(limit=2)) == 2
 
 
 def test_a_repeated_partition_replaces_its_manifest(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.record_partitions(run_id, [(1, {"rows": 5, "sha256": "aa", "path": "p1", "extra": {"x": [1]}}), (0, {})])
-    ledger.record_partition(run_id, 1, {"rows": 7, "state": "empty", "when": T0})
-    found = ledger.partitions(run_id)
+    run_id = ledger.runs.begin(make_spec()).run_id
+    ledger.runs.record_partitions(run_id, [(1, {"rows": 5, "sha256": "aa", "path": "p1", "extra": {"x": [1]}}), (0, {})])
+    ledger.runs.record_partition(run_id, 1, {"rows": 7, "state": "empty", "when": T0})
+    found = ledger.runs.partitions(run_id)
     assert [(part.partition, part.rows, part.state) for part in found] == [(0, 0, "done"), (1, 7, "empty")]
     assert found[1].manifest["when"] == str(T0)
     assert found[1].sha256 is None
 
 
 def test_partitions_land_together_or_not_at_all(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
+    run_id = ledger.runs.begin(make_spec()).run_id
 
     def failing():
         yield 0, {"rows": 1}
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
-        ledger.record_partitions(run_id, failing())
-    assert ledger.partitions(run_id) == []
+        ledger.runs.record_partitions(run_id, failing())
+    assert ledger.runs.partitions(run_id) == []
 
 
 def test_a_publication_is_intended_then_confirmed_and_can_be_taken_back(ledger):
     run_id = validated(ledger)
-    assert ledger.last_publication(run_id) is None
-    intent = ledger.record_publication_intent(run_id, base_version=3, rows=10, replaced={"run_x": 2})
+    assert ledger.publications.last(run_id) is None
+    intent = ledger.publications.record_intent(run_id, base_version=3, rows=10, replaced={"run_x": 2})
     assert (intent.attempt, intent.status, intent.key) == (1, PublicationStatus.PENDING, f"publish:{run_id}:1")
-    again = ledger.record_publication_intent(run_id, base_version=4, rows=11, replaced={})
+    again = ledger.publications.record_intent(run_id, base_version=4, rows=11, replaced={})
     assert (again.attempt, again.key, again.base_version, again.rows) == (1, intent.key, 4, 11)
-    assert len(ledger.publications(run_id)) == 1
-    assert ledger.run(run_id).state is RunState.VALIDATED
+    assert len(ledger.publications.find(run_id)) == 1
+    assert ledger.runs.get(run_id).state is RunState.VALIDATED
 
     for _ in range(2):  # a repeated confirmation changes nothing
-        done = ledger.record_publication(run_id, attempt=1, delta_version=5, rows=11, cause="published")
+        done = ledger.publications.confirm(run_id, attempt=1, delta_version=5, rows=11, cause="published")
         assert (done.status, done.delta_version) == (PublicationStatus.PUBLISHED, 5)
-    assert ledger.run(run_id).state is RunState.PUBLISHED
+    assert ledger.runs.get(run_id).state is RunState.PUBLISHED
 
     for _ in range(2):
-        gone = ledger.record_rollback(run_id, attempt=1, delta_version=6, cause="rolled back")
+        gone = ledger.publications.record_rollback(run_id, attempt=1, delta_version=6, cause="rolled back")
         assert (gone.status, gone.rollback_version) == (PublicationStatus.ROLLED_BACK, 6)
-    assert ledger.run(run_id).state is RunState.ROLLED_BACK
-    second = ledger.record_publication_intent(run_id, base_version=6, rows=11, replaced={})
+    assert ledger.runs.get(run_id).state is RunState.ROLLED_BACK
+    second = ledger.publications.record_intent(run_id, base_version=6, rows=11, replaced={})
     assert (second.attempt, second.key) == (2, f"publish:{run_id}:2")
     with pytest.raises(LedgerError, match="no attempt 7"):
-        ledger.record_publication(run_id, attempt=7, delta_version=1, rows=1, cause="x")
+        ledger.publications.confirm(run_id, attempt=7, delta_version=1, rows=1, cause="x")
 
 
 def test_a_run_that_was_not_validated_cannot_be_confirmed_and_nothing_of_it_stays(ledger):
-    run_id = ledger.begin_run(make_spec()).run_id
-    ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
+    run_id = ledger.runs.begin(make_spec()).run_id
+    ledger.publications.record_intent(run_id, base_version=0, rows=1, replaced={})
     with pytest.raises(LedgerError, match="cannot become published"):
-        ledger.record_publication(run_id, attempt=1, delta_version=1, rows=1, cause="x")
-    assert ledger.last_publication(run_id).status is PublicationStatus.PENDING, "both changes are one transaction"
+        ledger.publications.confirm(run_id, attempt=1, delta_version=1, rows=1, cause="x")
+    assert ledger.publications.last(run_id).status is PublicationStatus.PENDING, "both changes are one transaction"
 
 
 def test_later_publications_over_a_window_are_found(ledger):
@@ -155,8 +160,8 @@ def test_later_publications_over_a_window_are_found(ledger):
 
     def published(seed: int, start: int, end: int, version: int) -> str:
         run_id = validated(ledger, seed, start=T0 + start * day, end=T0 + end * day, as_of=T0 + 20 * day)
-        ledger.record_publication_intent(run_id, base_version=version - 1, rows=1, replaced={})
-        ledger.record_publication(run_id, attempt=1, delta_version=version, rows=1, cause="x")
+        ledger.publications.record_intent(run_id, base_version=version - 1, rows=1, replaced={})
+        ledger.publications.confirm(run_id, attempt=1, delta_version=version, rows=1, cause="x")
         return run_id
 
     before = published(0, 0, 20, 1)
@@ -164,13 +169,13 @@ def test_later_publications_over_a_window_are_found(ledger):
     published(2, 10, 12, 3)  # touches, does not overlap
     published(3, 0, 5, 4)
     inside, around = published(4, 6, 7, 5), published(5, 0, 20, 6)
-    later = ledger.superseding_publications(ledger.last_publication(first))
+    later = ledger.publications.superseding(ledger.publications.last(first))
     assert [found.run_id for found in later] == [inside, around]
     assert before not in {found.run_id for found in later}
 
 
 def model(ledger: Ledger, version: int, sha256: str = "aa") -> object:
-    return ledger.record_model_version(
+    return ledger.models.record(
         version, path=f"/m/{version}", sha256=sha256, fingerprint="ff", trained_until=T0, metrics={"ndcg": 0.1}
     )
 
@@ -180,43 +185,43 @@ def test_a_model_version_never_changes(ledger):
     with pytest.raises(LedgerError, match="version 1 is recorded already, with another sha256"):
         model(ledger, 1, "bb")
     model(ledger, 2)
-    assert [found.version for found in ledger.model_versions()] == [1, 2]
-    assert ledger.model_versions()[0].trained_until == T0
+    assert [found.version for found in ledger.models.find()] == [1, 2]
+    assert ledger.models.find()[0].trained_until == T0
 
 
 def test_promotions_are_kept_in_order(ledger):
-    assert ledger.promoted_version() is None
+    assert ledger.models.promoted_version() is None
     with pytest.raises(TranslatorNotFound):
-        ledger.promote_version(1, cause="x")
+        ledger.models.promote(1, cause="x")
     model(ledger, 1)
     model(ledger, 2)
     for version in (1, 1, 2, 1):
-        ledger.promote_version(version, cause="because")
-    assert [step.version for step in ledger.promotions()] == [1, 2, 1]
-    assert ledger.promoted_version() == 1
+        ledger.models.promote(version, cause="because")
+    assert [step.version for step in ledger.models.promotions()] == [1, 2, 1]
+    assert ledger.models.promoted_version() == 1
 
 
 def test_a_dataset_version_never_changes(ledger):
     fields = {"path": "/d", "rows": 5, "cutoff": None, "manifest": {"a": T0}}
-    first = ledger.record_dataset("set", 1, fingerprint="f", **fields)
-    assert ledger.record_dataset("set", 1, fingerprint="f", **fields) == first
+    first = ledger.datasets.record("set", 1, fingerprint="f", **fields)
+    assert ledger.datasets.record("set", 1, fingerprint="f", **fields) == first
     with pytest.raises(LedgerError, match="another fingerprint"):
-        ledger.record_dataset("set", 1, fingerprint="g", **fields)
-    ledger.record_dataset("other", 1, fingerprint="h", **fields)
-    assert [found.name for found in ledger.datasets()] == ["other", "set"]
-    assert [found.name for found in ledger.datasets("set")] == ["set"]
+        ledger.datasets.record("set", 1, fingerprint="g", **fields)
+    ledger.datasets.record("other", 1, fingerprint="h", **fields)
+    assert [found.name for found in ledger.datasets.find()] == ["other", "set"]
+    assert [found.name for found in ledger.datasets.find("set")] == ["set"]
 
 
 def test_all_that_has_a_state_has_a_history(ledger):
     run_id = validated(ledger)
-    ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
-    ledger.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
-    ledger.record_partition(run_id, 0, {"rows": 6, "sha256": "b"})
-    intent = ledger.record_publication_intent(run_id, base_version=3, rows=6, replaced={})
-    ledger.record_publication_intent(run_id, base_version=4, rows=6, replaced={})
-    ledger.record_publication(run_id, attempt=intent.attempt, delta_version=5, rows=6, cause="landed")
-    ledger.record_rollback(run_id, attempt=intent.attempt, delta_version=6, cause="wrong")
-    changes = ledger.history(run_id)
+    ledger.runs.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
+    ledger.runs.record_partition(run_id, 0, {"rows": 5, "sha256": "a"})
+    ledger.runs.record_partition(run_id, 0, {"rows": 6, "sha256": "b"})
+    intent = ledger.publications.record_intent(run_id, base_version=3, rows=6, replaced={})
+    ledger.publications.record_intent(run_id, base_version=4, rows=6, replaced={})
+    ledger.publications.confirm(run_id, attempt=intent.attempt, delta_version=5, rows=6, cause="landed")
+    ledger.publications.record_rollback(run_id, attempt=intent.attempt, delta_version=6, cause="wrong")
+    changes = ledger.changes.find(run_id)
     assert [(c.key, c.from_state, c.to_state, c.cause) for c in changes if c.subject == "partition"] == [
         (f"{run_id}/0", None, "done", "5 rows staged"),
         (f"{run_id}/0", "done", "done", "6 rows staged, made again"),
@@ -228,12 +233,12 @@ def test_all_that_has_a_state_has_a_history(ledger):
     ]
     assert all(c.actor and c.at.tzinfo and c.cause for c in changes)
     model = {"path": "p", "sha256": "s", "fingerprint": "f", "trained_until": T0, "metrics": {}}
-    ledger.record_model_version(1, **model)
-    ledger.record_model_version(1, **model)
-    ledger.promote_version(1, cause="best")
-    ledger.record_dataset("set", 1, path="p", fingerprint="f", rows=1, cutoff=None, manifest={})
-    assert [(c.key, c.to_state) for c in ledger.history(subject="model")] == [
+    ledger.models.record(1, **model)
+    ledger.models.record(1, **model)
+    ledger.models.promote(1, cause="best")
+    ledger.datasets.record("set", 1, path="p", fingerprint="f", rows=1, cutoff=None, manifest={})
+    assert [(c.key, c.to_state) for c in ledger.changes.find(subject="model")] == [
         ("translator/1", "recorded"),
         ("translator", "version 1"),
     ]
-    assert [(c.key, c.to_state) for c in ledger.history(subject="dataset")] == [("set/1", "recorded")]
+    assert [(c.key, c.to_state) for c in ledger.changes.find(subject="dataset")] == [("set/1", "recorded")]

@@ -17,14 +17,14 @@ from scalr_prod.ledger import Ledger, RunState
 
 def rows_of(ledger: Ledger) -> dict[str, list]:
     """Every row of every table."""
-    with ledger._engine.connect() as connection:
+    with ledger.database.engine.connect() as connection:
         tables = sa.inspect(connection).get_table_names()
         return {name: sorted(repr(row) for row in connection.execute(sa.text(f"SELECT * FROM {name}"))) for name in tables}
 
 
 def add_version(ledger: Ledger, version: int, sha256: str = "ab") -> None:
     path = f"{ledger.project.home}/models/translator/{version}"
-    ledger.record_model_version(version, path=path, sha256=sha256, fingerprint=sha256, trained_until=T0, metrics={})
+    ledger.models.record(version, path=path, sha256=sha256, fingerprint=sha256, trained_until=T0, metrics={})
 
 
 @pytest.fixture
@@ -36,23 +36,23 @@ def two(url):
 
 def test_the_same_run_of_two_projects_is_two_runs(two):
     for ledger in two:
-        assert ledger.begin_run(make_spec()).created
+        assert ledger.runs.begin(make_spec()).created
     first, second = two
     run_id = make_spec().run_id
-    first.set_state(run_id, "generating", cause="x")
-    first.record_partition(run_id, 0, {"rows": 4})
-    assert second.run(run_id).state is RunState.PLANNED
-    assert (first.run(run_id).project, second.run(run_id).project) == ("dee", "ee")
-    assert second.partitions(run_id) == []
-    assert [change.to_state for change in second.history(run_id)] == ["planned"]
-    with first.lease(run_id), second.lease(run_id):
+    first.runs.set_state(run_id, "generating", cause="x")
+    first.runs.record_partition(run_id, 0, {"rows": 4})
+    assert second.runs.get(run_id).state is RunState.PLANNED
+    assert (first.runs.get(run_id).project, second.runs.get(run_id).project) == ("dee", "ee")
+    assert second.runs.partitions(run_id) == []
+    assert [change.to_state for change in second.changes.find(run_id)] == ["planned"]
+    with first.leases.hold(run_id), second.leases.hold(run_id):
         pass
     for ledger in (first, second):
         published = validated(ledger, seed=5)
-        ledger.record_publication_intent(published, base_version=1, rows=3, replaced={})
-        ledger.record_publication(published, attempt=1, delta_version=2, rows=3, cause="x")
-    assert len(first.publications()) == 1
-    assert first.superseding_publications(first.last_publication(published)) == []
+        ledger.publications.record_intent(published, base_version=1, rows=3, replaced={})
+        ledger.publications.confirm(published, attempt=1, delta_version=2, rows=3, cause="x")
+    assert len(first.publications.find()) == 1
+    assert first.publications.superseding(first.publications.last(published)) == []
 
 
 def test_versions_promotions_and_data_sets_are_numbered_by_project(two):
@@ -60,28 +60,28 @@ def test_versions_promotions_and_data_sets_are_numbered_by_project(two):
     add_version(first, 1, "aa")
     add_version(second, 1, "bb")
     add_version(second, 2, "cc")
-    assert [found.sha256 for found in first.model_versions()] == ["aa"]
-    second.promote_version(2, cause="x")
-    assert first.promoted_version() is None
-    assert first.promotions() == []
+    assert [found.sha256 for found in first.models.find()] == ["aa"]
+    second.models.promote(2, cause="x")
+    assert first.models.promoted_version() is None
+    assert first.models.promotions() == []
     facts = {"path": "p", "rows": 1, "cutoff": T0, "manifest": {}}
     for ledger, fingerprint in ((first, "f1"), (second, "f2")):
-        ledger.record_dataset("training_set", 1, fingerprint=fingerprint, **facts)
-    assert [found.fingerprint for found in first.datasets()] == ["f1"]
+        ledger.datasets.record("training_set", 1, fingerprint=fingerprint, **facts)
+    assert [found.fingerprint for found in first.datasets.find()] == ["f1"]
 
 
 ATTEMPTS = {
-    "show": lambda ledger, run_id: ledger.run(run_id),
-    "show how it came there": lambda ledger, run_id: ledger.transitions(run_id),
-    "show its parts": lambda ledger, run_id: ledger.partitions(run_id),
-    "show its last publication": lambda ledger, run_id: ledger.last_publication(run_id),
-    "resume": lambda ledger, run_id: ledger.lease(run_id).__enter__(),
-    "generate": lambda ledger, run_id: ledger.set_state(run_id, "generating", cause="x"),
-    "stage": lambda ledger, run_id: ledger.record_partitions(run_id, [(0, {})], partitions=1),
-    "validate": lambda ledger, run_id: ledger.set_state(run_id, "rejected", cause="x"),
-    "publish": lambda ledger, run_id: ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={}),
-    "confirm": lambda ledger, run_id: ledger.record_publication(run_id, attempt=1, delta_version=9, rows=1, cause="x"),
-    "roll back": lambda ledger, run_id: ledger.record_rollback(run_id, attempt=1, delta_version=9, cause="x"),
+    "show": lambda ledger, run_id: ledger.runs.get(run_id),
+    "show how it came there": lambda ledger, run_id: ledger.runs.transitions(run_id),
+    "show its parts": lambda ledger, run_id: ledger.runs.partitions(run_id),
+    "show its last publication": lambda ledger, run_id: ledger.publications.last(run_id),
+    "resume": lambda ledger, run_id: ledger.leases.hold(run_id).__enter__(),
+    "generate": lambda ledger, run_id: ledger.runs.set_state(run_id, "generating", cause="x"),
+    "stage": lambda ledger, run_id: ledger.runs.record_partitions(run_id, [(0, {})], partitions=1),
+    "validate": lambda ledger, run_id: ledger.runs.set_state(run_id, "rejected", cause="x"),
+    "publish": lambda ledger, run_id: ledger.publications.record_intent(run_id, base_version=0, rows=1, replaced={}),
+    "confirm": lambda ledger, run_id: ledger.publications.confirm(run_id, attempt=1, delta_version=9, rows=1, cause="x"),
+    "roll back": lambda ledger, run_id: ledger.publications.record_rollback(run_id, attempt=1, delta_version=9, cause="x"),
 }
 
 
@@ -89,8 +89,8 @@ ATTEMPTS = {
 def test_a_run_of_another_project_is_refused_by_its_name_and_nothing_changes(two, attempt):
     first, second = two
     run_id = validated(second)
-    second.record_publication_intent(run_id, base_version=1, rows=3, replaced={})
-    second.record_publication(run_id, attempt=1, delta_version=2, rows=3, cause="x")
+    second.publications.record_intent(run_id, base_version=1, rows=3, replaced={})
+    second.publications.confirm(run_id, attempt=1, delta_version=2, rows=3, cause="x")
     before = rows_of(second)
     with pytest.raises(RunOfOtherProject, match="a run of project 'ee'") as caught:
         ATTEMPTS[attempt](first, run_id)
@@ -107,24 +107,31 @@ def test_a_version_of_another_project_cannot_be_promoted(two):
     add_version(second, 2)
     before = rows_of(second)
     with pytest.raises(TranslatorNotFound, match=r"no version 2; there is one of project 'ee' \(lake /lakes/ee\)"):
-        first.promote_version(2, cause="x")
+        first.models.promote(2, cause="x")
     assert rows_of(second) == before
 
 
 def test_a_project_that_only_looks_leaves_no_trace(url):
     with Ledger(url, one("ee")) as second:
-        run_id = second.begin_run(make_spec()).run_id
+        run_id = second.runs.begin(make_spec()).run_id
         before = rows_of(second)
         with Ledger(url, one("dee")) as first:
-            assert first.runs() == first.publications() == first.datasets() == first.model_versions() == first.history() == []
+            assert (
+                first.runs.find()
+                == first.publications.find()
+                == first.datasets.find()
+                == first.models.find()
+                == first.changes.find()
+                == []
+            )
             with pytest.raises(RunOfOtherProject):
-                first.acquire_lease(run_id, "me")
+                first.leases.acquire(run_id, "me")
         assert rows_of(second) == before
 
 
 def test_one_name_on_two_lakes_is_refused_with_both_lakes(url):
     with Ledger(url, one()) as ledger:
-        ledger.begin_run(make_spec())
+        ledger.runs.begin(make_spec())
         before = rows_of(ledger)
         with pytest.raises(ProjectsMixed, match="/lakes/one; the settings name lake /lakes/other") as caught:
             Ledger(url, one(lake="/lakes/other"))
@@ -136,16 +143,16 @@ def test_one_name_on_two_lakes_is_refused_with_both_lakes(url):
 
 def test_of_two_that_open_at_once_the_first_to_write_has_the_name(url):
     with Ledger(url, one()) as first, Ledger(url, one(lake="/lakes/other", home="/homes/other")) as second:
-        first.begin_run(make_spec())
+        first.runs.begin(make_spec())
         before = rows_of(first)
         with pytest.raises(ProjectsMixed, match="/lakes/one"):
-            second.begin_run(make_spec(seed=1))
+            second.runs.begin(make_spec(seed=1))
         assert rows_of(first) == before
 
 
 def test_two_names_on_one_lake_or_home_are_refused(url):
     with Ledger(url, one()) as ledger:
-        ledger.begin_run(make_spec())
+        ledger.runs.begin(make_spec())
         before = rows_of(ledger)
         with pytest.raises(ProjectsMixed, match="lake /lakes/one belongs to project 'one'"):
             Ledger(url, one("two", lake="/lakes/one"))
@@ -157,35 +164,35 @@ def test_two_names_on_one_lake_or_home_are_refused(url):
 
 def test_a_project_is_renamed_or_moved_when_the_settings_say_so(url):
     with Ledger(url, one()) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
+        run_id = ledger.runs.begin(make_spec()).run_id
     renamed = one("new", lake="/lakes/one", home="/homes/one", formerly="one")
     for _ in range(2):
         with Ledger(url, renamed) as ledger:
-            assert ledger.run(run_id).project == "new"
+            assert ledger.runs.get(run_id).project == "new"
     with Ledger(url, one("new", moved_from="/lakes/one")) as ledger:
-        assert ledger.run(run_id)
+        assert ledger.runs.get(run_id)
     with pytest.raises(ProjectsMixed, match="/lakes/new"):
         Ledger(url, renamed)
     with Ledger(url, one()) as ledger, pytest.raises(RunNotFound):
-        ledger.run("run_0123456789abcdef")
+        ledger.runs.get("run_0123456789abcdef")
 
 
 def test_a_project_that_gives_up_a_name_which_another_has_is_a_new_one(url):
     with Ledger(url, one()) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
+        run_id = ledger.runs.begin(make_spec()).run_id
     with Ledger(url, one("two", formerly="one")) as ledger:
-        assert ledger.runs() == []
-        ledger.begin_run(make_spec(seed=1))
+        assert ledger.runs.find() == []
+        ledger.runs.begin(make_spec(seed=1))
     with Ledger(url, one()) as ledger:
-        assert [found.run_id for found in ledger.runs()] == [run_id]
+        assert [found.run_id for found in ledger.runs.find()] == [run_id]
 
 
 def test_a_home_that_is_mounted_elsewhere_is_the_same_and_its_copy_is_not(url, tmp_path):
     there, mounted = tmp_path / "there", tmp_path / "mounted"
     with Ledger(url, one(home=str(there), home_id="1f")) as ledger:
-        ledger.begin_run(make_spec())
+        ledger.runs.begin(make_spec())
     with Ledger(url, one(home=str(mounted), home_id="1f")) as ledger:
-        assert len(ledger.runs()) == 1
+        assert len(ledger.runs.find()) == 1
     there.mkdir()
     with pytest.raises(ProjectsMixed, match="mounted"):
         Ledger(url, one(home=str(mounted), home_id="1f"))
@@ -254,57 +261,59 @@ def run_of(sha256: str, version: int) -> str:
 def test_a_ledger_of_before_projects_is_adopted_by_its_one_project(url):
     former_schema(url, {"aa": ("/homes/one", 1)}, {"aa": 1, "lost": 7})
     with Ledger(url, one()) as ledger:
-        assert {found.run_id for found in ledger.runs()} == {run_of("aa", 1), run_of("lost", 7)}
-        assert ledger.promoted_version() == 1
-        assert [found.version for found in ledger.model_versions()] == [1]
-        assert [found.name for found in ledger.datasets()] == ["set1"]
+        assert {found.run_id for found in ledger.runs.find()} == {run_of("aa", 1), run_of("lost", 7)}
+        assert ledger.models.promoted_version() == 1
+        assert [found.version for found in ledger.models.find()] == [1]
+        assert [found.name for found in ledger.datasets.find()] == ["set1"]
         run_id = run_of("aa", 1)
-        assert [part.rows for part in ledger.partitions(run_id)] == [7]
-        assert ledger.last_publication(run_id).key == f"publish:{run_id}:1"
-        assert [change.actor for change in ledger.history(run_id)] == ["a:1"]
-        ledger.set_state(run_id, "rolled_back", cause="goes on")
-        assert [change.key for change in ledger.history(subject="model")] == ["translator/1", "translator"]
+        assert [part.rows for part in ledger.runs.partitions(run_id)] == [7]
+        assert ledger.publications.last(run_id).key == f"publish:{run_id}:1"
+        assert [change.actor for change in ledger.changes.find(run_id)] == ["a:1"]
+        ledger.runs.set_state(run_id, "rolled_back", cause="goes on")
+        assert [change.key for change in ledger.changes.find(subject="model")] == ["translator/1", "translator"]
         test_the_schema_is_the_models(ledger)
     with Ledger(url, one("two")) as other, pytest.raises(RunOfOtherProject, match="project 'one'"):
-        other.run(run_id)
+        other.runs.get(run_id)
 
 
 def test_rows_that_two_projects_had_mixed_are_told_apart_by_their_homes(url):
     former_schema(url, {"aa": ("/homes/one", 1), "bb": ("/homes/two", 2)}, {"aa": 1, "bb": 2, "lost": 7})
     for name, sha256, version in (("one", "aa", 1), ("two", "bb", 2)):
         with Ledger(url, one(name)) as ledger:
-            assert [found.run_id for found in ledger.runs()] == [run_of(sha256, version)]
-            assert [found.version for found in ledger.model_versions()] == [version]
-            assert ledger.promoted_version() == version
-            assert [change.key for change in ledger.history(subject="model")] == [f"translator/{version}", "translator"]
+            assert [found.run_id for found in ledger.runs.find()] == [run_of(sha256, version)]
+            assert [found.version for found in ledger.models.find()] == [version]
+            assert ledger.models.promoted_version() == version
+            assert [change.key for change in ledger.changes.find(subject="model")] == [f"translator/{version}", "translator"]
             with pytest.raises(RunOfOtherProject, match="home unknown"):
-                ledger.run(run_of("lost", 7))
+                ledger.runs.get(run_of("lost", 7))
 
 
 def test_a_project_that_is_elsewhere_now_adopts_nothing_until_it_says_where_it_was(url):
     former_schema(url, {"aa": ("/homes/old", 1)}, {"aa": 1})
     with Ledger(url, one()) as ledger:
         with pytest.raises(RunOfOtherProject, match="home /homes/old") as caught:
-            ledger.run(run_of("aa", 1))
+            ledger.runs.get(run_of("aa", 1))
         assert caught.value.next_step.endswith('moved_from = "/homes/old"')
-        assert ledger.model_versions() == []
+        assert ledger.models.find() == []
     with Ledger(url, one(moved_from="/homes/old")) as ledger:
-        assert ledger.run(run_of("aa", 1)).project == "one"
+        assert ledger.runs.get(run_of("aa", 1)).project == "one"
 
 
 def test_a_ledger_in_its_home_is_adopted_whole_wherever_the_home_was(url):
     former_schema(url, {"aa": ("/homes/old", 1), "bb": ("/homes/older", 2)}, {"aa": 1, "bb": 2})
     with Ledger(url, one(home=".", lake="./lake")) as ledger:
-        assert len(ledger.runs()) == 2
-        assert [found.version for found in ledger.model_versions()] == [1, 2]
+        assert len(ledger.runs.find()) == 2
+        assert [found.version for found in ledger.models.find()] == [1, 2]
 
 
 def test_each_counts_its_own_runs_and_their_changes(url):
     with Ledger(url, one("dee")) as first, Ledger(url, one("ee")) as second:
         validated(first)
-        first.begin_run(make_spec(seed=1))
+        first.runs.begin(make_spec(seed=1))
         validated(second, seed=2)
-        assert first.count_by_state() == {RunState.PLANNED: 1, RunState.VALIDATED: 1}
-        assert second.count_by_state() == {RunState.VALIDATED: 1}
+        assert first.runs.count_by_state() == {RunState.PLANNED: 1, RunState.VALIDATED: 1}
+        assert second.runs.count_by_state() == {RunState.VALIDATED: 1}
         for ledger in (first, second):
-            assert ledger.count_by_target_state("run") == Counter(change.to_state for change in ledger.history(subject="run"))
+            assert ledger.changes.count_by_target_state("run") == Counter(
+                change.to_state for change in ledger.changes.find(subject="run")
+            )

@@ -28,7 +28,7 @@ def opened(settings):
 
 def staged(project, seed, state, **changes):
     """A run in a state, with a part of each kind."""
-    run_id = project.ledger.begin_run(make_spec(seed=seed, **changes)).run_id
+    run_id = project.ledger.runs.begin(make_spec(seed=seed, **changes)).run_id
     to_state(project.ledger, run_id, state)
     folder = run_folder(project.settings, run_id)
     for name in ("asked", "parts", "candidates", "accepted"):
@@ -42,7 +42,7 @@ def trained(project, version):
     folder = project.settings.home / "models" / "translator" / str(version)
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"y" * 50)
-    project.ledger.record_model_version(
+    project.ledger.models.record(
         version, path=str(folder), sha256=f"{version}", fingerprint=f"{version}", trained_until=T0, metrics={}
     )
     return folder
@@ -88,7 +88,7 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
     assert report.bytes == 3 * 3 * 100
     for run_id in ended:
         assert sorted(path.name for path in run_folder(opened.settings, run_id).iterdir()) == ["accepted", "gate.json"]
-        assert opened.ledger.run(run_id).run_id == run_id
+        assert opened.ledger.runs.get(run_id).run_id == run_id
     for run_id in others:
         assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 4
     assert opened.maintain().removed == []
@@ -97,7 +97,7 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
 
 def test_a_run_at_work_stays_as_it_is(opened):
     run_id = staged(opened, 1, RunState.PUBLISHED)
-    with Ledger.open(opened.settings) as other, other.lease(run_id, owner="elsewhere:1:-:x"):
+    with Ledger.open(opened.settings) as other, other.leases.hold(run_id, owner="elsewhere:1:-:x"):
         assert opened.maintain().removed == []
     assert names(opened.maintain(), "run") == [run_id]
 
@@ -118,10 +118,10 @@ def test_what_is_younger_than_the_settings_say_stays(settings):
 def test_translators_go_but_the_latest_the_served_and_those_of_published_windows(opened):
     folders = {version: trained(opened, version) for version in range(1, 8)}
     for version in (3, 5):  # 3 is what a rollback brings back
-        opened.ledger.promote_version(version, cause="scalr translator promote")
+        opened.ledger.models.promote(version, cause="scalr translator promote")
     run_id = staged(opened, 1, RunState.VALIDATED, translator_version=2)
-    attempt = opened.ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
-    opened.ledger.record_publication(run_id, attempt=attempt.attempt, delta_version=1, rows=1, cause="test")
+    attempt = opened.ledger.publications.record_intent(run_id, base_version=0, rows=1, replaced={})
+    opened.ledger.publications.confirm(run_id, attempt=attempt.attempt, delta_version=1, rows=1, cause="test")
     staged(opened, 2, RunState.GENERATING, translator_version=4)
     report = opened.maintain()
     assert names(report, "translator") == ["1", "6"]

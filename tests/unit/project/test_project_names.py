@@ -130,7 +130,7 @@ def test_a_home_with_its_ledger_moves_freely(project, tmp_path):
     run = _planned(settings)
     shutil.move(tmp_path / "a", tmp_path / "moved")
     with Ledger.open(load_settings(tmp_path / "moved" / "scalr.toml")) as ledger:
-        assert ledger.run(run)
+        assert ledger.runs.get(run)
 
 
 def test_two_projects_of_one_name_on_one_ledger_are_refused_with_both_lakes(project, tmp_path):
@@ -144,7 +144,7 @@ def test_two_projects_of_one_name_on_one_ledger_are_refused_with_both_lakes(proj
     assert str(second.home / "lake") in str(caught.value)
     assert 'formerly = "food_to_kitchen"' in caught.value.next_step
     with Ledger.open(project("b", ledger=shared, project={"name": "staging", "formerly": "food_to_kitchen"})) as ledger:
-        assert ledger.runs() == []
+        assert ledger.runs.find() == []
 
 
 COMMANDS = {
@@ -165,17 +165,17 @@ def test_no_command_touches_a_run_of_another_project(project, tmp_path, command,
     run_id = _planned(second)
     with Ledger.open(second) as ledger:
         for state in ("generating", "generated", "validated"):
-            ledger.set_state(run_id, state, cause="x")
-        ledger.record_publication_intent(run_id, base_version=0, rows=1, replaced={})
-        ledger.record_publication(run_id, attempt=1, delta_version=1, rows=1, cause="x")
-        before = [ledger.run(run_id), ledger.history(), ledger.publications()]
+            ledger.runs.set_state(run_id, state, cause="x")
+        ledger.publications.record_intent(run_id, base_version=0, rows=1, replaced={})
+        ledger.publications.confirm(run_id, attempt=1, delta_version=1, rows=1, cause="x")
+        before = [ledger.runs.get(run_id), ledger.changes.find(), ledger.publications.find()]
         lakes = [contents(one.home / "lake") for one in (first, second)]
         done = CliRunner().invoke(app, [*COMMANDS[command], run_id, "-c", str(first.base / "scalr.toml"), "--json"])
         assert done.exit_code == 1
         said = json.loads(done.stdout)
         assert said["error"] == "RunOfOtherProject"
         assert "'tools_to_kitchen'" in said["found"]
-        assert [ledger.run(run_id), ledger.history(), ledger.publications()] == before
+        assert [ledger.runs.get(run_id), ledger.changes.find(), ledger.publications.find()] == before
         assert [contents(one.home / "lake") for one in (first, second)] == lakes
 
 
@@ -183,4 +183,4 @@ def _planned(settings) -> str:
     from ledger_world import make_spec
 
     with Ledger.open(settings) as ledger:
-        return ledger.begin_run(make_spec()).run_id
+        return ledger.runs.begin(make_spec()).run_id

@@ -11,12 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 from filelock import FileLock
 from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
 from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
-from scalr_prod.ledger.orm_tables import ModelVersionRow
+from scalr_prod.ledger.orm_tables import ModelVersionRow, ProjectRow
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table, table_schema
 
@@ -113,8 +114,8 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
 @pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"trained_until": datetime(2024, 1, 1, tzinfo=UTC)}, None])
 def test_a_run_whose_translator_is_not_the_recorded_one_fails(project, change):
     spec = project.run()
-    with Ledger.open(project.settings) as ledger, ledger._write_session() as session:
-        row = session.get(ModelVersionRow, (ledger._ensure_project_id(session), "translator", spec.translator_version))
+    with Ledger.open(project.settings) as ledger, ledger.database.write_session() as session:
+        row = session.get(ModelVersionRow, (session.scalar(sa.select(ProjectRow.id)), "translator", spec.translator_version))
         if change is None:
             session.delete(row)
         for name, value in (change or {}).items():
@@ -274,7 +275,7 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     assert not validate_run(project.settings, spec.run_id).repeated, "a torn file is made again"
     assert pq.read_table(accepted).num_rows == 160
     with Ledger.open(project.settings) as ledger:
-        states = [step.to_state.value for step in ledger.transitions(spec.run_id)]
+        states = [step.to_state.value for step in ledger.runs.transitions(spec.run_id)]
     assert states == ["planned", "generating", "generated", "validated", "rejected", "validated"]
 
 
@@ -313,7 +314,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
     spec = project.run()
     validate_run(project.settings, spec.run_id)
     with Ledger.open(project.settings) as ledger:
-        ledger.set_state(spec.run_id, RunState.PUBLISHED, cause="test")
+        ledger.runs.set_state(spec.run_id, RunState.PUBLISHED, cause="test")
     path = run_folder(project.settings, spec.run_id) / "gate.json"
     assert validate_run(project.settings, spec.run_id).repeated
     path.unlink()

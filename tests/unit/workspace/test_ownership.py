@@ -120,7 +120,11 @@ FOREIGN_HOMES = {
 def test_a_foreign_home_stays_as_it_is(logs, files):
     settings = load_settings(logs, project={"home": "mine"})
     before = put(settings.home, files)
-    openers = (ingest, lambda settings: Ledger.open(settings).runs(), lambda settings: open_gx_session(settings).__enter__())
+    openers = (
+        ingest,
+        lambda settings: Ledger.open(settings).runs.find(),
+        lambda settings: open_gx_session(settings).__enter__(),
+    )
     for opened in openers:
         with pytest.raises(ForeignFiles) as caught:
             opened(settings)

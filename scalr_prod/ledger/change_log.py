@@ -11,20 +11,26 @@ import sqlalchemy as sa
 
 from scalr_prod.ledger.dto import StateChange, record_from_row
 from scalr_prod.ledger.orm_tables import TransitionRow
-from scalr_prod.ledger.tenancy import ProjectScopedDatabase
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+    from scalr_prod.ledger.tenancy import ProjectScope
 
 __all__ = ["ChangeLog", "ChangeSubject"]
 
 ChangeSubject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
 
 
-class ChangeLog(ProjectScopedDatabase):
+class ChangeLog:
     """The append-only change log of the ledger."""
 
-    def history(self, run_id: str | None = None, *, subject: ChangeSubject | None = None) -> list[StateChange]:
+    def __init__(self, scope: ProjectScope) -> None:
+        self._scope = scope
+        self._database = scope.database
+        self.address = scope.database.address
+
+    def find(self, run_id: str | None = None, *, subject: ChangeSubject | None = None) -> list[StateChange]:
         """List the changes, oldest first.
 
         Args:
@@ -36,13 +42,13 @@ class ChangeLog(ProjectScopedDatabase):
             query = query.where(TransitionRow.run_id == run_id)
         if subject is not None:
             query = query.where(TransitionRow.subject == subject)
-        return [record_from_row(row, StateChange) for row in self._select_own(query)]
+        return [record_from_row(row, StateChange) for row in self._scope.select_own(query)]
 
     def count_by_target_state(self, subject: ChangeSubject) -> dict[str, int]:
         """Count the changes of a kind by target state, in the database."""
         query = sa.select(TransitionRow.to_state, sa.func.count()).where(TransitionRow.subject == subject)
-        with self._read_session() as session:
-            query = query.where(TransitionRow.project_id == self._project_id(session)).group_by(TransitionRow.to_state)
+        with self._database.read_session() as session:
+            query = query.where(TransitionRow.project_id == self._scope.project_id(session)).group_by(TransitionRow.to_state)
             return {row[0]: row[1] for row in session.execute(query)}
 
     def record_erasure(self, digest: str, *, cause: str) -> None:
@@ -52,10 +58,10 @@ class ChangeLog(ProjectScopedDatabase):
             digest: Keyed hash of the user's id.
             cause: Counts of what was removed.
         """
-        with self._write_session() as session:
-            self._add_change(session, "forgotten", digest, None, "forgotten", cause=cause)
+        with self._database.write_session() as session:
+            self.add(session, "forgotten", digest, None, "forgotten", cause=cause)
 
-    def _add_change(
+    def add(
         self,
         session: Session,
         subject: ChangeSubject,
@@ -69,13 +75,13 @@ class ChangeLog(ProjectScopedDatabase):
         """Add a change to the log, in the transaction that makes it."""
         session.add(
             TransitionRow(
-                project_id=self._ensure_project_id(session),
+                project_id=self._scope.ensure_project_id(session),
                 subject=subject,
                 key=key,
                 run_id=run_id,
                 from_state=from_state,
                 to_state=to_state,
-                at=self._now(session),
+                at=self._database.now(session),
                 cause=cause,
                 actor=f"{socket.gethostname()}:{os.getpid()}",
             )
