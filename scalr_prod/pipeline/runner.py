@@ -16,7 +16,7 @@ from scalr_prod.errors import EvaluationError, ScalrError
 from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
-from scalr_prod.pipeline.staleness import stale_stages
+from scalr_prod.pipeline.stale_outputs import stale_stages
 from scalr_prod.pipeline.timings import record_timings
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, TranslatorError
 from scalr_prod.pipeline.context import PipelineContext
-from scalr_prod.pipeline.staleness import CorrectedWindow, is_version_stale, stale_publications
+from scalr_prod.pipeline.stale_outputs import CorrectedWindow, is_version_stale, stale_publications
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings

@@ -142,7 +142,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.training_set.staleness import is_weighted_by_segment
+    from scalr_prod.training_set.input_changes import is_weighted_by_segment
     from scalr_prod.workspace import open_duckdb
 
     options = settings.training_set
@@ -181,7 +181,7 @@ def _labelled(
     connection: DuckDBPyConnection, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
-    from scalr_prod.training_set.staleness import is_weighted_by_segment
+    from scalr_prod.training_set.input_changes import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
     holdout, counts_join, synthetic_weight = (
