@@ -166,7 +166,8 @@ class Project:
         Raises:
             ScalrError: Any stage's, with the stage and the run named.
         """
-        return pipeline.PipelineReport.from_context(self._walk(pipeline.stages_to(), whole=True))
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, whole=True)
+        return pipeline.PipelineReport.from_context(pipeline.execute_stages(context, pipeline.stages_to()))
 
     def dry_run(self, stage: str | None = None) -> pipeline.DryRun:
         """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
@@ -195,14 +196,18 @@ class Project:
         Raises:
             ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
         """
-        report: IngestReport = self._do("ingest", domain=domain, replace_from=replace)
-        return report
+        from scalr_prod.ingest import IngestReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, domain=domain, replace_from=replace)
+        return pipeline.execute_single(context, "ingest", IngestReport)
 
     def histories(self) -> HistoriesReport:
         """Build users' histories and items' statistics as of every event, and bring the feature views up to date."""
+        from scalr_prod.histories import HistoriesReport
+
         self._feature_store = None
-        report: HistoriesReport = self._do("histories")
-        self._walk(pipeline.single_stage("feast"))
+        report = pipeline.execute_single(self._context(), "histories", HistoriesReport)
+        pipeline.execute_stages(self._context(), pipeline.single_stage("feast"))
         return report
 
     def train(self, trained_until: datetime | None = None) -> TrainReport:
@@ -214,8 +219,10 @@ class Project:
         Returns:
             Number, folder, checksum and metrics of the version; ``reused`` where it was there.
         """
-        report: TrainReport = self._do("translator", trained_until=trained_until)
-        return report
+        from scalr_prod.translator import TrainReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, trained_until=trained_until)
+        return pipeline.execute_single(context, "translator", TrainReport)
 
     def generate(self, version: int | None = None) -> GenerationReport:
         """Plan the run of the settings' window, and translate its source events into staged candidates.
@@ -226,8 +233,10 @@ class Project:
         Returns:
             The run's id, its contexts, what was staged, and what was dropped and why.
         """
-        report: GenerationReport = self._do("generate", version=version)
-        return report
+        from scalr_prod.generation import GenerationReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, version=version)
+        return pipeline.execute_single(context, "generate", GenerationReport)
 
     def validate(self, run_id: str) -> GateReport:
         """Put a generated run before the quality gate.
@@ -242,8 +251,9 @@ class Project:
             QualityGateFailed: The gate said no.
             RunNotFound: No such run.
         """
-        report: GateReport = self._do("validate", run_id=run_id)
-        return report
+        from scalr_prod.quality import GateReport
+
+        return pipeline.execute_single(self._run_context(run_id), "validate", GateReport)
 
     def publish(self, run_id: str) -> PublicationReport:
         """Publish a validated run to the feature view ``synthetic_target_events``, all of it or nothing.
@@ -257,8 +267,9 @@ class Project:
         Raises:
             PublicationError: The run was not validated, or was rejected.
         """
-        report: PublicationReport = self._do("publish", run_id=run_id)
-        return report
+        from scalr_prod.publication import PublicationReport
+
+        return pipeline.execute_single(self._run_context(run_id), "publish", PublicationReport)
 
     def build_training_set(self) -> TrainingSetReport:
         """Build a training set of real and synthetic events with features as of strictly before each label.
@@ -266,8 +277,9 @@ class Project:
         Raises:
             QualityGateFailed: The gate said no; nothing was kept.
         """
-        report: TrainingSetReport = self._do("dataset")
-        return report
+        from scalr_prod.training_set import TrainingSetReport
+
+        return pipeline.execute_single(self._context(), "dataset", TrainingSetReport)
 
     # --- the translator
 
@@ -671,12 +683,8 @@ class Project:
         with stage_context("maintain"):
             return apply_retention(self.settings, dry_run=dry_run)
 
-    def _do(self, name: str, *, run_id: str | None = None, **asked: Any) -> Any:
-        return self._walk(pipeline.single_stage(name), run_id=run_id, **asked).reports[name]
+    def _context(self) -> pipeline.PipelineContext:
+        return pipeline.PipelineContext(self.settings, progress=self.progress)
 
-    def _walk(self, graph: tuple[pipeline.Stage, ...], *, run_id: str | None = None, **asked: Any) -> pipeline.PipelineContext:
-        if run_id is not None:
-            job = pipeline.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
-        else:
-            job = pipeline.PipelineContext(self.settings, progress=self.progress, **asked)
-        return pipeline.execute_stages(job, graph)
+    def _run_context(self, run_id: str) -> pipeline.PipelineContext:
+        return pipeline.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
