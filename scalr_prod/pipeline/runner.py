@@ -16,6 +16,7 @@ from scalr_prod.errors import EvaluationError, ScalrError
 from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
+from scalr_prod.pipeline.row_counts import row_counts
 from scalr_prod.pipeline.stale_outputs import stale_stages
 from scalr_prod.pipeline.timings import record_timings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from scalr_prod.config import Settings
-    from scalr_prod.pipeline.context import Report, Stage
+    from scalr_prod.pipeline.context import Report, Stage, StageReport
 
 __all__ = [
     "execute_single",
@@ -66,7 +67,7 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
         ScalrError: Raised by a stage, with the stage and the run named.
     """
     context.publish_window = _publish_window
-    lines = heartbeat_interval(context.settings.logging.heartbeat_s, with_bars=context.progress)
+    lines = heartbeat_interval(context.settings.logging.heartbeat_s)
     with log_context(project=context.settings.project_name), lines, run_hooks():
         for stage in stages:
             if context.not_generated and stage.name in OF_RUN:
@@ -82,9 +83,16 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
                     context.memory_mb[stage.name] = peak_memory_mb()
                     if context.run_id is not None:
                         record_timings(context.settings, context.run_id, context.stage_timings())
-                    logger.info("%s done in %.1f s", stage.name, context.seconds[stage.name])
-                    release_memory()  # workers and servers of the next stage stand beside what this process holds
+                    _log_end(stage.name, context.seconds[stage.name], report)
+                    release_memory()  # before the next stage starts its workers and servers
     return context
+
+
+def _log_end(stage: str, seconds: float, report: StageReport | None) -> None:
+    """Log the one line of a stage: its duration and row counts."""
+    counts = {} if report is None else row_counts(stage, report.to_json())
+    shown = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    logger.info("%s done in %.1f s%s", stage, seconds, f": {shown}" if shown else "", extra={"seconds": seconds, **counts})
 
 
 def execute_single(context: PipelineContext, stage: str, kind: type[Report]) -> Report:

@@ -108,7 +108,7 @@ class CommandContext:
                 if settings is not None:
                     stack.enter_context(log_context(project=settings.project_name))
                 every = 0 if settings is None else settings.logging.heartbeat_s
-                stack.enter_context(heartbeat_interval(every, with_bars=self.show_progress))
+                stack.enter_context(heartbeat_interval(every))
                 with graceful_shutdown(), stage_context(self.stage, self.run_id):
                     result = action(settings)
             except ScalrError as error:
