@@ -106,7 +106,7 @@ def write_settings(folder: Path, data: str, source: str, target: str) -> Path:
 
 def in_process(settings, spec) -> float:
     """Contexts/s of the module in this process, with the threads that the server has, over one bucket of the run."""
-    from scalr_prod.generation.context_query import iter_requests, read_contexts, sort_for_scoring
+    from scalr_prod.generation.context_query import RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import ConsumptionIndex
     from scalr_prod.serving.client import LocalScorer
     from scalr_prod.translator import load_version
@@ -118,7 +118,7 @@ def in_process(settings, spec) -> float:
         rows, real = read_contexts(connection, settings, spec, 0, settings.generation.partitions)
     consumed = None if real is None else ConsumptionIndex.from_rows(real, vocabulary)
     rows = sort_for_scoring(rows, spec, version.folds)
-    batches = list(iter_requests(settings, spec, vocabulary, rows, consumed, folds=version.folds))
+    batches = list(RequestEncoder(settings, spec, vocabulary, version.folds).iter_requests(rows, consumed))
     wanted = spec.settings["generation"]
     with LocalScorer(version.path, version.version, threads=settings.serving.threads) as scorer:
         options = {"temperature": wanted["temperature"], "min_lift": wanted["min_lift"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Project`: the package from Python. What the commands do are its methods."""
+"""`Project`: the Python API. Each command is one of its methods."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ __all__ = ["Project"]
 
 
 class Project:
-    """Two domains, a lake, and all that is made from them.
+    """Two domains, a lake, and everything that is built from them.
 
-    Every method that makes something finds what was made before, and makes only what is missing. What a project holds open
-    (ledger, feature store, scorer) is opened when it is first asked for, and closed at the end of a ``with`` block.
+    Every method reuses existing results and builds only what is missing. Ledger, feature store and scorers are opened on first use,
+    and closed at the end of a ``with`` block.
 
     >>> with Project.open("scalr.toml") as project:  # doctest: +SKIP
     ...     report = project.run()
@@ -79,7 +79,7 @@ class Project:
             overrides: Whole sections, merged over those of a file: ``generation={"mode": "causal"}``.
 
         Returns:
-            The project; nothing is read or written before it is asked for something. Use it in a ``with`` statement, or `close` it.
+            The project; nothing is read or written yet. Use it in a ``with`` statement, or `close` it.
 
         Raises:
             SettingsError: No such file, an unknown key, or an impossible value; names the key.
@@ -98,7 +98,7 @@ class Project:
         self.close()
 
     def close(self) -> None:
-        """Close what is open. A closed project opens again what it is asked for."""
+        """Close all open resources. A closed project can still be used: it reopens them."""
         try:
             self._opened.close()
         finally:
@@ -107,7 +107,7 @@ class Project:
 
     @property
     def lake(self) -> Lake:
-        """Its Delta tables."""
+        """The project's Delta tables."""
         from scalr_prod.lake import Lake
 
         self._lake = self._lake or Lake.open(self.settings)
@@ -115,7 +115,7 @@ class Project:
 
     @property
     def ledger(self) -> Ledger:
-        """What every run, publication, translator version and training set came to."""
+        """The record of all runs, publications, translator versions and training sets."""
         from scalr_prod.ledger import Ledger
 
         if self._ledger is None:
@@ -124,7 +124,7 @@ class Project:
 
     @property
     def feature_store(self) -> FeatureStore:
-        """Feast's own store: any method of Feast's SDK works on it.
+        """The project's Feast store; any method of Feast's SDK works on it.
 
         Raises:
             FeatureStoreError: There is no feature repository yet.
@@ -135,13 +135,13 @@ class Project:
         return self._feature_store
 
     def scorer(self, version: int | None = None) -> Scorer:
-        """What answers for a translator version: Triton, started where it is local, or the module in this process.
+        """Open the scorer of a translator version: Triton (a local one is started), or the model in this process.
 
         Args:
             version: Default: the latest trained.
 
         Returns:
-            A client that draws and scores for that version; the project closes it.
+            A client that samples and scores with that version; the project closes it.
 
         Raises:
             TranslatorNotFound: No such version.
@@ -159,133 +159,145 @@ class Project:
     # --- the stages
 
     def run(self) -> pipeline.PipelineReport:
-        """Everything, from two logs to a published feature view and a training set beside it.
+        """Run the whole pipeline, from two logs to a published feature view and a training set.
 
-        Where λ is 0 for all users (by the policy or the settings), no event is generated or published.
+        If λ is 0 for all users (by the policy or the settings), no event is generated or published.
 
         Raises:
-            ScalrError: Any stage's, with the stage and the run named.
+            ScalrError: Raised by a stage, with the stage and the run named.
         """
-        return pipeline.PipelineReport.from_context(self._walk(pipeline.stages_to(), whole=True))
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, whole=True)
+        return pipeline.PipelineReport.from_context(pipeline.execute_stages(context, pipeline.stages_to()))
 
     def dry_run(self, stage: str | None = None) -> pipeline.DryRun:
-        """What `run` would do, and about how long it would take by the rates of former runs; nothing is written.
+        """Estimate what `run` would do and how long it would take, from the rates of earlier runs; nothing is written.
 
         Args:
-            stage: What this stage would do alone, such as ``generate``.
+            stage: Only this stage, such as ``generate``.
 
         Returns:
-            The run's window, users and contexts where they are known; of each stage whether it would be done, and its seconds where former
-            runs tell.
+            The run's window, users and contexts where they are known; for each stage whether it would be executed, and its expected
+            seconds where earlier runs were measured.
         """
         graph = pipeline.stages_to() if stage is None else pipeline.single_stage(stage)
         return pipeline.dry_run(self.settings, graph, whole=stage is None)
 
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
-        """Read the logs into the lake; reading the same input twice adds nothing.
+        """Ingest the logs into the lake; ingesting the same input again adds nothing.
 
         Args:
             domain: ``source``, ``target`` or ``sources.NAME``; default: all.
-            replace: Make the lake's events from then on (UTC) equal to those of the logs. What was made from events that changed is
-                stale: `status` says so, and `run` makes it anew.
+            replace: Make the lake's events from then on (UTC) equal to those of the logs. Outputs of changed events become stale:
+                `status` shows them, and `run` rebuilds them.
 
         Returns:
-            Rows read, added, left out and why, by domain.
+            Rows read and added, and rows left out by reason, for each domain.
 
         Raises:
-            ScalrError: A log cannot be read, or holds a value that cannot be; nothing was added.
+            ScalrError: A log cannot be read, or has an invalid value; nothing was added.
         """
-        report: IngestReport = self._do("ingest", domain=domain, replace_from=replace)
-        return report
+        from scalr_prod.ingest import IngestReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, domain=domain, replace_from=replace)
+        return pipeline.execute_single(context, "ingest", IngestReport)
 
     def histories(self) -> HistoriesReport:
-        """Build users' histories and items' statistics as of every event, and bring the feature views up to date."""
+        """Build point-in-time user histories and item statistics, and update the feature views."""
+        from scalr_prod.histories import HistoriesReport
+
         self._feature_store = None
-        report: HistoriesReport = self._do("histories")
-        self._walk(pipeline.single_stage("feast"))
+        report = pipeline.execute_single(self._context(), "histories", HistoriesReport)
+        pipeline.execute_stages(self._context(), pipeline.single_stage("feast"))
         return report
 
     def train(self, trained_until: datetime | None = None) -> TrainReport:
-        """Train a translator version; the same inputs give the version that is there already.
+        """Train a translator version; unchanged inputs return the existing version.
 
         Args:
             trained_until: Read nothing from then on (UTC); default: by ``[generation] mode``.
 
         Returns:
-            Number, folder, checksum and metrics of the version; ``reused`` where it was there.
+            Number, folder, checksum and metrics of the version; ``reused`` if it existed.
         """
-        report: TrainReport = self._do("translator", trained_until=trained_until)
-        return report
+        from scalr_prod.translator import TrainReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, trained_until=trained_until)
+        return pipeline.execute_single(context, "translator", TrainReport)
 
     def generate(self, version: int | None = None) -> GenerationReport:
-        """Plan the run of the settings' window, and translate its source events into staged candidates.
+        """Plan a run for the settings' window, and translate its source events into staged candidates.
 
         Args:
             version: Translator version; default: the latest trained.
 
         Returns:
-            The run's id, its contexts, what was staged, and what was dropped and why.
+            The run's id, its contexts, the staged events, and the dropped draws by reason.
         """
-        report: GenerationReport = self._do("generate", version=version)
-        return report
+        from scalr_prod.generation import GenerationReport
+
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, version=version)
+        return pipeline.execute_single(context, "generate", GenerationReport)
 
     def validate(self, run_id: str) -> GateReport:
-        """Put a generated run before the quality gate.
+        """Run the quality gate on a generated run.
 
         Args:
-            run_id: Of a run that was generated.
+            run_id: A generated run.
 
         Returns:
-            Every rule with what it found, and where the data docs are.
+            Every rule with its findings, and the location of the data docs.
 
         Raises:
-            QualityGateFailed: The gate said no.
+            QualityGateFailed: The quality gate rejected the run.
             RunNotFound: No such run.
         """
-        report: GateReport = self._do("validate", run_id=run_id)
-        return report
+        from scalr_prod.quality import GateReport
+
+        return pipeline.execute_single(self._run_context(run_id), "validate", GateReport)
 
     def publish(self, run_id: str) -> PublicationReport:
         """Publish a validated run to the feature view ``synthetic_target_events``, all of it or nothing.
 
         Args:
-            run_id: Of a run that passed the gate.
+            run_id: A run that passed the gate.
 
         Returns:
-            How it went (``outcome``), rows published and replaced, and the table's Delta version.
+            The ``outcome``, rows published and replaced, and the table's Delta version.
 
         Raises:
             PublicationError: The run was not validated, or was rejected.
         """
-        report: PublicationReport = self._do("publish", run_id=run_id)
-        return report
+        from scalr_prod.publication import PublicationReport
+
+        return pipeline.execute_single(self._run_context(run_id), "publish", PublicationReport)
 
     def build_training_set(self) -> TrainingSetReport:
         """Build a training set of real and synthetic events with features as of strictly before each label.
 
         Raises:
-            QualityGateFailed: The gate said no; nothing was kept.
+            QualityGateFailed: The quality gate rejected the training set; nothing was kept.
         """
-        report: TrainingSetReport = self._do("dataset")
-        return report
+        from scalr_prod.training_set import TrainingSetReport
+
+        return pipeline.execute_single(self._context(), "dataset", TrainingSetReport)
 
     # --- the translator
 
     def evaluate_translator(self, version: int | None = None) -> TranslatorEvaluation:
-        """Ranking, likelihood and calibration of each estimator and of their mixture, on the latest slice of time.
+        """Evaluate ranking, likelihood and calibration of each estimator and of their mixture on the latest time window.
 
         Args:
             version: Number of the version; default: the latest.
 
         Returns:
-            Figures of each slice of time, and the mixture's weights.
+            Metrics of each time window, and the mixture's weights.
         """
         from scalr_prod.translator import evaluate
 
         return evaluate(self.settings, version, progress=self.progress)
 
     def translator(self, version: int | None = None) -> TranslatorVersion:
-        """A trained version: its folder, checksum and metrics; default: the latest.
+        """Return a trained version: its folder, checksum and metrics.
 
         Args:
             version: Number; default: the latest.
@@ -298,52 +310,52 @@ class Project:
         return resolve_version(self.settings, version)
 
     def translators(self) -> Sequence[ModelVersion]:
-        """All trained versions, the oldest first."""
+        """Return all trained versions, oldest first."""
         return self.ledger.models.find()
 
     def promote(self, version: int | None = None) -> PromotionReport:
-        """Serve a version: load it, check that it answers, switch; default: the latest trained.
+        """Serve a version: load it, check that it answers, then switch to it.
 
         Args:
             version: Number; default: the latest trained.
 
         Returns:
-            The version that is served now, the one that was until then, and what the server holds.
+            The version that is served now, the previous one, and the versions that the server has loaded.
         """
         from scalr_prod.serving import promote
 
         return promote(self.settings, version)
 
     def promote_if_better(self, version: int) -> PromotionDecision:
-        """Serve a version if it is no worse than the served one on events that neither learned from.
+        """Serve a version if it is no worse than the served one on events that neither was trained on.
 
         Args:
             version: Number; default: the latest trained.
 
         Returns:
-            Whether it is served now, why, and both versions' figures on the same events.
+            Whether it is served now, why, and both versions' metrics on the same events.
         """
         from scalr_prod.serving import promote_if_better
 
         return promote_if_better(self.settings, version, progress=self.progress)
 
     def rollback_translator(self) -> PromotionReport:
-        """Serve the formerly promoted version again."""
+        """Serve the previously promoted version again."""
         from scalr_prod.serving import rollback
 
         return rollback(self.settings)
 
-    # --- runs and what they made
+    # --- runs and their outputs
 
     def runs(self) -> list[Run]:
-        """All runs, the newest first."""
+        """Return all runs, newest first."""
         return self.ledger.runs.find()
 
     def rows_in_view(self) -> dict[str, int]:
-        """How many rows of each run that was published the feature view holds now, by run id; later runs may have replaced some.
+        """Return the number of rows in the feature view of each published run, by run id; later runs may have replaced some.
 
         Raises:
-            DomainsMixed: The lake's tables were made for other domains.
+            DomainsMixed: The lake's tables belong to other domains.
         """
         from scalr_prod.lake import open_project_lake
         from scalr_prod.quality import rows_in_view
@@ -353,13 +365,13 @@ class Project:
         return rows_in_view(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
 
     def resume(self, run_id: str) -> pipeline.PipelineReport:
-        """Go on with a run from where it stopped: what is staged is kept, what is missing is made.
+        """Resume a run where it stopped: staged partitions are kept, missing ones are generated.
 
         Args:
-            run_id: Of a run that was planned.
+            run_id: A planned run.
 
         Returns:
-            What each stage that was done came to.
+            The report of each executed stage.
 
         Raises:
             RunNotFound: No such run.
@@ -367,17 +379,17 @@ class Project:
         return pipeline.resume_run(self.settings, run_id, progress=self.progress)
 
     def rollback(self, run_id: str) -> PublicationReport:
-        """Take a published run out of the feature view, and bring back the rows that it had replaced.
+        """Remove a published run from the feature view, and restore the rows that it replaced.
 
         Args:
-            run_id: Of a published run.
+            run_id: A published run.
 
         Returns:
-            How it went (``outcome``), rows taken out, and rows brought back by the run they came from.
+            The ``outcome``, the number of removed rows, and the restored rows by run.
 
         Raises:
             RunNotFound: No such run.
-            PublicationError: The run was never published, or publication is switched off.
+            PublicationError: The run was never published, or publication is disabled.
         """
         from scalr_prod.errors import PublicationError, RunNotFound
         from scalr_prod.publication import rollback_run
@@ -388,13 +400,13 @@ class Project:
             return rollback_run(self.settings, run_id)
 
     def training_set(self, version: int | None = None) -> TrainingSet:
-        """A training set that was built: Arrow, pandas, Polars, or a torch ``DataLoader``; default: the latest version.
+        """Open a training set: as Arrow, pandas, Polars, or a torch ``DataLoader``.
 
         Args:
             version: Number; default: the latest.
 
         Returns:
-            The version; rows are read when they are asked for.
+            The version; rows are read on demand.
 
         Raises:
             TrainingSetError: There is no such version.
@@ -404,7 +416,7 @@ class Project:
         return TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
 
     def check_quality(self, dataset: str | Path | None = None, suite: str | None = None) -> Verdict:
-        """Check a training set, of this project or anybody's, by a suite of expectations that can be edited.
+        """Check a training set, of this project or any other, with an editable suite of expectations.
 
         Args:
             dataset: A Parquet file or folder, a Delta table's folder, a URL of one of these, or the name of a data set saved in
@@ -412,12 +424,12 @@ class Project:
             suite: A suite's file or name; default: ``[training_set] suite``, else ``training``, which is built in.
 
         Returns:
-            Each rule with what it found.
+            Each rule with its findings.
 
         Raises:
             QualityGateFailed: An expectation of severity ``critical`` failed; names it, and the data docs.
-            InputError: The data set is not there, or cannot be read.
-            SettingsError: There is no such suite, or the file is none.
+            InputError: The data set does not exist, or cannot be read.
+            SettingsError: There is no such suite, or the file is invalid.
         """
         from scalr_prod.quality import check_dataset
 
@@ -437,15 +449,15 @@ class Project:
         full: bool = False,
         quick: bool = False,
     ) -> EvaluationReport:
-        """Train models with and without synthetic events, beside controls, and judge them on what came later.
+        """Train models with and without synthetic events, with controls, and evaluate them on later events.
 
         Args:
             cold_fraction: Hide the target history of this share of users from everything; default: by ``[downstream]``.
             cutoff: Test from then on (UTC); default: by ``[downstream]``.
-            cutoffs: Rolling cutoffs: what comes after the first, in so many equal parts.
-            arms: Only these, and those compared.
+            cutoffs: Number of rolling cutoffs: the time after the first one is split into equal windows.
+            arms: Only these arms and the arms they are compared to.
             full: Every arm, model, seed and validation window.
-            quick: End with the first verdict, for which fewer choices are tried; no policy is written.
+            quick: Stop at the first verdict: fewer settings are tried, and no policy is written.
 
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
@@ -464,37 +476,37 @@ class Project:
         )
 
     def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> WrittenReport:
-        """Write a run's page, one HTML file that needs no network, and the index over all runs beside it.
+        """Write a run's report page, one HTML file that needs no network, and the index of all runs next to it.
 
         Args:
-            run_id: Default: the run that was changed last.
-            output: The page's path; default: ``<home>/reports/<run_id>.html``. With a path of its own, no index is written.
+            run_id: Default: the run that changed last.
+            output: The page's path; default: ``<home>/reports/<run_id>.html``. With an explicit path, no index is written.
 
         Returns:
             The paths of both.
 
         Raises:
             RunNotFound: This project has no such run.
-            ReportError: The page cannot be drawn.
+            ReportError: The page cannot be rendered.
         """
         from scalr_prod.reporting import write_report
 
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
 
     def status(self) -> list[pipeline.StageState]:
-        """Which stages are done, in their order, and the command that does each."""
+        """Return the stages in order: whether each is done, and its command."""
         return pipeline.stage_states(self.settings)
 
     # --- operations on published data
 
     def publication_state(self) -> ToggleReport:
-        """Whether the project publishes, and what the feature view holds, or holds back."""
+        """Return whether the project publishes, and the rows that the feature view shows or hides."""
         from scalr_prod.publication import publication_state
 
         return publication_state(self.settings)
 
     def disable_publication(self) -> ToggleReport:
-        """Let the feature view read as empty, in one commit; nothing is published until it is enabled again.
+        """Empty the feature view in one commit; nothing is published until publication is enabled again.
 
         Raises:
             TableNotFound: There is no view yet.
@@ -504,73 +516,73 @@ class Project:
         return disable_publication(self.settings)
 
     def enable_publication(self) -> ToggleReport:
-        """Let the feature view hold what it held before: the same files, in one commit.
+        """Restore the feature view as it was, from the same files, in one commit.
 
         Raises:
-            PublicationError: Somebody has written rows to the view while it was off.
-            LakeError: Files of the rows are gone.
+            PublicationError: Rows were written to the view while publication was disabled.
+            LakeError: Files of the rows no longer exist.
         """
         from scalr_prod.publication import enable_publication
 
         return enable_publication(self.settings)
 
     def widen_publication(self, *runs: str, share: float | None = None) -> CanaryReport:
-        """Publish for everybody what is published for a share of users (``[experiment] canary``), in one commit a run.
+        """Publish for all users what is published for a share of them (``[experiment] canary``); one commit per run.
 
         Args:
-            *runs: Ids; default: all that are published for a share of users.
-            share: For this share of users, not for everybody.
+            *runs: Run ids; default: all runs that are published for a share of users.
+            share: Share of users; default: all users.
 
         Returns:
-            What was done run by run, and the runs that are still published for a share of users.
+            The outcome of each run, and the runs that are still published for a share of users.
 
         Raises:
-            PublicationError: A run is not published for a share of users, or for a larger one; or publication is switched off.
+            PublicationError: A run is not published for a share of users, or for a larger one; or publication is disabled.
         """
         from scalr_prod.publication import widen_canaries
 
         return widen_canaries(self.settings, runs, share=share)
 
     def withdraw_publication(self, *runs: str) -> CanaryReport:
-        """Take out what is published for a share of users, and bring back what it had replaced, in one commit a run.
+        """Withdraw what is published for a share of users, and restore what it replaced; one commit per run.
 
         Args:
-            *runs: Ids; default: all that are published for a share of users.
+            *runs: Run ids; default: all runs that are published for a share of users.
 
         Returns:
-            What was done run by run, and the runs that are still published for a share of users.
+            The outcome of each run, and the runs that are still published for a share of users.
 
         Raises:
-            PublicationError: A run is not published for a share of users; or publication is switched off.
+            PublicationError: A run is not published for a share of users; or publication is disabled.
         """
         from scalr_prod.publication import withdraw_canaries
 
         return withdraw_canaries(self.settings, runs)
 
     def explain(self, event_id: str) -> Explanation:
-        """Why a synthetic event is there: source event, history as it was, what each part of the translator said, run and versions.
+        """Explain a synthetic event: its source event, the history at that time, each estimator's output, run and versions.
 
         Args:
-            event_id: Of the event, as the feature view has it.
+            event_id: The event's id in the feature view.
 
         Returns:
-            The event, what it translates, and its probability taken apart.
+            The event, its source event, and the attribution of its probability.
 
         Raises:
             EventNotFound: The feature view has no such event.
-            TranslatorNotFound: Its translator version is no longer there.
-            LakeError: A table is no longer there as the run read it.
+            TranslatorNotFound: Its translator version no longer exists.
+            LakeError: A table version that the run read no longer exists.
         """
         from scalr_prod.operations import explain_event
 
         return explain_event(self.settings, event_id)
 
     def ui(self, *, port: int | None = None, started: Callable[[str], None]) -> None:
-        """Serve a page over the project on 127.0.0.1, until Ctrl-C or SIGTERM.
+        """Serve the project's web page on 127.0.0.1, until Ctrl-C or SIGTERM.
 
         Args:
             port: 0: any that is free; default: ``[ui] port``.
-            started: Called with the page's address once it can be opened; whoever has it can read all that the project knows.
+            started: Called with the page's address once it can be opened; anyone with the address can read the project's data.
 
         Raises:
             ReportError: The port is taken.
@@ -580,7 +592,7 @@ class Project:
         serve(self.settings, port=port, on_started=started)
 
     def experiment(self, *, outcomes: str | None = None, out: str | Path | None = None) -> ExperimentReport:
-        """Who is held out; with outcomes, the effect of synthetic events, with a 95 % interval.
+        """Return who is held out; with outcomes, the effect of synthetic events with a 95 % interval.
 
         Args:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
@@ -619,17 +631,17 @@ class Project:
         return export_definitions(self.settings, Path(folder), form)
 
     def forget(self, users: Sequence[int | str]) -> ErasureReport:
-        """Remove users from all that the project keeps, and keep logs and runs from bringing them back.
+        """Erase users from everything that the project stores; later logs and runs leave them out.
 
         Args:
-            users: Ids as the log has them, to the letter.
+            users: Ids exactly as in the log.
 
         Returns:
-            What was removed, by where it was, and translators that are to be trained again.
+            What was removed, by location, and translators that must be retrained.
 
         Raises:
-            ForgettingError: No user is named; an id is not of the lake's type; or another process is at it.
-            LeaseHeld: A run is at work. What was done so far stays done.
+            ForgettingError: No user is named; an id is not of the lake's type; or another process is erasing.
+            LeaseHeld: A run is active. What was removed so far stays removed.
         """
         from scalr_prod.operations import erase_users
         from scalr_prod.pipeline import stage_context
@@ -638,17 +650,17 @@ class Project:
             return erase_users(self.settings, users)
 
     def forget_items(self, items: Sequence[int | str]) -> ErasureReport:
-        """Remove items of the target domain likewise; a translator that knows them is not let propose them.
+        """Erase items of the target domain; translators that know them no longer propose them.
 
         Args:
-            items: Ids as the log has them, to the letter.
+            items: Ids exactly as in the log.
 
         Returns:
-            What was removed, by where it was.
+            What was removed, by location.
 
         Raises:
-            ForgettingError: No item is named; an id is not of the lake's type; or another process is at it.
-            LeaseHeld: A run is at work. What was done so far stays done.
+            ForgettingError: No item is named; an id is not of the lake's type; or another process is erasing.
+            LeaseHeld: A run is active. What was removed so far stays removed.
         """
         from scalr_prod.operations import erase_items
         from scalr_prod.pipeline import stage_context
@@ -657,10 +669,10 @@ class Project:
             return erase_items(self.settings, items)
 
     def maintain(self, *, dry_run: bool = False) -> RetentionReport:
-        """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or a run at work needs.
+        """Remove what ``[retention]`` no longer keeps; never what a published window, a served translator or an active run needs.
 
         Args:
-            dry_run: Only say what would go.
+            dry_run: Only return what would be removed.
 
         Returns:
             What was removed, or would be, by kind.
@@ -671,12 +683,8 @@ class Project:
         with stage_context("maintain"):
             return apply_retention(self.settings, dry_run=dry_run)
 
-    def _do(self, name: str, *, run_id: str | None = None, **asked: Any) -> Any:
-        return self._walk(pipeline.single_stage(name), run_id=run_id, **asked).reports[name]
+    def _context(self) -> pipeline.PipelineContext:
+        return pipeline.PipelineContext(self.settings, progress=self.progress)
 
-    def _walk(self, graph: tuple[pipeline.Stage, ...], *, run_id: str | None = None, **asked: Any) -> pipeline.PipelineContext:
-        if run_id is not None:
-            job = pipeline.PipelineContext.from_run(self.settings, run_id, progress=self.progress)
-        else:
-            job = pipeline.PipelineContext(self.settings, progress=self.progress, **asked)
-        return pipeline.execute_stages(job, graph)
+    def _run_context(self, run_id: str) -> pipeline.PipelineContext:
+        return pipeline.PipelineContext.from_run(self.settings, run_id, progress=self.progress)

@@ -8,7 +8,8 @@ import threading
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from scalr_prod.core.logging import bind_log_context
 
@@ -19,14 +20,58 @@ __all__ = ["ProgressTracker", "heartbeat", "heartbeat_interval", "track"]
 
 logger = logging.getLogger(__name__)
 
-Pulse = TypeVar("Pulse", bound="ProgressTracker")
+Tracker = TypeVar("Tracker", bound="ProgressTracker")
 
-#: Work shorter than this logs nothing.
-_FIRST_S: Final = 2.0
-_EVERY_S: Final = 30.0
-#: Seconds before the first line and between lines; 0: no lines.
-_every: ContextVar[tuple[float, float]] = ContextVar("scalr_heartbeat_s", default=(_FIRST_S, _EVERY_S))
-_around: ContextVar[ProgressTracker | None] = ContextVar("scalr_heartbeat", default=None)
+#: Seconds between log lines; 0: no lines. Work that takes less logs nothing.
+_interval_s: ContextVar[float] = ContextVar("scalr_heartbeat_s", default=60.0)
+#: What the running heartbeat may log: one function per nested task, the innermost last.
+_log_functions: ContextVar[list[Callable[[], None]] | None] = ContextVar("scalr_heartbeat", default=None)
+
+#: The time left is estimated once this share of the work was done, for this many seconds, at a rate that varied by less than this
+#: factor: earlier estimates may be wrong by orders of magnitude.
+_ETA_MIN_SHARE: Final = 0.1
+_ETA_MIN_S: Final = 5.0
+_ETA_MAX_FACTOR: Final = 2.0
+
+
+class _Point(NamedTuple):
+    """Units done at a time."""
+
+    time: float
+    done: float
+
+    def rate_to(self, later: _Point) -> float:
+        """Return units per second until a later point."""
+        return (later.done - self.done) / max(later.time - self.time, 1e-9)
+
+
+class _RateHistory:
+    """Rate of a task, overall and of late, in constant memory."""
+
+    def __init__(self, start: _Point) -> None:
+        self.start = self.latest = start
+        #: Per axis (time, units): a point before which at most half of the progress so far lies, and the next such point.
+        self._halves = [[start, start], [start, start]]
+
+    def add(self, point: _Point) -> None:
+        """Add a point; times ascend."""
+        self.latest = point
+        for axis, half in enumerate(self._halves):
+            if point[axis] - self.start[axis] >= 2 * (half[1][axis] - self.start[axis]):
+                half[:] = [half[1], point]
+
+    def estimate_seconds_left(self, total: float, now: float) -> float | None:
+        """Return the seconds left; None while an estimate could be wrong by more than a factor of two."""
+        start, latest = self.start, self.latest
+        if latest.time - start.time < _ETA_MIN_S or latest.done - start.done < _ETA_MIN_SHARE * (total - start.done):
+            return None
+        by_time, by_units = (half[0] for half in self._halves)
+        stalled = by_time.rate_to(_Point(now, latest.done))  # a long step may have been running since the latest point
+        rates = start.rate_to(latest), by_time.rate_to(latest), by_units.rate_to(latest), stalled
+        if max(rates) > _ETA_MAX_FACTOR * min(rates):
+            return None
+        left = max(total - latest.done, 0) / by_time.rate_to(latest) - (now - latest.time)
+        return left if left > 0 or latest.done >= total else None
 
 
 class ProgressTracker:
@@ -41,13 +86,12 @@ class ProgressTracker:
 
     def __init__(self, label: str, *, total: float | None = None, unit: str = "rows", done: float = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._before = done, done
+        self.done = done
         self._lock = threading.Lock()
-        #: Number of nested tasks that report their own progress.
-        self.nested_trackers = 0
         self._started = time.monotonic()
-        #: Start of the rate for estimated work: imports before the first step would distort it.
-        self._first: tuple[float, float] | None = None
+        self._rates = _RateHistory(_Point(self._started, done))
+        #: Estimated work starts with its first step: imports before it would distort the rate.
+        self._awaits_first_step = not unit
 
     @property
     def seconds(self) -> float:
@@ -58,23 +102,31 @@ class ProgressTracker:
         """Add finished units; may be called from any thread."""
         with self._lock:
             self.done += count
-            if self._first is None and not self.unit:
-                self._first = time.monotonic(), self.done
+            self._observe(time.monotonic())
+
+    def _observe(self, now: float) -> None:
+        if self.done == self._rates.latest.done:
+            return
+        point = _Point(now, self.done)
+        if self._awaits_first_step:
+            self._awaits_first_step = False
+            self._rates = _RateHistory(point)
+        else:
+            self._rates.add(point)
 
     def snapshot(self) -> dict[str, Any]:
         """Return seconds, units done, total, share (0 to 1), units per second in this call, and seconds left; None: not known."""
-        now = time.monotonic()  # read once, so that the rate matches the reported seconds
-        seconds = max(now - self._started, 1e-9)
-        begun, before = self._first or (self._started, self._before)
-        rate = (self.done - before) / max(now - begun, 1e-9)
-        share = min(self.done / self.total, 1.0) if self.total else None
-        left = None if not self.total or not rate else max(self.total - self.done, 0) / rate
-        return {"seconds": seconds, "done": self.done, "total": self.total, "share": share, "rate": rate, "eta_s": left}
+        with self._lock:
+            now = time.monotonic()  # read once, so that the rate matches the reported seconds
+            self._observe(now)
+            seconds = max(now - self._started, 1e-9)
+            rate = self._rates.start.rate_to(_Point(now, self.done))
+            share = min(self.done / self.total, 1.0) if self.total else None
+            eta = self._rates.estimate_seconds_left(self.total, now) if self.total else None
+        return {"seconds": seconds, "done": self.done, "total": self.total, "share": share, "rate": rate, "eta_s": eta}
 
     def log_progress(self) -> None:
-        """Log a line, unless a nested task reports in more detail."""
-        if self.total is None and self.nested_trackers:
-            return
+        """Log a line."""
         known = self.snapshot()
         counted = known if self.total or self.done else {"seconds": known["seconds"]}
         if not self.unit:
@@ -113,82 +165,89 @@ def track(
         done: Units that were finished earlier.
     """
     if not show:
-        with heartbeat(ProgressTracker(label, total=total, unit=unit, done=done)) as pulse:
-            yield pulse.advance
+        with heartbeat(ProgressTracker(label, total=total, unit=unit, done=done)) as tracker:
+            yield tracker.advance
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     counted = "{task.completed:,.0f}" + (f" of {total:,}" if total else "") + f" {unit}, {{task.fields[rate]}}"
     if not unit:
         counted = "{task.percentage:.0f} %"
-    remaining = (TextColumn("left"), TimeRemainingColumn()) if total else ()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(counted), TimeElapsedColumn(), *remaining)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(counted),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    with bar as progress, _nested_in(_around.get()), heartbeat_interval(0):
-        task = progress.add_task(label, total=total, completed=done, rate="")
-        pulse = ProgressTracker(label, total=total, unit=unit, done=done)
+    with bar as progress, _nested(_log_functions.get(), lambda: None), heartbeat_interval(0):
+        task = progress.add_task(label, total=total, completed=done, rate="", left="")
+        tracker = ProgressTracker(label, total=total, unit=unit, done=done)
 
         def advance(count: float) -> None:
-            pulse.advance(count)
-            progress.update(task, advance=count, rate=f"{pulse.snapshot()['rate']:,.3g}/s")
+            tracker.advance(count)
+            known = tracker.snapshot()
+            left = "" if known["eta_s"] is None else f"{timedelta(seconds=round(known['eta_s']))} left"
+            progress.update(task, advance=count, rate=f"{known['rate']:,.3g}/s", left=left)
 
         yield advance
 
 
 @contextmanager
-def heartbeat(tracker: Pulse) -> Iterator[Pulse]:
-    """Log the progress of the block at the interval of `heartbeat_interval`, from a thread, so that long steps are reported too."""
-    (first, every), around = _every.get(), _around.get()
-    if not every:
+def heartbeat(tracker: Tracker) -> Iterator[Tracker]:
+    """Log the progress of the block at the interval of `heartbeat_interval`, from a thread, so that long steps are reported too.
+
+    Of nested blocks only the innermost is logged, at the interval of the outermost.
+    """
+    interval_s, log_functions = _interval_s.get(), _log_functions.get()
+    if not interval_s:
         yield tracker
         return
-    stopped = threading.Event()
+    log = bind_log_context(tracker.log_progress)
+    if log_functions is not None:
+        with _nested(log_functions, log):
+            yield tracker
+        return
+    stopped, functions = threading.Event(), [log]
 
     def log_lines() -> None:
-        wait = min(first, every)
-        while not stopped.wait(wait):
-            tracker.log_progress()
-            wait = every
+        while not stopped.wait(interval_s):
+            functions[-1]()
 
-    thread = threading.Thread(target=bind_log_context(log_lines), name="heartbeat", daemon=True)
-    token = _around.set(tracker)
-    with _nested_in(around):
-        thread.start()
-        try:
-            yield tracker
-        finally:
-            stopped.set()
-            thread.join()
-            _around.reset(token)
+    thread = threading.Thread(target=log_lines, name="heartbeat", daemon=True)
+    token = _log_functions.set(functions)
+    thread.start()
+    try:
+        yield tracker
+    finally:
+        stopped.set()
+        thread.join()
+        _log_functions.reset(token)
 
 
 @contextmanager
-def _nested_in(around: ProgressTracker | None) -> Iterator[None]:
-    """Within the block, count a nested task that reports its own progress."""
-    if around is None:
+def _nested(functions: list[Callable[[], None]] | None, log: Callable[[], None]) -> Iterator[None]:
+    """Within the block, let an enclosing heartbeat log a nested task instead."""
+    if functions is None:
         yield
         return
-    around.nested_trackers += 1
+    functions.append(log)
     try:
         yield
     finally:
-        around.nested_trackers -= 1
+        functions.remove(log)
 
 
 @contextmanager
-def heartbeat_interval(seconds: float, *, with_bars: bool = False) -> Iterator[None]:
-    """Set the interval between a task's log lines within the block; the first comes after 2 s. 0: no lines.
-
-    Args:
-        seconds: The interval.
-        with_bars: Whether bars are shown as well; they cover short tasks, so the first line comes only after a full interval.
-    """
-    token = _every.set((seconds if with_bars else _FIRST_S, seconds))
+def heartbeat_interval(seconds: float) -> Iterator[None]:
+    """Set the interval between a task's log lines within the block; the first comes after one interval. 0: no lines."""
+    token = _interval_s.set(seconds)
     try:
         yield
     finally:
-        _every.reset(token)
+        _interval_s.reset(token)
 
 
 def _round(value: float) -> float:

@@ -85,7 +85,7 @@ class SplitTranslator:
         Raises:
             TranslatorError: Too little to learn from.
         """
-        from scalr_prod.generation import ConsumptionIndex, iter_requests, plan_run, read_contexts, value_buckets
+        from scalr_prod.generation import ConsumptionIndex, RequestEncoder, plan_run, read_contexts, value_buckets
         from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
         from scalr_prod.translator import Contexts, TranslatorModule, load_version
         from scalr_prod.workspace import open_duckdb, staging_folder
@@ -100,7 +100,9 @@ class SplitTranslator:
         if max_contexts is not None and len(rows) > max_contexts:
             rows = rows.take(np.sort(np.random.default_rng(0).choice(len(rows), max_contexts, replace=False)))
         consumed = None if real is None else ConsumptionIndex.from_rows(real, vocabulary)
-        contexts = Contexts.concat(list(iter_requests(settings, spec, vocabulary, rows, consumed, folds=version.folds)))
+        contexts = Contexts.concat(
+            list(RequestEncoder(settings, spec, vocabulary, version.folds).iter_requests(rows, consumed))
+        )
         counts = np.round(split.real.popularity()).astype(np.int64)
         return cls(
             split=split,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point-in-time features: Feast over the lake's Delta tables.
 
-`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time` and `read_window`.
+`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time`,
+`read_window` and `stream_window`.
 `open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.features.client import join_point_in_time, open_feature_store, read_window
+    from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, read_window, stream_window
     from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
@@ -34,6 +35,7 @@ __all__ = [
     "RepositoryReport",
     "SavedDatasetReport",
     "ServiceSources",
+    "ViewWindow",
     "apply_feature_repo",
     "check_external_features",
     "erase_entities",
@@ -48,6 +50,7 @@ __all__ = [
     "save_dataset",
     "saved_dataset_location",
     "service_sources",
+    "stream_window",
 ]
 
 __getattr__ = lazy_exports(
@@ -63,6 +66,7 @@ __getattr__ = lazy_exports(
         "RepositoryReport": "repository",
         "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
+        "ViewWindow": "client",
         "apply_feature_repo": "repository",
         "check_external_features": "external_features",
         "erase_entities": "erasure",
@@ -77,5 +81,6 @@ __getattr__ = lazy_exports(
         "save_dataset": "datasets",
         "saved_dataset_location": "datasets",
         "service_sources": "sources",
+        "stream_window": "client",
     },
 )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.core.delta_log import diff_files, files_in_time_range
 from scalr_prod.features.columns import source_columns
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from feast import FeatureStore, FeatureView
 
     TableState = tuple[int | None, datetime]
@@ -50,7 +51,7 @@ def find_changed_entities(
         return None
     path, options = source_path(store.config, view.batch_source), store.config.offline_store.storage_options or None
 
-    def queries(connection: Any) -> Iterator[str]:
+    def queries(connection: DuckDBPyConnection) -> Iterator[str]:
         current = DeltaTable(path, version=now[0], storage_options=options)
         for number, (version, end) in enumerate(before):
             previous = DeltaTable(path, version=version, storage_options=options)
@@ -84,7 +85,7 @@ def _keys(keys: list[str], relation: str) -> str:
     return f"SELECT {', '.join(map(quote_identifier, keys))} FROM {relation} WHERE {present}"
 
 
-def _empty(connection: Any, path: str, options: dict[str, str] | None, keys: list[str]) -> str:
+def _empty(connection: DuckDBPyConnection, path: str, options: dict[str, str] | None, keys: list[str]) -> str:
     from deltalake import DeltaTable
 
     return scan_delta(connection, DeltaTable(path, storage_options=options), "nothing", keys, file_names=frozenset()).relation

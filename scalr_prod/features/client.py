@@ -9,8 +9,9 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING
 
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.lake import Lake
@@ -20,12 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from feast import FeatureStore
 
     from scalr_prod.config import Settings
     from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 
-__all__ = ["capture_feast_output", "join_point_in_time", "open_feature_store", "read_window", "translate_feast_errors"]
+__all__ = [
+    "ViewWindow",
+    "capture_feast_output",
+    "join_point_in_time",
+    "open_feature_store",
+    "read_window",
+    "stream_window",
+    "translate_feast_errors",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +87,7 @@ def join_point_in_time(
     known_by: datetime | None = None,
     versions: Mapping[str, int] | None = None,
     store: FeatureStore | None = None,
-    connection: Any = None,
+    connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
     """Join features to each spine row, as they were known at its time.
 
@@ -105,63 +115,40 @@ def join_point_in_time(
         options = store.config.offline_store
         options.known_by, options.versions, options.within = known_by, dict(versions or {}), connection
         try:
-            wanted = store.get_feature_service(features) if isinstance(features, str) else list(features)
-            job = store.get_historical_features(entity_df=spine, features=wanted, full_feature_names=True)
+            requested = store.get_feature_service(features) if isinstance(features, str) else list(features)
+            job = store.get_historical_features(entity_df=spine, features=requested, full_feature_names=True)
             return job.to_arrow()
         finally:
             options.within = None
 
 
-@overload
-def read_window(
-    settings: Settings,
-    view: str,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    known_by: datetime | None = None,
-    columns: Sequence[str] | None = None,
-    versions: Mapping[str, int] | None = None,
-    stream: Literal[False] = False,
-) -> pa.Table: ...
+@dataclass(frozen=True)
+class ViewWindow:
+    """Rows of a feature view with ``start <= event_timestamp < end``.
 
-
-@overload
-def read_window(
-    settings: Settings,
-    view: str,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    known_by: datetime | None = None,
-    columns: Sequence[str] | None = None,
-    versions: Mapping[str, int] | None = None,
-    stream: Literal[True],
-) -> pa.RecordBatchReader: ...
-
-
-def read_window(
-    settings: Settings,
-    view: str,
-    *,
-    start: datetime | None = None,
-    end: datetime | None = None,
-    known_by: datetime | None = None,
-    columns: Sequence[str] | None = None,
-    versions: Mapping[str, int] | None = None,
-    stream: bool = False,
-) -> pa.Table | pa.RecordBatchReader:
-    """Read the rows of a feature view with ``start <= event_timestamp < end``, without a spine.
-
-    Args:
-        settings: The project's settings.
+    Attributes:
         view: The feature view.
         start: Default: from the beginning.
         end: Default: to the end.
         known_by: Leave out rows created after this.
         columns: Which columns; default: all columns of the table.
         versions: Table name → Delta version to read; default: the latest.
-        stream: Return a reader instead of a table: memory does not grow with the window.
+    """
+
+    view: str
+    start: datetime | None = None
+    end: datetime | None = None
+    known_by: datetime | None = None
+    columns: Sequence[str] | None = None
+    versions: Mapping[str, int] | None = None
+
+
+def read_window(settings: Settings, window: ViewWindow) -> pa.Table:
+    """Read a window of a feature view, without a spine.
+
+    Args:
+        settings: The project's settings.
+        window: The rows and columns to read.
 
     Returns:
         The rows, in the table's order and types.
@@ -170,17 +157,27 @@ def read_window(
         FeatureStoreError: No such view or column, or its table cannot be read.
     """
     with translate_feast_errors(settings):
-        store = open_feature_store(settings, known_by=known_by, versions=versions)
-        job, names = _window_job(settings, store, view, start=start, end=end, columns=columns)
-        return _streamed(settings, job, names) if stream else job.to_arrow().select(names)
+        job, names = _window_job(settings, window)
+        return job.to_arrow().select(names)
 
 
-def _streamed(settings: Settings, job: DeltaRetrievalJob, names: list[str]) -> pa.RecordBatchReader:
+def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
+    """Read a window as `read_window` does, in batches: memory does not grow with the window.
+
+    Args:
+        settings: The project's settings.
+        window: The rows and columns to read.
+
+    Raises:
+        FeatureStoreError: As for `read_window`; also while the batches are read.
+    """
     import pyarrow as pa
 
     # The connection stays open until the last batch has been read, or the reader is dropped.
     resources = contextlib.ExitStack()
-    reader = resources.enter_context(job.stream())
+    with translate_feast_errors(settings):
+        job, names = _window_job(settings, window)
+        reader = resources.enter_context(job.stream())
     schema = pa.schema([reader.schema.field(name) for name in names])
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -195,38 +192,32 @@ def _streamed(settings: Settings, job: DeltaRetrievalJob, names: list[str]) -> p
     return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _window_job(
-    settings: Settings,
-    store: FeatureStore,
-    view: str,
-    *,
-    start: datetime | None,
-    end: datetime | None,
-    columns: Sequence[str] | None,
-) -> tuple[Any, list[str]]:
-    definition = store.get_feature_view(view)
+def _window_job(settings: Settings, window: ViewWindow) -> tuple[DeltaRetrievalJob, list[str]]:
+    """Return Feast's job for a window, and the requested columns of its result."""
+    store = open_feature_store(settings, known_by=window.known_by, versions=window.versions)
+    definition = store.get_feature_view(window.view)
     features = [feature.name for feature in definition.features]
-    if view in set(Table):
-        available = Lake.open(settings).schema(Table(view)).names
+    if window.view in set(Table):
+        available = Lake.open(settings).schema(Table(window.view)).names
     else:
-        known = definition.batch_source.created_timestamp_column or None
+        created = definition.batch_source.created_timestamp_column or None
         keys = [column.name for column in definition.entity_columns]
-        available = [*keys, EVENT_TIMESTAMP, *features, *([known] if known else [])]
-    names = list(columns) if columns is not None else available
+        available = [*keys, EVENT_TIMESTAMP, *features, *([created] if created else [])]
+    names = list(window.columns) if window.columns is not None else available
     unknown = sorted(set(names) - set(available))
     if unknown:
         raise FeatureStoreError(
             f"no column {', '.join(unknown)}; there are: {', '.join(available)}",
-            where=view,
+            where=window.view,
             next_step="name columns of the view",
         )
     # Feast requires at least one feature.
-    wanted = [name for name in names if name in features] or features[:1]
+    requested = [name for name in names if name in features] or features[:1]
     job = store.get_historical_features(
-        features=[f"{view}:{name}" for name in wanted],
-        start_date=start or datetime(1, 1, 2, tzinfo=UTC),
+        features=[f"{window.view}:{name}" for name in requested],
+        start_date=window.start or datetime(1, 1, 2, tzinfo=UTC),
         # Feast's windows include their end; ours do not.
-        end_date=(end - timedelta(microseconds=1)) if end else datetime(9999, 12, 30, tzinfo=UTC),
+        end_date=(window.end - timedelta(microseconds=1)) if window.end else datetime(9999, 12, 30, tzinfo=UTC),
     )
     return job, names
 

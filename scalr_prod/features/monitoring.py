@@ -24,6 +24,7 @@ from scalr_prod.workspace import quote_identifier
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from duckdb import DuckDBPyConnection
     from feast.data_source import DataSource
     from feast.repo_config import RepoConfig
 
@@ -38,22 +39,18 @@ def compute_metrics(
     config: RepoConfig,
     source: DataSource,
     features: Sequence[tuple[str, str]],
+    rows: queries.RowFilter,
     *,
-    event: str,
-    start: datetime | None,
-    end: datetime | None,
     bins: int,
     top_values: int,
 ) -> list[dict[str, Any]]:
-    """Compute feature statistics over the rows with ``start <= event time <= end``, in Feast's format.
+    """Compute feature statistics over the filtered rows, in Feast's format.
 
     Args:
         config: Feast's settings.
         source: The data source.
         features: (name, ``numeric`` or ``categorical``) of each feature; other kinds are skipped, as in Feast.
-        event: The event timestamp's name in Feast.
-        start: Default: from the beginning.
-        end: Default: to the end.
+        rows: Filter of the rows.
         bins: Number of bins of a numeric histogram.
         top_values: Number of values of a categorical histogram.
 
@@ -64,21 +61,11 @@ def compute_metrics(
     numeric = [name for name, kind in features if kind == "numeric"]
     with open_duckdb_session(config) as connection:
         names = [name for name, kind in features if kind in {"numeric", "categorical"}]
-        time = columns.column_name(event)
-        scan = queries.open_source(connection, config, source, "source_0", [time, *map(columns.column_name, names)])
-        selected = [(columns.column_name(name), name) for name in names]
-        rows = queries.window_sql(
-            scan,
-            selected,
-            event=time,
-            created=None,
-            start_us=queries.optional_micros(start),
-            end_us=queries.optional_micros(end),
-            known_by_us=None,
-        )
-        found = _numeric(connection, rows, numeric, bins) if numeric else {}
+        scan = queries.open_source(connection, config, source, "source_0", [rows.event, *map(columns.column_name, names)])
+        selected = queries.window_sql(scan, [(columns.column_name(name), name) for name in names], rows)
+        metrics = _numeric(connection, selected, numeric, bins) if numeric else {}
         return [
-            found[name] if kind == "numeric" else _categorical(connection, rows, name, top_values)
+            metrics[name] if kind == "numeric" else _categorical(connection, selected, name, top_values)
             for name, kind in features
             if kind in {"numeric", "categorical"}
         ]
@@ -99,7 +86,7 @@ def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
     return {"feature_name": name, "feature_type": kind, **counts, **dict.fromkeys(_STATISTICS), "histogram": None}
 
 
-def _numeric(connection: Any, rows: str, names: Sequence[str], bins: int) -> dict[str, dict[str, Any]]:
+def _numeric(connection: DuckDBPyConnection, rows: str, names: Sequence[str], bins: int) -> dict[str, dict[str, Any]]:
     parts = ["count(*)"]
     for name in names:
         value = f"CAST({quote_identifier(name)} AS DOUBLE)"
@@ -117,7 +104,7 @@ def _numeric(connection: Any, rows: str, names: Sequence[str], bins: int) -> dic
     return metrics
 
 
-def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any]], bins: int) -> None:
+def _add_histograms(connection: DuckDBPyConnection, rows: str, metrics: dict[str, dict[str, Any]], bins: int) -> None:
     """Add numpy's histogram of each feature, in one pass over the rows."""
     limits = {name: (found["min_val"], found["max_val"]) for name, found in metrics.items() if found["min_val"] is not None}
     if not limits:
@@ -134,7 +121,7 @@ def _add_histograms(connection: Any, rows: str, metrics: dict[str, dict[str, Any
         metrics[name]["histogram"] = histogram
 
 
-def _categorical(connection: Any, rows: str, name: str, top: int) -> dict[str, Any]:
+def _categorical(connection: DuckDBPyConnection, rows: str, name: str, top: int) -> dict[str, Any]:
     counted = f"SELECT {quote_identifier(name)} AS value, count(*) AS n FROM ({rows}) GROUP BY ALL"
     query = f"SELECT coalesce(sum(n), 0), coalesce(sum(n) FILTER (WHERE value IS NULL), 0), count(value) FROM ({counted})"
     ((total, nulls, unique),) = connection.execute(query).fetchall()

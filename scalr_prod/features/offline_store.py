@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     import pandas as pd
+    from duckdb import DuckDBPyConnection
     from feast.data_source import DataSource
     from feast.feature_logging import LoggingConfig, LoggingSource
     from feast.feature_view import FeatureView
@@ -107,11 +108,13 @@ class DeltaOfflineStore(OfflineStore):
         Raises:
             FeatureStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
         """
-        wanted = queries.requested_features(feature_views, feature_refs, project, registry)
+        requested = queries.requested_features(feature_views, feature_refs, project, registry)
         strict = bool(kwargs.get("filter_by_created_timestamp"))
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
-            run, keys = retrieval.plan_window(config, wanted, first, last, known_by_end=strict, full_names=full_feature_names)
+            run, keys = retrieval.plan_window(
+                config, requested, first, last, known_by_end=strict, full_names=full_feature_names
+            )
         else:
             spine = (
                 retrieval.spine_from_query(config, entity_df, registry, project)
@@ -119,7 +122,8 @@ class DeltaOfflineStore(OfflineStore):
                 else spine_from_rows(entity_df)
             )
             first, last = spine.first, spine.last
-            run = retrieval.plan_join(config, wanted, spine, strict=strict, full_names=full_feature_names)
+            options = queries.JoinOptions(full_names=full_feature_names, strict=strict)
+            run = retrieval.plan_join(config, requested, spine, options)
             keys = [name for name in spine.table.schema.names if name != spine.time_column]
         return DeltaRetrievalJob(
             run,
@@ -144,21 +148,26 @@ class DeltaOfflineStore(OfflineStore):
         """Read each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
         columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def query(connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
+        rows = queries.RowFilter(
+            timestamp_field,
+            created_timestamp_column or None,
+            start_us=queries.optional_micros(start_date),
+            end_us=queries.optional_micros(end_date),
+            known_by_us=queries.known_by_us(config, data_source),
+        )
+
+        def query(connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
             entities = config.offline_store.entities.get(queries.source_path(config, data_source))
             return queries.latest_sql(
                 connection,
                 scan,
                 selected,
+                rows,
                 keys=join_key_columns,
                 features=feature_name_columns,
-                event=timestamp_field,
-                created=created_timestamp_column or None,
-                start_us=queries.optional_micros(start_date),
-                end_us=queries.optional_micros(end_date),
-                known_by_us=queries.known_by_us(config, data_source),
-                entities=entities,
-                recent_us=None if entities is None else queries.newest_files_start_us(scan, timestamp_field, entities.num_rows),
+                subset=None
+                if entities is None
+                else queries.EntitySubset(entities, queries.newest_files_start_us(scan, timestamp_field, entities.num_rows)),
             )
 
         return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns)
@@ -177,16 +186,16 @@ class DeltaOfflineStore(OfflineStore):
         """Read all rows with ``start_date <= event time <= end_date``."""
         columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def query(_connection: Any, scan: Scan, selected: list[tuple[str, str]]) -> str:
-            return queries.window_sql(
-                scan,
-                selected,
-                event=timestamp_field,
-                created=created_timestamp_column or None,
-                start_us=queries.optional_micros(start_date),
-                end_us=queries.optional_micros(end_date),
-                known_by_us=queries.known_by_us(config, data_source),
-            )
+        rows = queries.RowFilter(
+            timestamp_field,
+            created_timestamp_column or None,
+            start_us=queries.optional_micros(start_date),
+            end_us=queries.optional_micros(end_date),
+            known_by_us=queries.known_by_us(config, data_source),
+        )
+
+        def query(_connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
+            return queries.window_sql(scan, selected, rows)
 
         return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=False)
 
@@ -255,10 +264,12 @@ class DeltaOfflineStore(OfflineStore):
         top_n: int = 10,
     ) -> list[dict[str, Any]]:
         """Compute counts, quantiles and histograms of features over a time range."""
-        limits = {"start": start_date, "end": end_date}
-        return monitoring.compute_metrics(
-            config, data_source, feature_columns, event=timestamp_field, bins=histogram_bins, top_values=top_n, **limits
+        rows = queries.RowFilter(
+            source_columns(data_source).column_name(timestamp_field),
+            start_us=queries.optional_micros(start_date),
+            end_us=queries.optional_micros(end_date),
         )
+        return monitoring.compute_metrics(config, data_source, feature_columns, rows, bins=histogram_bins, top_values=top_n)
 
     @staticmethod
     def get_monitoring_max_timestamp(config: RepoConfig, data_source: DataSource, timestamp_field: str) -> datetime | None:

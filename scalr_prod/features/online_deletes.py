@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scalr_prod.core.delta_log import diff_files
 from scalr_prod.features.columns import source_columns
-from scalr_prod.features.queries import join_keys, known_by_us, optional_micros, source_path, window_sql
+from scalr_prod.features.queries import RowFilter, join_keys, known_by_us, optional_micros, source_path, window_sql
 from scalr_prod.features.retrieval import open_duckdb_session
 from scalr_prod.features.scan import scan_delta
 from scalr_prod.workspace import quote_identifier
@@ -67,11 +67,7 @@ def delete_missing_entities(
                 query = window_sql(
                     scan_delta(connection, table, name, [*keys, *columns.timestamp_columns]),
                     [(key, key) for key in keys],
-                    event=columns.event,
-                    created=columns.created,
-                    start_us=None,
-                    end_us=optional_micros(end),
-                    known_by_us=limit_us,
+                    RowFilter(columns.event, columns.created, end_us=optional_micros(end), known_by_us=limit_us),
                 )
                 # Run the query here: a vacuumed version opens, and fails only when it is read.
                 connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query}) {only}")

@@ -20,7 +20,7 @@ features: they pass the label's time less 1 µs (`training_set.feature_join`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.workspace import quote_identifier, quote_literal
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.features.scan import Scan
 
@@ -103,7 +104,7 @@ class ViewJoin:
         return self.buffered or self.scan
 
 
-def prune(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
+def prune(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJoin:
     """Restrict a view to the rows that can match the spine.
 
     Keep rows whose first key lies between the spine's smallest and greatest: a table sorted by that key (as histories are) is then read
@@ -120,7 +121,7 @@ def prune(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
     return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
-def _buffer(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
+def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJoin:
     """Copy the lookup columns into a temporary table, with the row ids of the files."""
     event, _ = timestamps_sql(view.event, view.created)
     columns = dict.fromkeys([*(column for column, _ in view.keys), view.event, *([view.created] if view.created else [])])
@@ -133,7 +134,7 @@ def _buffer(connection: Any, view: ViewJoin, number: int) -> ViewJoin:
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
 
-def _between(connection: Any, view: ViewJoin) -> ViewJoin:
+def _between(connection: DuckDBPyConnection, view: ViewJoin) -> ViewJoin:
     """Restrict a view to rows whose first key lies between the spine's smallest and greatest."""
     if not view.keys:
         return view
@@ -151,7 +152,7 @@ def _between(connection: Any, view: ViewJoin) -> ViewJoin:
     return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
 
 
-def match_rows(connection: Any, view: ViewJoin, number: int) -> bool:
+def match_rows(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> bool:
     """Find the feature row of each spine row, and create the table ``match_<number>``; spine rows without one are absent.
 
     Its columns: ``spine_row``, ``rid``, and the features themselves (``c0``, …) where they are narrow.
@@ -195,7 +196,7 @@ def match_rows(connection: Any, view: ViewJoin, number: int) -> bool:
     return late
 
 
-def count_not_yet_known(connection: Any, view: ViewJoin, number: int) -> int:
+def count_not_yet_known(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> int:
     """Count the spine rows without a value whose event had happened but was created later.
 
     Args:
@@ -259,7 +260,7 @@ def join_sql(spine_columns: Sequence[str], views: Sequence[ViewJoin]) -> str:
     return f"SELECT {', '.join(selected)} FROM {SPINE_TABLE} s{''.join(joins)} ORDER BY s.{SPINE_ROW}"
 
 
-def _any_late(connection: Any, view: ViewJoin) -> bool:
+def _any_late(connection: DuckDBPyConnection, view: ViewJoin) -> bool:
     """Whether a relevant row was created after its event time."""
     event, created = timestamps_sql(view.event, view.created)
     return _exists(connection, f"SELECT 1 FROM {view.lookup.relation} WHERE {created} > {event} AND {_limits_sql(view, event)}")
@@ -278,7 +279,7 @@ def _rows_sql(view: ViewJoin, *, late: bool, ties: bool = False) -> str:
     return f"SELECT {', '.join(selected)} FROM {scan.relation} WHERE {_limits_sql(view, seen)}"
 
 
-def _mostly_before(connection: Any, view: ViewJoin) -> bool:
+def _mostly_before(connection: DuckDBPyConnection, view: ViewJoin) -> bool:
     """Whether most rows happened before the spine's earliest time, as when a day is joined with years."""
     event, _ = timestamps_sql(view.event, view.created)
     query = f"SELECT count(*), count(*) FILTER (WHERE {event} <= {_SINCE}) FROM {view.lookup.relation}"
@@ -332,9 +333,9 @@ def _columns(view: ViewJoin) -> list[str]:
     return list(dict.fromkeys(column for column, _ in view.features))
 
 
-def _count(connection: Any, relation: str) -> int:
+def _count(connection: DuckDBPyConnection, relation: str) -> int:
     return int(connection.execute(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
 
 
-def _exists(connection: Any, query: str) -> bool:
+def _exists(connection: DuckDBPyConnection, query: str) -> bool:
     return bool(connection.execute(f"SELECT EXISTS ({query})").fetchall()[0][0])

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
@@ -21,15 +22,19 @@ from scalr_prod.features.spines import EVENT_TIMESTAMP, key_sql
 from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from feast.data_source import DataSource
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
 __all__ = [
+    "EntitySubset",
+    "JoinOptions",
+    "RowFilter",
     "earliest",
     "ensure_unique_names",
     "join_keys",
@@ -44,6 +49,77 @@ __all__ = [
     "window_columns",
     "window_sql",
 ]
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Filter of a source's rows: ``start <= event <= end`` and ``created <= known_by``.
+
+    Attributes:
+        event: Column of the event time.
+        created: Column of the creation time; None: creation times do not count.
+        start_us: µs since 1970; None: no limit.
+        end_us: µs since 1970; None: no limit.
+        known_by_us: µs since 1970; None: no limit.
+    """
+
+    event: str
+    created: str | None = None
+    start_us: int | None = None
+    end_us: int | None = None
+    known_by_us: int | None = None
+
+    def where_sql(self, *conditions: str) -> str:
+        """Return the WHERE clause, with further conditions; empty without any."""
+        conditions = (*self._conditions(), *conditions)
+        return f" WHERE {' AND '.join(conditions)}" if conditions else ""
+
+    def since_sql(self, start_us: int) -> str:
+        """Return the condition that a row happened at this time or later."""
+        return f"{self._happened} >= make_timestamptz({start_us})"
+
+    @property
+    def _happened(self) -> str:
+        # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
+        return f"CAST({quote_identifier(self.event)} AS TIMESTAMPTZ)"
+
+    def _conditions(self) -> Iterator[str]:
+        if self.start_us is not None:
+            yield self.since_sql(self.start_us)
+        if self.end_us is not None:
+            yield f"{self._happened} <= make_timestamptz({self.end_us})"
+        if self.created and self.known_by_us is not None:
+            created = f"coalesce(CAST({quote_identifier(self.created)} AS TIMESTAMPTZ), {self._happened})"
+            yield f"{created} <= make_timestamptz({self.known_by_us})"
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """How feature views are joined to a spine.
+
+    Attributes:
+        full_names: Name features ``view__feature``.
+        strict: A row is visible only from its creation time on, whatever the tags and settings say.
+        created_until_us: Leave out rows created after this, µs since 1970; None: no limit.
+    """
+
+    full_names: bool
+    strict: bool = False
+    created_until_us: int | None = None
+
+
+@dataclass(frozen=True)
+class EntitySubset:
+    """Entities whose latest rows are read.
+
+    Attributes:
+        keys: Their join keys.
+        recent_us: Rows from this time on are searched first, µs since 1970; older rows are not read if every entity has one.
+            None: all rows are searched at once.
+    """
+
+    keys: pa.Table
+    recent_us: int | None = None
 
 
 def requested_features(
@@ -62,16 +138,14 @@ def join_keys(view: FeatureView) -> dict[str, str]:
 
 
 def plan_view_join(
-    connection: Any,
+    connection: DuckDBPyConnection,
     config: RepoConfig,
     view: FeatureView,
     names: Sequence[str],
     spine: pa.Schema,
+    options: JoinOptions,
     *,
     number: int,
-    full_names: bool,
-    strict: bool = False,
-    created_until_us: int | None = None,
 ) -> ViewJoin:
     """Describe how to join a feature view to a spine, point in time.
 
@@ -81,10 +155,8 @@ def plan_view_join(
         view: The view.
         names: The requested features.
         spine: The spine's schema.
+        options: How to join it.
         number: Suffix of the objects created in the connection.
-        full_names: Name features ``view__feature``.
-        strict: A row is visible only from its creation time on, whatever the tags and settings say.
-        created_until_us: Leave out rows created after this, µs since 1970.
 
     Raises:
         FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
@@ -94,8 +166,8 @@ def plan_view_join(
     needed = [*keys, *columns.timestamp_columns, *map(columns.column_name, names)]
     features = [columns.column_name(feature.name) for feature in view.features]
     scan = open_source(connection, config, source, f"source_{number}", needed, optional_columns=features)
-    prefix = f"{view.projection.name_to_use()}__" if full_names else ""
-    limit_us = earliest(known_by_us(config, source, view), created_until_us)
+    prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
+    limit_us = earliest(known_by_us(config, source, view), options.created_until_us)
     limited = is_hidden_until_created(view.name, view.tags, source.tags)
     return ViewJoin(
         scan=scan,
@@ -107,7 +179,7 @@ def plan_view_join(
         features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
         tie_breakers=tie_breakers(scan.schema, features),
         ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
-        known_by_spine_time=strict or (limited and limit_us is None),
+        known_by_spine_time=options.strict or (limited and limit_us is None),
         known_by_us=limit_us,
     )
 
@@ -157,7 +229,7 @@ def ensure_unique_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None
 
 
 def open_source(
-    connection: Any,
+    connection: DuckDBPyConnection,
     config: RepoConfig,
     source: DataSource | None,
     alias: str,
@@ -166,9 +238,16 @@ def open_source(
     optional_columns: Sequence[str] = (),
     time_range: tuple[str, int | None, int | None] | None = None,
 ) -> Scan:
-    """Make a data source selectable, and check that it has the columns; those in ``also`` are optional.
+    """Make a data source selectable, and check that it has the columns.
 
-    ``between`` is a time column and the range (µs) of wanted rows. Files of a Delta table outside of it are not opened.
+    Args:
+        connection: The DuckDB connection.
+        config: Feast's settings.
+        source: The data source.
+        alias: A name that is unique in the connection.
+        columns: Columns that it must have.
+        optional_columns: Columns to read if it has them.
+        time_range: A time column and the range of rows to read (µs); files of a Delta table outside of it are not opened.
 
     Raises:
         FeatureStoreError: The source is not a file source, is missing, or lacks a column.
@@ -201,8 +280,8 @@ def _pinned(config: RepoConfig, path: str) -> int | None:
     options = config.offline_store
     root, _, name = path.rstrip("/").rpartition("/")
     own = options.lake is None or root == options.lake.rstrip("/")
-    found: int | None = options.versions.get(path, options.versions.get(name) if own else None)
-    return found
+    version: int | None = options.versions.get(path, options.versions.get(name) if own else None)
+    return version
 
 
 def source_path(config: RepoConfig, source: DataSource | None) -> str:
@@ -220,82 +299,79 @@ def source_path(config: RepoConfig, source: DataSource | None) -> str:
     return resolve_path(source.path, config.repo_path)
 
 
-def window_sql(
-    scan: Scan,
-    columns: Sequence[tuple[str, str]],
-    *,
-    event: str,
-    created: str | None,
-    start_us: int | None,
-    end_us: int | None,
-    known_by_us: int | None,
-) -> str:
-    """Select the rows with ``start <= event <= end`` and ``created <= known_by``, in table order."""
-    selected = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
-    where = _limits(event, created, start_us, end_us, known_by_us)
-    return f"SELECT {selected} FROM {scan.relation}{where}"
+def window_sql(scan: Scan, columns: Sequence[tuple[str, str]], rows: RowFilter) -> str:
+    """Select the filtered rows in table order; ``columns`` are (column, name in the result)."""
+    return f"SELECT {_selected_sql(columns)} FROM {scan.relation}{rows.where_sql()}"
 
 
 def latest_sql(
-    connection: Any,
+    connection: DuckDBPyConnection,
     scan: Scan,
     columns: Sequence[tuple[str, str]],
+    rows: RowFilter,
     *,
     keys: Sequence[str],
     features: Sequence[str],
-    event: str,
-    created: str | None,
-    start_us: int | None,
-    end_us: int | None,
-    known_by_us: int | None,
-    entities: pa.Table | None = None,
-    recent_us: int | None = None,
+    subset: EntitySubset | None = None,
 ) -> str:
-    """Select each entity's row with the greatest (event, created) in the window; features break ties, as in a join.
+    """Select each entity's filtered row with the greatest (event, created); features break ties, as in a join.
 
-    With ``entities``, only for these keys. Rows from ``recent_us`` on are searched first; if every entity has one, older rows are not read.
+    Args:
+        connection: The DuckDB connection; the result is selected from a table that is created in it.
+        scan: The source.
+        columns: (column, name in the result).
+        rows: Filter of the rows.
+        keys: Columns that identify an entity.
+        features: Columns that break ties, as far as their types can be compared.
+        subset: Only these entities; default: all.
     """
-    where = _limits(event, created, start_us, end_us, known_by_us)
-    if entities is not None:
-        connection.register("wanted_entities", entities)
-        listed = ", ".join(map(quote_identifier, keys))
-        where += f"{' AND' if where else ' WHERE'} ({listed}) IN (SELECT ({listed}) FROM wanted_entities)"
+    key_list = ", ".join(map(quote_identifier, keys))
+    among = []
+    if subset is not None:
+        connection.register("wanted_entities", subset.keys)
+        among.append(f"({key_list}) IN (SELECT ({key_list}) FROM wanted_entities)")
     ties = tie_breakers(scan.schema, features)
     names = [f"k{i}" for i in range(len(keys))]
     group = ", ".join(names)
-    clocks = ", ".join(timestamps_sql(event, created))
+    clocks = ", ".join(timestamps_sql(rows.event, rows.created))
     selected = [
         f"{quote_identifier(column)} AS {name}" for column, name in zip([*keys, *ties], [*names, *_numbered(ties)], strict=True)
     ]
     by_key = f" GROUP BY {group}" if keys else " HAVING count(*) > 0"
-    listed = "".join(f"{name}, " for name in names)
+    key_columns = "".join(f"{name}, " for name in names)
 
-    def rows(since: int | None) -> str:
-        late = "" if since is None else f"{' AND' if where else ' WHERE'} {_happened(event)} >= make_timestamptz({since})"
-        return f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}{late}"
+    def candidates_sql(since: int | None) -> str:
+        where = rows.where_sql(*among, *([] if since is None else [rows.since_sql(since)]))
+        return f"SELECT {', '.join([*selected, f'({clocks}) AS clocks', f'{scan.row_id} AS rid'])} FROM {scan.relation}{where}"
 
-    def find(since: int | None) -> tuple[int, int | None]:
+    def create_latest(since: int | None) -> tuple[int, int | None]:
         """Create the table ``latest``; return its row count and earliest event (None: an event time is null)."""
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {listed}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid "
-            f"FROM ({rows(since)}){by_key}"
+            f"CREATE OR REPLACE TEMP TABLE latest AS SELECT {key_columns}max(clocks) AS clocks, arg_max(rid, (clocks, rid)) AS rid "
+            f"FROM ({candidates_sql(since)}){by_key}"
         )
-        found, timed, first = connection.execute("SELECT count(*), count(clocks[1]), min(clocks[1]) FROM latest").fetchall()[0]
-        return int(found), first if timed == found else None
+        count, timed, first = connection.execute("SELECT count(*), count(clocks[1]), min(clocks[1]) FROM latest").fetchall()[0]
+        return int(count), first if timed == count else None
 
-    found, first = find(recent_us if entities is not None else None)
-    if entities is not None and recent_us is not None and found < entities.num_rows:
-        found, first = find(None)
+    count, first = create_latest(None if subset is None else subset.recent_us)
+    if subset is not None and subset.recent_us is not None and count < subset.keys.num_rows:
+        count, first = create_latest(None)
     same = " AND ".join([*(f"r.{name} IS NOT DISTINCT FROM l.{name}" for name in names), "r.clocks = l.clocks"])
-    tied = f"SELECT r.* FROM ({rows(first)}) r JOIN latest l ON {same}"
+    tied = f"SELECT r.* FROM ({candidates_sql(first)}) r JOIN latest l ON {same}"
     if connection.execute(f"SELECT EXISTS ({tied} AND r.rid <> l.rid)").fetchall()[0][0]:
         order = ", ".join(["clocks", *_numbered(ties), "rid"])
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE latest AS SELECT arg_max(rid, ({order})) AS rid FROM ({tied}){by_key}"
         )
-    wanted = ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
-    late = "" if first is None else f" WHERE {_happened(event)} >= make_timestamptz({first})"
-    return f"SELECT {wanted} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late}) SEMI JOIN latest USING (rid)"
+    late = "" if first is None else f" WHERE {rows.since_sql(first)}"
+    return (
+        f"SELECT {_selected_sql(columns)} FROM (SELECT *, {scan.row_id} AS rid FROM {scan.relation}{late})"
+        " SEMI JOIN latest USING (rid)"
+    )
+
+
+def _selected_sql(columns: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{quote_identifier(column)} AS {quote_identifier(name)}" for column, name in columns)
 
 
 def newest_files_start_us(scan: Scan, column: str, rows: int) -> int | None:
@@ -315,25 +391,6 @@ def newest_files_start_us(scan: Scan, column: str, rows: int) -> int | None:
 
 def _numbered(ties: Sequence[str]) -> list[str]:
     return [f"t{i}" for i in range(len(ties))]
-
-
-def _limits(event: str, created: str | None, start_us: int | None, end_us: int | None, known_by_us: int | None) -> str:
-    limits = []
-    happened = _happened(event)
-    if start_us is not None:
-        limits.append(f"{happened} >= make_timestamptz({start_us})")
-    if end_us is not None:
-        limits.append(f"{happened} <= make_timestamptz({end_us})")
-    if created and known_by_us is not None:
-        limits.append(
-            f"coalesce(CAST({quote_identifier(created)} AS TIMESTAMPTZ), {happened}) <= make_timestamptz({known_by_us})"
-        )
-    return f" WHERE {' AND '.join(limits)}" if limits else ""
-
-
-def _happened(event: str) -> str:
-    # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
-    return f"CAST({quote_identifier(event)} AS TIMESTAMPTZ)"
 
 
 def optional_micros(moment: datetime | None) -> int | None:

@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
@@ -20,10 +19,11 @@ from scalr_prod.features.spines import EVENT_TIMESTAMP, EntitySpine, register_sp
 from scalr_prod.workspace import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
     from feast.data_source import DataSource
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
@@ -36,10 +36,10 @@ __all__ = ["open_duckdb_session", "plan_join", "plan_pull", "plan_window", "pull
 logger = logging.getLogger(__name__)
 
 #: Opens a DuckDB connection and yields the result as a lazy relation.
-QueryRunner: TypeAlias = Callable[[], AbstractContextManager[Any]]
+QueryRunner: TypeAlias = "Callable[[], AbstractContextManager[DuckDBPyRelation]]"
 
 
-def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[Any]:
+def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
     """Open a DuckDB connection within the limits of feature_store.yaml, or a cursor of the one that is already open."""
     options = config.offline_store
     if options.within is not None and not ordered:
@@ -48,46 +48,41 @@ def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> Abstrac
 
 
 def plan_join(
-    config: RepoConfig, requested: dict[FeatureView, list[str]], spine: EntitySpine, *, strict: bool, full_names: bool
+    config: RepoConfig, requested: dict[FeatureView, list[str]], spine: EntitySpine, options: queries.JoinOptions
 ) -> QueryRunner:
-    """Plan a point-in-time join of features to a spine; ``strict``: rows are visible only from their creation time on."""
+    """Plan a point-in-time join of features to a spine."""
 
     @contextmanager
-    def run() -> Iterator[Any]:
+    def run() -> Iterator[DuckDBPyRelation]:
         with open_duckdb_session(config) as connection:
             register_spine(connection, spine)
-            yield _join(connection, config, requested, spine.table.schema, strict=strict, full=full_names)
+            yield _join(connection, config, requested, spine.table.schema, options)
 
     return run
 
 
 def _join(
-    connection: Any,
+    connection: DuckDBPyConnection,
     config: RepoConfig,
-    wanted: dict[FeatureView, list[str]],
+    requested: dict[FeatureView, list[str]],
     spine: pa.Schema,
-    *,
-    full: bool,
-    strict: bool = False,
-    until_us: int | None = None,
-) -> Any:
+    options: queries.JoinOptions,
+) -> DuckDBPyRelation:
     views = [
-        queries.plan_view_join(
-            connection, config, view, names, spine, number=number, full_names=full, strict=strict, created_until_us=until_us
-        )
-        for number, (view, names) in enumerate(wanted.items())
+        queries.plan_view_join(connection, config, view, names, spine, options, number=number)
+        for number, (view, names) in enumerate(requested.items())
     ]
     queries.ensure_unique_names(spine.names, views)
     views = [prune(connection, view, number) for number, view in enumerate(views)]
-    for number, (view, parts) in enumerate(zip(wanted, views, strict=True)):
-        late = match_rows(connection, parts, number)
-        if late and (rows := count_not_yet_known(connection, parts, number)):
+    for number, (view, join) in enumerate(zip(requested, views, strict=True)):
+        late = match_rows(connection, join, number)
+        if late and (rows := count_not_yet_known(connection, join, number)):
             logger.warning(
                 "%s: %d spine rows get no value, because their feature rows were created only later; if %s is a load time,"
                 " tag the view or its source with %s = 'event'",
                 view.name,
                 rows,
-                parts.created,
+                join.created,
                 KNOWLEDGE_TIME,
             )
     return connection.sql(join_sql(spine.names, views))
@@ -118,8 +113,8 @@ def plan_window(
     Raises:
         FeatureStoreError: The views have different keys.
     """
-    limits = {name: queries.optional_micros(moment) for name, moment in (("start_us", first), ("end_us", last))}
-    until_us = limits["end_us"] if known_by_end else None
+    start_us, end_us = queries.optional_micros(first), queries.optional_micros(last)
+    options = queries.JoinOptions(full_names=full_names, created_until_us=end_us if known_by_end else None)
     keys = [sorted(queries.join_keys(view).values()) for view in requested]
     if any(other != keys[0] for other in keys):
         raise FeatureStoreError(
@@ -128,38 +123,34 @@ def plan_window(
             next_step="read one view's window, and join the others to its rows as a spine",
         )
 
-    def rows_of(connection: Any, view: FeatureView, names: list[str], alias: str) -> str:
+    def window_sql(connection: DuckDBPyConnection, view: FeatureView, names: list[str], alias: str) -> str:
         source, selected = (
             view.batch_source,
             queries.window_columns(view, names, full_names=full_names, created=len(requested) == 1),
         )
         columns = source_columns(source)
         needed = dict.fromkeys([*(column for column, _ in selected), *columns.timestamp_columns])
-        between = (columns.event, limits["start_us"], limits["end_us"])
-        scan = queries.open_source(connection, config, source, alias, list(needed), time_range=between)
+        time_range = (columns.event, start_us, end_us)
+        scan = queries.open_source(connection, config, source, alias, list(needed), time_range=time_range)
+        limit_us = queries.earliest(queries.known_by_us(config, source, view), options.created_until_us)
         return queries.window_sql(
-            scan,
-            selected,
-            event=columns.event,
-            created=columns.created,
-            known_by_us=queries.earliest(queries.known_by_us(config, source, view), until_us),
-            **limits,
+            scan, selected, queries.RowFilter(columns.event, columns.created, start_us, end_us, known_by_us=limit_us)
         )
 
     @contextmanager
-    def run() -> Iterator[Any]:
+    def run() -> Iterator[DuckDBPyRelation]:
         with open_duckdb_session(config, ordered=True) as connection:
             if len(requested) == 1:
                 ((view, names),) = requested.items()
-                yield connection.sql(rows_of(connection, view, names, "source_0"))
+                yield connection.sql(window_sql(connection, view, names, "source_0"))
                 return
-            queries = [rows_of(connection, view, [], f"window_{number}") for number, view in enumerate(requested)]
+            windows = [window_sql(connection, view, [], f"window_{number}") for number, view in enumerate(requested)]
             shared = ", ".join(quote_identifier(name) for name in [*keys[0], EVENT_TIMESTAMP])
-            union = " UNION ".join(f"SELECT {shared} FROM ({query})" for query in queries)
+            union = " UNION ".join(f"SELECT {shared} FROM ({window})" for window in windows)
             ordered = f"{union} ORDER BY {quote_identifier(EVENT_TIMESTAMP)}, {shared}"
             spine = spine_from_rows(connection.sql(ordered).to_arrow_table())
             register_spine(connection, spine)
-            yield _join(connection, config, requested, spine.table.schema, until_us=until_us, full=full_names)
+            yield _join(connection, config, requested, spine.table.schema, options)
 
     return run, keys[0]
 
@@ -196,7 +187,7 @@ def plan_pull(
     config: RepoConfig,
     source: DataSource,
     columns: list[str],
-    query: Callable[[Any, Scan, list[tuple[str, str]]], str],
+    query: Callable[[DuckDBPyConnection, Scan, list[tuple[str, str]]], str],
     *,
     add_dummy_key: bool,
 ) -> DeltaRetrievalJob:
@@ -211,7 +202,7 @@ def plan_pull(
     """
 
     @contextmanager
-    def run() -> Iterator[Any]:
+    def run() -> Iterator[DuckDBPyRelation]:
         with open_duckdb_session(config, ordered=True) as connection:
             scan = queries.open_source(connection, config, source, "source_0", columns)
             sql = query(connection, scan, [(column, column) for column in columns])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import pandas as pd
+    from duckdb import DuckDBPyRelation
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.saved_dataset import SavedDatasetStorage
 
@@ -44,7 +45,7 @@ class DeltaRetrievalJob(RetrievalJob):
 
     def __init__(
         self,
-        run: Callable[[], AbstractContextManager[Any]],
+        run: Callable[[], AbstractContextManager[DuckDBPyRelation]],
         *,
         full_feature_names: bool = False,
         metadata: RetrievalMetadata | None = None,

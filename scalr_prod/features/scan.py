@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from deltalake import DeltaTable
+    from duckdb import DuckDBPyConnection
 
 __all__ = ["Scan", "open_delta_table", "resolve_path", "scan_delta", "scan_parquet"]
 
@@ -78,7 +79,7 @@ def open_delta_table(path: str, storage_options: dict[str, str], version: int | 
 
 
 def scan_delta(
-    connection: Any,
+    connection: DuckDBPyConnection,
     table: DeltaTable,
     alias: str,
     columns: Sequence[str] | None = None,
@@ -106,7 +107,7 @@ def scan_delta(
     return replace(_copy(connection, files_dataset(table, file_names), alias, columns), table=table)
 
 
-def scan_parquet(connection: Any, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
+def scan_parquet(connection: DuckDBPyConnection, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
     """Make a Parquet file or folder selectable in DuckDB; URLs are read through pyarrow.
 
     Raises:
@@ -140,7 +141,7 @@ def _file_row_id() -> str:
     return f"((file_index::BIGINT << {_POSITION_BITS}) + file_row_number)"
 
 
-def _copy(connection: Any, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
+def _copy(connection: DuckDBPyConnection, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
     """Copy the columns into a temporary DuckDB table, which can spill and has row ids."""
     names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
     connection.register(f"{alias}_dataset", dataset)

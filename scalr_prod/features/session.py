@@ -7,18 +7,22 @@ import getpass
 import tempfile
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scalr_prod.workspace import configure_connection, duckdb_session, is_home, temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from duckdb import DuckDBPyConnection
+
 __all__ = ["open_cursor", "open_session"]
 
 
 @contextmanager
-def open_session(*, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False) -> Iterator[Any]:
+def open_session(
+    *, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False
+) -> Iterator[DuckDBPyConnection]:
     """Open an in-memory DuckDB connection in UTC.
 
     Args:
@@ -38,7 +42,7 @@ def open_session(*, memory_mb: int, threads: int | None, spill: str | None, orde
 
 
 @contextmanager
-def open_cursor(parent: Any) -> Iterator[Any]:
+def open_cursor(parent: DuckDBPyConnection) -> Iterator[DuckDBPyConnection]:
     """Open a second connection to an open database; its temporary objects are dropped when it is closed.
 
     It reuses what DuckDB has already loaded, such as time zones and Parquet footers.

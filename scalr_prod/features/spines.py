@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pandas as pd
+    from duckdb import DuckDBPyConnection
 
 __all__ = ["EVENT_TIMESTAMP", "EntitySpine", "key_sql", "register_spine", "spine_from_rows"]
 
@@ -75,7 +76,7 @@ def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
     return EntitySpine(table, time, _utc(bounds["min"]), _utc(bounds["max"]))
 
 
-def register_spine(connection: Any, spine: EntitySpine) -> None:
+def register_spine(connection: DuckDBPyConnection, spine: EntitySpine) -> None:
     """Register the spine as `SPINE_TABLE`, with row numbers and times in µs."""
     numbers = pa.array(np.arange(spine.table.num_rows, dtype=np.int64))
     rows = spine.table.append_column(SPINE_ROW, numbers).append_column(SPINE_TIME, _micros(spine.table[spine.time_column]))

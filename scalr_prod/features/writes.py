@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltalake import DeltaTable
+    from duckdb import DuckDBPyConnection
 
 
 __all__ = ["append_new_rows"]
@@ -42,7 +43,7 @@ class WriteAccess(Protocol):
     writable: list[str]
 
 
-def append_new_rows(connection: Any, path: str, options: WriteAccess, rows: pa.Table, *, event: str) -> int:
+def append_new_rows(connection: DuckDBPyConnection, path: str, options: WriteAccess, rows: pa.Table, *, event: str) -> int:
     """Append the rows that the table does not have yet; rows are equal if all columns are.
 
     Args:
@@ -154,7 +155,7 @@ def _cast_to_table(rows: pa.Table, delta: DeltaTable, path: str) -> pa.Table:
         ) from error
 
 
-def _missing(connection: Any, delta: DeltaTable, rows: pa.Table, event: str, alias: str) -> pa.Table:
+def _missing(connection: DuckDBPyConnection, delta: DeltaTable, rows: pa.Table, event: str, alias: str) -> pa.Table:
     scan = scan_delta(connection, delta, alias, rows.column_names)
     connection.register(f"{alias}_rows", rows)
     names = ", ".join(quote_identifier(name) for name in rows.column_names)

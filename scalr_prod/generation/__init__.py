@@ -10,7 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.generation.cluster import open_cluster
     from scalr_prod.generation.confidence import confidence_weight
-    from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, iter_requests, read_contexts, sort_for_scoring
+    from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
     from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
@@ -42,6 +42,7 @@ __all__ = [
     "LateWindow",
     "Policy",
     "PolicyStatus",
+    "RequestEncoder",
     "RunPreview",
     "WorkerSession",
     "apply_policy",
@@ -51,7 +52,6 @@ __all__ = [
     "confidence_weight",
     "file_sha256",
     "generate",
-    "iter_requests",
     "keep_counts",
     "late_windows",
     "logs_digest",
@@ -83,6 +83,7 @@ __getattr__ = lazy_exports(
         "LateWindow": "late_events",
         "Policy": "policy",
         "PolicyStatus": "policy",
+        "RequestEncoder": "context_query",
         "RunPreview": "preview",
         "SEGMENTS": "policy",
         "SOURCE_TIMESTAMP": "context_query",
@@ -94,7 +95,6 @@ __getattr__ = lazy_exports(
         "confidence_weight": "confidence",
         "file_sha256": "part_files",
         "generate": "runner",
-        "iter_requests": "context_query",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
         "logs_digest": "policy",

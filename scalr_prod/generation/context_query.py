@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -11,28 +12,29 @@ from scalr_prod.core.hashing import hash_bucket_sql, hash_fold
 from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.generation import encoding
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.translator import ALL_USERS, COLD_USERS
+from scalr_prod.translator import ALL_USERS, COLD_USERS, Contexts
 from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
-    from scalr_prod.translator import Contexts, ItemVocabulary
+    from scalr_prod.translator import ItemVocabulary
 
 __all__ = [
     "CHOSEN_USERS_TABLE",
     "SOURCE_TIMESTAMP",
+    "RequestEncoder",
     "chosen_user_consumption",
     "chosen_user_contexts",
     "chosen_user_events",
     "context_text_sql",
     "create_chosen_users",
-    "iter_requests",
     "read_contexts",
     "sort_for_scoring",
 ]
@@ -51,7 +53,7 @@ _REQUEST_SHARE: Final = 0.5
 
 
 def read_contexts(
-    connection: Any, settings: Settings, spec: RunSpec, bucket: int, buckets: int
+    connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, bucket: int, buckets: int
 ) -> tuple[pa.Table, pa.Table | None]:
     """Return the distinct contexts of some of the run's users, and what these users consumed in the target domain.
 
@@ -75,7 +77,7 @@ def read_contexts(
     return rows, None if consumed is None else consumed.to_arrow_table()
 
 
-def create_chosen_users(connection: Any, settings: Settings, spec: RunSpec, condition: str = "true") -> None:
+def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, condition: str = "true") -> None:
     """Create the table `CHOSEN_USERS_TABLE` of the users whose contexts the run translates.
 
     Its columns are ``user_id``, ``contexts`` and ``events`` (both upper bounds of distinct contexts), ``newcomer``.
@@ -108,7 +110,7 @@ def create_chosen_users(connection: Any, settings: Settings, spec: RunSpec, cond
     )
 
 
-def chosen_user_events(connection: Any, spec: RunSpec, shard_column: str) -> Any:
+def chosen_user_events(connection: DuckDBPyConnection, spec: RunSpec, shard_column: str) -> DuckDBPyRelation:
     """Return the window's source events of the chosen users, unordered, each with a column of their table, as a DuckDB relation.
 
     Args:
@@ -121,7 +123,9 @@ def chosen_user_events(connection: Any, spec: RunSpec, shard_column: str) -> Any
     return connection.sql(query, params=_query_parameters(spec, query))
 
 
-def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: str | None = None) -> Any:
+def chosen_user_contexts(
+    connection: DuckDBPyConnection, spec: RunSpec, *columns: str, events: str | None = None
+) -> DuckDBPyRelation:
     """Return the distinct contexts of the chosen users, as `read_contexts` returns them: a DuckDB relation.
 
     Args:
@@ -140,8 +144,8 @@ def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: 
         if _is_one_context_per_user(spec)
         else (SOURCE_TIMESTAMP, "")
     )
-    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP, "noise_key", "newcomer", *columns))
-    query = f"""SELECT {wanted}
+    selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP, "noise_key", "newcomer", *columns))
+    query = f"""SELECT {selected}
         FROM (SELECT *, md5_number_lower(concat($seed, ':', {context_text_sql(ITEM_ID)})) AS noise_key
             FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
                 FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {source}) {last}))
@@ -149,12 +153,12 @@ def chosen_user_contexts(connection: Any, spec: RunSpec, *columns: str, events: 
     return connection.sql(query, params=_query_parameters(spec, query))
 
 
-def chosen_user_consumption(connection: Any, spec: RunSpec, *columns: str) -> Any:
+def chosen_user_consumption(connection: DuckDBPyConnection, spec: RunSpec, *columns: str) -> DuckDBPyRelation | None:
     """Return what the chosen users consumed, as `read_contexts` does, or None; arguments as in `chosen_user_contexts`."""
     if not spec.settings["generation"]["exclude_consumed"]:
         return None
-    wanted = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
-    query = f"""SELECT {wanted}
+    selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, *columns))
+    query = f"""SELECT {selected}
         FROM (SELECT {USER_ID}, {ITEM_ID}, min({EVENT_TIMESTAMP}) AS {EVENT_TIMESTAMP} FROM {Table.TARGET_EVENTS}
             WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of AND {_IS_CHOSEN_SQL} GROUP BY {USER_ID}, {ITEM_ID})
         JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
@@ -171,7 +175,7 @@ def _query_parameters(spec: RunSpec, query: str) -> dict[str, Any]:
     return {name: value for name, value in known.items() if f"${name}" in query}
 
 
-def _open_events(connection: Any, settings: Settings, spec: RunSpec) -> None:
+def _open_events(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec) -> None:
     """Register the events of both domains as views, at the versions the run was planned on."""
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import create_delta_view
@@ -186,59 +190,83 @@ def sort_for_scoring(rows: pa.Table, spec: RunSpec, folds: int) -> pa.Table:
     return rows.take(np.lexsort((column_to_micros(rows[EVENT_TIMESTAMP]), _context_folds(rows, spec, folds))))
 
 
-def iter_requests(
-    settings: Settings,
-    spec: RunSpec,
-    vocabulary: ItemVocabulary,
-    rows: pa.Table,
-    consumed: encoding.ConsumptionIndex | None,
-    *,
-    folds: int,
-    store: Any = None,
-    connection: Any = None,
-) -> Iterator[Contexts]:
-    """Yield the scorer's input for rows of `read_contexts` in batches, with histories as of each event from Feast.
+@dataclass(frozen=True)
+class RequestEncoder:
+    """Encodes contexts of a run as the scorer's input.
 
-    Items erased since the translator was trained are excluded. ``store`` and ``within`` are an open feature store and DuckDB
-    connection, see `join_point_in_time`.
+    Attributes:
+        settings: The project's settings.
+        spec: The run.
+        vocabulary: The translator's vocabulary.
+        folds: Number of folds of the translator.
+        feature_store: The project's feature store, if it is already open.
+        connection: A DuckDB connection whose database runs the point-in-time join; None: a new one.
     """
-    from scalr_prod.features import join_point_in_time
 
-    joined = join_point_in_time(
-        settings,
-        rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
-        ["source_user_history:item_ids", "source_user_history:event_timestamps"],
-        known_by=spec.as_of,
-        versions=spec.table_versions,
-        store=store,
-        connection=connection,
-    )
-    ends = column_to_micros(rows[SOURCE_TIMESTAMP])
-    return encoding.iter_context_batches(
-        encoding.encode_histories(joined, vocabulary, spec.settings["histories"]["length"], source_times=ends),
-        ends=ends,
-        times=column_to_micros(rows[EVENT_TIMESTAMP]),
-        folds=_context_folds(rows, spec, folds),
-        noise_keys=rows["noise_key"].to_numpy().view(np.int64),
-        consumed=consumed,
-        users=rows[USER_ID].combine_chunks(),
-        always_excluded=_erased_item_indices(settings, vocabulary),
-        batch_size=settings.generation.batch_size,
-        max_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
-    )
+    settings: Settings
+    spec: RunSpec
+    vocabulary: ItemVocabulary
+    folds: int
+    feature_store: Any = None  # a feast.FeatureStore: only the features room imports Feast
+    connection: DuckDBPyConnection | None = None
+
+    def iter_requests(self, rows: pa.Table, consumed: encoding.ConsumptionIndex | None) -> Iterator[Contexts]:
+        """Yield rows of `read_contexts` in batches, with histories as of each event from Feast.
+
+        Items erased since the translator was trained are excluded, and so are those that a user had consumed.
+
+        Args:
+            rows: B contexts.
+            consumed: What the users consumed; None: consumed items may be proposed.
+        """
+        settings = self.settings
+        history_end, event_time = column_to_micros(rows[SOURCE_TIMESTAMP]), column_to_micros(rows[EVENT_TIMESTAMP])
+        items, ages = encoding.encode_histories(
+            self._read_histories(rows), self.vocabulary, self.spec.settings["histories"]["length"], source_times=history_end
+        )
+        contexts = Contexts(
+            history_items=items,
+            history_ages=ages,
+            history_end=history_end,
+            event_time=event_time,
+            fold=_context_folds(rows, self.spec, self.folds),
+            noise_key=rows["noise_key"].to_numpy().view(np.int64),
+            exclude=np.empty((len(rows), 0), np.int32)
+            if consumed is None
+            else consumed.items_before(rows[USER_ID].combine_chunks(), event_time),
+        )
+        return encoding.iter_context_batches(
+            contexts,
+            always_excluded=_erased_item_indices(settings, self.vocabulary),
+            batch_size=settings.generation.batch_size,
+            max_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
+        )
+
+    def _read_histories(self, rows: pa.Table) -> pa.Table:
+        from scalr_prod.features import join_point_in_time
+
+        return join_point_in_time(
+            self.settings,
+            rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
+            ["source_user_history:item_ids", "source_user_history:event_timestamps"],
+            known_by=self.spec.as_of,
+            versions=self.spec.table_versions,
+            store=self.feature_store,
+            connection=self.connection,
+        )
 
 
 def _erased_item_indices(settings: Settings, vocabulary: ItemVocabulary) -> NDArray[np.int32]:
     """Return the target indices of erased items: int32 [F]."""
     from scalr_prod.workspace import SuppressionList
 
-    stones = SuppressionList.open(settings)
-    held = stones.suppressed_ids(vocabulary.all_target_ids.to_pylist(), "item") if stones.items else []
-    return vocabulary.target_index(held) if held else np.empty(0, np.int32)
+    suppressed = SuppressionList.open(settings)
+    erased = suppressed.suppressed_ids(vocabulary.all_target_ids.to_pylist(), "item") if suppressed.items else []
+    return vocabulary.target_index(erased) if erased else np.empty(0, np.int32)
 
 
 def _context_folds(rows: pa.Table, spec: RunSpec, folds: int) -> NDArray[np.int32]:
-    """Return the parameter set of each row: int32 [B]. A user whom nothing was learned from has no fold to leave out."""
+    """Return the parameter set of each row: int32 [B]. New users were in no fold of the training data."""
     own = ALL_USERS if spec.mode == "causal" else hash_fold(rows[USER_ID].combine_chunks(), folds)
     return np.where(rows["newcomer"].to_numpy(), COLD_USERS, own).astype(np.int32)
 

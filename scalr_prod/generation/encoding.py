@@ -6,14 +6,14 @@ All steps work on whole columns; there is no Python loop over rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
-from scalr_prod.translator import PADDING, ConsumedItems, Contexts
+from scalr_prod.translator import PADDING, ConsumedItems
 from scalr_prod.workspace import not_held_out_sql
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-    from scalr_prod.translator import ItemVocabulary
+    from scalr_prod.translator import Contexts, ItemVocabulary
 
 __all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "ConsumptionIndex", "count_contexts", "encode_histories", "iter_context_batches"]
 
@@ -35,7 +36,7 @@ _DAY_US: Final = 86_400_000_000
 
 
 def count_contexts(
-    connection: Any, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
+    connection: DuckDBPyConnection, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
 ) -> tuple[int, int]:
     """Return how many contexts a run translates, and of how many users.
 
@@ -52,7 +53,7 @@ def count_contexts(
            WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
            AND {not_held_out_sql(settings, "user_id")})""",
         {"start": start, "end": end, "as_of": as_of},
-    ).fetchone()
+    ).fetchall()[0]
     return int(row[0]), int(row[1])
 
 
@@ -135,61 +136,36 @@ class ConsumptionIndex:
         width = len(distinct) + 1
         owner = np.repeat(np.arange(len(self.users)), np.diff(self.starts))
         keys = owner * width + np.searchsorted(distinct, self.times)
-        places = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
+        positions = np.searchsorted(keys, code * width + np.searchsorted(distinct, times, side="left"), side="left")
         begins = self.starts[np.maximum(code, 0)]
-        return ConsumedItems(self.items, begins, np.where(known, places - begins, 0))
+        return ConsumedItems(self.items, begins, np.where(known, positions - begins, 0))
 
 
 def iter_context_batches(
-    histories: tuple[NDArray[np.int32], NDArray[np.float32]],
-    *,
-    ends: NDArray[np.int64],
-    times: NDArray[np.int64],
-    folds: NDArray[np.int32],
-    noise_keys: NDArray[np.int64],
-    consumed: ConsumptionIndex | None,
-    users: pa.Array,
-    always_excluded: NDArray[np.int32],
-    batch_size: int,
-    max_bytes: int,
+    contexts: Contexts, *, always_excluded: NDArray[np.int32], batch_size: int, max_bytes: int
 ) -> Iterator[Contexts]:
-    """Yield contexts in order, ``size`` at a time, or fewer where long exclusion lists would make a request too large.
+    """Yield contexts in order, ``batch_size`` at a time, or fewer where long exclusion lists would make a request too large.
 
     Args:
-        histories: Indices and ages, [B, L] each.
-        ends: Times of the translated events [B], microseconds.
-        times: Times to predict for [B], microseconds.
-        folds: Parameter sets [B], see `Contexts.fold`.
-        noise_keys: [B].
-        consumed: Items to exclude; None excludes nothing.
-        users: [B].
+        contexts: B contexts, each with the items to exclude for it.
         always_excluded: int32 [F]. Target indices to exclude for all contexts.
         batch_size: Maximum number of contexts in a batch.
         max_bytes: Upper limit of a batch's arrays in bytes.
     """
-    indices, ages = histories
-    rows = len(times)
-    none = np.zeros(rows, np.int64)
-    consumed_items = consumed.items_before(users, times) if consumed else ConsumedItems(np.empty(0, np.int32), none, none)
-    fixed = 8 * indices.shape[1] + 28 + 4 * len(always_excluded)
+    fixed_bytes = 8 * contexts.history_items.shape[1] + 28 + 4 * len(always_excluded)
     start = 0
-    while start < rows:
-        stop = min(start + batch_size, rows)
-        while stop - start > 1 and (stop - start) * (fixed + 4 * int(consumed_items.count[start:stop].max())) > max_bytes:
-            stop = start + (stop - start) // 2
-        batch = np.s_[start:stop]
-        yield Contexts(
-            history_items=indices[batch],
-            history_ages=ages[batch],
-            history_end=ends[batch],
-            event_time=times[batch],
-            fold=folds[batch],
-            noise_key=noise_keys[batch],
-            exclude=np.hstack(
-                [consumed_items[batch].to_matrix(), np.broadcast_to(always_excluded, (stop - start, len(always_excluded)))]
-            ),
-        )
-        start = stop
+    while start < len(contexts):
+        batch = contexts.slice(start, start + batch_size)
+        while len(batch) > 1 and len(batch) * (fixed_bytes + 4 * _exclude_width(batch)) > max_bytes:
+            batch = batch.slice(0, len(batch) // 2)
+        always = np.broadcast_to(always_excluded, (len(batch), len(always_excluded)))
+        yield replace(batch, exclude=np.hstack([batch.exclude_matrix(), always]))
+        start += len(batch)
+
+
+def _exclude_width(contexts: Contexts) -> int:
+    exclude = contexts.exclude
+    return int(exclude.count.max(initial=0)) if isinstance(exclude, ConsumedItems) else exclude.shape[1]
 
 
 def _combine_chunks(column: pa.ChunkedArray | pa.Array) -> pa.Array:

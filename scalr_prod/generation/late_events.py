@@ -62,7 +62,7 @@ class LateReport:
     Attributes:
         windows: Windows within the look-back that have late events, earliest first.
         too_late: Source events that arrived since the previous run and lie before the look-back: they stay untranslated.
-        corrected: Outcome of windows whose events were replaced; see `scalr_prod.pipeline.staleness`.
+        corrected: Outcome of windows whose events were replaced; see `scalr_prod.pipeline.stale_outputs`.
     """
 
     windows: list[LateWindow] = field(default_factory=list)

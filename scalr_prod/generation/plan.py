@@ -14,6 +14,8 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.workspace import Holdout, ensure_retrained_in_time
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
     from scalr_prod.config import GenerationSettings, Settings
     from scalr_prod.translator import TranslatorVersion
 
@@ -95,7 +97,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     )
 
 
-def resolve_window(settings: Settings, connection: Any) -> RunWindow:
+def resolve_window(settings: Settings, connection: DuckDBPyConnection) -> RunWindow:
     """Return the window of the settings with every default resolved; see `plan_run` for the defaults.
 
     Args:
@@ -143,14 +145,14 @@ def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
     }
 
 
-def _known_events(connection: Any, start: datetime | None, end: datetime, as_of: datetime) -> _KnownEvents:
+def _known_events(connection: DuckDBPyConnection, start: datetime | None, end: datetime, as_of: datetime) -> _KnownEvents:
     row = connection.execute(
         f"""SELECT epoch_us(min({EVENT_TIMESTAMP}) FILTER (known)), epoch_us(max({EVENT_TIMESTAMP}) FILTER (known)),
                    count(*) FILTER (known AND {EVENT_TIMESTAMP} < $end AND ($start IS NULL OR {EVENT_TIMESTAMP} >= $start)),
                    epoch_us(min({EVENT_TIMESTAMP}))
             FROM (SELECT {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP} <= $as_of AS known FROM events)""",
         {"start": start, "end": end, "as_of": as_of},
-    ).fetchone()
+    ).fetchall()[0]
     return _KnownEvents(_to_datetime(row[0]), _to_datetime(row[1]), int(row[2]), _to_datetime(row[3]))
 
 

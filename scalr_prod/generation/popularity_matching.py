@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
@@ -175,7 +176,7 @@ def align_parts(
         rows = {"files": [escape_glob(part_path(candidates, number)) for number in range(partitions)]}
         users, items = connection.execute(
             "SELECT count(DISTINCT user_id), count(DISTINCT item_id) FROM read_parquet($files)", rows
-        ).fetchone()
+        ).fetchall()[0]
         sources = connection.execute(
             "SELECT source_domain, count(*) FROM read_parquet($files) GROUP BY source_domain ORDER BY source_domain", rows
         ).fetchall()
@@ -191,7 +192,7 @@ def align_parts(
     )
 
 
-def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
+def _register_buckets(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
     """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
@@ -210,7 +211,7 @@ def _register_buckets(connection: Any, settings: Settings, spec: RunSpec, bucket
     return bucket_shares(counts, bucket, buckets)
 
 
-def _count_by_bucket(connection: Any, staged: list[Path], buckets: int) -> NDArray[np.int64]:
+def _count_by_bucket(connection: DuckDBPyConnection, staged: list[Path], buckets: int) -> NDArray[np.int64]:
     """Return int64 [buckets, cells]: staged rows by bucket and by hash cell of their id."""
     found = np.zeros((buckets, _HASH_CELLS), dtype=np.int64)
     for path in staged:
@@ -223,7 +224,7 @@ def _count_by_bucket(connection: Any, staged: list[Path], buckets: int) -> NDArr
     return found
 
 
-def _register_limits(connection: Any, limits: list[int]) -> None:
+def _register_limits(connection: DuckDBPyConnection, limits: list[int]) -> None:
     import pyarrow as pa
 
     connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
@@ -238,7 +239,9 @@ def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any
     return write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
 
 
-def _write_kept_rows(connection: Any, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _write_kept_rows(
+    connection: DuckDBPyConnection, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
     import pyarrow as pa
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
@@ -136,12 +137,13 @@ def _count_written_contexts(settings: Settings, spec: RunSpec, partitions: int) 
     return rows
 
 
-def _assign_shards(connection: Any, partitions: int) -> list[list[int]]:
+def _assign_shards(connection: DuckDBPyConnection, partitions: int) -> list[list[int]]:
     """Assign each chosen user to one of about equally large shards, and return the shard numbers of each task.
 
     A user is never split: after one with very many contexts, shard numbers are skipped.
     """
-    (contexts,) = connection.execute(f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN_USERS_TABLE}").fetchone()
+    query = f"SELECT coalesce(sum(contexts), 0)::BIGINT FROM {CHOSEN_USERS_TABLE}"
+    ((contexts,),) = connection.execute(query).fetchall()
     each = max(1, -(-contexts // (partitions * _SHARD_CONTEXTS)))
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE {CHOSEN_USERS_TABLE} AS SELECT {USER_ID}, newcomer,
@@ -158,7 +160,7 @@ def _assign_shards(connection: Any, partitions: int) -> list[list[int]]:
     return shards_by_task
 
 
-def _iter_context_readers(connection: Any, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
+def _iter_context_readers(connection: DuckDBPyConnection, spec: RunSpec, folder: Path) -> Iterator[pa.RecordBatchReader]:
     """Yield all contexts, shard by shard, sorting at most a few shards at a time so that they fit in memory."""
     edges, pending = [], 0
     counted = f"SELECT {_SHARD_COLUMN}, sum(events)::BIGINT FROM {CHOSEN_USERS_TABLE} GROUP BY ALL ORDER BY ALL"

@@ -18,7 +18,7 @@ import numpy as np
 from scalr_prod.core.memory import peak_memory_mb
 from scalr_prod.generation import encoding
 from scalr_prod.generation.confidence import confidence_weight
-from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, context_text_sql, iter_requests, sort_for_scoring
+from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, context_text_sql, sort_for_scoring
 from scalr_prod.generation.part_files import open_part_writer, part_identity, part_path, read_manifest, write_manifest
 from scalr_prod.generation.shards import read_shards
 from scalr_prod.ledger import run_folder
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
@@ -113,31 +114,36 @@ def generate_part(
     from scalr_prod.workspace import open_duckdb, staging_folder
 
     started = time.perf_counter()
-    tools = open_session(settings, spec, server_index=partition)
-    tools.latencies.drain()  # discard counts of opening and of a failed task
-    tally = _PartCounts()
+    session = open_session(settings, spec, server_index=partition)
+    session.latencies.drain()  # discard counts of opening and of a failed task
+    counts = _PartCounts()
     path = part_path(parts_folder(settings, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
         connection.execute("SET threads = 1")  # one core per task: the other cores run other tasks
-        with open_part_writer(path, tools.schema) as write:
-            for rows, real in read_shards(settings, spec, partition, partitions):
-                consumed = None if real is None else encoding.ConsumptionIndex.from_rows(real, tools.vocabulary)
-                part = sort_for_scoring(rows, spec, tools.folds)
-                if not tally.left_out and not tally.contexts:
-                    tally.left_out = _measure_shortlist_loss(settings, connection, spec, tools, part, consumed)
-                    tools.latencies.drain()  # discard the counts of the measurement
-                drawn, table = sample_events(settings, connection, spec, tools, part, consumed, on_translated=on_translated)
-                tally.add(part, drawn, table)
-                tally.count_sources(connection, part, tools.source_names)
+        with open_part_writer(path, session.schema) as write:
+            for rows, consumed_rows in read_shards(settings, spec, partition, partitions):
+                consumed = (
+                    None if consumed_rows is None else encoding.ConsumptionIndex.from_rows(consumed_rows, session.vocabulary)
+                )
+                contexts = sort_for_scoring(rows, spec, session.folds)
+                if not counts.left_out and not counts.contexts:
+                    encoder = session.encoder(settings, spec, connection)
+                    counts.left_out = _measure_shortlist_loss(session, encoder, contexts, consumed)
+                    session.latencies.drain()  # discard the counts of the measurement
+                samples, table = sample_events(
+                    settings, connection, spec, session, contexts, consumed, on_translated=on_translated
+                )
+                counts.add(contexts, samples, table)
+                counts.count_sources(connection, contexts, session.source_names)
                 write(table)
-    facts = part_identity(spec, partition, partitions) | tally.to_manifest() | {"scoring": tools.latencies.drain()}
-    logger.debug("%d contexts, %d events in %.1f s", tally.contexts, tally.rows, time.perf_counter() - started)
+    facts = part_identity(spec, partition, partitions) | counts.to_manifest() | {"scoring": session.latencies.drain()}
+    logger.debug("%d contexts, %d events in %.1f s", counts.contexts, counts.rows, time.perf_counter() - started)
     return write_manifest(path, facts | {"seconds": round(time.perf_counter() - started, 3), "memory_mb": peak_memory_mb()})
 
 
 def sample_events(
     settings: Settings,
-    connection: Any,
+    connection: DuckDBPyConnection,
     spec: RunSpec,
     session: WorkerSession,
     rows: pa.Table,
@@ -151,11 +157,11 @@ def sample_events(
         ScalrError: Raised by the feature store or the scorer.
     """
     answers = []
-    for answer in _sample_stream(settings, connection, spec, session, rows, consumed):
+    for answer in _sample_stream(session, session.encoder(settings, spec, connection), rows, consumed):
         answers.append(answer)
         on_translated(len(answer))
-    drawn = Samples.concat(answers)
-    return drawn, _to_event_rows(connection, spec, session, rows, drawn)
+    samples = Samples.concat(answers)
+    return samples, _to_event_rows(connection, spec, session, rows, samples)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,11 @@ class WorkerSession:
     schema: pa.Schema
     source_names: tuple[str, ...]
     latencies: LatencyHistogram
-    feature_store: Any
+    feature_store: Any  # a feast.FeatureStore: only the features room imports Feast
+
+    def encoder(self, settings: Settings, spec: RunSpec, connection: DuckDBPyConnection) -> RequestEncoder:
+        """Return an encoder of the run's contexts that uses this session's feature store."""
+        return RequestEncoder(settings, spec, self.vocabulary, self.folds, self.feature_store, connection)
 
 
 _thread_session = threading.local()
@@ -189,29 +199,24 @@ def open_session(settings: Settings, spec: RunSpec, *, server_index: int = 0) ->
         scorer = open_scorer(
             settings, spec.translator_version, has_watchdog=True, latencies=latencies, server_index=server_index
         )
-        _thread_session.tools = WorkerSession(
+        _thread_session.session = WorkerSession(
             scorer, version.vocabulary(), version.folds, schema, settings.domains.source_names, latencies, store
         )
         _thread_session.key = key
-    tools: WorkerSession = _thread_session.tools
-    return tools
+    session: WorkerSession = _thread_session.session
+    return session
 
 
 def close_session() -> None:
     """Close the resources of this thread."""
     if getattr(_thread_session, "key", None) is not None:
         _thread_session.key = None
-        _thread_session.tools.scorer.close()
-        del _thread_session.tools
+        _thread_session.session.scorer.close()
+        del _thread_session.session
 
 
 def _measure_shortlist_loss(
-    settings: Settings,
-    connection: Any,
-    spec: RunSpec,
-    tools: WorkerSession,
-    rows: pa.Table,
-    consumed: encoding.ConsumptionIndex | None,
+    session: WorkerSession, encoder: RequestEncoder, rows: pa.Table, consumed: encoding.ConsumptionIndex | None
 ) -> dict[str, int]:
     """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
@@ -219,16 +224,14 @@ def _measure_shortlist_loss(
     """
     import pyarrow as pa
 
-    options: Mapping[str, Any] = spec.settings["generation"]
+    options: Mapping[str, Any] = encoder.spec.settings["generation"]
     if options.get("shortlist") is None or not len(rows):
         return {}
     sample = rows.take(pa.array(np.unique(np.linspace(0, len(rows) - 1, _SHORTLIST_CHECK_CONTEXTS).round().astype(np.int64))))
     counts, number = {"contexts": 0, "others": 0}, options["events_per_source_event"]
-    for contexts in iter_requests(
-        settings, spec, tools.vocabulary, sample, consumed, folds=tools.folds, store=tools.feature_store, connection=connection
-    ):
+    for contexts in encoder.iter_requests(sample, consumed):
         full_draw, shortlist_draw = (
-            tools.scorer.sample(contexts, number, temperature=options["temperature"], shortlist=shortlist).items[:, 0]
+            session.scorer.sample(contexts, number, temperature=options["temperature"], shortlist=shortlist).items[:, 0]
             for shortlist in (None, options["shortlist"])
         )
         counts["contexts"] += int((full_draw >= 0).sum())
@@ -237,26 +240,12 @@ def _measure_shortlist_loss(
 
 
 def _sample_stream(
-    settings: Settings,
-    connection: Any,
-    spec: RunSpec,
-    tools: WorkerSession,
-    rows: pa.Table,
-    consumed: encoding.ConsumptionIndex | None,
+    session: WorkerSession, encoder: RequestEncoder, rows: pa.Table, consumed: encoding.ConsumptionIndex | None
 ) -> Iterator[Samples]:
     """Yield the draws for each context, in order, with several requests in flight."""
-    options: Mapping[str, Any] = spec.settings["generation"]
-    return tools.scorer.sample_stream(
-        iter_requests(
-            settings,
-            spec,
-            tools.vocabulary,
-            rows,
-            consumed,
-            folds=tools.folds,
-            store=tools.feature_store,
-            connection=connection,
-        ),
+    options: Mapping[str, Any] = encoder.spec.settings["generation"]
+    return session.scorer.sample_stream(
+        encoder.iter_requests(rows, consumed),
         options["events_per_source_event"],
         temperature=options["temperature"],
         min_lift=options["min_lift"],
@@ -264,20 +253,22 @@ def _sample_stream(
     )
 
 
-def _to_event_rows(connection: Any, spec: RunSpec, tools: WorkerSession, rows: pa.Table, drawn: Samples) -> pa.Table:
+def _to_event_rows(
+    connection: DuckDBPyConnection, spec: RunSpec, session: WorkerSession, rows: pa.Table, samples: Samples
+) -> pa.Table:
     """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
-    row, rank = np.nonzero(drawn.items >= 0)
-    probability = drawn.probabilities[row, rank].astype(np.float64)
-    prior = drawn.prior[row, rank].astype(np.float64)
+    row, rank = np.nonzero(samples.items >= 0)
+    probability = samples.probabilities[row, rank].astype(np.float64)
+    prior = samples.prior[row, rank].astype(np.float64)
     context_rows = rows.take(pa.array(row))
     connection.register(
         "drawn",
         pa.table(
             {
                 USER_ID: context_rows[USER_ID],
-                ITEM_ID: tools.vocabulary.target_ids(drawn.items[row, rank]),
+                ITEM_ID: session.vocabulary.target_ids(samples.items[row, rank]),
                 EVENT_TIMESTAMP: context_rows[EVENT_TIMESTAMP],
                 SOURCE_TIMESTAMP: context_rows[SOURCE_TIMESTAMP],
                 "probability": probability.astype(np.float32),
@@ -288,10 +279,10 @@ def _to_event_rows(connection: Any, spec: RunSpec, tools: WorkerSession, rows: p
     )
     # Scorers agree to about 1e-7, compiled and plain code to 4e-6: probabilities are compared to a thousandth, so that rounding hardly ever
     # changes which draw is kept.
-    source_item = source_item_id_sql("source_key", tools.source_names, id_type_of(tools.schema, "source_item_id"))
+    source_item = source_item_id_sql("source_key", session.source_names, id_type_of(session.schema, "source_item_id"))
     table = connection.sql(
         f"""SELECT event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight,
-                   {source_domain_sql("source_key", tools.source_names)} AS source_domain, {source_item} AS source_item_id,
+                   {source_domain_sql("source_key", session.source_names)} AS source_domain, {source_item} AS source_item_id,
                    {SOURCE_TIMESTAMP}, CAST($version AS BIGINT) AS translator_version,
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
             FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text_sql("source_key")}, ':', {ITEM_ID})) AS event_id
@@ -308,7 +299,7 @@ def _to_event_rows(connection: Any, spec: RunSpec, tools: WorkerSession, rows: p
         },
     ).to_arrow_table()
     connection.unregister("drawn")
-    return table.cast(tools.schema)
+    return table.cast(session.schema)
 
 
 @dataclass
@@ -323,25 +314,25 @@ class _PartCounts:
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def add(self, part: pa.Table, drawn: Samples, table: pa.Table) -> None:
+    def add(self, contexts: pa.Table, samples: Samples, table: pa.Table) -> None:
         """Add one shard."""
         import pyarrow.compute as pc
 
-        absent = drawn.items < 0
-        below = int((absent & (drawn.probabilities > 0)).sum())
-        self.contexts += len(part)
-        self.drawn += drawn.items.size
+        absent = samples.items < 0
+        below = int((absent & (samples.probabilities > 0)).sum())
+        self.contexts += len(contexts)
+        self.drawn += samples.items.size
         self.rows += len(table)
         self.users += pc.count_distinct(table[USER_ID]).as_py()
         self.dropped["below_lift"] += below
         self.dropped["none_eligible"] += int(absent.sum()) - below
-        self.dropped["duplicate"] += drawn.items.size - int(absent.sum()) - len(table)
+        self.dropped["duplicate"] += samples.items.size - int(absent.sum()) - len(table)
 
-    def count_sources(self, connection: Any, part: pa.Table, names: tuple[str, ...]) -> None:
+    def count_sources(self, connection: DuckDBPyConnection, contexts: pa.Table, names: tuple[str, ...]) -> None:
         """Add one shard's contexts by source domain."""
-        connection.register("part", part)
-        rows = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM part GROUP BY ALL").fetchall()
-        connection.unregister("part")
+        connection.register("contexts", contexts)
+        rows = connection.sql(f"SELECT {source_domain_sql(ITEM_ID, names)}, count(*) FROM contexts GROUP BY ALL").fetchall()
+        connection.unregister("contexts")
         for name, count in rows:
             self.sources[name] = self.sources.get(name, 0) + count
 

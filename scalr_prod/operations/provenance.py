@@ -11,7 +11,14 @@ import numpy as np
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EventNotFound, TranslatorError
-from scalr_prod.generation import HISTORY_ITEMS, HISTORY_TIMES, SOURCE_TIMESTAMP, ConsumptionIndex, iter_requests, read_contexts
+from scalr_prod.generation import (
+    HISTORY_ITEMS,
+    HISTORY_TIMES,
+    SOURCE_TIMESTAMP,
+    ConsumptionIndex,
+    RequestEncoder,
+    read_contexts,
+)
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
@@ -153,7 +160,7 @@ def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _Titl
     position = 0
     # One context per batch: rounding depends on the batch, and an event must have the same explanation in every call.
     unbatched = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
-    for contexts in iter_requests(unbatched, spec, vocabulary, rows, consumed, folds=version.folds):
+    for contexts in RequestEncoder(unbatched, spec, vocabulary, version.folds).iter_requests(rows, consumed):
         batch = events.slice(position, len(contexts))
         items = vocabulary.target_index(batch[ITEM_ID].combine_chunks())
         drawn = module.sample(contexts, count, min_lift=generation["min_lift"], **options)

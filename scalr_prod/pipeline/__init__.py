@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from scalr_prod.pipeline.graph import GRAPH
     from scalr_prod.pipeline.hooks import StageHook, StageScope, run_hooks, stage_hooks
     from scalr_prod.pipeline.preview import DryRun, dry_run
-    from scalr_prod.pipeline.runner import execute_stages, resume_run, single_stage, stage_context, stage_states, stages_to
+    from scalr_prod.pipeline.runner import (
+        execute_single,
+        execute_stages,
+        resume_run,
+        single_stage,
+        stage_context,
+        stage_states,
+        stages_to,
+    )
     from scalr_prod.pipeline.stage_outcomes import has_failed_last, read_stage_outcomes, record_stage_outcome
     from scalr_prod.pipeline.timings import read_timings
 
@@ -39,6 +47,7 @@ __all__ = [
     "StageScope",
     "StageState",
     "dry_run",
+    "execute_single",
     "execute_stages",
     "has_failed_last",
     "read_stage_outcomes",
@@ -67,6 +76,7 @@ __getattr__ = lazy_exports(
         "StageScope": "hooks",
         "StageState": "context",
         "dry_run": "preview",
+        "execute_single": "runner",
         "execute_stages": "runner",
         "has_failed_last": "stage_outcomes",
         "read_stage_outcomes": "stage_outcomes",

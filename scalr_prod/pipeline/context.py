@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ScalrError
@@ -28,6 +28,9 @@ class StageReport(Protocol):
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
+
+
+Report = TypeVar("Report", bound=StageReport)
 
 
 def _not_in_a_pipeline(_: PipelineContext) -> PipelineContext:
@@ -91,6 +94,21 @@ class PipelineContext:
         """Return ``seconds`` and ``memory_mb`` of every stage so far."""
         return {name: {"seconds": seconds, "memory_mb": self.memory_mb.get(name)} for name, seconds in self.seconds.items()}
 
+    def require_report(self, stage: str, kind: type[Report]) -> Report:
+        """Return the report of a stage that was executed.
+
+        Args:
+            stage: The stage's name.
+            kind: The report's class.
+
+        Raises:
+            TypeError: The stage returned another report.
+        """
+        report = self.reports[stage]
+        if not isinstance(report, kind):
+            raise TypeError(f"the stage {stage} returned {type(report).__name__}, not {kind.__name__}")
+        return report
+
     def require_spec(self) -> RunSpec:
         """Return the run's specification.
 
@@ -98,7 +116,7 @@ class PipelineContext:
             ScalrError: No run is planned yet.
         """
         if self.spec is None:
-            raise ScalrError("no run is planned", where="job", next_step="execute the stage plan first")
+            raise ScalrError("no run is planned", where="pipeline", next_step="execute the stage plan first")
         return self.spec
 
 

@@ -16,48 +16,58 @@ from scalr_prod.errors import EvaluationError, ScalrError
 from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
-from scalr_prod.pipeline.staleness import stale_stages
+from scalr_prod.pipeline.row_counts import row_counts
+from scalr_prod.pipeline.stale_outputs import stale_stages
 from scalr_prod.pipeline.timings import record_timings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from scalr_prod.config import Settings
-    from scalr_prod.pipeline.context import Stage
+    from scalr_prod.pipeline.context import Report, Stage, StageReport
 
-__all__ = ["execute_stages", "required_stages", "resume_run", "single_stage", "stage_context", "stage_states", "stages_to"]
+__all__ = [
+    "execute_single",
+    "execute_stages",
+    "required_stages",
+    "resume_run",
+    "single_stage",
+    "stage_context",
+    "stage_states",
+    "stages_to",
+]
 
 logger = logging.getLogger(__name__)
 
 
 def stages_to(first: str | None = None, last: str = "dataset", *, exclude: Collection[str] = ()) -> tuple[Stage, ...]:
-    """The stages that lead to one of them, in their order.
+    """Return the stages that lead to a stage, in order.
 
     Args:
-        first: Begin with this stage, and take only what comes after it; None: from the beginning.
+        first: Start with this stage, and include only stages that depend on it; None: from the beginning.
         last: The stage to reach.
-        exclude: Stages that are left out.
+        exclude: Stages to leave out.
     """
-    wanted = required_stages(last) | {last}
+    names = required_stages(last) | {last}
     if first is not None:
-        wanted = {name for name in wanted if name == first or first in required_stages(name)}
-    return tuple(stage for stage in GRAPH if stage.name in wanted and stage.name not in exclude)
+        names = {name for name in names if name == first or first in required_stages(name)}
+    return tuple(stage for stage in GRAPH if stage.name in names and stage.name not in exclude)
 
 
 def single_stage(*names: str) -> tuple[Stage, ...]:
-    """One stage or several, after the light ones that they need directly, or through light ones alone."""
-    wanted = set(names).union(*(_light_needs(name) for name in names))
-    return tuple(stage for stage in GRAPH if stage.name in wanted)
+    """Return the named stages, after the light stages that they need directly or through other light stages."""
+    selected = set(names).union(*(_light_needs(name) for name in names))
+    return tuple(stage for stage in GRAPH if stage.name in selected)
 
 
 def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> PipelineContext:
-    """Do stages, one after the other; gives the job back. Those of a run are left out where the job generates no event.
+    """Execute stages in order and return the context. Stages of a run are skipped if no event is generated.
 
     Raises:
-        ScalrError: Any stage's, with the stage and the run named.
+        ScalrError: Raised by a stage, with the stage and the run named.
     """
     context.publish_window = _publish_window
-    lines = heartbeat_interval(context.settings.logging.heartbeat_s, with_bars=context.progress)
+    lines = heartbeat_interval(context.settings.logging.heartbeat_s)
     with log_context(project=context.settings.project_name), lines, run_hooks():
         for stage in stages:
             if context.not_generated and stage.name in OF_RUN:
@@ -73,21 +83,42 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
                     context.memory_mb[stage.name] = peak_memory_mb()
                     if context.run_id is not None:
                         record_timings(context.settings, context.run_id, context.stage_timings())
-                    logger.info("%s done in %.1f s", stage.name, context.seconds[stage.name])
-                    release_memory()  # workers and servers of the next stage stand beside what this process holds
+                    _log_end(stage.name, context.seconds[stage.name], report)
+                    release_memory()  # before the next stage starts its workers and servers
     return context
 
 
-def _publish_window(job: PipelineContext) -> PipelineContext:
-    return execute_stages(job, stages_to("plan", "publish"))
+def _log_end(stage: str, seconds: float, report: StageReport | None) -> None:
+    """Log the one line of a stage: its duration and row counts."""
+    counts = {} if report is None else row_counts(stage, report.to_json())
+    shown = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+    logger.info("%s done in %.1f s%s", stage, seconds, f": {shown}" if shown else "", extra={"seconds": seconds, **counts})
+
+
+def execute_single(context: PipelineContext, stage: str, kind: type[Report]) -> Report:
+    """Execute one stage, after the light stages that it needs, and return its report.
+
+    Args:
+        context: The options of the execution.
+        stage: The stage's name.
+        kind: The report's class.
+
+    Raises:
+        ScalrError: Raised by the stage, with the stage and the run named.
+    """
+    return execute_stages(context, single_stage(stage)).require_report(stage, kind)
+
+
+def _publish_window(context: PipelineContext) -> PipelineContext:
+    return execute_stages(context, stages_to("plan", "publish"))
 
 
 def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> PipelineReport:
-    """Go on with a run from where it stopped: what is staged and verified is kept, what is missing is made.
+    """Resume a run where it stopped: staged and verified partitions are kept, missing ones are generated.
 
     Raises:
         RunNotFound: No such run.
-        ScalrError: Any stage's, with the stage and the run named.
+        ScalrError: Raised by a stage, with the stage and the run named.
     """
     return PipelineReport.from_context(
         execute_stages(PipelineContext.from_run(settings, run_id, progress=progress), stages_to("generate", "publish"))
@@ -95,14 +126,14 @@ def resume_run(settings: Settings, run_id: str, *, progress: bool = False) -> Pi
 
 
 def stage_states(settings: Settings) -> list[StageState]:
-    """Which stages are done, in their order; why what is there is stale, where it is; and why `scalr run` leaves a stage out."""
+    """Return the state of each stage, in order: done or not, why it is stale, and why `scalr run` skips it."""
     from scalr_prod.generation import why_not_generated
 
-    stale, left_out = stale_stages(settings), {}
+    stale, skipped = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy
         if why := why_not_generated(settings):
-            left_out = dict.fromkeys(OF_RUN, why)
-    stale = {name: reason for name, reason in stale.items() if name not in left_out}
+            skipped = dict.fromkeys(OF_RUN, why)
+    stale = {name: reason for name, reason in stale.items() if name not in skipped}
     return [
         StageState(
             stage.name,
@@ -110,7 +141,7 @@ def stage_states(settings: Settings) -> list[StageState]:
             stage.output,
             stage.command,
             stale.get(stage.name),
-            left_out.get(stage.name),
+            skipped.get(stage.name),
         )
         for stage in GRAPH
     ]
@@ -118,19 +149,19 @@ def stage_states(settings: Settings) -> list[StageState]:
 
 @contextmanager
 def stage_context(name: str | None, run_id: str | None = None) -> Iterator[None]:
-    """Tell of the stage while it is at work; name it (and the run) in log lines, and in any `ScalrError` or `Interrupted`.
+    """Report the progress of a stage; name it (and the run) in log lines, and in any `ScalrError` or `Interrupted`.
 
     A full or write-protected disk becomes a `ScalrError`.
 
     Args:
-        name: The stage, or the command; None: not known here.
-        run_id: The run, where there is one already.
+        name: The stage or command; None: unknown.
+        run_id: The run, if there is one already.
     """
     from scalr_prod.core.disk_errors import translate_disk_errors
 
     try:
-        telling = heartbeat(ProgressTracker(name)) if name is not None else nullcontext()
-        with translate_disk_errors("the project's home"), log_context(stage=name, run_id=run_id), telling:
+        progress = heartbeat(ProgressTracker(name)) if name is not None else nullcontext()
+        with translate_disk_errors("the project's home"), log_context(stage=name, run_id=run_id), progress:
             reraise_pending()
             yield
     except (ScalrError, Interrupted) as error:
@@ -143,11 +174,11 @@ def _find_stage(name: str) -> Stage:
 
 
 def required_stages(name: str) -> set[str]:
-    """All stages that come before one."""
+    """Return all stages that a stage depends on."""
     direct = _find_stage(name).needs
-    return set(direct).union(*(required_stages(one) for one in direct))
+    return set(direct).union(*(required_stages(stage) for stage in direct))
 
 
 def _light_needs(name: str) -> set[str]:
-    light = {one for one in _find_stage(name).needs if _find_stage(one).light}
-    return light.union(*(_light_needs(one) for one in light))
+    light = {stage for stage in _find_stage(name).needs if _find_stage(stage).light}
+    return light.union(*(_light_needs(stage) for stage in light))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work of each stage. Heavy rooms are imported when their stage is done."""
+"""The action of each stage. Heavy packages are imported when their stage is executed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EmptyWindow, QualityGateFailed, TranslatorError
 from scalr_prod.pipeline.context import PipelineContext
-from scalr_prod.pipeline.staleness import CorrectedWindow, is_version_stale, stale_publications
+from scalr_prod.pipeline.stale_outputs import CorrectedWindow, is_version_stale, stale_publications
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def serving(context: PipelineContext) -> None:
-    """Ask for the environment that Triton runs in: it is needed last, after minutes of work."""
+    """Check the environment that Triton runs in, which is needed only after minutes of work."""
     from scalr_prod.serving import require_environment
 
     require_environment(context.settings)
 
 
 def features(context: PipelineContext) -> None:
-    """Look for the user's own features, which the training set needs last."""
+    """Check the user's external features, which only the last stage needs."""
     if context.settings.training_set.features:
         from scalr_prod.features import check_external_features
 
@@ -48,14 +48,14 @@ def histories(context: PipelineContext) -> StageReport:
 
 
 def feast(context: PipelineContext) -> None:
-    """Bring the feature views up to date."""
+    """Update the feature views."""
     from scalr_prod.features import apply_feature_repo
 
     apply_feature_repo(context.settings)
 
 
 def policy(context: PipelineContext) -> StageReport | None:
-    """Put the home's policy in the settings; a whole run looks whether any event would weigh something."""
+    """Apply the home's policy to the settings; a whole run skips generation if every weight is 0."""
     from scalr_prod.generation import apply_policy, why_not_generated
 
     context.settings, followed = apply_policy(context.settings)
@@ -67,7 +67,7 @@ def policy(context: PipelineContext) -> StageReport | None:
 
 
 def translator(context: PipelineContext) -> StageReport:
-    """Train a version, or find the one of the same inputs."""
+    """Train a version, or return the one with the same inputs."""
     from scalr_prod.translator import train
 
     report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
@@ -76,16 +76,16 @@ def translator(context: PipelineContext) -> StageReport:
 
 
 def plan(context: PipelineContext) -> None:
-    """Write the run of the settings' window to the ledger."""
+    """Record the run of the settings' window in the ledger."""
     from scalr_prod.generation import plan_run
 
-    if context.spec is not None:  # it goes on with a run
+    if context.spec is not None:  # a run is resumed
         return
     context.spec = plan_run(context.settings, version=context.version, cause=context.cause)
 
 
 def generate(context: PipelineContext) -> StageReport:
-    """Draw the run's events, with its translator served for as long as it takes."""
+    """Generate the run's events, with its translator served meanwhile."""
     from functools import partial
 
     from scalr_prod.generation import generate
@@ -99,7 +99,7 @@ def generate(context: PipelineContext) -> StageReport:
 
 
 def validate(context: PipelineContext) -> StageReport:
-    """Put the run before the gate."""
+    """Run the quality gate."""
     from scalr_prod.quality import validate_run
 
     return validate_run(context.settings, context.require_spec().run_id, progress=context.progress)
@@ -113,37 +113,40 @@ def publish(context: PipelineContext) -> StageReport:
 
 
 def late(context: PipelineContext) -> StageReport | None:
-    """Publish again the earlier windows whose events were replaced, and those in the look-back that source events arrived late in.
+    """Republish earlier windows whose events were replaced, and windows in the look-back with late source events.
 
-    A window that cannot be published again, since the gate refuses it or no translator fits, is reported; the others go on.
+    A window that cannot be republished, because the gate rejects it or there is no translator, is reported; the others continue.
     """
     from dataclasses import replace
 
     from scalr_prod.generation import LateReport, late_windows, replay_settings
 
     corrected = [
-        _republish_corrected(context, one, spec)
-        for one, spec in stale_publications(context.settings)
-        if one.run_id != context.run_id
+        _republish_corrected(context, publication, spec)
+        for publication, spec in stale_publications(context.settings)
+        if publication.run_id != context.run_id
     ]
     window = context.spec or context.settings.generation  # on a day without source events there is no run
     if not context.settings.generation.lookback or window.start is None or window.end is None:
         return LateReport(corrected=corrected) if corrected else None
-    found = late_windows(context.settings, window.start, window.end, window.as_of or window.end)
-    done = []
-    for one in found.windows:
+    late_events = late_windows(context.settings, window.start, window.end, window.as_of or window.end)
+    windows = []
+    for late_window in late_events.windows:
         try:
-            cause = f"{one.events} source events arrived after {one.published_by}"
-            run_id = _republish(context, *replay_settings(context.settings, one), cause) if one.events else None
-            done.append(replace(one, run_id=run_id))
+            cause = f"{late_window.events} source events arrived after {late_window.published_by}"
+            run_id = None
+            if late_window.events:
+                settings, version = replay_settings(context.settings, late_window)
+                run_id = _republish(context, settings, version, cause)
+            windows.append(replace(late_window, run_id=run_id))
         except (QualityGateFailed, TranslatorError) as error:
-            logger.exception("the window from %s on could not be published again", one.start.isoformat())
-            done.append(replace(one, error=f"{type(error).__name__}: {error.found}"))
-    return LateReport(done, found.too_late, corrected)
+            logger.exception("the window from %s on could not be republished", late_window.start.isoformat())
+            windows.append(replace(late_window, error=f"{type(error).__name__}: {error.found}"))
+    return LateReport(windows, late_events.too_late, corrected)
 
 
 def _republish_corrected(context: PipelineContext, publication: Publication, spec: RunSpec) -> CorrectedWindow:
-    """Publish a window anew whose events were replaced; what lies in the window of the walk's run, or has no events, is taken out."""
+    """Republish a window whose events were replaced; remove it if the current run covers it, or if it has no events left."""
     from scalr_prod.generation import LateWindow, replay_settings
     from scalr_prod.publication import rollback_run
     from scalr_prod.translator import train
@@ -158,9 +161,9 @@ def _republish_corrected(context: PipelineContext, publication: Publication, spe
                 version = train(again, trained_until=spec.translator_trained_until, progress=context.progress).version
             run_id = _republish(context, again, version, f"events of {publication.run_id} were replaced")
     except EmptyWindow:
-        logger.info("%s has no source event any more", publication.run_id)
+        logger.info("%s no longer has any source event", publication.run_id)
     except (QualityGateFailed, TranslatorError) as error:
-        logger.exception("the window from %s on could not be published anew", start.isoformat())
+        logger.exception("the window from %s on could not be republished", start.isoformat())
         return CorrectedWindow(start, end, publication.run_id, error=f"{type(error).__name__}: {error.found}")
     if run_id is None:
         rollback_run(context.settings, publication.run_id)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import duckdb
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
@@ -153,7 +153,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
 
 
 def _explain_sample(
-    settings: Settings, connection: duckdb.DuckDBPyConnection, run: Run, sample: Sequence[TranslationSample]
+    settings: Settings, connection: DuckDBPyConnection, run: Run, sample: Sequence[TranslationSample]
 ) -> tuple[Sequence[Explanation], str | None]:
     """Explain the first events of the sample, or return why they can no longer be explained."""
     rows = connection.sql(
@@ -204,7 +204,7 @@ def _funnel_steps(generation: Mapping[str, Any], gate: Mapping[str, Any], publis
     return steps
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
+def _create_views(connection: DuckDBPyConnection, lake: Lake, folder: Path, run: Run, *, held: int) -> str:
     """Create the tables ``synthetic`` and ``real``; return where the synthetic rows come from."""
     import pyarrow.dataset as ds
 
@@ -227,12 +227,12 @@ def _create_views(connection: duckdb.DuckDBPyConnection, lake: Lake, folder: Pat
         connection.execute(
             f"CREATE TEMP TABLE synthetic AS SELECT {columns} FROM rows WHERE run_id = $run", {"run": run.run_id}
         )
-        if not connection.execute("SELECT count(*) FROM synthetic").fetchone()[0]:
+        if not connection.execute("SELECT count(*) FROM synthetic").fetchall()[0][0]:
             return "none"
     return origin
 
 
-def _compute_distributions(connection: duckdb.DuckDBPyConnection) -> Distributions:
+def _compute_distributions(connection: DuckDBPyConnection) -> Distributions:
     connection.execute(
         "CREATE TEMP VIEW both_kinds AS SELECT 'real' AS kind, * FROM real UNION ALL "
         f"SELECT 'synthetic', {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} FROM synthetic"
@@ -245,13 +245,13 @@ def _compute_distributions(connection: duckdb.DuckDBPyConnection) -> Distributio
     )
 
 
-def _popularity_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _popularity_shares(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     connection.execute(
         f"""CREATE TEMP TABLE counts AS
             SELECT *, row_number() OVER (PARTITION BY kind ORDER BY n DESC) AS place
             FROM (SELECT kind, {ITEM_ID}, count(*) AS n FROM both_kinds GROUP BY kind, {ITEM_ID})"""
     )
-    catalogue = connection.execute(f"SELECT count(DISTINCT {ITEM_ID}) FROM counts").fetchone()[0]
+    catalogue = connection.execute(f"SELECT count(DISTINCT {ITEM_ID}) FROM counts").fetchall()[0][0]
     found = []
     for head in _TOP_ITEM_SHARES:
         items = max(1, round(head * catalogue))
@@ -262,7 +262,7 @@ def _popularity_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, 
     return found
 
 
-def _time_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _time_shares(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH ends AS (SELECT epoch_us(min({EVENT_TIMESTAMP})) AS low, epoch_us(max({EVENT_TIMESTAMP})) + 1 AS high FROM synthetic),
                  placed AS (SELECT kind, (epoch_us({EVENT_TIMESTAMP}) - low) * {_TIME_BINS} // (high - low) AS period, low, high
@@ -274,7 +274,7 @@ def _time_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
     return [{"kind": kind, "period": period.isoformat() + "Z", "share": float(share)} for kind, period, share in rows]
 
 
-def _events_per_user_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _events_per_user_shares(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH users AS (SELECT kind, {USER_ID}, count(*) AS n FROM both_kinds GROUP BY kind, {USER_ID}),
                  placed AS (SELECT kind, {_bin_number_sql("n", ">", _EVENTS_PER_USER_EDGES)} AS place FROM users),
@@ -299,7 +299,7 @@ def _count_bin_label(bin_number: int, edges: Sequence[int]) -> str:
     return str(low) if low == edges[bin_number - 1] else f"{low} to {edges[bin_number - 1]}"
 
 
-def _lift_shares(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+def _lift_shares(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
         f"""WITH known AS (SELECT {ITEM_ID}, n, sum(n) OVER () AS total FROM counts WHERE kind = 'real'),
                  placed AS (SELECT {_bin_number_sql("probability * total / n", ">=", _LIFT_EDGES)} AS place

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    import duckdb
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.lake import Lake
 
@@ -45,7 +45,7 @@ class TranslationSample:
     lift: float | None
 
 
-def sample_translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[TranslationSample]:
+def sample_translations(connection: DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[TranslationSample]:
     """Choose synthetic events, one per user, by the lowest event id: ids are hashes, so the choice is arbitrary but stable.
 
     Args:
@@ -80,7 +80,7 @@ def sample_translations(connection: duckdb.DuckDBPyConnection, lake: Lake, as_of
     ]
 
 
-def _read_histories(connection: duckdb.DuckDBPyConnection, as_of: datetime) -> dict[str, list[tuple[str, datetime]]]:
+def _read_histories(connection: DuckDBPyConnection, as_of: datetime) -> dict[str, list[tuple[str, datetime]]]:
     rows: list[tuple[Any, ...]] = connection.execute(
         f"""SELECT event_id, coalesce(title, e.{ITEM_ID}::VARCHAR), e.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC'
             FROM chosen JOIN source_events e

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.progress import track
+from scalr_prod.training_set.input_changes import detect_changes
 from scalr_prod.training_set.manifest import compute_fingerprint
 from scalr_prod.training_set.periods import uncovered_spans
 from scalr_prod.training_set.previous_version import (
@@ -17,17 +18,16 @@ from scalr_prod.training_set.previous_version import (
     hardlink_files,
     reusable,
 )
-from scalr_prod.training_set.staleness import detect_changes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from scalr_prod.config import Settings
+    from scalr_prod.training_set.input_changes import InputChanges, InputTables
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
     from scalr_prod.training_set.spine import LabelWindow
-    from scalr_prod.training_set.staleness import InputChanges, InputTables
 
 __all__ = ["AssembledVersion", "assemble_partitions"]
 

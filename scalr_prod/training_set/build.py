@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ from scalr_prod.features import open_external_features, service_sources
 from scalr_prod.schemas import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build_report import TrainingSetReport
+from scalr_prod.training_set.input_changes import EVENT_TABLES, is_weighted_by_segment
 from scalr_prod.training_set.manifest import (
     IDS_FOLDER,
     MANIFEST_FILE,
@@ -29,7 +31,6 @@ from scalr_prod.training_set.manifest import (
     verify_files,
 )
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
-from scalr_prod.training_set.staleness import EVENT_TABLES, is_weighted_by_segment
 from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from scalr_prod.features import ExternalFeatures
     from scalr_prod.lake import Lake
     from scalr_prod.training_set.assemble import AssembledVersion
-    from scalr_prod.training_set.staleness import InputTables
+    from scalr_prod.training_set.input_changes import InputTables
 
 __all__ = ["build_training_set"]
 
@@ -104,24 +105,23 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import staging_folder
 
-    settings, followed = apply_policy(settings)
+    settings, policy = apply_policy(settings)
     options = settings.training_set
-    if followed is None and options.synthetic_weight is None and options.segment_weights is None:
+    if policy is None and options.synthetic_weight is None and options.segment_weights is None:
         logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.synthetic_weights[0])
-    own, lake = open_external_features(settings), Lake.open(settings)
-    opened = {table: lake.open_table(table) for table in _TABLES}
-    inputs, window = _inputs(settings, lake, opened, own)
-    fingerprint = compute_fingerprint(inputs)
-    version = _version_with(home, fingerprint)
+    lake = Lake.open(settings)
+    inputs = _read_inputs(settings, lake)
+    window = inputs.window
+    version = _version_with(home, inputs.fingerprint)
     created = version is None
     if version is None:
         with staging_folder(settings, "dataset") as folder:
-            manifest = _stage(settings, lake, opened, window, inputs, own, home, folder, progress=progress)
+            manifest = _stage(settings, lake, inputs, home, folder, progress=progress)
             version = _next_version(settings, home)
-            _put(folder / "version", home / f"v{version}", manifest | {"version": version})
+            _move_into_place(folder / "version", home / f"v{version}", manifest | {"version": version})
             emit_commit(str(home), version)
     manifest = read_manifest(home / f"v{version}")
-    _check_labels(settings, window, manifest)
+    _check_labels(settings.training_set.task, window, manifest)
     _register(settings, home / f"v{version}", manifest)
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
@@ -134,8 +134,8 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         created=created,
         cutoff=window.cutoff,
         start=window.start,
-        fingerprint=fingerprint,
-        policy=followed.to_json() if followed else None,
+        fingerprint=inputs.fingerprint,
+        policy=policy.to_json() if policy else None,
         **counts,
     )
 
@@ -157,12 +157,34 @@ def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int)
         )
 
 
-def _inputs(
-    settings: Settings, lake: Lake, opened: Mapping[Table, DeltaTable], own: ExternalFeatures | None
-) -> tuple[dict[str, Any], LabelWindow]:
-    """Return everything that decides the rows, as JSON values, and the label window; tables are taken as ``opened``."""
+@dataclass(frozen=True)
+class _BuildInputs:
+    """Everything that decides the rows of a training set.
+
+    Attributes:
+        window: The labels.
+        opened: The tables, at the versions that are read.
+        external: External features; None: there are none.
+        values: All of it as JSON values, for the fingerprint and the manifest.
+    """
+
+    window: LabelWindow
+    opened: Mapping[Table, DeltaTable]
+    external: ExternalFeatures | None
+    values: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of the values."""
+        return compute_fingerprint(self.values)
+
+
+def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
+    """Open the tables, and resolve the settings that depend on them."""
     options = settings.training_set
-    cutoff = (options.cutoff or _all_known(settings)).astimezone(UTC)
+    external = open_external_features(settings)
+    opened = {table: lake.open_table(table) for table in _TABLES}
+    cutoff = (options.cutoff or _all_known(settings, lake)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
     if start is not None and start >= cutoff:
         raise TrainingSetError(
@@ -174,12 +196,12 @@ def _inputs(
     lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: version_fingerprint(opened[table]) for table in _TABLES}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
-    inputs = {
+    values = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
-        "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if own is None else ())})
+        "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
         | {"lambda": list(options.synthetic_weights)}
         | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
         | (holdout.to_run_settings() if holdout else {})
@@ -187,46 +209,31 @@ def _inputs(
         "versions": {name: state["version"] for name, state in states.items()},
         # A table restored from a backup may reach the same version with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
-    } | ({"own_features": own.digest} if own is not None else {})
-    return inputs, LabelWindow(start, cutoff)
+    } | ({"own_features": external.digest} if external is not None else {})
+    return _BuildInputs(LabelWindow(start, cutoff), opened, external, values)
 
 
-def _all_known(settings: Settings) -> datetime:
+def _all_known(settings: Settings, lake: Lake) -> datetime:
     """Return the first instant at which every event of the lake, real or synthetic, has happened and is known."""
     import pyarrow.compute as pc
 
-    from scalr_prod.lake import Lake
     from scalr_prod.publication import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
     end: datetime = data_end(settings)
     # Synthetic events are known from their run's as_of, which may be later than any event.
-    for batch in (
-        Lake.open(settings)
-        .dataset(Table.SYNTHETIC_TARGET_EVENTS)
-        .to_batches(columns=[CREATED_TIMESTAMP], **REWRITE_SCAN_OPTIONS)
-    ):
+    synthetic = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS)
+    for batch in synthetic.to_batches(columns=[CREATED_TIMESTAMP], **REWRITE_SCAN_OPTIONS):
         latest = pc.max(batch.column(0)).as_py()
         end = max(end, latest) if latest is not None else end
     return end
 
 
-def _stage(
-    settings: Settings,
-    lake: Lake,
-    opened: Mapping[Table, DeltaTable],
-    window: LabelWindow,
-    inputs: dict[str, Any],
-    own: ExternalFeatures | None,
-    home: Path,
-    folder: Path,
-    *,
-    progress: bool,
-) -> dict[str, Any]:
+def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, folder: Path, *, progress: bool) -> dict[str, Any]:
     """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
     from scalr_prod.quality import row_rules_digest, validate_training_set
     from scalr_prod.training_set.feature_join import FEATURE_SERVICE
-    from scalr_prod.training_set.staleness import InputTables
+    from scalr_prod.training_set.input_changes import InputTables
     from scalr_prod.training_set.vocabulary import write_vocabulary
     from scalr_prod.workspace import open_duckdb
 
@@ -234,33 +241,43 @@ def _stage(
     for below in (ROWS_FOLDER, IDS_FOLDER):
         (version / below).mkdir(parents=True)
     features = service_sources(settings, FEATURE_SERVICE)
-    if own is not None:
-        features = features.merge(own.sources)
-        own.join(settings, _spine(lake))  # fail early: wrong key type, missing column
-    tables = InputTables({table: opened[table] for table in EVENT_TABLES}, features, own)
+    if inputs.external is not None:
+        features = features.merge(inputs.external.sources)
+        inputs.external.join(settings, _spine(lake))  # fail early: wrong key type, missing column
+    tables = InputTables({table: inputs.opened[table] for table in EVENT_TABLES}, features, inputs.external)
     states = tables.states()
-    made = assemble_partitions(settings, window, inputs, tables, home, folder, progress=progress)
-    if not sum(part.statistics.real for part in made.partitions):
-        raise _no_real_events(settings, window)
+    assembled = assemble_partitions(settings, inputs.window, inputs.values, tables, home, folder, progress=progress)
+    if not sum(partition.statistics.real for partition in assembled.partitions):
+        raise _no_real_events(lake, inputs.window)
     with open_duckdb(settings, folder) as connection:
         write_vocabulary(connection, sorted((version / IDS_FOLDER).glob("*.parquet")), version)
-    latest = {table: lake.open_table(table) for table in opened}
-    changed = [table.value for table, delta in latest.items() if delta.version() != inputs["versions"][table.value]]
-    changed += [name for name in tables.changed_tables(lake.storage_options, latest.values()) if name not in changed]
-    if own is not None and (now := open_external_features(settings)) is not None and now.digest != own.digest:
-        changed.append("the sources of [training_set] features")
-    if changed:
+    if changed := _changed_inputs(settings, lake, inputs, tables):
         raise TrainingSetBusy(
             f"tables changed while the training set was built: {', '.join(changed)}",
             where=settings.lake_url,
             next_step="run the command again",
         )
-    manifest = _describe(settings, window, inputs, version, made, tables) | {"tables": states}
-    _check_labels(settings, window, manifest)
+    manifest = _describe(settings, inputs, version, assembled, tables) | {"tables": states}
+    _check_labels(settings.training_set.task, inputs.window, manifest)
     digest = row_rules_digest(manifest)
-    judged = made.reused_files if made.previous is not None and made.previous.manifest["judged_by"] == digest else {}
-    validate_training_set(settings, version / ROWS_FOLDER, manifest, validated_files={(version / name).name for name in judged})
+    previous = assembled.previous
+    validated = assembled.reused_files if previous is not None and previous.manifest["judged_by"] == digest else {}
+    validate_training_set(
+        settings, version / ROWS_FOLDER, manifest, validated_files={(version / name).name for name in validated}
+    )
     return manifest | {"judged_by": digest}
+
+
+def _changed_inputs(settings: Settings, lake: Lake, inputs: _BuildInputs, tables: InputTables) -> list[str]:
+    """Return the names of tables and sources that changed since they were opened."""
+    latest = {table: lake.open_table(table) for table in inputs.opened}
+    changed = [table.value for table, delta in latest.items() if delta.version() != inputs.values["versions"][table.value]]
+    changed += [name for name in tables.changed_tables(lake.storage_options, latest.values()) if name not in changed]
+    if inputs.external is not None:
+        current = open_external_features(settings)
+        if current is not None and current.digest != inputs.external.digest:
+            changed.append("the sources of [training_set] features")
+    return changed
 
 
 def _spine(lake: Lake) -> pa.Table:
@@ -272,13 +289,13 @@ def _spine(lake: Lake) -> pa.Table:
 
 
 def _describe(
-    settings: Settings, window: LabelWindow, inputs: dict[str, Any], folder: Path, made: AssembledVersion, tables: InputTables
+    settings: Settings, inputs: _BuildInputs, folder: Path, assembled: AssembledVersion, tables: InputTables
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 
-    schema = pq.read_schema(folder / made.partitions[0].files[0])
+    schema = pq.read_schema(folder / assembled.partitions[0].files[0])
     features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
@@ -288,48 +305,47 @@ def _describe(
             next_step="remove them from the service in feature_repo",
         )
     counts = {
-        count: sum(getattr(part.statistics, count) for part in made.partitions)
+        count: sum(getattr(partition.statistics, count) for partition in assembled.partitions)
         for count in ("rows", "real", "synthetic", "negatives")
     }
     return {
-        **inputs,
-        "fingerprint": compute_fingerprint(inputs),
-        "shape": made.shape,
+        **inputs.values,
+        "fingerprint": inputs.fingerprint,
+        "shape": assembled.shape,
         "feature_service": FEATURE_SERVICE,
         "columns": {field.name: str(field.type) for field in schema},
         "features": features,
         "history_length": settings.histories.length,
         **counts,
         "missing_negatives": counts["real"] * settings.training_set.negatives_per_event - counts["negatives"],
-        "synthetic_unknown": _unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], window),
-        "parts": [part.to_json() for part in made.partitions],
-        "files": describe_files(folder, made.reused_files),
+        "synthetic_unknown": _count_unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], inputs.window),
+        "parts": [partition.to_json() for partition in assembled.partitions],
+        "files": describe_files(folder, assembled.reused_files),
         "created_at": datetime.now(UTC).isoformat(),
     }
 
 
-def _no_real_events(settings: Settings, window: LabelWindow) -> TrainingSetError:
+def _no_real_events(lake: Lake, window: LabelWindow) -> TrainingSetError:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    from scalr_prod.lake import Lake
     from scalr_prod.schemas import EVENT_TIMESTAMP
 
     known = (ds.field(CREATED_TIMESTAMP) <= window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
-    found = pc.min_max(Lake.open(settings).read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)).as_py()
+    times = lake.read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)
     since = f" from {window.start.isoformat()} on" if window.start else ""
-    first, last = found["min"], found["max"]
+    first, last = pc.min_max(times).as_py().values()
     known_span = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
     return TrainingSetError(
         f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{known_span}",
-        where=f"{settings.lake_url}/{Table.TARGET_EVENTS.value}",
+        where=lake.uri(Table.TARGET_EVENTS),
         next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
     )
 
 
-def _check_labels(settings: Settings, window: LabelWindow, manifest: dict[str, Any]) -> None:
+def _check_labels(task: str, window: LabelWindow, manifest: Mapping[str, Any]) -> None:
     """Ensure that a training set for classification has both labels."""
-    if settings.training_set.task == "classification" and not manifest["negatives"]:
+    if task == "classification" and not manifest["negatives"]:
         since = f"from {window.start.isoformat()} on and " if window.start else ""
         raise TrainingSetError(
             f"the training set for classification would have one label: no negative could be drawn for the {manifest['real']} real "
@@ -339,7 +355,7 @@ def _check_labels(settings: Settings, window: LabelWindow, manifest: dict[str, A
         )
 
 
-def _unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
+def _count_unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
     """Count published synthetic events of the window that were not known by the cutoff."""
     import pyarrow.dataset as ds
 
@@ -377,7 +393,7 @@ def _next_version(settings: Settings, home: Path) -> int:
     return max([0, *recorded, *on_disk]) + 1
 
 
-def _put(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
+def _move_into_place(staged: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and move the version to its name, atomically."""
     from scalr_prod.workspace import move_into_place
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
@@ -29,7 +30,7 @@ def join_features(
     references: str | Sequence[str] = FEATURE_SERVICE,
     external: ExternalFeatures | None = None,
     store: Any = None,
-    connection: Any = None,
+    connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
     """Join the features of each row as of the last microsecond before its label, in row order.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
@@ -122,7 +123,9 @@ def join_by_key(
         yield features_of_group
 
 
-def _batches_by_key(key: str, connection: Any, spine: Path, groups: JoinGroups, limit: int) -> Iterator[pa.Table]:
+def _batches_by_key(
+    key: str, connection: DuckDBPyConnection, spine: Path, groups: JoinGroups, limit: int
+) -> Iterator[pa.Table]:
     """Yield the keys and row numbers of all grouped rows in batches of consecutive users (or items), each small enough for one join."""
     with GroupedArrowFile(spine.with_name(f"spine by {key}.arrow"), _ROW) as buckets:
         for rows, numbers in _bucketed(connection, spine, groups, key, limit):
@@ -135,7 +138,7 @@ def _batches_by_key(key: str, connection: Any, spine: Path, groups: JoinGroups, 
 
 
 def _bucketed(
-    connection: Any, spine: Path, groups: JoinGroups, key: str, limit: int
+    connection: DuckDBPyConnection, spine: Path, groups: JoinGroups, key: str, limit: int
 ) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
     """Yield the same rows in any order, each with its bucket; all rows of a user (or item) are in one bucket."""
     import pyarrow as pa

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
@@ -66,7 +67,13 @@ class UserEvents:
 
 
 def stage_negatives(
-    connection: Any, settings: Settings, real: Path, path: Path, *, schema: pa.Schema, spans: Sequence[tuple[int, int]]
+    connection: DuckDBPyConnection,
+    settings: Settings,
+    real: Path,
+    path: Path,
+    *,
+    schema: pa.Schema,
+    spans: Sequence[tuple[int, int]],
 ) -> None:
     """Write the negatives of all real events in some time spans.
 
@@ -237,7 +244,7 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return value ^ (value >> np.uint64(31))
 
 
-def _pool(connection: Any, *, popularity: bool) -> NegativePool:
+def _pool(connection: DuckDBPyConnection, *, popularity: bool) -> NegativePool:
     query = "SELECT code, seen AS time FROM item_codes ORDER BY code"
     if popularity:
         query = f"""
@@ -247,7 +254,9 @@ def _pool(connection: Any, *, popularity: bool) -> NegativePool:
     return NegativePool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
 
 
-def _events_of(connection: Any, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]) -> tuple[Any, UserEvents]:
+def _events_of(
+    connection: DuckDBPyConnection, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]
+) -> tuple[Any, UserEvents]:
     """Return the user ids (Arrow) and events of a bucket of users."""
     occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
     found = connection.sql(f"""

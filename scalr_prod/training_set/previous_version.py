@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from scalr_prod.training_set.staleness import InputChanges
+    from scalr_prod.training_set.input_changes import InputChanges
 
 __all__ = [
     "DatasetPartition",

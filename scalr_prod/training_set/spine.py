@@ -15,7 +15,7 @@ import numpy as np
 
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
-from scalr_prod.features import read_window
+from scalr_prod.features import ViewWindow, stream_window
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.training_set.negatives import stage_negatives
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
@@ -141,7 +142,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.training_set.staleness import is_weighted_by_segment
+    from scalr_prod.training_set.input_changes import is_weighted_by_segment
     from scalr_prod.workspace import open_duckdb
 
     options = settings.training_set
@@ -177,10 +178,10 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
 
 
 def _labelled(
-    connection: Any, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
+    connection: DuckDBPyConnection, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
-    from scalr_prod.training_set.staleness import is_weighted_by_segment
+    from scalr_prod.training_set.input_changes import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
     holdout, counts_join, synthetic_weight = (
@@ -207,7 +208,9 @@ def _labelled(
     yield from _iter_tables(connection.sql(query), _REGROUPED_ROWS)
 
 
-def _ordered(connection: Any, rows_in_range: pa.Table, marks: Mapping[str, str], *, negatives: bool) -> Iterator[pa.Table]:
+def _ordered(
+    connection: DuckDBPyConnection, rows_in_range: pa.Table, marks: Mapping[str, str], *, negatives: bool
+) -> Iterator[pa.Table]:
     """Yield the wanted rows of one time range of `_labelled`, sorted."""
     connection.register("time_range", rows_in_range)
     rows = f"SELECT * FROM time_range WHERE {_WANTED} AND label = 1"
@@ -229,7 +232,7 @@ def _iter_tables(relation: Any, rows: int) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _day_statistics(connection: Any, path: Path) -> dict[Period, PartitionStatistics]:
+def _day_statistics(connection: DuckDBPyConnection, path: Path) -> dict[Period, PartitionStatistics]:
     """Compute the statistics of each day's rows."""
 
     def encoded(column: str) -> str:  # with a length prefix, so that distinct rows give distinct texts
@@ -254,7 +257,7 @@ def _stage_events(
     columns = [*KEYS, *more]
     for span in _merge_spans(_READS, spans):
         start, end = map(micros_to_datetime, span)
-        found = read_window(settings, table.value, start=start, end=end, known_by=cutoff, columns=columns, stream=True)
+        found = stream_window(settings, ViewWindow(table.value, start=start, end=end, known_by=cutoff, columns=columns))
         writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
         for batch in found:
             writer.write_batch(batch.replace_schema_metadata(None))
@@ -273,7 +276,7 @@ def _merge_spans(number: int, spans: Sequence[Span]) -> list[Span]:
     return spans
 
 
-def _edges(connection: Any, paths: Sequence[Path], span: Span) -> NDArray[np.int64]:
+def _edges(connection: DuckDBPyConnection, paths: Sequence[Path], span: Span) -> NDArray[np.int64]:
     """Return instants (µs) that split a span into ranges of about `_ROWS_AT_ONCE` of the files' rows; fewer if many rows share an instant.
 
     Rows are sorted range by range, because DuckDB fails to sort rows with text that exceed its memory limit.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
 __all__ = [
@@ -165,7 +166,7 @@ def write_ids(rows: pa.Table, path: Path) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def write_vocabulary(connection: Any, ids: Sequence[Path], folder: Path) -> None:
+def write_vocabulary(connection: DuckDBPyConnection, ids: Sequence[Path], folder: Path) -> None:
     """Write all ids of a version, sorted, one Parquet file per kind.
 
     Args:

@@ -269,7 +269,7 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
         create_delta_view(duck, "events", lake.open_table(table, version=version))
-        found = duck.execute(query, None if of_items else [until]).fetchone()
+        found = duck.execute(query, None if of_items else [until]).fetchall()[0]
     return [str(value) for value in found]
 
 

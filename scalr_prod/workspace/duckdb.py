@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.delta_log import duckdb_readable_files
 from scalr_prod.core.disk_errors import translate_disk_errors
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from deltalake import DeltaTable
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
 
@@ -160,7 +161,7 @@ def read_parquet_sql(files: Iterable[str]) -> str:
     return f"read_parquet([{', '.join(map(quote_literal, files))}])"
 
 
-def create_delta_view(connection: Any, name: str, table: DeltaTable) -> None:
+def create_delta_view(connection: DuckDBPyConnection, name: str, table: DeltaTable) -> None:
     """Create a view of a Delta table at its opened version.
 
     Local files are read in place: a third of the cost of a stream through pyarrow, and DuckDB knows the row count.
@@ -171,7 +172,7 @@ def create_delta_view(connection: Any, name: str, table: DeltaTable) -> None:
         connection.register(name, table.to_pyarrow_dataset())
 
 
-def configure_connection(connection: Any) -> None:
+def configure_connection(connection: DuckDBPyConnection) -> None:
     """Apply the settings that all connections share.
 
     Args:
@@ -191,7 +192,7 @@ def configure_connection(connection: Any) -> None:
 @contextmanager
 def duckdb_session(
     *, memory_mb: int, spill_folder: Path, threads: int | None = None, preserve_order: bool = False
-) -> Iterator[Any]:
+) -> Iterator[DuckDBPyConnection]:
     """Open an in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
 
     Args:
@@ -220,7 +221,7 @@ def duckdb_session(
 
 
 @contextmanager
-def open_duckdb(settings: Settings, spill_folder: Path) -> Iterator[Any]:
+def open_duckdb(settings: Settings, spill_folder: Path) -> Iterator[DuckDBPyConnection]:
     """Open a `duckdb_session` limited to ``[compute] memory_mb``.
 
     Args:

@@ -142,8 +142,8 @@ def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_ea
 ):
     from scalr_prod.training_set import spine
 
-    read, put, windows, regrouped = [], [], spine.read_window, spine.GroupedArrowFile.append
-    monkeypatch.setattr(spine, "read_window", lambda _, view, **asked: read.append(view) or windows(_, view, **asked))
+    read, put, windows, regrouped = [], [], spine.stream_window, spine.GroupedArrowFile.append
+    monkeypatch.setattr(spine, "stream_window", lambda _, window: read.append(window.view) or windows(_, window))
     options = SHARED if weights is None else {"name": "of_segments", "negatives_per_event": 1, "segment_weights": weights}
     whole = build(project, **options)[2].to_arrow()
     monkeypatch.setattr(spine, "_ROWS_AT_ONCE", 50)

@@ -26,7 +26,7 @@ from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build import _TABLES, _inputs
 from scalr_prod.training_set.feature_join import FEATURE_SERVICE
-from scalr_prod.training_set.staleness import EVENT_TABLES, InputTables
+from scalr_prod.training_set.input_changes import EVENT_TABLES, InputTables
 
 pytestmark = pytest.mark.slow
 

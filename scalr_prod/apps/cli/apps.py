@@ -16,8 +16,8 @@ class _Ordered(TyperGroup):
     """List the commands of `_FIRST` first."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        there = super().list_commands(ctx)
-        return [name for name in _FIRST if name in there] + [name for name in there if name not in _FIRST]
+        names = super().list_commands(ctx)
+        return [name for name in _FIRST if name in names] + [name for name in names if name not in _FIRST]
 
 
 app = typer.Typer(

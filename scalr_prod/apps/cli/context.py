@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, Protocol, TypeAlias, TypeVar
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_CONFIG",
     "CommandContext",
+    "CommandReport",
+    "CommandResult",
     "Config",
     "Json",
     "OptionalConfig",
@@ -46,6 +48,18 @@ Version = Annotated[int | None, typer.Option("--version", help="Translator versi
 RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` shows it.")]
 
 
+class CommandReport(Protocol):
+    """What a command returns; ``to_summary``, where it exists, gives what is printed without ``--json``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+
+
+#: None: the command has printed its own output.
+CommandResult: TypeAlias = CommandReport | dict[str, Any] | None
+Result = TypeVar("Result", bound=CommandResult)
+
+
 class CommandContext:
     """Context of a command: load the settings, run the command, print its report or error."""
 
@@ -59,17 +73,27 @@ class CommandContext:
         self.stage = stage
         self.run_id = run_id
 
-    def run_with_project(self, action: Callable[[Project], Any]) -> None:
+    def run_with_project(self, action: Callable[[Project], CommandResult]) -> None:
         """Run a command on the project and print its result."""
         from scalr_prod.project import Project
 
-        def opened(settings: Any, progress: bool) -> Any:
-            with Project(settings, progress=progress) as project:
+        def with_project(settings: Settings) -> CommandResult:
+            with Project(settings, progress=self.show_progress) as project:
                 return action(project)
 
-        self.run(opened)
+        self.run_with_settings(with_project)
 
-    def run(self, action: Callable[[Any, bool], Any]) -> Any:
+    def run_with_settings(self, action: Callable[[Settings], CommandResult]) -> None:
+        """Run a command on the settings and print its result."""
+
+        def with_settings(settings: Settings | None) -> CommandResult:
+            if settings is None:
+                raise ValueError("the command has no --config")
+            return action(settings)
+
+        self.run(with_settings)
+
+    def run(self, action: Callable[[Settings | None], Result]) -> Result:
         """Run a command on the settings (None without a config), print its result and return it."""
         from contextlib import ExitStack
 
@@ -84,22 +108,24 @@ class CommandContext:
                 if settings is not None:
                     stack.enter_context(log_context(project=settings.project_name))
                 every = 0 if settings is None else settings.logging.heartbeat_s
-                stack.enter_context(heartbeat_interval(every, with_bars=self.show_progress))
+                stack.enter_context(heartbeat_interval(every))
                 with graceful_shutdown(), stage_context(self.stage, self.run_id):
-                    report = action(settings, self.show_progress)
+                    result = action(settings)
             except ScalrError as error:
                 exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
                 exit_with_error(stopped.add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
-        if report is None:  # the command has printed its own output
-            return None
-        facts = report if isinstance(report, dict) else report.to_json()
+        if result is not None:  # otherwise the command has printed its own output
+            self._print(result)
+        return result
+
+    def _print(self, result: CommandReport | dict[str, Any]) -> None:
+        facts = result if isinstance(result, dict) else result.to_json()
         if self.as_json:
             print(json.dumps(facts, default=str))
         else:
-            shown = getattr(report, "to_summary", None)
-            print_report(shown() if shown else facts)
-        return report
+            summary = getattr(result, "to_summary", None)
+            print_report(summary() if summary else facts)
 
     def _apply_options(self, settings: Settings) -> Settings:
         """Return the settings with the logging options applied, and restart logging with them."""
@@ -114,7 +140,7 @@ def find_config(config: Path | None) -> Path | None:
     return DEFAULT_CONFIG if config is None and DEFAULT_CONFIG.is_file() else config
 
 
-def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
+def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> NoReturn:
     """Print an error and exit with its code."""
     if as_json:
         print(json.dumps(error.to_json()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
+    from scalr_prod.quality import Verdict
 
 
 class ExportFormat(StrEnum):
@@ -106,7 +107,7 @@ def quality_check(
     """
     from scalr_prod.quality import check_dataset
 
-    def work(settings: Settings | None, _: bool) -> Any:
+    def work(settings: Settings | None) -> Verdict:
         if dataset is None:
             if settings is None:
                 raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
@@ -147,4 +148,4 @@ def quality_init_suite(
         "weight": weight,
         "synthetic": synthetic,
     }
-    CommandContext(None, as_json).run(lambda _, __: {"suite": write_suite(file, columns)})
+    CommandContext(None, as_json).run(lambda _: {"suite": write_suite(file, columns)})

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scalr_prod.apps.cli.apps import serving_app, translator_app, triton_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, Version, as_utc, find_config
+from scalr_prod.apps.cli.context import (
+    DEFAULT_CONFIG,
+    CommandContext,
+    CommandResult,
+    Config,
+    Json,
+    Version,
+    as_utc,
+    find_config,
+)
 from scalr_prod.serving import Torch  # noqa: TC001 - Typer reads it at run time
 
 if TYPE_CHECKING:
@@ -92,7 +101,7 @@ def serving_install(
     """
     from scalr_prod.serving import install_serving, plan_serving
 
-    def work(settings: Settings | None, _: bool) -> Any:
+    def work(settings: Settings | None) -> CommandResult:
         return plan_serving(settings, folder=folder) if dry_run else install_serving(settings, folder=folder, torch=torch)
 
     CommandContext(find_config(config), as_json, "serving install").run(work)
@@ -106,7 +115,7 @@ def triton_start(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None
     """
     from scalr_prod.serving import start_triton
 
-    CommandContext(config, as_json, "triton start").run(lambda settings, _: start_triton(settings))
+    CommandContext(config, as_json, "triton start").run_with_settings(start_triton)
 
 
 @triton_app.command("stop")
@@ -117,7 +126,7 @@ def triton_stop(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """
     from scalr_prod.serving import stop_triton
 
-    CommandContext(config, as_json, "triton stop").run(lambda settings, _: {"stopped": stop_triton(settings)})
+    CommandContext(config, as_json, "triton stop").run_with_settings(lambda settings: {"stopped": stop_triton(settings)})
 
 
 @triton_app.command("status")
@@ -128,4 +137,4 @@ def triton_status_command(config: Config = DEFAULT_CONFIG, as_json: Json = False
     """
     from scalr_prod.serving import triton_status
 
-    CommandContext(config, as_json, "triton status").run(lambda settings, _: triton_status(settings))
+    CommandContext(config, as_json, "triton status").run_with_settings(triton_status)

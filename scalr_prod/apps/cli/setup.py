@@ -6,14 +6,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path  # noqa: TC003 - Typer reads it at run time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scalr_prod.apps.cli.apps import app, config_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, exit_with_error
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, CommandResult, Config, Json, exit_with_error
 from scalr_prod.core.console import format_lines
 from scalr_prod.errors import ScalrError
+
+if TYPE_CHECKING:
+    from scalr_prod.config import Settings
+    from scalr_prod.errors import InputError, SettingsError
 
 
 @app.command()
@@ -57,33 +61,37 @@ def init(
         plan_init,
     )
 
-    ask = not yes and not as_json and sys.stdin.isatty()
-    if not ask and not (yes or as_json):
+    interactive = not yes and not as_json and sys.stdin.isatty()
+    if not interactive and not (yes or as_json):
         raise typer.BadParameter("cannot ask without a terminal: give --yes", param_hint="--yes")
-    if not ask and (source is None or target is None):
+    if not interactive and (source is None or target is None):
         raise typer.BadParameter("name both logs", param_hint="--source, --target")
     item_files = {"source": source_items or items, "target": target_items or items}
     names = {"source": source_name, "target": target_name}
 
-    def work(_: Any, __: bool) -> Any:
+    def work(_: Settings | None) -> CommandResult:
         ensure_not_overwriting(config, force=force)
         logs = [
             LogRequest(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
             for place, location, query in (("source", source, source_query), ("target", target, target_query))
         ]
         logs = apply_corrections(logs, column or [])
-        extra = {"items": _specified(item_files), "names": _specified(names)}
-        if ask:
-            found = confirm_interactively(
-                config, logs, **extra, show=_show_guess, ask=lambda text: typer.prompt(text, default="", show_default=False)
+        if interactive:
+            plan = confirm_interactively(
+                config,
+                logs,
+                items=_specified(item_files),
+                names=_specified(names),
+                show=_show_guess,
+                ask=lambda text: typer.prompt(text, default="", show_default=False),
             )
         else:
-            found = plan_init(config, logs, **extra)
-        found.write(force=force)
-        return found if not ask else {"settings": str(config), "next": f"scalr run --config {config}"}
+            plan = plan_init(config, logs, items=_specified(item_files), names=_specified(names))
+        plan.write(force=force)
+        return plan if not interactive else {"settings": str(config), "next": f"scalr run --config {config}"}
 
-    def _show_guess(found: Any) -> None:
-        print("\n".join(format_lines(found.to_summary())) if isinstance(found, InitPlan) else f"error: {found}")
+    def _show_guess(guess: InitPlan | InputError | SettingsError) -> None:
+        print("\n".join(format_lines(guess.to_summary())) if isinstance(guess, InitPlan) else f"error: {guess}")
 
     CommandContext(None, as_json).run(work)
 
@@ -127,14 +135,14 @@ def config_show(
     """
     from scalr_prod.config import effective_settings
 
-    def work(settings: Any, _: bool) -> Any:
-        found = [one.to_json() for one in effective_settings(settings) if not named or one.source != "default"]
+    def work(settings: Settings) -> CommandResult:
+        rows = [setting.to_json() for setting in effective_settings(settings) if not named or setting.source != "default"]
         return {
             "config": str(config),
-            "keys": found if as_json else [{k: one[k] for k in ("key", "value", "source")} for one in found],
+            "keys": rows if as_json else [{key: row[key] for key in ("key", "value", "source")} for row in rows],
         }
 
-    CommandContext(config, as_json, "config show").run(work)
+    CommandContext(config, as_json, "config show").run_with_settings(work)
 
 
 def _specified(options: dict[str, str | None]) -> dict[str, str]:

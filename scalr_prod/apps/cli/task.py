@@ -6,13 +6,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from scalr_prod.apps.cli.apps import app
 from scalr_prod.apps.cli.context import CommandContext
 from scalr_prod.errors import SettingsError
+
+if TYPE_CHECKING:
+    from scalr_prod.config import Settings
 
 
 @app.command("task")
@@ -30,7 +33,7 @@ def task(
     text = sys.stdin.read()
     call = _call(text)
 
-    def work(_: Any, __: bool) -> dict[str, Any]:
+    def work(_: Settings | None) -> dict[str, Any]:
         if call is None:
             raise SettingsError(
                 f"{text[:80]!r} is not a task call",

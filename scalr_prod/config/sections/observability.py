@@ -21,7 +21,7 @@ class LoggingSettings(SettingsSection):
         default="info", description="of the package's own lines; those of other libraries are shown from warning on"
     )
     heartbeat_s: float = Field(
-        default=30.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
+        default=60.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
     )
 
 

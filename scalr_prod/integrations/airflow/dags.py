@@ -21,7 +21,12 @@ from scalr_prod.errors import SettingsError
 from scalr_prod.pipeline import stages_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from airflow.sdk import XComArg
+    from airflow.sdk.execution_time.context import InletEventsAccessors, OutletEventAccessors
+
+    from scalr_prod.integrations.airflow.scheduling import JsonValue
 
 __all__ = ["ListedProject", "list_projects", "make_dags"]
 
@@ -138,7 +143,7 @@ def _cron_timetable(variable: str, default: str) -> CronDataIntervalTimetable:
     return CronDataIntervalTimetable(os.environ.get(variable, default), timezone="UTC")
 
 
-def _run_task(name: str, extras: Iterable[Any] = (), **arguments: Any) -> dict[str, Any]:
+def _run_task(name: str, extras: Iterable[Mapping[str, JsonValue]] = (), **arguments: JsonValue) -> dict[str, Any]:
     """Run one of `tasks.TASKS` for the current Airflow task, here or with the command in SCALR_COMMAND.
 
     Raises:
@@ -164,7 +169,7 @@ def _skip(reason: str) -> None:
     raise AirflowSkipException(reason)
 
 
-def _emit_asset_event(outlet_events: Any, asset: Asset, windows: list[dict[str, str]]) -> None:
+def _emit_asset_event(outlet_events: OutletEventAccessors, asset: Asset, windows: list[dict[str, str]]) -> None:
     """Emit the asset event that triggers the training set's DAG, with the latest published window.
 
     Raises:
@@ -201,14 +206,16 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         """
 
         @task
-        def work(stage: str, run: dict[str, Any] | None = None, *, outlet_events: Any = None) -> dict[str, Any]:
+        def work(
+            stage: str, run: dict[str, Any] | None = None, *, outlet_events: OutletEventAccessors = None
+        ) -> dict[str, Any]:
             done = _run_task("events", stage=stage, run_id=run["run_id"] if run else None)
             if stage == DAILY_STAGES[-1]:
                 _emit_asset_event(outlet_events, asset, done["announced"])
             return done
 
-        before: Any = None
-        run: Any = None
+        before: XComArg | None = None
+        run: XComArg | None = None
         for stage in DAILY_STAGES:
             # The last stage also runs on a day without source events: earlier windows may have got some.
             last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY_STAGES[-1] else {}
@@ -254,7 +261,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             return _run_task("window", window=window)
 
         @task(outlets=[asset], trigger_rule="none_failed")
-        def announce(published: Any, *, outlet_events: Any = None) -> int:
+        def announce(published: Iterable[dict[str, Any]], *, outlet_events: OutletEventAccessors = None) -> int:
             done = [window for window in published if window]
             _emit_asset_event(outlet_events, asset, done)
             return len(done)
@@ -296,7 +303,7 @@ def _translator_dag(name: str, config: dict[str, Param]) -> None:
         def promote_if_better(version: int) -> dict[str, Any]:
             return _run_task("promote", version=version)
 
-        before: Any = None
+        before: XComArg | None = None
         for stage in WEEKLY_STAGES:
             done = work.override(task_id="train" if stage == "translator" else stage)(stage)
             if before is not None:
@@ -326,11 +333,11 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
         """
 
         @task(inlets=[asset])
-        def build(*, inlet_events: Any = None) -> dict[str, Any]:
+        def build(*, inlet_events: InletEventsAccessors = None) -> dict[str, Any]:
             return _run_task("dataset", [event.extra for event in inlet_events[asset]])
 
         @task(inlets=[asset])
-        def check(built: dict[str, Any], *, inlet_events: Any = None) -> dict[str, Any]:
+        def check(built: dict[str, Any], *, inlet_events: InletEventsAccessors = None) -> dict[str, Any]:
             return _run_task("check", [event.extra for event in inlet_events[asset]], path=built["path"])
 
         check(build())

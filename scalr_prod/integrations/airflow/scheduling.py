@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import (
@@ -32,7 +32,7 @@ from scalr_prod.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from scalr_prod.config import Settings
 
@@ -68,6 +68,10 @@ _TRANSIENT_ERRORS: Final = (
 )
 
 
+#: A value of a call, which may be sent to another process.
+JsonValue: TypeAlias = "str | int | float | bool | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
+
+
 def is_retryable(error: ScalrError) -> bool:
     """Return whether the same task may succeed later without intervention."""
     return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, RunNotFound | RequestTooLarge | InvalidRequest)
@@ -96,7 +100,9 @@ def airflow_errors() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def build_call(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] = (), **arguments: Any) -> dict[str, Any]:
+def build_call(
+    context: Mapping[str, Any], extras: Iterable[Mapping[str, JsonValue]] = (), **arguments: JsonValue
+) -> dict[str, Any]:
     """Build a task's call, which has JSON values only.
 
     Args:
@@ -148,7 +154,7 @@ def config_path(context: Mapping[str, Any], extras: Iterable[Mapping[str, Any]] 
 
 
 def load_project_settings(
-    context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Any
+    context: Mapping[str, Any], *, extras: Iterable[Mapping[str, Any]] = (), **overrides: Mapping[str, Any]
 ) -> Settings:
     """Load the settings of a task's project.
 

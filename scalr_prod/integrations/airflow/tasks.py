@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from scalr_prod.config import Settings
+    from scalr_prod.generation import LateWindow
+    from scalr_prod.ledger import RunSpec
     from scalr_prod.pipeline import PipelineContext
     from scalr_prod.project import Project
 
@@ -111,15 +113,17 @@ def _last_json_object(text: str) -> dict[str, Any]:
     return {}
 
 
-def _run_stages(call: Mapping[str, Any], settings: Settings, *names: str, **options: Any) -> PipelineContext:
+def _run_stages(
+    call: Mapping[str, Any], settings: Settings, *names: str, trained_until: datetime | None = None
+) -> PipelineContext:
     """Run stages, after the light stages that they need; return their context."""
     from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
 
-    run_id = call.get("run_id")
-    return execute_stages(
-        PipelineContext(settings, **options) if run_id is None else PipelineContext.from_run(settings, run_id),
-        single_stage(*names),
+    run_id: str | None = call.get("run_id")
+    context = (
+        PipelineContext(settings, trained_until=trained_until) if run_id is None else PipelineContext.from_run(settings, run_id)
     )
+    return execute_stages(context, single_stage(*names))
 
 
 def _load_window_settings(call: Mapping[str, Any], start: datetime, end: datetime) -> Settings:
@@ -127,9 +131,14 @@ def _load_window_settings(call: Mapping[str, Any], start: datetime, end: datetim
     return load_project_settings(call, generation=window)
 
 
-def _window_payload(run: Any) -> dict[str, str]:
+def _window_payload(window: RunSpec | LateWindow) -> dict[str, str | None]:
     """Return the data of an asset event for a run or a republished window."""
-    return {"run_id": run.run_id, **{name: getattr(run, name).isoformat() for name in ("start", "end", "as_of")}}
+    return {
+        "run_id": window.run_id,
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "as_of": window.as_of.isoformat(),
+    }
 
 
 def _not_generated(settings: Settings) -> dict[str, Any] | None:
@@ -145,17 +154,19 @@ def _not_generated(settings: Settings) -> dict[str, Any] | None:
 
 def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage of the daily run; the last stage also returns the published windows."""
+    from scalr_prod.generation import LateReport
     from scalr_prod.pipeline import OF_RUN
 
     stage, settings = call["stage"], _load_window_settings(call, *run_window(call))
     if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
-    job = _run_stages(call, settings, stage)
-    report: Any = job.reports.get(stage)
-    done = {"run_id": job.run_id, **(report.to_json() if report else {})}
+    context = _run_stages(call, settings, stage)
+    report = context.reports.get(stage)
+    done = {"run_id": context.run_id, **(report.to_json() if report else {})}
     if stage == "late":
-        published = [*([job.spec] if job.spec else []), *(report.published if report else [])]
-        done["announced"] = [_window_payload(run) for run in published]
+        republished = report.published if isinstance(report, LateReport) else []
+        published: list[RunSpec | LateWindow] = [*([context.spec] if context.spec else []), *republished]
+        done["announced"] = [_window_payload(window) for window in published]
     return done
 
 
@@ -171,8 +182,7 @@ def _translator(call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage of the translator's training."""
     stage = call["stage"]
     until = training_cutoff(call) if stage == "translator" else None
-    report: dict[str, Any] = _run_stages(call, load_project_settings(call), stage, trained_until=until).reports[stage].to_json()
-    return report
+    return _run_stages(call, load_project_settings(call), stage, trained_until=until).reports[stage].to_json()
 
 
 def _open(settings: Settings) -> Project:
@@ -199,10 +209,7 @@ def _maintain(call: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dataset(call: Mapping[str, Any]) -> dict[str, Any]:
     """Build a version of the publishing project's training set."""
-    report: dict[str, Any] = (
-        _run_stages(call, training_set_settings(call, call["extras"]), "dataset").reports["dataset"].to_json()
-    )
-    return report
+    return _run_stages(call, training_set_settings(call, call["extras"]), "dataset").reports["dataset"].to_json()
 
 
 def _check(call: Mapping[str, Any]) -> dict[str, Any]:

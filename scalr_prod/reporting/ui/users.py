@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
+    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
     from scalr_prod.generation import WorkerSession
@@ -139,7 +140,7 @@ def read_user_history(settings: Settings, spec: RunSpec, user: str) -> UserHisto
             {"user": user_id, "start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchall()
         assigned = not_held_out_sql(spec.settings, USER_ID)
-        held_out = not db.execute(f"SELECT {assigned} FROM (SELECT $user AS {USER_ID})", {"user": user_id}).fetchone()[0]
+        held_out = not db.execute(f"SELECT {assigned} FROM (SELECT $user AS {USER_ID})", {"user": user_id}).fetchall()[0][0]
     return UserHistory(user_id, [SourceEvent(*row[:4]) for row in rows], int(rows[0][4]) if rows else 0, held_out)
 
 
@@ -192,7 +193,7 @@ def _latest_contexts(rows: pa.Table, user: int | str, before: datetime | None) -
 
 
 def _context_sources(
-    settings: Settings, db: Any, spec: RunSpec, rows: pa.Table
+    settings: Settings, db: DuckDBPyConnection, spec: RunSpec, rows: pa.Table
 ) -> list[tuple[tuple[str, str, str], SourceEvent, datetime]]:
     """Return each context's source event and time, latest first, with the key of explanations: domain, item, time."""
     names = settings.domains.source_names
@@ -215,7 +216,7 @@ def _source_item_text_sql(key: str, names: tuple[str, ...]) -> str:
     return f"CAST({source_item_id_sql(key, names, 'string')} AS VARCHAR)"
 
 
-def _register_titles(db: Any, lake: Lake) -> None:
+def _register_titles(db: DuckDBPyConnection, lake: Lake) -> None:
     db.register("items", lake.dataset(Table.SOURCE_ITEMS))
     db.execute(f"CREATE TEMP VIEW titles AS SELECT {ITEM_ID}, any_value(title) AS title FROM items GROUP BY {ITEM_ID}")
 

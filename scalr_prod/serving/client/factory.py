@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.serving.client.address import server_urls
 from scalr_prod.serving.client.local import LocalScorer
+from scalr_prod.serving.client.retry import RequestOptions
 from scalr_prod.serving.client.security import Security
 from scalr_prod.serving.client.transport import Channel
 from scalr_prod.serving.client.triton import TritonScorer
@@ -39,10 +40,9 @@ def open_scorer(
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
         has_watchdog: A watchdog restarts a failed local server (`watchdog.guarded_serving`): wait for it up to the deadline, even
-            after
-            failures that the server would not recover from by itself.
+            after failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
-        server_index: The server to ask first is number ``place`` modulo the number of servers; after a failure the next one is used.
+        server_index: Number of the server to ask first, modulo the number of servers; after a failure the next one is used.
 
     Raises:
         ServerUnreachable: Triton does not answer.
@@ -61,11 +61,13 @@ def open_scorer(
         lambda: server_urls(settings),
         version,
         model=settings.served_model,
-        deadline_s=serving.deadline_s,
-        in_flight=serving.in_flight,
-        max_request_mb=serving.max_request_mb,
         digest=local_model_digest(settings, version),
-        has_watchdog=has_watchdog and serving.url is None,
+        options=RequestOptions(
+            deadline_s=serving.deadline_s,
+            in_flight=serving.in_flight,
+            max_request_mb=serving.max_request_mb,
+            has_watchdog=has_watchdog and serving.url is None,
+        ),
         server_index=server_index,
         connect=partial(Channel, security=Security.from_settings(settings), latencies=latencies),
     )

@@ -13,7 +13,7 @@ from scalr_prod.errors import RequestTooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadline", "RequestLimits", "RetryPolicy", "ThroughputEstimate"]
+__all__ = ["Deadline", "RequestLimits", "RequestOptions", "RetryPolicy", "ThroughputEstimate"]
 
 #: Target share of the deadline for one request, so that a slower machine or more workers still meet it.
 _DEADLINE_SHARE: Final = 0.25
@@ -84,6 +84,25 @@ class RetryPolicy:
         while True:
             yield ceiling * (0.5 + 0.5 * uniform())
             ceiling = min(ceiling * 2, self.limit_s)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How requests are sent to a server, and how failures are handled.
+
+    Attributes:
+        deadline_s: Time limit of one request, over all of its attempts, in seconds.
+        in_flight: Concurrent requests of a stream.
+        max_request_mb: Limit of one request's input tensors, MiB.
+        retries: Backoff between attempts.
+        has_watchdog: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
+    """
+
+    deadline_s: float = 60.0
+    in_flight: int = 2
+    max_request_mb: float = 64.0
+    retries: RetryPolicy = RetryPolicy()
+    has_watchdog: bool = False
 
 
 @dataclass(frozen=True)

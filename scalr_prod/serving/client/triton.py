@@ -14,7 +14,7 @@ import numpy as np
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ScoringError, ServerUnreachable
 from scalr_prod.serving.client import codec
-from scalr_prod.serving.client.retry import Deadline, RequestLimits, RetryPolicy, ThroughputEstimate
+from scalr_prod.serving.client.retry import Deadline, RequestLimits, RequestOptions, ThroughputEstimate
 from scalr_prod.serving.client.transport import Channel, RequestFailure
 from scalr_prod.serving.client.wire import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, ModelIdentity, encode_request, request_key
 from scalr_prod.translator import MAX_ABS_TIME_US, NO_ITEM, Contexts, Samples
@@ -37,7 +37,7 @@ _FAILOVER_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True)
 class _RequestBatch:
-    """One request: a batch or a slice of one; ``last`` marks the end of its batch."""
+    """One request: a batch, or consecutive rows of one; ``is_last`` marks the end of the batch."""
 
     tensors: Mapping[str, NDArray[Any]]
     shapes: Mapping[str, tuple[int, int]]
@@ -63,12 +63,8 @@ class TritonScorer:
             local server has another address.
         version: The version that must answer.
         model: The model's name in the server.
-        deadline_s: Time limit of one request, over all of its attempts, in seconds.
-        in_flight: Concurrent requests of a stream.
-        max_request_mb: Limit of one request's input tensors, MiB.
         digest: The model's expected `model_digest`, if known.
-        retries: Backoff between attempts.
-        has_watchdog: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
+        options: Deadline, size and retries of requests.
         server_index: Number of the server to ask first, modulo the number of servers.
         connect: Opens a channel to an address.
 
@@ -84,24 +80,14 @@ class TritonScorer:
         version: int,
         *,
         model: str = "translator",
-        deadline_s: float = 60.0,
-        in_flight: int = 2,
-        max_request_mb: float = 64.0,
         digest: int | None = None,
-        retries: RetryPolicy | None = None,
-        has_watchdog: bool = False,
+        options: RequestOptions,
         server_index: int = 0,
         connect: Callable[[str], Transport] = Channel,
     ) -> None:
         self._addresses, self._connect, self._model, self._version = addresses, connect, model, version
-        self._deadline_s, self._in_flight, self._has_watchdog, self._server_index = (
-            deadline_s,
-            in_flight,
-            has_watchdog,
-            server_index,
-        )
-        self._retries = retries if retries is not None else RetryPolicy()
-        self._throughput = ThroughputEstimate(deadline_s)
+        self._options, self._server_index = options, server_index
+        self._throughput = ThroughputEstimate(options.deadline_s)
         self._digest, self._catalogue_size = digest, 0
         urls = addresses()
         #: Whether there is another server to switch to.
@@ -109,10 +95,12 @@ class TritonScorer:
         self._channel = connect(urls[server_index % len(urls)])
         self._channels = {self._channel.url: self._channel}
         try:
-            patience = Deadline.after(deadline_s if has_watchdog else min(_FAILOVER_TIMEOUT_S, deadline_s))
-            self._limits = RequestLimits(int(max_request_mb * 2**20), self._fetch_max_rows(patience))
+            patience = Deadline.after(
+                options.deadline_s if options.has_watchdog else min(_FAILOVER_TIMEOUT_S, options.deadline_s)
+            )
+            self._limits = RequestLimits(int(options.max_request_mb * 2**20), self._fetch_max_rows(patience))
             # A real request queues behind those of other workers, so it gets a request's full deadline.
-            self.identity = self._probe_identity(Deadline.after(deadline_s))
+            self.identity = self._probe_identity(Deadline.after(options.deadline_s))
             self._digest, self._catalogue_size = self.identity.digest, self.identity.catalogue_size
         except BaseException:
             self.close()
@@ -178,22 +166,22 @@ class TritonScorer:
         self, encoded: Iterable[Mapping[str, NDArray[Any]]], outputs: Sequence[str], width: int
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield each batch's validated output tensors, in order; a batch larger than a request is split."""
-        pieces = (piece for tensors in encoded for piece in self._split_batches(tensors, outputs, width))
+        requests = (request for tensors in encoded for request in self._split_batches(tensors, outputs, width))
         waiting: deque[_Pending] = deque()
-        parts: list[dict[str, NDArray[Any]]] = []
+        answers: list[dict[str, NDArray[Any]]] = []
         try:
             while True:
-                while len(waiting) < self._in_flight and (piece := next(pieces, None)) is not None:
-                    waiting.append(self._send(piece))
+                while len(waiting) < self._options.in_flight and (request := next(requests, None)) is not None:
+                    waiting.append(self._send(request))
                 if not waiting:
                     return
-                parts.append(self._wait(waiting[0]))
+                answers.append(self._wait(waiting[0]))
                 if not waiting.popleft().batch.is_last:
                     continue
-                whole = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-                parts.clear()
+                batch = {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+                answers.clear()
                 paused = time.monotonic()
-                yield whole
+                yield batch
                 # The deadlines of pending requests are extended by the time that the caller works on one answer.
                 for pending in waiting:
                     pending.deadline = pending.deadline.extended(time.monotonic() - paused)
@@ -216,15 +204,15 @@ class TritonScorer:
             yield _RequestBatch({name: array[start:stop] for name, array in tensors.items()}, shapes, is_last=stop == total)
             start = stop
 
-    def _send(self, piece: _RequestBatch) -> _Pending:
+    def _send(self, request: _RequestBatch) -> _Pending:
         """Build the message, once, and send it."""
         message = codec.build_request(
-            self._model, self._version, piece.tensors, tuple(piece.shapes), timeout_s=self._deadline_s
+            self._model, self._version, request.tensors, tuple(request.shapes), timeout_s=self._options.deadline_s
         )
-        deadline = Deadline.after(self._deadline_s)
+        deadline = Deadline.after(self._options.deadline_s)
         # An empty batch needs no request.
-        reply = self._channel.infer(message, self._attempt_timeout(deadline)) if len(piece.tensors["event_time"]) else None
-        return _Pending(piece, message, deadline, self._channel, reply)
+        reply = self._channel.infer(message, self._attempt_timeout(deadline)) if len(request.tensors["event_time"]) else None
+        return _Pending(request, message, deadline, self._channel, reply)
 
     def _wait(self, pending: _Pending) -> dict[str, NDArray[Any]]:
         """Return the validated answer, after as many attempts as the deadline allows."""
@@ -238,7 +226,7 @@ class TritonScorer:
         self, pending: _Pending, *, first: Callable[[], Message] | None = None, await_model: bool = True
     ) -> dict[str, NDArray[Any]]:
         """Return the validated answer, retrying also after malformed ones."""
-        pauses = self._retries.delays()
+        pauses = self._options.retries.delays()
         while True:
             source, response = self._retry(
                 lambda channel, left: channel.infer(pending.message, left).result(),
@@ -251,19 +239,19 @@ class TritonScorer:
             except MalformedResponse as error:
                 # A server that mixes up answers does so until it is restarted, which the watchdog does.
                 pause = next(pauses)
-                if not (self._has_watchdog or self._others) or pause >= pending.deadline.remaining:
+                if not (self._options.has_watchdog or self._others) or pause >= pending.deadline.remaining:
                     raise
                 logger.warning("%s: %s", source.url, error.found)
                 time.sleep(pause)
                 first = None
                 self._switch_server(source)
 
-    def _checked(self, piece: _RequestBatch, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
+    def _checked(self, request: _RequestBatch, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
         """Return the tensors of an answer from this address, after validating them."""
-        tensors = codec.read_tensors(response, piece.shapes, where=where)
+        tensors = codec.read_tensors(response, request.shapes, where=where)
         codec.check_version(tensors.pop("model_version"), self._version, where=where)
         codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
-        codec.check_request(tensors.pop("request_key"), request_key(piece.tensors), where=where)
+        codec.check_request(tensors.pop("request_key"), request_key(request.tensors), where=where)
         if "items" in tensors and self._catalogue_size:  # the first answer identifies the model
             codec.check_items(tensors["items"], self._catalogue_size, where=where)
         for name, array in tensors.items():
@@ -290,7 +278,7 @@ class TritonScorer:
         Returns:
             The channel that the answer came from, which may not be the current one any more, and the answer.
         """
-        pauses = self._retries.delays()
+        pauses = self._options.retries.delays()
         attempts = 1
         while True:
             channel = self._channel if first is None else first[0]
@@ -299,7 +287,9 @@ class TritonScorer:
             except RequestFailure as failure:
                 pause = next(pauses)
                 awaited = failure.is_transient or (failure.is_model_absent and await_model)
-                elsewhere = (self._has_watchdog or self._others) and (failure.has_backend_died or failure.is_model_absent)
+                elsewhere = (self._options.has_watchdog or self._others) and (
+                    failure.has_backend_died or failure.is_model_absent
+                )
                 hung = self._others and failure.code == "DEADLINE_EXCEEDED"
                 hopeless = not (awaited or elsewhere or hung)
                 if hopeless or pause >= deadline.remaining:
@@ -362,9 +352,11 @@ class TritonScorer:
             exclude=np.full((1, 1), NO_ITEM, np.int32),
         )
         output_names = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
-        piece = _RequestBatch(encode_request(contexts), dict.fromkeys(output_names, (1, 1)), is_last=True)
-        message = codec.build_request(self._model, self._version, piece.tensors, output_names, timeout_s=self._deadline_s)
-        tensors = self._answer(_Pending(piece, message, deadline, self._channel, None), await_model=False)
+        request = _RequestBatch(encode_request(contexts), dict.fromkeys(output_names, (1, 1)), is_last=True)
+        message = codec.build_request(
+            self._model, self._version, request.tensors, output_names, timeout_s=self._options.deadline_s
+        )
+        tensors = self._answer(_Pending(request, message, deadline, self._channel, None), await_model=False)
         self._throughput.observe(1, deadline.elapsed)
         where = self._channel.url
         identity = ModelIdentity(self._version, int(tensors["model_digest"][0, 0]), int(tensors["catalogue_size"][0, 0]))

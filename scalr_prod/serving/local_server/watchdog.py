@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import MalformedResponse, ModelNotReady, ScalrError, ScoringError
+from scalr_prod.serving.client.retry import RequestOptions
 from scalr_prod.serving.client.security import Security
 from scalr_prod.serving.client.transport import Channel, RequestFailure
 from scalr_prod.serving.client.triton import TritonScorer
@@ -97,7 +98,9 @@ class _Watchdog(threading.Thread):
             return "lost a process of its model"
         name = self._settings.served_model
         try:  # a real request, since a server may report to be well while its model does not answer
-            TritonScorer(lambda: [record.url], self._version, model=name, deadline_s=_PROBE_TIMEOUT_S).close()
+            TritonScorer(
+                lambda: [record.url], self._version, model=name, options=RequestOptions(deadline_s=_PROBE_TIMEOUT_S)
+            ).close()
         except MalformedResponse:
             return "mixes up answers"
         except ModelNotReady as error:

@@ -18,7 +18,7 @@ from scalr_prod.core.id_index import index_in, sorted_unique
 from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros, to_micros
 from scalr_prod.errors import NoCommonUsers, TranslatorError
-from scalr_prod.features import join_point_in_time, read_window
+from scalr_prod.features import ViewWindow, join_point_in_time, stream_window
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
@@ -215,8 +215,8 @@ def _column_reader(
     settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
 ) -> Callable[..., pa.RecordBatchReader]:
     """Return a function that reads columns of the events that had happened and were known."""
-    return lambda *columns: read_window(
-        settings, table.value, end=until, known_by=until, columns=columns, versions=versions, stream=True
+    return lambda *columns: stream_window(
+        settings, ViewWindow(table.value, end=until, known_by=until, columns=columns, versions=versions)
     )
 
 

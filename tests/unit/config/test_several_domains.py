@@ -12,7 +12,7 @@ import pytest
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
 from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
-from scalr_prod.features import apply_feature_repo, read_window
+from scalr_prod.features import ViewWindow, apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
 from scalr_prod.generation.policy import settings_digest
 from scalr_prod.histories import build_histories
@@ -180,7 +180,7 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
     build_histories(settings)
     apply_feature_repo(settings)
     later = datetime(2025, 1, 1, tzinfo=UTC)
-    read = read_window(settings, table.value, end=later, known_by=later, columns=["run_id", "source_domain"])
+    read = read_window(settings, ViewWindow(table.value, end=later, known_by=later, columns=["run_id", "source_domain"]))
     assert read.to_pylist() == [{"run_id": row["run_id"], "source_domain": None}]
     version = lake.version(table)
     ingest(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import accumulate, pairwise
 
 import pytest
 from support.shown import difference, example
@@ -26,18 +27,60 @@ def lines(caplog):
     return wait_for
 
 
-def test_a_line_says_share_rate_and_time_left(lines):
-    with heartbeat_interval(0.02), track("reading", show=False, total=1000, unit="events", done=200) as advance:
-        advance(300)
-        record = lines(2)[1]
-    assert record.done == 500
-    assert record.share == 0.5
-    assert record.rate == pytest.approx(300 / record.seconds, rel=0.01)  # of this call: not what was there before
-    assert record.eta_s == pytest.approx(500 / record.rate, rel=0.01)
-    assert "reading: at work for 0 s, 500 of 1,000 events (50 %)" in record.message
-    assert "s left" in record.message
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("scalr_prod.core.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_says_share_rate_and_time_left(clock):
+    tracker = ProgressTracker("reading", total=1000, unit="events", done=200)
+    for _ in range(3):
+        clock[0] += 2
+        tracker.advance(100)
+    snapshot = tracker.snapshot()
+    assert (snapshot["done"], snapshot["share"], snapshot["rate"]) == (500, 0.5, 50)  # of this call: not what was there before
+    line = tracker.describe(snapshot)
+    assert line == "reading: at work for 6 s, 500 of 1,000 events (50 %), 50/s, about 10 s left"
     (shown,) = example("docs/guides/observability.md")
-    assert difference(shown.replace("translating", "reading").replace("contexts", "events"), record.message) == ""
+    assert difference(shown.replace("translating", "reading").replace("contexts", "events"), line) == ""
+
+
+def run_task(clock, durations, total):
+    """Yield (time left as shown, true time left) twice a second during a task whose units take these times."""
+    tracker = ProgressTracker("task", total=total)
+    ends, now, begin = list(accumulate(durations)), 0.0, clock[0]
+    for end in ends:
+        while now < end:
+            clock[0] = begin + now
+            yield tracker.snapshot()["eta_s"], ends[-1] - now
+            now += 0.5
+        clock[0] = begin + end
+        tracker.advance(1)
+
+
+@pytest.mark.parametrize(
+    "durations",
+    [
+        [0.6] * 100,
+        [55.0] + [0.05] * 99,  # the rate after the first unit would tell more than an hour
+        [0.01] * 50 + [1.0] * 50,
+        [7.0] * 10,
+        [20.0, *[0.4] * 20, 0.2, 0.2],
+    ],
+    ids=["steady", "slow start", "fast start", "long steps", "short"],
+)
+def test_a_time_left_is_shown_only_once_it_is_right_within_a_factor_of_two(clock, durations):
+    shown = [(eta, left) for eta, left in run_task(clock, durations, len(durations)) if eta is not None]
+    assert all(left / 2 <= eta <= 2 * left for eta, left in shown if left > 2), shown
+
+
+def test_a_steady_task_shows_its_time_left_from_a_tenth_on(clock):
+    shown = list(run_task(clock, [0.6] * 100, 100))
+    first = next(left for eta, left in shown if eta is not None)
+    assert first == pytest.approx(54, abs=2)
+    assert all(eta is None for eta, _ in run_task(clock, [0.01] * 100, 100))  # too short for a rate
 
 
 def test_unknown_totals_are_left_out(lines):
@@ -50,27 +93,44 @@ def test_unknown_totals_are_left_out(lines):
     assert "of" not in record.message.split()
 
 
-def test_work_without_figures_is_silent_while_a_part_of_it_has_some(lines):
+def test_only_the_innermost_task_is_logged(lines):
     with heartbeat_interval(0.02), heartbeat(ProgressTracker("histories")):
         lines(1)
         with track("item statistics", show=False, total=10) as advance:
             advance(1)
-            told = len(lines(1))
-            records = lines(told + 4)[told + 1 :]  # one line of the outer work may have been under way
+            count = len(lines(1))
+            records = lines(count + 4)[count + 1 :]  # one line of the outer work may have been under way
         assert {record.message.split(":")[0] for record in records} == {"item statistics"}
-        told = len(lines(1))
-        assert lines(told + 2)[-1].message.startswith("histories: at work for")
+        count = len(lines(1))
+        assert lines(count + 2)[-1].message.startswith("histories: at work for")
 
 
-def test_where_bars_are_shown_work_without_one_is_told_by_lines(lines):
-    with heartbeat_interval(0.02, with_bars=True), heartbeat(ProgressTracker("ingest")):
+def test_a_bar_silences_the_lines_of_the_work_around_it(lines):
+    with heartbeat_interval(0.02), heartbeat(ProgressTracker("ingest")):
         lines(1)
         with track("read source", show=True):
-            told = len(lines(1)) + 1  # one line may have been under way
+            count = len(lines(1)) + 1  # one line may have been under way
             time.sleep(0.3)
-            assert len(lines(1)) <= told
-        told = len(lines(1))
-        assert lines(told + 2)[-1].message.startswith("ingest: at work for")
+            assert len(lines(1)) <= count
+        count = len(lines(1))
+        assert lines(count + 2)[-1].message.startswith("ingest: at work for")
+
+
+def test_a_stage_writes_at_most_one_line_an_interval_whatever_its_tasks(lines):
+    with heartbeat_interval(0.2), heartbeat(ProgressTracker("histories")):
+        for number in range(20):
+            with track(f"table {number}", show=False, total=10):
+                time.sleep(0.05)
+    times = [record.created for record in lines(1)]
+    assert len(times) <= 5
+    assert all(after - before > 0.15 for before, after in pairwise(times))
+
+
+def test_work_of_less_than_a_minute_writes_no_line_by_default():
+    from scalr_prod.config.sections.observability import LoggingSettings
+    from scalr_prod.core import progress
+
+    assert LoggingSettings().heartbeat_s == progress._interval_s.get() == 60
 
 
 def test_short_work_writes_no_line(caplog):
@@ -111,9 +171,7 @@ def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
     assert not {"done", "total", "rate"} & set(vars(record))
 
 
-def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr("scalr_prod.core.progress.time.monotonic", lambda: clock[0])
+def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(clock):
     pulse = ProgressTracker("translator", total=8e6, unit="")
     clock[0] += 20  # libraries are imported
     pulse.advance(1e6)

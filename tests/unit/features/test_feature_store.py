@@ -15,7 +15,16 @@ from feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_pr
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core import assets
 from scalr_prod.errors import FeatureStoreError, TableNotFound
-from scalr_prod.features import apply_feature_repo, join_point_in_time, materialize, open_feature_store, read_window, repository
+from scalr_prod.features import (
+    ViewWindow,
+    apply_feature_repo,
+    join_point_in_time,
+    materialize,
+    open_feature_store,
+    read_window,
+    repository,
+    stream_window,
+)
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import PROVENANCE_COLUMNS, Table, table_schema
 
@@ -52,7 +61,7 @@ class TestRepository:
     def test_a_lake_behind_a_url(self, tmp_path):
         settings = make_project(tmp_path, f'[project]\nlake = "file://{tmp_path}/elsewhere"\n')
         assert join_point_in_time(settings, spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
-        assert read_window(settings, "source_events").num_rows == 3
+        assert read_window(settings, ViewWindow("source_events")).num_rows == 3
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         open_feature_store(settings).write_to_offline_store("synthetic_target_events", rows)
         assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
@@ -186,28 +195,28 @@ class TestPointInTime:
 
 class TestReadWindow:
     def test_a_window_holds_its_start_and_not_its_end(self, feast_project):
-        found = read_window(feast_project, "source_events", start=hours(1)[0], end=hours(3)[0])
+        found = read_window(feast_project, ViewWindow("source_events", start=hours(1)[0], end=hours(3)[0]))
         assert found.column_names == Lake.open(feast_project).schema(Table.SOURCE_EVENTS).names
         assert found["item_id"].to_pylist() == ["s1", "s2"]
 
     def test_all_of_it_as_table_and_as_stream(self, feast_project):
-        table = read_window(feast_project, "target_user_history")
-        reader = read_window(feast_project, "target_user_history", stream=True)
+        table = read_window(feast_project, ViewWindow("target_user_history"))
+        reader = stream_window(feast_project, ViewWindow("target_user_history"))
         assert isinstance(reader, pa.RecordBatchReader)
         assert reader.read_all().equals(table)
         assert table.num_rows == 3
 
     def test_columns_in_the_order_asked_for(self, feast_project):
-        found = read_window(feast_project, "source_events", columns=["event_timestamp", "user_id"])
+        found = read_window(feast_project, ViewWindow("source_events", columns=["event_timestamp", "user_id"]))
         assert found.column_names == ["event_timestamp", "user_id"]
 
     def test_what_was_not_known_is_left_out(self, feast_project):
-        assert read_window(feast_project, "synthetic_target_events", known_by=hours(19)[0]).num_rows == 0
-        assert read_window(feast_project, "synthetic_target_events", known_by=AS_OF).num_rows == 2
+        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=hours(19)[0])).num_rows == 0
+        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=AS_OF)).num_rows == 2
 
     def test_an_empty_table(self, own):
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
-        assert read_window(own, "source_events").num_rows == 0
+        assert read_window(own, ViewWindow("source_events")).num_rows == 0
         assert join_point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
@@ -225,16 +234,16 @@ class TestReadWindow:
                 yield pa.RecordBatchReader.from_batches(reader.schema, batches(reader))
 
         monkeypatch.setattr(DeltaRetrievalJob, "stream", torn)
-        reader = read_window(feast_project, "source_events", stream=True)
+        reader = stream_window(feast_project, ViewWindow("source_events"))
         assert reader.read_next_batch().num_rows == 3
         with pytest.raises(FeatureStoreError, match="the store went away"):
             reader.read_next_batch()
 
     def test_unknown_names(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):
-            read_window(feast_project, "source_events", columns=["nothing"])
+            read_window(feast_project, ViewWindow("source_events", columns=["nothing"]))
         with pytest.raises(FeatureStoreError, match="no_view"):
-            read_window(feast_project, "no_view")
+            read_window(feast_project, ViewWindow("no_view"))
 
     def test_several_views_at_the_times_of_either(self, feast_project):
         store = open_feature_store(feast_project)

@@ -14,6 +14,7 @@ from feast_project import COUNT, COUNTS, fill, hours, make_project, spine, synth
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed
 from scalr_prod.features import (
+    ViewWindow,
     apply_feature_repo,
     join_point_in_time,
     materialize,
@@ -59,7 +60,7 @@ def add_event(settings, user: str, item: int) -> None:
 
 
 def items_of(settings) -> set[int]:
-    return set(read_window(settings, "synthetic_target_events", columns=["item_id"])["item_id"].to_pylist())
+    return set(read_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"]))["item_id"].to_pylist())
 
 
 def test_two_projects_of_equal_domains_each_read_their_own_rows(tmp_path):

@@ -136,16 +136,19 @@ def test_batches_keep_order_and_stay_below_the_limit(size):
     heavy = [("heavy", item, 0) for item in TARGET]
     consumed = ConsumptionIndex.from_rows(consumed_rows(heavy), vocabulary())
     names = pa.array(["light"] * 5 + ["heavy"] * 2)
+    times = np.arange(rows, dtype=np.int64) + 1
     limit = 2 * (8 * length + 28 + 4 * 3)
     made = list(
         iter_context_batches(
-            (indices, ages),
-            ends=np.arange(rows, dtype=np.int64),
-            times=np.arange(rows, dtype=np.int64) + 1,
-            folds=np.zeros(rows, dtype=np.int32),
-            noise_keys=np.arange(rows, dtype=np.int64),
-            consumed=consumed,
-            users=names,
+            Contexts(
+                history_items=indices,
+                history_ages=ages,
+                history_end=np.arange(rows, dtype=np.int64),
+                event_time=times,
+                fold=np.zeros(rows, dtype=np.int32),
+                noise_key=np.arange(rows, dtype=np.int64),
+                exclude=consumed.items_before(names, times),
+            ),
             always_excluded=np.empty(0, np.int32),
             batch_size=size,
             max_bytes=limit,

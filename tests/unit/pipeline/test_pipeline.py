@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from scalr_prod.config.settings import load_settings
+from scalr_prod.core.progress import track
 from scalr_prod.errors import ScalrError
 from scalr_prod.pipeline import (
     GRAPH,
@@ -17,6 +20,7 @@ from scalr_prod.pipeline import (
     stages_to,
     steps,
 )
+from scalr_prod.pipeline.row_counts import row_counts
 
 
 def names(stages):
@@ -98,6 +102,45 @@ def test_a_walk_keeps_reports_and_the_seconds_of_what_takes_time(settings):
     assert job.reports["a"].to_json() == {"made": True}
     assert list(job.reports) == ["a"]
     assert list(job.seconds) == ["a", "c"]
+
+
+class Loaded:
+    def to_json(self):
+        domain = {"rows": 900, "rows_added": 600}
+        return {"source": domain, "sources": {"other": domain}, "target": domain | {"rows": 1200}, "common_users": 3}
+
+
+def test_without_a_terminal_a_stage_is_one_line_with_its_duration_and_row_counts(settings, caplog):
+    caplog.set_level("INFO", logger="scalr_prod")
+
+    def ingest(_):
+        with track("read source", show=False, total=10) as advance:
+            for _ in range(10):
+                advance(1)
+        return Loaded()
+
+    stages = [stage("ingest", ingest), stage("feast", lambda _: None, light=True), stage("publish", lambda _: None)]
+    execute_stages(PipelineContext(settings), stages)
+    lines = [re.sub(r"\d+\.\d s", "0.0 s", record.getMessage()) for record in caplog.records]
+    assert lines == ["ingest done in 0.0 s: 3,000 rows, 1,800 added", "publish done in 0.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("stage_name", "report", "counts"),
+    [
+        ("histories", {"source_user_history": {"rows": 5}, "target_item_stats": {"rows": 2}}, {"rows": 7}),
+        ("generate", {"contexts": 4, "events": 8, "seconds": 1.5}, {"contexts": 4, "events": 8}),
+        ("validate", {"accepted": 7, "quarantined": 1}, {"accepted": 7, "quarantined": 1}),
+        (
+            "dataset",
+            {"rows": 9, "real": 3, "synthetic": 4, "negatives": 2},
+            {"rows": 9, "real": 3, "synthetic": 4, "negatives": 2},
+        ),
+        ("translator", {"version": 3}, {}),
+    ],
+)
+def test_the_row_counts_of_a_stage_are_those_of_its_report(stage_name, report, counts):
+    assert row_counts(stage_name, report) == counts
 
 
 def test_a_failure_names_its_stage_and_ends_the_walk(settings):

@@ -22,7 +22,7 @@ from scalr_prod.errors import (
     ScoringError,
     ServerUnreachable,
 )
-from scalr_prod.serving.client.retry import Deadline, RequestLimits, RetryPolicy, ThroughputEstimate
+from scalr_prod.serving.client.retry import Deadline, RequestLimits, RequestOptions, RetryPolicy, ThroughputEstimate
 from scalr_prod.serving.client.transport import RequestFailure
 from scalr_prod.serving.client.triton import TritonScorer
 from scalr_prod.serving.client.wire import INPUTS, OUTPUTS, ModelIdentity, answer_requests, encode_request, request_key
@@ -120,8 +120,13 @@ def contexts(rows: int, exclude: int = 2) -> Contexts:
     )
 
 
+def scorer_of(addresses, connect, *, digest: int | None = None, server_index: int = 0, **options) -> TritonScorer:
+    requests = RequestOptions(retries=FAST, **options)
+    return TritonScorer(addresses, 3, connect=connect, digest=digest, server_index=server_index, options=requests)
+
+
 def scorer(server: Server, **options) -> TritonScorer:
-    return TritonScorer(lambda: [server.url], 3, connect=lambda _: server, retries=FAST, **({"deadline_s": 60.0} | options))
+    return scorer_of(lambda: [server.url], lambda _: server, **options)
 
 
 def after_opening(spoil):
@@ -236,9 +241,7 @@ def test_a_lost_server_is_followed_to_its_new_address():
     first, second = Server(after_opening(fail("UNAVAILABLE"))), Server()
     second.url = "fake:2"
     urls = iter([["fake:1"]])
-    asked = TritonScorer(
-        lambda: next(urls, ["fake:2"]), 3, connect={"fake:1": first, "fake:2": second}.get, retries=FAST, deadline_s=1.0
-    )
+    asked = scorer_of(lambda: next(urls, ["fake:2"]), {"fake:1": first, "fake:2": second}.get, deadline_s=1.0)
     assert asked.sample(contexts(3), 1).items.ravel().tolist() == [0, 7, 14]
     assert first.closed
 
@@ -247,7 +250,7 @@ def several(*servers: Server, **options) -> TritonScorer:
     for number, server in enumerate(servers):
         server.url = f"fake:{number}"
     by_url = {server.url: server for server in servers}
-    return TritonScorer(lambda: list(by_url), 3, connect=by_url.get, retries=FAST, **({"deadline_s": 60.0} | options))
+    return scorer_of(lambda: list(by_url), by_url.get, **options)
 
 
 def test_scorers_of_different_places_ask_different_servers():

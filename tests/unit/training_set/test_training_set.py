@@ -17,6 +17,7 @@ from scalr_prod.core.delta_log import UNBOUNDED
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set import TrainingSet
+from scalr_prod.training_set.input_changes import InputChanges
 from scalr_prod.training_set.manifest import compute_fingerprint, verify_files
 from scalr_prod.training_set.periods import Period, merge_periods, uncovered_spans, utc_day
 from scalr_prod.training_set.previous_version import (
@@ -27,7 +28,6 @@ from scalr_prod.training_set.previous_version import (
     reusable,
 )
 from scalr_prod.training_set.spine import Spine
-from scalr_prod.training_set.staleness import InputChanges
 from scalr_prod.training_set.torch_data import _share, _together
 
 STAMP = pa.timestamp("us", tz="UTC")

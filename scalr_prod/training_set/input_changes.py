@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staleness of a previous version: labels whose rows or features may have changed, determined from Delta logs.
+"""Changes of a training set's inputs since a previous version: labels whose rows or features may differ, by the Delta logs.
 
 No table rows are read. A label at T sees what happened and was known before T, so rows known from F on do not change the features of
 labels at or before F.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was made from events that have been replaced since (`scalr ingest --replace`), and what makes it anew."""
+"""Stale outputs: which stages used events that `scalr ingest --replace` has replaced since."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class CorrectedWindow(Jsonable):
     Attributes:
         start: Its first instant (UTC).
         end: The instant after its last.
-        published_by: The run that it had been published by.
-        run_id: The run that it was published anew by; None: it was not, and its rows were taken out.
-        error: Why it stays as it is.
+        published_by: The run that had published it.
+        run_id: The run that republished it; None: none did, and its rows were removed.
+        error: Why it could not be republished.
     """
 
     start: datetime
@@ -47,30 +47,30 @@ class CorrectedWindow(Jsonable):
 
 
 def stale_stages(settings: Settings) -> dict[str, str]:
-    """Why what a stage has made is out of date, by stage; empty where nothing is."""
+    """Return why each stale stage is out of date, by stage; empty if none is."""
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger
 
     lake = Lake.open(settings)
-    found = _retraining_reason(settings)
+    reasons = _retraining_reason(settings)
     if not _has_corrections(lake):
-        return found
+        return reasons
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
     with suppress(TranslatorNotFound):
         if (since := _stale_version_since(settings, lake)) is not None:
-            found["translator"] = _reason(since)
+            reasons["translator"] = _reason(since)
     if runs and (since := _stale_run_since(lake, runs[0].spec)) is not None:
-        found |= dict.fromkeys(OF_RUN, _reason(since))
+        reasons |= dict.fromkeys(OF_RUN, _reason(since))
     elif others := stale_publications(settings):
-        found["late"] = f"{len(others)} published windows were made from events that have been replaced since"
+        reasons["late"] = f"{len(others)} published windows were made from events that have been replaced since"
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:
-        found["dataset"] = _reason(since)
-    return found
+        reasons["dataset"] = _reason(since)
+    return reasons
 
 
 def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
-    """What stands in the feature view of runs whose events have been replaced, with the runs, the earliest window first."""
+    """Return the publications in the feature view whose events have been replaced, with their runs, by start of the window."""
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger
 
@@ -78,14 +78,18 @@ def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:
     if not _has_corrections(lake):
         return []
     with Ledger.open(settings) as ledger:
-        found = [(one, ledger.runs.get(one.run_id).spec) for one in ledger.publications.live()]
-    there = _runs_in_view(lake)
-    stale = [(one, spec) for one, spec in found if one.run_id in there and _stale_run_since(lake, spec) is not None]
+        live = [(publication, ledger.runs.get(publication.run_id).spec) for publication in ledger.publications.live()]
+    in_view = _runs_in_view(lake)
+    stale = [
+        (publication, spec)
+        for publication, spec in live
+        if publication.run_id in in_view and _stale_run_since(lake, spec) is not None
+    ]
     return sorted(stale, key=lambda pair: pair[0].start)
 
 
 def is_version_stale(settings: Settings, version: int) -> bool:
-    """Whether a translator version learned from events that have been replaced since; one that is no longer there counts as such."""
+    """Return whether a translator version was trained on events that have been replaced since; a missing version is stale."""
     from scalr_prod.lake import Lake
 
     try:
@@ -102,12 +106,12 @@ def _has_corrections(lake: Lake) -> bool:
 def _stale_version_since(settings: Settings, lake: Lake, version: int | None = None) -> datetime | None:
     from scalr_prod.translator import load_version
 
-    found = load_version(settings, version)
-    return stale_since(lake, found.manifest.get("data_versions", {}), found.trained_until)
+    trained = load_version(settings, version)
+    return stale_since(lake, trained.manifest.get("data_versions", {}), trained.trained_until)
 
 
 def _retraining_reason(settings: Settings) -> dict[str, str]:
-    """Return that the latest translator learned from users who were erased since, if it did."""
+    """Return why the latest translator must be retrained: it was trained on users who were erased since."""
     from scalr_prod.translator import load_version
     from scalr_prod.workspace import SuppressionList
 
@@ -127,32 +131,31 @@ def _stale_run_since(lake: Lake, spec: RunSpec) -> datetime | None:
 
 
 def _stale_set_since(lake: Lake, record: DatasetRecord) -> datetime | None:
-    """Target events are read as they are, source events by way of the histories made from them."""
+    """A training set reads target events directly, and source events through the histories built from them."""
     versions: Mapping[str, int] = record.manifest.get("versions", {})
-    made_from = {Table.TARGET_EVENTS.value: versions.get(Table.TARGET_EVENTS.value, 0)}
+    read_versions = {Table.TARGET_EVENTS.value: versions.get(Table.TARGET_EVENTS.value, 0)}
     history = versions.get(Table.SOURCE_USER_HISTORY.value)
     if history is not None:
-        made_from[Table.SOURCE_EVENTS.value] = _events_of_history(lake, history)
-    return stale_since(lake, made_from, record.cutoff or datetime.max.replace(tzinfo=UTC))
+        read_versions[Table.SOURCE_EVENTS.value] = _events_of_history(lake, history)
+    return stale_since(lake, read_versions, record.cutoff or datetime.max.replace(tzinfo=UTC))
 
 
 def _events_of_history(lake: Lake, version: int) -> int:
-    """The version of the source events that a version of the histories was built from; 0 where nothing says so."""
+    """Return the version of the source events that a version of the histories was built from; 0 if unknown."""
     from scalr_prod.histories import BuildRecord
 
-    told = dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version)
-    built = BuildRecord.from_json(told)
-    return 0 if built is None else built.version
+    record = BuildRecord.from_json(dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version))
+    return 0 if record is None else record.version
 
 
 def _runs_in_view(lake: Lake) -> set[str]:
     import pyarrow.compute as pc
 
     view = Table.SYNTHETIC_TARGET_EVENTS
-    found: set[str] = set()
+    runs: set[str] = set()
     for batch in lake.dataset(view).to_batches(columns=["run_id"]):
-        found.update(pc.unique(batch.column(0)).to_pylist())
-    return found
+        runs.update(pc.unique(batch.column(0)).to_pylist())
+    return runs
 
 
 def _reason(since: datetime) -> str:
