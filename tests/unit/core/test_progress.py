@@ -36,7 +36,7 @@ def test_a_line_says_share_rate_and_time_left(lines):
     assert record.eta_s == pytest.approx(500 / record.rate, rel=0.01)
     assert "reading: at work for 0 s, 500 of 1,000 events (50 %)" in record.message
     assert "s left" in record.message
-    (shown,) = example("docs/guides/observability.md")
+    (shown,) = example("docs/guides/logs.md")
     assert difference(shown.replace("translating", "reading").replace("contexts", "events"), record.message) == ""
 
 
