@@ -20,8 +20,18 @@ from scalr_prod.config.settings_reference import render_reference
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 INTRODUCTION = """# Commands
 
-Each takes `--config scalr.toml` where it needs a project, and `--json` for one JSON object on stdout. Logs and progress go to stderr.
-Exit codes: 0 done, 1 a clear error, 2 wrong usage, 3 the quality gate said no, 130 and 143 stopped by Ctrl-C or SIGTERM.
+Every command with its arguments and options. This page is generated from the code by `make docs`. Commands of a project take
+`--config scalr.toml`; `--json` prints one JSON object on stdout. Logs and progress go to stderr.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error; the message names the next step |
+| 2 | wrong usage |
+| 3 | the quality gate rejected the run, or a check the data set |
+| 130, 143 | stopped by Ctrl-C or SIGTERM |
+
+## scalr
 
 """
 
@@ -34,10 +44,13 @@ def commands() -> str:
 def _command(command: Any, name: str) -> list[str]:
     lines = []
     if name != "scalr":
-        lines += [f"## {name}", "", inspect.cleandoc(command.help or "").replace("\n", " "), ""]
+        text, _, example = inspect.cleandoc(command.help or "").replace("\n", " ").partition("Example: ")
+        lines += [f"## {name}", "", text.strip(), ""]
+        if example:
+            lines += [f"Example: `{example}`", ""]
     rows = [_parameter(one) for one in command.params if one.name != "help" and not getattr(one, "hidden", False)]
     if rows:
-        lines += ["| | |", "|---|---|", *rows, ""]
+        lines += ["| argument or option | meaning |", "|---|---|", *rows, ""]
     for child in getattr(command, "commands", {}).values():
         lines += _command(child, f"{name} {child.name}")
     return lines
@@ -59,14 +72,14 @@ def found_errors() -> str:
     lines = [
         "# Errors",
         "",
-        "Every error names what was found, where, and the next step; `--json` gives them as `error`, `found`, `where` and",
-        "`next_step`, with the stage and the run where there is one.",
+        "Every error of the package, with its meaning and remedy. Each message names what was found, where, and the next step; `--json`",
+        "prints them as `error`, `found`, `where` and `next_step`, with the stage and the run if there is one.",
         "",
         "```",
         tree.strip(),
         "```",
         "",
-        "| error | means | what to do | exit code |",
+        "| error | meaning | what to do | exit code |",
         "|---|---|---|---|",
     ]
     for name in errors.__all__:

@@ -34,15 +34,17 @@ class LogColumns(SettingsSection):
     user: str = Field(default="user_id", description="column of the user's id")
     item: str = Field(default="item_id", description="column of the item's id")
     timestamp: str = Field(default="timestamp", description="column of the event's time")
-    created: str | None = Field(default=None, description="column of when the row became known; default: the event's own time")
+    created: str | None = Field(
+        default=None, description="column of the time from which the row was known; default: the event's time"
+    )
     weight: str | None = Field(
         default=None, description="column of the event's weight, a finite number of at least 0; default: 1 for every event"
     )
     event_id: str | None = Field(
-        default=None, description="column of the event's own id: the same id again changes the event, and never counts twice"
+        default=None, description="column of the event's id: a known id changes the event and never counts twice"
     )
-    event_type: str | None = Field(default=None, description="column of what kind of event it is, such as view or purchase")
-    value: str | None = Field(default=None, description="column of a number, such as the price paid; kept, and used by nothing")
+    event_type: str | None = Field(default=None, description="column of the event's type, such as view or purchase")
+    value: str | None = Field(default=None, description="column of a number, such as the price paid; stored but not used")
 
 
 class ItemColumns(SettingsSection):
@@ -63,21 +65,21 @@ def _reader(value: str | None) -> str | None:
 class UserMapColumns(SettingsSection):
     """Column names of the user map."""
 
-    source: str | None = Field(default=None, description="column of the source's ids; default: by its name")
-    target: str | None = Field(default=None, description="column of the target's ids; default: by its name")
+    source: str | None = Field(default=None, description="column of the source's ids; default: guessed from its name")
+    target: str | None = Field(default=None, description="column of the target's ids; default: guessed from its name")
 
 
 class UserMapSettings(SettingsSection):
     """The map from users of the source logs to users of the target log: files, a table or a SQL query."""
 
     map: str | None = Field(
-        default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as events of a domain"
+        default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as for a domain's events"
     )
-    query: str | None = Field(default=None, description="SQL that gives the pairs, in place of map")
+    query: str | None = Field(default=None, description="SQL that returns the pairs, in place of map")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
-    format: str | None = Field(default=None, description="as format of a domain, of map")
+    format: str | None = Field(default=None, description="format of map, as for a domain")
     columns: UserMapColumns = Field(default=UserMapColumns(), description="what the map's columns are called")
     storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
@@ -111,20 +113,20 @@ class DomainSettings(SettingsSection):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
-    formerly: str | None = Field(default=None, description="the name that the project's tables know this domain by: renames it")
+    formerly: str | None = Field(default=None, description="the domain's former name in the project's tables: renames it")
     events: str | None = Field(default=None, description="the log: path, glob or folder, or fsspec URL")
-    query: str | None = Field(default=None, description="SQL that gives the log, in place of events")
+    query: str | None = Field(default=None, description="SQL that returns the log, in place of events")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
     format: str | None = Field(
-        default=None, description="parquet, csv, jsonl, delta, iceberg, or a log reader of your own; default: by what is there"
+        default=None, description="parquet, csv, jsonl, delta, iceberg, or your own log reader; default: detected"
     )
     version: int | None = Field(
         default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
     )
     columns: LogColumns = Field(default=LogColumns(), description="what the log's columns are called")
-    timezone: str | None = Field(default=None, description="IANA zone of times that name none; without it they are refused")
+    timezone: str | None = Field(default=None, description="IANA zone of times without a zone; by default they are refused")
     timestamp_format: str | None = Field(
         default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
     )
@@ -132,46 +134,51 @@ class DomainSettings(SettingsSection):
         default=1.0,
         ge=0,
         le=1e6,
-        description="an event is refused that happened, or became known, more days than this from now",
+        description="refuse an event that happened, or became known, more than this many days after now",
     )
-    earliest: AwareDatetime | None = Field(default=None, description="an event before this instant is refused")
+    earliest: AwareDatetime | None = Field(default=None, description="refuse an event before this time")
     bad_times: Literal["refuse", "drop"] = Field(
-        default="refuse", description="an event beyond ahead_days or earliest refuses the log, or is left out and counted"
+        default="refuse",
+        description="refuse a log with an event beyond ahead_days or earliest, or leave such events out and count them",
     )
     types: dict[str, EventWeight] = Field(
         default_factory=dict,
-        description="what an event weighs by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",
+        description="weight of an event by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",
     )
     unknown_types: Literal["refuse", "drop"] = Field(
-        default="refuse", description="an event of a type that types does not name refuses the log, or is left out and counted"
+        default="refuse",
+        description="refuse a log with an event of another type than those in types, or leave such events out and count them",
     )
     weights_for: Literal["all", "downstream"] = Field(
         default="all",
-        description="what weights of types reach: the translator, training sets and real events downstream, or the latter two alone. In "
-        "a source domain the translator counts every event once: there, types that do not weigh 1 need downstream",
+        description="where type weights apply: translator, training sets and downstream models, or only the latter two. In a source "
+        "domain the translator counts every event once: there, type weights other than 1 require downstream",
     )
     max_user_day: int | None = Field(
-        default=None, ge=1, description="events that a user may have on one day (UTC), such as of a bot; default: any number"
+        default=None, ge=1, description="largest number of events of a user on one day (UTC), against bots; default: no limit"
     )
     over_user_day: Literal["drop", "cap"] = Field(
-        default="drop", description="of a user's day with more events: leave all of them out, or all after the first ones"
+        default="drop", description="of a user's day above max_user_day, leave out all events, or all after the first ones"
     )
     duplicates: Literal["notice", "keep", "drop"] = Field(
         default="notice",
-        description="rows that are the same in every column: notice keeps and counts them, and refuses a log that is there twice; "
+        description="rows that are equal in every column: notice keeps and counts them, and refuses a log that occurs twice; "
         "keep never refuses; drop takes each once",
     )
     max_left_out: float = Field(
         default=0.05,
         ge=0,
         le=1,
-        description="share of a log's rows that may be left out by these limits; above it, it is refused",
+        description="share of rows left out by these limits above which the log is refused",
     )
     max_removed_share: float = Field(
-        default=0.5, ge=0, le=1, description="scalr ingest --replace is refused where it takes more of the domain's events away"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of the domain's events that scalr ingest --replace may remove; above it, it is refused",
     )
-    items: str | None = Field(default=None, description="file of items with their titles, as events")
-    items_version: int | None = Field(default=None, ge=0, description="as version, of items")
+    items: str | None = Field(default=None, description="file of items with their titles; path or URL as for events")
+    items_version: int | None = Field(default=None, ge=0, description="version of items, as for events")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
     storage_options: dict[str, str] = Field(
         default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"

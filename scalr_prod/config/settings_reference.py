@@ -22,10 +22,10 @@ __all__ = ["EffectiveSetting", "SettingKey", "effective_settings", "list_setting
 
 _HEAD: Final = """# Settings
 
-Every key of `scalr.toml`. This page is made from the code: `make docs`.
+Every key of `scalr.toml` with its type, default and meaning. This page is generated from the code by `make docs`.
 
-The environment goes before the file: `SCALR_GENERATION__MODE=causal` sets `[generation] mode`; lists and sections are written as
-JSON. An unknown key is an error. `scalr config show` says what is in force, and where each value came from.
+Environment variables override the file: `SCALR_GENERATION__MODE=causal` sets `[generation] mode`; lists and sections are written as
+JSON. An unknown key is an error. `scalr config show` lists the values in force and where each came from.
 """
 
 
@@ -101,7 +101,7 @@ def render_reference() -> str:
         sections.setdefault(key.section, []).append(key)
     lines = [_HEAD]
     for section, keys in sections.items():
-        lines += [f"## `[{section}]`", "| key | value | default | |", "|---|---|---|---|"]
+        lines += [f"## `[{section}]`", "| key | type | default | meaning |", "|---|---|---|---|"]
         for key in keys:
             says = key.description.replace("|", "\\|").replace("<", "&lt;")
             default = "" if key.default is None else f"`{key.default}`"
@@ -152,7 +152,7 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type(inner[0])}"
     if origin is dict:
-        return "table of text" if inner[-1] is str else "table of numbers"
+        return "table of text" if inner[-1] is str or get_origin(inner[-1]) is Literal else "table of numbers"
     if inner:  # a union or Annotated
         return _type(inner[0])
     return {

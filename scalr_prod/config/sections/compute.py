@@ -26,18 +26,16 @@ class ComputeSettings(SettingsSection):
         default_factory=lambda: min(os.cpu_count() or 1, 8),
         ge=1,
         le=1024,
-        description="local worker processes; default: a core each, at most 8",
+        description="number of local worker processes; default: one per core, at most 8",
     )
     threads_per_worker: int = Field(default=1, ge=1, le=64, description="threads of a local worker")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="where the sequential estimator learns, where calibration and figures are worked out, and where the local scorer "
-        "works; auto: on a GPU where torch sees one. A Triton server has one of its own",
+        description="device of the sequential estimator's training, of calibration and metrics, and of the local scorer; "
+        "auto: a GPU if torch finds one. A Triton server chooses its own",
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="seconds to wait for the scheduler")
-    memory_mb: int = Field(
-        default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills"
-    )
+    memory_mb: int = Field(default=1024, ge=64, description="DuckDB's memory limit in MB; beyond it, it spills to disk")
 
 
 class ServingSettings(SettingsSection):
@@ -48,24 +46,24 @@ class ServingSettings(SettingsSection):
     )
     url: str | None = Field(
         default=None,
-        description="host:port or unix:path of a Triton gRPC endpoint, or of several with commas between; none: a local one is started",
+        description="host:port or unix:path of a Triton gRPC endpoint, or several separated by commas; default: start a local one",
     )
     model_name: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
-        description="default: translator on a local server, translator_<project> on one at url, which projects may share",
+        description="name of the model; default: translator on a local server, translator_<project> on a server at url",
     )
     repository: str | None = Field(default=None, description="model repository; default: <home>/triton")
     environment: str | None = Field(default=None, description="serving environment; default: .venv-triton")
-    deadline_s: float = Field(default=60.0, gt=0, description="over all attempts of one request")
+    deadline_s: float = Field(default=60.0, gt=0, description="seconds for all attempts of one request")
     startup_timeout_s: float = Field(default=120.0, gt=0, description="seconds to wait for a local Triton")
     in_flight: int = Field(default=2, ge=1, le=64, description="requests in flight per worker")
     max_request_mb: float = Field(
-        default=64.0, gt=0, le=2000, description="MiB of a request's tensors at most; a larger one is never sent"
+        default=64.0, gt=0, le=2000, description="largest size of a request's tensors, MiB; a larger request is an error"
     )
     tls: bool = Field(default=False, description="encrypt the connection to the server at url, and check its certificate")
     ca_certificate: str | None = Field(default=None, description="PEM; default: the certificate authorities that gRPC knows")
-    client_certificate: str | None = Field(default=None, description="PEM, for a server that asks who we are")
+    client_certificate: str | None = Field(default=None, description="PEM, for a server that requires client certificates")
     client_key: str | None = Field(default=None, description="PEM of the client certificate's key")
     header: str | None = Field(
         default=None,
@@ -82,8 +80,8 @@ class ServingSettings(SettingsSection):
         default=None,
         ge=1,
         le=64,
-        description="processes that hold the model in Triton, on each GPU where there are some, and share out its threads; "
-        "default: 2 in a local Triton of two threads or more, if the model's file has no more than 256 MB, else 1",
+        description="model processes in Triton (per GPU, if there are GPUs), which share its threads; "
+        "default: 2 in a local Triton with two or more threads if the model's file has at most 256 MB, else 1",
     )
 
     @field_validator("url")

@@ -16,12 +16,12 @@ __all__ = ["LineageSettings", "LoggingSettings", "MetricsSettings", "UiSettings"
 class LoggingSettings(SettingsSection):
     """Log lines on stderr."""
 
-    format: Literal["text", "json"] = Field(default="text", description="a line of text, or a JSON object, a message")
+    format: Literal["text", "json"] = Field(default="text", description="one line of text or one JSON object for each message")
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="of the package's own lines; those of other libraries are shown from warning on"
+        default="info", description="lowest level of the package's own messages; other libraries log from warning on"
     )
     heartbeat_s: float = Field(
-        default=60.0, gt=0, le=3600, description="seconds between two lines on work that is under way, where no bar is shown"
+        default=60.0, gt=0, le=3600, description="seconds between two progress lines, if no progress bar is shown"
     )
 
 
@@ -31,7 +31,7 @@ class MetricsSettings(SettingsSection):
     textfile: str | None = Field(
         default=None,
         pattern=r"\.prom$",
-        description="a file of this project alone, in the folder of node_exporter's textfile collector",
+        description="file in the folder of node_exporter's textfile collector; one for each project",
     )
     push: WebAddress | None = Field(
         default=None, repr=False, description="URL of a push gateway; may hold a user and a password"
@@ -41,17 +41,19 @@ class MetricsSettings(SettingsSection):
 class LineageSettings(SettingsSection):
     """Where OpenLineage events of stages are sent; disabled by default. Needs the extra ``lineage``."""
 
-    file: str | None = Field(default=None, description="events are added to it, one JSON object a line")
-    url: WebAddress | None = Field(default=None, repr=False, description="of a lineage server; events go to its api/v1/lineage")
-    api_key: str | None = Field(
-        default=None, repr=False, description="sent to it as a bearer token. Keep it in the environment"
+    file: str | None = Field(default=None, description="file to append events to, one JSON object per line")
+    url: WebAddress | None = Field(
+        default=None, repr=False, description="URL of a lineage server; events are sent to its api/v1/lineage"
     )
-    namespace: str = Field(default="scalr", min_length=1, description="of the jobs, <project>.<stage>")
+    api_key: str | None = Field(default=None, repr=False, description="bearer token for the server. Keep it in the environment")
+    namespace: str = Field(
+        default="scalr", min_length=1, description="namespace of the jobs, which are named <project>.<stage>"
+    )
 
 
 class UiSettings(SettingsSection):
     """The page that `scalr ui` serves on this machine."""
 
-    port: int = Field(default=8700, ge=0, le=65535, description="on 127.0.0.1; 0: any that is free")
+    port: int = Field(default=8700, ge=0, le=65535, description="port on 127.0.0.1; 0: any free port")
     dask: PageAddress | None = Field(default=None, description="address of the Dask dashboard, to link to")
     airflow: PageAddress | None = Field(default=None, description="address of Airflow's pages, to link to")

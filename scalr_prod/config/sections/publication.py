@@ -18,23 +18,27 @@ class QualitySettings(SettingsSection):
     """What happens to rows that break a rule."""
 
     policy: Literal["strict", "quarantine"] = Field(
-        default="strict", description="strict: one bad row refuses the run; quarantine: bad rows are put aside"
+        default="strict", description="strict: one bad row rejects the run; quarantine: bad rows go to synthetic_quarantine"
     )
-    rules: tuple[str, ...] = Field(default=(), description="gate rules of your own, beside ours, which always hold")
+    rules: tuple[str, ...] = Field(
+        default=(), description="your own gate rules as module:object; the built-in ones always apply"
+    )
     max_quarantine_share: float = Field(
-        default=0.05, ge=0, le=1, description="share of bad rows above which a run is refused in spite of quarantine"
+        default=0.05, ge=0, le=1, description="share of bad rows above which a run is rejected in spite of quarantine"
     )
-    max_bucket_distance: float = Field(default=0.8, gt=0, le=1, description="total variation from the real value buckets")
-    min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="share of contexts with a translation")
+    max_bucket_distance: float = Field(
+        default=0.8, gt=0, le=1, description="largest total variation distance from the popularity buckets of real events"
+    )
+    min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="smallest share of contexts that become an event")
     min_information: float = Field(
         default=0.001,
         ge=0,
-        description="nats a target event that source histories must say at least, by the interval's lower end; 0: off",
+        description="smallest information of source histories, in nats per target event (lower end of its interval); 0: off",
     )
     max_drift_warn: float = Field(
-        default=0.25, ge=0, description="PSI from the run published before, over which a warning is written; 0: off"
+        default=0.25, ge=0, description="PSI from the previously published run above which a warning is logged; 0: off"
     )
-    max_drift: float = Field(default=0.0, ge=0, description="the same, over which the run is refused; 0: off")
+    max_drift: float = Field(default=0.0, ge=0, description="the same PSI above which the run is rejected; 0: off")
 
     @field_validator("rules")
     @classmethod
@@ -47,7 +51,7 @@ class QualitySettings(SettingsSection):
 class PublicationSettings(SettingsSection):
     """How a run reaches the feature view."""
 
-    online: bool = Field(default=False, description="also materialise to the online store")
+    online: bool = Field(default=False, description="also write each publication to the online store")
 
 
 class ExperimentSettings(SettingsSection):
@@ -58,15 +62,15 @@ class ExperimentSettings(SettingsSection):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of users for whom runs are published first; `scalr publication widen` publishes them for all others. 0: runs "
-        "are published for everybody at once",
+        description="share of users for whom runs are published first; `scalr publication widen` publishes for all others. 0: publish "
+        "for everybody at once",
     )
     key: str | None = Field(
         default=None,
         min_length=8,
         repr=False,
-        description="under which users are held out, and come first, at least 8 characters; another key is another choice of users. "
-        "Default: one that the home got when it was made",
+        description="key of the hash that chooses held-out and canary users, at least 8 characters; another key chooses other users. "
+        "Default: a key created with the home",
     )
 
     @model_validator(mode="after")

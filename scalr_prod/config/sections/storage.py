@@ -26,15 +26,13 @@ class ProjectSettings(SettingsSection):
     name: str | None = Field(
         default=None,
         pattern=PROJECT_NAME_PATTERN,
-        description="1 to 63 small letters, digits and '_'; what stores that several projects share know it by; "
+        description="the project's name in shared stores: 1 to 63 lower-case letters, digits and '_'; "
         "default: <source>_to_<target>, from the domains' names",
     )
-    formerly: str | None = Field(default=None, description="the name that those stores know the project by: renames it")
-    moved_from: str | None = Field(
-        default=None, description="the lake or home that those stores know the project by: it was moved, not copied"
-    )
+    formerly: str | None = Field(default=None, description="the project's former name in these stores: renames it")
+    moved_from: str | None = Field(default=None, description="the former lake or home, if it was moved (not copied)")
     home: str = Field(
-        default=".scalr", description="folder of everything that is made here: lake, ledger, models, training sets, reports"
+        default=".scalr", description="folder of the project's files: lake, ledger, models, training sets, reports"
     )
     lake: str | None = Field(default=None, description="folder or object-store URL of the Delta tables; default: <home>/lake")
     storage_options: dict[str, str] = Field(
@@ -57,15 +55,17 @@ class FeastExportSettings(SettingsSection):
     key: str = Field(
         default="user_id",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="its join key: what the column of users is called in your entity rows",
+        description="its join key: the name of the user column in your entity rows",
     )
     prefix: str | None = Field(
         default=None,
         pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
-        description="before the names of views and sources; default: <project>_",
+        description="prefix of the names of views and sources; default: <project>_",
     )
-    owner: str = Field(default="", description="of the entity and the views, such as an e-mail address")
-    tags: dict[str, str] = Field(default_factory=dict, description="of the entity and the views, beside the project's name")
+    owner: str = Field(default="", description="owner of the entity and the views, such as an e-mail address")
+    tags: dict[str, str] = Field(
+        default_factory=dict, description="tags of the entity and the views, in addition to the project's name"
+    )
 
 
 class FeastSettings(SettingsSection):
@@ -73,17 +73,17 @@ class FeastSettings(SettingsSection):
 
     repo: str | None = Field(default=None, description="folder of the feature repository; default: <home>/feature_repo")
     registry: str | None = Field(default=None, repr=False, description="SQLAlchemy URL; default: SQLite under home")
-    online_store: Literal["sqlite", "redis"] = Field(default="sqlite", description="where online features are served from")
+    online_store: Literal["sqlite", "redis"] = Field(default="sqlite", description="store that serves online features")
     redis: str = Field(
         default="localhost:6379",
         repr=False,
-        description="address of Redis, where that is the online store; may hold a password",
+        description="address of Redis, if it is the online store; may hold a password",
     )
     writable: tuple[str, ...] = Field(
-        default=(), description="Whole addresses of Delta tables of your own that write_to_offline_store may append to"
+        default=(), description="addresses of your own Delta tables that write_to_offline_store may append to"
     )
     export: FeastExportSettings = Field(
-        default_factory=FeastExportSettings, description="names of what `scalr feast export` writes"
+        default_factory=FeastExportSettings, description="names in the file that `scalr feast export` writes"
     )
 
 
@@ -94,12 +94,14 @@ class RetentionSettings(SettingsSection):
         default=30,
         ge=0,
         le=36_500,
-        description="age from which staged parts of ended runs, training sets and translators may go",
+        description="days after which staged files of ended runs, training sets and translators may be removed",
     )
-    training_sets: int = Field(default=10, ge=1, description="latest versions of each training set that stay at any age")
-    translators: int = Field(default=10, ge=1, description="latest versions of the translator that stay at any age")
+    training_sets: int = Field(
+        default=10, ge=1, description="number of latest versions of each training set that are always kept"
+    )
+    translators: int = Field(default=10, ge=1, description="number of latest translator versions that are always kept")
     files_days: float = Field(
-        default=7, ge=0, le=36_500, description="for how long a replaced version of a table can still be read; 0: not at all"
+        default=7, ge=0, le=36_500, description="days for which a replaced version of a table can still be read"
     )
 
 
@@ -109,5 +111,5 @@ class ForgettingSettings(SettingsSection):
     grace_days: float = Field(
         default=30,
         ge=0,
-        description="for how long runs may go on using a translator that learned from an erased user; after it, train a new one",
+        description="days for which runs may use a translator that learned from an erased user; then a new one must be trained",
     )

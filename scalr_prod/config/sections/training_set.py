@@ -32,41 +32,43 @@ class TrainingSetSettings(SettingsSection):
     name: str = Field(
         default="training_set",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
-        description="names the training set's folder, and its versions in Feast",
+        description="name of the training set's folder, and of its versions in Feast",
     )
     suite: str | None = Field(
         default=None,
-        description="a suite's file or name: what `scalr quality check` and the scheduled build check a version by",
+        description="file or name of the suite that `scalr quality check` and the scheduled build use",
     )
-    start: Instant | None = Field(default=None, description="the first instant of a label; default: from the beginning")
-    cutoff: Instant | None = Field(default=None, description="no row, feature or label from after it; default: the data's end")
+    start: Instant | None = Field(
+        default=None, description="time of the first label (inclusive); default: from the first event on"
+    )
+    cutoff: Instant | None = Field(
+        default=None, description="no label, feature or row is from after this time; default: the data's end"
+    )
     task: Literal["ranking", "classification"] = Field(
         default="ranking",
-        description="what is trained on it; classification: a set has both labels or is refused, and negatives_per_event is 4 by default",
+        description="task of your model; classification refuses a set with one label, and sets negatives_per_event to 4 by default",
     )
-    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each real positive one")
+    negatives_per_event: int = Field(default=0, ge=0, le=1000, description="sampled rows of label 0 for each real event")
     negative_sampling: Literal["uniform", "popularity"] = Field(
-        default="uniform", description="draw negatives alike over items, or by their popularity"
+        default="uniform", description="distribution over items that negatives are drawn from"
     )
     synthetic_weight: float | None = Field(
         default=None,
         ge=0,
-        description="λ: multiplies the weight of synthetic rows; 0 leaves them out; default: 0.03, or 1 beside segment_weights",
+        description="λ: factor on the weight of synthetic rows; 0 leaves them out; default: 0.03, or 1 with segment_weights",
     )
     segment_weights: tuple[Weight, Weight, Weight] | None = Field(
         default=None,
-        description="λ of cold, sparse and dense users (no, few, more real target events), beside synthetic_weight",
+        description="λ of cold, sparse and dense users (no, few, more real target events); multiplied by synthetic_weight",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the sampling of negatives")
-    features: tuple[str, ...] = Field(
-        default=(), description="features of your own beside ours: Feast services, views, or view:feature"
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the negatives")
+    features: tuple[str, ...] = Field(default=(), description="your own features: Feast services, views, or view:feature")
     features_repo: str | None = Field(
-        default=None, description="folder of the Feast repository that has features; default: the project's own"
+        default=None, description="folder of the Feast repository of these features; default: the project's own"
     )
     feature_keys: dict[str, Literal["user", "item"]] = Field(
         default_factory=dict,
-        description="which join key of features is the user's id and which the item's: { account = \"user\" }; default: by its name",
+        description="join keys of these features that are the user's or the item's id: { account = \"user\" }; default: by name",
     )
 
     @property
@@ -98,19 +100,30 @@ class DownstreamSettings(SettingsSection):
 
     models: tuple[str, ...] = Field(
         default=tuple(MODELS.builtin),
-        description="ours, or models of your own",
+        description="built-in models, or your own as module:object",
     )
-    cutoff: Instant | None = Field(default=None, description="test from then on; default: the 80th percentile of target time")
+    cutoff: Instant | None = Field(
+        default=None, description="test on events from this time on; default: the 80th percentile of target time"
+    )
     cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
-    seeds: int = Field(default=5, ge=1, le=100, description="how often each model is trained, by other random numbers")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of hidden users, trainings and intervals")
-    cutoffs: int = Field(default=1, ge=1, le=20, description="rolling cutoffs: what comes after the first, in equal parts")
-    windows: int = Field(default=2, ge=1, le=5, description="windows of time before the cutoff that choices are validated on")
-    sparse_below: int = Field(default=5, ge=2, description="real target events under which a user counts as sparse")
-    volumes: tuple[int, ...] = Field(default=(5, 20), description="synthetic events a user, tried on validation")
-    temperatures: tuple[float, ...] = Field(default=(1.0, 0.5, 0.02), description="tried on validation; towards 0: top-k")
-    weights: tuple[float, ...] = Field(default=(0.03, 0.1, 0.3, 1.0), description="λ, tried on validation besides 0")
+    seeds: int = Field(default=5, ge=1, le=100, description="number of trainings of each model, with different seeds")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of hidden users, trainings and intervals")
+    cutoffs: int = Field(
+        default=1,
+        ge=1,
+        le=20,
+        description="number of rolling cutoffs: the time after the first one is split into equal windows",
+    )
+    windows: int = Field(default=2, ge=1, le=5, description="number of validation windows before the cutoff")
+    sparse_below: int = Field(default=5, ge=2, description="number of real target events below which a user counts as sparse")
+    volumes: tuple[int, ...] = Field(default=(5, 20), description="numbers of synthetic events per user to try on validation")
+    temperatures: tuple[float, ...] = Field(
+        default=(1.0, 0.5, 0.02), description="temperatures to try on validation; towards 0: top-k"
+    )
+    weights: tuple[float, ...] = Field(
+        default=(0.03, 0.1, 0.3, 1.0), description="values of λ to try on validation, in addition to 0"
+    )
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="CPU threads of the models; default: all"
     )

@@ -18,12 +18,18 @@ __all__ = ["GenerationSettings", "HistorySettings", "TranslatorSettings"]
 class HistorySettings(SettingsSection):
     """How much of the past a history holds."""
 
-    length: int = Field(default=50, ge=1, le=1000, description="L: events that a history holds at most, the latest ones")
+    length: int = Field(default=50, ge=1, le=1000, description="L: number of latest events in a history")
     trailing_days: int = Field(
-        default=30, ge=1, le=3650, description="days up to an item's last event over which trailing_event_count counts"
+        default=30,
+        ge=1,
+        le=3650,
+        description="length in days of the period, up to an item's last event, of trailing_event_count",
     )
     late_step_s: int = Field(
-        default=0, ge=0, le=31_536_000, description="late events enter user histories at multiples of this; 0: once known"
+        default=0,
+        ge=0,
+        le=31_536_000,
+        description="seconds: late events enter user histories at multiples of this; 0: as soon as they are known",
     )
 
 
@@ -31,10 +37,13 @@ class TranslatorSettings(SettingsSection):
     """What the translator is made of and how it is trained."""
 
     estimators: tuple[str, ...] = Field(
-        default=("popularity", *ESTIMATORS.builtin), description="popularity, ours, or estimators of your own"
+        default=("popularity", *ESTIMATORS.builtin),
+        description="built-in estimators, or your own as module:object",
     )
     folds: int = Field(default=3, ge=2, le=20, description="user folds for cross-fitting (mode = backfill)")
-    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5, description="last share of target time, for the mixture")
+    validation_fraction: float = Field(
+        default=0.1, gt=0, lt=0.5, description="last share of target time, on which the mixture is fitted"
+    )
     dim: int = Field(
         default=64, ge=4, le=1024, description="length of item vectors; the sizes of other estimators follow from it"
     )
@@ -42,18 +51,22 @@ class TranslatorSettings(SettingsSection):
     batch_size: int = Field(
         default=256, ge=1, le=65536, description="target events of one training batch of the sequential estimator"
     )
-    max_source_items: int = Field(default=100_000, ge=1, description="source items that are known, the most frequent ones")
-    max_target_items: int = Field(default=100_000, ge=2, description="target items that are known, the most frequent ones")
+    max_source_items: int = Field(
+        default=100_000, ge=1, description="number of source items in the vocabulary, the most frequent ones"
+    )
+    max_target_items: int = Field(
+        default=100_000, ge=2, description="number of target items in the vocabulary, the most frequent ones"
+    )
     pretraining_events: int | None = Field(
         default=None,
         ge=1,
-        description="source events, at most, that the sequential estimator learns from before it sees a target event; default: all",
+        description="maximum number of source events to pretrain the sequential estimator on; default: all",
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of everything random in training")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of training")
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
-        description="CPU threads of training; default: all; the translator is the same with any number",
+        description="CPU threads of training; default: all. The number does not change the translator",
     )
 
     @field_validator("estimators")
@@ -81,12 +94,10 @@ class GenerationSettings(SettingsSection):
     )
     start: Instant | None = Field(
         default=None,
-        description="the window's first instant; default: that of the first source event, in causal mode a day before the end",
+        description="start of the window (inclusive); default: the first source event, in causal mode a day before the end",
     )
-    end: Instant | None = Field(default=None, description="the instant after the window; default: after all that is known")
-    as_of: Instant | None = Field(
-        default=None, description="nothing that became known later is read; default: the window's end"
-    )
+    end: Instant | None = Field(default=None, description="end of the window (exclusive); default: after the last known event")
+    as_of: Instant | None = Field(default=None, description="read nothing that became known later; default: the window's end")
     contexts: Literal["events", "users"] = Field(
         default="users", description="translate every user once at the window's end, or every source event at its time"
     )
@@ -94,7 +105,7 @@ class GenerationSettings(SettingsSection):
         default=20,
         ge=1,
         le=100,
-        description='synthetic events that are drawn for each context (a user, or a source event), at most; 2 with contexts = "events"',
+        description='maximum number of synthetic events for each context (a user, or a source event); 2 with contexts = "events"',
     )
     temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
@@ -102,29 +113,31 @@ class GenerationSettings(SettingsSection):
         default=None,
         ge=1,
         lt=2**31,
-        description="draw among so many items that a context makes likely, instead of the whole catalogue: for catalogues past a "
-        "million, on CPUs; each run measures what that leaves out. Default: all",
+        description="number of likely items to draw from for each context, in place of the whole catalogue: for catalogues of over a "
+        "million items, on CPUs. Each run measures the probability left out. Default: all items",
     )
-    exclude_consumed: bool = Field(default=True, description="never propose an item that the user had before")
-    align: bool = Field(default=False, description="downsample value buckets towards the real distribution; costs ranking")
+    exclude_consumed: bool = Field(default=True, description="never draw an item that the user had before")
+    align: bool = Field(
+        default=False, description="drop draws until their popularity distribution is like the real one; costs ranking quality"
+    )
     align_buckets: int = Field(
         default=10,
         ge=1,
         le=1000,
-        description="buckets of items by popularity, in alignment and in the gate's distribution of values",
+        description="number of popularity buckets, in alignment and in the quality gate",
     )
-    partitions: int = Field(default=8, ge=1, le=100_000, description="parts of a run, each a task of its own")
-    batch_size: int = Field(default=512, ge=1, le=65536, description="contexts that are scored at once")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the draws: the same seed gives the same events")
+    partitions: int = Field(default=8, ge=1, le=100_000, description="number of partitions of a run; each is one task")
+    batch_size: int = Field(default=512, ge=1, le=65536, description="number of contexts in a request")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the draws: the same seed gives the same events")
     lookback: float = Field(
         default=0.0,
         ge=0,
         le=3650,
-        description="days: windows that ended no longer ago are published again where source events arrived late; 0: never",
+        description="days: publish windows that ended within them again if source events arrived late; 0: never",
     )
     late_as_of: Literal["at_window_end", "latest"] = Field(
         default="at_window_end",
-        description="what a window that is published again may know: what it knew then, or all that this run knows",
+        description="what such a window may know: what it knew at first, or all that the current run knows",
     )
 
     @model_validator(mode="before")

@@ -86,7 +86,7 @@ def test_the_command_shows_it_and_no_secret(config):
     found = {one["key"]: one for one in json.loads(done.stdout)["keys"]}
     assert found["[ledger] url"]["value"] == "***"
     assert found["[feast] redis"]["value"] == "localhost:6379"
-    assert found["[generation] seed"]["says"].startswith("of the draws")
+    assert found["[generation] seed"]["says"].startswith("random seed of the draws")
     text = CliRunner().invoke(app, ["config", "show", "--config", str(config), "--named"])
     assert "[generation] seed" in text.stdout
     assert "default" not in text.stdout

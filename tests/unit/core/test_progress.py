@@ -43,7 +43,7 @@ def test_a_line_says_share_rate_and_time_left(clock):
     assert (snapshot["done"], snapshot["share"], snapshot["rate"]) == (500, 0.5, 50)  # of this call: not what was there before
     line = tracker.describe(snapshot)
     assert line == "reading: at work for 6 s, 500 of 1,000 events (50 %), 50/s, about 10 s left"
-    (shown,) = example("docs/guides/observability.md")
+    (shown,) = example("docs/guides/logs.md")
     assert difference(shown.replace("translating", "reading").replace("contexts", "events"), line) == ""
 
 
