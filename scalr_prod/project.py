@@ -437,7 +437,7 @@ class Project:
         full: bool = False,
         quick: bool = False,
     ) -> EvaluationReport:
-        """Train models with and without synthetic events, beside controls, and judge them on what came later.
+        """Train models with and without synthetic events, and with controls, and evaluate them on later events.
 
         Args:
             cold_fraction: Hide the target history of this share of users from everything; default: by ``[downstream]``.
@@ -445,23 +445,22 @@ class Project:
             cutoffs: Rolling cutoffs: what comes after the first, in so many equal parts.
             arms: Only these, and those compared.
             full: Every arm, model, seed and validation window.
-            quick: End with the first verdict, for which fewer choices are tried; no policy is written.
+            quick: Stop at the first verdict, for which fewer settings are tried; no policy is written.
 
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
         """
-        from scalr_prod.evaluation import evaluate
+        from scalr_prod.evaluation import EvaluationRequest, evaluate
 
-        return evaluate(
-            self.settings,
+        request = EvaluationRequest(
             cold_fraction=cold_fraction,
             cutoff=cutoff,
             cutoffs=cutoffs,
             arms=tuple(arms) if arms else None,
             full=full,
             quick=quick,
-            progress=self.progress,
         )
+        return evaluate(self.settings, request, progress=self.progress)
 
     def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> WrittenReport:
         """Write a run's page, one HTML file that needs no network, and the index over all runs beside it.

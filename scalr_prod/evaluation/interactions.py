@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DAY_MICROS", "DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel"]
+__all__ = ["DAY_MICROS", "DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel", "TrainingSetEvents"]
 
 #: Microseconds per day.
 DAY_MICROS: Final = 86_400_000_000
@@ -153,6 +153,19 @@ class Interactions:
     def popularity(self) -> NDArray[np.float64]:
         """Return the summed weight of each item: float64 [n_items]."""
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class TrainingSetEvents:
+    """Events of a training set.
+
+    Attributes:
+        real: Real events.
+        synthetic: Synthetic events, weighted by confidence without λ.
+    """
+
+    real: Interactions
+    synthetic: Interactions
 
 
 class ItemScorer(Protocol):
