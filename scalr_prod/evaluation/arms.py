@@ -332,35 +332,35 @@ def joint_interactions(split: EvaluationSplit, source_weight: float) -> Interact
     return replace(real, n_items=items, catalogue=real.n_items).joined([shifted])
 
 
-def renumber(events: Interactions, own: IdNumbering, other: IdNumbering) -> Interactions:
+def renumber(events: Interactions, current: IdNumbering, new: IdNumbering) -> Interactions:
     """Convert events to the user and item numbers of another split, which contains all their users and items.
 
     Args:
         events: Events of one domain, or of both if `Interactions.catalogue` is set.
-        own: Current numbers.
-        other: Numbers of the other split.
+        current: Numbers of the events.
+        new: Numbers of the other split.
     """
-    users, items = index_in(own.users, other.users), index_in(own.items, other.items)
-    source_items = index_in(own.source_items, other.source_items)
-    count = len(other.items)
+    users, items = index_in(current.users, new.users), index_in(current.items, new.items)
+    source_items = index_in(current.source_items, new.source_items)
+    count = len(new.items)
     if events.catalogue is not None:
-        items, count = np.concatenate([items, source_items + np.int32(count)]), count + len(other.source_items)
+        items, count = np.concatenate([items, source_items + np.int32(count)]), count + len(new.source_items)
     source = events.source
     return replace(
         events,
         user=users[events.user],
         item=items[events.item],
-        n_users=len(other.users),
+        n_users=len(new.users),
         n_items=count,
-        catalogue=None if events.catalogue is None else len(other.items),
+        catalogue=None if events.catalogue is None else len(new.items),
         source=None
         if source is None
         else replace(
             source,
             user=users[source.user],
             item=source_items[source.item],
-            n_users=len(other.users),
-            n_items=len(other.source_items),
+            n_users=len(new.users),
+            n_items=len(new.source_items),
         ),
     )
 

@@ -124,7 +124,7 @@ def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> Pu
     masks = (pc.invert(is_synthetic), is_synthetic)
     real, synthetic = (split.numbering.to_interactions(rows.filter(mask), split.cutoff) for mask in masks)
     events = TrainingSetEvents(real, synthetic.synthetic())
-    return PublishedRun(events, job.run_id, job.reports["validate"].to_json(), training_set)
+    return PublishedRun(events, job.require_spec().run_id, job.reports["validate"].to_json(), training_set)
 
 
 def _with_draw_options(settings: Settings, options: DrawOptions) -> Settings:

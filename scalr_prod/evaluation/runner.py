@@ -324,7 +324,7 @@ class EvaluationRunner:
         draw = tuned.arm.draw
         is_refused = any(run.get("refused") for run in self.runs if run["draw"] == draw.to_json())
         weights = _ZERO_WEIGHTS if is_refused else tuned.arm.weights
-        acceptance = tuned.acceptance and tuned.acceptance.to_json()
+        acceptance = tuned.acceptance.to_json() if tuned.acceptance else None
         return Policy(
             model=family.name,
             best_baseline=family.best_baselines["all"],

@@ -111,7 +111,7 @@ class TunedArm:
 
     def validation_to_json(self) -> dict[str, Any]:
         """Return the validation results as plain JSON values."""
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             "ndcg": self.ndcg,
             "chosen_by": self.selection_metric,
             self.selection_metric: self.score,
@@ -123,13 +123,13 @@ class TunedArm:
             "tried": list(self.tried),
         }
         if self.over_real is not None:
-            found |= self.over_real.lift_to_json()
+            results |= self.over_real.lift_to_json()
         if self.acceptance is not None:
-            found["bar"] = self.acceptance.to_json()
+            results["bar"] = self.acceptance.to_json()
             if not self.acceptance.passed:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
-                found["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
-        return found
+                results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
+        return results
 
 
 def tune_half_life(windows: Sequence[ValidationWindow]) -> TunedHalfLife:

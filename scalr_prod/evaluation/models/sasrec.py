@@ -226,9 +226,9 @@ class _SasRecNet(nn.Module):
 
 def _smoothed_popularity(events: Interactions) -> NDArray[np.float64]:
     """Return the summed weight of each item plus a tenth of the mean event weight: float64 [n_items], above 0."""
-    found = events.popularity()
-    mean = found.sum() / len(events) if len(events) else 0.0
-    return found + _SMOOTHING * (mean or 1.0)
+    popularity = events.popularity()
+    mean = popularity.sum() / len(events) if len(events) else 0.0
+    return popularity + _SMOOTHING * (mean or 1.0)
 
 
 def _prepend_start(items: torch.Tensor, start: int) -> torch.Tensor:

@@ -103,9 +103,8 @@ class Snapshot:
         kind = len(_AFFINITIES) - sum(len(powers) for _, powers in self._similar)
         for vectors, powers in self._similar:
             similarity = (vectors[users] @ vectors.T).tocsr()
-            similarity.data[np.repeat(users, np.diff(similarity.indptr)) == similarity.indices] = (
-                0  # a user is not their own neighbour
-            )
+            # A user is not their own neighbour.
+            similarity.data[np.repeat(users, np.diff(similarity.indptr)) == similarity.indices] = 0
             for power in powers:
                 weighted = similarity.copy()
                 weighted.data **= power

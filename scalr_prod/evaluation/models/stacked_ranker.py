@@ -5,7 +5,7 @@ It follows the common design in which a collaborative score is a feature of a ra
 scoring, and on those before an earlier time. The stacking trees learn from the earlier fit's scores, labelled by later events, how far to
 trust each part for which users. So no row's scores come from events at or after its time.
 
-Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events alone.
+Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events only.
 """
 
 from __future__ import annotations

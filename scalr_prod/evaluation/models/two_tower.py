@@ -110,14 +110,14 @@ class TwoTower:
     @torch.inference_mode()
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return P(positive) of pairs [P], at ``negatives`` uniform negatives per positive."""
-        found = np.empty(len(users), dtype=np.float32)
+        probability = np.empty(len(users), dtype=np.float32)
         for start in range(0, len(users), _SCORING_BATCH):
             rows = np.s_[start : start + _SCORING_BATCH]
             chosen = torch.from_numpy(items[rows])
             vectors = self._encode_users(torch.from_numpy(users[rows]))
             logits = (vectors * self._net.item(chosen)).sum(1) + self._net.bias[chosen]
-            found[rows] = logits.sigmoid().numpy()
-        return found
+            probability[rows] = logits.sigmoid().numpy()
+        return probability
 
     def _history_sums(self, users: torch.Tensor) -> _HistorySums:
         event, row = self._history.positions(users)
@@ -178,5 +178,5 @@ class _TwoTowerNet(nn.Module):
         mean = sums / count.clamp(min=1)[:, None].sqrt()
         level = torch.bucketize(count, 2 ** torch.arange(_ACTIVITY_BUCKETS - 1), right=True)
         x = mean + self.activity(level)
-        found: torch.Tensor = x + self.tower(x)
-        return found
+        vectors: torch.Tensor = x + self.tower(x)
+        return vectors
