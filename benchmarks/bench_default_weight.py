@@ -54,7 +54,7 @@ def main() -> dict[str, Any]:
 def judged(queries: tuple[str, str]) -> dict[str, Any]:
     """One pair: synthetic events for each real one, NDCG@20 of real events alone, and by how much each λ is ahead of it (%)."""
     from scalr_prod.config.settings import load_settings
-    from scalr_prod.evaluation.arms import ArmChoice, ArmDataBuilder
+    from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
     from scalr_prod.evaluation.evaluator import SplitEvaluator
     from scalr_prod.evaluation.models import family_hyperparameters
     from scalr_prod.evaluation.split import EvaluationSplit
@@ -78,9 +78,8 @@ def judged(queries: tuple[str, str]) -> dict[str, Any]:
 
         def reached(weight: float) -> float:
             """The mean over users and seeds, under the best boost."""
-            choice = ArmChoice(options, draw, (weight,) * 3, 1.0)
-            arm = "real+scalr" if weight else "real"
-            models = [judge.fit("als", options, maker.events(arm, choice, seed), seed=seed) for seed in range(SEEDS)]
+            arm = Arm("als", "real+scalr" if weight else "real", options, draw, (weight,) * 3, 1.0)
+            models = [judge.fit("als", options, maker.events(arm, seed), seed=seed) for seed in range(SEEDS)]
             return max(
                 float(
                     np.mean([judge.evaluate(model, boost=(boost,) * 3, half_life=HALF_LIFE).ranking.ndcg for model in models])

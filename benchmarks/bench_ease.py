@@ -85,14 +85,14 @@ def main() -> dict[str, Any]:
 
 def _scenes(folder: Path, logs: Path, scene: Any) -> tuple[Any, list[Any]]:
     from scalr_prod.config.settings import load_settings
-    from scalr_prod.evaluation.evaluation import _choose_cutoffs
+    from scalr_prod.evaluation.plan import choose_cutoffs
     from scalr_prod.ingest import ingest
 
     config = folder / "scalr.toml"
     config.write_text(SETTINGS.format(folder=logs))
     settings = load_settings(config)
     ingest(settings)
-    moments = _choose_cutoffs(settings, None, CUTOFFS)
+    moments = choose_cutoffs(settings, None, CUTOFFS)
     tests = [
         scene.from_settings(settings, moment, end=end, cold_fraction=COLD, name="test")
         for moment, end in zip(moments, [*moments[1:], None], strict=True)

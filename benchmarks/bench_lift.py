@@ -70,13 +70,13 @@ def main() -> dict:
 def direction(source: str, target: str, scratch: Path) -> dict:
     """Every evaluation of one direction: cold fraction → family → report."""
     from scalr_prod.config.settings import load_settings
-    from scalr_prod.evaluation import evaluate
+    from scalr_prod.evaluation import EvaluationRequest, evaluate
 
     config = write_settings(DATA / "amazon_food_kitchen", source, target, scratch, SETTINGS)
     tables: dict[str, dict] = {}
     for cold, family, arms in PLAN:
         settings = load_settings(config, downstream={"models": [family], "volumes": VOLUMES[family]})
-        report = evaluate(settings, cold_fraction=cold, arms=("translator", *arms), full=True)
+        report = evaluate(settings, EvaluationRequest(cold_fraction=cold, arms=("translator", *arms), full=True))
         tables.setdefault(f"cold_{cold:g}", {})[family] = slim(report.to_json())
         print(f"{target} from {source}, cold {cold:g}, {family}: {report.seconds} s", file=sys.stderr, flush=True)
     return tables

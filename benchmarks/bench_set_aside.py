@@ -103,7 +103,7 @@ def _measured(name: str, pair: Pair) -> dict[str, Any]:
 def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
     """One pair: its size, what the baselines reach, what was chosen, and what the other choice would have brought."""
     from scalr_prod.config.settings import load_settings
-    from scalr_prod.evaluation import evaluate
+    from scalr_prod.evaluation import EvaluationRequest, evaluate
     from scalr_prod.evaluation.acceptance import STRICT
 
     sizes = {}
@@ -115,7 +115,7 @@ def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
     config = folder / "scalr.toml"
     config.write_text(SETTINGS.format(name=name, cold=COLD))
     settings = load_settings(config)
-    report = evaluate(settings, arms=("translator", "model_level_transfer")).to_json()
+    report = evaluate(settings, EvaluationRequest(arms=("translator", "model_level_transfer"))).to_json()
     rows = {row["name"]: row for row in report["arms"]}
     choice = report["choices"]["als"]
     validation = choice["validation"]
@@ -165,12 +165,12 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
     # A choice in the report names segments where one that was not taken has their values in order.
     boost, nothing = list(real["boost"].values()), [0.0] * 3
     asked = {
-        "real": _choice(chosen | {"options": real["options"], "boost": boost, "weights": nothing}),
-        "real+scalr": _choice(chosen),
+        "real": _arm("real", chosen | {"options": real["options"], "boost": boost, "weights": nothing}),
+        "real+scalr": _arm("real+scalr", chosen),
     }
 
     def outcome(arm: str, seed: int) -> Any:
-        model = judge.fit("als", asked[arm].options, maker.events(arm, asked[arm], seed), seed=seed)
+        model = judge.fit("als", asked[arm].options, maker.events(asked[arm], seed), seed=seed)
         return judge.evaluate(model, boost=asked[arm].boost, half_life=inf if half_life is None else half_life)
 
     panel = UserPanel.from_splits([scene])
@@ -186,14 +186,14 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
     }
 
 
-def _choice(found: dict[str, Any]) -> Any:
+def _arm(name: str, found: dict[str, Any]) -> Any:
     """From JSON, which has no infinity: no decay is null there."""
-    from scalr_prod.evaluation.arms import ArmChoice
+    from scalr_prod.evaluation.arms import Arm
     from scalr_prod.evaluation.translation import DrawOptions
 
     options = {name: inf if value is None else value for name, value in found["options"].items()}
     groups = {name: tuple(found[name]) for name in ("weights", "boost")}
-    return ArmChoice(**found | groups | {"options": options, "draw": DrawOptions(**found["draw"])})
+    return Arm("als", name, **found | groups | {"options": options, "draw": DrawOptions(**found["draw"])})
 
 
 def queries_of(pair: Pair) -> tuple[str, str]:

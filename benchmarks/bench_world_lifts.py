@@ -50,10 +50,10 @@ def main() -> dict[str, Any]:
 def lift(world: World, folder: Path) -> dict[str, Any]:
     """λ by segment, NDCG@20 of each arm, and the gain over the best baseline."""
     from scalr_prod.config.settings import load_settings
-    from scalr_prod.evaluation import evaluate
+    from scalr_prod.evaluation import EvaluationRequest, evaluate
 
     settings = load_settings(world.make().write(folder, SETTINGS))
-    report = evaluate(settings, arms=("translator", "shuffled", "model_level_transfer")).to_json()
+    report = evaluate(settings, EvaluationRequest(arms=("translator", "shuffled", "model_level_transfer"))).to_json()
     (verdict,) = report["verdict"]["models"]
     choice = report["choices"]["als"]
     rows = {row["name"]: row for row in report["arms"]}

@@ -462,18 +462,17 @@ class Project:
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
         """
-        from scalr_prod.evaluation import evaluate
+        from scalr_prod.evaluation import EvaluationRequest, evaluate
 
-        return evaluate(
-            self.settings,
+        request = EvaluationRequest(
             cold_fraction=cold_fraction,
             cutoff=cutoff,
             cutoffs=cutoffs,
             arms=tuple(arms) if arms else None,
             full=full,
             quick=quick,
-            progress=self.progress,
         )
+        return evaluate(self.settings, request, progress=self.progress)
 
     def report(self, run_id: str | None = None, *, output: str | Path | None = None) -> WrittenReport:
         """Write a run's report page, one HTML file that needs no network, and the index of all runs next to it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downstream evaluation: reference recommenders, arms and controls, compared on a global timeline."""
+"""Evaluation of synthetic events: recommenders trained with and without them, and with controls, compared on later events."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.evaluation import evaluate
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
+    from scalr_prod.evaluation.plan import EvaluationRequest
 
-__all__ = ["DownstreamModel", "EvaluationReport", "Interactions", "evaluate"]
+__all__ = ["DownstreamModel", "EvaluationReport", "EvaluationRequest", "Interactions", "evaluate"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "DownstreamModel": "interactions",
         "EvaluationReport": "evaluation_report",
+        "EvaluationRequest": "plan",
         "Interactions": "interactions",
         "evaluate": "evaluation",
     },

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arms of an evaluation: the training events of each.
+"""Arms of an evaluation, and the training events of each.
 
-The main arms train on real events alone, on real and synthetic events, and on synthetic events alone. Controls are alternatives that
-real+scalr must beat for a lift to count. Joint training is the stronger baseline: one model trained on both domains' real events. Two arms
-train no model: recent popularity, one list for all users, and the translator itself as a recommender.
+The main arms train on real events only, on real and synthetic events, and on synthetic events only. Controls are alternatives that
+real+scalr must beat for a lift to count. The joint baseline is one model trained on both domains' real events. Two arms train no model: the
+popularity baseline, one list for all users, and the translator itself as a recommender.
 """
 
 from __future__ import annotations
@@ -18,46 +18,48 @@ import numpy as np
 from scalr_prod.core.id_index import index_in
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.evaluation.budget import UNLIMITED, DataBudget
+from scalr_prod.evaluation.models import uses_earlier_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import TypeAlias
 
     from numpy.typing import NDArray
 
-    from scalr_prod.evaluation.interactions import Interactions
+    from scalr_prod.evaluation.interactions import Interactions, TrainingSetEvents
     from scalr_prod.evaluation.models.recent_popularity import RecentPopularity
     from scalr_prod.evaluation.split import EvaluationSplit, IdNumbering
     from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
 
-    #: Real and synthetic events of a training set.
-    TrainingSetEvents: TypeAlias = "tuple[Interactions, Interactions]"
-
 __all__ = [
-    "ABLATION_ARMS",
+    "ALL_ARMS",
     "CONTROL_ARMS",
     "DEFAULT_ARMS",
-    "JOINT_TRAINING",
-    "MAIN_ARMS",
+    "JOINT_BASELINE",
+    "POPULARITY_BASELINE",
     "REAL_ONLY",
+    "REQUIRED_ARMS",
     "REQUIRED_ESTIMATORS",
+    "SYNTHETIC_ONLY",
     "TUNED_ARMS",
     "UNTRAINED_ARMS",
     "WITH_SYNTHETIC",
-    "ArmChoice",
+    "Arm",
     "ArmDataBuilder",
+    "describe_baseline",
     "leave_one_out_arms",
-]  # fmt: skip
+]
 
 logger = logging.getLogger(__name__)
 
 REAL_ONLY: Final = "real"
 WITH_SYNTHETIC: Final = "real+scalr"
-MAIN_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, "synthetic_only")
+SYNTHETIC_ONLY: Final = "synthetic_only"
+POPULARITY_BASELINE: Final = "popular_lately"
+#: One model trained on the real events of both domains.
+JOINT_BASELINE: Final = "model_level_transfer"
 #: Arms that rank without a model of the family.
-UNTRAINED_ARMS: Final = ("popular_lately", "translator")
+UNTRAINED_ARMS: Final = (POPULARITY_BASELINE, "translator")
 CONTROL_ARMS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
-JOINT_TRAINING: Final = "model_level_transfer"
 #: Variants of real+scalr with one change each.
 ABLATION_ARMS: Final = (
     "sampled", "top_k", "top_1",
@@ -65,9 +67,15 @@ ABLATION_ARMS: Final = (
     "only_topics", "only_linear", "only_factorisation", "only_sequential",
 )  # fmt: skip
 #: Arms with synthetic events whose volume, temperature, boost and λ are tuned separately, with the same budget.
-TUNED_ARMS: Final = (WITH_SYNTHETIC, "synthetic_only", *CONTROL_ARMS)
-#: Smallest set that decides: the baselines, real+scalr, two controls, and joint training.
-DEFAULT_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, *UNTRAINED_ARMS, "trend", "shuffled", JOINT_TRAINING)
+TUNED_ARMS: Final = (WITH_SYNTHETIC, SYNTHETIC_ONLY, *CONTROL_ARMS)
+#: Arms of every project. Projects with several source domains also have one arm that leaves each of them out.
+ALL_ARMS: Final = (
+    REAL_ONLY, WITH_SYNTHETIC, SYNTHETIC_ONLY, *UNTRAINED_ARMS, *CONTROL_ARMS, JOINT_BASELINE, *ABLATION_ARMS
+)  # fmt: skip
+#: Arms that are always evaluated, since all others are compared with them.
+REQUIRED_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, POPULARITY_BASELINE)
+#: Smallest set that decides: the baselines, real+scalr, and two controls.
+DEFAULT_ARMS: Final = (REAL_ONLY, WITH_SYNTHETIC, *UNTRAINED_ARMS, "trend", "shuffled", JOINT_BASELINE)
 #: A temperature low enough that sampling returns the k most probable items.
 TOP_K_TEMPERATURE: Final = 0.02
 #: Sampling options in which an arm differs from real+scalr.
@@ -96,31 +104,46 @@ def leave_one_out_arms(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{_WITHOUT_PREFIX}{name}" for name in sources) if len(sources) > 1 else ()
 
 
+def describe_baseline(arm: str) -> str:
+    """Return the name of a baseline arm in prose."""
+    return {REAL_ONLY: "real events only", POPULARITY_BASELINE: "the popularity baseline"}[arm]
+
+
 @dataclass(frozen=True, eq=False)
-class ArmChoice:
-    """Tuned hyperparameters of one arm of one family.
+class Arm:
+    """One arm of one model family: the data that it trains on, and the hyperparameters of data and model.
 
     Attributes:
+        family: Model family.
+        name: Name of the arm, which says what it trains on.
         options: Model options; ``half_life`` (days) decays observed events before the fit.
         draw: Sampling options: volume, temperature, filter, alignment.
         weights: λ for cold, sparse and dense users.
-        source_weight: Weight of source events in joint training.
+        source_weight: Weight of source events in the joint baseline.
         boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users.
     """
 
+    family: str
+    name: str
     options: dict[str, Any]
     draw: DrawOptions
     weights: tuple[float, float, float]
     source_weight: float
     boost: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def fit_key(self) -> tuple[Any, ...]:
-        """Return everything that a fit depends on: all values but the boost."""
-        return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
+    @property
+    def has_synthetic_events(self) -> bool:
+        """Whether its training events include synthetic ones, whatever their λ."""
+        return self.name not in {REAL_ONLY, JOINT_BASELINE}
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self)) | {"draw": self.draw.to_json()}
+    def fit_key(self) -> tuple[Any, ...]:
+        """Return everything that a fit depends on: the name, and all values but the boost."""
+        return (self.name, tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
+
+    def hyperparameters_to_json(self) -> dict[str, Any]:
+        """Return all values but family and name as plain JSON values."""
+        hyperparameters = {name: value for name, value in vars(self).items() if name not in {"family", "name"}}
+        return hyperparameters | {"draw": self.draw.to_json()}
 
 
 class ArmDataBuilder:
@@ -161,69 +184,59 @@ class ArmDataBuilder:
             self._translation = SplitTranslator.from_split(self.budget.apply_to(self.split), max_contexts=self.budget.contexts)
         return self._translation
 
-    def events(self, arm: str, choice: ArmChoice, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+    def events(self, arm: Arm, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
         """Return the training events of an arm.
 
+        For families that use them, `Interactions.before` holds the arm's events of an earlier split, whose synthetic events are sampled in
+        process. It is None, with a warning, if there is too little data before or after the earlier cutoff.
+
         Args:
-            arm: Name of the arm.
-            choice: Hyperparameters of the arm.
+            arm: The arm.
             seed: Seed of shuffles; sampled events are the same for every seed, like published ones.
-            published: Real and synthetic events of a published training set, for ``real+scalr`` and ``synthetic_only``; default: sampled
-                in process.
+            published: Events of a published training set, for ``real+scalr`` and ``synthetic_only``; default: sampled in process.
         """
-        real = self.split.real
-        if arm == REAL_ONLY:
-            return real
-        if arm == JOINT_TRAINING:
-            return joint_interactions(self.split, choice.source_weight)
-        synthetic = self.synthetic_events(arm, choice, seed, published)
-        if arm == "synthetic_only":
-            return synthetic
-        base = published[0] if arm == WITH_SYNTHETIC and published else real
-        return base.joined([self.apply_weights(synthetic, choice.weights)])
-
-    def with_earlier_events(self, events: Interactions, arm: str, choice: ArmChoice, seed: int) -> Interactions:
-        """Add the arm's events of an earlier split (`Interactions.before`); its synthetic events are sampled in process.
-
-        If there is too little data before or after the earlier cutoff, log a warning and return every arm's events unchanged.
-
-        Args:
-            events: Training events of the arm.
-            arm: Name of the arm.
-            choice: Hyperparameters of the arm.
-            seed: Seed of shuffles.
-        """
-        earlier = self._earlier_builder
+        events = self._events_until_cutoff(arm, seed, published)
+        earlier = self._earlier_builder if uses_earlier_events(arm.family) else None
         if earlier is None:
             return events
-        found = replace(earlier.events(arm, choice, seed), source=earlier.split.source)
-        return replace(events, before=renumber(found, earlier.split.numbering, self.split.numbering))
+        before = replace(earlier._events_until_cutoff(arm, seed), source=earlier.split.source)  # noqa: SLF001 - the same class
+        return replace(events, before=renumber(before, earlier.split.numbering, self.split.numbering))
+
+    def _events_until_cutoff(self, arm: Arm, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+        real = self.split.real
+        if arm.name == REAL_ONLY:
+            return real
+        if arm.name == JOINT_BASELINE:
+            return joint_interactions(self.split, arm.source_weight)
+        synthetic = self.synthetic_events(arm, seed, published)
+        if arm.name == SYNTHETIC_ONLY:
+            return synthetic
+        base = published.real if arm.name == WITH_SYNTHETIC and published else real
+        return base.joined([self.apply_weights(synthetic, arm.weights)])
 
     @cached_property
     def _earlier_builder(self) -> ArmDataBuilder | None:
         """Builder of the earlier split with its translator; None, for all arms, if either cannot be created."""
         try:
-            found = ArmDataBuilder(self.split.earlier(), on_training=self.on_training, budget=self.budget)
-            _ = found.translation
+            earlier = ArmDataBuilder(self.split.earlier(), on_training=self.on_training, budget=self.budget)
+            _ = earlier.translation
         except (EvaluationError, EmptyWindow, TranslatorError) as error:
             logger.warning("no earlier split before %s: %s", self.split.cutoff.date(), error)
             return None
-        return found
+        return earlier
 
-    def synthetic_events(
-        self, arm: str, choice: ArmChoice, seed: int, published: TrainingSetEvents | None = None
-    ) -> Interactions:
-        """Return the synthetic events of an arm that has some, before λ is applied."""
-        base, rng = choice.draw, np.random.default_rng([seed, 17])
-        if arm in {WITH_SYNTHETIC, "synthetic_only"}:
-            return published[1] if published else self.draw_events(base)
-        if arm.startswith(_WITHOUT_PREFIX):
-            others = self._builder_without(arm.removeprefix(_WITHOUT_PREFIX))
-            return others.draw_events(base) if others else self.split.real.synthetic().weighted(0.0)
-        if arm in _DRAW_CHANGES:
-            return self.draw_events(replace(base, **_DRAW_CHANGES[arm]))
-        if arm == "dose_2":
-            return self.draw_events(replace(base, volume=2 * base.volume))
+    def synthetic_events(self, arm: Arm, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
+        """Return the synthetic events of an arm that has some, before λ is applied; arguments as for `events`."""
+        draw, rng = arm.draw, np.random.default_rng([seed, 17])
+        if arm.name in {WITH_SYNTHETIC, SYNTHETIC_ONLY}:
+            return published.synthetic if published else self.draw_events(draw)
+        if arm.name.startswith(_WITHOUT_PREFIX):
+            builder = self._builder_without(arm.name.removeprefix(_WITHOUT_PREFIX))
+            return builder.draw_events(draw) if builder else self.split.real.synthetic().weighted(0.0)
+        if arm.name in _DRAW_CHANGES:
+            return self.draw_events(replace(draw, **_DRAW_CHANGES[arm.name]))
+        if arm.name == "dose_2":
+            return self.draw_events(replace(draw, volume=2 * draw.volume))
         controls: dict[str, Callable[[Interactions, np.random.Generator], Interactions]] = {
             "popularity": self._popularity_control,
             "shuffled": self._shuffled_control,
@@ -231,7 +244,7 @@ class ArmDataBuilder:
             "dose_0.25": partial(_subsample, share=0.25),
             "dose_0.5": partial(_subsample, share=0.5),
         }
-        return controls[arm](self.draw_events(base), rng)
+        return controls[arm.name](self.draw_events(draw), rng)
 
     def make_recommender(self, options: DrawOptions, recent_popularity: RecentPopularity) -> TranslatorRecommender:
         """Use the translator as a recommender: each user's most probable items, then recent popularity.
@@ -240,10 +253,10 @@ class ArmDataBuilder:
             options: Sampling options; temperature, filter and alignment are replaced so that the most probable items are returned.
             recent_popularity: Fitted model that ranks the remaining items.
         """
-        deep = replace(
+        most_probable = replace(
             options, volume=max(_RECOMMENDED_ITEMS, options.volume), temperature=TOP_K_TEMPERATURE, min_lift=0.0, align=False
         )
-        return TranslatorRecommender(self.translation.recommended_events(deep), recent_popularity)
+        return TranslatorRecommender(self.translation.recommended_events(most_probable), recent_popularity)
 
     def draw_events(self, options: DrawOptions) -> Interactions:
         """Return sampled events, sampled once per combination of options."""
@@ -264,7 +277,7 @@ class ArmDataBuilder:
             try:
                 self._without_source_builders[source] = ArmDataBuilder(split, SplitTranslator.from_split(split))
             except (EmptyWindow, TranslatorError) as error:
-                logger.warning("no translator without '%s'; the arm trains on real events alone: %s", source, error)
+                logger.warning("no translator without '%s'; the arm trains on real events only: %s", source, error)
                 self._without_source_builders[source] = None
         return self._without_source_builders[source]
 
@@ -279,17 +292,17 @@ class ArmDataBuilder:
         As in real+scalr, events of items that the new user already has are dropped.
         """
         owners = np.unique(events.user)
-        other = np.arange(events.n_users, dtype=np.int32)
+        new_owner = np.arange(events.n_users, dtype=np.int32)
         for segment in np.unique(self._segments[owners]):
-            alike = owners[self._segments[owners] == segment]
-            other[alike] = rng.permutation(alike)
-        moved = replace(events, user=other[events.user])
-        return moved.take(np.asarray(self.split.seen()[moved.user, moved.item]).ravel() == 0)
+            members = owners[self._segments[owners] == segment]
+            new_owner[members] = rng.permutation(members)
+        shuffled = replace(events, user=new_owner[events.user])
+        return shuffled.take(np.asarray(self.split.seen()[shuffled.user, shuffled.item]).ravel() == 0)
 
     def _duplicated_control(self, events: Interactions, rng: np.random.Generator) -> Interactions:
         """Repeat real events: as many as the synthetic ones, with the same mean weight."""
-        again = self.split.real.take(rng.integers(0, len(self.split.real), len(events))).synthetic()
-        return replace(again, weight=np.full(len(events), events.weight.mean() if len(events) else 0, dtype=np.float32))
+        repeated = self.split.real.take(rng.integers(0, len(self.split.real), len(events))).synthetic()
+        return replace(repeated, weight=np.full(len(events), events.weight.mean() if len(events) else 0, dtype=np.float32))
 
 
 class TranslatorRecommender:
@@ -301,14 +314,14 @@ class TranslatorRecommender:
     """
 
     def __init__(self, events: Interactions, recent_popularity: RecentPopularity) -> None:
-        self._matrix, self._lately = events.matrix(), recent_popularity
+        self._matrix, self._recent_popularity = events.matrix(), recent_popularity
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return scores [B, n_items]."""
         probability = np.asarray(self._matrix[users].todense(), dtype=np.float32)
-        place = self._lately.score(users)  # 0, -1, -2 …
-        found: NDArray[np.float32] = np.where(probability > 0, 1 + probability, place).astype(np.float32)
-        return found
+        negated_rank = self._recent_popularity.score(users)  # 0, -1, -2 …
+        scores: NDArray[np.float32] = np.where(probability > 0, 1 + probability, negated_rank).astype(np.float32)
+        return scores
 
 
 def joint_interactions(split: EvaluationSplit, source_weight: float) -> Interactions:
@@ -319,39 +332,38 @@ def joint_interactions(split: EvaluationSplit, source_weight: float) -> Interact
     return replace(real, n_items=items, catalogue=real.n_items).joined([shifted])
 
 
-def renumber(events: Interactions, own: IdNumbering, other: IdNumbering) -> Interactions:
+def renumber(events: Interactions, current: IdNumbering, new: IdNumbering) -> Interactions:
     """Convert events to the user and item numbers of another split, which contains all their users and items.
 
     Args:
         events: Events of one domain, or of both if `Interactions.catalogue` is set.
-        own: Current numbers.
-        other: Numbers of the other split.
+        current: Numbers of the events.
+        new: Numbers of the other split.
     """
-    users, items = index_in(own.users, other.users), index_in(own.items, other.items)
-    source_items = index_in(own.source_items, other.source_items)
-    count = len(other.items)
+    users, items = index_in(current.users, new.users), index_in(current.items, new.items)
+    source_items = index_in(current.source_items, new.source_items)
+    count = len(new.items)
     if events.catalogue is not None:
-        items, count = np.concatenate([items, source_items + np.int32(count)]), count + len(other.source_items)
+        items, count = np.concatenate([items, source_items + np.int32(count)]), count + len(new.source_items)
     source = events.source
     return replace(
         events,
         user=users[events.user],
         item=items[events.item],
-        n_users=len(other.users),
+        n_users=len(new.users),
         n_items=count,
-        catalogue=None if events.catalogue is None else len(other.items),
+        catalogue=None if events.catalogue is None else len(new.items),
         source=None
         if source is None
         else replace(
             source,
             user=users[source.user],
             item=source_items[source.item],
-            n_users=len(other.users),
-            n_items=len(other.source_items),
+            n_users=len(new.users),
+            n_items=len(new.source_items),
         ),
     )
 
 
 def _subsample(events: Interactions, rng: np.random.Generator, *, share: float) -> Interactions:
-    selected: NDArray[np.bool_] = rng.random(len(events)) < share
-    return events.take(selected)
+    return events.take(rng.random(len(events)) < share)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from scalr_prod.evaluation.interactions import DAY_MICROS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -95,11 +97,11 @@ def _detector_auc(
     """Return the held-out AUC of a ridge regression on item popularity, the user's event count, time, and their squares."""
     columns = []
     for events in (real, synthetic):
-        own = np.bincount(events.user, minlength=events.n_users)[events.user]
-        parts = [np.log1p(popularity[events.item]), np.log1p(own)]
+        event_count = np.bincount(events.user, minlength=events.n_users)[events.user]
+        features = [np.log1p(popularity[events.item]), np.log1p(event_count)]
         if with_time:
-            parts.append((events.until - events.time) / 86_400e6)
-        columns.append(np.stack(parts, axis=1))
+            features.append((events.until - events.time) / DAY_MICROS)
+        columns.append(np.stack(features, axis=1))
     size = min(map(len, columns))
     balanced = [part[rng.permutation(len(part))[:size]] for part in columns]
     x = np.concatenate(balanced)
@@ -112,10 +114,10 @@ def _detector_auc(
     return _auc(score, y[~train] == 1)
 
 
-def _auc(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+def _auc(score: NDArray[np.float64], is_positive: NDArray[np.bool_]) -> float:
     from scipy import stats
 
-    rank = stats.rankdata(score)
-    count = int(positive.sum())
-    others = len(positive) - count
-    return float((rank[positive].sum() - count * (count + 1) / 2) / (count * others)) if count and others else float("nan")
+    positive, negative = score[is_positive], score[~is_positive]
+    if not len(positive) or not len(negative):
+        return float("nan")
+    return float(stats.mannwhitneyu(positive, negative, method="asymptotic").statistic / (len(positive) * len(negative)))

@@ -12,23 +12,19 @@ import numpy as np
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.arms import JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
 from scalr_prod.evaluation.signal import describe_signal
 from scalr_prod.evaluation.statistics import ArmComparison, TwoWayBootstrap, holm_adjust
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from scalr_prod.evaluation.evaluator import Outcome
-    from scalr_prod.evaluation.user_panel import UserPanel
+    from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
-    #: For each cutoff, the outcomes of every seed.
-    OutcomesByCutoff = Sequence[Sequence[Outcome]]
-
-__all__ = ["EvaluationReport", "build_verdict", "summarize_arms", "write_report"]
+__all__ = ["EvaluationReport", "build_verdict", "format_percent", "summarize_arms", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,8 @@ class EvaluationReport:
         arms: One row per arm and family. ``probabilities``: NE and calibration. ``synthetic``: number of synthetic events before λ,
             and the share of the catalogue that they cover.
         signal: Information of source histories beyond popularity; None if it could not be measured.
-        verdict: ``quick``: whether this is a quick verdict, with fewer choices tried. Then the best baseline, and by model the lift of
-            real+scalr over the better of `popular_lately` and real events alone (chosen on validation), with two-way intervals.
+        verdict: ``quick``: whether this is a quick verdict, with fewer settings tried. Then the best baseline, and by model the lift of
+            real+scalr over the better of popularity baseline and real events only (chosen on validation), with two-way intervals.
         choices: Family → what validation chose for real+scalr, its validation metrics, and the same for every other arm (``arms``).
         budget: Family → arm → models fitted and rankings made to tune it.
         runs: What was published for ``real+scalr``: sampling options, gate report, fidelity and privacy.
@@ -69,8 +65,8 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; null for infinite values (no decay) and undefined ones (a lift over 0)."""
-        found: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
-        return found
+        values: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
+        return values
 
     def to_summary(self) -> dict[str, Any]:
         """Return a short summary for a terminal: one line per arm, and λ by family."""
@@ -78,14 +74,17 @@ class EvaluationReport:
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
             "users": self.users,
-            "signal beyond the trend": describe_signal(self.signal),
+            "signal beyond popularity": describe_signal(self.signal),
             "arms": [_arm_line(row) for row in self.arms],
-            "first verdict, fewer choices tried" if self.verdict["quick"] else "verdict": [
+            "first verdict, fewer settings tried" if self.verdict["quick"] else "verdict": [
                 _verdict_line(model) for model in self.verdict["models"]
             ],
             "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
-            "helps": {family: _describe_helps(choice) for family, choice in self.choices.items()},
+            "helps": {
+                family: describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
+                for family, choice in self.choices.items()
+            },
             "path": self.path,
             "policy": self.policy,
             "seconds": self.seconds,
@@ -95,7 +94,7 @@ class EvaluationReport:
 def summarize_arms(
     panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Return one row per arm: mean metrics over cases and seeds, lift over real events alone, and lift of real+scalr over the arm.
+    """Return one row per arm: mean metrics over cases and seeds, lift over real events only, and lift of real+scalr over the arm.
 
     Args:
         panel: Test cases.
@@ -104,68 +103,88 @@ def summarize_arms(
         seed: Seed of the resampling.
     """
     bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
-    hits = {arm: panel.ndcg_contributions(found) for arm, found in outcomes.items()}
-    lifts = {arm: bootstrap.compare(own, hits[REAL_ONLY]) for arm, own in hits.items() if arm != REAL_ONLY}
-    adjusted = dict(zip(lifts, holm_adjust([found.p_value for found in lifts.values()]), strict=True))
-    ahead = {
-        arm: bootstrap.compare(hits[WITH_SYNTHETIC], own)
-        for arm, own in hits.items()
-        if WITH_SYNTHETIC in hits and arm not in {WITH_SYNTHETIC, REAL_ONLY}
-    }
-    against = dict(zip(ahead, holm_adjust([found.p_value for found in ahead.values()]), strict=True))
+    ndcg = {arm: panel.ndcg_contributions(by_cutoff) for arm, by_cutoff in outcomes.items()}
+    over_real = _with_holm({arm: bootstrap.compare(own, ndcg[REAL_ONLY]) for arm, own in ndcg.items() if arm != REAL_ONLY})
+    synthetic_over = _with_holm(
+        {
+            arm: bootstrap.compare(ndcg[WITH_SYNTHETIC], own)
+            for arm, own in ndcg.items()
+            if WITH_SYNTHETIC in ndcg and arm not in {WITH_SYNTHETIC, REAL_ONLY}
+        }
+    )
     probabilities = normalized_entropies(panel, outcomes, bootstrap)
     rows = []
-    for arm, found in outcomes.items():
-        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(found[0]), "metrics": _mean_metrics(panel, found)}
-        if arm in lifts:
-            row |= lifts[arm].to_json() | {"p_holm": adjusted[arm]}
-        if arm in ahead:
-            row["scalr_over_this"] = ahead[arm].to_json() | {"p_holm": against[arm]}
-        row["slices"] = _slice_metrics(panel, found)
+    for arm, by_cutoff in outcomes.items():
+        metrics = _mean_metrics(panel, by_cutoff)
+        row: dict[str, Any] = {"name": arm, "model": family, "seeds": len(by_cutoff[0]), "metrics": metrics}
+        row |= over_real.get(arm, {})
+        if arm in synthetic_over:
+            row["scalr_over_this"] = synthetic_over[arm]
+        row["slices"] = _slice_metrics(panel, by_cutoff)
         for name, cases in panel.segment_masks().items():
             if arm != REAL_ONLY:
-                row["slices"][name] |= bootstrap.compare(hits[arm], hits[REAL_ONLY], cases).to_json()
+                row["slices"][name] |= bootstrap.compare(ndcg[arm], ndcg[REAL_ONLY], cases).to_json()
         if arm in probabilities:
             row["probabilities"] = probabilities[arm]
         rows.append(row)
     return rows
 
 
+def _with_holm(comparisons: Mapping[str, ArmComparison]) -> dict[str, dict[str, Any]]:
+    """Return the comparisons as plain JSON values, with Holm-adjusted p-values."""
+    adjusted = holm_adjust([comparison.p_value for comparison in comparisons.values()])
+    return {
+        arm: comparison.to_json() | {"p_holm": p_holm}
+        for (arm, comparison), p_holm in zip(comparisons.items(), adjusted, strict=True)
+    }
+
+
 def build_verdict(
     panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], best_baselines: Mapping[str, str], *, seed: int
 ) -> dict[str, Any]:
-    """Return the lift of real+scalr over the best baseline, overall and by segment, and over joint training if that was fitted.
+    """Return the lift of real+scalr over the best baseline, overall and by segment, and over the joint baseline if that was fitted.
 
     Args:
         panel: Test cases.
         family: Model family.
         outcomes: Outcomes by arm.
-        best_baselines: ``all`` and each segment → the better of `popular_lately` and real events alone, on validation.
+        best_baselines: ``all`` and each segment → the better of popularity baseline and real events only, on validation.
         seed: Seed of the resampling.
     """
     bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
-    hits = {
+    ndcg = {
         arm: panel.ndcg_contributions(outcomes[arm])
-        for arm in {WITH_SYNTHETIC, JOINT_TRAINING, *best_baselines.values()}
+        for arm in {WITH_SYNTHETIC, JOINT_BASELINE, *best_baselines.values()}
         if arm in outcomes
     }
-    of_all = bootstrap.compare(hits[WITH_SYNTHETIC], hits[best_baselines["all"]])
-    row: dict[str, Any] = {"model": family} | _lift_over_best(of_all, best_baselines["all"])
-    row |= {"difference": of_all.difference, "difference_ci95": list(of_all.difference_ci95)}
-    if JOINT_TRAINING in hits:
-        row["over_rival"] = bootstrap.compare(hits[WITH_SYNTHETIC], hits[JOINT_TRAINING]).lift_to_json()
+    overall = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines["all"]])
+    row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
+    row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
+    if JOINT_BASELINE in ndcg:
+        row["over_rival"] = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE]).lift_to_json()
     for name, cases in panel.segment_masks().items():
         baseline = best_baselines.get(name, best_baselines["all"])
-        row[name] = _lift_over_best(bootstrap.compare(hits[WITH_SYNTHETIC], hits[baseline], cases), baseline) | {
+        row[name] = _lift_over_best(bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[baseline], cases), baseline) | {
             "cases": int(cases.sum())
         }
-        if JOINT_TRAINING in hits:
-            row[name]["over_rival"] = bootstrap.compare(hits[WITH_SYNTHETIC], hits[JOINT_TRAINING], cases).lift_to_json()
+        if JOINT_BASELINE in ndcg:
+            row[name]["over_rival"] = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE], cases).lift_to_json()
     return row
 
 
-def _lift_over_best(found: ArmComparison, baseline: str) -> dict[str, Any]:
-    return {"best_baseline": baseline, "lift_over_best_pct": found.lift_pct, "ci95": list(found.ci95)}
+def _lift_over_best(comparison: ArmComparison, baseline: str) -> dict[str, Any]:
+    return {"best_baseline": baseline, "lift_over_best_pct": comparison.lift_pct, "ci95": list(comparison.ci95)}
+
+
+def format_percent(comparison: Mapping[str, Any], name: str = "lift_pct") -> str:
+    """Format a percentage of a report with its 95 % interval for a sentence.
+
+    Args:
+        comparison: JSON with the value and its ``ci95``.
+        name: Key of the value.
+    """
+    low, high = comparison["ci95"]
+    return f"{comparison[name]:+.1f} % (95 %: {low:+.1f} … {high:+.1f})"
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:
@@ -175,11 +194,13 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
 
     with atomic_path(folder / "report.json") as unfinished:
         unfinished.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    flat = []
+    table = []
     for row in report.arms:
-        flat += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]
-        flat += [(row["name"], row["model"], "synthetic", key, float(value)) for key, value in row.get("synthetic", {}).items()]
-        flat += [
+        table += [(row["name"], row["model"], "all", metric, value) for metric, value in row["metrics"].items()]
+        table += [
+            (row["name"], row["model"], "synthetic", key, float(value)) for key, value in row.get("synthetic", {}).items()
+        ]
+        table += [
             (row["name"], row["model"], part, metric, float(value))
             for part, figures in (*row["slices"].items(), *row.get("probabilities", {}).items())
             for metric, value in figures.items()
@@ -187,13 +208,13 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
         ]
         if "lift_pct" in row:
             low, high = row["ci95"]
-            flat += [
+            table += [
                 (row["name"], row["model"], "all", metric, value)
                 for metric, value in (("lift_pct", row["lift_pct"]), ("lift_low", low), ("lift_high", high))
             ]
     names = ("arm", "model", "slice", "metric", "value")
     with atomic_path(folder / "arms.parquet") as unfinished:
-        pq.write_table(pa.table(dict(zip(names, map(list, zip(*flat, strict=True)), strict=True))), unfinished)
+        pq.write_table(pa.table(dict(zip(names, map(list, zip(*table, strict=True)), strict=True))), unfinished)
 
 
 def _replace_non_finite(value: Any) -> Any:
@@ -211,62 +232,59 @@ def _arm_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "arm": row["name"],
         "ndcg": metrics["ndcg"],
         "lift % (95 % CI)": _interval(row),
-        "ours over this": _interval(row.get("scalr_over_this", {})),
+        "synthetic augmentation over this %": _interval(row.get("scalr_over_this", {})),
         **{name: slices.get(name, {}).get("ndcg") for name in SEGMENTS},
         "coverage": metrics["coverage"],
         **_entropy_columns(row.get("probabilities", {})),
     }
 
 
-def _entropy_columns(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return NE over all users, and NE relative to real events alone by segment."""
-    if not found:
+def _entropy_columns(probabilities: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return NE over all users, and NE relative to real events only by segment."""
+    if not probabilities:
         return {}
     relative = {
         f"NE {name} % (95 % CI)": _interval({"lift_pct": part["ne_vs_real_pct"], "ci95": part["ne_ci95"]}, digits=2)
-        for name, part in found.items()
+        for name, part in probabilities.items()
         if "ne_vs_real_pct" in part
     }
-    return {"NE": found["all"]["ne"], **relative}
+    return {"NE": probabilities["all"]["ne"], **relative}
 
 
-def _interval(found: Mapping[str, Any], digits: int = 1) -> str:
-    if "ci95" not in found:
+def _interval(comparison: Mapping[str, Any], digits: int = 1) -> str:
+    """Format a lift with its interval for a table."""
+    if "ci95" not in comparison:
         return ""
-    low, high = found["ci95"]
-    return f"{found['lift_pct']:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+    low, high = comparison["ci95"]
+    return f"{comparison['lift_pct']:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
 
 
-def _verdict_line(found: Mapping[str, Any]) -> dict[str, Any]:
-    cold = found.get("cold", {})
+def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    cold = verdict.get("cold", {})
     return {
-        "model": found["model"],
-        "best baseline": found["best_baseline"],
-        "lift over best % (95 % CI)": _interval({"lift_pct": found["lift_over_best_pct"], "ci95": found["ci95"]}),
+        "model": verdict["model"],
+        "best baseline": verdict["best_baseline"],
+        "lift over best % (95 % CI)": _interval({"lift_pct": verdict["lift_over_best_pct"], "ci95": verdict["ci95"]}),
         "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
-        "over the rival": _interval(found.get("over_rival", {})),
+        "over the joint baseline": _interval(verdict.get("over_rival", {})),
     }
-
-
-def _describe_helps(choice: Mapping[str, Any]) -> str:
-    bar = choice["validation"].get("bar")
-    return ("yes" if choice["helps"] else "no: λ is 0") + (f" ({describe_acceptance(bar)})" if bar else "")
 
 
 def _describe_budget(arms: Mapping[str, Any]) -> str:
     return ", ".join(f"{arm} {counts['fits']} fits and {counts['rankings']} rankings" for arm, counts in arms.items())
 
 
-def _mean_metrics(panel: UserPanel, found: OutcomesByCutoff) -> dict[str, float]:
-    metrics = {name: float(panel.mean_metric(found, name).mean()) for name in ("ndcg", "recall", "mrr")}
-    outcomes = [outcome for seeds in found for outcome in seeds]
-    return metrics | {name: float(np.mean([one.exposure[name] for one in outcomes])) for name in outcomes[0].exposure}
+def _mean_metrics(panel: UserPanel, by_cutoff: OutcomesByCutoff) -> dict[str, float]:
+    metrics = {name: float(panel.mean_metric(by_cutoff, name).mean()) for name in ("ndcg", "recall", "mrr")}
+    outcomes = [outcome for seeds in by_cutoff for outcome in seeds]
+    exposure = {name: float(np.mean([outcome.exposure[name] for outcome in outcomes])) for name in outcomes[0].exposure}
+    return metrics | exposure
 
 
-def _slice_metrics(panel: UserPanel, found: OutcomesByCutoff) -> dict[str, dict[str, Any]]:
-    ndcg = panel.mean_metric(found, "ndcg")
+def _slice_metrics(panel: UserPanel, by_cutoff: OutcomesByCutoff) -> dict[str, dict[str, Any]]:
+    ndcg = panel.mean_metric(by_cutoff, "ndcg")
     values = {name: ndcg[cases] for name, cases in panel.segment_masks().items()}
     for name in ("head", "tail"):
-        of_items = panel.mean_metric(found, name)
-        values[name] = of_items[np.isfinite(of_items)]
+        ndcg_of_items = panel.mean_metric(by_cutoff, name)
+        values[name] = ndcg_of_items[np.isfinite(ndcg_of_items)]
     return {name: {"users": len(part), "ndcg": float(part.mean())} for name, part in values.items() if len(part)}

@@ -101,13 +101,12 @@ class SplitEvaluator:
         ranking = rank_users(
             boosted, self.split.users, relevant=self.split.relevant, seen=self.seen, is_head=self.is_head, k=self.k
         )
-        spread = exposure_metrics(ranking.top, self.split.real.n_items, self.is_head)
+        exposure = exposure_metrics(ranking.top, self.split.real.n_items, self.is_head)
         if calibrator is None or not isinstance(model, ProbabilisticModel):
-            return Outcome(ranking, spread)
+            return Outcome(ranking, exposure)
         rows = self.labelled_rows(model.negatives)
-        return Outcome(
-            ranking, spread, CalibratedPredictions(rows, calibrator(rows.predict(model), rows.segment)), model.negatives
-        )
+        predictions = CalibratedPredictions(rows, calibrator(rows.predict(model), rows.segment))
+        return Outcome(ranking, exposure, predictions, model.negatives)
 
     def labelled_rows(self, negatives: int) -> LabelledRows:
         """Return the rows that probabilities are evaluated on: every test pair with ``negatives`` negatives, the same for every model."""

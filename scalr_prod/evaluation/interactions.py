@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel"]
+__all__ = ["DAY_MICROS", "DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel", "TrainingSetEvents"]
 
-#: Microseconds.
-_DAY_MICROS: Final = 86_400_000_000
+#: Microseconds per day.
+DAY_MICROS: Final = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Interactions:
         Returns:
             The same rows with decayed weights.
         """
-        age = (self.until - self.time) / _DAY_MICROS
+        age = (self.until - self.time) / DAY_MICROS
         factor = np.where(self.in_history(), np.exp2(-age / half_life_days), 1.0)
         return replace(self, weight=(self.weight * factor).astype(np.float32))
 
@@ -153,6 +153,19 @@ class Interactions:
     def popularity(self) -> NDArray[np.float64]:
         """Return the summed weight of each item: float64 [n_items]."""
         return np.bincount(self.item, weights=self.weight, minlength=self.n_items).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class TrainingSetEvents:
+    """Events of a training set.
+
+    Attributes:
+        real: Real events.
+        synthetic: Synthetic events, weighted by confidence without λ.
+    """
+
+    real: Interactions
+    synthetic: Interactions
 
 
 class ItemScorer(Protocol):

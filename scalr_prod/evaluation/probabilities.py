@@ -54,25 +54,23 @@ class LabelledRows:
     def from_split(cls, split: EvaluationSplit, negatives: int) -> Self:
         """Return every test pair, and for each ``negatives`` drawn items; those in the user's visible or hidden history are dropped."""
         user, item = split.relevant.nonzero()
-        others = np.random.default_rng(0).integers(0, split.real.n_items, len(user) * negatives)
-        owner = np.repeat(user, negatives)
-        met = np.asarray(split.held_out[owner, others]).ravel() + np.asarray(split.seen()[owner, others]).ravel()
-        apart = met == 0
-        users = np.concatenate([user, owner[apart]]).astype(np.int64)
+        negative_item = np.random.default_rng(0).integers(0, split.real.n_items, len(user) * negatives)
+        negative_user = np.repeat(user, negatives)
+        interacted = split.held_out + split.seen()
+        is_negative = np.asarray(interacted[negative_user, negative_item]).ravel() == 0
+        users = np.concatenate([user, negative_user[is_negative]]).astype(np.int64)
         return cls(
             case=np.searchsorted(split.users, users),
             user=users,
-            item=np.concatenate([item, others[apart]]).astype(np.int64),
-            label=np.concatenate([np.ones(len(user), dtype=bool), np.zeros(int(apart.sum()), dtype=bool)]),
+            item=np.concatenate([item, negative_item[is_negative]]).astype(np.int64),
+            label=np.concatenate([np.ones(len(user), dtype=bool), np.zeros(int(is_negative.sum()), dtype=bool)]),
             segment=split.segments()[users],
         )
 
     def predict(self, model: ProbabilisticModel) -> NDArray[np.float64]:
         """Return a model's probabilities, clipped away from 0 and 1: float64 [P]."""
-        found: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64).clip(
-            _MIN_PROBABILITY, 1 - _MIN_PROBABILITY
-        )
-        return found
+        probability: NDArray[np.float64] = np.asarray(model.probability(self.user, self.item), np.float64)
+        return probability.clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ class PlattCalibrator:
     def __call__(self, probability: NDArray[np.float64], segment: NDArray[np.int8]) -> NDArray[np.float64]:
         """Return calibrated probabilities, strictly between 0 and 1: float64 [P]."""
         logit = np.asarray(self.slope)[segment] * _logit(probability) + np.asarray(self.offset)[segment]
-        found: NDArray[np.float64] = _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-        return found
+        return _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -128,8 +125,8 @@ class CalibratedPredictions:
     @property
     def log_loss(self) -> NDArray[np.float64]:
         """Log loss of each row in nats: float64 [P]."""
-        found: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
-        return found
+        loss: NDArray[np.float64] = -np.log(np.where(self.rows.label, self.probability, 1 - self.probability))
+        return loss
 
     def information_gain(self) -> NDArray[np.float64]:
         """Return nats gained over the base rate by test user, weighted by the user's number of rows: float64 [V].
@@ -138,9 +135,9 @@ class CalibratedPredictions:
         """
         base = self.rows.label.mean()
         entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
-        gained = np.bincount(self.rows.case, weights=entropy - self.log_loss)
-        found: NDArray[np.float64] = gained * len(gained) / len(self.rows.case)
-        return found
+        gain = np.bincount(self.rows.case, weights=entropy - self.log_loss)
+        weighted: NDArray[np.float64] = gain * len(gain) / len(self.rows.case)
+        return weighted
 
 
 def _fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[float, float]:
@@ -149,23 +146,23 @@ def _fit_platt(logit: NDArray[np.float64], label: NDArray[np.bool_]) -> tuple[fl
         return 1.0, 0.0
     design = np.stack([logit, np.ones_like(logit)], axis=1)
     start = np.array([1.0, 0.0])
-    found = start.copy()
+    parameters = start.copy()
     for _ in range(_MAX_NEWTON_STEPS):
-        p = _sigmoid(design @ found)
-        gradient = design.T @ (p - label) + _RIDGE * (found - start)
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        found -= step.clip(-1, 1)
+        p = _sigmoid(design @ parameters)
+        gradient = design.T @ (p - label) + _RIDGE * (parameters - start)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + _RIDGE * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        parameters -= step.clip(-1, 1)
         if np.abs(step).max() < 1e-10:  # noqa: PLR2004 - of a parameter near 1
             break
-    return float(found[0]), float(found[1])
+    return float(parameters[0]), float(parameters[1])
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.log(p) - np.log1p(-p)
-    return found
+    logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return logit
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = 1 / (1 + np.exp(-x.clip(-40, 40)))
-    return found
+    probability: NDArray[np.float64] = 1 / (1 + np.exp(-x.clip(-40, 40)))
+    return probability

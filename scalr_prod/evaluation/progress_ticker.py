@@ -47,9 +47,9 @@ class EvaluationProgress(progress.ProgressTracker):
             steps: The steps.
             expected_fits: Expected number of fits of a step.
         """
-        for thing in steps:
-            self._end_of_step += expected_fits(thing)
-            yield thing
+        for step in steps:
+            self._end_of_step += expected_fits(step)
+            yield step
             self.done = self._end_of_step
 
     def describe(self, snapshot: dict[str, Any]) -> str:

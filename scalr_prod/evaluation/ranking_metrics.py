@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranking metrics over the full catalogue, exposure metrics and calibration metrics.
 
-NDCG, recall and MRR are means over users. A user's relevant items are those of the test slice that are not in the user's training
+NDCG, recall and MRR are means over users. A user's relevant items are those of the test period that are not in the user's training
 history. NE is log loss over the entropy of the base rate (He et al., ADKDD 2014).
 """
 
@@ -54,7 +54,7 @@ def rank_users(
     Args:
         model: A fitted model; columns of its scores beyond the catalogue are ignored.
         users: int64 [V].
-        relevant: scipy CSR [U, N]; non-zero where a user interacted with an item in the test slice.
+        relevant: scipy CSR [U, N]; non-zero where a user interacted with an item in the test period.
         seen: scipy CSR [U, N]; non-zero where the training data holds an event of the user and the item.
         is_head: bool [N]. The most popular items that make up half of the training events.
         k: Length of the rankings.
@@ -72,27 +72,27 @@ def rank_users(
         known = seen[chosen]
         scores[np.repeat(np.arange(len(chosen)), np.diff(known.indptr)), known.indices] = -np.inf
         top[rows] = _top_k(scores, k)
-        wanted = np.asarray(relevant[chosen].todense()) > 0
-        hit = np.take_along_axis(wanted, top[rows], 1)
-        first = hit.argmax(1)
-        gains[rows] = hit * discount / ideal[np.minimum(wanted.sum(1), k)].clip(1e-12)[:, None]
+        is_relevant = np.asarray(relevant[chosen].todense()) > 0
+        hit = np.take_along_axis(is_relevant, top[rows], 1)
+        first_rank = hit.argmax(1)
+        gains[rows] = hit * discount / ideal[np.minimum(is_relevant.sum(1), k)].clip(1e-12)[:, None]
         columns["ndcg"][rows] = gains[rows].sum(1)
-        columns["recall"][rows] = hit.sum(1) / wanted.sum(1).clip(1)
-        columns["mrr"][rows] = np.where(hit.any(1), 1 / (first + 1), 0)
-        for name, part in (("head", is_head), ("tail", ~is_head)):
-            count = (wanted & part).sum(1)
-            gain = (hit & part[top[rows]]) @ discount
+        columns["recall"][rows] = hit.sum(1) / is_relevant.sum(1).clip(1)
+        columns["mrr"][rows] = np.where(hit.any(1), 1 / (first_rank + 1), 0)
+        for name, items in (("head", is_head), ("tail", ~is_head)):
+            count = (is_relevant & items).sum(1)
+            gain = (hit & items[top[rows]]) @ discount
             columns[name][rows] = np.where(count > 0, gain / ideal[np.minimum(count, k)].clip(1e-12), np.nan)
     return Ranking(top=top, gain=gains, **columns)
 
 
 def exposure_metrics(top: NDArray[np.int32], n_items: int, is_head: NDArray[np.bool_]) -> dict[str, float]:
     """Return how recommendations [V, k] spread over the catalogue: coverage, Gini index of exposure, share of tail items."""
-    shown = np.sort(np.bincount(top.ravel(), minlength=n_items).astype(np.float64))
-    total = shown.sum()
-    gini = 2 * (np.arange(1, n_items + 1) * shown).sum() / (n_items * total) - (n_items + 1) / n_items if total else 0.0
+    exposure = np.sort(np.bincount(top.ravel(), minlength=n_items).astype(np.float64))
+    total = exposure.sum()
+    gini = 2 * (np.arange(1, n_items + 1) * exposure).sum() / (n_items * total) - (n_items + 1) / n_items if total else 0.0
     return {
-        "coverage": float((shown > 0).mean()),
+        "coverage": float((exposure > 0).mean()),
         "gini": float(gini),
         "tail_share": float((~is_head[top]).mean()),
     }
@@ -105,16 +105,16 @@ def calibration_metrics(probability: NDArray[np.float32], label: NDArray[np.bool
     loss = -np.where(label, np.log(p), np.log1p(-p)).mean()
     entropy = -(base * np.log(base) + (1 - base) * np.log1p(-base))
     bins = np.array_split(np.argsort(p, kind="stable"), _BINS)
-    ece = sum(abs(p[part].sum() - label[part].sum()) for part in bins) / len(p)
+    ece = sum(abs(p[rows].sum() - label[rows].sum()) for rows in bins) / len(p)
     return {"ne": float(loss / entropy), "calibration": float(p.sum() / label.sum()), "ece": float(ece)}
 
 
 def _top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int32]:
     """Return the k highest of each row, best first; ties go to the lower item number."""
-    part = (
+    candidates = (
         np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
         if k < scores.shape[1]
         else np.arange(scores.shape[1])[None].repeat(len(scores), 0)
     )
-    order = np.argsort(-np.take_along_axis(scores, part, 1), axis=1, kind="stable")
-    return np.take_along_axis(part, order, 1)[:, :k].astype(np.int32)
+    order = np.argsort(-np.take_along_axis(scores, candidates, 1), axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, 1)[:, :k].astype(np.int32)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation has worked out, kept on disk as it comes, so that the same command goes on from there after it was stopped.
+"""Cache of evaluation results on disk, so that a repeated command resumes an interrupted evaluation.
 
-A result is a file in the isolated home of its scene, named by a digest of everything that it depends on: the events that may be
-learned from, those that judge, the settings, the code, the versions of the libraries that fit models, and what was asked (family, arm,
-choice, seed). Whatever changes gives another name, and the result is worked out anew. A file appears whole or not at all.
+A result is a file in the isolated home of its split, named by a digest of everything that it depends on: training events, test events,
+settings, code, versions of the libraries that fit models, and the request (family, arm, hyperparameters, seed). Any change gives another
+name, and the result is computed again. Files are written atomically.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-#: What fits or scores models; another version may round otherwise.
+#: Libraries that fit or score models; another version may round differently.
 _LIBRARIES: Final = ("implicit", "lightgbm", "numpy", "scipy", "torch")
-#: Settings that decide it. Grids, models, seeds and windows say which results are asked for, not what each of them is.
+#: Settings that a result depends on. Grids, models, seeds and windows select results, but do not change any of them.
 _DIGESTED_SECTIONS: Final = ("histories", "translator", "generation", "quality", "training_set")
 _DIGESTED_DOWNSTREAM_KEYS: Final = ("k", "seed", "sparse_below", "threads")
 _DIGESTED_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
@@ -62,7 +62,7 @@ _DIGESTED_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURC
 
 @dataclass(frozen=True)
 class CachedRecord:
-    """A result as it lies on disk: plain JSON values, and arrays by name."""
+    """A result as stored on disk: plain JSON values, and arrays by name."""
 
     facts: Any
     arrays: Mapping[str, np.ndarray[Any, Any]]
@@ -70,7 +70,7 @@ class CachedRecord:
 
 @dataclass(frozen=True)
 class Codec(Generic[Value]):
-    """How a kind of result becomes a record, and a record a result again; the same to the bit."""
+    """Conversion of one kind of result to a record and back, without loss."""
 
     encode: Callable[[Value], CachedRecord]
     decode: Callable[[CachedRecord], Value]
@@ -85,33 +85,32 @@ ARRAY_CODEC: Final[Codec[Any]] = Codec(
 
 
 def outcome_codec(evaluator: SplitEvaluator) -> Codec[Outcome]:
-    """What a judge says of one fitted model."""
+    """Return the codec of test outcomes; labelled rows are not stored, but taken from the evaluator."""
 
-    def pack(one: Outcome) -> CachedRecord:
-        odds = {} if one.predictions is None else {"probability": one.predictions.probability}
-        return CachedRecord({"exposure": one.exposure, "negatives": one.negatives}, vars(one.ranking) | odds)
+    def encode(outcome: Outcome) -> CachedRecord:
+        probability = {} if outcome.predictions is None else {"probability": outcome.predictions.probability}
+        facts = {"exposure": outcome.exposure, "negatives": outcome.negatives}
+        return CachedRecord(facts, vars(outcome.ranking) | probability)
 
-    def unpack(record: CachedRecord) -> Outcome:
+    def decode(record: CachedRecord) -> Outcome:
         facts, arrays = record.facts, record.arrays
-        odds = (
-            CalibratedPredictions(evaluator.labelled_rows(facts["negatives"]), arrays["probability"])
-            if "probability" in arrays
-            else None
-        )
+        predictions = None
+        if "probability" in arrays:
+            predictions = CalibratedPredictions(evaluator.labelled_rows(facts["negatives"]), arrays["probability"])
         ranking = Ranking(**{field.name: arrays[field.name] for field in fields(Ranking)})
-        return Outcome(ranking, facts["exposure"], odds, facts["negatives"])
+        return Outcome(ranking, facts["exposure"], predictions, facts["negatives"])
 
-    return Codec(pack, unpack)
+    return Codec(encode, decode)
 
 
 class ResultCache:
-    """Results of one scene.
+    """Cached results of one split.
 
     Attributes:
-        fingerprint: Of what every one of them depends on; empty where nothing is kept.
+        fingerprint: Digest of what all results depend on; empty for a cache that stores nothing.
 
     Args:
-        folder: Where they are; None: nothing is kept.
+        folder: Folder of the files; None: nothing is stored.
         fingerprint: See above.
     """
 
@@ -120,53 +119,53 @@ class ResultCache:
 
     @classmethod
     def from_split(cls, split: EvaluationSplit) -> ResultCache:
-        """In the scene's isolated home."""
+        """Open the cache in the split's isolated home."""
         return cls(
             split.settings.home / "kept",
             _digest([_table_digests(split), _test_data_digests(split), _computation_identity(split)]),
         )
 
     def get_or_compute(self, key: tuple[Any, ...], compute: Callable[[], Value], codec: Codec[Value]) -> Value:
-        """A result: found, or made and kept.
+        """Return the cached result of a key, computing and storing it if needed.
 
         Args:
-            key: What is asked, as plain JSON values; the name of a family of models stands for its code as well.
-            compute: Works it out.
-            codec: How it lies on disk.
+            key: The request, as plain JSON values.
+            compute: Computes the result.
+            codec: Conversion to and from the stored form.
 
         Raises:
-            LakeError: It cannot be written: no permission, or no space.
+            LakeError: The result cannot be written: no permission, or no space.
         """
         if self.folder is None:
             return compute()
         path = self.folder / f"{_digest([self.fingerprint, key])}.npz"
-        found = _read_record(path)
-        if found is not None:
-            return codec.decode(found)
-        made = compute()
-        _write_record(path, codec.encode(made))
-        return made
+        record = _read_record(path)
+        if record is not None:
+            return codec.decode(record)
+        result = compute()
+        _write_record(path, codec.encode(result))
+        return result
 
 
-#: Keeps nothing.
+#: Stores nothing.
 NULL_CACHE: Final = ResultCache(None, "")
 
 
 def family_source_digest(family: str) -> str:
-    """Digest of the module of a family's class: a model of your own that was edited is another model."""
+    """Return the digest of the module of a family's class, so that an edited custom model counts as another model."""
     return source_digest(MODELS.load(family, DownstreamModel))
 
 
 def _read_record(path: Path) -> CachedRecord | None:
-    """A file's record; None where there is none, or none that can be read."""
+    """Return a file's record; None if the file is missing or unreadable."""
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
         return CachedRecord(json.loads(str(arrays.pop("facts"))), arrays)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        logger.warning("what was kept at %s cannot be read and is worked out anew: %s", path, error)
+        logger.warning("the cached result %s cannot be read and is computed again: %s", path, error)
         return None
 
 
@@ -177,7 +176,7 @@ def _write_record(path: Path, record: CachedRecord) -> None:
 
 
 def _table_digests(split: EvaluationSplit) -> list[str]:
-    """Digest of each table that the isolated home was given, row by row."""
+    """Return a digest of the rows of each table that was copied into the isolated home."""
     import pyarrow as pa
 
     lake, digests = Lake.open(split.settings), []
@@ -191,21 +190,21 @@ def _table_digests(split: EvaluationSplit) -> list[str]:
 
 
 def _test_data_digests(split: EvaluationSplit) -> list[str]:
-    """Digest of the test users and their items, and of what no negative may be."""
+    """Return digests of the test users, their items, and the held-out pairs that are excluded from negatives."""
     pairs = (getattr(matrix, part) for matrix in (split.relevant, split.held_out) for part in ("indptr", "indices"))
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (split.users, split.hidden, *pairs)]
     return [split.cutoff.isoformat(), *digests]
 
 
 def _computation_identity(split: EvaluationSplit) -> dict[str, Any]:
-    """Settings, code, and versions of libraries."""
+    """Return the settings, code digests and library versions that results depend on."""
     settings = split.settings
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in _DIGESTED_SECTIONS}
-    carried = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]
+    custom = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]
     return {
         **sections,
         "downstream": {name: getattr(settings.downstream, name) for name in _DIGESTED_DOWNSTREAM_KEYS},
-        "estimators": {name: source_digest(ESTIMATORS.load(name, object)) for name in carried},
+        "estimators": {name: source_digest(ESTIMATORS.load(name, object)) for name in custom},
         "code": _package_digest(),
         "versions": {"scalr_prod": __version__} | {name: _library_version(name) for name in _LIBRARIES},
     }
@@ -213,11 +212,11 @@ def _computation_identity(split: EvaluationSplit) -> dict[str, Any]:
 
 @functools.cache
 def _package_digest() -> str:
-    """Digest of the package."""
-    root, found = Path(__file__).parents[1], hashlib.sha256()
+    """Return the digest of the package's source."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _library_version(name: str) -> str | None:
@@ -232,7 +231,7 @@ def _digest(value: Any) -> str:
 
 
 class _HashingSink:
-    """A file that keeps the digest of what is written to it."""
+    """A writable file object that only updates a digest."""
 
     closed = False
 
@@ -240,12 +239,12 @@ class _HashingSink:
         self.digest = hashlib.sha256()
 
     def write(self, block: Any) -> int:
-        """Number of bytes."""
+        """Update the digest, and return the number of bytes."""
         self.digest.update(block)
         return len(block)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: there is no buffer."""
 
     def close(self) -> None:
-        """The digest stays."""
+        """Do nothing: the digest stays readable."""

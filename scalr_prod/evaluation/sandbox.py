@@ -88,11 +88,11 @@ def create_sandbox(
     versions = {name: table.version() for name, table in opened.items()}
     ids = [table.metadata().id for table in opened.values()]  # versions of a recreated lake start at 0 again
     digest = hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()
-    made_from = json.dumps([versions, ids, cutoff.isoformat(), digest, *([excluded_source] if excluded_source else [])])
-    home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
-    inner = _sandbox_settings(settings, home, cutoff)
-    claim_home(inner)
-    lake = Lake.open(inner)
+    inputs = json.dumps([versions, ids, cutoff.isoformat(), digest, *([excluded_source] if excluded_source else [])])
+    home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
+    isolated = _sandbox_settings(settings, home, cutoff)
+    claim_home(isolated)
+    lake = Lake.open(isolated)
     known = (ds.field(EVENT_TIMESTAMP) < cutoff) & (ds.field(CREATED_TIMESTAMP) <= cutoff)
     for table in _COPIED_TABLES:
         rows = source.dataset(table, version=versions[table.value])
@@ -103,9 +103,9 @@ def create_sandbox(
             others = ~pc.starts_with(ds.field(ITEM_ID), pattern=item_id_prefix(excluded_source))
             where = others if where is None else where & others
         lake.create(table, rows.schema, description=source.description(table) or None)
-        lake.append(table, _scan(rows, where), key=f"copy of {made_from}")
+        lake.append(table, _scan(rows, where), key=f"copy of {inputs}")
     _create_derived_tables(lake, source)
-    return Sandbox(inner, cutoff)
+    return Sandbox(isolated, cutoff)
 
 
 def _scan(rows: ds.Dataset, where: Any) -> pa.RecordBatchReader:

@@ -51,12 +51,12 @@ class Hyperparameter:
         """
         if value >= self.high if upwards else value <= self.low:
             return None
-        moved = min(value * self.step, self.high) if upwards else max(value / self.step, self.low)
-        moved = round(moved) if self.is_integer else moved
-        return None if moved == value else moved
+        following = min(value * self.step, self.high) if upwards else max(value / self.step, self.low)
+        following = round(following) if self.is_integer else following
+        return None if following == value else following
 
 
-#: Tried for every model: half-life in days of the weights of observed events; inf: no decay.
+#: Tuned for every model: half-life in days of the weights of observed events; inf: no decay.
 HALF_LIFE: Final = Hyperparameter("half_life", (math.inf, 365.0, 90.0), low=1.0)
 
 
@@ -80,8 +80,8 @@ def search_values(hyperparameter: Hyperparameter, objective: Callable[[float], f
 
 def _next_outward(hyperparameter: Hyperparameter, best: float, scores: dict[float, float]) -> float | None:
     """Return the next value beyond the best one if that is outermost; None if it lies inside or at a limit."""
-    for edge, up in ((max(scores), True), (min(scores), False)):
-        moved = hyperparameter.next_value(edge, upwards=up) if best == edge else None
-        if moved is not None:
-            return moved
+    for edge, upwards in ((max(scores), True), (min(scores), False)):
+        following = hyperparameter.next_value(edge, upwards=upwards) if best == edge else None
+        if following is not None:
+            return following
     return None

@@ -27,10 +27,10 @@ def measure_signal(window: ValidationWindow) -> dict[str, Any] | None:
         TranslatorError: Too little training data.
     """
     key = ("signal", window.data_builder.budget.pretraining_events)
-    found: dict[str, Any] | None = window.cache.get_or_compute(
+    signal: dict[str, Any] | None = window.cache.get_or_compute(
         key, lambda: window.data_builder.translation.information, JSON_CODEC
     )
-    return found
+    return signal
 
 
 def has_user_signal(signal: Mapping[str, Any] | None) -> bool:
@@ -43,12 +43,9 @@ def describe_signal(signal: Mapping[str, Any] | None) -> str:
     if signal is None:
         return "too few users to measure it"
     parts = []
-    for name, what in (
-        ("over_popularity", "over what is popular at the moment"),
-        ("own_over_others", "over others' histories"),
-    ):
-        part = signal.get(name)
-        if part:
-            low, high = part["ci99"]
-            parts.append(f"{part['nats']:+.3f} nats an event {what} (99 %: {low:+.3f} … {high:+.3f})")
-    return "a user's source history says " + ", and ".join(parts)
+    for name, reference in (("over_popularity", "current popularity"), ("own_over_others", "other users' histories")):
+        gain = signal.get(name)
+        if gain:
+            low, high = gain["ci99"]
+            parts.append(f"{gain['nats']:+.3f} nats per event over {reference} (99 %: {low:+.3f} … {high:+.3f})")
+    return "a user's source history adds " + ", and ".join(parts)

@@ -123,16 +123,16 @@ class EvaluationSplit:
         numbering = IdNumbering(users, sorted_unique(known_target[ITEM_ID]), sorted_unique(known_source[ITEM_ID]))
         visible = _known_by(Lake.open(isolated.settings).read(Table.TARGET_EVENTS, columns=columns), cutoff)
         real = numbering.to_interactions(visible, cutoff)
-        of_source = IdNumbering(users, numbering.source_items, numbering.source_items)
+        source_numbering = IdNumbering(users, numbering.source_items, numbering.source_items)
         after = pc.greater_equal(target[EVENT_TIMESTAMP], pa.scalar(cutoff))
         if end is not None:
             after = pc.and_(after, pc.less(target[EVENT_TIMESTAMP], pa.scalar(end)))
         relevant = _unseen_pairs(numbering.to_interactions(target.filter(after), cutoff), real)
         held_out = _unseen_pairs(numbering.to_interactions(target, cutoff), real)
-        test = np.flatnonzero(np.diff(relevant.indptr) > 0)
-        if len(test) < MIN_TEST_USERS:
+        tested = np.flatnonzero(np.diff(relevant.indptr) > 0)
+        if len(tested) < MIN_TEST_USERS:
             raise EvaluationError(
-                f"only {len(test)} users interacted with a known target item from {cutoff.isoformat()} on; {MIN_TEST_USERS} are needed",
+                f"only {len(tested)} users interacted with a known target item from {cutoff.isoformat()} on; {MIN_TEST_USERS} are needed",
                 where="[downstream] cutoff",
                 next_step="choose an earlier cutoff, or ingest more target events",
             )
@@ -140,9 +140,9 @@ class EvaluationSplit:
             isolated,
             numbering,
             real,
-            of_source.to_interactions(known_source, cutoff),
+            source_numbering.to_interactions(known_source, cutoff),
             hidden,
-            test,
+            tested,
             relevant,
             held_out,
             cold_fraction,
@@ -171,8 +171,8 @@ class EvaluationSplit:
         """Create the same split without one of several source domains."""
         import pyarrow.compute as pc
 
-        nobody = self.numbering.users.slice(0, 0)
-        isolated = create_sandbox(self.settings, self.cutoff, nobody, name=f"without-{source}", excluded_source=source)
+        no_users = self.numbering.users.slice(0, 0)
+        isolated = create_sandbox(self.settings, self.cutoff, no_users, name=f"without-{source}", excluded_source=source)
         others = ~pc.starts_with(self.numbering.source_items, pattern=item_id_prefix(source)).to_numpy(zero_copy_only=False)
         return replace(self, sandbox=isolated, source=self.source.take(others[self.source.item]))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired bootstraps over users, or over users and items together, and Holm's correction over arms.
+"""Paired bootstrap over users, or over users and items together, and Holm's correction over arms.
 
-Hits are not independent: many users hit the same few items, so intervals from resampled users alone are too narrow. The pigeonhole
+Hits are not independent: many users hit the same few items, so intervals from resampled users only are too narrow. The pigeonhole
 bootstrap (Owen 2007) resamples users and items, and weights a hit by how often its user and its item were drawn.
 """
 
@@ -83,9 +83,11 @@ class TwoWayBootstrap:
     """
 
     def __init__(self, user: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
-        people, self._case_user = np.unique(user, return_inverse=True)
+        unique_users, self._case_user = np.unique(user, return_inverse=True)
         rng = np.random.default_rng(seed)
-        self._user_counts, self._item_counts = (_resample_counts(rng, count, resamples) for count in (len(people), n_items))
+        self._user_counts, self._item_counts = (
+            _resample_counts(rng, count, resamples) for count in (len(unique_users), n_items)
+        )
 
     def compare(
         self, arm: MetricContributions, baseline: MetricContributions, case_mask: NDArray[np.bool_] | None = None
@@ -98,35 +100,36 @@ class TwoWayBootstrap:
             case_mask: bool [R]. Cases to count; None: all.
         """
         case_mask = np.ones(len(self._case_user), dtype=bool) if case_mask is None else case_mask
-        cases = np.bincount(self._case_user, weights=case_mask, minlength=self._user_counts.shape[1])
-        total = np.array([row @ cases for row in self._user_counts]).clip(1)
-        both = [hits.select_cases(case_mask) for hits in (arm, baseline)]
-        means = np.stack([self._resampled_sums(hits) / total for hits in both], axis=1)
-        count = max(int(case_mask.sum()), 1)
-        ours, theirs = (float(hits.gain.sum() / count) for hits in both)
-        return _compare_means(means, ours, theirs)
+        cases_per_user = np.bincount(self._case_user, weights=case_mask, minlength=self._user_counts.shape[1])
+        resampled_cases = np.array([counts @ cases_per_user for counts in self._user_counts]).clip(1)
+        selected = [contributions.select_cases(case_mask) for contributions in (arm, baseline)]
+        means = np.stack([self._resampled_sums(contributions) / resampled_cases for contributions in selected], axis=1)
+        n_cases = max(int(case_mask.sum()), 1)
+        arm_mean, baseline_mean = (float(contributions.gain.sum() / n_cases) for contributions in selected)
+        return _compare_means(means, arm_mean, baseline_mean)
 
-    def _resampled_sums(self, hits: MetricContributions) -> NDArray[np.float64]:
+    def _resampled_sums(self, contributions: MetricContributions) -> NDArray[np.float64]:
         """Return the sum of gains in each resample, weighted by the draws of user and item: [B]."""
         from scipy import sparse
 
-        people, items = self._user_counts.shape[1], self._item_counts.shape[1]
-        gains = sparse.csr_matrix((hits.gain, (self._case_user[hits.case], hits.item)), shape=(people, items))
-        step = max(1, _MAX_CELLS // max(people, items))
+        users, items = self._user_counts.shape[1], self._item_counts.shape[1]
+        pairs = (self._case_user[contributions.case], contributions.item)
+        gains = sparse.csr_matrix((contributions.gain, pairs), shape=(users, items))
+        step = max(1, _MAX_CELLS // max(users, items))
         return np.concatenate(
             [
-                ((gains @ self._item_counts[part].T.astype(np.float64)) * self._user_counts[part].T).sum(0)
-                for part in (np.s_[start : start + step] for start in range(0, len(self._user_counts), step))
+                ((gains @ self._item_counts[batch].T.astype(np.float64)) * self._user_counts[batch].T).sum(0)
+                for batch in (np.s_[start : start + step] for start in range(0, len(self._user_counts), step))
             ]
         )
 
 
 def _resample_counts(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
     """Return how often each of ``count`` elements was drawn in ``count`` draws: [resamples, count]."""
-    drawn = np.empty((resamples, count), dtype=np.uint16)
-    for row in drawn:
+    counts = np.empty((resamples, count), dtype=np.uint16)
+    for row in counts:
         row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
-    return drawn
+    return counts
 
 
 def paired_bootstrap(
@@ -143,11 +146,11 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     users = len(arm)
     means = np.empty((resamples, 2))
-    both = np.stack([arm, baseline], axis=1)
+    pairs = np.stack([arm, baseline], axis=1)
     step = max(1, _MAX_CELLS // max(users, 1))
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        means[start:stop] = both[rng.integers(0, users, (stop - start, users))].mean(1)
+        means[start:stop] = pairs[rng.integers(0, users, (stop - start, users))].mean(1)
     return _compare_means(means, float(arm.mean()), float(baseline.mean()))
 
 

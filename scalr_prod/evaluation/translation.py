@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic events of an isolated home: sampled in process for most arms, or published by a complete run.
+"""Synthetic events of an isolated home, sampled in process.
 
-Both paths query the same translator with the same contexts, which `scalr_prod.generation` plans and reads.
+A published run queries the same translator with the same contexts, which `scalr_prod.generation` plans and reads (see `published_sets`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from scalr_prod.core.id_index import index_in
 from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.generation import confidence_weight
-from scalr_prod.schemas import ITEM_ID, USER_ID
+from scalr_prod.schemas import USER_ID
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from scalr_prod.config import Settings
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.translator import Contexts, TranslatorModule
 
-__all__ = ["DrawOptions", "SplitTranslator", "publish_synthetic_events"]
+__all__ = ["DrawOptions", "SplitTranslator"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,14 @@ class DrawOptions:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dict(vars(self))
+
+
+class _SampledEvents(NamedTuple):
+    """Sampled events of weight 1, with their probability and prior, float64 [M] each."""
+
+    events: Interactions
+    probability: NDArray[np.float64]
+    prior: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -116,24 +123,24 @@ class SplitTranslator:
 
     def draw(self, options: DrawOptions) -> Interactions:
         """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item) only the most probable event is kept."""
-        events, probability, prior = self._most_probable_per_pair(options)
-        events = replace(events, weight=confidence_weight(probability, prior))
+        sampled = self._most_probable_per_pair(options)
+        events = replace(sampled.events, weight=confidence_weight(sampled.probability, sampled.prior))
         return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
 
     def recommended_events(self, options: DrawOptions) -> Interactions:
         """Sample the same events before alignment, weighted by probability: what the translator itself would recommend."""
-        events, probability, _ = self._most_probable_per_pair(options)
-        return replace(events, weight=probability.astype(np.float32))
+        sampled = self._most_probable_per_pair(options)
+        return replace(sampled.events, weight=sampled.probability.astype(np.float32))
 
-    def _most_probable_per_pair(self, options: DrawOptions) -> tuple[Interactions, NDArray[np.float64], NDArray[np.float64]]:
-        """Sample events of weight 1, the most probable of each (user, item); return them with their P and prior."""
+    def _most_probable_per_pair(self, options: DrawOptions) -> _SampledEvents:
+        """Sample events of weight 1, and keep the most probable of each (user, item)."""
         from scalr_prod.translator import Contexts
 
         contexts = self.contexts
         if options.seed:
             keys = contexts.noise_key ^ np.int64(options.seed * 0x9E3779B97F4A7C15 % 2**63)
             contexts = Contexts(**{**vars(contexts), "noise_key": keys})
-        drawn = self.module.sample(
+        samples = self.module.sample(
             contexts,
             options.volume,
             temperature=options.temperature,
@@ -141,10 +148,10 @@ class SplitTranslator:
             shortlist=self.split.settings.generation.shortlist,
             component=options.member,
         )
-        row, place = np.nonzero(drawn.items >= 0)
-        probability = drawn.probabilities[row, place].astype(np.float64)
-        prior = drawn.prior[row, place].astype(np.float64)
-        item = self.item_number[drawn.items[row, place]]
+        row, column = np.nonzero(samples.items >= 0)
+        probability = samples.probabilities[row, column].astype(np.float64)
+        prior = samples.prior[row, column].astype(np.float64)
+        item = self.item_number[samples.items[row, column]]
         order = np.lexsort((-probability, item, self.user[row]))
         pair = self.user[row].astype(np.int64) * len(self.split.numbering.items) + item
         _, first = np.unique(pair[order], return_index=True)
@@ -158,7 +165,7 @@ class SplitTranslator:
             n_items=self.split.real.n_items,
             until=self.split.real.until,
         )
-        return events.synthetic(), probability[best], prior[best]
+        return _SampledEvents(events.synthetic(), probability[best], prior[best])
 
     def _alignment_mask(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
         """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
@@ -173,48 +180,3 @@ class SplitTranslator:
         keep_mask = np.zeros(len(item), dtype=bool)
         keep_mask[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True
         return keep_mask
-
-
-def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> tuple[Interactions, Interactions, dict[str, Any]]:
-    """Generate, validate and publish events and build the training set; return its real and synthetic events and the run's reports.
-
-    Args:
-        split: A split whose home holds a trained translator.
-        options: Volume, temperature, filter and alignment; the mixture is always used.
-
-    Raises:
-        QualityGateFailed: The quality gate rejected the events.
-    """
-    import pyarrow.compute as pc
-
-    from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
-    from scalr_prod.training_set import TrainingSet
-
-    job = execute_stages(PipelineContext(with_draw_options(split.settings, options)), stages_to("plan"))
-    made = job.reports["dataset"].to_json()
-    del made["fingerprint"]  # depends on random file names in the split's lake
-    rows = TrainingSet.open(made["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
-    is_synthetic = rows["is_synthetic"]
-    masks = (pc.invert(is_synthetic), is_synthetic)
-    real, synthetic = (split.numbering.to_interactions(rows.filter(mask), split.cutoff) for mask in masks)
-    return real, synthetic.synthetic(), {"run_id": job.run_id, "gate": job.reports["validate"].to_json(), "training_set": made}
-
-
-def with_draw_options(settings: Settings, options: DrawOptions) -> Settings:
-    """Return settings of a run with these sampling options, and of a training set of positives without λ, which the evaluation applies.
-
-    The gate's information check is off: the evaluation itself decides whether there is a signal.
-    """
-    generation = settings.generation.model_copy(
-        update={
-            "events_per_source_event": options.volume,
-            "temperature": options.temperature,
-            "min_lift": options.min_lift,
-            "align": options.align,
-            "seed": options.seed,
-        }
-    )
-    quality = settings.quality.model_copy(update={"min_information": 0.0})
-    plain = {"task": "ranking", "negatives_per_event": 0, "synthetic_weight": 1.0, "segment_weights": None}
-    training_set = settings.training_set.model_copy(update=plain)
-    return settings.model_copy(update={"generation": generation, "quality": quality, "training_set": training_set})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation results of one family: each choice is fitted once on every window, and fits are counted.
+"""Validation results of one family: each arm is fitted once on every window for each combination of hyperparameters, and fits are counted.
 
 The selection metric is NDCG, or the information gain of the probabilities if the model class sets ``chosen_by = "information"``.
 """
@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY
 from scalr_prod.evaluation.interactions import ProbabilisticModel
-from scalr_prod.evaluation.models import selection_metric, uses_earlier_events
+from scalr_prod.evaluation.models import selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, PlattCalibrator
 from scalr_prod.evaluation.result_cache import (
     ARRAY_CODEC,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scalr_prod.evaluation.arms import ArmChoice, ArmDataBuilder
+    from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
     from scalr_prod.evaluation.evaluator import Outcome, SplitEvaluator
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.probabilities import LabelledRows
@@ -49,12 +48,12 @@ class ValidationWindow:
 
 
 class TrialCache:
-    """Scores of arms and choices by validation user. Results cached by an earlier command are reused, not fitted again.
+    """Scores of arms by validation user. Results cached by an earlier command are reused, not fitted again.
 
     Attributes:
-        fits: Number of models needed by arm, whether fitted now or cached.
-        rankings: Number of rankings by arm, counted the same way; a boost needs no fit of its own.
-        tried: Every choice with its mean score, in order.
+        fits: Number of models needed by name of the arm, whether fitted now or cached.
+        rankings: Number of rankings by name of the arm, counted the same way; a boost needs no fit of its own.
+        tried: Every combination of hyperparameters with its mean score, in order.
         selection_metric: Selection metric: ``ndcg``, or ``information`` (nats per row over the base rate, calibrated).
 
     Args:
@@ -71,129 +70,122 @@ class TrialCache:
         self.rankings: Counter[str] = Counter()
         self.tried: list[dict[str, Any]] = []
         self.selection_metric = selection_metric(family)
-        self._family, self._windows, self._half_life, self._on_fit = family, windows, half_life, on_fit
-        self._code = family_source_digest(family)
+        self._windows, self._half_life, self._on_fit = windows, half_life, on_fit
+        self._source_digest = family_source_digest(family)
         self._counted: set[Any] = set()
         self._models: dict[Any, DownstreamModel] = {}
         self._ndcg: dict[Any, NDArray[np.float64]] = {}
         self._information: dict[Any, NDArray[np.float64]] = {}
 
-    def mean_score(self, arm: str, choice: ArmChoice) -> float:
+    def mean_score(self, arm: Arm) -> float:
         """Return the mean score over the users of all windows."""
-        return float(self.user_scores(arm, choice).mean())
+        return float(self.user_scores(arm).mean())
 
-    def user_scores(self, arm: str, choice: ArmChoice) -> NDArray[np.float64]:
+    def user_scores(self, arm: Arm) -> NDArray[np.float64]:
         """Return the selection metric of each user of all windows [V]; a boost changes NDCG but not information."""
-        return self.ndcg(arm, choice) if self.selection_metric == "ndcg" else self._information_gain(arm, choice)
+        return self.ndcg(arm) if self.selection_metric == "ndcg" else self._information_gain(arm)
 
-    def outcomes(self, arm: str, choice: ArmChoice) -> list[list[Outcome]]:
+    def outcomes(self, arm: Arm) -> list[list[Outcome]]:
         """Return the outcome of each window, nested as `UserPanel` expects."""
-        self._count_fits(arm, choice)
+        self._count_fits(arm)
         return [
             [
                 window.cache.get_or_compute(
-                    self._cache_key("outcome", arm, choice),
-                    partial(self._evaluated, number, arm, choice),
+                    self._cache_key("outcome", arm),
+                    partial(self._evaluate, number, arm),
                     outcome_codec(window.evaluator),
                 )
             ]
             for number, window in enumerate(self._windows)
         ]
 
-    def ndcg(self, arm: str, choice: ArmChoice) -> NDArray[np.float64]:
+    def ndcg(self, arm: Arm) -> NDArray[np.float64]:
         """Return NDCG of each user of all windows: [V]."""
-        key = (arm, choice.fit_key(), choice.boost)
+        key = (*arm.fit_key(), arm.boost)
         if key not in self._ndcg:
-            self._count_fits(arm, choice)
-            ranked = [
-                window.cache.get_or_compute(
-                    self._cache_key("ndcg", arm, choice), partial(self._user_ndcg, number, arm, choice), ARRAY_CODEC
-                )
+            self._count_fits(arm)
+            by_window = [
+                window.cache.get_or_compute(self._cache_key("ndcg", arm), partial(self._user_ndcg, number, arm), ARRAY_CODEC)
                 for number, window in enumerate(self._windows)
             ]
-            self._ndcg[key] = np.concatenate(ranked)
-            self.rankings[arm] += len(self._windows)
-            self._record_tried(arm, choice, ndcg=float(self._ndcg[key].mean()))
+            self._ndcg[key] = np.concatenate(by_window)
+            self.rankings[arm.name] += len(self._windows)
+            self._record_tried(arm, ndcg=float(self._ndcg[key].mean()))
         return self._ndcg[key]
 
-    def fit_calibrator(self, arm: str, choice: ArmChoice) -> PlattCalibrator | None:
+    def fit_calibrator(self, arm: Arm) -> PlattCalibrator | None:
         """Fit the calibration of an arm's probabilities on real events of all windows; None for models without probabilities."""
 
         def fit() -> dict[str, Any] | None:
-            predicted = self._predictions(arm, choice)
+            predicted = self._predictions(arm)
             return PlattCalibrator.fit(*zip(*predicted, strict=True)).to_json() if predicted else None
 
-        self._count_fits(arm, choice)
-        found = self._windows[0].cache.get_or_compute(self._cache_key("scale", arm, choice, all_windows=True), fit, JSON_CODEC)
-        return None if found is None else PlattCalibrator(tuple(found["slope"]), tuple(found["offset"]))
+        self._count_fits(arm)
+        calibrator = self._windows[0].cache.get_or_compute(self._cache_key("scale", arm, all_windows=True), fit, JSON_CODEC)
+        return None if calibrator is None else PlattCalibrator(tuple(calibrator["slope"]), tuple(calibrator["offset"]))
 
-    def drop_models(self, arm: str) -> None:
-        """Drop an arm's fitted models to free memory; its scores stay."""
-        self._models = {key: model for key, model in self._models.items() if key[0] != arm}
-        self._counted = {key for key in self._counted if key[0] != arm}
+    def drop_models(self, name: str) -> None:
+        """Drop the fitted models of the arm of this name to free memory; its scores stay."""
+        self._models = {key: model for key, model in self._models.items() if key[0] != name}
+        self._counted = {key for key in self._counted if key[0] != name}
 
-    def _information_gain(self, arm: str, choice: ArmChoice) -> NDArray[np.float64]:
+    def _information_gain(self, arm: Arm) -> NDArray[np.float64]:
         """Return the information gain of each user: [V]."""
 
         def compute() -> NDArray[np.float64]:
-            predicted = self._predictions(arm, choice)
-            scale = PlattCalibrator.fit(*zip(*predicted, strict=True))
+            predicted = self._predictions(arm)
+            calibrator = PlattCalibrator.fit(*zip(*predicted, strict=True))
             return np.concatenate(
-                [CalibratedPredictions(rows, scale(p, rows.segment)).information_gain() for rows, p in predicted]
+                [CalibratedPredictions(rows, calibrator(p, rows.segment)).information_gain() for rows, p in predicted]
             )
 
-        key = (arm, choice.fit_key())
+        key = arm.fit_key()
         if key not in self._information:
-            self._count_fits(arm, choice)
-            kept = self._windows[0].cache
-            self._information[key] = kept.get_or_compute(
-                self._cache_key("information", arm, choice, all_windows=True), compute, ARRAY_CODEC
+            self._count_fits(arm)
+            self._information[key] = self._windows[0].cache.get_or_compute(
+                self._cache_key("information", arm, all_windows=True), compute, ARRAY_CODEC
             )
-            self._record_tried(arm, choice, information=float(self._information[key].mean()))
+            self._record_tried(arm, information=float(self._information[key].mean()))
         return self._information[key]
 
-    def _evaluated(self, index: int, arm: str, choice: ArmChoice) -> Outcome:
-        model = self._fitted_model(index, arm, choice)
-        return self._windows[index].evaluator.evaluate(model, boost=choice.boost, half_life=self._half_life)
+    def _evaluate(self, index: int, arm: Arm) -> Outcome:
+        model = self._fitted_model(index, arm)
+        return self._windows[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
 
-    def _user_ndcg(self, index: int, arm: str, choice: ArmChoice) -> NDArray[np.float64]:
-        return self._evaluated(index, arm, choice).ranking.ndcg
+    def _user_ndcg(self, index: int, arm: Arm) -> NDArray[np.float64]:
+        return self._evaluate(index, arm).ranking.ndcg
 
-    def _predictions(self, arm: str, choice: ArmChoice) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
+    def _predictions(self, arm: Arm) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
         """Return each window's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
-        found = []
+        predictions = []
         for number, window in enumerate(self._windows):
-            model = self._fitted_model(number, arm, choice)
+            model = self._fitted_model(number, arm)
             if isinstance(model, ProbabilisticModel):
                 rows = window.evaluator.labelled_rows(model.negatives)
-                found.append((rows, rows.predict(model)))
-        return found
+                predictions.append((rows, rows.predict(model)))
+        return predictions
 
-    def _record_tried(self, arm: str, choice: ArmChoice, **figure: float) -> None:
-        self.tried.append({"arm": arm} | choice.to_json() | figure)
+    def _record_tried(self, arm: Arm, **score: float) -> None:
+        self.tried.append({"arm": arm.name} | arm.hyperparameters_to_json() | score)
 
-    def _cache_key(self, kind: str, arm: str, choice: ArmChoice, *, all_windows: bool = False) -> tuple[Any, ...]:
+    def _cache_key(self, kind: str, arm: Arm, *, all_windows: bool = False) -> tuple[Any, ...]:
         """Return the cache key of a result; results over all windows also depend on each window's fingerprint."""
         fingerprints = [window.cache.fingerprint for window in self._windows] if all_windows else []
-        budgets = (
-            [window.data_builder.budget.to_json() for window in self._windows] if arm not in {REAL_ONLY, JOINT_TRAINING} else []
-        )
-        return (kind, self._family, self._code, arm, choice.to_json(), self._half_life, fingerprints, budgets)
+        budgets = [window.data_builder.budget.to_json() for window in self._windows] if arm.has_synthetic_events else []
+        inputs = (arm.family, arm.name, arm.hyperparameters_to_json(), self._half_life)
+        return (kind, self._source_digest, *inputs, fingerprints, budgets)
 
-    def _count_fits(self, arm: str, choice: ArmChoice) -> None:
-        """Count the fits of a choice once, also if its results are cached, until the arm's models are dropped."""
-        key = (arm, choice.fit_key())
+    def _count_fits(self, arm: Arm) -> None:
+        """Count the fits of an arm's hyperparameters once, also if results are cached, until the arm's models are dropped."""
+        key = arm.fit_key()
         if key not in self._counted:
             self._counted.add(key)
-            self.fits[arm] += len(self._windows)
+            self.fits[arm.name] += len(self._windows)
 
-    def _fitted_model(self, index: int, arm: str, choice: ArmChoice) -> DownstreamModel:
-        key = (arm, choice.fit_key(), index)
+    def _fitted_model(self, index: int, arm: Arm) -> DownstreamModel:
+        key = (*arm.fit_key(), index)
         if key not in self._models:
             window = self._windows[index]
-            events = window.data_builder.events(arm, choice, 0)
-            if uses_earlier_events(self._family):
-                events = window.data_builder.with_earlier_events(events, arm, choice, 0)
-            self._models[key] = window.evaluator.fit(self._family, choice.options, events, seed=0)
-            self._on_fit(f"{self._family} {arm}", 1)
+            self._models[key] = window.evaluator.fit(arm.family, arm.options, window.data_builder.events(arm, 0), seed=0)
+            self._on_fit(f"{arm.family} {arm.name}", 1)
         return self._models[key]

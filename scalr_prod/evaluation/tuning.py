@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyperparameter tuning of each arm on validation windows, with the same budget for all arms.
 
-Tuned are the half-life of recent popularity, the model settings for real events alone, the source weight of joint training, and for every
-arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume, boost and λ by segment. Hyperparameters
-are searched one after the other, and a grid whose best value is on its edge is extended.
+Tuned are the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline, and
+for every arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume, boost and λ by segment.
+Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended.
 
 Windows follow one another in time, and the users of all windows count: the best temperature varies between seasons by more than one
 window's confidence interval shows (docs/adr/0017).
 
-λ is set to 0 for a segment that ranks worse with synthetic events than with real events alone. It is 0 for all segments if the arm is not
-ahead of real events alone on validation, or is behind the strongest baseline.
+λ is set to 0 for a segment that ranks worse with synthetic events than with real events only. It is 0 for all segments if the gain over
+real events only is not accepted (see `acceptance`).
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.evaluation.acceptance import STRICT, describe_acceptance, threshold_for
-from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC, ArmChoice
+from scalr_prod.evaluation.acceptance import STRICT, Acceptance, describe_acceptance, threshold_for
+from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
 from scalr_prod.evaluation.search import Hyperparameter, search_values
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationWindow
 
-__all__ = ["Tuner", "tune_half_life"]
+__all__ = ["TunedArm", "TunedHalfLife", "Tuner", "tune_half_life"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,29 +51,100 @@ MIN_LIFT: Final = Hyperparameter("min_lift", (0.0, 1.0), high=1.0)
 BOOST: Final = Hyperparameter("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
 #: λ of one segment relative to the λ chosen for all, in ascending order.
 _SEGMENT_FACTORS: Final = (0.0, 1 / 3, 1.0, 3.0)
-#: Choices whose validation metrics differ relatively by less than this count as equal.
+#: Validation metrics that differ relatively by less than this count as equal.
 _TOLERANCE: Final = 0.005
 
 
-def tune_half_life(windows: Sequence[ValidationWindow]) -> dict[str, Any]:
-    """Tune the ``half_life`` (days) of `popular_lately`, and return it with the validation results."""
-    found: dict[float, NDArray[np.float64]] = {}
+@dataclass(frozen=True)
+class TunedHalfLife:
+    """Half-life of the popularity baseline that validation chose.
 
-    def value(half_life: float) -> float:
-        found[half_life] = np.concatenate(
+    Attributes:
+        half_life: Days.
+        on_edge: Whether it is the outermost of the values tried.
+        user_ndcg: float64 [V]. NDCG of the popularity baseline for each user of all windows.
+        tried: Half-life → mean NDCG.
+    """
+
+    half_life: float
+    on_edge: bool
+    user_ndcg: NDArray[np.float64]
+    tried: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        ndcg = float(self.user_ndcg.mean())
+        return {"half_life": self.half_life, "on_edge": self.on_edge, "ndcg": ndcg, "tried": self.tried}
+
+
+@dataclass(frozen=True)
+class TunedArm:
+    """An arm with the values that validation chose, and its validation results.
+
+    Attributes:
+        arm: The arm; λ is 0 if synthetic events were refused.
+        ndcg: Mean NDCG over the users of all windows.
+        selection_metric: Metric that the values were chosen by.
+        score: Mean of that metric.
+        users: Number of validation users.
+        windows: Number of validation windows.
+        fits: Number of models fitted.
+        rankings: Number of rankings made.
+        on_edge: Hyperparameters whose best value is the outermost of those tried.
+        tried: Every combination of values tried with its score, as plain JSON values.
+        over_real: Comparison with real events only, by user; None for arms without synthetic events.
+        acceptance: Decision about λ; None for arms that need none, and if no λ > 0 was better than λ = 0.
+    """
+
+    arm: Arm
+    ndcg: float
+    selection_metric: str
+    score: float
+    users: int
+    windows: int
+    fits: int
+    rankings: int
+    on_edge: Sequence[str]
+    tried: Sequence[dict[str, Any]]
+    over_real: ArmComparison | None
+    acceptance: Acceptance | None
+
+    def validation_to_json(self) -> dict[str, Any]:
+        """Return the validation results as plain JSON values."""
+        results: dict[str, Any] = {
+            "ndcg": self.ndcg,
+            "chosen_by": self.selection_metric,
+            self.selection_metric: self.score,
+            "users": self.users,
+            "windows": self.windows,
+            "fits": self.fits,
+            "rankings": self.rankings,
+            "on_edge": list(self.on_edge),
+            "tried": list(self.tried),
+        }
+        if self.over_real is not None:
+            results |= self.over_real.lift_to_json()
+        if self.acceptance is not None:
+            results["bar"] = self.acceptance.to_json()
+            if not self.acceptance.passed:
+                candidate = self.acceptance.candidate.hyperparameters_to_json()
+                results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
+        return results
+
+
+def tune_half_life(windows: Sequence[ValidationWindow]) -> TunedHalfLife:
+    """Tune the half-life of the popularity baseline."""
+    user_ndcg: dict[float, NDArray[np.float64]] = {}
+
+    def mean_ndcg(half_life: float) -> float:
+        user_ndcg[half_life] = np.concatenate(
             [window.evaluator.evaluate(window.evaluator.recent_popularity(half_life)).ranking.ndcg for window in windows]
         )
-        return float(found[half_life].mean())
+        return float(user_ndcg[half_life].mean())
 
-    knob = Hyperparameter("half_life", HALF_LIVES)
-    best, on_edge = search_values(knob, value)
-    return {
-        "half_life": best,
-        "on_edge": on_edge,
-        "ndcg": float(found[best].mean()),
-        "tried": {f"{half_life:g}": float(by_user.mean()) for half_life, by_user in sorted(found.items())},
-        "by_user": found[best],
-    }
+    best, on_edge = search_values(Hyperparameter("half_life", HALF_LIVES), mean_ndcg)
+    tried = {f"{half_life:g}": float(ndcg.mean()) for half_life, ndcg in sorted(user_ndcg.items())}
+    return TunedHalfLife(best, on_edge, user_ndcg[best], tried)
 
 
 class Tuner:
@@ -93,219 +164,208 @@ class Tuner:
         family: str,
         windows: Sequence[ValidationWindow],
         settings: Settings,
-        recent_popularity: dict[str, Any],
+        recent_popularity: TunedHalfLife,
         on_fit: Callable[[str, int], None],
         *,
         quick: bool = False,
     ) -> None:
         self.quick = quick
         self.family, self.windows, self.settings, self.recent_popularity = family, windows, settings, recent_popularity
-        self.trials = TrialCache(family, windows, recent_popularity["half_life"], on_fit)
+        self.trials = TrialCache(family, windows, recent_popularity.half_life, on_fit)
         self.segments = np.concatenate([window.evaluator.segments for window in windows])
-        self.params_on_edge: dict[str, list[str]] = {}
-        #: Best choices of arms whose λ was set to 0 for lack of evidence, and their gain over real events alone.
-        self.refused: dict[str, tuple[ArmChoice, ArmComparison]] = {}
-        #: Acceptance result of each arm with λ > 0.
-        self.acceptances: dict[str, dict[str, Any]] = {}
-        self._real_choice: ArmChoice | None = None
+        self._on_edge: dict[str, list[str]] = {}
+        self._acceptances: dict[str, Acceptance] = {}
+        self._real_arm: Arm | None = None
 
-    def choose(self, arm: str) -> tuple[ArmChoice, dict[str, Any]]:
-        """Tune an arm, and return its choice with the validation results."""
-        if arm == REAL_ONLY:
-            choice = self.real_choice()
-        elif arm == JOINT_TRAINING:
-            choice = self._choose_joint()
+    def tune(self, name: str) -> TunedArm:
+        """Tune the arm of this name."""
+        if name == REAL_ONLY:
+            arm = self.real_arm()
+        elif name == JOINT_BASELINE:
+            arm = self._tune_joint_baseline()
         else:
-            choice = self._choose_synthetic(arm)
-        figures: dict[str, Any] = {
-            "ndcg": float(self.trials.ndcg(arm, choice).mean()),
-            "chosen_by": self.trials.selection_metric,
-            self.trials.selection_metric: self.trials.mean_score(arm, choice),
-            "users": len(self.segments),
-            "windows": len(self.windows),
-            "fits": self.trials.fits[arm],
-            "rankings": self.trials.rankings[arm],
-            "on_edge": self.params_on_edge.get(arm, []),
-            "tried": [trial for trial in self.trials.tried if trial["arm"] == arm],
-        }
-        if arm not in {REAL_ONLY, JOINT_TRAINING}:
-            ours, alone = self.trials.user_scores(arm, choice), self.trials.user_scores(REAL_ONLY, self.real_choice())
-            over_real = paired_bootstrap(ours, alone, seed=self.settings.downstream.seed)
-            figures |= over_real.lift_to_json()
-        if arm in self.acceptances:
-            figures["bar"] = self.acceptances[arm]
-        if arm in self.refused:
-            best, found = self.refused[arm]
-            figures["refused"] = found.lift_to_json() | {"choice": best.to_json()}
-        return choice, figures
+            arm = self._tune_synthetic(name)
+        ndcg, score = float(self.trials.ndcg(arm).mean()), self.trials.mean_score(arm)
+        over_real = None
+        if arm.has_synthetic_events:
+            scores, real_scores = self.trials.user_scores(arm), self.trials.user_scores(self.real_arm())
+            over_real = paired_bootstrap(scores, real_scores, seed=self.settings.downstream.seed)
+        return TunedArm(
+            arm=arm,
+            ndcg=ndcg,
+            selection_metric=self.trials.selection_metric,
+            score=score,
+            users=len(self.segments),
+            windows=len(self.windows),
+            fits=self.trials.fits[name],
+            rankings=self.trials.rankings[name],
+            on_edge=self._on_edge.get(name, []),
+            tried=[trial for trial in self.trials.tried if trial["arm"] == name],
+            over_real=over_real,
+            acceptance=self._acceptances.get(name),
+        )
 
-    def real_choice(self) -> ArmChoice:
-        """Return the best choice for real events alone: model settings, decay of events, boost."""
-        if self._real_choice is None:
-            wanted, generation = self.settings.downstream, self.settings.generation
-            draw = DrawOptions(wanted.volumes[0], wanted.temperatures[0], generation.min_lift, generation.align)
-            knobs = family_hyperparameters(self.family)
-            choice = ArmChoice({knob.name: _typed_value(knob, knob.values[0]) for knob in knobs}, draw, (0.0, 0.0, 0.0), 1.0)
+    def real_arm(self) -> Arm:
+        """Return the arm of real events only with its best values: model settings, decay of events, boost."""
+        if self._real_arm is None:
+            downstream, generation = self.settings.downstream, self.settings.generation
+            draw = DrawOptions(downstream.volumes[0], downstream.temperatures[0], generation.min_lift, generation.align)
+            hyperparameters = family_hyperparameters(self.family)
+            options = {one.name: _typed_value(one, one.values[0]) for one in hyperparameters}
+            start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
             # Twice, since the best model settings depend on the boost. The other arms start from this result.
-            choice = self._search_in_turn(REAL_ONLY, choice, [*knobs, BOOST, *knobs])
-            self._real_choice = choice
-        return self._real_choice
+            self._real_arm = self._search_in_turn(start, [*hyperparameters, BOOST, *hyperparameters])
+        return self._real_arm
 
     def strongest_baseline(self) -> tuple[str, NDArray[np.float64]]:
-        """Return the best baseline without synthetic events by NDCG, and its validation scores [V]; `popular_lately` has only NDCG."""
+        """Return the best baseline without synthetic events by NDCG, and its validation scores [V].
+
+        The popularity baseline only has NDCG: for a family tuned by another metric, the scores are those of real events only.
+        """
         name = self.best_baselines()["all"]
-        listed = name == "popular_lately" and self.trials.selection_metric == "ndcg"
-        return name, self.recent_popularity["by_user"] if listed else self.trials.user_scores(REAL_ONLY, self.real_choice())
+        if name == POPULARITY_BASELINE and self.trials.selection_metric == "ndcg":
+            return name, self.recent_popularity.user_ndcg
+        return name, self.trials.user_scores(self.real_arm())
 
     def best_baselines(self) -> dict[str, str]:
-        """Return the better of `popular_lately` and ``real`` on validation, for all users (``all``) and for each non-empty segment."""
-        real, listed = self.trials.ndcg(REAL_ONLY, self.real_choice()), self.recent_popularity["by_user"]
-        groups = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
+        """Return the better of the popularity baseline and real events only on validation, for all users and each non-empty segment."""
+        real, popularity = self.trials.ndcg(self.real_arm()), self.recent_popularity.user_ndcg
+        masks = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
         return {
-            name: "popular_lately" if listed[users].mean() > real[users].mean() else REAL_ONLY
-            for name, users in groups.items()
+            name: POPULARITY_BASELINE if popularity[users].mean() > real[users].mean() else REAL_ONLY
+            for name, users in masks.items()
             if users.any()
         }
 
-    def _choose_joint(self) -> ArmChoice:
-        """Tune joint training: the source weight, all model settings again (two domains may need others), and the source weight again."""
-        return self._search_in_turn(
-            JOINT_TRAINING, self.real_choice(), [SOURCE_WEIGHT, *family_hyperparameters(self.family), SOURCE_WEIGHT, BOOST]
-        )
+    def _tune_joint_baseline(self) -> Arm:
+        """Tune the source weight, all model settings again (two domains may need others), and the source weight again."""
+        start = replace(self.real_arm(), name=JOINT_BASELINE)
+        return self._search_in_turn(start, [SOURCE_WEIGHT, *family_hyperparameters(self.family), SOURCE_WEIGHT, BOOST])
 
-    def _choose_synthetic(self, arm: str) -> ArmChoice:
-        wanted, real = self.settings.downstream, self.real_choice()
-        draw = replace(real.draw, volume=wanted.volumes[-1], temperature=wanted.temperatures[len(wanted.temperatures) // 2])
-        knobs = [
-            Hyperparameter("weight", wanted.weights, step=10**0.5),
+    def _tune_synthetic(self, name: str) -> Arm:
+        """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
+        downstream, real = self.settings.downstream, self.real_arm()
+        temperature = downstream.temperatures[len(downstream.temperatures) // 2]
+        draw = replace(real.draw, volume=downstream.volumes[-1], temperature=temperature)
+        hyperparameters = [
+            Hyperparameter("weight", downstream.weights, step=10**0.5),
             *family_hyperparameters(self.family),
-            Hyperparameter("temperature", wanted.temperatures, step=2.0, low=0.02, high=4.0),
-            Hyperparameter("volume", wanted.volumes, step=2.5, low=1, high=100, is_integer=True),
+            Hyperparameter("temperature", downstream.temperatures, step=2.0, low=0.02, high=4.0),
+            Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=100, is_integer=True),
             MIN_LIFT,
-            Hyperparameter("weight", wanted.weights, step=10**0.5),
+            Hyperparameter("weight", downstream.weights, step=10**0.5),
             BOOST,
         ]
-        start = replace(real, draw=draw, weights=(wanted.weights[0],) * 3)
+        start = replace(real, name=name, draw=draw, weights=(downstream.weights[0],) * 3)
         if self.quick:
-            knobs = [knob for knob in knobs[:-2] if knob.name not in {"temperature", "volume", MIN_LIFT.name}] + [BOOST]
-        if arm == "synthetic_only":  # without real events λ has no effect
-            return self._search_in_turn(arm, start, [knob for knob in knobs if knob.name != "weight"])
-        choice = self._search_in_turn(arm, start, knobs)
-        choice = self._tune_segment_weights(arm, choice, self.trials.user_scores(REAL_ONLY, real))
-        if not any(choice.weights):
-            logger.warning("%s: the events of %s do not help on the validation windows; λ is 0", self.family, arm)
-            return replace(real, draw=choice.draw)
-        over_real, over_strongest = self._compare_with_baselines(arm, choice)
-        threshold = threshold_for(self.windows[0]) if arm == WITH_SYNTHETIC else STRICT
-        bar = self.acceptances[arm] = threshold.assess(over_real, over_strongest)
-        if not bar["passed"]:
-            self.refused[arm] = choice, over_real
-            gain = "%+.1f %% (95 %%: %+.1f … %+.1f; %s)"
-            message = f"%s: the events of %s do not help on the validation windows beyond chance: {gain}; λ is 0"
-            logger.warning(message, self.family, arm, over_real.lift_pct, *over_real.ci95, describe_acceptance(bar))
-            return replace(real, draw=choice.draw)
-        return choice
+            left_out = {"temperature", "volume", MIN_LIFT.name}
+            hyperparameters = [one for one in hyperparameters[:-2] if one.name not in left_out] + [BOOST]
+        if name == SYNTHETIC_ONLY:  # without real events λ has no effect
+            return self._search_in_turn(start, [one for one in hyperparameters if one.name != "weight"])
+        arm = self._tune_segment_weights(self._search_in_turn(start, hyperparameters), self.trials.user_scores(real))
+        refused = replace(real, name=name, draw=arm.draw)
+        if not any(arm.weights):
+            logger.warning("%s %s: %s", self.family, name, describe_acceptance(refused.weights, None))
+            return refused
+        acceptance = self._acceptances[name] = self._assess(arm)
+        if not acceptance.passed:
+            logger.warning("%s %s: %s", self.family, name, acceptance.describe())
+        return arm if acceptance.passed else refused
 
-    def _compare_with_baselines(self, arm: str, choice: ArmChoice) -> tuple[ArmComparison, ArmComparison]:
-        """Compare an arm with real events alone, and with the strongest baseline.
+    def _assess(self, arm: Arm) -> Acceptance:
+        """Compare an arm with real events only and with the strongest baseline, and decide whether it keeps its λ.
 
-        For rankings, users and items are resampled: hits concentrate on few items, which limits the evidence of a validation slice.
+        For rankings, users and items are resampled: hits concentrate on few items, which limits the evidence of a validation window.
         """
+        threshold = threshold_for(self.windows[0]) if arm.name == WITH_SYNTHETIC else STRICT
         seed = self.settings.downstream.seed
+        strongest, strongest_scores = self.strongest_baseline()
         if self.trials.selection_metric != "ndcg":
-            scores, (_, strongest) = self.trials.user_scores(arm, choice), self.strongest_baseline()
-            alone = self.trials.user_scores(REAL_ONLY, self.real_choice())
-            return paired_bootstrap(scores, alone, seed=seed), paired_bootstrap(scores, strongest, seed=seed)
-        in_time = self.windows[::-1]
-        panel = UserPanel.from_splits([window.evaluator.split for window in in_time])
+            baselines = (self.trials.user_scores(self.real_arm()), strongest_scores)
+            scores = self.trials.user_scores(arm)
+            return Acceptance(arm, threshold, *(paired_bootstrap(scores, baseline, seed=seed) for baseline in baselines))
+        windows = self.windows[::-1]
+        panel = UserPanel.from_splits([window.evaluator.split for window in windows])
         bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
-        ours, real = (
-            panel.ndcg_contributions(self.trials.outcomes(*one)[::-1])
-            for one in ((arm, choice), (REAL_ONLY, self.real_choice()))
-        )
-        best = real
-        if self.strongest_baseline()[0] == "popular_lately":
-            best = panel.ndcg_contributions(
-                [
-                    [window.evaluator.evaluate(window.evaluator.recent_popularity(self.recent_popularity["half_life"]))]
-                    for window in in_time
-                ]
+        ndcg, real_ndcg = (panel.ndcg_contributions(self.trials.outcomes(one)[::-1]) for one in (arm, self.real_arm()))
+        strongest_ndcg = real_ndcg
+        if strongest == POPULARITY_BASELINE:
+            half_life = self.recent_popularity.half_life
+            strongest_ndcg = panel.ndcg_contributions(
+                [[window.evaluator.evaluate(window.evaluator.recent_popularity(half_life))] for window in windows]
             )
-        return bootstrap.compare(ours, real), bootstrap.compare(ours, best)
+        return Acceptance(arm, threshold, bootstrap.compare(ndcg, real_ndcg), bootstrap.compare(ndcg, strongest_ndcg))
 
-    def _search_in_turn(self, arm: str, choice: ArmChoice, hyperparameters: Sequence[Hyperparameter]) -> ArmChoice:
+    def _search_in_turn(self, arm: Arm, hyperparameters: Sequence[Hyperparameter]) -> Arm:
         """Search one hyperparameter after the other; each search starts from the best values found so far."""
         edges: dict[str, bool] = {}
-        for knob in hyperparameters:
-            if len(knob.values) == 1 and knob.name in {"temperature", "volume"}:
-                choice = _with_value(choice, knob, knob.values[0])
+        for hyperparameter in hyperparameters:
+            name = hyperparameter.name
+            if len(hyperparameter.values) == 1 and name in {"temperature", "volume"}:
+                arm = _with_value(arm, hyperparameter, hyperparameter.values[0])
                 continue
-            best, edges[knob.name] = search_values(knob, partial(self._objective, arm, choice, knob))
-            choice = (
-                self._best_boost(arm, _with_value(choice, knob, best))
-                if knob.name == "weight"
-                else _with_value(choice, knob, best)
-            )
-        choice = self._tune_segment_boosts(arm, choice)
-        self.params_on_edge[arm] = [name for name, on_edge in edges.items() if on_edge]
-        for name in self.params_on_edge[arm]:
-            logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm, name)
-        return choice
+            best, edges[name] = search_values(hyperparameter, partial(self._objective, arm, hyperparameter))
+            arm = _with_value(arm, hyperparameter, best)
+            if name == "weight":
+                arm = self._with_best_boost(arm)
+        arm = self._tune_segment_boosts(arm)
+        self._on_edge[arm.name] = [name for name, on_edge in edges.items() if on_edge]
+        for name in self._on_edge[arm.name]:
+            logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm.name, name)
+        return arm
 
-    def _objective(self, arm: str, choice: ArmChoice, hyperparameter: Hyperparameter, value: float) -> float:
-        changed = _with_value(choice, hyperparameter, value)
-        return self.trials.mean_score(arm, self._best_boost(arm, changed) if hyperparameter.name == "weight" else changed)
+    def _objective(self, arm: Arm, hyperparameter: Hyperparameter, value: float) -> float:
+        changed = _with_value(arm, hyperparameter, value)
+        return self.trials.mean_score(self._with_best_boost(changed) if hyperparameter.name == "weight" else changed)
 
-    def _best_boost(self, arm: str, choice: ArmChoice) -> ArmChoice:
-        """Return the choice with the best of a few boosts, which need no fit; the often large boost of real events alone would hide λ."""
-        boosts = dict.fromkeys((choice.boost, (0.0,) * 3, (1.0,) * 3, self.real_choice().boost))
-        return max((replace(choice, boost=boost) for boost in boosts), key=partial(self.trials.mean_score, arm))
+    def _with_best_boost(self, arm: Arm) -> Arm:
+        """Return the arm with the best of a few boosts, which need no fit; the often large boost of real events only would hide λ."""
+        boosts = dict.fromkeys((arm.boost, (0.0,) * 3, (1.0,) * 3, self.real_arm().boost))
+        return max((replace(arm, boost=boost) for boost in boosts), key=self.trials.mean_score)
 
-    def _tune_segment_boosts(self, arm: str, choice: ArmChoice) -> ArmChoice:
-        """Return the choice with the best boost of each segment, among those tried for all: recent popularity helps new users most."""
-        boosts = dict.fromkeys((*choice.boost, *BOOST.values))
-        by_user = {boost: self.trials.user_scores(arm, _with_value(choice, BOOST, boost)) for boost in boosts}
-        found = list(choice.boost)
+    def _tune_segment_boosts(self, arm: Arm) -> Arm:
+        """Return the arm with the best boost of each segment, among those tried for all: recent popularity helps new users most."""
+        boosts = dict.fromkeys((*arm.boost, *BOOST.values))
+        scores = {boost: self.trials.user_scores(_with_value(arm, BOOST, boost)) for boost in boosts}
+        best = list(arm.boost)
         for segment in range(3):
-            own = self.segments == segment
-            if own.any():
-                found[segment] = max(boosts, key=lambda boost, own=own: float(by_user[boost][own].mean()))  # type: ignore[misc]
-        cold, sparse, dense = found
-        return replace(choice, boost=(cold, sparse, dense))
+            users = self.segments == segment
+            if users.any():
+                best[segment] = max(boosts, key=lambda boost, users=users: float(scores[boost][users].mean()))  # type: ignore[misc]
+        cold, sparse, dense = best
+        return replace(arm, boost=(cold, sparse, dense))
 
-    def _tune_segment_weights(self, arm: str, choice: ArmChoice, real_scores: NDArray[np.float64]) -> ArmChoice:
-        """Tune λ by segment: the smallest that is as good as the best, and that does not make the segment worse than real events alone.
+    def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
+        """Tune λ by segment: the smallest that is as good as the best, and that does not make the segment worse than real events only.
 
         As good is required both of all users together and of the segment's users.
         """
-        own = [self.segments == segment for segment in range(3)]
+        masks = [self.segments == segment for segment in range(3)]
 
-        def harmed(one: ArmChoice, segment: int) -> bool:
-            by_user = self.trials.user_scores(arm, one)
-            return one.weights[segment] > 0 and by_user[own[segment]].sum() < real_scores[own[segment]].sum()
+        def is_harmed(candidate: Arm, segment: int) -> bool:
+            scores, users = self.trials.user_scores(candidate), masks[segment]
+            return candidate.weights[segment] > 0 and scores[users].sum() < real_scores[users].sum()
 
-        for segment in (2, 1, 0):
-            if not own[segment].any():
+        for segment, users in reversed(list(enumerate(masks))):
+            if not users.any():
                 continue
-            candidates = [
-                _with_segment_weight(choice, segment, choice.weights[segment] * factor) for factor in _SEGMENT_FACTORS
-            ]
-            harmless = [candidate for candidate in candidates if not harmed(candidate, segment)]
-            values = [self.trials.mean_score(arm, candidate) for candidate in harmless]
+            candidates = [_with_segment_weight(arm, segment, arm.weights[segment] * factor) for factor in _SEGMENT_FACTORS]
+            harmless = [candidate for candidate in candidates if not is_harmed(candidate, segment)]
+            means = [self.trials.mean_score(candidate) for candidate in harmless]
             # Also required of the segment: a small one can lose most of its gain before the mean over all users shows it.
-            own_values = [float(self.trials.user_scores(arm, candidate)[own[segment]].mean()) for candidate in harmless]
-            best = int(np.argmax(values))
-            choice = next(
+            segment_means = [float(self.trials.user_scores(candidate)[users].mean()) for candidate in harmless]
+            best = int(np.argmax(means))
+            arm = next(
                 candidate
-                for candidate, value, own_value in zip(harmless, values, own_values, strict=True)
-                if _is_as_good(value, values[best]) and _is_as_good(own_value, own_values[best])
+                for candidate, mean, segment_mean in zip(harmless, means, segment_means, strict=True)
+                if _is_as_good(mean, means[best]) and _is_as_good(segment_mean, segment_means[best])
             )
         # Lowering λ of other segments can make a segment worse that was not before.
         for _ in range(3):
             for segment in range(3):
-                if harmed(choice, segment):
-                    choice = _with_segment_weight(choice, segment, 0.0)
-        return choice
+                if is_harmed(arm, segment):
+                    arm = _with_segment_weight(arm, segment, 0.0)
+        return arm
 
 
 def _is_as_good(value: float, best: float) -> bool:
@@ -316,19 +376,19 @@ def _typed_value(hyperparameter: Hyperparameter, value: float) -> float:
     return int(value) if hyperparameter.is_integer else value
 
 
-def _with_value(choice: ArmChoice, hyperparameter: Hyperparameter, value: float) -> ArmChoice:
+def _with_value(arm: Arm, hyperparameter: Hyperparameter, value: float) -> Arm:
     value = _typed_value(hyperparameter, value)
     if hyperparameter.name == "weight":
-        return replace(choice, weights=(value,) * 3)
+        return replace(arm, weights=(value,) * 3)
     if hyperparameter.name in {"temperature", "volume", "min_lift"}:
-        return replace(choice, draw=replace(choice.draw, **{hyperparameter.name: value}))  # type: ignore[arg-type]
+        return replace(arm, draw=replace(arm.draw, **{hyperparameter.name: value}))  # type: ignore[arg-type]
     if hyperparameter.name == "boost":
-        return replace(choice, boost=(value,) * 3)
+        return replace(arm, boost=(value,) * 3)
     if hyperparameter.name == "source_weight":
-        return replace(choice, source_weight=value)
-    return replace(choice, options=choice.options | {hyperparameter.name: value})
+        return replace(arm, source_weight=value)
+    return replace(arm, options=arm.options | {hyperparameter.name: value})
 
 
-def _with_segment_weight(choice: ArmChoice, segment: int, weight: float) -> ArmChoice:
-    cold, sparse, dense = (weight if number == segment else own for number, own in enumerate(choice.weights))
-    return replace(choice, weights=(cold, sparse, dense))
+def _with_segment_weight(arm: Arm, segment: int, weight: float) -> Arm:
+    cold, sparse, dense = (weight if number == segment else other for number, other in enumerate(arm.weights))
+    return replace(arm, weights=(cold, sparse, dense))

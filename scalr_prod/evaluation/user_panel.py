@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.evaluator import Outcome
     from scalr_prod.evaluation.split import EvaluationSplit
 
+    #: For each cutoff, the outcomes of every seed.
+    OutcomesByCutoff = Sequence[Sequence[Outcome]]
+
 __all__ = ["UserPanel"]
 
 
@@ -44,18 +47,18 @@ class UserPanel:
         """Build the panel from splits of one project, in order of time."""
         last = splits[-1].numbering.items
         numbers = []
-        extra = len(last)
+        n_items = len(last)
         for split in splits:
             number = index_in(split.numbering.items, last).astype(np.int64)
             missing = number < 0
-            number[missing] = extra + np.arange(missing.sum())
-            extra += int(missing.sum())
+            number[missing] = n_items + np.arange(missing.sum())
+            n_items += int(missing.sum())
             numbers.append(number)
         return cls(
             user=np.concatenate([split.users for split in splits]),
             segment=np.concatenate([split.segments()[split.users] for split in splits]),
             item_number=tuple(numbers),
-            n_items=extra,
+            n_items=n_items,
         )
 
     def segment_masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -63,38 +66,39 @@ class UserPanel:
         masks = {name: self.segment == number for number, name in enumerate(SEGMENTS)}
         return {name: cases for name, cases in masks.items() if cases.any()}
 
-    def mean_metric(self, outcomes: Sequence[Sequence[Outcome]], name: str) -> NDArray[np.float64]:
+    def mean_metric(self, outcomes: OutcomesByCutoff, name: str) -> NDArray[np.float64]:
         """Return a ranking metric of each case, averaged over seeds: float64 [R].
 
         Args:
             outcomes: For each cutoff, the outcomes of every seed.
             name: Name of the metric, an attribute of `Ranking`.
         """
-        return np.concatenate([np.mean([getattr(one.ranking, name) for one in seeds], axis=0) for seeds in outcomes])
+        return np.concatenate([np.mean([getattr(outcome.ranking, name) for outcome in seeds], axis=0) for seeds in outcomes])
 
-    def ndcg_contributions(self, outcomes: Sequence[Sequence[Outcome]]) -> MetricContributions:
+    def ndcg_contributions(self, outcomes: OutcomesByCutoff) -> MetricContributions:
         """Return what each rank of every seed contributes; a case's contributions sum to its mean NDCG."""
-        row, item, gain = [], [], []
-        begin = 0
+        case, item, gain = [], [], []
+        first_case = 0
         for number, seeds in zip(self.item_number, outcomes, strict=True):
-            for one in seeds:
-                case, place = np.nonzero(one.ranking.gain)
-                row.append(begin + case)
-                item.append(number[one.ranking.top[case, place]])
-                gain.append(one.ranking.gain[case, place] / len(seeds))
-            begin += len(seeds[0].ranking.ndcg)
-        return MetricContributions(case=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(gain))
+            for outcome in seeds:
+                user, rank = np.nonzero(outcome.ranking.gain)
+                case.append(first_case + user)
+                item.append(number[outcome.ranking.top[user, rank]])
+                gain.append(outcome.ranking.gain[user, rank] / len(seeds))
+            first_case += len(seeds[0].ranking.ndcg)
+        return MetricContributions(case=np.concatenate(case), item=np.concatenate(item), gain=np.concatenate(gain))
 
-    def log_loss_contributions(self, outcomes: Sequence[Sequence[Outcome]]) -> MetricContributions | None:
+    def log_loss_contributions(self, outcomes: OutcomesByCutoff) -> MetricContributions | None:
         """Return the log loss (nats) of every labelled row, averaged over seeds; None for models without probabilities."""
-        row, item, loss = [], [], []
-        begin = 0
+        case, item, loss = [], [], []
+        first_case = 0
         for number, seeds in zip(self.item_number, outcomes, strict=True):
-            odds = [one.predictions for one in seeds if one.predictions is not None]
-            if not odds:
+            predictions = [outcome.predictions for outcome in seeds if outcome.predictions is not None]
+            if not predictions:
                 return None
-            row.append(begin + odds[0].rows.case)
-            item.append(number[odds[0].rows.item])
-            loss.append(np.mean([one.log_loss for one in odds], axis=0))
-            begin += len(seeds[0].ranking.ndcg)
-        return MetricContributions(case=np.concatenate(row), item=np.concatenate(item), gain=np.concatenate(loss))
+            rows = predictions[0].rows
+            case.append(first_case + rows.case)
+            item.append(number[rows.item])
+            loss.append(np.mean([one.log_loss for one in predictions], axis=0))
+            first_case += len(seeds[0].ranking.ndcg)
+        return MetricContributions(case=np.concatenate(case), item=np.concatenate(item), gain=np.concatenate(loss))

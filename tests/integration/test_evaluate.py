@@ -14,18 +14,19 @@ import pytest
 
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import EvaluationError
-from scalr_prod.evaluation import evaluate
-from scalr_prod.evaluation.arms import ArmChoice, ArmDataBuilder
+from scalr_prod.evaluation import EvaluationRequest, evaluate
+from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
 from scalr_prod.evaluation.budget import UNLIMITED, DataBudget, budget_for
 from scalr_prod.evaluation.evaluation import _validation_window, _validation_windows
 from scalr_prod.evaluation.evaluation_report import summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.published_sets import publish_synthetic_events
 from scalr_prod.evaluation.quick_verdict import with_budget
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.split import EvaluationSplit
-from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator, publish_synthetic_events
+from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
 from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.generation.policy import Policy, apply_policy, policy_path
@@ -65,7 +66,7 @@ TAUGHT = ("real+scalr", "shuffled")
 @pytest.fixture(scope="module")
 def half_cold(make_project, tmp_path_factory):
     settings = make_project(tmp_path_factory.mktemp("evaluate"), EXTRA)
-    return settings, evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True)
+    return settings, evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.to_summary()
     assert "fits" in shown["budget"]["als"]
-    assert shown["helps"]["als"].startswith("yes (p " if chosen["helps"] else "no: λ is 0")
+    assert shown["helps"]["als"].startswith("accepted: λ = " if chosen["helps"] else "refused: λ = 0: ")
     lines = shown["arms"]
     assert [line["arm"] for line in lines] == [row["name"] for row in report.arms]
     assert "…" in lines[1]["lift % (95 % CI)"]
@@ -130,7 +131,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
     """The rankers know the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
     settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker", "stacked_ranker"]'))
-    report = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=("real", "real+scalr"))
+    report = evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=("real", "real+scalr")))
     assert [found["model"] for found in report.verdict["models"]] == ["feature_ranker", "stacked_ranker"]
     for model in report.choices:
         _check_probabilities(report, model)
@@ -163,7 +164,7 @@ def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated)
     """Ids, not numbers, are compared: the earlier scene numbers users and items for itself."""
     scene, translation = translated
     maker, earlier = ArmDataBuilder(scene, translation), scene.earlier()
-    choice = ArmChoice({}, DrawOptions(3, 0.1), (1.0, 1.0, 1.0), 0.5)
+    arm = Arm("stacked_ranker", "real+scalr", {}, DrawOptions(3, 0.1), (1.0, 1.0, 1.0), 0.5)
     until = to_micros(earlier.cutoff)
 
     def ids(events, numbering, *, source=False):
@@ -171,13 +172,13 @@ def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated)
         named = (numbering.users.take(pa.array(events.user)).to_pylist(), items.take(pa.array(events.item)).to_pylist())
         return sorted(zip(*named, events.time.tolist(), strict=True))
 
-    before = maker.with_earlier_events(maker.events("real+scalr", choice, 0), "real+scalr", choice, 0).before
+    before = maker.events(arm, 0).before
     observed, synthetic = before.take(before.in_history()), before.take(~before.in_history())
     assert ids(observed, scene.numbering) == ids(earlier.real, earlier.numbering)
     assert ids(before.source, scene.numbering, source=True) == ids(earlier.source, earlier.numbering, source=True)
     assert before.until == until < scene.real.until
     assert max(observed.time.max(), before.source.time.max(), synthetic.time.max()) < until
-    assert ids(synthetic, scene.numbering) == ids(SplitTranslator.from_split(earlier).draw(choice.draw), earlier.numbering)
+    assert ids(synthetic, scene.numbering) == ids(SplitTranslator.from_split(earlier).draw(arm.draw), earlier.numbering)
     cold = np.setdiff1d(synthetic.user, observed.user)
     assert set(cold) & set(scene.real.user), "some are cold there, and have events since: what the trees learn from"
 
@@ -187,7 +188,7 @@ def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated)
     had = earlier.real.take(earlier.real.time < to_micros(deeper.cutoff)).user
     assert hidden & set(earlier.numbering.users.take(pa.array(had)).to_pylist())
 
-    both = maker.with_earlier_events(maker.events("model_level_transfer", choice, 0), "model_level_transfer", choice, 0).before
+    both = maker.events(replace(arm, name="model_level_transfer"), 0).before
     assert (both.catalogue, both.n_items) == (scene.real.n_items, scene.real.n_items + scene.source.n_items)
     target = both.take(both.item < both.catalogue)
     assert ids(target, scene.numbering) == ids(earlier.real, earlier.numbering)
@@ -201,10 +202,10 @@ def test_translated_tastes_help_users_whose_history_is_hidden(translated):
     """Every user of the made logs has a taste that the source shows: here a translation must help, a shuffled one must not."""
     scene, translation = translated
     judge, maker = SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation)
-    choice = ArmChoice({}, DrawOptions(3, 0.5, member="linear"), (0.3, 0.3, 0.3), 0.1)
+    base = Arm("als", "real", {}, DrawOptions(3, 0.5, member="linear"), (0.3, 0.3, 0.3), 0.1)
     cold = scene.segments()[scene.users] == 0
     ndcg = {
-        arm: judge.evaluate(judge.fit("als", {}, maker.events(arm, choice, 0), seed=0)).ranking.ndcg[cold].mean()
+        arm: judge.evaluate(judge.fit("als", {}, maker.events(replace(base, name=arm), 0), seed=0)).ranking.ndcg[cold].mean()
         for arm in ("real", "real+scalr", "shuffled")
     }
     assert ndcg["real+scalr"] > 1.2 * ndcg["real"]
@@ -241,7 +242,7 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
     assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
     monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users))
     assert [stage.evaluator.split.cutoff for stage in _windows(scene)] == [later.cutoff]
-    assert "validation rests on 1 of 2 windows" in caplog.text
+    assert "validation uses 1 of 2 windows" in caplog.text
     monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users) + 1)
     with pytest.raises(EvaluationError, match="only"):
         _windows(scene)
@@ -251,7 +252,8 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
 def test_what_is_published_is_what_is_drawn(translated):
     scene, translation = translated
     how = DrawOptions(3, 0.5, min_lift=1.0, align=False)
-    real, published, _ = publish_synthetic_events(scene, how)
+    events = publish_synthetic_events(scene, how).events
+    real, published = events.real, events.synthetic
     drawn = translation.draw(how)
     assert len(published) > 100
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
@@ -286,12 +288,12 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     assert shorter == DataBudget(contexts=40, pretraining_events=100)
     assert shorter.apply_to(pretrained).settings.translator.pretraining_events == 100
     assert shorter.apply_to(pretrained).settings.home == scene.settings.home
-    choice = ArmChoice({}, how, (0.3, 0.3, 0.3), 0.1)
+    base = Arm("als", "real", {}, how, (0.3, 0.3, 0.3), 0.1)
     fits = {"real": [], "real+scalr": []}
     for arm, fitted in fits.items():
         for one in (stage, fewer, stage, fewer):
             trials = TrialCache("als", [one], 30.0, lambda *_: None)
-            fitted.append(len(trials.ndcg(arm, choice)) and len(trials._models))
+            fitted.append(len(trials.ndcg(replace(base, name=arm))) and len(trials._models))
     assert fits == {"real": [1, 0, 0, 0], "real+scalr": [1, 1, 0, 0]}
 
 
@@ -339,7 +341,7 @@ def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
         count = len(users)
         planted = pa.table([users, [item] * count, [happened] * count, [_day(7)] * count, [1.0] * count], schema=rows.schema)
         lake.append(table, planted, key=f"planted {happened}")
-    found = evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True)
+    found = evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True))
     assert found.arms == expected.arms
 
 
@@ -347,13 +349,18 @@ def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
 def test_with_shuffled_test_labels_there_is_no_lift(translated):
     scene, translation = translated
     rng = np.random.default_rng(0)
-    choice = ArmChoice({}, DrawOptions(3, 0.5), (0.3, 0.3, 0.3), 0.1)
+    base = Arm("als", "real", {}, DrawOptions(3, 0.5), (0.3, 0.3, 0.3), 0.1)
     inside = 0
     for _ in range(8):
         blind = replace(scene, relevant=scene.relevant[:, rng.permutation(scene.real.n_items)].tocsr())
         judge, maker = SplitEvaluator(blind, 5), ArmDataBuilder(scene, translation)
         outcomes = {
-            arm: [[judge.evaluate(judge.fit("als", {}, maker.events(arm, choice, seed), seed=seed)) for seed in range(2)]]
+            arm: [
+                [
+                    judge.evaluate(judge.fit("als", {}, maker.events(replace(base, name=arm), seed), seed=seed))
+                    for seed in range(2)
+                ]
+            ]
             for arm in ("real", "real+scalr")
         }
         low, high = summarize_arms(UserPanel.from_splits([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]
@@ -365,12 +372,12 @@ def test_with_shuffled_test_labels_there_is_no_lift(translated):
 def test_too_few_test_users_is_an_error(make_project, tmp_path):
     settings = make_project(tmp_path, EXTRA)
     with pytest.raises(EvaluationError, match="only"):
-        evaluate(settings, cutoff=datetime(2024, 7, 18, 23, tzinfo=UTC))
+        evaluate(settings, EvaluationRequest(cutoff=datetime(2024, 7, 18, 23, tzinfo=UTC)))
 
 
 def test_an_unknown_arm_is_an_error(settings):
     with pytest.raises(EvaluationError, match="there is no arm magic"):
-        evaluate(settings, arms=("magic",))
+        evaluate(settings, EvaluationRequest(arms=("magic",)))
 
 
 def _windows(scene):
@@ -393,10 +400,11 @@ def _pairs(events):
 
 
 def test_arms_of_estimators_that_the_translator_lacks_are_left_out():
-    from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
+    from scalr_prod.evaluation.arms import ALL_ARMS
+    from scalr_prod.evaluation.plan import select_arms
 
-    every = _select_arms(ALL_ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
-    some = _select_arms(ALL_ARMS, ("popularity", "linear"))
+    every = select_arms(ALL_ARMS, ("popularity", "frequency", "topics", "linear", "factorisation", "sequential"))
+    some = select_arms(ALL_ARMS, ("popularity", "linear"))
     assert set(every) == set(ALL_ARMS)
     assert set(every) - set(some) == {"frequency", "only_topics", "only_factorisation", "only_sequential"}
-    assert _select_arms((), ("linear",)) == ["real", "real+scalr", "popular_lately"]
+    assert select_arms((), ("linear",)) == ["real", "real+scalr", "popular_lately"]

@@ -14,7 +14,7 @@ import pytest
 from support.shown import difference, example
 
 from scalr_prod.core.signals import Interrupted, graceful_shutdown
-from scalr_prod.evaluation import evaluate
+from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.quick_verdict import _describe_verdict
 from scalr_prod.evaluation.result_cache import ResultCache
@@ -84,7 +84,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     settings = make_project(tmp_path, EXTRA)
 
     def evaluated(**asked):
-        return evaluate(settings, cutoff=CUTOFF, cold_fraction=0.5, **asked)
+        return evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, **asked))
 
     undisturbed = evaluated(arms=ARMS)
     assert undisturbed.runs, "ours was published"
@@ -93,7 +93,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
         for beginning in (
             "als popular_lately at",
             "als real at",
-            "signal beyond the trend",
+            "signal beyond popularity",
             "als real+scalr at",
             "first verdict",
         )
@@ -139,7 +139,7 @@ def test_a_verdict_says_what_the_docs_show():
     lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
     cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
     report = SimpleNamespace(verdict={"models": [lifts | {"cold": cold}]}, choices={"als": {"helps": True}})
-    made_of = "first verdict, with fewer choices tried than in the whole evaluation"
+    made_of = "first verdict, with fewer settings tried than in the full evaluation"
     assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {_describe_verdict(report, 'als')}") == ""
 
 

@@ -17,7 +17,7 @@ from support import warm
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
-from scalr_prod.evaluation import evaluate
+from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import run_folder
@@ -174,7 +174,7 @@ def test_a_model(make_project, tmp_path, outside):
         '[downstream]\nmodels = ["my_models:Popular"]\nseeds = 1\nvolumes = [2]\ntemperatures = [0.5]\nweights = [0.3]\n'
     )
     settings = make_project(tmp_path / "logs", LEAN + downstream)
-    report = evaluate(settings, cutoff=datetime(2024, 6, 1, tzinfo=UTC), arms=("real", "real+scalr"))
+    report = evaluate(settings, EvaluationRequest(cutoff=datetime(2024, 6, 1, tzinfo=UTC), arms=("real", "real+scalr")))
     assert {row["model"] for row in report.to_json()["arms"]} == {"my_models:Popular"}
     rows = {row["name"]: row for row in report.to_json()["arms"]}
     assert rows["real"]["metrics"]["ndcg"] > 0

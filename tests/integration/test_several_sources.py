@@ -17,7 +17,7 @@ from several_sources import make_sources
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.evaluation import evaluate
+from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.features import ViewWindow, apply_feature_repo, join_point_in_time, read_window
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.generation.context_query import read_contexts
@@ -291,7 +291,7 @@ threads = 1
 @pytest.mark.long
 def test_evaluate_has_an_arm_without_each_domain(tmp_path):
     settings = load_settings(make_sources(tmp_path, users=200, toml=EVALUATED))
-    report = evaluate(settings, cutoff=datetime(2024, 6, 1, tzinfo=UTC), cold_fraction=0.5)
+    report = evaluate(settings, EvaluationRequest(cutoff=datetime(2024, 6, 1, tzinfo=UTC), cold_fraction=0.5))
     rows = {row["name"]: row for row in report.to_json()["arms"]}
     assert {"real", "real+scalr", "without_books", "without_music"} <= set(rows)
     for name in ("without_books", "without_music"):

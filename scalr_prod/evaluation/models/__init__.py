@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference recommenders: a matrix factorisation, a sequential model, and three rankers that give probabilities.
+"""Reference recommenders: a matrix factorisation, a sequential model, and three probabilistic rankers.
 
 The two-tower ranker learns user and item vectors, the feature ranker boosts trees over features of both, and the stacked ranker adds a
 factorisation's score to those. They are registered as plug-ins (`scalr_prod.plugins.MODELS`), as custom models are; see
@@ -43,16 +43,22 @@ def family_hyperparameters(family: str) -> tuple[Hyperparameter, ...]:
 def make_model(name: str, options: dict[str, Any], *, threads: int) -> DownstreamModel:
     """Create an unfitted model.
 
+    A class with an attribute ``Hyperparameters``, as all built-in ones have, is given one instance of it. Any other class is given the
+    options as keyword arguments.
+
     Args:
         name: A built-in family, an entry point of another package, or a class as ``package.module:Class``.
-        options: Constructor arguments.
-        threads: Passed to the constructor if it takes ``threads``.
+        options: Hyperparameters by name; those left out keep their defaults.
+        threads: Passed as ``threads`` to a class that takes it.
 
     Raises:
         EvaluationError: There is no such model, or it lacks ``fit`` or ``score``.
     """
-    found = _load_class(name)
-    model: DownstreamModel = found(**options, **({"threads": threads} if _accepts_argument(found, "threads") else {}))
+    model_class = _load_class(name)
+    hyperparameters = getattr(model_class, "Hyperparameters", None)
+    if _accepts_argument(hyperparameters or model_class, "threads"):
+        options = options | {"threads": threads}
+    model: DownstreamModel = model_class(hyperparameters(**options)) if hyperparameters else model_class(**options)
     return model
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit ALS (Hu, Koren, Volinsky 2008), by the library `implicit`.
+"""Matrix factorisation for implicit feedback: ALS (Hu, Koren, Volinsky 2008) of the library `implicit`.
 
-An observed cell has preference 1 and confidence 1 + α × weight; an unobserved one has preference 0 and confidence 1. The library takes a
-cell's value times its own ``alpha`` as the whole confidence, so it is given 1 + α × weight and an ``alpha`` of 1.
+An observed (user, item) pair has preference 1 and confidence 1 + α × weight; an unobserved one has preference 0 and confidence 1. The
+library multiplies a matrix value by its own ``alpha`` to get the whole confidence, so it is given 1 + α × weight and an ``alpha`` of 1.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -19,21 +20,37 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["ImplicitAls"]
+__all__ = ["AlsHyperparameters", "ImplicitAls"]
+
+
+@dataclass(frozen=True)
+class AlsHyperparameters:
+    """Hyperparameters of `ImplicitAls`.
+
+    Attributes:
+        factors: Dimension of the user and item vectors.
+        alpha: α: how much the confidence in a pair grows with its weight.
+        regularization: L2 regularisation of the vectors.
+        iterations: Alternating sweeps over users and items.
+        threads: Threads of the solver.
+    """
+
+    factors: int = 64
+    alpha: float = 40.0
+    regularization: float = 1.0
+    iterations: int = 15
+    threads: int = 1
 
 
 class ImplicitAls:
-    """Factorises users × items. A user without events is given the most popular items.
+    """Factorises the user-item matrix. Users without events get the most popular items.
 
     Args:
-        factors: Dimension.
-        alpha: α: how much the confidence in a cell grows with its weight.
-        regularization: λ of the factors.
-        iterations: Sweeps.
-        threads: Of the solver.
+        hyperparameters: Model size, confidence, regularisation and training.
     """
 
-    #: Tried on validation for real events alone, one after the other.
+    Hyperparameters: Final = AlsHyperparameters
+    #: Hyperparameters tuned on validation for real events only, one after the other.
     knobs: Final = (
         Hyperparameter("alpha", (10.0, 40.0, 2.5), step=4.0),
         Hyperparameter("regularization", (10.0, 1.0, 100.0), step=10.0),
@@ -41,30 +58,15 @@ class ImplicitAls:
         Hyperparameter("factors", (64, 128), step=2.0, low=16, high=256, is_integer=True),
     )
 
-    def __init__(
-        self,
-        *,
-        factors: int = 64,
-        alpha: float = 40.0,
-        regularization: float = 1.0,
-        iterations: int = 15,
-        threads: int = 1,
-    ) -> None:
-        self.alpha = alpha
-        self.options: dict[str, Any] = {
-            "factors": factors,
-            "alpha": 1.0,
-            "regularization": regularization,
-            "iterations": iterations,
-            "num_threads": threads,
-        }
+    def __init__(self, hyperparameters: AlsHyperparameters) -> None:
+        self.hyperparameters = hyperparameters
 
     def fit(self, events: Interactions, *, seed: int) -> None:
-        """Factorise the summed weights.
+        """Factorise the matrix of summed weights.
 
         Args:
-            events: What is learned from.
-            seed: Of the first factors.
+            events: Training events.
+            seed: Seed of the initial vectors.
 
         Raises:
             EvaluationError: The library is not installed.
@@ -80,21 +82,28 @@ class ImplicitAls:
         from threadpoolctl import threadpool_limits
 
         matrix = events.matrix()
-        # Decay can let a weight underflow to 0: such a cell is unobserved.
+        # Decay can make a weight underflow to 0: such a pair is unobserved.
         matrix.eliminate_zeros()
-        matrix.data = 1 + self.alpha * matrix.data
-        # The solver has threads of its own; BLAS threads below them only fight for the same cores.
+        matrix.data = 1 + self.hyperparameters.alpha * matrix.data
+        # The solver has its own threads; BLAS threads below them would only compete for the same cores.
         with threadpool_limits(1, "blas"):
-            model = AlternatingLeastSquares(**self.options, random_state=seed)
+            model = AlternatingLeastSquares(
+                factors=self.hyperparameters.factors,
+                alpha=1.0,
+                regularization=self.hyperparameters.regularization,
+                iterations=self.hyperparameters.iterations,
+                num_threads=self.hyperparameters.threads,
+                random_state=seed,
+            )
             model.fit(matrix, show_progress=False)
         self._users, self._items = np.asarray(model.user_factors), np.asarray(model.item_factors)
         observed = events.take(events.in_history())
-        # Of somebody without any event nothing is known but what others really chose.
-        self._popular = (observed if len(observed) else events).popularity().astype(np.float32)
+        # A user without events is scored by the popularity of observed events.
+        self._popularity = (observed if len(observed) else events).popularity().astype(np.float32)
         self._empty = np.diff(matrix.indptr) == 0
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[B, n_items]."""
+        """Return scores [B, n_items]."""
         scores: NDArray[np.float32] = self._users[users] @ self._items.T
-        scores[self._empty[users]] = self._popular
+        scores[self._empty[users]] = self._popularity
         return scores

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["FeatureLog", "FeatureRows", "canonical_order", "events_digest", "get_or_compute"]
+__all__ = [
+    "FeatureLog",
+    "FeatureRows",
+    "Shortlist",
+    "WeightedRows",
+    "cached_value",
+    "canonical_order",
+    "events_digest",
+]
 
 Cached = TypeVar("Cached")
 
@@ -35,6 +44,35 @@ _USER_BATCH: Final = 512
 _MAX_CACHED: Final = 3
 
 
+class WeightedRows(NamedTuple):
+    """Rows to train on.
+
+    Attributes:
+        features: float32 [R, F].
+        label: bool [R].
+        weight: float32 [R].
+    """
+
+    features: NDArray[np.float32]
+    label: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+
+
+class Shortlist(NamedTuple):
+    """Items to rank for a batch of users.
+
+    Attributes:
+        row: int64 [R]. Position of the user in the batch.
+        item: int64 [R].
+        features: float32 [R, F].
+    """
+
+    row: NDArray[np.int64]
+    item: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class FeatureRows:
     """Labelled rows with features.
 
@@ -46,26 +84,20 @@ class FeatureRows:
         item: int64 [R].
     """
 
-    def __init__(
-        self,
-        features: NDArray[np.float32],
-        label: NDArray[np.bool_],
-        event: NDArray[np.int64],
-        user: NDArray[np.int64],
-        item: NDArray[np.int64],
-    ) -> None:
-        self.features, self.label, self.event, self.user, self.item = features, label, event, user, item
+    features: NDArray[np.float32]
+    label: NDArray[np.bool_]
+    event: NDArray[np.int64]
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
 
     def take(self, mask: NDArray[np.bool_]) -> FeatureRows:
         """Select rows by a mask."""
         return FeatureRows(self.features[mask], self.label[mask], self.event[mask], self.user[mask], self.item[mask])
 
-    def with_weights(
-        self, weight: NDArray[np.float32], negative_weight: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
-        """Return features, labels and weights; a negative has its event's weight times ``negative``."""
-        own = weight[self.event]
-        return self.features, self.label, np.where(self.label, own, own * np.float32(negative_weight))
+    def with_weights(self, event_weight: NDArray[np.float32], negative_weight: float) -> WeightedRows:
+        """Add weights: a positive has its event's weight, a negative its event's weight times ``negative_weight``."""
+        weight = event_weight[self.event]
+        return WeightedRows(self.features, self.label, np.where(self.label, weight, weight * np.float32(negative_weight)))
 
 
 class FeatureLog:
@@ -87,7 +119,7 @@ class FeatureLog:
         self._latest_snapshot: Snapshot | None = None
         self._observed_rows: dict[int, FeatureRows] = {}
         self._synthetic_rows: tuple[bytes, FeatureRows] | None = None
-        self._shortlists: dict[bytes, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = {}
+        self._shortlists: dict[bytes, Shortlist] = {}
 
     @classmethod
     def from_events(cls, events: Interactions) -> FeatureLog:
@@ -95,7 +127,7 @@ class FeatureLog:
         observed = events.take(events.in_history())
         observed = observed.take(canonical_order(observed))
         key = events_digest(observed) + (b"" if observed.source is None else events_digest(observed.source))
-        return get_or_compute(cls._instances, key, lambda: cls(observed), max_entries=_MAX_CACHED)
+        return cached_value(cls._instances, key, lambda: cls(observed), max_entries=_MAX_CACHED)
 
     def latest_snapshot(self) -> Snapshot:
         """Return the snapshot of the end of training."""
@@ -131,56 +163,57 @@ class FeatureLog:
         period = np.searchsorted(self.instants, events.time, side="right") - 1
         parts = []
         for number in range(len(self.instants)):
-            mine = np.flatnonzero(period == number)
-            if not len(mine):
+            event = np.flatnonzero(period == number)
+            if not len(event):
                 continue
             last = number == len(self.instants) - 1
             snapshot = self.latest_snapshot() if last else Snapshot(self.events, int(self.instants[number]))
-            user, item = events.user[mine].astype(np.int64), events.item[mine].astype(np.int64)
+            user, item = events.user[event].astype(np.int64), events.item[event].astype(np.int64)
             seen = np.asarray(snapshot.user_items(user)[np.arange(len(user)), item]).ravel() > 0
-            fresh = snapshot.known[item] & ~seen
-            mine, user, item = mine[fresh], user[fresh], item[fresh]
-            pool = np.flatnonzero(snapshot.known)
-            if not len(mine):
+            eligible = snapshot.known[item] & ~seen
+            event, user, item = event[eligible], user[eligible], item[eligible]
+            candidates = np.flatnonzero(snapshot.known)
+            if not len(event):
                 continue
-            others = pool[rng.integers(0, len(pool), len(mine) * negatives)]
-            owners = np.repeat(user, negatives)
-            apart = ~np.isin(owners * self.events.n_items + others, self._pairs, kind="sort")
-            all_users, all_items = np.concatenate([user, owners[apart]]), np.concatenate([item, others[apart]])
-            label = np.concatenate([np.ones(len(mine), bool), np.zeros(int(apart.sum()), bool)])
-            event = np.concatenate([mine, np.repeat(mine, negatives)[apart]])
-            parts.append((snapshot.features(all_users, all_items), label, event, all_users, all_items))
+            negative_item = candidates[rng.integers(0, len(candidates), len(event) * negatives)]
+            negative_user = np.repeat(user, negatives)
+            is_negative = ~np.isin(negative_user * self.events.n_items + negative_item, self._pairs, kind="sort")
+            users = np.concatenate([user, negative_user[is_negative]])
+            items = np.concatenate([item, negative_item[is_negative]])
+            label = np.concatenate([np.ones(len(event), bool), np.zeros(int(is_negative.sum()), bool)])
+            row_event = np.concatenate([event, np.repeat(event, negatives)[is_negative]])
+            parts.append((snapshot.features(users, items), label, row_event, users, items))
         if not parts:
-            none = np.empty(0, np.int64)
-            return FeatureRows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), none, none, none)
+            empty = np.empty(0, np.int64)
+            return FeatureRows(np.empty((0, len(FEATURES)), np.float32), np.empty(0, bool), empty, empty, empty)
         return FeatureRows(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def shortlist(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Return row numbers (positions in ``users``), items and features to rank: the top items by popularity and by each affinity."""
+    def shortlist(self, users: NDArray[np.int64]) -> Shortlist:
+        """Return the items to rank for each user: the top items by popularity and by each affinity."""
         key = users.tobytes()
         if key not in self._shortlists:
-            now = self.latest_snapshot()
+            snapshot = self.latest_snapshot()
             count = min(_SHORTLIST_ITEMS, self.events.n_items)
             chosen = np.zeros((len(users), self.events.n_items), bool)
-            chosen[:, np.argsort(-now.log_popularity[-2], kind="stable")[:count]] = True
+            chosen[:, np.argsort(-snapshot.log_popularity[-2], kind="stable")[:count]] = True
             for start in range(0, len(users), _USER_BATCH):
-                for affinity in now.affinities(users[start : start + _USER_BATCH]):
+                for affinity in snapshot.affinities(users[start : start + _USER_BATCH]):
                     best = np.argpartition(-affinity, count - 1, axis=1)[:, :count]
                     np.put_along_axis(chosen[start : start + _USER_BATCH], best, values=True, axis=1)
             row, item = chosen.nonzero()
-            self._shortlists[key] = (row, item, now.features(users[row], item))
+            self._shortlists[key] = Shortlist(row, item, snapshot.features(users[row], item))
         return self._shortlists[key]
 
     def popularity_ranks(self) -> NDArray[np.float32]:
         """Return relative popularity ranks in (0, 1], smaller for more popular items: float32 [N]."""
         order = np.argsort(-self.latest_snapshot().log_popularity[-2], kind="stable")
-        found = np.empty(len(order), np.float32)
-        found[order] = np.arange(1, len(order) + 1) / len(order)
-        return found
+        ranks = np.empty(len(order), np.float32)
+        ranks[order] = np.arange(1, len(order) + 1) / len(order)
+        return ranks
 
 
-def get_or_compute(cache: OrderedDict[bytes, Cached], key: bytes, compute: Callable[[], Cached], *, max_entries: int) -> Cached:
-    """Return the cached value of a key, computing it if needed; the ``most`` recently used values stay cached."""
+def cached_value(cache: OrderedDict[bytes, Cached], key: bytes, compute: Callable[[], Cached], *, max_entries: int) -> Cached:
+    """Return the cached value of a key, computing it if needed; the ``max_entries`` most recently used values stay cached."""
     if key not in cache:
         cache[key] = compute()
     cache.move_to_end(key)
@@ -196,7 +229,7 @@ def canonical_order(events: Interactions) -> NDArray[np.int64]:
 
 def events_digest(events: Interactions) -> bytes:
     """Return a digest of users, items and times, not of weights."""
-    found = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
+    digest = hashlib.blake2b(repr((events.n_users, events.n_items, events.until)).encode())
     for column in (events.user, events.item, events.time):
-        found.update(column.tobytes())
-    return found.digest()
+        digest.update(column.tobytes())
+    return digest.digest()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the torch models share: events by user, a vector for each user that is learned from the loss alone, and the training."""
+"""Shared parts of the torch models: events grouped by user, learned user vectors, and the training loop."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class RaggedInteractions:
         item: int64 [M].
         time: int64 [M]. Microseconds since the epoch.
         weight: float32 [M].
-        begin: int64 [U]. Place of each user's first event that counts.
-        count: int64 [U]. Events that count.
+        begin: int64 [U]. Position of each user's first event that is used.
+        count: int64 [U]. Number of each user's events that are used.
     """
 
     item: torch.Tensor
@@ -41,7 +41,7 @@ class RaggedInteractions:
 
     @classmethod
     def from_interactions(cls, events: Interactions, *, last: int | None = None) -> Self:
-        """All events of each user, or the last ones."""
+        """Group all events of each user, or only the ``last`` ones."""
         order = np.lexsort((events.item, events.time, events.user))
         bounds = np.searchsorted(events.user[order], np.arange(events.n_users + 1))
         count = np.diff(bounds) if last is None else np.minimum(np.diff(bounds), last)
@@ -55,12 +55,12 @@ class RaggedInteractions:
 
     @property
     def total_weight(self) -> float:
-        """Sum of the weights that count."""
-        at, _ = self.positions(torch.arange(len(self.count)))
-        return float(self.weight[at].sum())
+        """Sum of the weights of the events that are used."""
+        event, _ = self.positions(torch.arange(len(self.count)))
+        return float(self.weight[event].sum())
 
     def positions(self, users: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places of the events of users [B], and the row in ``users`` of each: two int64 [E]."""
+        """Return the positions of the events of users [B], and each event's row in ``users``: two int64 [E]."""
         count = self.count[users]
         row = torch.repeat_interleave(torch.arange(len(users)), count)
         offset = torch.arange(len(row)) - (count.cumsum(0) - count)[row]
@@ -68,10 +68,10 @@ class RaggedInteractions:
 
 
 class UserTable:
-    """A vector for each user, zero until an event of that user is learned from.
+    """A learned vector per user, zero until an event of that user is trained on.
 
-    Rows are updated when their user is in the batch, and only then (lazy Adam): under ordinary Adam a row would go on moving for a
-    hundred batches after its one visit in an epoch.
+    Only the rows of users in the batch are updated (lazy Adam): with ordinary Adam a row would keep moving for a hundred batches after its
+    only batch of an epoch.
     """
 
     def __init__(self, n_users: int, dim: int) -> None:
@@ -80,16 +80,16 @@ class UserTable:
         self._optimizer = torch.optim.SparseAdam(self._table.parameters(), lr=_LEARNING_RATE)
 
     def __call__(self, users: torch.Tensor) -> torch.Tensor:
-        """[B, d]."""
-        found: torch.Tensor = self._table(users)
-        return found
+        """Return the vectors of users: [B, d]."""
+        vectors: torch.Tensor = self._table(users)
+        return vectors
 
     def zero_grad(self) -> None:
-        """Before a batch."""
+        """Reset the gradients before a batch."""
         self._optimizer.zero_grad()
 
     def step(self) -> None:
-        """After it."""
+        """Update the vectors after a batch."""
         self._optimizer.step()
 
 
@@ -103,16 +103,16 @@ def train(
     steps: int,
     clip: float | None = None,
 ) -> None:
-    """Train a net and the users' vectors beside it: AdamW under one cycle of the learning rate, a step a loss.
+    """Train a network with AdamW and a one-cycle learning rate, together with the user vectors; one step per loss.
 
     Args:
-        net: Is in training mode while losses are asked for, and in evaluation mode afterwards.
-        users: The users' vectors.
-        losses: Of one batch after the other, each worked out when it is asked for: with the weights of the step before.
-        rate: The highest learning rate.
-        decay: Of the net's weights.
-        steps: How many losses there are.
-        clip: Norm of the net's gradients, at most; None: any.
+        net: The network; in training mode while losses are computed, in evaluation mode afterwards.
+        users: The user vectors.
+        losses: Loss of each batch, computed lazily with the weights of the previous step.
+        rate: Maximum learning rate.
+        decay: Weight decay of the network.
+        steps: Number of losses.
+        clip: Maximum gradient norm of the network; None: no clipping.
     """
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recent popularity: one ranking for all users, and a boost that adds it to another model's scores."""
+"""Recent popularity: the popularity baseline, one ranking for all users, and a boost that adds it to another model's scores."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+from scalr_prod.evaluation.interactions import DAY_MICROS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,23 +36,23 @@ class RecentPopularity:
         """Count decayed events in float64, so that tiny weights of old events still order items without newer ones."""
         observed = events.take(events.in_history())
         # Ages are capped at 200 half-lives, since weights of older events would underflow.
-        age = np.minimum((observed.until - observed.time) / 86_400_000_000 / self.half_life, 200.0)
+        age = np.minimum((observed.until - observed.time) / DAY_MICROS / self.half_life, 200.0)
         count = np.bincount(observed.item, weights=observed.weight * np.exp2(-age), minlength=events.n_items)
         self._count = count
         order = np.argsort(-count, kind="stable")
-        self._place = np.empty(len(count), dtype=np.float32)
-        self._place[order] = -np.arange(len(count), dtype=np.float32)
+        self._negated_rank = np.empty(len(count), dtype=np.float32)
+        self._negated_rank[order] = -np.arange(len(count), dtype=np.float32)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the negated rank of each item, the same row for all users: [B, n_items]."""
-        found: NDArray[np.float32] = np.broadcast_to(self._place, (len(users), len(self._place)))
-        return found
+        scores: NDArray[np.float32] = np.broadcast_to(self._negated_rank, (len(users), len(self._negated_rank)))
+        return scores
 
     def log_popularity(self) -> NDArray[np.float32]:
         """Return the log of decayed counts, standardised to mean 0 and standard deviation 1: float32 [n_items]."""
         log = np.log(self._count + _SMOOTHING)
-        found: NDArray[np.float32] = ((log - log.mean()) / max(float(log.std()), 1e-12)).astype(np.float32)
-        return found
+        standardised: NDArray[np.float32] = ((log - log.mean()) / max(float(log.std()), 1e-12)).astype(np.float32)
+        return standardised
 
 
 class PopularityBoosted:
@@ -60,16 +62,16 @@ class PopularityBoosted:
 
     Args:
         model: Fitted model.
-        trend: float32 [N]. Standardised log popularity.
+        log_popularity: float32 [N]. Standardised log popularity.
         boost: float32 [U]. Each user's b; for large b the ranking approaches that of popularity.
     """
 
-    def __init__(self, model: ItemScorer, trend: NDArray[np.float32], boost: NDArray[np.float32]) -> None:
-        self._model, self._trend, self._boost = model, trend, boost
+    def __init__(self, model: ItemScorer, log_popularity: NDArray[np.float32], boost: NDArray[np.float32]) -> None:
+        self._model, self._log_popularity, self._boost = model, log_popularity, boost
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return boosted scores [B, N]; the model's columns beyond the catalogue are dropped."""
-        scores = np.asarray(self._model.score(users)[:, : len(self._trend)], dtype=np.float32)
+        scores = np.asarray(self._model.score(users)[:, : len(self._log_popularity)], dtype=np.float32)
         spread = scores.std(1, keepdims=True).clip(1e-12)
-        found: NDArray[np.float32] = scores / spread + self._boost[users, None] * self._trend
-        return found
+        boosted: NDArray[np.float32] = scores / spread + self._boost[users, None] * self._log_popularity
+        return boosted

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.evaluation.interactions import DAY_MICROS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FEATURES", "Snapshot", "iter_user_batches"]
 
-#: Microseconds.
-_DAY_MICROS: Final = 86_400_000_000
 #: Days.
 _HALF_LIVES: Final = (7.0, 30.0, 90.0, 365.0, float("inf"))
 _AFFINITIES: Final = ("source_affinity", "close_source_affinity", "target_affinity")
@@ -58,7 +58,7 @@ class Snapshot:
         target = events.take(observed)
         self.n_items = events.n_items
         self._user_items = _interaction_sets(target)
-        age = (at - target.time) / _DAY_MICROS
+        age = (at - target.time) / DAY_MICROS
         counts = [np.bincount(target.item, np.exp2(-age / half_life), self.n_items) for half_life in _HALF_LIVES]
         self.known: NDArray[np.bool_] = counts[-1] > 0
         self.log_popularity = np.log([count / max(count.mean(), 1e-300) + _PRIOR for count in counts]).astype(np.float32)
@@ -69,7 +69,7 @@ class Snapshot:
             users += [np.zeros(events.n_users, np.float32), np.full(events.n_users, np.nan, np.float32)]
         else:
             source = events.source.take(events.source.in_history() & (events.source.time < at))
-            users += _user_features(source, (at - source.time) / _DAY_MICROS)
+            users += _user_features(source, (at - source.time) / DAY_MICROS)
             self._similar.insert(0, (_unit_idf_rows(_interaction_sets(source)), (1.0, 2.0)))
         self._users = np.stack(users, axis=1)
 
@@ -80,18 +80,18 @@ class Snapshot:
             users: int64 [P].
             items: int64 [P].
         """
-        found = np.empty((len(users), len(FEATURES)), np.float32)
-        first = len(FEATURES) - 2 * len(_AFFINITIES)
-        wide = self._items.shape[1]
-        found[:, :wide] = self._items[items]
-        found[:, wide:first] = self._users[users]
-        people, place = np.unique(users, return_inverse=True)
-        for start, rows in iter_user_batches(place, len(people), _USER_BATCH):
-            affinity = self.affinities(people[start : start + _USER_BATCH])
-            own = affinity[:, place[rows] - start, items[rows]].T
-            found[rows, first::2] = own
-            found[rows, first + 1 :: 2] = own - self.log_popularity[-1][items[rows], None]
-        return found
+        features = np.empty((len(users), len(FEATURES)), np.float32)
+        first_affinity = len(FEATURES) - 2 * len(_AFFINITIES)
+        n_item_features = self._items.shape[1]
+        features[:, :n_item_features] = self._items[items]
+        features[:, n_item_features:first_affinity] = self._users[users]
+        unique_users, user_index = np.unique(users, return_inverse=True)
+        for start, rows in iter_user_batches(user_index, len(unique_users), _USER_BATCH):
+            affinities = self.affinities(unique_users[start : start + _USER_BATCH])
+            affinity = affinities[:, user_index[rows] - start, items[rows]].T
+            features[rows, first_affinity::2] = affinity
+            features[rows, first_affinity + 1 :: 2] = affinity - self.log_popularity[-1][items[rows], None]
+        return features
 
     def affinities(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return each item's log popularity among similar users: float32 [A, B, N].
@@ -99,18 +99,19 @@ class Snapshot:
         Other users are weighted by the IDF cosine similarity of their events to the user's; ``close_`` affinities use its square, which
         favours close neighbours. For a user without neighbours all items are equal.
         """
-        found = np.zeros((len(_AFFINITIES), len(users), self.n_items), np.float32)
-        place = len(_AFFINITIES) - sum(len(powers) for _, powers in self._similar)
+        affinity = np.zeros((len(_AFFINITIES), len(users), self.n_items), np.float32)
+        kind = len(_AFFINITIES) - sum(len(powers) for _, powers in self._similar)
         for vectors, powers in self._similar:
-            near = (vectors[users] @ vectors.T).tocsr()
-            near.data[np.repeat(users, np.diff(near.indptr)) == near.indices] = 0  # nobody is their own neighbour
+            similarity = (vectors[users] @ vectors.T).tocsr()
+            # A user is not their own neighbour.
+            similarity.data[np.repeat(users, np.diff(similarity.indptr)) == similarity.indices] = 0
             for power in powers:
-                weighed = near.copy()
-                weighed.data **= power
-                found[place] = (weighed @ self._user_items).toarray()
-                place += 1
-        mean = found.mean(2, keepdims=True)
-        return np.log(np.where(mean > 0, found / np.where(mean > 0, mean, 1), 1) + np.float32(_PRIOR)).astype(np.float32)
+                weighted = similarity.copy()
+                weighted.data **= power
+                affinity[kind] = (weighted @ self._user_items).toarray()
+                kind += 1
+        mean = affinity.mean(2, keepdims=True)
+        return np.log(np.where(mean > 0, affinity / np.where(mean > 0, mean, 1), 1) + np.float32(_PRIOR)).astype(np.float32)
 
     def user_items(self, users: NDArray[np.int64]) -> Any:
         """Return 1 where a user chose an item before that time: scipy CSR [B, N]."""
@@ -118,7 +119,7 @@ class Snapshot:
 
 
 def iter_user_batches(user_index: NDArray[np.int64], n_users: int, batch_size: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield batches of ``size`` of the ``count`` users: the position of a batch's first user, and the rows of its users."""
+    """Yield batches of ``batch_size`` of the users: the number of a batch's first user, and the rows of its users."""
     order = np.argsort(user_index, kind="stable")
     ends = np.searchsorted(user_index[order], np.arange(0, n_users + batch_size, batch_size))
     for start, (begin, end) in zip(range(0, n_users, batch_size), itertools.pairwise(ends), strict=True):
@@ -129,20 +130,20 @@ def _interaction_sets(events: Interactions) -> Any:
     """Return 1 for each pair that occurs: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
-    found = sparse.csr_matrix((np.ones(len(events), np.float32), (events.user, events.item)), (events.n_users, events.n_items))
-    found.data[:] = 1
-    return found
+    sets = sparse.csr_matrix((np.ones(len(events), np.float32), (events.user, events.item)), (events.n_users, events.n_items))
+    sets.data[:] = 1
+    return sets
 
 
 def _unit_idf_rows(sets: Any) -> Any:
     """Return IDF-weighted rows of unit length, whose products are cosine similarities: scipy CSR float32 [U, N]."""
     from scipy import sparse
 
-    holders = np.bincount(sets.indices, minlength=sets.shape[1])
-    idf = np.log1p(sets.shape[0] / holders.clip(1)).astype(np.float32)
-    weighed = (sets @ sparse.diags(idf)).tocsr()
-    length = np.sqrt(np.asarray(weighed.multiply(weighed).sum(1)).ravel()).clip(1e-12)
-    return (sparse.diags(1 / length) @ weighed).tocsr().astype(np.float32)
+    document_frequency = np.bincount(sets.indices, minlength=sets.shape[1])
+    idf = np.log1p(sets.shape[0] / document_frequency.clip(1)).astype(np.float32)
+    weighted = (sets @ sparse.diags(idf)).tocsr()
+    length = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)).ravel()).clip(1e-12)
+    return (sparse.diags(1 / length) @ weighted).tocsr().astype(np.float32)
 
 
 def _user_features(events: Interactions, age: NDArray[np.float64]) -> list[NDArray[np.float32]]:

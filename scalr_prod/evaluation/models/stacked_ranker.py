@@ -5,22 +5,27 @@ It follows the common design in which a collaborative score is a feature of a ra
 scoring, and on those before an earlier time. The stacking trees learn from the earlier fit's scores, labelled by later events, how far to
 trust each part for which users. So no row's scores come from events at or after its time.
 
-Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events alone.
+Synthetic events enter only the factorisation's loss. The ranker's rows and features come from real events only.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
 from scalr_prod.evaluation.interactions import Interactions
-from scalr_prod.evaluation.models.als import ImplicitAls
-from scalr_prod.evaluation.models.feature_ranker import FeatureRanker, boosting_options, load_lightgbm
-from scalr_prod.evaluation.models.feature_rows import FeatureLog, canonical_order, events_digest, get_or_compute
+from scalr_prod.evaluation.models.als import AlsHyperparameters, ImplicitAls
+from scalr_prod.evaluation.models.feature_ranker import (
+    FeatureRanker,
+    FeatureRankerHyperparameters,
+    boosting_options,
+    load_lightgbm,
+)
+from scalr_prod.evaluation.models.feature_rows import FeatureLog, Shortlist, cached_value, canonical_order, events_digest
 from scalr_prod.evaluation.models.snapshot import iter_user_batches
 from scalr_prod.evaluation.search import Hyperparameter
 
@@ -29,17 +34,18 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.models.feature_rows import FeatureRows
 
-__all__ = ["StackedRanker"]
+__all__ = ["StackedRanker", "StackedRankerHyperparameters"]
 
 _USER_BATCH: Final = 512
 #: Number of cached rankers and row sets, which all arms share.
 _MAX_CACHED: Final = 12
 
 
-class StackedRanker:
-    """The stacked ranker.
+@dataclass(frozen=True)
+class StackedRankerHyperparameters:
+    """Hyperparameters of `StackedRanker`.
 
-    Args:
+    Attributes:
         smallest: Option of the feature ranker (see `FeatureRanker`).
         factors: Option of the factorisation (see `ImplicitAls`).
         alpha: Option of the factorisation.
@@ -52,7 +58,37 @@ class StackedRanker:
         threads: Threads of both libraries.
     """
 
-    #: Hyperparameters tuned on validation for real events alone, one after the other.
+    smallest: float = 100.0
+    factors: int = 64
+    alpha: float = 40.0
+    regularization: float = 1.0
+    trees: int = 100
+    leaves: int = 8
+    rate: float = 0.05
+    least: float = 100.0
+    negatives: int = 10
+    threads: int = 1
+
+    @property
+    def ranker(self) -> FeatureRankerHyperparameters:
+        """Hyperparameters of the feature ranker."""
+        return FeatureRankerHyperparameters(smallest=self.smallest, negatives=self.negatives, threads=self.threads)
+
+    @property
+    def als(self) -> AlsHyperparameters:
+        """Hyperparameters of the factorisation."""
+        return AlsHyperparameters(self.factors, self.alpha, self.regularization, threads=self.threads)
+
+
+class StackedRanker:
+    """The stacked ranker.
+
+    Args:
+        hyperparameters: Those of both parts and of the stacking trees.
+    """
+
+    Hyperparameters: Final = StackedRankerHyperparameters
+    #: Hyperparameters tuned on validation for real events only, one after the other.
     knobs: Final = (
         Hyperparameter("smallest", (100.0, 300.0), low=1.0),
         Hyperparameter("least", (100.0, 300.0), low=1.0),
@@ -68,29 +104,14 @@ class StackedRanker:
     _ranker_cache: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
     _row_cache: ClassVar[OrderedDict[bytes, FeatureRows]] = OrderedDict()
 
-    def __init__(
-        self,
-        *,
-        smallest: float = 100.0,
-        factors: int = 64,
-        alpha: float = 40.0,
-        regularization: float = 1.0,
-        trees: int = 100,
-        leaves: int = 8,
-        rate: float = 0.05,
-        least: float = 100.0,
-        negatives: int = 10,
-        threads: int = 1,
-    ) -> None:
-        self.negatives, self.trees = negatives, trees
-        self._ranker_options: dict[str, Any] = {"smallest": smallest, "negatives": negatives, "threads": threads}
-        self._als_options: dict[str, Any] = {
-            "factors": factors,
-            "alpha": alpha,
-            "regularization": regularization,
-            "threads": threads,
-        }
-        self._options = boosting_options(leaves=leaves, rate=rate, smallest=least, threads=threads)
+    def __init__(self, hyperparameters: StackedRankerHyperparameters) -> None:
+        self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives
+        self._options = boosting_options(
+            leaves=hyperparameters.leaves,
+            rate=hyperparameters.rate,
+            smallest=hyperparameters.least,
+            threads=hyperparameters.threads,
+        )
 
     def fit(self, events: Interactions, *, seed: int) -> None:
         """Train the model; without earlier events, or without labels after them, the feature ranker alone scores.
@@ -105,7 +126,7 @@ class StackedRanker:
         self._ranker = self._fit_ranker(real, seed)
         self._als = self._fit_als(events, seed)
         self._trees = None
-        if events.before is None or not self.trees:
+        if events.before is None or not self.hyperparameters.trees:
             return
         before = _observed_target_events(events.before)
         rows = self._labelled_rows(real, before)
@@ -113,79 +134,74 @@ class StackedRanker:
             return
         ranker, als = self._fit_ranker(before, seed), self._fit_als(events.before, seed)
         logit = ranker.logits(rows.features)
-        users, place = np.unique(rows.user, return_inverse=True)
-        data = lightgbm.Dataset(
-            _stack_features(rows.features, logit, self._pair_scores(als, users, place, rows.item)), rows.label, init_score=logit
-        )
-        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.trees)
+        users, user_index = np.unique(rows.user, return_inverse=True)
+        scores = self._pair_scores(als, users, user_index, rows.item)
+        data = lightgbm.Dataset(np.column_stack([rows.features, logit, scores]), rows.label, init_score=logit)
+        self._trees = lightgbm.train(self._options | {"seed": seed}, data, self.hyperparameters.trees)
 
     def score(self, users: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return logits of each user's shortlist, with all other items below by popularity: [B, n_items]."""
-        row, item, features, logit = self._ranker.shortlist(users)
-        return self._ranker.scatter_logits(len(users), row, item, self._logits(users, row, item, features, logit))
+        shortlist = self._ranker.shortlist(users)
+        logit = self._stacked_logits(users, shortlist, self._ranker.shortlist_logits(users))
+        return self._ranker.scatter_logits(len(users), shortlist, logit)
 
     def probability(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return P(positive) of pairs [P], at ``negatives`` uniform negatives per positive."""
         from scipy import special
 
-        unique_users, place = np.unique(users, return_inverse=True)
-        features = self._ranker.features(users, items)
-        logit = self._ranker.logits(features)
-        found: NDArray[np.float32] = special.expit(self._logits(unique_users, place, items, features, logit))
-        return found
+        unique_users, user_index = np.unique(users, return_inverse=True)
+        pairs = Shortlist(user_index, items, self._ranker.features(users, items))
+        logit = self._stacked_logits(unique_users, pairs, self._ranker.logits(pairs.features))
+        probability: NDArray[np.float32] = special.expit(logit)
+        return probability
 
-    def _logits(
-        self,
-        users: NDArray[np.int64],
-        place: NDArray[np.int64],
-        item: NDArray[np.int64],
-        features: NDArray[np.float32],
-        logit: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """Return logits of pairs ``(users[place], item)``, given the feature ranker's logits: float32 [P]."""
+    def _stacked_logits(self, users: NDArray[np.int64], pairs: Shortlist, logit: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits of pairs of users, given the feature ranker's logits: float32 [R]."""
         if self._trees is None:
             return logit
-        stacked = _stack_features(features, logit, self._pair_scores(self._als, users, place, item))
+        scores = self._pair_scores(self._als, users, pairs.row, pairs.item)
+        stacked = np.column_stack([pairs.features, logit, scores])
         return logit + np.asarray(self._trees.predict(stacked, raw_score=True), np.float32)
 
     def _pair_scores(
-        self, als: ImplicitAls, users: NDArray[np.int64], place: NDArray[np.int64], item: NDArray[np.int64]
+        self, als: ImplicitAls, users: NDArray[np.int64], user_index: NDArray[np.int64], item: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the factorisation's scores of pairs, standardised over each user's items: float32 [P]."""
-        found = np.empty(len(place), np.float32)
-        for start, rows in iter_user_batches(place, len(users), _USER_BATCH):
+        """Return the factorisation's scores of pairs ``(users[user_index], item)``, standardised per user: float32 [P]."""
+        pair_scores = np.empty(len(user_index), np.float32)
+        for start, rows in iter_user_batches(user_index, len(users), _USER_BATCH):
             scores = als.score(users[start : start + _USER_BATCH])[:, : self._n_items]
             spread = scores.std(1, keepdims=True)
-            standard = (scores - scores.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
-            found[rows] = standard[place[rows] - start, item[rows]]
-        return found
+            standardised = (scores - scores.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1)
+            pair_scores[rows] = standardised[user_index[rows] - start, item[rows]]
+        return pair_scores
 
     def _fit_als(self, events: Interactions, seed: int) -> ImplicitAls:
-        als = ImplicitAls(**self._als_options)
+        als = ImplicitAls(self.hyperparameters.als)
         als.fit(events, seed=seed)
         return als
 
     def _fit_ranker(self, real: Interactions, seed: int) -> FeatureRanker:
         """Return the feature ranker fitted on real events, cached since all arms share it."""
+        hyperparameters = self.hyperparameters.ranker
 
         def fit() -> FeatureRanker:
-            ranker = FeatureRanker(**self._ranker_options)
+            ranker = FeatureRanker(hyperparameters)
             ranker.fit(real, seed=seed)
             return ranker
 
-        return get_or_compute(self._ranker_cache, _cache_key(self._ranker_options, seed, real), fit, max_entries=_MAX_CACHED)
+        return cached_value(self._ranker_cache, _cache_key(hyperparameters, seed, real), fit, max_entries=_MAX_CACHED)
 
     def _labelled_rows(self, real: Interactions, before: Interactions) -> FeatureRows:
         """Return events after the earlier time with sampled negatives, and features as of that time."""
         after = real.take(real.time >= before.until)
         after = after.take(canonical_order(after))
 
-        def make() -> FeatureRows:
+        def build() -> FeatureRows:
             rows = FeatureLog.from_events(before).build_rows(after, self.negatives, salt=2)
             pairs = np.unique(real.user.astype(np.int64) * real.n_items + real.item)
             return rows.take(rows.label | ~np.isin(rows.user * real.n_items + rows.item, pairs))
 
-        return get_or_compute(self._row_cache, _cache_key(self.negatives, real, before), make, max_entries=_MAX_CACHED)
+        return cached_value(self._row_cache, _cache_key(self.negatives, real, before), build, max_entries=_MAX_CACHED)
 
 
 def _observed_target_events(events: Interactions) -> Interactions:
@@ -195,20 +211,14 @@ def _observed_target_events(events: Interactions) -> Interactions:
     return replace(observed, n_items=count, catalogue=None, before=None)
 
 
-def _stack_features(
-    features: NDArray[np.float32], logit: NDArray[np.float32], score: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    return np.column_stack([features, logit, score])
-
-
 def _cache_key(*parts: Any) -> bytes:
     """Return a cache key of options and of events with their weights and source events."""
-    found = hashlib.blake2b()
+    digest = hashlib.blake2b()
     for part in parts:
         if not isinstance(part, Interactions):
-            found.update(repr(part).encode())
+            digest.update(repr(part).encode())
             continue
         for events in (part, part.source):
             if events is not None:
-                found.update(events_digest(events) + events.weight.tobytes())
-    return found.digest()
+                digest.update(events_digest(events) + events.weight.tobytes())
+    return digest.digest()

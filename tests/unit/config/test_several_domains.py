@@ -11,7 +11,8 @@ import pytest
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
-from scalr_prod.evaluation.evaluation import ALL_ARMS, _select_arms
+from scalr_prod.evaluation.arms import ALL_ARMS
+from scalr_prod.evaluation.plan import select_arms
 from scalr_prod.features import ViewWindow, apply_feature_repo, read_window
 from scalr_prod.generation import plan_run
 from scalr_prod.generation.policy import settings_digest
@@ -189,9 +190,9 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
 
 def test_an_arm_leaves_each_of_several_out():
     estimators = ("popularity", "linear")
-    assert _select_arms(("without_books",), estimators, ("books", "music"))[-1] == "without_books"
+    assert select_arms(("without_books",), estimators, ("books", "music"))[-1] == "without_books"
     assert {"without_books", "without_music"} <= set(
-        _select_arms((*ALL_ARMS, "without_books", "without_music"), estimators, ("books", "music"))
+        select_arms((*ALL_ARMS, "without_books", "without_music"), estimators, ("books", "music"))
     )
     with pytest.raises(EvaluationError, match="no arm without_books"):
-        _select_arms(("without_books",), estimators, ("books",))
+        select_arms(("without_books",), estimators, ("books",))

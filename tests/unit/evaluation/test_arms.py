@@ -14,19 +14,19 @@ from scalr_prod.errors import EvaluationError, TranslatorError
 from scalr_prod.evaluation.arms import (
     ABLATION_ARMS,
     CONTROL_ARMS,
-    JOINT_TRAINING,
+    JOINT_BASELINE,
     TOP_K_TEMPERATURE,
-    ArmChoice,
+    Arm,
     ArmDataBuilder,
     renumber,
 )
 from scalr_prod.evaluation.diagnostics import diagnose
-from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.interactions import Interactions, TrainingSetEvents
 from scalr_prod.evaluation.split import IdNumbering
 from scalr_prod.evaluation.translation import DrawOptions
 
 USERS, ITEMS = 60, 30
-CHOICE = ArmChoice({}, DrawOptions(4, 0.5), (0.5, 0.2, 0.0), 0.1)
+ARM = Arm("als", "real+scalr", {}, DrawOptions(4, 0.5), (0.5, 0.2, 0.0), 0.1)
 
 
 def events(user, item, weight=None) -> Interactions:
@@ -70,7 +70,7 @@ def maker() -> ArmDataBuilder:
 
 
 def synthetic(maker: ArmDataBuilder, arm: str, seed: int = 0) -> Interactions:
-    made = maker.events(arm, CHOICE, seed)
+    made = maker.events(replace(ARM, name=arm), seed)
     return made.take(np.arange(len(maker.split.real), len(made)))
 
 
@@ -83,9 +83,9 @@ def test_weights_are_lambda_times_confidence_and_zero_leaves_out(maker):
 
 def test_published_events_are_taken_where_there_are_some(maker):
     real, ours = maker.split.real.take(np.arange(50)), events([0, 3], [1, 2])
-    made = maker.events("real+scalr", CHOICE, 0, (real, ours))
+    made = maker.events(ARM, 0, TrainingSetEvents(real, ours))
     assert len(made) == 52
-    assert maker.events("synthetic_only", CHOICE, 0, (real, ours)) is ours
+    assert maker.events(replace(ARM, name="synthetic_only"), 0, TrainingSetEvents(real, ours)) is ours
 
 
 def test_controls_have_the_volume_and_weight_of_ours(maker):
@@ -101,8 +101,8 @@ def test_popularity_draws_real_items_only(maker):
 
 
 def test_shuffled_gives_every_user_the_events_of_another_of_the_segment(maker):
-    whole = ArmChoice({}, DrawOptions(4, 0.5), (1.0, 1.0, 1.0), 0.1)
-    made = maker.synthetic_events("shuffled", whole, 1)
+    whole = Arm("als", "shuffled", {}, DrawOptions(4, 0.5), (1.0, 1.0, 1.0), 0.1)
+    made = maker.synthetic_events(whole, 1)
     seen, segment = maker.split.seen(), maker.split.segments()
     giver = {}
     for user in range(USERS):
@@ -143,8 +143,8 @@ def test_duplicated_repeats_real_events(maker):
     ],
 )
 def test_an_arm_changes_one_thing(maker, arm, change):
-    maker.events(arm, CHOICE, 5)
-    assert vars(maker.translation.asked[-1]) == vars(CHOICE.draw) | change
+    maker.events(replace(ARM, name=arm), 5)
+    assert vars(maker.translation.asked[-1]) == vars(ARM.draw) | change
 
 
 def test_doses_thin_the_events(maker):
@@ -153,8 +153,8 @@ def test_doses_thin_the_events(maker):
     assert 0.1 * full < len(synthetic(maker, "dose_0.25")) < 0.4 * full
 
 
-def test_the_rival_trains_on_both_domains_apart(maker):
-    made = maker.events(JOINT_TRAINING, CHOICE, 0)
+def test_the_joint_baseline_trains_on_both_domains_apart(maker):
+    made = maker.events(replace(ARM, name=JOINT_BASELINE), 0)
     assert made.n_items == 2 * ITEMS
     source = made.take(made.item >= ITEMS)
     assert len(source) == len(maker.split.source)
@@ -163,7 +163,7 @@ def test_the_rival_trains_on_both_domains_apart(maker):
 
 def test_every_arm_can_be_made(maker):
     for arm in (*CONTROL_ARMS, *ABLATION_ARMS):
-        assert len(maker.events(arm, CHOICE, 0)) > len(maker.split.real)
+        assert len(maker.events(replace(ARM, name=arm), 0)) > len(maker.split.real)
 
 
 def test_diagnostics_tell_copies_from_chance_and_like_from_unlike(maker):
@@ -204,9 +204,8 @@ def test_where_too_little_is_known_of_before_no_arm_has_it_and_one_warning_says_
         monkeypatch.setattr(maker.split, "earlier", lambda: maker.split, raising=False)
         monkeypatch.setattr("scalr_prod.evaluation.translation.SplitTranslator.from_split", lambda *_, **__: world.earlier())
     monkeypatch.setattr(maker.split, "cutoff", datetime(2024, 1, 1, tzinfo=UTC), raising=False)
-    for arm in ("real", "real+scalr", JOINT_TRAINING, "real"):
-        made = maker.events(arm, CHOICE, 0)
-        assert maker.with_earlier_events(made, arm, CHOICE, 0) is made
+    for arm in ("real", "real+scalr", JOINT_BASELINE, "real"):
+        assert maker.events(replace(ARM, family="stacked_ranker", name=arm), 0).before is None
     assert world.asked == caplog.text.count(str(error).splitlines()[0]) == 1
 
 

@@ -84,9 +84,9 @@ def test_items_off_the_shortlist_follow_in_order_of_popularity(log, monkeypatch)
 def test_it_is_calibrated_on_what_it_was_trained_on(log):
     model = fitted(log)
     assert isinstance(model, ProbabilisticModel)
-    rows = model._log.observed_rows(model.drawn)
+    rows = model._log.observed_rows(model.hyperparameters.drawn)
     p = 1 / (1 + np.exp(-model.logits(rows.features)))
-    weight = np.where(rows.label, 1, model.negatives / model.drawn)
+    weight = np.where(rows.label, 1, model.negatives / model.hyperparameters.drawn)
     assert (weight * p).sum() == pytest.approx(rows.label.sum(), rel=0.05)
     some = log.user[:50].astype(int), log.item[:50].astype(int)
     assert model.probability(*some) == pytest.approx(
@@ -103,7 +103,7 @@ def test_settings_of_the_search_are_options_of_the_model():
 def test_without_an_observed_event_all_pairs_are_alike_and_a_warning_says_so(log, caplog):
     """The arm with synthetic events alone: there is nothing that its features could count."""
     model = fitted(log.synthetic())
-    assert "learns nothing" in caplog.text
+    assert "has no training rows" in caplog.text
     assert model.probability(COLD, COLD - 200) == pytest.approx(np.full(len(COLD), 1 / 11))
     scores = model.score(COLD)
     assert np.isfinite(scores).all()

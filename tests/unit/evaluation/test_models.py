@@ -262,7 +262,7 @@ def test_a_synthetic_event_is_a_term_of_the_loss_and_never_a_history(tastes, mon
     for family in ("sasrec", "two_tower"):
         model = fitted(family, tastes.joined([told]), epochs=4)
         scores = model.score(lone.astype(np.int64))
-        monkeypatch.setattr(model, "_extra", RaggedInteractions.from_interactions(told.take(np.zeros(0, int))))
+        monkeypatch.setattr(model, "_synthetic", RaggedInteractions.from_interactions(told.take(np.zeros(0, int))))
         assert (model._history.count[lone] == 0).all(), family
         assert np.array_equal(model.score(lone.astype(np.int64)), scores), family
 

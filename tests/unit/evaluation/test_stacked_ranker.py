@@ -9,7 +9,7 @@ import pytest
 
 from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
 from scalr_prod.evaluation.models import family_hyperparameters, make_model, uses_earlier_events
-from scalr_prod.evaluation.models.stacked_ranker import StackedRanker
+from scalr_prod.evaluation.models.stacked_ranker import StackedRanker, StackedRankerHyperparameters
 
 USERS, ITEMS, THINGS, TASTES = 300, 80, 60, 4
 COLD = np.arange(USERS - 60, USERS)
@@ -81,7 +81,7 @@ def test_synthetic_events_are_in_no_feature_and_in_no_row_of_the_ranker(real):
 
 
 def test_rows_are_of_what_came_after_the_earlier_instant_and_know_nothing_of_it(real):
-    model, before = StackedRanker(**OPTIONS), as_of_before(real, None)
+    model, before = StackedRanker(StackedRankerHyperparameters(**OPTIONS)), as_of_before(real, None)
     rows = model._labelled_rows(real, before)
     after = real.take(real.time >= BEFORE)
     pairs = set(zip(after.user.tolist(), after.item.tolist(), strict=True))
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_scores(real):
 
 def test_the_order_of_events_decides_no_row(real):
     """A training set has an order of its own: the negatives that stand beside what happened must not depend on it."""
-    model, before = StackedRanker(**OPTIONS), as_of_before(real, None)
+    model, before = StackedRanker(StackedRankerHyperparameters(**OPTIONS)), as_of_before(real, None)
     shuffled = real.take(np.random.default_rng(7).permutation(len(real)))
     rows, others = model._labelled_rows(real, before), model._labelled_rows(shuffled, before)
     assert rows is not others

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scalr_prod.evaluation.arms import ArmChoice
+from scalr_prod.evaluation.arms import Arm
 from scalr_prod.evaluation.budget import UNLIMITED
 from scalr_prod.evaluation.models import BUILTIN_FAMILIES, selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
@@ -19,7 +19,7 @@ from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
 
 USERS, PER_USER = 50, 200
-CHOICE = ArmChoice({}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)
+REAL = Arm("my_models:Teller", "real", {}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)
 
 
 class Teller:
@@ -62,7 +62,7 @@ class Judge:
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
-    maker = SimpleNamespace(events=lambda arm, choice, seed: choice, budget=UNLIMITED)
+    maker = SimpleNamespace(events=lambda arm, seed: arm, budget=UNLIMITED)
     return TrialCache("my_models:Teller", [ValidationWindow(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 
@@ -75,21 +75,21 @@ def test_a_class_says_what_it_is_chosen_by(trials):
 
 def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
     judges = [stage.evaluator for stage in trials._windows]
-    good, bad = (replace(CHOICE, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
-    assert trials.mean_score("real", good) > trials.mean_score("real", bad) > 0
-    assert trials.mean_score("real", replace(good, boost=(3.0, 3.0, 3.0))) == trials.mean_score("real", good)
-    assert trials.user_scores("real", good).shape == (2 * USERS,)
+    good, bad = (replace(REAL, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
+    assert trials.mean_score(good) > trials.mean_score(bad) > 0
+    assert trials.mean_score(replace(good, boost=(3.0, 3.0, 3.0))) == trials.mean_score(good)
+    assert trials.user_scores(good).shape == (2 * USERS,)
     assert trials.fits["real"] == 4
     assert [judge.ranked for judge in judges] == [0, 0]
     assert [one["weights"][0] for one in trials.tried] == [0.1, 2.0]
     assert "ndcg" not in trials.tried[0]
-    assert trials.ndcg("real", good).mean() == good.boost[0]
+    assert trials.ndcg(good).mean() == good.boost[0]
     assert [judge.ranked for judge in judges] == [1, 1]
 
 
 def test_the_scale_undoes_what_the_models_of_all_scenes_get_wrong_alike(trials):
     """The logits are doubled: half of each is right."""
-    scale = trials.fit_calibrator("real", replace(CHOICE, weights=(0.0, 0, 0)))
+    scale = trials.fit_calibrator(replace(REAL, weights=(0.0, 0, 0)))
     assert scale.slope == pytest.approx([0.5] * 3, abs=0.15)
     assert scale.offset == pytest.approx([0.0] * 3, abs=0.35)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.config.sections import DownstreamSettings, GenerationSettings
-from scalr_prod.evaluation.arms import JOINT_TRAINING
+from scalr_prod.evaluation.arms import JOINT_BASELINE
 from scalr_prod.evaluation.budget import UNLIMITED
 from scalr_prod.evaluation.trial_cache import ValidationWindow
 from scalr_prod.evaluation.tuning import Tuner, tune_half_life
@@ -35,8 +35,8 @@ class Maker:
     def __init__(self, information=None):
         self.translation = SimpleNamespace(information=information)
 
-    def events(self, arm, choice, seed):
-        return arm, choice
+    def events(self, arm, seed):
+        return arm
 
 
 class Judge:
@@ -59,8 +59,7 @@ class Judge:
     def evaluate(self, model, *, boost=NO_BOOST, half_life=np.inf):
         if isinstance(model, float):
             return self.ranked(self.listed(model))
-        arm, choice = model
-        return self.ranked(self.rule(arm, choice, self.segments))
+        return self.ranked(self.rule(model.name, model, self.segments))
 
     def ranked(self, gain):
         """One item each is hit."""
@@ -78,8 +77,13 @@ def tuner_of(*rules, listed=lambda half_life: -0.5, counted=None, information=No
 
 
 def chosen(*rules, arm=OURS, **more):
-    """What is chosen for an arm on a validation scene for each rule, the latest first."""
-    return tuner_of(*rules, **more)[0].choose(arm)
+    """What is chosen for an arm on a validation scene for each rule, the latest first; and its validation results."""
+    return tune(tuner_of(*rules, **more)[0], arm)
+
+
+def tune(tuner, arm):
+    tuned = tuner.tune(arm)
+    return tuned.arm, tuned.validation_to_json()
 
 
 def only(arm, rule):
@@ -96,10 +100,10 @@ def test_the_half_life_of_the_list_is_chosen_and_its_grid_widens(best, edge):
     figures = tune_half_life(
         [ValidationWindow(Judge(lambda *_: 0.0, lambda half_life: -abs(np.log(half_life / best)) / 10), Maker())]
     )
-    assert figures["on_edge"] is edge
-    assert {"1", "3", "7", "20", "90", "365"} <= set(figures["tried"])
+    assert figures.on_edge is edge
+    assert {"1", "3", "7", "20", "90", "365"} <= set(figures.tried)
     if not edge:
-        assert abs(np.log(figures["half_life"] / best)) < np.log(2)
+        assert abs(np.log(figures.half_life / best)) < np.log(2)
 
 
 def test_the_users_of_every_window_count():
@@ -143,7 +147,7 @@ def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
         return by_arm[arm](choice, segment) if arm in by_arm and any(choice.weights) else np.zeros(USERS)
 
     tuner, _ = tuner_of(rule)
-    (ours, of_ours), (control, of_control) = tuner.choose(OURS), tuner.choose("trend")
+    (ours, of_ours), (control, of_control) = tune(tuner, OURS), tune(tuner, "trend")
     assert (ours.draw.temperature, ours.draw.volume) == (0.02, 5)
     assert (control.draw.temperature, control.draw.volume) == (1.0, 20)
     assert of_control["lift_pct"] == pytest.approx(90, abs=1)
@@ -153,7 +157,7 @@ def test_a_control_is_tuned_for_itself_with_the_budget_of_ours():
 def test_the_budget_counts_every_fit():
     counted = []
     tuner, (judge,) = tuner_of(only(OURS, taste), counted=counted)
-    spent = sum(tuner.choose(arm)[1]["fits"] for arm in ("real", OURS, "trend", JOINT_TRAINING))
+    spent = sum(tune(tuner, arm)[1]["fits"] for arm in ("real", OURS, "trend", JOINT_BASELINE))
     assert spent == judge.fits == len(counted)
 
 
@@ -187,7 +191,7 @@ def test_what_a_segment_gains_is_not_given_up_for_less_than_all_users_notice():
 def test_weight_is_zero_where_nothing_helps(gain, caplog):
     choice, _ = chosen(only(OURS, lambda choice, segment: np.full(USERS, gain)))
     assert choice.weights == (0.0, 0.0, 0.0)
-    assert "λ is 0" in caplog.text
+    assert "refused: λ = 0" in caplog.text
 
 
 def test_a_gain_within_the_noise_is_no_reason():
@@ -260,17 +264,17 @@ def test_a_gain_is_found_where_it_lies_beyond_the_named_weights(lightest):
 def test_the_strongest_baseline_decides_too(listed, name, weight):
     """Ours doubles what real events alone reach; where the list is far beyond both, the events are not worth having."""
     tuner, _ = tuner_of(only(OURS, lambda choice, segment: np.full(USERS, 1.0)), listed=lambda half_life: listed)
-    choice, _ = tuner.choose(OURS)
+    choice, _ = tune(tuner, OURS)
     assert tuner.strongest_baseline()[0] == name
     assert any(choice.weights) is weight
 
 
-def test_the_rival_gets_the_weight_that_suits_it():
+def test_the_joint_baseline_gets_the_weight_that_suits_it():
     choice, figures = chosen(
         lambda arm, choice, segment: np.full(
-            USERS, -abs(np.log(choice.source_weight / 3.0)) / 9 if arm == JOINT_TRAINING else 0.0
+            USERS, -abs(np.log(choice.source_weight / 3.0)) / 9 if arm == JOINT_BASELINE else 0.0
         ),
-        arm=JOINT_TRAINING,
+        arm=JOINT_BASELINE,
     )
     assert choice.source_weight == pytest.approx(3.0)
     assert figures["on_edge"] == []
@@ -294,12 +298,12 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     class Boosted(Judge):
         def evaluate(self, model, *, boost=NO_BOOST, half_life=np.inf):
             boost = np.asarray(boost)[self.segments]
-            arm, choice = model if isinstance(model, tuple) else ("list", None)
+            arm = "list" if isinstance(model, float) else model.name
             if arm == "real":
                 gain = 0.1 * np.minimum(boost, 9.0)
-            elif arm == OURS and any(choice.weights):
+            elif arm == OURS and any(model.weights):
                 # Only at the right λ is less of the list worth more.
-                right = max(0.0, 1 - abs(np.log10(max(choice.weights) / 0.3)) / 0.2)
+                right = max(0.0, 1 - abs(np.log10(max(model.weights) / 0.3)) / 0.2)
                 gain = np.where(boost > 2, 0.9, 3.0 * right)
             else:
                 gain = 0.0
@@ -311,8 +315,8 @@ def test_a_large_boost_of_the_real_model_does_not_hide_what_lambda_brings():
     )
     stages = [ValidationWindow(judge, Maker())]
     tuner = Tuner("als", stages, settings, tune_half_life(stages), lambda doing, fits: None)
-    assert min(tuner.real_choice().boost) >= 9.0
-    choice, _ = tuner.choose(OURS)
+    assert min(tuner.real_arm().boost) >= 9.0
+    choice, _ = tune(tuner, OURS)
     assert max(choice.weights) == pytest.approx(0.3)
     assert max(choice.boost) < 2
 
@@ -327,7 +331,7 @@ def test_each_segment_has_the_boost_that_suits_it():
 
     stages = [ValidationWindow(Boosted(lambda *_: 0.0, lambda half_life: -0.5), Maker())]
     tuner = Tuner("als", stages, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
-    cold, sparse, dense = tuner.real_choice().boost
+    cold, sparse, dense = tuner.real_arm().boost
     assert (sparse, dense) == (1.0, 0.0)
     assert cold >= 3.0
 
@@ -341,11 +345,11 @@ def test_an_arm_whose_weight_is_zero_is_that_of_real_events_alone(gain):
         return np.full(USERS, odd + (gain if arm == "trend" and any(choice.weights) else 0.0))
 
     tuner, _ = tuner_of(rule)
-    choice, _ = tuner.choose("trend")
+    choice, _ = tune(tuner, "trend")
     assert (choice.weights, choice.options, choice.boost) == (
         (0.0, 0.0, 0.0),
-        tuner.real_choice().options,
-        tuner.real_choice().boost,
+        tuner.real_arm().options,
+        tuner.real_arm().boost,
     )
 
 
@@ -363,6 +367,6 @@ def test_a_gain_on_two_items_is_no_reason():
     rule = only(OURS, lambda choice, segment: np.where(np.arange(USERS) % 5 == 0, 1.0, -0.08))
     stages = [ValidationWindow(Few(rule, lambda half_life: -0.5), Maker())]
     tuner = Tuner("als", stages, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
-    assert tuner.choose(OURS)[0].weights == (0.0, 0.0, 0.0)
+    assert tune(tuner, OURS)[0].weights == (0.0, 0.0, 0.0)
     spread = Tuner("als", tuner_of(rule)[0].windows, SETTINGS, tune_half_life(stages), lambda doing, fits: None)
-    assert any(spread.choose(OURS)[0].weights)
+    assert any(tune(spread, OURS)[0].weights)

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation runner: tunes every arm, evaluates it at every cutoff, and writes a report after each family."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scalr_prod.evaluation.arms import (
+    JOINT_BASELINE,
+    POPULARITY_BASELINE,
+    REAL_ONLY,
+    TUNED_ARMS,
+    UNTRAINED_ARMS,
+    WITH_SYNTHETIC,
+    ArmDataBuilder,
+)
+from scalr_prod.evaluation.budget import UNLIMITED, budget_for
+from scalr_prod.evaluation.evaluation_report import EvaluationReport, build_verdict, summarize_arms, write_report
+from scalr_prod.evaluation.evaluator import SplitEvaluator
+from scalr_prod.evaluation.models import uses_source_events
+from scalr_prod.evaluation.published_sets import PublishedTrainingSets
+from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_source_digest, outcome_codec
+from scalr_prod.evaluation.signal import measure_signal
+from scalr_prod.evaluation.tuning import TunedHalfLife, Tuner, tune_half_life
+from scalr_prod.evaluation.user_panel import UserPanel
+from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scalr_prod.evaluation.arms import Arm
+    from scalr_prod.evaluation.evaluator import Outcome
+    from scalr_prod.evaluation.plan import EvaluationPlan
+    from scalr_prod.evaluation.probabilities import PlattCalibrator
+    from scalr_prod.evaluation.progress_ticker import EvaluationProgress
+    from scalr_prod.evaluation.split import EvaluationSplit
+    from scalr_prod.evaluation.trial_cache import ValidationWindow
+    from scalr_prod.evaluation.tuning import TunedArm
+
+__all__ = ["CutoffRun", "EvaluationRunner", "FamilyEvaluation"]
+
+logger = logging.getLogger(__name__)
+
+_ZERO_WEIGHTS: Final = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class CutoffRun:
+    """What is needed to evaluate arms at one cutoff.
+
+    Attributes:
+        evaluator: Evaluator of the cutoff's split.
+        data_builder: Builder of the arms' training events.
+        published: Published training sets.
+        cache: Cached results of the split.
+    """
+
+    evaluator: SplitEvaluator
+    data_builder: ArmDataBuilder
+    published: PublishedTrainingSets
+    cache: ResultCache
+
+    @property
+    def date(self) -> str:
+        """Date of the cutoff, ISO 8601."""
+        return self.evaluator.split.cutoff.date().isoformat()
+
+
+@dataclass
+class FamilyEvaluation:
+    """Tuning and test results of one model family so far.
+
+    Attributes:
+        name: Name of the family.
+        tuner: Tuner of its arms.
+        tuned: Tuned arms by name.
+        calibrators: Name of an arm → calibration of its probabilities; None for models without probabilities.
+        best_baselines: ``all`` and each segment → the better baseline on validation.
+        outcomes: Name of an arm → for each cutoff, the outcomes of every seed.
+        synthetic_counts: Name of an arm → number of its synthetic events, and the share of the catalogue that they cover.
+    """
+
+    name: str
+    tuner: Tuner
+    tuned: dict[str, TunedArm] = field(default_factory=dict)
+    calibrators: dict[str, PlattCalibrator | None] = field(default_factory=dict)
+    best_baselines: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, list[list[Outcome]]] = field(default_factory=dict)
+    synthetic_counts: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm with its tuned values; untuned arms use those of real+scalr."""
+        return self.tuned[name].arm if name in self.tuned else replace(self.tuned[WITH_SYNTHETIC].arm, name=name)
+
+    def choices_to_json(self, half_life: TunedHalfLife) -> dict[str, Any]:
+        """Return what validation chose for real+scalr, and for every tuned arm, as plain JSON values."""
+        arms = {name: _tuned_arm_json(tuned) for name, tuned in self.tuned.items()}
+        return arms[WITH_SYNTHETIC] | {
+            "best_baseline": self.best_baselines["all"],
+            POPULARITY_BASELINE: half_life.to_json(),
+            "arms": arms,
+        }
+
+
+#: Approximate number of fits to tune an arm, as measured with ALS and two-tower on the Yelp log. Only used to estimate the remaining time.
+_TUNING_FITS: Final = {REAL_ONLY: 14, WITH_SYNTHETIC: 31, JOINT_BASELINE: 19}
+_CONTROL_TUNING_FITS: Final = 36
+
+
+def _expected_tuning_fits(arm: str) -> int:
+    return _TUNING_FITS.get(arm, _CONTROL_TUNING_FITS if arm in TUNED_ARMS else 1)
+
+
+class EvaluationRunner:
+    """One evaluation.
+
+    Args:
+        plan: Arms, settings and cutoffs. A quick plan samples real+scalr in process and writes no policy.
+        progress: Progress reporting.
+    """
+
+    def __init__(self, plan: EvaluationPlan, progress: EvaluationProgress) -> None:
+        self.plan, self.settings, self.progress = plan, plan.settings, progress
+        kind = "quick" if plan.quick else "report"
+        self.folder = self.settings.home / "evaluations" / f"{kind}-{plan.splits[0].settings.home.name}"
+        self.half_life: TunedHalfLife
+        self.families: dict[str, FamilyEvaluation] = {}
+        self.signal: dict[str, Any] | None = None
+        self.runs: list[dict[str, Any]] = []
+        self._started = time.perf_counter()
+
+    def tune_arms(self, windows: Sequence[ValidationWindow]) -> None:
+        """Tune every arm on the validation windows."""
+        arms = [name for family in self.settings.downstream.models for name in self._family_arms(family)]
+        evaluation_fits = sum(map(self._expected_evaluation_fits, arms)) * len(self.plan.splits)
+        self.progress.total = sum(map(_expected_tuning_fits, arms)) + evaluation_fits
+        self.prepare_tuning(windows)
+        self.signal = measure_signal(windows[0])
+        for family in self.families.values():
+            for name in self.progress.track_steps(self._family_arms(family.name), _expected_tuning_fits):
+                self.tune_arm(family, name)
+
+    def prepare_tuning(self, windows: Sequence[ValidationWindow]) -> None:
+        """Tune the half-life of the popularity baseline, which all other choices depend on, and create the tuners."""
+        self.progress.start_task(f"choosing the half-life of {POPULARITY_BASELINE}")
+        self.half_life = tune_half_life(windows)
+        for name in self.settings.downstream.models:
+            tuner = Tuner(name, windows, self.settings, self.half_life, self.progress.count_fits, quick=self.plan.quick)
+            self.families[name] = FamilyEvaluation(name, tuner)
+
+    def tune_arm(self, family: FamilyEvaluation, name: str) -> None:
+        """Tune one arm; real events only must come first."""
+        if name in UNTRAINED_ARMS:
+            return
+        if name in {REAL_ONLY, JOINT_BASELINE, *TUNED_ARMS}:
+            self.progress.start_task(f"choosing for {family.name} {name}")
+            tuned = family.tuned[name] = family.tuner.tune(name)
+            logger.info("%s %s on validation: NDCG %.4f, %d fits", family.name, name, tuned.ndcg, tuned.fits)
+        # A family without probabilities needs no calibration; the first arm shows whether it has them.
+        calibrates = name == REAL_ONLY or family.calibrators[REAL_ONLY] is not None
+        family.calibrators[name] = family.tuner.trials.fit_calibrator(family.arm(name)) if calibrates else None
+        family.tuner.trials.drop_models(name)
+        if name == REAL_ONLY:
+            family.best_baselines = family.tuner.best_baselines()
+            logger.info("%s: the best baselines on validation are %s", family.name, family.best_baselines)
+
+    def _family_arms(self, family: str) -> list[str]:
+        """Return a family's arms; one that already uses source events has no joint baseline."""
+        return [name for name in self.plan.arms if name != JOINT_BASELINE or not uses_source_events(family)]
+
+    def _expected_evaluation_fits(self, name: str) -> int:
+        return 1 if name in UNTRAINED_ARMS else self.settings.downstream.seeds
+
+    def evaluate_split(self, split: EvaluationSplit) -> None:
+        """Evaluate every family and arm at one cutoff; write a partial report after each family."""
+        run = self.prepare_cutoff(split)
+        for family in self.families.values():
+            for name in self.progress.track_steps(self._family_arms(family.name), self._expected_evaluation_fits):
+                self.evaluate_arm(run, family, name)
+            others = [report for report in self.runs if report["cutoff"] != split.cutoff.isoformat()]
+            self.runs = others + run.published.run_reports
+            write_report(self.build_report(complete=False), self.folder)
+
+    def prepare_cutoff(self, split: EvaluationSplit) -> CutoffRun:
+        """Prepare one cutoff; its translator is trained when an arm first needs it."""
+        cache = ResultCache.from_split(split)
+        on_training = partial(self.progress.start_task, f"training the translator up to {split.cutoff.date().isoformat()}")
+        budget = budget_for(split) if self.plan.quick else UNLIMITED
+        data_builder = ArmDataBuilder(split, on_training=on_training, budget=budget)
+        evaluator = SplitEvaluator(split, self.settings.downstream.k)
+        return CutoffRun(evaluator, data_builder, PublishedTrainingSets(data_builder, cache), cache)
+
+    def evaluate_arm(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> None:
+        """Evaluate one arm at one cutoff with all seeds."""
+        self.progress.label = f"{family.name} {name} at {run.date}"
+        if name == POPULARITY_BASELINE:
+            outcomes = [run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))]
+        elif name in UNTRAINED_ARMS:
+            outcomes = [self._evaluate_recommender(run, family.arm(name))]
+        else:
+            outcomes = self._evaluate_trained(run, family, name)
+        family.outcomes.setdefault(name, []).append(outcomes)
+        self._log_outcomes(family.name, name, run, outcomes)
+
+    def finish(self) -> EvaluationReport:
+        """Write and return the final report, and write the policy unless the plan is quick."""
+        if self.plan.quick:
+            report = self.build_report(complete=False)
+            write_report(report, self.folder)
+            return report
+        policy = self._build_policy()
+        path = policy_path(self.settings)
+        policy.write(self.folder / "policy.json", path)
+        logger.info("policy written to %s: λ %s", path, policy.to_json()["weights"])
+        report = self.build_report(complete=True, policy=str(path))
+        write_report(report, self.folder)
+        return report
+
+    def build_report(self, *, complete: bool, policy: str | None = None) -> EvaluationReport:
+        """Build a report of all outcomes so far."""
+        seed, splits = self.settings.downstream.seed, self.plan.splits
+        families = [family for family in self.families.values() if family.outcomes]
+        panels = {family.name: UserPanel.from_splits(splits[: len(family.outcomes[REAL_ONLY])]) for family in families}
+        rows, models = [], []
+        for family in families:
+            panel = panels[family.name]
+            for row in summarize_arms(panel, family.name, family.outcomes, seed=seed):
+                counts = family.synthetic_counts.get(row["name"])
+                rows.append(row if counts is None else row | {"synthetic": counts})
+            models.append(build_verdict(panel, family.name, family.outcomes, family.best_baselines, seed=seed))
+        widest = max(panels.values(), key=lambda panel: len(panel.user))
+        return EvaluationReport(
+            cutoffs=[split.cutoff.isoformat() for split in splits],
+            cold_fraction=self.plan.cold_fraction,
+            users={"all": len(widest.user)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
+            arms=rows,
+            signal=self.signal,
+            verdict={"quick": self.plan.quick, "best_baseline": self._best_family().best_baselines["all"], "models": models}
+            | (budget_for(splits[0]).to_json() if self.plan.quick else {}),
+            choices={family.name: family.choices_to_json(self.half_life) for family in families},
+            budget={
+                family.name: {name: {"fits": arm.fits, "rankings": arm.rankings} for name, arm in family.tuned.items()}
+                for family in self.families.values()
+            },
+            runs=self.runs,
+            path=str(self.folder),
+            policy=policy,
+            complete=complete,
+            seconds=round(time.perf_counter() - self._started, 1),
+        )
+
+    def _evaluate_trained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[Outcome]:
+        """Fit and evaluate an arm with every seed, and count its synthetic events."""
+        arm = family.arm(name)
+        if not self.plan.quick and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw):
+            arm = replace(family.arm(REAL_ONLY), name=name, draw=arm.draw)  # nothing is published
+        use_published = not self.plan.quick and run.published.is_used_by(arm)
+        if self.plan.quick and name == WITH_SYNTHETIC and not any(arm.weights):
+            arm = replace(arm, name=REAL_ONLY)  # no translator is trained for events of weight 0
+        seeds = range(self.settings.downstream.seeds)
+        outcomes = [self._fit_and_evaluate(run, arm, seed, use_published=use_published) for seed in seeds]
+        if arm.has_synthetic_events and name not in family.synthetic_counts:
+            family.synthetic_counts[name] = self._count_synthetic(run, arm, use_published=use_published)
+        return outcomes
+
+    def _fit_and_evaluate(self, run: CutoffRun, arm: Arm, seed: int, *, use_published: bool) -> Outcome:
+        evaluator, half_life = run.evaluator, self.half_life.half_life
+        calibrator = self.families[arm.family].calibrators[arm.name]
+
+        def fit() -> Outcome:
+            published = run.published.events(arm.draw) if use_published else None
+            events = run.data_builder.events(arm, seed, published)
+            self.progress.label = f"{arm.family} {arm.name} at {run.date}"
+            model = evaluator.fit(arm.family, arm.options, events, seed=seed)
+            self.progress.count_fits(self.progress.label)
+            return evaluator.evaluate(model, boost=arm.boost, half_life=half_life, calibrator=calibrator)
+
+        sampling = (use_published, run.data_builder.budget.to_json()) if arm.has_synthetic_events else ()
+        identity = (arm.family, family_source_digest(arm.family), arm.name, arm.hyperparameters_to_json())
+        inputs = (*identity, seed, sampling, half_life, calibrator and calibrator.to_json())
+        return run.cache.get_or_compute(("test outcome", *inputs), fit, outcome_codec(evaluator))
+
+    def _evaluate_recommender(self, run: CutoffRun, arm: Arm) -> Outcome:
+        """Evaluate the translator as a recommender."""
+
+        def evaluate() -> Outcome:
+            recent_popularity = run.evaluator.recent_popularity(self.half_life.half_life)
+            return run.evaluator.evaluate(run.data_builder.make_recommender(arm.draw, recent_popularity))
+
+        key = ("recommender", arm.name, arm.draw.to_json(), self.half_life.half_life)
+        return run.cache.get_or_compute(key, evaluate, outcome_codec(run.evaluator))
+
+    def _count_synthetic(self, run: CutoffRun, arm: Arm, *, use_published: bool) -> dict[str, float]:
+        """Return an arm's number of synthetic events before λ (first seed), and the share of the catalogue that they cover."""
+
+        def count() -> dict[str, float]:
+            published = run.published.events(arm.draw) if use_published else None
+            events = run.data_builder.synthetic_events(arm, 0, published)
+            return {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
+
+        inputs = (arm.name, arm.hyperparameters_to_json(), use_published, run.data_builder.budget.to_json())
+        counts: dict[str, float] = run.cache.get_or_compute(("synthetic", *inputs), count, JSON_CODEC)
+        return counts
+
+    def _log_outcomes(self, family: str, name: str, run: CutoffRun, outcomes: Sequence[Outcome]) -> None:
+        ndcg = np.mean([outcome.ranking.ndcg for outcome in outcomes], axis=0)
+        cold = run.evaluator.segments == 0
+        of_cold = f", cold users {ndcg[cold].mean():.4f}" if cold.any() else ""
+        logger.info("%s %s at %s: NDCG@%d %.4f%s", family, name, run.date, run.evaluator.k, ndcg.mean(), of_cold)
+
+    def _best_family(self) -> FamilyEvaluation:
+        """Return the family with the best real+scalr on validation."""
+        return max(self.families.values(), key=lambda family: family.tuned[WITH_SYNTHETIC].ndcg)
+
+    def _build_policy(self) -> Policy:
+        family = self._best_family()
+        tuned = family.tuned[WITH_SYNTHETIC]
+        draw = tuned.arm.draw
+        is_refused = any(run.get("refused") for run in self.runs if run["draw"] == draw.to_json())
+        weights = _ZERO_WEIGHTS if is_refused else tuned.arm.weights
+        acceptance = tuned.acceptance.to_json() if tuned.acceptance else None
+        return Policy(
+            model=family.name,
+            best_baseline=family.best_baselines["all"],
+            helps=any(weights),
+            volume=draw.volume,
+            temperature=draw.temperature,
+            min_lift=draw.min_lift,
+            align=draw.align,
+            weights=weights,
+            sparse_below=self.settings.downstream.sparse_below,
+            settings=settings_digest(self.settings),
+            logs=logs_digest(self.settings),
+            report=str(self.folder),
+            # Lifts are left out, since they may be undefined.
+            bar=acceptance and {name: acceptance[name] for name in ("p_below", "why", "p_value")},
+        )
+
+
+def _tuned_arm_json(tuned: TunedArm) -> dict[str, Any]:
+    arm = tuned.arm
+    return {
+        "options": arm.options,
+        "draw": arm.draw.to_json(),
+        "lambda": dict(zip(SEGMENTS, arm.weights, strict=True)),
+        "source_weight": arm.source_weight,
+        "boost": dict(zip(SEGMENTS, arm.boost, strict=True)),
+        "helps": any(arm.weights),
+        "validation": tuned.validation_to_json(),
+    }
