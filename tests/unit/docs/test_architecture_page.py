@@ -1,0 +1,31 @@
+"""The page on the architecture says where things are; they are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGE = ROOT / "scalr_prod"
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+ROWS = [
+    line.split("|")[1:4]
+    for line in (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith(("| Where ", "| Who "))
+]
+
+
+def test_the_page_answers_questions():
+    assert len(ROWS) > 15
+
+
+@pytest.mark.parametrize(("question", "modules", "answer"), ROWS, ids=[row[0].strip() for row in ROWS])
+def test_what_the_page_names_is_there(question, modules, answer):
+    named = re.findall(r"`([\w/]+(?:\.py|/|\.yaml)?)(?:: [\w.]+)?`", modules + answer)
+    places = [name for name in named if "/" in name or name.endswith(".py")]
+    assert [place for place in places if not (PACKAGE / place).exists()] == []
+    names = re.findall(r"`(?:[\w/]+\.py: )?([A-Z_a-z][\w.]*)`", answer)
+    unknown = [name for name in names if not name.endswith(".py") and not re.search(rf"\b{name.rpartition('.')[2]}\b", SOURCE)]
+    assert unknown == []
