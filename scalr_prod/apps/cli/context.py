@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -89,6 +90,8 @@ class CommandContext:
                     report = action(settings, self.show_progress)
             except ScalrError as error:
                 exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
+            except SystemExit as ended:  # by a plug-in or a library: it would pass for the command's success
+                exit_with_error(_ended_early(ended).add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
                 exit_with_error(stopped.add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
         if report is None:  # the command has printed its own output
@@ -123,6 +126,15 @@ def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> Any:
     else:
         log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
+
+
+def _ended_early(ended: SystemExit) -> ScalrError:
+    trace = traceback.extract_tb(ended.__traceback__)[-1]
+    return ScalrError(
+        f"sys.exit({ended.code!r}) ended the command before it was done",
+        where=f"{trace.filename}, line {trace.lineno}",
+        next_step="correct the plug-in or the library that calls it",
+    )
 
 
 def as_utc(moment: datetime | None) -> datetime | None:
