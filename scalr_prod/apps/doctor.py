@@ -66,7 +66,8 @@ def run_checks(config: Path | None = None, *, deep: bool = False) -> list[Diagno
         places = (*settings.domains.log_keys("source"), *settings.domains.log_keys("target"))
         checks += [_run_check(f"{place} log", partial(check_domain_input, settings, place)) for place in places]
         checks += [_run_check("users' map", lambda: check_id_mapping(settings))] if settings.users.is_configured else []
-        checks += [_run_check("compute", lambda: _check_compute(settings)), _run_check("lake", lambda: _check_lake(settings))]
+        checks += [_run_check("compute", lambda: _check_compute(settings)), _check_encryption(settings)]
+        checks += [_run_check("lake", lambda: _check_lake(settings))]
         checks += [_run_check("ledger", lambda: _check_ledger(settings)), _run_check("feast", lambda: _check_feast(settings))]
         checks += [_run_check("features", lambda: _check_features(settings))] if settings.training_set.features else []
     return checks
@@ -132,6 +133,18 @@ def _check_compute(settings: Settings) -> str:
 
     with open_cluster(settings, tasks=1) as cluster:
         return f"{cluster.threads} worker threads at {compute.dask}"
+
+
+def _check_encryption(settings: Settings) -> DiagnosticCheck:
+    """Warn of a scheduler without TLS: whoever can connect to it can run code on its workers."""
+    if settings.compute.is_encrypted:
+        return DiagnosticCheck("compute encryption", ok=True, found="TLS with client certificates")
+    return DiagnosticCheck(
+        "compute encryption",
+        ok=True,
+        found=f"none: whoever can reach {settings.compute.dask} can run code on its workers",
+        next_step='start the scheduler with TLS, and set [compute] dask = "tls://…" and its certificates: see SECURITY.md',
+    )
 
 
 def _check_lake(settings: Settings) -> str:

@@ -82,6 +82,14 @@ def test_a_scheduler_that_does_not_answer_is_found(config):
     assert "dask scheduler" in str(check.next_step)
 
 
+@pytest.mark.parametrize(("dask", "warned"), [("local", False), ("tls://10.0.0.1:9", False), ("tcp://127.0.0.1:9", True)])
+def test_a_scheduler_without_tls_is_warned_of(config, dask, warned):
+    check = look(config(f'dask = "{dask}"'))["compute encryption"]
+    assert check.ok
+    assert ("can run code" in check.found) is warned
+    assert ("tls://" in str(check.next_step)) is warned
+
+
 def test_a_scheduler_that_answers_is_counted(config):
     from distributed import LocalCluster
 
