@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from scalr_prod.core.console import print_error_box, print_report
+from scalr_prod.core.file_modes import umask_of
 from scalr_prod.core.logging import configure_logging, is_json_logging, log_context, log_error
 from scalr_prod.errors import ScalrError
 
@@ -84,6 +85,7 @@ class CommandContext:
                 settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
                 if settings is not None:
                     stack.enter_context(log_context(project=settings.project_name))
+                    stack.enter_context(umask_of(settings.home))
                 every = 0 if settings is None else settings.logging.heartbeat_s
                 stack.enter_context(heartbeat_interval(every, with_bars=self.show_progress))
                 with graceful_shutdown(), stage_context(self.stage, self.run_id):

@@ -164,11 +164,7 @@ def test_runs_are_listed_with_their_window_and_what_they_published(settings, two
     ("module", "found"),
     [
         ("import sys\nsys.exit(0)\n", "cannot be imported: SystemExit"),
-        (
-            "import sys\nclass Reader:\n    def __init__(self, *_, **__): sys.exit(0)\n"
-            "    open = read = files = columns = describe = check = __init__\n",
-            "sys.exit(0) ended the command",
-        ),
+        ("import sys\nclass Reader:\n    def read(self, source): sys.exit(0)\n", "sys.exit(0) ended the command"),
     ],
 )
 def test_a_plug_in_that_exits_is_an_error_not_success(settings_with, monkeypatch, module, found):
