@@ -7,6 +7,7 @@ or if it was evidently made by an earlier version that left no marker; otherwise
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 from contextlib import closing
@@ -79,7 +80,10 @@ def claim_directory(
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
-    folder.mkdir(mode, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, for example
+        raise OSError(errno.EPERM, "no folder can be created here", str(folder)) from error
     marker.write_text(_TEXT, encoding="utf-8")  # only its existence counts
 
 
