@@ -106,7 +106,9 @@ class PluginGroup:
                 where=self.setting,
                 next_step="name one of those, or one of your own as package.module:Class, on the Python path",
             ) from error
-        except Exception as error:  # code of another package, which may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # code of another package, which may raise anything, SystemExit too
             raise self.error(
                 f"the {self.kind} {name} cannot be imported: {type(error).__name__}: {error}",
                 where=module,

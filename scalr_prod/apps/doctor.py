@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import stat
 import sys
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.file_modes import umask_of
 from scalr_prod.errors import ScalrError
 from scalr_prod.serving import DiagnosticCheck
 
@@ -50,10 +52,18 @@ def run_checks(config: Path | None = None, *, deep: bool = False) -> list[Diagno
         SettingsError: The settings file is invalid.
     """
     from scalr_prod.config import load_settings
+
+    if config is None:
+        return _checks(None, deep=deep)
+    settings = load_settings(config)
+    with umask_of(settings.home):
+        return _checks(settings, deep=deep)
+
+
+def _checks(settings: Settings | None, *, deep: bool) -> list[DiagnosticCheck]:
     from scalr_prod.ingest import check_domain_input, check_id_mapping
     from scalr_prod.serving import serving_checks
 
-    settings = load_settings(config) if config is not None else None
     checks = [
         _check_python(),
         _check_machine(),
@@ -62,11 +72,12 @@ def run_checks(config: Path | None = None, *, deep: bool = False) -> list[Diagno
     ]
     checks += serving_checks(settings, deep=deep)
     if settings is not None:
-        checks += [_run_check("home", lambda: _check_home(settings))]
+        checks += [_run_check("home", lambda: _check_home(settings)), _check_access(settings)]
         places = (*settings.domains.log_keys("source"), *settings.domains.log_keys("target"))
         checks += [_run_check(f"{place} log", partial(check_domain_input, settings, place)) for place in places]
         checks += [_run_check("users' map", lambda: check_id_mapping(settings))] if settings.users.is_configured else []
-        checks += [_run_check("compute", lambda: _check_compute(settings)), _run_check("lake", lambda: _check_lake(settings))]
+        checks += [_run_check("compute", lambda: _check_compute(settings)), _check_encryption(settings)]
+        checks += [_run_check("lake", lambda: _check_lake(settings))]
         checks += [_run_check("ledger", lambda: _check_ledger(settings)), _run_check("feast", lambda: _check_feast(settings))]
         checks += [_run_check("features", lambda: _check_features(settings))] if settings.training_set.features else []
     return checks
@@ -124,6 +135,21 @@ def _check_home(settings: Settings) -> str:
     return f"{settings.home} can be written, {free:.0f} GiB free"
 
 
+def _check_access(settings: Settings) -> DiagnosticCheck:
+    """Warn of a home that other users can read; one that this package makes they cannot enter."""
+    try:
+        mode = stat.S_IMODE(settings.home.stat().st_mode)
+    except OSError as error:
+        return DiagnosticCheck("home access", ok=False, found=str(error), next_step="see the check of the home")
+    others = " and ".join(who for who, bits in (("its group", 0o070), ("every user", 0o007)) if mode & bits)
+    return DiagnosticCheck(
+        "home access",
+        ok=True,
+        found=f"mode {mode:04o}: {f'open to {others} of this machine' if others else 'this user alone'}",
+        next_step=f"chmod 700 {settings.home}; for a home that a group shares, see docs/runbook.md" if mode & 0o007 else None,
+    )
+
+
 def _check_compute(settings: Settings) -> str:
     compute = settings.compute
     if compute.dask == "local":
@@ -132,6 +158,18 @@ def _check_compute(settings: Settings) -> str:
 
     with open_cluster(settings, tasks=1) as cluster:
         return f"{cluster.threads} worker threads at {compute.dask}"
+
+
+def _check_encryption(settings: Settings) -> DiagnosticCheck:
+    """Warn of a scheduler without TLS: whoever can connect to it can run code on its workers."""
+    if settings.compute.is_encrypted:
+        return DiagnosticCheck("compute encryption", ok=True, found="TLS with client certificates")
+    return DiagnosticCheck(
+        "compute encryption",
+        ok=True,
+        found=f"none: whoever can reach {settings.compute.dask} can run code on its workers",
+        next_step='start the scheduler with TLS, and set [compute] dask = "tls://…" and its certificates: see SECURITY.md',
+    )
 
 
 def _check_lake(settings: Settings) -> str:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,12 +76,9 @@ def rename_marker(folder: Path, mark: DirectoryMarker, project: str) -> None:
 
 def _write(path: Path, mark: DirectoryMarker, *, over: bool = False) -> None:
     """Write a marker atomically."""
-    handle, name = tempfile.mkstemp(prefix=f"{_FILE}-", dir=path.parent)
-    scratch = Path(name)
+    scratch = path.with_name(f"{_FILE}-{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(mark)) + "\n")
-        scratch.chmod(0o644)
+        scratch.write_text(json.dumps(asdict(mark)) + "\n", encoding="utf-8")
         if over or path.exists():  # an invalid marker is overwritten
             scratch.replace(path)
             return

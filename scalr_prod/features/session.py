@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.file_modes import make_private_folder
+from scalr_prod.errors import LakeError
 from scalr_prod.workspace import configure_connection, duckdb_session, is_home, temporary_folder
 
 if TYPE_CHECKING:
@@ -30,10 +32,21 @@ def open_session(
         threads: Default: all cores, up to eight.
         spill: Parent of the temporary spill folder; default: the system's temporary folder.
         ordered: Keep table order in plain reads, at some cost in memory.
+
+    Raises:
+        LakeError: Another user has taken the name of this user's folder there, or it cannot be created.
     """
     root = Path(spill or tempfile.gettempdir())
-    if not is_home(root.parent):  # a shared folder: use a subfolder of our own
+    if not is_home(root.parent):  # a shared folder: use a subfolder that no other user can enter
         root /= f"scalr-feast-{getpass.getuser()}"
+        try:
+            make_private_folder(root)
+        except OSError as error:
+            raise LakeError(
+                f"rows cannot be spilled there: {error}",
+                where=str(root),
+                next_step="name a folder of your own: spill in offline_store of feature_store.yaml, or TMPDIR",
+            ) from error
     with (
         temporary_folder(root, "feast-") as folder,
         duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.signals import defer_signals
-from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable
+from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable, SettingsError
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster, Security
 
     compute = settings.compute
     # The package reports errors itself; Dask's own messages about closing workers would only obscure them.
@@ -213,6 +213,8 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     preload_workers(settings)
     quiet["distributed.worker.multiprocessing-method"] = _START_METHOD
     quiet["distributed.worker.profile.enabled"] = False  # unused, and it takes 25 MB per worker within 17 minutes
+    # Dask serves HTTP even without a dashboard, readable by every user of the machine: leave nothing to read.
+    quiet["distributed.scheduler.http.routes"] = quiet["distributed.worker.http.routes"] = []
     with (
         _quiet_dask_logging(),
         _hidden_main_module(),
@@ -226,6 +228,8 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
                 threads_per_worker=compute.threads_per_worker,
                 processes=True,
                 host="127.0.0.1",
+                # Whoever connects can run code, and every user of the machine can reach the ports: ask for this run's certificate.
+                security=Security.temporary(),
                 dashboard_address=None,
                 # The scheduler has an HTTP port even without a dashboard: use any free one, so that two runs do not collide.
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
@@ -277,8 +281,9 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
 
     address, patience = settings.compute.dask, settings.compute.connect_timeout_s
     with _quiet_dask_logging():
+        security = _client_security(settings)
         try:
-            client = Client(address, timeout=patience, set_as_default=False)
+            client = Client(address, timeout=patience, set_as_default=False, security=security)
         except (OSError, ValueError) as error:
             raise SchedulerUnreachable(
                 f"the Dask scheduler does not answer within {patience:g} s",
@@ -295,6 +300,42 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
                     next_step=f"start one: dask worker {address}",
                 ) from error
             yield client
+
+
+def _client_security(settings: Settings) -> Any:
+    """Return the certificates for the scheduler: those of ``[compute]``, else those that Dask's own settings name.
+
+    Raises:
+        SettingsError: They are missing or cannot be read.
+    """
+    from distributed import Security
+
+    compute = settings.compute
+    security = Security()
+    if compute.client_certificate is not None:
+        security = Security(
+            require_encryption=True,
+            tls_ca_file=str(settings.resolve(compute.ca_certificate or "")),
+            tls_client_cert=str(settings.resolve(compute.client_certificate)),
+            tls_client_key=str(settings.resolve(compute.client_key or "")),
+        )
+    if not compute.is_encrypted:
+        return security
+    try:
+        context = security.get_connection_args("client")["ssl_context"]
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(
+            f"the certificates of the Dask scheduler cannot be read: {error}",
+            where="[compute] ca_certificate, client_certificate, client_key",
+            next_step="name PEM files that this user can read",
+        ) from error
+    if context is None:
+        raise SettingsError(
+            f"{compute.dask} is encrypted, but no certificates are named",
+            where="[compute] dask",
+            next_step="set [compute] ca_certificate, client_certificate and client_key",
+        )
+    return security
 
 
 @contextmanager

@@ -56,10 +56,11 @@ def install_version(settings: Settings, version: TranslatorVersion) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
             staged = Path(scratch) / "version"
-            staged.mkdir(mode=0o755)
+            staged.mkdir()
             for file in version.path.iterdir():
                 _link_or_copy(file, staged / file.name)
             shutil.copyfile(program, staged / "model.py")
+            _share(settings, staged, *staged.iterdir())
             if folder.exists():
                 folder.rename(Path(scratch) / "former")
             staged.rename(folder)
@@ -114,6 +115,7 @@ def write_config(settings: Settings, versions: Iterable[int]) -> None:
             return
         with atomic_path(target) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
+            _share(settings, unfinished)
     except OSError as error:
         raise _unwritable_error(settings, error) from error
 
@@ -137,11 +139,12 @@ def _claim_model_folder(settings: Settings) -> None:
         ServingError: The repository cannot be written.
     """
     setting = "[serving] model_name, or another repository,"
+    folder = model_folder(settings)
+    created = [path for path in (folder.parent, folder) if not path.exists()]
     try:
-        claim_directory(
-            model_folder(settings), "model", setting=setting, names=None, made_by_older_version=_is_older_model_folder
-        )
-        bind_to_project(settings, model_folder(settings), setting)
+        claim_directory(folder, "model", setting=setting, names=None, made_by_older_version=_is_older_model_folder)
+        bind_to_project(settings, folder, setting)
+        _share(settings, *created)
     except OSError as error:
         raise _unwritable_error(settings, error) from error
 
@@ -163,8 +166,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
-    # In NVIDIA's container the server runs as another user.
-    target.chmod(target.stat().st_mode | 0o444)
+
+
+def _share(settings: Settings, *paths: Path) -> None:
+    """Let other users read what a server that this package did not start reads: in NVIDIA's container it runs as another user."""
+    if settings.serving.url is not None:
+        for path in paths:
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def _unwritable_error(settings: Settings, error: OSError) -> ServingError:

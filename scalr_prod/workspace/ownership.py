@@ -7,11 +7,13 @@ or if it was evidently made by an earlier version that left no marker; otherwise
 
 from __future__ import annotations
 
+import errno
 import re
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.core.file_modes import PRIVATE_FOLDER
 from scalr_prod.errors import ForeignFiles, SettingsError
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.identity import bind_to_project
@@ -45,7 +47,13 @@ HOME_ENTRIES: Final = (
 
 
 def claim_directory(
-    folder: Path, kind: str, *, setting: str | None, names: Iterable[str] | None, made_by_older_version: Callable[[Path], bool]
+    folder: Path,
+    kind: str,
+    *,
+    setting: str | None,
+    names: Iterable[str] | None,
+    made_by_older_version: Callable[[Path], bool],
+    mode: int = 0o777,
 ) -> None:
     """Claim a folder for the package: check that its content is ours, create it if missing, and mark it.
 
@@ -55,6 +63,7 @@ def claim_directory(
         setting: The settings key that names it, for the error; None: the command line named it.
         names: Files and folders that will be written below it; None: the whole folder.
         made_by_older_version: Tells whether the content was made by an earlier version that left no marker.
+        mode: Mode of the folder if it is created, less the umask. An existing folder keeps its mode.
 
     Raises:
         ForeignFiles: It holds files that this package did not make. Nothing was written.
@@ -71,7 +80,10 @@ def claim_directory(
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode, parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, for example
+        raise OSError(errno.EPERM, "no folder can be created here", str(folder)) from error
     marker.write_text(_TEXT, encoding="utf-8")  # only its existence counts
 
 
@@ -90,7 +102,7 @@ def ensure_supported_path(path: str, setting: str) -> None:
 
 
 def claim_home(settings: Settings) -> None:
-    """Claim the home for the package and bind it to the project.
+    """Claim the home for the package and bind it to the project; a new one can be entered by this user alone.
 
     Raises:
         SettingsError: Its path holds characters that databases cannot handle. Nothing was written.
@@ -99,7 +111,14 @@ def claim_home(settings: Settings) -> None:
         OSError: It cannot be created or written to.
     """
     ensure_supported_path(str(settings.home), "[project] home")
-    claim_directory(settings.home, "home", setting="[project] home", names=HOME_ENTRIES, made_by_older_version=_former_home)
+    claim_directory(
+        settings.home,
+        "home",
+        setting="[project] home",
+        names=HOME_ENTRIES,
+        made_by_older_version=_former_home,
+        mode=PRIVATE_FOLDER,
+    )
     bind_to_project(settings, settings.home, "[project] home")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn, Protocol, TypeAlias, TypeVar
 
 import typer
 
 from scalr_prod.core.console import print_error_box, print_report
+from scalr_prod.core.file_modes import umask_of
 from scalr_prod.core.logging import configure_logging, is_json_logging, log_context, log_error
 from scalr_prod.errors import ScalrError
 
@@ -107,12 +109,15 @@ class CommandContext:
                 settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
                 if settings is not None:
                     stack.enter_context(log_context(project=settings.project_name))
+                    stack.enter_context(umask_of(settings.home))
                 every = 0 if settings is None else settings.logging.heartbeat_s
                 stack.enter_context(heartbeat_interval(every))
                 with graceful_shutdown(), stage_context(self.stage, self.run_id):
                     result = action(settings)
             except ScalrError as error:
                 exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
+            except SystemExit as ended:  # by a plug-in or a library: it would pass for the command's success
+                exit_with_error(_ended_early(ended).add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
             except Interrupted as stopped:
                 exit_with_error(stopped.add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
         if result is not None:  # otherwise the command has printed its own output
@@ -149,6 +154,15 @@ def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> NoRetu
     else:
         log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
+
+
+def _ended_early(ended: SystemExit) -> ScalrError:
+    trace = traceback.extract_tb(ended.__traceback__)[-1]
+    return ScalrError(
+        f"sys.exit({ended.code!r}) ended the command before it was done",
+        where=f"{trace.filename}, line {trace.lineno}",
+        next_step="correct the plug-in or the library that calls it",
+    )
 
 
 def as_utc(moment: datetime | None) -> datetime | None:

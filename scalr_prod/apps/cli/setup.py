@@ -116,8 +116,9 @@ def doctor(
         print(json.dumps({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]}))
     else:
         for check in checks:
-            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.found}")
-            if not check.ok and check.next_step:
+            verdict = "FAIL" if not check.ok else "warn" if check.next_step else "ok  "
+            print(f"{verdict}  {check.name}: {check.found}")
+            if check.next_step:
                 print(f"      next: {check.next_step}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -20,8 +20,13 @@ class ComputeSettings(SettingsSection):
     dask: str = Field(
         default="local",
         pattern=r"^(local|(tcp|tls|ws|wss|ucx)://\S+)$",
-        description="local: processes of this machine; else the address of a Dask scheduler, such as tcp://host:8786",
+        description="local: processes of this machine; else the address of a Dask scheduler, such as tls://host:8786",
     )
+    ca_certificate: str | None = Field(
+        default=None, description="PEM, for a tls:// scheduler; default for all three: Dask's own settings"
+    )
+    client_certificate: str | None = Field(default=None, description="PEM, which the scheduler checks")
+    client_key: str | None = Field(default=None, description="PEM of the client certificate's key")
     workers: int = Field(
         default_factory=lambda: min(os.cpu_count() or 1, 8),
         ge=1,
@@ -36,6 +41,20 @@ class ComputeSettings(SettingsSection):
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="seconds to wait for the scheduler")
     memory_mb: int = Field(default=1024, ge=64, description="DuckDB's memory limit in MB; beyond it, it spills to disk")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the address of the scheduler is encrypted; the local cluster always is."""
+        return self.dask == "local" or self.dask.startswith(("tls://", "wss://"))
+
+    @model_validator(mode="after")
+    def _certificates(self) -> Self:
+        files = (self.ca_certificate, self.client_certificate, self.client_key)
+        if any(files) and (self.dask == "local" or not self.is_encrypted):
+            raise ValueError("names certificates, but dask is not a tls:// address")
+        if any(files) and not all(files):
+            raise ValueError("needs ca_certificate, client_certificate and client_key together")
+        return self
 
 
 class ServingSettings(SettingsSection):

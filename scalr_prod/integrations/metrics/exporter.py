@@ -108,6 +108,7 @@ def _write_textfile(settings: Settings, registry: CollectorRegistry) -> None:
 
     path = settings.resolve(str(settings.metrics.textfile))
     write_to_textfile(str(path), registry)  # atomic: a scrape never sees a partial file
+    path.chmod(0o644)  # whoever scrapes it is another user; it holds counts
 
 
 def _push_metrics(settings: Settings, registry: CollectorRegistry) -> None:

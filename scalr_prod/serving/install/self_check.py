@@ -18,7 +18,7 @@ class DiagnosticCheck(Jsonable):
         name: What was checked.
         ok: Whether it is usable.
         found: The finding, in one sentence.
-        next_step: What to do if it is not usable.
+        next_step: What to do if it is not usable; for a usable one, a warning's remedy.
     """
 
     name: str

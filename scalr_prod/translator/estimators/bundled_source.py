@@ -106,7 +106,7 @@ def load_bundled_estimators(folder: Path, metadata: Mapping[str, Mapping[str, An
             raise ValueError(f"{facts['file']}, the source of the estimator {name}: checksum mismatch")
         try:
             estimators[name] = as_estimator(_resolve(_load_module(source, str(file)), facts["path"]), name)
-        except Exception as error:  # code of another package, which may raise anything
+        except (Exception, SystemExit) as error:  # code of another package, which may raise anything
             raise ValueError(f"{facts['file']}, the source of the estimator {name}, does not load: {error}") from error
     return estimators
 
@@ -132,7 +132,7 @@ def _load_installed(name: str) -> tuple[BundledSource, Any]:
         estimator = as_estimator(_resolve(_load_module(source, str(file)), path), name)
     except TranslatorError:
         raise
-    except Exception as error:  # code of another package, which may raise anything
+    except (Exception, SystemExit) as error:  # code of another package, which may raise anything
         raise _cannot_bundle(name, f"{file} does not load on its own: {type(error).__name__}: {error}") from error
     return BundledSource(name, path, int(estimator.version), source), estimator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -157,3 +158,21 @@ def test_runs_are_listed_with_their_window_and_what_they_published(settings, two
     assert header == ["run_id", "state", "start", "end", "mode", "translator", "rows", "in_view", "updated"]
     assert line[:4] == [spec.run_id, "planned", spec.start.isoformat(), spec.end.isoformat()]
     assert line[6:8] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("import sys\nsys.exit(0)\n", "cannot be imported: SystemExit"),
+        ("import sys\nclass Reader:\n    def read(self, source): sys.exit(0)\n", "sys.exit(0) ended the command"),
+    ],
+)
+def test_a_plug_in_that_exits_is_an_error_not_success(settings_with, monkeypatch, module, found):
+    config = settings_with()
+    (config.parent / "quitter.py").write_text(module)
+    config.write_text(config.read_text().replace("[domains.source]", '[domains.source]\nformat = "quitter:Reader"'))
+    monkeypatch.syspath_prepend(str(config.parent))
+    monkeypatch.delitem(sys.modules, "quitter", raising=False)
+    done = runner.invoke(app, ["ingest", "--config", str(config), "--json"])
+    assert done.exit_code == 1
+    assert found in json.loads(done.stdout)["found"]

@@ -82,6 +82,30 @@ def test_a_scheduler_that_does_not_answer_is_found(config):
     assert "dask scheduler" in str(check.next_step)
 
 
+@pytest.mark.parametrize(
+    ("mode", "found", "warned"),
+    [(None, "this user alone", False), (0o770, "open to its group", False), (0o755, "open to its group and every user", True)],
+)
+def test_a_home_that_others_can_read_is_warned_of_and_stays_as_it_is(config, tmp_path, mode, found, warned):
+    path = config()
+    if mode is not None:
+        (tmp_path / ".scalr").mkdir()
+        (tmp_path / ".scalr").chmod(mode)
+    check = look(path)["home access"]
+    assert check.ok
+    assert found in check.found
+    assert ("chmod 700" in str(check.next_step)) is warned
+    assert (tmp_path / ".scalr").stat().st_mode & 0o777 == (mode or 0o700)
+
+
+@pytest.mark.parametrize(("dask", "warned"), [("local", False), ("tls://10.0.0.1:9", False), ("tcp://127.0.0.1:9", True)])
+def test_a_scheduler_without_tls_is_warned_of(config, dask, warned):
+    check = look(config(f'dask = "{dask}"'))["compute encryption"]
+    assert check.ok
+    assert ("can run code" in check.found) is warned
+    assert ("tls://" in str(check.next_step)) is warned
+
+
 def test_a_scheduler_that_answers_is_counted(config):
     from distributed import LocalCluster
 

@@ -240,3 +240,16 @@ def test_servers_are_named_one_by_one(tmp_path, url, urls):
 def test_a_list_of_servers_that_is_none_is_refused(tmp_path, url, said):
     with pytest.raises(SettingsError, match=re.escape(said)):
         load_settings(write(tmp_path, f'{DOMAINS}[serving]\nurl = "{url}"\n'))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('ca_certificate = "ca.pem"', "not a tls:// address"),
+        ('dask = "tcp://s:1"\nca_certificate = "ca.pem"', "not a tls:// address"),
+        ('dask = "tls://s:1"\nca_certificate = "ca.pem"', "together"),
+    ],
+)
+def test_certificates_of_a_scheduler_are_all_named_and_only_with_tls(tmp_path, lines, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(write(tmp_path, DOMAINS + f"[compute]\n{lines}\n"))

@@ -78,6 +78,22 @@ def test_one_that_lacks_a_part_of_the_protocol_is_refused_by_that_part(name, par
         GROUP.load(f"speakers:{name}", Speaker)
 
 
+@pytest.mark.parametrize("statement", ["sys.exit(0)", "raise BaseException('odd')", "raise RuntimeError('odd')"])
+def test_one_that_ends_the_process_while_it_is_imported_is_refused(tmp_path, monkeypatch, statement):
+    (tmp_path / "quits_early.py").write_text(f"import sys\n{statement}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(QualityError, match="speaker quits_early:Speaker cannot be imported") as caught:
+        GROUP.load("quits_early:Speaker", Speaker)
+    assert caught.value.where == "quits_early"
+
+
+def test_ctrl_c_while_one_is_imported_stops_the_command(tmp_path, monkeypatch):
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        GROUP.load("interrupted:Speaker", Speaker)
+
+
 def test_entry_points_of_other_distributions_are_found(tmp_path, monkeypatch):
     assert GROUP.names() == ["whole", "os"]
     install(tmp_path, "theirs", "[scalr_prod.speakers]\nloud = speakers:Whole [extra]\nno/name = speakers:Whole\n")

@@ -264,6 +264,7 @@ def test_what_is_trained_is_the_file_as_it_is_now(theirs):
         (LOCAL, "top level of a file"),
         (SOURCE + "\n)", "cannot be imported: SyntaxError"),
         ("raise RuntimeError('broken')", "cannot be imported: RuntimeError: broken"),
+        ("if __name__ != 'their_estimator':\n    raise SystemExit(0)\n" + SOURCE, "does not load on its own: SystemExit"),
     ],
 )  # fmt: skip
 def test_one_that_cannot_be_used_is_refused_before_anything_is_fitted(theirs, source, said):
