@@ -7,8 +7,10 @@ import json
 import re
 import uuid
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["PROJECT_NAME_PATTERN", "DirectoryMarker", "ensure_marker", "read_marker", "rename_marker"]
 
