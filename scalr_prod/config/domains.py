@@ -10,9 +10,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from scalr_prod.core.redaction import redact_url
 from scalr_prod.plugins import READERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scalr_prod.schemas import Domain
 
 __all__ = ["DomainSettings", "Domains", "ItemColumns", "LogColumns", "SettingsSection", "UserMapColumns", "UserMapSettings"]
@@ -26,6 +29,10 @@ class SettingsSection(BaseModel):
     """Base of the sections of scalr.toml: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, redact_url(value) if isinstance(value, str) else value
 
 
 class LogColumns(SettingsSection):

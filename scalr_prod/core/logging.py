@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
+from scalr_prod.core.redaction import redact
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import ParamSpec, TypeVar
 
@@ -65,7 +67,9 @@ def bind_log_context(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def configure_logging(log_format: Literal["text", "json"], level: str, *, logger: str | None = None) -> None:
+def configure_logging(
+    log_format: Literal["text", "json"], level: str, *, logger: str | None = None, secrets: Iterable[str] = ()
+) -> None:
     """Log to stderr; replaces the handler of an earlier call.
 
     Does nothing where other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
@@ -76,6 +80,7 @@ def configure_logging(log_format: Literal["text", "json"], level: str, *, logger
         level: Lowest level of the package's own lines: ``debug``, ``info``, ``warning`` or ``error``. Lines of other libraries are
             shown from ``warning`` on.
         logger: Install on this logger instead of the root, for a process that is not ours.
+        secrets: Texts to replace by ``***`` in every line, whichever library writes it.
     """
     root = logging.getLogger(logger)
     ours = [handler for handler in root.handlers if isinstance(handler, _Stderr)]
@@ -83,7 +88,7 @@ def configure_logging(log_format: Literal["text", "json"], level: str, *, logger
         return
     for handler in ours:
         root.removeHandler(handler)
-    root.addHandler(_Stderr(log_format))
+    root.addHandler(_Stderr(log_format, tuple(secrets)))
     logging.getLogger("scalr_prod").setLevel(level.upper())
     if logger is not None:
         root.propagate = False
@@ -113,11 +118,15 @@ def log_error(text: str, fields: Mapping[str, Any]) -> None:
 class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to the stderr of the moment: it may be replaced after the handler is made."""
 
-    def __init__(self, form: Literal["text", "json"]) -> None:
+    def __init__(self, form: Literal["text", "json"], secrets: tuple[str, ...]) -> None:
         logging.Handler.__init__(self)
         self.form = form
+        self.secrets = secrets
         self.addFilter(_add_facts)
         self.setFormatter(_json_formatter() if form == "json" else logging.Formatter(_TEXT))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record), self.secrets)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # StreamHandler keeps the stream it was made with

@@ -10,14 +10,23 @@ from urllib.parse import quote, quote_plus, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["redact", "redact_url", "strip_credentials", "url_host", "url_secrets"]
+__all__ = ["is_secret_name", "redact", "redact_url", "strip_credentials", "url_host", "url_secrets"]
 
 #: A secret of this length is masked inside words too; a shorter one would match words by chance.
 _LONG: Final = 6
+#: Names of options and of a URL's query whose values are secret.
+_SECRET_NAME: Final = re.compile(
+    r"secret|passw|token|signature|credential|access_key|account_key|^sig$|^sas|(^|[_-])key$", re.IGNORECASE
+)
 #: User, optional password and the last ``@``. Where a path begins before any ``:`` or ``@``, there is no user.
 _USER: Final = re.compile(r"://(?=[^/]*[:@])(.*)@", re.DOTALL)
 #: The query: text after a ``?`` that holds ``name=``; the ``?`` of a glob does not.
 _QUERY: Final = re.compile(r"(?<=\?)(?=[^/=?]*=).*", re.DOTALL)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether an option of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def redact(text: str, secrets: Iterable[str | None]) -> str:
@@ -51,8 +60,12 @@ def redact_url(text: str) -> str:
     return scheme + _USER.sub("://***@", separator + rest, count=1)
 
 
-def url_secrets(url: str | None) -> list[str]:
+def url_secrets(url: str | None, *, whole_query: bool = True) -> list[str]:
     """List the secrets in a URL, as written and unquoted; a text that is not a URL raises no error.
+
+    Args:
+        url: The URL.
+        whole_query: Include every value of the query, not only those whose names sound secret.
 
     Returns:
         The password, or a user without one, which may be a token; and the values of the query.
@@ -64,7 +77,8 @@ def url_secrets(url: str | None) -> list[str]:
         name, _, password = user[1].partition(":")
         secrets.append(password or name)
     if query:
-        secrets += [token.partition("=")[2] or token for token in re.split("[&;#]", query[0])]
+        tokens = [token.partition("=") for token in re.split("[&;#]", query[0])]
+        secrets += [value or name for name, _, value in tokens if whole_query or is_secret_name(name)]
     return [spelling for secret in secrets if secret for spelling in dict.fromkeys((secret, unquote(secret)))]
 
 

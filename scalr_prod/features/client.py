@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.redaction import redact
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table
@@ -73,7 +74,7 @@ def open_feature_store(
     except Exception as error:
         # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
         raise FeatureStoreError(
-            f"Feast cannot be opened: {error}",
+            f"Feast cannot be opened: {redact(str(error), settings.secrets)}",
             where=str(yaml),
             next_step="check [feast] in scalr.toml, then run: scalr histories",
         ) from error

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import random
-import re
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core import assets
 from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.features.client import open_feature_store
 from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
@@ -43,7 +43,6 @@ _LOCK_TIMEOUT_S = 300
 _PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 #: First words of every feature_store.yaml that this package writes.
 _FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
-_SECRET = re.compile(r"(secret|password|passwd|token|sas|_key$|account_key|access_key)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
 def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     template = assets.asset_folder("feature_repo")
     yaml = Template((template / "feature_store.yaml").read_text(encoding="utf-8"))
-    options = {key: value for key, value in settings.project.storage_options.items() if not _SECRET.search(key)}
+    options = {key: value for key, value in settings.project.storage_options.items() if not is_secret_name(key)}
     url = settings.feast_registry_url
     redis = settings.feast.redis
     online = (
@@ -188,7 +187,7 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
             sqlalchemy=json.dumps(
                 {"echo": False, "pool_pre_ping": True} | ({"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {})
             ),
-            registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_password(url) else url),
+            registry=json.dumps("${SCALR_FEAST__REGISTRY}" if _has_secret(url) else url),
             storage_options=json.dumps(options),
             lake=json.dumps(lake["root"]),
             writable=json.dumps([path if "://" in path else str(settings.resolve(path)) for path in settings.feast.writable]),
@@ -201,18 +200,19 @@ def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _has_password(url: str) -> bool:
+def _has_secret(url: str) -> bool:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     try:
-        return make_url(url).password is not None
+        parsed = make_url(url)
     except ArgumentError as error:
         raise FeatureStoreError(
             "is not a SQLAlchemy URL",
             where="[feast] registry",
             next_step="write it like postgresql+psycopg://user@host/database",
         ) from error
+    return parsed.password is not None or any(map(is_secret_name, parsed.query))
 
 
 def _fingerprint(settings: Settings, files: dict[str, str]) -> str:

@@ -137,7 +137,8 @@ def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int
     local = settings.compute.dask == "local"
     if local:
         import scalr_prod.generation.worker_preload  # noqa: F401 - there already where the worker was forked
-    configure_logging(settings.logging.format, settings.logging.level, logger=None if local else "scalr_prod")
+    options, logger = settings.logging, None if local else "scalr_prod"
+    configure_logging(options.format, options.level, logger=logger, secrets=settings.secrets)
     with log_context(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
         try:
             with progress_channel(_PROGRESS_TOPIC) as translated:

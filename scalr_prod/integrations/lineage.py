@@ -173,6 +173,7 @@ def _append_to_file(settings: Settings, event: Any) -> None:
 def _post_to_server(settings: Settings, event: Any) -> None:
     from openlineage.client.transport.http import ApiKeyTokenProvider, HttpConfig, HttpTransport
 
+    logging.getLogger("openlineage").setLevel(logging.INFO)  # its lines at DEBUG repeat address and key
     key = settings.lineage.api_key
     auth = {} if key is None else {"auth": ApiKeyTokenProvider({"apiKey": key})}
     no_retries = {"total": 0, "status_forcelist": []}

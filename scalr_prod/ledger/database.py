@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from scalr_prod.core.redaction import redact
+from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.migrations import HEAD
 
@@ -44,8 +44,9 @@ class LedgerDatabase:
 
     def __init__(self, url: str, *, has_single_project: bool) -> None:
         self._url = parse_url(url)
-        #: The address without its password.
-        self.address = self._url.render_as_string(hide_password=True)
+        #: The address without its secrets.
+        self.address = redact_url(url)
+        self._secrets = url_secrets(url)
         self.engine = self._connect()
         try:
             self._migrate(has_single_project=has_single_project)
@@ -183,7 +184,7 @@ class LedgerDatabase:
 
     def _plain_message(self, error: SQLAlchemyError) -> str:
         text = str(error.orig) if isinstance(error, DBAPIError) and error.orig else str(error)
-        return " ".join(redact(text, [self._url.password]).split()) or type(error).__name__
+        return " ".join(redact(text, self._secrets).split()) or type(error).__name__
 
 
 def with_psycopg_driver(url: sa.URL) -> sa.URL:

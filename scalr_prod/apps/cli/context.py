@@ -14,6 +14,7 @@ import typer
 from scalr_prod.core.console import print_error_box, print_report
 from scalr_prod.core.file_modes import umask_of
 from scalr_prod.core.logging import configure_logging, is_json_logging, log_context, log_error
+from scalr_prod.core.redaction import redact
 from scalr_prod.errors import ScalrError
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class CommandContext:
         from scalr_prod.core.signals import Interrupted, graceful_shutdown
         from scalr_prod.pipeline import stage_context
 
+        settings = None
         with ExitStack() as stack:
             try:
                 settings = self._apply_options(load_settings(self.config)) if self.config is not None else None
@@ -115,6 +117,7 @@ class CommandContext:
                 with graceful_shutdown(), stage_context(self.stage, self.run_id):
                     result = action(settings)
             except ScalrError as error:
+                _hide_secrets(error, settings)
                 exit_with_error(error.add_context(run_id=self.run_id), as_json=self.as_json)
             except SystemExit as ended:  # by a plug-in or a library: it would pass for the command's success
                 exit_with_error(_ended_early(ended).add_context(stage=self.stage, run_id=self.run_id), as_json=self.as_json)
@@ -135,7 +138,7 @@ class CommandContext:
     def _apply_options(self, settings: Settings) -> Settings:
         """Return the settings with the logging options applied, and restart logging with them."""
         options = settings.logging.model_copy(update=self.logging_options)
-        configure_logging(options.format, options.level)
+        configure_logging(options.format, options.level, secrets=settings.secrets)
         self.show_progress = self.show_progress and options.format == "text"
         return settings.model_copy(update={"logging": options})
 
@@ -154,6 +157,16 @@ def exit_with_error(error: ScalrError | Interrupted, *, as_json: bool) -> NoRetu
     else:
         log_error(f"error: {error}" if isinstance(error, ScalrError) else str(error), error.to_json())
     raise typer.Exit(error.exit_code)
+
+
+def _hide_secrets(error: ScalrError, settings: Settings | None) -> None:
+    """Replace what the settings keep secret in an error, whichever library's message it repeats."""
+    secrets = settings.secrets if settings is not None else ()
+    error.found, error.where, error.next_step = (
+        redact(error.found, secrets),
+        error.where and redact(error.where, secrets),
+        error.next_step and redact(error.next_step, secrets),
+    )
 
 
 def _ended_early(ended: SystemExit) -> ScalrError:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
+from scalr_prod.core.redaction import redact, redact_url, url_secrets
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.errors import BadValue, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
@@ -77,7 +78,7 @@ class FilesReader:
         if source.version is not None:
             raise UnreadableInput(
                 f"has no version {source.version}: only Delta and Iceberg tables have versions",
-                where=source.location,
+                where=redact_url(source.location),
                 next_step="name the table's own folder, or leave the version out",
             )
         for url, filesystem, path in _expand(source):
@@ -134,16 +135,16 @@ def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator
     """
     import fsspec
 
-    url = location
+    url = redact_url(location)
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, **storage_options)
+        filesystem, path = fsspec.core.url_to_fs(location, **storage_options)
         yield ResolvedPath(url, filesystem, path)
     except UnreadableInput:
         raise
     except Exception as error:
         # fsspec's file systems raise what their client libraries raise (botocore, aiohttp, ImportError for a missing extra).
         raise UnreadableInput(
-            f"cannot be opened: {first_error_line(error)}",
+            f"cannot be opened: {redact(first_error_line(error), url_secrets(location))}",
             where=url,
             next_step="check the URL, storage_options and credentials; for a table whose options are not fsspec's, "
             'set format = "delta" or "iceberg"',
@@ -172,7 +173,7 @@ def _url_of(name: str, requested: str) -> str:
     """Return a file system's path in the form of the requested URL or plain path."""
     scheme, separator, _ = requested.partition("://")
     if not separator or separator in name:  # HTTP's file system names a file by its full URL
-        return name
+        return redact_url(name)
     return f"{scheme}{separator}{name if scheme == 'file' else name.lstrip('/')}"
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
 from scalr_prod.ingest.sources.files import first_error_line, resolve_location
@@ -65,7 +66,8 @@ class Iceberg:
 
 
 def _origin(source: LogSource) -> str:
-    return source.location if source.version is None else f"{source.location} at version {source.version}"
+    location = redact_url(source.location)
+    return location if source.version is None else f"{location} at version {source.version}"
 
 
 def _batches(kind: TableFormat, origin: str, rows: Callable[[], Iterator[pa.RecordBatch]]) -> Iterator[Batch]:
@@ -186,7 +188,7 @@ def _latest_metadata(url: str, options: dict[str, str]) -> str:
         reason = " and ".join(latest) + " both claim to be the latest" if latest else "there is no metadata file"
         raise UnreadableInput(
             f"is no Iceberg table that can be read without its catalogue: {reason}",
-            where=f"{url}/metadata",
+            where=f"{redact_url(url)}/metadata",
             next_step="name the metadata file that the catalogue points to (its metadata_location)",
         )
     return f"{url.rstrip('/')}/metadata/{latest[0]}"

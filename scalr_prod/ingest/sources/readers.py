@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import resolve_columns
 from scalr_prod.ingest.sources.files import FilesReader, first_error_line, resolve_location
@@ -86,6 +87,6 @@ def _checked(name: str, source: LogSource) -> Iterator[Batch]:
     except Exception as error:  # third-party code may raise anything
         raise UnreadableInput(
             f"the log reader {name} failed: {type(error).__name__}: {first_error_line(error)}",
-            where=source.location,
+            where=redact_url(source.location),
             next_step="check the log and the reader: see scalr_prod.ingest.LogReader",
         ) from error
