@@ -43,7 +43,7 @@ class Correction:
     removed: int
     added: int
 
-    def to_json(self) -> str:
+    def to_record(self) -> str:
         """Return the JSON record for the commit."""
         content = {"since": self.since.astimezone(UTC).isoformat(), "removed": self.removed, "added": self.added}
         return json.dumps({"replaced": content})

@@ -250,7 +250,7 @@ def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
         publish(project.settings, spec.run_id)
     lake, table = project.lake, Table.SOURCE_EVENTS
     version, kept = lake.version(table), lake.read(table)
-    corrected = Correction(first.start, 1, 0).to_json()
+    corrected = Correction(first.start, 1, 0).to_record()
     lake.replace_where(
         table, kept.slice(1), "true", key="corrected", record=corrected, app_transactions={CORRECTION_APP_ID: version + 1}
     )

@@ -120,7 +120,7 @@ def _delete(lake: Lake, table: Table, predicate: str, correction: Correction | N
             predicate,
             key=f"forget-{uuid.uuid4().hex}",
             expected_version=version,
-            record=correction.to_json() if correction else None,
+            record=correction.to_record() if correction else None,
             app_transactions={CORRECTION_APP_ID: version + 1} if correction else None,
         )
 
