@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core.id_index import index_in
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.evaluation.budget import UNLIMITED, DataBudget
 
@@ -97,7 +98,7 @@ def leave_one_out_arms(sources: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class ArmChoice:
+class ArmChoice(Jsonable):
     """Tuned hyperparameters of one arm of one family.
 
     Attributes:
@@ -117,10 +118,6 @@ class ArmChoice:
     def fit_key(self) -> tuple[Any, ...]:
         """Return everything that a fit depends on: all values but the boost."""
         return (tuple(sorted(self.options.items())), self.draw, self.weights, self.source_weight)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self)) | {"draw": self.draw.to_json()}
 
 
 class ArmDataBuilder:

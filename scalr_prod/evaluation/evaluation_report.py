@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_TRAINING, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
@@ -32,7 +33,7 @@ __all__ = ["EvaluationReport", "build_verdict", "summarize_arms", "write_report"
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
+class EvaluationReport(Jsonable):
     """Results of an evaluation.
 
     Attributes:
@@ -69,7 +70,7 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; null for infinite values (no decay) and undefined ones (a lift over 0)."""
-        found: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
+        found: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | super().to_json())
         return found
 
     def to_summary(self) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
 def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace_non_finite(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_replace_non_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

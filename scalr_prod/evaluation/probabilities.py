@@ -10,10 +10,11 @@ So differences in scale neither help nor harm an arm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class LabelledRows:
 
 
 @dataclass(frozen=True)
-class PlattCalibrator:
+class PlattCalibrator(Jsonable):
     """Platt scaling per user segment: logit p → slope × logit p + offset.
 
     Attributes:
@@ -107,10 +108,6 @@ class PlattCalibrator:
         logit = np.asarray(self.slope)[segment] * _logit(probability) + np.asarray(self.offset)[segment]
         found: NDArray[np.float64] = _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
         return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"slope": list(self.slope), "offset": list(self.offset)}
 
 
 @dataclass(frozen=True)

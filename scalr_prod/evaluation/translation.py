@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.core.id_index import index_in
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.generation import confidence_weight
 from scalr_prod.schemas import ITEM_ID, USER_ID
@@ -27,7 +28,7 @@ __all__ = ["DrawOptions", "SplitTranslator", "publish_synthetic_events"]
 
 
 @dataclass(frozen=True)
-class DrawOptions:
+class DrawOptions(Jsonable):
     """Sampling options of synthetic events.
 
     Attributes:
@@ -45,10 +46,6 @@ class DrawOptions:
     align: bool = False
     member: str = "mixture"
     seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 @dataclass(frozen=True)
