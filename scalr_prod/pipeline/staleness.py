@@ -141,7 +141,7 @@ def _events_of_history(lake: Lake, version: int) -> int:
     from scalr_prod.histories import BuildRecord
 
     told = dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version)
-    built = BuildRecord.from_json(told)
+    built = BuildRecord.from_record(told)
     return 0 if built is None else built.version
 
 
