@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
@@ -28,7 +29,7 @@ __all__ = ["EvaluationReport", "build_verdict", "format_percent", "summarize_arm
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
+class EvaluationReport(Jsonable):
     """Results of an evaluation.
 
     Attributes:
@@ -65,7 +66,7 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; null for infinite values (no decay) and undefined ones (a lift over 0)."""
-        values: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | dict(vars(self)))
+        values: dict[str, Any] = _replace_non_finite({"cutoff": self.cutoffs[0]} | super().to_json())
         return values
 
     def to_summary(self) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def write_report(report: EvaluationReport, folder: Path) -> None:
 def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _replace_non_finite(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_replace_non_finite(child) for child in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -10,10 +10,11 @@ So differences in scale neither help nor harm an arm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class LabelledRows:
 
 
 @dataclass(frozen=True)
-class PlattCalibrator:
+class PlattCalibrator(Jsonable):
     """Platt scaling per user segment: logit p → slope × logit p + offset.
 
     Attributes:
@@ -104,10 +105,6 @@ class PlattCalibrator:
         """Return calibrated probabilities, strictly between 0 and 1: float64 [P]."""
         logit = np.asarray(self.slope)[segment] * _logit(probability) + np.asarray(self.offset)[segment]
         return _sigmoid(logit).clip(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"slope": list(self.slope), "offset": list(self.offset)}
 
 
 @dataclass(frozen=True)

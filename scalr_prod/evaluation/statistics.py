@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.core.jsonable import Jsonable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ _MAX_CELLS: Final = 4_000_000
 
 
 @dataclass(frozen=True)
-class ArmComparison:
+class ArmComparison(Jsonable):
     """Comparison of two arms on the same users.
 
     Attributes:
@@ -44,10 +46,6 @@ class ArmComparison:
     def lift_to_json(self) -> dict[str, Any]:
         """Return the lift and its interval as plain JSON values."""
         return {"lift_pct": self.lift_pct, "ci95": list(self.ci95)}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self)) | {"ci95": list(self.ci95), "difference_ci95": list(self.difference_ci95)}
 
 
 @dataclass(frozen=True)

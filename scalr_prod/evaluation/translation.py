@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scalr_prod.core.id_index import index_in
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.generation import confidence_weight
 from scalr_prod.schemas import USER_ID
@@ -26,7 +27,7 @@ __all__ = ["DrawOptions", "SplitTranslator"]
 
 
 @dataclass(frozen=True)
-class DrawOptions:
+class DrawOptions(Jsonable):
     """Sampling options of synthetic events.
 
     Attributes:
@@ -44,10 +45,6 @@ class DrawOptions:
     align: bool = False
     member: str = "mixture"
     seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 class _SampledEvents(NamedTuple):

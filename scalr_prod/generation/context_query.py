@@ -110,17 +110,16 @@ def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec
     )
 
 
-def chosen_user_events(connection: DuckDBPyConnection, spec: RunSpec, shard_column: str) -> DuckDBPyRelation:
-    """Return the window's source events of the chosen users, unordered, each with a column of their table, as a DuckDB relation.
+def chosen_user_events(spec: RunSpec, shard_column: str) -> tuple[str, dict[str, Any]]:
+    """Return a query of the window's source events of the chosen users, each with a column of their table, and its parameters.
 
     Args:
-        connection: The DuckDB connection of `create_chosen_users`.
         spec: The run.
         shard_column: A column of `CHOSEN_USERS_TABLE`.
     """
     query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {shard_column}
         FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"""
-    return connection.sql(query, params=_query_parameters(spec, query))
+    return query, _query_parameters(spec, query)
 
 
 def chosen_user_contexts(

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
+
+from scalr_prod.core.jsonable import Jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,7 +15,7 @@ __all__ = ["GenerationReport"]
 
 
 @dataclass(frozen=True)
-class GenerationReport:
+class GenerationReport(Jsonable):
     """Report what became of a window's source events.
 
     Attributes:
@@ -58,10 +60,6 @@ class GenerationReport:
     parts_made: int = 0
     parts_kept: int = 0
     worker_mb: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, PublicationStatus
@@ -48,15 +49,8 @@ class LateWindow:
     error: str | None = None
 
 
-class WindowCorrection(Protocol):
-    """Outcome of republishing a window whose events were replaced."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values."""
-
-
 @dataclass(frozen=True)
-class LateReport:
+class LateReport(Jsonable):
     """Report what was done about late source events.
 
     Attributes:
@@ -67,20 +61,12 @@ class LateReport:
 
     windows: list[LateWindow] = field(default_factory=list)
     too_late: int = 0
-    corrected: Sequence[WindowCorrection] = ()
+    corrected: Sequence[Jsonable] = ()
 
     @property
     def published(self) -> list[LateWindow]:
         """Return the windows that were republished."""
         return [window for window in self.windows if window.run_id is not None]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values, with times as ISO 8601 in UTC."""
-        windows = [
-            {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(window).items()}
-            for window in self.windows
-        ]
-        return {"windows": windows, "too_late": self.too_late, "corrected": [one.to_json() for one in self.corrected]}
 
 
 def late_windows(settings: Settings, start: datetime, end: datetime, as_of: datetime) -> LateReport:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.atomic_io import atomic_path
@@ -43,7 +43,7 @@ SEGMENTS: Final = ("cold", "sparse", "dense")
 
 
 @dataclass(frozen=True)
-class Policy:
+class Policy(Jsonable):
     """The result of an evaluation, expressed as settings.
 
     Attributes:
@@ -79,7 +79,7 @@ class Policy:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with λ by segment."""
-        return asdict(self) | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
+        return super().to_json() | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
 
     @classmethod
     def read(cls, path: Path) -> Self:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.generation.encoding import count_contexts
 from scalr_prod.generation.plan import TABLES_READ, resolve_window, run_settings
 from scalr_prod.lake import Lake
@@ -23,7 +24,7 @@ __all__ = ["RunPreview", "preview_run"]
 
 
 @dataclass(frozen=True)
-class RunPreview:
+class RunPreview(Jsonable):
     """Describe the run that would be planned.
 
     Attributes:
@@ -49,10 +50,6 @@ class RunPreview:
         chosen = settings.generation
         facts = (chosen.mode, chosen.seed, versions, run_settings(settings))
         return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON values, with times as ISO 8601 in UTC."""
-        return vars(self) | {name: getattr(self, name).isoformat() for name in ("start", "end", "as_of")}
 
 
 def preview_run(settings: Settings) -> RunPreview:

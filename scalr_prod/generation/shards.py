@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.core.partitioned import PARTITION_ROWS, SpilledPartitions
+from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables
 from scalr_prod.errors import GenerationError
 from scalr_prod.generation.context_query import (
     CHOSEN_USERS_TABLE,
@@ -172,9 +172,11 @@ def _iter_context_readers(connection: DuckDBPyConnection, spec: RunSpec, folder:
     if not edges:
         yield chosen_user_contexts(connection, spec, _SHARD_COLUMN).to_arrow_reader(_BATCH_ROWS)
         return
-    reader = chosen_user_events(connection, spec, _SHARD_COLUMN).to_arrow_reader(_BATCH_ROWS)
-    heaps = SpilledPartitions(folder / "events.arrow", _SHARD_COLUMN, edges, reader)
-    for table in heaps.iter_tables(connection, reader.schema):
+    query, parameters = chosen_user_events(spec, _SHARD_COLUMN)
+    spilled = folder / "event-partitions"
+    for table in iter_partition_tables(
+        connection, query, key=_SHARD_COLUMN, bounds=edges, folder=spilled, parameters=parameters
+    ):
         yield chosen_user_contexts(connection, spec, _SHARD_COLUMN, events=table).to_arrow_reader(_BATCH_ROWS)
 
 

@@ -175,7 +175,7 @@ def _build(
     """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
     step, version, events = _step_us(histories, table), current.version(), source.current
     shape, made_from = _shape(histories, table), _made_from(histories, table, events)
-    added = find_new_events(table, source, BuildRecord.from_json(commit_record(current)), shape)
+    added = find_new_events(table, source, BuildRecord.from_record(commit_record(current)), shape)
     limit = _ROWS_PER_EVENT * row_count(events) + _ROWS_ALWAYS - (row_count(current) if added else 0)
     with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
         marks, after = (added.deadlines, added.known_until) if added else (latest_created_per_file(files_dataset(events)), None)
@@ -187,7 +187,7 @@ def _build(
             ordered = sort_all_events(session.db, table, events, session.folder)
         record = BuildRecord(
             shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None
-        ).to_json()
+        ).to_record()
         rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
         write = lake.append if added else lake.replace
         try:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from scalr_prod.core.jsonable import Jsonable
+
 __all__ = ["HistoriesReport", "TableReport"]
 
 
@@ -31,7 +33,7 @@ class TableReport:
 
 
 @dataclass(frozen=True)
-class HistoriesReport:
+class HistoriesReport(Jsonable):
     """Result of building the histories.
 
     Attributes:
@@ -41,5 +43,6 @@ class HistoriesReport:
     tables: dict[str, TableReport]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as JSON values."""
-        return {name: vars(report).copy() for name, report in self.tables.items()}
+        """Return the tables' reports as JSON values, by name."""
+        found: dict[str, Any] = super().to_json()["tables"]
+        return found

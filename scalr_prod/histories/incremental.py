@@ -70,12 +70,12 @@ class BuildRecord:
     version: int
     known_until: int | None
 
-    def to_json(self) -> str:
+    def to_record(self) -> str:
         """Return the record as the text stored in the commit."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str | None) -> BuildRecord | None:
+    def from_record(cls, text: str | None) -> BuildRecord | None:
         """Parse the record of a commit; None if it has none."""
         return None if text is None else cls(**json.loads(text))
 
@@ -219,8 +219,8 @@ def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> 
         edges = quantile_bounds(db, "keys", key, row_count(events))
         db.unregister("keys")
         _register(db, table, "events", files_dataset(events))
-    query, path = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}.arrow"
-    partitions = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, path=path)
+    query, spilled = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}-partitions"
+    partitions = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, folder=spilled)
     return rebatch((batch for partition in partitions for batch in partition), _BATCH)
 
 

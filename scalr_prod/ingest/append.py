@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
     from scalr_prod.ingest.sort_by_time import SortedFile
-    from scalr_prod.lake import Lake
+    from scalr_prod.lake import Correction, Lake
     from scalr_prod.schemas import Domain, IdType
 
-__all__ = ["AppendMissing", "CommitSummary", "StagedLog", "commit_key"]
+__all__ = ["AppendMissing", "CommitSummary", "StagedLog", "commit_key", "write_events"]
 
 #: Rows sampled to detect a log that was read in another time zone, and the smallest sample that allows a verdict.
 _SAMPLE_ROWS: Final = 2_000
@@ -275,9 +275,7 @@ class AppendMissing:
                 # The table may have changed after `version` was read: the compared version is known to hold the whole log.
                 return CommitSummary(0, 0, self._compared)
             rows, batches = self._rows, cast_to_schema(rebatch(iter_sorted_batches(self._pieces), BATCH_ROWS), schema, count)
-            return CommitSummary(
-                rows, 0, self.lake.append(self.table, batches, key=commit_key(), expected_version=version).version
-            )
+            return CommitSummary(rows, 0, write_events(self.lake, self.table, batches, version))
 
         return retry_on_new_version(self.lake, self.table, add)
 
@@ -285,6 +283,39 @@ class AppendMissing:
 def commit_key() -> str:
     """Return a unique key for one commit. An ingest is idempotent because it adds only missing rows, not by this key."""
     return f"ingest-{uuid.uuid4().hex}"
+
+
+def write_events(
+    lake: Lake,
+    table: Table,
+    rows: pa.RecordBatchReader,
+    version: int,
+    correction: Correction | None = None,
+    predicate: str = "",
+) -> int:
+    """Write events in one commit on top of a version, and return the new version.
+
+    Args:
+        lake: The lake.
+        table: The events table.
+        rows: The events, in the table's schema.
+        version: The version that they were computed from.
+        correction: What the commit changes in existing events; None: they are appended.
+        predicate: With a correction, SQL of the events that the rows replace.
+
+    Raises:
+        CommitFailed: Nothing changed; the table may have a newer version.
+    """
+    if correction is None:
+        return lake.append(table, rows, key=commit_key(), expected_version=version).version
+    return lake.replace_where(
+        table,
+        rows,
+        predicate,
+        key=commit_key(),
+        expected_version=version,
+        metadata=correction.commit_metadata(version + 1),
+    ).version
 
 
 def _same(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue
-from scalr_prod.ingest.append import CommitSummary, StagedLog, commit_key
+from scalr_prod.ingest.append import CommitSummary, StagedLog, write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, scan_table
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
@@ -180,16 +180,10 @@ class _TableReplacement:
             f"ORDER BY {EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, {CREATED_TIMESTAMP}, weight"
         ).to_arrow_reader(BATCH_ROWS)
         added, removed = (sum(change[side] for change in self._changes.values()) for side in (0, 1))
-        commit = self.lake.replace_where(
-            self.table,
-            cast_to_schema(ordered, schema, count),
-            self._predicate(),
-            key=commit_key(),
-            expected_version=version,
-            metadata=Correction(self._first, removed, added).commit_metadata(version + 1),
-        )
+        batches, correction = cast_to_schema(ordered, schema, count), Correction(self._first, removed, added)
+        done = write_events(self.lake, self.table, batches, version, correction, self._predicate())
         logger.info("%s: %d events removed and %d added from %s on", self.table.value, removed, added, self._first.isoformat())
-        return {place: CommitSummary(*change, commit.version) for place, change in self._changes.items()}
+        return {place: CommitSummary(*change, done) for place, change in self._changes.items()}
 
     def _own_rows(self) -> Any:
         """Return the pyarrow filter of these logs' rows in the table; None: all rows."""

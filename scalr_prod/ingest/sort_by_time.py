@@ -95,7 +95,7 @@ def sort_log(db: Any, view: str, rows: int, mapped: Collection[str], folder: Pat
         f"FROM partition_rows ORDER BY {names}",
         key=EVENT_TIMESTAMP,
         bounds=quantile_bounds(db, view, EVENT_TIMESTAMP, rows),
-        path=folder / f"{view}.arrow",
+        folder=folder / f"{view}-partitions",
     )
     files: list[SortedFile] = []
     different, every, all_repeated = 0, 0, True

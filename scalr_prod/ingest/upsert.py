@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.ingest.append import AppendMissing, CommitSummary, commit_key
+from scalr_prod.ingest.append import AppendMissing, CommitSummary, write_events
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, count_rows, create_temp_table, scan_table
 from scalr_prod.lake import Correction, retry_on_new_version, window_sql
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
@@ -114,21 +114,11 @@ class UpsertByEventId(AppendMissing):
             ).fetchall()[0]
             if not rows:
                 return CommitSummary(0, 0, self._compared)
-            key = commit_key()
-            if not known:
-                batches = cast_to_schema(self._ordered(schema.names), schema, count)
-                done = self.lake.append(self.table, batches, key=key, expected_version=version)
-                return CommitSummary(int(rows), 0, done.version)
-            batches = cast_to_schema(self._ordered(schema.names, (version, micros_to_datetime(first))), schema, count)
-            done = self.lake.replace_where(
-                self.table,
-                batches,
-                self._predicate(micros_to_datetime(first)),
-                key=key,
-                expected_version=version,
-                metadata=Correction(micros_to_datetime(since), int(known), int(known)).commit_metadata(version + 1),
-            )
-            return CommitSummary(int(rows) - int(known), 0, done.version, int(known))
+            start = micros_to_datetime(first)
+            correction = Correction(micros_to_datetime(since), int(known), int(known)) if known else None
+            batches = cast_to_schema(self._ordered(schema.names, (version, start) if known else None), schema, count)
+            done = write_events(self.lake, self.table, batches, version, correction, self._predicate(start))
+            return CommitSummary(int(rows) - int(known), 0, done, int(known))
 
         return retry_on_new_version(self.lake, self.table, merge)
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import LedgerError, RunNotFound
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class TranslatorPin:
 
 
 @dataclass(frozen=True)
-class RunSpec:
+class RunSpec(Jsonable):
     """Everything that determines the rows of a run; created by `create`, which derives the id.
 
     Attributes:
@@ -130,10 +131,7 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; times as ISO 8601 in UTC."""
-        content = asdict(self)
-        for name in _INSTANTS:
-            content[name] = getattr(self, name).astimezone(UTC).isoformat()
-        return content
+        return super().to_json() | {name: getattr(self, name).astimezone(UTC).isoformat() for name in _INSTANTS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

@@ -11,10 +11,11 @@ import errno
 import logging
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
@@ -57,7 +58,7 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class RetentionReport:
+class RetentionReport(Jsonable):
     """Report of a maintenance run.
 
     Attributes:
@@ -76,7 +77,7 @@ class RetentionReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {"dry_run": self.dry_run, "bytes": self.bytes, "removed": [asdict(removal) for removal in self.removed]}
+        return {"dry_run": self.dry_run, "bytes": self.bytes} | super().to_json()
 
 
 def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionReport:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.errors import QualityError
 from scalr_prod.generation import Policy, policy_path
 from scalr_prod.quality.dataset_source import DATASET_VIEW, load_dataset, locate_dataset
-from scalr_prod.quality.gx_engine import build_data_docs, create_checkpoint, open_data_context, run_checkpoint
+from scalr_prod.quality.gx_engine import build_data_docs, open_data_context, validate_table
 from scalr_prod.quality.suites import check_expectation_type, read_suite, resolve_rules
 from scalr_prod.quality.verdict import RuleResult, Verdict
 from scalr_prod.workspace import claim_directory, claim_home, staging_folder, temporary_folder
@@ -67,13 +65,12 @@ def check_dataset(
     chosen = read_suite(suite, settings.base if settings else Path.cwd())
     found = locate_dataset(str(dataset), settings)
     compute = settings.compute if settings else ComputeSettings()
-    limits = {"memory_mb": compute.memory_mb, "threads": min(os.cpu_count() or 1, 8)}
     with _place(settings, folder) as (home, staging):
         database = staging / "dataset.duckdb"
-        rows, columns = load_dataset(found, database, settings, **limits)
+        rows, columns = load_dataset(found, database, settings, memory_mb=compute.memory_mb)
         rules = resolve_rules(chosen, columns, measured=_is_measured(found, settings))
         with open_data_context(home) as (context, docs):
-            results = _validate(context, chosen, rules, str(dataset), columns, database, limits)
+            results = _validate(context, chosen, rules, str(dataset), columns, database, compute.memory_mb)
     return Verdict(
         dataset=str(dataset),
         kind=found.kind,
@@ -120,23 +117,26 @@ def _validate(
     subject: str,
     columns: dict[str, str],
     database: Path,
-    limits: dict[str, int],
+    memory_mb: int,
 ) -> list[RuleResult]:
     """Run every rule in the suite's order, and write results and data docs."""
+    from sqlalchemy import create_engine
+
     from scalr_prod.quality.duckdb_dialect import database_url
 
-    # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
-    logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
     name = _file_name(suite.name)
-    expectations = [_expectation(rule, suite.file) for rule in rules if not rule.missing]
-    source = context.data_sources.add_sql(
-        DATASET_VIEW, connection_string=database_url(database, **limits), create_temp_table=False
+    identifier, found = validate_table(
+        context,
+        name,
+        _file_name(subject),
+        database,
+        DATASET_VIEW,
+        [_expectation(rule, suite.file) for rule in rules if not rule.missing],
+        memory_mb=memory_mb,
+        examples=_EXAMPLES,
     )
-    data = source.add_table_asset(DATASET_VIEW, table_name=DATASET_VIEW).add_batch_definition_whole_table("all")
-    checkpoint = create_checkpoint(context, name, expectations, data, examples=_EXAMPLES)
-    engine = source.get_engine()
+    engine = create_engine(database_url(database, memory_mb=memory_mb))
     try:
-        identifier, found = run_checkpoint(checkpoint, _file_name(subject))
         results = [_outcome(rule, found.get(rule.name), columns, suite.file, engine) for rule in rules]
     finally:
         engine.dispose()
@@ -197,12 +197,9 @@ def _outcome(rule: SuiteRule, entry: Any, columns: dict[str, str], file: str, en
 
 def _first_rows(engine: Any, query: str) -> tuple[str, ...]:
     """Return the first rows that a query finds; Great Expectations keeps them only if it keeps every row."""
+    shown = f"SELECT * FROM ({query.format(batch=DATASET_VIEW)}) LIMIT {_EXAMPLES}"
     with engine.connect() as connection:
-        rows = (
-            connection.exec_driver_sql(f"SELECT * FROM ({query.format(batch=DATASET_VIEW)}) LIMIT {_EXAMPLES}")
-            .mappings()
-            .fetchall()
-        )
+        rows = connection.exec_driver_sql(shown).mappings().fetchall()
     return tuple(str({name: _plain(value) for name, value in row.items()}) for row in rows)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -71,7 +72,7 @@ def locate_dataset(dataset: str, settings: Settings | None) -> DatasetSource:
 
 
 def load_dataset(
-    source: DatasetSource, database: Path, settings: Settings | None, *, memory_mb: int, threads: int
+    source: DatasetSource, database: Path, settings: Settings | None, *, memory_mb: int
 ) -> tuple[int, dict[str, str]]:
     """Create the view over the rows; Delta tables and remote files are copied into the database.
 
@@ -80,7 +81,6 @@ def load_dataset(
         database: A DuckDB file to create.
         settings: See `locate_dataset`; its ``storage_options`` are used for remote data.
         memory_mb: DuckDB's memory limit; it spills next to the file.
-        threads: DuckDB's number of threads.
 
     Returns:
         Row count, and column → DuckDB type.
@@ -91,9 +91,8 @@ def load_dataset(
     """
     import duckdb
 
-    config = duckdb_options(database, memory_mb=memory_mb, threads=threads)
     try:
-        with duckdb.connect(str(database), config=dict(config)) as connection:
+        with duckdb.connect(str(database), config=dict(duckdb_options(database, memory_mb=memory_mb))) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET enable_progress_bar = false")
             _make(connection, source, dict(settings.project.storage_options) if settings else {})
@@ -112,11 +111,11 @@ def load_dataset(
     return rows, types
 
 
-def duckdb_options(database: Path, *, memory_mb: int, threads: int) -> dict[str, str]:
+def duckdb_options(database: Path, *, memory_mb: int) -> dict[str, str]:
     """Return DuckDB's options for such a file; see `load_dataset`."""
     return {
         "memory_limit": f"{memory_mb}MB",
-        "threads": str(threads),
+        "threads": str(min(os.cpu_count() or 1, 8)),
         "temp_directory": f"{database}.spill",
         "preserve_insertion_order": "false",
         "autoinstall_known_extensions": "false",

@@ -80,16 +80,15 @@ class ReadOnlyDialect(duckdb_engine.Dialect):
         return {"constrained_columns": [], "name": None}
 
 
-def database_url(database: Path, *, memory_mb: int, threads: int) -> str:
+def database_url(database: Path, *, memory_mb: int) -> str:
     """Return the SQLAlchemy URL of a DuckDB file.
 
     Args:
         database: The file.
         memory_mb: DuckDB's memory limit; it spills next to the file.
-        threads: DuckDB's number of threads.
     """
     registry.register(_NAME, __name__, ReadOnlyDialect.__name__)
-    query = {"access_mode": "READ_ONLY"} | duckdb_options(database, memory_mb=memory_mb, threads=threads)
+    query = {"access_mode": "READ_ONLY"} | duckdb_options(database, memory_mb=memory_mb)
     return sa.URL.create(_NAME, database=str(database), query=query).render_as_string()
 
 

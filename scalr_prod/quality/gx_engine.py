@@ -6,18 +6,19 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.errors import QualityError
-from scalr_prod.workspace import claim_home
+from scalr_prod.workspace import claim_home, read_parquet_sql, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    import pandas as pd
+    import pyarrow as pa
 
     from scalr_prod.config import Settings
 
@@ -26,10 +27,9 @@ __all__ = [
     "ExpectationSpec",
     "GxSession",
     "build_data_docs",
-    "create_checkpoint",
     "open_data_context",
     "open_gx_session",
-    "run_checkpoint",
+    "validate_table",
 ]
 
 #: Results are stored on disk; suites come from this package and are stored in memory.
@@ -71,39 +71,51 @@ class ExpectationOutcome:
 
 
 class GxSession:
-    """An open data context; `open_gx_session` locks its folder for one process."""
+    """An open data context; `open_gx_session` locks its folder for one process.
 
-    def __init__(self, context: Any, docs: str) -> None:
-        self._context = context
-        self._checkpoints: dict[str, Any] = {}
-        self._results: list[Any] = []
+    Args:
+        context: Great Expectations' context.
+        docs: Index page of its data docs.
+        folder: Scratch folder for the DuckDB files that Great Expectations reads.
+        memory_mb: DuckDB's memory limit.
+    """
+
+    def __init__(self, context: Any, docs: str, folder: Path, *, memory_mb: int) -> None:
+        self._context, self._folder, self._memory_mb = context, folder, memory_mb
+        self._results: dict[str, Any] = {}
         self.docs = docs
 
     def validate(
-        self, suite: str, subject: str, frame: pd.DataFrame, checks: Sequence[ExpectationSpec]
+        self, suite: str, subject: str, rows: pa.Table | Sequence[str], checks: Sequence[ExpectationSpec]
     ) -> list[ExpectationOutcome]:
-        """Validate one frame and store the result.
+        """Validate rows and store the result.
 
         Args:
-            suite: Name of the suite of these checks.
+            suite: Name of the suite of these checks; new in this session.
             subject: Name of the result in the data docs, such as a run's id.
-            frame: [N] rows.
-            checks: The expectations; the same at every call for the suite.
+            rows: A table, or the names of Parquet files, without glob characters.
+            checks: The expectations.
 
         Returns:
             One finding per check, in order.
         """
-        if suite not in self._checkpoints:
-            rows = self._context.data_sources.add_or_update_pandas(suite).add_dataframe_asset("rows")
-            batch = rows.add_batch_definition_whole_dataframe("all")
-            self._checkpoints[suite] = create_checkpoint(self._context, suite, map(_expectation, checks), batch)
-        identifier, found = run_checkpoint(self._checkpoints[suite], subject, {"dataframe": frame})
-        self._results.append(identifier)
-        return [_finding(check.rule, found[check.rule], len(frame)) for check in checks]
+        import duckdb
+
+        database = self._folder / f"{suite}.duckdb"
+        with duckdb.connect(str(database)) as connection:
+            if isinstance(rows, Sequence):
+                connection.execute(f"CREATE VIEW {suite} AS FROM {read_parquet_sql(rows)}")
+            else:
+                connection.from_arrow(rows).create(suite)
+            (count,) = connection.execute(f"SELECT count(*) FROM {suite}").fetchall()[0]
+        self._results[suite], found = validate_table(
+            self._context, suite, subject, database, suite, map(_expectation, checks), memory_mb=self._memory_mb
+        )
+        return [_finding(check.rule, found[check.rule], count) for check in checks]
 
     def build_docs(self) -> None:
         """Add all results to the data docs, in one build because most of its cost is fixed."""
-        build_data_docs(self._context, self._checkpoints, self._results)
+        build_data_docs(self._context, self._results, self._results.values())
 
 
 @contextmanager
@@ -115,8 +127,8 @@ def open_gx_session(settings: Settings) -> Iterator[GxSession]:
         QualityError: Another audit has held the data context's lock for too long.
     """
     claim_home(settings)
-    with open_data_context(settings.home) as (context, docs):
-        inspector = GxSession(context, docs)
+    with staging_folder(settings, "gx") as folder, open_data_context(settings.home) as (context, docs):
+        inspector = GxSession(context, docs, folder, memory_mb=settings.compute.memory_mb)
         yield inspector
         inspector.build_docs()
 
@@ -180,21 +192,51 @@ def open_data_context(folder: Path) -> Iterator[tuple[Any, str]]:
         lock.release()
 
 
-def create_checkpoint(context: Any, name: str, expectations: Iterable[Any], batch: Any, *, examples: int = 0) -> Any:
-    """Create a checkpoint that validates a batch and stores the result, with up to ``examples`` failing values per expectation."""
+def validate_table(
+    context: Any,
+    suite: str,
+    subject: str,
+    database: Path,
+    table: str,
+    expectations: Iterable[Any],
+    *,
+    memory_mb: int,
+    examples: int = 0,
+) -> tuple[Any, dict[str, Any]]:
+    """Validate a table of a DuckDB file by SQL, and store the result.
+
+    Args:
+        context: Great Expectations' context.
+        suite: Name of the suite; new in this context.
+        subject: Name of the result in the data docs.
+        database: The file; nothing else may have it open.
+        table: Its table or view.
+        expectations: The expectations, each with its rule in ``meta``.
+        memory_mb: DuckDB's memory limit.
+        examples: Failing values to keep per expectation, at most.
+
+    Returns:
+        Identifier of the result, and each expectation's result by rule.
+    """
     import great_expectations as gx
 
-    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=list(expectations)))
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    from scalr_prod.quality.duckdb_dialect import database_url
+
+    # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
+    logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
+    source = context.data_sources.add_sql(
+        table, connection_string=database_url(database, memory_mb=memory_mb), create_temp_table=False
+    )
+    rows = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all")
+    chosen = context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations)))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=suite, data=rows, suite=chosen))
     wanted = {"result_format": "BASIC", "partial_unexpected_count": examples}
-    return context.checkpoints.add(gx.Checkpoint(name=name, validation_definitions=[definition], result_format=wanted))
-
-
-def run_checkpoint(checkpoint: Any, subject: str, parameters: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-    """Run a checkpoint; return the identifier of its result and each expectation's result by the rule in its ``meta``."""
-    import great_expectations as gx
-
-    outcome = checkpoint.run(batch_parameters=parameters, run_id=gx.RunIdentifier(run_name=subject))
+    checkpoint = context.checkpoints.add(gx.Checkpoint(name=suite, validation_definitions=[definition], result_format=wanted))
+    engine = source.get_execution_engine().engine
+    try:
+        outcome = checkpoint.run(run_id=gx.RunIdentifier(run_name=subject))
+    finally:
+        engine.dispose()
     ((identifier, result),) = outcome.run_results.items()
     return identifier, {entry.expectation_config.meta["rule"]: entry for entry in result.results}
 

@@ -9,17 +9,13 @@ from scalr_prod.quality.rule_set import unusable_rule_error
 from scalr_prod.workspace import escape_glob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    import pandas as pd
 
     from scalr_prod.quality.rule_protocol import RowRule
 
 __all__ = ["RowVerdicts", "evaluate_rules"]
 
-#: Rows per frame for Great Expectations, which needs about six bytes per rule and row.
-FRAME_ROWS: Final = 500_000
 _EXAMPLES: Final = 3
 
 
@@ -40,22 +36,6 @@ class RowVerdicts:
         """Count all rows, and those that pass every rule."""
         rows, good = self.fetch_row("SELECT count(*), count(*) FILTER (accepted) FROM judged")
         return int(rows), int(good)
-
-    def iter_frames(self) -> Iterator[pd.DataFrame]:
-        """Yield frames of about `FRAME_ROWS` rows: boolean columns, True if the rule holds; one empty frame without rows."""
-        import pyarrow as pa
-
-        columns = ", ".join(rule.name for rule in self.rules)
-        reader = self.connection.sql(f"SELECT {columns} FROM judged").to_arrow_reader(FRAME_ROWS)
-        waiting: list[pa.RecordBatch] = []
-        empty = True
-        for batch in reader:
-            waiting.append(batch)
-            if sum(pending.num_rows for pending in waiting) >= FRAME_ROWS:
-                yield pa.Table.from_batches(waiting).to_pandas()
-                waiting, empty = [], False
-        if empty or waiting:
-            yield pa.Table.from_batches(waiting, reader.schema).to_pandas()
 
     def examples(self, rule: RowRule) -> list[dict[str, Any]]:
         """Return the first rows that break a rule."""

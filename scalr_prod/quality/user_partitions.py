@@ -62,7 +62,7 @@ class UserPartitions:
         }
         edges = self._edges([*queries.values(), f"SELECT {USER_ID} FROM candidates WHERE {USER_ID} IS NOT NULL"])
         tables = [
-            iter_partition_tables(db, query, key=USER_ID, bounds=edges, path=self._folder / f"{name}.arrow", name=name)
+            iter_partition_tables(db, query, key=USER_ID, bounds=edges, folder=self._folder / f"{name}-partitions", name=name)
             for name, query in queries.items()
         ]
         for number, _ in enumerate(zip(*tables, strict=True)):
@@ -103,8 +103,8 @@ class UserPartitions:
         edges = [(number << _BITS) // count for number in range(1, count)]
         digest = f"(hash(event_id) >> {64 - _BITS})::BIGINT"
         db.execute("CREATE TEMP TABLE shared_ids (digest BIGINT)")
-        query, path = f"SELECT {digest} AS digest FROM candidates", self._folder / "digests.arrow"
-        for table in iter_partition_tables(db, query, key="digest", bounds=edges, path=path, name="digests"):
+        query, folder = f"SELECT {digest} AS digest FROM candidates", self._folder / "digest-partitions"
+        for table in iter_partition_tables(db, query, key="digest", bounds=edges, folder=folder, name="digests"):
             db.execute(f"INSERT INTO shared_ids SELECT digest FROM {table} GROUP BY digest HAVING count(*) > 1")
         _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
 

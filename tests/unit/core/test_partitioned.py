@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.core import partitioned
-from scalr_prod.core.partitioned import SpilledPartitions, iter_sorted, quantile_bounds, rebatch
+from scalr_prod.core.partitioned import iter_partition_tables, iter_sorted, quantile_bounds, rebatch
 
 RANDOM = random.Random(0)  # noqa: S311 - made data
 ROWS = 20_000
@@ -33,13 +33,12 @@ def db():
 @pytest.mark.parametrize("name", KEYS)
 def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypatch, name):
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", 1_000)
-    monkeypatch.setattr(partitioned, "_RUN", 3_000)
     rows = pa.table({"key": KEYS[name], "number": pa.array(RANDOM.sample(range(ROWS), ROWS))})
     db.register("rows", rows)
     edges = quantile_bounds(db, "rows", "key", ROWS)
-    path = tmp_path / "rows.arrow"
+    path = tmp_path / "some'rows [1]"
     found, sizes = [], []
-    for heap in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=edges, path=path):
+    for heap in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=edges, folder=path):
         table = heap.read_all()
         found.append(table)
         sizes.append(len(table))
@@ -53,22 +52,24 @@ def test_heaps_one_after_the_other_are_all_rows_in_order(db, tmp_path, monkeypat
 def test_few_rows_are_one_heap_and_touch_no_disk(db, tmp_path):
     db.execute("CREATE TABLE rows AS SELECT range AS key FROM range(10)")
     assert quantile_bounds(db, "rows", "key", 10) == []
-    path = tmp_path / "nowhere" / "rows.arrow"
+    path = tmp_path / "nowhere" / "rows"
     (heap,) = (
         one.read_all()
-        for one in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key", key="key", bounds=[], path=path)
+        for one in iter_sorted(db, "FROM rows", "FROM partition_rows ORDER BY key", key="key", bounds=[], folder=path)
     )
     assert heap.column(0).to_pylist() == list(range(10))
 
 
-def test_a_heap_keeps_its_rows_in_the_order_in_which_they_came(tmp_path):
-    batches = [pa.record_batch({"key": [5, 1, 9, 5], "at": [0, 1, 2, 3]}), pa.record_batch({"key": [9, 5], "at": [4, 5]})]
-    dealt = SpilledPartitions(tmp_path / "rows.arrow", "key", [5, 9], batches)
-    found = [
-        [number for batch in dealt.iter_batches(heap) for number in batch.column("at").to_pylist()]
-        for heap in range(len(dealt))
-    ]
-    assert found == [[1], [0, 3, 5], [2, 4]]
+@pytest.mark.parametrize("rows", [[5, 1, 9, 5, 9], [1], [9], []])
+def test_equal_keys_share_a_partition_and_an_empty_one_has_the_columns(db, tmp_path, rows):
+    db.register(
+        "rows", pa.table({"key": pa.array(rows, pa.int64()), "many": pa.array([["a"]] * len(rows), pa.list_(pa.string()))})
+    )
+    tables = iter_partition_tables(
+        db, "FROM rows WHERE key > $least", key="key", bounds=[5, 9], folder=tmp_path / "rows", parameters={"least": 0}
+    )
+    found = [db.sql(f"SELECT key, many FROM {name} ORDER BY key").fetchall() for name in tables]
+    assert found == [[(key, ["a"]) for key in sorted(rows) if low <= key < high] for low, high in ((0, 5), (5, 9), (9, 99))]
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [7], [10], [3, 3, 3, 3], [25, 0, 4], [10, 10]])

@@ -337,9 +337,7 @@ def test_nothing_is_left_in_staging(project):
     assert not list((project.settings.home / "staging").glob("*"))
 
 
-@pytest.mark.slow
-def test_a_large_run_is_looked_at_in_slices(project, monkeypatch):
-    monkeypatch.setattr("scalr_prod.quality.row_verdicts.FRAME_ROWS", 64)
+def test_broken_rows_are_counted(project):
     spec = project.run()
     project.write(spec, heavier(project.candidates(spec), 0, 199))
     with pytest.raises(QualityGateFailed, match=r"weight_is_in_range \(.*2 of 200 break it"):

@@ -245,9 +245,20 @@ def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
     assert row_rules_digest(manifest([], columns=fewer)) != digest
 
 
-def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_page(tmp_path, monkeypatch):
-    import pandas as pd
+@pytest.mark.parametrize("figure", [None, float("nan"), -1.0])
+def test_a_figure_that_is_no_number_in_its_bounds_breaks_the_rule(tmp_path, figure):
+    from scalr_prod.quality import gx_engine
+    from scalr_prod.quality.gx_inspections import validate_figures
+    from scalr_prod.quality.rule_protocol import FigureRule
 
+    with gx_engine.open_data_context(Handmade(tmp_path).settings.home) as (context, docs):
+        inspector = gx_engine.GxSession(context, docs, tmp_path, memory_mb=100)
+        rule = FigureRule("is_not_negative", "the figure is not negative", "figure", low=0.0)
+        (outcome,) = validate_figures(inspector, "some", "a_run", {"figure": figure, "other": 1}, [rule])
+    assert not outcome.success
+
+
+def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_page(tmp_path, monkeypatch):
     from scalr_prod.quality import gx_engine
 
     monkeypatch.setattr(gx_engine, "_LISTED", 2)
@@ -255,8 +266,9 @@ def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_pa
     checks = [gx_engine.ExpectationSpec.all_true("is_good", "it is good")]
     for name in ("the_first", "the_second", "the_third"):
         with gx_engine.open_data_context(home) as (context, docs):
-            inspector = gx_engine.GxSession(context, docs)
-            inspector.validate("some", name, pd.DataFrame({"is_good": [True]}), checks)
+            (scratch := tmp_path / name).mkdir()
+            inspector = gx_engine.GxSession(context, docs, scratch, memory_mb=100)
+            inspector.validate("some", name, pa.table({"is_good": [True]}), checks)
             inspector.build_docs()
     pages = [path.relative_to(home / "data_docs").parts[2] for path in (home / "data_docs" / "validations").rglob("*.html")]
     assert sorted(pages) == ["the_first", "the_second", "the_third"]
