@@ -13,7 +13,7 @@ from translator_world import DAY, METADATA, SETTINGS, make_log
 from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
-from scalr_prod.translator.estimators import attention, device_self_test, sequential
+from scalr_prod.translator.estimators import attention, sequential
 from scalr_prod.translator.information_gain import LabelledContexts, measure_information
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
@@ -51,27 +51,27 @@ def test_a_card_refuses_what_a_card_refuses():
 
 def test_a_device_that_learns_what_the_cpu_learns_is_used():
     with Card() as there:
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
     assert there.operations > 1000
-    assert there.waits == device_self_test._STEPS, "only the losses are asked for: no step waits for a number of the card's"
+    assert there.waits == training_device._STEPS, "only the losses are asked for: no step waits for a number of the card's"
 
 
 def test_a_device_that_learns_something_else_is_not(monkeypatch):
     states = attention.reference_states
     monkeypatch.setattr(attention, "reference_states", lambda *asked: 1.1 * states(*asked))
     with Card(), pytest.raises(RuntimeError, match="losses on"):
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
 
 
 def test_a_device_that_gives_no_numbers_is_not(monkeypatch):
-    losses = device_self_test._losses
+    losses = training_device._losses
     monkeypatch.setattr(
-        device_self_test,
+        training_device,
         "_losses",
-        lambda device: losses(device) if device == "cpu" else [float("nan")] * device_self_test._STEPS,
+        lambda device: losses(device) if device == "cpu" else [float("nan")] * training_device._STEPS,
     )
     with pytest.raises(RuntimeError, match="losses on"):
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
 
 
 def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog):

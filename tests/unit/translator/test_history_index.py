@@ -50,7 +50,7 @@ def test_runs_are_indexed_as_their_array_is(rows, columns, late):
 @pytest.mark.parametrize("at_a_time", [1, 7, 1000])
 def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     """Of users without events too, and at times before all events and after them; whatever time the log spans."""
-    monkeypatch.setattr(event_log, "_LOOKED_UP", at_a_time)
+    monkeypatch.setattr(event_log, "_LOOKUP_BATCH", at_a_time)
     random = np.random.default_rng(0)
     user, time = random.choice([0, 1, 3, 4, 7, 9], 200).astype(np.int32), random.integers(-widest, widest, 200)
     order = np.lexsort((time, user))

@@ -1,4 +1,4 @@
-"""Tastes are what a plain count of the log says, never look ahead, and are those of the context alone."""
+"""Traits agree with a plain count of the log, never look ahead, and depend on the context alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch_at(pairs: TrainingSlice, rows: np.ndarray) -> tuple[ContextBatch, np.n
 
 
 def log_counts(pairs: TrainingSlice, item: int, moment: int) -> np.ndarray:
-    """Of a source item strictly before a moment, by going through the whole log."""
+    """Return the log counts of a source item strictly before a moment, from a scan of the whole log."""
     events = pairs.log.source
     moment = min(moment, pairs.popularity_until + 300_000_000)  # after the end, counts stand still
     time = events.time[(events.item == item) & (events.time < min(moment, pairs.popularity_until))]
@@ -49,11 +49,11 @@ def test_counts_are_exact_at_any_time_and_do_not_look_ahead(pairs):
 
 
 def test_counts_do_not_depend_on_how_many_events_are_counted_at_a_time(pairs, monkeypatch):
-    monkeypatch.setattr(history_traits, "_MOST_EVENTS", 100)  # of more events, some are looked at
+    monkeypatch.setattr(history_traits, "_MAX_SAMPLED_EVENTS", 100)  # of more events, some are looked at
     expected = history_traits.fit(pairs)
-    monkeypatch.setattr(history_traits, "_AT_A_TIME", 50)
+    monkeypatch.setattr(history_traits, "_BATCH_EVENTS", 50)
     found = history_traits.fit(pairs)
-    assert len(list(history_traits._by_item(pairs, history_traits._many(pairs)))) > 10
+    assert len(list(history_traits._iter_sorted_by_item(pairs, history_traits._count_events(pairs)))) > 10
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
@@ -99,9 +99,9 @@ def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
 
 
 def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch):
-    monkeypatch.setattr(history_traits, "_EVENTS_IN_AN_INTERVAL", 40)
+    monkeypatch.setattr(history_traits, "_MIN_INTERVAL_EVENTS", 40)
     every, first = history_traits.fit(pairs), pairs.log.source.time.min()
-    monkeypatch.setattr(history_traits, "_MOST_TIMES", 100)
+    monkeypatch.setattr(history_traits, "_MAX_SAMPLED_TIMES", 100)
     some = history_traits.fit(pairs)
     assert every["instants"][0] == some["instants"][0] == first
     assert 1 < len(some["around"]) < len(every["around"]), "as many as there are times"
@@ -150,7 +150,7 @@ def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
     order = np.lexsort((events.time + minutes, events.user))
     within = DomainEvents(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
     of_minutes = replace(pairs, log=replace(pairs.log, source=within))
-    monkeypatch.setattr(history_traits, "_ALL_KEPT", 4)
+    monkeypatch.setattr(history_traits, "_MAX_EXACT_EVENTS", 4)
     once = history_traits.fit(of_minutes)
     assert len(once["key"]) < len(events)
     item = torch.arange(1, pairs.n_source + 1)

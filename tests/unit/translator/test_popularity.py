@@ -84,7 +84,7 @@ def test_popularity_does_not_depend_on_how_many_events_are_counted_at_a_time(pai
     if weighed:
         pairs = with_weights(pairs)
     whole = popularity.fit(pairs)
-    monkeypatch.setattr(popularity, "_AT_A_TIME", 20)
+    monkeypatch.setattr(popularity, "_BATCH_EVENTS", 20)
     some = popularity.fit(pairs)
     assert whole.keys() == some.keys()
     assert all(torch.equal(whole[name], some[name]) for name in whole)

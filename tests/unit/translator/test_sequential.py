@@ -282,18 +282,18 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
 
 def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
     """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
-    steps = 3 * lazy_adamw._PUSHED
+    steps = 3 * lazy_adamw._MOMENTUM_STEPS
     few, every = lazy_adamw._DeferredUpdates(0.01, steps), lazy_adamw._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
         rate, beta_1 = lazy_adamw.one_cycle_schedule(number, steps, 3e-3)
         few.add(rate, beta_1)
-        monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
+        monkeypatch.setattr(lazy_adamw, "_MOMENTUM_STEPS", steps)
         every.add(rate, beta_1)
         monkeypatch.undo()
         if number % 1_500 == 0 or number == steps - 1:
             found = few.since(asked[: number + 2])
-            monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
+            monkeypatch.setattr(lazy_adamw, "_MOMENTUM_STEPS", steps)
             expected = every.since(asked[: number + 2])
             monkeypatch.undo()
             np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-38)

@@ -1,4 +1,4 @@
-"""Shortlists: which items are on one, and draws among them by compiled code, plain code and exact arithmetic."""
+"""Shortlists: which items they hold, and draws from them by compiled, plain and float64 code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.sampling import SampleRequest
 from scalr_prod.translator.trainer import fit_parameter_sets
 
 SIZE, ITEMS = 12, 88
@@ -34,7 +34,7 @@ def world() -> SimpleNamespace:
     )
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shortlist, "_SMALLEST", SIZE)
+        patch.setattr(shortlist, "_MIN_BLOCK_SIZE", SIZE)
         modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
         made = SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
         made.lists = modules[0]._lists
@@ -42,16 +42,16 @@ def world() -> SimpleNamespace:
         yield made
 
 
-def whole(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
-    """P of every item."""
+def all_probabilities(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
+    """Return P of every item: float [B, N]."""
     found = np.empty((len(contexts), module.n_target))
     for rows, (p,) in module.distributions(contexts):
         found[rows] = p.numpy()
     return found
 
 
-def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which items each context's shortlist holds, one context at a time, and which share of P it is taken to hold."""
+def shortlist_mask(module: TranslatorModule, contexts: Contexts, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of each context's shortlist, bool [B, N], and its estimated share of P; one context at a time."""
     found, share = np.zeros((len(contexts), module.n_target), bool), np.zeros(len(contexts))
     for row in range(len(contexts)):
         one = contexts.take(np.array([row]))
@@ -87,7 +87,7 @@ def test_compiled_code_draws_as_the_plain_code(world, count, k, temperature, min
 def test_draws_are_of_the_list_and_p_sums_to_its_share(world):
     contexts = make_contexts(world, 60, seed=3, exclude=4)
     contexts = replace(contexts, event_time=contexts.event_time + 10 * DAY, history_end=contexts.history_end + 10 * DAY)
-    (listed, share), p = on_the_list(world.fused, contexts, 20), whole(world.reference, contexts)
+    (listed, share), p = shortlist_mask(world.fused, contexts, 20), all_probabilities(world.reference, contexts)
     seen = world.pairs.first_seen < contexts.event_time[:, None]
     assert ((listed & seen).sum(1) >= np.minimum(seen.sum(1), 20)).all()
     assert (listed.sum(1) <= 20 + SIZE + SIZE).all(), "whole blocks, and one of them may be the short one"
@@ -147,10 +147,10 @@ def test_a_list_of_all_blocks_is_the_whole_catalogue(world):
 def test_neither_neighbours_nor_order_change_a_draw(world):
     contexts = make_contexts(world, 300, seed=5, exclude=3)
     expected = world.fused.sample(contexts, 4, shortlist=24)
-    world.lists._masses.clear()  # else nothing would be worked out again
+    world.lists._popularity_cache.clear()  # else nothing would be worked out again
     some = np.random.default_rng(0).permutation(300)[:40]
     equal(world.fused.sample(contexts.take(some), 4, shortlist=24), expected.take(some))
-    world.lists._masses.clear()
+    world.lists._popularity_cache.clear()
     alone = world.fused.sample(contexts.take(some[:1]), 4, shortlist=24)
     np.testing.assert_array_equal(alone.items, expected.items[some[:1]])
 
@@ -160,7 +160,7 @@ def test_a_list_is_made_for_its_context(world):
     contexts = make_contexts(world, 400, seed=6)
     contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
-    p, (listed, _) = whole(world.reference, contexts), on_the_list(world.fused, contexts, 24)
+    p, (listed, _) = all_probabilities(world.reference, contexts), shortlist_mask(world.fused, contexts, 24)
     held = (p * listed).sum(1).mean()
     of_others = np.mean([(p * np.roll(listed, by, 0)).sum(1).mean() for by in (1, 50, 200)])
     assert held > 1.08 * of_others
@@ -174,11 +174,11 @@ def test_blocks_are_ranked_by_popularity_of_the_week_s_beginning(world):
     contexts = replace(contexts, event_time=contexts.event_time % week + 8 * week)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
     mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
-    eligible = world.lists._eligible(batch.eligible)
-    before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible, 1.0)
+    eligible = world.lists._count_eligible(batch.eligible)
+    before = world.lists._popularity_scores(mixture, "mixture", batch.time, eligible, 1.0)
     past = replace(mixture, popularity=mixture.popularity | popularity.fit(replace(world.pairs, popularity_until=8 * week)))
-    lists = replace(world.lists, _masses=type(world.lists._masses)())
-    torch.testing.assert_close(lists._by_popularity(past, "mixture", batch.time, eligible, 1.0), before)
+    lists = replace(world.lists, _popularity_cache=type(world.lists._popularity_cache)())
+    torch.testing.assert_close(lists._popularity_scores(past, "mixture", batch.time, eligible, 1.0), before)
 
 
 def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
@@ -188,7 +188,7 @@ def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
     lists = world.lists.select(
         mixture, mixture.encode(batch, ("popularity", "mixture")), SampleRequest(1, 1.0, 0.0, "mixture", 80)
     )
-    seen = world.lists._eligible(batch.eligible) > 0
+    seen = world.lists._count_eligible(batch.eligible) > 0
     assert torch.equal(lists.blocks, seen)
     assert 0 < seen.sum() < seen.numel()
     assert (lists.catalogue_share["mixture"] == 1).all()
@@ -196,7 +196,7 @@ def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
 
 def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_cut(world):
     def score(*_):
-        pytest.fail("asked")
+        pytest.fail("scored")
 
     mixture = world.reference.parameter_set(-1)
     other = replace(mixture, estimators=mixture.estimators | {"other": SimpleNamespace(score=score)})
@@ -212,7 +212,7 @@ def test_without_products_blocks_are_of_items_that_are_as_popular(world):
     alone = replace(mixture, calibration=mixture.calibration | {"mixture": alone})
     lists = shortlist.ShortlistIndex.from_mixture(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
     np.testing.assert_array_equal(np.sort(lists.item_order.numpy()), np.arange(ITEMS))
-    logits = torch.cat([shortlist._popular(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
+    logits = torch.cat([shortlist._popularity_logits(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
 
     def spread(order: torch.Tensor) -> float:
         """Variance within blocks, of all variance."""
@@ -234,8 +234,8 @@ def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_ca
     names = [f"other_{number}" for number in range(8)]
     made = dict(zip(names, map(fresh, range(1, 9)), strict=True))
     own = {name: {"x": torch.ones(ITEMS, 3)} for name in names}
-    lists = replace(world.lists, _means={})
-    found = lists._of(replace(mixture, estimators=made, parameters=own))
+    lists = replace(world.lists, _mean_cache={})
+    found = lists._block_means(replace(mixture, estimators=made, parameters=own))
     assert [float(found[name][0, 0]) for name in names] == list(range(1, 9))
 
 
@@ -247,7 +247,7 @@ def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):
     assert "_lists" not in vars(made)
     made.warm_up(shortlists=True)
     assert {"_lists", "_listed"} <= set(vars(made))
-    assert beats, "who watches over a server sees that it is at work"
+    assert beats, "a server's watchdog sees progress"
     plain = TranslatorModule(world.tensors, world.metadata, reference=True)
     plain.warm_up(shortlists=True)
     assert "_lists" in vars(plain)

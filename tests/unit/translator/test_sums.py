@@ -55,7 +55,7 @@ def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeyp
 
     def found() -> tuple[torch.Tensor, ...]:
         loss = torch.tensor(multinomial_logit._loss(some, COLUMNS.plain, weights))
-        return loss, *multinomial_logit._sums(some, COLUMNS.plain, weights)
+        return loss, *multinomial_logit._derivatives(some, COLUMNS.plain, weights)
 
     compiled = found()
     monkeypatch.setattr(multinomial_logit, "load_kernels", lambda: None)
@@ -89,5 +89,5 @@ def test_what_a_distribution_says_is_what_tensor_operations_say():
         np.testing.assert_allclose(
             getattr(mine, field.name), getattr(theirs, field.name), rtol=1e-6, atol=1e-12, err_msg=field.name
         )
-    assert mine.came[4]
+    assert mine.is_top[4]
     assert not mine.eligible[[1, 2, 3]].any()

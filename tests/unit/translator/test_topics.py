@@ -157,7 +157,7 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
         for group in range(topics.GROUPS):
             some = tuple(one[group :: topics.GROUPS] for one in events)
             some = tuple(one.contiguous() for one in some)
-            topics._explain(some, weight, tables, (counts.source[group], counts.target[group]), places, first=first)
+            topics._expectation_step(some, weight, tables, (counts.source[group], counts.target[group]), places, first=first)
         shares = []
         for group in (None, 0, 3):
             source, target = torch.empty_like(tables[0]), torch.empty_like(tables[1])
@@ -179,7 +179,7 @@ def test_topics_do_not_depend_on_how_many_events_are_looked_at_at_a_time(pairs, 
         pairs = with_weights(pairs)
     shared = topics.share(pairs)
     whole = topics.fit(pairs, shared)
-    monkeypatch.setattr(topics, "_LOOKED_UP", 7)
+    monkeypatch.setattr(topics, "_HISTORY_BATCH", 7)
     for name, some in topics.fit(pairs, shared).items():
         torch.testing.assert_close(some, whole[name], rtol=1e-4, atol=1e-6)
 
