@@ -41,7 +41,7 @@ class ChoiceData:
         values: [N, E + F, 1 + M]. Standardised scores, and features.
         traits: [N, T], standardised.
         log_q: [N, 1 + M]. Logarithms of the expected numbers of draws.
-        weight: [N, 1]. Number of choices that each row stands for; None: 1 each.
+        weight: [N, 1]. Number of choices that each row counts as; None: 1 each.
         rows: int64 [R]. The rows in use; tables share the tensors of all N, which take a quarter of a GB.
     """
 

@@ -133,7 +133,7 @@ def fit_shared(
 ) -> list[SharedParameters]:
     """Fit the tensors that all parameter sets of a slice share, on source events only. Each estimator of each slice is a unit of work.
 
-    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run side by side.
+    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run concurrently.
 
     Args:
         slices: The slices.

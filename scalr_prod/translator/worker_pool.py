@@ -107,8 +107,8 @@ def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterat
 def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
     """Open a pool of threads for units of work, each of which uses one thread of torch and BLAS.
 
-    One BLAS thread per unit is also faster on shared cores. BLAS threads spin while they wait for one another: beside another busy process,
-    a factorisation that takes a second alone took half a minute with two of them.
+    One BLAS thread per unit is also faster on shared cores. BLAS threads spin while they wait for one another: with another process on
+    the same cores, a factorisation of one second took half a minute with two of them.
 
     Args:
         threads: Number of threads; with 1, units run in the calling thread.

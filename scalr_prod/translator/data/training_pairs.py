@@ -199,7 +199,7 @@ class TrainingSlice:
             rows: int64 [R]. Positions in ``log.target``.
 
         Returns:
-            float32 [R], 0 or more; None: one each.
+            float32 [R], 0 or more; None: 1 each.
         """
         weights = self.log.label_weights(self.until)
         return None if weights is None else weights[rows]

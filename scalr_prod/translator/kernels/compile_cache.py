@@ -84,7 +84,7 @@ def _drop_unused(path: Path) -> None:
     now = time.time()
     os.utime(path)
     for other in path.parent.iterdir():
-        if not re.fullmatch(r"[0-9a-f]{16}", other.name):  # not a cache folder of ours
+        if not re.fullmatch(r"[0-9a-f]{16}", other.name):  # not a cache folder
             continue
         try:
             if now - other.stat().st_mtime > _UNUSED_S:
