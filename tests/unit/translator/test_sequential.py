@@ -272,7 +272,7 @@ print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._i
 
 
 def test_deferred_updates_stay_finite_after_moments_vanish():
-    owed = lazy_adamw._DeferredUpdates(decay=0.1, most=2)
+    owed = lazy_adamw._DeferredUpdates(decay=0.1, max_steps=2)
     owed._since[0, 2:] = 0.0  # as after a million steps
     owed.add(1e-2, 0.9)
     owed.add(1e-2, 0.9)
