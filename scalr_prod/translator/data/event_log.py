@@ -222,7 +222,7 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 def _column_reader(
     settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
 ) -> Callable[..., pa.RecordBatchReader]:
-    """Return a function that streams columns of the events that had happened and were known before a time."""
+    """Return a function that reads columns of the events that had happened and were known."""
     return lambda *columns: read_window(
         settings, table.value, end=until, known_by=until, columns=columns, versions=versions, stream=True
     )
