@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The translator: a mixture of estimators of P(target item | user, source event, history).
 
-Only the names asked for are imported, so that the serving environment, which has torch and numpy alone, can load the module.
+Where to start reading:
+
+- `training` is the entry point of training, `trainer` holds its steps, `estimators` what is fitted, `calibration` the mixture's weights.
+- `module` answers requests; draws are made in `sampling`, and by the compiled executors of `kernels`.
+- `registry` stores versions, `evaluation` and `challenger_test` measure them, `attribution` explains a probability.
+
+The weight λ of synthetic events in a training set is not part of the translator: see `scalr_prod.evaluation` and `scalr_prod.training_set`.
+
+Names are imported on first use, so that the serving environment, which has only torch and numpy, can load the module.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attribution of a probability: what each estimator and each feature of popularity adds to an item's logit."""
+"""Attribution of a probability to the terms of an item's logit: estimators, and features of popularity."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Term:
         name: Name of the estimator, or of the feature of popularity.
         kind: ``estimator`` or ``popularity``.
         logit: Its weight times its score, in nats.
-        above: The same minus its mean over all items that could be proposed, weighted by their prior: what the term says for this item
-            in particular. A value of 0.7 doubles the odds.
+        above: ``logit`` minus its prior-weighted mean over all eligible items: the term's contribution for this item in particular. A value
+            of 0.7 doubles the odds.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Attribution:
     """A probability and its terms: ``log P = Σ logit - log_normaliser``.
 
     Attributes:
-        probability: P(item | context), in float64; 0 where the item cannot be proposed.
+        probability: P(item | context), in float64; 0 if the item is not eligible.
         prior: P(item) by popularity at that time, over the same items.
-        log_normaliser: Log of the sum of e^logit over all items that could be proposed.
+        log_normaliser: Logarithm of the sum of e^logit over all eligible items.
         terms: Terms with a weight other than 0.
     """
 
@@ -71,47 +71,51 @@ def attribute(module: TranslatorModule, contexts: Contexts, items: NDArray[np.in
         module: A translator version.
         contexts: B contexts.
         items: int32 [B]. Target indices.
+
+    Returns:
+        One attribution per context, in order.
     """
-    found: dict[int, Attribution] = {}
+    attributions: dict[int, Attribution] = {}
     for fold in np.unique(contexts.fold).tolist():
         rows = np.flatnonzero(contexts.fold == fold)
         mixture = module.parameter_set(fold)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[start : start + _ROWS_AT_ONCE]
-            batch = ContextBatch.from_contexts(contexts.take(some), module.first_seen)
-            chosen = torch.from_numpy(items[some]).to(module.device, torch.int64)
-            apart = _attribute_batch(mixture, mixture.encode(batch, ("popularity", _COMPONENT)), chosen)
-            found |= dict(zip(some.tolist(), apart, strict=True))
-    return [found[row] for row in range(len(items))]
+            chunk = rows[start : start + _ROWS_AT_ONCE]
+            batch = ContextBatch.from_contexts(contexts.take(chunk), module.first_seen)
+            chunk_items = torch.from_numpy(items[chunk]).to(module.device, torch.int64)
+            encoded = mixture.encode(batch, ("popularity", _COMPONENT))
+            attributions |= dict(zip(chunk.tolist(), _attribute_batch(mixture, encoded, chunk_items), strict=True))
+    return [attributions[row] for row in range(len(items))]
 
 
-def _attribute_batch(mixture: Mixture, summary: EncodedBatch, items: torch.Tensor) -> Iterator[Attribution]:
-    batch = summary.batch
-    hidden = batch.ineligible_mask(len(mixture.popularity["prior"]))
+def _attribute_batch(mixture: Mixture, encoded: EncodedBatch, items: torch.Tensor) -> Iterator[Attribution]:
+    """Yield the attribution of each context's item, int64 [B]."""
+    batch = encoded.batch
+    ineligible = batch.ineligible_mask(len(mixture.popularity["prior"]))
     counts = popularity.log_counts(mixture.popularity, batch.time, torch.float64)
-    prior_logits = sum(one for _, one in _features(summary, counts, "popularity")) + torch.zeros(
-        hidden.shape, dtype=torch.float64
+    prior_logits = sum(term for _, term in _features(encoded, counts, "popularity")) + torch.zeros(
+        ineligible.shape, dtype=torch.float64
     )
-    prior = prior_logits.masked_fill(hidden, -torch.inf).softmax(1).nan_to_num()
+    prior = prior_logits.masked_fill(ineligible, -torch.inf).softmax(1).nan_to_num()
     names: list[tuple[str, str]] = []
     logits = torch.zeros_like(prior)
     own, above = [], []
-    for name, kind, term in _terms(mixture, summary, counts):
+    for name, kind, term in _terms(mixture, encoded, counts):
         names.append((name, kind))
         logits += term
         own.append(term.gather(1, items[:, None])[:, 0])
         above.append(own[-1] - (prior * term).sum(1))
-    normaliser = logits.masked_fill(hidden, -torch.inf).logsumexp(1)
-    possible = ~hidden.gather(1, items[:, None])[:, 0]
+    normaliser = logits.masked_fill(ineligible, -torch.inf).logsumexp(1)
+    eligible = ~ineligible.gather(1, items[:, None])[:, 0]
     log_p = logits.gather(1, items[:, None])[:, 0] - normaliser
     for row in range(len(items)):
         terms = [Term(*name, float(a[row]), float(b[row])) for name, a, b in zip(names, own, above, strict=True)]
-        p = float(log_p[row].exp()) if possible[row] else 0.0
+        p = float(log_p[row].exp()) if eligible[row] else 0.0
         yield Attribution(p, float(prior[row, items[row]]), float(normaliser[row]), terms)
 
 
 def _terms(
-    mixture: Mixture, summary: EncodedBatch, counts: Mapping[str, torch.Tensor]
+    mixture: Mixture, encoded: EncodedBatch, counts: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield name, kind and value of each term of the mixture's logits, float64 [B, N]."""
     log_prior = mixture.popularity["prior"].double()
@@ -119,19 +123,19 @@ def _terms(
         weight = mixture.calibration[_COMPONENT][name]
         if weight == 0:
             continue
-        if name in summary.scores:
-            score = summary.scores[name].double()
+        if name in encoded.scores:
+            score = encoded.scores[name].double()
         else:
-            user = summary.user_vectors.get(name)
-            score = scores(estimator, mixture.parameters[name], summary.batch, log_prior, user=user)
+            user = encoded.user_vectors.get(name)
+            score = scores(estimator, mixture.parameters[name], encoded.batch, log_prior, user=user)
         yield name, "estimator", weight * score
-    for name, term in _features(summary, counts, _COMPONENT):
+    for name, term in _features(encoded, counts, _COMPONENT):
         yield name, "popularity", term
 
 
-def _features(summary: EncodedBatch, counts: Mapping[str, torch.Tensor], member: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _features(encoded: EncodedBatch, counts: Mapping[str, torch.Tensor], component: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a component's weighted features of popularity, float64 [B, N]."""
-    weights = summary.feature_weights[member].reshape(-1, len(popularity.FEATURES))
+    weights = encoded.feature_weights[component].reshape(-1, len(popularity.FEATURES))
     for number, name in enumerate(popularity.FEATURES):
         if weights[:, number].any():
             yield name, weights[:, number, None] * popularity.feature_values(counts, name)

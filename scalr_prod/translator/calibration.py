@@ -84,8 +84,8 @@ def calibrate(
     """Fit the calibration tables and the scaling of history traits.
 
     Args:
-        module: Its set -1 was fitted on events before the slice, without the held-out users' target events.
-        events: Of the slice after.
+        module: Module whose set -1 was fitted on the events before that slice, without the held-out users' target events.
+        events: Events of the next slice.
         seed: Seed of the samples.
         workers: Pool that runs the units of work: blocks of rows, then components of tables.
 
@@ -99,26 +99,26 @@ def calibrate(
     rows = _eligible_rows(module, events.contexts.event_time, events.labels, generator)
     if not len(rows):
         return uncalibrated_tables(module.layout)
-    chosen, labels, held_out = events.contexts.take(rows), events.labels[rows], events.held_out[rows]
+    contexts, labels, held_out = events.contexts.take(rows), events.labels[rows], events.held_out[rows]
     traits = history_traits.raw_traits(
-        module.parameter_set(-1).traits, ContextBatch.from_contexts(chosen, module.first_seen)
+        module.parameter_set(-1).traits, ContextBatch.from_contexts(contexts, module.first_seen)
     ).cpu()
     mean, spread = history_traits.trait_moments(traits)
     # Each block takes whole rows of the catalogue. A GPU has memory for one block at a time.
-    values, log_q = _candidates(module, chosen, labels, generator, workers if module.device.type == "cpu" else INLINE)
+    values, log_q = _candidates(module, contexts, labels, generator, workers if module.device.type == "cpu" else INLINE)
     # Scaled by the sampled items only: a fold's events must not influence other folds' tables, not even through the unit of a score.
     # Popularity alone has no scores to scale, and torch warns about the spread of nothing.
     scale = values[:, :-_FEATURES, 1:].std((0, 2)).clamp(min=1e-12) if module.estimators else values.new_ones(0)
     values[:, :-_FEATURES] /= scale[:, None]
     counts = None if events.weight is None else torch.from_numpy(events.weight[rows])[:, None]
-    evidence = ChoiceData.from_tensors(values, history_traits.standardize_traits(traits, mean, spread), log_q, counts)
-    everybody = np.ones(len(rows), bool)
-    rows_by_table = {CALIBRATION_TABLES[0]: everybody, CALIBRATION_TABLES[1]: _held_out_or_all(held_out, everybody)}
+    choices = ChoiceData.from_tensors(values, history_traits.standardize_traits(traits, mean, spread), log_q, counts)
+    all_rows = np.ones(len(rows), bool)
+    rows_by_table = {CALIBRATION_TABLES[0]: all_rows, CALIBRATION_TABLES[1]: _held_out_or_all(held_out, all_rows)}
     folds = np.full(len(rows), -1) if events.fold is None else events.fold[rows]
     for number in [] if events.fold is None else np.unique(events.fold).tolist():
-        others = folds != number
-        rows_by_table[fold_table_name(number)] = _held_out_or_all(held_out & others, others)
-    tables = _fit_tables(module, evidence, rows_by_table, workers)
+        other_folds = folds != number
+        rows_by_table[fold_table_name(number)] = _held_out_or_all(held_out & other_folds, other_folds)
+    tables = _fit_tables(module, choices, rows_by_table, workers)
     for table in tables.values():
         table[:, [module.layout.weights.index(name) for name in module.estimators]] /= scale
     return tables | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
@@ -129,9 +129,9 @@ def fold_table_name(fold: int) -> str:
     return f"{fold}/calibration/held_out"
 
 
-def _held_out_or_all(held_out: NDArray[np.bool_], everybody: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _held_out_or_all(held_out: NDArray[np.bool_], all_rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the rows of held-out users where there are enough of them for a table, else all rows."""
-    return held_out if held_out.sum() >= max(MIN_HELD_OUT_EVENTS, min(200, everybody.sum() // 10)) else everybody
+    return held_out if held_out.sum() >= max(MIN_HELD_OUT_EVENTS, min(200, all_rows.sum() // 10)) else all_rows
 
 
 def _popularity_table(layout: CalibrationLayout) -> torch.Tensor:
@@ -143,14 +143,14 @@ def _popularity_table(layout: CalibrationLayout) -> torch.Tensor:
 def _eligible_rows(
     module: TranslatorModule, time: NDArray[np.int64], labels: NDArray[np.int32], generator: torch.Generator
 ) -> NDArray[np.int64]:
-    """Return at most `MAX_EVENTS` rows whose label could be proposed, in order of time."""
+    """Return at most `MAX_EVENTS` rows whose label is eligible, sorted by time: int64."""
     label = torch.from_numpy(labels.astype(np.int64))
     eligible = torch.searchsorted(module.first_seen.cpu(), torch.from_numpy(time))
     rows = torch.nonzero((label >= 0) & (label < eligible))[:, 0]
     if len(rows) > MAX_EVENTS:
         rows = rows[torch.randperm(len(rows), generator=generator)[:MAX_EVENTS].sort().values]
-    usable: NDArray[np.int64] = rows.numpy()
-    return usable[np.argsort(time[usable], kind="stable")]
+    selected: NDArray[np.int64] = rows.numpy()
+    return selected[np.argsort(time[selected], kind="stable")]
 
 
 def _candidates(
@@ -158,87 +158,85 @@ def _candidates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores and features of the label and the sampled items [R, E + F, 1 + M], and log expected draws [R, 1 + M]."""
     mixture = module.parameter_set(-1)
-    everything = ContextBatch.from_contexts(contexts, module.first_seen)
+    all_contexts = ContextBatch.from_contexts(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
-    drawn = min(NEGATIVES_PER_EVENT, module.n_target)
-    parts = torch.arange(len(label)).split(_CHUNK_ROWS)
+    n_drawn = min(NEGATIVES_PER_EVENT, module.n_target)
+    blocks = torch.arange(len(label)).split(_CHUNK_ROWS)
     # Each block has its own seed, so that it depends on no other block.
-    seeds = torch.randint(2**62, (len(parts),), generator=generator).tolist()
+    seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
 
     # At most a quarter of a GB; each block writes to its own rows.
-    values = torch.empty(len(label), len(mixture.estimators) + _FEATURES, 1 + drawn)
-    log_q = torch.empty(len(label), 1 + drawn)
+    values = torch.empty(len(label), len(mixture.estimators) + _FEATURES, 1 + n_drawn)
+    log_q = torch.empty(len(label), 1 + n_drawn)
 
     @torch.inference_mode()
     def draw(unit: tuple[torch.Tensor, int]) -> None:
-        part, seed = unit
-        batch = everything.take(part.to(module.device))
+        block, seed = unit
+        batch = all_contexts.take(block.to(module.device))
         scores = [mixture.estimator_scores(name, batch) for name in mixture.estimators]
         counts = mixture.log_counts(batch)
         # On the CPU, so that every device draws the same items up to rounding.
         q = _proposal(scores, counts, batch).cpu()
-        negative = torch.multinomial(q, drawn, replacement=True, generator=torch.Generator().manual_seed(seed))
-        chosen = torch.cat([label[part, None], negative], 1)
-        log_n = torch.log(drawn * q.gather(1, chosen))
+        negative = torch.multinomial(q, n_drawn, replacement=True, generator=torch.Generator().manual_seed(seed))
+        candidates = torch.cat([label[block, None], negative], 1)
+        log_n = torch.log(n_drawn * q.gather(1, candidates))
         log_n[:, 0] = 0
-        log_n[:, 1:][negative == chosen[:, :1]] = torch.inf
-        chosen_items = chosen.to(module.device)
-        counts = {name: x.gather(1, chosen_items) for name, x in counts.items()}
+        log_n[:, 1:][negative == candidates[:, :1]] = torch.inf
+        device_candidates = candidates.to(module.device)
+        counts = {name: x.gather(1, device_candidates) for name, x in counts.items()}
         features = [popularity.feature_values(counts, name) for name in popularity.FEATURES]
-        values[part] = torch.stack([*(x.gather(1, chosen_items) for x in scores), *features], 1).cpu()
-        log_q[part] = log_n
+        values[block] = torch.stack([*(x.gather(1, device_candidates) for x in scores), *features], 1).cpu()
+        log_q[block] = log_n
 
-    for _ in workers.map(draw, zip(parts, seeds, strict=True)):
+    for _ in workers.map(draw, zip(blocks, seeds, strict=True)):
         pass
     return values, log_q
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: ContextBatch) -> torch.Tensor:
     """Blend rough distributions to sample from: popularity, recent popularity, and each estimator on top of recent popularity."""
-    hidden = batch.ineligible_mask(counts["count"].shape[1])
-    lately = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
-    total = (0.5 * counts["count"]).masked_fill_(hidden, -torch.inf).softmax(1)
-    total += (lately + 0.3 * counts["days_3"]).masked_fill_(hidden, -torch.inf).softmax(1)
+    ineligible = batch.ineligible_mask(counts["count"].shape[1])
+    recent = 0.2 * counts["count"] + 0.4 * counts["days_90"] + 0.3 * counts["days_20"]
+    total = (0.5 * counts["count"]).masked_fill_(ineligible, -torch.inf).softmax(1)
+    total += (recent + 0.3 * counts["days_3"]).masked_fill_(ineligible, -torch.inf).softmax(1)
     for s in scores:
         scale = 0.3 / s.std().clamp(min=1e-12)
-        total += torch.addcmul(lately - s.mean() * scale, s, scale).masked_fill_(hidden, -torch.inf).softmax(1)
+        total += torch.addcmul(recent - s.mean() * scale, s, scale).masked_fill_(ineligible, -torch.inf).softmax(1)
     return total.div_(2 + len(scores))
 
 
 def _fit_tables(
-    module: TranslatorModule, evidence: ChoiceData, rows_by_table: dict[str, NDArray[np.bool_]], workers: WorkerPool
+    module: TranslatorModule, choices: ChoiceData, rows_by_table: dict[str, NDArray[np.bool_]], workers: WorkerPool
 ) -> dict[str, torch.Tensor]:
     """Fit the named tables on standardised scores, each on its own rows. A unit of work is one component of one table."""
     scored = list(module.estimators)
-    known = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
-    members: dict[str, tuple[list[str], list[str]]] = {"mixture": ([*scored, *known], known), "popularity": (known, [])}
-    members |= {name: ([name, "count"], []) for name in scored}
+    features = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
+    terms: dict[str, tuple[list[str], list[str]]] = {"mixture": ([*scored, *features], features), "popularity": (features, [])}
+    terms |= {name: ([name, "count"], []) for name in scored}
     # Tables of the same rows are fitted once.
-    evidence_by_rows = {
-        rows.tobytes(): evidence.take(torch.from_numpy(np.flatnonzero(rows))) for rows in rows_by_table.values()
-    }
+    choices_by_rows = {rows.tobytes(): choices.take(torch.from_numpy(np.flatnonzero(rows))) for rows in rows_by_table.values()}
 
     def fit(unit: tuple[bytes, str]) -> torch.Tensor:
-        rows, member = unit
-        return _fit_member(evidence_by_rows[rows], module.layout, *members[member], scored)
+        rows, component = unit
+        return _fit_component(choices_by_rows[rows], module.layout, *terms[component], scored)
 
-    units = list(itertools.product(evidence_by_rows, members))
-    found = {rows: _popularity_table(module.layout) for rows in evidence_by_rows}
-    for (rows, member), weights in zip(units, workers.map(fit, units), strict=True):
-        found[rows][module.layout.components.index(member)] = weights
-    return {name: found[rows.tobytes()].clone() for name, rows in rows_by_table.items()}
+    units = list(itertools.product(choices_by_rows, terms))
+    tables = {rows: _popularity_table(module.layout) for rows in choices_by_rows}
+    for (rows, component), weights in zip(units, workers.map(fit, units), strict=True):
+        tables[rows][module.layout.components.index(component)] = weights
+    return {name: tables[rows.tobytes()].clone() for name, rows in rows_by_table.items()}
 
 
-def _fit_member(
-    evidence: ChoiceData, layout: CalibrationLayout, plain: list[str], tilted: list[str], scored: Sequence[str]
+def _fit_component(
+    choices: ChoiceData, layout: CalibrationLayout, plain: list[str], tilted: list[str], scored: Sequence[str]
 ) -> torch.Tensor:
     """Fit one component's row of a table."""
     names = layout.weights
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
-    which = LogitColumns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
-    found = fit_logit(evidence, which)
+    logit_columns = LogitColumns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
+    weights = fit_logit(choices, logit_columns)
     row = torch.zeros(len(names))
-    row[[names.index(name) for name in plain]] = found[0]
-    for taste, tilt in zip(TRAITS, found[1:], strict=False):  # nothing where no taste tilts
-        row[[names.index(trait_columns(taste)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
+    row[[names.index(name) for name in plain]] = weights[0]
+    for trait, tilt in zip(TRAITS, weights[1:], strict=False):  # empty if no trait modifies a weight
+        row[[names.index(trait_columns(trait)[popularity.FEATURES.index(name)]) for name in tilted]] = tilt[-len(tilted) :]
     return row

@@ -37,7 +37,7 @@ class CalibrationLayout:
 
     Attributes:
         components: Rows.
-        weights: Columns: c of each estimator, b of each feature, d of each feature and taste.
+        weights: Columns: c of each estimator, b of each feature, d of each feature and trait.
     """
 
     components: tuple[str, ...]
@@ -45,41 +45,41 @@ class CalibrationLayout:
 
     @classmethod
     def from_estimators(cls, estimators: Sequence[str]) -> Self:
-        """Return the layout for these estimators: built-in ones always have a row and a column, others where they are named."""
+        """Return the layout for these estimators: built-in ones always have a row and a column, others if they are named."""
         scored = scored_estimators((*BUILTIN_ESTIMATORS, *estimators))
-        tilted = (name for taste in TRAITS for name in trait_columns(taste))
+        tilted = (name for trait in TRAITS for name in trait_columns(trait))
         return cls(("mixture", "popularity", *scored), (*scored, *popularity.FEATURES, *tilted))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
         """Return the layout that a weights' file stores in its metadata."""
-        members = json.loads(metadata["members"]) if "members" in metadata else _UNNAMED_ROWS
-        return cls(tuple(members), tuple(json.loads(metadata["weights"])))
+        components = json.loads(metadata["members"]) if "members" in metadata else _UNNAMED_ROWS
+        return cls(tuple(components), tuple(json.loads(metadata["weights"])))
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata to store in the weights' file; see `from_metadata`."""
         rows = {} if self.components == _UNNAMED_ROWS else {"members": json.dumps(self.components)}
         return rows | {"weights": json.dumps(self.weights)}
 
-    def weights_by_name(self, table: torch.Tensor, wanted: CalibrationLayout) -> dict[str, dict[str, float]]:
+    def weights_by_name(self, table: torch.Tensor, layout: CalibrationLayout) -> dict[str, dict[str, float]]:
         """Return a table, float32 [components, weights], as component → weight name → weight; missing rows and columns weigh 0.
 
         Args:
             table: A table of this layout.
-            wanted: Layout whose names are returned.
+            layout: Layout whose names are returned.
 
         Raises:
             ValueError: A column is unknown, because another package wrote it; or the table has another shape.
         """
-        unknown = set(self.weights) - set(wanted.weights)
+        unknown = set(self.weights) - set(layout.weights)
         if unknown:
             raise ValueError(
                 f"its calibration weighs {', '.join(sorted(unknown))}, which this version of the package does not know"
             )
-        nothing = dict.fromkeys(wanted.weights, 0.0)
+        zeros = dict.fromkeys(layout.weights, 0.0)
         rows = zip(self.components, table.tolist(), strict=True)
-        found = {member: nothing | dict(zip(self.weights, row, strict=True)) for member, row in rows}
-        return {member: found.get(member, nothing) for member in wanted.components}
+        by_component = {component: zeros | dict(zip(self.weights, row, strict=True)) for component, row in rows}
+        return {component: by_component.get(component, zeros) for component in layout.components}
 
 
 #: Layout of the built-in estimators.

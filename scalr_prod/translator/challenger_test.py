@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Challenger test: compare a new version with the served one on events that neither has learned from.
+"""Challenger test: compare a new version with the served one on the events between their ``trained_until``.
 
-These events lie between the served version's ``trained_until`` and the candidate's. The candidate has learned from them, so its
-recipe is fitted again on the earlier events, as the served version was. The comparison therefore measures changes of the settings, the
-code, or the past of the log. It cannot measure that the candidate knows more recent events as well; that decides a tie.
+The candidate has learned from these events. Therefore its recipe is fitted again on the earlier events, as the served version was. The
+comparison measures changes of the settings, of the code, and of the log's past. It does not measure the benefit of more recent events,
+which is why a tie is decided for the candidate.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class ChallengerResult:
     Attributes:
         candidate: The new version.
         served: The version that is served.
-        since: Start of the slice (ISO 8601, UTC): both versions have learned up to here.
-        until: End of the slice, exclusive.
-        events: Events whose item was eligible for both.
+        since: Start of the compared events (ISO 8601, UTC): the served version's ``trained_until``.
+        until: End of the compared events, exclusive: the candidate's ``trained_until``.
+        events: Number of events whose item both versions could propose.
         candidate_nll: Mean -log P(item) of the candidate's recipe (natural logarithm).
         served_nll: The same of the served version.
         error: Standard error of the mean paired difference.
@@ -73,7 +73,7 @@ class ChallengerResult:
 
     @property
     def fit_to_serve(self) -> bool:
-        """Whether the candidate is better, or worse by no more than chance explains."""
+        """Return whether the candidate is better, or worse by at most two standard errors."""
         if self.candidate_nll is None or self.served_nll is None or self.error is None:
             return False
         return self.candidate_nll <= self.served_nll + _TIE_STANDARD_ERRORS * self.error
@@ -93,10 +93,10 @@ def compare_versions(settings: Settings, candidate: int, served: int, *, progres
         progress: Show a progress bar on stderr.
 
     Returns:
-        The comparison; without likelihoods where the slice holds fewer than 30 events.
+        The comparison; its losses are None if there are fewer than 30 events.
 
     Raises:
-        TranslatorNotFound: There is no such version.
+        TranslatorNotFound: A version does not exist.
         TranslatorError: Too few events to fit the recipe on.
     """
     new, old = load_version(settings, candidate), load_version(settings, served)
@@ -143,7 +143,11 @@ def compare_versions(settings: Settings, candidate: int, served: int, *, progres
 def _refit_recipe(
     settings: Settings, log: EventLog, until: int, pool: WorkerPool, *, progress: bool
 ) -> tuple[TranslatorModule, TrainingSlice]:
-    """Fit what training would have given at that time, as far as users with target events are concerned."""
+    """Fit the version that training would have produced at a time (µs), for users with target events only.
+
+    Returns:
+        The fitted module, and the slice that it was fitted on.
+    """
     past = log.label_times()
     middle = time_quantile(past[past < until], 1 - settings.translator.validation_fraction)
     held_out = log.sample_users(settings.translator.folds)
@@ -153,15 +157,15 @@ def _refit_recipe(
         before, 1, measured_events=len(label_rows_between(log, middle, until))
     ) + training_budget.estimate_training_work(pairs, 1)
     with track("comparison", show=progress, total=work, unit="") as done:
-        earlier, full = fit_shared([before, pairs], pool, done)
-        calibrated = fit_calibration(settings, earlier, held_out, done, pool)
-        nobody = np.zeros(len(log.users), dtype=bool)
-        tensors = fit_parameter_sets(pairs, {-1: nobody}, done, pool, shared=full) | calibrated.tables
+        shared_before, shared = fit_shared([before, pairs], pool, done)
+        calibrated = fit_calibration(settings, shared_before, held_out, done, pool)
+        no_users = np.zeros(len(log.users), dtype=bool)
+        tensors = fit_parameter_sets(pairs, {-1: no_users}, done, pool, shared=shared) | calibrated.tables
     return TranslatorModule(tensors, weights_metadata(settings, pairs, 0)), pairs
 
 
 def _losses(module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return -log P(item) of each event: float64 [R], NaN where the module does not know the item or it was not seen yet."""
+    """Return -log P(item) of each event: float64 [R], NaN if the module could not propose the item."""
     p, _ = module.score(contexts, labels[:, None])
     with np.errstate(divide="ignore"):
         loss = -np.log(p[:, 0].astype(np.float64))

@@ -73,34 +73,34 @@ class ContextBatch:
             R rows.
         """
         exclude = None if self.exclude is None else self.exclude[rows.cpu().numpy()]
-        left_out = None if self.off_shortlist is None else self.off_shortlist[rows]
-        of_rows = self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows]
-        return ContextBatch(*of_rows, exclude, left_out)
+        off_shortlist = None if self.off_shortlist is None else self.off_shortlist[rows]
+        columns = self.items[rows], self.ages[rows], self.history_end[rows], self.time[rows], self.eligible[rows]
+        return ContextBatch(*columns, exclude, off_shortlist)
 
     def ineligible_mask(self, n_target: int) -> torch.Tensor:
-        """Mark the target items that cannot be proposed: not seen yet, excluded, or not on the shortlist.
+        """Return which target items are not eligible: not seen yet, excluded, or not on the shortlist.
 
         Args:
             n_target: Number of target items.
 
         Returns:
-            bool [B, n_target]. True where an item cannot be proposed.
+            bool [B, n_target].
         """
         device = self.eligible.device
-        hidden = torch.arange(n_target, device=device) >= self.eligible[:, None]
+        mask = torch.arange(n_target, device=device) >= self.eligible[:, None]
         if self.off_shortlist is not None:
-            hidden |= self.off_shortlist
+            mask |= self.off_shortlist
         exclude = self.exclude.to_matrix() if isinstance(self.exclude, ConsumedItems) else self.exclude
         if exclude is not None and exclude.shape[1]:
             item = torch.from_numpy(exclude).to(device, torch.int64)
             row, column = torch.nonzero(item >= 0, as_tuple=True)
-            hidden[row, item[row, column]] = True
-        return hidden
+            mask[row, item[row, column]] = True
+        return mask
 
 
 def distinct_per_row(items: torch.Tensor) -> torch.Tensor:
     """Return each row's distinct items in ascending order, padded with 0: int64 [B, L]."""
     ordered = items.sort(1).values
-    again = torch.zeros_like(ordered, dtype=torch.bool)
-    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return ordered.masked_fill(again, 0)
+    is_duplicate = torch.zeros_like(ordered, dtype=torch.bool)
+    is_duplicate[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return ordered.masked_fill(is_duplicate, 0)

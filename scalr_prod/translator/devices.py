@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the device that the translator runs on, and fallback to the CPU."""
+"""Choice of the device that the translator runs on, and fallback to the CPU. `training_device` chooses the device for training."""
 
 from __future__ import annotations
 
@@ -44,18 +44,21 @@ def resolve_device(setting: str) -> str:
 
 
 def describe_device(device: str) -> str:
-    """Return a GPU with the name of its card: ``cuda (NVIDIA H100 80GB HBM3)``."""
+    """Return a GPU's device name and model: ``cuda (NVIDIA H100 80GB HBM3)``."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def with_cpu_fallback(device: str, work: Callable[[str], Result]) -> Result:
-    """Run a task on a device, and again on the CPU where torch fails on a GPU, for example because its memory is full.
+    """Run a task on a device, and again on the CPU if torch fails on the GPU, for example when it is out of memory.
 
     Args:
         device: ``cpu``, or a GPU, which one task at a time uses.
-        work: Task that takes the device; its result is the same on any device, up to rounding.
+        work: Task that takes the device. Its result must not depend on the device, except for rounding.
+
+    Returns:
+        The task's result.
     """
     if device == "cpu":
         return work(device)

@@ -36,7 +36,7 @@ class BacktestReport:
 
     Attributes:
         version: The version whose recipe and data were used.
-        slices: Slice (``validation``: where the weights were fitted; ``test``: later) → ``from``, ``to`` and, for each group of
+        slices: Slice (``validation``, on which the weights were fitted; ``test``, which is later) → ``from``, ``to`` and, for each group of
             users (``all``; ``cold``: no target event before the slice; ``warm``) → component → metrics (see `metrics`).
         weights: Weights of the mixture by name, for users with and without target events in training.
         seconds: Wall-clock time.
@@ -65,22 +65,22 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         progress: Show a progress bar on stderr.
 
     Raises:
-        TranslatorNotFound: No such version.
+        TranslatorNotFound: The version does not exist.
         TranslatorError: Too few events for three slices.
     """
     started = time.perf_counter()
-    found = resolve_version(settings, version)
-    log = read_event_log(settings, found.trained_until)
+    resolved = resolve_version(settings, version)
+    log = read_event_log(settings, resolved.trained_until)
     fraction = settings.translator.validation_fraction
     begin, middle, end = (
         time_quantile(log.label_times(), 1 - 2 * fraction),
         time_quantile(log.label_times(), 1 - fraction),
-        to_micros(found.trained_until),
+        to_micros(resolved.trained_until),
     )
     if not log.target.time.min() < begin < middle:
         raise TranslatorError(
             f"{len(log.target)} target events are too few to fit, calibrate and measure on three slices of time",
-            where=str(found.path),
+            where=str(resolved.path),
             next_step="ingest more target events, or raise translator.validation_fraction",
         )
     cold = log.sample_users(2)
@@ -102,14 +102,14 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         done(training_budget.estimate_calibration_work(measured[1]))
     slices = {"validation": (begin, middle, calibrated.metrics), "test": (middle, end, test)}
     return BacktestReport(
-        version=found.version,
+        version=resolved.version,
         slices={
             name: {
                 "from": micros_to_datetime(first).isoformat(),
                 "to": micros_to_datetime(last).isoformat(),
-                **{group: {member: row.to_json() for member, row in rows.items()} for group, rows in figures.items()},
+                **{group: {component: row.to_json() for component, row in rows.items()} for group, rows in groups.items()},
             }
-            for name, (first, last, figures) in slices.items()
+            for name, (first, last, groups) in slices.items()
         },
         weights=calibrated.weights(),
         seconds=round(time.perf_counter() - started, 2),

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Information gain: how much a user's source history says of that user's target events.
+"""Information gain: how much a user's source history tells about the user's target events, in nats per event.
 
-Two measurements on users whose target events did not shape the parameters, with weights fitted on other users:
+Both measurements use users whose target events did not shape the parameters, with calibration weights fitted on other users:
 
-- *own over others'*: by how many nats an event is the item more likely given the user's own history than given the histories of other users
-  who chose at about the same time? If the two logs have nothing to do with each other, both are alike and the difference is 0 up to
-  chance, whatever else the mixture knows of popularity or time. So events of the whole training period may be used, including those
-  that the parameters have seen other users choose: knowledge of the time helps both sides alike.
-- *over popularity*: how much more likely is the item by the mixture than by the popularity of the moment? This is measured only on the
-  validation slice, which is later than everything the parameters saw, since a mixture that knows the future beats popularity without
-  any history. The same is reported with others' histories.
+- *own over others'*: the log-probability of the chosen item given the user's own history, minus that given the histories of other users
+  who chose at about the same time. If the two logs are independent, the expected difference is 0, whatever else the mixture knows about
+  popularity or time. Therefore events of the whole training period can be used: having seen the period helps both sides equally.
+- *over popularity*: the log-probability of the chosen item by the mixture, minus that by popularity at the time. It is measured only on
+  the validation slice, which is later than all training data, because a mixture fitted on later events would beat popularity even without
+  a history. The same difference is reported with others' histories.
 
-Users whose target events shaped the parameters are left out: a mixture can recognise them by their source history and repeat what they
-chose before. A trait that shows in both domains (for what is popular, or new) counts as information: it belongs to the user.
+Users whose target events shaped the parameters are excluded: a mixture can recognise them by their source history and repeat their earlier
+choices. A trait that shows in both domains, such as a taste for popular or new items, counts as information.
 """
 
 from __future__ import annotations
@@ -37,27 +36,27 @@ if TYPE_CHECKING:
 
 __all__ = ["InformationGain", "LabelledContexts", "MeanCI", "measure_information", "swap_histories"]
 
-#: Maximum number of events, number of other users' histories for each, and resamples of the users.
+#: Maximum number of events, number of other users' histories per event, and number of bootstrap resamples.
 MAX_EVENTS: Final = 4_000
 HISTORY_SWAPS: Final = 2
 BOOTSTRAP_RESAMPLES: Final = 2_000
-#: Another user's history comes from one of this many events before or after, in order of time.
+#: Another user's history is taken from at most this many events before or after, in order of time; number of attempts to find one.
 _NEIGHBOURS: Final = 50
-_TRIES: Final = 60
-#: A probability within this share of the prior's is at the prior.
+_MAX_ATTEMPTS: Final = 60
+#: A probability within this relative distance of the prior counts as at the prior.
 _AT_PRIOR: Final = 0.05
 
 
 @dataclass(frozen=True)
 class MeanCI:
-    """A mean over events with a 99 % interval: percentiles .5 and 99.5 of that mean over resamples of the users."""
+    """A mean over events with its 99 % bootstrap interval: percentiles 0.5 and 99.5 of the mean over resamples of the users."""
 
     mean: float
     low: float
     high: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"nats": round(self.mean, 6), "ci99": [round(self.low, 6), round(self.high, 6)]}
 
 
@@ -67,10 +66,10 @@ class InformationGain:
 
     Attributes:
         events: Events on which own and others' histories were compared.
-        users: Their users.
-        own_over_others: See the module.
-        later_events: Events of the validation slice on which the rest was measured.
-        over_popularity: See the module.
+        users: Number of users of these events.
+        own_over_others: See the module docstring.
+        later_events: Events of the validation slice on which the remaining values were measured.
+        over_popularity: See the module docstring.
         others_over_popularity: The same with other users' histories.
         expected_log_lift: Expected log(P / prior) of one draw for those contexts.
         share_at_prior: Expected share of draws whose probability is within 5 % of the prior.
@@ -86,7 +85,7 @@ class InformationGain:
     share_at_prior: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "events": self.events,
             "users": self.users,
@@ -105,7 +104,7 @@ class LabelledContexts:
 
     Attributes:
         contexts: [R], with fold -1; rows are built when they are taken.
-        labels: int32 [R]. Target indices; -1 where unknown.
+        labels: int32 [R]. Target indices; -1 for items outside the vocabulary.
         user: int32 [R]. User of each event.
         held_out: bool [R]. Whether the parameters were fitted without that user's target events.
     """
@@ -125,11 +124,11 @@ class _HeldOutEvents:
     user: NDArray[np.int32]
 
     @classmethod
-    def of(cls, asked: LabelledContexts, rows: NDArray[np.int64]) -> _HeldOutEvents:
-        return cls(asked.contexts.take(rows), asked.labels[rows], asked.user[rows])
+    def from_rows(cls, events: LabelledContexts, rows: NDArray[np.int64]) -> _HeldOutEvents:
+        return cls(events.contexts.take(rows), events.labels[rows], events.user[rows])
 
-    def take(self, rows: NDArray[np.bool_]) -> _HeldOutEvents:
-        return _HeldOutEvents(self.contexts.take(rows), self.labels[rows], self.user[rows])
+    def take(self, mask: NDArray[np.bool_]) -> _HeldOutEvents:
+        return _HeldOutEvents(self.contexts.take(mask), self.labels[mask], self.user[mask])
 
 
 @dataclass(frozen=True)
@@ -168,56 +167,55 @@ def measure_information(
         return TranslatorModule(tensors | tables, metadata, device)
 
     rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
-    always = _cross_fitted(module, with_tables, all_events, rng, seed)
-    after = _cross_fitted(module, with_tables, validation_events, rng, seed)
+    all_scores = _score_cross_fitted(module, with_tables, all_events, rng, seed)
+    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed)
     return InformationGain(
-        events=len(always.user),
-        users=len(np.unique(always.user)),
-        own_over_others=_bootstrap_mean(always.own - always.others, always.user, rng),
-        later_events=len(after.user),
-        over_popularity=_bootstrap_mean(after.own - after.popularity, after.user, rng),
-        others_over_popularity=_bootstrap_mean(after.others - after.popularity, after.user, rng),
-        expected_log_lift=float(after.draw.mean()) if len(after.user) else 0.0,
-        share_at_prior=float(after.at_prior.mean()) if len(after.user) else 1.0,
+        events=len(all_scores.user),
+        users=len(np.unique(all_scores.user)),
+        own_over_others=_bootstrap_mean(all_scores.own - all_scores.others, all_scores.user, rng),
+        later_events=len(later_scores.user),
+        over_popularity=_bootstrap_mean(later_scores.own - later_scores.popularity, later_scores.user, rng),
+        others_over_popularity=_bootstrap_mean(later_scores.others - later_scores.popularity, later_scores.user, rng),
+        expected_log_lift=float(later_scores.draw.mean()) if len(later_scores.user) else 0.0,
+        share_at_prior=float(later_scores.at_prior.mean()) if len(later_scores.user) else 1.0,
     )
 
 
-def _cross_fitted(
+def _score_cross_fitted(
     module: TranslatorModule,
     with_tables: Callable[[dict[str, torch.Tensor]], TranslatorModule],
-    asked: LabelledContexts,
+    events: LabelledContexts,
     rng: np.random.Generator,
     seed: int,
 ) -> _EventScores:
-    """Measure each half of the held-out users with weights fitted on the other half.
+    """Score the events of each half of the held-out users with calibration weights fitted on the other half.
 
     If the other half has fewer than 50 events, the weights are fitted on all other users, as a version's own weights are.
     """
-    rows = _measurable(module, asked, rng)
-    measured = _HeldOutEvents.of(asked, rows[np.argsort(asked.contexts.event_time[rows], kind="stable")])
-    whose = np.unique(measured.user)
-    first = rng.permutation(whose)[: len(whose) // 2]
-    found = [np.zeros(len(rows)) for _ in range(5)]
-    for half in (True, False):
-        chosen = np.isin(measured.user, first) == half
-        if not chosen.any():
+    rows = _sample_rows(module, events, rng)
+    measured = _HeldOutEvents.from_rows(events, rows[np.argsort(events.contexts.event_time[rows], kind="stable")])
+    users = np.unique(measured.user)
+    first_half = rng.permutation(users)[: len(users) // 2]
+    columns = [np.zeros(len(rows)) for _ in range(5)]
+    for in_first_half in (True, False):
+        mask = np.isin(measured.user, first_half) == in_first_half
+        if not mask.any():
             continue
-        contexts, labels = asked.contexts, np.where(np.isin(asked.user, measured.user[chosen]), -1, asked.labels)
-        if np.count_nonzero(~chosen) >= MIN_HELD_OUT_EVENTS:
-            contexts, labels = measured.contexts, np.where(chosen, -1, measured.labels)
+        contexts, labels = events.contexts, np.where(np.isin(events.user, measured.user[mask]), -1, events.labels)
+        if np.count_nonzero(~mask) >= MIN_HELD_OUT_EVENTS:
+            contexts, labels = measured.contexts, np.where(mask, -1, measured.labels)
         tables = calibrate(module, CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool)), seed=seed)
         calibrated = with_tables(tables)
-        mine = measured.take(chosen)
-        # Others of the same half, since the weights have been fitted to histories of the other half.
-        others = [swap_histories(mine.contexts, mine.user, rng) for _ in range(HISTORY_SWAPS)]
-        scores = _score_events(calibrated, mine, others)
-        for kept, new in zip(found, scores, strict=True):
-            kept[chosen] = new
-    return _EventScores(measured.user, *found)
+        half = measured.take(mask)
+        # Swap histories within the half, since the weights were fitted to histories of the other one.
+        swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
+        for column, values in zip(columns, _score_events(calibrated, half, swapped), strict=True):
+            column[mask] = values
+    return _EventScores(measured.user, *columns)
 
 
 def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.Generator) -> Contexts:
-    """Replace each history by that of another user's context, if possible one of the fifty before or after it.
+    """Replace each history by that of another user's context, preferably one of the 50 before or after it.
 
     Args:
         contexts: [R], in order of event time.
@@ -225,15 +223,16 @@ def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.G
         rng: Random generator.
 
     Returns:
-        The contexts; with their own histories if there is no other user.
+        The contexts with other users' histories; a context keeps its own if no other user was found.
     """
-    many = len(contexts.event_time)
-    own = np.arange(many)
+    n_contexts = len(contexts.event_time)
+    own = np.arange(n_contexts)
     other = own.copy()
-    for number in range(_TRIES):  # further away where one user makes nearly all events of a time
+    for attempt in range(_MAX_ATTEMPTS):
         same = np.flatnonzero(user[other] == user)
-        reach = min(_NEIGHBOURS * 2 ** (number // 10), max(many - 1, 0))
-        other[same] = (own[same] + rng.integers(-reach, reach + 1, len(same))).clip(0, max(many - 1, 0))
+        # The range doubles every ten attempts, for times at which one user has nearly all events.
+        reach = min(_NEIGHBOURS * 2 ** (attempt // 10), max(n_contexts - 1, 0))
+        other[same] = (own[same] + rng.integers(-reach, reach + 1, len(same))).clip(0, max(n_contexts - 1, 0))
     return replace(
         contexts,
         history_items=contexts.history_items[other],
@@ -242,43 +241,44 @@ def swap_histories(contexts: Contexts, user: NDArray[np.int32], rng: np.random.G
     )
 
 
-def _measurable(module: TranslatorModule, asked: LabelledContexts, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return at most `MAX_EVENTS` rows of held-out users with a known source item whose label could be proposed."""
+def _sample_rows(module: TranslatorModule, events: LabelledContexts, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Sample at most `MAX_EVENTS` rows of held-out users whose history has a known item and whose label is eligible: int64."""
     first_seen = module.first_seen.cpu().numpy()
-    there = (asked.labels >= 0) & (first_seen[asked.labels.clip(min=0)] < asked.contexts.event_time)
-    rows = np.flatnonzero(asked.held_out & there & asked.contexts.has_known_items())
+    eligible = (events.labels >= 0) & (first_seen[events.labels.clip(min=0)] < events.contexts.event_time)
+    rows = np.flatnonzero(events.held_out & eligible & events.contexts.has_known_items())
     return rows if len(rows) <= MAX_EVENTS else np.sort(rng.permutation(rows)[:MAX_EVENTS])
 
 
-def _score_events(module: TranslatorModule, asked: _HeldOutEvents, others: Sequence[Contexts]) -> list[NDArray[np.float64]]:
-    """Return the fields of `_EventScores` after ``user``."""
-    own, other, popular, draw, at_prior = (np.zeros(len(asked.labels)) for _ in range(5))
+def _score_events(module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts]) -> list[NDArray[np.float64]]:
+    """Return the fields of `_EventScores` after ``user``: float64 [R] each."""
+    own, others, popular, draw, at_prior = (np.zeros(len(events.labels)) for _ in range(5))
     tiny = torch.finfo(torch.float32).tiny
 
-    def log_of(rows: NDArray[np.int64], p: torch.Tensor) -> NDArray[np.float32]:
-        label = torch.from_numpy(asked.labels[rows].astype(np.int64)).to(p.device)
-        found: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
-        return found
+    def label_log_probability(rows: NDArray[np.int64], p: torch.Tensor) -> NDArray[np.float32]:
+        label = torch.from_numpy(events.labels[rows].astype(np.int64)).to(p.device)
+        log_p: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
+        return log_p
 
-    for rows, (p, prior) in module.distributions(asked.contexts, ("mixture", "popularity")):
-        own[rows], popular[rows] = log_of(rows, p), log_of(rows, prior)
+    for rows, (p, prior) in module.distributions(events.contexts, ("mixture", "popularity")):
+        own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
         lift = p.clamp(min=tiny).log() - prior.clamp(min=tiny).log()
         draw[rows] = (p * lift).sum(1).cpu().numpy()
         at_prior[rows] = (p * (lift.abs() < np.log1p(_AT_PRIOR))).sum(1).cpu().numpy()
-    for contexts in others:
+    for contexts in swapped:
         for rows, (p,) in module.distributions(contexts):
-            other[rows] += log_of(rows, p) / len(others)
-    return [own, other, popular, draw, at_prior]
+            others[rows] += label_log_probability(rows, p) / len(swapped)
+    return [own, others, popular, draw, at_prior]
 
 
 def _bootstrap_mean(difference: NDArray[np.float64], user: NDArray[np.int32], rng: np.random.Generator) -> MeanCI:
-    users, place = np.unique(user, return_inverse=True)
+    """Bootstrap the mean of the events' differences, float64 [R], over users, int32 [R]."""
+    users, row = np.unique(user, return_inverse=True)
     if not len(users):
         return MeanCI(0.0, 0.0, 0.0)
-    total, events = np.bincount(place, difference), np.bincount(place)
+    total, events = np.bincount(row, difference), np.bincount(row)
     means = np.empty(BOOTSTRAP_RESAMPLES)
     for number in range(BOOTSTRAP_RESAMPLES):
-        chosen = rng.integers(0, len(users), len(users))
-        means[number] = total[chosen].sum() / events[chosen].sum()
+        resample = rng.integers(0, len(users), len(users))
+        means[number] = total[resample].sum() / events[resample].sum()
     low, high = np.quantile(means, (0.005, 0.995))
     return MeanCI(float(difference.mean()), float(low), float(high))

@@ -2,8 +2,8 @@
 """Metrics of a distribution over the whole catalogue: NDCG@20, Recall@20, NLL and calibration error, each for one target event.
 
 An event has one relevant item, so NDCG@20 is 1 / log2(rank + 1) where the rank is at most 20; tied items share the mean of their ranks.
-All items that could be generated are ranked: those seen before the event, minus the excluded ones. An event whose item training did not
-know counts as a miss in the ranking and is left out of NLL and ECE.
+All items that could be generated are ranked: those seen before the event, minus the excluded ones. An event whose item is not in the
+vocabulary counts as a miss in the ranking and is excluded from NLL and ECE.
 
 ECE: all (event, item) pairs are put into 24 bins of predicted probability, equally wide in log p. It is the sum over the bins of
 |predicted events - events| divided by the number of events: the share of probability mass in the wrong bin. Even the true distribution
@@ -38,7 +38,7 @@ _BINS: Final = 24
 _TOP_BINS: Final = 15
 #: Events in one unit of work.
 _BLOCK_ROWS: Final = 512
-#: Each bin's upper limit is half of the previous one's, as in `kernels.figures`.
+#: Each bin's upper limit is half of the previous one's, as in `kernels.ranking_metrics`.
 _LOWEST: Final = -float(_BINS)  # log2 of probability; lower values fall into the lowest bin
 
 
@@ -68,10 +68,10 @@ class DistributionMetrics:
 
     Attributes:
         ndcg: NDCG@20, mean over all events.
-        recall: Recall@20, likewise.
+        recall: Recall@20, mean over all events.
         nll: Mean -log P(item), natural logarithm, over events whose item was eligible.
-        nll_se: Its standard error, taking events for independent.
-        ece: See the module.
+        nll_se: Standard error of ``nll``, assuming independent events.
+        ece: See the module docstring.
         ece_by_chance: Expected ECE of the same distribution on as many events if it were the true one.
         top_ece: The calibration error of the most probable item alone.
         events: Number of events.
@@ -118,25 +118,25 @@ def measure(
     Args:
         module: The translator.
         contexts: [R], strictly before the events.
-        labels: int32 [R]. Target indices; -1 for items that training did not know.
+        labels: int32 [R]. Target indices; -1 for items outside the vocabulary.
         groups: Name → bool [R].
         components: ``mixture``, or names of estimators.
         workers: Pool that runs the units of work: blocks of rows.
     """
 
-    def look_at(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
+    def score_block(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
         return [
             (block[rows], [_score_labels(labels[block[rows]], p) for p in distributions])
             for rows, distributions in module.distributions(contexts.take(block), components)
         ]
 
-    sums = {member: _MetricSums(len(labels), groups) for member in components}
+    sums = {component: _MetricSums(len(labels), groups) for component in components}
     blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
-    side_by_side = workers if module.device.type == "cpu" else INLINE
-    for rows, said in itertools.chain.from_iterable(side_by_side.map(look_at, blocks)):
-        for tally, of_member in zip(sums.values(), said, strict=True):
-            tally.add(rows, of_member)
-    return {group: {member: tally.figures(group) for member, tally in sums.items()} for group in groups}
+    pool = workers if module.device.type == "cpu" else INLINE
+    for rows, scores in itertools.chain.from_iterable(pool.map(score_block, blocks)):
+        for metric_sums, component_scores in zip(sums.values(), scores, strict=True):
+            metric_sums.add(rows, component_scores)
+    return {group: {component: metric_sums.metrics(group) for component, metric_sums in sums.items()} for group in groups}
 
 
 @dataclass(frozen=True)
@@ -144,24 +144,24 @@ class _LabelScores:
     """Scores of one component on r events.
 
     Attributes:
-        rank: float [r]. Rank of the event's item; infinite where it was not eligible.
-        loss: float [r]. -log P(item); NaN where it was not eligible.
+        rank: float [r]. Rank of the event's item; infinite if it is not eligible.
+        loss: float [r]. -log P(item); NaN if it is not eligible.
         top: float [r]. Probability of the most probable item.
-        came: bool [r]. Whether the event's item is the most probable one.
+        is_top: bool [r]. Whether the event's item is the most probable one.
         eligible: bool [r].
         share: float64 [r, bins]. Probability mass in each bin.
         pairs: float64 [r, bins]. Eligible items in each bin.
-        own_class: int64 [r]. Bin of the event's item.
+        label_bin: int64 [r]. Bin of the event's item.
     """
 
     rank: NDArray[Any]
     loss: NDArray[Any]
     top: NDArray[Any]
-    came: NDArray[np.bool_]
+    is_top: NDArray[np.bool_]
     eligible: NDArray[np.bool_]
     share: NDArray[np.float64]
     pairs: NDArray[np.float64]
-    own_class: NDArray[np.int64]
+    label_bin: NDArray[np.int64]
 
 
 def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
@@ -176,38 +176,38 @@ def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     rank, best, own_class = np.empty(len(p)), np.empty_like(known), np.empty_like(known)
     share, pairs = np.zeros((2, len(p), _BINS))
     compiled.distribution_metrics(table, known, rank, best, share, pairs, own_class)
-    every = np.arange(len(p))
-    own = table[every, known]
-    there = (labels >= 0) & (own > 0)
+    rows = np.arange(len(p))
+    label_p = table[rows, known]
+    eligible = (labels >= 0) & (label_p > 0)
     loss = np.full(len(p), np.nan)
-    loss[there] = -np.log(own[there])
-    rank[~there] = np.inf
-    return _LabelScores(rank, loss, table[every, best], (best == known) & there, there, share, pairs, own_class)
+    loss[eligible] = -np.log(label_p[eligible])
+    rank[~eligible] = np.inf
+    return _LabelScores(rank, loss, table[rows, best], (best == known) & eligible, eligible, share, pairs, own_class)
 
 
 def score_labels_with_torch(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
-    """Score distributions [r, N] on events with labels [r] by torch alone: on a GPU, and where numba cannot compile."""
+    """Score distributions [r, N] on events with labels [r] by torch alone: on a GPU, and without numba."""
     import torch
 
     label = torch.from_numpy(labels.astype(np.int64)).to(p.device)
     known = label.clamp(min=0)[:, None]
-    own = p.gather(1, known)
-    there = (label >= 0) & (own[:, 0] > 0)
-    best, which = p.max(1)
-    classes = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _BINS).long()
-    share = p.new_zeros(len(p), _BINS, dtype=torch.float64).scatter_add_(1, classes, p.double())
-    pairs = torch.zeros_like(share).scatter_add_(1, classes, (p > 0).double())
-    found = (
-        torch.where(there, label_ranks(p, known[:, 0]), torch.inf),
-        torch.where(there, -own[:, 0].log(), torch.nan),
+    label_p = p.gather(1, known)
+    eligible = (label >= 0) & (label_p[:, 0] > 0)
+    best, top_item = p.max(1)
+    bins = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _BINS).long()
+    share = p.new_zeros(len(p), _BINS, dtype=torch.float64).scatter_add_(1, bins, p.double())
+    pairs = torch.zeros_like(share).scatter_add_(1, bins, (p > 0).double())
+    tensors = (
+        torch.where(eligible, label_ranks(p, known[:, 0]), torch.inf),
+        torch.where(eligible, -label_p[:, 0].log(), torch.nan),
         best,
-        (which == label) & there,
-        there,
+        (top_item == label) & eligible,
+        eligible,
         share,
         pairs,
-        classes.gather(1, known)[:, 0],
+        bins.gather(1, known)[:, 0],
     )
-    return _LabelScores(*(tensor.cpu().numpy() for tensor in found))
+    return _LabelScores(*(tensor.cpu().numpy() for tensor in tensors))
 
 
 class _MetricSums:
@@ -217,29 +217,34 @@ class _MetricSums:
         self._groups = groups
         self._rank = np.full(events, np.inf)
         self._loss = np.full(events, np.nan)
-        self._top, self._came = np.zeros(events), np.zeros(events, bool)
+        self._top, self._is_top = np.zeros(events), np.zeros(events, bool)
         self._mass, self._hits, self._variance, self._pairs = ({name: np.zeros(_BINS) for name in groups} for _ in range(4))
 
-    def add(self, rows: NDArray[np.int64], said: _LabelScores) -> None:
+    def add(self, rows: NDArray[np.int64], scores: _LabelScores) -> None:
         """Add the scores of the events in these rows."""
-        self._rank[rows], self._loss[rows], self._top[rows], self._came[rows] = said.rank, said.loss, said.top, said.came
-        for name, chosen in self._groups.items():
-            counted = chosen[rows] & said.eligible
-            share = said.share[counted]
+        self._rank[rows], self._loss[rows], self._top[rows], self._is_top[rows] = (
+            scores.rank,
+            scores.loss,
+            scores.top,
+            scores.is_top,
+        )
+        for name, mask in self._groups.items():
+            selected = mask[rows] & scores.eligible
+            share = scores.share[selected]
             self._mass[name] += share.sum(0)
-            self._pairs[name] += said.pairs[counted].sum(0)
+            self._pairs[name] += scores.pairs[selected].sum(0)
             self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
-            self._hits[name] += np.bincount(said.own_class[counted], minlength=_BINS)
+            self._hits[name] += np.bincount(scores.label_bin[selected], minlength=_BINS)
 
-    def figures(self, group: str) -> DistributionMetrics:
+    def metrics(self, group: str) -> DistributionMetrics:
         """Return the metrics of a group of the events."""
-        chosen = self._groups[group]
-        return _figures(
-            self._rank[chosen],
-            self._loss[chosen],
+        mask = self._groups[group]
+        return _distribution_metrics(
+            self._rank[mask],
+            self._loss[mask],
             ece=np.abs(self._mass[group] - self._hits[group]).sum(),
             ece_by_chance=np.sqrt(2 / np.pi * self._variance[group]).sum(),
-            top_ece=_top_ece(self._top[chosen], self._came[chosen], self._rank[chosen]),
+            top_ece=_top_ece(self._top[mask], self._is_top[mask], self._rank[mask]),
             curve=tuple(
                 CalibrationBin(int(pairs), float(mass), int(hits))
                 for pairs, mass, hits in zip(self._pairs[group], self._mass[group], self._hits[group], strict=True)
@@ -250,8 +255,8 @@ class _MetricSums:
 
 def label_ranks(p: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Return the rank of each row's label, 1 = most probable; ties share the mean: p [R, N], label int64 [R] → float [R]."""
-    own = p.gather(1, label[:, None])
-    return 1 + (p > own).sum(1) + ((p == own).sum(1) - 1) / 2
+    label_p = p.gather(1, label[:, None])
+    return 1 + (p > label_p).sum(1) + ((p == label_p).sum(1) - 1) / 2
 
 
 def ndcg_gains(rank: torch.Tensor) -> torch.Tensor:
@@ -261,16 +266,16 @@ def ndcg_gains(rank: torch.Tensor) -> torch.Tensor:
     return torch.where(rank <= RANK_CUTOFF, 1 / (rank.double() + 1).log2(), 0.0)
 
 
-def _top_ece(top: NDArray[np.float64], came: NDArray[np.bool_], rank: NDArray[np.float64]) -> float:
+def _top_ece(top: NDArray[np.float64], is_top: NDArray[np.bool_], rank: NDArray[np.float64]) -> float:
     eligible = np.isfinite(rank)
     if not eligible.any():
         return 0.0
-    classes = np.minimum((top[eligible] * _TOP_BINS).astype(np.int64), _TOP_BINS - 1)
-    said, seen = (np.bincount(classes, weights, minlength=_TOP_BINS) for weights in (top[eligible], came[eligible]))
-    return float(np.abs(said - seen).sum() / eligible.sum())
+    bins = np.minimum((top[eligible] * _TOP_BINS).astype(np.int64), _TOP_BINS - 1)
+    expected, observed = (np.bincount(bins, weights, minlength=_TOP_BINS) for weights in (top[eligible], is_top[eligible]))
+    return float(np.abs(expected - observed).sum() / eligible.sum())
 
 
-def _figures(
+def _distribution_metrics(
     rank: NDArray[np.float64],
     loss: NDArray[np.float64],
     *,

@@ -8,7 +8,7 @@ estimator alone:
 
 over the eligible items, with c ≥ 0, b and d fitted by log-likelihood on a slice of time (`calibration`). The component ``popularity``,
 which has no score, is the prior P(i | t): what all users choose at that time. The mixture is what this user would choose: the same features
-weighted by the user's traits z (`traits`; only the mixture uses them), and the estimators' scores of the history.
+weighted by the user's traits z (`history_traits`; only the mixture uses them), and the estimators' scores of the history.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ TORCH_BACKEND: Final = EncoderBackend(partial(history_traits.raw_traits, dtype=t
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch's histories as encoded by a parameter set, once for all uses, in float64 so that rounding adds nothing.
+    """A batch's histories encoded by a parameter set, in float64, so that rounding to float32 happens once.
 
     Attributes:
         batch: The B contexts.
-        feature_weights: Member → weights of popularity's features, [F] or [B, F].
-        user_vectors: Estimator whose score is a product → users' vectors [B, d].
-        scores: Estimator that is neither a product nor a logarithm → scores of all items [B, N].
+        feature_weights: Component → weights of popularity's features, [F], or [B, F] if traits modify them.
+        user_vectors: Estimator with a product score → user vectors [B, d].
+        scores: Estimator with neither a product score nor a log score → scores of all items [B, N].
     """
 
     batch: ContextBatch
@@ -79,8 +79,12 @@ class EncodedBatch:
 
     def take(self, rows: torch.Tensor) -> EncodedBatch:
         """Select rows."""
-        weights = {member: one if one.ndim == 1 else one[rows] for member, one in self.feature_weights.items()}
-        users, scores_ = ({name: x[rows] for name, x in of_each.items()} for of_each in (self.user_vectors, self.scores))
+        weights = {
+            component: weight if weight.ndim == 1 else weight[rows] for component, weight in self.feature_weights.items()
+        }
+        users, scores_ = (
+            {name: tensor[rows] for name, tensor in by_name.items()} for by_name in (self.user_vectors, self.scores)
+        )
         return EncodedBatch(self.batch.take(rows), weights, users, scores_)
 
 
@@ -115,7 +119,7 @@ class ScoreBounds:
             elif has_product_score(estimator):
                 sizes[name] = norm_bounds(estimator.vectors(parameters[name]))
         features = popularity.feature_bounds(popularity_parameters)
-        return cls(features, sizes, features.amax(1), {name: of_each.amax() for name, of_each in sizes.items()})
+        return cls(features, sizes, features.amax(1), {name: bounds.amax() for name, bounds in sizes.items()})
 
 
 @dataclass
@@ -124,11 +128,11 @@ class Mixture:
 
     Attributes:
         estimators: Estimators with a score, by name, in order.
-        parameters: Their tensors.
-        popularity: The prior's tensors.
-        traits: Tensors that the traits are computed from.
+        parameters: Estimator → its tensors.
+        popularity: Tensors of `popularity.fit`, and the log prior.
+        traits: Tensors of `history_traits.fit`, and the traits' mean and standard deviation.
         calibration: Component → weight name → weight.
-        score_bounds: Bounds used for rounding errors.
+        score_bounds: Bounds of features and scores, for rounding errors.
     """
 
     estimators: dict[str, Any]
@@ -161,49 +165,49 @@ class Mixture:
         table = tensors["shared/calibration/all" if fold == ALL_USERS else "shared/calibration/held_out"]
         table = tensors.get(f"{fold}/calibration/held_out", table)  # calibrated without folds: one table for all
         own = str(ALL_USERS if fold == COLD_USERS else fold)
-        parameters = {name: _under(tensors, "shared", name) | _under(tensors, own, name) for name in scored}
-        of_popularity = _under(tensors, "shared", "popularity") | _under(tensors, own, "popularity")
+        parameters = {name: _with_prefix(tensors, "shared", name) | _with_prefix(tensors, own, name) for name in scored}
+        popularity_parameters = _with_prefix(tensors, "shared", "popularity") | _with_prefix(tensors, own, "popularity")
         return cls(
             estimators={name: estimators[name] for name in scored},
             parameters=parameters,
-            popularity=of_popularity,
-            traits=_under(tensors, "shared", "tastes"),
+            popularity=popularity_parameters,
+            traits=_with_prefix(tensors, "shared", "tastes"),
             calibration=layout.weights_by_name(table, CalibrationLayout.from_estimators(scored)),
-            score_bounds=ScoreBounds.from_parameters(estimators, parameters, of_popularity),
+            score_bounds=ScoreBounds.from_parameters(estimators, parameters, popularity_parameters),
         )
 
     def encode(self, batch: ContextBatch, components: Sequence[str], backend: EncoderBackend = TORCH_BACKEND) -> EncodedBatch:
         """Encode the histories of a batch for some components."""
         users, exact = {}, {}
         for name, estimator in self.estimators.items():
-            if all(self.calibration[member][name] == 0 for member in components):
+            if all(self.calibration[component][name] == 0 for component in components):
                 continue
             if has_product_score(estimator):
                 users[name] = backend.user_encoders.get(estimator, estimator.user)(self.parameters[name], batch)
             elif not has_log_score(estimator):
                 exact[name] = self._exact_scores(name, batch)
-        weights = {member: self._feature_weights(member, batch, backend) for member in components}
+        weights = {component: self._feature_weights(component, batch, backend) for component in components}
         return EncodedBatch(batch, weights, users, exact)
 
     def distributions(self, encoded: EncodedBatch, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
-        """Return P(i | context) of the encoded components: component → [B, N], 0 for items that cannot be proposed."""
+        """Return P(i | context) of the encoded components: component → [B, N], 0 for ineligible items."""
         logits = self.all_logits(encoded, dtype)
-        hidden = encoded.batch.ineligible_mask(len(self.popularity["prior"]))
-        nothing = hidden.all(1)
-        return {member: _normalised(of_member, hidden, nothing) for member, of_member in logits.items()}
+        ineligible = encoded.batch.ineligible_mask(len(self.popularity["prior"]))
+        is_empty = ineligible.all(1)
+        return {component: _softmax(component_logits, ineligible, is_empty) for component, component_logits in logits.items()}
 
     def all_logits(self, encoded: EncodedBatch, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
         """Return logits of all items, eligible or not, sharing features and scores among components: component → [B, N]."""
         batch, log_prior = encoded.batch, self.popularity["prior"].to(dtype)
-        weights = [of_member.to(dtype) for of_member in encoded.feature_weights.values()]
+        weights = [feature_weights.to(dtype) for feature_weights in encoded.feature_weights.values()]
         sums = popularity.weighted_features(self.popularity, batch.time, weights, dtype)
         logits = dict(zip(encoded.feature_weights, sums, strict=True))
         for name in self.estimators:
-            heavy = [member for member in logits if self.calibration[member][name] != 0]
-            if heavy:
+            used = [component for component in logits if self.calibration[component][name] != 0]
+            if used:
                 score = self._scores(encoded, name, log_prior)
-                for member in heavy:
-                    logits[member].add_(score, alpha=self.calibration[member][name])
+                for component in used:
+                    logits[component].add_(score, alpha=self.calibration[component][name])
         return logits
 
     def logits(self, encoded: EncodedBatch, component: str, items: torch.Tensor) -> torch.Tensor:
@@ -233,50 +237,50 @@ class Mixture:
             float64 [B, C].
         """
 
-        def of(sizes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        def select(sizes: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
             return (largest[..., None, None] if items is None else sizes[..., items]).double()
 
-        heavy = {
+        used = {
             name: abs(self.calibration[component][name]) for name in self.estimators if self.calibration[component][name] != 0
         }
         weights = encoded.feature_weights[component].abs()
         dim = sum(  # products may be one sum, in any order
             encoded.user_vectors[name].shape[1]
-            for name in heavy
+            for name in used
             if name in encoded.user_vectors and not has_log_score(self.estimators[name])
         )
-        additions = weights.shape[-1] + len(heavy)
-        features = (additions + 6) * of(self.score_bounds.features, self.score_bounds.max_feature) + 6  # [F, B or 1, C]
-        off = UNIT_ROUNDOFF * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
-        for name, weight in heavy.items():
+        additions = weights.shape[-1] + len(used)
+        features = (additions + 6) * select(self.score_bounds.features, self.score_bounds.max_feature) + 6  # [F, B or 1, C]
+        error = UNIT_ROUNDOFF * (weights.reshape(-1, weights.shape[-1]).T[..., None] * features).sum(0)
+        for name, weight in used.items():
             if name in encoded.scores:
-                exact = encoded.scores[name].abs()
-                size = exact.amax(1, keepdim=True) if items is None else exact.gather(1, items)
+                magnitude = encoded.scores[name].abs()
+                size = magnitude.amax(1, keepdim=True) if items is None else magnitude.gather(1, items)
                 score = UNIT_ROUNDOFF * size
             elif has_log_score(self.estimators[name]):  # of a product, or of a sum of a few positive terms
                 user = encoded.user_vectors.get(name)
-                size = of(self.score_bounds.scores[name], self.score_bounds.max_score[name])
+                size = select(self.score_bounds.scores[name], self.score_bounds.max_score[name])
                 score = UNIT_ROUNDOFF * ((24 if user is None else user.shape[1] + 8) + 4 * size)
             else:
                 user = encoded.user_vectors[name]
-                size = of(self.score_bounds.scores[name], self.score_bounds.max_score[name]) * user.norm(dim=1)[:, None]
+                size = select(self.score_bounds.scores[name], self.score_bounds.max_score[name]) * user.norm(dim=1)[:, None]
                 score = rounding_bound(dim) * size
-            off = off + weight * (score + (additions + 2) * UNIT_ROUNDOFF * size)
-        return off.expand(len(encoded.batch.time), -1)
+            error = error + weight * (score + (additions + 2) * UNIT_ROUNDOFF * size)
+        return error.expand(len(encoded.batch.time), -1)
 
     def _scores(
-        self, summary: EncodedBatch, name: str, log_prior: torch.Tensor, items: torch.Tensor | None = None
+        self, encoded: EncodedBatch, name: str, log_prior: torch.Tensor, items: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Return an estimator's scores of all items, or of the given ones, in the dtype of ``log_prior``."""
-        if name in summary.scores:
-            found = summary.scores[name].to(log_prior.dtype)
-            return found if items is None else found.gather(1, items)
+        if name in encoded.scores:
+            score = encoded.scores[name].to(log_prior.dtype)
+            return score if items is None else score.gather(1, items)
         return scores(
             self.estimators[name],
             self.parameters[name],
-            summary.batch,
+            encoded.batch,
             log_prior,
-            user=summary.user_vectors.get(name),
+            user=encoded.user_vectors.get(name),
             items=items,
         )
 
@@ -284,20 +288,20 @@ class Mixture:
         return validated_scores(name, self.estimators[name], self.parameters[name], batch, self.popularity["prior"])
 
     def standardized_traits(self, batch: ContextBatch, backend: EncoderBackend = TORCH_BACKEND) -> torch.Tensor:
-        """Return the users' traits in standard deviations: float64 [B, T]."""
+        """Return the standardized traits of the users: float64 [B, T]."""
         return history_traits.standardize_traits(
             backend.raw_traits(self.traits, batch), self.traits["mean"], self.traits["spread"]
         )
 
-    def _feature_weights(self, member: str, batch: ContextBatch, how: EncoderBackend) -> torch.Tensor:
-        """Return b, or b + Σ_z d_z z(context) where traits tilt it: float64 [F] or [B, F]."""
+    def _feature_weights(self, component: str, batch: ContextBatch, backend: EncoderBackend) -> torch.Tensor:
+        """Return a component's weights of popularity's features: b, float64 [F], or b + Σ_z d_z z(context), [B, F]."""
 
         def row(names: Sequence[str]) -> torch.Tensor:
-            weights = [self.calibration[member][name] for name in names]
+            weights = [self.calibration[component][name] for name in names]
             return torch.tensor(weights, dtype=torch.float64, device=batch.time.device)
 
-        tilt = torch.stack([row(trait_columns(taste)) for taste in TRAITS])
-        return row(_FEATURES) + self.standardized_traits(batch, how) @ tilt if tilt.any() else row(_FEATURES)
+        tilt = torch.stack([row(trait_columns(trait)) for trait in TRAITS])
+        return row(_FEATURES) + self.standardized_traits(batch, backend) @ tilt if tilt.any() else row(_FEATURES)
 
     def estimator_scores(self, name: str, batch: ContextBatch) -> torch.Tensor:
         """Return one estimator's scores: float32 [B, N]."""
@@ -311,15 +315,16 @@ class Mixture:
         return popularity.log_counts(self.popularity, batch.time)
 
 
-def _normalised(logits: torch.Tensor, hidden: torch.Tensor, nothing: torch.Tensor) -> torch.Tensor:
-    """Apply softmax over the items that are not hidden; rows without an item are 0."""
-    logits.masked_fill_(hidden, -torch.inf)
+def _softmax(logits: torch.Tensor, ineligible: torch.Tensor, is_empty: torch.Tensor) -> torch.Tensor:
+    """Apply softmax over the eligible items, in place; rows without one are 0."""
+    logits.masked_fill_(ineligible, -torch.inf)
     p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
-    p.div_(p.sum(1, keepdim=True, dtype=torch.float64).to(p.dtype))  # so exact that many items' rounding does not add up
-    p[nothing] = 0
+    # Summed in float64, so that the rounding errors of many items do not add up.
+    p.div_(p.sum(1, keepdim=True, dtype=torch.float64).to(p.dtype))
+    p[is_empty] = 0
     return p
 
 
-def _under(tensors: dict[str, torch.Tensor], part: str, name: str) -> dict[str, torch.Tensor]:
-    prefix = f"{part}/{name}/"
+def _with_prefix(tensors: dict[str, torch.Tensor], set_name: str, name: str) -> dict[str, torch.Tensor]:
+    prefix = f"{set_name}/{name}/"
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

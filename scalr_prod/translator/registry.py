@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registry of translator versions: a version is the folder ``<home>/models/translator/<N>/``, written once and never changed.
+"""Registry of translator versions: each version is an immutable folder ``<home>/models/translator/<N>/``.
 
-``translator.safetensors`` holds every tensor, ``manifest.json`` what it is, two Parquet files the vocabularies, and ``estimator_*.py`` the
-source of each estimator that is not ours.
+It holds the tensors (``translator.safetensors``), their description and metrics (``manifest.json``), the vocabularies (two Parquet files),
+and the source of each estimator of another package (``estimator_*.py``).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ TARGET_ITEMS_FILE: Final = "target_items.parquet"
 
 @dataclass(frozen=True)
 class ItemVocabulary:
-    """Item ids and the indices that the module knows them by.
+    """Vocabularies of both domains: item ids, and the indices that `TranslatorModule` uses.
 
     Attributes:
-        source_ids: [n_source], index 1 first.
-        all_target_ids: [n_target], index 0 first, in order of first appearance.
-        first_seen: int64 [n_target]. Microseconds since the epoch, ascending.
-        count: int64 [n_target]. Target events known in training.
-        value: float64 [n_target]. The catalogue's value of each item; where the catalogue gives none, its count.
+        source_ids: [n_source]. Source item ids by index, from index 1.
+        all_target_ids: [n_target]. Target item ids by index, from index 0, in order of first appearance.
+        first_seen: int64 [n_target], ascending. Time of each item's first event, microseconds since the epoch.
+        count: int64 [n_target]. Number of each item's target events in training.
+        value: float64 [n_target]. The catalogue's value of each item; its count if the catalogue has no values.
     """
 
     source_ids: pa.Array
@@ -64,15 +64,15 @@ class ItemVocabulary:
     value: NDArray[np.float64]
 
     def source_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
-        """Index of each source item id: int32 [N], 0 where it is unknown."""
+        """Return the index of each source item id: int32 [N], 0 for unknown ids."""
         return index_in(ids, self.source_ids) + np.int32(1)
 
     def target_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
-        """Index of each target item id: int32 [N], -1 where it is unknown."""
+        """Return the index of each target item id: int32 [N], -1 for unknown ids."""
         return index_in(ids, self.all_target_ids)
 
     def target_ids(self, index: NDArray[np.int32]) -> pa.Array:
-        """Ids of target indices; null for -1."""
+        """Return the ids of target indices, int32 [N]: [N], null for -1."""
         import pyarrow as pa
 
         return self.all_target_ids.take(pa.array(index, mask=np.asarray(index) < 0))
@@ -80,15 +80,15 @@ class ItemVocabulary:
 
 @dataclass(frozen=True)
 class TranslatorVersion:
-    """What is known of a version without loading its weights.
+    """A version without its weights.
 
     Attributes:
-        version: Its number.
-        path: Its folder.
-        sha256: Of its weights' file.
-        trained_until: Nothing from this instant on, or known only later, has shaped it (UTC).
-        folds: Parameter sets besides ``-1``.
-        manifest: All of manifest.json.
+        version: Number of the version.
+        path: Folder of the version.
+        sha256: Checksum of the weights' file.
+        trained_until: End of the training data, exclusive: no later event, and none that was known only later, was used (UTC).
+        folds: Number of folds, each of which has a parameter set besides set ``-1``.
+        manifest: Content of ``manifest.json``.
     """
 
     version: int
@@ -102,7 +102,7 @@ class TranslatorVersion:
         """Read the vocabularies.
 
         Raises:
-            TranslatorError: Their files are not there, or cannot be read.
+            TranslatorError: A file is missing or unreadable.
         """
         import pyarrow.parquet as pq
 
@@ -111,7 +111,7 @@ class TranslatorVersion:
             target = pq.read_table(self.path / TARGET_ITEMS_FILE)
         except OSError as error:
             raise TranslatorError(
-                f"a vocabulary cannot be read: {error}",
+                f"the version's vocabulary cannot be read: {error}",
                 where=str(self.path),
                 next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
             ) from error
@@ -122,28 +122,28 @@ class TranslatorVersion:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest, with the folder."""
+        """Return the manifest and the folder."""
         return self.manifest | {"path": str(self.path)}
 
 
 def models_dir(settings: Settings) -> Path:
-    """Folder of all versions."""
+    """Return the folder of all versions."""
     return settings.home / "models" / "translator"
 
 
 def load_version(settings: Settings, version: int | None = None) -> TranslatorVersion:
-    """A version's manifest.
+    """Load a version without its weights.
 
     Args:
         settings: The project's settings.
-        version: Its number; default: the latest.
+        version: Number of the version; default: the latest.
 
     Raises:
-        TranslatorNotFound: There is none, or not this one; lists those that are there.
-        TranslatorError: Its manifest cannot be read; or it carries the source of an estimator, which runs when it is loaded, and the
-            ledger has no record that this project trained it.
+        TranslatorNotFound: The version does not exist, or there is none; lists the existing ones.
+        TranslatorError: The manifest is unreadable; or the version contains the source code of an estimator, which would run when it is
+            loaded, and the ledger has no record that this project trained it.
     """
-    numbers = _numbers(settings)
+    numbers = _version_numbers(settings)
     if not numbers:
         raise TranslatorNotFound(
             "no translator has been trained yet", where=str(models_dir(settings)), next_step="run: scalr translator train"
@@ -151,27 +151,27 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
     version = numbers[-1] if version is None else version
     if version not in numbers:
         raise TranslatorNotFound(
-            f"there is no translator version {version}; there are: {', '.join(map(str, numbers))}",
+            f"translator version {version} does not exist; existing versions: {', '.join(map(str, numbers))}",
             where=str(models_dir(settings)),
-            next_step="name one of those with --version",
+            next_step="pass an existing version with --version",
         )
-    found = _read(models_dir(settings) / str(version))
-    if not _trusted(settings, found):
+    loaded = _read_version(models_dir(settings) / str(version))
+    if not _is_trusted(settings, loaded):
         raise TranslatorError(
-            f"version {version} carries the source of an estimator, which runs when it is loaded, and the ledger has no record that "
-            "it was trained here",
-            where=str(found.path),
+            f"version {version} carries the source of an estimator, which would run when it is loaded, but the ledger has no record "
+            "that it was trained here",
+            where=str(loaded.path),
             next_step="train again: scalr translator train; or use the ledger that the version was recorded in",
         )
-    return found
+    return loaded
 
 
 def resolve_version(settings: Settings, version: int | None) -> TranslatorVersion:
-    """As `load_version`, for a driver: where this project has no such version, the error names those that have one.
+    """Load a version as `load_version` does; if this project lacks it, name the projects that have it in the error.
 
     Raises:
-        TranslatorNotFound: There is none, or not this one.
-        TranslatorError: Its manifest cannot be read.
+        TranslatorNotFound: The version does not exist, or there is none.
+        TranslatorError: The manifest is unreadable, or the version is not trusted.
     """
     try:
         return load_version(settings, version)
@@ -185,11 +185,11 @@ def resolve_version(settings: Settings, version: int | None) -> TranslatorVersio
 
 
 def find_by_fingerprint(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
-    """The version that was trained from the same inputs, if there is one that `load_version` would load."""
-    for number in reversed(_numbers(settings)):
-        found = _read(models_dir(settings) / str(number))
-        if found.manifest.get("fingerprint") == fingerprint and _trusted(settings, found):
-            return found
+    """Return the latest trusted version that was trained from the same inputs, or None."""
+    for number in reversed(_version_numbers(settings)):
+        version = _read_version(models_dir(settings) / str(number))
+        if version.manifest.get("fingerprint") == fingerprint and _is_trusted(settings, version):
+            return version
     return None
 
 
@@ -206,11 +206,14 @@ def write_version(
 
     Args:
         settings: The project's settings.
-        tensors: By name.
-        metadata: Travels in the weights' file.
-        manifest: Without ``version`` and ``sha256``, which are added.
-        vocabulary: Written beside it.
-        sources: Likewise, files of estimators of other packages.
+        tensors: Tensors by name.
+        metadata: Metadata of the weights' file.
+        manifest: Content of ``manifest.json`` without ``version`` and ``sha256``, which are added.
+        vocabulary: Vocabularies of both domains.
+        sources: File name → source code of estimators of other packages.
+
+    Returns:
+        The new version; the existing one if another process has trained the same inputs meanwhile.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -222,14 +225,14 @@ def write_version(
     root = models_dir(settings)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"), staging_folder(settings, "translator") as staged:
-        there = find_by_fingerprint(settings, manifest["fingerprint"])
-        if there is not None:  # another process trained the same one meanwhile
-            return there
+        existing = find_by_fingerprint(settings, manifest["fingerprint"])
+        if existing is not None:
+            return existing
         folder = staged / "version"
         folder.mkdir()
-        # One entry: the file's writer keeps several in no fixed order, and the same training must give the same bytes.
-        described = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
-        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS_FILE, described)
+        # A single entry: safetensors writes several in arbitrary order, but the same training must give the same bytes.
+        file_metadata = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+        save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS_FILE, file_metadata)
         for name, source in sources.items():
             (folder / name).write_bytes(source)
         with (folder / WEIGHTS_FILE).open("rb") as file:
@@ -239,34 +242,38 @@ def write_version(
             name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")
         }
         pq.write_table(pa.table(columns), folder / TARGET_ITEMS_FILE)
-        version = max([*_numbers(settings), *_recorded(settings)], default=0) + 1
+        version = max([*_version_numbers(settings), *_recorded_checksums(settings)], default=0) + 1
         content = {"version": version, **manifest, "sha256": sha256}
         (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         move_into_place(folder, root / str(version))
-    return _read(root / str(version))
+    return _read_version(root / str(version))
 
 
-def _trusted(settings: Settings, found: TranslatorVersion) -> bool:
-    """Whether it carries no source, or the ledger recorded its weights' checksum, which covers the sources', when it was trained."""
-    return not found.manifest.get("carried") or _recorded(settings).get(found.version) == found.sha256
+def _is_trusted(settings: Settings, version: TranslatorVersion) -> bool:
+    """Return whether a version has no bundled source code, or the ledger has the checksum of its weights.
+
+    The metadata in the weights' file include the checksums of the sources.
+    """
+    return not version.manifest.get("carried") or _recorded_checksums(settings).get(version.version) == version.sha256
 
 
-def _recorded(settings: Settings) -> dict[int, str]:
-    """Versions that the ledger knows → the checksum of their weights."""
+def _recorded_checksums(settings: Settings) -> dict[int, str]:
+    """Return the checksum of the weights of each version in the ledger."""
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
         return {row.version: row.sha256 for row in ledger.models.find()}
 
 
-def _numbers(settings: Settings) -> list[int]:
+def _version_numbers(settings: Settings) -> list[int]:
+    """Return the numbers of the complete versions, ascending."""
     root = models_dir(settings)
     if not root.is_dir():
         return []
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal() and (path / MANIFEST_FILE).is_file())
 
 
-def _read(folder: Path) -> TranslatorVersion:
+def _read_version(folder: Path) -> TranslatorVersion:
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         return TranslatorVersion(
@@ -279,7 +286,7 @@ def _read(folder: Path) -> TranslatorVersion:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TranslatorError(
-            f"its manifest cannot be read: {error}",
+            f"the version's manifest cannot be read: {error}",
             where=str(folder / MANIFEST_FILE),
             next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
         ) from error

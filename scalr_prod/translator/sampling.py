@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gumbel top-k sampling with float64 tie resolution: the reference, and the fallback of the compiled passes in `kernels`.
+"""Sampling: Gumbel top-k with float64 tie resolution. All draws of the translator are made here or in the executors of `kernels`.
 
-`TranslatorModule.sample` uses the compiled passes where they run; both draw the same items.
+This is the reference in plain torch, and the fallback where the executors do not run. Both draw the same items.
 
 Every eligible item has the key P^(1 / T) / E, with E from `counter_rng`; the items with the k largest keys are the draws, in that order.
 Keys are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
-    from scalr_prod.translator.sample_request import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
 __all__ = [
     "EXTRA_CANDIDATES",
     "CandidateScores",
     "Draws",
+    "SampleRequest",
     "float64_order",
     "is_near_min_lift",
     "rescale_to_catalogue",
@@ -49,6 +49,30 @@ _ALL_STEPS: Final = 102 * UNIT_ROUNDOFF
 #: Below 2^-100 a probability loses digits in float32, or is 0; even with the smallest variate its key is below 2^-67.
 _TINY: Final = 2.0**-100
 _TINY_KEY: Final = 2.0**-67
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Parameters of a draw; see `TranslatorModule.sample`.
+
+    Attributes:
+        k: Draws per context.
+        temperature: Items are drawn in proportion to P^(1 / temperature).
+        min_lift: Minimum ratio of P(i | context) to the prior P(i) of a draw.
+        component: ``mixture``, or the name of one estimator.
+        shortlist: Number of items to score per context; None: all.
+    """
+
+    k: int
+    temperature: float
+    min_lift: float
+    component: str
+    shortlist: int | None = None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the components whose distributions the draw needs: the prior and ``component``."""
+        return tuple(dict.fromkeys(("popularity", self.component)))
 
 
 @dataclass(frozen=True)
@@ -96,42 +120,42 @@ def sample_topk(
     Args:
         request: Parameters of the draw.
         mixture: The parameter set.
-        contexts: B of them.
+        contexts: B contexts.
         batch: The same contexts as tensors.
         item_words: int32 [N], hash words of the items' ids for `counter_rng`.
-        dtype: float32, or float64, with which no row is unsure.
-        shortlists: Shortlists, where the draw uses them.
+        dtype: float32, or float64, which marks no row as `Draws.needs_float64`.
+        shortlists: Index of the shortlists; None: draw among all items.
     """
     device = item_words.device
-    summary = mixture.encode(batch, request.components)
+    encoded = mixture.encode(batch, request.components)
     share: dict[str, torch.Tensor] = {}
     if shortlists is not None and request.shortlist is not None:
-        summary, share = shortlists.restrict(mixture, summary, request)
-    found = mixture.distributions(summary, dtype=dtype)
-    p, prior = found[request.component], found["popularity"]
+        encoded, share = shortlists.restrict(mixture, encoded, request)
+    distributions = mixture.distributions(encoded, dtype=dtype)
+    p, prior = distributions[request.component], distributions["popularity"]
     low, high = (word.to(device) for word in counter_rng.key_words(contexts.noise_key))
     keys = _keys(p, counter_rng.exponential((low, high), item_words, dtype), request.temperature)
     best, chosen = keys.topk(min(request.k + 1 + EXTRA_CANDIDATES, keys.shape[1]), dim=1)
-    unsure = torch.zeros(len(best), dtype=torch.bool, device=device)
+    needs_float64 = torch.zeros(len(best), dtype=torch.bool, device=device)
     if dtype == torch.float32:
-        unsure |= _underflowed(request, best, p, summary.batch)
-        unsure |= _settle(request, mixture, summary, p, (best, chosen), (low, high), item_words)
-    there, chosen = best[:, : request.k] > 0, chosen[:, : request.k]
-    p, q = (torch.where(there, of_all.gather(1, chosen), 0) for of_all in (p, prior))
+        needs_float64 |= _underflowed(request, best, p, encoded.batch)
+        needs_float64 |= _sort_exactly(request, mixture, encoded, p, (best, chosen), (low, high), item_words)
+    valid, chosen = best[:, : request.k] > 0, chosen[:, : request.k]
+    p, q = (torch.where(valid, table.gather(1, chosen), 0) for table in (p, prior))
     p, q = rescale_to_catalogue(request, share, p, q)
     if dtype == torch.float32:
-        unsure |= is_near_min_lift(request, mixture, summary, there, chosen, p, q)
-    return Draws(torch.where(there & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, unsure)
+        needs_float64 |= is_near_min_lift(request, mixture, encoded, valid, chosen, p, q)
+    return Draws(torch.where(valid & (p >= request.min_lift * q), chosen, NO_ITEM), p, q, needs_float64)
 
 
 def rescale_to_catalogue(
     request: SampleRequest, catalogue_share: dict[str, torch.Tensor], p: torch.Tensor, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale P and the prior, [B, K], from shortlists to the whole catalogue; a no-op without shortlists."""
+    """Scale P and the prior, [B, K], from shortlists to the whole catalogue; returns them unchanged without shortlists."""
     if not catalogue_share:
         return p, prior
-    of_member, of_prior = (catalogue_share[name].to(p)[:, None] for name in (request.component, "popularity"))
-    return p * of_member, prior * of_prior
+    component_share, prior_share = (catalogue_share[name].to(p)[:, None] for name in (request.component, "popularity"))
+    return p * component_share, prior * prior_share
 
 
 def is_near_min_lift(
@@ -148,15 +172,16 @@ def is_near_min_lift(
         return torch.zeros(len(valid), dtype=torch.bool, device=valid.device)
     excess = (p - request.min_lift * q).abs()
     # A normaliser's relative error is at most that of its terms.
-    widest = sum(2 * mixture.rounding_bound(encoded, member) for member in request.components)
-    near = (valid & (excess <= (widest + 4 * _ALL_STEPS) * p)).any(1)
+    max_bound = sum(2 * mixture.rounding_bound(encoded, component) for component in request.components)
+    near = (valid & (excess <= (max_bound + 4 * _ALL_STEPS) * p)).any(1)
     rows = near.nonzero()[:, 0]
     if len(rows):
-        some, items = encoded.take(rows), chosen[rows]
-        band = sum(
-            mixture.rounding_bound(some, member) + mixture.rounding_bound(some, member, items) for member in request.components
+        subset, items = encoded.take(rows), chosen[rows]
+        bound = sum(
+            mixture.rounding_bound(subset, component) + mixture.rounding_bound(subset, component, items)
+            for component in request.components
         )
-        near[rows] = (valid[rows] & (excess[rows] <= (band + 4 * _ALL_STEPS) * p[rows])).any(1)
+        near[rows] = (valid[rows] & (excess[rows] <= (bound + 4 * _ALL_STEPS) * p[rows])).any(1)
     return near
 
 
@@ -170,20 +195,20 @@ def _keys(p: torch.Tensor, variates: torch.Tensor, temperature: float) -> torch.
 def _underflowed(request: SampleRequest, best: torch.Tensor, p: torch.Tensor, batch: ContextBatch) -> torch.Tensor:
     """Mark rows where a probability too small for float32 may have mattered: bool [B]."""
     floor = _TINY_KEY if request.temperature <= 1 else torch.inf
-    lost = best[:, : request.k][:, -1] <= floor
-    rows = lost.nonzero()[:, 0]
-    lost[rows] = (~batch.take(rows).ineligible_mask(p.shape[1]) & (p[rows] < _TINY)).any(1)
-    return lost
+    is_tiny = best[:, : request.k][:, -1] <= floor
+    rows = is_tiny.nonzero()[:, 0]
+    is_tiny[rows] = (~batch.take(rows).ineligible_mask(p.shape[1]) & (p[rows] < _TINY)).any(1)
+    return is_tiny
 
 
-def _settle(
+def _sort_exactly(
     request: SampleRequest,
     mixture: Mixture,
-    summary: EncodedBatch,
+    encoded: EncodedBatch,
     p: torch.Tensor,
     ranking: tuple[torch.Tensor, torch.Tensor],
     words: tuple[torch.Tensor, torch.Tensor],
-    numbers: torch.Tensor,
+    item_words: torch.Tensor,
 ) -> torch.Tensor:
     """Sort the best by their keys in float64, in place, where rounding may have changed the order.
 
@@ -192,17 +217,18 @@ def _settle(
     """
     best, chosen = ranking
     depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
-    off = 1.01 * (mixture.rounding_bound(summary, request.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
-    least, most = best * (1 - off), best * (1 + off)
-    reach = torch.where(best > 0, most, -1.0).flip(1).cummax(1).values.flip(1)  # of this and all that follow
-    close = (reach[:, 1:] >= least[:, :-1])[:, : request.k].any(1)
+    error = 1.01 * (mixture.rounding_bound(encoded, request.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
+    lower, upper = best * (1 - error), best * (1 + error)
+    # Largest upper bound of each key and all that follow.
+    reach = torch.where(best > 0, upper, -1.0).flip(1).cummax(1).values.flip(1)
+    close = (reach[:, 1:] >= lower[:, :-1])[:, : request.k].any(1)
     rows = close.nonzero()[:, 0]
     if len(rows):
-        order = float64_order(request, mixture, summary, rows, (chosen[rows], best[rows] > 0), words, numbers)
+        order = float64_order(request, mixture, encoded, rows, (chosen[rows], best[rows] > 0), words, item_words)
         chosen[rows] = chosen[rows].gather(1, order)
-    others = best[:, -1] * (1 + 1.01 * (mixture.rounding_bound(summary, request.component)[:, 0] + _ALL_STEPS))
-    beyond = (others >= least[:, : request.k].amin(1)) & (best[:, -1] > 0)
-    return beyond & (best.shape[1] < len(numbers))
+    others = best[:, -1] * (1 + 1.01 * (mixture.rounding_bound(encoded, request.component)[:, 0] + _ALL_STEPS))
+    beyond = (others >= lower[:, : request.k].amin(1)) & (best[:, -1] > 0)
+    return beyond & (best.shape[1] < len(item_words))
 
 
 def float64_order(
@@ -225,8 +251,8 @@ def float64_order(
         words: Words of the contexts' keys, see `counter_rng.key_words`.
         item_words: Hash words of the items' ids.
     """
-    items, there = candidates
+    items, present = candidates
     logits = mixture.logits(encoded.take(rows), request.component, items)
     variates = counter_rng.exponential((words[0][rows], words[1][rows]), item_words[items], torch.float64).log_()
     exact = logits / max(request.temperature, 1) - min(request.temperature, 1) * variates
-    return exact.masked_fill_(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return exact.masked_fill_(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)

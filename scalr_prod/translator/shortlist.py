@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shortlists: in a catalogue of millions of items, score only those that a context is likely to choose.
+"""Shortlists: in a catalogue of millions of items, score only the items that a context is likely to choose.
 
-Items lie in blocks of alike ones: a tree halves them, again and again, along the direction in which their logits differ most over times
-and histories. What a block is worth to a context,
+Items are grouped into blocks of similar ones. A tree splits the catalogue in two, recursively, along the direction in which the items'
+logits vary most over times and histories. A block's score for a context estimates the log-sum-exp of its items' logits at the draws'
+temperature T:
 
     log Σ_i e^(popularity of i / T) + Σ_e c_e s_e(mean vector of the block | context) / T,
 
-at the temperature T of the draws, is estimated from its mean vectors and from popularity at the beginning of the week, so that it costs a
-product with as many rows as there are blocks. The blocks that are worth most, until they hold as many items as are asked for, are the
-shortlist; no other item is drawn. P and the prior of what is drawn are those of the whole catalogue but for the estimate: over the list
-they sum to the share that its blocks have of what all blocks are worth (T = 1). What the lists of a run leave out is measured beside the
-whole catalogue (`generation.partition`). Estimators that are neither a product nor the logarithm of one do not say what is on the list.
+with popularity as of the start of the week. It costs one dot product per block and estimator. A shortlist consists of the blocks with the
+highest scores that together hold the requested number of items. Other items are never drawn.
+
+P and the prior of a draw are scaled to the whole catalogue: over a shortlist they sum to the estimated share of its blocks in the total
+mass at T = 1. `generation.task` measures how often a draw from the whole catalogue is missing from the shortlist. Scores that are neither a
+dot product nor the logarithm of one do not affect which blocks are selected, except that a log score counts as the log prior.
 """
 
 from __future__ import annotations
@@ -31,31 +33,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
-    from scalr_prod.translator.sample_request import SampleRequest
+    from scalr_prod.translator.sampling import SampleRequest
 
 __all__ = ["ShortlistIndex", "ShortlistSelection"]
 
-#: Blocks that a catalogue is cut into, about; limits of a block's size.
-_BLOCKS: Final = 1024
-_SMALLEST, _LARGEST = 64, 2048
-#: Times and histories over which logits are compared.
+#: Target number of blocks, and limits of a block's size in items.
+_TARGET_BLOCKS: Final = 1024
+_MIN_BLOCK_SIZE, _MAX_BLOCK_SIZE = 64, 2048
+#: Number of times and of histories over which items' logits are compared.
 _TIMES, _HISTORIES = 16, 1024
-#: Directions that the tree looks at, the items that they are worked out of, and steps of the power method.
-_DIRECTIONS, _SAMPLE, _STEPS = 32, 20_000, 6
+#: Dimensions kept for the tree, number of items that their principal axes are computed from, and steps of the power iteration.
+_DIMENSIONS, _SAMPLED_ITEMS, _POWER_STEPS = 32, 20_000, 6
 _WEEK_US: Final = 7 * 86_400_000_000
-#: Worths are told apart in these steps: what is equal but for rounding stays equal, whatever the batch.
-_STEP: Final = 2.0**-30
-#: Bytes of what is kept of weeks: those that were asked for last.
-_KEPT: Final = 2**28
+#: Scores are rounded to this before sorting, so that rounding errors, which depend on the batch, do not decide between equal scores.
+_SCORE_PRECISION: Final = 2.0**-30
+#: Maximum size of the cache of weekly popularity, in bytes; the least recently used weeks are dropped.
+_MAX_CACHE_BYTES: Final = 2**28
 
 
 @dataclass(frozen=True)
 class ShortlistSelection:
-    """The shortlists of B contexts.
+    """Shortlists of B contexts.
 
     Attributes:
-        blocks: bool [B, blocks]. Which are on the list.
-        catalogue_share: Member → float64 [B], the estimated share of its P on the list; for the requested component and popularity.
+        blocks: bool [B, blocks]. Mask of the selected blocks.
+        catalogue_share: Component → float64 [B], the estimated share of the selected blocks in its total mass; for the requested component
+            and ``popularity``.
     """
 
     blocks: torch.Tensor
@@ -64,14 +67,14 @@ class ShortlistSelection:
 
 @dataclass(frozen=True)
 class ShortlistIndex:
-    """Blocks of items, and which of them a context's shortlist holds.
+    """Blocks of items, from which each context's shortlist is selected. All tensors are on the CPU.
 
     Attributes:
-        item_order: int64 [N], on the CPU, as all that follows. Items by block, and ascending within one.
-        block_size: Items of a block; the last one may hold fewer.
-        first_seen: int64 [N], ascending, microseconds.
-        block_of_item: int32 [N]. Which block each item is in.
-        on_progress: Called now and then, while what a first request needs is worked out.
+        item_order: int64 [N]. Items sorted by block, then ascending.
+        block_size: Items per block; the last block may hold fewer.
+        first_seen: int64 [N], ascending. Time at which each item was first seen, in microseconds.
+        block_of_item: int32 [N]. Block of each item.
+        on_progress: Called repeatedly while the index or its caches are built.
     """
 
     item_order: torch.Tensor
@@ -79,250 +82,272 @@ class ShortlistIndex:
     first_seen: torch.Tensor
     block_of_item: torch.Tensor
     on_progress: Callable[[], None] = lambda: None
-    _means: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
-    _masses: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
+    _mean_cache: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    _popularity_cache: OrderedDict[tuple[Any, ...], torch.Tensor] = field(default_factory=OrderedDict)
     _lock: Any = field(default_factory=Lock)
 
     @classmethod
     def from_mixture(
         cls, mixture: Mixture, n_source: int, first_seen: torch.Tensor, on_progress: Callable[[], None] = lambda: None
     ) -> ShortlistIndex:
-        """Cut a catalogue into blocks; some seconds for each million items.
+        """Build the blocks of a catalogue. Takes some seconds per million items.
 
         Args:
-            mixture: The parameter set that says which items are alike; to those of other folds much the same ones are.
-            n_source: Source items.
-            first_seen: int64 [N], ascending: when the items were first seen, microseconds.
+            mixture: Parameter set whose logits define which items are similar. The blocks are used with all folds' sets.
+            n_source: Number of source items.
+            first_seen: int64 [N], ascending. Time at which each item was first seen, in microseconds.
             on_progress: See the attribute.
         """
-        n = len(first_seen)
-        size = min(max(2 ** round(math.log2(max(n / _BLOCKS, 1))), _SMALLEST), _LARGEST)
-        order, at = torch.empty(n, dtype=torch.int64), 0
-        for block in _halved(torch.arange(n), _coordinates(mixture, n_source, n, on_progress), size, on_progress):
-            order[at : at + len(block)] = block.sort().values
-            at += len(block)
-        of_each = torch.empty(n, dtype=torch.int32)
-        of_each[order] = (torch.arange(n) // size).int()
-        return cls(order, size, first_seen.cpu(), of_each, on_progress)
+        n_items = len(first_seen)
+        block_size = min(max(2 ** round(math.log2(max(n_items / _TARGET_BLOCKS, 1))), _MIN_BLOCK_SIZE), _MAX_BLOCK_SIZE)
+        order, start = torch.empty(n_items, dtype=torch.int64), 0
+        coordinates = _embed_items(mixture, n_source, n_items, on_progress)
+        for block in _split_by_principal_axis(torch.arange(n_items), coordinates, block_size, on_progress):
+            order[start : start + len(block)] = block.sort().values
+            start += len(block)
+        block_of_item = torch.empty(n_items, dtype=torch.int32)
+        block_of_item[order] = (torch.arange(n_items) // block_size).int()
+        return cls(order, block_size, first_seen.cpu(), block_of_item, on_progress)
 
     def warm_up(self, mixtures: Iterable[Mixture]) -> None:
-        """Work out the blocks' mean vectors of some parameter sets."""
+        """Compute and cache the blocks' mean vectors of some parameter sets."""
         for mixture in mixtures:
-            self._of(mixture)
+            self._block_means(mixture)
 
     @property
     def n_blocks(self) -> int:
-        """How many there are."""
+        """Return the number of blocks."""
         return -(-len(self.item_order) // self.block_size)
 
     def select(self, mixture: Mixture, encoded: EncodedBatch, request: SampleRequest) -> ShortlistSelection:
-        """Each context's shortlist: a function of the context alone, whatever the batch that it travels in and the execution that asks.
+        """Select the shortlist of each context. It depends on the context alone, not on the batch or the execution.
 
         Args:
             mixture: The parameter set.
-            encoded: Of B contexts.
-            request: Whose distribution at which temperature; ``shortlist``: items on a list that can be proposed, at least. Whole blocks
-                are taken, until they hold as many.
+            encoded: B encoded contexts.
+            request: Parameters of the draw. ``shortlist`` is the minimum number of eligible items; whole blocks are selected until they
+                hold as many.
         """
-        eligible = self._eligible(encoded.batch.eligible.cpu())
+        eligible = self._count_eligible(encoded.batch.eligible.cpu())
 
-        def worth(member: str, temperature: float) -> torch.Tensor:
-            popular = self._by_popularity(mixture, member, encoded.batch.time.cpu(), eligible, temperature)
-            return popular + self._scores(mixture, encoded, member) / temperature
+        def block_scores(component: str, temperature: float) -> torch.Tensor:
+            log_mass = self._popularity_scores(mixture, component, encoded.batch.time.cpu(), eligible, temperature)
+            return log_mass + self._mean_scores(mixture, encoded, component) / temperature
 
-        drawn = worth(request.component, request.temperature)
-        best = (drawn / _STEP).round().argsort(dim=1, descending=True, stable=True)
-        held = eligible.gather(1, best)
-        # What is excluded may lie in the same blocks, and is not counted.
-        count = (request.shortlist or 0) + _excluded(encoded.batch)[:, None]
-        wanted = (held.cumsum(1) - held < count) & (held > 0)
-        blocks = torch.zeros(drawn.shape, dtype=torch.bool).scatter_(1, best, wanted)
-        known = {request.component: drawn} if request.temperature == 1 else {}
+        scores = block_scores(request.component, request.temperature)
+        ranking = (scores / _SCORE_PRECISION).round().argsort(dim=1, descending=True, stable=True)
+        sizes = eligible.gather(1, ranking)
+        # Excluded items may lie in the selected blocks, and do not count.
+        min_items = (request.shortlist or 0) + _count_excluded(encoded.batch)[:, None]
+        is_selected = (sizes.cumsum(1) - sizes < min_items) & (sizes > 0)
+        blocks = torch.zeros(scores.shape, dtype=torch.bool).scatter_(1, ranking, is_selected)
+        computed = {request.component: scores} if request.temperature == 1 else {}
         return ShortlistSelection(
-            blocks, {name: _share(known[name] if name in known else worth(name, 1.0), blocks) for name in request.components}
+            blocks,
+            {
+                name: _mass_share(computed[name] if name in computed else block_scores(name, 1.0), blocks)
+                for name in request.components
+            },
         )
 
     def restrict(
         self, mixture: Mixture, encoded: EncodedBatch, request: SampleRequest
     ) -> tuple[EncodedBatch, dict[str, torch.Tensor]]:
-        """The same contexts, to which all items but those of their lists are excluded; and `ShortlistSelection.catalogue_share`."""
-        lists = self.select(mixture, encoded, request)
-        left_out = ~lists.blocks[:, self.block_of_item.long()]
-        batch = replace(encoded.batch, off_shortlist=left_out.to(encoded.batch.time.device))
-        return replace(encoded, batch=batch), lists.catalogue_share
+        """Return the contexts with all items outside their shortlists masked, and `ShortlistSelection.catalogue_share`."""
+        selection = self.select(mixture, encoded, request)
+        off_shortlist = ~selection.blocks[:, self.block_of_item.long()]
+        batch = replace(encoded.batch, off_shortlist=off_shortlist.to(encoded.batch.time.device))
+        return replace(encoded, batch=batch), selection.catalogue_share
 
-    def _scores(self, mixture: Mixture, summary: EncodedBatch, member: str) -> torch.Tensor:
-        """Weighted scores of the blocks' mean vectors: float64 [B, blocks]."""
-        found = torch.zeros(len(summary.batch.time), self.n_blocks, dtype=torch.float64)
-        for name, mean in self._of(mixture).items():
-            weight = mixture.calibration[member][name]
+    def _mean_scores(self, mixture: Mixture, encoded: EncodedBatch, component: str) -> torch.Tensor:
+        """Return weighted estimator scores of the blocks' mean vectors: float64 [B, blocks]."""
+        total = torch.zeros(len(encoded.batch.time), self.n_blocks, dtype=torch.float64)
+        for name, mean in self._block_means(mixture).items():
+            weight = mixture.calibration[component][name]
             if weight != 0:
-                score = summary.user_vectors[name].cpu() @ mean.T
-                found += weight * (score.clamp(min=1e-300).log() if has_log_score(mixture.estimators[name]) else score)
-        return found
+                score = encoded.user_vectors[name].cpu() @ mean.T
+                total += weight * (score.clamp(min=1e-300).log() if has_log_score(mixture.estimators[name]) else score)
+        return total
 
-    def _eligible(self, until: torch.Tensor) -> torch.Tensor:
-        """How many of each block's items are below a number, int64 [B]: int64 [B, blocks]."""
-        distinct, row = torch.unique(until, return_inverse=True)
-        found = torch.zeros(len(distinct), self.n_blocks, dtype=torch.int64)
+    def _count_eligible(self, n_eligible: torch.Tensor) -> torch.Tensor:
+        """Count the items of each block whose index is below a limit, int64 [B]: int64 [B, blocks]."""
+        distinct, row = torch.unique(n_eligible, return_inverse=True)
+        counts = torch.zeros(len(distinct), self.n_blocks, dtype=torch.int64)
         begin = 0
         for number, end in enumerate(distinct.tolist()):
-            found[number] = torch.bincount(self.block_of_item[begin:end], minlength=self.n_blocks)
+            counts[number] = torch.bincount(self.block_of_item[begin:end], minlength=self.n_blocks)
             begin = end
-        return found.cumsum(0)[row]
+        return counts.cumsum(0)[row]
 
-    def _of(self, mixture: Mixture) -> dict[str, torch.Tensor]:
-        """Mean vectors of the blocks by estimator: float64 [blocks, d]."""
-        found = {}
+    def _block_means(self, mixture: Mixture) -> dict[str, torch.Tensor]:
+        """Return the mean item vectors of the blocks by estimator, cached: float64 [blocks, d]."""
+        means = {}
         with self._lock:
-            for name in _products(mixture):
-                # By tensors that the module holds, and sets may share: memory of what is made of them may be another's by now.
+            for name in _product_estimators(mixture):
+                # The key identifies parameter tensors, which live as long as the module. Vectors derived from them may be temporary, so
+                # that their addresses could be reused.
                 key = name, *map(id, mixture.parameters[name].values())
-                if key not in self._means:
-                    here = mixture.estimators[name].vectors(mixture.parameters[name]).cpu()
-                    parts = self.item_order.split(self.block_size)
-                    self._means[key] = torch.stack([here[items].mean(0, dtype=torch.float64) for items in parts])
+                if key not in self._mean_cache:
+                    vectors = mixture.estimators[name].vectors(mixture.parameters[name]).cpu()
+                    blocks = self.item_order.split(self.block_size)
+                    self._mean_cache[key] = torch.stack([vectors[items].mean(0, dtype=torch.float64) for items in blocks])
                     self.on_progress()
-                found[name] = self._means[key]
-        return found
+                means[name] = self._mean_cache[key]
+        return means
 
-    def _by_popularity(
-        self, mixture: Mixture, member: str, time: torch.Tensor, eligible: torch.Tensor, temperature: float
+    def _popularity_scores(
+        self, mixture: Mixture, component: str, time: torch.Tensor, eligible: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        """log Σ e^(popularity / T) of what can be proposed, by block: float64 [B, blocks], -infinity where that is nothing.
+        """Return log Σ e^(popularity / T) over the eligible items of each block: float64 [B, blocks]; -infinity if there are none.
 
-        Popularity is that of the beginning of the week. Items that were first seen after it count as ones that nobody had chosen.
+        Popularity is as of the start of the week. Items first seen later in the week count as items without events.
         """
         weeks, row = torch.unique(time.div(_WEEK_US, rounding_mode="floor") * _WEEK_US, return_inverse=True)
-        known = self._by_week(mixture, member, weeks, temperature)[row]
-        new = eligible - self._eligible(torch.searchsorted(self.first_seen, weeks))[row]
-        return torch.logaddexp(known, new.double().log() + _of_nothing(mixture, member) / temperature)
+        known = self._weekly_popularity(mixture, component, weeks, temperature)[row]
+        n_new = eligible - self._count_eligible(torch.searchsorted(self.first_seen, weeks))[row]
+        return torch.logaddexp(known, n_new.double().log() + _new_item_logit(mixture, component) / temperature)
 
-    def _by_week(self, mixture: Mixture, member: str, weeks: torch.Tensor, temperature: float) -> torch.Tensor:
-        """log Σ e^(popularity / T) of each block's items that were seen before some instants, as of these: float64 [weeks, blocks]."""
-        prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
-        of = id(mixture.popularity["prior" if prior else "time"]), prior, temperature, *_weights(mixture, member).tolist()
+    def _weekly_popularity(self, mixture: Mixture, component: str, weeks: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Return log Σ e^(popularity / T) over each block's items seen before the start of each week: float64 [weeks, blocks]; cached."""
+        prior = sum(mixture.calibration[component][name] for name in _log_mixture_estimators(mixture))
+        parameters = id(mixture.popularity["prior" if prior else "time"])
+        prefix = parameters, prior, temperature, *_popularity_weights(mixture, component).tolist()
         with self._lock:
-            for moment in weeks.split(1):  # one at a time: a product with more would round otherwise
-                key = (*of, int(moment))
-                if key not in self._masses:
+            for week in weeks.split(1):  # one at a time: rounding of a matrix product depends on the number of rows
+                key = (*prefix, int(week))
+                if key not in self._popularity_cache:
                     self.on_progress()
-                    logits = _popular(mixture, member, moment)[0]
-                    logits[int(torch.searchsorted(self.first_seen, moment)) :] = -torch.inf
+                    logits = _popularity_logits(mixture, component, week)[0]
+                    logits[int(torch.searchsorted(self.first_seen, week)) :] = -torch.inf
                     by_block = torch.full((self.n_blocks * self.block_size,), -torch.inf, dtype=torch.float64)
                     by_block[: len(self.item_order)] = logits[self.item_order].double() / temperature
-                    self._masses[key] = by_block.view(self.n_blocks, self.block_size).logsumexp(1)
-                self._masses.move_to_end(key)
-            found = torch.stack([self._masses[*of, moment] for moment in weeks.tolist()])
-            while len(self._masses) * self.n_blocks * found.itemsize > _KEPT:
-                self._masses.popitem(last=False)
-        return found
+                    self._popularity_cache[key] = by_block.view(self.n_blocks, self.block_size).logsumexp(1)
+                self._popularity_cache.move_to_end(key)
+            result = torch.stack([self._popularity_cache[*prefix, week] for week in weeks.tolist()])
+            while len(self._popularity_cache) * self.n_blocks * result.itemsize > _MAX_CACHE_BYTES:
+                self._popularity_cache.popitem(last=False)
+        return result
 
 
-def _excluded(batch: ContextBatch) -> torch.Tensor:
-    """How many items each context excludes, at most: int64 [B]."""
+def _count_excluded(batch: ContextBatch) -> torch.Tensor:
+    """Return an upper bound of the number of items that each context excludes: int64 [B]."""
     exclude = batch.exclude.to_matrix() if isinstance(batch.exclude, ConsumedItems) else batch.exclude
     if exclude is None:
         return torch.zeros(len(batch.time), dtype=torch.int64)
     return torch.from_numpy((exclude >= 0).sum(1))
 
 
-def _share(worth: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """The share that some blocks have of what all are worth: float64 [B]; 1 where nothing is worth anything."""
-    parts = (worth - worth.amax(1, keepdim=True).clamp(min=torch.finfo(worth.dtype).min)).exp()
-    whole = parts.sum(1)
-    return torch.where(whole > 0, (parts * blocks).sum(1) / whole, 1.0)
+def _mass_share(scores: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Return the share of the selected blocks in Σ e^score over all blocks: float64 [B]; 1 where the sum is 0.
+
+    Args:
+        scores: float64 [B, blocks].
+        blocks: bool [B, blocks]. The selected blocks.
+    """
+    mass = (scores - scores.amax(1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).exp()
+    total = mass.sum(1)
+    return torch.where(total > 0, (mass * blocks).sum(1) / total, 1.0)
 
 
-def _of_nothing(mixture: Mixture, member: str) -> float:
-    """What popularity adds to the logit of an item that nobody has chosen."""
+def _new_item_logit(mixture: Mixture, component: str) -> float:
+    """Return popularity's contribution to the logit of an item without events."""
     counts = {
         name: torch.tensor(math.log(added), dtype=torch.float64) for name, (_, added) in popularity.DECAYED_COUNTS.items()
     }
     features = torch.stack([popularity.feature_values(counts, name) for name in popularity.FEATURES])
-    prior = sum(mixture.calibration[member][name] for name in _with_prior(mixture))
-    return float(_weights(mixture, member).cpu() @ features) + (
+    prior = sum(mixture.calibration[component][name] for name in _log_mixture_estimators(mixture))
+    return float(_popularity_weights(mixture, component).cpu() @ features) + (
         prior * float(mixture.popularity["prior"].min()) if prior else 0.0
     )
 
 
-def _products(mixture: Mixture) -> list[str]:
-    """Estimators whose items have vectors."""
+def _product_estimators(mixture: Mixture) -> list[str]:
+    """Return the names of the estimators that have item vectors."""
     return [name for name, estimator in mixture.estimators.items() if has_product_score(estimator)]
 
 
-def _coordinates(mixture: Mixture, n_source: int, n: int, alive: Callable[[], None]) -> torch.Tensor:
-    """Where items stand, so that two are as far apart as their logits differ over times and histories: float32 [N, r].
-
-    The times have as many target events between each two, the histories are of one source item each.
-    """
-    weights = mixture.calibration["mixture"]
-    count = min(n_source, _HISTORIES)
-    items = torch.linspace(1, n_source, count, dtype=torch.float64).round().long()[:, None]
-    device, end = mixture.popularity["time"].device, mixture.popularity["end"].expand(count)
-    batch = ContextBatch(items.to(device), torch.zeros(count, 1, device=device), end, end, torch.full_like(end, n))
-    # Each column's part in the distance: columns of popularity, and vectors times the square root of the users' second moment.
-    time = torch.cat([mixture.popularity["time"], end[:1]])
-    moments = time[torch.arange(1, _TIMES + 1, device=device) * len(time) // _TIMES - 1]
-    popular = torch.empty(_TIMES, n)
-    for row, moment in enumerate(moments.split(1)):
-        popular[row] = _popular(mixture, "mixture", moment)[0]
-        alive()
-    parts = [(popular.T, torch.eye(_TIMES) / _TIMES**0.5)]
-    for name in _products(mixture):
-        estimator, parameters = mixture.estimators[name], mixture.parameters[name]
-        if weights[name] != 0 and not has_log_score(estimator):
-            user = estimator.user(parameters, batch).cpu()
-            size, axes = torch.linalg.eigh(user.T @ user / count)
-            parts.append((estimator.vectors(parameters).cpu(), (weights[name] * axes * size.clamp(min=0).sqrt()).float()))
-    some = torch.linspace(0, n - 1, min(n, _SAMPLE), dtype=torch.float64).round().long()
-    sample = torch.cat([columns[some].float() @ scale for columns, scale in parts], 1).double()
-    sample -= sample.mean(0)
-    basis = torch.linalg.eigh(sample.T @ sample)[1][:, -_DIRECTIONS:].float()
-    found, begin = torch.zeros(n, basis.shape[1]), 0
-    for columns, scale in parts:
-        found.addmm_(columns.float(), scale @ basis[begin : begin + scale.shape[1]])
-        begin += scale.shape[1]
-        alive()
-    return found
-
-
-def _popular(mixture: Mixture, member: str, moments: torch.Tensor) -> torch.Tensor:
-    """What popularity adds to the items' logits at some times, whatever the history: float32 [T, N], on the CPU."""
-    weights = _weights(mixture, member)
-    logits = popularity.weighted_features(mixture.popularity, moments.to(weights.device), [weights])[0]
-    for name in _with_prior(mixture):
-        logits += mixture.calibration[member][name] * mixture.popularity["prior"]
-    return logits.cpu()
-
-
-def _with_prior(mixture: Mixture) -> list[str]:
-    """Estimators whose score is a logarithm of a mixture with the prior, which is most of it for most items."""
+def _log_mixture_estimators(mixture: Mixture) -> list[str]:
+    """Return the names of the estimators whose score is the logarithm of a mixture with the prior, which dominates for most items."""
     return [
         name for name, estimator in mixture.estimators.items() if has_log_score(estimator) and not has_product_score(estimator)
     ]
 
 
-def _weights(mixture: Mixture, member: str) -> torch.Tensor:
-    """A member's weights of popularity's features, without tastes: float64 [F]."""
-    weights = [mixture.calibration[member][name] for name in popularity.FEATURES]
+def _popularity_weights(mixture: Mixture, component: str) -> torch.Tensor:
+    """Return a component's weights of popularity's features, without traits: float64 [F]."""
+    weights = [mixture.calibration[component][name] for name in popularity.FEATURES]
     return torch.tensor(weights, dtype=torch.float64, device=mixture.popularity["time"].device)
 
 
-def _halved(items: torch.Tensor, x: torch.Tensor, most: int, alive: Callable[[], None]) -> Iterator[torch.Tensor]:
-    """Parts of so many items, the last of fewer: each halving is along the first principal component of what is halved."""
-    if len(items) <= most:
+def _popularity_logits(mixture: Mixture, component: str, times: torch.Tensor) -> torch.Tensor:
+    """Return popularity's contribution to all items' logits as of some times, int64 [T]: float32 [T, N], on the CPU."""
+    weights = _popularity_weights(mixture, component)
+    logits = popularity.weighted_features(mixture.popularity, times.to(weights.device), [weights])[0]
+    for name in _log_mixture_estimators(mixture):
+        logits += mixture.calibration[component][name] * mixture.popularity["prior"]
+    return logits.cpu()
+
+
+def _embed_items(mixture: Mixture, n_source: int, n_items: int, on_progress: Callable[[], None]) -> torch.Tensor:
+    """Embed items so that the distance of two is the root mean square difference of their logits: float32 [N, r].
+
+    The mean is over times with equally many target events between them, and over histories of one source item each.
+    """
+    weights = mixture.calibration["mixture"]
+    n_histories = min(n_source, _HISTORIES)
+    items = torch.linspace(1, n_source, n_histories, dtype=torch.float64).round().long()[:, None]
+    device, end = mixture.popularity["time"].device, mixture.popularity["end"].expand(n_histories)
+    batch = ContextBatch(items.to(device), torch.zeros(n_histories, 1, device=device), end, end, torch.full_like(end, n_items))
+    # Tables of item columns, each with a matrix that maps them to coordinates: popularity at each time, and item vectors times the root of
+    # the users' second moment.
+    time = torch.cat([mixture.popularity["time"], end[:1]])
+    times = time[torch.arange(1, _TIMES + 1, device=device) * len(time) // _TIMES - 1]
+    popularity_logits = torch.empty(_TIMES, n_items)
+    for row, moment in enumerate(times.split(1)):
+        popularity_logits[row] = _popularity_logits(mixture, "mixture", moment)[0]
+        on_progress()
+    tables = [(popularity_logits.T, torch.eye(_TIMES) / _TIMES**0.5)]
+    for name in _product_estimators(mixture):
+        estimator, parameters = mixture.estimators[name], mixture.parameters[name]
+        if weights[name] != 0 and not has_log_score(estimator):
+            users = estimator.user(parameters, batch).cpu()
+            variance, axes = torch.linalg.eigh(users.T @ users / n_histories)
+            tables.append((estimator.vectors(parameters).cpu(), (weights[name] * axes * variance.clamp(min=0).sqrt()).float()))
+    sampled = torch.linspace(0, n_items - 1, min(n_items, _SAMPLED_ITEMS), dtype=torch.float64).round().long()
+    sample = torch.cat([columns[sampled].float() @ scale for columns, scale in tables], 1).double()
+    sample -= sample.mean(0)
+    basis = torch.linalg.eigh(sample.T @ sample)[1][:, -_DIMENSIONS:].float()
+    coordinates, begin = torch.zeros(n_items, basis.shape[1]), 0
+    for columns, scale in tables:
+        coordinates.addmm_(columns.float(), scale @ basis[begin : begin + scale.shape[1]])
+        begin += scale.shape[1]
+        on_progress()
+    return coordinates
+
+
+def _split_by_principal_axis(
+    items: torch.Tensor, coordinates: torch.Tensor, max_size: int, on_progress: Callable[[], None]
+) -> Iterator[torch.Tensor]:
+    """Split items recursively along their first principal component; yield blocks of ``max_size`` items, the last one maybe smaller.
+
+    Args:
+        items: int64 [n]. Items to split.
+        coordinates: float32 [N, r]. Coordinates of all items.
+        max_size: Items per block.
+        on_progress: Called after each split.
+    """
+    if len(items) <= max_size:
         yield items
         return
-    here = x[items]
-    here = here - here.mean(0)
-    direction = torch.ones(x.shape[1]) / x.shape[1] ** 0.5
-    for _ in range(_STEPS):
-        moved = here.T @ (here @ direction)
-        direction = torch.nn.functional.normalize(moved, dim=0) if moved.norm() > 0 else direction
-    order = (here @ direction).argsort(stable=True)
-    half = -(-len(items) // most) // 2 * most
-    del here
-    alive()
-    yield from _halved(items[order[:half]], x, most, alive)
-    yield from _halved(items[order[half:]], x, most, alive)
+    centered = coordinates[items]
+    centered = centered - centered.mean(0)
+    direction = torch.ones(coordinates.shape[1]) / coordinates.shape[1] ** 0.5
+    for _ in range(_POWER_STEPS):
+        product = centered.T @ (centered @ direction)
+        direction = torch.nn.functional.normalize(product, dim=0) if product.norm() > 0 else direction
+    order = (centered @ direction).argsort(stable=True)
+    half = -(-len(items) // max_size) // 2 * max_size
+    del centered
+    on_progress()
+    yield from _split_by_principal_axis(items[order[:half]], coordinates, max_size, on_progress)
+    yield from _split_by_principal_axis(items[order[half:]], coordinates, max_size, on_progress)

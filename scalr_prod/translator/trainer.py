@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit parameter sets on a slice of the log, and calibrate them on the slice after it."""
+"""Steps of training: fit parameter sets on a slice of the log, calibrate one on the next slice, and measure it.
+
+`training`, `evaluation` and `challenger_test` combine these steps.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ class FittedCalibration:
         tables: Tables by name.
         layout: Layout of the tables.
         metrics: Metrics of every component, see `measure_components`.
-        information: What source histories say of the slice's events; None where it was not measured.
+        information: Information gain of source histories; None if it was not measured.
     """
 
     tables: dict[str, torch.Tensor]
@@ -89,11 +92,11 @@ class FittedCalibration:
 
 @dataclass(frozen=True)
 class SharedParameters:
-    """What all parameter sets of a slice learn from source events alone.
+    """Tensors that all parameter sets of a slice share, fitted on source events only.
 
     Attributes:
         pairs: The slice.
-        estimators: Estimators by name, those with the longest work first, so that shorter fits fill the gaps beside them.
+        estimators: Estimators by name, those that take longest first, so that short fits fill the gaps at the end.
         parameters: Estimator → its tensors.
     """
 
@@ -122,20 +125,20 @@ def weights_metadata(settings: Settings, pairs: TrainingSlice, folds: int) -> di
 
 def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]:
     """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
-    return {"carried": json.dumps({name: one.to_metadata() for name, one in estimators.items()})} if estimators else {}
+    return {"carried": json.dumps({name: source.to_metadata() for name, source in estimators.items()})} if estimators else {}
 
 
 def fit_shared(
     slices: Sequence[TrainingSlice], workers: WorkerPool = INLINE, on_progress: Callable[[float], None] = lambda _: None
 ) -> list[SharedParameters]:
-    """Fit what all parameter sets of each slice learn from source events alone. Each estimator of each slice is a unit of work.
+    """Fit the tensors that all parameter sets of a slice share, on source events only. Each estimator of each slice is a unit of work.
 
-    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run side by side.
+    The longest unit, the sequential estimator's pretraining, has one thread; those of several slices run concurrently.
 
     Args:
         slices: The slices.
         workers: Pool that runs the units.
-        on_progress: Called in any thread with the work done since its last call, see `training_budget`.
+        on_progress: Called, in any thread, with the work done since its last call, see `training_budget`.
     """
     # Each slice has its own instances, since an instance may cache data of its slice.
     instances = [
@@ -150,9 +153,10 @@ def fit_shared(
             release_memory()
             return parameters
 
-    found = dict(zip(units, workers.map(fit, units), strict=True))
+    parameters_by_unit = dict(zip(units, workers.map(fit, units), strict=True))
     return [
-        SharedParameters(pairs, instances[n], {name: found[name, n] for name in instances[n]}) for n, pairs in enumerate(slices)
+        SharedParameters(pairs, instances[n], {name: parameters_by_unit[name, n] for name in instances[n]})
+        for n, pairs in enumerate(slices)
     ]
 
 
@@ -170,7 +174,7 @@ def fit_parameter_sets(
         pairs: The slice.
         held_out: Set number → bool [U], users whose target events must not shape it. Popularity as of an event is no parameter of a
             set: it counts all users' earlier events.
-        on_progress: Called in any thread with the work done since its last call, see `training_budget`.
+        on_progress: Called, in any thread, with the work done since its last call, see `training_budget`.
         workers: Pool that runs the units.
         shared: Result of `fit_shared` for the slice; default: it is fitted here.
 
@@ -182,10 +186,10 @@ def fit_parameter_sets(
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
     shared = shared or fit_shared([pairs], workers)[0]
     estimators, common = shared.estimators, shared.parameters
-    learn = {number: pairs.without_users(users) for number, users in held_out.items()}
-    tensors |= {f"{number}/popularity/prior": popularity.log_popularity(slice_) for number, slice_ in learn.items()}
+    slices = {number: pairs.without_users(users) for number, users in held_out.items()}
+    tensors |= {f"{number}/popularity/prior": popularity.log_popularity(slice_) for number, slice_ in slices.items()}
 
-    # These tables are large for a long log, so they are instances only for the final parameter sets.
+    # These tables are large for a long log, so they are not fitted in `fit_shared`.
     tables: dict[str, Callable[[TrainingSlice], Parameters]] = {"popularity": popularity.fit, "tastes": history_traits.fit}
 
     def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
@@ -195,13 +199,13 @@ def fit_parameter_sets(
                 parameters = _prefixed(f"shared/{name}", tables[name](pairs))
         else:
             with _name_in_errors(name), report_progress(training_budget.estimate_fit_work(name, pairs), on_progress):
-                parameters = _prefixed(f"{number}/{name}", estimators[name].fit(learn[number], common[name]))
+                parameters = _prefixed(f"{number}/{name}", estimators[name].fit(slices[number], common[name]))
         release_memory()
         return parameters
 
-    for found in workers.map(fit, [*itertools.product(learn, estimators), *((None, name) for name in tables)]):
-        tensors |= found
-    # What every set has of its own served only as a starting point in the shared parameters.
+    for parameters in workers.map(fit, [*itertools.product(slices, estimators), *((None, name) for name in tables)]):
+        tensors |= parameters
+    # A shared tensor that every set replaces by its own was only a starting point.
     own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
     for name, parts in common.items():
         tensors |= {key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
@@ -229,19 +233,19 @@ def _name_in_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def _prefixed(prefix: str, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _prefixed(prefix: str, parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # Copied, since numpy's memory begins anywhere and torch's at multiples of 64 bytes: a product's rounding may depend on the alignment.
-    # One at a time, so that a large array is freed as soon as its copy is instances.
-    left = dict(parts)
-    del parts
-    return {f"{prefix}/{key}": left.pop(key).clone() for key in list(left)}
+    # One at a time, so that a large array is freed as soon as it is copied.
+    remaining = dict(parameters)
+    del parameters
+    return {f"{prefix}/{key}": remaining.pop(key).clone() for key in list(remaining)}
 
 
 def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -> TrainingSlice:
     """Build the slice before ``begin``, for `fit_calibration` on ``[begin, end)``.
 
     Raises:
-        TranslatorError: Too little to learn from.
+        TranslatorError: There is too little data.
     """
     device = training_device(settings.compute.device)
     return TrainingSlice.from_log(log, begin, settings.translator, popularity_until=end, device=device)
@@ -266,7 +270,7 @@ def fit_calibration(
         held_out: bool [U].
         on_progress: See `fit_parameter_sets`.
         workers: Pool that runs the units.
-        with_information: Also measure what the held-out users' source histories say.
+        with_information: Also measure the information gain of the held-out users' source histories.
 
     Raises:
         TranslatorError: One of the two slices is empty.
@@ -289,18 +293,20 @@ def fit_calibration(
         return calibrate(module, events, seed=seed, workers=workers)
 
     tables = with_cpu_fallback(pairs.device, tables_on)
-    figures = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)
+    metrics = measure_components(settings, log, pairs, tensors | tables, rows, held_out, workers)
     information = None
     if with_information:
-        own = np.flatnonzero(log.is_label & held_out[log.target.user] & (log.target.time < end))
-        everything, later = (
-            _labelled_contexts(log, pairs, log.sample_by_weight(some, end, seed), held_out) for some in (own, rows)
+        held_out_rows = np.flatnonzero(log.is_label & held_out[log.target.user] & (log.target.time < end))
+        all_events, later_events = (
+            _labelled_contexts(log, pairs, log.sample_by_weight(selected, end, seed), held_out)
+            for selected in (held_out_rows, rows)
         )
         information = with_cpu_fallback(
-            pairs.device, lambda device: measure_information(tensors, metadata, everything, later, seed=seed, device=device)
+            pairs.device,
+            lambda device: measure_information(tensors, metadata, all_events, later_events, seed=seed, device=device),
         )
     on_progress(training_budget.estimate_calibration_work(len(rows)))
-    return FittedCalibration(tables, layout, figures, information)
+    return FittedCalibration(tables, layout, metrics, information)
 
 
 def _labelled_contexts(
@@ -343,8 +349,8 @@ def measure_components(
     Held-out users are scored as in a run: with parameters that never saw them, and their fold's own table.
     """
     folds = settings.translator.folds
-    seen = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
-    twins = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in seen.items()}
+    parameters = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
+    fold_parameters = {f"{fold}/{name}": tensor for fold in range(folds) for name, tensor in parameters.items()}
     seed = settings.translator.seed
     rows = log.sample_by_weight(rows, int(log.target.time[rows].max()) + 1, seed)
     if len(rows) > MAX_MEASURED_EVENTS:
@@ -358,7 +364,7 @@ def measure_components(
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
 
     def figures_on(device: str) -> dict[str, dict[str, DistributionMetrics]]:
-        module = TranslatorModule(tensors | twins, weights_metadata(settings, pairs, folds), device)
+        module = TranslatorModule(tensors | fold_parameters, weights_metadata(settings, pairs, folds), device)
         return measure(module, contexts, labels, groups, component_names(module), workers)
 
     return with_cpu_fallback(pairs.device, figures_on)
@@ -366,4 +372,4 @@ def measure_components(
 
 def component_names(module: TranslatorModule) -> list[str]:
     """Return the names of the mixture and of its components."""
-    return [member for member in module.layout.components if member in {"mixture", "popularity", *module.estimators}]
+    return [component for component in module.layout.components if component in {"mixture", "popularity", *module.estimators}]

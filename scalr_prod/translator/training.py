@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a translator version: fit on earlier events, calibrate on later ones, then fit every parameter set on all events."""
+"""Entry point of training: `train` builds a version, or reuses the one with the same inputs.
+
+A version is calibrated on the latest events with parameters fitted on the earlier ones. Then every parameter set is fitted on all events
+(`trainer`), and the version is written to the `registry` and recorded in the ledger.
+"""
 
 from __future__ import annotations
 
@@ -47,23 +51,23 @@ __all__ = ["TrainReport", "train"]
 
 logger = logging.getLogger(__name__)
 
-#: Changes whenever the same data and settings would give other tensors, or other metrics that the gate looks at.
+#: Version of the recipe. Raise it whenever the same data and settings give other tensors, or other metrics that the quality gate reads.
 RECIPE_VERSION: Final = 12
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Result of a training.
+    """Result of `train`.
 
     Attributes:
         version: Number of the version.
-        path: Its folder.
-        sha256: Of its weights.
-        trained_until: ISO 8601, UTC.
-        reused: It was there already, trained from the same inputs.
+        path: Folder of the version.
+        sha256: Checksum of the weights' file.
+        trained_until: End of the training data, exclusive (ISO 8601, UTC).
+        reused: Whether an existing version with the same inputs was returned.
         seconds: Wall-clock time.
-        metrics: Slice → member → metric.
-        vocabulary: Domain → items that had events, how many of them the translator knows, and the events of either.
+        metrics: Metrics of the manifest: user group → component → metric.
+        vocabulary: Domain → fields of `VocabularyCoverage`.
     """
 
     version: int
@@ -76,22 +80,21 @@ class TrainReport:
     vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self))
 
 
 def train(settings: Settings, *, trained_until: datetime | None = None, progress: bool = False) -> TrainReport:
-    """Train a version, or find the one that was trained from the same inputs.
+    """Train a version, or return the existing one that was trained from the same inputs.
 
     Args:
         settings: The project's settings.
-        trained_until: Nothing that happened or became known from this instant on is read. Default: what the run
-            of these settings would ask for, see `default_trained_until`.
+        trained_until: Only events that had happened and were known before this time are read. Default: see `default_trained_until`.
         progress: Show a progress bar on stderr.
 
     Raises:
         NoCommonUsers: The domains share no user.
-        TranslatorError: Too little to learn from; or an estimator of another package cannot be used, which is found before all else.
+        TranslatorError: There is too little data; or an estimator of another package cannot be loaded, which is checked first.
         TableNotFound: Nothing was ingested yet.
     """
     started = time.perf_counter()
@@ -100,8 +103,8 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     version = find_by_fingerprint(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with open_worker_pool(settings.translator.threads) as side_by_side:
-            version = _train(settings, until, fingerprint, data_versions, side_by_side, progress=progress)
+        with open_worker_pool(settings.translator.threads) as pool:
+            version = _train(settings, until, fingerprint, data_versions, pool, progress=progress)
     _record(settings, version)
     return TrainReport(
         version=version.version,
@@ -111,12 +114,16 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
         reused=reused,
         seconds=round(time.perf_counter() - started, 2),
         metrics=version.manifest["metrics"],
-        vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
+        vocabulary=version.manifest.get("vocabulary", {}),  # versions of former releases lack it
     )
 
 
 def default_trained_until(settings: Settings) -> datetime:
-    """``backfill``: the run's as_of, or its end, or the data's end. ``causal``: the window's start, or a day before the data's end."""
+    """Return the ``trained_until`` that a run with these settings needs.
+
+    In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else one
+    day before the end of the data.
+    """
     generation = settings.generation
     if generation.mode == "causal":
         return generation.start or data_end(settings) - timedelta(days=1)
@@ -128,31 +135,31 @@ def _train(
     until: datetime,
     fingerprint: str,
     data_versions: dict[str, int],
-    side_by_side: WorkerPool,
+    pool: WorkerPool,
     *,
     progress: bool,
 ) -> TranslatorVersion:
     log = read_event_log(settings, until, versions=data_versions)
     release_memory()
     folds = settings.translator.folds
-    everything = to_micros(until)
-    pairs = TrainingSlice.from_log(log, everything, settings.translator, device=training_device(settings.compute.device))
+    end = to_micros(until)
+    pairs = TrainingSlice.from_log(log, end, settings.translator, device=training_device(settings.compute.device))
     coverage = pairs.coverage()
-    _say_what_is_left_out(coverage)
-    # Calibrated as it will be used: as many users as a fold has are unknown to the parameters, the others are not.
+    _warn_if_vocabulary_limited(coverage)
+    # Calibrate under the conditions of a run: hold out the target events of as many users as one fold has.
     begin = time_quantile(log.label_times(), 1 - settings.translator.validation_fraction)
-    before = calibration_slice(settings, log, begin, everything)
-    measured_on = len(label_rows_between(log, begin, everything))
+    before = calibration_slice(settings, log, begin, end)
+    measured_events = len(label_rows_between(log, begin, end))
     work = training_budget.estimate_training_work(
-        before, 1, measured_events=measured_on
+        before, 1, measured_events=measured_events
     ) + training_budget.estimate_training_work(pairs, folds + 1)
     with track("translator", show=progress, total=work, unit="") as done:
-        earlier, whole = fit_shared([before, pairs], side_by_side, done)
-        calibrated = fit_calibration(settings, earlier, log.sample_users(folds), done, side_by_side, with_information=True)
-        del earlier
+        shared_before, shared = fit_shared([before, pairs], pool, done)
+        calibrated = fit_calibration(settings, shared_before, log.sample_users(folds), done, pool, with_information=True)
+        del shared_before
         release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
-        tensors = fit_parameter_sets(pairs, held_out, done, side_by_side, shared=whole) | calibrated.tables
+        tensors = fit_parameter_sets(pairs, held_out, done, pool, shared=shared) | calibrated.tables
     metrics = {
         "slice": "validation",
         "from": micros_to_datetime(begin).isoformat(),
@@ -172,13 +179,13 @@ def _train(
         "estimators": list(settings.translator.estimators),
         "exclude_consumed": log.exclude_consumed,
         "metrics": metrics,
-        # Of users whose target events shaped neither the parameters nor the weights that are asked here.
-        "calibration_curve": [one.to_json() for one in calibrated.metrics["cold"]["mixture"].calibration_curve],
+        # Measured on users whose target events shaped neither the parameters nor the calibration weights.
+        "calibration_curve": [bin_.to_json() for bin_ in calibrated.metrics["cold"]["mixture"].calibration_curve],
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
-        # Another device rounds otherwise, so that the last digits may be others.
+        # Rounding depends on the device.
         **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
-        **({"carried": {name: one.to_metadata() for name, one in sources.items()}} if sources else {}),
+        **({"carried": {name: source.to_metadata() for name, source in sources.items()}} if sources else {}),
     }
     return write_version(
         settings,
@@ -186,11 +193,11 @@ def _train(
         metadata=weights_metadata(settings, pairs, folds),
         manifest=manifest,
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
-        sources={one.file_name: one.source for one in sources.values()},
+        sources={source.file_name: source.source for source in sources.values()},
     )
 
 
-def _say_what_is_left_out(coverage: dict[str, VocabularyCoverage]) -> None:
+def _warn_if_vocabulary_limited(coverage: dict[str, VocabularyCoverage]) -> None:
     for domain, counts in coverage.items():
         if not counts.is_complete:
             logger.warning(
@@ -219,20 +226,27 @@ def _vocabulary(settings: Settings, log: EventLog, pairs: TrainingSlice, data_ve
 
 
 def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> Any:
-    """The catalogue's values where this version of it has them for nearly all items, else how often each was chosen."""
+    """Return the catalogue's value of each item, with the median for missing ones; the items' counts if over 5 % of values are missing.
+
+    Args:
+        settings: The project's settings.
+        ids: Arrow array [n_target].
+        count: int64 [n_target].
+        version: Delta version of the catalogue; None: there is no catalogue.
+    """
     import pyarrow.compute as pc
 
     if version is not None:
         items = Lake.open(settings).read(Table.TARGET_ITEMS, columns=["item_id", "value"], version=version)
-        found = items["value"].combine_chunks().take(pc.index_in(ids, items["item_id"].combine_chunks().cast(ids.type)))
-        if found.null_count <= 0.05 * len(ids) and len(found) > found.null_count:
-            middle = pc.quantile(found, 0.5)[0].as_py()
-            return pc.fill_null(found, middle).to_numpy(zero_copy_only=False)
+        values = items["value"].combine_chunks().take(pc.index_in(ids, items["item_id"].combine_chunks().cast(ids.type)))
+        if values.null_count <= 0.05 * len(ids) and len(values) > values.null_count:
+            median = pc.quantile(values, 0.5)[0].as_py()
+            return pc.fill_null(values, median).to_numpy(zero_copy_only=False)
     return count.astype(np.float64)
 
 
 def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, int]]:
-    """A hash of everything that decides the version, and the tables' Delta versions: all that is read from now on."""
+    """Return a hash of all inputs of the version, and the Delta versions of the tables to read."""
     lake = Lake.open(settings)
     tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
     tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
@@ -241,36 +255,36 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
     content["settings"] = settings.translator.recipe()
-    # Settings and recipe stand for the first version of each of ours.
-    later = {
+    # The recipe version covers version 1 of each built-in estimator.
+    builtin_versions = {
         name: load_estimator(name).version
         for name in scored_estimators(settings.translator.estimators)
         if name in BUILTIN_ESTIMATORS
     }
-    others = {name: [one.version, one.sha256] for name, one in bundle_sources(settings.translator.estimators).items()}
-    changed = others | {name: version for name, version in later.items() if version > 1}
-    content |= {"estimators": changed} if changed else {}
-    weighed = event_type_weights(settings)
-    content |= {"types": weighed} if weighed else {}
+    plugins = {name: [source.version, source.sha256] for name, source in bundle_sources(settings.translator.estimators).items()}
+    estimators = plugins | {name: version for name, version in builtin_versions.items() if version > 1}
+    content |= {"estimators": estimators} if estimators else {}
+    type_weights = event_type_weights(settings)
+    content |= {"types": type_weights} if type_weights else {}
     for table in tables:
-        if table is not Table.SOURCE_USER_HISTORY:  # made from the events; training checks that it was
+        if table is not Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
             content[table.value] = _digest(settings, lake, table, versions[table.value], until)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), versions
 
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
-    """Number of known rows and the sum of their hashes: the same rows in any order and any number of commits."""
+    """Return the number of rows known by ``until`` and the sum of their hashes, which do not depend on row order or commits."""
     from scalr_prod.workspace import create_delta_view, open_duckdb
 
-    of_items = table is Table.TARGET_ITEMS
-    row = "item_id, value" if of_items else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
+    is_catalogue = table is Table.TARGET_ITEMS
+    row = "item_id, value" if is_catalogue else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
     row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
-    known = "" if of_items else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
+    known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
         create_delta_view(duck, "events", lake.open_table(table, version=version))
-        found = duck.execute(query, None if of_items else [until]).fetchall()[0]
-    return [str(value) for value in found]
+        totals = duck.execute(query, None if is_catalogue else [until]).fetchall()[0]
+    return [str(value) for value in totals]
 
 
 def _record(settings: Settings, version: TranslatorVersion) -> None:

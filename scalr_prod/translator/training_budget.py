@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates of the work of each unit of training, for the progress bar and the time left.
+"""Estimates of the work of each unit of training, for the progress bar and the remaining time.
 
-Only the ratios between units matter. The actual speed is measured while they run.
+Only the ratios of units matter: the actual speed is measured while they run.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _EPOCHS: Final = 3
 
 
 def estimate_shared_work(name: str, pairs: TrainingSlice) -> float:
-    """Estimate the microseconds for what all sets of a slice share of an estimator, ``popularity`` or ``tastes``."""
+    """Estimate the microseconds to fit the shared tensors of an estimator, ``popularity`` or ``tastes``."""
     if name == "sequential":
-        most, events = pairs.settings.pretraining_events, _source_events(pairs)
-        part = 1.0 if most is None else min(1.0, most / max(events, 1))
-        return _scaled(pairs, part * _PRETRAINING * _windows(pairs) * pairs.log.history.shape[1])
+        max_events, events = pairs.settings.pretraining_events, _count_source_events(pairs)
+        share = 1.0 if max_events is None else min(1.0, max_events / max(events, 1))
+        return _scaled(pairs, share * _PRETRAINING * _count_windows(pairs) * pairs.log.history.shape[1])
     source, target = _SHARE.get(name, (0.0, 0.0))
-    return _scaled(pairs, source * _source_events(pairs) + target * len(pairs.target_rows()))
+    return _scaled(pairs, source * _count_source_events(pairs) + target * len(pairs.target_rows()))
 
 
 def estimate_fit_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds to fit an estimator of one parameter set."""
     labels = len(pairs.target_rows())
     if name == "sequential":
-        windows = min(_windows(pairs), labels)
+        windows = min(_count_windows(pairs), labels)
         return _scaled(pairs, _SEQUENTIAL * pairs.settings.epochs / _EPOCHS * windows * pairs.log.history.shape[1])
     source, target = _FIT.get(name, _OTHER)
-    return _scaled(pairs, source * _source_events(pairs) + target * labels)
+    return _scaled(pairs, source * _count_source_events(pairs) + target * labels)
 
 
 def estimate_calibration_work(events: int) -> float:
@@ -74,14 +74,14 @@ def _scaled(pairs: TrainingSlice, work: float) -> float:
     return work * pairs.settings.dim / _DIM
 
 
-def _windows(pairs: TrainingSlice) -> int:
+def _count_windows(pairs: TrainingSlice) -> int:
     """Count the windows of the history's length that the users' source events fill, see `window_index.index_source_windows`."""
     source, events = pairs.log.source, np.zeros(len(pairs.log.users), dtype=np.int64)
-    for part in iter_row_slices(len(source)):
-        events += np.bincount(source.user[part][source.time[part] < pairs.until], minlength=len(events))
+    for rows in iter_row_slices(len(source)):
+        events += np.bincount(source.user[rows][source.time[rows] < pairs.until], minlength=len(events))
     return int((-(-events // pairs.log.history.shape[1])).sum())
 
 
-def _source_events(pairs: TrainingSlice) -> int:
+def _count_source_events(pairs: TrainingSlice) -> int:
     time = pairs.log.source.time
-    return sum(int((time[part] < pairs.until).sum()) for part in iter_row_slices(len(time)))
+    return sum(int((time[rows] < pairs.until).sum()) for rows in iter_row_slices(len(time)))

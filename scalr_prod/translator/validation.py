@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of requests to a translator: every index, age, time and number is checked before a tensor is made of it.
+"""Validation of requests to a translator, before their values become tensors.
 
-An index beyond a table raises IndexError on a CPU; on a GPU it ends the process, and every waiting request with it. The same
-checks run in-process and inside Triton; only numpy is imported.
+An index outside a table raises IndexError on a CPU, but ends the process on a GPU, and with it every waiting request. The same checks run
+in-process and inside Triton. Only numpy is imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["MAX_ABS_TIME_US", "RequestBounds", "check_sampling"]
 #: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
 #: their differences overflow.
 MAX_ABS_TIME_US: Final = 2**62
-_NEXT: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
+_NEXT_STEP: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,29 @@ class RequestBounds:
             InvalidRequest: A value is out of range; names the array, the value and its limits.
         """
         if not contexts.history_items.shape[1]:
-            raise _invalid("history_items holds no event: the translated one is the last of a history")
-        _within("history_items", contexts.history_items, PADDING, self.n_source)
-        _within("exclude", contexts.exclude_matrix(), NO_ITEM, self.n_target - 1)
+            raise _invalid("history_items is empty: its last event is the one to translate")
+        _check_range("history_items", contexts.history_items, PADDING, self.n_source)
+        _check_range("exclude", contexts.exclude_matrix(), NO_ITEM, self.n_target - 1)
         for name in ("history_end", "event_time"):
-            _within(name, getattr(contexts, name), -MAX_ABS_TIME_US, MAX_ABS_TIME_US)
+            _check_range(name, getattr(contexts, name), -MAX_ABS_TIME_US, MAX_ABS_TIME_US)
         unknown = (contexts.fold < COLD_USERS) | (contexts.fold >= self.folds)
         if unknown.any():
-            raise _invalid(f"a context asks for fold {contexts.fold[unknown][0]}; this translator has {self.folds}")
+            raise _invalid(f"a context has fold {contexts.fold[unknown][0]}; this translator has {self.folds} folds")
         ages = contexts.history_ages
         if not np.isfinite(ages).all():
-            raise _invalid("history_ages holds a value that is no finite number")
+            raise _invalid("history_ages holds a value that is not finite")
         if ages.size and ages.min() < 0:
-            raise _invalid("history_ages holds a negative value: the translated event is the last of a history")
+            raise _invalid("history_ages holds a negative value: the event to translate is the last of a history")
 
     def check_candidates(self, candidates: NDArray[Any], rows: int) -> None:
         """Check that the candidates are int32 [rows, C], each a target item or `NO_ITEM`.
 
         Raises:
-            InvalidRequest: They are not.
+            InvalidRequest: The shape, the dtype or a value is invalid.
         """
         if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != rows:  # noqa: PLR2004 - rows, candidates
             raise _invalid(f"candidates is {candidates.dtype} {candidates.shape}, expected int32 ({rows}, C)")
-        _within("candidates", candidates, NO_ITEM, self.n_target - 1)
+        _check_range("candidates", candidates, NO_ITEM, self.n_target - 1)
 
 
 def check_sampling(k: float, temperature: float, min_lift: float, shortlist: float | None = None) -> None:
@@ -87,13 +87,13 @@ def check_sampling(k: float, temperature: float, min_lift: float, shortlist: flo
         raise _invalid(f"a shortlist of {shortlist:g} items: must be ≥ 1")
 
 
-def _within(name: str, array: NDArray[Any], least: int, most: int) -> None:
+def _check_range(name: str, array: NDArray[Any], minimum: int, maximum: int) -> None:
     if not array.size:
         return
     low, high = int(array.min()), int(array.max())
-    if low < least or high > most:
-        raise _invalid(f"{name} holds {low if low < least else high}, expected {least} to {most}")
+    if low < minimum or high > maximum:
+        raise _invalid(f"{name} holds {low if low < minimum else high}, expected {minimum} to {maximum}")
 
 
-def _invalid(found: str) -> InvalidRequest:
-    return InvalidRequest(found, where="the request", next_step=_NEXT)
+def _invalid(problem: str) -> InvalidRequest:
+    return InvalidRequest(problem, where="the request", next_step=_NEXT_STEP)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker pool whose results do not depend on the number of threads.
+"""Thread pool for training and measuring, whose results do not depend on the number of threads.
 
-A sum that threads share out is added up in another order than by one thread, and rounds differently. So nothing within a *unit* of
-work (the fit of one estimator, a block of rows) is shared out: torch and BLAS have one thread, whole units run side by side,
-and their results are taken in the order of the units.
+A sum that is split among threads is added in another order than by one thread, and rounds differently. Therefore a *unit* of work (the fit
+of one estimator, a block of rows) is never split: torch and BLAS use one thread, whole units run concurrently, and their results are
+returned in the order of the units.
 """
 
 from __future__ import annotations
@@ -23,100 +23,103 @@ __all__ = ["INLINE", "WorkerPool", "check_cancelled", "open_worker_pool", "repor
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
-#: Knows, in each thread of a pool, whether somebody still waits for its work; in any, whom a unit tells how far it is.
-_here = threading.local()
+#: ``cancelled``: the event that cancels the units of a pool's thread. ``report``: the progress callback of the unit that the thread runs.
+_thread_state = threading.local()
 
 
 class WorkerPool:
-    """Threads that work on independent units side by side; made by `open_worker_pool`.
+    """Pool of threads that run independent units of work concurrently. Create it with `open_worker_pool`.
 
     Args:
-        pool: Where they run; None: in the thread that asks.
-        stopped: Set when nobody waits for the pool's results any more.
+        executor: Executor of the units; None: run them in the calling thread.
+        cancelled: Set to cancel the pool's units.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None = None, stopped: threading.Event | None = None) -> None:
-        self._pool, self._stopped = pool, stopped
+    def __init__(self, executor: ThreadPoolExecutor | None = None, cancelled: threading.Event | None = None) -> None:
+        self._executor, self._cancelled = executor, cancelled
 
     def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
-        """``work(unit)`` of each unit, in their order. A unit must not call `map` itself.
+        """Yield ``work(unit)`` for each unit, in order. A unit must not call `map` itself.
 
         Raises:
-            Exception: What a unit raised; the other units are given up.
+            Exception: Any error of a unit; the other units are cancelled.
         """
-        if self._pool is None or self._stopped is None:
+        if self._executor is None or self._cancelled is None:
             yield from map(work, units)
             return
-        futures = [self._pool.submit(bind_log_context(work), unit) for unit in units]
+        futures = [self._executor.submit(bind_log_context(work), unit) for unit in units]
         try:
             for future in futures:
                 yield future.result()
         except BaseException:
-            self._stopped.set()
+            self._cancelled.set()
             for future in futures:
                 future.cancel()
             raise
 
 
-#: No thread beside the one that asks.
+#: Runs units in the calling thread.
 INLINE: Final = WorkerPool()
 
 
 def check_cancelled(fraction: float = 0.0) -> None:
-    """Check for cancellation and report progress; long units call it now and then.
+    """Stop a cancelled unit, and report progress. Long units call it before each step.
 
     Args:
-        fraction: How much of the unit (0 to 1) the step is that comes now; the time that is left is reckoned by it.
+        fraction: Share of the unit's work (0 to 1) that the next step does.
 
     Raises:
-        CancelledError: Nobody waits for this unit's result any more.
+        CancelledError: The unit was cancelled, because another one failed.
     """
-    stopped = getattr(_here, "stopped", None)
-    if stopped is not None and stopped.is_set():
+    cancelled = getattr(_thread_state, "cancelled", None)
+    if cancelled is not None and cancelled.is_set():
         raise CancelledError
-    tell = getattr(_here, "tell", None)
-    if tell is not None:
-        tell(fraction)
+    report = getattr(_thread_state, "report", None)
+    if report is not None:
+        report(fraction)
 
 
 @contextmanager
 def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterator[None]:
-    """The block is a unit of so much work: the parts that `check_cancelled` hears of are passed on as they are done, the rest at the end.
+    """Report the progress of one unit: each fraction passed to `check_cancelled` within the block, and the rest at its end.
 
     Args:
-        work: Expected, in any measure that all units have in common.
-        on_progress: Called with the work that was done since its last call, in this thread.
+        work: Expected work of the unit, in the same measure for all units, see `training_budget`.
+        on_progress: Called in this thread with the work done since its last call.
     """
-    left = 1.0
+    remaining = 1.0
 
-    def tell(part: float) -> None:
-        nonlocal left
-        part = min(part, left)
-        left -= part
-        on_progress(work * part)
+    def report(fraction: float) -> None:
+        nonlocal remaining
+        fraction = min(fraction, remaining)
+        remaining -= fraction
+        on_progress(work * fraction)
 
-    _here.tell = tell
+    _thread_state.report = report
     try:
         yield
     finally:
-        _here.tell = None
-    tell(1.0)
+        _thread_state.report = None
+    report(1.0)
 
 
 @contextmanager
 def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
-    """So many threads for units of work. Inside, torch and BLAS have one thread for each of them.
+    """Open a pool of threads for units of work, each of which uses one thread of torch and BLAS.
 
-    BLAS threads would also spin while they wait for one another: where another process wants the same cores, a factorisation
-    of a second takes half a minute with two of them.
+    One BLAS thread per unit is also faster on shared cores. BLAS threads spin while they wait for one another: with another process on
+    the same cores, a factorisation of one second took half a minute with two of them.
+
+    Args:
+        threads: Number of threads; with 1, units run in the calling thread.
     """
     import torch
     from threadpoolctl import threadpool_limits
 
-    before, stopped = torch.get_num_threads(), threading.Event()
+    threads_before, cancelled = torch.get_num_threads(), threading.Event()
 
-    def begin() -> None:
-        _here.stopped = stopped
+    def initialize_thread() -> None:
+        _thread_state.cancelled = cancelled
         torch.set_num_threads(1)
 
     torch.set_num_threads(1)
@@ -125,11 +128,11 @@ def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
             if threads == 1:
                 yield INLINE
                 return
-            with ThreadPoolExecutor(threads, "translator", begin) as pool:
+            with ThreadPoolExecutor(threads, "translator", initialize_thread) as executor:
                 try:
-                    yield WorkerPool(pool, stopped)
+                    yield WorkerPool(executor, cancelled)
                 finally:
-                    stopped.set()
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    cancelled.set()
+                    executor.shutdown(wait=False, cancel_futures=True)
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)

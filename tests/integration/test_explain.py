@@ -149,5 +149,5 @@ def test_a_translator_that_is_gone_is_named(config, view, tmp_path):
     folder = tmp_path / "project"
     shutil.copytree(config.parent, folder)
     shutil.rmtree(folder / ".scalr" / "models" / "translator" / "2")
-    with pytest.raises(TranslatorNotFound, match="no translator version 2"):
+    with pytest.raises(TranslatorNotFound, match="translator version 2 does not exist"):
         explain_events(load_settings(folder / config.name), [view.iloc[0]["event_id"]])

@@ -71,8 +71,8 @@ class ConsumedItems:
         """Return each context's items, padded on the right with ``NO_ITEM`` to the widest: int32 [B, E]."""
         exclude = np.full((len(self), int(self.count.max(initial=0))), NO_ITEM, dtype=np.int32)
         row = np.repeat(np.arange(len(self)), self.count)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
-        exclude[row, place] = self.items[self.begin[row] + place]
+        column = np.arange(len(row)) - np.repeat(np.cumsum(self.count) - self.count, self.count)
+        exclude[row, column] = self.items[self.begin[row] + column]
         return exclude
 
 
@@ -126,16 +126,16 @@ class Contexts(_Rows):
     @classmethod
     def concat(cls, batches: Sequence[Contexts]) -> Contexts:
         """Concatenate the rows; histories are padded on the left, exclusions on the right, to the widest batch."""
-        length = max(part.history_items.shape[1] for part in batches)
-        excluded = [part.exclude_matrix() for part in batches]
+        length = max(batch.history_items.shape[1] for batch in batches)
+        excluded = [batch.exclude_matrix() for batch in batches]
         width = max(matrix.shape[1] for matrix in excluded)
         return cls(
-            history_items=np.concatenate([_pad(part.history_items, length, PADDING, left=True) for part in batches]),
-            history_ages=np.concatenate([_pad(part.history_ages, length, 0, left=True) for part in batches]),
-            history_end=np.concatenate([part.history_end for part in batches]),
-            event_time=np.concatenate([part.event_time for part in batches]),
-            fold=np.concatenate([part.fold for part in batches]),
-            noise_key=np.concatenate([part.noise_key for part in batches]),
+            history_items=np.concatenate([_pad(batch.history_items, length, PADDING, left=True) for batch in batches]),
+            history_ages=np.concatenate([_pad(batch.history_ages, length, 0, left=True) for batch in batches]),
+            history_end=np.concatenate([batch.history_end for batch in batches]),
+            event_time=np.concatenate([batch.event_time for batch in batches]),
+            fold=np.concatenate([batch.fold for batch in batches]),
+            noise_key=np.concatenate([batch.noise_key for batch in batches]),
             exclude=np.concatenate([_pad(matrix, width, NO_ITEM, left=False) for matrix in excluded]),
         )
 
@@ -167,9 +167,9 @@ class Samples(_Rows):
     def concat(cls, batches: Sequence[Samples]) -> Samples:
         """Concatenate the rows; all batches must have the same number of draws."""
         return cls(
-            items=np.concatenate([part.items for part in batches]),
-            probabilities=np.concatenate([part.probabilities for part in batches]),
-            prior=np.concatenate([part.prior for part in batches]),
+            items=np.concatenate([batch.items for batch in batches]),
+            probabilities=np.concatenate([batch.probabilities for batch in batches]),
+            prior=np.concatenate([batch.prior for batch in batches]),
         )
 
 

@@ -57,15 +57,18 @@ def distinct_ids(reader: pa.RecordBatchReader) -> list[pa.Array]:
     """
     import pyarrow as pa
 
-    found = [pa.array([], column.type) for column in reader.schema]
-    new: list[list[pa.Array]] = [[] for _ in found]
+    merged = [pa.array([], column.type) for column in reader.schema]
+    new: list[list[pa.Array]] = [[] for _ in merged]
     for table in _as_tables(reader):
-        for place, column in enumerate(table.columns):
-            new[place].append(sorted_unique(column))
+        for column_number, column in enumerate(table.columns):
+            new[column_number].append(sorted_unique(column))
             # Merge only when the new values are at least as many as those found, so that each value is merged a few times only.
-            if sum(len(one) for one in new[place]) >= max(_ROWS_AT_ONCE, len(found[place])):
-                found[place], new[place] = sorted_unique(pa.chunked_array([found[place], *new[place]])), []
-    return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(found, new, strict=True)]
+            if sum(len(array) for array in new[column_number]) >= max(_ROWS_AT_ONCE, len(merged[column_number])):
+                merged[column_number], new[column_number] = (
+                    sorted_unique(pa.chunked_array([merged[column_number], *new[column_number]])),
+                    [],
+                )
+    return [sorted_unique(pa.chunked_array([former, *later])) for former, later in zip(merged, new, strict=True)]
 
 
 def load_events(
@@ -78,7 +81,7 @@ def load_events(
         users: Ids of all users, sorted.
         ids: Ids of the domain's items, sorted.
         weights: Weight of each event type; empty: 1 each.
-        folder: Folder of the arrays' files, see `mapped`.
+        folder: Folder of the arrays' files, see `core.memmap`.
 
     Returns:
         The events, and when each became known: int64 [M], microseconds. All arrays are on disk.
@@ -95,7 +98,7 @@ def load_events(
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
 
     def in_order() -> Iterator[list[NDArray[Any]]]:
-        for user, item, time, known, *weight in _by_users(as_read, len(users)):
+        for user, item, time, known, *weight in _iter_by_users(as_read, len(users)):
             order = np.lexsort((known, hashed[item], time, user))
             yield [array[order] for array in (user, item, time, known, *weight)]
 
@@ -110,14 +113,14 @@ def _as_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     pending: list[pa.RecordBatch] = []
     for batch in batches:
         pending.append(batch)
-        if sum(len(one) for one in pending) >= _ROWS_AT_ONCE:
+        if sum(map(len, pending)) >= _ROWS_AT_ONCE:
             yield pa.Table.from_batches(pending)
             pending = []
-    if sum(len(one) for one in pending):
+    if sum(map(len, pending)):
         yield pa.Table.from_batches(pending)
 
 
-def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
+def _iter_by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArray[Any]]]:
     """Yield the rows of consecutive users, about `_ROWS_AT_ONCE` rows or one user's at a time, each in the order of the arrays.
 
     Args:
@@ -125,19 +128,19 @@ def _by_users(arrays: Sequence[NDArray[Any]], users: int) -> Iterator[list[NDArr
         users: Number of users.
     """
     user = arrays[0]
-    counts = (np.bincount(user[part], minlength=users) for part in iter_row_slices(len(user), _ROWS_AT_ONCE))
+    counts = (np.bincount(user[rows], minlength=users) for rows in iter_row_slices(len(user), _ROWS_AT_ONCE))
     ends = np.cumsum(sum(counts, np.zeros(users, np.int64)))
     # Every batch scans all users' positions, so that a long log is read in fewer, larger batches.
-    most, first = max(_ROWS_AT_ONCE, len(user) // _MAX_PASSES), 0
+    max_size, first = max(_ROWS_AT_ONCE, len(user) // _MAX_PASSES), 0
     while first < users:
         before = ends[first - 1] if first else 0
-        stop = max(int(np.searchsorted(ends, before + most, side="right")), first + 1)
-        found: list[list[NDArray[Any]]] = [[] for _ in arrays]
-        for part in iter_row_slices(len(user), _ROWS_AT_ONCE):
-            inside = np.flatnonzero((user[part] >= first) & (user[part] < stop))
-            for chunks, array in zip(found, arrays, strict=True):
-                chunks.append(array[part][inside])
-        yield [np.concatenate(chunks) for chunks in found]
+        stop = max(int(np.searchsorted(ends, before + max_size, side="right")), first + 1)
+        selected: list[list[NDArray[Any]]] = [[] for _ in arrays]
+        for rows in iter_row_slices(len(user), _ROWS_AT_ONCE):
+            positions = np.flatnonzero((user[rows] >= first) & (user[rows] < stop))
+            for chunks, array in zip(selected, arrays, strict=True):
+                chunks.append(array[rows][positions])
+        yield [np.concatenate(chunks) for chunks in selected]
         first = stop
 
 
@@ -147,14 +150,14 @@ def _type_weights(types: pa.ChunkedArray, weights: Mapping[str, float]) -> NDArr
     import pyarrow.compute as pc
 
     known = pa.array(list(weights.values()), pa.float32())
-    found = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
-    weighed: NDArray[np.float32] = pc.fill_null(found, 1.0).to_numpy(zero_copy_only=False)
-    return weighed
+    matched = known.take(pc.index_in(types.combine_chunks().cast(pa.string()), pa.array(list(weights), pa.string())))
+    result: NDArray[np.float32] = pc.fill_null(matched, 1.0).to_numpy(zero_copy_only=False)
+    return result
 
 
 def is_first_interaction(events: DomainEvents) -> NDArray[np.bool_]:
-    """Mark the events that are the first of their user and item, one of those at the same time: bool [M]."""
-    _, places = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
+    """Return whether each event is its user's first with the item: bool [M]; of several at the same time, one is."""
+    _, positions = np.unique(events.user.astype(np.int64) * len(events.ids) + events.item, return_index=True)
     first = np.zeros(len(events), dtype=bool)
-    first[places] = True
+    first[positions] = True
     return first

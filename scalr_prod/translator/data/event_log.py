@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event log of the translator: both domains' events known by its ``trained_until``, read through Feast, as integer arrays.
+"""Event log that the translator is trained on: both domains' events known by ``trained_until``, as integer arrays.
 
-Each target event is paired with its user's source history strictly before it by a point-in-time join.
+Events are read through Feast. Each target event is paired with its user's source history strictly before it by a point-in-time join.
+
+*Labels* are the target events that a run can generate; the translator is fitted, calibrated and measured on them. If consumed items are
+excluded (``[generation] exclude_consumed``), a run never repeats an item for a user. Then only the first event of a user with an item is a
+label, and items that the user consumed earlier are not eligible at it (`training_pairs.consumed_before`).
 """
 
 from __future__ import annotations
@@ -36,12 +40,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EventLog", "data_end", "event_type_weights", "read_event_log"]
 
-_Before: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
+_EventRanges: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
-#: Target events joined at a time.
+#: Target events per point-in-time join.
 _SPINE_ROWS = 200_000
-#: Times looked up at a time.
-_LOOKED_UP = 65_536
+#: Users and times looked up at a time.
+_LOOKUP_BATCH = 65_536
 _DOMAINS: Final = ("source", "target")
 _TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
 _COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
@@ -52,14 +56,14 @@ class EventLog:
     """Events of both domains.
 
     Attributes:
-        users: Ids of all users of either domain, sorted.
-        fold: int32 [U]. Each user's fold.
+        users: [U]. Ids of the users of both domains, sorted.
+        fold: int32 [U]. Fold of each user.
         source: Source events.
         target: Target events.
-        history: int32 [len(target), L], or `HistoryIndex`, which are indexed alike. For each target event the last source events strictly
-            before it, as positions in ``source``, -1 on the left where there are fewer.
-        exclude_consumed: Runs never propose an item that the user already consumed, see `label_filter`.
-        scratch_dir: Folder for anonymous temporary files of fits, see `mapped`; None: the system's temporary folder.
+        history: int32 [len(target), L], or a `HistoryIndex`, which is indexed in the same way. Positions in ``source`` of the last L
+            events strictly before each target event, left-padded with -1.
+        exclude_consumed: Whether runs exclude items that the user already consumed.
+        scratch_dir: Folder for anonymous temporary files, see `core.memmap`; None: the system's temporary folder.
     """
 
     users: pa.Array
@@ -72,14 +76,14 @@ class EventLog:
 
     @cached_property
     def is_label(self) -> NDArray[np.bool_]:
-        """Mark the target events that a run could have generated, which are the labels: bool [len(target)]."""
+        """Return which target events are labels: bool [len(target)]."""
         return is_first_interaction(self.target) if self.exclude_consumed else np.ones(len(self.target), dtype=bool)
 
     @cached_property
     def weight_gains(self) -> NDArray[np.float32] | None:
-        """How much each target event adds to its item's count: float32 [len(target)]; None: `is_label` events add 1, others 0.
+        """Return how much each target event adds to its item's count: float32 [len(target)]; None: labels add 1, others 0.
 
-        A user's events on one item count as the heaviest of them, so a purchase after a view adds the difference when it happens.
+        A user's events on one item count together as much as the heaviest one. So a purchase after a view adds the difference.
         """
         weight = self.target.weight
         if weight is None or not self.exclude_consumed:
@@ -87,19 +91,16 @@ class EventLog:
         _, pair = np.unique(self._pairs(), return_inverse=True)
         order = np.argsort(pair, kind="stable")
         # Offsets larger than any weight keep the pairs apart.
-        apart = pair[order] * (float(weight.max(initial=0)) + 1)
-        heaviest = np.maximum.accumulate(weight[order] + apart) - apart
+        offset = pair[order] * (float(weight.max(initial=0)) + 1)
+        heaviest = np.maximum.accumulate(weight[order] + offset) - offset
         before = np.append(0.0, heaviest[:-1]) * np.append(False, pair[order][1:] == pair[order][:-1])
-        gained = np.empty(len(weight), dtype=np.float32)
-        gained[order] = np.maximum(heaviest - before, 0)
-        # A difference of rounding size is no event.
-        return np.where(gained > 1e-6 * max(float(weight.max(initial=0)), 1e-30), gained, 0).astype(np.float32)
+        gains = np.empty(len(weight), dtype=np.float32)
+        gains[order] = np.maximum(heaviest - before, 0)
+        # Set rounding errors to 0.
+        return np.where(gains > 1e-6 * max(float(weight.max(initial=0)), 1e-30), gains, 0).astype(np.float32)
 
     def label_weights(self, until: int) -> NDArray[np.float32] | None:
-        """Weight of each target event as a label, from what had happened before a time (µs): float32 [len(target)].
-
-        None: 1 each.
-        """
+        """Return the weight of each target event as a label, from the events before a time (µs): float32 [len(target)]; None: 1 each."""
         weight = self.target.weight
         if weight is None or not self.exclude_consumed:
             return weight
@@ -110,26 +111,33 @@ class EventLog:
         return heaviest[pair]
 
     def _pairs(self) -> NDArray[np.int64]:
+        """Return the user and item of each target event as one integer: int64 [len(target)]."""
         pairs: NDArray[np.int64] = self.target.user.astype(np.int64) * len(self.target.ids) + self.target.item
         return pairs
 
     def sample_by_weight(self, rows: NDArray[np.int64], until: int, seed: int) -> NDArray[np.int64]:
-        """Sample labels in proportion to their weight; return all of them where each has weight 1."""
+        """Sample labels in proportion to their weight; return all of them if each has weight 1.
+
+        Args:
+            rows: int64 [R]. Positions in ``target``.
+            until: Time (µs) of the weights, see `label_weights`.
+            seed: Seed of the random generator.
+        """
         weight = self.label_weights(until)
         if weight is None or not len(rows):
             return rows
-        chance = np.random.default_rng(seed).random(len(rows)) * max(float(weight[rows].max()), 1e-30)
-        return rows[chance < weight[rows]]
+        threshold = np.random.default_rng(seed).random(len(rows)) * max(float(weight[rows].max()), 1e-30)
+        return rows[threshold < weight[rows]]
 
     def label_times(self) -> NDArray[np.int64]:
         """Return the times of the labels: int64 [labels], microseconds."""
         return self.target.time[self.is_label]
 
     def sample_users(self, denominator: int) -> NDArray[np.bool_]:
-        """Sample one in so many users by hash, independently of the folds: bool [U]."""
-        # Bits that the hashes of buckets and folds use last.
-        chosen: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(denominator) == 0
-        return chosen
+        """Sample one in ``denominator`` users by hash, independently of the folds: bool [U]."""
+        # Buckets and folds depend mostly on other bits of the hash.
+        mask: NDArray[np.bool_] = (stable_hash(self.users) >> np.uint64(20)) % np.uint64(denominator) == 0
+        return mask
 
 
 def data_end(settings: Settings) -> datetime:
@@ -147,7 +155,7 @@ def data_end(settings: Settings) -> datetime:
         for batch in lake.dataset(table).to_batches(columns=[EVENT_TIMESTAMP, CREATED_TIMESTAMP]):
             latest += [end for column in batch.columns if (end := pc.max(column).as_py()) is not None]
     if not latest:
-        raise TranslatorError("there is no event in either domain", where=lake.root, next_step="read the logs: scalr ingest")
+        raise TranslatorError("both domains have no events", where=lake.root, next_step="read the logs: scalr ingest")
     return max(latest).astimezone(UTC) + timedelta(microseconds=1)
 
 
@@ -156,8 +164,8 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 
     Args:
         settings: The project's settings.
-        trained_until: Nothing that happened or became known from this instant on is read.
-        versions: Delta versions of tables, by name, that are read as they were; default: the latest ones.
+        trained_until: Only events that had happened and were known before this time are read.
+        versions: Table name → Delta version to read; default: the latest ones.
 
     Returns:
         The log, with its events on disk.
@@ -165,19 +173,19 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
     Raises:
         LakeError: The disk is full.
         NoCommonUsers: No user has events in both domains.
-        TranslatorError: A domain has no event that early, or the histories are out of step with the log.
+        TranslatorError: A domain has no event before that time, or the histories were built from another state of the log.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if versions is None:  # each table is read more than once
+    if versions is None:  # fixed, since each table is read more than once
         lake = Lake.open(settings)
         versions = {table.value: lake.version(table) for table in _TABLES}
     with staging_folder(settings, "translator") as folder:
-        read = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
+        readers = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
         users, items = {}, {}
         for domain in _DOMAINS:
-            users[domain], items[domain] = distinct_ids(read[domain](USER_ID, ITEM_ID))
+            users[domain], items[domain] = distinct_ids(readers[domain](USER_ID, ITEM_ID))
             if not len(users[domain]):
                 raise TranslatorError(
                     f"no {domain} event happened and was known before {trained_until.isoformat()}",
@@ -186,27 +194,27 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
                 )
         if not pc.any(pc.is_in(users["target"], users["source"])).as_py():
             raise NoCommonUsers(
-                f"none of {len(users['source'])} source users and {len(users['target'])} target users is the same",
+                f"no user is in both domains ({len(users['source'])} source users, {len(users['target'])} target users)",
                 where="domains.source.columns.user, domains.target.columns.user",
                 next_step="map the columns that hold the same kind of user id in both logs",
             )
         weights = {"source": {}, "target": event_type_weights(settings)}
-        everybody = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
+        all_users = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
         columns = {domain: [*_COLUMNS, *(["event_type"] if weights[domain] else [])] for domain in _DOMAINS}
         (source, source_known), (target, _) = (
-            load_events(read[domain](*columns[domain]), everybody, items[domain], weights[domain], folder)
+            load_events(readers[domain](*columns[domain]), all_users, items[domain], weights[domain], folder)
             for domain in _DOMAINS
         )
-        before = _before(settings, source, source_known, target, trained_until, folder)
+        ranges = _source_ranges(settings, source, source_known, target, trained_until, folder)
         del source_known
         return EventLog(
-            users=everybody,
-            fold=hash_fold(everybody, settings.translator.folds),
+            users=all_users,
+            fold=hash_fold(all_users, settings.translator.folds),
             source=source,
             target=target,
-            history=_histories(settings, everybody, source, target, before, trained_until, versions),
+            history=_histories(settings, all_users, source, target, ranges, trained_until, versions),
             exclude_consumed=settings.generation.exclude_consumed,
-            # The folder is removed; anonymous files in its parent last as long as they are open.
+            # Not the staging folder, which is removed: fits may create files after that.
             scratch_dir=folder.parent,
         )
 
@@ -231,24 +239,24 @@ def _histories(
     users: pa.Array,
     source: DomainEvents,
     target: DomainEvents,
-    before: _Before,
+    ranges: _EventRanges,
     until: datetime,
     versions: Mapping[str, int] | None,
 ) -> HistoryIndex:
-    """Find the positions of the last L source events strictly before each target event.
+    """Return the positions of the last L source events strictly before each target event.
 
-    The join gives the number of earlier events and the time of the last. Where the log holds as many, they are consecutive events of
-    ``source``, in the same order. Where the join gives fewer, because late events have not entered the histories yet
-    (``[histories] late_step_s``), the history itself lists its events.
+    The join returns the length of each history and the time of its last event. If the log has as many events before the target event, they
+    are consecutive events of ``source``. If the history is shorter, because it lacks late events (``[histories] late_step_s``), its events
+    are looked up one by one.
 
     Raises:
-        TranslatorError: The histories and the log are out of step.
+        TranslatorError: The histories were built from another state of the log.
     """
     import pyarrow as pa
 
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
-    begin, stop, settled = before
-    apart = [np.empty(0, dtype=np.int64)]
+    begin, stop, settled = ranges
+    incomplete_rows = [np.empty(0, dtype=np.int64)]
     positions = [np.empty((0, length), dtype=np.int32)]
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
@@ -262,44 +270,56 @@ def _histories(
             )
             return joined.select([f"{view}__{name}" for name in columns])
 
-        seen, times = join("event_count", "event_timestamps").columns
-        count, last = seen.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
-        whole = count == stop[rows] - begin[rows]
-        right = np.where(whole & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
-        if not right.all() or (count > stop[rows] - begin[rows]).any():
+        lengths, times = join("event_count", "event_timestamps").columns
+        count, last = lengths.fill_null(0).to_numpy().astype(np.int64), _last_times(times.combine_chunks())
+        is_complete = count == stop[rows] - begin[rows]
+        is_consistent = np.where(is_complete & (count > 0), source.time[stop[rows] - 1] == last, count >= settled[rows])
+        if not is_consistent.all() or (count > stop[rows] - begin[rows]).any():
             raise _histories_outdated()
-        if not whole.all():
-            part = np.flatnonzero(~whole)
-            items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(part))).columns
-            apart.append(rows[part])
-            positions.append(_EventFinder(source).positions(target.user[rows[part]], items, times, length))
-    many = np.minimum(stop - begin, length)
-    return HistoryIndex(stop.astype(np.int32), many.astype(np.int32), length, np.concatenate(apart), np.concatenate(positions))
+        if not is_complete.all():
+            incomplete = np.flatnonzero(~is_complete)
+            items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(incomplete))).columns
+            incomplete_rows.append(rows[incomplete])
+            positions.append(_EventFinder(source).positions(target.user[rows[incomplete]], items, times, length))
+    counts = np.minimum(stop - begin, length)
+    return HistoryIndex(
+        stop.astype(np.int32), counts.astype(np.int32), length, np.concatenate(incomplete_rows), np.concatenate(positions)
+    )
 
 
-def _before(
+def _source_ranges(
     settings: Settings, source: DomainEvents, known: NDArray[np.int64], target: DomainEvents, until: datetime, folder: Path
-) -> _Before:
-    """For each target event: where its user's source events begin, where those before it end, and how many of them are settled."""
-    begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).before(target.user, target.time)
-    settled = _settled(known, settings.histories.late_step_s * 1_000_000, to_micros(until), folder)
+) -> _EventRanges:
+    """Return, for each target event, start and end of its user's source events before it, and how many of them are settled: int64 each.
+
+    An event is settled if every history known at ``until`` must contain it.
+    """
+    begin, stop = np.searchsorted(source.user, target.user), _EventFinder(source).end_before(target.user, target.time)
+    settled = _count_settled(known, settings.histories.late_step_s * 1_000_000, to_micros(until), folder)
     return begin, stop, settled[stop] - settled[begin]
 
 
-def _settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> NDArray[np.int64]:
-    """Count, for each prefix of the events, those that every history known at ``until`` must hold: int64 [M + 1]."""
+def _count_settled(known: NDArray[np.int64], step: int, until: int, folder: Path) -> NDArray[np.int64]:
+    """Count the settled events in each prefix of the events: int64 [M + 1].
 
-    def counted() -> Iterator[tuple[NDArray[np.int64]]]:
+    Args:
+        known: int64 [M]. Time at which each event became known, microseconds.
+        step: Interval at which late events enter the histories, microseconds; 0: at once.
+        until: Time of the histories, microseconds.
+        folder: Folder of the result's file.
+    """
+
+    def cumulative_counts() -> Iterator[tuple[NDArray[np.int64]]]:
         total = np.zeros(1, dtype=np.int64)
         yield (total,)
-        for part in iter_row_slices(len(known)):
-            entered = known[part]
+        for rows in iter_row_slices(len(known)):
+            entered = known[rows]
             if step:
                 entered = entered // -step * -step
             total = total[-1] + np.cumsum(entered <= until)
             yield (total,)
 
-    return spill_arrays(counted(), [np.int64], folder)[0]
+    return spill_arrays(cumulative_counts(), [np.int64], folder)[0]
 
 
 @dataclass(frozen=True)
@@ -312,42 +332,48 @@ class _EventFinder:
 
     source: DomainEvents
 
-    def before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, and_at: bool = False) -> NDArray[np.int64]:
+    def end_before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, inclusive: bool = False) -> NDArray[np.int64]:
         """Return the position after each user's last event before a time, or up to and including that time.
 
         Args:
             user: int32 [R], ascending.
             time: int64 [R], microseconds.
-            and_at: Include events at the time.
+            inclusive: Include events at the time.
 
         Returns:
             int64 [R].
         """
-        found = np.empty(len(user), dtype=np.int64)
-        times = (self.source.time[part] for part in iter_row_slices(len(self.source)))
-        bounds = np.array([(some.min(), some.max()) for some in times])
+        ends = np.empty(len(user), dtype=np.int64)
+        batches = (self.source.time[rows] for rows in iter_row_slices(len(self.source)))
+        bounds = np.array([(batch.min(), batch.max()) for batch in batches])
         low = int(bounds.min())
         span = int(bounds.max()) - low + 2
         first = 0
         while first < len(user):
-            # User and time in one integer, for as many users as fit into it.
+            # Encode user and time as one integer, for as many users as fit into int64.
             lowest = int(user[first])
             beyond = min(lowest + (2**63 - 1) // span, 2**31 - 1)
-            stop = first + int(np.searchsorted(user[first : first + _LOOKED_UP], np.int32(beyond)))
+            stop = first + int(np.searchsorted(user[first : first + _LOOKUP_BATCH], np.int32(beyond)))
             begin, end = np.searchsorted(self.source.user, user[[first, stop - 1]] + np.array([0, 1], np.int32))
             key = (self.source.user[begin:end].astype(np.int64) - lowest) * span
             key += self.source.time[begin:end] - low
-            wanted = (user[first:stop].astype(np.int64) - lowest) * span
-            wanted += (time[first:stop] + and_at).clip(low, low + span - 1) - low
-            found[first:stop] = begin + np.searchsorted(key, wanted)
+            query = (user[first:stop].astype(np.int64) - lowest) * span
+            query += (time[first:stop] + inclusive).clip(low, low + span - 1) - low
+            ends[first:stop] = begin + np.searchsorted(key, query)
             first = stop
             drop_pages()
-        return found
+        return ends
 
     def positions(
         self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int
     ) -> NDArray[np.int32]:
-        """Return the positions of the events that histories list: int32 [R, L], -1 on the left.
+        """Return the positions of the events listed in histories: int32 [R, L], left-padded with -1.
+
+        Args:
+            user: int32 [R]. User of each history.
+            items: [R]. Item ids of each history.
+            times: [R]. Event times of each history.
+            length: L.
 
         Raises:
             TranslatorError: An event is missing in the log.
@@ -359,22 +385,23 @@ class _EventFinder:
         column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + length - count[row]
         item = index_in(pc.list_flatten(items), self.source.ids)
         time = column_to_micros(pc.list_flatten(times))
-        low, high = self.before(user[row], time), self.before(user[row], time, and_at=True)
-        which = np.repeat(np.arange(len(row)), high - low)
-        place = np.arange(len(which)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[which]
-        same = self.source.item[place] == item[which]
-        found = np.full((len(user), length), -1, dtype=np.int32)
-        found[row[which[same]], column[which[same]]] = place[same]
-        if (found >= 0).sum() < len(row):
+        low, high = self.end_before(user[row], time), self.end_before(user[row], time, inclusive=True)
+        # All events of the same user and time; the one with the same item is the event.
+        entry = np.repeat(np.arange(len(row)), high - low)
+        candidate = np.arange(len(entry)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[entry]
+        same = self.source.item[candidate] == item[entry]
+        positions = np.full((len(user), length), -1, dtype=np.int32)
+        positions[row[entry[same]], column[entry[same]]] = candidate[same]
+        if (positions >= 0).sum() < len(row):
             raise _histories_outdated()
-        return found
+        return positions
 
 
 def _histories_outdated() -> TranslatorError:
     return TranslatorError(
-        "the histories were built from other events than the log now holds",
+        "the histories were built from another state of the event log",
         where=Table.SOURCE_USER_HISTORY.value,
-        next_step="build them again: scalr histories",
+        next_step="rebuild them: scalr histories",
     )
 
 

@@ -16,13 +16,13 @@ __all__ = ["HistoryIndex"]
 
 @dataclass(frozen=True)
 class HistoryIndex:
-    """Positions of the last L source events before each of T target events, indexed as an array int32 [T, L] is; -1 on the left.
+    """Positions of the last L source events before each of T target events, indexed like an array int32 [T, L], left-padded with -1.
 
     Attributes:
         stop: int32 [T]. Position after each history's last event.
-        count: int32 [T]. How many events it has, L at most.
+        count: int32 [T]. Number of events of each history, at most L.
         length: L.
-        explicit_rows: int64 [A], ascending. Rows whose history is not consecutive, since an event in between has not entered it yet.
+        explicit_rows: int64 [A], ascending. Rows whose history is not consecutive in the log, because it lacks a late event.
         explicit_positions: int32 [A, L]. Positions of these rows.
     """
 
@@ -34,7 +34,7 @@ class HistoryIndex:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """T and L."""
+        """Return (T, L)."""
         return len(self.stop), self.length
 
     def __len__(self) -> int:
@@ -44,11 +44,13 @@ class HistoryIndex:
         """Return some rows, or some columns of them: ``[rows]`` or ``[rows, columns]``, columns being a number or a slice."""
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         back = np.arange(-self.length, 0, dtype=np.int32)[columns]
-        at = (..., None) if back.ndim else ...
-        stop, count = self.stop[rows][at], self.count[rows][at]
-        found: NDArray[np.int32] = np.where(-back <= count, stop + back, np.int32(-1))
+        axes = (..., None) if back.ndim else ...
+        stop, count = self.stop[rows][axes], self.count[rows][axes]
+        positions: NDArray[np.int32] = np.where(-back <= count, stop + back, np.int32(-1))
         if len(self.explicit_rows):
             number = np.arange(len(self))[rows]
-            place = np.searchsorted(self.explicit_rows, number).clip(max=len(self.explicit_rows) - 1)
-            found = np.where((self.explicit_rows[place] == number)[at], self.explicit_positions[place][..., columns], found)
-        return found
+            entry = np.searchsorted(self.explicit_rows, number).clip(max=len(self.explicit_rows) - 1)
+            positions = np.where(
+                (self.explicit_rows[entry] == number)[axes], self.explicit_positions[entry][..., columns], positions
+            )
+        return positions

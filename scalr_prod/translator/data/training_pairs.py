@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training slice of a log: its vocabularies, users and matrices, and the contexts of its target events."""
+"""Training data of a parameter set: the log before a time as vocabularies, matrices, and contexts with labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from scalr_prod.core.memmap import drop_pages, iter_row_slices
 from scalr_prod.errors import TranslatorError
-from scalr_prod.translator.data.contexts import Contexts
-from scalr_prod.translator.data.label_filter import consumed_before
+from scalr_prod.translator.data.contexts import ConsumedItems, Contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.domain_events import DomainEvents
     from scalr_prod.translator.data.event_log import EventLog
 
-__all__ = ["LazyContexts", "Parameters", "TrainingSlice", "VocabularyCoverage", "contexts_and_labels"]
+__all__ = ["LazyContexts", "Parameters", "TrainingSlice", "VocabularyCoverage", "consumed_before", "contexts_and_labels"]
 
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"
 
 _DAY_US = 86_400_000_000
-#: Histories looked up at a time.
-_LOOKED_UP: Final = 16_384
+#: Histories read at a time.
+_HISTORY_BATCH: Final = 16_384
 #: Users whose source events are read at a time.
-_USERS_AT_ONCE: Final = 32_768
+_USER_BATCH: Final = 32_768
 _ALL: Final = slice(None)
 
 
@@ -78,12 +77,12 @@ class TrainingSlice:
 
     Attributes:
         log: The whole log.
-        until: Only events before this instant (µs) count.
-        source_index: int32 [source ids]. Vocabulary index, 1 … n_source; 0 for items that are not in it.
-        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 for items not in it.
-        first_seen: int64 [n_target]. Microseconds; ascending.
-        held_out: bool [U]. Users whose target events are left out.
-        popularity_until: Popularity alone may use later events, up to this time (µs): it is a feature that is known
+        until: End of the slice, exclusive (µs).
+        source_index: int32 [source ids]. Vocabulary index, 1 … n_source; 0 for items outside it.
+        target_index: int32 [target ids]. Vocabulary index, 0 … n_target - 1 in order of first appearance; -1 for items outside it.
+        first_seen: int64 [n_target], ascending. Time of each target item's first event, microseconds.
+        held_out: bool [U]. Users whose target events are excluded.
+        popularity_until: End of the events that popularity uses (µs). It may be later than ``until``: popularity is a feature that is known
             at the time of each event, whereas the other parameters are fitted once.
         settings: ``[translator]``.
         device: Device that an estimator may train on; its tensors are returned on the CPU.
@@ -122,26 +121,26 @@ class TrainingSlice:
             The slice, with vocabularies of the items that had events in it.
 
         Raises:
-            TranslatorError: It has too few target items or no event to learn from.
+            TranslatorError: The slice has no source item, or fewer than two target items.
         """
         source_index, _ = _vocabulary(log.source, until, settings.max_source_items)
         target_index, first_seen = _vocabulary(log.target, until, settings.max_target_items)
-        if source_index.max(initial=-1) < 0 or len(first_seen) < 2:  # noqa: PLR2004 - one item is no choice
+        if source_index.max(initial=-1) < 0 or len(first_seen) < 2:  # noqa: PLR2004 - one item leaves no choice
             raise TranslatorError(
-                f"too little to learn from: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
+                f"too little training data: {source_index.max(initial=-1) + 1} source and {len(first_seen)} target items before "
                 f"{np.datetime64(until, 'us')}",
                 where="the training slice",
                 next_step="train later, ingest more, or lower translator.validation_fraction",
             )
-        nobody = np.zeros(len(log.users), dtype=bool)
+        no_users = np.zeros(len(log.users), dtype=bool)
         source_index += np.int32(1)
-        return cls(log, until, source_index, target_index, first_seen, nobody, popularity_until or until, settings, device)
+        return cls(log, until, source_index, target_index, first_seen, no_users, popularity_until or until, settings, device)
 
     def without_users(self, held_out: NDArray[np.bool_]) -> TrainingSlice:
         """Return the same slice and vocabularies without the target events of some users.
 
         Args:
-            held_out: bool [U]. Users whose target events are left out.
+            held_out: bool [U]. Users whose target events are excluded.
 
         Returns:
             A slice that shares the log and the vocabularies.
@@ -161,7 +160,7 @@ class TrainingSlice:
     def coverage(self) -> dict[str, VocabularyCoverage]:
         """Return the coverage of both domains (``source``, ``target``) under the limits ``[translator] max_…_items``."""
         known = {"source": self.source_index > 0, "target": self.target_index >= 0}
-        return {name: _coverage(getattr(self.log, name), self.until, kept) for name, kept in known.items()}
+        return {name: _coverage(getattr(self.log, name), self.until, mask) for name, mask in known.items()}
 
     def source_events(self, users: slice = _ALL) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the source events of the slice.
@@ -173,13 +172,13 @@ class TrainingSlice:
             User and vocabulary index: int32 [E] each, in the order of users.
 
         Raises:
-            ValueError: They do not follow one another.
+            ValueError: ``users`` has a step other than 1.
         """
         events = self.log.source
         first, stop, step = users.indices(len(self.log.users))
         if step != 1:
-            raise ValueError(f"users {users} do not follow one another")
-        # Numbers of another type would make a copy of all users'.
+            raise ValueError(f"users must be a range of consecutive users, not {users}")
+        # searchsorted would copy all users to convert them to another type.
         begin, end = np.searchsorted(events.user, np.array([first, stop], dtype=events.user.dtype))
         index = self.source_index[events.item[begin:end]]
         counts = (events.time[begin:end] < self.until) & (index > 0)
@@ -200,7 +199,7 @@ class TrainingSlice:
             rows: int64 [R]. Positions in ``log.target``.
 
         Returns:
-            float32 [R], 0 or more; None: one each.
+            float32 [R], 0 or more; None: 1 each.
         """
         weights = self.log.label_weights(self.until)
         return None if weights is None else weights[rows]
@@ -214,32 +213,32 @@ class TrainingSlice:
         return PopularityEvents(index[counts], events.time[counts], None if gains is None else gains[counts])
 
     def source_matrix(self, users: slice = _ALL) -> Any:
-        """Return which users had which source items. The matrix of all users is large for a long log.
+        """Return the user-item matrix of source events. For all users of a long log it is large.
 
         Args:
-            users: The rows' users, a range of consecutive ones; default: all.
+            users: Users of the rows, a range of consecutive users; default: all.
 
         Returns:
-            scipy CSR float32 [U, n_source + 1]: 1 where the user had the item; column 0 is empty.
+            scipy CSR float32 [U, n_source + 1]: 1 if the user had an event with the item; column 0 is empty.
 
         Raises:
-            ValueError: The users do not follow one another.
+            ValueError: ``users`` has a step other than 1.
         """
         user, item = self.source_events(users)
         first, stop, _ = users.indices(len(self.log.users))
         return _matrix(user - np.int32(first), item, (stop - first, self.n_source + 1))
 
     def source_user_counts(self) -> NDArray[np.float32]:
-        """Count the users who had each source item: float32 [n_source + 1], 0 for the padding."""
+        """Return the number of users of each source item: float32 [n_source + 1], 0 for the padding."""
         sums = (np.asarray(self.source_matrix(users).sum(axis=0)).ravel() for users in self.iter_user_batches())
         return sum(sums, np.zeros(self.n_source + 1, dtype=np.float32))
 
     def iter_user_batches(self) -> Iterator[slice]:
-        """Yield all users in consecutive ranges, at least one."""
-        return iter_row_slices(len(self.log.users), _USERS_AT_ONCE)
+        """Yield all users as consecutive ranges, at least one."""
+        return iter_row_slices(len(self.log.users), _USER_BATCH)
 
     def target_matrix(self) -> Any:
-        """Return scipy CSR float32 [U, n_target]: 1, or the weight, where the user had the item; held-out users' rows are empty."""
+        """Return the user-item matrix of labels: scipy CSR float32 [U, n_target], 1 or the weight; rows of held-out users are empty."""
         rows = self.target_rows()
         events, shape = self.log.target, (len(self.log.users), self.n_target)
         matrix = _matrix(events.user[rows], self.target_index[events.item[rows]], shape)
@@ -247,9 +246,9 @@ class TrainingSlice:
         if weights is not None:
             matrix.sort_indices()
             cell = events.user[rows].astype(np.int64) * self.n_target + self.target_index[events.item[rows]]
-            there, place = np.unique(cell, return_inverse=True)  # in the order of the matrix
-            heaviest = np.zeros(len(there), dtype=np.float32)
-            np.maximum.at(heaviest, place, weights)
+            cells, entry = np.unique(cell, return_inverse=True)  # in the order of the matrix
+            heaviest = np.zeros(len(cells), dtype=np.float32)
+            np.maximum.at(heaviest, entry, weights)
             matrix.data[:] = heaviest
             matrix.eliminate_zeros()
         return matrix
@@ -257,13 +256,13 @@ class TrainingSlice:
 
 @dataclass(frozen=True)
 class LazyContexts:
-    """Contexts strictly before target events, built when they are taken: those of all events of a long log do not fit into memory.
+    """Contexts strictly before target events, built on demand: those of all events of a long log do not fit into memory.
 
     Attributes:
         log: The event log.
         rows: int64 [R]. Positions in ``log.target``.
-        source_index: Vocabulary index of each of the log's source ids.
-        target_index: Likewise for target ids.
+        source_index: int32 [source ids]. Vocabulary index of each source id.
+        target_index: int32 [target ids]. Vocabulary index of each target id.
     """
 
     log: EventLog
@@ -281,18 +280,18 @@ class LazyContexts:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """Return the target index of each event, -1 where the vocabulary lacks it: int32 [R]."""
+        """Return the target index of each event, -1 for items outside the vocabulary: int32 [R]."""
         return self.target_index[self.log.target.item[self.rows]]
 
     def has_known_items(self) -> NDArray[np.bool_]:
-        """Return whether each history holds an item known in training: bool [R]."""
+        """Return whether each history has an item of the vocabulary: bool [R]."""
         known = np.empty(len(self), dtype=bool)
-        for part, _, items in _history_batches(self.log, self.rows, self.source_index):
-            known[part] = (items > 0).any(1)
+        for batch, _, items in _history_batches(self.log, self.rows, self.source_index):
+            known[batch] = (items > 0).any(1)
         return known
 
     def take(self, rows: NDArray[Any]) -> Contexts:
-        """Build the contexts of some of the events, with fold -1."""
+        """Build the contexts of a selection of the events, int64 or bool, with fold -1."""
         return contexts_and_labels(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
 
 
@@ -304,24 +303,27 @@ def contexts_and_labels(
     target_index: NDArray[np.int32],
     fold: NDArray[np.int32] | int = -1,
 ) -> tuple[Contexts, NDArray[np.int32]]:
-    """Return contexts strictly before target events, and the target index of each (-1 where the vocabulary lacks it).
+    """Return the contexts strictly before target events, and the target index of each event.
 
     Args:
-        log: The log.
-        rows: [R] positions in ``log.target``.
-        source_index: Vocabulary index of each of the log's source ids.
-        target_index: Likewise for target ids.
-        fold: Parameter set that scores them, one for all or one each.
+        log: The event log.
+        rows: int64 [R]. Positions in ``log.target``.
+        source_index: int32 [source ids]. Vocabulary index of each source id.
+        target_index: int32 [target ids]. Vocabulary index of each target id.
+        fold: int32 [R], or one number. Parameter set of each context.
+
+    Returns:
+        R contexts; int32 [R] labels, -1 for items outside the vocabulary.
     """
     items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
     ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
-    for part, history, known in _history_batches(log, rows, source_index):
-        there, items[part] = history >= 0, known
-        # An event's age is counted from the last one, as it is when that one is translated.
+    for batch, history, index in _history_batches(log, rows, source_index):
+        valid, items[batch] = history >= 0, index
+        # Ages are relative to the history's last event, as in a run.
         last = log.source.time[history[:, -1]]
-        ages[part] = np.where(there, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
-        end[part] = np.where(there[:, -1], last, log.target.time[rows[part]])
-    made = Contexts(
+        ages[batch] = np.where(valid, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
+        end[batch] = np.where(valid[:, -1], last, log.target.time[rows[batch]])
+    contexts = Contexts(
         history_items=items,
         history_ages=ages,
         history_end=end,
@@ -332,52 +334,83 @@ def contexts_and_labels(
     )
     labels = target_index[log.target.item[rows]]
     drop_pages()
-    return made, labels
+    return contexts, labels
+
+
+def consumed_before(
+    log: EventLog, rows: NDArray[np.int64], target_index: NDArray[np.int32]
+) -> ConsumedItems | NDArray[np.int32]:
+    """Return the items to exclude at target events: those that the event's user consumed strictly before it.
+
+    Args:
+        log: The event log.
+        rows: int64 [R]. Positions in ``log.target``.
+        target_index: int32 [target ids]. Vocabulary index of each target id.
+
+    Returns:
+        The consumed items of each event; int32 [R, 0] if the log does not exclude consumed items.
+    """
+    if not log.exclude_consumed:
+        return np.empty((len(rows), 0), dtype=np.int32)
+    user, time = log.target.user, log.target.time
+    is_label = log.is_label
+    labels_before = np.append(0, np.cumsum(is_label))
+    is_first = np.ones(len(user), dtype=bool)
+    is_first[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    # Position of the first event with the same user and time.
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(user)), 0))[rows]
+    begin = labels_before[np.searchsorted(user, user[rows])]
+    return ConsumedItems(target_index[log.target.item[is_label]], begin, labels_before[first] - begin)
 
 
 def _history_batches(
     log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32]
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
     """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
-    for part in iter_row_slices(len(rows), _LOOKED_UP):
-        history = log.history[rows[part]]
-        yield part, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
+    for batch in iter_row_slices(len(rows), _HISTORY_BATCH):
+        history = log.history[rows[batch]]
+        yield batch, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
 
-def _vocabulary(events: DomainEvents, until: int, most: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return each id's index (-1: not in the vocabulary) and each index's first time; in order of first appearance, then id."""
+def _vocabulary(events: DomainEvents, until: int, max_size: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Build a vocabulary of the most frequent items before a time, in order of first appearance, then id.
+
+    Returns:
+        int32 [ids]: index of each id, -1 outside the vocabulary; int64 [items]: time of each index's first event.
+    """
     count = np.zeros(len(events.ids), dtype=np.int64)
     first = np.full(len(events.ids), np.iinfo(np.int64).max)
-    for item, time in _before(events, until):
+    for item, time in _iter_events_before(events, until):
         count += np.bincount(item, minlength=len(count))
         np.minimum.at(first, item, time)
-    kept = np.lexsort((np.arange(len(count)), -count))[:most]
-    kept = kept[count[kept] > 0]
-    kept = kept[np.lexsort((kept, first[kept]))]
+    selected = np.lexsort((np.arange(len(count)), -count))[:max_size]
+    selected = selected[count[selected] > 0]
+    selected = selected[np.lexsort((selected, first[selected]))]
     index = np.full(len(events.ids), -1, dtype=np.int32)
-    index[kept] = np.arange(len(kept), dtype=np.int32)
-    return index, first[kept]
+    index[selected] = np.arange(len(selected), dtype=np.int32)
+    return index, first[selected]
 
 
-def _before(events: DomainEvents, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+def _iter_events_before(events: DomainEvents, until: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Yield item and time of the events before a time, in batches."""
-    for part in iter_row_slices(len(events)):
-        before = events.time[part] < until
-        yield events.item[part][before], events.time[part][before]
+    for batch in iter_row_slices(len(events)):
+        mask = events.time[batch] < until
+        yield events.item[batch][mask], events.time[batch][mask]
 
 
 def _coverage(events: DomainEvents, until: int, kept: NDArray[np.bool_]) -> VocabularyCoverage:
-    nothing = np.zeros(len(events.ids), dtype=np.int64)
-    count = sum((np.bincount(item, minlength=len(nothing)) for item, _ in _before(events, until)), nothing)
+    count = np.zeros(len(events.ids), dtype=np.int64)
+    for item, _ in _iter_events_before(events, until):
+        count += np.bincount(item, minlength=len(count))
     return VocabularyCoverage(int((count > 0).sum()), int(kept.sum()), int(count.sum()), int(count[kept].sum()))
 
 
 def _matrix(user: NDArray[Any], item: NDArray[Any], shape: tuple[int, int]) -> Any:
-    """Build a CSR matrix from users in ascending order; takes ownership of ``item``."""
+    """Build a CSR matrix of ones from users, in ascending order, and items; takes ownership of ``item``."""
     from scipy import sparse
 
     start = np.searchsorted(user, np.arange(shape[0] + 1, dtype=user.dtype))
-    # scipy's own constructor copies the users three times.
+    # scipy's constructor from coordinates copies the users three times.
     matrix = sparse.csr_matrix((np.ones(len(item), dtype=np.float32), item, start), shape=shape)
     matrix.sum_duplicates()
     matrix.data[:] = 1

@@ -70,15 +70,15 @@ def window_states(
     if generator is not None:
         visible &= to_device(torch.rand(items.shape, generator=generator) >= EVENT_DROPOUT, items.device)
     compiled = load_kernels() if items.device.type == "cpu" else None
-    row, place = positions
-    is_event = items[row, place] > 0
+    row, position = positions
+    is_event = items[row, position] > 0
     if compiled is None:
-        return reference_states(p, items, days, visible)[row, place] * is_event[:, None]
+        return reference_states(p, items, days, visible)[row, position] * is_event[:, None]
     if is_event.all():
         return _ragged_states(p, items, days, visible, positions, compiled)
     known = is_event.nonzero()[:, 0]
-    found = _ragged_states(p, items, days, visible, (row[known], place[known]), compiled)
-    return torch.zeros(len(row), found.shape[1]).index_copy(0, known, found)
+    states = _ragged_states(p, items, days, visible, (row[known], position[known]), compiled)
+    return torch.zeros(len(row), states.shape[1]).index_copy(0, known, states)
 
 
 def reference_states(p: Parameters, items: torch.Tensor, days: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -116,9 +116,9 @@ def _ragged_states(
 ) -> torch.Tensor:
     """Compute the states [P, d] after events that are no padding, from all windows' events concatenated without padding."""
     known = items > 0
-    row, place = positions
+    row, position = positions
     before = (known.flatten().cumsum(0) - known.flatten().long()).view(items.shape)
-    first, last = before[row, 0], before[row, place]
+    first, last = before[row, 0], before[row, position]
     pairs = (last - first + 1).cumsum(0)
     x = functional.embedding(items[known], p["source"])
     size = x.shape[-1] // len(p["age_bias"])

@@ -163,10 +163,10 @@ def _load_module(source: bytes, file: str) -> ModuleType:
 
 
 def _resolve(module: ModuleType, path: str) -> Any:
-    found: Any = module
-    for part in filter(None, path.split(".")):
-        found = getattr(found, part)
-    return found
+    value: Any = module
+    for name in filter(None, path.split(".")):
+        value = getattr(value, name)
+    return value
 
 
 def _missing_imports(tree: ast.AST) -> Iterator[str]:

@@ -52,15 +52,15 @@ def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     del shared
     all_targets = pairs.target_matrix()
     users, sums = np.zeros(pairs.n_source + 1, dtype=np.float32), _PairwiseSum()
-    for some in pairs.iter_user_batches():
-        source, target = pairs.source_matrix(some), all_targets[some]
-        both = np.asarray(target.sum(axis=1)).ravel() > 0
-        source, target = source[both], target[both]
+    for batch in pairs.iter_user_batches():
+        source, target = pairs.source_matrix(batch), all_targets[batch]
+        is_common = np.asarray(target.sum(axis=1)).ravel() > 0
+        source, target = source[is_common], target[is_common]
         sums.add(source.T.tocsr() @ target)
         # A user counts as much as the heaviest event, so as 1 if events have no weights.
         users += np.asarray(source.sum(axis=0)).ravel() if pairs.log.target.weight is None else source.T @ _row_maxima(target)
     counts = sparse.csr_matrix(sums.total())
-    start, item, share = _keep_most(counts, MAX_ENTRIES)
+    start, item, share = _largest_entries(counts, MAX_ENTRIES)
     total = users + SMOOTHING
     share = share / np.repeat(total, np.diff(start))
     return {
@@ -82,10 +82,10 @@ def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) 
         int(flat.sum()), device=history.device
     )
     row = torch.arange(len(history), device=history.device)[:, None].expand_as(history).reshape(-1)
-    where = torch.repeat_interleave(row * len(log_prior), flat) + parameters["item"][entry]
+    cell = torch.repeat_interleave(row * len(log_prior), flat) + parameters["item"][entry]
     mass = parameters["share"][entry].to(dtype) * torch.repeat_interleave(weight.reshape(-1), flat)
-    found = torch.zeros(len(history) * len(log_prior), dtype=dtype, device=history.device).index_add_(0, where, mass)
-    return found.view(len(history), -1).add_(rest * log_prior.exp()).log_()
+    probability = torch.zeros(len(history) * len(log_prior), dtype=dtype, device=history.device).index_add_(0, cell, mass)
+    return probability.view(len(history), -1).add_(rest * log_prior.exp()).log_()
 
 
 class HistoryWeights(NamedTuple):
@@ -144,14 +144,14 @@ def _row_maxima(target: Any) -> Any:
     return np.maximum.reduceat(target.data, target.indptr[:-1])
 
 
-def _keep_most(counts: Any, kept: int) -> tuple[Any, Any, Any]:
-    """Return the ``kept`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
+def _largest_entries(counts: Any, max_entries: int) -> tuple[Any, Any, Any]:
+    """Return the ``max_entries`` largest entries of each row, ties by column: (row starts [rows + 1], columns, values)."""
     import numpy as np
 
     counts.sort_indices()
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     order = np.lexsort((-counts.data, rows))
-    place = np.arange(len(order)) - counts.indptr[rows]  # rows stay together and in order
-    order = order[place < kept]
-    start = np.concatenate([[0], np.cumsum(np.minimum(np.diff(counts.indptr), kept))])
+    rank = np.arange(len(order)) - counts.indptr[rows]  # rows stay together and in order
+    order = order[rank < max_entries]
+    start = np.concatenate([[0], np.cumsum(np.minimum(np.diff(counts.indptr), max_entries))])
     return start, counts.indices[order], counts.data[order]

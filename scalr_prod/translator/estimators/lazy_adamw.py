@@ -32,7 +32,7 @@ _EPSILON: Final = 1e-8
 #: Avoids 0 / 0: after some 700 000 steps both moments of a row are 0.
 _TINY: Final = 1e-300
 #: Steps without a gradient after which the first moment has vanished: 0.95 to this power is 0 in float32.
-_PUSHED: Final = 2_048
+_MOMENTUM_STEPS: Final = 2_048
 
 
 def one_cycle_schedule(step: int, steps: int, peak_rate: float) -> tuple[float, float]:
@@ -134,23 +134,23 @@ class LazyTable:
         self._deferred = deferred
         self._taken: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def gather(self, *wanted: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def gather(self, *row_numbers: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Read the rows of one step.
 
         Args:
-            wanted: int64 of any shapes, on the CPU. Row numbers.
+            row_numbers: int64 of any shapes, on the CPU. Row numbers.
 
         Returns:
-            float32 [R, d]: the distinct rows, ascending, always with row 0 first. And for each tensor of ``wanted``, a tensor of its
+            float32 [R, d]: the distinct rows, ascending, always with row 0 first. And for each tensor of ``row_numbers``, a tensor of its
             shape with each number's position among them. All on the table's device.
         """
-        numbers = np.concatenate([np.zeros(1, np.int64), *(tensor.numpy().ravel() for tensor in wanted)])
+        numbers = np.concatenate([np.zeros(1, np.int64), *(tensor.numpy().ravel() for tensor in row_numbers)])
         distinct, inverse = np.unique(numbers, return_inverse=True)
-        positions = to_device(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in wanted])
+        positions = to_device(torch.from_numpy(inverse[1:]), self._device).split([tensor.numel() for tensor in row_numbers])
         rows = torch.from_numpy(distinct)
-        values = self._caught_up(rows).requires_grad_()
+        values = self._update_rows(rows).requires_grad_()
         self._taken = rows, values
-        return values, [position.view(tensor.shape) for position, tensor in zip(positions, wanted, strict=True)]
+        return values, [position.view(tensor.shape) for position, tensor in zip(positions, row_numbers, strict=True)]
 
     def apply_gradients(self) -> None:
         """Update the rows that were read, by their gradients."""
@@ -167,34 +167,34 @@ class LazyTable:
                 tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
             )
             return
-        shrink, step, of_mean, of_square, of_root = rates
+        shrink, step, beta_1, beta_2, root_correction = rates
         rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
-        mean = of_mean * mean + (1 - of_mean) * values.grad
-        square = of_square * square + (1 - of_square) * values.grad**2
-        value = shrink * value - step * mean / (square.sqrt() * of_root + _EPSILON)
+        mean = beta_1 * mean + (1 - beta_1) * values.grad
+        square = beta_2 * square + (1 - beta_2) * values.grad**2
+        value = shrink * value - step * mean / (square.sqrt() * root_correction + _EPSILON)
         for table, updated in zip(self._tables, (value, mean, square), strict=True):
             table[rows] = updated
 
     def current_values(self) -> torch.Tensor:
         """Apply all deferred updates and return the values: float32 [N, d]."""
-        self._caught_up(torch.arange(len(self._updated_at)))
+        self._update_rows(torch.arange(len(self._updated_at)))
         return self._tables[0]
 
-    def _caught_up(self, rows: torch.Tensor) -> torch.Tensor:
+    def _update_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Apply the deferred updates of some rows and return their values: float32 [R, d]."""
-        owed, compiled = self._deferred.since(self._updated_at[rows.numpy()]), self._kernels()
+        deferred, compiled = self._deferred.since(self._updated_at[rows.numpy()]), self._kernels()
         self._updated_at[rows.numpy()] = self._deferred.steps
         if compiled is not None:
             out = torch.empty(len(rows), self._tables[0].shape[1])
             tables = tuple(table.numpy() for table in self._tables)
-            compiled.apply_deferred_updates(tables, rows.numpy(), owed, np.float32(_EPSILON), out.numpy())
+            compiled.apply_deferred_updates(tables, rows.numpy(), deferred, np.float32(_EPSILON), out.numpy())
             return out
-        shrink, times, of_mean, of_square = to_device(torch.from_numpy(owed), self._device).T[:, :, None]
+        shrink, step, mean_factor, square_factor = to_device(torch.from_numpy(deferred), self._device).T[:, :, None]
         rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
-        value = shrink * value - times * (mean / (square.sqrt() + _EPSILON))
-        for table, updated in zip(self._tables, (value, mean * of_mean, square * of_square), strict=True):
+        value = shrink * value - step * (mean / (square.sqrt() + _EPSILON))
+        for table, updated in zip(self._tables, (value, mean * mean_factor, square * square_factor), strict=True):
             table[rows] = updated
         return value
 
@@ -207,42 +207,42 @@ class _DeferredUpdates:
 
     Args:
         decay: Weight decay.
-        most: The maximum number of steps.
+        max_steps: The maximum number of steps.
     """
 
-    def __init__(self, decay: float, most: int) -> None:
+    def __init__(self, decay: float, max_steps: int) -> None:
         self.steps = 0
         self._decay = decay
-        #: Since each of the last `_PUSHED` steps: the value's factor, the sum of momentum updates, the factors of the two moments.
-        self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (most + 2, 1))
+        #: Since each of the last `_MOMENTUM_STEPS` steps: the value's factor, the sum of momentum updates, the factors of the two moments.
+        self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (max_steps + 2, 1))
         #: Logarithm of the value's factor from the first step to each step.
-        self._shrunk = np.zeros(most + 2)
+        self._log_shrink = np.zeros(max_steps + 2)
         self._rates = (1.0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, rate: float, beta_1: float) -> None:
         """Record one more step with its learning rate and β1."""
         self.steps += 1
         shrink = 1 - rate * self._decay
-        step, of_root = rate / (1 - beta_1**self.steps), (1 - _BETA_2**self.steps) ** -0.5
-        before = self._since[max(self.steps - _PUSHED, 0) : self.steps]
+        step, root_correction = rate / (1 - beta_1**self.steps), (1 - _BETA_2**self.steps) ** -0.5
+        before = self._since[max(self.steps - _MOMENTUM_STEPS, 0) : self.steps]
         before[:, 2] *= beta_1
         before[:, 3] *= _BETA_2
-        before[:, 1] = shrink * before[:, 1] + step / of_root * before[:, 2] / np.sqrt(before[:, 3] + _TINY)
+        before[:, 1] = shrink * before[:, 1] + step / root_correction * before[:, 2] / np.sqrt(before[:, 3] + _TINY)
         before[:, 0] *= shrink
-        self._shrunk[self.steps] = self._shrunk[self.steps - 1] + np.log(shrink)
-        self._rates = (shrink, step, beta_1, _BETA_2, of_root)
+        self._log_shrink[self.steps] = self._log_shrink[self.steps - 1] + np.log(shrink)
+        self._rates = (shrink, step, beta_1, _BETA_2, root_correction)
 
     def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `kernels.adamw`."""
-        found = self._since[step]
-        until = step + _PUSHED
+        updates = self._since[step]
+        until = step + _MOMENTUM_STEPS
         if (until < self.steps).any():
             # Their momentum has vanished: later steps only shrank the value and the sum of momentum updates.
             until = np.minimum(until, self.steps)
-            found[:, :2] *= np.exp(self._shrunk[self.steps] - self._shrunk[until])[:, None]
-            found[:, 3] *= _BETA_2 ** (self.steps - until)
-        return found.astype(np.float32)
+            updates[:, :2] *= np.exp(self._log_shrink[self.steps] - self._log_shrink[until])[:, None]
+            updates[:, 3] *= _BETA_2 ** (self.steps - until)
+        return updates.astype(np.float32)
 
     def rates(self) -> tuple[float, float, float, float, float]:
-        """Return the factors of the last step, see `kernels.rows.adamw_step`."""
+        """Return the factors of the last step, see `kernels.adamw.adamw_step`."""
         return self._rates

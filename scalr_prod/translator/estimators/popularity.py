@@ -80,7 +80,7 @@ _MIN_EVENTS_BETWEEN: Final = 1_000
 #: Maximum numbers per count in the snapshots of a small log, and at the times that `choose_instants` chooses.
 _MAX_NUMBERS: Final = 2_000_000
 #: Approximate number of events counted at a time.
-_AT_A_TIME: Final = 500_000
+_BATCH_EVENTS: Final = 500_000
 #: Times per row up to which one matrix product per time is faster.
 _MAX_TIMES_PER_ROW: Final = 0.25
 _DAY_US: Final = 86_400_000_000.0
@@ -98,23 +98,23 @@ def fit(pairs: TrainingSlice, snapshots: int = SNAPSHOTS) -> Parameters:
     item, time, weight = pairs.popularity_events()
     by_item = np.lexsort((time, item))
     item, time, weight = item[by_item], time[by_item], None if weight is None else weight[by_item]
-    kept = _last_of_each(item, time)
-    in_time = np.argsort(time[kept], kind="stable")
-    position = np.empty(len(kept), dtype=np.int32)
-    position[in_time] = np.arange(len(kept), dtype=np.int32)
-    following = np.full(len(kept), len(kept), dtype=np.int32)
-    same = item[kept][1:] == item[kept][:-1]
+    stored = _last_per_time(item, time)
+    in_time = np.argsort(time[stored], kind="stable")
+    position = np.empty(len(stored), dtype=np.int32)
+    position[in_time] = np.arange(len(stored), dtype=np.int32)
+    following = np.full(len(stored), len(stored), dtype=np.int32)
+    same = item[stored][1:] == item[stored][:-1]
     following[:-1][same] = position[1:][same]
-    events: dict[str, NDArray[Any]] = {"time": time[kept][in_time], "item": item[kept][in_time].astype(np.int32)}
+    events: dict[str, NDArray[Any]] = {"time": time[stored][in_time], "item": item[stored][in_time].astype(np.int32)}
     events["next"] = following[in_time]
-    kept = kept[in_time]
+    stored = stored[in_time]
     del by_item, in_time, following, position, same
     for name, (half_life, _) in DECAYED_COUNTS.items():
-        events[name] = _decayed_by_parts(item, time, half_life, weight)[kept]
+        events[name] = _decayed_counts_batched(item, time, half_life, weight)[stored]
     end = np.array([pairs.popularity_until])
-    number = max(min(snapshots, _MAX_NUMBERS // pairs.n_target), len(kept) // max(pairs.n_target, _MIN_EVENTS_BETWEEN), 1)
-    found = events | {"end": end} | _snapshots(events, end, -(-len(kept) // number) or 1, pairs.n_target)
-    return {name: torch.from_numpy(array) for name, array in found.items()}
+    number = max(min(snapshots, _MAX_NUMBERS // pairs.n_target), len(stored) // max(pairs.n_target, _MIN_EVENTS_BETWEEN), 1)
+    arrays = events | {"end": end} | _snapshots(events, end, -(-len(stored) // number) or 1, pairs.n_target)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def choose_instants(pairs: TrainingSlice, max_instants: int) -> torch.Tensor:
@@ -125,19 +125,19 @@ def choose_instants(pairs: TrainingSlice, max_instants: int) -> torch.Tensor:
     return torch.from_numpy(np.unique(np.append(inner, pairs.popularity_until)))
 
 
-def _decayed_by_parts(
+def _decayed_counts_batched(
     item: NDArray[Any], time: NDArray[np.int64], half_life: float, weight: NDArray[np.float32] | None
 ) -> NDArray[np.float32]:
     """Compute `decayed_counts` for some items at a time: its temporaries take several times the memory of the events."""
-    found = np.empty(len(item), dtype=np.float32)
+    counts = np.empty(len(item), dtype=np.float32)
     begins = np.append(np.flatnonzero(np.diff(item, prepend=-1)), len(item))  # start of each item's events
     first = 0
     while begins[first] < len(item):
-        stop = max(int(np.searchsorted(begins, begins[first] + _AT_A_TIME, side="right")) - 1, first + 1)
-        some = slice(begins[first], begins[stop])
-        found[some] = decayed_counts(item[some], time[some], half_life, None if weight is None else weight[some])
+        stop = max(int(np.searchsorted(begins, begins[first] + _BATCH_EVENTS, side="right")) - 1, first + 1)
+        rows = slice(begins[first], begins[stop])
+        counts[rows] = decayed_counts(item[rows], time[rows], half_life, None if weight is None else weight[rows])
         first = stop
-    return found
+    return counts
 
 
 def decayed_counts(
@@ -155,12 +155,12 @@ def decayed_counts(
     if math.isinf(half_life) and weight is None:
         return number.astype(np.float64)
     total = np.ones(len(item)) if weight is None else weight.astype(np.float64)
-    step, some = 1, np.flatnonzero(number > 1)
-    while len(some):  # sums over the last 1, 2, 4, … events
-        days = (time[some] - time[some - step]) / _DAY_US
-        total[some] += 0.5 ** (days / half_life) * total[some - step]
+    step, remaining = 1, np.flatnonzero(number > 1)
+    while len(remaining):  # sums over the last 1, 2, 4, … events
+        days = (time[remaining] - time[remaining - step]) / _DAY_US
+        total[remaining] += 0.5 ** (days / half_life) * total[remaining - step]
         step *= 2
-        some = some[number[some] > step]
+        remaining = remaining[number[remaining] > step]
     return total
 
 
@@ -174,8 +174,8 @@ def feature_values(counts: Mapping[str, torch.Tensor], name: str) -> torch.Tenso
     """Compute one of `FEATURES` from the logarithms of the counts (any shape)."""
     if name not in _CLAMPED:
         return counts[name]
-    of, least = _CLAMPED[name]
-    return counts[of].clamp(min=least)
+    count, minimum = _CLAMPED[name]
+    return counts[count].clamp(min=minimum)
 
 
 def log_counts(
@@ -194,53 +194,53 @@ def log_counts(
     """
     time = torch.minimum(time, parameters["end"])
     before = torch.searchsorted(parameters["time"], time)
-    mark = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
-    begin = mark * parameters["every"]
+    snapshot = torch.minimum(before // parameters["every"], parameters["since"].new_tensor(len(parameters["since"]) - 1))
+    begin = snapshot * parameters["every"]
     if items is not None:
-        return _log_counts_of_items(parameters, time, (mark, begin, before), items, dtype)
+        return _log_counts_of_items(parameters, time, (snapshot, begin, before), items, dtype)
     event, owner = _last_events(parameters["next"], begin, before)
-    place = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
+    position = owner * parameters["count_marked"].shape[1] + parameters["item"][event]
     # Days in float64, so that a decayed count is off by only a few units in the last place.
-    elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
+    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / _DAY_US
     age = (time[owner] - parameters["time"][event]).double() / _DAY_US
-    found = {}
+    logs = {}
     for name, (half_life, smoothing) in DECAYED_COUNTS.items():
-        counts = parameters[f"{name}_marked"][mark].to(dtype)
+        counts = parameters[f"{name}_marked"][snapshot].to(dtype)
         counts *= (-elapsed / half_life).exp2().to(dtype)[:, None]
         since = parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype)
-        counts.view(-1)[place] = since
-        found[name] = counts.add_(smoothing).log_()
-    return found
+        counts.view(-1)[position] = since
+        logs[name] = counts.add_(smoothing).log_()
+    return logs
 
 
 def _log_counts_of_items(
     parameters: Parameters,
     time: torch.Tensor,
-    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    spans: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     items: torch.Tensor,
     dtype: Any,
 ) -> dict[str, torch.Tensor]:
     """Compute `log_counts` of given items by binary search of their last events: the cost does not depend on the number of items."""
-    mark, begin, before = places
+    snapshot, begin, before = spans
     span = len(parameters["time"]) + 1
     key = parameters["by_item"] if "by_item" in parameters else events_by_item(parameters)
-    place = torch.searchsorted(key, items * span + before[:, None]) - 1
+    position = torch.searchsorted(key, items * span + before[:, None]) - 1
     # Negative if the item has no event before; an event before the snapshot is part of its counts.
-    event = torch.cat([key, key.new_full((1,), -span)])[place] - items * span
+    event = torch.cat([key, key.new_full((1,), -span)])[position] - items * span
     since_mark = event >= begin[:, None]
     event = event.clamp(min=0) * since_mark
-    elapsed = (time - parameters["since"][mark]).clamp(min=0).double() / _DAY_US
+    elapsed = (time - parameters["since"][snapshot]).clamp(min=0).double() / _DAY_US
     age = elapsed[:, None].expand(items.shape)
     if since_mark.any():
         age = (time[:, None] - parameters["time"][event]).double() / _DAY_US
-    found = {}
+    logs = {}
     for name, (half_life, smoothing) in DECAYED_COUNTS.items():
-        marked = parameters[f"{name}_marked"][mark[:, None], items].to(dtype)
+        marked = parameters[f"{name}_marked"][snapshot[:, None], items].to(dtype)
         counts = marked * (-elapsed / half_life).exp2().to(dtype)[:, None]
         if since_mark.any():
             counts = torch.where(since_mark, parameters[name][event].to(dtype) * (-age / half_life).exp2().to(dtype), counts)
-        found[name] = counts.add_(smoothing).log_()
-    return found
+        logs[name] = counts.add_(smoothing).log_()
+    return logs
 
 
 def events_by_item(parameters: Parameters) -> torch.Tensor:
@@ -329,7 +329,7 @@ def _weighted_per_row(weights: torch.Tensor, features: torch.Tensor, index: torc
     return total
 
 
-def _last_of_each(item: NDArray[Any], time: NDArray[np.int64]) -> NDArray[np.int64]:
+def _last_per_time(item: NDArray[Any], time: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find the last event of each item and time; its counts include the others."""
     last = np.ones(len(item), dtype=bool)
     last[:-1] = (item[1:] != item[:-1]) | (time[1:] != time[:-1])

@@ -54,9 +54,9 @@ def pretrain(pairs: TrainingSlice, parameters: Parameters, generator: torch.Gene
     steps = EPOCHS * -(-len(windows) // _BATCH)
     learner = make_optimizer(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(windows), generator=generator).split(_BATCH):
+        for batch in torch.randperm(len(windows), generator=generator).split(_BATCH):
             check_cancelled(1 / steps)
-            train_step(learner, *windows.read(chosen), popular=popular, chance=chance, generator=generator)
+            train_step(learner, *windows.read(batch), popular=popular, chance=chance, generator=generator)
     learnt = learner.final_parameters()
     return {name: learnt[name] for name in parameters}
 
@@ -103,10 +103,10 @@ def train_step(
     device = learner.dense["bias"].device
     begin = int((items > 0).any(0).to(torch.uint8).argmax())
     trimmed, when = items[:, begin:], to_device(days[:, begin:], device)
-    row, place = ((trimmed[:, :-1] > 0) & (trimmed[:, 1:] > 0)).nonzero(as_tuple=True)
-    label = trimmed[row, place + 1]
+    row, position = ((trimmed[:, :-1] > 0) & (trimmed[:, 1:] > 0)).nonzero(as_tuple=True)
+    label = trimmed[row, position + 1]
     source, (own,) = learner.tables["source"].gather(trimmed)
-    positions = to_device(row, device), to_device(place, device)
+    positions = to_device(row, device), to_device(position, device)
     state = attention.window_states(learner.dense | {"source": source}, own, when, positions, generator)
     drawn = Negatives.sample(chance, generator)
     vectors, (own, others) = learner.tables["next"].gather(label, drawn.items)

@@ -71,22 +71,22 @@ def _fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     tables = {name: parameters.pop(name) for name in ("source", "target")}
     learner = LazyAdamW(parameters, tables, steps=steps, rate=LEARNING_RATE, decay=WEIGHT_DECAY)
     for _ in range(settings.epochs):
-        for window in windows.iter_epoch(settings.batch_size, generator):
+        for cpu_batch in windows.iter_epoch(settings.batch_size, generator):
             check_cancelled(1 / steps)
-            here = window.to(pairs.device)
-            source, (items,) = learner.tables["source"].gather(window.items)
+            batch = cpu_batch.to(pairs.device)
+            source, (items,) = learner.tables["source"].gather(cpu_batch.items)
             state = attention.window_states(
-                learner.dense | {"source": source}, items, here.days, (here.row, here.place), generator
+                learner.dense | {"source": source}, items, batch.days, (batch.row, batch.place), generator
             )
-            drawn = Negatives.sample(offsets.drawn, generator)
-            target, (label, others) = learner.tables["target"].gather(window.item, drawn.items)
-            moment = offsets.moment(here.time)
+            negatives = Negatives.sample(offsets.sampling_probability, generator)
+            target, (label, negative_rows) = learner.tables["target"].gather(cpu_batch.item, negatives.items)
+            instant = offsets.instant(batch.time)
             loss = sampled_softmax.sampled_softmax_loss(
                 state,
                 target,
-                sampled_softmax.Labels(label, offsets.table[here.item, moment], moment, here.weight),
-                Negatives(others, to_device(drawn.log_expected, pairs.device)),
-                offsets.table[to_device(drawn.items, pairs.device)].T.contiguous(),
+                sampled_softmax.Labels(label, offsets.table[batch.item, instant], instant, batch.weight),
+                Negatives(negative_rows, to_device(negatives.log_expected, pairs.device)),
+                offsets.table[to_device(negatives.items, pairs.device)].T.contiguous(),
             )
             learner.step(loss)
     return learner.final_parameters()
@@ -112,27 +112,27 @@ def score(parameters: Parameters, batch: ContextBatch, log_prior: torch.Tensor) 
 def _target_vectors(p: Parameters, windows: TrainingWindows, n_target: int, batch_size: int) -> torch.Tensor:
     """Regress target items on the states before their events (ridge), scaled to a mean norm of d^-½: float32 [n_target, d]."""
     dim, device = p["source"].shape[1], p["source"].device
-    gram, sums, trained = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
-    for window in windows.iter_epoch(batch_size, torch.Generator().manual_seed(0)):
-        here = window.to(device)
+    gram, sums, n_events = torch.zeros(dim, dim).double(), torch.zeros(n_target, dim).double(), 0
+    for cpu_batch in windows.iter_epoch(batch_size, torch.Generator().manual_seed(0)):
+        batch = cpu_batch.to(device)
         # Summed on the CPU: a GPU sums in a nondeterministic order.
-        state = attention.window_states(p, here.items, here.days, (here.row, here.place)).cpu().double()
-        counted = state if window.weight is None else state * window.weight[:, None]
-        gram += state.T @ counted
-        sums.index_add_(0, window.item, counted)
-        trained += len(state)
-    gram += RIDGE * (gram.trace() / max(trained, 1)).clamp(min=1e-12) * torch.eye(dim)
-    found = torch.linalg.solve(gram, sums.T).T.float()
-    return (found / (found.norm(dim=1).mean().clamp(min=1e-12) * dim**0.5)).contiguous().to(device, copy=True)
+        state = attention.window_states(p, batch.items, batch.days, (batch.row, batch.place)).cpu().double()
+        weighted = state if cpu_batch.weight is None else state * cpu_batch.weight[:, None]
+        gram += state.T @ weighted
+        sums.index_add_(0, cpu_batch.item, weighted)
+        n_events += len(state)
+    gram += RIDGE * (gram.trace() / max(n_events, 1)).clamp(min=1e-12) * torch.eye(dim)
+    coefficients = torch.linalg.solve(gram, sums.T).T.float()
+    return (coefficients / (coefficients.norm(dim=1).mean().clamp(min=1e-12) * dim**0.5)).contiguous().to(device, copy=True)
 
 
 class _Popularity:
     """Approximate log popularity of target items as of an event: the fixed offset of the logits in training.
 
     Attributes:
-        instants: int64 [instants], ascending, on the pairs' device.
-        table: float32 [n_target, instants], likewise.
-        drawn: float32 [n_target], on the CPU. Probability of each item to be drawn as a negative.
+        instants: int64 [G], ascending, on the device of the slice. Times of the columns.
+        table: float32 [n_target, G], on the same device. Offset of each item at each time.
+        sampling_probability: float32 [n_target], on the CPU. Probability of each item to be drawn as a negative.
     """
 
     def __init__(self, pairs: TrainingSlice) -> None:
@@ -142,9 +142,9 @@ class _Popularity:
             popularity.fit(pairs), instants, {"count": 0.5, "days_20": recent_weight}
         ).T.contiguous()
         self.instants, self.table = instants.to(pairs.device), table.to(pairs.device)
-        chosen = popularity.log_popularity(pairs).exp()
-        self.drawn = 0.5 * chosen + 0.5 / len(chosen)
+        probability = popularity.log_popularity(pairs).exp()
+        self.sampling_probability = 0.5 * probability + 0.5 / len(probability)
 
-    def moment(self, time: torch.Tensor) -> torch.Tensor:
+    def instant(self, time: torch.Tensor) -> torch.Tensor:
         """Return the column of ``table`` for each time: int64 [P]."""
         return (torch.searchsorted(self.instants, time, right=True) - 1).clamp(min=0)

@@ -55,8 +55,8 @@ _INVERSE_TEMPERATURE: Final = 5.0
 _CLUSTER_STEPS: Final = 20
 #: Target events at a time: few enough that their items' topics fit the processor's cache.
 _CHUNK_ROWS: Final = 128
-#: Histories looked up at a time.
-_LOOKED_UP: Final = 65_536
+#: Histories read at a time.
+_HISTORY_BATCH: Final = 65_536
 
 
 def share(pairs: TrainingSlice) -> Parameters:
@@ -84,31 +84,35 @@ def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:
     from scalr_prod.translator.estimators import popularity
 
     groups, depth = _groups(pairs), min(DEPTH, pairs.log.history.shape[1])
-    chosen = popularity.log_popularity(pairs).exp()
-    place = torch.bucketize(torch.arange(depth - 1, -1, -1), torch.tensor(STEPS_BACK))
+    item_probability = popularity.log_popularity(pairs).exp()
+    recency_class = torch.bucketize(torch.arange(depth - 1, -1, -1), torch.tensor(STEPS_BACK))
     weight = 1 / (1 + torch.arange(len(STEPS_BACK) + 1.0))
-    counts, found = (_Counts.empty(shared["source"], chosen) for _ in range(2))
-    source, target = torch.empty_like(shared["source"]), torch.empty(len(chosen), shared["source"].shape[1])
+    counts, next_counts = (_Counts.empty(shared["source"], item_probability) for _ in range(2))
+    source, target = torch.empty_like(shared["source"]), torch.empty(len(item_probability), shared["source"].shape[1])
     for iteration in range(ITERATIONS):
         check_cancelled(1 / ITERATIONS)
-        found.clear()
-        places = torch.zeros(2, depth, dtype=torch.float64)
+        next_counts.clear()
+        position_sums = torch.zeros(2, depth, dtype=torch.float64)
         for number, group in enumerate(groups):
             if iteration:
                 counts.without(number, source, target)
             else:
                 source.copy_(shared["source"])
-            learnt = found.source[number], found.target[number]
+            group_sums = next_counts.source[number], next_counts.target[number]
             for events in _iter_events(pairs, *group):
-                _explain(events, weight[place], (source, target), learnt, places, first=not iteration)
-            found.source[number].mul_(source)
+                _expectation_step(
+                    events, weight[recency_class], (source, target), group_sums, position_sums, first=not iteration
+                )
+            next_counts.source[number].mul_(source)
         if iteration:
-            expected, explained = (torch.zeros(len(weight)).double().index_add_(0, place, sums).float() for sums in places)
+            expected, explained = (
+                torch.zeros(len(weight)).double().index_add_(0, recency_class, sums).float() for sums in position_sums
+            )
             weight = weight * (explained + 1) / (expected + 1)
             weight = weight / weight.sum()
-        counts, found = found, counts
+        counts, next_counts = next_counts, counts
     counts.without(None, source, target)
-    return {"source": source, "target": target, "recency": weight[place].contiguous()}
+    return {"source": source, "target": target, "recency": weight[recency_class].contiguous()}
 
 
 def _groups(pairs: TrainingSlice) -> list[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
@@ -117,33 +121,33 @@ def _groups(pairs: TrainingSlice) -> list[tuple[NDArray[np.int64], NDArray[np.fl
     rows = rows[np.concatenate([(items > 0).any(1) for _, items in _histories(pairs, rows)])]
     group = (pairs.log.target.user[rows].astype(np.int64) * 2654435761 >> 16) % GROUPS
     weights = pairs.target_weights(rows)
-    parts = [group == number for number in range(GROUPS)]
-    return [(rows[part], None if weights is None else weights[part]) for part in parts]
+    masks = [group == number for number in range(GROUPS)]
+    return [(rows[mask], None if weights is None else weights[mask]) for mask in masks]
 
 
 def _iter_events(
     pairs: TrainingSlice, rows: NDArray[np.int64], weights: NDArray[np.float32] | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Yield batches of target events: their last source items, int64 [R, up to DEPTH], the target items [R], and weights [R]."""
-    for part, items in _histories(pairs, rows):
-        label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows[part]]].astype(np.int64))
-        counted = torch.ones(len(label)) if weights is None else torch.from_numpy(weights[part])
-        yield torch.from_numpy(items).long(), label, counted
+    for batch, items in _histories(pairs, rows):
+        label = torch.from_numpy(pairs.target_index[pairs.log.target.item[rows[batch]]].astype(np.int64))
+        event_weights = torch.ones(len(label)) if weights is None else torch.from_numpy(weights[batch])
+        yield torch.from_numpy(items).long(), label, event_weights
 
 
 def _histories(pairs: TrainingSlice, rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int32]]]:
     """Yield slices of ``rows`` with the last source items before these target events, 0 for padding: int32 [R, up to DEPTH]."""
-    for part in iter_row_slices(len(rows), _LOOKED_UP):
-        history = pairs.log.history[rows[part], -DEPTH:]
-        yield part, pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
+    for batch in iter_row_slices(len(rows), _HISTORY_BATCH):
+        history = pairs.log.history[rows[batch], -DEPTH:]
+        yield batch, pairs.source_index[pairs.log.source.item[history]] * (history >= 0)
 
 
 def user(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     """Compute P(k | history): float64 [B, K]; P(k) if the history holds no known item."""
     source, recency = parameters["source"], parameters["recency"].double()
     items = batch.items[:, -len(recency) :]
-    share_of = _shares(items, recency[len(recency) - items.shape[1] :])
-    topics = (share_of[:, None] @ source[items].double())[:, 0]
+    shares = _shares(items, recency[len(recency) - items.shape[1] :])
+    topics = (shares[:, None] @ source[items].double())[:, 0]
     return torch.where((items > 0).any(1, keepdim=True), topics, source[:1].double())
 
 
@@ -177,18 +181,20 @@ class _Counts:
         source: [GROUPS, n_source + 1, K]. Expected events of a source item and topic.
         target: [GROUPS, n_target, K]. Expected events of a target item and topic.
         start: [n_source + 1, K]. Initial topics, from source events alone.
-        chosen: [n_target]. P(i), towards which topics are smoothed.
+        item_probability: [n_target]. P(i), towards which topics are smoothed.
     """
 
     source: torch.Tensor
     target: torch.Tensor
     start: torch.Tensor
-    chosen: torch.Tensor
+    item_probability: torch.Tensor
 
     @classmethod
-    def empty(cls, start: torch.Tensor, chosen: torch.Tensor) -> _Counts:
+    def empty(cls, start: torch.Tensor, item_probability: torch.Tensor) -> _Counts:
         topics = start.shape[1]
-        return cls(torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, len(chosen), topics), start, chosen)
+        return cls(
+            torch.zeros(GROUPS, *start.shape), torch.zeros(GROUPS, len(item_probability), topics), start, item_probability
+        )
 
     def clear(self) -> None:
         """Set all counts to 0."""
@@ -202,7 +208,7 @@ class _Counts:
             excluded, smoothing = -1 if group is None else group, (np.float32(SMOOTHING), np.float32(ANCHOR))
             compiled.topics_given_source(self.source.numpy(), excluded, self.start.numpy(), smoothing, source.numpy())
             compiled.targets_given_topic(
-                self.target.numpy(), excluded, self.chosen.numpy(), np.float32(TARGET_SMOOTHING), target.numpy()
+                self.target.numpy(), excluded, self.item_probability.numpy(), np.float32(TARGET_SMOOTHING), target.numpy()
             )
             return
         others = [number for number in range(GROUPS) if number != group]
@@ -213,51 +219,51 @@ class _Counts:
         source += SMOOTHING * shares + ANCHOR * self.start
         source /= source.sum(1, keepdim=True)
         source[0] = shares
-        target += TARGET_SMOOTHING * self.chosen[:, None]
+        target += TARGET_SMOOTHING * self.item_probability[:, None]
         target /= target.sum(0)
 
 
-def _explain(
+def _expectation_step(
     events: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     weight: torch.Tensor,
     tables: tuple[torch.Tensor, torch.Tensor],
-    found: tuple[torch.Tensor, torch.Tensor],
-    places: torch.Tensor,
+    sums: tuple[torch.Tensor, torch.Tensor],
+    position_sums: torch.Tensor,
     *,
     first: bool,
 ) -> None:
-    """Run the expectation step for a batch of events; see `kernels.topics.expectation_step`."""
+    """Run the expectation step for a batch of events; see `kernels.topic_model.expectation_step`."""
     compiled = load_kernels()
     if compiled is not None:
-        event_arrays, table_arrays, found_arrays = (tuple(x.numpy() for x in tensors) for tensors in (events, tables, found))
-        compiled.expectation_step(event_arrays, weight.numpy(), table_arrays, first, found_arrays, places.numpy())
+        event_arrays, table_arrays, sum_arrays = (tuple(x.numpy() for x in tensors) for tensors in (events, tables, sums))
+        compiled.expectation_step(event_arrays, weight.numpy(), table_arrays, first, sum_arrays, position_sums.numpy())
         return
     source, target = tables
-    for items, label, times in zip(*(tensor.split(_CHUNK_ROWS) for tensor in events), strict=True):
-        share_of = _shares(items, weight)
+    for items, label, event_weight in zip(*(tensor.split(_CHUNK_ROWS) for tensor in events), strict=True):
+        shares = _shares(items, weight)
         # Weighted events per position.
-        of_events = share_of * times[:, None]
-        of_items = source[items]
-        topics = (share_of[:, None] @ of_items)[:, 0]
+        weighted = shares * event_weight[:, None]
+        item_topics = source[items]
+        topics = (shares[:, None] @ item_topics)[:, 0]
         # P(i | k) / P(i | history): [B, K].
         gain = torch.ones_like(topics)
         if not first:
             gain = target[label]
             gain = gain / (topics * gain).sum(1, keepdim=True).clamp(min=1e-30)
-            places[0] += of_events.sum(0)
-            places[1] += (of_events * (of_items @ gain[:, :, None])[:, :, 0]).sum(0)
-        found[0].index_add_(0, items.flatten(), (of_events[:, :, None] * gain[:, None]).flatten(0, 1))
-        found[1].index_add_(0, label, topics * gain * times[:, None])
+            position_sums[0] += weighted.sum(0)
+            position_sums[1] += (weighted * (item_topics @ gain[:, :, None])[:, :, 0]).sum(0)
+        sums[0].index_add_(0, items.flatten(), (weighted[:, :, None] * gain[:, None]).flatten(0, 1))
+        sums[1].index_add_(0, label, topics * gain * event_weight[:, None])
 
 
 def _centres(vectors: torch.Tensor, weight: torch.Tensor, topic_count: int, seed: int) -> Any:
     """Cluster weighted unit vectors [n, r] by spherical k-means (Dhillon & Modha 2001): unit vectors [topic_count, r]."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.multinomial(weight + 1e-9, min(topic_count, len(vectors)), generator=generator)
-    centres = vectors[chosen]
+    initial = torch.multinomial(weight + 1e-9, min(topic_count, len(vectors)), generator=generator)
+    centres = vectors[initial]
     for _ in range(_CLUSTER_STEPS):
         nearest = (vectors @ centres.T).argmax(1)
-        moved = torch.zeros_like(centres).index_add_(0, nearest, vectors * weight[:, None])
-        empty = moved.norm(dim=1) <= 1e-9  # noqa: PLR2004 - nothing was added
-        centres = torch.where(empty[:, None], centres, torch.nn.functional.normalize(moved, dim=1))
+        updated = torch.zeros_like(centres).index_add_(0, nearest, vectors * weight[:, None])
+        empty = updated.norm(dim=1) <= 1e-9  # noqa: PLR2004 - nothing was added
+        centres = torch.where(empty[:, None], centres, torch.nn.functional.normalize(updated, dim=1))
     return centres

@@ -77,34 +77,34 @@ class WindowIndex:
 
     def known_event_counts(self) -> NDArray[np.int64]:
         """Count each window's events of items in the vocabulary: int64 [W]."""
-        found = np.empty(len(self), dtype=np.int64)
+        counts = np.empty(len(self), dtype=np.int64)
         for rows in iter_row_slices(len(self), _WINDOWS_AT_A_TIME):
-            found[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
-        return found
+            counts[rows] = (self._items(self.end[rows], self.count[rows])[0] > 0).sum(1)
+        return counts
 
     def item_counts(self) -> NDArray[np.int64]:
         """Count the events of each vocabulary item in all windows: int64 [n_source + 1], 0 for padding."""
-        found = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
+        counts = np.zeros(self.pairs.n_source + 1, dtype=np.int64)
         for rows in iter_row_slices(len(self), _WINDOWS_AT_A_TIME):
             items = self._items(self.end[rows], self.count[rows])[0]
-            found += np.bincount(items.ravel(), minlength=len(found))
-        found[0] = 0
-        return found
+            counts += np.bincount(items.ravel(), minlength=len(counts))
+        counts[0] = 0
+        return counts
 
-    def read(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the contents of some windows.
 
         Args:
-            chosen: int64 [w]. Window numbers.
+            windows: int64 [w]. Window numbers.
 
         Returns:
             int64 [w, L] source vocabulary indices, padded with 0 on the left; float32 [w, L] days since the window's first event.
         """
-        rows = chosen.numpy()
-        items, place, there = self._items(self.end[rows], self.count[rows])
-        time = self.pairs.log.source.time[place]
-        begin = time[np.arange(len(rows)), there.argmax(1)]
-        days = np.where(there, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
+        rows = windows.numpy()
+        items, position, valid = self._items(self.end[rows], self.count[rows])
+        time = self.pairs.log.source.time[position]
+        begin = time[np.arange(len(rows)), valid.argmax(1)]
+        days = np.where(valid, (time - begin[:, None]) / 86_400_000_000, 0).astype(np.float32)
         drop_pages()
         return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(days)
 
@@ -113,9 +113,9 @@ class WindowIndex:
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
         """Return vocabulary indices, positions in the log, and whether there is an event: [w, L] each."""
         back = np.arange(self.pairs.log.history.shape[1], 0, -1)
-        place, there = end[:, None] - back, back <= count[:, None]
-        items = np.where(there, self.pairs.source_index[self.pairs.log.source.item[place]], 0)
-        return items.astype(np.int32, copy=False), place, there
+        position, valid = end[:, None] - back, back <= count[:, None]
+        items = np.where(valid, self.pairs.source_index[self.pairs.log.source.item[position]], 0)
+        return items.astype(np.int32, copy=False), position, valid
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,12 @@ class TrainingWindows:
     def iter_epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[WindowBatch]:
         """Yield all windows once, in a new random order."""
         size = max(1, batch_size // _EVENTS_PER_WINDOW)
-        for chosen in torch.randperm(len(self.index), generator=generator).split(size):
-            begin, count = self.start[chosen], self.start[chosen + 1] - self.start[chosen]
-            row = torch.repeat_interleave(torch.arange(len(chosen)), count)
+        for windows in torch.randperm(len(self.index), generator=generator).split(size):
+            begin, count = self.start[windows], self.start[windows + 1] - self.start[windows]
+            row = torch.repeat_interleave(torch.arange(len(windows)), count)
             event = torch.repeat_interleave(begin - (count.cumsum(0) - count), count) + torch.arange(len(row))
             weight = None if self.weight is None else self.weight[event]
-            yield WindowBatch(*self.index.read(chosen), row, self.place[event], self.item[event], self.time[event], weight)
+            yield WindowBatch(*self.index.read(windows), row, self.place[event], self.item[event], self.time[event], weight)
 
 
 def index_source_windows(pairs: TrainingSlice) -> WindowIndex:
@@ -194,7 +194,7 @@ def _user_spans(pairs: TrainingSlice) -> tuple[NDArray[np.int64], NDArray[np.int
     """Return where each user's source events begin in the log, int64 [U + 1], and where those before the slice's end stop, int64 [U]."""
     source = pairs.log.source
     before = np.searchsorted(source.user, np.arange(len(pairs.log.users) + 1, dtype=np.int32))
-    counted = np.zeros(len(source) + 1, dtype=bool)
-    for part in iter_row_slices(len(source)):
-        counted[part] = source.time[part] < pairs.until
-    return before, before[:-1] + np.add.reduceat(counted, before[:-1], dtype=np.int64) * (np.diff(before) > 0)
+    is_before = np.zeros(len(source) + 1, dtype=bool)
+    for rows in iter_row_slices(len(source)):
+        is_before[rows] = source.time[rows] < pairs.until
+    return before, before[:-1] + np.add.reduceat(is_before, before[:-1], dtype=np.int64) * (np.diff(before) > 0)

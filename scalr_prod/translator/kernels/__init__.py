@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled CPU kernels of the translator: sampling in one pass over blocks of items, and training, compiled by numba.
+"""CPU kernels compiled by numba, for sampling and for training.
 
-Sampling gives the same draws as the plain torch code (`race`, `mixture`). That code is the reference, and the fallback without numba, on
-other devices, and for estimators that are no dot product. See docs/adr/0010-sampling.md.
+Sampling makes one pass over blocks of items, and gives the same draws as the plain torch code (`sampling`, `mixture`). That code is the
+reference. It also runs without numba, on other devices, and for estimators whose score is not a dot product. See docs/adr/0010-sampling.md.
 """

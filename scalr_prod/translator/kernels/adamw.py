@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW on some rows of a table, compiled. The reference is in `lazy_adamw`."""
+"""Kernels of `estimators.lazy_adamw`: AdamW on selected rows of a table. The reference is the torch code there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def apply_deferred_updates(
     epsilon: np.float32,
     out: NDArray[np.float32],
 ) -> Any:
-    """Apply to rows all skipped steps without a gradient at once.
+    """Apply all deferred updates of some rows at once: the effect of the steps that had no gradient for them.
 
     Args:
         tables: float32 [N, d] each: values, first and second moments. Updated in place.
@@ -35,14 +35,14 @@ def apply_deferred_updates(
     """
     values, means, squares = tables
     for r in range(len(rows)):
-        value, mean, square, found = values[rows[r]], means[rows[r]], squares[rows[r]], out[r]
-        shrink, times, of_mean, of_square = deferred[r, 0], deferred[r, 1], deferred[r, 2], deferred[r, 3]
+        value, mean, square, updated = values[rows[r]], means[rows[r]], squares[rows[r]], out[r]
+        shrink, step, mean_factor, square_factor = deferred[r, 0], deferred[r, 1], deferred[r, 2], deferred[r, 3]
         for k in range(len(value)):
-            now = shrink * value[k] - times * (mean[k] / (np.sqrt(square[k]) + epsilon))
-            value[k] = now
-            found[k] = now
-            mean[k] *= of_mean
-            square[k] *= of_square
+            new_value = shrink * value[k] - step * (mean[k] / (np.sqrt(square[k]) + epsilon))
+            value[k] = new_value
+            updated[k] = new_value
+            mean[k] *= mean_factor
+            square[k] *= square_factor
 
 
 @compiled
@@ -53,7 +53,7 @@ def adamw_step(
     rates: tuple[np.float32, np.float32, np.float32, np.float32, np.float32],
     epsilon: np.float32,
 ) -> Any:
-    """Take one step of AdamW.
+    """Take one AdamW step on some rows.
 
     Args:
         tables: As in `apply_deferred_updates`.
@@ -63,12 +63,12 @@ def adamw_step(
         epsilon: Added to the root of the second moment.
     """
     values, means, squares = tables
-    shrink, step, of_mean, of_square, of_root = rates
+    shrink, step, beta_1, beta_2, root_correction = rates
     for r in range(len(rows)):
-        value, mean, square, by = values[rows[r]], means[rows[r]], squares[rows[r]], gradient[r]
+        value, mean, square, g = values[rows[r]], means[rows[r]], squares[rows[r]], gradient[r]
         for k in range(len(value)):
-            m = of_mean * mean[k] + (np.float32(1) - of_mean) * by[k]
-            s = of_square * square[k] + (np.float32(1) - of_square) * by[k] * by[k]
-            mean[k] = m
-            square[k] = s
-            value[k] = shrink * value[k] - step * m / (np.sqrt(s) * of_root + epsilon)
+            new_mean = beta_1 * mean[k] + (np.float32(1) - beta_1) * g[k]
+            new_square = beta_2 * square[k] + (np.float32(1) - beta_2) * g[k] * g[k]
+            mean[k] = new_mean
+            square[k] = new_square
+            value[k] = shrink * value[k] - step * new_mean / (np.sqrt(new_square) * root_correction + epsilon)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums over the observed cells of a sparse matrix, compiled: the matrix products of a factorisation step.
+"""Kernels of `estimators.factorisation`: sums over the observed cells of a sparse matrix.
 
-Tensor operations gather two vectors for each cell, write and sum their products, and gather one of the two again. Here each
-cell's vectors are read once.
+Tensor operations would gather two vectors per cell, store their product, sum it, and gather one of the vectors again. The kernels read the
+vectors of each cell once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sum_by_row(
     values: NDArray[np.float32],
     v: NDArray[np.float32],
     y: NDArray[np.float32],
-    found: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> Any:
     """Set ``found[r]`` to Σ values[c] (v[r] · y[column[c]]) y[column[c]] over the cells c of row r.
 
@@ -38,19 +38,19 @@ def sum_by_row(
         values: float32 [C].
         v: float32 [R, d].
         y: float32 [columns, d].
-        found: float32 [R, d]. Output.
+        out: float32 [R, d]. Output.
     """
     dim = y.shape[1]
     for row in range(len(start) - 1):
         for k in range(dim):
-            found[row, k] = 0
+            out[row, k] = 0
         for cell in range(start[row], start[row + 1]):
             other, product = column[cell], _ZERO
             for k in range(dim):
                 product += v[row, k] * y[other, k]
             weight = values[cell] * product
             for k in range(dim):
-                found[row, k] += weight * y[other, k]
+                out[row, k] += weight * y[other, k]
 
 
 @compiled
@@ -62,7 +62,7 @@ def add_by_column(
     x: NDArray[np.float32],
     v: NDArray[np.float32],
     first: int,
-    found: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> Any:
     """Add (offset[c] + values[c] (x[r] · v[i])) x[r] to ``found[i]`` for the cells c of each row r with ``column[c]`` = first + i.
 
@@ -74,7 +74,7 @@ def add_by_column(
         x: float32 [R, d].
         v: float32 [I, d]. Cells outside the columns ``first`` … first + I - 1 are skipped.
         first: First column.
-        found: float32 [I, d]. Added to.
+        out: float32 [I, d]. Added to.
     """
     dim = x.shape[1]
     for row in range(len(start) - 1):
@@ -86,4 +86,4 @@ def add_by_column(
                     product += x[row, k] * v[other, k]
                 weight = offset[cell] + values[cell] * product
                 for k in range(dim):
-                    found[other, k] += weight * x[row, k]
+                    out[other, k] += weight * x[row, k]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention for training, compiled: forward and backward pass for selected query events.
+"""Kernels of `estimators.attention`: forward and backward pass of causal attention for selected query events.
 
-The events of all windows are concatenated without padding, so that no work is done for padding, for keys after a query, or for events that
-are no query. The reference is `attention.reference_states`.
+The events of all windows are concatenated. So no work is done for padding, for keys after a query, or for events that are not queries. The
+reference is `estimators.attention.reference_states`.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ _LEAST: Final = np.float32(np.finfo(np.float32).min)
 
 
 @helper
-def _transpose(rows: Any, begin: Any, n: Any, found: Any) -> None:
-    """Transpose n rows into the columns of ``found``, padded with zeros."""
+def _transpose(rows: Any, begin: Any, n: Any, out: Any) -> None:
+    """Transpose n rows into ``out``, padded with zeros."""
     padded = (n + _LANES - 1) // _LANES * _LANES
     for c in range(rows.shape[1]):
         for j in range(n):
-            found[c, j] = rows[begin + j, c]
+            out[c, j] = rows[begin + j, c]
         for j in range(n, padded):
-            found[c, j] = 0
+            out[c, j] = 0
 
 
 @helper
-def _add_transposed(found: Any, begin: Any, n: Any, rows: Any) -> None:
-    """Add the columns to n rows, and set the columns to zero."""
+def _add_transposed(columns: Any, begin: Any, n: Any, rows: Any) -> None:
+    """Add ``columns``, transposed, to n rows, and set it to zero."""
     for c in range(rows.shape[1]):
         for j in range(n):
-            rows[begin + j, c] += found[c, j]
-            found[c, j] = 0
+            rows[begin + j, c] += columns[c, j]
+            columns[c, j] = 0
 
 
 @helper
 def _max_width(first: Any, last: Any) -> Any:
-    most = 0
+    """Return the largest number of keys of a query, rounded up to a multiple of `_LANES`."""
+    width = 0
     for p in range(len(first)):
-        most = max(most, last[p] - first[p] + 1)
-    return (most + _LANES - 1) // _LANES * _LANES
+        width = max(width, last[p] - first[p] + 1)
+    return (width + _LANES - 1) // _LANES * _LANES
 
 
 @helper
 def _window_queries(p: Any, first: Any, last: Any) -> Any:
-    """Return the end of the queries of p's window, and the number of events up to the latest query."""
+    """Return the end of the queries in the window of query p, and the number of events up to its latest query."""
     stop, latest = p, last[p]
     while stop < len(first) and first[stop] == first[p]:
         latest = max(latest, last[stop])
@@ -81,7 +82,7 @@ def attention_forward(
         bias: float32 [heads, A].
         events: float32 [E], time of each event, in days; bool [E], whether later events attend to it.
         spans: int64 [P] each: the window's first event, the query event, and the number of pairs before: Σ (last - first + 1).
-            Queries of one window are adjacent.
+            The queries of a window are adjacent.
         limits: float32 [A - 1]. Upper limits of the age classes, in days.
         classes: uint8 [pairs]. Output: the class of each age.
         weights: float32 [pairs x heads]. Output: attention weights, head by head for each query; 0 for hidden events.
@@ -90,18 +91,18 @@ def attention_forward(
     query, key, value = query_key_value
     days, visible = events
     first, last, before = spans
-    heads, dim, widest = len(bias), query.shape[1], _max_width(first, last)
+    heads, dim, max_width = len(bias), query.shape[1], _max_width(first, last)
     size = dim // heads
-    keys, values = np.empty((dim, widest), np.float32), np.empty((dim, widest), np.float32)
-    ages, age_class, logits = np.empty(widest, np.float32), np.empty(widest, np.int32), np.empty(widest, np.float32)
-    seen = np.empty(widest, np.float32)
+    keys, values = np.empty((dim, max_width), np.float32), np.empty((dim, max_width), np.float32)
+    ages, age_class, logits = np.empty(max_width, np.float32), np.empty(max_width, np.int32), np.empty(max_width, np.float32)
+    seen = np.empty(max_width, np.float32)
     stop = 0
     for p in range(len(first)):
-        begin, n, at = first[p], last[p] - first[p] + 1, before[p]
+        begin, n, offset = first[p], last[p] - first[p] + 1, before[p]
         if p == stop:
-            stop, many = _window_queries(p, first, last)
-            _transpose(key, begin, many, keys)
-            _transpose(value, begin, many, values)
+            stop, n_events = _window_queries(p, first, last)
+            _transpose(key, begin, n_events, keys)
+            _transpose(value, begin, n_events, values)
         padded = (n + _LANES - 1) // _LANES * _LANES
         for j in range(n):
             ages[j] = days[last[p]] - days[begin + j]
@@ -113,7 +114,7 @@ def attention_forward(
             for j in range(padded):
                 age_class[j] += np.int32(ages[j] > limit)
         for j in range(n):
-            classes[at + j] = age_class[j]
+            classes[offset + j] = age_class[j]
             seen[j] = visible[begin + j]
         seen[n - 1] = 1
         for j in range(n, padded):
@@ -138,7 +139,7 @@ def attention_forward(
             for j in range(padded):
                 logits[j] *= share
             for j in range(n):
-                weights[at * heads + h * n + j] = logits[j]
+                weights[offset * heads + h * n + j] = logits[j]
             for c in range(h * size, (h + 1) * size):
                 total = _ZERO
                 for j in range(padded):
@@ -170,22 +171,22 @@ def attention_backward(
     query, key, value = query_key_value
     query_gradient, key_gradient, value_gradient = outputs
     first, last, before = spans
-    heads, dim, widest = len(bias_gradient), query.shape[1], _max_width(first, last)
+    heads, dim, max_width = len(bias_gradient), query.shape[1], _max_width(first, last)
     size = dim // heads
-    keys, values = np.empty((dim, widest), np.float32), np.empty((dim, widest), np.float32)
-    key_gradients, value_gradients = np.zeros((dim, widest), np.float32), np.zeros((dim, widest), np.float32)
-    logits, own_weights = np.empty(widest, np.float32), np.empty(widest, np.float32)
-    stop, many = 0, 0
+    keys, values = np.empty((dim, max_width), np.float32), np.empty((dim, max_width), np.float32)
+    key_gradients, value_gradients = np.zeros((dim, max_width), np.float32), np.zeros((dim, max_width), np.float32)
+    logits, own_weights = np.empty(max_width, np.float32), np.empty(max_width, np.float32)
+    stop, n_events = 0, 0
     for p in range(len(first)):
-        begin, n, at = first[p], last[p] - first[p] + 1, before[p]
+        begin, n, offset = first[p], last[p] - first[p] + 1, before[p]
         if p == stop:
-            stop, many = _window_queries(p, first, last)
-            _transpose(key, begin, many, keys)
-            _transpose(value, begin, many, values)
+            stop, n_events = _window_queries(p, first, last)
+            _transpose(key, begin, n_events, keys)
+            _transpose(value, begin, n_events, values)
         padded = (n + _LANES - 1) // _LANES * _LANES
         for h in range(heads):
             for j in range(n):
-                own_weights[j] = weights[at * heads + h * n + j]
+                own_weights[j] = weights[offset * heads + h * n + j]
             for j in range(n, padded):
                 own_weights[j] = 0
             for j in range(padded):
@@ -202,7 +203,7 @@ def attention_backward(
             for j in range(padded):
                 logits[j] = own_weights[j] * (logits[j] - mean)
             for j in range(n):
-                bias_gradient[h, classes[at + j]] += logits[j]
+                bias_gradient[h, classes[offset + j]] += logits[j]
             for c in range(h * size, (h + 1) * size):
                 total, factor = _ZERO, query[p, c]
                 for j in range(padded):
@@ -211,5 +212,5 @@ def attention_backward(
                 for j in range(padded):
                     key_gradients[c, j] += factor * logits[j]
         if p + 1 == stop:
-            _add_transposed(key_gradients, begin, many, key_gradient)
-            _add_transposed(value_gradients, begin, many, value_gradient)
+            _add_transposed(key_gradients, begin, n_events, key_gradient)
+            _add_transposed(value_gradients, begin, n_events, value_gradient)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decorators that compile functions with numba: without the GIL, and cached on disk if `cache` has a folder."""
+"""Decorators that compile functions with numba: without the GIL, and cached on disk if `compile_cache` has a folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 def compiled(function: _Function) -> _Function:
     """Compile a kernel. Sums may be reordered, as in the reference; infinities are preserved."""
     flags = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz", "nnan"}, "error_model": "numpy"}
-    place, before = compile_cache.folder(), numba.config.CACHE_DIR
-    if place is None:
+    cache_folder, previous = compile_cache.folder(), numba.config.CACHE_DIR
+    if cache_folder is None:
         return numba.njit(**flags)(function)  # type: ignore[no-any-return]
-    numba.config.CACHE_DIR = str(place)  # read when a function is wrapped
+    numba.config.CACHE_DIR = str(cache_folder)  # numba reads it in njit
     try:
         return numba.njit(cache=True, **flags)(function)  # type: ignore[no-any-return]
     finally:
-        numba.config.CACHE_DIR = before
+        numba.config.CACHE_DIR = previous
 
 
 def helper(function: _Function) -> _Function:
@@ -59,6 +59,7 @@ def bits_to_float(_context: Any, x: Any) -> Any:
 
 
 def _llvm(signature: Any) -> Any:
+    """Return the LLVM type of the result."""
     from llvmlite import ir
 
     return ir.FloatType() if signature.return_type == types.float32 else ir.IntType(32)

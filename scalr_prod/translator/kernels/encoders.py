@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiled encoders of histories: user vectors of the built-in estimators, and tastes, in float64 as in the reference.
+"""Compiled encoders of histories: user vectors of the built-in estimators, and history traits, in float64 as in the reference.
 
-Each kernel computes the formula of its estimator's ``user`` (or of `history_traits.raw_traits`) row by row, without copies or padding.
+Each kernel implements its estimator's ``user``, or `history_traits.raw_traits`, row by row, without temporary copies or padding.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ _EXTRA_CONFIDENCE: Final = factorisation.CONFIDENCE * factorisation.SOURCE_WEIGH
 
 
 @helper
-def _distinct(items: Any, found: Any) -> Any:
-    """Write a history's distinct items to ``found``, ascending, and return their number."""
-    many = 0
+def _distinct(items: Any, out: Any) -> Any:
+    """Write a history's distinct items, ascending and without padding, to ``out``, and return their number."""
+    count = 0
     for item in items:
         if item == 0:
             continue
-        at = many
-        while at > 0 and found[at - 1] > item:
-            at -= 1
-        if at > 0 and found[at - 1] == item:
+        position = count
+        while position > 0 and out[position - 1] > item:
+            position -= 1
+        if position > 0 and out[position - 1] == item:
             continue
-        for place in range(many, at, -1):
-            found[place] = found[place - 1]
-        found[at] = item
-        many += 1
-    return many
+        for shifted in range(count, position, -1):
+            out[shifted] = out[shifted - 1]
+        out[position] = item
+        count += 1
+    return count
 
 
 @helper
 def _count_not_above(ascending: Any, value: Any) -> Any:
-    """Count the values not above a value, of ascending int64. Unlike `np.searchsorted`, it compiles for int64 only."""
+    """Count the elements of an ascending int64 array that are at most a value. Compiles faster than `np.searchsorted`, for int64 only."""
     first, last = 0, len(ascending)
     while first < last:
         middle = (first + last) // 2
@@ -69,17 +69,18 @@ def _count_not_above(ascending: Any, value: Any) -> Any:
 
 @compiled
 def _linear(basis: Any, items: Any, out: Any) -> None:
-    found = np.empty(items.shape[1], np.int64)
+    """Implement `linear.user`: basis float32 [n_source + 1, r], items int64 [B, L], out float64 [B, r]."""
+    distinct = np.empty(items.shape[1], np.int64)
     for b in range(len(items)):
-        many = _distinct(items[b], found)
+        count = _distinct(items[b], distinct)
         total = out[b]
         for i in range(len(total)):
-            total[i] = (items.shape[1] - many) * np.float64(basis[0, i])
-        for place in range(many):
-            row = basis[found[place]]
+            total[i] = (items.shape[1] - count) * np.float64(basis[0, i])
+        for position in range(count):
+            row = basis[distinct[position]]
             for i in range(len(total)):
                 total[i] += row[i]
-        scale = 1 / math.sqrt(max(many, 1))
+        scale = 1 / math.sqrt(max(count, 1))
         for i in range(len(total)):
             total[i] *= scale
 
@@ -115,43 +116,46 @@ def _solve(system: Any, right: Any, column: Any) -> None:
 
 @compiled
 def _factorisation(vectors: Any, gram: Any, inverse: Any, extra: Any, items: Any, out: Any) -> None:
-    """Compute ALS user vectors. For n << d items S [n, d], x = (1 + e) Vᵀ (1 + e S Vᵀ)⁻¹ 1 with V = S gram⁻¹: n equations, not d."""
+    """Implement `factorisation.user`: solve for ALS user vectors.
+
+    For n << d items S [n, d], x = (1 + e) Vᵀ (1 + e S Vᵀ)⁻¹ 1 with V = S gram⁻¹ takes n equations instead of d.
+    """
     d, length = len(gram), items.shape[1]
-    found = np.empty(length, np.int64)
-    rows, moved = np.zeros((length + 4, d)), np.empty((d, d))
+    distinct = np.empty(length, np.int64)
+    rows, projected = np.zeros((length + 4, d)), np.empty((d, d))
     system, column, ones = np.empty((d, d)), np.zeros(d), np.empty(d)
     for b in range(len(items)):
-        many = _distinct(items[b], found)
+        count = _distinct(items[b], distinct)
         x = out[b]
-        for place in range(many):
+        for position in range(count):
             for i in range(d):
-                rows[place, i] = vectors[found[place], i]
-        if 2 * many <= d:
-            for place in range(many):
-                line = moved[place]
+                rows[position, i] = vectors[distinct[position], i]
+        if 2 * count <= d:
+            for position in range(count):
+                line = projected[position]
                 line[:] = 0
                 for i in range(d):
-                    factor = rows[place, i]
+                    factor = rows[position, i]
                     for j in range(d):
                         line[j] += factor * inverse[i, j]
-                for other in range(place + 1):
+                for other in range(position + 1):
                     total = 0.0
                     for j in range(d):
                         total += line[j] * rows[other, j]
-                    system[place, other] = extra * total
-                system[place, place] += 1
-                ones[place] = 1
-            _solve(system[:many, :many], ones[:many], column)
-            for place in range(many):
+                    system[position, other] = extra * total
+                system[position, position] += 1
+                ones[position] = 1
+            _solve(system[:count, :count], ones[:count], column)
+            for position in range(count):
                 for j in range(d):
-                    x[j] += (1 + extra) * ones[place] * moved[place, j]
+                    x[j] += (1 + extra) * ones[position] * projected[position, j]
             continue
         for i in range(d):
             for j in range(i + 1):
                 system[i, j] = gram[i, j]
-        rows[many : many + 4] = 0
-        for place in range(0, many, 4):
-            r0, r1, r2, r3 = rows[place], rows[place + 1], rows[place + 2], rows[place + 3]
+        rows[count : count + 4] = 0
+        for position in range(0, count, 4):
+            r0, r1, r2, r3 = rows[position], rows[position + 1], rows[position + 2], rows[position + 3]
             for i in range(d):
                 x[i] += (1 + extra) * (r0[i] + r1[i] + r2[i] + r3[i])
                 a0, a1, a2, a3 = extra * r0[i], extra * r1[i], extra * r2[i], extra * r3[i]
@@ -163,26 +167,28 @@ def _factorisation(vectors: Any, gram: Any, inverse: Any, extra: Any, items: Any
 
 @compiled
 def _topics(shares: Any, recency: Any, items: Any, out: Any) -> None:
+    """Implement `topics.user`: shares float32 [n_source + 1, K], recency float64 [D], items int64 [B, up to D], out float64 [B, K]."""
     offset = len(recency) - items.shape[1]
     for b in range(len(items)):
-        total, known, mixed = 0.0, 0, out[b]
-        for place in range(items.shape[1]):
-            if items[b, place] > 0:
-                total += recency[offset + place]
-                known += 1
-        if known == 0:
-            for k in range(len(mixed)):
-                mixed[k] = shares[0, k]
+        total, n_known, topics = 0.0, 0, out[b]
+        for position in range(items.shape[1]):
+            if items[b, position] > 0:
+                total += recency[offset + position]
+                n_known += 1
+        if n_known == 0:
+            for k in range(len(topics)):
+                topics[k] = shares[0, k]
             continue
-        for place in range(items.shape[1]):
-            if items[b, place] > 0:
-                weight, row = recency[offset + place] / max(total, 2.0**-1022), shares[items[b, place]]
-                for k in range(len(mixed)):
-                    mixed[k] += weight * row[k]
+        for position in range(items.shape[1]):
+            if items[b, position] > 0:
+                weight, row = recency[offset + position] / max(total, 2.0**-1022), shares[items[b, position]]
+                for k in range(len(topics)):
+                    topics[k] += weight * row[k]
 
 
 @helper
 def _layer_norm(x: Any, out: Any) -> None:
+    """Normalise a vector to mean 0 and variance 1."""
     d = len(x)
     mean = 0.0
     for i in range(d):
@@ -198,93 +204,95 @@ def _layer_norm(x: Any, out: Any) -> None:
 
 @compiled
 def _sequential(source: Any, weights: Any, limits: Any, history: Any, out: Any) -> None:
+    """Implement `attention.last_state`: source float32 [n_source + 1, d], out float64 [B, d]."""
     norm_weight, query, key, value, bias, widen, narrow = weights
     items, ages = history
-    length, d, heads, wide = items.shape[1], source.shape[1], len(bias), widen.shape[1]
-    size = d // heads
+    length, d, heads, hidden_size = items.shape[1], source.shape[1], len(bias), widen.shape[1]
+    head_size = d // heads
     x, normed = np.empty((length, d)), np.empty((length, d))
-    folded_query, chosen, hidden, line = np.empty((heads, d)), np.empty(d), np.empty(wide), np.empty(d)
+    folded_query, last_query, hidden, buffer = np.empty((heads, d)), np.empty(d), np.empty(hidden_size), np.empty(d)
     weight, age_class = np.empty(length), np.empty(length, np.int64)
     for b in range(len(items)):
-        mixed = out[b]
+        state = out[b]
         begin = 0
         while begin < length and items[b, begin] == 0:
             begin += 1
         if begin == length:
             continue
-        for place in range(begin, length):
-            row = source[items[b, place]]
+        for position in range(begin, length):
+            row = source[items[b, position]]
             for i in range(d):
-                x[place, i] = row[i]
-            age_class[place] = 0
+                x[position, i] = row[i]
+            age_class[position] = 0
             for limit in limits:
-                age_class[place] += ages[b, place] > limit
-            _layer_norm(x[place], normed[place])
+                age_class[position] += ages[b, position] > limit
+            _layer_norm(x[position], normed[position])
             for i in range(d):
-                normed[place, i] *= norm_weight[i]
-        chosen[:] = 0
+                normed[position, i] *= norm_weight[i]
+        last_query[:] = 0
         for i in range(d):
             for j in range(d):
-                chosen[j] += normed[length - 1, i] * query[i, j]
+                last_query[j] += normed[length - 1, i] * query[i, j]
         for h in range(heads):
-            own_chosen = chosen[h * size : (h + 1) * size]
+            head_query = last_query[h * head_size : (h + 1) * head_size]
             for i in range(d):
-                total, own_key = 0.0, key[i, h * size : (h + 1) * size]
-                for j in range(size):
-                    total += own_chosen[j] * own_key[j]
-                folded_query[h, i] = total / math.sqrt(size)
+                total, head_key = 0.0, key[i, h * head_size : (h + 1) * head_size]
+                for j in range(head_size):
+                    total += head_query[j] * head_key[j]
+                folded_query[h, i] = total / math.sqrt(head_size)
         for h in range(heads):
-            most = -np.inf
-            for place in range(begin, length):
-                if items[b, place] == 0:
+            top = -np.inf
+            for position in range(begin, length):
+                if items[b, position] == 0:
                     continue
                 total = 0.0
                 for i in range(d):
-                    total += folded_query[h, i] * normed[place, i]
-                total += bias[h, age_class[place]]
-                weight[place] = total
-                most = max(most, total)
+                    total += folded_query[h, i] * normed[position, i]
+                total += bias[h, age_class[position]]
+                weight[position] = total
+                top = max(top, total)
             total = 0.0
-            line[:] = 0
-            for place in range(begin, length):
-                if items[b, place] == 0:
+            buffer[:] = 0
+            for position in range(begin, length):
+                if items[b, position] == 0:
                     continue
-                power = math.exp(weight[place] - most)
+                power = math.exp(weight[position] - top)
                 total += power
                 for i in range(d):
-                    line[i] += power * x[place, i]
-            own_mixed = mixed[h * size : (h + 1) * size]
+                    buffer[i] += power * x[position, i]
+            head_output = state[h * head_size : (h + 1) * head_size]
             for i in range(d):
-                share, own_value = line[i] / total, value[i, h * size : (h + 1) * size]
-                for j in range(size):
-                    own_mixed[j] += share * own_value[j]
-        _layer_norm(mixed, line)
+                share, head_value = buffer[i] / total, value[i, h * head_size : (h + 1) * head_size]
+                for j in range(head_size):
+                    head_output[j] += share * head_value[j]
+        _layer_norm(state, buffer)
         hidden[:] = 0
         for i in range(d):
-            for j in range(wide):
-                hidden[j] += line[i] * widen[i, j]
-        for j in range(wide):
+            for j in range(hidden_size):
+                hidden[j] += buffer[i] * widen[i, j]
+        for j in range(hidden_size):
             hidden[j] = 0.5 * hidden[j] * (1 + math.erf(hidden[j] * math.sqrt(0.5)))
-        for j in range(wide):
+        for j in range(hidden_size):
             for i in range(d):
-                mixed[i] += hidden[j] * narrow[j, i]
+                state[i] += hidden[j] * narrow[j, i]
 
 
 @compiled
-def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
-    times, end, key, start, count_0, count_1, count_2, count_3, instants, around = tables
+def _traits(tables: Any, constants: Any, history: Any, out: Any) -> None:
+    """Implement `history_traits.raw_traits`: out float64 [B, 6]."""
+    times, end, key, start, count_0, count_1, count_2, count_3, instants, interval_means = tables
     half_lives, added = constants
     items, ages, history_end = history
     base = len(times) + 1
     for b in range(len(items)):
-        many, recent, traits = 0, 0, out[b]
-        for place in range(items.shape[1]):
-            item = items[b, place]
+        n_known, n_recent, traits = 0, 0, out[b]
+        for position in range(items.shape[1]):
+            item = items[b, position]
             if item == 0:
                 continue
-            many += 1
-            recent += ages[b, place] < RECENT_DAYS
-            days = min(max(np.float64(ages[b, place]), 0.0), MAX_AGE_DAYS)
+            n_known += 1
+            n_recent += ages[b, position] < RECENT_DAYS
+            days = min(max(np.float64(ages[b, position]), 0.0), MAX_AGE_DAYS)
             query_time = max(history_end[b], MIN_TIME_US) - np.int64(days * _DAY_US)
             row = max(_count_not_above(instants, query_time) - 1, 0)
             query_time = min(query_time, end[0] + SAME_EVENT_US)
@@ -305,11 +313,11 @@ def _tastes(tables: Any, constants: Any, history: Any, out: Any) -> None:
                     count_3[first - 1] * 0.5 ** (age / half_lives[3]),
                 )
             for q in range(4):
-                traits[q] += math.log(counts[q] + added[q]) - around[row, q]
+                traits[q] += math.log(counts[q] + added[q]) - interval_means[row, q]
         for q in range(4):
-            traits[q] = traits[q] / many if many else np.nan
-        traits[4] = math.log1p(many) if many else np.nan
-        traits[5] = math.log1p(recent) if many else np.nan
+            traits[q] = traits[q] / n_known if n_known else np.nan
+        traits[4] = math.log1p(n_known) if n_known else np.nan
+        traits[5] = math.log1p(n_recent) if n_known else np.nan
 
 
 def _encode_linear(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
@@ -352,10 +360,11 @@ def compute_traits(parameters: Parameters, batch: ContextBatch) -> torch.Tensor:
     names = ("times", "end", "key", "start", *DECAYED_COUNTS, "instants", "around")
     tables = tuple(parameters[name].numpy() for name in names)
     history = (batch.items.numpy(), batch.ages.numpy(), batch.history_end.numpy())
-    return _fill(batch, len(TRAITS), lambda out: _tastes(tables, (_HALF_LIVES, _ADDED), history, out))
+    return _fill(batch, len(TRAITS), lambda out: _traits(tables, (_HALF_LIVES, _ADDED), history, out))
 
 
 def _fill(batch: ContextBatch, width: int, fill: Callable[[Any], None]) -> torch.Tensor:
+    """Allocate float64 [B, width], fill it by a kernel, and return it."""
     out = np.zeros((len(batch.items), width))
     fill(out)
     return torch.from_numpy(out)

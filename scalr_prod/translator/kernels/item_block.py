@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over a block of items for a group of contexts, compiled: popularity, logits, normalisers and Gumbel top-k sampling.
+"""Kernel of the CPU executor: popularity, logits, normalisers and Gumbel top-k sampling of a block of items for a batch of contexts.
 
-Everything is float32, except normalisers, which are summed in float64, and the keys of candidates, which are computed in float64 from
-float32 logits. An item is a candidate unless a cheap bound of its key rules it out: E >= v for E = -log(1 - v), so an item whose
-P^(1 / T) is below v times the K-th best key cannot be among the best. So the two logarithms of a key are computed for about a hundred items
+All numbers are float32, except normalisers, which are summed in float64, and candidates' keys, which are computed in float64 from float32
+logits. An item is a candidate unless a cheap bound of its key rules it out: with E = -log(1 - v) ≥ v, an item whose P^(1 / T) is below v
+times the K-th best key cannot be among the K best. Therefore the two logarithms of a key are computed for about a hundred items per context
 instead of all.
 """
 
@@ -44,7 +44,7 @@ _L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = (
 _MAX_HALF_LIVES: Final = 48.0
 #: Terms of a normaliser summed in float32, in parallel partial sums: the error is a few units.
 _PARTIAL_TERMS: Final = 256
-#: Items checked for candidates at a time, with one bound.
+#: Items that are checked for candidates against the same K-th best key.
 _STEP: Final = 64
 
 
@@ -110,7 +110,7 @@ def _copy(values: Any, to: Any) -> None:
 @helper
 def _advance_counts(
     time: Any,
-    place: Any,
+    end_position: Any,
     state: Any,
     reference: Any,
     events: Any,
@@ -120,12 +120,12 @@ def _advance_counts(
     added: Any,
     logs: Any,
 ) -> Any:
-    """Apply a block's events before a time (those at positions below ``place``) to the counts; return the index of the next event.
+    """Apply a block's events before a time (those at positions below ``end_position``) to the counts; return the index of the next event.
 
     ``state`` holds decayed counts [4, items] as of ``reference``, one time for each count; ``logs[0]`` holds the logarithms of the count
     that does not decay.
     """
-    item, when, count_0, count_1, count_2, count_3, order = events
+    item, event_time, count_0, count_1, count_2, count_3, order = events
     event, end = span
     for q in range(1, 4):
         ages = (time - reference[q]) / half_lives[q]
@@ -136,14 +136,14 @@ def _advance_counts(
                 state[q, i] *= shrink
             reference[q] += steps * half_lives[q]
     rate_1, rate_2, rate_3 = 1 / half_lives[1], 1 / half_lives[2], 1 / half_lives[3]
-    while event < end and order[event] < place:
-        which = order[event]
-        i = item[which] - first
-        state[0, i] = count_0[which]
-        logs[0, i] = log(count_0[which] + added[0])
-        state[1, i] = count_1[which] * exp2((when[which] - reference[1]) * rate_1)
-        state[2, i] = count_2[which] * exp2((when[which] - reference[2]) * rate_2)
-        state[3, i] = count_3[which] * exp2((when[which] - reference[3]) * rate_3)
+    while event < end and order[event] < end_position:
+        row = order[event]
+        i = item[row] - first
+        state[0, i] = count_0[row]
+        logs[0, i] = log(count_0[row] + added[0])
+        state[1, i] = count_1[row] * exp2((event_time[row] - reference[1]) * rate_1)
+        state[2, i] = count_2[row] * exp2((event_time[row] - reference[2]) * rate_2)
+        state[3, i] = count_3[row] * exp2((event_time[row] - reference[3]) * rate_3)
         event += 1
     return event
 
@@ -170,6 +170,7 @@ def _add_features(logs: Any, w: Any, line: Any, n: Any) -> None:
 
 @helper
 def _highest(line: Any, n: Any) -> Any:
+    """Return the largest of the first n logits."""
     top = _F(-np.inf)
     for i in range(n):
         top = max(top, line[i])
@@ -181,111 +182,111 @@ def _mass(line: Any, top: Any, powers: Any, n: Any) -> Any:
     """Compute Σ e^(logit - top) of the first n items, in float64 from float32 partial sums; store the terms in ``powers``."""
     total = 0.0
     for start in range(0, n, _PARTIAL_TERMS):
-        part, of_part, powers_of_part = (
+        partial, chunk, chunk_powers = (
             _ZERO,
             line[start : min(start + _PARTIAL_TERMS, n)],
             powers[start : min(start + _PARTIAL_TERMS, n)],
         )
-        for i in range(len(of_part)):
-            x = exp(of_part[i] - top)
-            powers_of_part[i] = x
-            part += x
-        total += np.float64(part)
+        for i in range(len(chunk)):
+            x = exp(chunk[i] - top)
+            chunk_powers[i] = x
+            partial += x
+        total += np.float64(partial)
     return total
 
 
 @helper
-def _add_frequency(r: Any, frequency: Any, own_prior: Any, likely: Any, line: Any, first: Any, n: Any) -> None:
+def _add_frequency(r: Any, frequency: Any, prior: Any, probability: Any, line: Any, first: Any, n: Any) -> None:
     """Add the frequency estimator's weighted scores, and advance the context's table entries to the next block."""
     rest, _, c, entry_item, entry_share, entry, entry_end, entry_weight = frequency
     for i in range(n):
-        likely[i] = rest[r] * own_prior[i]
+        probability[i] = rest[r] * prior[i]
     for h in range(entry.shape[1]):
-        at, end, weight = entry[r, h], entry_end[r, h], entry_weight[r, h]
-        while at < end and entry_item[at] < first + n:
-            if entry_item[at] >= first:  # else in a block that was skipped
-                likely[entry_item[at] - first] += weight * entry_share[at]
-            at += 1
-        entry[r, h] = at
+        position, end, weight = entry[r, h], entry_end[r, h], entry_weight[r, h]
+        while position < end and entry_item[position] < first + n:
+            if entry_item[position] >= first:  # else in a block that was skipped
+                probability[entry_item[position] - first] += weight * entry_share[position]
+            position += 1
+        entry[r, h] = position
     for i in range(n):
-        line[i] += c * log(likely[i])
+        line[i] += c * log(probability[i])
 
 
 @helper
-def _exclude(r: Any, exclude: Any, excluded: Any, line: Any, likely: Any, first: Any, n: Any) -> Any:
-    """Exclude items from the logits, and return their mass in ``likely``."""
-    excluded_mass, at = 0.0, excluded[r]
-    while at < exclude.shape[1] and exclude[r, at] < first + n:
-        i = exclude[r, at] - first
+def _exclude(r: Any, exclude: Any, excluded: Any, line: Any, powers: Any, first: Any, n: Any) -> Any:
+    """Set the logits of excluded items to -infinity, and return their sum in ``powers``."""
+    excluded_mass, position = 0.0, excluded[r]
+    while position < exclude.shape[1] and exclude[r, position] < first + n:
+        i = exclude[r, position] - first
         if i >= 0 and line[i] > -np.inf:
             line[i] = -np.inf
-            excluded_mass += np.float64(likely[i])
-        at += 1
-    excluded[r] = at
+            excluded_mass += np.float64(powers[i])
+        position += 1
+    excluded[r] = position
     return excluded_mass
 
 
 @helper
-def _bounds(some: Any, some_powers: Any, top: Any, worst: Any, temperature: Any, bounds: Any) -> None:
+def _bounds(logits: Any, powers: Any, top: Any, worst: Any, temperature: Any, bounds: Any) -> None:
     """Compute an upper bound of P^(1 / T) over the K-th best key: float32, for some items."""
     bar = worst * temperature  # in units of logits, minus a bound of the rounding error
     bar -= 2.0**-21 * (2 * abs(bar) + 22 * temperature + 1) + 1e-4 * temperature
     if temperature == 1.0 and top - bar < _NEAR:
         scale = _F(math.exp(min(top - bar, 80.0)))
-        for i in range(len(some)):
-            bounds[i] = some_powers[i] * scale
+        for i in range(len(logits)):
+            bounds[i] = powers[i] * scale
     else:
         low_bar, slope = _F(bar), _F(1.0 / temperature)
-        for i in range(len(some)):
-            bounds[i] = exp((some[i] - low_bar) * slope)
+        for i in range(len(logits)):
+            bounds[i] = exp((logits[i] - low_bar) * slope)
 
 
 @helper
 def _insert(r: Any, key: Any, item: Any, logit: Any, prior: Any, best: Any) -> None:
     """Insert a candidate into the sorted list of the K best."""
     keys, items, logits, priors = best
-    at = keys.shape[1] - 1
-    while at > 0 and keys[r, at - 1] < key:
-        keys[r, at] = keys[r, at - 1]
-        items[r, at] = items[r, at - 1]
-        logits[r, at] = logits[r, at - 1]
-        priors[r, at] = priors[r, at - 1]
-        at -= 1
-    keys[r, at] = key
-    items[r, at] = item
-    logits[r, at] = logit
-    priors[r, at] = prior
+    slot = keys.shape[1] - 1
+    while slot > 0 and keys[r, slot - 1] < key:
+        keys[r, slot] = keys[r, slot - 1]
+        items[r, slot] = items[r, slot - 1]
+        logits[r, slot] = logits[r, slot - 1]
+        priors[r, slot] = priors[r, slot - 1]
+        slot -= 1
+    keys[r, slot] = key
+    items[r, slot] = item
+    logits[r, slot] = logit
+    priors[r, slot] = prior
 
 
 @helper
 def _sample(r: Any, lines: Any, words: Any, temperature: Any, top: Any, best: Any, scratch: Any, first: Any, n: Any) -> None:
-    """Sample from the first n items of a block: update the K best keys."""
-    line, powers, of_popularity = lines
-    low, high, numbers = words
+    """Update the context's K best keys with the first n items of the block."""
+    line, powers, prior_logits = lines
+    low, high, item_words = words
     bounds, is_candidate, candidate_words = scratch
     last = best[0].shape[1] - 1
     row_low, row_high = low[r], high[r]
     for start in range(0, n, _STEP):
         stop = min(start + _STEP, n)
-        some, some_numbers = line[start:stop], numbers[start:stop]
+        chunk, chunk_words = line[start:stop], item_words[start:stop]
         worst = best[0][r, last]
         if worst > -np.inf:
-            _bounds(some, powers[start:stop], top, worst, temperature, bounds)
-            for i in range(len(some)):
-                bits = _hash(some_numbers[i], row_low, row_high)
+            _bounds(chunk, powers[start:stop], top, worst, temperature, bounds)
+            for i in range(len(chunk)):
+                bits = _hash(chunk_words[i], row_low, row_high)
                 is_candidate[i] = np.uint8(bounds[i] >= (_F(bits) + _HALF) * _UNIT)
         else:
-            is_candidate[: len(some)] = 1
-        is_candidate[len(some) :] = 0
+            is_candidate[: len(chunk)] = 1
+        is_candidate[len(chunk) :] = 0
         for word in range(len(candidate_words)):
             if candidate_words[word] == 0:
                 continue
             for i in range(word * 8, word * 8 + 8):
-                if is_candidate[i] == 0 or some[i] == -np.inf:
+                if is_candidate[i] == 0 or chunk[i] == -np.inf:
                     continue
-                key = np.float64(some[i]) / temperature - _log_variate(_hash(some_numbers[i], row_low, row_high))
+                key = np.float64(chunk[i]) / temperature - _log_variate(_hash(chunk_words[i], row_low, row_high))
                 if key > best[0][r, last]:
-                    _insert(r, key, first + start + i, some[i], of_popularity[start + i], best)
+                    _insert(r, key, first + start + i, chunk[i], prior_logits[start + i], best)
 
 
 @compiled
@@ -299,9 +300,9 @@ def score_block(
     frequency: Any,
     noise: Any,
     sampling: Any,
-    found: Any,
+    result: Any,
 ) -> None:
-    """Process one block of items for R contexts, in order of their times.
+    """Process one block of items for R contexts, sorted by time.
 
     Args:
         block: First item, number of items, number of the block.
@@ -315,61 +316,63 @@ def score_block(
             item of its history the next entry, the end and the weight [R, H].
         noise: Two words of each context's key, and the items' words.
         sampling: Temperature; candidates int32 [R, C], and two arrays to which their logits and prior logits are written.
-        found: See `executor.BlockPassResult`.
+        result: See `executor.BlockPassResult`.
     """
     first, count, number = block
-    time, place, mark, eligible, exclude, excluded = rows
+    time, position, snapshot, eligible, exclude, excluded = rows
     since, half_lives, added, marked_0, marked_1, marked_2, marked_3 = popularity
-    item, when, count_0, count_1, count_2, count_3, order, offset = events
-    of_member, of_prior = weights
-    low, high, numbers = noise
-    temperature, candidates, of_candidates, prior_of_candidates = sampling
-    keys, items, key_logits, key_priors, peak, mass, prior_peak, prior_mass, prior_gross = found
+    item, event_time, count_0, count_1, count_2, count_3, order, offset = events
+    component_weights, prior_weights = weights
+    low, high, item_words = noise
+    temperature, candidates, candidate_logits, candidate_priors = sampling
+    keys, items, key_logits, key_priors, peak, mass, prior_peak, prior_mass, prior_gross = result
     size = logits.shape[1]
     state, logs = np.empty((4, size), np.float32), np.empty((4, size), np.float32)
-    of_popularity, powers, likely = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    prior_logits, powers, probability = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     prior_powers, reference = np.empty(size, np.float32), np.empty(4, np.float64)
     is_candidate = np.zeros(_STEP, np.uint8)
     scratch = (np.empty(_STEP, np.float32), is_candidate, is_candidate.view(np.uint64))
-    at_mark, at_time, at_count, event = np.int64(-1), np.int64(0), np.int64(-1), np.int64(0)
+    current_snapshot, current_time, current_count, event = np.int64(-1), np.int64(0), np.int64(-1), np.int64(0)
     block_peak, block_mass = _F(-np.inf), 0.0
-    # Views: an index that might be negative needs a check that costs more than the loop body.
-    own_prior, own_numbers = frequency[1][first : first + count], numbers[first : first + count]
+    # Views, since numba checks indices that may be negative, which costs more than the loop body.
+    block_prior, block_words = frequency[1][first : first + count], item_words[first : first + count]
     for r in range(len(time)):
         n = min(eligible[r] - first, count)
         if n <= 0:
             continue
-        if mark[r] != at_mark:
-            at_mark, at_count = mark[r], np.int64(-1)
-            _copy(marked_0[at_mark, first : first + count], state[0])
-            _copy(marked_1[at_mark, first : first + count], state[1])
-            _copy(marked_2[at_mark, first : first + count], state[2])
-            _copy(marked_3[at_mark, first : first + count], state[3])
-            all_counts, of_all = state[0], logs[0]
+        if snapshot[r] != current_snapshot:
+            current_snapshot, current_count = snapshot[r], np.int64(-1)
+            _copy(marked_0[current_snapshot, first : first + count], state[0])
+            _copy(marked_1[current_snapshot, first : first + count], state[1])
+            _copy(marked_2[current_snapshot, first : first + count], state[2])
+            _copy(marked_3[current_snapshot, first : first + count], state[3])
+            total_counts, total_logs = state[0], logs[0]
             for i in range(count):
-                of_all[i] = log(all_counts[i] + added[0])
-            reference[:] = since[at_mark]
-            event = offset[at_mark, number]
-        if time[r] != at_time or n != at_count:
-            at_time, at_count = time[r], n
-            known = (item, when, count_0, count_1, count_2, count_3, order)
-            span = (event, offset[at_mark, number + 1])
-            event = _advance_counts(at_time, place[r], state[:, :count], reference, known, span, first, half_lives, added, logs)
-            _log_counts(at_time, state, reference, half_lives, added, logs, n)
-            of_popularity[:n] = 0
-            _add_features(logs, of_prior, of_popularity, n)
-            block_peak = _highest(of_popularity, n)
-            block_mass = _mass(of_popularity, block_peak, prior_powers, n)
+                total_logs[i] = log(total_counts[i] + added[0])
+            reference[:] = since[current_snapshot]
+            event = offset[current_snapshot, number]
+        if time[r] != current_time or n != current_count:
+            current_time, current_count = time[r], n
+            known = (item, event_time, count_0, count_1, count_2, count_3, order)
+            span = (event, offset[current_snapshot, number + 1])
+            event = _advance_counts(
+                current_time, position[r], state[:, :count], reference, known, span, first, half_lives, added, logs
+            )
+            _log_counts(current_time, state, reference, half_lives, added, logs, n)
+            prior_logits[:n] = 0
+            _add_features(logs, prior_weights, prior_logits, n)
+            block_peak = _highest(prior_logits, n)
+            block_mass = _mass(prior_logits, block_peak, prior_powers, n)
         line = logits[r]
-        _add_features(logs, of_member[r], line, n)
+        _add_features(logs, component_weights[r], line, n)
         if frequency[2] != _ZERO:
-            _add_frequency(r, frequency, own_prior, likely, line, first, n)
+            _add_frequency(r, frequency, block_prior, probability, line, first, n)
         excluded_mass = _exclude(r, exclude, excluded, line, prior_powers, first, n)
         for c in range(candidates.shape[1]):
             i = candidates[r, c] - first
             if 0 <= i < n:
-                of_candidates[r, c] = line[i]
-                prior_of_candidates[r, c] = of_popularity[i]
+                candidate_logits[r, c] = line[i]
+                candidate_priors[r, c] = prior_logits[i]
         # The prior's normaliser is shared by all contexts of this time; subtract what this context excludes.
         top = max(prior_peak[r], block_peak)
         old, new = math.exp(np.float64(prior_peak[r] - top)), math.exp(np.float64(block_peak - top))
@@ -383,14 +386,14 @@ def score_block(
         mass[r] = mass[r] * math.exp(np.float64(peak[r] - top)) + _mass(line, top, powers, n)
         peak[r] = top
         if keys.shape[1] > 0:
-            best, lines = (keys, items, key_logits, key_priors), (line, powers, of_popularity)
-            _sample(r, lines, (low, high, own_numbers), temperature, top, best, scratch, first, n)
+            best, lines = (keys, items, key_logits, key_priors), (line, powers, prior_logits)
+            _sample(r, lines, (low, high, block_words), temperature, top, best, scratch, first, n)
 
 
 @compiled
 def add_log_products(logits: Any, products: Any, count: int, weight: Any) -> None:
     """Add ``weight`` times the logarithms of dot products to logits: both float32 [R, size], the first ``count`` columns."""
     for r in range(len(logits)):
-        line, of_products = logits[r], products[r]
+        line, product_line = logits[r], products[r]
         for i in range(count):
-            line[i] += weight * log(of_products[i])
+            line[i] += weight * log(product_line[i])

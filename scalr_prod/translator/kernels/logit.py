@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss, gradient and curvature of the multinomial logit for the calibration's Newton steps, compiled: each row is read once.
+"""Kernels of `multinomial_logit`: loss, gradient and curvature for Newton's method, with one read of each row.
 
-The reference is in `multinomial_logit`.
+The reference is the torch code there.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ _LANES: Final = 64
 
 
 @helper
-def _logits(values: Any, plain: Any, own: Any, log_q: Any, r: Any, line: Any, tops: Any) -> Any:
-    """Write a row's logits, and return the largest."""
-    most = values.shape[2]
-    for m in range(most):
+def _logits(values: Any, plain: Any, row_weights: Any, log_q: Any, r: Any, line: Any, partial_tops: Any) -> Any:
+    """Compute a row's logits, minus log expected draws, into ``line``, and return the largest."""
+    width = values.shape[2]
+    for m in range(width):
         line[m] = -log_q[r, m]
     for c in range(len(plain)):
-        column, factor = plain[c], own[c]
-        for m in range(most):
+        column, factor = plain[c], row_weights[c]
+        for m in range(width):
             line[m] += factor * values[r, column, m]
-    whole = most // _LANES * _LANES
+    vectorized = width // _LANES * _LANES
     top = line[0]
     for u in range(_LANES):
-        tops[u] = top
-    for begin in range(0, whole, _LANES):
+        partial_tops[u] = top
+    for begin in range(0, vectorized, _LANES):
         for u in range(_LANES):
-            tops[u] = max(tops[u], line[begin + u])
-    for m in range(whole, most):
+            partial_tops[u] = max(partial_tops[u], line[begin + u])
+    for m in range(vectorized, width):
         top = max(top, line[m])
     for u in range(_LANES):
-        top = max(top, tops[u])
+        top = max(top, partial_tops[u])
     return top
 
 
 @helper
-def _row_weights(weights: Any, z: Any, r: Any, own: Any) -> None:
-    """Compute a row's weights: Σ_a z_a D[a, c]."""
-    for c in range(len(own)):
-        own[c] = 0
+def _row_weights(weights: Any, z: Any, r: Any, out: Any) -> None:
+    """Compute the weight of each column for a row: Σ_a z_a D[a, c]."""
+    for c in range(len(out)):
+        out[c] = 0
     for a in range(len(weights)):
-        for c in range(len(own)):
-            own[c] += z[r, a] * weights[a, c]
+        for c in range(len(out)):
+            out[c] += z[r, a] * weights[a, c]
 
 
 @compiled
@@ -73,20 +73,24 @@ def log_losses(
     Args:
         values: float32 [N, columns, 1 + M]. Features of the items, the label first.
         rows: int64 [R]. Rows of the N to compute.
-        plain: int64 [C]. Columns with a weight.
-        z: float32 [R, A]. 1, and the tastes that modify weights.
+        plain: int64 [C]. Columns that have a weight.
+        z: float32 [R, A]. 1, followed by the traits that modify weights.
         log_q: float32 [N, 1 + M]. Logarithms of the expected numbers of draws.
         weights: float32 [A, C].
         out: float64 [R]. Output.
     """
-    most = values.shape[2]
-    line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(len(plain), np.float32)
+    width = values.shape[2]
+    line, partial_tops, row_weights = (
+        np.empty(width, np.float32),
+        np.empty(_LANES, np.float32),
+        np.empty(len(plain), np.float32),
+    )
     for n in range(len(rows)):
         r = rows[n]
-        _row_weights(weights, z, n, own)
-        top = _logits(values, plain, own, log_q, r, line, tops)
+        _row_weights(weights, z, n, row_weights)
+        top = _logits(values, plain, row_weights, log_q, r, line, partial_tops)
         total = _ZERO
-        for m in range(most):
+        for m in range(width):
             total += exp(line[m] - top)
         out[n] = np.log(np.float64(total)) - np.float64(line[0] - top)
 
@@ -98,7 +102,7 @@ def add_derivatives(
     plain: NDArray[np.int64],
     z: NDArray[np.float32],
     log_q: NDArray[np.float32],
-    counted: NDArray[np.float32],
+    row_counts: NDArray[np.float32],
     weights: NDArray[np.float32],
     gradient: NDArray[np.float64],
     curvature: NDArray[np.float64],
@@ -111,71 +115,71 @@ def add_derivatives(
         plain: As in `log_losses`.
         z: As in `log_losses`.
         log_q: As in `log_losses`.
-        counted: float32 [R]. Weight of each row, in choices.
+        row_counts: float32 [R]. Number of choices that each row counts as.
         weights: float32 [A, C].
         gradient: float64 [A, C]. Added to.
         curvature: float64 [A, A, C, C]. Added to.
     """
-    many, columns, most = len(weights), len(plain), values.shape[2]
-    line, tops, own = np.empty(most, np.float32), np.empty(_LANES, np.float32), np.empty(columns, np.float32)
-    weighed, mean = np.empty(most, np.float32), np.empty(columns, np.float32)
-    covariance, found = np.empty(columns * columns), np.zeros((many * many, columns * columns))
+    n_traits, n_columns, width = len(weights), len(plain), values.shape[2]
+    line, partial_tops, row_weights = np.empty(width, np.float32), np.empty(_LANES, np.float32), np.empty(n_columns, np.float32)
+    weighted, mean = np.empty(width, np.float32), np.empty(n_columns, np.float32)
+    covariance, blocks = np.empty(n_columns * n_columns), np.zeros((n_traits * n_traits, n_columns * n_columns))
     for n in range(len(rows)):
         r = rows[n]
-        _row_weights(weights, z, n, own)
-        top = _logits(values, plain, own, log_q, r, line, tops)
+        _row_weights(weights, z, n, row_weights)
+        top = _logits(values, plain, row_weights, log_q, r, line, partial_tops)
         total = _ZERO
-        for m in range(most):
+        for m in range(width):
             x = exp(line[m] - top)
             line[m] = x
             total += x
         scale = _ONE / total
-        for m in range(most):
+        for m in range(width):
             line[m] *= scale
-        for c in range(columns):
+        for c in range(n_columns):
             column, total = plain[c], _ZERO
-            for m in range(most):
+            for m in range(width):
                 x = line[m] * values[r, column, m]
-                weighed[m] = x
+                weighted[m] = x
                 total += x
             mean[c] = total
             d = 0
             while d + 3 <= c:
                 d0, d1, d2, d3 = plain[d], plain[d + 1], plain[d + 2], plain[d + 3]
                 t0 = t1 = t2 = t3 = _ZERO
-                for m in range(most):
-                    x = weighed[m]
+                for m in range(width):
+                    x = weighted[m]
                     t0 += x * values[r, d0, m]
                     t1 += x * values[r, d1, m]
                     t2 += x * values[r, d2, m]
                     t3 += x * values[r, d3, m]
-                covariance[c * columns + d] = t0
-                covariance[c * columns + d + 1] = t1
-                covariance[c * columns + d + 2] = t2
-                covariance[c * columns + d + 3] = t3
+                covariance[c * n_columns + d] = t0
+                covariance[c * n_columns + d + 1] = t1
+                covariance[c * n_columns + d + 2] = t2
+                covariance[c * n_columns + d + 3] = t3
                 d += 4
             for other in range(d, c + 1):
                 d0, t0 = plain[other], _ZERO
-                for m in range(most):
-                    t0 += weighed[m] * values[r, d0, m]
-                covariance[c * columns + other] = t0
-        for c in range(columns):
+                for m in range(width):
+                    t0 += weighted[m] * values[r, d0, m]
+                covariance[c * n_columns + other] = t0
+        for c in range(n_columns):
             for d in range(c + 1):
-                covariance[c * columns + d] -= np.float64(mean[c]) * mean[d]
-                covariance[d * columns + c] = covariance[c * columns + d]
-        for a in range(many):
-            times = np.float64(counted[n]) * z[n, a]
-            for c in range(columns):
-                gradient[a, c] += times * (values[r, plain[c], 0] - mean[c])
+                covariance[c * n_columns + d] -= np.float64(mean[c]) * mean[d]
+                covariance[d * n_columns + c] = covariance[c * n_columns + d]
+        for a in range(n_traits):
+            factor_a = np.float64(row_counts[n]) * z[n, a]
+            for c in range(n_columns):
+                gradient[a, c] += factor_a * (values[r, plain[c], 0] - mean[c])
             for b in range(a + 1):
-                factor, place = times * z[n, b], a * many + b
-                for i in range(columns * columns):
-                    found[place, i] += factor * covariance[i]
-    for a in range(many):
+                factor, block = factor_a * z[n, b], a * n_traits + b
+                for i in range(n_columns * n_columns):
+                    blocks[block, i] += factor * covariance[i]
+    for a in range(n_traits):
         for b in range(a + 1):
-            for c in range(columns):
-                for d in range(columns):
-                    x = found[a * many + b, c * columns + d]
+            for c in range(n_columns):
+                for d in range(n_columns):
+                    x = blocks[a * n_traits + b, c * n_columns + d]
                     curvature[a, b, c, d] += x
                     if b < a:
                         curvature[b, a, c, d] += x

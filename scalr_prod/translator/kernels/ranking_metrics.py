@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranking and calibration metrics of distributions, compiled: rank, most probable item and probability classes.
+"""Kernel of `metrics`: rank of the label, most probable item, and histogram of probabilities of a distribution.
 
 The reference is `metrics.score_labels_with_torch`.
 """
@@ -26,7 +26,7 @@ def distribution_metrics(
     best: NDArray[np.int64],
     share: NDArray[np.float64],
     pairs: NDArray[np.float64],
-    own_class: NDArray[np.int64],
+    label_class: NDArray[np.int64],
 ) -> Any:
     """Measure B distributions. Class c holds probabilities in (2^-(c + 1), 2^-c]; the last class holds all smaller ones.
 
@@ -37,25 +37,25 @@ def distribution_metrics(
         best: int64 [B]. Output: the most probable item, the first of several.
         share: float64 [B, classes]. Added to: probability of each class.
         pairs: float64 [B, classes]. Added to: number of items of each class with a probability above 0.
-        own_class: int64 [B]. Output: class of the label.
+        label_class: int64 [B]. Output: class of the label.
     """
-    items, last = p.shape[1], np.int32(share.shape[1] - 1)
-    classes = np.empty(items, np.int32)
+    n_items, last = p.shape[1], np.int32(share.shape[1] - 1)
+    classes = np.empty(n_items, np.int32)
     for b in range(len(p)):
-        own, above, level = p[b, label[b]], np.int64(0), np.int64(0)
-        for i in range(items):
-            above += np.int64(p[b, i] > own)
-        for i in range(items):
-            level += np.int64(p[b, i] == own)
-        rank[b] = 1 + above + (level - 1) / 2
-        which = 0
-        for i in range(items):
-            if p[b, i] > p[b, which]:
-                which = i
-        best[b] = which
-        for i in range(items):
+        label_p, above, tied = p[b, label[b]], np.int64(0), np.int64(0)
+        for i in range(n_items):
+            above += np.int64(p[b, i] > label_p)
+        for i in range(n_items):
+            tied += np.int64(p[b, i] == label_p)
+        rank[b] = 1 + above + (tied - 1) / 2
+        top_item = 0
+        for i in range(n_items):
+            if p[b, i] > p[b, top_item]:
+                top_item = i
+        best[b] = top_item
+        for i in range(n_items):
             classes[i] = min(max(np.int32(126) - ((float_to_bits(p[b, i]) - np.int32(1)) >> np.int32(23)), np.int32(0)), last)
-        own_class[b] = classes[label[b]]
-        for i in range(items):
+        label_class[b] = classes[label[b]]
+        for i in range(n_items):
             share[b, classes[i]] += p[b, i]
             pairs[b, classes[i]] += np.float64(p[b, i] > 0)

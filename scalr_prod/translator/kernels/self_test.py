@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-test of the compiled execution: compilation may fail on an unusual machine or numba."""
+"""Build the CPU executor after a self-test: compilation may fail on an unusual machine or with another numba."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ALL_USERS, Contexts
 from scalr_prod.translator.kernels import compile_cache
 from scalr_prod.translator.kernels.executor import FusedExecutor
-from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.sampling import SampleRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,28 +26,28 @@ __all__ = ["build_executor"]
 logger = logging.getLogger(__name__)
 
 
-def build_executor(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor) -> FusedExecutor:
+def build_executor(mixtures: Sequence[Mixture], item_words: torch.Tensor, first_seen: torch.Tensor) -> FusedExecutor:
     """Build the CPU executor of one module, and compile everything that its parameter sets run.
 
     Args:
         mixtures: The parameter sets.
-        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
+        item_words: int32 [N], hash words of the items' ids for `counter_rng`.
         first_seen: int64 [N], ascending. Time at which each target item was first seen, microseconds.
 
     Raises:
         Exception: Any error of numba, if compilation fails also with an empty cache.
     """
-    fused = FusedExecutor(mixtures[0].popularity, numbers)
+    executor = FusedExecutor(mixtures[0].popularity, item_words)
     try:
-        _run(fused, mixtures, first_seen)
+        _try_executor(executor, mixtures, first_seen)
     except Exception as error:  # a corrupt cache file may raise anything
-        logger.info("clearing the cache of compiled code, which does not run: %r", error)
+        logger.info("clearing the cache of compiled code, which failed to run: %r", error)
         compile_cache.clear()
-        _run(fused, mixtures, first_seen)
-    return fused
+        _try_executor(executor, mixtures, first_seen)
+    return executor
 
 
-def _run(fused: FusedExecutor, mixtures: Sequence[Mixture], first_seen: torch.Tensor) -> None:
+def _try_executor(executor: FusedExecutor, mixtures: Sequence[Mixture], first_seen: torch.Tensor) -> None:
     """Draw and score for one context with an empty history, at a time with one eligible item."""
     context = Contexts(
         history_items=np.zeros((1, 1), np.int32),
@@ -60,6 +60,6 @@ def _run(fused: FusedExecutor, mixtures: Sequence[Mixture], first_seen: torch.Te
     )
     batch = ContextBatch.from_contexts(context, first_seen)
     for mixture in mixtures:
-        member = "mixture" if fused.supports(mixture, "mixture") else "popularity"
-        fused.draw(SampleRequest(1, 1.0, 0.0, member), mixture, context, batch)
-        fused.score(mixture, context, batch, np.zeros((1, 1), np.int32), member)
+        component = "mixture" if executor.supports(mixture, "mixture") else "popularity"
+        executor.draw(SampleRequest(1, 1.0, 0.0, component), mixture, context, batch)
+        executor.score(mixture, context, batch, np.zeros((1, 1), np.int32), component)

@@ -1,4 +1,4 @@
-"""Calibration finds the weights that answers were drawn with."""
+"""Calibration recovers the weights that labels were sampled with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRUE = {"factorisation": 2.0, "sequential": 0.5, "count": 0.2, "days_20_from_1":
 
 
 class World:
-    """A translator that is not calibrated yet, and contexts later than what it was fitted on."""
+    """An uncalibrated translator, and contexts later than its training data."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
@@ -58,7 +58,7 @@ class World:
 
 
 def mixing(weights: dict[str, float]) -> dict[str, torch.Tensor]:
-    """A calibration whose mixture has these weights, of tastes as the world measures them."""
+    """Return calibration tables whose mixture has these weights, with the traits' moments of the world."""
     calibration = {table: uncalibrated_tables()[table] for table in CALIBRATION_TABLES}
     for table in CALIBRATION_TABLES:
         row = calibration[table][BUILTIN_LAYOUT.components.index("mixture")]
@@ -69,7 +69,7 @@ def mixing(weights: dict[str, float]) -> dict[str, torch.Tensor]:
 
 
 def untilted(calibration: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same without what tastes tilt by."""
+    """Return the same tables without trait weights."""
     tilts = [place for place, name in enumerate(BUILTIN_LAYOUT.weights) if "_by_" in name]
     plain = {name: calibration[name].clone() for name in CALIBRATION_TABLES}
     for table in plain.values():
@@ -83,7 +83,7 @@ def world() -> World:
 
 
 def drawn_by(world: World, calibration: dict[str, torch.Tensor], seed: int = 5) -> np.ndarray:
-    """One answer to each context, drawn from a mixture."""
+    """Sample a label for each context from a mixture."""
     labels = np.empty(len(world.contexts), dtype=np.int32)
     generator = torch.Generator().manual_seed(seed)
     for rows, (p,) in world.module(calibration).distributions(world.contexts):
@@ -98,7 +98,7 @@ def calibrated(world: World, labels: np.ndarray) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_answers_of_a_mixture_give_its_likelihood_back(world):
+def test_calibration_recovers_the_likelihood_of_a_known_mixture(world):
     true = mixing(TRUE)
     labels = drawn_by(world, true)
     found = calibrated(world, labels)
@@ -111,7 +111,7 @@ def test_answers_of_a_mixture_give_its_likelihood_back(world):
 
 
 @pytest.mark.long
-def test_tastes_that_tilt_popularity_are_found_again(world):
+def test_calibration_recovers_trait_weights(world):
     true = mixing(TRUE | {"days_20_by_taste_count": 0.8, "count_by_recent": -0.8})
     labels = drawn_by(world, true)
     found = calibrated(world, labels)
@@ -121,7 +121,7 @@ def test_tastes_that_tilt_popularity_are_found_again(world):
 
 
 @pytest.mark.long
-def test_no_estimator_speaks_against_its_own_evidence(world):
+def test_estimator_weights_are_nonnegative(world):
     labels = drawn_by(world, mixing(TRUE | {"factorisation": -3.0}))
     names = BUILTIN_LAYOUT.weights
     found = calibrated(world, labels)[CALIBRATION_TABLES[0]]
@@ -130,8 +130,8 @@ def test_no_estimator_speaks_against_its_own_evidence(world):
 
 @pytest.mark.long
 @pytest.mark.parametrize("events", [150, None])
-def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(world, events):
-    """Judged by other answers than those that it was fitted on; few of them must not make tastes out of chance."""
+def test_mixture_is_no_worse_than_popularity_if_histories_carry_no_information(world, events):
+    """Measured on other labels than it was fitted on: few labels must not lead to trait weights by chance."""
     weights = {"count": 0.2, "days_20_from_1": 2.0}
     labels = drawn_by(world, mixing(weights))
     some = np.random.default_rng(0).permutation(len(labels))[:events]
@@ -143,8 +143,8 @@ def test_where_history_says_nothing_the_mixture_is_no_worse_than_popularity(worl
     assert world.nll(found, fresh) < world.nll(found, fresh, "popularity") + (0.02 if events is None else 0.06)
 
 
-def test_answers_count_for_the_contexts_they_were_given_in(world):
-    """What is learned from answers dealt out anew explains the true ones no better than popularity does; what they teach does."""
+def test_shuffled_labels_carry_no_information(world):
+    """Weights fitted on shuffled labels are no better than popularity on the true ones; weights fitted on these are."""
     labels = drawn_by(world, mixing(TRUE))
     dealt = np.random.default_rng(3).permutation(labels)
     allowed = (world.contexts.exclude_matrix() != dealt[:, None]).all(1)  # some are dealt to users who had the item
@@ -154,7 +154,7 @@ def test_answers_count_for_the_contexts_they_were_given_in(world):
     assert world.nll(other, labels) > popularity - 0.05
 
 
-def test_too_few_held_out_users_share_the_table_of_all(world):
+def test_too_few_held_out_users_use_the_table_of_all_users(world):
     labels = drawn_by(world, mixing(TRUE))
     few = np.zeros(len(labels), bool)
     few[:40] = True
@@ -169,16 +169,16 @@ def test_too_few_held_out_users_share_the_table_of_all(world):
     assert not torch.equal(*(found[name] for name in CALIBRATION_TABLES))
 
 
-def test_where_no_answer_is_known_the_mixture_is_plain_popularity(world):
-    """All items of the slice are new: there is no evidence for anything."""
+def test_without_eligible_labels_the_mixture_is_popularity(world):
+    """All items of the slice are new, so that no label is eligible."""
     labels = np.full(len(world.contexts), -1, dtype=np.int32)
     found = calibrated(world, labels)
     assert found.keys() == uncalibrated_tables().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in uncalibrated_tables().items())
 
 
-def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
-    """Other answers of fold 0's users, held out or not: fold 0's table stays the same to the last bit, those of others do not."""
+def test_a_fold_does_not_influence_its_own_table(world):
+    """With other labels of fold 0's users, fold 0's table stays bit-identical, and those of other folds change."""
     labels = drawn_by(world, mixing(TRUE))
     held_out, fold = (np.random.default_rng(seed).integers(0, 2, len(labels)).astype(np.int32) for seed in (1, 2))
     other = labels.copy()
@@ -196,7 +196,7 @@ def test_no_event_of_a_fold_shapes_the_table_that_weighs_its_set(world):
     assert not any(torch.equal(ours[fold_table_name(0)], ours[name]) for name in (*CALIBRATION_TABLES, fold_table_name(1)))
 
 
-def test_where_no_one_else_was_held_out_a_fold_is_weighed_by_what_all_others_did(world):
+def test_a_fold_table_uses_all_other_users_if_none_were_held_out(world):
     labels = drawn_by(world, mixing(TRUE))
     fold = (np.arange(len(labels)) % 2).astype(np.int32)
     found = calibrate(
@@ -213,7 +213,7 @@ def test_where_no_one_else_was_held_out_a_fold_is_weighed_by_what_all_others_did
     torch.testing.assert_close(found[fold_table_name(0)][:, :5], alone[CALIBRATION_TABLES[0]][:, :5], rtol=0.1, atol=0.05)
 
 
-def test_every_fold_is_weighed_by_its_own_table(world):
+def test_each_fold_uses_its_own_table(world):
     twins = {
         f"{fold}/{name.removeprefix('-1/')}": x for name, x in world.tensors.items() if name[:3] == "-1/" for fold in (0, 1)
     }

@@ -1,4 +1,4 @@
-"""Compiled code: where it is kept, and what happens on a machine where nothing can be compiled."""
+"""Compiled code: its cache, and machines on which nothing compiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scalr_prod.translator.kernels.compilation import compiled
 
 @pytest.fixture
 def base(tmp_path, monkeypatch):
-    """A folder to keep compiled code in, not asked for yet."""
+    """A cache folder for compiled code, not created yet."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     compile_cache.folder.cache_clear()
     yield tmp_path
@@ -32,7 +32,7 @@ def add(function) -> float:
     return float(logits.sum())
 
 
-def test_a_function_is_compiled_once_and_what_was_damaged_is_compiled_anew(base):
+def test_functions_are_compiled_once_and_again_after_damage(base):
     assert add(compiled(item_block.add_log_products.py_func)) == pytest.approx(6)
     assert kept(base) == ["nbc", "nbi"]
     again = compiled(item_block.add_log_products.py_func)
@@ -49,7 +49,7 @@ def test_a_function_is_compiled_once_and_what_was_damaged_is_compiled_anew(base)
     assert kept(base) == ["nbc", "nbi"]
 
 
-def test_the_folder_is_of_this_package_and_this_user_alone(base, monkeypatch):
+def test_cache_folder_depends_on_the_package_and_is_private(base, monkeypatch):
     place = compile_cache.folder()
     assert place is not None
     assert place.parent == base / "scalr_prod"
@@ -70,7 +70,7 @@ def no_folder(caplog) -> str:
     return record.getMessage()
 
 
-def test_a_folder_that_is_not_safe_is_not_used(base, monkeypatch, caplog):
+def test_an_unsafe_folder_is_not_used(base, monkeypatch, caplog):
     place = compile_cache.folder()
     for shared in (place, place.parent):
         shared.chmod(0o770)
@@ -87,7 +87,7 @@ def test_a_folder_that_is_not_safe_is_not_used(base, monkeypatch, caplog):
     assert "not a folder that only this user can write to" in no_folder(caplog)
 
 
-def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkeypatch, caplog):
+def test_without_a_writable_folder_each_process_compiles(base, monkeypatch, caplog):
     (base / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(base / "file"))
     assert "compiled code is not cached" in no_folder(caplog)
@@ -95,7 +95,7 @@ def test_without_a_folder_that_can_be_written_each_process_compiles(base, monkey
     assert kept(base) == []
 
 
-def test_folders_of_former_packages_go_after_a_month(base):
+def test_folders_of_other_package_versions_are_deleted_after_a_month(base):
     place = compile_cache.folder()
     former, lately = "f" * 16, "a" * 16
     for name, days in ((former, 31), (lately, 29)):
@@ -109,7 +109,7 @@ def test_folders_of_former_packages_go_after_a_month(base):
     assert sorted(other.name for other in place.parent.iterdir()) == sorted([place.name, lately])
 
 
-def test_only_folders_of_other_packages_code_go(base):
+def test_only_cache_folders_are_deleted(base):
     place = compile_cache.folder()
     ours, theirs = place.parent / ("0" * 16), place.parent / "lake"
     for old in (ours, theirs):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events as they are read, some at a time, and put in order, some users at a time."""
+"""Events are read in batches, and sorted some users at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANY = 3_000
 
 
 def log() -> pa.Table:
-    """Few users and items, times that meet, one user with a third of all events."""
+    """Few users and items, equal times, and one user with a third of all events."""
     rng = np.random.default_rng(5)
     user = np.where(rng.random(MANY) < 0.3, 3, rng.integers(0, 40, MANY))
     return pa.table(
@@ -31,7 +31,7 @@ def log() -> pa.Table:
 
 @pytest.mark.parametrize("at_a_time", [1, 100, 500_000])
 @pytest.mark.parametrize("weights", [{}, {"view": 0.5, "buy": 2.0}])
-def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_time, monkeypatch, tmp_path):
+def test_events_are_sorted_by_user_time_and_item_hash(weights, at_a_time, monkeypatch, tmp_path):
     monkeypatch.setattr(domain_events, "_ROWS_AT_ONCE", at_a_time)
     monkeypatch.setattr(domain_events, "_MAX_PASSES", MANY)
     table = log()
@@ -53,7 +53,7 @@ def test_events_are_in_order_of_user_time_and_hash_of_the_item(weights, at_a_tim
     assert not list(tmp_path.iterdir())
 
 
-def test_no_row_gives_nothing_of_the_columns_types(tmp_path):
+def test_empty_input_keeps_the_column_types(tmp_path):
     nothing = log()[:0]
     users, ids = distinct_ids(nothing.select(["user_id", "item_id"]).to_reader())
     assert (len(users), len(ids), users.type) == (0, 0, pa.string())

@@ -1,4 +1,4 @@
-"""Each estimator against its formula, written out again; and what must not reach its parameters."""
+"""Each estimator against a plain implementation of its formula; and data that must not influence its parameters."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_vocabulary_is_in_order_of_first_appearance(pairs):
     assert (np.diff(pairs.first_seen) >= 0).all()
 
 
-def test_only_the_most_frequent_items_are_known(log):
+def test_vocabulary_keeps_the_most_frequent_items(log):
     few = TrainingSlice.from_log(log, 80 * DAY, TranslatorSettings(max_source_items=7, max_target_items=5))
     assert (few.n_source, few.n_target) == (7, 5)
     count = np.bincount(log.target.item[log.target.time < 80 * DAY], minlength=len(log.target.ids))
@@ -72,12 +72,12 @@ def test_only_the_most_frequent_items_are_known(log):
     assert few.coverage()["source"].kept == 7
 
 
-def test_a_vocabulary_that_is_large_enough_holds_everything(pairs):
+def test_a_large_enough_vocabulary_is_complete(pairs):
     assert all(domain.is_complete and domain.events == domain.events_kept for domain in pairs.coverage().values())
 
 
-def test_too_little_to_learn_from_is_said(log):
-    with pytest.raises(TranslatorError, match="too little to learn from") as caught:
+def test_too_little_training_data_raises(log):
+    with pytest.raises(TranslatorError, match="too little training data") as caught:
         TrainingSlice.from_log(log, int(log.target.time.min()), SETTINGS)
     assert caught.value.next_step
 
@@ -103,7 +103,7 @@ def test_frequency_is_smoothed_co_occurrence(pairs):
         torch.testing.assert_close(found[row], expected / weights, rtol=1e-5, atol=1e-9)
 
 
-def test_frequency_without_a_known_item_is_popularity(pairs):
+def test_frequency_of_an_unknown_history_is_popularity(pairs):
     log_prior = popularity.log_popularity(pairs)
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
@@ -137,16 +137,16 @@ def test_the_source_basis_spans_the_leading_components(pairs):
     assert np.abs(rows[0] @ found[:, 0]) == pytest.approx(1, abs=1e-3)
 
 
-def test_linear_looks_at_some_users_at_a_time(pairs, monkeypatch):
+def test_linear_does_not_depend_on_the_user_batch_size(pairs, monkeypatch):
     basis, coefficients = linear.share(pairs)["basis"], linear.fit(pairs, linear.share(pairs))["coefficients"]
-    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USER_BATCH", 17)
     found = linear.share(pairs)["basis"]
     # Components are defined up to their sign.
     torch.testing.assert_close(found * (found * basis).sum(0).sign(), basis, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(linear.fit(pairs, {"basis": basis})["coefficients"], coefficients, rtol=1e-4, atol=1e-5)
 
 
-def test_factorisation_lowers_the_loss_it_stands_for(pairs):
+def test_factorisation_decreases_its_loss(pairs):
     fitted = factorisation.fit(pairs, {})
     target, source = pairs.target_matrix().toarray(), pairs.source_matrix().toarray()
     preference = np.concatenate([target, source], axis=1).astype(float)
@@ -169,7 +169,7 @@ def test_factorisation_lowers_the_loss_it_stands_for(pairs):
 
 
 @pytest.mark.parametrize("rank", [20, 7])
-def test_columns_are_made_orthonormal_dependent_ones_too(rank):
+def test_orthonormalise_handles_dependent_columns(rank):
     random = np.random.default_rng(0)
     columns = (random.standard_normal((300, rank)) @ random.standard_normal((rank, 20)) * np.logspace(0, -2, 20)).astype(
         np.float32
@@ -181,7 +181,7 @@ def test_columns_are_made_orthonormal_dependent_ones_too(rank):
 
 
 @pytest.mark.parametrize("dim", [4, 30, 64])
-def test_products_in_parts_are_those_of_all_cells_at_once(dim):
+def test_chunked_products_are_bit_identical(dim):
     """To the bit, so that a translator does not depend on how large the parts are; one part may be of a single cell."""
     generator = torch.Generator().manual_seed(1)
     cells = 2 * (factorisation._CACHED_NUMBERS // dim) + 1
@@ -194,7 +194,7 @@ def test_products_in_parts_are_those_of_all_cells_at_once(dim):
 
 @pytest.mark.parametrize("right", [None, np.linspace(0, 41, 1800, dtype=np.float32)])
 @pytest.mark.parametrize("dim", [4, 30, 64])
-def test_compiled_cells_move_the_factors_as_tensor_operations_do(dim, right, monkeypatch):
+def test_als_kernels_match_tensor_operations(dim, right, monkeypatch):
     """On processors whose sparse product joins multiplications with additions, up to the last bits."""
     assert factorisation.load_kernels() is not None, "numba is a dependency"
     cells = sparse.random(200, 90, 0.1, format="csr", dtype=np.float32, random_state=1)
@@ -227,11 +227,11 @@ def products_of(vectors: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize("at_a_time", [17, 262_144])
 @pytest.mark.parametrize("weighed", [False, True])
-def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
+def test_item_updates_do_not_depend_on_the_chunk_size(pairs, at_a_time, weighed, monkeypatch):
     """Towards the minimum of what all their cells cost, given the users: more steps end where the exact solution is."""
     monkeypatch.setattr(factorisation, "_ITEMS", at_a_time)
     monkeypatch.setattr(factorisation, "_CG_STEPS", 60)
-    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USER_BATCH", 17)
     if weighed:
         pairs = with_weights(pairs)
     cells, dim = factorisation._Cells.from_pairs(pairs), 8
@@ -250,25 +250,25 @@ def test_items_are_moved_some_at_a_time(pairs, at_a_time, weighed, monkeypatch):
     assert ((seen > 0) & (seen < 1)).any() == weighed
 
 
-def test_rows_of_some_users_are_those_of_all_users_matrix(pairs):
+def test_source_matrix_of_some_users_is_a_slice_of_the_full_matrix(pairs):
     whole, parts = pairs.source_matrix(), [slice(0, 17), slice(17, 18), slice(18, None)]
     assert len(pairs.log.users) > 20
     for users in parts:
         np.testing.assert_array_equal(pairs.source_matrix(users).toarray(), whole[users].toarray())
     assert pairs.source_matrix(slice(5, 5)).shape == (0, whole.shape[1])
-    with pytest.raises(ValueError, match="do not follow one another"):
+    with pytest.raises(ValueError, match="range of consecutive users"):
         pairs.source_matrix(slice(0, 17, 2))
 
 
-def test_counts_of_users_are_the_same_however_many_are_looked_at_at_a_time(pairs, monkeypatch):
+def test_user_counts_do_not_depend_on_the_batch_size(pairs, monkeypatch):
     whole = frequency.fit(pairs, {})
-    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USERS_AT_ONCE", 17)
+    monkeypatch.setattr("scalr_prod.translator.data.training_pairs._USER_BATCH", 17)
     some = frequency.fit(pairs, {})
     assert all(torch.equal(some[name], whole[name]) for name in whole)
     np.testing.assert_array_equal(pairs.source_user_counts(), np.asarray(pairs.source_matrix().sum(axis=0)).ravel())
 
 
-def test_factorisation_folds_a_context_in_by_least_squares(pairs):
+def test_factorisation_user_vectors_solve_least_squares(pairs):
     fitted = factorisation.fit(pairs, {})
     batch, _ = batch_of(pairs, later_rows(pairs)[:5])
     found = factorisation.score(fitted, batch, torch.zeros(pairs.n_target, dtype=torch.float64))
@@ -284,7 +284,7 @@ def test_factorisation_folds_a_context_in_by_least_squares(pairs):
         torch.testing.assert_close(found[row], target @ user, rtol=1e-6, atol=1e-8)
 
 
-def test_a_context_without_known_items_says_nothing(pairs):
+def test_scores_of_unknown_histories_are_uninformative(pairs):
     batch, _ = batch_of(pairs, later_rows(pairs)[:2])
     empty = replace(batch, items=torch.zeros_like(batch.items))
     log_prior = popularity.log_popularity(pairs)
@@ -296,7 +296,7 @@ def test_a_context_without_known_items_says_nothing(pairs):
 
 
 @pytest.mark.parametrize("name", BUILTIN_ESTIMATORS)
-def test_an_estimator_finds_the_taste(pairs, name):
+def test_estimators_learn_planted_preferences(pairs, name):
     estimator = load_estimator(name)
     held = pairs.without_users(pairs.log.fold == 0)
     shared = estimator.share(held)
@@ -314,7 +314,7 @@ def test_an_estimator_finds_the_taste(pairs, name):
     assert mean_rank(scores) < 0.65 * mean_rank(log_prior.expand_as(scores))
 
 
-def test_held_out_users_do_not_shape_the_parameters(pairs):
+def test_held_out_users_do_not_influence_the_parameters(pairs):
     """Whatever fold 0's users did in the target domain, the parameters of fold 0 are the same to the last bit.
 
     Popularity as of an event is no parameter: what it may know is the matter of the next test.
@@ -342,7 +342,7 @@ def test_held_out_users_do_not_shape_the_parameters(pairs):
         assert ours_all.shape != others_all.shape or not torch.equal(ours_all, others_all), estimator
 
 
-def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
+def test_popularity_counts_held_out_users_only_before_the_event(pairs):
     """Popularity counts their events too, but only those strictly before what is asked."""
     log, moment = pairs.log, 50 * DAY
     theirs = log.fold[log.target.user] == 0
@@ -369,7 +369,7 @@ def test_nothing_that_held_out_users_did_from_an_event_on_is_known_at_it(pairs):
     assert (earlier - undisturbed).abs().max() > 1e-3, "popularity of what came before must show, or this test shows nothing"
 
 
-def test_what_came_later_does_not_shape_the_parameters(pairs):
+def test_later_events_do_not_influence_the_parameters(pairs):
     log = pairs.log
     random = np.random.default_rng(6)
 
@@ -386,7 +386,7 @@ def test_what_came_later_does_not_shape_the_parameters(pairs):
         assert torch.equal(tensor, others[name]), name
 
 
-def test_the_work_that_is_told_adds_up_to_what_was_expected(pairs):
+def test_reported_work_adds_up_to_the_estimate(pairs):
     told: list[float] = []
     nobody = np.zeros(len(pairs.log.users), bool)
     (shared,) = fit_shared([pairs], on_progress=told.append)

@@ -1,4 +1,4 @@
-"""The fused execution beside the plain code: the same formulas, draws, probabilities and fallbacks."""
+"""The compiled CPU executor against the reference: formulas, draws, probabilities and fallbacks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNIT = 2.0**-24
 
 @pytest.fixture(scope="module")
 def world() -> SimpleNamespace:
-    """60 target items in blocks of 16, and popularity with a mark every few events."""
+    """60 target items in blocks of 16, and popularity with a snapshot every few events."""
     torch.set_num_threads(1)
     pairs = TrainingSlice.from_log(make_log(target_items=60), 90 * DAY, SETTINGS)
     fold = pairs.log.fold
@@ -58,7 +58,7 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
     )
 
 
-def test_exponentials_and_logarithms_are_off_by_three_units():
+def test_exp_and_log_are_accurate_to_three_units():
     random = np.random.default_rng(0)
     for x in np.concatenate([random.uniform(-87, 80, 4_000), random.uniform(-1, 1, 1_000), [0, -87, 80]]).astype(np.float32):
         assert abs(float(item_block.exp(x)) / np.exp(np.float64(x)) - 1) <= 3 * UNIT
@@ -71,8 +71,8 @@ def test_exponentials_and_logarithms_are_off_by_three_units():
 
 
 @pytest.mark.parametrize("length", [3, LENGTH, 40])
-def test_histories_are_read_alike(world, length):
-    """Empty, unknown, repeated and long ones; the factorisation solves a system of either size."""
+def test_compiled_encoders_match_the_reference(world, length):
+    """Empty, unknown, repeated and long histories; the factorisation solves systems of both sizes."""
     contexts = make_contexts(world, 60, seed=length, length=length)
     mixture, batch = world.fused.parameter_set(0), ContextBatch.from_contexts(contexts, world.fused.first_seen)
     asked = [name for name, estimator in mixture.estimators.items() if estimator in encoders.USER_ENCODERS]
@@ -88,7 +88,7 @@ def test_histories_are_read_alike(world, length):
 @pytest.mark.parametrize(
     ("k", "temperature", "min_lift"), [(4, 1.0, 0.0), (20, 1.0, 1.0), (20, 0.3, 0.5), (9, 2.0, 0.5), (70, 1.0, 0.0)]
 )
-def test_draws_and_probabilities_are_the_references(world, k, temperature, min_lift):
+def test_draws_and_probabilities_match_the_reference(world, k, temperature, min_lift):
     contexts = make_contexts(world, 1_500, seed=k, exclude=4)
     found, expected = (
         module.sample(contexts, k, temperature=temperature, min_lift=min_lift) for module in (world.fused, world.reference)
@@ -99,7 +99,7 @@ def test_draws_and_probabilities_are_the_references(world, k, temperature, min_l
     assert (found.items != NO_ITEM).any()
 
 
-def test_every_member_scores_alike(world):
+def test_every_component_scores_as_the_reference(world):
     contexts = make_contexts(world, 200, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (200, 1))
     for member in BUILTIN_LAYOUT.components:
@@ -109,8 +109,8 @@ def test_every_member_scores_alike(world):
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
 
 
-def test_a_prior_of_which_little_is_left_is_worked_out_as_a_whole(world, whole_rows):
-    """What is excluded is taken from everybody's sum, which is exact as long as enough is left."""
+def test_an_inexact_prior_is_recomputed_by_the_reference(world, whole_rows):
+    """The mass of excluded items is subtracted from a shared sum, which is exact if enough remains."""
     contexts = replace(make_contexts(world, 40, seed=2), event_time=np.full(40, 100 * DAY))
     every = np.tile(np.arange(world.pairs.n_target, dtype=np.int32), (40, 1))
     popular = np.argsort(-world.reference.score(contexts, every)[1], axis=1)[:, :-3].astype(np.int32)
@@ -124,7 +124,7 @@ def test_a_prior_of_which_little_is_left_is_worked_out_as_a_whole(world, whole_r
         np.testing.assert_array_equal(found[1].items, expected[1].items)
 
 
-def test_what_it_does_not_know_is_left_to_the_plain_code(world, monkeypatch, whole_rows):
+def test_unsupported_requests_use_the_reference(world, monkeypatch, whole_rows):
     contexts = make_contexts(world, 20, seed=3)
     monkeypatch.setattr(executor, "MAX_DRAWS", 3)
     for k, rows in ((3, 0), (4, 20)):
@@ -136,9 +136,9 @@ def test_what_it_does_not_know_is_left_to_the_plain_code(world, monkeypatch, who
     assert executor.FusedExecutor.supports(mixture, "sequential")
 
 
-def test_what_the_trial_compiled_is_all_that_is_needed(world):
-    """A request that found other types of arrays would wait until all was compiled for them once more."""
-    of_histories = [vars(encoders)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_tastes")]
+def test_the_self_test_compiles_all_kernels(world):
+    """A request with other array types would have to wait for another compilation."""
+    of_histories = [vars(encoders)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_traits")]
     kernels = [item_block.score_block, item_block.add_log_products, *of_histories]
     TranslatorModule(world.tensors, world.metadata).warm_up()
     for rows, exclude, k in ((1, 0, 1), (7, 3, 5), (40, 0, 70)):
@@ -149,7 +149,7 @@ def test_what_the_trial_compiled_is_all_that_is_needed(world):
     assert [len(kernel.signatures) for kernel in kernels] == [1] * len(kernels)
 
 
-def test_counts_of_named_items_are_those_of_all(world):
+def test_log_counts_of_given_items_match_those_of_all_items(world):
     parameters = world.fused.parameter_set(-1).popularity
     time = torch.from_numpy(np.random.default_rng(4).integers(-DAY, 120 * DAY, 200))
     items = torch.randint(world.pairs.n_target, (200, 7), generator=torch.Generator().manual_seed(4))

@@ -1,4 +1,4 @@
-"""Learning, calibration and figures on a device that is not the CPU: see `support.card`."""
+"""Training, calibration and metrics on a device other than the CPU, see `support.card`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from translator_world import DAY, METADATA, SETTINGS, make_log
 from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice
-from scalr_prod.translator.estimators import attention, device_self_test, sequential
+from scalr_prod.translator.estimators import attention, sequential
 from scalr_prod.translator.information_gain import LabelledContexts, measure_information
 from scalr_prod.translator.metrics import measure
 from scalr_prod.translator.module import TranslatorModule
@@ -35,7 +35,7 @@ def _forgotten():
     training_device.training_device.cache_clear()
 
 
-def test_a_card_refuses_what_a_card_refuses():
+def test_the_fake_gpu_refuses_mixed_devices():
     with Card() as there:
         here = torch.arange(6.0).to(CARD)
         with pytest.raises(RuntimeError, match="of the card and of the CPU"):
@@ -49,32 +49,32 @@ def test_a_card_refuses_what_a_card_refuses():
         assert here.cpu().numpy().tolist() == list(range(6))
 
 
-def test_a_device_that_learns_what_the_cpu_learns_is_used():
+def test_a_device_that_reproduces_the_cpu_passes_the_self_test():
     with Card() as there:
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
     assert there.operations > 1000
-    assert there.waits == device_self_test._STEPS, "only the losses are asked for: no step waits for a number of the card's"
+    assert there.waits == training_device._STEPS, "only the losses are asked for: no step waits for a number of the card's"
 
 
-def test_a_device_that_learns_something_else_is_not(monkeypatch):
+def test_a_device_with_other_losses_fails_the_self_test(monkeypatch):
     states = attention.reference_states
     monkeypatch.setattr(attention, "reference_states", lambda *asked: 1.1 * states(*asked))
     with Card(), pytest.raises(RuntimeError, match="losses on"):
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
 
 
-def test_a_device_that_gives_no_numbers_is_not(monkeypatch):
-    losses = device_self_test._losses
+def test_a_device_with_nan_losses_fails_the_self_test(monkeypatch):
+    losses = training_device._losses
     monkeypatch.setattr(
-        device_self_test,
+        training_device,
         "_losses",
-        lambda device: losses(device) if device == "cpu" else [float("nan")] * device_self_test._STEPS,
+        lambda device: losses(device) if device == "cpu" else [float("nan")] * training_device._STEPS,
     )
     with pytest.raises(RuntimeError, match="losses on"):
-        device_self_test.check_device_training(CARD)
+        training_device.check_device_training(CARD)
 
 
-def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog):
+def test_a_fit_that_fails_on_the_gpu_runs_again_on_the_cpu(pairs, monkeypatch, caplog):
     settings = SETTINGS.model_copy(update={"estimators": ("popularity", "sequential")})
     expected = fit_parameter_sets(replace(pairs, settings=settings), {-1: pairs.log.fold == 0}, lambda _: None)
     states, asked = attention.reference_states, []
@@ -95,7 +95,7 @@ def test_what_fails_on_a_card_is_done_anew_on_the_cpu(pairs, monkeypatch, caplog
     assert "CUDA out of memory" in caplog.text
 
 
-def test_estimators_that_need_no_card_do_not_wait_for_it(pairs, monkeypatch):
+def test_cpu_estimators_do_not_wait_for_the_gpu(pairs, monkeypatch):
     class Taken:
         def __enter__(self) -> None:
             pytest.fail("the card was asked for")
@@ -108,7 +108,7 @@ def test_estimators_that_need_no_card_do_not_wait_for_it(pairs, monkeypatch):
     assert fit_parameter_sets(replace(pairs, settings=settings, device=CARD), {-1: pairs.log.fold == 0}, lambda _: None)
 
 
-def test_what_fails_on_the_cpu_fails():
+def test_errors_on_the_cpu_are_raised():
     def broken(_device: str) -> None:
         raise RuntimeError("broken")
 
@@ -116,7 +116,7 @@ def test_what_fails_on_the_cpu_fails():
         devices.with_cpu_fallback("cpu", broken)
 
 
-def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
+def test_a_failing_gpu_is_logged_and_not_used(monkeypatch, caplog):
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, which does not fail")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -124,13 +124,13 @@ def test_a_gpu_that_fails_is_told_of_and_left_alone(monkeypatch, caplog):
     assert "training on the CPU" in caplog.text
 
 
-def test_the_cpu_is_not_tried(monkeypatch):
+def test_the_cpu_needs_no_self_test(monkeypatch):
     monkeypatch.setattr(training_device, "check_device_training", lambda _: pytest.fail("nothing to try"))
     assert training_device.training_device("cpu") == "cpu"
 
 
 @pytest.mark.slow
-def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pairs):
+def test_the_sequential_estimator_learns_the_same_on_a_gpu(pairs):
     shared = sequential.share(pairs)
     expected = sequential.fit(pairs, shared)
     with Card():
@@ -146,7 +146,7 @@ def test_the_sequential_estimator_learns_on_a_card_what_it_learns_on_the_cpu(pai
 
 
 @pytest.mark.slow
-def test_calibration_and_figures_on_a_card_are_those_of_the_cpu(pairs):
+def test_calibration_and_metrics_on_a_gpu_match_the_cpu(pairs):
     log = pairs.log
     held_out = log.fold == 0
     tensors = fit_parameter_sets(pairs, {-1: held_out}, lambda _: None)

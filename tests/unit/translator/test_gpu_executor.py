@@ -1,4 +1,4 @@
-"""The execution on a GPU beside the plain code, its kernels run by Triton's interpreter on a CPU: draws, probabilities, fallbacks."""
+"""The GPU executor, run by Triton's interpreter on a CPU, against the reference: draws, probabilities and fallbacks."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def world() -> Iterator[SimpleNamespace]:
         )
         metadata = METADATA | {"n_source": str(pairs.n_source)}
         gpu, reference = (TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True))
-        gpu.__dict__["_fused"] = gpu_self_test.build_executor(
-            tuple(gpu._sets.values()), gpu._numbers, gpu.first_seen, gpu.n_source
+        gpu.__dict__["_executor"] = gpu_self_test.build_executor(
+            tuple(gpu._mixtures.values()), gpu._item_words, gpu.first_seen, gpu.n_source
         )
         yield SimpleNamespace(pairs=pairs, gpu=gpu, reference=reference, tensors=tensors, metadata=metadata)
 
@@ -76,7 +76,7 @@ def make_contexts(world: SimpleNamespace, rows: int, *, seed: int = 0, exclude: 
     ("k", "temperature", "min_lift", "days"),
     [(4, 1.0, 0.0, 3), (20, 1.0, 1.0, 3), (9, 0.3, 0.5, 3), (9, 2.0, 0.5, 3), (160, 1.0, 0.0, 3), (9, 1.0, 0.5, 110)],
 )
-def test_draws_and_probabilities_are_the_references(world, k, temperature, min_lift, days):
+def test_draws_and_probabilities_match_the_reference(world, k, temperature, min_lift, days):
     contexts = make_contexts(world, 120, seed=k, exclude=4, days=days)
     found, expected = (
         module.sample(contexts, k, temperature=temperature, min_lift=min_lift) for module in (world.gpu, world.reference)
@@ -88,7 +88,7 @@ def test_draws_and_probabilities_are_the_references(world, k, temperature, min_l
 
 
 @pytest.mark.slow
-def test_every_member_scores_alike(world):
+def test_every_component_scores_as_the_reference(world):
     contexts = make_contexts(world, 70, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
     for member in BUILTIN_LAYOUT.components:
@@ -98,13 +98,13 @@ def test_every_member_scores_alike(world):
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
 
 
-def test_the_pass_draws_by_itself(world, whole_rows):
+def test_the_pass_rarely_needs_float64(world, whole_rows):
     contexts = make_contexts(world, 120, seed=3, exclude=4)
     world.gpu.sample(contexts, 4)
     assert sum(whole_rows) <= 2  # of 120: rounding hides an item in another place almost never
 
 
-def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_rows, monkeypatch):
+def test_rows_within_the_rounding_bound_use_the_reference(world, whole_rows, monkeypatch):
     contexts = make_contexts(world, 30, seed=4)
     expected = world.reference.sample(contexts, 4)
     whole_rows.clear()
@@ -115,12 +115,12 @@ def test_what_the_bound_does_not_exclude_goes_to_the_plain_code(world, whole_row
 
 
 @pytest.mark.slow
-def test_a_batch_s_cut_changes_nothing(world, monkeypatch):
+def test_results_do_not_depend_on_tiles_or_groups(world, monkeypatch):
     """Tiles of few contexts, since many events lie between them; groups of few; all items for one program."""
     contexts = make_contexts(world, 60, seed=5, exclude=2)
     expected = world.gpu.sample(contexts, 6)
-    monkeypatch.setattr(gpu_executor, "_CHANGED", 5)
-    monkeypatch.setattr(gpu_executor, "_STATES", 1)
+    monkeypatch.setattr(gpu_executor, "_MAX_EVENTS_PER_TILE", 5)
+    monkeypatch.setattr(gpu_executor, "_MAX_STATE_ELEMENTS", 1)
     monkeypatch.setattr(gpu_executor, "_CHUNK", 1_000)
     monkeypatch.setattr(gpu_executor, "_PROGRAMS", 1)
     found = world.gpu.sample(contexts, 6)
@@ -136,7 +136,7 @@ def _variates(numbers, low, high, out, count: tl.constexpr):
     tl.store(out + tl.arange(0, 1)[:, None] * count + place[None, :], found)
 
 
-def test_variates_are_the_reference_s_within_the_stated_bound():
+def test_variates_match_the_reference_within_the_bound():
     """As far as formulas go: a card's own logarithm is another one."""
     count = 2**16
     numbers, out = counter_rng.item_words(count), torch.empty(1, count)
@@ -147,13 +147,13 @@ def test_variates_are_the_reference_s_within_the_stated_bound():
     assert float(exact.min()) < -9  # small variates, which decide races, are among them
 
 
-def test_tiles_end_where_many_events_lie_between():
+def test_tiles_end_after_many_events():
     before = np.array([0, 1, 2, 600, 600, *([700] * 100)])
     assert gpu_executor._tiles(before).tolist() == [0, 3, 35, 67, 99]
     assert gpu_executor._tiles(before[:0]).tolist() == []
 
 
-def test_runs_of_excluded_items_are_their_lists(world):
+def test_consumed_items_equal_an_exclusion_matrix(world):
     contexts = make_contexts(world, 40, seed=6, exclude=5)
     flat = contexts.exclude_matrix()
     had = ConsumedItems(flat.ravel(), np.arange(40) * 5, np.full(40, 5))
@@ -174,7 +174,7 @@ def test_no_contexts_and_no_items_left(world):
 @pytest.mark.slow
 @pytest.mark.parametrize("card", [80, 90])
 def test_the_kernel_compiles_for_cards(card):
-    """The interpreter takes what Triton's compiler refuses; it needs no card."""
+    """The interpreter accepts code that Triton's compiler refuses; compiling needs no GPU."""
     code = f"""
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
@@ -200,19 +200,21 @@ print(made.metadata.shared)
     assert int(done.stdout) <= 99 * 2**10  # of shared memory, which the smaller cards of that kind have
 
 
-def test_it_is_tried_where_hardly_an_item_is_there_yet(world):
-    """A context before which two items had been seen has two draws of four."""
+def test_the_self_test_runs_with_few_eligible_items(world):
+    """A context with two eligible items has two draws of four."""
     tensors = world.tensors | {"shared/first_seen": torch.arange(world.pairs.n_target) * DAY}
     module = TranslatorModule(tensors, world.metadata, reference=True)
-    found = gpu_self_test.build_executor(tuple(module._sets.values()), module._numbers, module.first_seen, module.n_source)
+    found = gpu_self_test.build_executor(
+        tuple(module._mixtures.values()), module._item_words, module.first_seen, module.n_source
+    )
     assert isinstance(found, gpu_executor.GpuExecutor)
 
 
-def test_an_execution_that_draws_something_else_is_not_taken(world, monkeypatch):
-    """A driver, compiler or card that gives wrong numbers: the plain code answers, with a warning."""
+def test_an_executor_with_other_draws_is_rejected(world, monkeypatch):
+    """With a driver, compiler or GPU that computes wrong numbers, the reference is used, with a warning."""
     states = gpu_executor.GpuExecutor._states
     monkeypatch.setattr(gpu_executor.GpuExecutor, "_states", lambda self, time: 3 * states(self, time))
     with pytest.raises(RuntimeError, match="differ"):
         gpu_self_test.build_executor(
-            tuple(world.gpu._sets.values()), world.gpu._numbers, world.gpu.first_seen, world.gpu.n_source
+            tuple(world.gpu._mixtures.values()), world.gpu._item_words, world.gpu.first_seen, world.gpu.n_source
         )

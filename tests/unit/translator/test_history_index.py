@@ -1,4 +1,4 @@
-"""Histories in a few bytes each are the array that they stand for, however it is indexed."""
+"""A history index equals the array that it represents, however it is indexed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENGTH = 5
 
 
 def listed(runs: HistoryIndex) -> np.ndarray:
-    """The whole array, row by row."""
+    """Return the full array, built row by row."""
     found = np.full((len(runs.stop), LENGTH), -1, np.int32)
     for row, (stop, count) in enumerate(zip(runs.stop.tolist(), runs.count.tolist(), strict=True)):
         if count:
@@ -35,7 +35,7 @@ def made(*, late: bool) -> HistoryIndex:
     "rows", [np.array([4, 0, 1, 1, 6]), np.array([], np.int64), slice(1, 5), slice(None), 4, 2, np.arange(7) > 2]
 )
 @pytest.mark.parametrize("columns", [None, -1, 0, slice(-3, None), slice(None)])
-def test_runs_are_indexed_as_their_array_is(rows, columns, late):
+def test_a_history_index_is_indexed_as_its_array(rows, columns, late):
     runs = made(late=late)
     key = rows if columns is None else (rows, columns)
     expected = listed(runs)[key]
@@ -48,9 +48,9 @@ def test_runs_are_indexed_as_their_array_is(rows, columns, late):
 
 @pytest.mark.parametrize("widest", [10, 2**40, 2**61])
 @pytest.mark.parametrize("at_a_time", [1, 7, 1000])
-def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
+def test_event_positions_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     """Of users without events too, and at times before all events and after them; whatever time the log spans."""
-    monkeypatch.setattr(event_log, "_LOOKED_UP", at_a_time)
+    monkeypatch.setattr(event_log, "_LOOKUP_BATCH", at_a_time)
     random = np.random.default_rng(0)
     user, time = random.choice([0, 1, 3, 4, 7, 9], 200).astype(np.int32), random.integers(-widest, widest, 200)
     order = np.lexsort((time, user))
@@ -60,4 +60,4 @@ def test_events_are_found_by_user_and_time(widest, at_a_time, monkeypatch):
     for and_at in (False, True):
         earlier = source.time[None] <= moment[:, None] if and_at else source.time[None] < moment[:, None]
         expected = (source.user[None] < asked[:, None]).sum(1) + ((source.user[None] == asked[:, None]) & earlier).sum(1)
-        np.testing.assert_array_equal(event_log._EventFinder(source).before(asked, moment, and_at=and_at), expected)
+        np.testing.assert_array_equal(event_log._EventFinder(source).end_before(asked, moment, inclusive=and_at), expected)

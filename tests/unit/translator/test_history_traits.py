@@ -1,4 +1,4 @@
-"""Tastes are what a plain count of the log says, never look ahead, and are those of the context alone."""
+"""Traits agree with a plain count of the log, never look ahead, and depend on the context alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def batch_at(pairs: TrainingSlice, rows: np.ndarray) -> tuple[ContextBatch, np.n
 
 
 def log_counts(pairs: TrainingSlice, item: int, moment: int) -> np.ndarray:
-    """Of a source item strictly before a moment, by going through the whole log."""
+    """Return the log counts of a source item strictly before a moment, from a scan of the whole log."""
     events = pairs.log.source
     moment = min(moment, pairs.popularity_until + 300_000_000)  # after the end, counts stand still
     time = events.time[(events.item == item) & (events.time < min(moment, pairs.popularity_until))]
@@ -48,17 +48,17 @@ def test_counts_are_exact_at_any_time_and_do_not_look_ahead(pairs):
         np.testing.assert_allclose(found[row], expected, atol=1e-4)
 
 
-def test_counts_do_not_depend_on_how_many_events_are_counted_at_a_time(pairs, monkeypatch):
-    monkeypatch.setattr(history_traits, "_MOST_EVENTS", 100)  # of more events, some are looked at
+def test_counts_do_not_depend_on_the_batch_size(pairs, monkeypatch):
+    monkeypatch.setattr(history_traits, "_MAX_SAMPLED_EVENTS", 100)  # of more events, some are looked at
     expected = history_traits.fit(pairs)
-    monkeypatch.setattr(history_traits, "_AT_A_TIME", 50)
+    monkeypatch.setattr(history_traits, "_BATCH_EVENTS", 50)
     found = history_traits.fit(pairs)
-    assert len(list(history_traits._by_item(pairs, history_traits._many(pairs)))) > 10
+    assert len(list(history_traits._iter_sorted_by_item(pairs, history_traits._count_events(pairs)))) > 10
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
 
 
-def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(pairs):
+def test_tastes_are_history_means_relative_to_the_interval_means(pairs):
     fitted = history_traits.fit(pairs)
     rows = np.flatnonzero(pairs.log.target.time >= 60 * DAY)[::3]
     batch, history = batch_at(pairs, rows)
@@ -86,7 +86,7 @@ def test_tastes_are_the_means_of_the_history_beside_what_was_chosen_around_then(
     np.testing.assert_allclose(history_traits.standardize_traits(found, mean, spread), expected, atol=2e-2)
 
 
-def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
+def test_interval_means_are_those_of_the_interval_before(pairs):
     long = make_log(users=600, seed=5)
     pairs = TrainingSlice.from_log(long, 80 * DAY, SETTINGS)
     fitted = history_traits.fit(pairs)
@@ -98,10 +98,10 @@ def test_what_is_around_is_the_mean_of_the_interval_before(pairs):
     np.testing.assert_allclose(fitted["around"][3], np.mean(values, 0), atol=1e-3)
 
 
-def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch):
-    monkeypatch.setattr(history_traits, "_EVENTS_IN_AN_INTERVAL", 40)
+def test_intervals_of_a_long_log_use_sampled_times(pairs, monkeypatch):
+    monkeypatch.setattr(history_traits, "_MIN_INTERVAL_EVENTS", 40)
     every, first = history_traits.fit(pairs), pairs.log.source.time.min()
-    monkeypatch.setattr(history_traits, "_MOST_TIMES", 100)
+    monkeypatch.setattr(history_traits, "_MAX_SAMPLED_TIMES", 100)
     some = history_traits.fit(pairs)
     assert every["instants"][0] == some["instants"][0] == first
     assert 1 < len(some["around"]) < len(every["around"]), "as many as there are times"
@@ -112,7 +112,7 @@ def test_intervals_of_a_long_log_are_cut_by_some_of_its_times(pairs, monkeypatch
     assert some["around"].isfinite().all()
 
 
-def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
+def test_later_events_do_not_change_earlier_counts(pairs):
     log, moment = pairs.log, 50 * DAY
     later = log.source.time >= moment
     moved = DomainEvents(log.source.user, np.where(later, 0, log.source.item), log.source.time, log.source.ids)
@@ -124,7 +124,7 @@ def test_what_happens_from_a_time_on_changes_no_count_before(pairs):
     assert torch.equal(one, same)
 
 
-def test_counts_go_on_to_the_end_of_what_was_known_and_stand_still_then(pairs):
+def test_counts_are_constant_after_the_end_of_the_known_log(pairs):
     """A slice that ends earlier has the same counts: they are known at the time of each event, not fitted."""
     fitted, early = history_traits.fit(pairs), history_traits.fit(replace(pairs, until=60 * DAY))
     assert all(torch.equal(early[name], tensor) for name, tensor in fitted.items())
@@ -134,7 +134,7 @@ def test_counts_go_on_to_the_end_of_what_was_known_and_stand_still_then(pairs):
     assert torch.equal(at_end, later)
 
 
-def test_a_history_of_unknown_items_has_no_taste(pairs):
+def test_traits_of_an_unknown_history_are_zero(pairs):
     fitted = history_traits.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:20])
     mean, spread = history_traits.trait_moments(history_traits.raw_traits(fitted, batch))
@@ -150,7 +150,7 @@ def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
     order = np.lexsort((events.time + minutes, events.user))
     within = DomainEvents(events.user[order], events.item[order], (events.time + minutes)[order], events.ids)
     of_minutes = replace(pairs, log=replace(pairs.log, source=within))
-    monkeypatch.setattr(history_traits, "_ALL_KEPT", 4)
+    monkeypatch.setattr(history_traits, "_MAX_EXACT_EVENTS", 4)
     once = history_traits.fit(of_minutes)
     assert len(once["key"]) < len(events)
     item = torch.arange(1, pairs.n_source + 1)
@@ -166,7 +166,7 @@ def test_an_item_of_many_events_is_counted_once_a_day(pairs, monkeypatch):
 
 @pytest.mark.parametrize("end", [-(2**63), 2**63 - 1, 0])
 @pytest.mark.parametrize("age", [0.0, 3e38, -3e38])
-def test_tastes_of_hostile_times_are_numbers(pairs, end, age):
+def test_traits_of_extreme_times_are_finite(pairs, end, age):
     fitted = history_traits.fit(pairs)
     batch, _ = batch_at(pairs, np.flatnonzero(pairs.log.target.time >= 60 * DAY)[:4])
     asked = replace(batch, history_end=torch.full_like(batch.history_end, end), ages=torch.full_like(batch.ages, age))

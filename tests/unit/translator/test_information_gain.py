@@ -1,4 +1,4 @@
-"""What source histories say is told from what is popular, from the time, and from users whom the parameters know."""
+"""Information gain is separated from popularity, from time, and from users in the training data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contexts(user: np.ndarray, time: np.ndarray) -> Contexts:
     )
 
 
-def test_every_event_gets_the_history_of_another_user_near_in_time():
+def test_histories_are_swapped_with_users_near_in_time():
     rng = np.random.default_rng(0)
     user = rng.integers(0, 30, 4_000).astype(np.int32)
     user[:400] = np.where(rng.random(400) < 0.9, 7, user[:400])  # one user makes nearly all events of a time
@@ -44,7 +44,7 @@ def test_every_event_gets_the_history_of_another_user_near_in_time():
     np.testing.assert_array_equal(other.event_time, own.event_time)
 
 
-def test_who_is_alone_keeps_the_own_history():
+def test_a_single_user_keeps_their_history():
     user = np.zeros(5, dtype=np.int32)
     own = contexts(user, np.arange(5, dtype=np.int64))
     np.testing.assert_array_equal(swap_histories(own, user, np.random.default_rng(0)).history_items, own.history_items)
@@ -62,7 +62,7 @@ def information(world: World, **options) -> InformationGain:
 
 
 @pytest.mark.slow
-def test_a_tenth_of_a_nat_is_told_from_chance_and_the_same_is_found_again():
+def test_a_tenth_of_a_nat_is_significant_and_reproducible():
     world = World(signal=0.2, users=1_500, topics=8, source_items=64, target_items=64)  # .11 nats for the oracle
     found = information(world)
     assert found.own_over_others.low > 0.02
@@ -71,7 +71,7 @@ def test_a_tenth_of_a_nat_is_told_from_chance_and_the_same_is_found_again():
 
 
 @pytest.mark.slow
-def test_users_whom_the_parameters_know_are_not_asked():
+def test_users_in_the_training_data_are_excluded():
     """Users repeat themselves, and source and target have nothing to do with each other: parameters know users by their source."""
     world = World(signal=0.0, repeats=0.5, users=800, topics=10, source_items=300, target_items=300)
     found = information(world)

@@ -1,4 +1,4 @@
-"""The translator learns from, and is judged on, the events that a run can generate."""
+"""The translator is fitted and measured on labels: the events that a run can generate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def log_of(rows: list[tuple[int, int, int]], *, exclude_consumed: bool = True) -
 
 
 def asked(log: EventLog, target_index: np.ndarray) -> np.ndarray:
-    """The exclusion lists at every other target event, the last one first: int32 [R, E]."""
+    """Return the exclusion lists at every other target event, in reverse order: int32 [R, E]."""
     rows = np.arange(len(log.target))[::-2]
     contexts, _ = contexts_and_labels(log, rows, source_index=np.ones(1, dtype=np.int32), target_index=target_index)
     return contexts.exclude_matrix()
@@ -58,7 +58,7 @@ EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0,
 
 
 @given(EVENTS)
-def test_a_repeat_is_no_label_and_what_a_user_had_is_excluded(rows):
+def test_repeats_are_not_labels_and_consumed_items_are_excluded(rows):
     log = log_of(rows)
     events = list(zip(log.target.user.tolist(), log.target.item.tolist(), log.target.time.tolist(), strict=True))
     first = [events[:place] for place in range(len(events))]
@@ -71,13 +71,13 @@ def test_a_repeat_is_no_label_and_what_a_user_had_is_excluded(rows):
 
 
 @given(EVENTS)
-def test_where_items_may_be_proposed_again_every_event_is_a_label(rows):
+def test_every_event_is_a_label_without_exclusion(rows):
     log = log_of(rows, exclude_consumed=False)
     assert log.is_label.all()
     assert asked(log, np.arange(5, dtype=np.int32)).shape[1] == 0
 
 
-def test_what_is_excluded_has_no_probability_and_the_rest_sums_to_one():
+def test_excluded_items_have_probability_zero_and_the_rest_sums_to_one():
     torch.set_num_threads(1)
     log = make_log()
     options = SETTINGS.model_copy(update={"estimators": ("popularity", "frequency")})
@@ -127,7 +127,7 @@ def judged(*, exclude_consumed: bool) -> SimpleNamespace:
     )
 
 
-def test_figures_and_information_count_no_repeat():
+def test_metrics_and_information_gain_ignore_repeats():
     found = judged(exclude_consumed=True)
     assert found.new < 0.8 * found.events
     assert found.calibrated.metrics["all"]["mixture"].events == found.new
@@ -136,14 +136,14 @@ def test_figures_and_information_count_no_repeat():
     assert every.calibrated.metrics["all"]["mixture"].events == every.events
 
 
-def test_popularity_does_not_recognise_what_the_user_chose_before():
+def test_popularity_does_not_predict_repeats():
     """Every new choice is uniform, so that popularity says nothing of it; of repeats it says that the user chose the item lately."""
     assert judged(exclude_consumed=True).over_uniform < 0.02
     assert judged(exclude_consumed=False).over_uniform > 0.04
 
 
 def test_a_log_without_repeats_has_the_same_parameters():
-    """What is masked shapes the calibration alone."""
+    """Excluded items influence the calibration only."""
     torch.set_num_threads(1)
     rows = [(user, item, 1 + (3 * user + item) % 7) for user in range(4) for item in range(5)]
     settings = SETTINGS.model_copy(update={"estimators": ("popularity", "frequency", "topics", "linear", "factorisation")})
@@ -156,7 +156,7 @@ def test_a_log_without_repeats_has_the_same_parameters():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_of_many_events_some_are_measured_and_the_error_of_that_is_told(monkeypatch):
+def test_metrics_of_many_events_are_sampled_with_a_standard_error(monkeypatch):
     """What is learned does not change, and the figures of the draw lie within a few of its standard errors."""
     every = judged(exclude_consumed=True).calibrated
     whole = every.metrics["all"]["mixture"]

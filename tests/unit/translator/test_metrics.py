@@ -1,4 +1,4 @@
-"""The translator's figures against a plain count, pair by pair."""
+"""Metrics against a plain count of (event, item) pairs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def group(request, world) -> SimpleNamespace:
     return SimpleNamespace(p=world.p, labels=world.labels, rows=rows, usable=usable, found=world.found[request.param])
 
 
-def test_the_ranking_counts_what_training_did_not_know_as_missed(group):
+def test_unknown_items_count_as_misses_in_the_ranking(group):
     gain = hits = 0.0
     for row in group.usable:
         own = group.p[row, group.labels[row]]
@@ -60,19 +60,19 @@ def test_the_ranking_counts_what_training_did_not_know_as_missed(group):
     assert (group.found.events, group.found.eligible) == (len(group.rows), len(group.usable))
 
 
-def test_members_are_measured_apart(world):
+def test_components_are_measured_separately(world):
     assert world.other.nll > world.found["all"].nll + 1
     assert world.other.eligible != world.found["all"].eligible
 
 
-def test_the_likelihood_leaves_them_out(group):
+def test_the_likelihood_excludes_unknown_items(group):
     nll = -np.mean([np.log(group.p[row, group.labels[row]]) for row in group.usable])
     assert group.found.nll == pytest.approx(nll, rel=1e-5)
     spread = np.std([np.log(group.p[row, group.labels[row]]) for row in group.usable])
     assert group.found.nll_se == pytest.approx(spread / len(group.usable) ** 0.5, rel=1e-5)
 
 
-def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):
+def test_the_calibration_error_is_the_mass_in_the_wrong_bin(group):
     said, seen = np.zeros(24), np.zeros(24)
     for row in group.usable:
         for item in range(ITEMS):
@@ -83,7 +83,7 @@ def test_the_calibration_error_is_the_mass_in_the_wrong_class(group):
     assert group.found.ece == pytest.approx(np.abs(said - seen).sum() / len(group.usable), abs=1e-4)
 
 
-def test_the_curve_is_how_often_a_pair_came_by_how_probable_it_was(group):
+def test_the_calibration_curve_matches_a_plain_count(group):
     pairs = [
         (min(max(int(-np.log2(p)), 0), 23), p, item == group.labels[row])
         for row in group.usable
@@ -120,7 +120,7 @@ def test_the_error_by_chance_is_that_of_the_true_distribution(world):
     assert world.found["all"].ece_by_chance == pytest.approx(expected, rel=0.05)
 
 
-def test_the_top_label_error_compares_the_most_probable_item_with_how_often_it_came(group):
+def test_the_top_label_error_matches_a_plain_count(group):
     top = group.p[group.usable].max(1)
     came = group.p[group.usable].argmax(1) == group.labels[group.usable]
     error = 0.0

@@ -1,4 +1,4 @@
-"""What the module draws and scores: distributions, draws without replacement, and the same draws in any batch."""
+"""The module's distributions, draws without replacement, and independence of draws from the batch."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def world() -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("name", ["days_1", "backoff"])
-def test_a_version_of_another_package_is_refused(world, name):
+def test_an_incompatible_version_is_refused(world, name):
     """A later one may weigh what this one does not know; a former one mixed in a share of popularity."""
     other = [*BUILTIN_LAYOUT.weights[:-1], name]
     with pytest.raises(ValueError, match=name):
         TranslatorModule(world.tensors, world.metadata | {"weights": json.dumps(other)})
 
 
-def test_tastes_tilt_the_answers_of_the_mixture_alone(world):
+def test_traits_modify_the_mixture_only(world):
     contexts = make_contexts(world, 40)
     straight = calibration_table()
     straight[:, [place for place, name in enumerate(BUILTIN_LAYOUT.weights) if "_by_" in name]] = 0
@@ -79,7 +79,7 @@ def test_draws_are_eligible_distinct_and_not_excluded(world):
         assert len(there) >= min(5, possible - 6)
 
 
-def test_where_fewer_items_are_left_the_rest_is_no_item(world):
+def test_missing_draws_are_no_item(world):
     contexts = replace(make_contexts(world, 4), event_time=np.full(4, world.pairs.first_seen[0] + 1))
     possible = int((world.pairs.first_seen <= world.pairs.first_seen[0]).sum())
     drawn = world.module.sample(contexts, possible + 3)
@@ -110,7 +110,7 @@ def test_frequencies_match_probabilities(world, temperature):
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_second_draws_follow_the_renormalised_rest(world):
+def test_second_draws_follow_the_renormalised_distribution(world):
     draws = 20_000
     one = replace(make_contexts(world, 1, seed=4), event_time=np.array([100 * DAY]))
     many = replace(one.take(np.zeros(draws, dtype=np.int64)), noise_key=np.arange(draws) + 10**9)
@@ -137,7 +137,7 @@ def test_noise_is_uniform_and_independent_of_neighbouring_keys():
 
 
 @pytest.mark.parametrize("step", [1, 7, 64])
-def test_the_batch_changes_nothing(world, step):
+def test_draws_do_not_depend_on_the_batch(world, step):
     contexts = make_contexts(world, 192, exclude=3)
     whole = world.module.sample(contexts, 4, min_lift=1.0)
     parts = [world.module.sample(contexts.slice(at, at + step), 4, min_lift=1.0) for at in range(0, 192, step)]
@@ -146,13 +146,13 @@ def test_the_batch_changes_nothing(world, step):
     equal(whole.take(order), world.module.sample(contexts.take(order), 4, min_lift=1.0))
 
 
-def test_a_wider_history_or_exclusion_changes_nothing(world):
+def test_draws_do_not_depend_on_padding(world):
     contexts = make_contexts(world, 40, exclude=2)
     wider = Contexts.concat([contexts, replace(make_contexts(world, 1, exclude=9))]).slice(0, 40)
     equal(world.module.sample(contexts, 3), world.module.sample(wider, 3))
 
 
-def test_more_threads_change_nothing(world):
+def test_draws_do_not_depend_on_the_number_of_threads(world):
     contexts = make_contexts(world, 128)
     one = world.module.sample(contexts, 4)
     torch.set_num_threads(2)
@@ -162,8 +162,8 @@ def test_more_threads_change_nothing(world):
         torch.set_num_threads(1)
 
 
-def test_each_group_of_rows_is_told(world, monkeypatch):
-    """Inside a server that is the sign that a long batch makes progress."""
+def test_progress_is_reported_for_each_group_of_rows(world, monkeypatch):
+    """A server uses it to detect that a long batch makes progress."""
     monkeypatch.setattr(module_file, "_CHUNK", 4 * world.module.n_target)
     monkeypatch.setattr(executor, "MAX_CONTEXTS", 4)
     for threads, name in itertools.product((1, 3), EXECUTIONS):
@@ -185,7 +185,7 @@ def test_a_low_temperature_gives_the_most_probable(world):
     np.testing.assert_allclose(np.where(drawn.items >= 0, drawn.probabilities, 0), best, rtol=1e-3)
 
 
-def test_min_lift_blanks_what_popularity_alone_explains(world):
+def test_min_lift_removes_draws_that_popularity_explains(world):
     contexts = make_contexts(world, 200)
     free, kept = world.module.sample(contexts, 4), world.module.sample(contexts, 4, min_lift=1.5)
     low = free.probabilities < 1.5 * free.prior
@@ -194,7 +194,7 @@ def test_min_lift_blanks_what_popularity_alone_explains(world):
     assert 0.05 < low.mean() < 0.95
 
 
-def test_scores_are_the_probabilities_that_draws_report(world):
+def test_scores_equal_the_probabilities_of_draws(world):
     contexts = make_contexts(world, 100)
     drawn = world.module.sample(contexts, 4)
     p, prior = world.module.score(contexts, drawn.items)
@@ -204,7 +204,7 @@ def test_scores_are_the_probabilities_that_draws_report(world):
     assert not world.module.score(contexts, nothing)[0].any()
 
 
-def test_folds_are_asked_by_row(world):
+def test_each_row_uses_its_own_fold(world):
     contexts = make_contexts(world, 30)
     mixed = world.module.score(contexts, np.zeros((30, 1), dtype=np.int32))[0]
     for fold in (-1, 0, 1):
@@ -212,11 +212,11 @@ def test_folds_are_asked_by_row(world):
         only = world.module.score(alone, np.zeros((30, 1), dtype=np.int32))[0]
         np.testing.assert_allclose(mixed[contexts.fold == fold], only[contexts.fold == fold], rtol=1e-5)
         assert not np.allclose(mixed[contexts.fold != fold], only[contexts.fold != fold])
-    with pytest.raises(InvalidRequest, match="asks for fold 2; this translator has 2"):
+    with pytest.raises(InvalidRequest, match="has fold 2; this translator has 2"):
         world.module.sample(replace(contexts, fold=np.full(30, 2, dtype=np.int32)), 1)
 
 
-def test_newcomers_get_everybodys_parameters_under_the_weights_for_held_out_users(world):
+def test_cold_users_use_all_users_parameters_with_held_out_weights(world):
     other = calibration_table() * 0.5
     module = TranslatorModule(world.tensors | {CALIBRATION_TABLES[1]: other}, world.metadata)
     alike = TranslatorModule(world.tensors | {CALIBRATION_TABLES[0]: other}, world.metadata)
@@ -225,17 +225,17 @@ def test_newcomers_get_everybodys_parameters_under_the_weights_for_held_out_user
     found, want = module.sample(contexts, 5), alike.sample(everybody, 5)
     equal(found, want)
     assert not np.array_equal(found.probabilities, module.sample(everybody, 5).probabilities)
-    with pytest.raises(InvalidRequest, match="asks for fold -3"):
+    with pytest.raises(InvalidRequest, match="has fold -3"):
         module.sample(replace(contexts, fold=np.full(30, -3, dtype=np.int32)), 1)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(0, 1.0), (1, 0.0), (1, -1.0)])
-def test_impossible_requests_are_refused(world, k, temperature):
+def test_invalid_requests_are_refused(world, k, temperature):
     with pytest.raises(InvalidRequest, match="must be ≥ 1"):
         world.module.sample(make_contexts(world, 1), k, temperature=temperature)
 
 
-def test_no_context_gives_no_sample(world):
+def test_an_empty_batch_gives_an_empty_result(world):
     empty = make_contexts(world, 4).slice(0, 0)
     assert world.module.sample(empty, 3).items.shape == (0, 3)
     assert world.module.score(empty, np.zeros((0, 2), dtype=np.int32))[0].shape == (0, 2)
@@ -259,7 +259,7 @@ def save(folder: Path, tensors: dict, metadata: dict) -> None:
     (folder / "manifest.json").write_text(json.dumps({"sha256": digest}))
 
 
-def test_a_saved_module_answers_alike(world, folder):
+def test_a_loaded_module_equals_the_saved_one(world, folder):
     contexts = make_contexts(world, 50, exclude=2)
     loaded = TranslatorModule.load(folder)
     one, other = world.module.sample(contexts, 4), loaded.sample(contexts, 4)
@@ -277,17 +277,17 @@ def test_a_damaged_file_is_refused(folder):
     assert "scalr translator train" in str(caught.value)
 
 
-def test_a_version_that_counted_popularity_at_instants_is_refused(world, tmp_path):
-    """Former packages kept other tensors, exact up to so many events only."""
+def test_a_version_with_former_popularity_tensors_is_refused(world, tmp_path):
+    """Former releases stored other tensors."""
     former = {name: tensor for name, tensor in world.tensors.items() if name != "shared/popularity/next"}
     save(tmp_path, former | {"shared/popularity/instants": torch.zeros(3, dtype=torch.int64)}, world.metadata)
-    with pytest.raises(TranslatorError, match=r"shared/popularity/next.*former packages") as caught:
+    with pytest.raises(TranslatorError, match=r"shared/popularity/next.*another release") as caught:
         TranslatorModule.load(tmp_path)
     assert "scalr translator train" in str(caught.value)
 
 
-def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
-    with pytest.raises(TranslatorNotFound, match="no translator here"):
+def test_missing_and_damaged_files_raise_different_errors(folder, tmp_path):
+    with pytest.raises(TranslatorNotFound, match="folder has no translator"):
         TranslatorModule.load(tmp_path / "elsewhere")
     (folder / "manifest.json").write_text("{")
     with pytest.raises(TranslatorError, match="cannot be used"):
@@ -296,7 +296,7 @@ def test_a_missing_file_is_told_from_a_damaged_one(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lacks", ["numba", "a compiler"])
-def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks):
+def test_the_module_imports_only_torch_numpy_and_safetensors(world, folder, lacks):
     """Nothing else has to be there: without numba, which the serving environment has, the plain code answers, and says so once."""
     more = {"numba"} if lacks == "numba" else set()
     program = f"""
@@ -343,7 +343,7 @@ def test_the_module_needs_torch_numpy_and_safetensors_alone(world, folder, lacks
     assert ("numba is not" if lacks == "numba" else "NUMBA_DISABLE_JIT is set") in done.stderr
 
 
-def test_where_nothing_can_be_compiled_the_plain_code_answers(world, monkeypatch, caplog):
+def test_without_compiled_code_the_reference_is_used(world, monkeypatch, caplog):
     """Whatever the compiler raises: it was tried again with nothing kept on disk, and one warning says why it is slow."""
     tries = []
 

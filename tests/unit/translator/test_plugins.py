@@ -129,7 +129,7 @@ def trained(estimators=("popularity", "linear", NAME)) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("source", [SOURCE, PRODUCT], ids=["scores", "products"])
-def test_it_is_weighed_beside_ours_and_draws_are_the_same_in_any_batch(theirs, source):
+def test_a_plugin_is_calibrated_and_its_draws_do_not_depend_on_the_batch(theirs, source):
     theirs(source)
     world = trained(("popularity", "topics", NAME))
     weights = world.module.parameter_set(-1).calibration
@@ -145,7 +145,7 @@ def test_it_is_weighed_beside_ours_and_draws_are_the_same_in_any_batch(theirs, s
     assert (alone.items != whole.items).any()
 
 
-def test_the_race_is_decided_as_in_float64(theirs, monkeypatch):
+def test_draws_with_a_plugin_equal_float64(theirs, monkeypatch):
     """Scores whose size lets float32 move a key by a per cent: every draw is as exact arithmetic makes it."""
     theirs(SOURCE.replace(".sum(1)", ".sum(1) + 100_000"))
     world = trained(("popularity", NAME))
@@ -159,7 +159,7 @@ def test_the_race_is_decided_as_in_float64(theirs, monkeypatch):
     np.testing.assert_array_equal(found.items, exact.items)
 
 
-def test_a_version_trained_before_loads_where_there_is_another_estimator_of_ours(monkeypatch):
+def test_a_version_loads_after_a_built_in_estimator_was_added(monkeypatch):
     world = trained(("popularity", "linear"))
     assert "members" not in world.metadata
     contexts = make_contexts(world, 40)
@@ -179,7 +179,7 @@ def test_a_version_trained_before_loads_where_there_is_another_estimator_of_ours
     )
 
 
-def test_tables_are_read_by_name_whatever_their_order():
+def test_tables_are_read_by_name():
     stored = CalibrationLayout(("popularity", "mixture"), ("days_20", "count"))
     found = stored.weights_by_name(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), BUILTIN_LAYOUT)
     assert (found["mixture"]["count"], found["mixture"]["days_20"], found["popularity"]["count"]) == (4.0, 3.0, 2.0)
@@ -189,14 +189,14 @@ def test_tables_are_read_by_name_whatever_their_order():
         CalibrationLayout(("mixture",), ("their_own",)).weights_by_name(torch.ones(1, 1), BUILTIN_LAYOUT)
 
 
-def test_versions_of_ours_say_what_they_always_said():
+def test_metadata_of_built_in_estimators_is_unchanged():
     """Their file's bytes are part of a run's id."""
     described = CalibrationLayout.from_estimators(("popularity", "linear")).to_metadata()
     assert set(described) == {"weights"}
     assert json.loads(described["weights"])[:6] == ["frequency", "topics", "linear", "factorisation", "sequential", "count"]
 
 
-def test_it_travels_and_scores_the_same_once_it_was_edited_or_is_gone(theirs, tmp_path):
+def test_a_bundled_plugin_scores_the_same_after_edit_or_removal(theirs, tmp_path):
     theirs()
     world = trained()
     (one,) = bundle_sources(["popularity", NAME]).values()
@@ -213,7 +213,7 @@ def test_it_travels_and_scores_the_same_once_it_was_edited_or_is_gone(theirs, tm
         load_bundled_estimators(folder, json.loads(world.metadata["carried"]))
 
 
-def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
+def test_a_bundled_plugin_runs_only_from_a_trusted_folder(theirs, tmp_path):
     theirs(SOURCE + f"\n\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
     world = trained()
     (one,) = bundle_sources(["popularity", NAME]).values()
@@ -229,7 +229,7 @@ def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
     (tmp_path / "ran").unlink()
     for manifest, trusted in ((facts | {"carried": described}, False), (facts, True)):
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(TranslatorError, match=r"may not run|do not name the same"):
+        with pytest.raises(TranslatorError, match=r"does not run|name different"):
             TranslatorModule.load(folder, trusted=trusted)
     assert not (tmp_path / "ran").exists()
     (folder / "manifest.json").write_text(json.dumps(facts | {"carried": described}))
@@ -239,7 +239,7 @@ def test_its_source_runs_only_from_a_folder_that_is_trusted(theirs, tmp_path):
     equal(module.sample(contexts, 4), world.module.sample(contexts, 4))
 
 
-def test_what_is_trained_is_the_file_as_it_is_now(theirs):
+def test_training_uses_the_current_source_file(theirs):
     theirs()
     first = load_estimator(NAME)
     theirs(SOURCE.replace("version = 1", "version = 2"))
@@ -267,7 +267,7 @@ def test_what_is_trained_is_the_file_as_it_is_now(theirs):
         ("if __name__ != 'their_estimator':\n    raise SystemExit(0)\n" + SOURCE, "does not load on its own: SystemExit"),
     ],
 )  # fmt: skip
-def test_one_that_cannot_be_used_is_refused_before_anything_is_fitted(theirs, source, said):
+def test_an_unusable_plugin_is_refused_before_fitting(theirs, source, said):
     theirs(source)
     with pytest.raises(TranslatorError, match=said):
         bundle_sources(["popularity", NAME])
@@ -285,14 +285,14 @@ def test_one_that_cannot_be_used_is_refused_before_anything_is_fitted(theirs, so
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
-def test_one_that_fails_is_named(theirs, source, said):
+def test_a_failing_plugin_is_named_in_the_error(theirs, source, said):
     theirs(source)
     with pytest.raises(TranslatorError, match=said) as caught:
         trained()
     assert NAME in str(caught.value)
 
 
-def test_a_name_of_a_feature_is_refused(theirs, tmp_path, monkeypatch):
+def test_reserved_plugin_names_are_refused(theirs, tmp_path, monkeypatch):
     theirs()
     info = tmp_path / "theirs-1.dist-info"
     info.mkdir()

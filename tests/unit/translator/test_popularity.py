@@ -60,7 +60,7 @@ def test_popularity_is_exact_at_any_time(pairs, dtype):
                 np.testing.assert_allclose(found[f"{name}_from_{least}"][row], np.maximum(expected, np.log(least)), atol=2e-5)
 
 
-def test_popularity_is_blended_once_for_equal_times(pairs):
+def test_popularity_of_equal_times_is_computed_once(pairs):
     fitted = popularity.fit(pairs, 8)
     time = torch.tensor([40, 70, 40, 95]) * DAY
     known = features(fitted, time)
@@ -79,19 +79,19 @@ def test_popularity_is_blended_once_for_equal_times(pairs):
 
 
 @pytest.mark.parametrize("weighed", [False, True])
-def test_popularity_does_not_depend_on_how_many_events_are_counted_at_a_time(pairs, weighed, monkeypatch):
-    """One item has more events than are counted at a time."""
+def test_popularity_does_not_depend_on_the_batch_size(pairs, weighed, monkeypatch):
+    """One item has more events than a batch."""
     if weighed:
         pairs = with_weights(pairs)
     whole = popularity.fit(pairs)
-    monkeypatch.setattr(popularity, "_AT_A_TIME", 20)
+    monkeypatch.setattr(popularity, "_BATCH_EVENTS", 20)
     some = popularity.fit(pairs)
     assert whole.keys() == some.keys()
     assert all(torch.equal(whole[name], some[name]) for name in whole)
     assert torch.bincount(whole["item"].long()).max() > 20 > torch.bincount(whole["item"].long()).min()
 
 
-def test_popularity_stands_still_after_its_last_instant(pairs):
+def test_popularity_is_constant_after_the_end(pairs):
     fitted = popularity.fit(pairs)
     for end, later in features(fitted, torch.tensor([pairs.until, pairs.until + 400 * DAY])).values():
         torch.testing.assert_close(end, later)
@@ -130,7 +130,7 @@ def test_popularity_of_two_million_events_is_exact():
             np.testing.assert_allclose(found[name][row].double().exp(), expected, rtol=1e-5)
 
 
-def test_the_prior_counts_the_training_slice_alone(log):
+def test_the_prior_counts_only_the_training_slice(log):
     early = TrainingSlice.from_log(log, 60 * DAY, SETTINGS, popularity_until=90 * DAY)
     exact = TrainingSlice.from_log(log, 60 * DAY, SETTINGS)
     torch.testing.assert_close(popularity.log_popularity(early), popularity.log_popularity(exact))

@@ -1,4 +1,4 @@
-"""The module works in float32 and draws as float64 would: exact races, near ties, tiny probabilities, bounds of rounding."""
+"""The module computes in float32 and draws as in float64: near ties, tiny probabilities, rounding bounds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def world() -> SimpleNamespace:
 
 
 def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperature: float, min_lift: float) -> np.ndarray:
-    """The race written out again, all of it in float64: items [B, k]."""
+    """Sample by a plain implementation in float64: items [B, k]."""
     drawn = np.full((len(contexts), k), NO_ITEM)
     for fold in np.unique(contexts.fold).tolist():
         rows = np.flatnonzero(contexts.fold == fold)
@@ -52,7 +52,7 @@ def exact_draws(module: TranslatorModule, contexts: Contexts, k: int, temperatur
 
 @pytest.fixture
 def looked_at_again(monkeypatch) -> dict[str, int]:
-    """How many rows had their best candidates, or all items, worked out in float64."""
+    """Count the rows whose candidates, or all items, were computed in float64."""
     rows = {"best": 0, "all": 0}
     logits, distributions = Mixture.logits, Mixture.distributions
 
@@ -72,7 +72,7 @@ def looked_at_again(monkeypatch) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("k", "temperature", "min_lift"), [(4, 1.0, 0.0), (20, 1.0, 1.0), (20, 0.5, 0.0), (9, 2.0, 0.5), (70, 1.0, 0.0)]
 )
-def test_draws_are_those_of_float64(world, k, temperature, min_lift):
+def test_draws_equal_float64(world, k, temperature, min_lift):
     contexts = make_contexts(world, 3_000, seed=9, exclude=2)
     expected = exact_draws(world.module, contexts, k, temperature, min_lift)
     for module in world.modules.values():
@@ -81,7 +81,7 @@ def test_draws_are_those_of_float64(world, k, temperature, min_lift):
 
 
 @pytest.mark.parametrize("name", EXECUTIONS)
-def test_float64_is_seldom_needed(world, looked_at_again, name):
+def test_float64_is_rarely_needed(world, looked_at_again, name):
     contexts = make_contexts(world, 3_000, seed=10)
     world.modules[name].sample(contexts, 20, min_lift=1.0)
     assert looked_at_again["best"] < 0.1 * len(contexts)
@@ -89,7 +89,7 @@ def test_float64_is_seldom_needed(world, looked_at_again, name):
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_near_ties_are_those_of_float64(world, looked_at_again, k):
+def test_near_ties_are_resolved_as_in_float64(world, looked_at_again, k):
     """Alike but for their variates to the power of a low temperature, or for less than float32 can tell: all items are close."""
     contexts = make_contexts(world, 300, seed=11, exclude=2)
     alike = calibration_table() * 1e-6
@@ -113,7 +113,7 @@ def test_near_ties_are_those_of_float64(world, looked_at_again, k):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_probabilities_too_small_for_float32_are_drawn_too(world, looked_at_again, temperature):
+def test_probabilities_below_float32_are_drawn(world, looked_at_again, temperature):
     contexts = make_contexts(world, 300, seed=14)
     tensors = world.tensors | dict.fromkeys(CALIBRATION_TABLES, 40 * calibration_table())
     fused, reference = (TranslatorModule(tensors, world.metadata, reference=name == "reference") for name in EXECUTIONS)

@@ -1,4 +1,4 @@
-"""The sequential estimator: what it is trained on, and that it asks as it was trained."""
+"""The sequential estimator: its training data, optimizer and kernels, and inference as in training."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_sequential_never_looks_ahead(pairs):
     assert not torch.allclose(found[:, 6:], changed[:, 6:])
 
 
-def test_sequential_asks_for_the_same_state_as_it_was_trained_on(pairs):
+def test_inference_computes_the_training_state(pairs):
     p = sequential.fit(pairs, sequential.share(pairs))
     items = torch.tensor([[0, 0, 3, 5, 1, 2, 7, 5, 4, 6]])
     days = torch.tensor([[0.0, 0, 0, 1, 1, 5, 30, 31, 90, 400]])
@@ -91,7 +91,7 @@ def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
 
 
 @pytest.mark.slow
-def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event(pairs, monkeypatch):
+def test_pretraining_learns_the_next_source_item(pairs, monkeypatch):
     """A log in which source item i is always followed by i + 1: after pretraining the state of i is nearest to what follows."""
     step = np.arange(len(pairs.log.source)) - np.searchsorted(pairs.log.source.user, pairs.log.source.user)
     item = ((step + pairs.log.source.user) % 12).astype(np.int32)
@@ -118,7 +118,7 @@ def test_what_comes_next_in_the_source_domain_is_learned_before_any_target_event
     assert all(torch.equal(parameters[name], again[name]) for name in parameters), "target events teach it nothing"
 
 
-def test_pretraining_takes_no_more_source_events_than_it_is_given(pairs, monkeypatch):
+def test_pretraining_respects_the_event_limit(pairs, monkeypatch):
     """Whole windows, of all users, until the events are that many; with enough of them, all windows in the order they always had."""
     seen = []
 
@@ -145,7 +145,7 @@ def test_pretraining_takes_no_more_source_events_than_it_is_given(pairs, monkeyp
 @pytest.mark.parametrize("moments", [1, 5])
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("choices", [0, 1, 2 * sampled_softmax._ROWS + 7])
-def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed):
+def test_the_compiled_loss_matches_the_reference(choices, moments, weighed):
     """And so are its gradients, in blocks of choices the last of which is not full; some labels are drawn, several times."""
     generator = torch.Generator().manual_seed(0)
     items, dim = 300, 16
@@ -172,7 +172,7 @@ def test_the_compiled_loss_is_that_of_plain_operations(choices, moments, weighed
 
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("dim", [6, 64])
-def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatch):
+def test_compiled_attention_matches_the_reference(dim, hidden, monkeypatch):
     """And so are its gradients, over windows without an event, with one, with unknown ones between others, and longer than a register."""
     generator = torch.Generator().manual_seed(0)
     learnt = {"source": torch.randn(50, dim, generator=generator), **attention.initial_weights(dim, generator)}
@@ -204,7 +204,7 @@ def test_compiled_attention_is_that_of_tensor_operations(dim, hidden, monkeypatc
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled, monkeypatch):
+def test_lazy_adamw_matches_torch_adamw(compiled, monkeypatch):
     """Some rows are in every batch, some in a few, one in none: torch's AdamW, which moves all of them each time, is the reference."""
     if not compiled:
         monkeypatch.setattr(lazy_adamw, "load_kernels", lambda: None)
@@ -242,7 +242,7 @@ def test_rows_that_are_moved_when_asked_for_end_where_adamw_moves_them(compiled,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 3, 7, 10, 121])
-def test_the_cycle_is_that_of_torch(steps):
+def test_the_schedule_matches_torch(steps):
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
@@ -254,8 +254,8 @@ def test_the_cycle_is_that_of_torch(steps):
 
 
 @pytest.mark.slow
-def test_learning_leaves_torch_s_compiler_alone():
-    """It takes 70 MB and a second, in every process that trains, and compiles nothing here."""
+def test_training_does_not_import_the_torch_compiler():
+    """The compiler would take 70 MB and a second in every training process, and is not used."""
     program = """
 import sys
 import torch
@@ -271,8 +271,8 @@ print(sorted(name for name in sys.modules if name in {"torch._dynamo", "torch._i
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
-def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing():
-    owed = lazy_adamw._DeferredUpdates(decay=0.1, most=2)
+def test_deferred_updates_stay_finite_after_moments_vanish():
+    owed = lazy_adamw._DeferredUpdates(decay=0.1, max_steps=2)
     owed._since[0, 2:] = 0.0  # as after a million steps
     owed.add(1e-2, 0.9)
     owed.add(1e-2, 0.9)
@@ -280,20 +280,20 @@ def test_what_is_owed_to_a_row_stays_finite_when_its_means_have_come_to_nothing(
     assert owed.since(np.array([0]))[0, 1] == 0
 
 
-def test_what_many_steps_owe_a_row_is_worked_out_from_the_last_of_them(monkeypatch):
+def test_deferred_updates_of_many_steps_match_the_full_history(monkeypatch):
     """Whatever the number of steps: the same as where each step reckons with every one before it, to the last digits."""
-    steps = 3 * lazy_adamw._PUSHED
+    steps = 3 * lazy_adamw._MOMENTUM_STEPS
     few, every = lazy_adamw._DeferredUpdates(0.01, steps), lazy_adamw._DeferredUpdates(0.01, steps)
     asked = np.arange(steps + 1)
     for number in range(steps):
         rate, beta_1 = lazy_adamw.one_cycle_schedule(number, steps, 3e-3)
         few.add(rate, beta_1)
-        monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
+        monkeypatch.setattr(lazy_adamw, "_MOMENTUM_STEPS", steps)
         every.add(rate, beta_1)
         monkeypatch.undo()
         if number % 1_500 == 0 or number == steps - 1:
             found = few.since(asked[: number + 2])
-            monkeypatch.setattr(lazy_adamw, "_PUSHED", steps)
+            monkeypatch.setattr(lazy_adamw, "_MOMENTUM_STEPS", steps)
             expected = every.since(asked[: number + 2])
             monkeypatch.undo()
             np.testing.assert_allclose(found, expected, rtol=2e-7, atol=1e-38)

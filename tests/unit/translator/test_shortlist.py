@@ -1,4 +1,4 @@
-"""Shortlists: which items are on one, and draws among them by compiled code, plain code and exact arithmetic."""
+"""Shortlists: which items they hold, and draws from them by compiled, plain and float64 code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.sample_request import SampleRequest
+from scalr_prod.translator.sampling import SampleRequest
 from scalr_prod.translator.trainer import fit_parameter_sets
 
 SIZE, ITEMS = 12, 88
@@ -34,31 +34,31 @@ def world() -> SimpleNamespace:
     )
     metadata = METADATA | {"n_source": str(pairs.n_source)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shortlist, "_SMALLEST", SIZE)
+        patch.setattr(shortlist, "_MIN_BLOCK_SIZE", SIZE)
         modules = [TranslatorModule(tensors, metadata, reference=reference) for reference in (False, True)]
         made = SimpleNamespace(pairs=pairs, tensors=tensors, metadata=metadata, fused=modules[0], reference=modules[1])
-        made.lists = modules[0]._lists
+        made.lists = modules[0]._shortlists
         assert modules[0].n_target == ITEMS
         yield made
 
 
-def whole(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
-    """P of every item."""
+def all_probabilities(module: TranslatorModule, contexts: Contexts) -> np.ndarray:
+    """Return P of every item: float [B, N]."""
     found = np.empty((len(contexts), module.n_target))
     for rows, (p,) in module.distributions(contexts):
         found[rows] = p.numpy()
     return found
 
 
-def on_the_list(module: TranslatorModule, contexts: Contexts, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which items each context's shortlist holds, one context at a time, and which share of P it is taken to hold."""
+def shortlist_mask(module: TranslatorModule, contexts: Contexts, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of each context's shortlist, bool [B, N], and its estimated share of P; one context at a time."""
     found, share = np.zeros((len(contexts), module.n_target), bool), np.zeros(len(contexts))
     for row in range(len(contexts)):
         one = contexts.take(np.array([row]))
         mixture = module.parameter_set(int(one.fold[0]))
         summary = mixture.encode(ContextBatch.from_contexts(one, module.first_seen), ("popularity", "mixture"))
-        lists = module._lists.select(mixture, summary, SampleRequest(1, 1.0, 0.0, "mixture", count))
-        found[row, module._lists.item_order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
+        lists = module._shortlists.select(mixture, summary, SampleRequest(1, 1.0, 0.0, "mixture", count))
+        found[row, module._shortlists.item_order.numpy()] = np.repeat(lists.blocks[0].numpy(), SIZE)[: module.n_target]
         share[row] = lists.catalogue_share["mixture"][0]
     return found, share
 
@@ -74,20 +74,20 @@ def test_blocks_hold_every_item_once(world):
 @pytest.mark.parametrize(
     ("count", "k", "temperature", "min_lift"), [(5, 4, 1.0, 0.0), (13, 9, 0.3, 0.5), (40, 20, 1.0, 1.0), (70, 6, 2.0, 0.0)]
 )
-def test_compiled_code_draws_as_the_plain_code(world, count, k, temperature, min_lift):
+def test_compiled_draws_match_the_reference(world, count, k, temperature, min_lift):
     contexts = make_contexts(world, 600, seed=count, exclude=5)
     how = {"temperature": temperature, "min_lift": min_lift, "shortlist": count}
-    assert world.fused._listed is not None
-    assert world.reference._listed is None
+    assert world.fused._shortlist_executor is not None
+    assert world.reference._shortlist_executor is None
     found = world.fused.sample(contexts, k, **how)
     equal(found, world.reference.sample(contexts, k, **how))
     assert (found.items != NO_ITEM).any()
 
 
-def test_draws_are_of_the_list_and_p_sums_to_its_share(world):
+def test_draws_are_from_the_shortlist_and_p_sums_to_its_share(world):
     contexts = make_contexts(world, 60, seed=3, exclude=4)
     contexts = replace(contexts, event_time=contexts.event_time + 10 * DAY, history_end=contexts.history_end + 10 * DAY)
-    (listed, share), p = on_the_list(world.fused, contexts, 20), whole(world.reference, contexts)
+    (listed, share), p = shortlist_mask(world.fused, contexts, 20), all_probabilities(world.reference, contexts)
     seen = world.pairs.first_seen < contexts.event_time[:, None]
     assert ((listed & seen).sum(1) >= np.minimum(seen.sum(1), 20)).all()
     assert (listed.sum(1) <= 20 + SIZE + SIZE).all(), "whole blocks, and one of them may be the short one"
@@ -101,8 +101,8 @@ def test_draws_are_of_the_list_and_p_sums_to_its_share(world):
         np.testing.assert_allclose(drawn.probabilities[row][there], expected, rtol=1e-4)
 
 
-def test_probabilities_are_nearly_those_of_the_whole_catalogue(world):
-    """What the list is taken to hold is near to what it holds, for P and the prior: so lifts stay what they are."""
+def test_probabilities_estimate_those_of_the_whole_catalogue(world):
+    """The estimated share of a shortlist is close to the true one, for P and the prior, so that lifts stay correct."""
     contexts = make_contexts(world, 500, seed=8)
     contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
@@ -113,8 +113,8 @@ def test_probabilities_are_nearly_those_of_the_whole_catalogue(world):
     assert max(abs(one.mean()) for one in off) < 0.1
 
 
-def test_lists_are_made_for_the_temperature_of_the_draws(world):
-    """Towards 0 a list is to hold the most probable item, not most of P."""
+def test_shortlists_depend_on_the_temperature(world):
+    """Towards temperature 0 a shortlist should hold the most probable item, not most of P."""
     contexts = make_contexts(world, 1_000, seed=11)
     contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
@@ -126,8 +126,8 @@ def test_lists_are_made_for_the_temperature_of_the_draws(world):
     assert held[2] > 0.75
 
 
-def test_every_context_that_can_draw_draws(world):
-    """In the catalogue's first week too, when nothing was seen before it began; and a list holds k items at least."""
+def test_shortlists_hold_as_many_eligible_items_as_draws(world):
+    """Also in the catalogue's first week, in which no item was seen before; and a shortlist holds at least k items."""
     contexts = make_contexts(world, 2_000, seed=9, exclude=30)
     contexts = replace(contexts, event_time=contexts.event_time % (14 * DAY) + 1)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
@@ -137,66 +137,66 @@ def test_every_context_that_can_draw_draws(world):
         np.testing.assert_array_equal((found.items != NO_ITEM).sum(1), (expected.items != NO_ITEM).sum(1))
 
 
-def test_a_list_of_all_blocks_is_the_whole_catalogue(world):
+def test_a_shortlist_of_all_blocks_is_the_whole_catalogue(world):
     contexts = make_contexts(world, 200, seed=4, exclude=3)
     expected = world.fused.sample(contexts, 5)
     for count in (ITEMS, ITEMS - 1, 1000):  # the second one in its own order
         equal(world.fused.sample(contexts, 5, shortlist=count), expected)
 
 
-def test_neither_neighbours_nor_order_change_a_draw(world):
+def test_draws_do_not_depend_on_the_other_rows(world):
     contexts = make_contexts(world, 300, seed=5, exclude=3)
     expected = world.fused.sample(contexts, 4, shortlist=24)
-    world.lists._masses.clear()  # else nothing would be worked out again
+    world.lists._popularity_cache.clear()  # else nothing would be worked out again
     some = np.random.default_rng(0).permutation(300)[:40]
     equal(world.fused.sample(contexts.take(some), 4, shortlist=24), expected.take(some))
-    world.lists._masses.clear()
+    world.lists._popularity_cache.clear()
     alone = world.fused.sample(contexts.take(some[:1]), 4, shortlist=24)
     np.testing.assert_array_equal(alone.items, expected.items[some[:1]])
 
 
-def test_a_list_is_made_for_its_context(world):
-    """It holds more of P than the list of another context, and far more than as many items at random."""
+def test_a_shortlist_fits_its_own_context(world):
+    """It holds more of P than another context's shortlist, and far more than as many random items."""
     contexts = make_contexts(world, 400, seed=6)
     contexts = replace(contexts, event_time=contexts.event_time % (20 * DAY) + 80 * DAY)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
-    p, (listed, _) = whole(world.reference, contexts), on_the_list(world.fused, contexts, 24)
+    p, (listed, _) = all_probabilities(world.reference, contexts), shortlist_mask(world.fused, contexts, 24)
     held = (p * listed).sum(1).mean()
     of_others = np.mean([(p * np.roll(listed, by, 0)).sum(1).mean() for by in (1, 50, 200)])
     assert held > 1.08 * of_others
     assert held > 1.5 * 24 / ITEMS
 
 
-def test_blocks_are_ranked_by_popularity_of_the_week_s_beginning(world):
-    """No event of the week, or later, is in it."""
+def test_block_scores_use_popularity_at_the_start_of_the_week(world):
+    """Events of the week, and later ones, do not count."""
     contexts = make_contexts(world, 50, seed=7)
     week = 7 * DAY
     contexts = replace(contexts, event_time=contexts.event_time % week + 8 * week)
     contexts = replace(contexts, history_end=contexts.event_time - 1)
     mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
-    eligible = world.lists._eligible(batch.eligible)
-    before = world.lists._by_popularity(mixture, "mixture", batch.time, eligible, 1.0)
+    eligible = world.lists._count_eligible(batch.eligible)
+    before = world.lists._popularity_scores(mixture, "mixture", batch.time, eligible, 1.0)
     past = replace(mixture, popularity=mixture.popularity | popularity.fit(replace(world.pairs, popularity_until=8 * week)))
-    lists = replace(world.lists, _masses=type(world.lists._masses)())
-    torch.testing.assert_close(lists._by_popularity(past, "mixture", batch.time, eligible, 1.0), before)
+    lists = replace(world.lists, _popularity_cache=type(world.lists._popularity_cache)())
+    torch.testing.assert_close(lists._popularity_scores(past, "mixture", batch.time, eligible, 1.0), before)
 
 
-def test_a_block_without_an_item_that_was_seen_is_on_no_list(world):
+def test_blocks_without_eligible_items_are_not_selected(world):
     contexts = make_contexts(world, 40, seed=10)
     contexts = replace(contexts, event_time=np.full(40, world.pairs.first_seen[2] + 1), fold=np.full(40, -1, np.int32))
     mixture, batch = world.reference.parameter_set(-1), ContextBatch.from_contexts(contexts, world.reference.first_seen)
     lists = world.lists.select(
         mixture, mixture.encode(batch, ("popularity", "mixture")), SampleRequest(1, 1.0, 0.0, "mixture", 80)
     )
-    seen = world.lists._eligible(batch.eligible) > 0
+    seen = world.lists._count_eligible(batch.eligible) > 0
     assert torch.equal(lists.blocks, seen)
     assert 0 < seen.sum() < seen.numel()
     assert (lists.catalogue_share["mixture"] == 1).all()
 
 
-def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_cut(world):
+def test_estimators_without_vectors_do_not_score_while_blocks_are_built(world):
     def score(*_):
-        pytest.fail("asked")
+        pytest.fail("scored")
 
     mixture = world.reference.parameter_set(-1)
     other = replace(mixture, estimators=mixture.estimators | {"other": SimpleNamespace(score=score)})
@@ -206,13 +206,13 @@ def test_an_estimator_that_is_no_product_is_not_asked_to_score_while_blocks_are_
     assert torch.equal(lists.item_order, world.lists.item_order)
 
 
-def test_without_products_blocks_are_of_items_that_are_as_popular(world):
+def test_without_product_estimators_blocks_group_equally_popular_items(world):
     mixture = world.reference.parameter_set(-1)
     alone = mixture.calibration["mixture"] | dict.fromkeys(mixture.estimators, 0.0)
     alone = replace(mixture, calibration=mixture.calibration | {"mixture": alone})
     lists = shortlist.ShortlistIndex.from_mixture(alone, world.pairs.n_source, torch.from_numpy(world.pairs.first_seen))
     np.testing.assert_array_equal(np.sort(lists.item_order.numpy()), np.arange(ITEMS))
-    logits = torch.cat([shortlist._popular(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
+    logits = torch.cat([shortlist._popularity_logits(alone, "mixture", torch.tensor([day * DAY])) for day in (30, 60, 90)])
 
     def spread(order: torch.Tensor) -> float:
         """Variance within blocks, of all variance."""
@@ -224,8 +224,8 @@ def test_without_products_blocks_are_of_items_that_are_as_popular(world):
     assert spread(lists.item_order) < 0.6 * spread(torch.randperm(ITEMS, generator=torch.Generator().manual_seed(0)))
 
 
-def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_call(world):
-    """As those of another package may be: memory that one gave back is another's a moment later."""
+def test_mean_cache_distinguishes_estimators_with_temporary_vectors(world):
+    """Estimators of other packages may compute vectors on each call, whose memory is then reused."""
 
     def fresh(factor: float) -> SimpleNamespace:
         return SimpleNamespace(user=None, vectors=lambda parameters: parameters["x"] * factor)
@@ -234,20 +234,20 @@ def test_means_are_of_their_own_estimator_where_vectors_are_made_anew_at_each_ca
     names = [f"other_{number}" for number in range(8)]
     made = dict(zip(names, map(fresh, range(1, 9)), strict=True))
     own = {name: {"x": torch.ones(ITEMS, 3)} for name in names}
-    lists = replace(world.lists, _means={})
-    found = lists._of(replace(mixture, estimators=made, parameters=own))
+    lists = replace(world.lists, _mean_cache={})
+    found = lists._block_means(replace(mixture, estimators=made, parameters=own))
     assert [float(found[name][0, 0]) for name in names] == list(range(1, 9))
 
 
-def test_they_are_made_before_the_first_request_where_that_is_asked_for(world):
+def test_warm_up_builds_the_shortlist_index(world):
     made = TranslatorModule(world.tensors, world.metadata)
     beats = []
     made.on_progress = lambda: beats.append(1)
     made.warm_up()
-    assert "_lists" not in vars(made)
+    assert "_shortlists" not in vars(made)
     made.warm_up(shortlists=True)
-    assert {"_lists", "_listed"} <= set(vars(made))
-    assert beats, "who watches over a server sees that it is at work"
+    assert {"_shortlists", "_shortlist_executor"} <= set(vars(made))
+    assert beats, "a server's watchdog sees progress"
     plain = TranslatorModule(world.tensors, world.metadata, reference=True)
     plain.warm_up(shortlists=True)
-    assert "_lists" in vars(plain)
+    assert "_shortlists" in vars(plain)

@@ -1,4 +1,4 @@
-"""Compiled sums of the calibration and of figures, beside the tensor operations that they stand for."""
+"""Kernels of factorisation, calibration and metrics against tensor operations."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def evidence(*, weighed: bool) -> multinomial_logit.ChoiceData:
 
 
 @pytest.mark.parametrize("dim", [3, 64])
-def test_sums_over_cells_are_those_of_dense_matrices(dim):
-    """Over rows without a cell, with one, and with all."""
+def test_als_kernels_match_dense_matrices(dim):
+    """Rows without a cell, with one, and with all."""
     random = np.random.default_rng(0)
     there = random.random((40, 30)) < 0.2
     there[0], there[1], there[1, 7], there[2] = False, False, True, True
@@ -48,14 +48,14 @@ def test_sums_over_cells_are_those_of_dense_matrices(dim):
 
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("rows", [ROWS, 1, 0])
-def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeypatch):
+def test_logit_kernels_match_tensor_operations(rows, weighed, monkeypatch):
     some = evidence(weighed=weighed).take(torch.arange(rows))
     weights = torch.randn(1 + TASTES, len(COLUMNS.plain), generator=torch.Generator().manual_seed(1)) * 0.3
     assert multinomial_logit.load_kernels() is not None, "numba is a dependency"
 
     def found() -> tuple[torch.Tensor, ...]:
         loss = torch.tensor(multinomial_logit._loss(some, COLUMNS.plain, weights))
-        return loss, *multinomial_logit._sums(some, COLUMNS.plain, weights)
+        return loss, *multinomial_logit._derivatives(some, COLUMNS.plain, weights)
 
     compiled = found()
     monkeypatch.setattr(multinomial_logit, "load_kernels", lambda: None)
@@ -64,7 +64,7 @@ def test_sums_over_choices_are_those_of_tensor_operations(rows, weighed, monkeyp
 
 
 @pytest.mark.parametrize("weighed", [False, True])
-def test_weights_by_compiled_sums_are_those_by_tensor_operations(weighed, monkeypatch):
+def test_logit_weights_match_without_kernels(weighed, monkeypatch):
     some = evidence(weighed=weighed)
     compiled = multinomial_logit.fit_logit(some, COLUMNS)
     assert compiled.shape == (1 + TASTES, len(COLUMNS.plain)), "a taste tilts"
@@ -72,7 +72,7 @@ def test_weights_by_compiled_sums_are_those_by_tensor_operations(weighed, monkey
     torch.testing.assert_close(compiled, multinomial_logit.fit_logit(some, COLUMNS), rtol=1e-3, atol=1e-4)
 
 
-def test_what_a_distribution_says_is_what_tensor_operations_say():
+def test_metric_kernel_matches_tensor_operations():
     """With items that tie, that cannot be proposed, of a probability that is a class's limit, and labels that nobody knows."""
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(50, 300, generator=generator) ** 6
@@ -89,5 +89,5 @@ def test_what_a_distribution_says_is_what_tensor_operations_say():
         np.testing.assert_allclose(
             getattr(mine, field.name), getattr(theirs, field.name), rtol=1e-6, atol=1e-12, err_msg=field.name
         )
-    assert mine.came[4]
+    assert mine.is_top[4]
     assert not mine.eligible[[1, 2, 3]].any()

@@ -1,4 +1,4 @@
-"""The topics estimator against expectation maximisation written out event by event, and what plain EM would get wrong."""
+"""The topic estimator against plain expectation maximisation, event by event, and where plain EM overfits."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_score_is_the_logarithm_of_the_mixture_over_items_and_topics(pairs, 
         assert np.exp(logs).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_without_a_known_item_every_topic_counts_by_its_share(pairs):
+def test_topics_of_an_unknown_history_are_the_overall_distribution(pairs):
     found = topics.fit(pairs, topics.share(pairs))
     batch = batch_of(pairs, np.flatnonzero(pairs.log.target.time >= pairs.until)[:3])
     empty = replace(batch, items=torch.zeros_like(batch.items))
@@ -117,7 +117,7 @@ def test_without_a_known_item_every_topic_counts_by_its_share(pairs):
     torch.testing.assert_close(p, (found["target"] @ found["source"][0]).expand_as(p))
 
 
-def test_groups_of_users_keep_em_from_memorising(monkeypatch):
+def test_user_groups_prevent_overfitting(monkeypatch):
     """Target items drawn whatever the history: little is lost on other users, and less than by plain EM."""
     log = make_log(users=400, source_items=200)
     item = np.random.default_rng(1).permutation(log.target.item)
@@ -139,7 +139,7 @@ def test_groups_of_users_keep_em_from_memorising(monkeypatch):
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
+def test_expectation_kernel_matches_tensor_operations(first, monkeypatch):
     """Over histories of nothing, of one item, of many, with unknown ones between, and of an item twice; events weigh differently."""
     generator = torch.Generator().manual_seed(0)
     rows, length, sources, targets, many = 300, 20, 40, 30, 12
@@ -157,7 +157,7 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
         for group in range(topics.GROUPS):
             some = tuple(one[group :: topics.GROUPS] for one in events)
             some = tuple(one.contiguous() for one in some)
-            topics._explain(some, weight, tables, (counts.source[group], counts.target[group]), places, first=first)
+            topics._expectation_step(some, weight, tables, (counts.source[group], counts.target[group]), places, first=first)
         shares = []
         for group in (None, 0, 3):
             source, target = torch.empty_like(tables[0]), torch.empty_like(tables[1])
@@ -174,17 +174,17 @@ def test_compiled_sums_are_those_of_tensor_operations(first, monkeypatch):
 
 
 @pytest.mark.parametrize("weighed", [False, True])
-def test_topics_do_not_depend_on_how_many_events_are_looked_at_at_a_time(pairs, weighed, monkeypatch):
+def test_topics_do_not_depend_on_the_batch_size(pairs, weighed, monkeypatch):
     if weighed:
         pairs = with_weights(pairs)
     shared = topics.share(pairs)
     whole = topics.fit(pairs, shared)
-    monkeypatch.setattr(topics, "_LOOKED_UP", 7)
+    monkeypatch.setattr(topics, "_HISTORY_BATCH", 7)
     for name, some in topics.fit(pairs, shared).items():
         torch.testing.assert_close(some, whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_compiled_fit_of_histories_longer_than_the_limit_is_that_of_tensor_operations(pairs, monkeypatch):
+def test_compiled_fit_of_long_histories_matches_tensor_operations(pairs, monkeypatch):
     monkeypatch.setattr(topics, "DEPTH", 3)
     assert (pairs.log.history[pairs.target_rows(), -4] >= 0).any()
     shared = topics.share(pairs)

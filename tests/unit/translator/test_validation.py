@@ -1,4 +1,4 @@
-"""What is out of range is refused before a tensor is made of it: in-process and at the server's door alike."""
+"""Values out of range are refused before they become tensors, in-process and in the server."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def no_tensors(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "value"), CASES)
-def test_a_value_outside_is_refused(world, no_tensors, name, value):
+def test_out_of_range_values_are_refused(world, no_tensors, name, value):
     found = spoilt(world, name, value)
     ways = [{}] if name == "candidates" else [{}, {"k": 2}]
     for numbers in ways:
@@ -107,14 +107,14 @@ def test_a_value_outside_is_refused(world, no_tensors, name, value):
 
 
 @pytest.mark.parametrize("numbers", NUMBERS, ids=str)
-def test_an_impossible_draw_is_refused(world, no_tensors, numbers):
+def test_invalid_sampling_parameters_are_refused(world, no_tensors, numbers):
     asked = {"k": 2} | numbers
     with pytest.raises(InvalidRequest, match="k = "):
         in_process(world, arrays(world), **asked)
     assert isinstance(at_the_door(world, arrays(world), **asked), ValueError)
 
 
-def test_a_list_of_fewer_than_one_item_is_refused_and_none_is_sent_where_all_are_scored(world, no_tensors):
+def test_shortlists_below_one_item_are_refused_and_sent_only_if_set(world, no_tensors):
     with pytest.raises(InvalidRequest, match="a shortlist of -1 items"):
         in_process(world, arrays(world), k=2, shortlist=-1)
     assert "a shortlist of -1 items" in str(at_the_door(world, arrays(world), k=2, shortlist=-1))
@@ -130,7 +130,7 @@ def test_candidates_of_another_shape_are_refused(world, no_tensors):
             in_process(world, found | {"candidates": candidates})
 
 
-def test_what_lies_at_the_ends_of_its_range_is_answered(world):
+def test_values_at_the_limits_are_accepted(world):
     found = arrays(world)
     samples = in_process(world, found, k=4)
     assert np.isfinite(samples.probabilities).all()
@@ -140,7 +140,7 @@ def test_what_lies_at_the_ends_of_its_range_is_answered(world):
         assert np.isfinite(shares).all()
 
 
-def test_one_request_that_is_refused_does_not_split_those_that_wait_with_it(world, monkeypatch):
+def test_a_refused_request_does_not_affect_its_batch(world, monkeypatch):
     batches = []
     sample = world.module.sample
     monkeypatch.setattr(

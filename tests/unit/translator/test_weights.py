@@ -1,4 +1,4 @@
-"""What target events weigh in every estimator, in popularity and in the calibration."""
+"""Weights of target events in estimators, popularity and calibration."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def mass_on_taste(
     return found
 
 
-def test_every_member_follows_what_weighs(contradicted):
+def test_every_component_follows_event_weights(contradicted):
     weighted = mass_on_taste(contradicted, *fitted(contradicted), contradicted.label_weights(100 * DAY))
     alike = replace(contradicted, target=replace(contradicted.target, weight=np.ones(len(contradicted.target), np.float32)))
     pairs, tensors = fitted(alike)
@@ -83,7 +83,7 @@ def test_every_member_follows_what_weighs(contradicted):
     assert unweighted["mixture"] < 0, "without weights, the views have it"
 
 
-def test_events_that_all_weigh_one_are_counted_as_without_weights(log):
+def test_weights_of_one_equal_no_weights(log):
     ones = replace(log, target=replace(log.target, weight=np.ones(len(log.target), np.float32)))
     (pairs, plain), (same, weighed) = fitted(log), fitted(ones)
     assert (same.target_matrix() != pairs.target_matrix()).nnz == 0
@@ -92,7 +92,7 @@ def test_events_that_all_weigh_one_are_counted_as_without_weights(log):
         assert torch.allclose(tensor.double(), weighed[name].double(), rtol=1e-3, atol=1e-4), name
 
 
-def test_half_the_weight_of_everything_leaves_what_counts_relatively(log):
+def test_scaling_all_weights_changes_little(log):
     """A whole log at one weight is the same population: the sequential estimator does not see it, the calibration nearly not."""
     half = replace(log, target=replace(log.target, weight=np.full(len(log.target), 0.5, np.float32)))
     (pairs, plain), (same, weighed) = fitted(log), fitted(half)
@@ -126,7 +126,7 @@ def test_decayed_counts_of_weighted_events_are_sums():
             assert found[row] == pytest.approx(float((weight[: row + 1] * 0.5 ** (ages / half_life)).sum()))
 
 
-def test_rows_are_asked_of_in_proportion(contradicted, log):
+def test_rows_are_sampled_in_proportion_to_weight(contradicted, log):
     rows = np.flatnonzero(contradicted.is_label)
     some = contradicted.sample_by_weight(rows, 100 * DAY, seed=0)
     weight = contradicted.label_weights(100 * DAY)
@@ -137,8 +137,8 @@ def test_rows_are_asked_of_in_proportion(contradicted, log):
     assert log.sample_by_weight(everything, 100 * DAY, seed=0) is everything
 
 
-def test_the_states_of_a_batch_are_there(contradicted):
-    """Weights travel with the windows of the sequential estimator."""
+def test_window_batches_include_weights(contradicted):
+    """Batches of the sequential estimator include the weights."""
     from scalr_prod.translator.estimators.window_index import TrainingWindows
 
     windows = TrainingWindows.from_pairs(TrainingSlice.from_log(contradicted, 70 * DAY, SETTINGS))

@@ -1,4 +1,4 @@
-"""Threads that work on parameters."""
+"""The worker pool: threads, order of results, cancellation and progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def blas_threads() -> set[int]:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_torch_and_blas_have_one_thread_in_each_until_the_end(threads):
+def test_torch_and_blas_use_one_thread_within_the_pool(threads):
     def both(_: int) -> tuple[int, set[int]]:
         return torch.get_num_threads(), blas_threads()
 
@@ -34,7 +34,7 @@ def test_torch_and_blas_have_one_thread_in_each_until_the_end(threads):
         torch.set_num_threads(before)
 
 
-def test_units_run_side_by_side_and_come_in_their_order():
+def test_units_run_concurrently_and_results_keep_their_order():
     met = threading.Barrier(3, timeout=60)
 
     def meet(unit: int) -> int:
@@ -46,7 +46,7 @@ def test_units_run_side_by_side_and_come_in_their_order():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_a_unit_raises_ends_the_others(threads):
+def test_a_failing_unit_cancels_the_others(threads):
     begun = threading.Event()
 
     def work(unit: str) -> None:
@@ -62,7 +62,7 @@ def test_what_a_unit_raises_ends_the_others(threads):
         list(found.map(work, units))
 
 
-def test_a_unit_tells_its_parts_as_they_are_done_and_the_rest_at_its_end():
+def test_a_unit_reports_its_steps_and_the_rest_at_the_end():
     told: list[float] = []
     with report_progress(10.0, told.append):
         check_cancelled(0.25)

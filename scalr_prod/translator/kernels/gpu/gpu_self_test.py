@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-test of the GPU execution against the reference: drivers, compilers and GPUs differ."""
+"""Build the GPU executor after a self-test against the reference: drivers, compilers and GPUs differ."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ALL_USERS, Contexts
 from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor
-from scalr_prod.translator.sample_request import SampleRequest
-from scalr_prod.translator.sampling import sample_topk
+from scalr_prod.translator.sampling import SampleRequest, sample_topk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,43 +22,45 @@ if TYPE_CHECKING:
 
 __all__ = ["build_executor"]
 
-#: Contexts of the test, limited so that [contexts, items] holds at most `_NUMBERS`; tolerance of probabilities.
+#: Contexts of the test; maximum elements of a [contexts, items] tensor; relative tolerance of probabilities.
 _CONTEXTS: Final = 64
-_NUMBERS: Final = 2**24
+_MAX_ELEMENTS: Final = 2**24
 _TOLERANCE: Final = 1e-4
 
 
-def build_executor(mixtures: Sequence[Mixture], numbers: torch.Tensor, first_seen: torch.Tensor, n_source: int) -> GpuExecutor:
+def build_executor(
+    mixtures: Sequence[Mixture], item_words: torch.Tensor, first_seen: torch.Tensor, n_source: int
+) -> GpuExecutor:
     """Build and compile the GPU executor of one module, and compare it with the reference on each parameter set.
 
     Args:
         mixtures: The parameter sets.
-        numbers: int32 [N], hash words of the items' ids for `counter_rng`.
+        item_words: int32 [N], hash words of the items' ids for `counter_rng`.
         first_seen: int64 [N], ascending. Time at which each target item was first seen, microseconds.
         n_source: Number of source items; their indices are 1 … n_source.
 
     Raises:
-        RuntimeError: Draws or probabilities differ.
+        RuntimeError: Draws or probabilities differ from the reference.
         Exception: Any error of Triton, if compilation fails.
     """
-    fused = GpuExecutor(mixtures[0].popularity, numbers)
-    contexts = _contexts(first_seen.cpu().numpy(), n_source, max(1, min(_CONTEXTS, _NUMBERS // len(numbers))))
+    executor = GpuExecutor(mixtures[0].popularity, item_words)
+    contexts = _contexts(first_seen.cpu().numpy(), n_source, max(1, min(_CONTEXTS, _MAX_ELEMENTS // len(item_words))))
     batch = ContextBatch.from_contexts(contexts, first_seen)
     candidates = np.zeros((len(contexts), 1), np.int32)
     for mixture in mixtures:
-        member = "mixture" if fused.supports(mixture, "mixture") else "popularity"
-        request = SampleRequest(4, 1.0, 0.0, member)
-        found, expected = (
-            fused.draw(request, mixture, contexts, batch),
-            sample_topk(request, mixture, contexts, batch, numbers, torch.float64),
+        component = "mixture" if executor.supports(mixture, "mixture") else "popularity"
+        request = SampleRequest(4, 1.0, 0.0, component)
+        draws, expected = (
+            executor.draw(request, mixture, contexts, batch),
+            sample_topk(request, mixture, contexts, batch, item_words, torch.float64),
         )
-        sure = ~found.needs_float64
-        same = bool((found.items == expected.items)[sure].all())
-        is_apart = (found.probabilities - expected.probabilities).abs() > _TOLERANCE * expected.probabilities
-        if not same or bool(is_apart[sure].any()):
+        is_exact = ~draws.needs_float64
+        is_equal = bool((draws.items == expected.items)[is_exact].all())
+        differs = (draws.probabilities - expected.probabilities).abs() > _TOLERANCE * expected.probabilities
+        if not is_equal or bool(differs[is_exact].any()):
             raise RuntimeError("draws or probabilities differ from the reference")
-        fused.score(mixture, contexts, batch, candidates, member)
-    return fused
+        executor.score(mixture, contexts, batch, candidates, component)
+    return executor
 
 
 def _contexts(first_seen: NDArray[np.int64], n_source: int, rows: int) -> Contexts:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of the pass: dot products, popularity as of each context's time, normalisers, and the best sampling keys.
+"""Triton kernel of the GPU executor: dot products, popularity as of each context's time, normalisers, and the best sampling keys.
 
-A tile is up to `CONTEXTS_PER_TILE` contexts that share a popularity state. Each program processes the blocks of one
-segment of the items for one tile.
-Logits, features and keys stay in registers; nothing of size [rows, items] is written. Items that a context treats differently (excluded,
-in the frequency table of its history, or chosen between the state and its time) have a bit in ``special`` and are skipped here.
+A tile is up to `CONTEXTS_PER_TILE` contexts that share a popularity state. Each program processes the blocks of one segment of the items
+for one tile. Logits, features and keys stay in registers; nothing of size [rows, items] is written. Items that need a computation of their
+own for a context (excluded, in the frequency table of its history, or chosen between the state and its time) have a bit in ``special`` and
+are skipped.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def _product(
     users,
     vectors,
     row,
-    there,
+    valid,
     item,
-    known,
+    in_range,
     width: tl.constexpr,
     depth: tl.constexpr,
     precision: tl.constexpr,
@@ -50,8 +50,8 @@ def _product(
     total = tl.zeros((row.shape[0], item.shape[0]), tl.float32)
     for start in range(0, width, depth):
         column = start + tl.arange(0, depth)
-        of_users = tl.load(users + row[:, None].to(tl.int64) * width + column[None, :], mask=there[:, None], other=0.0)
-        of_items = tl.load(vectors + item[None, :].to(tl.int64) * width + column[:, None], mask=known[None, :], other=0.0)
+        of_users = tl.load(users + row[:, None].to(tl.int64) * width + column[None, :], mask=valid[:, None], other=0.0)
+        of_items = tl.load(vectors + item[None, :].to(tl.int64) * width + column[:, None], mask=in_range[None, :], other=0.0)
         total = tl.dot(of_users, of_items, total, input_precision=precision)
     return total
 
@@ -69,21 +69,21 @@ def _log_variate(numbers, low, high):
 
 
 @triton.jit
-def _features(counts, weights, row, there, shared: tl.constexpr):
+def _features(counts, weights, row, valid, shared: tl.constexpr):
     """Compute the weighted sum of features, in the order of `popularity.FEATURES`; if ``shared``, all rows have the same weights."""
     count, days_90, days_20, days_3 = counts
     at = weights + (tl.zeros_like(row) if shared else row) * 11
-    total = tl.load(at, mask=there, other=0.0)[:, None] * count
-    total += tl.load(at + 1, mask=there, other=0.0)[:, None] * days_90
-    total += tl.load(at + 2, mask=there, other=0.0)[:, None] * days_20
-    total += tl.load(at + 3, mask=there, other=0.0)[:, None] * days_3
-    total += tl.load(at + 4, mask=there, other=0.0)[:, None] * tl.maximum(count, _LOG_4)
-    total += tl.load(at + 5, mask=there, other=0.0)[:, None] * tl.maximum(days_90, 0.0)
-    total += tl.load(at + 6, mask=there, other=0.0)[:, None] * tl.maximum(days_90, _LOG_4)
-    total += tl.load(at + 7, mask=there, other=0.0)[:, None] * tl.maximum(days_20, 0.0)
-    total += tl.load(at + 8, mask=there, other=0.0)[:, None] * tl.maximum(days_20, _LOG_4)
-    total += tl.load(at + 9, mask=there, other=0.0)[:, None] * tl.maximum(days_3, 0.0)
-    total += tl.load(at + 10, mask=there, other=0.0)[:, None] * tl.maximum(days_3, _LOG_4)
+    total = tl.load(at, mask=valid, other=0.0)[:, None] * count
+    total += tl.load(at + 1, mask=valid, other=0.0)[:, None] * days_90
+    total += tl.load(at + 2, mask=valid, other=0.0)[:, None] * days_20
+    total += tl.load(at + 3, mask=valid, other=0.0)[:, None] * days_3
+    total += tl.load(at + 4, mask=valid, other=0.0)[:, None] * tl.maximum(count, _LOG_4)
+    total += tl.load(at + 5, mask=valid, other=0.0)[:, None] * tl.maximum(days_90, 0.0)
+    total += tl.load(at + 6, mask=valid, other=0.0)[:, None] * tl.maximum(days_90, _LOG_4)
+    total += tl.load(at + 7, mask=valid, other=0.0)[:, None] * tl.maximum(days_20, 0.0)
+    total += tl.load(at + 8, mask=valid, other=0.0)[:, None] * tl.maximum(days_20, _LOG_4)
+    total += tl.load(at + 9, mask=valid, other=0.0)[:, None] * tl.maximum(days_3, 0.0)
+    total += tl.load(at + 10, mask=valid, other=0.0)[:, None] * tl.maximum(days_3, _LOG_4)
     return total
 
 
@@ -151,7 +151,7 @@ def sampling_pass(
         base: float32 [J, 4, N]. Decayed counts in each tile's state.
         decay: float32 [R, 4]. Decay of each count from the state to a context's time.
         added: float32 [4]. Smoothing of the counts.
-        weights: float32 [R, 11]. Feature weights of the member.
+        weights: float32 [R, 11]. Feature weights of the component.
         prior_weights: float32 [11]. Feature weights of the prior.
         eligible: int32 [R]. Items below this number are eligible.
         special: int32 [R, W]. A bit per item, 1: skipped here.
@@ -177,11 +177,11 @@ def sampling_pass(
         precision: Precision of products, see ``input_precision`` of Triton's ``dot``.
     """
     tile, share, shares = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    place = tl.arange(0, rows)
-    there = place < tl.load(tile_rows + tile)
-    row = tl.load(tile_first + tile) + tl.where(there, place, 0)
+    slot = tl.arange(0, rows)
+    valid = slot < tl.load(tile_rows + tile)
+    row = tl.load(tile_first + tile) + tl.where(valid, slot, 0)
     row_low, row_high = tl.load(low + row).to(tl.uint32, bitcast=True), tl.load(high + row).to(tl.uint32, bitcast=True)
-    last = tl.where(there, tl.load(eligible + row), 0)
+    last = tl.where(valid, tl.load(eligible + row), 0)
     decay_90, decay_20, decay_3 = tl.load(decay + row * 4 + 1), tl.load(decay + row * 4 + 2), tl.load(decay + row * 4 + 3)
     words = (n_items + each - 1) // each
     peak, prior_peak = tl.full((rows,), _NOWHERE, tl.float32), tl.full((rows,), _NOWHERE, tl.float32)
@@ -189,37 +189,37 @@ def sampling_pass(
     for block in range(blocks_each):
         first = (share * blocks_each + block) * items
         item = first + tl.arange(0, items)
-        known = item < n_items
-        line = _product(users, vectors, row, there, item, known, width, depth, precision)
+        in_range = item < n_items
+        line = _product(users, vectors, row, valid, item, in_range, width, depth, precision)
         if log_width > 0:
-            likely = _product(log_users, log_vectors, row, there, item, known, log_width, depth, precision)
-            line += log_weight * tl.log(tl.where(likely > 0, likely, 1.0))
+            product = _product(log_users, log_vectors, row, valid, item, in_range, log_width, depth, precision)
+            line += log_weight * tl.log(tl.where(product > 0, product, 1.0))
         if with_frequency:
-            of_items = tl.load(log_prior + item, mask=known, other=0.0)
+            of_items = tl.load(log_prior + item, mask=in_range, other=0.0)
             line += frequency_weight * (tl.load(rest + row)[:, None] + of_items[None, :])
         state = base + (tile.to(tl.int64) * 4) * n_items + item
         added_0, added_1, added_2, added_3 = tl.load(added), tl.load(added + 1), tl.load(added + 2), tl.load(added + 3)
-        count = tl.log(tl.load(state, mask=known, other=1.0) + added_0)[None, :] + tl.zeros((rows, items), tl.float32)
-        days_90 = tl.log(tl.load(state + n_items, mask=known, other=1.0)[None, :] * decay_90[:, None] + added_1)
-        days_20 = tl.log(tl.load(state + 2 * n_items, mask=known, other=1.0)[None, :] * decay_20[:, None] + added_2)
-        days_3 = tl.log(tl.load(state + 3 * n_items, mask=known, other=1.0)[None, :] * decay_3[:, None] + added_3)
+        count = tl.log(tl.load(state, mask=in_range, other=1.0) + added_0)[None, :] + tl.zeros((rows, items), tl.float32)
+        days_90 = tl.log(tl.load(state + n_items, mask=in_range, other=1.0)[None, :] * decay_90[:, None] + added_1)
+        days_20 = tl.log(tl.load(state + 2 * n_items, mask=in_range, other=1.0)[None, :] * decay_20[:, None] + added_2)
+        days_3 = tl.log(tl.load(state + 3 * n_items, mask=in_range, other=1.0)[None, :] * decay_3[:, None] + added_3)
         counts = (count, days_90, days_20, days_3)
-        line += _features(counts, weights, row, there, shared=False)
-        of_prior = _features(counts, prior_weights, row, there, shared=True)
-        word = tl.load(special + row[:, None].to(tl.int64) * words + item[None, :] // each, mask=known[None, :], other=0)
+        line += _features(counts, weights, row, valid, shared=False)
+        of_prior = _features(counts, prior_weights, row, valid, shared=True)
+        word = tl.load(special + row[:, None].to(tl.int64) * words + item[None, :] // each, mask=in_range[None, :], other=0)
         plain = (item[None, :] < last[:, None]) & (((word >> (item[None, :] % each)) & 1) == 0)
         line = tl.where(plain, line, _NOWHERE)
         peak, mass = _gather_mass(line, peak, mass)
         prior_peak, prior_mass = _gather_mass(tl.where(plain, of_prior, _NOWHERE), prior_peak, prior_mass)
         if with_keys:
-            own = tl.load(numbers + item, mask=known, other=0).to(tl.uint32, bitcast=True)
+            own = tl.load(numbers + item, mask=in_range, other=0).to(tl.uint32, bitcast=True)
             keys = line * slope - _log_variate(own, row_low, row_high)
             highest = tl.max(tl.reshape(keys, (rows, items // each, each)), 2)
             column = first // each + tl.arange(0, items // each)
             target = best + row[:, None].to(tl.int64) * words + column[None, :]
-            tl.store(target, highest, mask=there[:, None] & (column < words)[None, :])
+            tl.store(target, highest, mask=valid[:, None] & (column < words)[None, :])
     at = row * shares + share
-    tl.store(peak_out + at, peak, mask=there)
-    tl.store(mass_out + at, mass, mask=there)
-    tl.store(prior_peak_out + at, prior_peak, mask=there)
-    tl.store(prior_mass_out + at, prior_mass, mask=there)
+    tl.store(peak_out + at, peak, mask=valid)
+    tl.store(mass_out + at, mass, mask=valid)
+    tl.store(prior_peak_out + at, prior_peak, mask=valid)
+    tl.store(prior_mass_out + at, prior_mass, mask=valid)

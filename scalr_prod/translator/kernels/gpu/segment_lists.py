@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-context item lists: bit masks of items, and the frequency mass of the items in a history's table entries."""
+"""Items that the GPU pass skips for a context: bit masks, and their mass in `frequency`'s table."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ItemLists:
     """Items that each context treats differently.
 
     Attributes:
-        items: int64 [R, S], ascending, padded with N. Items whose logits the pass does not compute.
+        items: int64 [R, S], ascending, padded with N. Items whose logits are computed in float64 outside the pass.
         mass: float64 [R, S]. Their mass in `frequency`'s table.
-        excluded: int32 [R, W]. A bit per item, 1: must not be proposed.
-        special: int32 [R, W]. A bit per item, 1: skipped by the pass.
+        excluded: int32 [R, W]. Bit mask of the items that must not be proposed.
+        special: int32 [R, W]. Bit mask of the items that the pass skips.
     """
 
     items: torch.Tensor
@@ -42,11 +42,11 @@ def table_entries(parameters: dict[str, torch.Tensor], batch: ContextBatch, abse
     if not len(parameters["item"]):
         return history[:, :0], weight[:, :0]
     begin, end = start[history], start[history + 1]
-    place = begin[..., None] + torch.arange(frequency.MAX_ENTRIES, device=history.device)
-    there = (place < end[..., None]) & (weight[..., None] > 0)
-    place = place.clamp(max=len(parameters["item"]) - 1)
-    items = torch.where(there, parameters["item"][place].long(), absent)
-    mass = torch.where(there, parameters["share"][place].double() * weight[..., None], 0.0)
+    position = begin[..., None] + torch.arange(frequency.MAX_ENTRIES, device=history.device)
+    valid = (position < end[..., None]) & (weight[..., None] > 0)
+    position = position.clamp(max=len(parameters["item"]) - 1)
+    items = torch.where(valid, parameters["item"][position].long(), absent)
+    mass = torch.where(valid, parameters["share"][position].double() * weight[..., None], 0.0)
     return items.flatten(1), mass.flatten(1)
 
 
@@ -60,8 +60,8 @@ def merge_duplicates(items: torch.Tensor, mass: torch.Tensor, absent: int) -> tu
     first[:, 1:] = items[:, 1:] != items[:, :-1]
     last[:, :-1] = first[:, 1:]
     total = mass.cumsum(1)
-    place = torch.arange(items.shape[1], device=items.device)
-    begin = torch.where(first, place, 0).cummax(1).values
+    position = torch.arange(items.shape[1], device=items.device)
+    begin = torch.where(first, position, 0).cummax(1).values
     mass = total - (total - mass).gather(1, begin)
     items, order = torch.where(last, items, absent).sort(1)
     widest = int((items < absent).sum(1).max()) if len(items) else 0
@@ -78,13 +78,13 @@ def pack_bits(items: torch.Tensor, absent: int) -> torch.Tensor:
 
 def has_bit(words: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     """Return whether the bits of items, int64 [R, C], are set: bool [R, C]."""
-    place = (items // _BITS).clamp(max=words.shape[1] - 1)
-    return ((words.gather(1, place) >> (items % _BITS)) & 1).bool()
+    word = (items // _BITS).clamp(max=words.shape[1] - 1)
+    return ((words.gather(1, word) >> (items % _BITS)) & 1).bool()
 
 
 def table_mass(lists: ItemLists, items: torch.Tensor) -> torch.Tensor:
     """Look up the mass of items, int64 [R, C], in `frequency`'s table: float64 [R, C]; 0 if absent."""
     if not lists.items.shape[1]:
         return torch.zeros(items.shape, dtype=torch.float64, device=items.device)
-    place = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)
-    return torch.where(lists.items.gather(1, place) == items, lists.mass.gather(1, place), 0.0)
+    position = torch.searchsorted(lists.items, items.contiguous()).clamp(max=lists.items.shape[1] - 1)
+    return torch.where(lists.items.gather(1, position) == items, lists.mass.gather(1, position), 0.0)
