@@ -38,7 +38,7 @@ _BINS: Final = 24
 _TOP_BINS: Final = 15
 #: Events in one unit of work.
 _BLOCK_ROWS: Final = 512
-#: Each bin's upper limit is half of the previous one's, as in `kernels.ranking_metrics`.
+#: Each bin's upper limit is half of the previous one's.
 _LOWEST: Final = -float(_BINS)  # log2 of probability; lower values fall into the lowest bin
 
 
@@ -165,28 +165,7 @@ class _LabelScores:
 
 
 def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
-    """Score distributions [r, N] on events with labels [r], compiled where possible."""
-    from scalr_prod.translator.estimators.compiled_kernels import load_kernels
-
-    compiled = load_kernels() if p.device.type == "cpu" else None
-    if compiled is None:
-        return score_labels_with_torch(labels, p)
-    known = labels.astype(np.int64).clip(min=0)
-    table = p.contiguous().numpy()
-    rank, best, own_class = np.empty(len(p)), np.empty_like(known), np.empty_like(known)
-    share, pairs = np.zeros((2, len(p), _BINS))
-    compiled.distribution_metrics(table, known, rank, best, share, pairs, own_class)
-    rows = np.arange(len(p))
-    label_p = table[rows, known]
-    eligible = (labels >= 0) & (label_p > 0)
-    loss = np.full(len(p), np.nan)
-    loss[eligible] = -np.log(label_p[eligible])
-    rank[~eligible] = np.inf
-    return _LabelScores(rank, loss, table[rows, best], (best == known) & eligible, eligible, share, pairs, own_class)
-
-
-def score_labels_with_torch(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
-    """Score distributions [r, N] on events with labels [r] by torch alone: on a GPU, and without numba."""
+    """Score distributions [r, N] on events with labels [r]."""
     import torch
 
     label = torch.from_numpy(labels.astype(np.int64)).to(p.device)

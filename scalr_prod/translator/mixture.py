@@ -14,7 +14,6 @@ weighted by the user's traits z (`history_traits`; only the mixture uses them), 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -34,31 +33,13 @@ from scalr_prod.translator.estimators import (
 from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF, norm_bounds, rounding_bound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from scalr_prod.translator.context_batch import ContextBatch
-    from scalr_prod.translator.data.training_pairs import Parameters
 
-__all__ = ["TORCH_BACKEND", "EncodedBatch", "EncoderBackend", "Mixture"]
+__all__ = ["EncodedBatch", "Mixture"]
 
 _FEATURES: Final = popularity.FEATURES
-
-
-@dataclass(frozen=True)
-class EncoderBackend:
-    """Functions that encode histories.
-
-    Attributes:
-        raw_traits: Computes `history_traits.raw_traits` in float64.
-        user_encoders: Estimator → function used in place of its ``user``.
-    """
-
-    raw_traits: Callable[[Parameters, ContextBatch], torch.Tensor]
-    user_encoders: Mapping[Any, Callable[[Parameters, ContextBatch], torch.Tensor]]
-
-
-#: The plain torch code.
-TORCH_BACKEND: Final = EncoderBackend(partial(history_traits.raw_traits, dtype=torch.float64), {})
 
 
 @dataclass(frozen=True)
@@ -176,17 +157,17 @@ class Mixture:
             score_bounds=ScoreBounds.from_parameters(estimators, parameters, popularity_parameters),
         )
 
-    def encode(self, batch: ContextBatch, components: Sequence[str], backend: EncoderBackend = TORCH_BACKEND) -> EncodedBatch:
+    def encode(self, batch: ContextBatch, components: Sequence[str]) -> EncodedBatch:
         """Encode the histories of a batch for some components."""
         users, exact = {}, {}
         for name, estimator in self.estimators.items():
             if all(self.calibration[component][name] == 0 for component in components):
                 continue
             if has_product_score(estimator):
-                users[name] = backend.user_encoders.get(estimator, estimator.user)(self.parameters[name], batch)
+                users[name] = estimator.user(self.parameters[name], batch)
             elif not has_log_score(estimator):
                 exact[name] = self._exact_scores(name, batch)
-        weights = {component: self._feature_weights(component, batch, backend) for component in components}
+        weights = {component: self._feature_weights(component, batch) for component in components}
         return EncodedBatch(batch, weights, users, exact)
 
     def distributions(self, encoded: EncodedBatch, *, dtype: Any = torch.float32) -> dict[str, torch.Tensor]:
@@ -287,13 +268,13 @@ class Mixture:
     def _exact_scores(self, name: str, batch: ContextBatch) -> torch.Tensor:
         return validated_scores(name, self.estimators[name], self.parameters[name], batch, self.popularity["prior"])
 
-    def standardized_traits(self, batch: ContextBatch, backend: EncoderBackend = TORCH_BACKEND) -> torch.Tensor:
+    def standardized_traits(self, batch: ContextBatch) -> torch.Tensor:
         """Return the standardized traits of the users: float64 [B, T]."""
         return history_traits.standardize_traits(
-            backend.raw_traits(self.traits, batch), self.traits["mean"], self.traits["spread"]
+            history_traits.raw_traits(self.traits, batch, torch.float64), self.traits["mean"], self.traits["spread"]
         )
 
-    def _feature_weights(self, component: str, batch: ContextBatch, backend: EncoderBackend) -> torch.Tensor:
+    def _feature_weights(self, component: str, batch: ContextBatch) -> torch.Tensor:
         """Return a component's weights of popularity's features: b, float64 [F], or b + Σ_z d_z z(context), [B, F]."""
 
         def row(names: Sequence[str]) -> torch.Tensor:
@@ -301,7 +282,7 @@ class Mixture:
             return torch.tensor(weights, dtype=torch.float64, device=batch.time.device)
 
         tilt = torch.stack([row(trait_columns(trait)) for trait in TRAITS])
-        return row(_FEATURES) + self.standardized_traits(batch, backend) @ tilt if tilt.any() else row(_FEATURES)
+        return row(_FEATURES) + self.standardized_traits(batch) @ tilt if tilt.any() else row(_FEATURES)
 
     def estimator_scores(self, name: str, batch: ContextBatch) -> torch.Tensor:
         """Return one estimator's scores: float32 [B, N]."""

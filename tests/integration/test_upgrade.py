@@ -44,12 +44,13 @@ def test_the_feature_repository_of_before_opens_by_its_former_class_path(upgrade
     assert "synthetic_target_events" in views
 
 
-def test_a_run_again_is_the_same_run_and_adds_nothing(upgraded):
-    before = upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS).sort_by("event_id")
-    assert upgraded.run().run_id == RUN
-    assert upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS).sort_by("event_id").equals(before)
-    assert [version.version for version in upgraded.translators()] == [1], "the version of before is asked, not trained anew"
-    assert upgraded.training_set().version == 1
+def test_a_run_again_trains_by_the_recipe_of_today_and_replaces_the_events(upgraded):
+    run_id = upgraded.run().run_id
+    assert run_id != RUN
+    assert [version.version for version in upgraded.translators()] == [1, 2], "the recipe has changed since"
+    rows = upgraded.rows_in_view()
+    assert rows[RUN] == 0
+    assert rows[run_id] > ROWS / 2
     assert "scalr_prod.features.offline_store" in (upgraded.settings.feast_repo / "feature_store.yaml").read_text(
         encoding="utf-8"
     )

@@ -29,22 +29,18 @@ class TrainingKernels:
     add_by_column: Callable[..., Any]
     attention_forward: Callable[..., Any]
     attention_backward: Callable[..., Any]
-    softmax_loss: Callable[..., Any]
-    apply_deferred_updates: Callable[..., Any]
-    adamw_step: Callable[..., Any]
     expectation_step: Callable[..., Any]
     topics_given_source: Callable[..., Any]
     targets_given_topic: Callable[..., Any]
     log_losses: Callable[..., Any]
     add_derivatives: Callable[..., Any]
-    distribution_metrics: Callable[..., Any]
 
 
 @functools.cache
 def load_kernels() -> TrainingKernels | None:
     """Compile one kernel as a self-test, and return all of them; None if nothing compiles."""
     try:
-        from scalr_prod.translator.kernels import adamw, als, attention, logit, ranking_metrics, softmax, topic_model
+        from scalr_prod.translator.kernels import als, attention, logit, topic_model
 
         starts, zero = np.zeros(2, np.int64), np.zeros((1, 1), np.float32)
         als.sum_by_row(starts, starts[:0], zero[0], zero, zero, zero)
@@ -56,13 +52,9 @@ def load_kernels() -> TrainingKernels | None:
         add_by_column=als.add_by_column,
         attention_forward=attention.attention_forward,
         attention_backward=attention.attention_backward,
-        softmax_loss=softmax.softmax_loss,
-        apply_deferred_updates=adamw.apply_deferred_updates,
-        adamw_step=adamw.adamw_step,
         expectation_step=topic_model.expectation_step,
         topics_given_source=topic_model.topics_given_source,
         targets_given_topic=topic_model.targets_given_topic,
         log_losses=logit.log_losses,
         add_derivatives=logit.add_derivatives,
-        distribution_metrics=ranking_metrics.distribution_metrics,
     )

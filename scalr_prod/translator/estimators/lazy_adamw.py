@@ -17,13 +17,11 @@ import torch
 from torch.optim.adamw import adamw
 
 from scalr_prod.translator.devices import to_device
-from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.data.training_pairs import Parameters
-    from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
 
 __all__ = ["LazyAdamW", "LazyTable", "one_cycle_schedule"]
 
@@ -31,6 +29,8 @@ _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8
 #: Avoids 0 / 0: after some 700 000 steps both moments of a row are 0.
 _TINY: Final = 1e-300
+#: Rows of a table that are updated at a time, which bounds the memory.
+_ROWS_AT_ONCE: Final = 1 << 16
 #: Steps without a gradient after which the first moment has vanished: 0.95 to this power is 0 in float32.
 _MOMENTUM_STEPS: Final = 2_048
 
@@ -159,15 +159,8 @@ class LazyTable:
         (rows, values), self._taken = self._taken, None
         if values.grad is None:
             return
-        rates, compiled = self._deferred.rates(), self._kernels()
+        shrink, step, beta_1, beta_2, root_correction = self._deferred.rates
         self._updated_at[rows.numpy()] = self._deferred.steps
-        if compiled is not None:
-            tables = tuple(table.numpy() for table in self._tables)
-            compiled.adamw_step(
-                tables, rows.numpy(), values.grad.contiguous().numpy(), tuple(map(np.float32, rates)), np.float32(_EPSILON)
-            )
-            return
-        shrink, step, beta_1, beta_2, root_correction = rates
         rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
         mean = beta_1 * mean + (1 - beta_1) * values.grad
@@ -178,18 +171,14 @@ class LazyTable:
 
     def current_values(self) -> torch.Tensor:
         """Apply all deferred updates and return the values: float32 [N, d]."""
-        self._update_rows(torch.arange(len(self._updated_at)))
+        for rows in torch.arange(len(self._updated_at)).split(_ROWS_AT_ONCE):
+            self._update_rows(rows)
         return self._tables[0]
 
     def _update_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Apply the deferred updates of some rows and return their values: float32 [R, d]."""
-        deferred, compiled = self._deferred.since(self._updated_at[rows.numpy()]), self._kernels()
+        deferred = self._deferred.since(self._updated_at[rows.numpy()])
         self._updated_at[rows.numpy()] = self._deferred.steps
-        if compiled is not None:
-            out = torch.empty(len(rows), self._tables[0].shape[1])
-            tables = tuple(table.numpy() for table in self._tables)
-            compiled.apply_deferred_updates(tables, rows.numpy(), deferred, np.float32(_EPSILON), out.numpy())
-            return out
         shrink, step, mean_factor, square_factor = to_device(torch.from_numpy(deferred), self._device).T[:, :, None]
         rows = to_device(rows, self._device)
         value, mean, square = (table[rows] for table in self._tables)
@@ -197,9 +186,6 @@ class LazyTable:
         for table, updated in zip(self._tables, (value, mean * mean_factor, square * square_factor), strict=True):
             table[rows] = updated
         return value
-
-    def _kernels(self) -> TrainingKernels | None:
-        return load_kernels() if self._device.type == "cpu" else None
 
 
 class _DeferredUpdates:
@@ -217,7 +203,8 @@ class _DeferredUpdates:
         self._since = np.tile(np.array([1.0, 0.0, 1.0, 1.0]), (max_steps + 2, 1))
         #: Logarithm of the value's factor from the first step to each step.
         self._log_shrink = np.zeros(max_steps + 2)
-        self._rates = (1.0, 0.0, 0.0, 0.0, 0.0)
+        #: The last step: the value's factor, the step size, β1, β2, and the bias correction of the second moment's root.
+        self.rates = (1.0, 0.0, 0.0, 0.0, 0.0)
 
     def add(self, rate: float, beta_1: float) -> None:
         """Record one more step with its learning rate and β1."""
@@ -230,10 +217,10 @@ class _DeferredUpdates:
         before[:, 1] = shrink * before[:, 1] + step / root_correction * before[:, 2] / np.sqrt(before[:, 3] + _TINY)
         before[:, 0] *= shrink
         self._log_shrink[self.steps] = self._log_shrink[self.steps - 1] + np.log(shrink)
-        self._rates = (shrink, step, beta_1, _BETA_2, root_correction)
+        self.rates = (shrink, step, beta_1, _BETA_2, root_correction)
 
     def since(self, step: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], see `kernels.adamw`."""
+        """Return the deferred updates of rows that were last updated in these steps: float32 [R, 4], in the order of `_since`."""
         updates = self._since[step]
         until = step + _MOMENTUM_STEPS
         if (until < self.steps).any():
@@ -242,7 +229,3 @@ class _DeferredUpdates:
             updates[:, :2] *= np.exp(self._log_shrink[self.steps] - self._log_shrink[until])[:, None]
             updates[:, 3] *= _BETA_2 ** (self.steps - until)
         return updates.astype(np.float32)
-
-    def rates(self) -> tuple[float, float, float, float, float]:
-        """Return the factors of the last step, see `kernels.adamw.adamw_step`."""
-        return self._rates

@@ -15,8 +15,7 @@ import torch
 from scalr_prod.translator import counter_rng
 from scalr_prod.translator.data.contexts import NO_ITEM
 from scalr_prod.translator.estimators import frequency, has_log_score, has_product_score, popularity
-from scalr_prod.translator.kernels import encoders, item_block
-from scalr_prod.translator.mixture import EncoderBackend
+from scalr_prod.translator.kernels import item_block
 from scalr_prod.translator.sampling import (
     EXTRA_CANDIDATES,
     CandidateScores,
@@ -48,8 +47,6 @@ MAX_DRAWS: Final = 256
 _MIN_REMAINING: Final = 2.0**-4
 #: Rounding error of a key in float64, besides that of its logit, relative to the key.
 _KEY_ROUNDING: Final = 2.0**-48
-#: Compiled encoders of histories.
-_COMPILED: Final = EncoderBackend(encoders.compute_traits, encoders.USER_ENCODERS)
 _US_A_DAY: Final = 86_400_000_000.0
 
 
@@ -158,7 +155,7 @@ class FusedExecutor:
 
     def draw(self, request: SampleRequest, mixture: Mixture, contexts: Contexts, batch: ContextBatch) -> Draws:
         """Draw as `sampling.sample_topk` does in float32; the batch must be in the order of ``event_time``."""
-        encoded = mixture.encode(batch, request.components, _COMPILED)
+        encoded = mixture.encode(batch, request.components)
         best = min(request.k + 1 + EXTRA_CANDIDATES, self._n_target)
         visits, share = self._visits(mixture, encoded, request)
         result = self._run_pass(
@@ -181,7 +178,7 @@ class FusedExecutor:
 
         A result is inexact if much of the prior's mass is excluded.
         """
-        encoded = mixture.encode(batch, tuple(dict.fromkeys(("popularity", component))), _COMPILED)
+        encoded = mixture.encode(batch, tuple(dict.fromkeys(("popularity", component))))
         outputs = (np.ascontiguousarray(self._positions(candidates)), *np.full((2, *candidates.shape), -np.inf, np.float32))
         visits, _ = self._visits(mixture, encoded, None)
         result = self._run_pass(1.0, 0, mixture, encoded, component, contexts, outputs, visits)

@@ -12,12 +12,10 @@ import torch
 from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
-from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM, Contexts
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
-from scalr_prod.translator.kernels import encoders, executor, item_block
-from scalr_prod.translator.mixture import TORCH_BACKEND
+from scalr_prod.translator.kernels import executor, item_block
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.trainer import fit_parameter_sets
 
@@ -68,21 +66,6 @@ def test_exp_and_log_are_accurate_to_three_units():
         assert abs(float(item_block.log(np.float32(x))) - exact) <= 3 * UNIT * abs(exact)
     for x in np.concatenate([random.uniform(-126, 120, 2_000), [-300.0, 0.0]]):
         assert abs(float(item_block.exp2(np.float64(x))) - 2.0**x) <= 3 * UNIT * 2.0**x + 2.0**-126
-
-
-@pytest.mark.parametrize("length", [3, LENGTH, 40])
-def test_compiled_encoders_match_the_reference(world, length):
-    """Empty, unknown, repeated and long histories; the factorisation solves systems of both sizes."""
-    contexts = make_contexts(world, 60, seed=length, length=length)
-    mixture, batch = world.fused.parameter_set(0), ContextBatch.from_contexts(contexts, world.fused.first_seen)
-    asked = [name for name, estimator in mixture.estimators.items() if estimator in encoders.USER_ENCODERS]
-    assert len(asked) == len(encoders.USER_ENCODERS)
-    for name in asked:
-        estimator, parameters = mixture.estimators[name], mixture.parameters[name]
-        found, expected = encoders.USER_ENCODERS[estimator](parameters, batch), estimator.user(parameters, batch)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12 * float(expected.abs().max()))
-    told = encoders.compute_traits(mixture.traits, batch)
-    torch.testing.assert_close(told, TORCH_BACKEND.raw_traits(mixture.traits, batch), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +121,7 @@ def test_unsupported_requests_use_the_reference(world, monkeypatch, whole_rows):
 
 def test_the_self_test_compiles_all_kernels(world):
     """A request with other array types would have to wait for another compilation."""
-    of_histories = [vars(encoders)[name] for name in ("_linear", "_factorisation", "_topics", "_sequential", "_traits")]
-    kernels = [item_block.score_block, item_block.add_log_products, *of_histories]
+    kernels = [item_block.score_block, item_block.add_log_products]
     TranslatorModule(world.tensors, world.metadata).warm_up()
     for rows, exclude, k in ((1, 0, 1), (7, 3, 5), (40, 0, 70)):
         contexts = make_contexts(world, rows, seed=rows, exclude=exclude)

@@ -1,8 +1,6 @@
-"""Kernels of factorisation, calibration and metrics against tensor operations."""
+"""Kernels of factorisation and calibration against tensor operations, and metrics counted by hand."""
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -72,8 +70,8 @@ def test_logit_weights_match_without_kernels(weighed, monkeypatch):
     torch.testing.assert_close(compiled, multinomial_logit.fit_logit(some, COLUMNS), rtol=1e-3, atol=1e-4)
 
 
-def test_metric_kernel_matches_tensor_operations():
-    """With items that tie, that cannot be proposed, of a probability that is a class's limit, and labels that nobody knows."""
+def test_metrics_match_a_count_by_hand():
+    """With items that tie, that cannot be proposed, of a probability that is a bin's limit, and labels that are unknown."""
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(50, 300, generator=generator) ** 6
     p[:, 100:200] = p[:, :100]
@@ -83,11 +81,18 @@ def test_metric_kernel_matches_tensor_operations():
     p[1] = 0
     labels = torch.randint(0, 300, (50,), generator=generator).numpy().astype(np.int32)
     labels[0], labels[2], labels[3], labels[4] = 3, -1, 210, int(p[4].argmax())
-    assert compiled_kernels.load_kernels() is not None, "numba is a dependency"
-    mine, theirs = metrics._score_labels(labels, p), metrics.score_labels_with_torch(labels, p)
-    for field in fields(mine):
-        np.testing.assert_allclose(
-            getattr(mine, field.name), getattr(theirs, field.name), rtol=1e-6, atol=1e-12, err_msg=field.name
-        )
-    assert mine.is_top[4]
-    assert not mine.eligible[[1, 2, 3]].any()
+    scores = metrics._score_labels(labels, p)
+    assert scores.is_top[4]
+    assert not scores.eligible[[1, 2, 3]].any()
+    for row, label in enumerate(labels):
+        of_row = p[row].numpy().astype(np.float64)
+        bins = np.array([23 if x == 0 else min(int(-np.log2(x)), 23) for x in of_row])
+        np.testing.assert_allclose(scores.share[row], np.bincount(bins, of_row, minlength=24), rtol=1e-6, atol=1e-12)
+        assert scores.pairs[row].tolist() == np.bincount(bins[of_row > 0], minlength=24).tolist()
+        if not scores.eligible[row]:
+            assert (scores.rank[row], np.isnan(scores.loss[row])) == (np.inf, True)
+            continue
+        ties = (of_row == of_row[label]).sum()
+        assert scores.rank[row] == (of_row > of_row[label]).sum() + (ties + 1) / 2
+        assert scores.loss[row] == pytest.approx(-np.log(of_row[label]), rel=1e-6)
+        assert scores.label_bin[row] == bins[label]
