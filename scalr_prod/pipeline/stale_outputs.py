@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stale outputs: which stages used events that were replaced since, or rows of a run that was rolled back since."""
+"""Stale outputs: stages that used events that were replaced, or a run that was rolled back, or that the package does otherwise since."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.errors import TranslatorNotFound
+from scalr_prod.errors import ScalrError, TranslatorNotFound
 from scalr_prod.lake import CORRECTION_APP_ID, stale_since
 from scalr_prod.ledger import PublicationStatus
 from scalr_prod.pipeline.context import OF_RUN
@@ -65,6 +65,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
         withdrawn = withdrawn_runs(ledger, sets[-1].manifest) if sets else []
+    reasons = _upgrade_reasons(settings, sets) | reasons
     if withdrawn:
         reasons["dataset"] = describe_withdrawn(withdrawn)
     if not _has_corrections(lake):
@@ -78,6 +79,25 @@ def stale_stages(settings: Settings) -> dict[str, str]:
         reasons["late"] = f"{len(others)} published windows were made from events that have been replaced since"
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:
         reasons["dataset"] = _reason(since)
+    return reasons
+
+
+def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[str, str]:
+    """Return by stage what this version of the package would make again from the same events."""
+    from scalr_prod.histories import rebuild_reason
+    from scalr_prod.training_set import layout_reason
+    from scalr_prod.translator import load_version, retraining_reason
+
+    reasons: dict[str, str] = {}
+    with suppress(ScalrError):  # the stage itself says what is wrong
+        if reason := rebuild_reason(settings):
+            reasons["histories"] = f"{reason}: scalr run builds them again"
+    with suppress(ScalrError):
+        if retraining := retraining_reason(settings, upgrades_only=True):
+            kept = f"[translator] pin = true keeps version {load_version(settings).version}"
+            reasons["translator"] = f"{retraining.text}: scalr run trains a version and publishes its run anew; {kept}"
+    if sets and (reason := layout_reason(sets[-1].manifest)):
+        reasons["dataset"] = f"{reason}: scalr run builds a version"
     return reasons
 
 

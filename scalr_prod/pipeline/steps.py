@@ -67,10 +67,15 @@ def policy(context: PipelineContext) -> StageReport | None:
 
 
 def translator(context: PipelineContext) -> StageReport:
-    """Train a version, or return the one with the same inputs."""
-    from scalr_prod.translator import train
+    """Train a version, or return the one with the same inputs; a whole run keeps the version that is pinned."""
+    from scalr_prod.translator import TrainReport, find_pinned_version, train
 
-    report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
+    pinned = find_pinned_version(context.settings) if context.whole else None
+    if pinned is not None:
+        logger.info("translator version %d is kept: [translator] pin = true", pinned.version)
+        report = TrainReport.from_version(pinned, reused=True)
+    else:
+        report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
     context.version = report.version
     return report
 

@@ -38,6 +38,7 @@ HOME_ENTRIES: Final = (
         "feature_repo",
         "forgotten",
         "gx",
+        "ingested.json",
         "lake",
     ),
     *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server"),
