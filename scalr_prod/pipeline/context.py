@@ -238,12 +238,13 @@ class PipelineReport(Jsonable):
             kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
             facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
             facts["its folder"] = made["path"]
-        return facts | {
-            "seconds": round(sum(self.seconds.values()), 1),
-            "next": "scalr evaluate, once there are more events"
-            if self.not_generated
-            else "scalr report, and scalr evaluate: does it help?",
-        }
+        return facts | {"seconds": round(sum(self.seconds.values()), 1), "next": self._next_step()}
+
+    def _next_step(self) -> str:
+        if self.not_generated:
+            return "scalr evaluate, once there are more events"
+        is_evaluated = self.stages.get("policy", {}).get("followed")
+        return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
 
 
 def why_withdrawn(run: Run) -> str | None:

@@ -164,6 +164,18 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
     assert shown["published"] == "7 rows in synthetic_target_events (published)"
 
 
+@pytest.mark.parametrize(
+    ("reports", "following"),
+    [
+        ({}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"followed": False}}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"followed": True}}, "scalr report"),
+    ],
+)
+def test_an_evaluation_is_proposed_until_one_is_followed(reports, following):
+    assert PipelineReport("run_0", {}, reports).to_summary()["next"] == following
+
+
 def test_a_job_without_a_run_says_what_is_missing():
     with pytest.raises(ScalrError, match="no run is planned"):
         PipelineReport.from_context(PipelineContext(None))
