@@ -115,7 +115,7 @@ def guess_log(base: Settings, request: LogRequest) -> LogGuess:
     if missing:
         known = _describe_columns(there)
         found = "; ".join(error.found.removesuffix(known) for error in missing) + known
-        steps = "; ".join(error.next_step for error in missing)
+        steps = "; ".join(str(error.next_step) for error in missing)
         raise ColumnNotFound(found, where=request.location, next_step=steps)
     times, settings = _times(sample, columns["timestamp"], request, notes)
     return LogGuess(

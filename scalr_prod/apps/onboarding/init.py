@@ -211,8 +211,8 @@ def _guess_logs(base: Settings, requests: Sequence[LogRequest]) -> dict[str, Log
     if missing:
         raise ColumnNotFound(
             "; ".join(f"{error.where}: {error.found}" for error in missing),
-            where=" and ".join(error.where for error in missing),
-            next_step="; ".join(error.next_step for error in missing),
+            where=" and ".join(str(error.where) for error in missing),
+            next_step="; ".join(str(error.next_step) for error in missing),
         )
     return found
 
