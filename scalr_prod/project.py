@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import logging
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from scalr_prod import pipeline
+from scalr_prod.errors import ScalrError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from scalr_prod.translator import TrainReport, TranslatorVersion
 
 __all__ = ["Project"]
+
+logger = logging.getLogger(__name__)
 
 
 class Project:
@@ -161,7 +165,8 @@ class Project:
     def run(self) -> pipeline.PipelineReport:
         """Run the whole pipeline, from two logs to a published feature view and a training set.
 
-        If λ is 0 for all users (by the policy or the settings), no event is generated or published.
+        If λ is 0 for all users (by the policy or the settings), no event is generated or published. A run that was rolled back stays out
+        until `resume`, or until other settings or events make it another run.
 
         Raises:
             ScalrError: Raised by a stage, with the stage and the run named.
@@ -235,7 +240,7 @@ class Project:
         """
         from scalr_prod.generation import GenerationReport
 
-        context = pipeline.PipelineContext(self.settings, progress=self.progress, version=version)
+        context = pipeline.PipelineContext(self.settings, progress=self.progress, version=version, resume=True)
         return pipeline.execute_single(context, "generate", GenerationReport)
 
     def validate(self, run_id: str) -> GateReport:
@@ -365,7 +370,9 @@ class Project:
         return rows_in_view(lake, published) if published and lake.exists(Table.SYNTHETIC_TARGET_EVENTS) else {}
 
     def resume(self, run_id: str) -> pipeline.PipelineReport:
-        """Resume a run where it stopped: staged partitions are kept, missing ones are generated.
+        """Resume a run where it stopped, and publish it; a run that was rolled back is published again.
+
+        Staged partitions are kept, missing ones are generated.
 
         Args:
             run_id: A planned run.
@@ -406,14 +413,20 @@ class Project:
             version: Number; default: the latest.
 
         Returns:
-            The version; rows are read on demand.
+            The version; rows are read on demand. A warning is logged if it holds rows of a run that was rolled back since.
 
         Raises:
             TrainingSetError: There is no such version.
         """
         from scalr_prod.training_set import TrainingSet
 
-        return TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
+        found = TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
+        with suppress(ScalrError):  # the set can be read without its ledger
+            if withdrawn := pipeline.withdrawn_runs(self.ledger, found.manifest):
+                logger.warning(
+                    "training set %s v%d: %s", found.path.parent.name, found.version, pipeline.describe_withdrawn(withdrawn)
+                )
+        return found
 
     def check_quality(self, dataset: str | Path | None = None, suite: str | None = None) -> Verdict:
         """Check a training set, of this project or any other, with an editable suite of expectations.

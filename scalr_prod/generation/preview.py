@@ -43,13 +43,22 @@ class RunPreview(Jsonable):
     users: int
     partitions: int
 
-    def matches(self, settings: Settings, spec: RunSpec) -> bool:
-        """Return whether a ledger run equals this one, provided that it uses the same translator."""
-        lake, same = Lake.open(settings), (self.start, self.end, self.as_of) == (spec.start, spec.end, spec.as_of)
-        versions = {table.value: lake.version(table) for table in TABLES_READ}
-        chosen = settings.generation
-        facts = (chosen.mode, chosen.seed, versions, run_settings(settings))
-        return same and facts == (spec.mode, spec.seed, dict(spec.table_versions), dict(spec.settings))
+    def differences(self, settings: Settings, spec: RunSpec) -> list[str]:
+        """Return what differs from a ledger run, except its translator; empty if it would be the same run."""
+        lake, chosen, found = Lake.open(settings), settings.generation, []
+        if (self.start, self.end, self.as_of) != (spec.start, spec.end, spec.as_of):
+            found.append("its window")
+        now, former = run_settings(settings), spec.settings
+        found += [f"[generation] {name}" for name in ("mode", "seed") if getattr(chosen, name) != getattr(spec, name)]
+        found += [
+            f"[{section}] {key}"
+            for section in ("generation", "histories")
+            for key in sorted({**now[section], **former.get(section, {})})
+            if now[section].get(key) != former.get(section, {}).get(key)
+        ]
+        others = (now.keys() | former.keys()) - {"generation", "histories"}
+        found += sorted(name for name in others if now.get(name) != former.get(name))
+        return found + [table.value for table in TABLES_READ if lake.version(table) != spec.table_versions.get(table.value)]
 
 
 def preview_run(settings: Settings) -> RunPreview:

@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.histories.build import are_histories_current, build_histories
+    from scalr_prod.histories.build import are_histories_current, build_histories, rebuild_reason
     from scalr_prod.histories.build_reports import HistoriesReport, TableReport
     from scalr_prod.histories.incremental import BuildRecord
 
-__all__ = ["BuildRecord", "HistoriesReport", "TableReport", "are_histories_current", "build_histories"]
+__all__ = [
+    "BuildRecord",
+    "HistoriesReport",
+    "TableReport",
+    "are_histories_current",
+    "build_histories",
+    "rebuild_reason",
+]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -29,5 +36,6 @@ __getattr__ = lazy_exports(
         "TableReport": "build_reports",
         "are_histories_current": "build",
         "build_histories": "build",
+        "rebuild_reason": "build",
     },
 )

@@ -98,6 +98,23 @@ def _is_built(histories: HistorySettings, lake: Lake, table: Table) -> bool:
     return _is_fresh(lake.open_table(table), _made_from(histories, table, lake.open_table(_EVENTS[table])))
 
 
+def rebuild_reason(settings: Settings) -> str | None:
+    """Return why tables that were built from the current events would be built again; None: they would not."""
+    lake = Lake.open(settings)
+    for table, events in _EVENTS.items():
+        if _is_built(settings.histories, lake, table) or not (lake.exists(table) and lake.exists(events)):
+            continue
+        current = lake.open_table(table)
+        record = BuildRecord.from_record(commit_record(current))
+        if record is None or record.version != lake.version(events):
+            continue
+        former = record.shape.split("-")[1]
+        if former == str(_LAYOUT):
+            return "[histories] changed"
+        return f"this version of the package builds them otherwise (layout {former}, now {_LAYOUT})"
+    return None
+
+
 class _Session(NamedTuple):
     """A DuckDB session, and its spill folder."""
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.id_mapping import IdMapping
     from scalr_prod.ingest.id_types import common_id_type
     from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
+    from scalr_prod.ingest.input_state import changed_inputs
     from scalr_prod.ingest.pipeline import ingest
     from scalr_prod.ingest.preflight import check_domain_input, check_id_mapping
     from scalr_prod.ingest.sources.files import format_suffix, resolve_location
@@ -41,6 +42,7 @@ __all__ = [
     "LogReader",
     "LogSource",
     "TimestampParser",
+    "changed_inputs",
     "check_domain_input",
     "check_id_mapping",
     "common_id_type",
@@ -74,6 +76,7 @@ __getattr__ = lazy_exports(
         "LogReader": "sources.protocol",
         "LogSource": "sources.protocol",
         "TimestampParser": "timestamp_parser",
+        "changed_inputs": "input_state",
         "check_domain_input": "preflight",
         "check_id_mapping": "preflight",
         "common_id_type": "id_types",

@@ -16,6 +16,7 @@ from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
 from scalr_prod.ingest.id_mapping import IdMapping
 from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
+from scalr_prod.ingest.input_state import input_state, record_input_state
 from scalr_prod.ingest.known_users import UserIdResolver
 from scalr_prod.ingest.log_limits import apply_user_day_limit, count_items_missing_from_file, ensure_not_doubled
 from scalr_prod.ingest.preflight import check_domain_input
@@ -92,6 +93,7 @@ def ingest(
     if not settings.home.exists():  # checked before the home is created, so that a missing log leaves no files behind
         for place in places:
             check_domain_input(settings, place)
+    state = input_state(settings, places)  # before reading: rows that a log gets meanwhile count as changed
     with ExitStack() as stack:
         folder = stack.enter_context(staging_folder(settings, "ingest"))
         staged = _stage(settings, places, folder, progress=progress)
@@ -101,6 +103,8 @@ def ingest(
         pipeline.compare()
         pipeline.create_tables()
         reports = {place: pipeline.commit(place, progress=progress) for place in places}
+    if replace is None:  # a replacement ignores earlier rows
+        record_input_state(settings, state)
     return IngestReport(reports, common, pipeline.user_ids.mapping_counts)
 
 

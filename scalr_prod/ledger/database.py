@@ -20,7 +20,7 @@ from scalr_prod.ledger.migrations import HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LedgerDatabase", "cannot_create", "parse_url", "with_psycopg_driver"]
+__all__ = ["LedgerDatabase", "parse_url", "with_psycopg_driver"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,11 @@ class LedgerDatabase:
                 next_step="wait for the other command to end, then run the command again",
             ) from error
         except OSError as error:
-            raise cannot_create(path, error) from error
+            raise LedgerError(
+                f"the ledger's file cannot be created: {error.strerror or error}",
+                where=str(path),
+                next_step="make its folder writable, or name another with [ledger] url",
+            ) from error
 
     def _upgrade(self, connection: sa.Connection, *, has_single_project: bool) -> None:
         from scalr_prod.ledger.migrations import upgrade
@@ -236,12 +240,3 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def on_begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def cannot_create(path: Path, error: OSError) -> LedgerError:
-    """Return the error of a ledger whose file cannot be created."""
-    return LedgerError(
-        f"the ledger's file cannot be created: {error.strerror or error}",
-        where=str(path),
-        next_step="make its folder writable, or name another with [ledger] url",
-    )

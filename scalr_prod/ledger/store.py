@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from scalr_prod.ledger.change_log import ChangeLog
-from scalr_prod.ledger.database import LedgerDatabase, cannot_create, parse_url
+from scalr_prod.ledger.database import LedgerDatabase, parse_url
 from scalr_prod.ledger.leases import LeaseRepository
 from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.ledger.runs import RunRepository
@@ -64,11 +64,9 @@ class Ledger:
             LedgerError: It cannot be reached, its driver is missing, or a newer version of this package made it.
             ProjectsMixed: Home, lake or name belong to another project.
             ForeignFiles: The home holds files that this package did not make.
+            LakeError: The home cannot be created or written to.
         """
-        try:
-            claim_home(settings)
-        except OSError as error:
-            raise cannot_create(settings.home, error) from error
+        claim_home(settings)
         url = parse_url(settings.ledger_url)
         sqlite_file = Path(url.database or "") if url.get_backend_name() == "sqlite" else None
         return cls(settings.ledger_url, ProjectIdentity.from_settings(settings, sqlite_file))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         stages_to,
     )
     from scalr_prod.pipeline.stage_outcomes import has_failed_last, read_stage_outcomes, record_stage_outcome
+    from scalr_prod.pipeline.stale_outputs import describe_withdrawn, withdrawn_runs
     from scalr_prod.pipeline.timings import read_timings
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "StageReport",
     "StageScope",
     "StageState",
+    "describe_withdrawn",
     "dry_run",
     "execute_single",
     "execute_stages",
@@ -60,6 +62,7 @@ __all__ = [
     "stage_hooks",
     "stage_states",
     "stages_to",
+    "withdrawn_runs",
 ]
 
 __getattr__ = lazy_exports(
@@ -75,6 +78,7 @@ __getattr__ = lazy_exports(
         "StageReport": "context",
         "StageScope": "hooks",
         "StageState": "context",
+        "describe_withdrawn": "stale_outputs",
         "dry_run": "preview",
         "execute_single": "runner",
         "execute_stages": "runner",
@@ -89,5 +93,6 @@ __getattr__ = lazy_exports(
         "stage_hooks": "hooks",
         "stage_states": "runner",
         "stages_to": "runner",
+        "withdrawn_runs": "stale_outputs",
     },
 )

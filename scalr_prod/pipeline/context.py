@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.config import Settings
-    from scalr_prod.ledger import RunSpec
+    from scalr_prod.ledger import Run, RunSpec
 
-__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState"]
+__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState", "why_withdrawn"]
 
 
 #: Stages of a generation run. A whole run skips them where λ is 0 for all users.
 OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
+#: Stages that are skipped for a run that was rolled back; those after them continue without it.
+_OF_PUBLICATION: Final = ("generate", "validate", "publish")
 
 
 class StageReport(Protocol):
@@ -50,8 +52,10 @@ class PipelineContext:
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
         whole: Whether this is a whole run, which generates no event where λ is 0 for all users; a single stage is always executed.
+        resume: Whether a run that was rolled back may be published again, because a person named it; by default it stays out.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
+        withdrawn: Why the run is not published: it was rolled back. ``plan`` sets it. None: it is published.
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
@@ -66,16 +70,24 @@ class PipelineContext:
     version: int | None = None
     cause: str = "planned"
     whole: bool = False
+    resume: bool = False
     not_generated: str | None = None
     spec: RunSpec | None = None
+    withdrawn: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, int | None] = field(default_factory=dict)
     reports: dict[str, StageReport] = field(default_factory=dict)
     publish_window: Callable[[PipelineContext], PipelineContext] = field(default=_not_in_a_pipeline, repr=False)
 
     @classmethod
-    def from_run(cls, settings: Settings, run_id: str, *, progress: bool = False) -> PipelineContext:
+    def from_run(cls, settings: Settings, run_id: str, *, resume: bool = True, progress: bool = False) -> PipelineContext:
         """Return a context that continues a run of the ledger.
+
+        Args:
+            settings: The project's settings.
+            run_id: The run.
+            resume: Whether it may be published again after a rollback; a scheduler leaves it out.
+            progress: Show progress bars on stderr.
 
         Raises:
             RunNotFound: No such run.
@@ -83,7 +95,12 @@ class PipelineContext:
         from scalr_prod.ledger import Ledger
 
         with Ledger.open(settings) as ledger:
-            return cls(settings, progress=progress, spec=ledger.runs.get(run_id).spec)
+            run = ledger.runs.get(run_id)
+        return cls(settings, progress=progress, resume=resume, spec=run.spec, withdrawn=None if resume else why_withdrawn(run))
+
+    def skips(self, stage: str) -> bool:
+        """Return whether a stage is skipped: no event is generated, or the run was rolled back."""
+        return bool((self.not_generated and stage in OF_RUN) or (self.withdrawn and stage in _OF_PUBLICATION))
 
     @property
     def run_id(self) -> str | None:
@@ -154,6 +171,7 @@ class StageState(Jsonable):
         command: The command that executes it.
         stale: Why the existing output is out of date; None if it is not.
         not_generated: Why `scalr run` skips the stage; None: it does not.
+        withdrawn: Why the latest run stays out of the feature view: it was rolled back.
     """
 
     stage: str
@@ -162,6 +180,7 @@ class StageState(Jsonable):
     command: str
     stale: str | None = None
     not_generated: str | None = None
+    withdrawn: str | None = None
 
 
 @dataclass(frozen=True)
@@ -173,12 +192,14 @@ class PipelineReport(Jsonable):
         seconds: Wall-clock seconds by stage.
         stages: Each stage's own report.
         not_generated: Why no event was generated; None: events were.
+        withdrawn: Why the run was not published: it was rolled back earlier.
     """
 
     run_id: str | None
     seconds: dict[str, float]
     stages: dict[str, dict[str, Any]] = field(repr=False)
     not_generated: str | None = None
+    withdrawn: str | None = None
 
     @classmethod
     def from_context(cls, context: PipelineContext) -> PipelineReport:
@@ -192,7 +213,7 @@ class PipelineReport(Jsonable):
         """
         reports = {name: report.to_json() for name, report in context.reports.items()}
         run_id = None if context.not_generated else context.require_spec().run_id
-        return cls(run_id, dict(context.seconds), reports, context.not_generated)
+        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.withdrawn)
 
     def to_summary(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
@@ -211,13 +232,27 @@ class PipelineReport(Jsonable):
             facts["data docs"] = made["docs"]
         if (made := self.stages.get("publish")) is not None:
             facts["published"] = f"{made['rows']} rows in {made['table']} ({made['outcome']})"
+        if self.withdrawn:
+            facts["not published"] = self.withdrawn
         if (made := self.stages.get("dataset")) is not None:
             kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
             facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
             facts["its folder"] = made["path"]
-        return facts | {
-            "seconds": round(sum(self.seconds.values()), 1),
-            "next": "scalr evaluate, once there are more events"
-            if self.not_generated
-            else "scalr report, and scalr evaluate: does it help?",
-        }
+        return facts | {"seconds": round(sum(self.seconds.values()), 1), "next": self._next_step()}
+
+    def _next_step(self) -> str:
+        if self.not_generated:
+            return "scalr evaluate, once there are more events"
+        is_evaluated = self.stages.get("policy", {}).get("followed")
+        return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
+
+
+def why_withdrawn(run: Run) -> str | None:
+    """Return why a run stays out of the feature view: it was rolled back. None: it was not."""
+    from scalr_prod.ledger import RunState
+
+    if run.state is not RunState.ROLLED_BACK:
+        return None
+    return (
+        f"{run.run_id} was rolled back and stays out of the feature view; to publish it again: scalr runs resume {run.run_id}"
+    )

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import EmptyWindow
+from scalr_prod.errors import EmptyWindow, ScalrError
 from scalr_prod.pipeline.context import OF_RUN
+from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.runner import required_stages, stage_states
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from datetime import datetime
 
     from scalr_prod.config import Settings
@@ -40,8 +42,9 @@ class DryRun:
     Attributes:
         run: The window, contexts and users; None: not known before the logs are read.
         why: Why it is not known.
-        stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and it would look for what is
-            new, rows of a log or other settings, and make that; only the stage itself can tell. ``leave out``: λ is 0 for all users.
+        stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and nothing new was seen; where
+            a log is a query or a table, only the stage itself can tell. ``leave out``: λ is 0 for all users, or the run was rolled back.
+        reasons: Why stages would be done again, or are left out, by stage.
         seconds: Estimated for stages that would be done, where former runs of the project were measured.
         measured: What the estimate rests on, in words.
         not_generated: Why no event would be generated; None: events would be.
@@ -52,6 +55,7 @@ class DryRun:
     stages: Mapping[str, str]
     seconds: Mapping[str, float]
     measured: str
+    reasons: Mapping[str, str] = field(default_factory=dict)
     not_generated: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +66,7 @@ class DryRun:
             **({"not_generated": self.not_generated} if self.not_generated else {}),
             **run,
             "stages": dict(self.stages),
+            **({"reasons": dict(self.reasons)} if self.reasons else {}),
             "seconds": dict(self.seconds),
             "seconds_in_all": None if missing else round(sum(self.seconds.values()), 1),
             "not_measured": missing,
@@ -87,7 +92,8 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
         found = _dry_run(settings, [stage for stage in graph if stage.name not in OF_RUN], plan=False)
         left_out = {stage.name: "leave out" for stage in graph if stage.name in OF_RUN and not stage.light}
         would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}
-        return replace(found, run=None, why=not_generated, stages=would, not_generated=not_generated)
+        reasons = {name: reason for name, reason in found.reasons.items() if would[name] == "make"}
+        return replace(found, run=None, why=not_generated, stages=would, reasons=reasons, not_generated=not_generated)
     return _dry_run(settings, graph)
 
 
@@ -98,21 +104,75 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
         done = {
             stage.name: not _needs_ledger(stage.name) and settings.home.is_dir() and stage.is_done(settings) for stage in graph
         }
-        would = {name: "look" if there else "make" for name, there in done.items()}
-        return DryRun(found, why, would, {}, "no former run of this project: no time can be told")
+        reasons = _changed_logs(settings) if settings.home.is_dir() else {}
+        if len(graph) > 1:
+            _add_dependent(reasons)
+        would = {name: "look" if there and name not in reasons else "make" for name, there in done.items()}
+        reasons = {name: reason for name, reason in reasons.items() if done.get(name)}
+        return DryRun(found, why, would, {}, "no former run of this project: no time can be told", reasons)
     from scalr_prod.ledger import Ledger
 
-    done = {state.stage: state.done for state in stage_states(settings)}
+    states = {state.stage: state for state in stage_states(settings)}
+    asked = {stage.name for stage in graph}
+    reasons = _new_inputs(settings, {name: state for name, state in states.items() if name in asked and state.done})
+    reasons |= {name: state.stale for name, state in states.items() if state.stale}
+    if len(graph) > 1:  # a single stage reads what is there
+        _add_dependent(reasons)
     with Ledger.open(settings) as ledger:
         runs = ledger.runs.find(limit=_RUNS_CONSIDERED)
-        if plan and (found is None or not runs or not found.matches(settings, runs[0].spec)):  # another run would be planned
-            done |= dict.fromkeys((name for name in done if name == "plan" or "plan" in required_stages(name)), False)
+        differences = found.differences(settings, runs[0].spec) if found is not None and runs else []
+        same_run = found is not None and bool(runs) and not differences
+        if plan and differences:
+            reasons = dict.fromkeys(_of_run(states), f"another run: {', '.join(differences)} changed") | reasons
         rates = _rates(ledger, runs)
+    done = {
+        name: state.done and name not in reasons and not (plan and not same_run and name in _of_run(states))
+        for name, state in states.items()
+    }
     would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}
+    if same_run and not reasons.keys() & {"plan", "generate"} and (withdrawn := states["publish"].withdrawn):
+        for name in would.keys() & {"generate", "validate", "publish"}:
+            would[name], reasons[name] = "leave out", withdrawn
+    reasons = {name: reasons[name] for name in would if name in reasons and would[name] != "look"}
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
     seconds |= {name: took for name, took in _last_durations(settings).items() if name not in seconds}
     seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}
-    return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds))
+    return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds), reasons)
+
+
+def _new_inputs(settings: Settings, done: Collection[str]) -> dict[str, str]:
+    """Return why stages whose output exists would make it again: new rows, other settings, or another version of the package."""
+    from scalr_prod.training_set import rebuild_reason
+    from scalr_prod.translator import retraining_reason
+
+    reasons = _changed_logs(settings) if "ingest" in done else {}
+    with suppress(ScalrError):  # the stage itself says what is wrong
+        if "translator" in done and (retraining := retraining_reason(settings)):
+            reasons["translator"] = retraining.text
+    with suppress(ScalrError):
+        if "dataset" in done and (rebuilding := rebuild_reason(settings)):
+            reasons["dataset"] = rebuilding
+    return reasons
+
+
+def _changed_logs(settings: Settings) -> dict[str, str]:
+    from scalr_prod.ingest import changed_inputs
+
+    changed = changed_inputs(settings)
+    return {"ingest": "; ".join(f"{place}: {reason}" for place, reason in changed.items())} if changed else {}
+
+
+def _add_dependent(reasons: dict[str, str]) -> None:
+    """Add the stages that read what a stage with a reason makes."""
+    for stage in GRAPH:
+        changed = [name for name in stage.needs if name in reasons]
+        if changed and stage.name not in reasons:
+            former = reasons[changed[0]]
+            reasons[stage.name] = former if former.startswith("after ") else f"after {changed[0]}"
+
+
+def _of_run(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == "plan" or "plan" in required_stages(name)]
 
 
 def _preview_run(settings: Settings) -> tuple[RunPreview | None, str | None]:

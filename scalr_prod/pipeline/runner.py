@@ -13,7 +13,7 @@ from scalr_prod.core.memory import peak_memory_mb, release_memory
 from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval
 from scalr_prod.core.signals import Interrupted, reraise_pending
 from scalr_prod.errors import EvaluationError, ScalrError
-from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState
+from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState, why_withdrawn
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
 from scalr_prod.pipeline.row_counts import row_counts
@@ -61,7 +61,7 @@ def single_stage(*names: str) -> tuple[Stage, ...]:
 
 
 def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> PipelineContext:
-    """Execute stages in order and return the context. Stages of a run are skipped if no event is generated.
+    """Execute stages in order and return the context. Stages that the context skips are left out.
 
     Raises:
         ScalrError: Raised by a stage, with the stage and the run named.
@@ -70,7 +70,7 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
     lines = heartbeat_interval(context.settings.logging.heartbeat_s)
     with log_context(project=context.settings.project_name), lines, run_hooks():
         for stage in stages:
-            if context.not_generated and stage.name in OF_RUN:
+            if context.skips(stage.name):
                 continue
             started = time.perf_counter()
             scope = StageScope(context.settings, stage.name, run_id=lambda: context.run_id, light=stage.light)
@@ -129,6 +129,7 @@ def stage_states(settings: Settings) -> list[StageState]:
     """Return the state of each stage, in order: done or not, why it is stale, and why `scalr run` skips it."""
     from scalr_prod.generation import why_not_generated
 
+    withdrawn = _latest_run_withdrawn(settings)
     stale, skipped = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy
         if why := why_not_generated(settings):
@@ -142,9 +143,17 @@ def stage_states(settings: Settings) -> list[StageState]:
             stage.command,
             stale.get(stage.name),
             skipped.get(stage.name),
+            withdrawn if stage.name == "publish" else None,
         )
         for stage in GRAPH
     ]
+
+
+def _latest_run_withdrawn(settings: Settings) -> str | None:
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        return next(map(why_withdrawn, ledger.runs.find(limit=1)), None)
 
 
 @contextmanager

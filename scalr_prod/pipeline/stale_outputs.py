@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stale outputs: which stages used events that `scalr ingest --replace` has replaced since."""
+"""Stale outputs: stages that used events that were replaced, or a run that was rolled back, or that the package does otherwise since."""
 
 from __future__ import annotations
 
@@ -10,19 +10,28 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.errors import TranslatorNotFound
+from scalr_prod.errors import ScalrError, TranslatorNotFound
 from scalr_prod.lake import CORRECTION_APP_ID, stale_since
+from scalr_prod.ledger import PublicationStatus
 from scalr_prod.pipeline.context import OF_RUN
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
-    from scalr_prod.ledger import DatasetRecord, Publication, RunSpec
+    from scalr_prod.ledger import DatasetRecord, Ledger, Publication, RunSpec
 
-__all__ = ["CorrectedWindow", "is_version_stale", "stale_publications", "stale_stages"]
+__all__ = [
+    "CorrectedWindow",
+    "describe_withdrawn",
+    "is_version_stale",
+    "stale_publications",
+    "stale_stages",
+    "withdrawn_runs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +62,14 @@ def stale_stages(settings: Settings) -> dict[str, str]:
 
     lake = Lake.open(settings)
     reasons = _retraining_reason(settings)
-    if not _has_corrections(lake):
-        return reasons
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
+        withdrawn = withdrawn_runs(ledger, sets[-1].manifest) if sets else []
+    reasons = _upgrade_reasons(settings, sets) | reasons
+    if withdrawn:
+        reasons["dataset"] = describe_withdrawn(withdrawn)
+    if not _has_corrections(lake):
+        return reasons
     with suppress(TranslatorNotFound):
         if (since := _stale_version_since(settings, lake)) is not None:
             reasons["translator"] = _reason(since)
@@ -67,6 +80,70 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:
         reasons["dataset"] = _reason(since)
     return reasons
+
+
+def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[str, str]:
+    """Return by stage what this version of the package would make again from the same events."""
+    from scalr_prod.histories import rebuild_reason
+    from scalr_prod.training_set import layout_reason
+    from scalr_prod.translator import load_version, retraining_reason
+
+    reasons: dict[str, str] = {}
+    with suppress(ScalrError):  # the stage itself says what is wrong
+        if reason := rebuild_reason(settings):
+            reasons["histories"] = f"{reason}: scalr run builds them again"
+    with suppress(ScalrError):
+        if retraining := retraining_reason(settings, upgrades_only=True):
+            kept = f"[translator] pin = true keeps version {load_version(settings).version}"
+            reasons["translator"] = f"{retraining.text}: scalr run trains a version and publishes its run anew; {kept}"
+    if sets and (reason := layout_reason(sets[-1].manifest)):
+        reasons["dataset"] = f"{reason}: scalr run builds a version"
+    return reasons
+
+
+def withdrawn_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the runs whose rows a training set holds and that were rolled back since.
+
+    Args:
+        ledger: The project's ledger.
+        manifest: The training set's manifest.
+    """
+    version = manifest.get("versions", {}).get(Table.SYNTHETIC_TARGET_EVENTS.value)
+    if version is None or not manifest.get("synthetic"):
+        return []
+    start, cutoff = (manifest.get(name) for name in ("start", "cutoff"))
+    found, live = ledger.publications.find(), {one.run_id for one in ledger.publications.live()}
+    read = [one for one in found if _is_in_version(one, version)]
+    return sorted(
+        {
+            one.run_id
+            for one in read
+            if one.status is PublicationStatus.ROLLED_BACK
+            and one.run_id not in live
+            and one.rows
+            and (cutoff is None or one.start < datetime.fromisoformat(cutoff))
+            and (start is None or one.end > datetime.fromisoformat(start))
+            and not any(_replaces(later, one) for later in read)
+        }
+    )
+
+
+def describe_withdrawn(runs: Sequence[str]) -> str:
+    """Say that a training set holds rows of runs that were rolled back."""
+    were = "was" if len(runs) == 1 else "were"
+    return f"it holds rows of {', '.join(runs)}, which {were} rolled back since; build it again: scalr dataset build"
+
+
+def _is_in_version(publication: Publication, version: int) -> bool:
+    """Return whether a version of the feature view is of after the publication, and of before its rollback."""
+    made, removed = publication.delta_version, publication.rollback_version
+    return made is not None and made <= version and (removed is None or removed > version)
+
+
+def _replaces(later: Publication, former: Publication) -> bool:
+    """Return whether a publication has replaced all rows of a former one."""
+    newer = (later.delta_version or 0) > (former.delta_version or 0)
+    return newer and later.canary is None and later.start <= former.start and later.end >= former.end
 
 
 def stale_publications(settings: Settings) -> list[tuple[Publication, RunSpec]]:

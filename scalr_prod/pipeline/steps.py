@@ -67,21 +67,30 @@ def policy(context: PipelineContext) -> StageReport | None:
 
 
 def translator(context: PipelineContext) -> StageReport:
-    """Train a version, or return the one with the same inputs."""
-    from scalr_prod.translator import train
+    """Train a version, or return the one with the same inputs; a whole run keeps the version that is pinned."""
+    from scalr_prod.translator import TrainReport, find_pinned_version, train
 
-    report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
+    pinned = find_pinned_version(context.settings) if context.whole else None
+    if pinned is not None:
+        logger.info("translator version %d is kept: [translator] pin = true", pinned.version)
+        report = TrainReport.from_version(pinned, reused=True)
+    else:
+        report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
     context.version = report.version
     return report
 
 
 def plan(context: PipelineContext) -> None:
-    """Record the run of the settings' window in the ledger."""
+    """Record the run of the settings' window in the ledger. A run that was rolled back is left out."""
     from scalr_prod.generation import plan_run
 
     if context.spec is not None:  # a run is resumed
         return
-    context.spec = plan_run(context.settings, version=context.version, cause=context.cause)
+    spec = plan_run(context.settings, version=context.version, cause=context.cause)
+    planned = PipelineContext.from_run(context.settings, spec.run_id, resume=context.resume)
+    context.spec, context.withdrawn = planned.spec, planned.withdrawn
+    if context.withdrawn:
+        logger.warning("%s", context.withdrawn)
 
 
 def generate(context: PipelineContext) -> StageReport:
@@ -171,7 +180,9 @@ def _republish_corrected(context: PipelineContext, publication: Publication, spe
 
 
 def _republish(context: PipelineContext, settings: Settings, version: int | None, cause: str) -> str | None:
-    return context.publish_window(PipelineContext(settings, progress=context.progress, version=version, cause=cause)).run_id
+    """Republish a window and return its run; None if that run was rolled back and stays out."""
+    done = context.publish_window(PipelineContext(settings, progress=context.progress, version=version, cause=cause))
+    return None if done.withdrawn else done.run_id
 
 
 def dataset(context: PipelineContext) -> StageReport:

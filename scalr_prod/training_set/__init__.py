@@ -12,13 +12,21 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.training_set.build import build_training_set
+    from scalr_prod.training_set.build import build_training_set, layout_reason, rebuild_reason
     from scalr_prod.training_set.build_report import TrainingSetReport
     from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
-__all__ = ["IdVocabulary", "TrainingSet", "TrainingSetReport", "build_training_set", "list_versions"]
+__all__ = [
+    "IdVocabulary",
+    "TrainingSet",
+    "TrainingSetReport",
+    "build_training_set",
+    "layout_reason",
+    "list_versions",
+    "rebuild_reason",
+]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -27,6 +35,8 @@ __getattr__ = lazy_exports(
         "TrainingSet": "reader",
         "TrainingSetReport": "build_report",
         "build_training_set": "build",
+        "layout_reason": "build",
         "list_versions": "manifest",
+        "rebuild_reason": "build",
     },
 )

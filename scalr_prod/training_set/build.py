@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.assemble import AssembledVersion
     from scalr_prod.training_set.input_changes import InputTables
 
-__all__ = ["build_training_set"]
+__all__ = ["build_training_set", "layout_reason", "rebuild_reason"]
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +138,42 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         policy=policy.to_json() if policy else None,
         **counts,
     )
+
+
+def rebuild_reason(settings: Settings) -> str | None:
+    """Return why `build_training_set` would build a version; None: equal inputs gave one before. Files are not verified.
+
+    Raises:
+        ScalrError: As `build_training_set`, where the inputs cannot be opened.
+    """
+    from scalr_prod.generation import apply_policy
+    from scalr_prod.lake import Lake
+
+    settings, _ = apply_policy(settings)
+    versions = list_versions(settings.home / "datasets" / settings.training_set.name)
+    if not versions:
+        return "there is no version yet"
+    inputs = _read_inputs(settings, Lake.open(settings))
+    manifests = (read_manifest(folder) for folder in versions.values() if may_have_fingerprint(folder, inputs.fingerprint))
+    if any(manifest.get("fingerprint") == inputs.fingerprint for manifest in manifests):
+        return None
+    former, now = read_manifest(versions[max(versions)]), inputs.values
+    if reason := layout_reason(former):
+        return reason
+    before, after = former.get("settings", {}), now["settings"]
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    found = [f"[training_set] {', '.join('λ' if key == 'lambda' else key for key in keys)} changed"] if keys else []
+    if any(former.get(name) != now[name] for name in ("start", "cutoff")):
+        found.append("its labels end or begin at another time")
+    tables = [name for name, files in now["contents"].items() if former.get("contents", {}).get(name) != files]
+    found += [f"{', '.join(tables)} changed"] if tables else []
+    return "; ".join(found) or "the features of [training_set] features changed"
+
+
+def layout_reason(manifest: Mapping[str, Any]) -> str | None:
+    """Return that this version of the package builds training sets otherwise than a version's; None: it does not."""
+    layout = manifest.get("layout")
+    return None if layout == _LAYOUT else f"this version of the package builds it otherwise (layout {layout}, now {_LAYOUT})"
 
 
 def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
     from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
+    from scalr_prod.translator.retraining import RetrainingReason, find_pinned_version, retraining_reason
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import TrainReport, train
     from scalr_prod.translator.validation import MAX_ABS_TIME_US, RequestBounds, check_sampling
@@ -51,6 +52,7 @@ __all__ = [
     "Parameters",
     "ProductEstimator",
     "RequestBounds",
+    "RetrainingReason",
     "Samples",
     "TrainReport",
     "TrainingSlice",
@@ -61,11 +63,13 @@ __all__ = [
     "compare_versions",
     "data_end",
     "evaluate",
+    "find_pinned_version",
     "load_version",
     "models_dir",
     "open_worker_pool",
     "resolve_device",
     "resolve_version",
+    "retraining_reason",
     "time_quantile",
     "train",
 ]
@@ -88,6 +92,7 @@ __getattr__ = lazy_exports(
         "Parameters": "data.training_pairs",
         "ProductEstimator": "estimators.protocol",
         "RequestBounds": "validation",
+        "RetrainingReason": "retraining",
         "Samples": "data.contexts",
         "TrainReport": "training",
         "TrainingSlice": "data.training_pairs",
@@ -98,11 +103,13 @@ __getattr__ = lazy_exports(
         "compare_versions": "challenger_test",
         "data_end": "data.event_log",
         "evaluate": "evaluation",
+        "find_pinned_version": "retraining",
         "load_version": "registry",
         "models_dir": "registry",
         "open_worker_pool": "worker_pool",
         "resolve_device": "devices",
         "resolve_version": "registry",
+        "retraining_reason": "retraining",
         "time_quantile": "trainer",
         "train": "training",
     },

@@ -36,6 +36,7 @@ __all__ = [
     "load_version",
     "models_dir",
     "resolve_version",
+    "version_numbers",
     "write_version",
 ]
 
@@ -143,7 +144,7 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
         TranslatorError: The manifest is unreadable; or the version contains the source code of an estimator, which would run when it is
             loaded, and the ledger has no record that this project trained it.
     """
-    numbers = _version_numbers(settings)
+    numbers = version_numbers(settings)
     if not numbers:
         raise TranslatorNotFound(
             "no translator has been trained yet", where=str(models_dir(settings)), next_step="run: scalr translator train"
@@ -186,7 +187,7 @@ def resolve_version(settings: Settings, version: int | None) -> TranslatorVersio
 
 def find_by_fingerprint(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
     """Return the latest trusted version that was trained from the same inputs, or None."""
-    for number in reversed(_version_numbers(settings)):
+    for number in reversed(version_numbers(settings)):
         version = _read_version(models_dir(settings) / str(number))
         if version.manifest.get("fingerprint") == fingerprint and _is_trusted(settings, version):
             return version
@@ -242,7 +243,7 @@ def write_version(
             name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")
         }
         pq.write_table(pa.table(columns), folder / TARGET_ITEMS_FILE)
-        version = max([*_version_numbers(settings), *_recorded_checksums(settings)], default=0) + 1
+        version = max([*version_numbers(settings), *_recorded_checksums(settings)], default=0) + 1
         content = {"version": version, **manifest, "sha256": sha256}
         (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         move_into_place(folder, root / str(version))
@@ -265,7 +266,7 @@ def _recorded_checksums(settings: Settings) -> dict[int, str]:
         return {row.version: row.sha256 for row in ledger.models.find()}
 
 
-def _version_numbers(settings: Settings) -> list[int]:
+def version_numbers(settings: Settings) -> list[int]:
     """Return the numbers of the complete versions, ascending."""
     root = models_dir(settings)
     if not root.is_dir():

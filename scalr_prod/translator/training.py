@@ -13,7 +13,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -43,11 +43,13 @@ from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
+    from pathlib import Path
 
     from scalr_prod.config import Settings
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["TrainReport", "compute_fingerprint", "default_trained_until", "table_versions", "train", "training_inputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,20 @@ class TrainReport:
     metrics: dict[str, Any] = field(repr=False)
     vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def from_version(cls, version: TranslatorVersion, *, reused: bool, seconds: float = 0.0) -> Self:
+        """Report on a version."""
+        return cls(
+            version=version.version,
+            path=str(version.path),
+            sha256=version.sha256,
+            trained_until=version.trained_until.isoformat(),
+            reused=reused,
+            seconds=seconds,
+            metrics=version.manifest["metrics"],
+            vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return dict(vars(self))
@@ -99,23 +115,16 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     """
     started = time.perf_counter()
     until = (trained_until or default_trained_until(settings)).astimezone(UTC)
-    fingerprint, data_versions = _fingerprint(settings, until)
+    inputs, data_versions = training_inputs(settings, until), table_versions(settings)
+    with staging_folder(settings, "translator") as folder:
+        fingerprint = compute_fingerprint(settings, inputs, data_versions, until, folder)
     version = find_by_fingerprint(settings, fingerprint)
     reused = version is not None
     if version is None:
         with open_worker_pool(settings.translator.threads) as pool:
-            version = _train(settings, until, fingerprint, data_versions, pool, progress=progress)
+            version = _train(settings, until, fingerprint, inputs, data_versions, pool, progress=progress)
     _record(settings, version)
-    return TrainReport(
-        version=version.version,
-        path=str(version.path),
-        sha256=version.sha256,
-        trained_until=version.trained_until.isoformat(),
-        reused=reused,
-        seconds=round(time.perf_counter() - started, 2),
-        metrics=version.manifest["metrics"],
-        vocabulary=version.manifest.get("vocabulary", {}),  # versions of former releases lack it
-    )
+    return TrainReport.from_version(version, reused=reused, seconds=round(time.perf_counter() - started, 2))
 
 
 def default_trained_until(settings: Settings) -> datetime:
@@ -134,6 +143,7 @@ def _train(
     settings: Settings,
     until: datetime,
     fingerprint: str,
+    inputs: dict[str, Any],
     data_versions: dict[str, int],
     pool: WorkerPool,
     *,
@@ -171,6 +181,7 @@ def _train(
         metrics["information"] = calibrated.information.to_json()
     manifest = {
         "fingerprint": fingerprint,
+        "inputs": inputs,
         "trained_until": until.isoformat(),
         "folds": folds,
         "history_length": settings.histories.length,
@@ -245,12 +256,16 @@ def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> An
     return count.astype(np.float64)
 
 
-def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, int]]:
-    """Return a hash of all inputs of the version, and the Delta versions of the tables to read."""
+def table_versions(settings: Settings) -> dict[str, int]:
+    """Return the Delta versions of the tables that a training reads."""
     lake = Lake.open(settings)
     tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
     tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
-    versions = {table.value: lake.version(table) for table in tables}
+    return {table.value: lake.version(table) for table in tables}
+
+
+def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:
+    """Return everything that decides a version, except the rows of the tables, as plain JSON values."""
     content: dict[str, Any] = {"recipe": RECIPE_VERSION, "until": until.isoformat()}
     content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
     content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
@@ -266,13 +281,30 @@ def _fingerprint(settings: Settings, until: datetime) -> tuple[str, dict[str, in
     content |= {"estimators": estimators} if estimators else {}
     type_weights = event_type_weights(settings)
     content |= {"types": type_weights} if type_weights else {}
-    for table in tables:
-        if table is not Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
-            content[table.value] = _digest(settings, lake, table, versions[table.value], until)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), versions
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
 
 
-def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime) -> list[str]:
+def compute_fingerprint(
+    settings: Settings, inputs: Mapping[str, Any], versions: Mapping[str, int], until: datetime, folder: Path
+) -> str:
+    """Return a hash of everything that decides a version. Reads all rows of the logs.
+
+    Args:
+        settings: The project's settings.
+        inputs: See `training_inputs`.
+        versions: See `table_versions`.
+        until: Nothing from this instant on is read.
+        folder: Folder for data that does not fit in memory.
+    """
+    lake, content = Lake.open(settings), dict(inputs)
+    for name, version in versions.items():
+        if name != Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
+            content[name] = _digest(settings, lake, Table(name), version, until, folder)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime, folder: Path) -> list[str]:
     """Return the number of rows known by ``until`` and the sum of their hashes, which do not depend on row order or commits."""
     from scalr_prod.workspace import create_delta_view, open_duckdb
 
@@ -281,7 +313,7 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
     row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
     known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
-    with staging_folder(settings, "translator") as folder, open_duckdb(settings, folder) as duck:
+    with open_duckdb(settings, folder) as duck:
         create_delta_view(duck, "events", lake.open_table(table, version=version))
         totals = duck.execute(query, None if is_catalogue else [until]).fetchall()[0]
     return [str(value) for value in totals]

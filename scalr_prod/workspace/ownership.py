@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.file_modes import PRIVATE_FOLDER
-from scalr_prod.errors import ForeignFiles, SettingsError
+from scalr_prod.errors import ForeignFiles, LakeError, SettingsError
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.identity import bind_to_project
 
@@ -40,6 +40,7 @@ HOME_ENTRIES: Final = (
         "feature_repo",
         "forgotten",
         "gx",
+        "ingested.json",
         "lake",
     ),
     *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server"),
@@ -108,18 +109,26 @@ def claim_home(settings: Settings) -> None:
         SettingsError: Its path holds characters that databases cannot handle. Nothing was written.
         ProjectsMixed: It belongs to another project. Nothing was written.
         ForeignFiles: It holds foreign files under names that the package uses. Nothing was written.
-        OSError: It cannot be created or written to.
+        LakeError: It cannot be created or written to.
     """
-    ensure_supported_path(str(settings.home), "[project] home")
-    claim_directory(
-        settings.home,
-        "home",
-        setting="[project] home",
-        names=HOME_ENTRIES,
-        made_by_older_version=_former_home,
-        mode=PRIVATE_FOLDER,
-    )
-    bind_to_project(settings, settings.home, "[project] home")
+    setting = "[project] home"
+    ensure_supported_path(str(settings.home), setting)
+    try:
+        claim_directory(
+            settings.home,
+            "home",
+            setting=setting,
+            names=HOME_ENTRIES,
+            made_by_older_version=_former_home,
+            mode=PRIVATE_FOLDER,
+        )
+    except OSError as error:
+        raise LakeError(
+            f"cannot be written to: {error.strerror or error}",
+            where=str(settings.home),
+            next_step=f"free some space, or set {setting} to a writable folder; then run the command again",
+        ) from error
+    bind_to_project(settings, settings.home, setting)
 
 
 def is_home(folder: Path) -> bool:

@@ -55,7 +55,7 @@ def runs_show(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = Fa
 
 @runs_app.command("resume")
 def runs_resume(run_id: RunId, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Resume a run where it stopped. A published run whose rows were replaced by another run is published again.
+    """Resume a run where it stopped. A run that was rolled back, or whose rows another run replaced, is published again.
 
     Example: scalr runs resume run_00c51a83e2b7f904
     """

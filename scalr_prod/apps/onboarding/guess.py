@@ -97,7 +97,7 @@ def guess_log(base: Settings, request: LogRequest) -> LogGuess:
 
     Raises:
         InputError: The log does not exist, cannot be read, or has no row.
-        ColumnNotFound: No column fits a role; lists the existing ones, and the option to name one.
+        ColumnNotFound: No column fits some roles; names all of them, the existing columns, and the options to name them.
         BadValue: No time column can be parsed; says what was found.
     """
     sample, chosen = _sample(base, request)
@@ -106,8 +106,17 @@ def guess_log(base: Settings, request: LogRequest) -> LogGuess:
     notes: list[str] = []
     columns: dict[str, str] = {}
     # Columns that the user named come first, so that no guess takes them.
+    missing: list[ColumnNotFound] = []
     for role in sorted(EVENT_ROLES, key=lambda role: role not in request.columns):
-        columns[role] = _column(role, sample, there, request, list(columns.values()), notes)
+        try:
+            columns[role] = _column(role, sample, there, request, list(columns.values()), notes)
+        except ColumnNotFound as error:
+            missing.append(error)
+    if missing:
+        known = _describe_columns(there)
+        found = "; ".join(error.found.removesuffix(known) for error in missing) + known
+        steps = "; ".join(str(error.next_step) for error in missing)
+        raise ColumnNotFound(found, where=request.location, next_step=steps)
     times, settings = _times(sample, columns["timestamp"], request, notes)
     return LogGuess(
         request.place, {role: columns[role] for role in EVENT_ROLES}, there, {**chosen, **settings}, times, tuple(notes)
@@ -198,7 +207,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: LogRequest, taken
     if named is not None:
         if named not in there:
             raise ColumnNotFound(
-                f"no column '{named}'; there are: {', '.join(there)}", where=asked.location, next_step=f"correct {option}"
+                f"no column '{named}'{_describe_columns(there)}", where=asked.location, next_step=f"correct {option}"
             )
         return named
     fitting = match_columns(role, there, taken)
@@ -206,7 +215,7 @@ def _column(role: str, sample: Batch, there: list[str], asked: LogRequest, taken
     usable = [name for name, problem in problems.items() if problem is None]
     if not fitting:
         raise ColumnNotFound(
-            f"no column looks like the {_ROLE_NAMES[role]}; there are: {', '.join(there)}",
+            f"no column looks like the {_ROLE_NAMES[role]}{_describe_columns(there)}",
             where=asked.location,
             next_step=f"name it: {option}",
         )
@@ -221,6 +230,10 @@ def _column(role: str, sample: Batch, there: list[str], asked: LogRequest, taken
     if len(usable) > 1:
         notes.append(f"[{asked.place}] {role}: {usable[0]} was taken; {', '.join(usable[1:])} would do too ({option})")
     return usable[0]
+
+
+def _describe_columns(there: Sequence[str]) -> str:
+    return f"; there are: {', '.join(there)}"
 
 
 _ROLE_NAMES: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}

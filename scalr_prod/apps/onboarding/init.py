@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.apps.onboarding.databases import resolve_log
 from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, LogRequest, guess_items, guess_log
 from scalr_prod.apps.onboarding.text import DomainSection, render_toml
-from scalr_prod.errors import EmptyInput, SettingsError
+from scalr_prod.errors import ColumnNotFound, EmptyInput, SettingsError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -179,8 +179,9 @@ def plan_init(
     domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
     found: dict[str, DomainPlan] = {}
+    guesses = _guess_logs(empty, absolute)
     for one in absolute:
-        log, location = guess_log(empty, one), item_files.get(one.place)
+        log, location = guesses[one.place], item_files.get(one.place)
         described = guess_items(empty, location, log.columns["item"]) if location else None
         found[one.place] = DomainPlan(one, domain_names[one.place], log, described, location)
     text = render_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
@@ -191,6 +192,29 @@ def plan_init(
     settings = _settings(sections, base, option="--source-name, --target-name")
     rows = _read(settings)
     return InitPlan(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
+
+
+def _guess_logs(base: Settings, requests: Sequence[LogRequest]) -> dict[str, LogGuess]:
+    """Guess how to read each log; name what is missing in all of them at once.
+
+    Raises:
+        InputError: As `guess_log`.
+    """
+    found, missing = {}, []
+    for one in requests:
+        try:
+            found[one.place] = guess_log(base, one)
+        except ColumnNotFound as error:
+            missing.append(error)
+    if len(missing) == 1:
+        raise missing[0]
+    if missing:
+        raise ColumnNotFound(
+            "; ".join(f"{error.where}: {error.found}" for error in missing),
+            where=" and ".join(str(error.where) for error in missing),
+            next_step="; ".join(str(error.next_step) for error in missing),
+        )
+    return found
 
 
 def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:

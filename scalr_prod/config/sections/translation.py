@@ -62,6 +62,11 @@ class TranslatorSettings(SettingsSection):
         ge=1,
         description="maximum number of source events to pretrain the sequential estimator on; default: all",
     )
+    pin: bool = Field(
+        default=False,
+        description="scalr run keeps the latest trained version, even if events, settings or this package's recipe have changed; "
+        "scalr translator train trains another",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of training")
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -81,7 +86,7 @@ class TranslatorSettings(SettingsSection):
 
         A key that came with a later package is left out at its default: versions, and verdicts, of before stay those of these settings.
         """
-        made = self.model_dump(mode="json", exclude={"threads"})
+        made = self.model_dump(mode="json", exclude={"threads", "pin"})
         return {key: value for key, value in made.items() if value is not None or key != "pretraining_events"}
 
 

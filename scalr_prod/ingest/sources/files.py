@@ -32,6 +32,7 @@ __all__ = [
     "JsonLines",
     "Parquet",
     "ResolvedPath",
+    "expand_files",
     "first_error_line",
     "format_suffix",
     "resolve_location",
@@ -81,7 +82,7 @@ class FilesReader:
                 where=redact_url(source.location),
                 next_step="name the table's own folder, or leave the version out",
             )
-        for url, filesystem, path in _expand(source):
+        for url, filesystem, path in expand_files(source):
             kind = self.kind or _format_of(url)
             with _readable(url, kind, by_name=self.kind is None):
                 row = 0
@@ -151,7 +152,12 @@ def resolve_location(location: str, storage_options: dict[str, str]) -> Iterator
         ) from error
 
 
-def _expand(source: LogSource) -> list[ResolvedPath]:
+def expand_files(source: LogSource) -> list[ResolvedPath]:
+    """Return the files of a path, glob, folder or URL, sorted by name.
+
+    Raises:
+        UnreadableInput: No file matches, or one is part of a Delta or Iceberg table.
+    """
     with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
         if _has_magic(path) and not filesystem.exists(path):
             paths = sorted(filesystem.glob(path))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import ScalrError, UnreadableInput
-from scalr_prod.ingest.column_mapping import resolve_columns
-from scalr_prod.ingest.sources.files import FilesReader, first_error_line, resolve_location
+from scalr_prod.ingest.column_mapping import ColumnSelection, resolve_columns
+from scalr_prod.ingest.sources.files import FilesReader, expand_files, first_error_line, resolve_location
 from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
 from scalr_prod.ingest.sources.table_formats import detect_table_format
 from scalr_prod.plugins import READERS
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from scalr_prod.config import Settings
-    from scalr_prod.ingest.column_mapping import ColumnSelection
 
-__all__ = ["read_path"]
+__all__ = ["list_files", "read_path"]
 
 
 def read_path(
@@ -56,6 +55,33 @@ def read_path(
         yield from _reader(name).read(source)
     else:
         yield from _checked(name, source)
+
+
+def list_files(
+    settings: Settings,
+    pattern: str,
+    format: str | None,  # noqa: A002 - named as in the settings
+    storage_options: dict[str, str],
+) -> list[list[str]] | None:
+    """Return name, size and time of change of each file at a path, glob, folder or URL.
+
+    None where they do not tell what it holds: a table, a log reader of another package, or a store that keeps no such times.
+
+    Raises:
+        UnreadableInput: No file matches, or it cannot be opened.
+    """
+    location = pattern if "://" in pattern else str(settings.resolve(pattern))
+    source = LogSource(location, ColumnSelection((), location), storage_options=storage_options)
+    if format not in {None, "parquet", "csv", "jsonl"} or (format is None and _table_at(source) is not None):
+        return None
+    found = []
+    for url, filesystem, path in expand_files(source):
+        info = filesystem.info(path)
+        changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "ETag", "etag") if info.get(key)), None)
+        if changed is None:
+            return None
+        found.append([url, str(info.get("size")), str(changed)])
+    return found
 
 
 def _table_at(source: LogSource) -> str | None:

@@ -121,7 +121,9 @@ def _run_stages(
 
     run_id: str | None = call.get("run_id")
     context = (
-        PipelineContext(settings, trained_until=trained_until) if run_id is None else PipelineContext.from_run(settings, run_id)
+        PipelineContext(settings, trained_until=trained_until)
+        if run_id is None
+        else PipelineContext.from_run(settings, run_id, resume=False)
     )
     return execute_stages(context, single_stage(*names))
 
@@ -139,6 +141,12 @@ def _window_payload(window: RunSpec | LateWindow) -> dict[str, str | None]:
         "end": window.end.isoformat(),
         "as_of": window.as_of.isoformat(),
     }
+
+
+def _run_payload(context: PipelineContext) -> dict[str, str | None]:
+    """Return the data of an asset event for a context's run; without its id if it was rolled back, and so is not in the view."""
+    payload = _window_payload(context.require_spec())
+    return payload | {"run_id": None} if context.withdrawn else payload
 
 
 def _not_generated(settings: Settings) -> dict[str, Any] | None:
@@ -163,10 +171,12 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     context = _run_stages(call, settings, stage)
     report = context.reports.get(stage)
     done = {"run_id": context.run_id, **(report.to_json() if report else {})}
+    if context.withdrawn:
+        done["withdrawn"] = context.withdrawn
     if stage == "late":
         republished = report.published if isinstance(report, LateReport) else []
-        published: list[RunSpec | LateWindow] = [*([context.spec] if context.spec else []), *republished]
-        done["announced"] = [_window_payload(window) for window in published]
+        own = [_run_payload(context)] if context.spec else []
+        done["announced"] = [*own, *map(_window_payload, republished)]
     return done
 
 
@@ -175,7 +185,7 @@ def _window(call: Mapping[str, Any]) -> dict[str, Any]:
     settings = _load_window_settings(call, *map(datetime.fromisoformat, call["window"]))
     if window := _not_generated(settings):
         return window
-    return _window_payload(_run_stages(call, settings, "generate", "validate", "publish").require_spec())
+    return _run_payload(_run_stages(call, settings, "generate", "validate", "publish"))
 
 
 def _translator(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,6 +183,23 @@ def test_where_nothing_fits_the_columns_and_the_option_are_named(found, tmp_path
     assert not (tmp_path / "scalr.toml").exists()
 
 
+def test_all_that_is_missing_is_named_at_once(tmp_path, target):
+    (tmp_path / "log.csv").write_text("a,item_id,b\n1,2,x\n")
+    with pytest.raises(ColumnNotFound) as caught:
+        look(tmp_path, target, "log.csv", columns={"item": "nobody"})
+    assert caught.value.found == (
+        "no column 'nobody'; no column looks like the user's id; no column looks like the time of the event; "
+        "there are: a, item_id, b"
+    )
+    for role in ("item", "user", "timestamp"):
+        assert f"--column source.{role}=NAME" in caught.value.next_step
+    log = str(tmp_path / "log.csv")
+    with pytest.raises(ColumnNotFound) as caught:
+        plan_init(tmp_path / "scalr.toml", [LogRequest("source", log), LogRequest("target", log)])
+    assert "--column source.user=NAME" in caught.value.next_step
+    assert "--column target.user=NAME" in caught.value.next_step
+
+
 def test_a_cell_that_is_in_the_way_is_named_by_its_row(tmp_path, target):
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,2,1700000000\n1,,1700000000\n1,,1700000000\n")
     with pytest.raises(BadValue, match="2 null or empty ids, the first one here") as caught:

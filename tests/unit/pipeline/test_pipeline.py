@@ -79,10 +79,9 @@ def test_several_stages_take_along_what_each_of_them_does():
 
 def test_a_job_that_goes_on_with_a_run_plans_no_other(monkeypatch):
     monkeypatch.setattr("scalr_prod.generation.plan_run", lambda *_, **__: "another")
-    for spec, expected in (("this", "this"), (None, "another")):
-        job = PipelineContext(None, spec=spec)
-        steps.plan(job)
-        assert job.spec == expected
+    job = PipelineContext(None, spec="this")
+    steps.plan(job)
+    assert job.spec == "this"
 
 
 class Made:
@@ -163,6 +162,18 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
     shown = PipelineReport("run_0", {"publish": 1.23}, {"publish": published}).to_summary()
     assert list(shown) == ["run_id", "published", "seconds", "next"]
     assert shown["published"] == "7 rows in synthetic_target_events (published)"
+
+
+@pytest.mark.parametrize(
+    ("reports", "following"),
+    [
+        ({}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"followed": False}}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"followed": True}}, "scalr report"),
+    ],
+)
+def test_an_evaluation_is_proposed_until_one_is_followed(reports, following):
+    assert PipelineReport("run_0", {}, reports).to_summary()["next"] == following
 
 
 def test_a_job_without_a_run_says_what_is_missing():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
+from scalr_prod.ingest import changed_inputs
+from scalr_prod.pipeline import dry_run, single_stage
 
 runner = CliRunner()
 
@@ -65,3 +69,36 @@ def test_where_synthetic_events_weigh_nothing_a_run_would_generate_none(settings
     assert left_out == dict.fromkeys(("plan", "generate", "validate", "publish", "late"), found["not_generated"])
     assert told(project, "run")["stages"] == found["stages"], "a ledger is there now"
     assert told(project, "generate")["stages"] == {"generate": "make"}
+
+
+def test_a_log_that_has_grown_is_seen_before_anything_is_read(project, settings):
+    with Project(settings) as opened:
+        opened.ingest()
+        opened.histories()
+        assert "reasons" not in opened.dry_run("ingest").to_json()
+        log = settings.resolve(settings.domains.source.events)
+        rows = pq.read_table(log)
+        pq.write_table(pa.concat_tables([rows, rows.slice(0, 1)]), log)
+        found = opened.dry_run().to_json()
+        assert found["stages"]["ingest"] == found["stages"]["histories"] == "make"
+        assert found["reasons"]["ingest"] == f"source: {log.name} changed"
+        assert found["reasons"]["histories"] == "after ingest"
+        opened.ingest()
+        assert opened.dry_run("ingest").to_json()["stages"] == {"ingest": "look"}
+
+
+def test_other_settings_of_a_log_are_seen(settings_with):
+    with Project.open(settings_with("")) as opened:
+        opened.ingest()
+    domains = opened.settings.domains
+    target = domains.target.model_copy(update={"max_user_day": 3})
+    other = opened.settings.model_copy(update={"domains": domains.model_copy(update={"target": target})})
+    assert dry_run(other, single_stage("ingest")).reasons == {"ingest": "target: [domains.target] or [users] changed"}
+
+
+def test_a_query_or_a_home_of_before_tells_nothing(settings):
+    with Project(settings) as opened:
+        opened.ingest()
+    (settings.home / "ingested.json").unlink()
+    assert changed_inputs(settings) is None
+    assert dry_run(settings, single_stage("ingest")).to_json()["stages"] == {"ingest": "look"}

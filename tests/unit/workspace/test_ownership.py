@@ -14,9 +14,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from feast_project import make_project
 
-from scalr_prod.config.settings import load_settings
+from scalr_prod.config.settings import load_settings, settings_from_dict
 from scalr_prod.core import assets
-from scalr_prod.errors import ForeignFiles
+from scalr_prod.errors import ForeignFiles, LakeError
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -132,6 +132,17 @@ def test_a_foreign_home_stays_as_it_is(logs, files):
     assert contents(settings.home) == before
 
 
+@pytest.mark.parametrize("home", ["/proc/scalr", "file/home"])
+def test_a_home_that_cannot_be_made_is_a_clear_error(tmp_path, home):
+    (tmp_path / "file").write_text("")
+    domains = {place: {"name": place, "events": "x"} for place in ("source", "target")}
+    settings = settings_from_dict({"project": {"home": home}, "domains": domains}, base=tmp_path)
+    with pytest.raises(LakeError, match="cannot be written to: ") as caught:
+        claim_home(settings)
+    assert caught.value.where == str(settings.home)
+    assert "set [project] home to a writable folder" in caught.value.next_step
+
+
 def test_a_home_may_hold_other_files(logs):
     settings = load_settings(logs, project={"home": "."})
     ingest(settings)
@@ -143,7 +154,8 @@ def test_homes_from_before_are_recognised(logs):
     settings = load_settings(logs)
     ingest(settings)
     marker = settings.home / ".scalr-home"
-    marker.unlink()
+    for later in (marker, settings.home / "ingested.json"):
+        later.unlink()
     ingest(settings)  # by its lake
     Ledger.open(settings).close()
     shutil.rmtree(settings.home / "lake")

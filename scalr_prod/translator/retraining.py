@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a whole run would train a translator, and why; and the version that ``[translator] pin`` keeps."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.errors import TranslatorNotFound
+from scalr_prod.schemas import Table
+from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
+from scalr_prod.translator.registry import find_by_fingerprint, load_version, version_numbers
+from scalr_prod.translator.training import compute_fingerprint, default_trained_until, table_versions, training_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from scalr_prod.config import Settings
+    from scalr_prod.translator.registry import TranslatorVersion
+
+__all__ = ["RetrainingReason", "find_pinned_version", "retraining_reason"]
+
+#: Inputs of a training → the settings section that they come from.
+_SECTIONS: Final = {"histories": "histories", "generation": "generation", "settings": "translator"}
+
+
+@dataclass(frozen=True)
+class RetrainingReason:
+    """Why a version would be trained.
+
+    Attributes:
+        text: What differs from the latest version's training.
+        is_upgrade: Whether this version of the package trains otherwise; False: events or settings have changed.
+    """
+
+    text: str
+    is_upgrade: bool
+
+
+def find_pinned_version(settings: Settings) -> TranslatorVersion | None:
+    """Return the version that ``[translator] pin`` keeps: the latest that the settings' run may use. None: it keeps none."""
+    if not settings.translator.pin:
+        return None
+    until = default_trained_until(settings)
+    found = (load_version(settings, number) for number in reversed(version_numbers(settings)))
+    return next((version for version in found if version.trained_until <= until), None)
+
+
+def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
+    """Return why a whole run would train a translator; None: it uses a version that is there, or there is none yet.
+
+    The logs are read only where versions and settings do not tell.
+
+    Args:
+        settings: The project's settings.
+        upgrades_only: Look only for what this version of the package does otherwise.
+
+    Raises:
+        TableNotFound: Nothing was ingested yet.
+    """
+    if find_pinned_version(settings) is not None:
+        return None
+    try:
+        latest = load_version(settings)
+    except TranslatorNotFound:
+        return None
+    until = default_trained_until(settings).astimezone(UTC)
+    inputs, versions = training_inputs(settings, until), table_versions(settings)
+    reason = _difference(latest, inputs, versions)
+    if reason is None or (upgrades_only and not reason.is_upgrade):
+        return None
+    with tempfile.TemporaryDirectory(prefix="scalr-") as folder:  # looking writes nothing into the project
+        fingerprint = compute_fingerprint(settings, inputs, versions, until, Path(folder))
+    return None if find_by_fingerprint(settings, fingerprint) is not None else reason
+
+
+def _difference(latest: TranslatorVersion, inputs: Mapping[str, Any], versions: Mapping[str, int]) -> RetrainingReason | None:
+    """Return what may differ from the latest version's training."""
+    former: Mapping[str, Any] | None = latest.manifest.get("inputs")
+    trained = f"version {latest.version} was trained"
+    read = latest.manifest.get("data_versions", {})
+    # Histories are made from the events.
+    rows_differ = any(read.get(name) != number for name, number in versions.items() if name != Table.SOURCE_USER_HISTORY)
+    if former == inputs and not rows_differ:
+        return None
+    if former is None:
+        if rows_differ:
+            return RetrainingReason(f"events have changed since {trained}", is_upgrade=False)
+        return RetrainingReason(f"{trained} by an earlier version of this package, or with other settings", is_upgrade=True)
+    if package := _package_changes(former, inputs):
+        return RetrainingReason(f"this version of the package trains it otherwise ({package})", is_upgrade=True)
+    changed = _changed_settings(former, inputs)
+    found = [f"{', '.join(changed)} changed"] if changed else []
+    if former["until"] != inputs["until"]:
+        found.append(f"{trained} until {former['until']}, and this run's may learn until {inputs['until']}")
+    elif rows_differ:
+        found.append("events have changed")
+    return RetrainingReason("; ".join(found), is_upgrade=False)
+
+
+def _package_changes(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """Describe what the package itself does otherwise; empty: nothing."""
+    found = []
+    if former["recipe"] != inputs["recipe"]:
+        found.append(f"recipe {former['recipe']}, now {inputs['recipe']}")
+    before, now = ({**one.get("estimators", {})} for one in (former, inputs))
+    found += [
+        f"estimator {name} {before.get(name, 1)}, now {now.get(name, 1)}"
+        for name in sorted(before.keys() | now.keys())
+        if name in BUILTIN_ESTIMATORS
+        and before.get(name, 1) != now.get(name, 1)
+        and all(name in one["settings"]["estimators"] for one in (former, inputs))
+    ]
+    return ", ".join(found)
+
+
+def _changed_settings(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:
+    found = []
+    for part, section in _SECTIONS.items():
+        before, now = former[part], inputs[part]
+        found += [f"[{section}] {key}" for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if not found and former.get("estimators") != inputs.get("estimators"):
+        found.append("an estimator of another package")
+    if former.get("types") != inputs.get("types"):
+        found.append("[domains.target] types")
+    return found
