@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from foreign_logs import PAIRS
+from support.foreign_logs import PAIRS
 
 SCALR = Path(sys.executable).with_name("scalr")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from fault_harness import Drivers, Kill, Outcome, as_bytes, view
+from support.fault_harness import Drivers, Kill, Outcome, as_bytes, view
 
 SETTINGS = """
 [generation]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from bad_inputs import COMMANDS, DOMAINS, FILES, LOGS, REQUESTS, SETTINGS, SPINES, SQL, Case, tensors
-from fault_harness import files_of
 from ingest.test_bad_input import HEAD, typed, write
+from support.bad_inputs import COMMANDS, DOMAINS, FILES, LOGS, REQUESTS, SETTINGS, SPINES, SQL, Case, tensors
+from support.fault_harness import files_of
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app

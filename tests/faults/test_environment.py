@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from fault_harness import Kill, drawn, view
+from support.fault_harness import Kill, drawn, view
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fault_harness import drawn, files_of
+from support.fault_harness import drawn, files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_harness import drawn, kill_family
+from support.fault_harness import drawn, kill_family
 from support.postgres import Postgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from handmade import Handmade
+from support.small_project import Handmade
 from support.warm import forking
 
 from scalr_prod.config.settings import load_settings

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from fault_harness import drawn
+from support.fault_harness import drawn
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import Ledger

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import shutil
 
-import forgotten_world
 import pyarrow as pa
 import pytest
-import training_world
-from attacked_server import PLANTED
-from reported_runs import HOSTILE_TITLE, TRAINED, window
+from support import erasure_project, training_set_project
+from support.planted_environment import PLANTED
+from support.reported_runs import HOSTILE_TITLE, TRAINED, window
 from support.small import LOCAL, lean
 
 from scalr_prod import Project
@@ -89,10 +88,10 @@ def browser():
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory):
     """A filled project on SQLite; copy its folder before changing it."""
-    return forgotten_world.make(tmp_path_factory.mktemp("filled") / "logs", forgotten_world.TEXT, "")
+    return erasure_project.make(tmp_path_factory.mktemp("filled") / "logs", erasure_project.TEXT, "")
 
 
 @pytest.fixture(scope="session")
 def projects(tmp_path_factory):
     """Those that training sets are built from, by the type of their ids; made when first asked for."""
-    return functools.cache(lambda ids: training_world.make(tmp_path_factory.mktemp("project"), ids))
+    return functools.cache(lambda ids: training_set_project.make(tmp_path_factory.mktemp("project"), ids))

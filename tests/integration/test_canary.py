@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from handmade import Handmade, events, hour
+from support.small_project import Handmade, events, hour
 from support.warm import run
 from typer.testing import CliRunner
 

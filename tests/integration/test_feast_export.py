@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast_project import STAMP, T0, make_project, synthetic
 from support import warm
+from support.feast_project import STAMP, T0, make_project, synthetic
 from typer.testing import CliRunner
 
 from scalr_prod import Project

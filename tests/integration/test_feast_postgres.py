@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from feast_project import VIEWS, make_project
+from support.feast_project import VIEWS, make_project
 from support.warm import run
 
 from scalr_prod.config.settings import load_settings

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from feast import FeatureStore
-from feast_project import AS_OF, T0, hours, make_project, spine, synthetic
-from redis_server import client, running_redis
+from support.feast_project import AS_OF, T0, hours, make_project, spine, synthetic
+from support.redis_server import client, running_redis
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from feast_project import VIEWS, hours, make_project, synthetic
 from support import warm
+from support.feast_project import VIEWS, hours, make_project, synthetic
 
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table

@@ -12,10 +12,10 @@ import time
 
 import pyarrow.dataset as ds
 import pytest
-from byte_search import in_redis, traces
 from conftest import make_two_domains, write_toml
-from forgotten_world import ITEM, NUMBER, START, TEXT, by_night, cut_off, gone, make, validation, where
-from redis_server import client, running_redis
+from support.byte_search import in_redis, traces
+from support.erasure_project import ITEM, NUMBER, START, TEXT, by_night, cut_off, gone, make, validation, where
+from support.redis_server import client, running_redis
 from typer.testing import CliRunner
 
 from scalr_prod import Project

@@ -7,8 +7,8 @@ import shutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from byte_search import short_traces, traces
-from forgotten_world import ITEM, LONG, SHORT, START, TEXT, by_night, cut_off, gone, make, where
+from support.byte_search import short_traces, traces
+from support.erasure_project import ITEM, LONG, SHORT, START, TEXT, by_night, cut_off, gone, make, where
 
 from scalr_prod import Project
 from scalr_prod.config.settings import load_settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from handmade import IDS, Handmade, in_processes
+from support.small_project import IDS, Handmade, in_processes
 from support.warm import run
 
 from scalr_prod.config.settings import load_settings

@@ -34,7 +34,7 @@ from ledger.test_ledger import (  # noqa: F401 - collected here: the same tests,
     test_promotions_are_kept_in_order,
     test_runs_are_listed_newest_first_by_state_and_up_to_a_number,
 )
-from ledger_world import make_spec, one, validated
+from support.ledger_runs import make_spec, one, validated
 
 from scalr_prod.errors import LeaseHeld, LedgerError
 from scalr_prod.ledger import Ledger, RunState

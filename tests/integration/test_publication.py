@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from handmade import Handmade
+from support.small_project import Handmade
 
 from scalr_prod import Project
 from scalr_prod.errors import CommitFailed, PublicationError

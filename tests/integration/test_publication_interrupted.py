@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from handmade import Handmade, in_processes
+from support.small_project import Handmade, in_processes
 from support.warm import run
 
 from scalr_prod.config.settings import load_settings

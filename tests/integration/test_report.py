@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from reported_runs import HOSTILE_TITLE, pages, window
+from support.reported_runs import HOSTILE_TITLE, pages, window
 from support.small import LOCAL
 from typer.testing import CliRunner
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_two_domains, write_toml
-from several_sources import make_sources
+from support.multi_source_project import make_sources
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from feast_project import fill, hours, make_project, synthetic
-from ledger_world import make_spec, validated
-from redis_server import client, running_redis
+from support.feast_project import fill, hours, make_project, synthetic
+from support.ledger_runs import make_spec, validated
+from support.redis_server import client, running_redis
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed, RunOfOtherProject

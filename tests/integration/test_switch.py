@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from handmade import Handmade
+from support.small_project import Handmade
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -186,7 +186,7 @@ def test_a_rollback_brings_back_what_the_run_had_replaced(project):
 
 def windows_with_late_events(project):
     """A late source event in the first one's window: whose window it is, the publications say."""
-    from handmade import events, hour
+    from support.small_project import events, hour
 
     project.lake.append(Table.SOURCE_EVENTS, events([("u1", "s1", 70, 70)]), key="late")
     project.configure("[generation]\nlookback = 365\n")

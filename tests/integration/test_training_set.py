@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DAYS, make_two_domains, write_toml
-from training_world import BOTH_ID_TYPES, LENGTH, SHARED, TRAILING, at, build, lake
+from support.training_set_project import BOTH_ID_TYPES, LENGTH, SHARED, TRAILING, at, build, lake
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TrainingSetError

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.training_set_project import BOTH_ID_TYPES, LENGTH, SHARED, build
 from torch.utils.data import DataLoader
-from training_world import BOTH_ID_TYPES, LENGTH, SHARED, build
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.features import open_feature_store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import DAYS
-from training_world import BOTH_ID_TYPES, SHARED, at, build
+from support.training_set_project import BOTH_ID_TYPES, SHARED, at, build
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed, TrainingSetBusy, TrainingSetError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from triton_home import contexts, family, project
+from support.triton_home import contexts, family, project
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core.directory_marker import read_marker

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-from attacked_server import PLANTED
+from support.planted_environment import PLANTED
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 

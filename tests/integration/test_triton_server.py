@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from triton_home import contexts, family, project
+from support.triton_home import contexts, family, project
 
 from scalr_prod.errors import (
     ModelNotReady,

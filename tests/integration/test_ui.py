@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psutil
 import pytest
-from reported_runs import HOSTILE_TITLE, pages
+from support.reported_runs import HOSTILE_TITLE, pages
 from support.shown import difference, example
 from support.small import LOCAL
 from support.warm import run

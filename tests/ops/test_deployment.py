@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from redis_server import running_redis
+from support.redis_server import running_redis
 from support.small import LOCAL, lean
 
 from scalr_prod import Project

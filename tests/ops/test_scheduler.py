@@ -14,12 +14,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from redis_server import running_redis
+from support.redis_server import running_redis
 from support.small import LOCAL, lean
 
 pytest.importorskip("airflow.sdk")
 
-from airflow_deployment import kill_task, running_airflow
+from support.airflow_deployment import kill_task, running_airflow
 
 from scalr_prod import Project
 from scalr_prod.schemas import Table

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from training_world import in_the_order_of_time
+from support.training_set_project import in_the_order_of_time
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.core.timestamps import to_micros
@@ -24,7 +24,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.training_set.assemble import assemble_partitions
-from scalr_prod.training_set.build import _TABLES, _inputs
+from scalr_prod.training_set.build import _read_inputs
 from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 from scalr_prod.training_set.input_changes import EVENT_TABLES, InputTables
 
@@ -135,14 +135,16 @@ class World:
         version = TrainingSet.open(report.path, check=True)
         settings, _ = apply_policy(self.settings())
         lake = Lake.open(settings)
-        opened = {table: lake.open_table(table) for table in _TABLES}
-        inputs, window = _inputs(settings, lake, opened, None)
-        tables = InputTables({table: opened[table] for table in EVENT_TABLES}, service_sources(settings, FEATURE_SERVICE))
+        inputs = _read_inputs(settings, lake)
+        opened = {table: inputs.opened[table] for table in EVENT_TABLES}
+        tables = InputTables(opened, service_sources(settings, FEATURE_SERVICE))
         folder = self.folder / f"whole {report.version}"
         (folder / "nothing").mkdir(parents=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("scalr_prod.training_set.features.join_by_key", in_the_order_of_time)
-            whole = assemble_partitions(settings, window, inputs, tables, folder / "nothing", folder, progress=False)
+            whole = assemble_partitions(
+                settings, inputs.window, inputs.values, tables, folder / "nothing", folder, progress=False
+            )
         files = [folder / "version" / name for part in whole.partitions for name in part.files if name.startswith("rows/")]
         found, wanted = version.to_arrow(), ds.dataset([str(file) for file in files]).to_table()
         assert found.equals(wanted)

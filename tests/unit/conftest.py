@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from feast_project import make_project
-from ledger_world import one
+from support.feast_project import make_project
+from support.ledger_runs import one
 
 from scalr_prod.ledger import Ledger
 

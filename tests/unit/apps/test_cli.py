@@ -146,7 +146,7 @@ def test_evaluate_names_the_arms_that_there_are(two_domains, settings):
 
 
 def test_runs_are_listed_with_their_window_and_what_they_published(settings, two_domains):
-    from ledger_world import make_spec
+    from support.ledger_runs import make_spec
 
     from scalr_prod.ledger import Ledger
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from ledger_world import make_spec
+from support.ledger_runs import make_spec
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from deltalake import write_deltalake
-from onboarding_world import EVENTS, csv, form, frame, seconds
+from support.onboarding_log import EVENTS, csv, form, frame, seconds
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app

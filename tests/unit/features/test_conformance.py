@@ -19,8 +19,8 @@ from feast.errors import RequestDataNotFoundInEntityDfException, SavedDatasetLoc
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
-from feast_project import hours, make_project, synthetic
-from meters import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
+from support.feast_project import hours, make_project, synthetic
+from support.meter_tables import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
 from support.shown import difference, example
 
 from scalr_prod.errors import FeatureStoreError

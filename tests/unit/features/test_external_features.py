@@ -15,7 +15,7 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, File
 from feast.data_format import DeltaFormat
 from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
-from feast_project import STAMP, T0, hours
+from support.feast_project import STAMP, T0, hours
 
 from scalr_prod.apps.doctor import _check_features
 from scalr_prod.config.settings import load_settings

@@ -10,8 +10,8 @@ import pytest
 from deltalake import write_deltalake
 from feast.monitoring.metrics_calculator import MetricsCalculator
 from feast.monitoring.monitoring_service import MonitoringService
-from feast_project import hours
-from meters import METER, READINGS, RENAMED, readings, source_of, store_in, view_of
+from support.feast_project import hours
+from support.meter_tables import METER, READINGS, RENAMED, readings, source_of, store_in, view_of
 
 from scalr_prod.errors import FeatureStoreError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from feast_project import COUNT, COUNTS, fill, hours, make_project, spine, synthetic
+from support.feast_project import COUNT, COUNTS, fill, hours, make_project, spine, synthetic
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed

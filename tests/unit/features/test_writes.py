@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast_project import COUNT, T0, hours, spine, synthetic
+from support.feast_project import COUNT, T0, hours, spine, synthetic
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import Handmade, hour
+from support.small_project import Handmade, hour
 
 from scalr_prod.errors import GenerationError
 from scalr_prod.generation import shards

@@ -8,7 +8,7 @@ import threading
 import pandas as pd
 import pytest
 from deltalake import DeltaTable
-from ingest_world import DAY, SOURCE, log, project_in, rows_of, triples
+from support.ingest_project import DAY, SOURCE, log, project_in, rows_of, triples
 
 from scalr_prod.errors import BadValue, NoCommonUsers
 from scalr_prod.ingest import ingest

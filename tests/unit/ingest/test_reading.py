@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from ingest_world import DAY, SOURCE, TARGET, project_in, rows_of, triples
+from support.ingest_project import DAY, SOURCE, TARGET, project_in, rows_of, triples
 
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake

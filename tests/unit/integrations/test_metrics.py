@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import yaml
-from ledger_world import T0, make_spec, to_state, validated
 from prometheus_client.parser import text_string_to_metric_families
+from support.ledger_runs import T0, make_spec, to_state, validated
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.core.atomic_io import write_json

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from handmade import in_processes
-from ledger_world import make_spec, one
 from sqlalchemy.exc import OperationalError
+from support.ledger_runs import make_spec, one
+from support.small_project import in_processes
 
 from scalr_prod.errors import LedgerError
 from scalr_prod.ledger import Ledger, RunState

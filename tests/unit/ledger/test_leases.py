@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from ledger_world import make_spec
+from support.ledger_runs import make_spec
 
 from scalr_prod.errors import LeaseHeld, LeaseLost, LedgerError
 

@@ -6,7 +6,7 @@ import json
 from datetime import timedelta, timezone
 
 import pytest
-from ledger_world import T0, make_spec, to_state, validated
+from support.ledger_runs import T0, make_spec, to_state, validated
 
 from scalr_prod.errors import LedgerError, RunNotFound, TranslatorNotFound
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, check_run_id

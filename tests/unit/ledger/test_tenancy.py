@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from ledger.test_database import add_model, test_the_schema_is_the_models
-from ledger_world import T0, make_spec, one, validated
+from support.ledger_runs import T0, make_spec, one, validated
 
 from scalr_prod.errors import ProjectsMixed, RunNotFound, RunOfOtherProject, TranslatorNotFound
 from scalr_prod.ledger import Ledger, RunState

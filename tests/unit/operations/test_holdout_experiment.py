@@ -9,8 +9,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import Handmade
 from scipy import stats
+from support.small_project import Handmade
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app

@@ -8,8 +8,8 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from fault_harness import files_of
-from ledger_world import T0, make_spec, to_state
+from support.fault_harness import files_of
+from support.ledger_runs import T0, make_spec, to_state
 
 from scalr_prod import Project
 from scalr_prod.ledger import Ledger, RunState, run_folder

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from ledger_world import T0, make_spec, validated
+from support.ledger_runs import T0, make_spec, validated
 
 from scalr_prod.integrations.airflow import tasks
 from scalr_prod.ledger import Ledger, RunState

@@ -180,7 +180,7 @@ def test_no_command_touches_a_run_of_another_project(project, tmp_path, command,
 
 
 def _planned(settings) -> str:
-    from ledger_world import make_spec
+    from support.ledger_runs import make_spec
 
     with Ledger.open(settings) as ledger:
         return ledger.runs.begin(make_spec()).run_id

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from handmade import Handmade, hour
-from ledger_world import make_spec
+from support.ledger_runs import make_spec
+from support.small_project import Handmade, hour
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.errors import QualityGateFailed

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from filelock import FileLock
-from handmade import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
+from support.small_project import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
 from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder

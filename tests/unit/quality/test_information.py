@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from handmade import INFORMED, Handmade
+from support.small_project import INFORMED, Handmade
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from handmade import GATE_TARGET, Handmade
+from support.small_project import GATE_TARGET, Handmade
 
 from scalr_prod.errors import QualityError, QualityGateFailed
 from scalr_prod.ledger import run_folder

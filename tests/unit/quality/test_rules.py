@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from handmade import GATE_TARGET, IDS, Handmade, events, hour, source_rows
+from support.small_project import GATE_TARGET, IDS, Handmade, events, hour, source_rows
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from handmade import Handmade, hour
+from support.small_project import Handmade, hour
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.quality import row_rules_digest, training_set, validate_training_set

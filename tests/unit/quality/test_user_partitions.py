@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from handmade import GATE_TARGET, QUARANTINE, Handmade
+from support.small_project import GATE_TARGET, QUARANTINE, Handmade
 
 from scalr_prod.ledger import run_folder
 from scalr_prod.quality import validate_run

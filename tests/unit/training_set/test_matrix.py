@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.shown import blocks_of
+from support.training_set_folder import write_version
 from threadpoolctl import threadpool_limits
-from training_set_folder import write_version
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.training_set import TrainingSet

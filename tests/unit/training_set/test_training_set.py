@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.training_set_folder import write_version
 from torch.utils.data import DataLoader
-from training_set_folder import write_version
 
 from scalr_prod.core.delta_log import UNBOUNDED
 from scalr_prod.core.timestamps import to_micros

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from translator_world import DAY, METADATA, SETTINGS, calibration, make_log, with_weights
+from support.translator_log import DAY, METADATA, SETTINGS, calibration, make_log, with_weights
 
 from scalr_prod.config.sections import TranslatorSettings
 from scalr_prod.core.memmap import DiskMatrix

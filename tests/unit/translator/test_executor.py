@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
+from support.translator_log import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT
 from scalr_prod.translator.data.contexts import COLD_USERS, NO_ITEM, Contexts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.card import CARD, Card
-from translator_world import DAY, METADATA, SETTINGS, make_log
+from support.translator_log import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator import devices, training_device
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables

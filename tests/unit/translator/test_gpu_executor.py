@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
+from support.translator_log import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator import counter_rng
 from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, SETTINGS, make_log
+from support.translator_log import DAY, SETTINGS, make_log
 
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data import history_traits

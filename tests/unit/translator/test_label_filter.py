@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from translator_world import METADATA, SETTINGS, calibration, make_log
+from support.translator_log import METADATA, SETTINGS, calibration, make_log
 
 from benchmarks.worlds import World
 from scalr_prod.config.sections import ComputeSettings, HistorySettings, TranslatorSettings

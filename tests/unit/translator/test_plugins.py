@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from translated import equal, make_contexts
-from translator_world import DAY, SETTINGS, make_log
+from support.small_translator import equal, make_contexts
+from support.translator_log import DAY, SETTINGS, make_log
 
 from scalr_prod.errors import TranslatorError
 from scalr_prod.plugins import ESTIMATORS

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from translator_world import DAY, SETTINGS, make_log, with_weights
+from support.translator_log import DAY, SETTINGS, make_log, with_weights
 
 from scalr_prod.config.sections import TranslatorSettings
 from scalr_prod.translator.data.domain_events import DomainEvents

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translated import EXECUTIONS, make_contexts, make_world
-from translator_world import DAY, calibration_table
+from support.small_translator import EXECUTIONS, make_contexts, make_world
+from support.translator_log import DAY, calibration_table
 
 from scalr_prod.translator import counter_rng
 from scalr_prod.translator.calibration import CALIBRATION_TABLES

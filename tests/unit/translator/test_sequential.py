@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, LENGTH, SETTINGS, make_log
+from support.translator_log import DAY, LENGTH, SETTINGS, make_log
 
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.training_pairs import TrainingSlice

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translated import equal, make_contexts
-from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
+from support.small_translator import equal, make_contexts
+from support.translator_log import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator import shortlist
 from scalr_prod.translator.context_batch import ContextBatch

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, METADATA, SETTINGS, calibration, make_log
+from support.translator_log import DAY, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.errors import InvalidRequest
 from scalr_prod.serving.client.wire import ModelIdentity, answer_requests, encode_request

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from translator_world import DAY, METADATA, SETTINGS, make_log
+from support.translator_log import DAY, METADATA, SETTINGS, make_log
 
 from scalr_prod.translator.calibration import CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.data.domain_events import DomainEvents

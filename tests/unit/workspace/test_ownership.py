@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from feast_project import make_project
+from support.feast_project import make_project
 
 from scalr_prod.config.settings import load_settings, settings_from_dict
 from scalr_prod.core import assets

@@ -10,8 +10,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
-from byte_search import in_redis, traces
-from redis_server import client
 
 from scalr_prod import Project
 from scalr_prod.evaluation.sandbox import create_sandbox
@@ -20,6 +18,8 @@ from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
+from support.byte_search import in_redis, traces
+from support.redis_server import client
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 END = START + timedelta(days=40)

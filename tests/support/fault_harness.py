@@ -121,7 +121,7 @@ class Drivers:
         if former._forkserver_alive_fd is not None:
             os.close(former._forkserver_alive_fd)
             former._forkserver_address = former._forkserver_alive_fd = former._forkserver_pid = None
-        self._context.set_forkserver_preload(["fault_harness", *_PRELOAD])
+        self._context.set_forkserver_preload(["support.fault_harness", *_PRELOAD])
 
     def start(self, config: Path, action: str, *, kill: Kill | None = None, **options: Any) -> Driver:
         """A driver that begins now; ``action``: run, resume, or any of `_ACTIONS`."""

@@ -11,9 +11,9 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.data_format import DeltaFormat
 from feast.repo_config import RepoConfig
 from feast.types import Float64, String
-from feast_project import hours
 
 from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
+from support.feast_project import hours
 
 #: Two meters, read every hour; the second reading of the first one was corrected two days later.
 READINGS = {

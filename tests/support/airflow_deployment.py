@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Deployment", "kill_task", "running_airflow"]
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 DAGS = TESTS.parent / "airflow_dags"
 
 

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from translator_world import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 from scalr_prod.translator.data.contexts import Contexts, Samples
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.trainer import fit_parameter_sets
+from support.translator_log import DAY, LENGTH, METADATA, SETTINGS, calibration, make_log
 
 EXECUTIONS = ("fused", "reference")
 

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from support.warm import forking
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.lake import Lake
@@ -27,6 +26,7 @@ from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table, table_schema
 from scalr_prod.workspace.user_assignment import Holdout
+from support.warm import forking
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 USERS, SOURCE_EVENTS, ITEMS = 20, 10, 10
