@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from scalr_prod.pipeline.hooks import StageHook, StageScope, run_hooks, stage_hooks
     from scalr_prod.pipeline.preview import DryRun, dry_run
     from scalr_prod.pipeline.runner import execute_stages, resume_run, single_stage, stage_context, stage_states, stages_to
-    from scalr_prod.pipeline.stage_outcomes import has_failed_last, read_stage_outcomes, record_stage_outcome
+    from scalr_prod.pipeline.stage_outcomes import (
+        has_failed_last,
+        read_stage_heartbeats,
+        read_stage_outcomes,
+        record_stage_heartbeat,
+        record_stage_outcome,
+    )
     from scalr_prod.pipeline.timings import read_timings
 
 __all__ = [
@@ -41,8 +47,10 @@ __all__ = [
     "dry_run",
     "execute_stages",
     "has_failed_last",
+    "read_stage_heartbeats",
     "read_stage_outcomes",
     "read_timings",
+    "record_stage_heartbeat",
     "record_stage_outcome",
     "resume_run",
     "run_hooks",
@@ -69,8 +77,10 @@ __getattr__ = lazy_exports(
         "dry_run": "preview",
         "execute_stages": "runner",
         "has_failed_last": "stage_outcomes",
+        "read_stage_heartbeats": "stage_outcomes",
         "read_stage_outcomes": "stage_outcomes",
         "read_timings": "timings",
+        "record_stage_heartbeat": "stage_outcomes",
         "record_stage_outcome": "stage_outcomes",
         "resume_run": "runner",
         "run_hooks": "hooks",
