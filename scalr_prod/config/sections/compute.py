@@ -38,6 +38,12 @@ class ComputeSettings(SettingsSection):
     memory_mb: int = Field(
         default=1024, ge=64, description="what DuckDB may hold in ingest and histories; beyond it, it spills"
     )
+    max_expansion: float = Field(
+        default=200.0,
+        ge=1,
+        description="size of a compressed log unpacked, as a multiple of its size; a log that unpacks to more, and to over 64 MiB, is "
+        "refused",
+    )
 
 
 class ServingSettings(SettingsSection):
