@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retention: remove staged parts, training sets, translators and table files that `[retention]` no longer keeps.
 
+What killed processes of this package left in the folder of temporary files is removed as well.
+
 Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables get no new version, so that
 histories, runs and training sets built from them do not become stale. The ledger keeps all its records.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.operations.temporary_files import abandoned_folders
 from scalr_prod.publication import restore_source_versions
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import staging_folder
@@ -42,7 +45,7 @@ class Removal:
     """One removed item, or in a dry run one that would be removed.
 
     Attributes:
-        kind: ``run``, ``training_set``, ``translator`` or ``table``.
+        kind: ``run``, ``training_set``, ``translator``, ``table`` or ``temporary_folder``.
         name: Its id, name or version.
         bytes: Size on disk; None for table files, whose size is not looked up.
         files: Number of files.
@@ -95,6 +98,7 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
         *_remove_training_sets(settings, now, dry_run=dry_run),
         *_remove_translators(settings, now, dry_run=dry_run),
         *_remove_table_files(settings, dry_run=dry_run),
+        *_remove_temporary_folders(settings, dry_run=dry_run),
     ]
     report = RetentionReport(dry_run, removed)
     logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
@@ -209,6 +213,17 @@ def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Remova
         files = lake.vacuum(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
+
+
+def _remove_temporary_folders(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
+    for folder in abandoned_folders():
+        try:
+            removal = _remove_folders(
+                settings, "temporary_folder", str(folder), [folder], "left by a killed process", dry_run=dry_run
+            )
+        except FileNotFoundError:  # another project's maintenance removes it too
+            continue
+        yield removal
 
 
 def _remove_folders(

@@ -197,6 +197,8 @@ def maintain_command(
 ) -> None:
     """Remove what [retention] no longer keeps: staged partitions, old training sets and translators, unused table files.
 
+    Folders that killed commands left in the folder of temporary files are removed too, once they are a day old.
+
     Example: scalr maintain --dry-run
     """
     CommandContext(config, as_json, "maintain").run_with_project(lambda project: project.maintain(dry_run=dry_run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from datetime import UTC, datetime
 
 import pytest
@@ -17,6 +18,15 @@ from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
 
 NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """A folder of temporary files in which nothing lies."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
