@@ -72,7 +72,7 @@ def _is_dead_socket(path: Path) -> bool:
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
+        return bool(probe.connect_ex(str(path)) == errno.ECONNREFUSED)
 
 
 def _runs(pid: int) -> bool:
