@@ -76,11 +76,22 @@ class TableStore:
             TableNotFound: It does not exist; names the command that makes it.
             LakeError: This version is no longer available, or the log cannot be read.
         """
+        found = self.open_log(table, version=version)
+        if version is not None:
+            self.ensure_files_exist(table, found)
+        return found
+
+    def open_log(self, table: Table, *, version: int | None = None) -> DeltaTable:
+        """Open a Delta table whose files need not exist.
+
+        Raises:
+            LakeError: As for `open_table`.
+        """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            found = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            return DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
             if version is not None and self.exists(table):
                 raise self._gone(table, version, flatten_message(error)) from error
@@ -89,9 +100,6 @@ class TableStore:
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
                 ) from error
             raise self.unreadable_error(table, error) from error
-        if version is not None:
-            self.ensure_files_exist(table, found)
-        return found
 
     def ensure_files_exist(self, table: Table, opened: DeltaTable) -> None:
         """Check that every local file of an open table still exists.
@@ -224,7 +232,7 @@ class TableStore:
 
         unused = set(self.open_owned(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
         for version in set(keep_versions):
-            unused -= file_names(self.open_table(table, version=version))
+            unused -= file_names(self.open_log(table, version=version))  # of files, some may be lost: the others stay
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:

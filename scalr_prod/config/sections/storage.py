@@ -99,7 +99,11 @@ class RetentionSettings(SettingsSection):
     training_sets: int = Field(default=10, ge=1, description="latest versions of each training set that stay at any age")
     translators: int = Field(default=10, ge=1, description="latest versions of the translator that stay at any age")
     files_days: float = Field(
-        default=7, ge=0, le=36_500, description="for how long a replaced version of a table can still be read; 0: not at all"
+        default=7,
+        ge=0,
+        le=36_500,
+        description="for how long a replaced version of a table can still be read; 0: not at all, not even by a command that has begun "
+        "to read it",
     )
 
 
