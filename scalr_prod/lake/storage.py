@@ -15,7 +15,7 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from deltalake import DeltaTable
 
@@ -212,7 +212,9 @@ class TableStore:
         """Return whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
-    def vacuum(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
+    def vacuum(
+        self, table: Table, *, keep_days: float = 7, keep_versions: Callable[[], Collection[int]] = tuple, dry_run: bool = False
+    ) -> int:
         """Delete files that no recent version uses.
 
         Unlike Delta's own vacuum, which writes two table versions each time, this writes none: results made from the latest version stay
@@ -221,7 +223,8 @@ class TableStore:
         Args:
             table: Which table.
             keep_days: Versions that were replaced within so many days stay readable.
-            keep_versions: Versions that stay readable at any age.
+            keep_versions: Returns the versions that stay readable at any age. It is called once the unused files are known, so that
+                a version that is pinned meanwhile counts.
             dry_run: Delete nothing.
 
         Returns:
@@ -231,7 +234,7 @@ class TableStore:
         from pyarrow.fs import FileType, PyFileSystem
 
         unused = set(self.open_owned(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
-        for version in set(keep_versions):
+        for version in set(keep_versions()):
             unused -= file_names(self.open_log(table, version=version))  # of files, some may be lost: the others stay
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         there = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]

@@ -15,6 +15,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import LeaseHeld
@@ -189,28 +190,25 @@ def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
         }
 
 
-def _pinned_versions(settings: Settings, lake: Lake) -> dict[str, list[int]]:
-    """Return by table the versions that unfinished runs, rollbacks or re-enabling publication need."""
-    view = Table.SYNTHETIC_TARGET_EVENTS
-    aside = lake.hidden_version(view) if lake.exists(view) else None
-    pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
+def _pinned_versions(settings: Settings, lake: Lake, table: Table) -> list[int]:
+    """Return the versions of a table that unfinished runs, rollbacks or re-enabling publication need."""
     with Ledger.open(settings) as ledger:
-        for run in ledger.runs():
-            for table, version in run.spec.table_versions.items() if run.state not in _TERMINAL_STATES else ():
-                if lake.is_readable(Table(table), version):  # an erasure may have removed its files
-                    pins.setdefault(table, []).append(version)
-        replaced = restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
-        pins[view.value] += [version for version in replaced if lake.is_readable(view, version)]
-    return pins
+        unfinished = [run for run in ledger.runs() if run.state not in _TERMINAL_STATES]
+        versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
+        if table is Table.SYNTHETIC_TARGET_EVENTS:
+            versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))}
+    pins = [version for version in versions if lake.is_readable(table, version)]  # an erasure may have removed its files
+    hidden = lake.hidden_version(table)
+    return pins if hidden is None else [*pins, hidden]
 
 
 def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
     lake, days = open_project_lake(settings), settings.retention.files_days
-    pins = _pinned_versions(settings, lake)
     for table in Table:
         if not lake.exists(table):
             continue
-        files = lake.vacuum(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
+        pinned = partial(_pinned_versions, settings, lake, table)
+        files = lake.vacuum(table, keep_days=days, keep_versions=pinned, dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
 
