@@ -78,4 +78,4 @@ def _is_dead_socket(path: Path) -> bool:
 def _runs(pid: int) -> bool:
     import psutil
 
-    return psutil.pid_exists(pid)
+    return bool(psutil.pid_exists(pid))
