@@ -278,9 +278,7 @@ def _failed_start(record: ServerRecord) -> ServingError:
 def is_alive(record: ServerRecord) -> bool:
     """Return whether the server's process runs; an exited child that was not waited for does not count."""
     child = child_processes.get(record.pid)
-    if child is not None:
-        child.poll()  # waits for it if it has exited
-    return record.is_alive
+    return (child is not None and child.poll() is None) or record.is_alive
 
 
 def describe_end(record: ServerRecord) -> str:
