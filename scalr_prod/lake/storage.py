@@ -15,7 +15,7 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from deltalake import DeltaTable
 
@@ -76,11 +76,22 @@ class TableStore:
             TableNotFound: It does not exist; names the command that makes it.
             LakeError: This version is no longer available, or the log cannot be read.
         """
+        found = self.open_log(table, version=version)
+        if version is not None:
+            self.ensure_files_exist(table, found)
+        return found
+
+    def open_log(self, table: Table, *, version: int | None = None) -> DeltaTable:
+        """Open a Delta table whose files need not exist.
+
+        Raises:
+            LakeError: As for `open_table`.
+        """
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
-            opened_table = DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
+            return DeltaTable(self.uri(table), version=version, storage_options=self.storage_options)
         except (DeltaError, OSError) as error:
             if version is not None and self.exists(table):
                 raise self._gone(table, version, flatten_message(error)) from error
@@ -89,9 +100,6 @@ class TableStore:
                     "the table does not exist yet", where=self.uri(table), next_step=f"run: {_MADE_BY[table]}"
                 ) from error
             raise self.unreadable_error(table, error) from error
-        if version is not None:
-            self.ensure_files_exist(table, opened_table)
-        return opened_table
 
     def ensure_files_exist(self, table: Table, opened: DeltaTable) -> None:
         """Check that every local file of an open table still exists.
@@ -204,7 +212,9 @@ class TableStore:
         """Return whether a commit with this key has landed."""
         return self.exists(table) and self.open_table(table).transaction_version(key) is not None
 
-    def vacuum(self, table: Table, *, keep_days: float = 7, keep_versions: Collection[int] = (), dry_run: bool = False) -> int:
+    def vacuum(
+        self, table: Table, *, keep_days: float = 7, keep_versions: Callable[[], Collection[int]] = tuple, dry_run: bool = False
+    ) -> int:
         """Delete files that no recent version uses.
 
         Unlike Delta's own vacuum, which writes two table versions each time, this writes none: results made from the latest version stay
@@ -213,7 +223,8 @@ class TableStore:
         Args:
             table: Which table.
             keep_days: Versions that were replaced within so many days stay readable.
-            keep_versions: Versions that stay readable at any age.
+            keep_versions: Returns the versions that stay readable at any age. It is called once the unused files are known, so that
+                a version that is pinned meanwhile counts.
             dry_run: Delete nothing.
 
         Returns:
@@ -223,8 +234,8 @@ class TableStore:
         from pyarrow.fs import FileType, PyFileSystem
 
         unused = set(self.open_owned(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
-        for version in set(keep_versions):
-            unused -= file_names(self.open_table(table, version=version))
+        for version in set(keep_versions()):
+            unused -= file_names(self.open_log(table, version=version))  # of files, some may be lost: the others stay
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))
         existing = [name for name in sorted(unused) if files.get_file_info(name).type is FileType.File]
         if not dry_run:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist
-from scalr_prod.errors import CommitFailed
+from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist, first_missing_file, local_paths
+from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.lake.commits import NO_METADATA, CommitMetadata, CommitResult, commit_once, commit_records, find_commit_version
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
@@ -321,7 +321,12 @@ class Lake(TableStore):
             LakeError: Files of that version no longer exist.
             CommitFailed: Nothing changed; the table may have a newer version.
         """
-        self.open_table(table, version=hidden_version)  # raises if a file is missing
+        if missing := first_missing_file(local_paths(self.open_log(table, version=hidden_version))):
+            raise LakeError(
+                f"the hidden rows cannot be restored: {missing} is no longer there",
+                where=self.uri(table),
+                next_step="put the file back from a copy, then run: scalr publication enable",
+            )
 
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
             delta.restore(hidden_version, commit_properties=properties)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retention: remove staged parts, training sets, translators and table files that `[retention]` no longer keeps.
 
+What killed processes of this package left in the folder of temporary files is removed as well.
+
 Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables get no new version, so that
 histories, runs and training sets built from them do not become stale. The ledger keeps all its records.
 """
@@ -13,12 +15,14 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
+from scalr_prod.operations.temporary_files import abandoned_folders
 from scalr_prod.publication import restore_source_versions
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import staging_folder
@@ -43,7 +47,7 @@ class Removal:
     """One removed item, or in a dry run one that would be removed.
 
     Attributes:
-        kind: ``run``, ``training_set``, ``translator`` or ``table``.
+        kind: ``run``, ``training_set``, ``translator``, ``table`` or ``temporary_folder``.
         name: Its id, name or version.
         bytes: Size on disk; None for table files, whose size is not looked up.
         files: Number of files.
@@ -96,6 +100,7 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
         *_remove_training_sets(settings, now, dry_run=dry_run),
         *_remove_translators(settings, now, dry_run=dry_run),
         *_remove_table_files(settings, dry_run=dry_run),
+        *_remove_temporary_folders(settings, dry_run=dry_run),
     ]
     report = RetentionReport(dry_run, removed)
     logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
@@ -186,30 +191,38 @@ def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
         }
 
 
-def _pinned_versions(settings: Settings, lake: Lake) -> dict[str, list[int]]:
-    """Return by table the versions that unfinished runs, rollbacks or re-enabling publication need."""
-    view = Table.SYNTHETIC_TARGET_EVENTS
-    aside = lake.hidden_version(view) if lake.exists(view) else None
-    pins: dict[str, list[int]] = {view.value: [] if aside is None else [aside]}
+def _pinned_versions(settings: Settings, lake: Lake, table: Table) -> list[int]:
+    """Return the versions of a table that unfinished runs, rollbacks or re-enabling publication need."""
     with Ledger.open(settings) as ledger:
-        for run in ledger.runs.find():
-            for table, version in run.spec.table_versions.items() if run.state not in _TERMINAL_STATES else ():
-                if lake.is_readable(Table(table), version):  # an erasure may have removed its files
-                    pins.setdefault(table, []).append(version)
-        replaced = restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))
-        pins[view.value] += [version for version in replaced if lake.is_readable(view, version)]
-    return pins
+        unfinished = [run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES]
+        versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
+        if table is Table.SYNTHETIC_TARGET_EVENTS:
+            versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))}
+    pins = [version for version in versions if lake.is_readable(table, version)]  # an erasure may have removed its files
+    hidden = lake.hidden_version(table)
+    return pins if hidden is None else [*pins, hidden]
 
 
 def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
     lake, days = open_project_lake(settings), settings.retention.files_days
-    pins = _pinned_versions(settings, lake)
     for table in Table:
         if not lake.exists(table):
             continue
-        files = lake.vacuum(table, keep_days=days, keep_versions=pins.get(table.value, ()), dry_run=dry_run)
+        pinned = partial(_pinned_versions, settings, lake, table)
+        files = lake.vacuum(table, keep_days=days, keep_versions=pinned, dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
+
+
+def _remove_temporary_folders(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
+    for folder in abandoned_folders():
+        try:
+            removal = _remove_folders(
+                settings, "temporary_folder", str(folder), [folder], "left by a killed process", dry_run=dry_run
+            )
+        except FileNotFoundError:  # another project's maintenance removes it too
+            continue
+        yield removal
 
 
 def _remove_folders(

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         stage_states,
         stages_to,
     )
-    from scalr_prod.pipeline.stage_outcomes import has_failed_last, read_stage_outcomes, record_stage_outcome
+    from scalr_prod.pipeline.stage_outcomes import (
+        has_failed_last,
+        read_stage_heartbeats,
+        read_stage_outcomes,
+        record_stage_heartbeat,
+        record_stage_outcome,
+    )
     from scalr_prod.pipeline.stale_outputs import describe_withdrawn, withdrawn_runs
     from scalr_prod.pipeline.timings import read_timings
 
@@ -52,8 +58,10 @@ __all__ = [
     "execute_single",
     "execute_stages",
     "has_failed_last",
+    "read_stage_heartbeats",
     "read_stage_outcomes",
     "read_timings",
+    "record_stage_heartbeat",
     "record_stage_outcome",
     "resume_run",
     "run_hooks",
@@ -83,8 +91,10 @@ __getattr__ = lazy_exports(
         "execute_single": "runner",
         "execute_stages": "runner",
         "has_failed_last": "stage_outcomes",
+        "read_stage_heartbeats": "stage_outcomes",
         "read_stage_outcomes": "stage_outcomes",
         "read_timings": "timings",
+        "record_stage_heartbeat": "stage_outcomes",
         "record_stage_outcome": "stage_outcomes",
         "resume_run": "runner",
         "run_hooks": "hooks",

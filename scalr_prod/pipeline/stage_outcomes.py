@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage outcomes of a project: each stage's latest outcome and counts by outcome, in ``<home>/stages.json``."""
+"""Stages of a project: the latest outcome, counts by outcome and, while it runs, a heartbeat; in ``<home>/stages.json``."""
 
 from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.atomic_io import write_json
+from scalr_prod.workspace import claim_home
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from scalr_prod.config import Settings
 
-__all__ = ["has_failed_last", "read_stage_outcomes", "record_stage_outcome"]
+__all__ = ["has_failed_last", "read_stage_heartbeats", "read_stage_outcomes", "record_stage_heartbeat", "record_stage_outcome"]
 
 
 def record_stage_outcome(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
@@ -27,37 +30,66 @@ def record_stage_outcome(settings: Settings, stage: str, outcome: str, seconds: 
         seconds: Its duration.
 
     Raises:
+        ScalrError: The home is not this project's.
         OSError: The home is not writable.
     """
-    from filelock import FileLock
-
-    path = _path(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(".stages.lock"), timeout=10):
-        ended = read_stage_outcomes(settings)
-        counts = ended.get(stage, {}).get("counts", {})
-        ended[stage] = {
+    with _updating(settings) as stages:
+        counts = stages.get(stage, {}).get("counts", {})
+        stages[stage] = {
             "seconds": round(seconds, 3),
             "outcome": outcome,
             "at": round(time.time(), 3),
             "counts": counts | {outcome: counts.get(outcome, 0) + 1},
         }
-        write_json(path, ended)
+
+
+def record_stage_heartbeat(settings: Settings, stage: str) -> None:
+    """Record that a driver is running the stage now; `record_stage_outcome` removes it. Safe for concurrent processes.
+
+    A driver that is killed leaves its last heartbeat behind. Of drivers that run the same stage at once, the latest counts.
+
+    Raises:
+        ScalrError: The home is not this project's.
+        OSError: The home is not writable.
+    """
+    with _updating(settings) as stages:
+        stages.setdefault(stage, {})["heartbeat"] = round(time.time(), 3)
+
+
+def read_stage_heartbeats(settings: Settings) -> dict[str, float]:
+    """Return the last heartbeat of each stage that has begun and not ended, in seconds since the epoch."""
+    return {name: stage["heartbeat"] for name, stage in _read(settings).items() if "heartbeat" in stage}
 
 
 def read_stage_outcomes(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return each stage's latest ``seconds``, ``outcome`` and ``at`` (seconds since the epoch), and ``counts`` by outcome."""
-    try:
-        outcomes: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return outcomes
+    return {name: stage for name, stage in _read(settings).items() if "outcome" in stage}
 
 
 def has_failed_last(settings: Settings, stage: str) -> bool:
     """Return whether the stage's latest recorded outcome is a failure."""
     ended = read_stage_outcomes(settings).get(stage)
     return ended is not None and ended["outcome"] != "done"
+
+
+@contextmanager
+def _updating(settings: Settings) -> Iterator[dict[str, dict[str, Any]]]:
+    from filelock import FileLock
+
+    claim_home(settings)
+    path = _path(settings)
+    with FileLock(path.with_name(".stages.lock"), timeout=10):
+        stages = _read(settings)
+        yield stages
+        write_json(path, stages)
+
+
+def _read(settings: Settings) -> dict[str, dict[str, Any]]:
+    try:
+        stages: dict[str, dict[str, Any]] = json.loads(_path(settings).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stages
 
 
 def _path(settings: Settings) -> Path:

@@ -81,7 +81,10 @@ def disable_publication(settings: Settings) -> ToggleReport:
         return lake.hide_rows(_VIEW, key=_commit_key("disable"), expected_version=version).written
 
     changed = retry_on_conflict(lake, view, attempt)
-    return _finish(settings, lake, changed=changed)
+    report = _finish(settings, lake, changed=changed)
+    if report.rows is None:
+        logger.warning("files of the hidden rows are lost: put them back from a copy before scalr publication enable")
+    return report
 
 
 def enable_publication(settings: Settings) -> ToggleReport:

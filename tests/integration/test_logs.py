@@ -91,8 +91,9 @@ def test_what_workers_measured_is_in_the_textfile(generated):
     assert latency["count"] >= 2  # a batch at least in each of two parts
     assert 0 < latency["sum"] < report["seconds"]
     assert [sample.value for sample in families["scalr_generation_contexts"].samples] == [report["contexts"]]
-    (ended,) = families["scalr_stage_seconds"].samples
-    assert ended.labels == {"project": "gadgets_to_dishes", "stage": "generate"}
+    # A light stage is there too where it took longer than a heartbeat.
+    ended = [sample.labels for sample in families["scalr_stage_seconds"].samples]
+    assert {"project": "gadgets_to_dishes", "stage": "generate"} in ended
 
 
 def test_an_error_is_a_line_too_and_the_option_goes_before_the_settings(project):

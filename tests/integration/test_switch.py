@@ -139,10 +139,27 @@ def test_files_that_are_gone_are_named_and_nothing_changes(project):
     disable_publication(project.settings)
     version = project.lake.version(VIEW)
     Path(next(iter(before))).unlink()
-    with pytest.raises(LakeError, match="no longer there"):
+    with pytest.raises(
+        LakeError, match=r"no longer there\n  next: put the file back from a copy, then run: scalr publication enable"
+    ):
         enable_publication(project.settings)
     assert project.lake.version(VIEW) == version
     assert publication_state(project.settings).rows is None
+
+
+def test_a_view_with_a_lost_file_goes_off_is_maintained_and_comes_back_with_the_file(project, caplog):
+    publish(project.settings, project.accepted(start=50, end=100).run_id)
+    publish(project.settings, project.accepted(start=100, end=150).run_id)
+    before = files(project)
+    lost = Path(next(iter(before)))
+    lost.unlink()
+    assert disable_publication(project.settings).changed
+    assert "files of the hidden rows are lost" in caplog.text
+    with Project.open(project.settings, retention={"days": 0, "files_days": 0}) as opened:
+        opened.maintain()
+        lost.write_bytes(before[str(lost)])
+        assert opened.enable_publication().changed
+    assert files(project) == before
 
 
 def test_the_command_line_and_the_status_say_it(project):

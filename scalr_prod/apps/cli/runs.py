@@ -197,6 +197,8 @@ def maintain_command(
 ) -> None:
     """Remove what [retention] no longer keeps: staged partitions, old training sets and translators, unused table files.
 
+    Folders that killed commands left in the folder of temporary files are removed too, once they are a day old.
+
     Example: scalr maintain --dry-run
     """
     CommandContext(config, as_json, "maintain").run_with_project(lambda project: project.maintain(dry_run=dry_run))
@@ -208,7 +210,13 @@ def forget_command(
     config: Config = DEFAULT_CONFIG,
     items: Annotated[bool, typer.Option("--items", help="The ids are item ids of the target domain, not user ids.")] = False,
     file: Annotated[
-        Path | None, typer.Option("--file", help="A text file with one id per line.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(
+            "--file",
+            help="A text file with one id per line; or .jsonl: a JSON string or integer per line, for ids that contain newlines.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -217,21 +225,47 @@ def forget_command(
     Example: scalr forget --file users.txt
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
-    except (OSError, UnicodeDecodeError) as error:
-        exit_with_error(
-            ForgettingError(
-                f"cannot be read: {error}", where=str(file), next_step="write it as UTF-8, with an id in each line"
-            ),
-            as_json=as_json,
-        )
-    selected = [text for text in (*(ids or ()), *lines) if text.strip()]
+        listed = _read_ids(file) if file else []
+    except ForgettingError as error:
+        exit_with_error(error, as_json=as_json)
+    selected = [*(text for text in ids or () if text.strip()), *listed]
     if not selected:
         what = "item" if items else "user"
         raise typer.BadParameter(f"name at least one {what}, or a --file that does", param_hint="USER")
     CommandContext(config, as_json, "forget").run_with_project(
         lambda project: (project.forget_items if items else project.forget)(selected)
     )
+
+
+def _read_ids(file: Path) -> list[str]:
+    """Return the ids in a file: one per line, or JSON lines where its name ends in ``.jsonl``.
+
+    Raises:
+        ForgettingError: It cannot be read, or a JSON line is neither a string nor an integer.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ForgettingError(
+            f"cannot be read: {error}", where=str(file), next_step="write it as UTF-8, with an id in each line"
+        ) from error
+    texts = {number: line for number, line in enumerate(lines, start=1) if line.strip()}
+    if file.suffix.lower() != ".jsonl":
+        return list(texts.values())
+    ids = []
+    for number, line in texts.items():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise ForgettingError(
+                "holds no JSON string or integer",
+                where=f"{file}, line {number}",
+                next_step='write one id per line, such as "user-17"',
+            )
+        ids.append(str(value))
+    return ids
 
 
 def _summary_row(run: dict[str, Any]) -> dict[str, Any]:

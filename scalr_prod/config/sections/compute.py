@@ -41,6 +41,12 @@ class ComputeSettings(SettingsSection):
     )
     connect_timeout_s: float = Field(default=10.0, gt=0, description="seconds to wait for the scheduler")
     memory_mb: int = Field(default=1024, ge=64, description="DuckDB's memory limit in MB; beyond it, it spills to disk")
+    max_expansion: float = Field(
+        default=200.0,
+        ge=1,
+        description="maximum unpacked size of a compressed log, as a multiple of its size; a log that unpacks to more, and to over "
+        "64 MiB, is refused",
+    )
 
     @property
     def is_encrypted(self) -> bool:

@@ -26,7 +26,7 @@ class LoggingSettings(SettingsSection):
 
 
 class MetricsSettings(SettingsSection):
-    """Where metrics for Prometheus are written after each stage."""
+    """Where metrics for Prometheus are written, when a stage begins, while it runs and when it ends."""
 
     textfile: str | None = Field(
         default=None,

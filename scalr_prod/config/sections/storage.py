@@ -101,7 +101,11 @@ class RetentionSettings(SettingsSection):
     )
     translators: int = Field(default=10, ge=1, description="number of latest translator versions that are always kept")
     files_days: float = Field(
-        default=7, ge=0, le=36_500, description="days for which a replaced version of a table can still be read"
+        default=7,
+        ge=0,
+        le=36_500,
+        description="days for which a replaced version of a table can still be read; 0: not at all, not even by a command that has "
+        "begun to read it",
     )
 
 

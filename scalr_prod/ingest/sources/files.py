@@ -8,6 +8,7 @@ import json
 import lzma
 import zlib
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
@@ -55,6 +56,9 @@ _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
 _BYTES = 4 << 20
+_UNPACKED_BYTES = 1 << 20
+#: Unpacked size up to which a file may be compressed to any degree.
+_ANY_EXPANSION_BYTES: Final = 64 << 20
 
 
 class FilesReader:
@@ -86,7 +90,7 @@ class FilesReader:
             kind = self.kind or _format_of(url)
             with _readable(url, kind, by_name=self.kind is None):
                 row = 0
-                for rows in _STREAMS[kind](filesystem, path, url, source.wanted):
+                for rows in _STREAMS[kind](_File(filesystem, path, url, source.max_expansion), source.wanted):
                     yield Batch(url, row, rows, untyped=kind == "csv")
                     row += rows.num_rows
 
@@ -234,43 +238,102 @@ def first_error_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file to read.
+
+    Attributes:
+        filesystem: The fsspec file system.
+        path: Its path there.
+        url: Its name in errors.
+        max_expansion: Largest unpacked size, as a multiple of the compressed size.
+    """
+
+    filesystem: Any
+    path: str
+    url: str
+    max_expansion: float
+
+    def open(self) -> Any:
+        """Open the file as it is stored."""
+        return self.filesystem.open(self.path, "rb")
+
+
+class _Unpacked(io.RawIOBase):
+    """A decompressed stream that ends with an error where it expands too much.
+
+    Args:
+        file: The file.
+        packed: The compressed stream.
+        stream: The decompressed stream.
+    """
+
+    def __init__(self, file: _File, packed: Any, stream: Any) -> None:
+        self._file, self._packed, self._stream, self._size = file, packed, stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._size += len(data)
+        packed = self._packed.tell()
+        if self._size > max(_ANY_EXPANSION_BYTES, self._file.max_expansion * packed):
+            raise UnreadableInput(
+                f"unpacks to over {self._size >> 20} MiB, {self._size / packed:,.0f} times its size: more than "
+                f"max_expansion = {self._file.max_expansion:g}",
+                where=self._file.url,
+                next_step="look at its rows; if they are genuine, unpack the file, or raise [compute] max_expansion",
+            )
+        return len(data)
+
+
 @contextmanager
-def _binary(filesystem: Any, path: str) -> Iterator[Any]:
-    """Open a text file as bytes, decompressed according to its suffix."""
+def _binary(file: _File) -> Iterator[Any]:
+    """Open a text file as bytes, decompressed according to its suffix.
+
+    Raises:
+        UnreadableInput: From a read: it expands too much.
+    """
     import pyarrow as pa
+    from fsspec.compression import compr
+    from fsspec.utils import infer_compression
 
-    if not path.lower().endswith(".zst"):
-        with filesystem.open(path, "rb", compression="infer") as stream:
-            yield stream
-        return
-    # fsspec (through zstandard) would read a truncated file without an error.
-    with filesystem.open(path, "rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
-        yield stream
+    zstd, name = file.path.lower().endswith(".zst"), infer_compression(file.path)
+    with file.open() as packed:
+        if not zstd and name is None:
+            yield packed
+            return
+        # fsspec (through zstandard) would read a truncated file without an error.
+        unpacked = pa.CompressedInputStream(packed, "zstd") if zstd else compr[name](packed, mode="r")
+        with unpacked as stream, io.BufferedReader(_Unpacked(file, packed, stream), _UNPACKED_BYTES) as bounded:
+            yield bounded
 
 
 @contextmanager
-def _text(filesystem: Any, path: str, *, newline: str | None = None) -> Iterator[TextIO]:
-    with _binary(filesystem, path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
+def _text(file: _File, *, newline: str | None = None) -> Iterator[TextIO]:
+    with _binary(file) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline) as text:
         yield text
 
 
-def _parquet(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+def _parquet(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    with filesystem.open(path, "rb") as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as file:
-        names = resolve_columns(file.schema_arrow.names, wanted, url)
-        for batch in iter_batches(file, _ROWS, columns=names):
+    with file.open() as stream, pq.ParquetFile(stream, buffer_size=_BYTES) as parquet:
+        names = resolve_columns(parquet.schema_arrow.names, wanted, file.url)
+        for batch in iter_batches(parquet, _ROWS, columns=names):
             yield batch.select(names)
 
 
-def _csv(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+def _csv(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
     from pyarrow import csv
 
-    delimiter, names = _csv_header(filesystem, path, url, wanted)
+    delimiter, names = _csv_header(file, wanted)
     if not names:
         return
-    with _binary(filesystem, path) as stream:
+    with _binary(file) as stream:
         # newlines_in_values: a quoted title may hold a line break, which must not split a row between two blocks.
         reader = csv.open_csv(
             stream,
@@ -283,11 +346,11 @@ def _csv(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Itera
         yield from reader
 
 
-def _csv_header(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> tuple[str, list[str]]:
+def _csv_header(file: _File, wanted: ColumnSelection) -> tuple[str, list[str]]:
     """Return the delimiter that yields the wanted columns, and the names of the columns to read."""
     import csv
 
-    with _text(filesystem, path, newline="") as stream:
+    with _text(file, newline="") as stream:
         # Empty lines are skipped, also before the header.
         line = next((line for line in iter(lambda: stream.readline(1 << 20), "") if line.strip("\r\n")), "")
     if not line:
@@ -295,20 +358,20 @@ def _csv_header(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     fitting = [sign for sign, names in headers.items() if wanted.required and set(wanted.required) <= set(names)]
     sign = fitting[0] if fitting else max(_DELIMITERS, key=lambda delimiter: len(headers[delimiter]))
-    return sign, resolve_columns(headers[sign], wanted, url)
+    return sign, resolve_columns(headers[sign], wanted, file.url)
 
 
-def _jsonl(filesystem: Any, path: str, url: str, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
-    with _text(filesystem, path) as stream:
+def _jsonl(file: _File, wanted: ColumnSelection) -> Iterator[pa.RecordBatch]:
+    with _text(file) as stream:
         row = 0
         while lines := stream.readlines(_BYTES):
-            objects = [_object(line, row + at, url) for at, line in enumerate(lines) if not line.isspace()]
+            objects = [_object(line, row + at, file.url) for at, line in enumerate(lines) if not line.isspace()]
             if objects:
-                names = _json_names(objects, wanted, url)
+                names = _json_names(objects, wanted, file.url)
                 columns = {name: [found.get(name) for found in objects] for name in names}
                 if wanted.all_columns:  # a column that cannot be mapped does not stop the inspection
                     columns = {name: values for name, values in columns.items() if _is_column(values)}
-                yield to_record_batch(list(columns), columns.values(), url, row)
+                yield to_record_batch(list(columns), columns.values(), file.url, row)
             row += len(lines)
 
 

@@ -28,12 +28,14 @@ class LogSource:
         wanted: The columns to read, by their names in the log.
         version: Version of a versioned table; None: the current one.
         storage_options: ``storage_options`` of the settings; may hold secrets.
+        max_expansion: ``[compute] max_expansion`` of the settings: unpacked size of a compressed file as a multiple of its size.
     """
 
     location: str
     wanted: ColumnSelection
     version: int | None = None
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+    max_expansion: float = 200.0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def read_path(
         ColumnNotFound: A required column is missing; lists the existing ones.
     """
     location = pattern if "://" in pattern else str(settings.resolve(pattern))
-    source = LogSource(location, wanted, version, storage_options or {})
+    source = LogSource(location, wanted, version, storage_options or {}, settings.compute.max_expansion)
     name = format or _table_at(source)
     if name is None:
         yield from FilesReader().read(source)

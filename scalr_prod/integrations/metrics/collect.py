@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.integrations.metrics.names import METRICS
 from scalr_prod.ledger import Ledger, PublicationStatus, RunState, run_folder
-from scalr_prod.pipeline import read_stage_outcomes
+from scalr_prod.pipeline import read_stage_heartbeats, read_stage_outcomes
 from scalr_prod.serving import merge_histograms
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class ProjectCollector:
             yield "scalr_stage_failed", (stage,), int(ended["outcome"] != "done")
             yield "scalr_stage_end_timestamp_seconds", (stage,), ended["at"]
             yield from (("scalr_stage_runs", (stage, outcome), count) for outcome, count in ended["counts"].items())
+        for stage, at in read_stage_heartbeats(self._settings).items():
+            yield "scalr_stage_heartbeat_timestamp_seconds", (stage,), at
 
     def _generation_samples(self, ledger: Ledger, runs: Sequence[Run]) -> Iterator[_Sample]:
         run, content = self._latest_report(runs, "generation.json")

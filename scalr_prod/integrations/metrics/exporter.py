@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a project's metrics after each stage. Best effort: a failure is logged as a warning and never fails a stage."""
+"""Export of a project's metrics when a stage begins, while it runs and when it ends.
+
+Best effort: a failure is logged as a warning and never fails a stage.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from scalr_prod.core.logging import bind_log_context
 from scalr_prod.core.redaction import redact, url_host, url_secrets
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.pipeline import has_failed_last, record_stage_outcome
+from scalr_prod.pipeline import has_failed_last, read_stage_heartbeats, record_stage_heartbeat, record_stage_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,25 +33,32 @@ logger = logging.getLogger(__name__)
 
 _PUSH_JOB: Final = "scalr"
 _PUSH_TIMEOUT_S: Final = 5.0
+#: Longest interval between two exports of a running stage; the alert on a lost driver waits for 15 minutes.
+_MAX_HEARTBEAT_S: Final = 60.0
 
 
 class MetricsHook:
-    """Records outcome and duration of each stage, and exports the metrics to the targets in ``[metrics]``."""
+    """Records begin, outcome and duration of each stage, and exports the metrics to the targets in ``[metrics]``."""
 
     def around_run(self) -> AbstractContextManager[None]:
-        """Do nothing: metrics are exported after each stage."""
+        """Do nothing: metrics are exported with each stage."""
         return nullcontext()
 
     @contextmanager
     def around_stage(self, scope: StageScope) -> Iterator[None]:
-        """Record the stage's outcome and export the metrics. Of a light stage, record only failures and the first success after one."""
+        """Record the stage's outcome and export the metrics, at its begin, at each heartbeat and at its end.
+
+        A light stage is not recorded at its begin, and at its end only if it took longer than a heartbeat, failed, or failed last.
+        Work that may be refused is recorded only at its end.
+        """
         settings = scope.settings
         if settings.metrics.textfile is None and settings.metrics.push is None:
             yield
             return
         started, outcome = time.perf_counter(), "interrupted"
         try:
-            yield
+            with nullcontext() if scope.refusals else _heartbeat(settings, scope.name, at_begin=not scope.light):
+                yield
             outcome = "done"
         except scope.refusals:
             outcome = "refused"
@@ -62,9 +74,36 @@ class MetricsHook:
                 _record_outcome(settings, scope.name, outcome, time.perf_counter() - started, light=scope.light)
 
 
+@contextmanager
+def _heartbeat(settings: Settings, stage: str, *, at_begin: bool) -> Iterator[None]:
+    """Record the stage as running and export the metrics within the block: at its begin, and then at regular intervals."""
+    every, stopped = min(settings.logging.heartbeat_s, _MAX_HEARTBEAT_S), threading.Event()
+
+    def beat() -> None:
+        try:
+            record_stage_heartbeat(settings, stage)
+        except Exception as error:  # best effort: never fails the stage
+            logger.warning("heartbeat of stage %s was not recorded: %s: %s", stage, type(error).__name__, error)
+        export_metrics(settings)
+
+    def keep_beating() -> None:
+        while not stopped.wait(every):
+            beat()
+
+    if at_begin:
+        beat()
+    thread = threading.Thread(target=bind_log_context(keep_beating), name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def _record_outcome(settings: Settings, stage: str, outcome: str, seconds: float, *, light: bool) -> None:
     try:
-        if light and outcome == "done" and not has_failed_last(settings, stage):
+        if light and outcome == "done" and not (has_failed_last(settings, stage) or stage in read_stage_heartbeats(settings)):
             return
         record_stage_outcome(settings, stage, outcome, seconds)
     except Exception as error:  # best effort: never fails the stage

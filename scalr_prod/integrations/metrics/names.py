@@ -32,6 +32,9 @@ METRICS: Final[dict[str, Metric]] = {
     "scalr_stage_seconds": Metric("gauge", "Duration of the stage when it last finished, in seconds", ("stage",)),
     "scalr_stage_failed": Metric("gauge", "Whether the stage's last outcome was other than done: 1 or 0", ("stage",)),
     "scalr_stage_end_timestamp_seconds": Metric("gauge", "When the stage last finished", ("stage",)),
+    "scalr_stage_heartbeat_timestamp_seconds": Metric(
+        "gauge", "When the stage's driver was last known to be running; absent once the stage has ended", ("stage",)
+    ),
     "scalr_runs": Metric("gauge", "Runs in the ledger, by state", ("state",)),
     "scalr_generation_events_per_second": Metric("gauge", "Events staged per second by the latest generation that wrote parts"),
     "scalr_generation_contexts": Metric("gauge", "Contexts of the latest generated run"),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ServerStatus",
+    "describe_end",
     "is_alive",
     "log_tail",
     "restart_locked",
@@ -113,7 +114,9 @@ def triton_status(settings: Settings) -> ServerStatus:
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
-        return ServerStatus(running=False, url=record.url, log=record.log, detail=f"process {record.pid} has ended")
+        return ServerStatus(
+            running=False, url=record.url, log=record.log, detail=f"process {record.pid} {describe_end(record)}"
+        )
     statuses = [
         _server_status(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)
     ]
@@ -234,11 +237,7 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
     with Channel(record.url) as channel:
         while True:
             if not is_alive(record):
-                raise ServingError(
-                    f"Triton exited while starting; the end of its log: {log_tail(record)}",
-                    where=record.log,
-                    next_step='fix the reported problem; or run without Triton: [serving] scorer = "local"',
-                )
+                raise _failed_start(record)
             try:
                 name = channel.server_name(_PROBE_S)
             except RequestFailure as failure:
@@ -260,15 +259,38 @@ def _wait_ready(settings: Settings, record: ServerRecord) -> None:
             time.sleep(0.1)
 
 
+def _failed_start(record: ServerRecord) -> ServingError:
+    """Return the error of a server that ended while starting. The log of a killed one does not hold the reason."""
+    how, without = describe_end(record), 'or run without Triton: [serving] scorer = "local"'
+    if "killed by signal" in how:
+        return ServingError(
+            f"Triton {how}, while starting",
+            where=record.log,
+            next_step=f"see the kernel's log (dmesg) and free memory; {without}",
+        )
+    return ServingError(
+        f"Triton {how} while starting; the end of its log: {log_tail(record)}",
+        where=record.log,
+        next_step=f"fix the reported problem; {without}",
+    )
+
+
 def is_alive(record: ServerRecord) -> bool:
     """Return whether the server's process runs; an exited child that was not waited for does not count."""
     child = child_processes.get(record.pid)
-    if child is None:
-        return record.is_alive
-    if child.poll() is None:
-        return True
-    del child_processes[record.pid]
-    return False
+    return (child is not None and child.poll() is None) or record.is_alive
+
+
+def describe_end(record: ServerRecord) -> str:
+    """Return how the server's process ended, as far as this process knows: only a parent learns the signal or exit status."""
+    child = child_processes.get(record.pid)
+    status = None if child is None else child.poll()
+    if status is None:
+        return "has ended"
+    if status >= 0:
+        return f"exited with status {status}"
+    reason = ", likely out of memory" if -status == signal.SIGKILL else ""
+    return f"was killed by signal {-status} ({signal.Signals(-status).name}){reason}"
 
 
 def _wait_until_ended(record: ServerRecord, seconds: float) -> bool:

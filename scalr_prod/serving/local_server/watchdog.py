@@ -17,7 +17,7 @@ from scalr_prod.serving.client.retry import RequestOptions
 from scalr_prod.serving.client.security import Security
 from scalr_prod.serving.client.transport import Channel, RequestFailure
 from scalr_prod.serving.client.triton import TritonScorer
-from scalr_prod.serving.local_server.process import is_alive, restart_locked
+from scalr_prod.serving.local_server.process import describe_end, is_alive, restart_locked
 from scalr_prod.serving.local_server.server_state import ServerRecord, read_heartbeats, read_record, server_lock
 from scalr_prod.serving.local_server.session import ensure_serving
 from scalr_prod.serving.model_control import probe_version
@@ -93,7 +93,7 @@ class _Watchdog(threading.Thread):
 
     def _find_problem(self, record: ServerRecord) -> str | None:
         if not is_alive(record):
-            return "has ended"
+            return describe_end(record)
         if self._has_lost_process(record):
             return "lost a process of its model"
         name = self._settings.served_model

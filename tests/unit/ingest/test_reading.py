@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.ingest_project import DAY, SOURCE, TARGET, project_in, rows_of, triples
 
-from scalr_prod.ingest import ingest
+from scalr_prod.errors import UnreadableInput
+from scalr_prod.ingest import ingest, read_path
+from scalr_prod.ingest.column_mapping import ColumnSelection
+from scalr_prod.ingest.sources import files
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, id_type_of
 
@@ -121,6 +124,34 @@ def test_every_format_gives_the_same_rows(project, tmp_path, suffix):
     settings = project(f'events = "s.{suffix}"')
     ingest(settings)
     assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("csv", ".gz"), ("csv", ".xz"), ("jsonl", ".gz"), ("csv", ".zst")])
+def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_read_whole(project, tmp_path, monkeypatch, kind, suffix):
+    monkeypatch.setattr(files, "_ANY_EXPANSION_BYTES", 2 << 20)
+    head = "user_id,item_id,timestamp\n" if kind == "csv" else ""
+    rows = "u1,s1,2024-01-01T00:00:00Z\n" if kind == "csv" else SOURCE.head(1).to_json(orient="records", lines=True)
+    data = (head + rows * (8 << 20 >> 5)).encode()
+    path = tmp_path / f"s.{kind}{suffix}"
+    path.write_bytes(COMPRESS[suffix](data))
+    sizes = []
+    read = files._Unpacked.readinto
+
+    def noted(self, buffer):
+        sizes.append(read(self, buffer))
+        return sizes[-1]
+
+    monkeypatch.setattr(files._Unpacked, "readinto", noted)
+    settings = project(extra="[compute]\nmax_expansion = 100")
+    wanted = ColumnSelection(("user_id", "item_id", "timestamp"), "domains.source.columns")
+    with pytest.raises(UnreadableInput, match=r"unpacks to over \d+ MiB, .* more than max_expansion = 100") as caught:
+        list(read_path(settings, path.name, wanted))
+    assert "raise [compute] max_expansion" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert sum(sizes) < len(data) / 2
+    for granted in (settings.with_sections(compute={"max_expansion": 1e6}), settings):
+        assert sum(batch.rows.num_rows for batch in read_path(granted, path.name, wanted)) == data.count(b"u1")
+        monkeypatch.setattr(files, "_ANY_EXPANSION_BYTES", len(data))  # up to this size the ratio does not count
 
 
 def test_empty_lines_are_no_rows(project, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -58,6 +60,28 @@ def test_a_file_of_ids_is_taken_to_the_letter(settings, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert users(settings) == {"ada", "cleo"}
+
+
+def test_json_lines_name_ids_that_contain_newlines(settings, tmp_path):
+    rows = pd.read_parquet(tmp_path / "source.parquet")
+    pd.concat([rows, rows.tail(1).assign(user_id="dora\nde\u2028la")]).to_parquet(tmp_path / "source.parquet")
+    ingest(settings)
+    assert "dora\nde\u2028la" in users(settings)
+    listed, config = tmp_path / "ids.jsonl", ["--config", str(tmp_path / "scalr.toml"), "--json"]
+    listed.write_text(json.dumps("dora\nde\u2028la") + "\n\n" + json.dumps("ada ") + "\n")
+    found = CliRunner().invoke(app, ["forget", "--file", str(listed), *config])
+    assert found.exit_code == 0, found.output
+    assert users(settings) == {"ada", " bob", "cleo"}
+
+
+@pytest.mark.parametrize("line", ["cleo", "[1]", "true", "null", "1.5", '{"user_id": "cleo"}', "[" * 100_000])
+def test_a_json_line_that_is_no_id_is_an_error_that_names_it(settings, tmp_path, line):
+    listed = tmp_path / "ids.jsonl"
+    listed.write_text(f'"cleo"\n{line}\n')
+    found = CliRunner().invoke(app, ["forget", "--config", str(tmp_path / "scalr.toml"), "--file", str(listed), "--json"])
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["where"] == f"{listed}, line 2"
+    assert "cleo" in users(settings)
 
 
 def test_numbers_of_the_package_s_own_are_no_ids():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from datetime import UTC, datetime
 
 import pytest
@@ -12,11 +13,21 @@ from support.fault_harness import files_of
 from support.ledger_runs import T0, make_spec, to_state
 
 from scalr_prod import Project
+from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
 
 NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path, monkeypatch):
+    """A folder of temporary files in which nothing lies."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -163,6 +174,26 @@ def test_a_version_that_a_run_reads_stays_until_the_run_has_ended(opened, settin
         assert project.lake.read(Table.SOURCE_USER_HISTORY, version=version).equals(rows)
         to_state(project.ledger, run_id, RunState.PUBLISHED, begin=RunState.GENERATING)
         assert "source_user_history" in names(project.maintain(), "table")
+
+
+def test_a_version_that_a_run_takes_while_maintenance_is_at_work_stays(opened, settings, monkeypatch):
+    """And is replaced then, too: with ``files_days = 0`` nothing but the run keeps its files."""
+    opened.ingest()
+    opened.histories()
+    version = opened.lake.version(Table.SOURCE_USER_HISTORY)
+    rows = opened.lake.read(Table.SOURCE_USER_HISTORY)
+    vacuum = Lake.vacuum
+    with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
+
+        def meanwhile(lake, table, **options):
+            if table is Table.SOURCE_USER_HISTORY:
+                staged(opened, 1, RunState.GENERATING, table_versions={"source_user_history": version})
+                project.histories()
+            return vacuum(lake, table, **options)
+
+        monkeypatch.setattr(Lake, "vacuum", meanwhile)
+        project.maintain()
+        assert project.lake.read(Table.SOURCE_USER_HISTORY, version=version).equals(rows)
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(opened):

@@ -1,0 +1,76 @@
+"""What is told of a local server's process that has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from scalr_prod.errors import ServingError
+from scalr_prod.serving.local_server import process
+from scalr_prod.serving.local_server.launch import child_processes
+from scalr_prod.serving.local_server.server_state import ServerRecord
+
+LOG = 'E1129 12:00:00.0 cuda.cc:10] "CudaDriverHelper has not been initialized."\n'
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """Returns a function that runs a program in a server's place."""
+
+    children = []
+
+    def launch(program):
+        child = subprocess.Popen([sys.executable, "-c", program, "--id=scalr-test"])
+        children.append(child)
+        monkeypatch.setitem(child_processes, child.pid, child)
+        log = tmp_path / "triton.log"
+        log.write_text(LOG)
+        return ServerRecord(
+            url=f"unix:{tmp_path}/grpc:1",
+            metrics_url="",
+            pid=child.pid,
+            created=psutil.Process(child.pid).create_time(),
+            name="scalr-test",
+            repository="",
+            log=str(log),
+            lasting=False,
+        )
+
+    yield launch
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(9, "killed by signal 9 (SIGKILL), likely out of memory"), (11, "killed by signal 11 (SIGSEGV)")]
+)
+def test_a_server_that_is_killed_while_starting_says_by_which_signal(launched, settings, number, told):
+    record = launched(f"import os; os.kill(os.getpid(), {number})")
+    with pytest.raises(ServingError) as caught:
+        process._wait_ready(settings, record)
+    assert f": Triton was {told}, while starting\n" in str(caught.value)
+    assert "CudaDriverHelper" not in str(caught.value)
+    assert record.log in str(caught.value)
+
+
+def test_a_server_that_exits_says_its_status_and_the_end_of_its_log(launched, settings):
+    record = launched("raise SystemExit(3)")
+    with pytest.raises(ServingError, match=r"exited with status 3 while starting") as caught:
+        process._wait_ready(settings, record)
+    assert "CudaDriverHelper" in str(caught.value)
+
+
+def test_a_server_is_alive_until_it_is_killed(launched):
+    record = launched("import time; time.sleep(600)")
+    assert process.is_alive(record)
+    os.kill(record.pid, signal.SIGKILL)
+    assert process._wait_until_ended(record, 30)
+    assert process.describe_end(record) == "was killed by signal 9 (SIGKILL), likely out of memory"
+    del child_processes[record.pid]  # as in a process that did not start it
+    assert process.describe_end(record) == "has ended"
