@@ -165,8 +165,8 @@ class Project:
     def run(self) -> pipeline.PipelineReport:
         """Run the whole pipeline, from two logs to a published feature view and a training set.
 
-        If λ is 0 for all users (by the policy or the settings), no event is generated or published. A run that was rolled back stays out
-        until `resume`, or until other settings or events make it another run.
+        If λ is 0 for all users (by the policy or the settings), no event is generated or published. A run that was rolled back is not
+        published again before `resume`. Changed settings or events make a new run with a new id, which is published as usual.
 
         Raises:
             ScalrError: Raised by a stage, with the stage and the run named.
@@ -184,7 +184,7 @@ class Project:
             The run's window, users and contexts where they are known; for each stage whether it would be executed, and its expected
             seconds where earlier runs were measured.
         """
-        graph = pipeline.stages_to() if stage is None else pipeline.single_stage(stage)
+        graph = pipeline.stages_to() if stage is None else pipeline.with_light_prerequisites(stage)
         return pipeline.dry_run(self.settings, graph, whole=stage is None)
 
     def ingest(self, domain: str | None = None, *, replace: datetime | None = None) -> IngestReport:
@@ -212,7 +212,7 @@ class Project:
 
         self._feature_store = None
         report = pipeline.execute_single(self._context(), "histories", HistoriesReport)
-        pipeline.execute_stages(self._context(), pipeline.single_stage("feast"))
+        pipeline.execute_stages(self._context(), pipeline.with_light_prerequisites("feast"))
         return report
 
     def train(self, trained_until: datetime | None = None) -> TrainReport:
@@ -335,7 +335,7 @@ class Project:
         """Serve a version if it is no worse than the served one on events that neither was trained on.
 
         Args:
-            version: Number; default: the latest trained.
+            version: Number of the version.
 
         Returns:
             Whether it is served now, why, and both versions' metrics on the same events.
@@ -422,9 +422,9 @@ class Project:
 
         found = TrainingSet.open(self.settings.home / "datasets" / self.settings.training_set.name, version)
         with suppress(ScalrError):  # the set can be read without its ledger
-            if withdrawn := pipeline.withdrawn_runs(self.ledger, found.manifest):
+            if rolled_back := pipeline.rolled_back_runs(self.ledger, found.manifest):
                 logger.warning(
-                    "training set %s v%d: %s", found.path.parent.name, found.version, pipeline.describe_withdrawn(withdrawn)
+                    "training set %s v%d: %s", found.path.parent.name, found.version, pipeline.describe_rolled_back(rolled_back)
                 )
         return found
 
@@ -608,15 +608,15 @@ class Project:
 
         Args:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
-            out: Write every user's side there: ``.parquet`` or ``.csv``.
+            out: File to write every user's group to: ``.parquet`` or ``.csv``.
 
         Returns:
-            Users of each side; with outcomes, the effect and its interval.
+            Users of each group; with outcomes, the effect and its interval.
 
         Raises:
             SettingsError: Nobody is held out.
             InputError: The outcomes cannot be read, lack a column, or hold a user twice.
-            EvaluationError: There are too few users on a side; or the file's name ends otherwise, or it cannot be written.
+            EvaluationError: A group (held out or treated) has too few users; or ``out`` has another ending or cannot be written.
         """
         from scalr_prod.operations import analyze_experiment
 

@@ -5,8 +5,8 @@ Tuned are the half-life of the popularity baseline, the model settings for real 
 for every arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume, boost and λ by segment.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended.
 
-Windows follow one another in time, and the users of all windows count: the best temperature varies between seasons by more than one
-window's confidence interval shows (docs/adr/0017).
+Scores are averaged over the users of consecutive windows. One window is not enough: the best temperature varies more between seasons than
+its confidence interval suggests (docs/adr/0017).
 
 λ is set to 0 for a segment that ranks worse with synthetic events than with real events only. It is 0 for all segments if the gain over
 real events only is not accepted (see `acceptance`).
@@ -319,7 +319,10 @@ class Tuner:
         return self.trials.mean_score(self._with_best_boost(changed) if hyperparameter.name == "weight" else changed)
 
     def _with_best_boost(self, arm: Arm) -> Arm:
-        """Return the arm with the best of a few boosts, which need no fit; the often large boost of real events only would hide λ."""
+        """Return the arm with the best of a few boosts; trying them needs no fit.
+
+        With the (often large) boost tuned for real events only, differences in λ would not show.
+        """
         boosts = dict.fromkeys((arm.boost, (0.0,) * 3, (1.0,) * 3, self.real_arm().boost))
         return max((replace(arm, boost=boost) for boost in boosts), key=self.trials.mean_score)
 
@@ -336,9 +339,9 @@ class Tuner:
         return replace(arm, boost=(cold, sparse, dense))
 
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
-        """Tune λ by segment: the smallest that is as good as the best, and that does not make the segment worse than real events only.
+        """Choose each segment's smallest λ whose score is within a tolerance of the best.
 
-        As good is required both of all users together and of the segment's users.
+        That holds for all users together and for the segment's users. A λ that makes the segment worse than real events only is not chosen.
         """
         masks = [self.segments == segment for segment in range(3)]
 

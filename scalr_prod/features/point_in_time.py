@@ -6,14 +6,14 @@ earlier of the two. Among visible rows the greatest (event, created) wins. A pla
 known yet, and must not hide an older row that is known. So feature rows are first reduced to those that can be an answer. Each counts from
 the moment it becomes visible, ``seen = greatest(event, created)``:
 
-* keep rows whose event is not older than that of any row with an earlier or equal ``seen``: an older row that becomes known late never
-  replaces a newer known row;
+* drop a row if one with a newer event became visible before it or at the same time: a late older row must not replace a newer row that is
+  already known;
 * of the rows that every spine row sees, keep each entity's newest;
 * of rows with equal ``seen``, keep the one with the greatest creation time.
 
 An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
-dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. With a fixed K, rows
-created after K are left out; if T does not limit the creation time, ``seen`` is the event time. Training sets ask for strictly earlier
+dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. A fixed K is applied
+as a filter; if K does not depend on T, ``seen`` is the event time. Training sets ask for strictly earlier
 features: they pass the label's time less 1 µs (`training_set.feature_join`).
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which run this is: its window, what it may know, which translator it asks. Every default is resolved here, once."""
+"""Resolve a run: its window, its ``as_of``, its translator version, and every default."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
         "exclude_consumed": wanted.exclude_consumed,
         "align": wanted.align,
         "align_buckets": wanted.align_buckets,
-        # It came later: runs without it stay those that they are.
+        # Omitted when unset, so that ids of runs from before this setting stay the same.
         **({} if wanted.shortlist is None else {"shortlist": wanted.shortlist}),
     }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generate a run: one pass over the logs, tasks over slices of users, then the alignment; the driver alone keeps the ledger.
+"""Generate a run: shard the contexts in one pass over the logs, translate the shards in parallel tasks, then match popularity.
 
-Parts that are there and whole are kept, so that a run goes on from where it stopped.
+Only the driver writes to the ledger. Complete parts are reused, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["generate"]
 #: Topic on which workers report how many contexts they have translated.
 _PROGRESS_TOPIC: Final = "scalr-translated"
 
-#: Runs in these states are past generation: making lost files again does not move them back.
+#: Runs in these states stay in them when lost files are generated again.
 _FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 
@@ -53,13 +53,13 @@ def generate(
 ) -> GenerationReport:
     """Translate every context of the run and stage the candidates in ``<home>/runs/<run_id>/candidates``.
 
-    A run that has been generated and whose files are whole is left as it is.
+    A generated run with complete files is left as it is.
 
     Args:
         settings: The project's settings.
         spec: The run, from `plan_run` or the ledger.
-        serving: Has the translator served while parts are made (`serving.ensure_serving`); a run whose parts are all there
-            does not enter it. Default: it is served already, or is in the workers.
+        serving: Returns a context manager that keeps the translator served (`serving.ensure_serving`); entered only if parts are
+            missing. Default: it is served already, or workers load it.
         progress: Show a progress bar on stderr.
 
     Raises:
@@ -115,7 +115,7 @@ def _generate_parts(
     if missing:
         preload_workers(settings)
         for table, version in spec.table_versions.items():
-            Lake.open(settings).open_table(Table(table), version=version)  # told now, not by every worker
+            Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
         total = write_shards(settings, spec, partitions)
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
@@ -133,10 +133,10 @@ def _generate_parts(
 
 
 def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
-    """What a worker runs."""
+    """Generate one part, in a worker."""
     local = settings.compute.dask == "local"
     if local:
-        import scalr_prod.generation.worker_preload  # noqa: F401 - there already where the worker was forked
+        import scalr_prod.generation.worker_preload  # noqa: F401 - already imported in forked workers
     options, logger = settings.logging, None if local else "scalr_prod"
     configure_logging(options.format, options.level, logger=logger, secrets=settings.secrets)
     with log_context(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
@@ -144,13 +144,13 @@ def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int
             with progress_channel(_PROGRESS_TOPIC) as translated:
                 return generate_part(settings, spec, partition, partitions, on_translated=translated)
         except ScalrError as error:
-            # Causes are pickled along, and gRPC's hold locks, which cannot be: the message alone says what matters.
+            # Exceptions are pickled with their causes, and gRPC exceptions hold locks, which cannot be pickled.
             error.__cause__ = error.__context__ = None
             raise
 
 
 def _worker_settings(settings: Settings) -> Settings:
-    """The settings with the processor's threads shared out between the workers of this machine."""
+    """Return the settings with the threads divided among the workers of this machine."""
     if settings.compute.dask != "local":
         return settings
     threads = max(1, settings.serving.threads // settings.compute.workers)

@@ -220,7 +220,8 @@ def _measure_shortlist_loss(
 ) -> dict[str, int]:
     """Count, on a sample of contexts, how often the shortlist changes the drawn item; empty without shortlists.
 
-    Both draws use the same noise and differ only if the shortlist lacks the item, which estimates the probability it leaves out.
+    Both draws use the same random numbers, so they differ only if the item is not on the shortlist. The share that differs estimates the
+    omitted probability.
     """
     import pyarrow as pa
 

@@ -241,7 +241,7 @@ class IngestPipeline:
         return table in self.opened
 
     def _stored_source_item_type(self) -> tuple[IdType, str] | None:
-        """Return int64 if all of several source domains had integer item ids: synthetic events return them as integers."""
+        """Return int64 if existing synthetic events store source item ids as integers; else None."""
         table = Table.SYNTHETIC_TARGET_EVENTS
         stored = self._id_type(table, "source_item_id") if self._exists(table) else None
         return stored if stored and stored[0] == "int64" else None

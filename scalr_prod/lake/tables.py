@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Lake"]
 
-#: Checkpoint every ten commits (Delta's default: a hundred), so that opening a table stays cheap. Keep the log behind checkpoints: runs
-#: read the versions that they are pinned to.
+#: Checkpoint every ten commits (Delta's default: a hundred), so that opening a table stays cheap. Never delete log
+#: entries older than a checkpoint: runs read the versions that they are pinned to.
 _LOG_SETTINGS: Final[dict[str, str | None]] = {"delta.checkpointInterval": "10", "delta.enableExpiredLogCleanup": "false"}
 #: App ids whose value is a version of the table: the one that was hidden, and the one that was restored last.
-_ASIDE, _BACK = "scalr.set-aside", "scalr.brought-back"
+_HIDDEN_VERSION, _RESTORED_VERSION = "scalr.set-aside", "scalr.brought-back"
 
 
 class Lake(TableStore):
@@ -305,7 +305,7 @@ class Lake(TableStore):
         Raises:
             CommitFailed: Nothing changed; the table may have a newer version.
         """
-        none, metadata = self.schema(table).empty_table(), CommitMetadata(app_transactions={_ASIDE: expected_version})
+        none, metadata = self.schema(table).empty_table(), CommitMetadata(app_transactions={_HIDDEN_VERSION: expected_version})
         return self._write(table, none, key=key, mode="overwrite", expected_version=expected_version, metadata=metadata)
 
     def restore_rows(self, table: Table, hidden_version: int, *, key: str, expected_version: int) -> CommitResult:
@@ -331,7 +331,7 @@ class Lake(TableStore):
         def write(delta: DeltaTable, properties: CommitProperties) -> None:
             delta.restore(hidden_version, commit_properties=properties)
 
-        metadata = CommitMetadata(app_transactions={_BACK: hidden_version})
+        metadata = CommitMetadata(app_transactions={_RESTORED_VERSION: hidden_version})
         return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata)
 
     def hidden_version(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
@@ -351,8 +351,8 @@ class Lake(TableStore):
             return None
         except (DeltaError, OSError) as error:
             raise self.unreadable_error(table, error) from error
-        aside = delta.transaction_version(_ASIDE)
-        return None if aside == delta.transaction_version(_BACK) else aside
+        aside = delta.transaction_version(_HIDDEN_VERSION)
+        return None if aside == delta.transaction_version(_RESTORED_VERSION) else aside
 
     def committed_at(self, table: Table, version: int) -> datetime | None:
         """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""

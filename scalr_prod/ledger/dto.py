@@ -99,7 +99,7 @@ class StateChange(Jsonable):
     """One entry of the ledger's change log.
 
     Attributes:
-        subject: ``run``, ``partition``, ``publication``, ``lease``, ``model`` or ``dataset``.
+        subject: ``run``, ``partition``, ``publication``, ``lease``, ``model``, ``dataset`` or ``forgotten``.
         key: A run's id, with a partition or attempt after a slash; or name and version of a model or data set.
         from_state: The state before; None for the first.
         to_state: The new state; for a lease, the new owner.

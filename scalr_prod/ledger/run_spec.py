@@ -169,7 +169,7 @@ def check_run_id(run_id: str) -> str:
 
 
 def run_folder(settings: Settings, run_id: str) -> Path:
-    """Return ``<home>/runs/<run_id>``: parts/, candidates/, accepted/, run.json, gate.json."""
+    """Return ``<home>/runs/<run_id>``: asked/, parts/, candidates/, accepted/, run.json, gate.json."""
     return settings.home / "runs" / check_run_id(run_id)
 
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
         execute_single,
         execute_stages,
         resume_run,
-        single_stage,
         stage_context,
         stage_states,
         stages_to,
+        with_light_prerequisites,
     )
     from scalr_prod.pipeline.stage_outcomes import (
         has_failed_last,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         record_stage_heartbeat,
         record_stage_outcome,
     )
-    from scalr_prod.pipeline.stale_outputs import describe_withdrawn, withdrawn_runs
+    from scalr_prod.pipeline.stale_outputs import describe_rolled_back, rolled_back_runs
     from scalr_prod.pipeline.timings import read_timings
 
 __all__ = [
@@ -53,7 +53,7 @@ __all__ = [
     "StageReport",
     "StageScope",
     "StageState",
-    "describe_withdrawn",
+    "describe_rolled_back",
     "dry_run",
     "execute_single",
     "execute_stages",
@@ -64,13 +64,13 @@ __all__ = [
     "record_stage_heartbeat",
     "record_stage_outcome",
     "resume_run",
+    "rolled_back_runs",
     "run_hooks",
-    "single_stage",
     "stage_context",
     "stage_hooks",
     "stage_states",
     "stages_to",
-    "withdrawn_runs",
+    "with_light_prerequisites",
 ]
 
 __getattr__ = lazy_exports(
@@ -86,7 +86,7 @@ __getattr__ = lazy_exports(
         "StageReport": "context",
         "StageScope": "hooks",
         "StageState": "context",
-        "describe_withdrawn": "stale_outputs",
+        "describe_rolled_back": "stale_outputs",
         "dry_run": "preview",
         "execute_single": "runner",
         "execute_stages": "runner",
@@ -98,11 +98,11 @@ __getattr__ = lazy_exports(
         "record_stage_outcome": "stage_outcomes",
         "resume_run": "runner",
         "run_hooks": "hooks",
-        "single_stage": "runner",
+        "with_light_prerequisites": "runner",
         "stage_context": "runner",
         "stage_hooks": "hooks",
         "stage_states": "runner",
         "stages_to": "runner",
-        "withdrawn_runs": "stale_outputs",
+        "rolled_back_runs": "stale_outputs",
     },
 )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Run, RunSpec
 
-__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState", "why_withdrawn"]
+__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState", "rollback_reason"]
 
 
 #: Stages of a generation run. A whole run skips them where λ is 0 for all users.
@@ -55,7 +55,7 @@ class PipelineContext:
         resume: Whether a run that was rolled back may be published again, because a person named it; by default it stays out.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
-        withdrawn: Why the run is not published: it was rolled back. ``plan`` sets it. None: it is published.
+        rolled_back: Why the run is not published: it was rolled back. ``plan`` sets it. None: it is published.
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
@@ -73,7 +73,7 @@ class PipelineContext:
     resume: bool = False
     not_generated: str | None = None
     spec: RunSpec | None = None
-    withdrawn: str | None = None
+    rolled_back: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     memory_mb: dict[str, int | None] = field(default_factory=dict)
     reports: dict[str, StageReport] = field(default_factory=dict)
@@ -96,11 +96,13 @@ class PipelineContext:
 
         with Ledger.open(settings) as ledger:
             run = ledger.runs.get(run_id)
-        return cls(settings, progress=progress, resume=resume, spec=run.spec, withdrawn=None if resume else why_withdrawn(run))
+        return cls(
+            settings, progress=progress, resume=resume, spec=run.spec, rolled_back=None if resume else rollback_reason(run)
+        )
 
     def skips(self, stage: str) -> bool:
         """Return whether a stage is skipped: no event is generated, or the run was rolled back."""
-        return bool((self.not_generated and stage in OF_RUN) or (self.withdrawn and stage in _OF_PUBLICATION))
+        return bool((self.not_generated and stage in OF_RUN) or (self.rolled_back and stage in _OF_PUBLICATION))
 
     @property
     def run_id(self) -> str | None:
@@ -171,7 +173,7 @@ class StageState(Jsonable):
         command: The command that executes it.
         stale: Why the existing output is out of date; None if it is not.
         not_generated: Why `scalr run` skips the stage; None: it does not.
-        withdrawn: Why the latest run stays out of the feature view: it was rolled back.
+        rolled_back: Why the latest run stays out of the feature view: it was rolled back.
     """
 
     stage: str
@@ -180,7 +182,7 @@ class StageState(Jsonable):
     command: str
     stale: str | None = None
     not_generated: str | None = None
-    withdrawn: str | None = None
+    rolled_back: str | None = None
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,14 @@ class PipelineReport(Jsonable):
         seconds: Wall-clock seconds by stage.
         stages: Each stage's own report.
         not_generated: Why no event was generated; None: events were.
-        withdrawn: Why the run was not published: it was rolled back earlier.
+        rolled_back: Why the run was not published: it was rolled back earlier.
     """
 
     run_id: str | None
     seconds: dict[str, float]
     stages: dict[str, dict[str, Any]] = field(repr=False)
     not_generated: str | None = None
-    withdrawn: str | None = None
+    rolled_back: str | None = None
 
     @classmethod
     def from_context(cls, context: PipelineContext) -> PipelineReport:
@@ -213,7 +215,7 @@ class PipelineReport(Jsonable):
         """
         reports = {name: report.to_json() for name, report in context.reports.items()}
         run_id = None if context.not_generated else context.require_spec().run_id
-        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.withdrawn)
+        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.rolled_back)
 
     def to_summary(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
@@ -232,8 +234,8 @@ class PipelineReport(Jsonable):
             facts["data docs"] = made["docs"]
         if (made := self.stages.get("publish")) is not None:
             facts["published"] = f"{made['rows']} rows in {made['table']} ({made['outcome']})"
-        if self.withdrawn:
-            facts["not published"] = self.withdrawn
+        if self.rolled_back:
+            facts["not published"] = self.rolled_back
         if (made := self.stages.get("dataset")) is not None:
             kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
             facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
@@ -247,7 +249,7 @@ class PipelineReport(Jsonable):
         return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
 
 
-def why_withdrawn(run: Run) -> str | None:
+def rollback_reason(run: Run) -> str | None:
     """Return why a run stays out of the feature view: it was rolled back. None: it was not."""
     from scalr_prod.ledger import RunState
 

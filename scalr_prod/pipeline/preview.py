@@ -130,9 +130,9 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
         for name, state in states.items()
     }
     would = {stage.name: "look" if done[stage.name] else "make" for stage in graph}
-    if same_run and not reasons.keys() & {"plan", "generate"} and (withdrawn := states["publish"].withdrawn):
+    if same_run and not reasons.keys() & {"plan", "generate"} and (rolled_back := states["publish"].rolled_back):
         for name in would.keys() & {"generate", "validate", "publish"}:
-            would[name], reasons[name] = "leave out", withdrawn
+            would[name], reasons[name] = "leave out", rolled_back
     reasons = {name: reasons[name] for name in would if name in reasons and would[name] != "look"}
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
     seconds |= {name: took for name, took in _last_durations(settings).items() if name not in seconds}

@@ -13,7 +13,7 @@ from scalr_prod.core.memory import peak_memory_mb, release_memory
 from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval
 from scalr_prod.core.signals import Interrupted, reraise_pending
 from scalr_prod.errors import EvaluationError, ScalrError
-from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState, why_withdrawn
+from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState, rollback_reason
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
 from scalr_prod.pipeline.row_counts import row_counts
@@ -31,10 +31,10 @@ __all__ = [
     "execute_stages",
     "required_stages",
     "resume_run",
-    "single_stage",
     "stage_context",
     "stage_states",
     "stages_to",
+    "with_light_prerequisites",
 ]
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ def stages_to(first: str | None = None, last: str = "dataset", *, exclude: Colle
     return tuple(stage for stage in GRAPH if stage.name in names and stage.name not in exclude)
 
 
-def single_stage(*names: str) -> tuple[Stage, ...]:
-    """Return the named stages, after the light stages that they need directly or through other light stages."""
+def with_light_prerequisites(*names: str) -> tuple[Stage, ...]:
+    """Return the named stages, preceded by the light stages that they depend on, directly or through other light stages."""
     selected = set(names).union(*(_light_needs(name) for name in names))
     return tuple(stage for stage in GRAPH if stage.name in selected)
 
@@ -106,7 +106,7 @@ def execute_single(context: PipelineContext, stage: str, kind: type[Report]) -> 
     Raises:
         ScalrError: Raised by the stage, with the stage and the run named.
     """
-    return execute_stages(context, single_stage(stage)).require_report(stage, kind)
+    return execute_stages(context, with_light_prerequisites(stage)).require_report(stage, kind)
 
 
 def _publish_window(context: PipelineContext) -> PipelineContext:
@@ -129,7 +129,7 @@ def stage_states(settings: Settings) -> list[StageState]:
     """Return the state of each stage, in order: done or not, why it is stale, and why `scalr run` skips it."""
     from scalr_prod.generation import why_not_generated
 
-    withdrawn = _latest_run_withdrawn(settings)
+    rolled_back = _latest_rollback_reason(settings)
     stale, skipped = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy
         if why := why_not_generated(settings):
@@ -143,17 +143,17 @@ def stage_states(settings: Settings) -> list[StageState]:
             stage.command,
             stale.get(stage.name),
             skipped.get(stage.name),
-            withdrawn if stage.name == "publish" else None,
+            rolled_back if stage.name == "publish" else None,
         )
         for stage in GRAPH
     ]
 
 
-def _latest_run_withdrawn(settings: Settings) -> str | None:
+def _latest_rollback_reason(settings: Settings) -> str | None:
     from scalr_prod.ledger import Ledger
 
     with Ledger.open(settings) as ledger:
-        return next(map(why_withdrawn, ledger.runs.find(limit=1)), None)
+        return next(map(rollback_reason, ledger.runs.find(limit=1)), None)
 
 
 @contextmanager

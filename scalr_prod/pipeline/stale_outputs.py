@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorrectedWindow",
-    "describe_withdrawn",
+    "describe_rolled_back",
     "is_version_stale",
+    "rolled_back_runs",
     "stale_publications",
     "stale_stages",
-    "withdrawn_runs",
 ]
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,10 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     reasons = _retraining_reason(settings)
     with Ledger.open(settings) as ledger:
         runs, sets = ledger.runs.find(limit=1), ledger.datasets.find(settings.training_set.name)
-        withdrawn = withdrawn_runs(ledger, sets[-1].manifest) if sets else []
+        rolled_back = rolled_back_runs(ledger, sets[-1].manifest) if sets else []
     reasons = _upgrade_reasons(settings, sets) | reasons
-    if withdrawn:
-        reasons["dataset"] = describe_withdrawn(withdrawn)
+    if rolled_back:
+        reasons["dataset"] = describe_rolled_back(rolled_back)
     if not _has_corrections(lake):
         return reasons
     with suppress(TranslatorNotFound):
@@ -101,7 +101,7 @@ def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[
     return reasons
 
 
-def withdrawn_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
+def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
     """Return the runs whose rows a training set holds and that were rolled back since.
 
     Args:
@@ -128,7 +128,7 @@ def withdrawn_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
     )
 
 
-def describe_withdrawn(runs: Sequence[str]) -> str:
+def describe_rolled_back(runs: Sequence[str]) -> str:
     """Say that a training set holds rows of runs that were rolled back."""
     were = "was" if len(runs) == 1 else "were"
     return f"it holds rows of {', '.join(runs)}, which {were} rolled back since; build it again: scalr dataset build"

@@ -88,9 +88,9 @@ def plan(context: PipelineContext) -> None:
         return
     spec = plan_run(context.settings, version=context.version, cause=context.cause)
     planned = PipelineContext.from_run(context.settings, spec.run_id, resume=context.resume)
-    context.spec, context.withdrawn = planned.spec, planned.withdrawn
-    if context.withdrawn:
-        logger.warning("%s", context.withdrawn)
+    context.spec, context.rolled_back = planned.spec, planned.rolled_back
+    if context.rolled_back:
+        logger.warning("%s", context.rolled_back)
 
 
 def generate(context: PipelineContext) -> StageReport:
@@ -182,7 +182,7 @@ def _republish_corrected(context: PipelineContext, publication: Publication, spe
 def _republish(context: PipelineContext, settings: Settings, version: int | None, cause: str) -> str | None:
     """Republish a window and return its run; None if that run was rolled back and stays out."""
     done = context.publish_window(PipelineContext(settings, progress=context.progress, version=version, cause=cause))
-    return None if done.withdrawn else done.run_id
+    return None if done.rolled_back else done.run_id
 
 
 def dataset(context: PipelineContext) -> StageReport:

@@ -207,7 +207,10 @@ class RunInView:
         return (attempts[-1] if attempts and attempts[-1].status is PublicationStatus.PUBLISHED else None), outcome
 
     def is_superseded(self, publication: Publication) -> bool:
-        """Return whether other runs replaced rows of the window; a commit not yet in the ledger shows in the view."""
+        """Return whether other runs have replaced rows of a publication.
+
+        The view is checked as well as the ledger, because another run's commit may not be recorded yet.
+        """
         if self.view.version() == publication.delta_version:
             return False
         rows = self.count_rows(published_region(publication))

@@ -99,7 +99,8 @@ def published_region(publication: Publication) -> ViewRegion:
 def stream_rows(lake: Lake, selections: Sequence[RegionRows], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yield the rows of regions, one after the other, with the columns that the table has now.
 
-    This call opens the tables, not the first batch: Delta's writer cannot open a table while it consumes the stream.
+    The tables are opened by this call, not when the first batch is read, because Delta's writer cannot open a table while it consumes the
+    stream.
     """
     import pyarrow as pa
 

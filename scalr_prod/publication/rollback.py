@@ -133,8 +133,8 @@ class RestorePlan:
     Attributes:
         lake: The lake with the rows.
         selections: The rows to restore, and the rows of others that stay, see `predicate`.
-        predicate: SQL: the rows to replace, including those written again. SQL cannot express canary membership, so rows of other
-            users in the window are rewritten.
+        predicate: SQL condition of the rows to overwrite. It cannot test canary membership, so it also matches other users' rows,
+            which are written back unchanged.
     """
 
     lake: Lake

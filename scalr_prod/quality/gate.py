@@ -113,7 +113,7 @@ def _verdict(
     with track("audit", show=progress) as count:
         report = _audit(settings, run.spec, record, folder, files, rule_set, reference)
         count(report.rows)
-    if auditable or report.passed:  # a published run passed with the settings at that time
+    if auditable or report.passed:  # a published run keeps the verdict that it was published with
         write_json(folder / "gate.json", {"inputs": inputs, "report": report.to_json()})
     return report
 

@@ -180,7 +180,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
 def _labelled(
     connection: DuckDBPyConnection, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
-    """Yield all rows of the spans in any order, with unwanted synthetic rows, too, because negatives must not coincide with them."""
+    """Yield all rows of the spans, unsorted, with synthetic rows that `_ordered` drops after it removed the negatives like them."""
     from scalr_prod.training_set.input_changes import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)
@@ -277,7 +277,7 @@ def _merge_spans(number: int, spans: Sequence[Span]) -> list[Span]:
 
 
 def _edges(connection: DuckDBPyConnection, paths: Sequence[Path], span: Span) -> NDArray[np.int64]:
-    """Return instants (µs) that split a span into ranges of about `_ROWS_AT_ONCE` of the files' rows; fewer if many rows share an instant.
+    """Return split points (µs) that divide a span into ranges of about `_ROWS_AT_ONCE` rows; fewer points if many rows share a time.
 
     Rows are sorted range by range, because DuckDB fails to sort rows with text that exceed its memory limit.
     """

@@ -2,9 +2,13 @@
 """`TranslatorModule`: a translator version as one torch module, used in training, in-process and inside Triton.
 
 For each context it computes ``P(i | context)`` over the eligible target items: those seen before the event and not excluded. It samples
-items without replacement (`sample`), and scores given ones (`score`). Parameter set ``-1`` was trained on every user, ``-2`` is the same
-set with the calibration weights for users without target events, and set ``0, 1, …`` was trained without the target events of that fold's
-users. Only torch, numpy, safetensors and, if installed, numba are imported.
+items without replacement (`sample`), and scores given ones (`score`). A context names its parameter set:
+
+* ``0, 1, …``: a fold, trained without the target events of its users. Cross-fitted runs translate each user by the user's own fold.
+* `ALL_USERS` (-1): trained on all users, for causal runs.
+* `COLD_USERS` (-2): the same parameters, calibrated for users without target events.
+
+Only torch, numpy, safetensors and, if installed, numba are imported.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.kernels.executor import FusedExecutor
-    from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor as OnGpu
+    from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor
     from scalr_prod.translator.kernels.shortlist_executor import ShortlistExecutor
 
 __all__ = ["METADATA_KEY", "TranslatorModule"]
@@ -106,7 +110,7 @@ class TranslatorModule(torch.nn.Module):
         self._reference = reference
 
     @cached_property
-    def _executor(self) -> FusedExecutor | OnGpu | None:
+    def _executor(self) -> FusedExecutor | GpuExecutor | None:
         """Return the compiled executor: numba on a CPU, the Triton language (not the server) on a GPU; None: plain torch."""
         if self._reference:
             return None
@@ -117,9 +121,9 @@ class TranslatorModule(torch.nn.Module):
                     from scalr_prod.translator.kernels import self_test
 
                     return self_test.build_executor(mixtures, self._item_words, self.first_seen)
-                from scalr_prod.translator.kernels.gpu import gpu_self_test as on_gpu
+                from scalr_prod.translator.kernels.gpu import gpu_self_test
 
-                return on_gpu.build_executor(mixtures, self._item_words, self.first_seen, self.n_source)
+                return gpu_self_test.build_executor(mixtures, self._item_words, self.first_seen, self.n_source)
         except Exception as error:  # of numba or Triton, which may be missing or may not support the machine
             _warn_not_compiled(f"{type(error).__name__}: {error}")
             return None

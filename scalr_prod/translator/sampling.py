@@ -46,8 +46,9 @@ EXTRA_CANDIDATES: Final = 7
 _STEPS: Final = 32 * UNIT_ROUNDOFF
 #: The same including the logarithm of P, for P of at least 2^-100.
 _ALL_STEPS: Final = 102 * UNIT_ROUNDOFF
-#: Below 2^-100 a probability loses digits in float32, or is 0; even with the smallest variate its key is below 2^-67.
+#: Probabilities below this lose precision or underflow in float32.
 _TINY: Final = 2.0**-100
+#: Upper bound of the key of such a probability, for the smallest possible variate.
 _TINY_KEY: Final = 2.0**-67
 
 

@@ -54,11 +54,11 @@ def publish(config, number, **more):
 
 
 def stages_of(project, *names, run_id=None):
-    from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
+    from scalr_prod.pipeline import PipelineContext, execute_stages, with_light_prerequisites
 
     return execute_stages(
         PipelineContext.from_run(project.settings, run_id) if run_id else PipelineContext(project.settings),
-        single_stage(*names),
+        with_light_prerequisites(*names),
     )
 
 

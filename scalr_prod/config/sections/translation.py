@@ -23,7 +23,7 @@ class HistorySettings(SettingsSection):
         default=30,
         ge=1,
         le=3650,
-        description="length in days of the period, up to an item's last event, of trailing_event_count",
+        description="trailing_event_count counts an item's events in this many days before its last event",
     )
     late_step_s: int = Field(
         default=0,

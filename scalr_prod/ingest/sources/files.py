@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sources.protocol import LogSource
 
 __all__ = [
+    "FILE_FORMATS",
     "Csv",
     "FilesReader",
     "JsonLines",
@@ -51,7 +52,9 @@ _FORMATS = {
     ".inter": "csv",
     ".item": "csv",
 }
-_ENDINGS = ".parquet, .csv or .jsonl"
+#: Formats of files, in the order in which errors list them.
+FILE_FORMATS: Final = tuple(dict.fromkeys(_FORMATS.values()))
+_ENDINGS = " or ".join(f".{name}" for name in FILE_FORMATS)
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536
@@ -211,7 +214,7 @@ def _format_of(url: str) -> str:
         raise UnreadableInput(
             "its name does not tell its format",
             where=url,
-            next_step=f'name it {_ENDINGS}, or (for a log) set format = "parquet", "csv" or "jsonl"',
+            next_step=f"name it {_ENDINGS}, or (for a log) set format to one of {', '.join(FILE_FORMATS)}",
         )
     return _FORMATS[suffix]
 

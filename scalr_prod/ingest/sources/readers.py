@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import ColumnSelection, resolve_columns
-from scalr_prod.ingest.sources.files import FilesReader, expand_files, first_error_line, resolve_location
+from scalr_prod.ingest.sources.files import FILE_FORMATS, FilesReader, expand_files, first_error_line, resolve_location
 from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
 from scalr_prod.ingest.sources.table_formats import detect_table_format
 from scalr_prod.plugins import READERS
@@ -72,7 +72,7 @@ def list_files(
     """
     location = pattern if "://" in pattern else str(settings.resolve(pattern))
     source = LogSource(location, ColumnSelection((), location), storage_options=storage_options)
-    if format not in {None, "parquet", "csv", "jsonl"} or (format is None and _table_at(source) is not None):
+    if format not in {None, *FILE_FORMATS} or (format is None and _table_at(source) is not None):
         return None
     found = []
     for url, filesystem, path in expand_files(source):

@@ -117,7 +117,7 @@ def _run_stages(
     call: Mapping[str, Any], settings: Settings, *names: str, trained_until: datetime | None = None
 ) -> PipelineContext:
     """Run stages, after the light stages that they need; return their context."""
-    from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
+    from scalr_prod.pipeline import PipelineContext, execute_stages, with_light_prerequisites
 
     run_id: str | None = call.get("run_id")
     context = (
@@ -125,7 +125,7 @@ def _run_stages(
         if run_id is None
         else PipelineContext.from_run(settings, run_id, resume=False)
     )
-    return execute_stages(context, single_stage(*names))
+    return execute_stages(context, with_light_prerequisites(*names))
 
 
 def _load_window_settings(call: Mapping[str, Any], start: datetime, end: datetime) -> Settings:
@@ -146,7 +146,7 @@ def _window_payload(window: RunSpec | LateWindow) -> dict[str, str | None]:
 def _run_payload(context: PipelineContext) -> dict[str, str | None]:
     """Return the data of an asset event for a context's run; without its id if it was rolled back, and so is not in the view."""
     payload = _window_payload(context.require_spec())
-    return payload | {"run_id": None} if context.withdrawn else payload
+    return payload | {"run_id": None} if context.rolled_back else payload
 
 
 def _not_generated(settings: Settings) -> dict[str, Any] | None:
@@ -171,8 +171,8 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     context = _run_stages(call, settings, stage)
     report = context.reports.get(stage)
     done = {"run_id": context.run_id, **(report.to_json() if report else {})}
-    if context.withdrawn:
-        done["withdrawn"] = context.withdrawn
+    if context.rolled_back:
+        done["rolled_back"] = context.rolled_back
     if stage == "late":
         republished = report.published if isinstance(report, LateReport) else []
         own = [_run_payload(context)] if context.spec else []

@@ -20,7 +20,7 @@ from support.feast_project import STAMP, T0, hours
 from scalr_prod.apps.doctor import _check_features
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.pipeline import PipelineContext, execute_stages, single_stage
+from scalr_prod.pipeline import PipelineContext, execute_stages, with_light_prerequisites
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 MICROSECOND = timedelta(microseconds=1)
@@ -178,7 +178,7 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
 def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more, said):
     settings = with_features(own, *features, **more)
     with pytest.raises(FeatureStoreError) as caught:
-        execute_stages(PipelineContext(settings), single_stage("features"))
+        execute_stages(PipelineContext(settings), with_light_prerequisites("features"))
     assert said in caught.value.found
     assert caught.value.next_step
     assert caught.value.stage == "features"
@@ -192,7 +192,7 @@ def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more
 def test_a_source_that_is_not_there_and_keys_of_another_type_are_errors_before_any_work(own, theirs):
     (theirs / "plans.parquet").unlink()
     with pytest.raises(FeatureStoreError, match="source is missing"):
-        execute_stages(PipelineContext(with_features(own, "profile")), single_stage("features"))
+        execute_stages(PipelineContext(with_features(own, "profile")), with_light_prerequisites("features"))
     write_plans(theirs, PLANS)
     settings = with_features(own, "about", feature_keys={"item_id": "user"})
     with pytest.raises(FeatureStoreError, match="item_id"):

@@ -16,9 +16,9 @@ from scalr_prod.pipeline import (
     PipelineReport,
     Stage,
     execute_stages,
-    single_stage,
     stages_to,
     steps,
+    with_light_prerequisites,
 )
 from scalr_prod.pipeline.row_counts import row_counts
 
@@ -70,11 +70,18 @@ def test_a_day_has_the_translator_that_is_there():
     ],
 )
 def test_one_stage_takes_the_light_ones_along(stage, expected):
-    assert names(single_stage(stage)) == expected
+    assert names(with_light_prerequisites(stage)) == expected
 
 
 def test_several_stages_take_along_what_each_of_them_does():
-    assert names(single_stage("generate", "publish")) == ["serving", "policy", "feast", "plan", "generate", "publish"]
+    assert names(with_light_prerequisites("generate", "publish")) == [
+        "serving",
+        "policy",
+        "feast",
+        "plan",
+        "generate",
+        "publish",
+    ]
 
 
 def test_a_job_that_goes_on_with_a_run_plans_no_other(monkeypatch):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
 from scalr_prod.ingest import changed_inputs
-from scalr_prod.pipeline import dry_run, single_stage
+from scalr_prod.pipeline import dry_run, with_light_prerequisites
 
 runner = CliRunner()
 
@@ -93,7 +93,9 @@ def test_other_settings_of_a_log_are_seen(settings_with):
     domains = opened.settings.domains
     target = domains.target.model_copy(update={"max_user_day": 3})
     other = opened.settings.model_copy(update={"domains": domains.model_copy(update={"target": target})})
-    assert dry_run(other, single_stage("ingest")).reasons == {"ingest": "target: [domains.target] or [users] changed"}
+    assert dry_run(other, with_light_prerequisites("ingest")).reasons == {
+        "ingest": "target: [domains.target] or [users] changed"
+    }
 
 
 def test_a_query_or_a_home_of_before_tells_nothing(settings):
@@ -101,4 +103,4 @@ def test_a_query_or_a_home_of_before_tells_nothing(settings):
         opened.ingest()
     (settings.home / "ingested.json").unlink()
     assert changed_inputs(settings) is None
-    assert dry_run(settings, single_stage("ingest")).to_json()["stages"] == {"ingest": "look"}
+    assert dry_run(settings, with_light_prerequisites("ingest")).to_json()["stages"] == {"ingest": "look"}

@@ -10,7 +10,7 @@ from support.ledger_runs import T0, make_spec, validated
 
 from scalr_prod.integrations.airflow import tasks
 from scalr_prod.ledger import Ledger, RunState
-from scalr_prod.pipeline import PipelineContext, PipelineReport, Stage, execute_stages, stage_states, steps, withdrawn_runs
+from scalr_prod.pipeline import PipelineContext, PipelineReport, Stage, execute_stages, rolled_back_runs, stage_states, steps
 from scalr_prod.pipeline.stale_outputs import stale_stages
 from scalr_prod.project import Project
 from scalr_prod.training_set import TrainingSet
@@ -56,11 +56,11 @@ def walk(context):
 def test_a_run_does_not_undo_a_rollback(settings, rolled_back, caplog):
     context = PipelineContext(settings, whole=True)
     assert walk(context) == ["ingest", "late", "dataset"]
-    assert f"{rolled_back} was rolled back and stays out" in context.withdrawn
-    assert f"scalr runs resume {rolled_back}" in context.withdrawn
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [context.withdrawn]
+    assert f"{rolled_back} was rolled back and stays out" in context.rolled_back
+    assert f"scalr runs resume {rolled_back}" in context.rolled_back
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [context.rolled_back]
     report = PipelineReport.from_context(context)
-    assert report.to_json()["withdrawn"] == report.to_summary()["not published"] == context.withdrawn
+    assert report.to_json()["rolled_back"] == report.to_summary()["not published"] == context.rolled_back
 
 
 def test_who_resumes_it_publishes_it_and_another_run_is_not_affected(settings, rolled_back, monkeypatch):
@@ -83,7 +83,7 @@ def test_a_scheduler_leaves_it_out_in_every_task(settings, rolled_back, monkeypa
         for name in ("generate", "validate", "publish", "late")
     ]
     execution.insert(0, Stage("plan", (), "", "", steps.plan, lambda _: True, light=True))
-    monkeypatch.setattr("scalr_prod.pipeline.single_stage", lambda *names: stages("plan", *names))
+    monkeypatch.setattr("scalr_prod.pipeline.with_light_prerequisites", lambda *names: stages("plan", *names))
     monkeypatch.setattr(tasks, "_load_window_settings", lambda *_: settings)
     monkeypatch.setattr(tasks, "run_window", lambda _: (T0, T0 + timedelta(days=1)))
     run = None
@@ -92,7 +92,7 @@ def test_a_scheduler_leaves_it_out_in_every_task(settings, rolled_back, monkeypa
         result = tasks.run_task("events", call)
         run = result["run_id"]
         assert run == rolled_back
-        assert "was rolled back" in result["withdrawn"]
+        assert "was rolled back" in result["rolled_back"]
     assert done == ["late"]
     window = {
         "start": T0.isoformat(),
@@ -105,7 +105,7 @@ def test_a_scheduler_leaves_it_out_in_every_task(settings, rolled_back, monkeypa
 
 
 def test_status_says_that_the_latest_run_stays_out(settings, rolled_back):
-    said = {state.stage: state.withdrawn for state in stage_states(settings) if state.withdrawn}
+    said = {state.stage: state.rolled_back for state in stage_states(settings) if state.rolled_back}
     assert list(said) == ["publish"]
     assert f"scalr runs resume {rolled_back}" in said["publish"]
 
@@ -128,7 +128,7 @@ def manifest():
 )
 def test_which_training_sets_hold_rows_of_it(settings, rolled_back, manifest, change, holds):
     with Ledger.open(settings) as ledger:
-        assert withdrawn_runs(ledger, manifest | change) == ([rolled_back] if holds else [])
+        assert rolled_back_runs(ledger, manifest | change) == ([rolled_back] if holds else [])
 
 
 def test_a_run_that_another_had_replaced_or_that_was_published_again_is_not_among_them(settings, rolled_back, manifest):
@@ -137,11 +137,11 @@ def test_a_run_that_another_had_replaced_or_that_was_published_again_is_not_amon
         publish(ledger, replaced, 3)
         publish(ledger, by, 4)
         roll_back(ledger, replaced, 6)
-        assert withdrawn_runs(ledger, manifest | {"versions": {VIEW: 5}}) == []
-        assert withdrawn_runs(ledger, manifest | {"versions": {VIEW: 3}}) == [replaced]
+        assert rolled_back_runs(ledger, manifest | {"versions": {VIEW: 5}}) == []
+        assert rolled_back_runs(ledger, manifest | {"versions": {VIEW: 3}}) == [replaced]
         publish(ledger, rolled_back, 7)
         assert ledger.runs.get(rolled_back).state is RunState.PUBLISHED
-        assert withdrawn_runs(ledger, manifest) == []
+        assert rolled_back_runs(ledger, manifest) == []
 
 
 def test_status_and_the_training_set_itself_say_so(settings, rolled_back, manifest, monkeypatch, caplog):
