@@ -19,7 +19,10 @@ __all__ = ["DATASET_VIEW", "DatasetSource", "duckdb_options", "load_dataset", "l
 
 #: Name of the data set in DuckDB and in data docs.
 DATASET_VIEW: Final = "dataset"
-_NEXT: Final = "name a Parquet file or folder, a Delta table's folder, or a data set that is saved in Feast"
+_NEXT: Final = (
+    "name a Parquet or CSV file, a folder of Parquet files, a Delta table's folder, or a data set that is saved in Feast"
+)
+_CSV_ENDINGS: Final = (".csv", ".csv.gz", ".csv.zst")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class DatasetSource:
     """Location of a data set's rows.
 
     Attributes:
-        kind: ``parquet``, ``delta``, ``feast`` or ``training set``.
+        kind: ``parquet``, ``csv``, ``delta``, ``feast`` or ``training set``.
         location: Absolute path, glob or URL.
         is_delta: Whether it is a Delta table; else Parquet files.
     """
@@ -137,6 +140,10 @@ def _make(connection: Any, found: DatasetSource, options: dict[str, str]) -> Non
         incoming = ds.dataset(names, filesystem=filesystem, format="parquet", partitioning="hive")
         connection.register("incoming", incoming.scanner(batch_readahead=2, fragment_readahead=1).to_reader())
         connection.execute(f"CREATE TABLE {DATASET_VIEW} AS SELECT * FROM incoming")
+    elif found.kind == "csv":
+        connection.execute(
+            f"CREATE VIEW {DATASET_VIEW} AS SELECT * FROM read_csv({_files(found.location)}, header = true, sample_size = -1)"
+        )
     else:
         connection.execute(
             f"CREATE VIEW {DATASET_VIEW} AS SELECT * FROM read_parquet({_files(found.location)}, hive_partitioning = true)"
@@ -161,6 +168,8 @@ def _files(location: str) -> str:
 def _table(kind: str, location: str, settings: Settings | None) -> DatasetSource:
     from scalr_prod.ingest import detect_table_format, resolve_location
 
+    if kind == "parquet" and location.lower().endswith(_CSV_ENDINGS):
+        kind = "csv"
     if any(sign in location for sign in "*?") and not Path(location).exists():
         return DatasetSource(kind, location)
     with resolve_location(location, dict(settings.project.storage_options) if settings else {}) as (_, filesystem, path):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from deltalake import write_deltalake
+from pyarrow import csv
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -211,6 +212,21 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     assert check_dataset("rows/*/part.parquet").rows == 60
     put(rows, tmp_path / "one.parquet")
     assert check_dataset(f"file://{tmp_path}/one.parquet").rows == 60
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
+    """As `scalr dataset export` writes it: without lists, times with their zone."""
+    columns = [name for name in SCHEMA.names if not name.startswith("history")]
+    for broken in (False, True):
+        rows = good()
+        if broken:
+            rows[3]["weight"] = -0.1
+        table = pa.Table.from_pylist(rows, schema=SCHEMA).select(columns)
+        with pa.output_stream(tmp_path / name, compression="gzip" if name.endswith(".gz") else None) as stream:
+            csv.write_csv(table, stream)
+        verdict = check_dataset(tmp_path / name)
+        assert (verdict.kind, verdict.rows, failed(verdict)) == ("csv", 60, ["weight_is_finite"] if broken else [])
 
 
 def test_a_file_of_which_the_name_is_a_pattern_is_that_file_alone(tmp_path, monkeypatch):
