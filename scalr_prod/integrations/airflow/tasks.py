@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod import errors
 from scalr_prod.errors import ScalrError, SettingsError
-from scalr_prod.integrations.airflow.scheduling import load_project_settings, run_window, training_cutoff, training_set_settings
+from scalr_prod.integrations.airflow.scheduling import (
+    backfill_windows,
+    ensure_same_timezone,
+    load_project_settings,
+    run_window,
+    training_cutoff,
+    training_set_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -158,6 +165,7 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     from scalr_prod.pipeline import OF_RUN
 
     stage, settings = call["stage"], _load_window_settings(call, *run_window(call))
+    ensure_same_timezone(call, settings.project.timezone)
     if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
     context = _run_stages(call, settings, stage)
@@ -168,6 +176,12 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
         published: list[RunSpec | LateWindow] = [*([context.spec] if context.spec else []), *republished]
         done["announced"] = [_window_payload(window) for window in published]
     return done
+
+
+def _windows(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut a backfill's range into windows."""
+    windows = backfill_windows(call, load_project_settings(call).project.timezone)
+    return {"windows": [[start.isoformat(), end.isoformat()] for start, end in windows]}
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,6 +237,7 @@ def _check(call: Mapping[str, Any]) -> dict[str, Any]:
 #: Tasks by name; each takes a call and returns JSON values.
 TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "events": _events,
+    "windows": _windows,
     "window": _window,
     "translator": _translator,
     "evaluate": _evaluate,
