@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.object_store import BUCKET, running_store
 
 from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
 
@@ -113,6 +114,17 @@ def test_a_scheduler_that_answers_is_counted(config):
         check = look(config(f'dask = "{cluster.scheduler_address}"'))["compute"]
     assert check.ok, check.found
     assert "3 worker threads" in check.found
+
+
+@pytest.mark.parametrize("honours", [True, False])
+def test_a_store_that_would_lose_commits_is_found(config, honours):
+    with running_store(honours_conditions=honours) as store:
+        options = "\n".join(f'{name} = "{value}"' for name, value in store.options.items())
+        lake = f'[project]\nlake = "s3://{BUCKET}/lake"\n[project.storage_options]\n{options}'
+        check = look(config(lake))["lake"]
+    assert check.ok is honours
+    assert ("If-None-Match" in check.found) is not honours
+    assert ("conditional PUT" in str(check.next_step)) is not honours
 
 
 def test_a_home_of_somebody_else_is_found_and_left_alone(config, tmp_path):
