@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import tomllib
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
 from support.object_store import BUCKET, running_store
 
 from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
+from scalr_prod.config import load_settings
+from scalr_prod.ledger import Ledger
 
 
 @pytest.fixture
@@ -114,6 +120,23 @@ def test_a_scheduler_that_answers_is_counted(config):
         check = look(config(f'dask = "{cluster.scheduler_address}"'))["compute"]
     assert check.ok, check.found
     assert "3 worker threads" in check.found
+
+
+@pytest.mark.parametrize(
+    ("days", "other", "warned"), [(0, "elsewhere", True), (6, "elsewhere", True), (8, "elsewhere", False), (0, None, False)]
+)
+def test_a_sqlite_ledger_that_several_machines_write_to_is_warned_of(config, days, other, warned):
+    settings = load_settings(config())
+    for host in (other or socket.gethostname(), socket.gethostname()):
+        with mock.patch("socket.gethostname", return_value=host), Ledger.open(settings) as ledger:
+            ledger.changes.record_erasure("0", cause="made")
+    at = datetime.now(UTC) - timedelta(days=days)
+    with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
+        database.execute("UPDATE transitions SET at = ?", (at.isoformat(" ").replace("+00:00", ""),))
+    check = look(config())["ledger machines"]
+    assert check.ok
+    assert ("elsewhere" in check.found) is warned
+    assert ("[ledger] url" in str(check.next_step)) is warned
 
 
 @pytest.mark.parametrize("honours", [True, False])
