@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import stat
 import sys
 from functools import partial
@@ -39,6 +40,8 @@ _OPTIONAL = {
     "s3fs": "s3",
 }
 _MIN_FREE_GIB = 2
+#: Days for which machines that changed the ledger count as using it.
+_MACHINE_DAYS = 7
 
 
 def run_checks(config: Path | None = None, *, deep: bool = False) -> list[DiagnosticCheck]:
@@ -78,7 +81,8 @@ def _checks(settings: Settings | None, *, deep: bool) -> list[DiagnosticCheck]:
         checks += [_run_check("users' map", lambda: check_id_mapping(settings))] if settings.users.is_configured else []
         checks += [_run_check("compute", lambda: _check_compute(settings)), _check_encryption(settings)]
         checks += [_run_check("lake", lambda: _check_lake(settings))]
-        checks += [_run_check("ledger", lambda: _check_ledger(settings)), _run_check("feast", lambda: _check_feast(settings))]
+        checks += [_run_check("ledger", lambda: _check_ledger(settings)), _check_ledger_machines(settings)]
+        checks += [_run_check("feast", lambda: _check_feast(settings))]
         checks += [_run_check("features", lambda: _check_features(settings))] if settings.training_set.features else []
     return checks
 
@@ -173,10 +177,11 @@ def _check_encryption(settings: Settings) -> DiagnosticCheck:
 
 
 def _check_lake(settings: Settings) -> str:
-    from scalr_prod.lake import Lake
+    from scalr_prod.lake import Lake, ensure_exclusive_commits
     from scalr_prod.schemas import Table
 
     lake = Lake.open(settings)
+    ensure_exclusive_commits(lake)
     tables = [table.value for table in Table if lake.exists(table)]
     return f"{lake.root}: {', '.join(tables) if tables else 'no table yet (run: scalr ingest)'}"
 
@@ -186,6 +191,30 @@ def _check_ledger(settings: Settings) -> str:
 
     with Ledger.open(settings) as ledger:
         return f"{len(ledger.runs.find())} runs"
+
+
+def _check_ledger_machines(settings: Settings) -> DiagnosticCheck:
+    """Warn of a SQLite ledger that several machines have written to: its locks do not hold on most shared file systems."""
+    from scalr_prod.ledger import Ledger
+
+    name = "ledger machines"
+    if not settings.ledger_url.startswith("sqlite"):
+        return DiagnosticCheck(name, ok=True, found="a database server, which several machines may use")
+    try:
+        with Ledger.open(settings) as ledger:
+            hosts = ledger.changes.find_hosts(days=_MACHINE_DAYS)
+    except ScalrError as error:
+        return DiagnosticCheck(name, ok=False, found=error.found, next_step="see the check of the ledger")
+    others = [host for host in hosts if host != socket.gethostname()]
+    if not others:
+        return DiagnosticCheck(name, ok=True, found="SQLite, used by this machine alone")
+    return DiagnosticCheck(
+        name,
+        ok=True,
+        found=f"SQLite, written to by {', '.join(others[:3])} in the last {_MACHINE_DAYS} days: its locks are for one machine",
+        next_step="for a home that machines share, set [ledger] url and [feast] registry to PostgreSQL, and [feast] online_store to redis; "
+        "containers of one machine: give them one host name",
+    )
 
 
 def _check_feast(settings: Settings) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from scalr_prod.core.redaction import redact_url
 from scalr_prod.plugins import READERS
@@ -18,11 +18,32 @@ if TYPE_CHECKING:
 
     from scalr_prod.schemas import Domain
 
-__all__ = ["DomainSettings", "Domains", "ItemColumns", "LogColumns", "SettingsSection", "UserMapColumns", "UserMapSettings"]
+__all__ = [
+    "DomainSettings",
+    "Domains",
+    "ItemColumns",
+    "LogColumns",
+    "SettingsSection",
+    "UserMapColumns",
+    "UserMapSettings",
+    "ZoneName",
+]
 
 _NAME_LENGTH: Final = 63
 #: Weight of an event type; float32 in the lake.
 EventWeight = Annotated[float, Field(gt=0, le=1e6)]
+
+
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError) as error:
+        raise ValueError(f"{value!r} is not an IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
+    return value
+
+
+#: IANA name of a time zone.
+ZoneName = Annotated[str, AfterValidator(_known_zone)]
 
 
 class SettingsSection(BaseModel):
@@ -133,7 +154,9 @@ class DomainSettings(SettingsSection):
         default=None, ge=0, description="Delta version or Iceberg snapshot id of events; default: latest"
     )
     columns: LogColumns = Field(default=LogColumns(), description="what the log's columns are called")
-    timezone: str | None = Field(default=None, description="IANA zone of times without a zone; by default they are refused")
+    timezone: ZoneName | None = Field(
+        default=None, description="IANA zone of times without a zone; by default they are refused"
+    )
     timestamp_format: str | None = Field(
         default=None, description="strptime format of local times that are not ISO 8601, such as %d.%m.%Y %H:%M"
     )
@@ -213,16 +236,6 @@ class DomainSettings(SettingsSection):
     def _whole_date(cls, value: str | None) -> str | None:
         if value is not None and "%Y" not in value:
             raise ValueError(f"{value!r} has no four-digit year (%Y), as in %d.%m.%Y")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                ZoneInfo(value)
-            except (ZoneInfoNotFoundError, ValueError) as error:
-                raise ValueError(f"{value!r} is not an IANA time zone, such as 'UTC' or 'Europe/Paris'") from error
         return value
 
     @model_validator(mode="after")

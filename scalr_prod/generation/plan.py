@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.calendar import add_days
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.ledger import Ledger, RunSpec, RunWindow, TranslatorPin
@@ -14,6 +14,8 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.workspace import Holdout, ensure_retrained_in_time
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import GenerationSettings, Settings
@@ -23,9 +25,6 @@ __all__ = ["TABLES_READ", "plan_run", "resolve_run_spec", "resolve_window", "run
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
-
-#: A causal run without a start covers the last day: it is the daily one.
-_DEFAULT_CAUSAL_WINDOW: Final = timedelta(days=1)
 
 _TRAIN_HINT = "train one that has not: scalr translator train --trained-until {limit}"
 
@@ -60,8 +59,8 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
 def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSpec:
     """The run of the settings' window, with every default resolved; nothing is written down.
 
-    Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a day before its end
-    (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
+    Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a calendar day before its
+    end (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
 
     Args:
         settings: The project's settings.
@@ -112,7 +111,8 @@ def resolve_window(settings: Settings, connection: DuckDBPyConnection) -> RunWin
     wanted = settings.generation
     end = wanted.end or data_end(settings)
     as_of = wanted.as_of or end
-    start = wanted.start or (end - _DEFAULT_CAUSAL_WINDOW if wanted.mode == "causal" else None)
+    # A causal run without a start covers the last day: it is the daily one.
+    start = wanted.start or (add_days(end, -1, settings.project.timezone) if wanted.mode == "causal" else None)
     found = _known_events(connection, start, end, as_of)
     if found.first is None or found.last is None or not found.in_window:
         raise _empty_window_error(start, end, as_of, found)

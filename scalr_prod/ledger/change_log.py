@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
@@ -50,6 +51,17 @@ class ChangeLog:
         with self._database.read_session() as session:
             query = query.where(TransitionRow.project_id == self._scope.project_id(session)).group_by(TransitionRow.to_state)
             return {row[0]: row[1] for row in session.execute(query)}
+
+    def find_hosts(self, *, days: int) -> list[str]:
+        """List the names of the machines that made changes within the last days."""
+        with self._database.read_session() as session:
+            query = (
+                sa.select(TransitionRow.actor)
+                .where(TransitionRow.project_id == self._scope.project_id(session))
+                .where(TransitionRow.at >= self._database.now(session) - timedelta(days=days))
+                .distinct()
+            )
+            return sorted({actor.rpartition(":")[0] for actor in session.scalars(query) if actor})
 
     def record_erasure(self, digest: str, *, cause: str) -> None:
         """Record that a user was erased and what was removed, without anything that identifies the user.

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
     from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
+    from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
     from scalr_prod.translator.retraining import RetrainingReason, find_pinned_version, retraining_reason
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import TrainReport, train
-    from scalr_prod.translator.validation import MAX_ABS_TIME_US, RequestBounds, check_sampling
     from scalr_prod.translator.worker_pool import open_worker_pool
 
 __all__ = [
@@ -86,12 +86,12 @@ __getattr__ = lazy_exports(
         "Contexts": "data.contexts",
         "Estimator": "estimators.protocol",
         "ItemVocabulary": "registry",
-        "MAX_ABS_TIME_US": "validation",
+        "MAX_ABS_TIME_US": "requests",
         "NO_ITEM": "data.contexts",
         "PADDING": "data.contexts",
         "Parameters": "data.training_pairs",
         "ProductEstimator": "estimators.protocol",
-        "RequestBounds": "validation",
+        "RequestBounds": "requests",
         "RetrainingReason": "retraining",
         "Samples": "data.contexts",
         "TrainReport": "training",
@@ -99,7 +99,7 @@ __getattr__ = lazy_exports(
         "TranslatorModule": "module",
         "TranslatorVersion": "registry",
         "attribute": "attribution",
-        "check_sampling": "validation",
+        "check_sampling": "requests",
         "compare_versions": "challenger_test",
         "data_end": "data.event_log",
         "evaluate": "evaluation",

@@ -33,9 +33,9 @@ from scalr_prod.translator.estimators import scored_estimators
 from scalr_prod.translator.estimators.bundled_source import load_bundled_estimators, load_estimator
 from scalr_prod.translator.estimators.popularity import events_by_item
 from scalr_prod.translator.mixture import Mixture
-from scalr_prod.translator.sampling import SampleRequest, sample_topk
+from scalr_prod.translator.requests import RequestBounds, SampleRequest, check_sampling
+from scalr_prod.translator.sampling import sample_topk
 from scalr_prod.translator.shortlist import ShortlistIndex
-from scalr_prod.translator.validation import RequestBounds, check_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

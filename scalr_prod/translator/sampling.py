@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
+    from scalr_prod.translator.requests import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
 __all__ = [
     "EXTRA_CANDIDATES",
     "CandidateScores",
     "Draws",
-    "SampleRequest",
     "float64_order",
     "is_near_min_lift",
     "rescale_to_catalogue",
@@ -50,30 +50,6 @@ _ALL_STEPS: Final = 102 * UNIT_ROUNDOFF
 _TINY: Final = 2.0**-100
 #: Upper bound of the key of such a probability, for the smallest possible variate.
 _TINY_KEY: Final = 2.0**-67
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """Parameters of a draw; see `TranslatorModule.sample`.
-
-    Attributes:
-        k: Draws per context.
-        temperature: Items are drawn in proportion to P^(1 / temperature).
-        min_lift: Minimum ratio of P(i | context) to the prior P(i) of a draw.
-        component: ``mixture``, or the name of one estimator.
-        shortlist: Number of items to score per context; None: all.
-    """
-
-    k: int
-    temperature: float
-    min_lift: float
-    component: str
-    shortlist: int | None = None
-
-    @property
-    def components(self) -> tuple[str, ...]:
-        """Return the components whose distributions the draw needs: the prior and ``component``."""
-        return tuple(dict.fromkeys(("popularity", self.component)))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
-    from scalr_prod.translator.sampling import SampleRequest
+    from scalr_prod.translator.requests import SampleRequest
 
 __all__ = ["ShortlistIndex", "ShortlistSelection"]
 

@@ -12,11 +12,12 @@ import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, timedelta
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from scalr_prod.core.calendar import add_days
 from scalr_prod.core.memory import release_memory
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
@@ -130,12 +131,12 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
 def default_trained_until(settings: Settings) -> datetime:
     """Return the ``trained_until`` that a run with these settings needs.
 
-    In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else one
-    day before the end of the data.
+    In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else a
+    calendar day before the end of the data.
     """
     generation = settings.generation
     if generation.mode == "causal":
-        return generation.start or data_end(settings) - timedelta(days=1)
+        return generation.start or add_days(data_end(settings), -1, settings.project.timezone)
     return generation.as_of or generation.end or data_end(settings)
 
 

@@ -19,7 +19,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.schemas import Table
 from scalr_prod.serving.client.wire import INPUTS, ModelIdentity, answer_requests
 from scalr_prod.translator.data.contexts import Contexts, Samples
-from scalr_prod.translator.validation import RequestBounds
+from scalr_prod.translator.requests import RequestBounds
 
 pytestmark = pytest.mark.slow
 

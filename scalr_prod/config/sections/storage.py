@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from scalr_prod.config.domains import SettingsSection
+from scalr_prod.config.domains import SettingsSection, ZoneName
 from scalr_prod.core.directory_marker import PROJECT_NAME_PATTERN
 
 __all__ = [
@@ -31,6 +31,10 @@ class ProjectSettings(SettingsSection):
     )
     formerly: str | None = Field(default=None, description="the project's former name in these stores: renames it")
     moved_from: str | None = Field(default=None, description="the former lake or home, if it was moved (not copied)")
+    timezone: ZoneName = Field(
+        default="UTC",
+        description="IANA zone of the project's calendar: a daily window is a day of it, in scheduled runs and backfills",
+    )
     home: str = Field(
         default=".scalr", description="folder of the project's files: lake, ledger, models, training sets, reports"
     )

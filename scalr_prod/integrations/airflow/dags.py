@@ -44,11 +44,13 @@ class ListedProject:
     Attributes:
         name: Its name, or a name derived from the path if the file cannot be read.
         config: Path of its scalr.toml.
+        timezone: Its time zone, in which its DAGs are scheduled.
         error: Why the file cannot be read; None if it can.
     """
 
     name: str
     config: str
+    timezone: str = "UTC"
     error: str | None = None
 
 
@@ -100,18 +102,29 @@ def make_dags(listing: str | None = None) -> None:
 def _make_project_dags(prefix: str, project: ListedProject | None) -> None:
     asset = Asset("synthetic_target_events" if project is None else f"synthetic_target_events_{project.name}")
     config = {"config": _config_param(project)}
-    _translator_dag(f"{prefix}_translator", config)
-    _events_dag(f"{prefix}_events", config, asset)
+    timezone = _default_timezone() if project is None else project.timezone
+    _translator_dag(f"{prefix}_translator", config, timezone)
+    _events_dag(f"{prefix}_events", config, asset, timezone)
     _backfill_dag(f"{prefix}_backfill", config, asset)
     _training_set_dag(f"{prefix}_training_set", config, asset)
-    _maintenance_dag(f"{prefix}_maintenance", config)
+    _maintenance_dag(f"{prefix}_maintenance", config, timezone)
 
 
 def _read_listed_project(file: Path) -> ListedProject:
     try:
-        return ListedProject(load_settings(file).project_name, str(file))
+        settings = load_settings(file)
     except SettingsError as error:
-        return ListedProject(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), str(error))
+        return ListedProject(re.sub(r"\W+", "_", f"{file.parent.name}_{file.stem}"), str(file), error=str(error))
+    return ListedProject(settings.project_name, str(file), settings.project.timezone)
+
+
+def _default_timezone() -> str:
+    """Return the time zone of the project that SCALR_CONFIG names; a run of a project in another one fails (`ensure_same_timezone`)."""
+    config = os.environ.get("SCALR_CONFIG")
+    try:
+        return load_settings(config).project.timezone if config else "UTC"
+    except SettingsError:
+        return "UTC"  # the tasks say what is wrong
 
 
 def _config_param(project: ListedProject | None) -> Param:
@@ -139,8 +152,8 @@ def _common_options(timeout_hours: int) -> dict[str, Any]:
     }
 
 
-def _cron_timetable(variable: str, default: str) -> CronDataIntervalTimetable:
-    return CronDataIntervalTimetable(os.environ.get(variable, default), timezone="UTC")
+def _cron_timetable(variable: str, default: str, timezone: str) -> CronDataIntervalTimetable:
+    return CronDataIntervalTimetable(os.environ.get(variable, default), timezone=timezone)
 
 
 def _run_task(name: str, extras: Iterable[Mapping[str, JsonValue]] = (), **arguments: JsonValue) -> dict[str, Any]:
@@ -183,10 +196,10 @@ def _emit_asset_event(outlet_events: OutletEventAccessors, asset: Asset, windows
     outlet_events[asset].extra = {"config": config_path(get_current_context()), **last}
 
 
-def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
+def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str) -> None:
     @dag(
         name,
-        schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *"),
+        schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *", timezone),
         params={
             **config,
             "start": Param(None, **_TIMESTAMP_PARAM, description="start of the window; default: start of the data interval"),
@@ -209,7 +222,7 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         def work(
             stage: str, run: dict[str, Any] | None = None, *, outlet_events: OutletEventAccessors = None
         ) -> dict[str, Any]:
-            done = _run_task("events", stage=stage, run_id=run["run_id"] if run else None)
+            done = _run_task("events", stage=stage, run_id=run["run_id"] if run else None, timezone=timezone)
             if stage == DAILY_STAGES[-1]:
                 _emit_asset_event(outlet_events, asset, done["announced"])
             return done
@@ -236,7 +249,7 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
             **config,
             "start": Param(None, **_TIMESTAMP_PARAM, description="start of the first window"),
             "end": Param(None, **_TIMESTAMP_PARAM, description="end of the last window (exclusive)"),
-            "days": Param(1, type="integer", minimum=1, description="length of a window"),
+            "days": Param(1, type="integer", minimum=1, description="length of a window, in days of the project's calendar"),
             "minutes": Param(None, type=["null", "integer"], minimum=1, description="length of a window, overrides days"),
             "mode": Param("causal", enum=["causal", "backfill"], description="data that the translator may be trained on"),
         },
@@ -251,10 +264,8 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
 
         @task
         def windows() -> list[list[str]]:
-            from scalr_prod.integrations.airflow.scheduling import airflow_errors, backfill_windows
-
-            with airflow_errors():
-                return [[start.isoformat(), end.isoformat()] for start, end in backfill_windows(get_current_context())]
+            found: list[list[str]] = _run_task("windows")["windows"]
+            return found
 
         @task(max_active_tis_per_dagrun=1)
         def translate(window: list[str]) -> dict[str, Any]:
@@ -271,10 +282,10 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
     backfill()
 
 
-def _translator_dag(name: str, config: dict[str, Param]) -> None:
+def _translator_dag(name: str, config: dict[str, Param], timezone: str) -> None:
     @dag(
         name,
-        schedule=_cron_timetable("SCALR_TRANSLATOR_CRON", "0 1 * * 0"),
+        schedule=_cron_timetable("SCALR_TRANSLATOR_CRON", "0 1 * * 0", timezone),
         params={
             **config,
             "trained_until": Param(
@@ -345,9 +356,12 @@ def _training_set_dag(name: str, config: dict[str, Param], asset: Asset) -> None
     training_set()
 
 
-def _maintenance_dag(name: str, config: dict[str, Param]) -> None:
+def _maintenance_dag(name: str, config: dict[str, Param], timezone: str) -> None:
     @dag(
-        name, schedule=_cron_timetable("SCALR_MAINTENANCE_CRON", "0 5 * * 6"), params=config, **_common_options(timeout_hours=6)
+        name,
+        schedule=_cron_timetable("SCALR_MAINTENANCE_CRON", "0 5 * * 6", timezone),
+        params=config,
+        **_common_options(timeout_hours=6),
     )
     def maintenance() -> None:
         """Remove what ``[retention]`` no longer keeps: staged parts, old training sets and translators, unused table files."""
@@ -365,7 +379,9 @@ def _broken_dag(project: ListedProject) -> None:
     """Create a DAG that fails daily for a project whose settings cannot be read; other projects are not affected."""
 
     @dag(
-        f"scalr_{project.name}", schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *"), **_common_options(timeout_hours=1)
+        f"scalr_{project.name}",
+        schedule=_cron_timetable("SCALR_EVENTS_CRON", "0 3 * * *", project.timezone),
+        **_common_options(timeout_hours=1),
     )
     def broken() -> None:
         """Fail because the project's settings cannot be read; the task shows why."""

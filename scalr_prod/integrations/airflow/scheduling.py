@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from scalr_prod.core.calendar import day_windows
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import (
     CommitFailed,
@@ -42,6 +43,7 @@ __all__ = [
     "backfill_windows",
     "build_call",
     "config_path",
+    "ensure_same_timezone",
     "is_retryable",
     "load_project_settings",
     "run_window",
@@ -189,17 +191,43 @@ def run_window(context: Mapping[str, Any]) -> tuple[datetime, datetime]:
     return _to_stdlib_datetime(start), _to_stdlib_datetime(end)
 
 
-def backfill_windows(context: Mapping[str, Any]) -> list[tuple[datetime, datetime]]:
+def ensure_same_timezone(call: Mapping[str, Any], timezone: str) -> None:
+    """Check that the schedule whose data interval is a run's window has the project's time zone.
+
+    Args:
+        call: A task's call; its ``timezone`` is that of the schedule.
+        timezone: The project's time zone.
+
+    Raises:
+        SettingsError: The schedule is in another time zone.
+    """
+    named = all(call["params"].get(name) for name in ("start", "end"))
+    schedule = call.get("timezone")
+    if schedule is not None and schedule != timezone and not named:
+        raise SettingsError(
+            f"the schedule is in {schedule}, the project in {timezone}",
+            where="[project] timezone",
+            next_step="set SCALR_CONFIG (or SCALR_PROJECTS) in the environment of the DAG processor, or give the run a start and end",
+        )
+
+
+def backfill_windows(context: Mapping[str, Any], timezone: str) -> list[tuple[datetime, datetime]]:
     """Return the consecutive windows of a backfill's range; the last ends with the range.
 
-    The param ``minutes`` sets their length, else ``days``.
+    The param ``minutes`` sets their length, else ``days``, which are days of the project's calendar.
+
+    Args:
+        context: A task's context or call.
+        timezone: The project's time zone.
 
     Raises:
         SettingsError: See `run_window`.
     """
     start, end = run_window(context)
     minutes = context["params"].get("minutes")
-    step = timedelta(minutes=minutes) if minutes else timedelta(days=context["params"]["days"])
+    if not minutes:
+        return day_windows(start, end, timezone, days=context["params"]["days"])
+    step = timedelta(minutes=minutes)
     starts = [start + number * step for number in range(-((start - end) // step))]
     return [(first, min(first + step, end)) for first in starts]
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod import errors
 from scalr_prod.errors import ScalrError, SettingsError
-from scalr_prod.integrations.airflow.scheduling import load_project_settings, run_window, training_cutoff, training_set_settings
+from scalr_prod.integrations.airflow.scheduling import (
+    backfill_windows,
+    ensure_same_timezone,
+    load_project_settings,
+    run_window,
+    training_cutoff,
+    training_set_settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -166,6 +173,7 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     from scalr_prod.pipeline import OF_RUN
 
     stage, settings = call["stage"], _load_window_settings(call, *run_window(call))
+    ensure_same_timezone(call, settings.project.timezone)
     if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
     context = _run_stages(call, settings, stage)
@@ -178,6 +186,12 @@ def _events(call: Mapping[str, Any]) -> dict[str, Any]:
         own = [_run_payload(context)] if context.spec else []
         done["announced"] = [*own, *map(_window_payload, republished)]
     return done
+
+
+def _windows(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut a backfill's range into windows."""
+    windows = backfill_windows(call, load_project_settings(call).project.timezone)
+    return {"windows": [[start.isoformat(), end.isoformat()] for start, end in windows]}
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,6 +247,7 @@ def _check(call: Mapping[str, Any]) -> dict[str, Any]:
 #: Tasks by name; each takes a call and returns JSON values.
 TASKS: Final[Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "events": _events,
+    "windows": _windows,
     "window": _window,
     "translator": _translator,
     "evaluate": _evaluate,

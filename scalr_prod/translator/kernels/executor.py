@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
-    from scalr_prod.translator.sampling import SampleRequest
+    from scalr_prod.translator.requests import SampleRequest
 
 __all__ = ["MAX_DRAWS", "BlockVisit", "FusedExecutor"]
 

@@ -12,7 +12,7 @@ from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ALL_USERS, Contexts
 from scalr_prod.translator.kernels import compile_cache
 from scalr_prod.translator.kernels.executor import FusedExecutor
-from scalr_prod.translator.sampling import SampleRequest
+from scalr_prod.translator.requests import SampleRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

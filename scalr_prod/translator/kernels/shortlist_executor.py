@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
-    from scalr_prod.translator.sampling import SampleRequest
+    from scalr_prod.translator.requests import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
 __all__ = ["ShortlistExecutor"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import tomllib
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
+from support.object_store import BUCKET, running_store
 
 from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
+from scalr_prod.config import load_settings
+from scalr_prod.ledger import Ledger
 
 
 @pytest.fixture
@@ -113,6 +120,34 @@ def test_a_scheduler_that_answers_is_counted(config):
         check = look(config(f'dask = "{cluster.scheduler_address}"'))["compute"]
     assert check.ok, check.found
     assert "3 worker threads" in check.found
+
+
+@pytest.mark.parametrize(
+    ("days", "other", "warned"), [(0, "elsewhere", True), (6, "elsewhere", True), (8, "elsewhere", False), (0, None, False)]
+)
+def test_a_sqlite_ledger_that_several_machines_write_to_is_warned_of(config, days, other, warned):
+    settings = load_settings(config())
+    for host in (other or socket.gethostname(), socket.gethostname()):
+        with mock.patch("socket.gethostname", return_value=host), Ledger.open(settings) as ledger:
+            ledger.changes.record_erasure("0", cause="made")
+    at = datetime.now(UTC) - timedelta(days=days)
+    with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
+        database.execute("UPDATE transitions SET at = ?", (at.isoformat(" ").replace("+00:00", ""),))
+    check = look(config())["ledger machines"]
+    assert check.ok
+    assert ("elsewhere" in check.found) is warned
+    assert ("[ledger] url" in str(check.next_step)) is warned
+
+
+@pytest.mark.parametrize("honours", [True, False])
+def test_a_store_that_would_lose_commits_is_found(config, honours):
+    with running_store(honours_conditions=honours) as store:
+        options = "\n".join(f'{name} = "{value}"' for name, value in store.options.items())
+        lake = f'[project]\nlake = "s3://{BUCKET}/lake"\n[project.storage_options]\n{options}'
+        check = look(config(lake))["lake"]
+    assert check.ok is honours
+    assert ("If-None-Match" in check.found) is not honours
+    assert ("conditional PUT" in str(check.next_step)) is not honours
 
 
 def test_a_home_of_somebody_else_is_found_and_left_alone(config, tmp_path):

@@ -120,6 +120,7 @@ def test_settings_are_frozen(tmp_path):
         ('[translator]\nestimators = ["linear", "linear"]', "each once", "estimators"),
         ('[ui]\ndask = "http://me:pass@host/status"', "everybody who opens the page would see", "[ui] dask"),
         ('[ui]\nairflow = "javascript:alert(1)"', "[ui] airflow", "airflow"),
+        ('[project]\ntimezone = "Mars/Olympus"', "not an IANA time zone", "timezone"),
         ('base = "/"', "unknown key 'base'", "remove it"),
         ("[domains.source.columns]\nusr = 'u'", "unknown key [domains.source.columns] usr", "did you mean 'user'?"),
     ],

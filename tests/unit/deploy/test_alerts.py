@@ -34,7 +34,7 @@ settings = load_settings(sys.argv[1], metrics={"textfile": "scalr.prom"}, loggin
 def work(_):
     with Ledger.open(settings) as ledger:
         if sys.argv[2] != "-":
-            ledger.set_state(sys.argv[2], RunState.GENERATING, cause="test")
+            ledger.runs.set_state(sys.argv[2], RunState.GENERATING, cause="test")
     print("at work", flush=True)
     time.sleep(600)
 
@@ -109,7 +109,7 @@ def test_a_stage_that_failed_fires_after_its_retries_and_not_once_it_has_succeed
 def test_a_killed_driver_fires_within_minutes_and_its_run_within_half_a_day(project, settings, kind):
     finish(settings, "ingest")
     with Ledger.open(settings) as ledger:
-        run_id = ledger.begin_run(make_spec()).run_id
+        run_id = ledger.runs.begin(make_spec()).run_id
     before = scrape(settings)
     killed_driver(project, settings, run_id, kind)
     now = time.time()

@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read_is_made_anew(tmp_path, caplog):
     for damaged in (path.read_bytes()[:-30], b"", b"no archive"):
         path.write_bytes(damaged)
         assert kept.get_or_compute(KEY, make, ARRAY_CODEC).tolist() == [0, 1, 2]
-        assert "cannot be read and is worked out anew" in caplog.text
+        assert "cannot be read and is computed again" in caplog.text
     assert len(calls) == 4
     assert kept.get_or_compute(KEY, make, ARRAY_CODEC).tolist() == [0, 1, 2]
     assert len(calls) == 4

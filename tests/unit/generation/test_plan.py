@@ -87,6 +87,16 @@ def test_a_causal_run_covers_the_last_day_by_default(project):
     assert spec.end - spec.start == DAY
 
 
+def test_a_causal_run_covers_the_last_day_of_the_projects_calendar(project, tmp_path):
+    """Berlin's clocks go back on 27 October, a day of 25 hours."""
+    (tmp_path / "scalr.toml").write_text((tmp_path / "scalr.toml").read_text() + '[project]\ntimezone = "Europe/Berlin"\n')
+    end = datetime(2024, 10, 27, 23, tzinfo=UTC)
+    settings = project(mode="causal", end=end, as_of=end)
+    Lake.open(settings).append(Table.SOURCE_EVENTS, events([(end - T0) / DAY - 0.5]), key="autumn")
+    add_version(settings, 1, LAST)
+    assert plan_run(settings).start == datetime(2024, 10, 26, 22, tzinfo=UTC)
+
+
 def test_the_same_plan_is_the_same_run_however_the_work_is_cut(project):
     add_version(project(), 1, LAST)
     first = plan_run(project())

@@ -164,7 +164,7 @@ def silent():
 def test_a_server_that_does_not_answer_is_waited_for_once(project, silent, monkeypatch, caplog):
     monkeypatch.setattr(lineage, "_TIMEOUT_S", 0.5)
     settings = load_settings(project, lineage={"url": f"http://127.0.0.1:{silent.getsockname()[1]}", "file": "lineage.jsonl"})
-    inner = nothing("publish", lambda job: execute_stages(job, [nothing("late")]))
+    inner = nothing("publish", lambda job: execute_stages(job, [nothing("late")]) and None)
     execute_stages(PipelineContext(settings), [nothing(), inner])
     connections = []
     silent.settimeout(0.2)

@@ -55,7 +55,37 @@ def test_a_run_translates_its_data_interval_unless_its_params_name_a_window():
 def test_a_backfill_cuts_its_range_into_windows_of_days_or_of_minutes(length, hours):
     asked = context(start="2024-05-01T00:00:00Z", end="2024-05-03T12:00:00Z", **length)
     edges = [datetime(2024, 5, 1, tzinfo=UTC) + timedelta(hours=hour) for hour in hours]
-    assert backfill_windows(asked) == list(pairwise(edges))
+    assert backfill_windows(asked, "UTC") == list(pairwise(edges))
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "end", "hours"),
+    [
+        ("Europe/Berlin", "2024-10-25T00:00:00+02:00", "2024-10-29T00:00:00+01:00", [24, 24, 25, 24]),
+        ("Europe/Berlin", "2024-03-29T00:00:00+01:00", "2024-04-02T00:00:00+02:00", [24, 24, 23, 24]),
+        ("America/Sao_Paulo", "2019-02-15T00:00:00-02:00", "2019-02-18T00:00:00-03:00", [24, 25, 24]),
+        ("America/Sao_Paulo", "2018-11-03T00:00:00-03:00", "2018-11-06T00:00:00-02:00", [24, 23, 24]),
+    ],
+)
+def test_a_backfill_has_one_window_for_each_day_of_the_projects_calendar(project, zone, start, end, hours):
+    project.write_text(project.read_text() + f'[project]\ntimezone = "{zone}"\n')
+    call = build_call(context(config=str(project), start=start, end=end, days=1))
+    windows = [[datetime.fromisoformat(moment) for moment in window] for window in run_task("windows", call)["windows"]]
+    assert [(end - start) / timedelta(hours=1) for start, end in windows] == hours
+    assert [end for _, end in windows[:-1]] == [start for start, _ in windows[1:]]
+    assert (windows[0][0], windows[-1][1]) == (datetime.fromisoformat(start), datetime.fromisoformat(end))
+
+
+def test_a_schedule_of_another_time_zone_than_the_projects_is_refused(project):
+    project.write_text(project.read_text() + '[project]\ntimezone = "Europe/Berlin"\n')
+    interval = build_call(context(config=str(project), mode="causal") | DAY, stage="generate", timezone="UTC")
+    with pytest.raises(SettingsError, match="the schedule is in UTC, the project in Europe/Berlin") as caught:
+        run_task("events", interval)
+    assert "SCALR_CONFIG" in caught.value.next_step
+    asked = {"start": "2024-05-01T00:00:00Z", "end": "2024-05-02T00:00:00Z"}
+    with pytest.raises(ScalrError) as caught:
+        run_task("events", interval | {"params": interval["params"] | asked})
+    assert "the schedule is in" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_every_public_method_is_documented_and_typed():
         assert inspect.getdoc(method), method
         function = method.fget if isinstance(method, property) else method
         assert "return" in function.__annotations__, method
-    assert "Put a generated run before the quality gate" in pydoc.render_doc(Project, renderer=pydoc.plaintext)
+    assert "Run the quality gate on a generated run" in pydoc.render_doc(Project, renderer=pydoc.plaintext)
 
 
 def test_stages_are_done_one_after_the_other(settings):

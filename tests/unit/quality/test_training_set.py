@@ -254,7 +254,7 @@ def test_a_figure_that_is_no_number_in_its_bounds_breaks_the_rule(tmp_path, figu
     with gx_engine.open_data_context(Handmade(tmp_path).settings.home) as (context, docs):
         inspector = gx_engine.GxSession(context, docs, tmp_path, memory_mb=100)
         rule = FigureRule("is_not_negative", "the figure is not negative", "figure", low=0.0)
-        (outcome,) = validate_figures(inspector, "some", "a_run", {"figure": figure, "other": 1}, [rule])
+        (outcome,) = validate_figures(inspector, "a_suite", "a_run", {"figure": figure, "other": 1}, [rule])
     assert not outcome.success
 
 
@@ -268,7 +268,7 @@ def test_the_index_of_the_data_docs_lists_the_latest_results_and_each_has_its_pa
         with gx_engine.open_data_context(home) as (context, docs):
             (scratch := tmp_path / name).mkdir()
             inspector = gx_engine.GxSession(context, docs, scratch, memory_mb=100)
-            inspector.validate("some", name, pa.table({"is_good": [True]}), checks)
+            inspector.validate("a_suite", name, pa.table({"is_good": [True]}), checks)
             inspector.build_docs()
     pages = [path.relative_to(home / "data_docs").parts[2] for path in (home / "data_docs" / "validations").rglob("*.html")]
     assert sorted(pages) == ["the_first", "the_second", "the_third"]

@@ -27,7 +27,7 @@ from scalr_prod.serving.client.transport import RequestFailure
 from scalr_prod.serving.client.triton import TritonScorer
 from scalr_prod.serving.client.wire import INPUTS, OUTPUTS, ModelIdentity, answer_requests, encode_request, request_key
 from scalr_prod.translator.data.contexts import Contexts, Samples
-from scalr_prod.translator.validation import RequestBounds
+from scalr_prod.translator.requests import RequestBounds
 
 CATALOGUE = 50
 TYPES = {np.int32: "INT32", np.int64: "INT64", np.float32: "FP32"}

@@ -17,7 +17,7 @@ from scalr_prod.translator.data.contexts import NO_ITEM, Contexts
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
 from scalr_prod.translator.module import TranslatorModule
-from scalr_prod.translator.sampling import SampleRequest
+from scalr_prod.translator.requests import SampleRequest
 from scalr_prod.translator.trainer import fit_parameter_sets
 
 SIZE, ITEMS = 12, 88

@@ -11,7 +11,8 @@ import torch
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ALL_USERS, Contexts
 from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor
-from scalr_prod.translator.sampling import SampleRequest, sample_topk
+from scalr_prod.translator.requests import SampleRequest
+from scalr_prod.translator.sampling import sample_topk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

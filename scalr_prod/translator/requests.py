@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of requests to a translator, before their values become tensors.
+"""Requests to a translator, and their validation before values become tensors.
 
 An index outside a table raises IndexError on a CPU, but ends the process on a GPU, and with it every waiting request. The same checks run
 in-process and inside Triton. Only numpy is imported.
@@ -21,12 +21,36 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.contexts import Contexts
 
-__all__ = ["MAX_ABS_TIME_US", "RequestBounds", "check_sampling"]
+__all__ = ["MAX_ABS_TIME_US", "RequestBounds", "SampleRequest", "check_sampling"]
 
 #: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
 #: their differences overflow.
 MAX_ABS_TIME_US: Final = 2**62
 _NEXT_STEP: Final = "correct the request: indices are those of this version's vocabulary (its two Parquet files)"
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Parameters of a draw; see `TranslatorModule.sample`.
+
+    Attributes:
+        k: Draws per context.
+        temperature: Items are drawn in proportion to P^(1 / temperature).
+        min_lift: Minimum ratio of P(i | context) to the prior P(i) of a draw.
+        component: ``mixture``, or the name of one estimator.
+        shortlist: Number of items to score per context; None: all.
+    """
+
+    k: int
+    temperature: float
+    min_lift: float
+    component: str
+    shortlist: int | None = None
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the components whose distributions the draw needs: the prior and ``component``."""
+        return tuple(dict.fromkeys(("popularity", self.component)))
 
 
 @dataclass(frozen=True)

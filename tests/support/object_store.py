@@ -1,0 +1,158 @@
+"""An S3-compatible store in memory, which honours conditional PUT or ignores it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.request import Request, urlopen
+from xml.sax.saxutils import escape, unescape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BUCKET = "bucket"
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A running store with one bucket."""
+
+    address: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Storage options of a lake in it."""
+        return {
+            "AWS_ENDPOINT_URL": self.address,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "here",
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "nobody-asks",
+        }
+
+    def keys(self) -> list[str]:
+        """The names of its objects."""
+        with urlopen(f"{self.address}/{BUCKET}") as answer:  # noqa: S310 - of this machine
+            return re.findall(r"<Key>(.*?)</Key>", answer.read().decode())
+
+    def put(self, key: str) -> None:
+        """Write an object."""
+        urlopen(Request(f"{self.address}/{BUCKET}/{key}", data=b"x", method="PUT")).close()  # noqa: S310 - of this machine
+
+
+@contextmanager
+def running_store(*, honours_conditions: bool) -> Iterator[ObjectStore]:
+    """Run a store while the context lasts, in a process of its own: deltalake holds the interpreter while it waits for some answers.
+
+    Args:
+        honours_conditions: Whether a PUT with ``If-None-Match: *`` of an existing object is refused.
+    """
+    command = [sys.executable, __file__, "honours" if honours_conditions else "ignores"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield ObjectStore(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.terminate()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *, honours_conditions: bool) -> None:
+        super().__init__(("127.0.0.1", 0), _Request)
+        self.honours_conditions = honours_conditions
+        self.objects: dict[str, bytes] = {}
+        self.lock = threading.Lock()
+
+
+class _Request(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_GET(self) -> None:
+        key, query = self._asked()
+        if not key:
+            self._answer(200, self._listing(query))
+        elif (body := self.server.objects.get(key)) is None:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif (span := self.headers.get("Range", "").removeprefix("bytes=")) and "-" in span:
+            first, _, last = span.partition("-")
+            begin = int(first) if first else max(0, len(body) - int(last))
+            end = min(int(last), len(body) - 1) if first and last else len(body) - 1
+            self._answer(206, body[begin : end + 1], **{"Content-Range": f"bytes {begin}-{end}/{len(body)}"})
+        else:
+            self._answer(200, body)
+
+    do_HEAD = do_GET  # noqa: N815 - name of the base class
+
+    def do_PUT(self) -> None:
+        key, _ = self._asked()
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.02)  # as over a network
+        with self.server.lock:
+            if self.server.honours_conditions and self.headers.get("If-None-Match") == "*" and key in self.server.objects:
+                self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
+                return
+            self.server.objects[key] = body
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        """Delete several objects."""
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        keys = re.findall(r"<Key>(.*?)</Key>", body)
+        for key in keys:
+            self.server.objects.pop(unescape(key), None)
+        deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+
+    def _asked(self) -> tuple[str, dict[str, list[str]]]:
+        parts = urlsplit(self.path)
+        return unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/"), parse_qs(parts.query)
+
+    def _listing(self, query: dict[str, list[str]]) -> bytes:
+        prefix, after, delimiter = (query.get(name, [""])[0] for name in ("prefix", "start-after", "delimiter"))
+        files, folders = [], set()
+        for key, body in sorted(self.server.objects.items()):
+            if not key.startswith(prefix) or key <= after:
+                continue
+            if delimiter and delimiter in key[len(prefix) :]:
+                folders.add(prefix + key[len(prefix) :].partition(delimiter)[0] + delimiter)
+                continue
+            files.append(
+                f"<Contents><Key>{escape(key)}</Key><LastModified>2024-05-01T00:00:00.000Z</LastModified>"
+                f'<ETag>"{hash(body)}"</ETag><Size>{len(body)}</Size></Contents>'
+            )
+        common = "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders))
+        return f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(files)}{common}</ListBucketResult>".encode()
+
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hash(body)}"')
+        self.send_header("Last-Modified", formatdate(usegmt=True))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    with _Server(honours_conditions=sys.argv[1] == "honours") as running:
+        sys.stdout.write(f"{running.server_port}\n")
+        sys.stdout.flush()
+        running.serve_forever()
