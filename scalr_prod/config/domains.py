@@ -171,6 +171,11 @@ class DomainSettings(SettingsSection):
         default="refuse",
         description="refuse a log with an event beyond ahead_days or earliest, or leave such events out and count them",
     )
+    bad_ids: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="refuse a log with an event without a user or item id (null, blank, or a word such as NULL in a text file), or "
+        "leave such events out and count them",
+    )
     types: dict[str, EventWeight] = Field(
         default_factory=dict,
         description="weight of an event by its type, times its own weight: { view = 0.1, purchase = 1.0 }; default: 1 each",

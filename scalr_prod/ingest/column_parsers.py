@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 #: Longest id in bytes. A longer value means a wrongly mapped column, or an attempt to exhaust memory.
 _LONGEST_ID = 1024
+_MISSING_ID_STEP = (
+    'remove these rows or give them an id; rows are never dropped silently (a log\'s bad_ids = "drop" counts them)'
+)
 #: Spellings of a missing value in text files of databases and tools.
 _NULL_WORDS = ["NULL", "Null", "null", "NaN", "nan", "NA", "N/A", "<NA>", "None", "none", "nil", "\\N"]
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
@@ -74,6 +77,7 @@ class IdParser:
     follows the type of that column. Typed inputs keep their type; narrower integers are widened.
 
     Attributes:
+        drops_missing: Whether rows without an id are left out; untyped words for a missing value then count as missing.
         declared_type: Type of a typed input.
         declared_at: Where that type was first seen.
         text_origin: Where untyped text was first seen.
@@ -86,6 +90,7 @@ class IdParser:
         others_are_integers: Whether every other text is a canonical int64.
     """
 
+    drops_missing: bool = False
     declared_type: IdType | None = None
     declared_at: CellOrigin | None = None
     text_origin: CellOrigin | None = None
@@ -132,6 +137,8 @@ class IdParser:
         if not untyped:
             self._keep_type("string", origin)
             return ids
+        if self.drops_missing:
+            ids = pc.if_else(pc.is_in(ids, value_set=pa.array(_NULL_WORDS)), None, ids)
         self.text_origin = self.text_origin or origin
         self.all_integral_floats = (
             self.all_integral_floats and first_true_index(pc.invert(pc.match_substring_regex(ids, _FLOAT_TEXT))) is None
@@ -184,7 +191,8 @@ class IdParser:
     def ensure_no_nulls(self) -> None:
         """Raise if there were missing ids; call after the last batch.
 
-        A missing-value word among other texts may be a real id, so it is only logged as a warning.
+        A missing-value word among other texts may be a real id, so it is only logged as a warning. Nothing is raised if rows without an
+        id are left out.
 
         Raises:
             BadValue: There were null or blank ids, or missing-value words among integers; says how many, and where the first one is.
@@ -196,18 +204,18 @@ class IdParser:
                     f"{self.null_word_count} ids are {word!r} or another word for a missing value, and all others are integers; the "
                     "first one here",
                     at=0,
-                    next_step="remove these rows or give them an id; rows are never dropped silently",
+                    next_step=_MISSING_ID_STEP,
                 )
             logger.warning(
                 "%s, column '%s', row %d: %r is used as an id; %d ids are words that often mean a missing value: remove these rows "
                 "if they do",
                 *(origin.file, origin.column, origin.row + 1, word, self.null_word_count),
             )
-        if self.first_null is not None:
+        if self.first_null is not None and not self.drops_missing:
             raise self.first_null.bad_value(
                 f"{self.null_count} null or empty id{'s' if self.null_count > 1 else ''}, the first one here",
                 at=0,
-                next_step="remove these rows or give them an id; rows are never dropped silently",
+                next_step=_MISSING_ID_STEP,
             )
 
 

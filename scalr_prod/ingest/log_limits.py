@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sort_by_time import DuplicateCounts
 
 __all__ = [
+    "MIN_ROWS",
     "LeftOutRows",
     "TypeWeights",
     "WeightedTypes",
@@ -35,8 +36,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Fewest distinct rows from which a doubled log is inferred.
-_MIN_ROWS: Final = 10
+#: Fewest distinct rows from which a doubled log, or one log in both domains, is inferred.
+MIN_ROWS: Final = 10
 _DAY_US: Final = 86_400_000_000
 
 
@@ -48,7 +49,7 @@ class LeftOutRows:
         origin: Origin of the log, for the error.
         settings_key: Its settings section, for the error.
         max_share: Largest share of a log's rows that may be left out.
-        counts: Rows by reason: ``in_the_future``, ``before_earliest``, ``unknown_type``, ``over_user_day``.
+        counts: Rows by reason: ``no_user_id``, ``no_item_id``, ``in_the_future``, ``before_earliest``, ``unknown_type``, ``over_user_day``.
     """
 
     origin: str
@@ -164,8 +165,8 @@ def ensure_not_doubled(
     Raises:
         BadValue: It does, and the settings do not say how to treat duplicates.
     """
-    doubled = duplicates.all_repeated and duplicates.distinct >= _MIN_ROWS
-    if not doubled and (extra_copies < _MIN_ROWS or 2 * extra_copies < rows_in_window):
+    doubled = duplicates.all_repeated and duplicates.distinct >= MIN_ROWS
+    if not doubled and (extra_copies < MIN_ROWS or 2 * extra_copies < rows_in_window):
         return
     finding = (
         f"each row occurs more than once ({duplicates.rows} repetitions)"

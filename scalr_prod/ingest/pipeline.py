@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_count
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import CommitFailed, EmptyInput, NoCommonUsers, SettingsError
+from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, NoCommonUsers, SettingsError
 from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key
 from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
 from scalr_prod.ingest.id_mapping import IdMapping
@@ -18,7 +18,7 @@ from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
 from scalr_prod.ingest.input_state import input_state, record_input_state
 from scalr_prod.ingest.known_users import UserIdResolver
-from scalr_prod.ingest.log_limits import apply_user_day_limit, count_items_missing_from_file, ensure_not_doubled
+from scalr_prod.ingest.log_limits import MIN_ROWS, apply_user_day_limit, count_items_missing_from_file, ensure_not_doubled
 from scalr_prod.ingest.preflight import check_domain_input
 from scalr_prod.ingest.replace_window import plan_replacements
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
@@ -99,6 +99,7 @@ def ingest(
         staged = _stage(settings, places, folder, progress=progress)
         db = stack.enter_context(open_duckdb(settings, folder))
         pipeline = IngestPipeline(settings, db, lake, opened, staged, since=replace, user_map=user_map)
+        pipeline.ensure_different_logs()
         common = pipeline.count_common_users()
         pipeline.compare()
         pipeline.create_tables()
@@ -285,6 +286,31 @@ class IngestPipeline:
         )
         self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
         return sorted_log
+
+    def ensure_different_logs(self) -> None:
+        """Ensure that no source log holds exactly the target log's events, whatever their order and files; tiny logs may be equal.
+
+        Raises:
+            BadValue: One does: the settings name one log twice.
+        """
+        for target in self.places_read["target"]:
+            for source in self.places_read["source"]:
+                rows = self.logs[target].rows
+                if MIN_ROWS <= rows == self.logs[source].rows and self._digest(source) == self._digest(target):
+                    raise BadValue(
+                        f"holds the same {rows} events as [domains.{source}]",
+                        where=f"{self.events[target].origin}, [domains.{target}]",
+                        next_step="name the logs of two different domains; for two parts of one log, select them by a query, or by types "
+                        'and unknown_types = "drop"',
+                    )
+
+    def _digest(self, place: str) -> tuple[Any, ...]:
+        """Return sums over hashes of a log's users, items and times, which do not depend on the rows' order."""
+        log = self.logs[place]
+        item = f"substr({ITEM_ID}::VARCHAR, {len(log.item_prefix) + 1})"
+        hashes = f"hash({USER_ID}::VARCHAR, {item}, {EVENT_TIMESTAMP})"
+        found: tuple[Any, ...] = self.db.sql(f"SELECT sum({hashes}::HUGEINT), bit_xor({hashes}) FROM {log.view}").fetchall()[0]
+        return found
 
     def count_common_users(self) -> int | None:
         """Count the users of both the target domain and a source domain, in the logs read, or in the lake for a side not read.

@@ -93,7 +93,9 @@ class EventParser:
 
     def __init__(self, section: DomainSettings, place: str) -> None:
         key = f"[domains.{place}] timezone"
-        self.user_ids, self.item_ids, self.created_lifted = IdParser(), IdParser(), 0
+        drops_missing = section.bad_ids == "drop"
+        self.user_ids, self.item_ids = IdParser(drops_missing=drops_missing), IdParser(drops_missing=drops_missing)
+        self.created_lifted = 0
         self.left_out = LeftOutRows(
             section.events or f"the query of [domains.{place}]", f"[domains.{place}]", section.max_left_out
         )
@@ -115,6 +117,8 @@ class EventParser:
         users = self.user_ids.parse(*select_column(batch, names.user), untyped=batch.untyped)
         items = self.item_ids.parse(*select_column(batch, names.item), untyped=batch.untyped)
         beyond: dict[str, pa.Array] = {}
+        if self.user_ids.drops_missing:
+            beyond = {"no_user_id": pc.is_null(users), "no_item_id": pc.is_null(items)}
         created = times = self._times(self._happened, batch, names.timestamp, beyond)
         if names.created is not None:
             created = self._times(self._known, batch, names.created, beyond)
@@ -129,6 +133,11 @@ class EventParser:
         self.created_lifted += pc.sum(early).as_py() or 0
         lifted = pc.if_else(early, rows.column(EVENT_TIMESTAMP), rows.column(CREATED_TIMESTAMP))
         return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
+
+    def warn_on_mixed_times(self) -> None:
+        """Log a warning for each column that has times both with and without a UTC offset; call after the last batch."""
+        for parser in (self._happened, self._known):
+            parser.warn_on_mixed_times()
 
     def _times(self, reader: TimestampParser, batch: Batch, name: str, beyond: dict[str, pa.Array]) -> pa.Array:
         """Parse a column of times; those out of bounds are rejected, or added to ``beyond``."""
@@ -268,6 +277,7 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
             count(rows.num_rows)
     staged.created_lifted = cells.created_lifted
     staged.files = files.files
+    cells.warn_on_mixed_times()
     staged.user_ids.ensure_no_nulls()
     staged.item_ids.ensure_no_nulls()
     staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.ingest.column_parsers import decode_dictionary, first_cast_failure, first_true_index, is_text_type
+from scalr_prod.ingest.column_parsers import CellOrigin, decode_dictionary, first_cast_failure, first_true_index, is_text_type
 
 if TYPE_CHECKING:
     from scalr_prod.errors import BadValue
-    from scalr_prod.ingest.column_parsers import CellOrigin
 
 __all__ = ["UTC_MICROSECONDS", "TimestampParser"]
+
+logger = logging.getLogger(__name__)
 
 UTC_MICROSECONDS = pa.timestamp("us", tz="UTC")
 _NAIVE = pa.timestamp("us")
@@ -40,6 +42,9 @@ class TimestampParser:
         zone: IANA zone of naive timestamps, or None to reject them.
         settings_key: The setting that names the zone, for the error.
         unit: Unit of epoch numbers, once seen; it may not change.
+        with_offset: Number of times with a UTC offset or zone so far.
+        without_offset: Number of times without one.
+        first_without: Origin of the first of these.
         format: `strptime` format of local times, given as text or integers, that are not ISO 8601.
     """
 
@@ -47,6 +52,9 @@ class TimestampParser:
     settings_key: str
     unit: str | None = None
     format: str | None = None
+    with_offset: int = 0
+    without_offset: int = 0
+    first_without: CellOrigin | None = None
 
     def parse(self, values: pa.Array, origin: CellOrigin) -> pa.Array:
         """Parse a batch to ``timestamp[us, UTC]``; finer resolution is truncated.
@@ -63,6 +71,7 @@ class TimestampParser:
             raise origin.bad_value("null timestamp", at=at, next_step="remove the row or give it a time")
         kind = values.type
         if pa.types.is_timestamp(kind):
+            self.with_offset += len(values) if kind.tz else 0
             instants = _to_us(values, origin) if kind.tz else self._localise(_to_us(values, origin), origin)
         elif pa.types.is_date(kind):
             instants = self._localise(values.cast(pa.timestamp("s")).cast(_NAIVE), origin)
@@ -86,9 +95,24 @@ class TimestampParser:
             )
         return instants
 
+    def warn_on_mixed_times(self) -> None:
+        """Log a warning if there were times both with and without a UTC offset; call after the last batch."""
+        if self.with_offset and self.first_without is not None:
+            logger.warning(
+                "%s, column '%s', row %d: the column has %d times with a UTC offset and %d without, the first one here; those without "
+                "are read as %s: check that they are local times",
+                *(self.first_without.file, self.first_without.column, self.first_without.row + 1),
+                *(self.with_offset, self.without_offset, self.zone),
+            )
+
     def _localise(self, naive: pa.Array, origin: CellOrigin) -> pa.Array:
         if self.zone is None:
             raise self._naive(f"({naive[0].as_py() if len(naive) else 'no zone'})", 0, origin)
+        local = len(naive) - naive.null_count
+        if local and self.first_without is None:
+            at = first_true_index(naive.is_valid()) or 0
+            self.first_without = CellOrigin(origin.file, origin.column, origin.row + at)
+        self.without_offset += local
         if self.zone.upper() in {"UTC", "ETC/UTC"}:
             return naive.cast(UTC_MICROSECONDS)
         try:
@@ -116,6 +140,7 @@ class TimestampParser:
         if at is not None:
             raise _unparsable(text, at, origin)
         zoned = pc.match_substring_regex(text, _ZONED)
+        self.with_offset += pc.sum(zoned).as_py() or 0
         naive_at = first_true_index(pc.invert(zoned))
         if naive_at is None:
             return _cast(text, UTC_MICROSECONDS, origin)

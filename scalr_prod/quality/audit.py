@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.quality.row_verdicts import RowVerdicts, evaluate_rules
 from scalr_prod.quality.rule_set import unusable_rule_error
 from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
+from scalr_prod.quality.sample_size import ROWS_PER_USER
 from scalr_prod.quality.user_partitions import UserPartitions
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
 from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
@@ -111,6 +113,7 @@ class Audit:
         """Compute the figures that the run rules bound; see `rules.RunRules`."""
         rows, good = self.verdicts.counts()
         most, translated = self._per_context()
+        effective_users, copies = self._per_user()
         contexts = source_events = self._ranges.source_event_counts.total()
         if has_one_context_per_user(self._spec):
             (translated,) = self.verdicts.fetch_row(f"SELECT count(DISTINCT {USER_ID}) FROM judged WHERE accepted")
@@ -119,6 +122,8 @@ class Audit:
         return {
             "candidates": rows,
             "accepted": good,
+            "bad_rows": rows - good,
+            "effective_users": effective_users,
             "quarantined_share": (rows - good) / rows if rows else 0.0,
             "source_events": source_events,
             "contexts": contexts,
@@ -127,7 +132,8 @@ class Audit:
             "max_events_per_source_event": most,
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
             "bucket_distance": self._bucket_distance() if good else 1.0,
-        }
+            "max_user_item_copies": copies,
+        } | self._item_figures(effective_users)
 
     def query_figures(self, rules: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
         """Compute the figures that rules define by a query.
@@ -172,6 +178,56 @@ class Audit:
             )
             most, contexts = max(most, largest), contexts + count
         return most, contexts
+
+    def _per_user(self) -> tuple[float, int]:
+        """Return the effective number of users, and the largest number of accepted rows of one user and item.
+
+        Users with n accepted rows each carry the evidence of (Σ n)²/Σ n² users with equally many.
+        """
+        total = squares = copies = 0
+        for file in self.verdicts.files:
+            events, squared, most = self.verdicts.fetch_row(
+                f"""WITH pairs AS (
+                    SELECT {USER_ID}, count(*) AS copies FROM read_parquet({quote_literal(file)}) WHERE accepted
+                    GROUP BY {USER_ID}, {ITEM_ID}),
+                users AS (SELECT sum(copies) AS events, max(copies) AS copies FROM pairs GROUP BY {USER_ID})
+                SELECT coalesce(sum(events), 0), coalesce(sum(events * events), 0), coalesce(max(copies), 0) FROM users"""
+            )
+            total, squares, copies = total + int(events), squares + int(squared), max(copies, int(most))
+        return (total * total / squares if squares else 0.0), copies
+
+    def _item_figures(self, effective_users: float) -> dict[str, float | int | None]:
+        """Compute how the accepted events spread over items, beside the real events.
+
+        ``max_item_excess``: largest share of an item among accepted events above its share among real ones. ``effective_items`` and
+        ``real_effective_items``: exp(entropy) of the items. ``effective_items_ratio``: the first, divided by the second or by what
+        the run's rows and users could reach at most, if that is less. Sums are ordered, so that equal events give equal figures.
+        """
+        excess, made, real, rows = self.verdicts.fetch_row(
+            f"""WITH real AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
+            made AS (SELECT {ITEM_ID}, count(*) AS events FROM judged WHERE accepted GROUP BY {ITEM_ID}),
+            items AS (
+                SELECT coalesce(made.events, 0) AS made_events, coalesce(real.events, 0) AS real_events,
+                    made_events / sum(made_events) OVER () AS p, real_events / sum(real_events) OVER () AS q
+                FROM real FULL JOIN made USING ({ITEM_ID}))
+            SELECT max(p - q), exp(-sum(p * ln(p) ORDER BY p) FILTER (made_events > 0)),
+                exp(-sum(q * ln(q) ORDER BY q) FILTER (real_events > 0)), sum(made_events)
+            FROM items"""
+        )
+        if not rows:
+            return {
+                "max_item_excess": 0.0,
+                "effective_items": 0.0,
+                "real_effective_items": real or 0.0,
+                "effective_items_ratio": 0.0,
+            }
+        reachable = min(real or math.inf, rows, ROWS_PER_USER * effective_users)
+        return {
+            "max_item_excess": float(1.0 if excess is None else excess),
+            "effective_items": float(made),
+            "real_effective_items": float(real or 0.0),
+            "effective_items_ratio": float(made / reachable),
+        }
 
     def _bucket_distance(self) -> float:
         """Compute the total variation distance between accepted and real events over popularity buckets of equal real volume.

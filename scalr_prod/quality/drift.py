@@ -14,6 +14,7 @@ import numpy as np
 
 from scalr_prod.ledger import PublicationStatus
 from scalr_prod.quality.rule_protocol import FigureRule
+from scalr_prod.quality.sample_size import min_events_for_drift
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _LEAST_SHARE: Final = 1e-4
 class DriftRules:
     """Bounds on drift from the previously published run, if ``[quality] max_drift`` is set and there is such a run."""
 
-    version = 1
+    version = 2
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules; see `scalr_prod.quality.GateRule`."""
@@ -67,6 +68,8 @@ class DriftRules:
                 f"the PSI of {name} from {run.reference}, published before, is at most {run.quality.max_drift:g}",
                 f"drift_{name}",
                 high=run.quality.max_drift,
+                sample="psi_sample",
+                min_sample=min_events_for_drift(_BINS, run.quality.max_drift),
             )
             for name in FIGURES
         ]
@@ -135,7 +138,7 @@ def rows_in_view(lake: Lake, publications: Sequence[Publication]) -> dict[str, i
 
 
 def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publication) -> dict[str, float]:
-    """Compute ``drift_<figure>`` of a run's accepted rows for each figure.
+    """Compute ``drift_<figure>`` of a run's accepted rows for each figure, and ``psi_sample``: 1/(1/n + 1/m) of the n and m events.
 
     Args:
         connection: The audit's connection, with its views ``judged``, ``source_events`` and ``target_events``.
@@ -150,7 +153,9 @@ def measure_drift(connection: Any, lake: Lake, spec: RunSpec, reference: Publica
     previous = _counted(connection, f"SELECT * FROM published WHERE {window}", length, params)
     current = _counted(connection, "SELECT * FROM judged WHERE accepted", length, {})
     connection.unregister("published")
-    return {f"drift_{name}": value for name, value in compute_drift(previous, current).items()}
+    n, m = (sum(table["events"].to_pylist()) / len(FIGURES) for table in (previous, current))
+    sample = {"psi_sample": n * m / (n + m) if n and m else 0.0}
+    return {f"drift_{name}": value for name, value in compute_drift(previous, current).items()} | sample
 
 
 def compute_drift(reference: pa.Table, current: pa.Table) -> dict[str, float]:
@@ -210,15 +215,18 @@ def psi(
 
 def warn_on_drift(figures: dict[str, Any], quality: QualitySettings, reference: Publication) -> None:
     """Log a warning for figures above ``[quality] max_drift_warn``."""
-    over = {name: figures[f"drift_{name}"] for name in FIGURES if figures[f"drift_{name}"] > quality.max_drift_warn}
-    if over and quality.max_drift_warn:
+    limit = quality.max_drift_warn
+    if not limit or figures["psi_sample"] < min_events_for_drift(_BINS, limit):
+        return
+    over = {name: figures[f"drift_{name}"] for name in FIGURES if figures[f"drift_{name}"] > limit}
+    if over:
         found = ", ".join(f"{name} {value:.3f}" for name, value in over.items())
         logger.warning(
             "the distribution drifted from that of %s, published before: PSI of %s, above [quality] max_drift_warn = %g; "
             "look for a change in the logs, the settings or the translator",
             reference.run_id,
             found,
-            quality.max_drift_warn,
+            limit,
         )
 
 

@@ -194,6 +194,7 @@ def _audit(
             exclude_consumed=generation["exclude_consumed"],
             events_per_source_event=generation["events_per_source_event"],
             translator=record,
+            popularity_buckets=generation["align_buckets"],
             reference=None if reference is None else reference.run_id,
         )
         rules, bounds = rule_set.rules(run, _RESERVED)
@@ -211,7 +212,9 @@ def _audit(
             if reference is not None:
                 figures["drift_reference"] = reference.run_id
             rows, good = audit.verdicts.counts()
-            passed = all(rule.success for rule in by_run) and (quality.policy == "quarantine" or good == rows)
+            if not good and figures["contexts"]:
+                logger.warning("%s holds no event of its %d contexts", spec.run_id, figures["contexts"])
+            passed = all(rule.success is not False for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.rejected() if quarantined else None)
             accepted = write_accepted(folder, audit.accepted() if passed else None, schema)

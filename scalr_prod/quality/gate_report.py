@@ -22,21 +22,23 @@ class RuleOutcome:
         rule: Its name.
         says: The requirement, in a sentence.
         scope: ``schema``, ``row`` or ``run``.
-        success: Whether it held throughout.
+        success: Whether it held throughout; None: it was not judged, since the sample is too small.
         checked: Number of rows (or figures) checked.
         failed: Number of them that broke it.
         observed: The value, for figures.
         examples: The first rows that broke it, for row rules.
+        reason: Why it was not judged.
     """
 
     rule: str
     says: str
     scope: Literal["schema", "row", "run"]
-    success: bool
+    success: bool | None
     checked: int
     failed: int
     observed: Any = None
     examples: Sequence[Mapping[str, Any]] = ()
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,12 @@ class GateReport(Jsonable):
     @property
     def failures(self) -> list[RuleOutcome]:
         """The expectations that did not hold."""
-        return [rule for rule in self.rules if not rule.success]
+        return [rule for rule in self.rules if rule.success is False]
+
+    @property
+    def not_judged(self) -> list[RuleOutcome]:
+        """The expectations that were not judged."""
+        return [rule for rule in self.rules if rule.success is None]
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:

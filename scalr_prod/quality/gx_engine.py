@@ -270,5 +270,5 @@ def _finding(rule: str, entry: Any, rows: int) -> ExpectationOutcome:
         return ExpectationOutcome(rule, bool(entry.success), rows, 0 if entry.success else rows)
     # GX does not count nulls. Row verdicts are never null; a null figure is a failure.
     missing = int(entry.result.get("missing_count") or 0)
-    failed = int(entry.result["unexpected_count"]) + missing
+    failed = int(entry.result["unexpected_count"] or 0) + missing  # None without rows
     return ExpectationOutcome(rule, bool(entry.success) and not missing, rows, failed)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
-from scalr_prod.quality.gate_report import RuleOutcome
+from scalr_prod.quality.gate_report import RuleOutcome, format_value
 from scalr_prod.quality.gx_engine import ExpectationSpec
 
 if TYPE_CHECKING:
@@ -70,9 +71,24 @@ def validate_rows(
 def validate_figures(
     session: GxSession, suite: str, subject: str, figures: Mapping[str, Any], rules: Sequence[FigureRule]
 ) -> list[RuleOutcome]:
-    """Validate every bound on the figures, as one row."""
+    """Validate every bound on the figures, as one row; bounds on samples that are too small are not judged."""
     import pyarrow as pa
 
+    not_judged = {
+        rule.name: RuleOutcome(
+            rule.name,
+            rule.says,
+            "run",
+            success=None,
+            checked=0,
+            failed=0,
+            observed=figures[rule.figure],
+            reason=f"{rule.sample} is {format_value(figures[rule.sample])}: judged from {math.ceil(rule.min_sample)} on",
+        )
+        for rule in rules
+        if rule.sample is not None and not rule.is_judged(figures)
+    }
+    judged = [rule for rule in rules if rule.name not in not_judged]
     checks = [
         ExpectationSpec(
             rule.name,
@@ -80,12 +96,13 @@ def validate_figures(
             "ExpectColumnValuesToBeBetween",
             {"column": rule.figure, "min_value": rule.low, "max_value": rule.high},
         )
-        for rule in rules
+        for rule in judged
     ]
     # from_pandas: NaN becomes null, which fails. To DuckDB it is the largest number, and would pass a lower bound.
     row = pa.table({name: pa.array([value], from_pandas=True) for name, value in figures.items()})
     findings = session.validate(f"{suite}_figures", subject, row, checks)
-    return [
-        RuleOutcome(rule.name, rule.says, "run", finding.success, 1, finding.failed, observed=figures[rule.figure])
-        for rule, finding in zip(rules, findings, strict=True)
-    ]
+    outcomes = not_judged | {
+        rule.name: RuleOutcome(rule.name, rule.says, "run", finding.success, 1, finding.failed, observed=figures[rule.figure])
+        for rule, finding in zip(judged, findings, strict=True)
+    }
+    return [outcomes[rule.name] for rule in rules]

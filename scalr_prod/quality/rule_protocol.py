@@ -7,10 +7,10 @@ A plug-in gate rule is a class with these two members, named in ``[quality] rule
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from scalr_prod.config import QualitySettings
     from scalr_prod.ledger import ModelVersion, RunSpec
@@ -40,12 +40,16 @@ class RowRule:
 class FigureRule:
     """A bound on one figure of a whole run: ``low <= figure <= high``; a null figure breaks it.
 
+    A rule on a share or distribution names its sample's size in ``sample``, so that small runs are not judged by chance.
+
     Attributes:
         name: Names the rule in reports.
         says: The requirement, in a sentence.
         figure: Name of the figure in the gate's report.
         low: Lower bound, inclusive; None: no bound.
         high: Upper bound, inclusive; None: no bound.
+        sample: Name of the figure with the sample's size; None: the rule is always judged.
+        min_sample: Smallest sample that is judged; a smaller one is reported as not judged, which does not reject the run.
         query: DuckDB query that returns a new figure, one number, from the views ``judged`` (the candidates with ``accepted`` and a
             column for each row rule), ``source_events``, ``target_events`` and ``target_items``. None: the gate already measures it.
     """
@@ -55,7 +59,13 @@ class FigureRule:
     figure: str
     low: float | None = None
     high: float | None = None
+    sample: str | None = None
+    min_sample: float = 0
     query: str | None = None
+
+    def is_judged(self, figures: Mapping[str, Any]) -> bool:
+        """Return whether the run's sample is large enough."""
+        return self.sample is None or (figures[self.sample] or 0) >= self.min_sample
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class AuditedRun:
         exclude_consumed: Whether the run excludes items that a user has already consumed.
         events_per_source_event: The run's limit of events per source event.
         translator: The ledger's record of its translator's training; None if there is none.
+        popularity_buckets: Number of popularity buckets that `bucket_distance` compares.
         reference: Id of the previously published run that the figures ``drift_…`` compare with; None: there are no such figures.
     """
 
@@ -78,6 +89,7 @@ class AuditedRun:
     exclude_consumed: bool
     events_per_source_event: int
     translator: ModelVersion | None
+    popularity_buckets: int = 10
     reference: str | None = None
 
 

@@ -10,6 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
+from scalr_prod.quality.sample_size import (
+    MIN_BAD_ROWS,
+    MIN_USERS_FOR_ITEMS,
+    min_contexts_for_coverage,
+    min_users_for_distance,
+    min_users_for_excess,
+)
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.workspace import not_held_out_sql
 
@@ -120,9 +127,13 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
 
 
 class RunRules:
-    """Rules for a run as a whole."""
+    """Rules for a run as a whole.
 
-    version = 3
+    Rules on shares and distributions judge from a sample size on; `scalr_prod.quality.sample_size` derives it. The other rules hold
+    for any number of rows.
+    """
+
+    version = 4
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
@@ -130,7 +141,14 @@ class RunRules:
         limit = "start" if spec.mode == "causal" else "as_of"
         contexts = "users" if has_one_context_per_user(spec) else "source events"
         rules = [
-            FigureRule("run_holds_events", "at least one row is accepted", "accepted", low=1),
+            FigureRule(
+                "run_holds_events",
+                "at least one row is accepted",
+                "accepted",
+                low=1,
+                sample="contexts",
+                min_sample=min_contexts_for_coverage(0),
+            ),
             FigureRule(
                 "translator_had_not_seen_the_window",
                 f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
@@ -154,6 +172,8 @@ class RunRules:
                 f"at least {quality.min_source_coverage:.2%} of the window's {contexts} became an event",
                 "source_coverage",
                 low=quality.min_source_coverage,
+                sample="contexts",
+                min_sample=min_contexts_for_coverage(quality.min_source_coverage),
             ),
             FigureRule(
                 "popularity_is_like_the_real_one",
@@ -161,8 +181,42 @@ class RunRules:
                 f"{quality.max_bucket_distance:g}",
                 "bucket_distance",
                 high=quality.max_bucket_distance,
+                sample="effective_users",
+                min_sample=min_users_for_distance(run.popularity_buckets, quality.max_bucket_distance),
             ),
         ]
+        if quality.max_item_excess:
+            rules.append(
+                FigureRule(
+                    "item_shares_are_like_the_real_ones",
+                    f"no item's share of the accepted events is more than {quality.max_item_excess:g} above its share of real events",
+                    "max_item_excess",
+                    high=quality.max_item_excess,
+                    sample="effective_users",
+                    min_sample=min_users_for_excess(quality.max_item_excess),
+                )
+            )
+        if quality.min_effective_items:
+            rules.append(
+                FigureRule(
+                    "items_are_as_many_as_the_real_ones",
+                    f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} of that of real events, "
+                    "or of what the run's rows and users can reach",
+                    "effective_items_ratio",
+                    low=quality.min_effective_items,
+                    sample="effective_users",
+                    min_sample=MIN_USERS_FOR_ITEMS,
+                )
+            )
+        if quality.max_user_item_copies:
+            rules.append(
+                FigureRule(
+                    "copies_of_a_user_and_item",
+                    f"a user has at most {quality.max_user_item_copies} accepted events on one item",
+                    "max_user_item_copies",
+                    high=quality.max_user_item_copies,
+                )
+            )
         if quality.policy == "quarantine":
             rules.append(
                 FigureRule(
@@ -170,6 +224,8 @@ class RunRules:
                     f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
                     "quarantined_share",
                     high=quality.max_quarantine_share,
+                    sample="bad_rows",
+                    min_sample=MIN_BAD_ROWS,
                 )
             )
         return rules

@@ -74,7 +74,7 @@ def run_page(settings: Settings, data: RunReportData, templates: Environment, *,
         docs: Address of the run's data docs; None without them.
     """
     rules = data.gate.get("rules", [])
-    broken = [rule for rule in rules if not rule["success"]]
+    broken = [rule for rule in rules if rule["success"] is False]
     return templates.get_template("run.html.j2").render(
         facts=data,
         run=data.run,
@@ -87,7 +87,8 @@ def run_page(settings: Settings, data: RunReportData, templates: Environment, *,
         translator=_translator_metrics(data.translator),
         curve=_calibration_section(data.translator.get("calibration_curve", [])),
         curve_kept="calibration_curve" in data.translator,
-        passed=len(rules) - len(broken),
+        passed=sum(rule["success"] is True for rule in rules),
+        not_judged=sum(rule["success"] is None for rule in rules),
         broken=broken,
         index=index,
         docs=docs,

@@ -8,7 +8,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -254,6 +254,27 @@ def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(
         assert len(window["run_id"].unique()) == 1
     new = airflow.query("SELECT extra FROM asset_event ORDER BY id")[before:]
     assert [json.loads(extra)["as_of"] for (extra,) in new] == [(END + timedelta(days=10)).isoformat()]
+
+
+def test_a_refused_window_of_a_backfill_does_not_keep_the_others_from_being_announced(airflow, tmp_path):
+    refused = dict.fromkeys(("found", "where", "next_step", "stage", "run_id"), "") | {"error": "QualityGateFailed"}
+    scalr = tmp_path / "scalr.py"
+    scalr.write_text(f"""
+import json, sys
+start, end = json.load(sys.stdin)["window"]
+refused = start.startswith("2024-05-03")
+print(json.dumps({refused} if refused else {{"start": start, "end": end, "as_of": end, "run_id": "run_" + start}}))
+sys.exit(3 if refused else 0)
+""")
+    command = {"SCALR_COMMAND": shlex.join([sys.executable, str(scalr)])}
+    before = len(airflow.query("SELECT id FROM asset_event"))
+    done = replace(airflow, env=airflow.env | command).test(
+        "scalr_backfill", start="2024-05-01T00:00:00Z", end="2024-05-05T00:00:00Z"
+    )
+    assert {task: done.states[task] for task in ("announce", "finish")} == {"announce": "success", "finish": "upstream_failed"}
+    new = airflow.query("SELECT extra FROM asset_event ORDER BY id")[before:]
+    assert [json.loads(extra)["as_of"] for (extra,) in new] == ["2024-05-05T00:00:00+00:00"]
+    assert done.returncode != 0, "the run fails, since a window did"
 
 
 @long

@@ -170,7 +170,7 @@ def test_what_the_stages_took_is_told(project):
 def test_a_refused_run_says_which_rule_broke(project):
     opened, _, rejected, generated = project
     page = open_page(opened.report(rejected))
-    broken = [rule for rule in gate(opened, rejected)["rules"] if not rule["success"]]
+    broken = [rule for rule in gate(opened, rejected)["rules"] if rule["success"] is False]
     assert broken
     assert all(rule["rule"] in page and rule["says"] in page for rule in broken)
     assert "Refused by the quality gate." in page

@@ -30,6 +30,21 @@ class QualitySettings(SettingsSection):
         default=0.8, gt=0, le=1, description="largest total variation distance from the popularity buckets of real events"
     )
     min_source_coverage: float = Field(default=0.01, ge=0, le=1, description="smallest share of contexts that become an event")
+    max_item_excess: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="largest share of an item among accepted events above its share of real events; 0: off",
+    )
+    min_effective_items: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="smallest effective number of items, exp(entropy), as a share of that of real events; 0: off",
+    )
+    max_user_item_copies: int = Field(
+        default=0, ge=0, description="largest number of accepted events of one user on one item in a run; 0: off"
+    )
     min_information: float = Field(
         default=0.001,
         ge=0,

@@ -259,7 +259,8 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         """Generate and publish the windows of a range one after the other, from the events as last ingested.
 
         Safe to run beside the daily DAG: only one task works on a run at a time, and a published window is left as it is unless
-        its inputs have changed. The asset is emitted once, at the end.
+        its inputs have changed. The asset is emitted once, at the end, for the windows that were published; ``finish`` then fails the run
+        if another window failed.
         """
 
         @task
@@ -271,13 +272,18 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
         def translate(window: list[str]) -> dict[str, Any]:
             return _run_task("window", window=window)
 
-        @task(outlets=[asset], trigger_rule="none_failed")
-        def announce(published: Iterable[dict[str, Any]], *, outlet_events: OutletEventAccessors = None) -> int:
-            done = [window for window in published if window]
+        @task(outlets=[asset], trigger_rule="all_done")
+        def announce(published: Iterable[dict[str, Any]] | None, *, outlet_events: OutletEventAccessors = None) -> int:
+            done = [window for window in published or () if window]
             _emit_asset_event(outlet_events, asset, done)
             return len(done)
 
-        announce(translate.expand(window=windows()))
+        @task(trigger_rule="none_failed")
+        def finish() -> None:
+            """End the run; its state is that of its last task, which does not run if a window failed."""
+
+        translated = translate.expand(window=windows())
+        [translated, announce(translated)] >> finish()
 
     backfill()
 

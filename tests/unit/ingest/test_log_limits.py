@@ -188,6 +188,21 @@ CASES = [
         'bad_times = "drop"\nearliest = 2024-02-20T00:00:00Z',
         refused="1 before earliest, 1 in the future",
     ),
+    # --- ids
+    Case("a missing id is refused", [log([*plain(), (None, "s99", 1)])], refused="1 null or empty id, the first one here"),
+    Case(
+        "missing ids are left out and counted",
+        [log([*plain(98), (None, "s98", 1), ("u1", " ", 1)])],
+        'bad_ids = "drop"',
+        says={"left_out": {"no_item_id": 1, "no_user_id": 1}, "rows_read": 100},
+        rows=98,
+    ),
+    Case(
+        "too many missing ids are refused",
+        [log([*plain(), (None, "s98", 1), (None, "s99", 1)])],
+        'bad_ids = "drop"',
+        refused="2 of 22 rows would be left out (2 no user id): more than max_left_out = 0.05",
+    ),
     # --- bots
     Case("a bot passes where no limit is set", [log([*plain(), *bot])], says={"left_out": {}}, rows=50),
     Case("a bot with half of all events is refused", [log([*plain(), *bot])], "max_user_day = 10", refused="31 over user day"),

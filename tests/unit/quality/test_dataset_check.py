@@ -89,6 +89,22 @@ def test_a_good_data_set_passes_without_a_project(tmp_path):
     assert not list((tmp_path / "scalr_quality" / "staging").glob("quality-*"))
 
 
+@pytest.mark.parametrize(
+    ("collapsed", "refused"), [(0, []), (60, []), (150, ["item_shares"]), (450, ["item_shares", "effective_items"])]
+)
+def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed, refused):
+    rows = [
+        row | {"user_id": f"u{number // 2}", "is_synthetic": number % 2 == 0, "label": 1, "item_id": number // 2 % 300}
+        for number, row in enumerate(good(900))
+    ]
+    for row in [row for row in rows if row["is_synthetic"]][:collapsed]:
+        row["item_id"] = 7
+    verdict = check_dataset(put(rows, tmp_path / "rows.parquet"))
+    assert failed(verdict) == refused
+    few = check_dataset(put([row for row in rows if int(row["user_id"][1:]) < 190], tmp_path / "few.parquet"))
+    assert failed(few) == [], "of 190 users it could be chance"
+
+
 def change(row: int, **values: object):
     return lambda rows: rows[row].update(values)
 

@@ -1,0 +1,139 @@
+"""A year of small days through the default gate rules: 0 to 20 source events a day, causal, with faults planted on some."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.small_project import IDS, Handmade, hour
+
+from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin
+from scalr_prod.quality.audit import open_audit
+from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule
+from scalr_prod.quality.rules import EVENT_COLUMNS, RowRules, RunRules
+from scalr_prod.schemas import Table, table_schema
+
+DAYS, USERS, ITEMS, DRAWS = 365, 30, 80, 3
+#: Planted on this many days each.
+FAULTS = ("wrong items", "shuffled users", "doubled volume")
+PLANTED = 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A year of source events, and real target events of other users with popular and rare items."""
+    rng = np.random.default_rng(36)
+    popularity = (1 / np.arange(1, ITEMS + 1)) / (1 / np.arange(1, ITEMS + 1)).sum()
+    real = np.maximum(1, (3_000 * popularity).astype(int))
+    target = [(f"other{n % 97}", f"t{item}", -1000 - n, -1000) for item in range(ITEMS) for n in range(real[item])]
+    source = [
+        (f"u{rng.integers(USERS)}", f"s{rng.integers(60)}", when, when)
+        for day in range(DAYS)
+        for when in 24 * day + np.sort(rng.uniform(0, 24, rng.integers(0, 21))).round(4)
+    ]
+    return Handmade(tmp_path_factory.mktemp("small"), source=source, target=target), popularity, rng
+
+
+def make_spec(project: Handmade, day: int) -> RunSpec:
+    tables = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
+    generation = {"events_per_source_event": DRAWS, "exclude_consumed": True, "align_buckets": 10}
+    return RunSpec.create(
+        mode="causal",
+        window=RunWindow(hour(24 * day), hour(24 * day + 24), hour(24 * day + 24)),
+        seed=0,
+        translator=TranslatorPin(1, "0" * 64, hour(0)),
+        table_versions={table.value: project.lake.version(table) for table in tables},
+        settings={"generation": generation, "histories": {"length": 50}},
+    )
+
+
+def draw_day(spec: RunSpec, source: list, popularity: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Distinct items for each source event, by popularity and the user's taste; some source events get none."""
+    rows = []
+    for user, item, when, _ in source:
+        taste = popularity * np.random.default_rng(int(user[1:])).gamma(0.5, size=ITEMS)
+        if rng.random() < 0.3:
+            continue
+        drawn = rng.choice(ITEMS, DRAWS, replace=False, p=taste / taste.sum())
+        rows += [(user, f"t{number}", hour(when), item) for number in drawn]
+    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "event_timestamp", "source_item_id"])
+    return frame.assign(
+        event_id=[hashlib.md5(f"{spec.run_id}{n}".encode(), usedforsecurity=False).hexdigest() for n in range(len(frame))],
+        probability=np.float32(0.2),
+        weight=np.float32(0.5),
+        source_domain="source",
+        source_event_timestamp=frame["event_timestamp"],
+        translator_version=spec.translator_version,
+        run_id=spec.run_id,
+        created_timestamp=spec.as_of,
+    )
+
+
+def plant(fault: str, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    if fault == "wrong items":  # as by a vocabulary that is off: popular items are taken for rare ones
+        return frame.assign(item_id=[f"t{ITEMS - 1 - int(item[1:])}" for item in frame["item_id"]])
+    if fault == "shuffled users":
+        users = frame["user_id"].to_numpy()
+        return frame.assign(user_id=np.roll(users, 1 + rng.integers(len(users) - 1)))
+    again = frame.assign(event_id=[f"{event[:-1]}{'0' if event[-1] != '0' else '1'}" for event in frame["event_id"]])
+    return pd.concat([frame, again], ignore_index=True)
+
+
+def judge(project: Handmade, spec: RunSpec, frame: pd.DataFrame) -> tuple[set[str], set[str]]:
+    """Return the rules that are broken, and those that are not judged."""
+    path = project.folder / f"{spec.run_id}.parquet"
+    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+    nullable = pa.schema([column.with_nullable(nullable=True) for column in schema])
+    pq.write_table(pa.Table.from_pandas(frame[list(EVENT_COLUMNS)], schema=nullable, preserve_index=False), path)
+    run = AuditedRun(
+        spec, project.settings.quality, ("source",), exclude_consumed=True, events_per_source_event=DRAWS, translator=None
+    )
+    rules: list[FigureRule] = RunRules().rules(run)
+    with open_audit(project.settings, spec, [path], row_rules := RowRules().rules(run), popularity_buckets=10) as audit:
+        figures = audit.figures() | {"translator_facts_differing": 0}
+        counts = audit.verdicts.fetch_row(
+            f"SELECT {', '.join(f'count(*) FILTER (NOT {rule.name})' for rule in row_rules)} FROM judged"
+        )
+    path.unlink()
+    broken = {rule.name for rule, count in zip(row_rules, counts, strict=True) if count}
+    not_judged = {rule.name for rule in rules if not rule.is_judged(figures)}
+    for rule in rules:
+        low, high = -np.inf if rule.low is None else rule.low, np.inf if rule.high is None else rule.high
+        if rule.name not in not_judged and not low <= figures[rule.figure] <= high:
+            broken.add(rule.name)
+    return broken, not_judged
+
+
+@pytest.mark.slow
+def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_table(world, capsys):
+    project, popularity, rng = world
+    by_day: dict[int, list] = {}
+    for row in project.source:
+        by_day.setdefault(int(row[2] // 24), []).append(row)
+    refused: Counter[str] = Counter()
+    fit = [day for day, rows in by_day.items() if len({row[0] for row in rows}) > 4]
+    planted = dict(zip(rng.choice(fit, len(FAULTS) * PLANTED, replace=False), FAULTS * PLANTED, strict=True))
+    judged_by: dict[str, Counter[str]] = {fault: Counter() for fault in FAULTS}
+    for day, source in by_day.items():  # a day without source events has no run
+        spec = make_spec(project, day)
+        frame = draw_day(spec, source, popularity, rng)
+        broken, not_judged = judge(project, spec, frame)
+        assert not broken, (day, broken)
+        assert {"popularity_is_like_the_real_one", "source_coverage", "run_holds_events"} <= not_judged
+        if day in planted:
+            broken, _ = judge(project, spec, plant(planted[day], frame, rng))
+            refused[planted[day]] += bool(broken)
+            judged_by[planted[day]].update(broken)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{'fault':<16}{'days':>6}{'refused':>9}{'missed':>8}  by\n")
+        for fault in FAULTS:
+            counts = f"{PLANTED:>6}{refused[fault]:>9}{PLANTED - refused[fault]:>8}"
+            sys.stdout.write(f"{fault:<16}{counts}  {', '.join(judged_by[fault])}\n")
+    # Popular items taken for rare ones break no rule of a row, and a day's rows are too few for a rule of distribution.
+    assert refused == {"wrong items": 0, "shuffled users": PLANTED, "doubled volume": PLANTED}
