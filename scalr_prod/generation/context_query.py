@@ -131,7 +131,7 @@ def chosen_user_contexts(
         connection: The DuckDB connection of `create_chosen_users`.
         spec: The run.
         columns: Further columns of `CHOSEN_USERS_TABLE`.
-        events: A table with `chosen_user_events` some users; default: all users.
+        events: Table that holds the `chosen_user_events` of some users; default: those of all chosen users.
     """
     source = events or f"{Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL} AND {_IS_CHOSEN_SQL}"
     # Each source event at its own time, or each user's latest one as of the window's last instant.

@@ -31,7 +31,7 @@ _TRAIN_HINT = "train one that has not: scalr translator train --trained-until {l
 
 @dataclass(frozen=True)
 class _KnownEvents:
-    """The source events that may be known: the first instant, the last, how many lie in the window; and the first of all."""
+    """Source events known by ``as_of``: first and last time, and their number in the window; and the first time of all events."""
 
     first: datetime | None
     last: datetime | None
@@ -60,7 +60,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     """The run of the settings' window, with every default resolved; nothing is written down.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a calendar day before its
-    end (``causal``); ``as_of`` is the window's end; the translator is the latest version that may be asked.
+    end (``causal``); ``as_of`` is the window's end; the translator is the latest version trained on nothing past the limit of the mode.
 
     Args:
         settings: The project's settings.
@@ -97,7 +97,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
 
 
 def resolve_window(settings: Settings, connection: DuckDBPyConnection) -> RunWindow:
-    """Return the window of the settings with every default resolved; see `plan_run` for the defaults.
+    """Return the window of the settings with every default resolved; see `resolve_run_spec` for the defaults.
 
     Args:
         settings: The project's settings.

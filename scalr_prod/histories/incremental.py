@@ -174,8 +174,8 @@ def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> New
         return NewEvents(before, new, built.known_until, np.append(built.known_until, latest_created_per_file(new)))
     since, until = (micros_to_datetime(moment).isoformat() for moment in (first, built.known_until))
     return (
-        f"a new event of {name} was known at {since}, others before it up to {until}; days are appended where "
-        "[domains.*] columns names a `created` that is set at delivery"
+        f"a new event of {name} was created at {since}, not after the latest one of the last build, {until}; to append, set `created` in "
+        "[domains.*] columns to a column that is filled at delivery"
     )
 
 
@@ -227,7 +227,7 @@ def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> 
 def sort_new_events(db: Any, table: Table, new_events: NewEvents, *, lookback: int) -> pa.RecordBatchReader:
     """Sort the events that new rows need, as `sort_all_events` does: those of keys with new events.
 
-    Of the events before a key's first new event only those within reach of a row are returned, with the number of earlier ones. All old
+    Old events of a key are returned only if they are within the look-back of a new row, with the number of earlier ones. All old
     events count as created at ``known_until``: every new row knows all of them, so their created times are not read.
 
     Args:

@@ -192,7 +192,7 @@ def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
 
 
 def _pinned_versions(settings: Settings, lake: Lake, table: Table) -> list[int]:
-    """Return the versions of a table that unfinished runs, rollbacks or re-enabling publication need."""
+    """Return the table versions to keep: those needed by unfinished runs, by rollbacks, or to enable publication again."""
     with Ledger.open(settings) as ledger:
         unfinished = [run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES]
         versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
@@ -243,7 +243,7 @@ def _remove_folders(
         name: See `Removal`.
         folders: The folders to delete.
         reason: See `Removal`.
-        counted_inodes: Files whose space is not freed, or was counted before, under another hard link; files of the folders are added.
+        counted_inodes: Inodes to leave out of the size: still linked elsewhere, or already counted. Updated in place.
         dry_run: Delete nothing.
     """
     counted_inodes = set() if counted_inodes is None else counted_inodes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState", "rollback_reason"]
 
 
-#: Stages of a generation run. A whole run skips them where λ is 0 for all users.
+#: Stages that `scalr run` skips if λ is 0 for all users.
 OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
 #: Stages that are skipped for a run that was rolled back; those after them continue without it.
 _OF_PUBLICATION: Final = ("generate", "validate", "publish")
@@ -52,7 +52,7 @@ class PipelineContext:
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
         whole: Whether this is a whole run, which generates no event where λ is 0 for all users; a single stage is always executed.
-        resume: Whether a run that was rolled back may be published again, because a person named it; by default it stays out.
+        resume: Allow publishing a run that was rolled back. Set only if the user names the run.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
         rolled_back: Why the run is not published: it was rolled back. ``plan`` sets it. None: it is published.
@@ -86,7 +86,7 @@ class PipelineContext:
         Args:
             settings: The project's settings.
             run_id: The run.
-            resume: Whether it may be published again after a rollback; a scheduler leaves it out.
+            resume: Allow publishing the run again after a rollback; schedulers pass False.
             progress: Show progress bars on stderr.
 
         Raises:

@@ -129,8 +129,8 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
 class RunRules:
     """Rules for a run as a whole.
 
-    Rules on shares and distributions judge from a sample size on; `scalr_prod.quality.sample_size` derives it. The other rules hold
-    for any number of rows.
+    Rules on shares and distributions apply only above a minimum sample size, which `scalr_prod.quality.sample_size` derives. All other
+    rules always apply.
     """
 
     version = 4

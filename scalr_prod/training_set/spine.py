@@ -180,7 +180,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
 def _labelled(
     connection: DuckDBPyConnection, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
 ) -> Iterator[pa.Table]:
-    """Yield all rows of the spans, unsorted, with synthetic rows that `_ordered` drops after it removed the negatives like them."""
+    """Yield all rows of the spans, unsorted. `_ordered` drops unwanted synthetic rows after it removed negatives that collide with them."""
     from scalr_prod.training_set.input_changes import is_weighted_by_segment
 
     keys, here = ", ".join(KEYS), _within(spans)

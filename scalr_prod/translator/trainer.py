@@ -205,10 +205,12 @@ def fit_parameter_sets(
 
     for parameters in workers.map(fit, [*itertools.product(slices, estimators), *((None, name) for name in tables)]):
         tensors |= parameters
-    # A shared tensor that every set replaces by its own was only a starting point.
-    own = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
+    # Shared tensors that the sets override were only initial values.
+    overridden = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
     for name, parts in common.items():
-        tensors |= {key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in own}
+        tensors |= {
+            key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in overridden
+        }
     return tensors
 
 
@@ -262,7 +264,7 @@ def fit_calibration(
 ) -> FittedCalibration:
     """Fit one set on a slice without the held-out users' target events, and its calibration on the slice after it.
 
-    The held-out users come from all folds: their events can weight every fold's set, each without the fold's own users.
+    Held-out users are drawn from every fold, so that each fold's mixture weights can be fitted on held-out users of the other folds.
 
     Args:
         settings: The project's settings.

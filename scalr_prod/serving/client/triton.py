@@ -31,8 +31,8 @@ __all__ = ["TritonScorer"]
 
 logger = logging.getLogger(__name__)
 
-#: How long to wait for an unreachable server, or for a model that is loading, before the first answer.
-_FAILOVER_TIMEOUT_S: Final = 10.0
+#: Seconds to wait for the first answer of a server without a watchdog.
+_CONNECT_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class TritonScorer:
         self._channel = connect(urls[server_index % len(urls)])
         self._channels = {self._channel.url: self._channel}
         try:
-            patience = Deadline.after(
-                options.deadline_s if options.has_watchdog else min(_FAILOVER_TIMEOUT_S, options.deadline_s)
+            connect_deadline = Deadline.after(
+                options.deadline_s if options.has_watchdog else min(_CONNECT_TIMEOUT_S, options.deadline_s)
             )
-            self._limits = RequestLimits(int(options.max_request_mb * 2**20), self._fetch_max_rows(patience))
+            self._limits = RequestLimits(int(options.max_request_mb * 2**20), self._fetch_max_rows(connect_deadline))
             # A real request queues behind those of other workers, so it gets a request's full deadline.
             self.identity = self._probe_identity(Deadline.after(options.deadline_s))
             self._digest, self._catalogue_size = self.identity.digest, self.identity.catalogue_size
