@@ -261,7 +261,11 @@ def test_a_refused_window_of_a_backfill_does_not_keep_the_others_from_being_anno
     scalr = tmp_path / "scalr.py"
     scalr.write_text(f"""
 import json, sys
-start, end = json.load(sys.stdin)["window"]
+call = json.load(sys.stdin)
+if "window" not in call:
+    print(json.dumps({{"windows": [[f"2024-05-0{{day}}T00:00:00+00:00", f"2024-05-0{{day + 1}}T00:00:00+00:00"] for day in range(1, 5)]}}))
+    sys.exit(0)
+start, end = call["window"]
 refused = start.startswith("2024-05-03")
 print(json.dumps({refused} if refused else {{"start": start, "end": end, "as_of": end, "run_id": "run_" + start}}))
 sys.exit(3 if refused else 0)

@@ -50,6 +50,7 @@ DRAWINGS = {"README.md": 1, "docs/explanation/architecture.md": 1, "docs/referen
 NEEDED = {
     "a clone of the repository, and minutes",
     "a cluster",
+    "a group of the machine",
     "a database server",
     "a package index",
     "a server that runs until it is stopped",

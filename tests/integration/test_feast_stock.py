@@ -113,6 +113,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "core.delta_log",
         "core.directory_marker",
         "core.disk_errors",
+        "core.file_modes",
         "core.lazy_exports",
         "core.timestamps",
         "errors",

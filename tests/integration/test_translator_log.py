@@ -133,7 +133,7 @@ def test_histories_that_lack_an_event_which_has_entered_are_refused(late_project
     schema = lake.schema(Table.SOURCE_EVENTS)
     new = {"user_id": user, "item_id": "s1", "event_timestamp": day(-1), "created_timestamp": day(known), "weight": 1.0}
     lake.append(Table.SOURCE_EVENTS, pa.Table.from_pylist([new], schema), key="new")
-    with pytest.raises(TranslatorError, match=r"(?s)other events.*scalr histories"):
+    with pytest.raises(TranslatorError, match=r"(?s)another state of the event log.*scalr histories"):
         read_event_log(settings, day(200))
 
 

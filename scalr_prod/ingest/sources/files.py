@@ -54,7 +54,7 @@ _FORMATS = {
 }
 #: Formats of files, in the order in which errors list them.
 FILE_FORMATS: Final = tuple(dict.fromkeys(_FORMATS.values()))
-_ENDINGS = " or ".join(f".{name}" for name in FILE_FORMATS)
+_ENDINGS = ", ".join(f".{name}" for name in FILE_FORMATS[:-1]) + f" or .{FILE_FORMATS[-1]}"
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _DELIMITERS = (",", ";", "\t", "|")
 _ROWS = 65_536

@@ -186,7 +186,8 @@ def test_foreign_files_are_understood_and_ingested(shape, tmp_path, monkeypatch)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     log = write(tmp_path / "theirs")
-    # The same log under another name is the target: the ids of users are of one type then.
+    # The same log under another name is the target: the ids of users are of one type then. It is refused from ten rows on.
+    monkeypatch.setattr("scalr_prod.ingest.pipeline.MIN_ROWS", 100)
     other = write(tmp_path / "ours")
     asked = ["init", "--yes", "--source", f"theirs/{log}", "--target", f"ours/{other}", "--json"]
     done = runner.invoke(app, asked)
