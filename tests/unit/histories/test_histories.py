@@ -237,8 +237,11 @@ def test_the_log_says_why_a_table_is_built_from_all_events(tmp_path, caplog):
     for number in (4, 5):
         add(settings, [("u", "x", number, number), ("v", "y", number - 1, number - 1)], f"day {number}")
         for told in said(coarser):
-            assert f"known at {day(number - 1).isoformat()}, others before it up to {day(number - 1).isoformat()}" in told
-            assert "[domains.*] columns names a `created` that is set at delivery" in told
+            assert (
+                f"created at {day(number - 1).isoformat()}, not after the latest one of the last build, {day(number - 1).isoformat()}"
+                in told
+            )
+            assert "set `created` in [domains.*] columns to a column that is filled at delivery" in told
 
 
 def test_two_at_the_same_time_end_with_the_same_table(tmp_path):

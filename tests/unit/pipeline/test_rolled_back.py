@@ -88,7 +88,7 @@ def test_a_scheduler_leaves_it_out_in_every_task(settings, rolled_back, monkeypa
     monkeypatch.setattr(tasks, "run_window", lambda _: (T0, T0 + timedelta(days=1)))
     run = None
     for name in ("generate", "validate", "publish", "late"):
-        call = {"stage": name, "run_id": run}
+        call = {"stage": name, "run_id": run, "params": {}}
         result = tasks.run_task("events", call)
         run = result["run_id"]
         assert run == rolled_back
