@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of the files that an ingest reads, so that a dry run sees without reading them which have changed since."""
+"""State of the files that an ingest reads, so that a dry run finds changed files without reading them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECRET: Final = {"url", "storage_options"}
 def input_state(settings: Settings, places: Iterable[str]) -> dict[str, Any]:
     """Return by place what an ingest reads: a digest of the settings, and name, size and time of change of every file.
 
-    ``files`` is None where they do not tell whether rows have changed: a query, a table, or a log reader of another package.
+    ``files`` is None if files cannot show whether rows have changed: for a query, a table, or a log reader of another package.
     """
     users = settings.users
     mapped = None if users.sql_source or users.map is None else (users.map, users.format, users.storage_options)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stale outputs: stages that used events that were replaced, or a run that was rolled back, or that the package does otherwise since."""
+"""Stale outputs: of stages that used replaced events or a rolled-back run, or that this version of the package computes differently."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
 
 
 def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[str, str]:
-    """Return by stage what this version of the package would make again from the same events."""
+    """Return by stage why this version of the package would compute its output again from the same events."""
     from scalr_prod.histories import rebuild_reason
     from scalr_prod.training_set import layout_reason
     from scalr_prod.translator import load_version, retraining_reason
@@ -130,12 +130,12 @@ def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
 
 def describe_rolled_back(runs: Sequence[str]) -> str:
     """Say that a training set holds rows of runs that were rolled back."""
-    were = "was" if len(runs) == 1 else "were"
-    return f"it holds rows of {', '.join(runs)}, which {were} rolled back since; build it again: scalr dataset build"
+    verb = "was" if len(runs) == 1 else "were"
+    return f"it holds rows of {', '.join(runs)}, which {verb} rolled back since; build it again: scalr dataset build"
 
 
 def _is_in_version(publication: Publication, version: int) -> bool:
-    """Return whether a version of the feature view is of after the publication, and of before its rollback."""
+    """Return whether a version of the feature view lies after the publication and before its rollback."""
     made, removed = publication.delta_version, publication.rollback_version
     return made is not None and made <= version and (removed is None or removed > version)
 

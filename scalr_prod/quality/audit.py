@@ -12,7 +12,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.quality.row_verdicts import RowVerdicts, evaluate_rules
 from scalr_prod.quality.rule_set import unusable_rule_error
 from scalr_prod.quality.rules import EVENT_COLUMNS, has_one_context_per_user, timestamp_literal
-from scalr_prod.quality.sample_size import ROWS_PER_USER
+from scalr_prod.quality.sample_size import ROWS_PER_USER, max_bad_rows_by_chance
 from scalr_prod.quality.user_partitions import UserPartitions
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
 from scalr_prod.workspace import create_delta_view, escape_glob, open_duckdb, quote_literal, staging_folder
@@ -109,8 +109,12 @@ class Audit:
         query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted"
         return self._connection.sql(query).to_arrow_reader(100_000)
 
-    def figures(self) -> dict[str, float | int | None]:
-        """Compute the figures that the run rules bound; see `rules.RunRules`."""
+    def figures(self, max_bad_share: float) -> dict[str, float | int | None]:
+        """Compute the figures that the run rules bound; see `rules.RunRules`.
+
+        Args:
+            max_bad_share: The largest allowed share of bad rows.
+        """
         rows, good = self.verdicts.counts()
         most, translated = self._per_context()
         effective_users, copies = self._per_user()
@@ -122,7 +126,7 @@ class Audit:
         return {
             "candidates": rows,
             "accepted": good,
-            "bad_rows": rows - good,
+            "bad_rows_beyond_chance": rows - good - max_bad_rows_by_chance(rows, max_bad_share),
             "effective_users": effective_users,
             "quarantined_share": (rows - good) / rows if rows else 0.0,
             "source_events": source_events,

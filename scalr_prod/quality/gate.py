@@ -201,7 +201,9 @@ def _audit(
         with open_audit(settings, spec, files, rules, popularity_buckets=generation["align_buckets"]) as audit:
             severity: Literal["warning", "critical"] = "warning" if quality.policy == "quarantine" else "critical"
             by_row = validate_rows(inspector, _SUITE, spec.run_id, audit.verdicts, severity=severity)
-            figures: dict[str, Any] = audit.figures() | {"translator_facts_differing": _differing(spec, record)}
+            figures: dict[str, Any] = audit.figures(quality.max_quarantine_share) | {
+                "translator_facts_differing": _differing(spec, record)
+            }
             figures |= information_figures(record)
             if reference is not None:
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 from scalr_prod.quality.sample_size import (
-    MIN_BAD_ROWS,
     MIN_USERS_FOR_ITEMS,
     min_contexts_for_coverage,
     min_users_for_distance,
@@ -224,8 +223,8 @@ class RunRules:
                     f"at most {quality.max_quarantine_share:.2%} of the rows broke a rule",
                     "quarantined_share",
                     high=quality.max_quarantine_share,
-                    sample="bad_rows",
-                    min_sample=MIN_BAD_ROWS,
+                    sample="bad_rows_beyond_chance",
+                    min_sample=1,
                 )
             )
         return rules

@@ -13,9 +13,9 @@ from typing import Final
 
 __all__ = [
     "CHANCE",
-    "MIN_BAD_ROWS",
     "MIN_USERS_FOR_ITEMS",
     "ROWS_PER_USER",
+    "max_bad_rows_by_chance",
     "min_contexts_for_coverage",
     "min_events_for_drift",
     "min_users_for_distance",
@@ -26,10 +26,6 @@ __all__ = [
 CHANCE: Final = 1e-3
 _LOG: Final = -log(CHANCE)
 
-#: Fewest bad rows from which the share of bad rows is judged. An honest run expects at most half the allowed share, so k bad rows are at
-#: least twice the expected number μ when they exceed the limit. Chernoff: P(X ≥ 2μ) ≤ (e/4)^μ with μ ≤ k/2, whatever the number of rows.
-MIN_BAD_ROWS: Final = ceil(2 * _LOG / (log(4) - 1))
-
 #: Rows of a user that count in the number of items that a run can reach. With one item for all of a user's rows, the worst case, n users
 #: reach at most n items: half of this number of rows.
 ROWS_PER_USER: Final = 2
@@ -38,6 +34,19 @@ MIN_USERS_FOR_ITEMS: Final = 200
 
 #: Smallest share of contexts that an honest run turns into events, whatever the limit.
 _HONEST_COVERAGE: Final = 0.1
+
+
+def max_bad_rows_by_chance(rows: int, limit: float) -> int:
+    """Return the number of bad rows that an honest run of so many rows exceeds with a probability of at most `CHANCE`.
+
+    In an honest run a row is bad with at most half the allowed share: the quantile of that binomial distribution.
+
+    >>> max_bad_rows_by_chance(40, 0.01), max_bad_rows_by_chance(20_000, 0.01)
+    (3, 132)
+    """
+    from scipy import stats
+
+    return int(stats.binom.isf(CHANCE, rows, limit / 2))
 
 
 def min_users_for_distance(buckets: int, limit: float) -> int:

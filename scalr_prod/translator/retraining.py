@@ -33,7 +33,7 @@ class RetrainingReason:
 
     Attributes:
         text: What differs from the latest version's training.
-        is_upgrade: Whether this version of the package trains otherwise; False: events or settings have changed.
+        is_upgrade: Whether this version of the package trains differently; False: events or settings have changed.
     """
 
     text: str
@@ -52,11 +52,11 @@ def find_pinned_version(settings: Settings) -> TranslatorVersion | None:
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
     """Return why a whole run would train a translator; None: it uses a version that is there, or there is none yet.
 
-    The logs are read only where versions and settings do not tell.
+    The logs are read only if versions and settings leave it open.
 
     Args:
         settings: The project's settings.
-        upgrades_only: Look only for what this version of the package does otherwise.
+        upgrades_only: Look only for differences in this version of the package.
 
     Raises:
         TableNotFound: Nothing was ingested yet.
@@ -72,7 +72,7 @@ def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> Ret
     reason = _difference(latest, inputs, versions)
     if reason is None or (upgrades_only and not reason.is_upgrade):
         return None
-    with tempfile.TemporaryDirectory(prefix="scalr-") as folder:  # looking writes nothing into the project
+    with tempfile.TemporaryDirectory(prefix="scalr-") as folder:  # a check writes nothing into the project
         fingerprint = compute_fingerprint(settings, inputs, versions, until, Path(folder))
     return None if find_by_fingerprint(settings, fingerprint) is not None else reason
 
@@ -91,18 +91,18 @@ def _difference(latest: TranslatorVersion, inputs: Mapping[str, Any], versions: 
             return RetrainingReason(f"events have changed since {trained}", is_upgrade=False)
         return RetrainingReason(f"{trained} by an earlier version of this package, or with other settings", is_upgrade=True)
     if package := _package_changes(former, inputs):
-        return RetrainingReason(f"this version of the package trains it otherwise ({package})", is_upgrade=True)
+        return RetrainingReason(f"this version of the package trains it differently ({package})", is_upgrade=True)
     changed = _changed_settings(former, inputs)
     found = [f"{', '.join(changed)} changed"] if changed else []
     if former["until"] != inputs["until"]:
-        found.append(f"{trained} until {former['until']}, and this run's may learn until {inputs['until']}")
+        found.append(f"{trained} until {former['until']}, this run may use events until {inputs['until']}")
     elif rows_differ:
         found.append("events have changed")
     return RetrainingReason("; ".join(found), is_upgrade=False)
 
 
 def _package_changes(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
-    """Describe what the package itself does otherwise; empty: nothing."""
+    """Describe what the package itself does differently; empty: nothing."""
     found = []
     if former["recipe"] != inputs["recipe"]:
         found.append(f"recipe {former['recipe']}, now {inputs['recipe']}")

@@ -13,8 +13,9 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.core.file_modes import PRIVATE_FOLDER
-from scalr_prod.errors import ForeignFiles, LakeError, SettingsError
+from scalr_prod.errors import ForeignFiles, SettingsError
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.identity import bind_to_project
 
@@ -113,7 +114,7 @@ def claim_home(settings: Settings) -> None:
     """
     setting = "[project] home"
     ensure_supported_path(str(settings.home), setting)
-    try:
+    with translate_disk_errors(settings.home):
         claim_directory(
             settings.home,
             "home",
@@ -122,12 +123,6 @@ def claim_home(settings: Settings) -> None:
             made_by_older_version=_former_home,
             mode=PRIVATE_FOLDER,
         )
-    except OSError as error:
-        raise LakeError(
-            f"cannot be written to: {error.strerror or error}",
-            where=str(settings.home),
-            next_step=f"free some space, or set {setting} to a writable folder; then run the command again",
-        ) from error
     bind_to_project(settings, settings.home, setting)
 
 

@@ -10,9 +10,9 @@ from scipy import stats
 
 from scalr_prod.quality.sample_size import (
     CHANCE,
-    MIN_BAD_ROWS,
     MIN_USERS_FOR_ITEMS,
     ROWS_PER_USER,
+    max_bad_rows_by_chance,
     min_contexts_for_coverage,
     min_events_for_drift,
     min_users_for_distance,
@@ -52,9 +52,16 @@ def test_an_honest_coverage_is_refused_once_in_a_thousand_runs_at_most(limit):
 
 @pytest.mark.parametrize("limit", [0.004, 0.05, 0.2])
 def test_half_the_allowed_share_of_bad_rows_is_refused_once_in_a_thousand_runs_at_most(limit):
-    for rows in (40, 200, 692, 2_000, 20_000):
-        refused = max(MIN_BAD_ROWS, math.floor(limit * rows) + 1)
-        assert stats.binom.sf(refused - 1, rows, limit / 2) <= CHANCE
+    for rows in (0, 1, 40, 200, 692, 2_000, 20_000):
+        most = max_bad_rows_by_chance(rows, limit)
+        assert stats.binom.sf(most, rows, limit / 2) <= CHANCE
+        assert most == 0 or stats.binom.sf(most - 1, rows, limit / 2) > CHANCE, "one bad row fewer may be chance"
+
+
+def test_a_small_run_of_bad_rows_is_beyond_chance():
+    """36 rows were once asked whatever the run's size, so that 35 bad ones of 40 passed."""
+    assert max_bad_rows_by_chance(40, 0.01) < 5
+    assert max_bad_rows_by_chance(5, 0.01) < 5
 
 
 def test_chance_gives_half_the_allowed_drift_once_in_a_thousand_runs_at_most():

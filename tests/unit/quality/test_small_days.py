@@ -96,7 +96,7 @@ def judge(project: Handmade, spec: RunSpec, frame: pd.DataFrame) -> tuple[set[st
     )
     rules: list[FigureRule] = RunRules().rules(run)
     with open_audit(project.settings, spec, [path], row_rules := RowRules().rules(run), popularity_buckets=10) as audit:
-        figures = audit.figures() | {"translator_facts_differing": 0}
+        figures = audit.figures(run.quality.max_quarantine_share) | {"translator_facts_differing": 0}
         counts = audit.verdicts.fetch_row(
             f"SELECT {', '.join(f'count(*) FILTER (NOT {rule.name})' for rule in row_rules)} FROM judged"
         )

@@ -74,7 +74,7 @@ def test_an_upgrade_is_told_before_it_trains(ingested, version, monkeypatch):
     monkeypatch.setattr(training, "RECIPE_VERSION", training.RECIPE_VERSION + 1)
     recipe = f"recipe {training.RECIPE_VERSION - 1}, now {training.RECIPE_VERSION}"
     reason = retraining_reason(ingested, upgrades_only=True)
-    assert reason.text == f"this version of the package trains it otherwise ({recipe})"
+    assert reason.text == f"this version of the package trains it differently ({recipe})"
     state = {state.stage: state for state in stage_states(ingested)}["translator"]
     assert not state.done
     assert state.stale == (
