@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LineageSettings,
         MetricsSettings,
         QualitySettings,
+        SegmentWeights,
         TranslatorSettings,
     )
     from scalr_prod.config.settings import Settings, load_settings, settings_from_dict
@@ -38,6 +39,7 @@ __all__ = [
     "LogColumns",
     "MetricsSettings",
     "QualitySettings",
+    "SegmentWeights",
     "Settings",
     "TranslatorSettings",
     "effective_settings",
@@ -61,6 +63,7 @@ __getattr__ = lazy_exports(
         "LogColumns": "domains",
         "MetricsSettings": "sections",
         "QualitySettings": "sections",
+        "SegmentWeights": "sections",
         "Settings": "settings",
         "TranslatorSettings": "sections",
         "effective_settings": "settings_reference",

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Acceptance: whether an arm's gain on validation is significant enough to keep λ > 0.
+"""Acceptance: whether an arm keeps its λ, by expected gain and chance of harm (docs/adr/0019).
 
-The required significance is lower for real+scalr if the translator was measured to carry a user signal (docs/adr/0019). That measurement
-uses other events than validation ranks, so it is additional evidence. It says nothing about a control.
+The gain over real events only is measured on users who did not choose the arm's values. It is shrunk towards 0, the more the less evidence
+there is. λ is kept if the expected gain is above 0 and a loss of more than 2 % is improbable.
+
+For real+scalr the users' own source histories must matter, too: either the translator was measured to know them, or the events do better
+than the same events given to other users.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.evaluation.arms import REAL_ONLY, describe_baseline
-from scalr_prod.evaluation.signal import has_user_signal, measure_signal
+from scalr_prod.evaluation.signal import Signal
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -19,32 +23,45 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.arms import Arm
     from scalr_prod.evaluation.statistics import ArmComparison
-    from scalr_prod.evaluation.trial_cache import ValidationWindow
 
-__all__ = ["LENIENT", "STRICT", "Acceptance", "AcceptanceThreshold", "describe_acceptance", "threshold_for"]
+__all__ = ["Acceptance", "GainEstimate", "describe_acceptance"]
 
-#: Two-sided p-value below which a difference is significant: 1 % on the side that matters.
+#: Standard deviation of gains, in percent, before any evidence; their mean is 0. Real pairs range from -10 to several hundred.
+_PRIOR_SD: Final = 50.0
+#: A loss of more than this counts as harm, in percent.
+_HARM: Final = 2.0
+#: Highest accepted probability of harm.
+MAX_HARM_PROBABILITY: Final = 0.2
+#: Two-sided p-value below which real+scalr is ahead of the same events given to other users: 1 % on the side that matters.
 _SIGNIFICANT: Final = 0.02
+#: Width of a 95 % interval in standard errors.
+_CI95_WIDTH: Final = 2 * NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
-class AcceptanceThreshold:
-    """A significance threshold and its reason.
+class GainEstimate:
+    """Gain over real events only, given its measurement and a prior around 0.
 
     Attributes:
-        p_below: A gain over real events only counts if its two-sided p-value is below this.
-        why: Reason, as a clause.
+        expected_pct: Posterior mean, in percent.
+        harm_probability: Posterior probability of a loss of more than 2 %.
     """
 
-    p_below: float
-    why: str
+    expected_pct: float
+    harm_probability: float
 
-
-STRICT: Final = AcceptanceThreshold(
-    _SIGNIFICANT, "the best of about thirty settings is measured on the users that it was chosen on"
-)
-#: p < 0.5 two-sided: odds of three to one that real+scalr is ahead.
-LENIENT: Final = AcceptanceThreshold(0.5, "on other events, users' own source histories were more informative than others'")
+    @classmethod
+    def from_comparison(cls, comparison: ArmComparison) -> GainEstimate:
+        """Combine a measured lift with the prior. Both are taken as normal."""
+        low, high = comparison.ci95
+        variance = ((high - low) / _CI95_WIDTH) ** 2
+        if not variance >= 0:  # NaN: the baseline is 0
+            return cls(0.0, 1.0)
+        if variance == 0:
+            return cls(comparison.lift_pct, float(comparison.lift_pct < -_HARM))
+        trust = _PRIOR_SD**2 / (_PRIOR_SD**2 + variance)
+        posterior = NormalDist(comparison.lift_pct * trust, (variance * trust) ** 0.5)
+        return cls(posterior.mean, posterior.cdf(-_HARM))
 
 
 @dataclass(frozen=True)
@@ -53,40 +70,53 @@ class Acceptance:
 
     Attributes:
         candidate: The arm with the best values found on validation.
-        threshold: Required significance.
-        over_real: Comparison of the candidate with real events only.
-        over_strongest: Comparison with the strongest baseline; the candidate must not be significantly worse.
+        over_real: Comparison with real events only, on users who did not choose the values.
+        signal: What is known of the users' own histories; None for controls, which need no signal.
+        over_shuffled: Comparison with the same events given to other users; None if `signal` decides.
     """
 
     candidate: Arm
-    threshold: AcceptanceThreshold
     over_real: ArmComparison
-    over_strongest: ArmComparison
+    signal: Signal | None = None
+    over_shuffled: ArmComparison | None = None
 
     @property
-    def behind_strongest(self) -> bool:
-        """Whether the candidate is significantly worse than the strongest baseline."""
-        return self.over_strongest.difference < 0 and self.over_strongest.p_value < _SIGNIFICANT
+    def gain(self) -> GainEstimate:
+        """The estimated gain over real events only."""
+        return GainEstimate.from_comparison(self.over_real)
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether it matters whose history the events come from; True for controls, of which it is not asked."""
+        if self.over_shuffled is not None:
+            return self.over_shuffled.difference > 0 and self.over_shuffled.p_value < _SIGNIFICANT
+        return self.signal in {None, Signal.PRESENT}
 
     @property
     def passed(self) -> bool:
         """Whether the candidate is accepted with its λ; otherwise λ is 0."""
-        is_gain = self.over_real.difference > 0 and self.over_real.p_value < self.threshold.p_below
-        return is_gain and not self.behind_strongest
+        gain = self.gain
+        return self.is_personal and gain.expected_pct > 0 and gain.harm_probability <= MAX_HARM_PROBABILITY
 
     def describe(self) -> str:
         """Describe the decision in a sentence; see `describe_acceptance`."""
         return describe_acceptance(self.candidate.weights if self.passed else (0.0,) * 3, self.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; gain, interval and p-value are those over real events only."""
-        gain = {"p_value": self.over_real.p_value} | self.over_real.lift_to_json()
-        return {"passed": self.passed} | vars(self.threshold) | gain | {"behind_strongest": self.behind_strongest}
-
-
-def threshold_for(window: ValidationWindow) -> AcceptanceThreshold:
-    """Return the threshold for a window's translator, depending on its measured user signal."""
-    return LENIENT if has_user_signal(measure_signal(window)) else STRICT
+        """Return plain JSON values; lift, interval and p-value are those over real events only."""
+        gain = self.gain
+        found = {
+            "passed": self.passed,
+            "expected_pct": gain.expected_pct,
+            "harm_probability": gain.harm_probability,
+            "max_harm_probability": MAX_HARM_PROBABILITY,
+            "p_value": self.over_real.p_value,
+        } | self.over_real.lift_to_json()
+        if self.signal is not None:
+            found |= {"signal": self.signal.value, "personal": self.is_personal}
+        if self.over_shuffled is not None:
+            found["over_shuffled"] = self.over_shuffled.lift_to_json() | {"p_value": self.over_shuffled.p_value}
+        return found
 
 
 def describe_acceptance(weights: Sequence[float], decision: Mapping[str, Any] | None) -> str:
@@ -105,12 +135,15 @@ def describe_acceptance(weights: Sequence[float], decision: Mapping[str, Any] | 
 
 
 def _describe_rule(decision: Mapping[str, Any]) -> str:
-    if decision["behind_strongest"]:
-        return "significantly worse than the strongest baseline"
-    if decision["lift_pct"] <= 0:
-        return "no gain"
-    relation = "<" if decision["p_value"] < decision["p_below"] else "≥"
-    return f"p {decision['p_value']:.2g} {relation} {decision['p_below']:g}, the limit because {decision['why']}"
+    if not decision.get("personal", True):
+        if "over_shuffled" in decision:
+            return "not better than the same events given to other users"
+        return "the users' own source histories tell no more than other users'"
+    harm, limit = decision["harm_probability"], decision["max_harm_probability"]
+    if decision["expected_pct"] <= 0:
+        return f"expected gain {decision['expected_pct']:+.1f} %"
+    relation = "≤" if harm <= limit else ">"
+    return f"expected gain {decision['expected_pct']:+.1f} %, chance of a loss over {_HARM:g} % {harm:.2f} {relation} {limit:g}"
 
 
 def _describe_weights(weights: Sequence[float]) -> str:

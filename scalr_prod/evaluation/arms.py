@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.config import SegmentWeights
 from scalr_prod.core.id_index import index_in
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
 from scalr_prod.evaluation.budget import UNLIMITED, DataBudget
 from scalr_prod.evaluation.models import uses_earlier_events
+from scalr_prod.training_set import confidence_multipliers, real_to_synthetic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +120,7 @@ class Arm:
         name: Name of the arm, which says what it trains on.
         options: Model options; ``half_life`` (days) decays observed events before the fit.
         draw: Sampling options: volume, temperature, filter, alignment.
-        weights: λ for cold, sparse and dense users.
+        weights: λ of cold, sparse and dense users: total weight of synthetic events, as a share of the real events' total weight.
         source_weight: Weight of source events in the joint baseline.
         boost: b of score = model + b × log decayed popularity, for cold, sparse and dense users.
     """
@@ -154,6 +156,7 @@ class ArmDataBuilder:
         translation: Its translator; default: trained or loaded when an arm first needs it.
         on_training: Called before the translator is trained or loaded.
         budget: Data budget of the translator.
+        base: Builder of the same split without new users, whose translator is used; see `with_new_users`.
     """
 
     def __init__(
@@ -163,12 +166,17 @@ class ArmDataBuilder:
         *,
         on_training: Callable[[], None] = lambda: None,
         budget: DataBudget = UNLIMITED,
+        base: ArmDataBuilder | None = None,
     ) -> None:
         self.split, self.budget = split, budget
-        self._translation, self.on_training = translation, on_training
+        self._translation, self.on_training, self._base = translation, on_training, base
         self._segments = split.segments()
         self._drawn_events: dict[DrawOptions, Interactions] = {}
         self._without_source_builders: dict[str, ArmDataBuilder | None] = {}
+
+    def with_new_users(self, split: EvaluationSplit) -> ArmDataBuilder:
+        """Return the builder of a split of `EvaluationSplit.with_new_users`, which uses this builder's translator."""
+        return ArmDataBuilder(split, on_training=self.on_training, budget=self.budget, base=self)
 
     @property
     def translation(self) -> SplitTranslator:
@@ -179,6 +187,8 @@ class ArmDataBuilder:
         """
         from scalr_prod.evaluation.translation import SplitTranslator
 
+        if self._translation is None and self._base is not None:
+            self._translation = self._base.translation.with_new_users(self.split)
         if self._translation is None:
             self.on_training()
             self._translation = SplitTranslator.from_split(self.budget.apply_to(self.split), max_contexts=self.budget.contexts)
@@ -265,13 +275,18 @@ class ArmDataBuilder:
         return self._drawn_events[options]
 
     def apply_weights(self, events: Interactions, weights: tuple[float, float, float]) -> Interactions:
-        """Multiply weights by λ of the user's segment."""
-        return events.weighted(np.asarray(weights, dtype=np.float32)[self._segments[events.user]])
+        """Multiply confidences by λ of the user's segment and the ratio of real to synthetic weight, as a training set does."""
+        ratio = real_to_synthetic(float(self.split.real.weight.sum()), float(events.weight.sum()))
+        multipliers = confidence_multipliers(SegmentWeights(*weights), ratio)
+        return events.weighted(np.asarray(multipliers, dtype=np.float32)[self._segments[events.user]])
 
     def _builder_without(self, source: str) -> ArmDataBuilder | None:
         """Return the builder of a translator trained without one source domain; None if the others have too little data."""
         from scalr_prod.evaluation.translation import SplitTranslator
 
+        if self._base is not None:
+            base = self._base._builder_without(source)  # noqa: SLF001 - the same class
+            return base and base.with_new_users(base.split.with_new_users(self.split.hidden))
         if source not in self._without_source_builders:
             split = self.split.without_source(source)
             try:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EvaluationError, TranslatorError
 from scalr_prod.evaluation.arms import ArmDataBuilder
-from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.plan import EvaluationPlan
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.quick_verdict import run_quick_verdict
-from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.runner import EvaluationRunner
 from scalr_prod.evaluation.signal import measure_signal
-from scalr_prod.evaluation.trial_cache import ValidationWindow
+from scalr_prod.evaluation.trial_cache import validation_splits
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.plan import EvaluationRequest
     from scalr_prod.evaluation.progress_ticker import EvaluationProgress
     from scalr_prod.evaluation.split import EvaluationSplit
+    from scalr_prod.evaluation.trial_cache import ValidationSplit
 
 __all__ = ["evaluate"]
 
@@ -65,23 +64,23 @@ def evaluate(settings: Settings, request: EvaluationRequest, *, progress: bool =
 
 def _validation_window(
     split: EvaluationSplit, number: int, end: datetime | None, progress: EvaluationProgress
-) -> ValidationWindow:
-    """Create a validation window within a split's training period.
+) -> list[ValidationSplit]:
+    """Create a validation window within a split's training period: its users as they are, and then each half as if they were new.
 
     Raises:
         EvaluationError: It has too few users.
     """
-    earlier = split.earlier(number, end=end)
+    earlier = split.earlier(number, end=end, cold_fraction=0.0)
     data_builder = ArmDataBuilder(
         earlier, on_training=lambda: progress.start_task(f"training the translator of validation window {number + 1}")
     )
-    return ValidationWindow(SplitEvaluator(earlier, split.settings.downstream.k), data_builder, ResultCache.from_split(earlier))
+    return validation_splits(data_builder, split.settings.downstream.k)
 
 
 def _validation_windows(
-    latest: ValidationWindow, split: EvaluationSplit, progress: EvaluationProgress
-) -> list[ValidationWindow]:
-    """Create the validation windows, latest first; fewer than configured if the log is too short.
+    latest: list[ValidationSplit], split: EvaluationSplit, progress: EvaluationProgress
+) -> list[ValidationSplit]:
+    """Create the splits of all validation windows, latest first; fewer windows than configured if the log is too short.
 
     Args:
         latest: The latest window.
@@ -91,10 +90,10 @@ def _validation_windows(
     windows = [latest]
     for number in range(1, split.settings.downstream.windows):
         try:
-            window = _validation_window(split, number, windows[-1].evaluator.split.cutoff, progress)
-            measure_signal(window)  # trains the translator, which fails if there is too little data
+            window = _validation_window(split, number, windows[-1][0].evaluator.split.cutoff, progress)
+            measure_signal(window[0])  # trains the translator, which fails if there is too little data
         except (EvaluationError, TranslatorError) as error:
             logger.warning("validation uses %d of %d windows: %s", number, split.settings.downstream.windows, error)
             break
         windows.append(window)
-    return windows
+    return [one for window in windows for one in window]

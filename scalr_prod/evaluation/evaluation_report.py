@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
-__all__ = ["EvaluationReport", "build_verdict", "format_percent", "summarize_arms", "write_report"]
+__all__ = ["ArmOutcomes", "EvaluationReport", "build_verdict", "format_percent", "summarize_arms", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,34 @@ class EvaluationReport(Jsonable):
         }
 
 
-def summarize_arms(
-    panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], *, seed: int
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class ArmOutcomes:
+    """Outcomes of a family's arms, by name of the arm; for each cutoff (and half of the users), the outcomes of every seed.
+
+    Attributes:
+        panel: Test cases of `plain` and `blended`: the users as they are.
+        new_user_panel: Test cases of `new_users`: the users as if they were new. None: there are none.
+        plain: Outcomes of the models as they are trained.
+        blended: Outcomes of the same models, blended with recent popularity.
+        new_users: Outcomes of models that saw none of the tested users' target events.
+    """
+
+    panel: UserPanel
+    new_user_panel: UserPanel | None
+    plain: Mapping[str, OutcomesByCutoff]
+    blended: Mapping[str, OutcomesByCutoff] = field(default_factory=dict)
+    new_users: Mapping[str, OutcomesByCutoff] = field(default_factory=dict)
+
+
+def summarize_arms(results: ArmOutcomes, family: str, *, seed: int) -> list[dict[str, Any]]:
     """Return one row per arm: mean metrics over cases and seeds, lift over real events only, and lift of real+scalr over the arm.
 
     Args:
-        panel: Test cases.
+        results: Outcomes by arm.
         family: Model family.
-        outcomes: Outcomes by arm.
         seed: Seed of the resampling.
     """
+    panel, outcomes = results.panel, results.plain
     bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
     ndcg = {arm: panel.ndcg_contributions(by_cutoff) for arm, by_cutoff in outcomes.items()}
     over_real = _with_holm({arm: bootstrap.compare(own, ndcg[REAL_ONLY]) for arm, own in ndcg.items() if arm != REAL_ONLY})
@@ -114,6 +131,7 @@ def summarize_arms(
         }
     )
     probabilities = normalized_entropies(panel, outcomes, bootstrap)
+    new_users = _summarize_new_users(results, seed=seed)
     rows = []
     for arm, by_cutoff in outcomes.items():
         metrics = _mean_metrics(panel, by_cutoff)
@@ -125,10 +143,33 @@ def summarize_arms(
         for name, cases in panel.segment_masks().items():
             if arm != REAL_ONLY:
                 row["slices"][name] |= bootstrap.compare(ndcg[arm], ndcg[REAL_ONLY], cases).to_json()
+        if arm in new_users:
+            row["slices"]["new"] = new_users[arm]
+        if arm in results.blended:
+            row["slices"]["blended"] = {
+                "users": len(panel.user),
+                "ndcg": float(panel.mean_metric(results.blended[arm], "ndcg").mean()),
+            }
         if arm in probabilities:
             row["probabilities"] = probabilities[arm]
         rows.append(row)
     return rows
+
+
+def _summarize_new_users(results: ArmOutcomes, *, seed: int) -> dict[str, dict[str, Any]]:
+    """Return NDCG and the lift over real events only of each arm for users as if they were new."""
+    panel = results.new_user_panel
+    if panel is None or REAL_ONLY not in results.new_users:
+        return {}
+    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    ndcg = {arm: panel.ndcg_contributions(outcomes) for arm, outcomes in results.new_users.items()}
+    found = {}
+    for arm, outcomes in results.new_users.items():
+        mean = panel.mean_metric(outcomes, "ndcg").mean()
+        found[arm] = {"users": len(panel.user), "ndcg": float(mean)}
+        if arm != REAL_ONLY:
+            found[arm] |= bootstrap.compare(ndcg[arm], ndcg[REAL_ONLY]).to_json()
+    return found
 
 
 def _with_holm(comparisons: Mapping[str, ArmComparison]) -> dict[str, dict[str, Any]]:
@@ -140,24 +181,21 @@ def _with_holm(comparisons: Mapping[str, ArmComparison]) -> dict[str, dict[str, 
     }
 
 
-def build_verdict(
-    panel: UserPanel, family: str, outcomes: Mapping[str, OutcomesByCutoff], best_baselines: Mapping[str, str], *, seed: int
-) -> dict[str, Any]:
-    """Return the lift of real+scalr over the best baseline, overall and by segment, and over the joint baseline if that was fitted.
+def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str, str], *, seed: int) -> dict[str, Any]:
+    """Return the lift of real+scalr over the best baseline and over the joint baseline: overall, by segment, and for new users.
+
+    ``blended`` compares the same models after both were blended with recent popularity.
 
     Args:
-        panel: Test cases.
+        results: Outcomes by arm.
         family: Model family.
-        outcomes: Outcomes by arm.
         best_baselines: ``all`` and each segment → the better of popularity baseline and real events only, on validation.
         seed: Seed of the resampling.
     """
+    panel, outcomes = results.panel, results.plain
+    wanted = {WITH_SYNTHETIC, JOINT_BASELINE, *best_baselines.values()}
     bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
-    ndcg = {
-        arm: panel.ndcg_contributions(outcomes[arm])
-        for arm in {WITH_SYNTHETIC, JOINT_BASELINE, *best_baselines.values()}
-        if arm in outcomes
-    }
+    ndcg = {arm: panel.ndcg_contributions(outcomes[arm]) for arm in wanted if arm in outcomes}
     overall = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines["all"]])
     row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
     row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
@@ -170,6 +208,22 @@ def build_verdict(
         }
         if JOINT_BASELINE in ndcg:
             row[name]["over_rival"] = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE], cases).lift_to_json()
+    if REAL_ONLY in results.blended and WITH_SYNTHETIC in results.blended:
+        blended, real = (panel.ndcg_contributions(results.blended[arm]) for arm in (WITH_SYNTHETIC, REAL_ONLY))
+        row["blended"] = _lift_over_best(bootstrap.compare(blended, real), REAL_ONLY)
+    new_panel = results.new_user_panel
+    if new_panel is not None and WITH_SYNTHETIC in results.new_users:
+        baseline = best_baselines.get(SEGMENTS[0], best_baselines["all"])
+        new = {
+            arm: new_panel.ndcg_contributions(results.new_users[arm])
+            for arm in (WITH_SYNTHETIC, baseline, JOINT_BASELINE)
+            if arm in results.new_users
+        }
+        bootstrap = TwoWayBootstrap(new_panel.user, new_panel.n_items, seed=seed)
+        row["new"] = _lift_over_best(bootstrap.compare(new[WITH_SYNTHETIC], new[baseline]), baseline)
+        row["new"]["cases"] = len(new_panel.user)
+        if JOINT_BASELINE in new:
+            row["new"]["over_rival"] = bootstrap.compare(new[WITH_SYNTHETIC], new[JOINT_BASELINE]).lift_to_json()
     return row
 
 
@@ -234,7 +288,7 @@ def _arm_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "ndcg": metrics["ndcg"],
         "lift % (95 % CI)": _interval(row),
         "synthetic augmentation over this %": _interval(row.get("scalr_over_this", {})),
-        **{name: slices.get(name, {}).get("ndcg") for name in SEGMENTS},
+        **{name: slices.get(name, {}).get("ndcg") for name in (*SEGMENTS, "new", "blended")},
         "coverage": metrics["coverage"],
         **_entropy_columns(row.get("probabilities", {})),
     }
@@ -262,13 +316,22 @@ def _interval(comparison: Mapping[str, Any], digits: int = 1) -> str:
 
 def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:
     cold = verdict.get("cold", {})
+    new, blended = verdict.get("new", {}), verdict.get("blended", {})
     return {
         "model": verdict["model"],
         "best baseline": verdict["best_baseline"],
-        "lift over best % (95 % CI)": _interval({"lift_pct": verdict["lift_over_best_pct"], "ci95": verdict["ci95"]}),
-        "cold users": _interval({"lift_pct": cold["lift_over_best_pct"], "ci95": cold["ci95"]}) if cold else "",
+        "lift over best % (95 % CI)": _over_best(verdict),
+        "cold users": _over_best(cold),
+        "all users as if new": _over_best(new),
         "over the joint baseline": _interval(verdict.get("over_rival", {})),
+        "both blended with recent popularity": _over_best(blended),
     }
+
+
+def _over_best(verdict: Mapping[str, Any]) -> str:
+    if not verdict:
+        return ""
+    return _interval({"lift_pct": verdict["lift_over_best_pct"], "ci95": verdict["ci95"]})
 
 
 def _describe_budget(arms: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.config import SegmentWeights
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.evaluation.arms import REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, describe_baseline
 from scalr_prod.evaluation.diagnostics import diagnose
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["PublishedRun", "PublishedTrainingSets", "publish_synthetic_events"]
 
 logger = logging.getLogger(__name__)
+
+_FULL_WEIGHT: Final = SegmentWeights(1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -114,21 +117,23 @@ def publish_synthetic_events(split: EvaluationSplit, options: DrawOptions) -> Pu
     import pyarrow.compute as pc
 
     from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
-    from scalr_prod.training_set import TrainingSet
+    from scalr_prod.training_set import TrainingSet, confidence_multipliers
 
     job = execute_stages(PipelineContext(_with_draw_options(split.settings, options)), stages_to("plan"))
     training_set = job.reports["dataset"].to_json()
     del training_set["fingerprint"]  # depends on random file names in the split's lake
-    rows = TrainingSet.open(training_set["path"]).to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
+    dataset = TrainingSet.open(training_set["path"])
+    rows = dataset.to_arrow([USER_ID, ITEM_ID, "event_timestamp", "weight", "is_synthetic"])
     is_synthetic = rows["is_synthetic"]
     masks = (pc.invert(is_synthetic), is_synthetic)
     real, synthetic = (split.numbering.to_interactions(rows.filter(mask), split.cutoff) for mask in masks)
-    events = TrainingSetEvents(real, synthetic.synthetic())
+    (multiplier, *_) = confidence_multipliers(_FULL_WEIGHT, dataset.manifest["settings"]["real_to_synthetic"])
+    events = TrainingSetEvents(real, synthetic.synthetic().weighted(1 / multiplier))
     return PublishedRun(events, job.require_spec().run_id, job.reports["validate"].to_json(), training_set)
 
 
 def _with_draw_options(settings: Settings, options: DrawOptions) -> Settings:
-    """Return settings of a run with these sampling options, and of a training set of positives without λ, which the evaluation applies.
+    """Return settings of a run with these sampling options, and of a training set of positives with λ = 1; the evaluation applies its own.
 
     The gate's information check is off: the evaluation itself decides whether there is a signal.
     """

@@ -19,33 +19,35 @@ from scalr_prod.evaluation.evaluation_report import format_percent
 from scalr_prod.evaluation.signal import describe_signal, measure_signal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.runner import EvaluationRunner
-    from scalr_prod.evaluation.trial_cache import ValidationWindow
+    from scalr_prod.evaluation.trial_cache import ValidationSplit
 
 __all__ = ["run_quick_verdict", "with_budget"]
 
 logger = logging.getLogger(__name__)
 
 
-def run_quick_verdict(runner: EvaluationRunner, window: ValidationWindow) -> EvaluationReport:
+def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit]) -> EvaluationReport:
     """Evaluate three arms, log each result as it comes, and write and return the report.
 
     Args:
         runner: A runner of a quick plan, with one family and one cutoff.
-        window: The latest validation window; its data builder is limited to the budget.
+        window: The splits of the latest validation window; their data builders are limited to the budget.
 
     Raises:
         TranslatorError: Too little to learn from.
     """
     window = with_budget(window)
-    runner.prepare_tuning([window])
+    runner.prepare_tuning(window)
     (family,), (split,) = runner.families.values(), runner.plan.splits
     run = runner.prepare_cutoff(split)
     runner.evaluate_arm(run, family, POPULARITY_BASELINE)
     for arm in (REAL_ONLY, WITH_SYNTHETIC):
         if arm == WITH_SYNTHETIC:
-            runner.signal = measure_signal(window)
+            runner.signal = measure_signal(window[0])
             logger.info("signal beyond popularity: %s", describe_signal(runner.signal))
         runner.tune_arm(family, arm)
         runner.evaluate_arm(run, family, arm)
@@ -55,13 +57,15 @@ def run_quick_verdict(runner: EvaluationRunner, window: ValidationWindow) -> Eva
     return report
 
 
-def with_budget(window: ValidationWindow) -> ValidationWindow:
-    """Return the window with a data builder that respects the budget; the window itself if no bound applies."""
-    split = window.evaluator.split
-    budget = budget_for(split)
+def with_budget(window: Sequence[ValidationSplit]) -> Sequence[ValidationSplit]:
+    """Return a window's splits with data builders that respect the budget; the splits themselves if no bound applies."""
+    whole, *folds = window
+    budget = budget_for(whole.evaluator.split)
     if budget == UNLIMITED:
         return window
-    return replace(window, data_builder=ArmDataBuilder(split, on_training=window.data_builder.on_training, budget=budget))
+    builder = ArmDataBuilder(whole.evaluator.split, on_training=whole.data_builder.on_training, budget=budget)
+    new = [replace(fold, data_builder=builder.with_new_users(fold.evaluator.split)) for fold in folds]
+    return [replace(whole, data_builder=builder), *new]
 
 
 def _describe_verdict(report: EvaluationReport, family: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from scalr_prod.evaluation.arms import (
     ArmDataBuilder,
 )
 from scalr_prod.evaluation.budget import UNLIMITED, budget_for
-from scalr_prod.evaluation.evaluation_report import EvaluationReport, build_verdict, summarize_arms, write_report
+from scalr_prod.evaluation.evaluation_report import ArmOutcomes, EvaluationReport, build_verdict, summarize_arms, write_report
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models import uses_source_events
 from scalr_prod.evaluation.published_sets import PublishedTrainingSets
@@ -36,11 +37,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.arms import Arm
     from scalr_prod.evaluation.evaluator import Outcome
+    from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.plan import EvaluationPlan
     from scalr_prod.evaluation.probabilities import PlattCalibrator
     from scalr_prod.evaluation.progress_ticker import EvaluationProgress
     from scalr_prod.evaluation.split import EvaluationSplit
-    from scalr_prod.evaluation.trial_cache import ValidationWindow
+    from scalr_prod.evaluation.trial_cache import ValidationSplit
     from scalr_prod.evaluation.tuning import TunedArm
 
 __all__ = ["CutoffRun", "EvaluationRunner", "FamilyEvaluation"]
@@ -48,6 +50,7 @@ __all__ = ["CutoffRun", "EvaluationRunner", "FamilyEvaluation"]
 logger = logging.getLogger(__name__)
 
 _ZERO_WEIGHTS: Final = (0.0, 0.0, 0.0)
+_NEW_USER_FOLDS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,16 @@ class CutoffRun:
     Attributes:
         evaluator: Evaluator of the cutoff's split.
         data_builder: Builder of the arms' training events.
-        published: Published training sets.
+        published: Published training sets; None: events are sampled in process.
         cache: Cached results of the split.
+        new_users: The same for each half of the users as if they were new; empty for one of these halves.
     """
 
     evaluator: SplitEvaluator
     data_builder: ArmDataBuilder
-    published: PublishedTrainingSets
+    published: PublishedTrainingSets | None
     cache: ResultCache
+    new_users: Sequence[CutoffRun] = ()
 
     @property
     def date(self) -> str:
@@ -83,6 +88,8 @@ class FamilyEvaluation:
         calibrators: Name of an arm → calibration of its probabilities; None for models without probabilities.
         best_baselines: ``all`` and each segment → the better baseline on validation.
         outcomes: Name of an arm → for each cutoff, the outcomes of every seed.
+        blended: The same with the arm's scores boosted by recent popularity; trained arms only.
+        new_users: Name of an arm → for each cutoff and each half of the users as if they were new, the outcomes of every seed.
         synthetic_counts: Name of an arm → number of its synthetic events, and the share of the catalogue that they cover.
     """
 
@@ -92,11 +99,17 @@ class FamilyEvaluation:
     calibrators: dict[str, PlattCalibrator | None] = field(default_factory=dict)
     best_baselines: dict[str, str] = field(default_factory=dict)
     outcomes: dict[str, list[list[Outcome]]] = field(default_factory=dict)
+    blended: dict[str, list[list[Outcome]]] = field(default_factory=dict)
+    new_users: dict[str, list[list[Outcome]]] = field(default_factory=dict)
     synthetic_counts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def arm(self, name: str) -> Arm:
         """Return an arm with its tuned values; untuned arms use those of real+scalr."""
         return self.tuned[name].arm if name in self.tuned else replace(self.tuned[WITH_SYNTHETIC].arm, name=name)
+
+    def boost(self, name: str) -> tuple[float, float, float]:
+        """Return the boost by recent popularity that suits an arm; untuned arms use that of real+scalr."""
+        return self.tuned[name if name in self.tuned else WITH_SYNTHETIC].blended.boost
 
     def choices_to_json(self, half_life: TunedHalfLife) -> dict[str, Any]:
         """Return what validation chose for real+scalr, and for every tuned arm, as plain JSON values."""
@@ -109,8 +122,8 @@ class FamilyEvaluation:
 
 
 #: Approximate number of fits to tune an arm, as measured with ALS and two-tower on the Yelp log. Only used to estimate the remaining time.
-_TUNING_FITS: Final = {REAL_ONLY: 14, WITH_SYNTHETIC: 31, JOINT_BASELINE: 19}
-_CONTROL_TUNING_FITS: Final = 36
+_TUNING_FITS: Final = {REAL_ONLY: 42, WITH_SYNTHETIC: 93, JOINT_BASELINE: 57}
+_CONTROL_TUNING_FITS: Final = 108
 
 
 def _expected_tuning_fits(arm: str) -> int:
@@ -135,23 +148,23 @@ class EvaluationRunner:
         self.runs: list[dict[str, Any]] = []
         self._started = time.perf_counter()
 
-    def tune_arms(self, windows: Sequence[ValidationWindow]) -> None:
-        """Tune every arm on the validation windows."""
+    def tune_arms(self, splits: Sequence[ValidationSplit]) -> None:
+        """Tune every arm on the validation splits, those of the latest window first."""
         arms = [name for family in self.settings.downstream.models for name in self._family_arms(family)]
         evaluation_fits = sum(map(self._expected_evaluation_fits, arms)) * len(self.plan.splits)
         self.progress.total = sum(map(_expected_tuning_fits, arms)) + evaluation_fits
-        self.prepare_tuning(windows)
-        self.signal = measure_signal(windows[0])
+        self.prepare_tuning(splits)
+        self.signal = measure_signal(splits[0])
         for family in self.families.values():
             for name in self.progress.track_steps(self._family_arms(family.name), _expected_tuning_fits):
                 self.tune_arm(family, name)
 
-    def prepare_tuning(self, windows: Sequence[ValidationWindow]) -> None:
+    def prepare_tuning(self, splits: Sequence[ValidationSplit]) -> None:
         """Tune the half-life of the popularity baseline, which all other choices depend on, and create the tuners."""
         self.progress.start_task(f"choosing the half-life of {POPULARITY_BASELINE}")
-        self.half_life = tune_half_life(windows)
+        self.half_life = tune_half_life(splits)
         for name in self.settings.downstream.models:
-            tuner = Tuner(name, windows, self.settings, self.half_life, self.progress.count_fits, quick=self.plan.quick)
+            tuner = Tuner(name, splits, self.settings, self.half_life, self.progress.count_fits, quick=self.plan.quick)
             self.families[name] = FamilyEvaluation(name, tuner)
 
     def tune_arm(self, family: FamilyEvaluation, name: str) -> None:
@@ -175,7 +188,7 @@ class EvaluationRunner:
         return [name for name in self.plan.arms if name != JOINT_BASELINE or not uses_source_events(family)]
 
     def _expected_evaluation_fits(self, name: str) -> int:
-        return 1 if name in UNTRAINED_ARMS else self.settings.downstream.seeds
+        return 1 if name in UNTRAINED_ARMS else self.settings.downstream.seeds * (1 + _NEW_USER_FOLDS)
 
     def evaluate_split(self, split: EvaluationSplit) -> None:
         """Evaluate every family and arm at one cutoff; write a partial report after each family."""
@@ -184,7 +197,7 @@ class EvaluationRunner:
             for name in self.progress.track_steps(self._family_arms(family.name), self._expected_evaluation_fits):
                 self.evaluate_arm(run, family, name)
             others = [report for report in self.runs if report["cutoff"] != split.cutoff.isoformat()]
-            self.runs = others + run.published.run_reports
+            self.runs = others + (run.published.run_reports if run.published else [])
             write_report(self.build_report(complete=False), self.folder)
 
     def prepare_cutoff(self, split: EvaluationSplit) -> CutoffRun:
@@ -193,20 +206,34 @@ class EvaluationRunner:
         on_training = partial(self.progress.start_task, f"training the translator up to {split.cutoff.date().isoformat()}")
         budget = budget_for(split) if self.plan.quick else UNLIMITED
         data_builder = ArmDataBuilder(split, on_training=on_training, budget=budget)
-        evaluator = SplitEvaluator(split, self.settings.downstream.k)
-        return CutoffRun(evaluator, data_builder, PublishedTrainingSets(data_builder, cache), cache)
+        k = self.settings.downstream.k
+        new_users = [
+            CutoffRun(SplitEvaluator(fold, k), data_builder.with_new_users(fold), None, ResultCache.from_split(fold))
+            for fold in split.new_user_folds()
+        ]
+        published = None if self.plan.quick else PublishedTrainingSets(data_builder, cache)
+        return CutoffRun(SplitEvaluator(split, k), data_builder, published, cache, new_users)
 
     def evaluate_arm(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> None:
-        """Evaluate one arm at one cutoff with all seeds."""
+        """Evaluate one arm at one cutoff with all seeds: the users as they are, and each half of them as if they were new."""
         self.progress.label = f"{family.name} {name} at {run.date}"
+        found = self._evaluate_seeds(run, family, name)
+        family.outcomes.setdefault(name, []).append([plain for plain, _ in found])
+        if name not in UNTRAINED_ARMS:
+            family.blended.setdefault(name, []).append([blended for _, blended in found])
+        for fold in run.new_users:
+            family.new_users.setdefault(name, []).append([plain for plain, _ in self._evaluate_seeds(fold, family, name)])
+        self._log_outcomes(family.name, name, run, family.outcomes[name][-1])
+
+    def _evaluate_seeds(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[tuple[Outcome, Outcome]]:
+        """Return the outcomes of every seed, each without and with a boost by recent popularity."""
         if name == POPULARITY_BASELINE:
-            outcomes = [run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))]
-        elif name in UNTRAINED_ARMS:
-            outcomes = [self._evaluate_recommender(run, family.arm(name))]
-        else:
-            outcomes = self._evaluate_trained(run, family, name)
-        family.outcomes.setdefault(name, []).append(outcomes)
-        self._log_outcomes(family.name, name, run, outcomes)
+            outcome = run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))
+            return [(outcome, outcome)]
+        if name in UNTRAINED_ARMS:
+            outcome = self._evaluate_recommender(run, family.arm(name))
+            return [(outcome, outcome)]
+        return self._evaluate_trained(run, family, name)
 
     def finish(self) -> EvaluationReport:
         """Write and return the final report, and write the policy unless the plan is quick."""
@@ -229,11 +256,13 @@ class EvaluationRunner:
         panels = {family.name: UserPanel.from_splits(splits[: len(family.outcomes[REAL_ONLY])]) for family in families}
         rows, models = [], []
         for family in families:
-            panel = panels[family.name]
-            for row in summarize_arms(panel, family.name, family.outcomes, seed=seed):
+            results = ArmOutcomes(
+                panels[family.name], self._new_user_panel(family), family.outcomes, family.blended, family.new_users
+            )
+            for row in summarize_arms(results, family.name, seed=seed):
                 counts = family.synthetic_counts.get(row["name"])
                 rows.append(row if counts is None else row | {"synthetic": counts})
-            models.append(build_verdict(panel, family.name, family.outcomes, family.best_baselines, seed=seed))
+            models.append(build_verdict(results, family.name, family.best_baselines, seed=seed))
         widest = max(panels.values(), key=lambda panel: len(panel.user))
         return EvaluationReport(
             cutoffs=[split.cutoff.isoformat() for split in splits],
@@ -255,36 +284,51 @@ class EvaluationRunner:
             seconds=round(time.perf_counter() - self._started, 1),
         )
 
-    def _evaluate_trained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[Outcome]:
+    def _evaluate_trained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[tuple[Outcome, Outcome]]:
         """Fit and evaluate an arm with every seed, and count its synthetic events."""
         arm = family.arm(name)
-        if not self.plan.quick and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw):
+        if run.published and name == WITH_SYNTHETIC and any(arm.weights) and run.published.is_refused(arm.draw):
             arm = replace(family.arm(REAL_ONLY), name=name, draw=arm.draw)  # nothing is published
-        use_published = not self.plan.quick and run.published.is_used_by(arm)
-        if self.plan.quick and name == WITH_SYNTHETIC and not any(arm.weights):
+        published = run.published if run.published and run.published.is_used_by(arm) else None
+        if published is None and name == WITH_SYNTHETIC and not any(arm.weights):
             arm = replace(arm, name=REAL_ONLY)  # no translator is trained for events of weight 0
-        seeds = range(self.settings.downstream.seeds)
-        outcomes = [self._fit_and_evaluate(run, arm, seed, use_published=use_published) for seed in seeds]
-        if arm.has_synthetic_events and name not in family.synthetic_counts:
-            family.synthetic_counts[name] = self._count_synthetic(run, arm, use_published=use_published)
+        boost, seeds = family.boost(name), range(self.settings.downstream.seeds)
+        outcomes = [self._fit_and_evaluate(run, arm, seed, boost, published) for seed in seeds]
+        if run.new_users and arm.has_synthetic_events and name not in family.synthetic_counts:
+            family.synthetic_counts[name] = self._count_synthetic(run, arm, published)
         return outcomes
 
-    def _fit_and_evaluate(self, run: CutoffRun, arm: Arm, seed: int, *, use_published: bool) -> Outcome:
+    def _fit_and_evaluate(
+        self,
+        run: CutoffRun,
+        arm: Arm,
+        seed: int,
+        boost: tuple[float, float, float],
+        published: PublishedTrainingSets | None,
+    ) -> tuple[Outcome, Outcome]:
         evaluator, half_life = run.evaluator, self.half_life.half_life
         calibrator = self.families[arm.family].calibrators[arm.name]
 
-        def fit() -> Outcome:
-            published = run.published.events(arm.draw) if use_published else None
-            events = run.data_builder.events(arm, seed, published)
+        @functools.cache
+        def fitted() -> DownstreamModel:
+            events = run.data_builder.events(arm, seed, published.events(arm.draw) if published else None)
             self.progress.label = f"{arm.family} {arm.name} at {run.date}"
             model = evaluator.fit(arm.family, arm.options, events, seed=seed)
             self.progress.count_fits(self.progress.label)
-            return evaluator.evaluate(model, boost=arm.boost, half_life=half_life, calibrator=calibrator)
+            return model
 
-        sampling = (use_published, run.data_builder.budget.to_json()) if arm.has_synthetic_events else ()
-        identity = (arm.family, family_source_digest(arm.family), arm.name, arm.hyperparameters_to_json())
-        inputs = (*identity, seed, sampling, half_life, calibrator and calibrator.to_json())
-        return run.cache.get_or_compute(("test outcome", *inputs), fit, outcome_codec(evaluator))
+        def evaluate(arm: Arm) -> Outcome:
+            return evaluator.evaluate(fitted(), boost=arm.boost, half_life=half_life, calibrator=calibrator)
+
+        sampling = (published is not None, run.data_builder.budget.to_json()) if arm.has_synthetic_events else ()
+        outcomes = []
+        for one in (arm, replace(arm, boost=boost)):
+            identity = (one.family, family_source_digest(one.family), one.name, one.hyperparameters_to_json())
+            inputs = (*identity, seed, sampling, half_life, calibrator and calibrator.to_json())
+            outcomes.append(
+                run.cache.get_or_compute(("test outcome", *inputs), partial(evaluate, one), outcome_codec(evaluator))
+            )
+        return outcomes[0], outcomes[1]
 
     def _evaluate_recommender(self, run: CutoffRun, arm: Arm) -> Outcome:
         """Evaluate the translator as a recommender."""
@@ -296,15 +340,14 @@ class EvaluationRunner:
         key = ("recommender", arm.name, arm.draw.to_json(), self.half_life.half_life)
         return run.cache.get_or_compute(key, evaluate, outcome_codec(run.evaluator))
 
-    def _count_synthetic(self, run: CutoffRun, arm: Arm, *, use_published: bool) -> dict[str, float]:
+    def _count_synthetic(self, run: CutoffRun, arm: Arm, published: PublishedTrainingSets | None) -> dict[str, float]:
         """Return an arm's number of synthetic events before λ (first seed), and the share of the catalogue that they cover."""
 
         def count() -> dict[str, float]:
-            published = run.published.events(arm.draw) if use_published else None
-            events = run.data_builder.synthetic_events(arm, 0, published)
+            events = run.data_builder.synthetic_events(arm, 0, published.events(arm.draw) if published else None)
             return {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
 
-        inputs = (arm.name, arm.hyperparameters_to_json(), use_published, run.data_builder.budget.to_json())
+        inputs = (arm.name, arm.hyperparameters_to_json(), published is not None, run.data_builder.budget.to_json())
         counts: dict[str, float] = run.cache.get_or_compute(("synthetic", *inputs), count, JSON_CODEC)
         return counts
 
@@ -313,6 +356,12 @@ class EvaluationRunner:
         cold = run.evaluator.segments == 0
         of_cold = f", cold users {ndcg[cold].mean():.4f}" if cold.any() else ""
         logger.info("%s %s at %s: NDCG@%d %.4f%s", family, name, run.date, run.evaluator.k, ndcg.mean(), of_cold)
+
+    def _new_user_panel(self, family: FamilyEvaluation) -> UserPanel | None:
+        """Return the panel of users as if they were new, at the cutoffs that are evaluated; None if there are none."""
+        done = self.plan.splits[: len(family.outcomes[REAL_ONLY])]
+        folds = [fold for split in done for fold in split.new_user_folds()]
+        return UserPanel.from_splits(folds) if folds else None
 
     def _best_family(self) -> FamilyEvaluation:
         """Return the family with the best real+scalr on validation."""
@@ -339,7 +388,7 @@ class EvaluationRunner:
             logs=logs_digest(self.settings),
             report=str(self.folder),
             # Lifts are left out, since they may be undefined.
-            bar=acceptance and {name: acceptance[name] for name in ("p_below", "why", "p_value")},
+            bar=acceptance and {name: acceptance[name] for name in ("harm_probability", "max_harm_probability", "p_value")},
         )
 
 
@@ -350,7 +399,7 @@ def _tuned_arm_json(tuned: TunedArm) -> dict[str, Any]:
         "draw": arm.draw.to_json(),
         "lambda": dict(zip(SEGMENTS, arm.weights, strict=True)),
         "source_weight": arm.source_weight,
-        "boost": dict(zip(SEGMENTS, arm.boost, strict=True)),
+        "boost": dict(zip(SEGMENTS, tuned.blended.boost, strict=True)),
         "helps": any(arm.weights),
         "validation": tuned.validation_to_json(),
     }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HALF_LIFE", "Hyperparameter", "search_values"]
+__all__ = ["HALF_LIFE", "Hyperparameter", "is_as_good", "search_values"]
 
 _MAX_EXTENSIONS: Final = 3
 
@@ -60,22 +60,43 @@ class Hyperparameter:
 HALF_LIFE: Final = Hyperparameter("half_life", (math.inf, 365.0, 90.0), low=1.0)
 
 
-def search_values(hyperparameter: Hyperparameter, objective: Callable[[float], float]) -> tuple[float, bool]:
-    """Return the best value, and whether it is still the outermost of those tried.
+def search_values(
+    hyperparameter: Hyperparameter, objective: Callable[[float], float], *, tolerance: float = 0.0
+) -> tuple[float, bool]:
+    """Return the chosen value, and whether the best one is still the outermost of those tried.
 
     Args:
         hyperparameter: The hyperparameter.
         objective: Score of one value, higher is better; ties go to the value tried first.
+        tolerance: Neighbours of the best value that are relatively worse by less than this form a plateau with it, and the middle of the
+            plateau is chosen; 0: the best value is chosen.
     """
     scores = {candidate: objective(candidate) for candidate in hyperparameter.values}
+    on_edge = True
     for _ in range(_MAX_EXTENSIONS):
-        best = max(scores, key=scores.__getitem__)
-        outward = _next_outward(hyperparameter, best, scores)
+        outward = _next_outward(hyperparameter, max(scores, key=scores.__getitem__), scores)
         if outward is None:
-            return best, False
+            on_edge = False
+            break
         scores[outward] = objective(outward)
     best = max(scores, key=scores.__getitem__)
-    return best, _next_outward(hyperparameter, best, scores) is not None
+    on_edge = on_edge and _next_outward(hyperparameter, best, scores) is not None
+    return (_middle_of_plateau(scores, best, tolerance) if tolerance else best), on_edge
+
+
+def is_as_good(value: float, best: float, tolerance: float) -> bool:
+    """Return whether a score is relatively worse than the best by at most the tolerance."""
+    return value >= best - tolerance * abs(best)
+
+
+def _middle_of_plateau(scores: dict[float, float], best: float, tolerance: float) -> float:
+    values = sorted(scores)
+    low = high = values.index(best)
+    while low > 0 and is_as_good(scores[values[low - 1]], scores[best], tolerance):
+        low -= 1
+    while high < len(values) - 1 and is_as_good(scores[values[high + 1]], scores[best], tolerance):
+        high += 1
+    return values[(low + high + 1) // 2]
 
 
 def _next_outward(hyperparameter: Hyperparameter, best: float, scores: dict[float, float]) -> float | None:

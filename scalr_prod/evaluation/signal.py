@@ -7,7 +7,8 @@ validation window's translator, before it fits a model on synthetic events.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.evaluation.result_cache import JSON_CODEC
 from scalr_prod.quality import MIN_USERS
@@ -15,27 +16,46 @@ from scalr_prod.quality import MIN_USERS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.evaluation.trial_cache import ValidationWindow
+    from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["describe_signal", "has_user_signal", "measure_signal"]
+__all__ = ["Signal", "classify_signal", "describe_signal", "measure_signal"]
+
+#: A gain in nats per event below this is too small to rank by.
+_NEGLIGIBLE_NATS: Final = 0.02
 
 
-def measure_signal(window: ValidationWindow) -> dict[str, Any] | None:
-    """Return the signal with 99 % intervals; None if there are too few users. Trains the window's translator if needed.
+def measure_signal(split: ValidationSplit) -> dict[str, Any] | None:
+    """Return the signal with 99 % intervals; None if there are too few users. Trains the split's translator if needed.
 
     Raises:
         TranslatorError: Too little training data.
     """
-    key = ("signal", window.data_builder.budget.pretraining_events)
-    signal: dict[str, Any] | None = window.cache.get_or_compute(
-        key, lambda: window.data_builder.translation.information, JSON_CODEC
+    key = ("signal", split.data_builder.budget.pretraining_events)
+    signal: dict[str, Any] | None = split.cache.get_or_compute(
+        key, lambda: split.data_builder.translation.information, JSON_CODEC
     )
     return signal
 
 
-def has_user_signal(signal: Mapping[str, Any] | None) -> bool:
-    """Return whether users' own source histories are more informative than others': enough users, and the 99 % interval is above 0."""
-    return signal is not None and signal["users"] >= MIN_USERS and signal["own_over_others"]["ci99"][0] > 0
+class Signal(Enum):
+    """Whether users' own source histories tell more about their target events than other users' histories do."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNCLEAR = "unclear"
+
+
+def classify_signal(signal: Mapping[str, Any] | None) -> Signal:
+    """Return ``PRESENT`` if the 99 % interval of own over others' is above 0, ``ABSENT`` if it lies below a negligible gain.
+
+    It is ``UNCLEAR`` in between, and with too few users.
+    """
+    if signal is None or signal["users"] < MIN_USERS:
+        return Signal.UNCLEAR
+    low, high = signal["own_over_others"]["ci99"]
+    if low > 0:
+        return Signal.PRESENT
+    return Signal.ABSENT if high < _NEGLIGIBLE_NATS else Signal.UNCLEAR
 
 
 def describe_signal(signal: Mapping[str, Any] | None) -> str:

@@ -74,6 +74,7 @@ class EvaluationSplit:
         sandbox: The isolated home.
         numbering: Numbers of users and items.
         real: Visible target events before the cutoff.
+        later: Target events from the cutoff on, of items known by then.
         source: Source events before the cutoff; item numbers are positions in `IdNumbering.source_items`.
         hidden: bool [U]. Users whose target history was hidden.
         users: int64 [V]. Test users: those with at least one test item.
@@ -81,11 +82,13 @@ class EvaluationSplit:
         held_out: scipy CSR [U, N]. Those items and the hidden users' histories: real events that were withheld from all training.
         cold_fraction: Share of users whose target history was hidden.
         name: Prefix of the home's name, and salt of the choice of hidden users.
+        in_home: Whether the hidden users' target events are absent from the isolated home, too; see `with_new_users`.
     """
 
     sandbox: Sandbox
     numbering: IdNumbering
     real: Interactions
+    later: Interactions
     source: Interactions
     hidden: NDArray[np.bool_]
     users: NDArray[np.int64]
@@ -93,6 +96,7 @@ class EvaluationSplit:
     held_out: Any
     cold_fraction: float = 0.0
     name: str = "test"
+    in_home: bool = True
 
     @classmethod
     def from_settings(
@@ -127,7 +131,8 @@ class EvaluationSplit:
         after = pc.greater_equal(target[EVENT_TIMESTAMP], pa.scalar(cutoff))
         if end is not None:
             after = pc.and_(after, pc.less(target[EVENT_TIMESTAMP], pa.scalar(end)))
-        relevant = _unseen_pairs(numbering.to_interactions(target.filter(after), cutoff), real)
+        later = numbering.to_interactions(target.filter(after), cutoff)
+        relevant = _unseen_pairs(later, real)
         held_out = _unseen_pairs(numbering.to_interactions(target, cutoff), real)
         tested = np.flatnonzero(np.diff(relevant.indptr) > 0)
         if len(tested) < MIN_TEST_USERS:
@@ -140,6 +145,7 @@ class EvaluationSplit:
             isolated,
             numbering,
             real,
+            later,
             source_numbering.to_interactions(known_source, cutoff),
             hidden,
             tested,
@@ -149,14 +155,13 @@ class EvaluationSplit:
             name,
         )
 
-    def earlier(self, number: int = 0, *, end: datetime | None = None) -> EvaluationSplit:
+    def earlier(self, number: int = 0, *, end: datetime | None = None, cold_fraction: float | None = None) -> EvaluationSplit:
         """Create a split within this one's training period: number 0 tests on its last fifth of events, 1 on the last fifth of the rest.
-
-        The same share of users have their target history hidden, on top of those hidden here.
 
         Args:
             number: How many fifths lie between its test period and this split's cutoff.
             end: End of testing; None: end of the training period.
+            cold_fraction: Share of users whose target history is hidden, on top of those hidden here; None: the same share as here.
 
         Raises:
             EvaluationError: Too few test users.
@@ -165,7 +170,31 @@ class EvaluationSplit:
         name = "validation" if self.name == "test" else f"{self.name}-earlier"  # another name hides other users
         if number:
             name = f"{name}-{number + 1}"
-        return EvaluationSplit.from_settings(self.settings, begin, end=end, cold_fraction=self.cold_fraction, name=name)
+        fraction = self.cold_fraction if cold_fraction is None else cold_fraction
+        split = EvaluationSplit.from_settings(self.settings, begin, end=end, cold_fraction=fraction, name=name)
+        if self.in_home:
+            return split
+        number_here = index_in(split.numbering.users, self.numbering.users)
+        return split.with_new_users(self.hidden[number_here] & (number_here >= 0))
+
+    def with_new_users(self, hidden: NDArray[np.bool_]) -> EvaluationSplit:
+        """Create the same split with some users as if they were new: models see none of their target events, and they alone are tested.
+
+        The isolated home stays as it is. Its translator is cross-fitted: a user's draws do not depend on that user's target events.
+
+        Args:
+            hidden: bool [U]. Users to hide.
+        """
+        real = self.real.take(~hidden[self.real.user])
+        relevant = _unseen_pairs(self.later, real)
+        tested = np.flatnonzero((np.diff(relevant.indptr) > 0) & hidden)
+        return replace(self, real=real, hidden=self.hidden | hidden, users=tested, relevant=relevant, in_home=False)
+
+    def new_user_folds(self) -> list[EvaluationSplit]:
+        """Create two splits, each with one half of the users as if they were new; every user is new in one of them."""
+        half = choose_hidden_users(self.numbering.users, 0.5, salt=f"{self.settings.downstream.seed}|new users")
+        folds = [self.with_new_users(hidden) for hidden in (half, ~half)]
+        return [fold for fold in folds if len(fold.users)]
 
     def without_source(self, source: str) -> EvaluationSplit:
         """Create the same split without one of several source domains."""

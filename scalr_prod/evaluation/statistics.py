@@ -67,6 +67,11 @@ class MetricContributions:
         selected = mask[self.case]
         return MetricContributions(self.case[selected], self.item[selected], self.gain[selected])
 
+    @classmethod
+    def concat(cls, parts: Sequence[MetricContributions]) -> MetricContributions:
+        """Join the contributions of different cases."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("case", "item", "gain")))
+
 
 class TwoWayBootstrap:
     """Bootstrap over users and items whose resamples are drawn once, so that all comparisons share them.

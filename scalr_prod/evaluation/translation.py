@@ -6,7 +6,7 @@ A published run queries the same translator with the same contexts, which `scalr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,12 +16,13 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.interactions import Interactions
 from scalr_prod.generation import confidence_weight
 from scalr_prod.schemas import USER_ID
+from scalr_prod.translator import NO_ITEM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.evaluation.split import EvaluationSplit
-    from scalr_prod.translator import Contexts, TranslatorModule
+    from scalr_prod.translator import Contexts, Samples, TranslatorModule
 
 __all__ = ["DrawOptions", "SplitTranslator"]
 
@@ -68,6 +69,7 @@ class SplitTranslator:
         module: The translator.
         information: Information of source histories beyond popularity, measured when the translator was trained; None if its version
             lacks that measurement.
+        base: The translator of the same split without new users; what it samples for all other users is reused. None: there is none.
     """
 
     split: EvaluationSplit
@@ -77,6 +79,8 @@ class SplitTranslator:
     value_bucket: NDArray[np.int64]
     module: TranslatorModule
     information: dict[str, Any] | None = None
+    base: SplitTranslator | None = None
+    _samples: dict[DrawOptions, Samples] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_split(cls, split: EvaluationSplit, *, max_contexts: int | None = None) -> SplitTranslator:
@@ -118,6 +122,11 @@ class SplitTranslator:
             information=version.manifest["metrics"].get("information"),
         )
 
+    def with_new_users(self, split: EvaluationSplit) -> SplitTranslator:
+        """Return the translator for a split of `EvaluationSplit.with_new_users`: for users hidden there no item counts as consumed."""
+        exclude = np.where(split.hidden[self.user][:, None], np.int32(NO_ITEM), self.contexts.exclude_matrix())
+        return replace(self, split=split, contexts=replace(self.contexts, exclude=exclude), base=self)
+
     def draw(self, options: DrawOptions) -> Interactions:
         """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item) only the most probable event is kept."""
         sampled = self._most_probable_per_pair(options)
@@ -131,20 +140,7 @@ class SplitTranslator:
 
     def _most_probable_per_pair(self, options: DrawOptions) -> _SampledEvents:
         """Sample events of weight 1, and keep the most probable of each (user, item)."""
-        from scalr_prod.translator import Contexts
-
-        contexts = self.contexts
-        if options.seed:
-            keys = contexts.noise_key ^ np.int64(options.seed * 0x9E3779B97F4A7C15 % 2**63)
-            contexts = Contexts(**{**vars(contexts), "noise_key": keys})
-        samples = self.module.sample(
-            contexts,
-            options.volume,
-            temperature=options.temperature,
-            min_lift=options.min_lift,
-            shortlist=self.split.settings.generation.shortlist,
-            component=options.member,
-        )
+        samples = self._sample(options)
         row, column = np.nonzero(samples.items >= 0)
         probability = samples.probabilities[row, column].astype(np.float64)
         prior = samples.prior[row, column].astype(np.float64)
@@ -156,13 +152,37 @@ class SplitTranslator:
         events = Interactions(
             user=self.user[row][best],
             item=item[best],
-            time=contexts.event_time[row][best],
+            time=self.contexts.event_time[row][best],
             weight=np.ones(len(best), dtype=np.float32),
             n_users=self.split.real.n_users,
             n_items=self.split.real.n_items,
             until=self.split.real.until,
         )
         return _SampledEvents(events.synthetic(), probability[best], prior[best])
+
+    def _sample(self, options: DrawOptions) -> Samples:
+        """Return the draws of every context, sampled once; those of users who are not new are the base translator's."""
+        if options not in self._samples:
+            if self.base is None:
+                self._samples[options] = self._sample_contexts(self.contexts, options)
+            else:
+                new = np.flatnonzero(self.split.hidden[self.user])
+                samples = self.base._sample(options)  # noqa: SLF001 - the same class
+                self._samples[options] = _replace_rows(samples, new, self._sample_contexts(self.contexts.take(new), options))
+        return self._samples[options]
+
+    def _sample_contexts(self, contexts: Contexts, options: DrawOptions) -> Samples:
+        if options.seed:
+            keys = contexts.noise_key ^ np.int64(options.seed * 0x9E3779B97F4A7C15 % 2**63)
+            contexts = replace(contexts, noise_key=keys)
+        return self.module.sample(
+            contexts,
+            options.volume,
+            temperature=options.temperature,
+            min_lift=options.min_lift,
+            shortlist=self.split.settings.generation.shortlist,
+            component=options.member,
+        )
 
     def _alignment_mask(self, item: NDArray[np.int32], seed: int) -> NDArray[np.bool_]:
         """Return a mask of events to keep: a random subset whose bucket shares come closest to the real ones."""
@@ -177,3 +197,11 @@ class SplitTranslator:
         keep_mask = np.zeros(len(item), dtype=bool)
         keep_mask[order[np.arange(len(item)) - begin[bucket[order]] < keep[bucket[order]]]] = True
         return keep_mask
+
+
+def _replace_rows(samples: Samples, rows: NDArray[np.int64], drawn: Samples) -> Samples:
+    """Return a copy of the samples in which some rows are replaced by other draws."""
+    arrays = {name: array.copy() for name, array in vars(samples).items()}
+    for name, array in vars(drawn).items():
+        arrays[name][rows] = array
+    return replace(samples, **arrays)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.interactions import ProbabilisticModel
 from scalr_prod.evaluation.models import selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, PlattCalibrator
@@ -31,20 +32,44 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
-    from scalr_prod.evaluation.evaluator import Outcome, SplitEvaluator
+    from scalr_prod.evaluation.evaluator import Outcome
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.probabilities import LabelledRows
 
-__all__ = ["TrialCache", "ValidationWindow"]
+__all__ = ["TrialCache", "ValidationSplit", "validation_splits"]
+
+#: Depth of the rankings that values are chosen by: NDCG@100 differs more between values, relative to its spread over users, than NDCG@20.
+MIN_DEPTH: Final = 100
 
 
 @dataclass(frozen=True, eq=False)
-class ValidationWindow:
-    """A validation window: its evaluator, its data builder, and its cached results."""
+class ValidationSplit:
+    """A validation window with its users as they are, or with one half of them as if they were new.
+
+    Attributes:
+        evaluator: Evaluator of the split.
+        data_builder: Builder of the arms' training events.
+        cache: Cached results.
+    """
 
     evaluator: SplitEvaluator
     data_builder: ArmDataBuilder
     cache: ResultCache = NULL_CACHE
+
+
+def validation_splits(data_builder: ArmDataBuilder, k: int) -> list[ValidationSplit]:
+    """Return the validation splits of a builder's split: its users as they are, and then each half of them as if they were new.
+
+    Args:
+        data_builder: Builder of the arms' training events of the split.
+        k: Length of reported rankings; validation looks at 100 items at least.
+    """
+    depth = max(k, MIN_DEPTH)
+    folds = [data_builder.with_new_users(fold) for fold in data_builder.split.new_user_folds()]
+    return [
+        ValidationSplit(SplitEvaluator(builder.split, depth), builder, ResultCache.from_split(builder.split))
+        for builder in (data_builder, *folds)
+    ]
 
 
 class TrialCache:
@@ -55,22 +80,25 @@ class TrialCache:
         rankings: Number of rankings by name of the arm, counted the same way; a boost needs no fit of its own.
         tried: Every combination of hyperparameters with its mean score, in order.
         selection_metric: Selection metric: ``ndcg``, or ``information`` (nats per row over the base rate, calibrated).
+        split_number: int64 [V]. Position of each user's split.
 
     Args:
         family: Model family.
-        windows: Validation windows.
+        splits: Validation splits.
         half_life: Half-life in days of the popularity that a boost adds.
         on_fit: Called with a description and 1 after every fit.
     """
 
     def __init__(
-        self, family: str, windows: Sequence[ValidationWindow], half_life: float, on_fit: Callable[[str, int], None]
+        self, family: str, splits: Sequence[ValidationSplit], half_life: float, on_fit: Callable[[str, int], None]
     ) -> None:
         self.fits: Counter[str] = Counter()
         self.rankings: Counter[str] = Counter()
         self.tried: list[dict[str, Any]] = []
         self.selection_metric = selection_metric(family)
-        self._windows, self._half_life, self._on_fit = windows, half_life, on_fit
+        self._splits, self._half_life, self._on_fit = splits, half_life, on_fit
+        self.split_number = np.repeat(np.arange(len(splits)), [len(split.evaluator.segments) for split in splits])
+        self._candidates: dict[Any, Arm] = {}
         self._source_digest = family_source_digest(family)
         self._counted: set[Any] = set()
         self._models: dict[Any, DownstreamModel] = {}
@@ -78,50 +106,55 @@ class TrialCache:
         self._information: dict[Any, NDArray[np.float64]] = {}
 
     def mean_score(self, arm: Arm) -> float:
-        """Return the mean score over the users of all windows."""
+        """Return the mean score over the users of all splits."""
         return float(self.user_scores(arm).mean())
 
     def user_scores(self, arm: Arm) -> NDArray[np.float64]:
-        """Return the selection metric of each user of all windows [V]; a boost changes NDCG but not information."""
+        """Return the selection metric of each user of all splits: [V]."""
+        self._candidates.setdefault(arm.fit_key(), arm)
         return self.ndcg(arm) if self.selection_metric == "ndcg" else self._information_gain(arm)
 
+    def candidates(self, name: str) -> list[Arm]:
+        """Return every combination of values that was tried for the arm of this name, without a boost."""
+        return [arm for arm in self._candidates.values() if arm.name == name]
+
     def outcomes(self, arm: Arm) -> list[list[Outcome]]:
-        """Return the outcome of each window, nested as `UserPanel` expects."""
+        """Return the outcome of each split, nested as `UserPanel` expects."""
         self._count_fits(arm)
         return [
             [
-                window.cache.get_or_compute(
+                split.cache.get_or_compute(
                     self._cache_key("outcome", arm),
                     partial(self._evaluate, number, arm),
-                    outcome_codec(window.evaluator),
+                    outcome_codec(split.evaluator),
                 )
             ]
-            for number, window in enumerate(self._windows)
+            for number, split in enumerate(self._splits)
         ]
 
     def ndcg(self, arm: Arm) -> NDArray[np.float64]:
-        """Return NDCG of each user of all windows: [V]."""
+        """Return NDCG of each user of all splits: [V]."""
         key = (*arm.fit_key(), arm.boost)
         if key not in self._ndcg:
             self._count_fits(arm)
-            by_window = [
-                window.cache.get_or_compute(self._cache_key("ndcg", arm), partial(self._user_ndcg, number, arm), ARRAY_CODEC)
-                for number, window in enumerate(self._windows)
+            by_split = [
+                split.cache.get_or_compute(self._cache_key("ndcg", arm), partial(self._user_ndcg, number, arm), ARRAY_CODEC)
+                for number, split in enumerate(self._splits)
             ]
-            self._ndcg[key] = np.concatenate(by_window)
-            self.rankings[arm.name] += len(self._windows)
+            self._ndcg[key] = np.concatenate(by_split)
+            self.rankings[arm.name] += len(self._splits)
             self._record_tried(arm, ndcg=float(self._ndcg[key].mean()))
         return self._ndcg[key]
 
     def fit_calibrator(self, arm: Arm) -> PlattCalibrator | None:
-        """Fit the calibration of an arm's probabilities on real events of all windows; None for models without probabilities."""
+        """Fit the calibration of an arm's probabilities on real events of all splits; None for models without probabilities."""
 
         def fit() -> dict[str, Any] | None:
             predicted = self._predictions(arm)
             return PlattCalibrator.fit(*zip(*predicted, strict=True)).to_json() if predicted else None
 
         self._count_fits(arm)
-        calibrator = self._windows[0].cache.get_or_compute(self._cache_key("scale", arm, all_windows=True), fit, JSON_CODEC)
+        calibrator = self._splits[0].cache.get_or_compute(self._cache_key("scale", arm, all_splits=True), fit, JSON_CODEC)
         return None if calibrator is None else PlattCalibrator(tuple(calibrator["slope"]), tuple(calibrator["offset"]))
 
     def drop_models(self, name: str) -> None:
@@ -142,36 +175,36 @@ class TrialCache:
         key = arm.fit_key()
         if key not in self._information:
             self._count_fits(arm)
-            self._information[key] = self._windows[0].cache.get_or_compute(
-                self._cache_key("information", arm, all_windows=True), compute, ARRAY_CODEC
+            self._information[key] = self._splits[0].cache.get_or_compute(
+                self._cache_key("information", arm, all_splits=True), compute, ARRAY_CODEC
             )
             self._record_tried(arm, information=float(self._information[key].mean()))
         return self._information[key]
 
     def _evaluate(self, index: int, arm: Arm) -> Outcome:
         model = self._fitted_model(index, arm)
-        return self._windows[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
+        return self._splits[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
 
     def _user_ndcg(self, index: int, arm: Arm) -> NDArray[np.float64]:
         return self._evaluate(index, arm).ranking.ndcg
 
     def _predictions(self, arm: Arm) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
-        """Return each window's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
+        """Return each split's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
         predictions = []
-        for number, window in enumerate(self._windows):
+        for number, split in enumerate(self._splits):
             model = self._fitted_model(number, arm)
             if isinstance(model, ProbabilisticModel):
-                rows = window.evaluator.labelled_rows(model.negatives)
+                rows = split.evaluator.labelled_rows(model.negatives)
                 predictions.append((rows, rows.predict(model)))
         return predictions
 
     def _record_tried(self, arm: Arm, **score: float) -> None:
         self.tried.append({"arm": arm.name} | arm.hyperparameters_to_json() | score)
 
-    def _cache_key(self, kind: str, arm: Arm, *, all_windows: bool = False) -> tuple[Any, ...]:
-        """Return the cache key of a result; results over all windows also depend on each window's fingerprint."""
-        fingerprints = [window.cache.fingerprint for window in self._windows] if all_windows else []
-        budgets = [window.data_builder.budget.to_json() for window in self._windows] if arm.has_synthetic_events else []
+    def _cache_key(self, kind: str, arm: Arm, *, all_splits: bool = False) -> tuple[Any, ...]:
+        """Return the cache key of a result; results over all splits also depend on each split's fingerprint."""
+        fingerprints = [split.cache.fingerprint for split in self._splits] if all_splits else []
+        budgets = [split.data_builder.budget.to_json() for split in self._splits] if arm.has_synthetic_events else []
         inputs = (arm.family, arm.name, arm.hyperparameters_to_json(), self._half_life)
         return (kind, self._source_digest, *inputs, fingerprints, budgets)
 
@@ -180,12 +213,12 @@ class TrialCache:
         key = arm.fit_key()
         if key not in self._counted:
             self._counted.add(key)
-            self.fits[arm.name] += len(self._windows)
+            self.fits[arm.name] += len(self._splits)
 
     def _fitted_model(self, index: int, arm: Arm) -> DownstreamModel:
         key = (*arm.fit_key(), index)
         if key not in self._models:
-            window = self._windows[index]
-            self._models[key] = window.evaluator.fit(arm.family, arm.options, window.data_builder.events(arm, 0), seed=0)
+            split = self._splits[index]
+            self._models[key] = split.evaluator.fit(arm.family, arm.options, split.data_builder.events(arm, 0), seed=0)
             self._on_fit(f"{arm.family} {arm.name}", 1)
         return self._models[key]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyperparameter tuning of each arm on validation windows, with the same budget for all arms.
+"""Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
 Tuned are the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline, and
-for every arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume, boost and λ by segment.
-Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended.
+for every arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume and λ by segment.
+Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
+depth of at least 100, which varies less between users than NDCG@20.
 
-Scores are averaged over the users of consecutive windows. One window is not enough: the best temperature varies more between seasons than
-its confidence interval suggests (docs/adr/0017).
+Scores are averaged over the test users of consecutive windows, as they are and as if they were new. One window is not enough: the best
+temperature varies more between seasons than its confidence interval suggests (docs/adr/0017).
 
 λ is set to 0 for a segment that ranks worse with synthetic events than with real events only. It is 0 for all segments if the gain over
 real events only is not accepted (see `acceptance`).
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.evaluation.acceptance import STRICT, Acceptance, describe_acceptance, threshold_for
+from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
-from scalr_prod.evaluation.search import Hyperparameter, search_values
-from scalr_prod.evaluation.statistics import TwoWayBootstrap, paired_bootstrap
+from scalr_prod.evaluation.search import Hyperparameter, is_as_good, search_values
+from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
+from scalr_prod.evaluation.statistics import MetricContributions, TwoWayBootstrap, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache
 from scalr_prod.evaluation.user_panel import UserPanel
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
     from scalr_prod.evaluation.statistics import ArmComparison
-    from scalr_prod.evaluation.trial_cache import ValidationWindow
+    from scalr_prod.evaluation.trial_cache import ValidationSplit
 
 __all__ = ["TunedArm", "TunedHalfLife", "Tuner", "tune_half_life"]
 
@@ -52,7 +54,9 @@ BOOST: Final = Hyperparameter("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
 #: λ of one segment relative to the λ chosen for all, in ascending order.
 _SEGMENT_FACTORS: Final = (0.0, 1 / 3, 1.0, 3.0)
 #: Validation metrics that differ relatively by less than this count as equal.
-_TOLERANCE: Final = 0.005
+_TOLERANCE: Final = 0.01
+#: Groups of users for nested selection: values are chosen by the other groups and judged on each.
+_SELECTION_GROUPS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ class TunedArm:
 
     Attributes:
         arm: The arm; λ is 0 if synthetic events were refused.
-        ndcg: Mean NDCG over the users of all windows.
+        blended: The arm with the boost by recent popularity that suits it best; no other value depends on it.
+        ndcg: Mean NDCG over the users of all windows, at the depth of validation.
         selection_metric: Metric that the values were chosen by.
         score: Mean of that metric.
         users: Number of validation users.
@@ -97,6 +102,7 @@ class TunedArm:
     """
 
     arm: Arm
+    blended: Arm
     ndcg: float
     selection_metric: str
     score: float
@@ -132,13 +138,13 @@ class TunedArm:
         return results
 
 
-def tune_half_life(windows: Sequence[ValidationWindow]) -> TunedHalfLife:
+def tune_half_life(splits: Sequence[ValidationSplit]) -> TunedHalfLife:
     """Tune the half-life of the popularity baseline."""
     user_ndcg: dict[float, NDArray[np.float64]] = {}
 
     def mean_ndcg(half_life: float) -> float:
         user_ndcg[half_life] = np.concatenate(
-            [window.evaluator.evaluate(window.evaluator.recent_popularity(half_life)).ranking.ndcg for window in windows]
+            [split.evaluator.evaluate(split.evaluator.recent_popularity(half_life)).ranking.ndcg for split in splits]
         )
         return float(user_ndcg[half_life].mean())
 
@@ -152,7 +158,7 @@ class Tuner:
 
     Args:
         family: Name of the family.
-        windows: Validation windows, latest first.
+        splits: Validation splits, those of the latest window first.
         settings: ``[downstream]`` gives the values to try; ``[generation]`` gives filter and alignment.
         recent_popularity: Result of `tune_half_life`.
         on_fit: Called with a description and 1 after every fit.
@@ -162,7 +168,7 @@ class Tuner:
     def __init__(
         self,
         family: str,
-        windows: Sequence[ValidationWindow],
+        splits: Sequence[ValidationSplit],
         settings: Settings,
         recent_popularity: TunedHalfLife,
         on_fit: Callable[[str, int], None],
@@ -170,9 +176,13 @@ class Tuner:
         quick: bool = False,
     ) -> None:
         self.quick = quick
-        self.family, self.windows, self.settings, self.recent_popularity = family, windows, settings, recent_popularity
-        self.trials = TrialCache(family, windows, recent_popularity.half_life, on_fit)
-        self.segments = np.concatenate([window.evaluator.segments for window in windows])
+        self.family, self.splits, self.settings, self.recent_popularity = family, splits, settings, recent_popularity
+        self.trials = TrialCache(family, splits, recent_popularity.half_life, on_fit)
+        self.segments = np.concatenate([split.evaluator.segments for split in splits])
+        users = np.concatenate([split.evaluator.split.users for split in splits])
+        _, number = np.unique(users, return_inverse=True)
+        #: int64 [V]. Group of each user, for nested selection; a user is in one group at all windows.
+        self._groups = np.random.default_rng(settings.downstream.seed).permutation(number.max() + 1)[number] % _SELECTION_GROUPS
         self._on_edge: dict[str, list[str]] = {}
         self._acceptances: dict[str, Acceptance] = {}
         self._real_arm: Arm | None = None
@@ -192,11 +202,12 @@ class Tuner:
             over_real = paired_bootstrap(scores, real_scores, seed=self.settings.downstream.seed)
         return TunedArm(
             arm=arm,
+            blended=self._blend(arm),
             ndcg=ndcg,
             selection_metric=self.trials.selection_metric,
             score=score,
             users=len(self.segments),
-            windows=len(self.windows),
+            windows=len({split.evaluator.split.cutoff for split in self.splits}),
             fits=self.trials.fits[name],
             rankings=self.trials.rankings[name],
             on_edge=self._on_edge.get(name, []),
@@ -206,26 +217,16 @@ class Tuner:
         )
 
     def real_arm(self) -> Arm:
-        """Return the arm of real events only with its best values: model settings, decay of events, boost."""
+        """Return the arm of real events only with its best values: model settings, and decay of events."""
         if self._real_arm is None:
             downstream, generation = self.settings.downstream, self.settings.generation
             draw = DrawOptions(downstream.volumes[0], downstream.temperatures[0], generation.min_lift, generation.align)
             hyperparameters = family_hyperparameters(self.family)
             options = {one.name: _typed_value(one, one.values[0]) for one in hyperparameters}
             start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
-            # Twice, since the best model settings depend on the boost. The other arms start from this result.
-            self._real_arm = self._search_in_turn(start, [*hyperparameters, BOOST, *hyperparameters])
+            # Twice, since the best model settings depend on each other. The other arms start from this result.
+            self._real_arm = self._search_in_turn(start, [*hyperparameters, *hyperparameters])
         return self._real_arm
-
-    def strongest_baseline(self) -> tuple[str, NDArray[np.float64]]:
-        """Return the best baseline without synthetic events by NDCG, and its validation scores [V].
-
-        The popularity baseline only has NDCG: for a family tuned by another metric, the scores are those of real events only.
-        """
-        name = self.best_baselines()["all"]
-        if name == POPULARITY_BASELINE and self.trials.selection_metric == "ndcg":
-            return name, self.recent_popularity.user_ndcg
-        return name, self.trials.user_scores(self.real_arm())
 
     def best_baselines(self) -> dict[str, str]:
         """Return the better of the popularity baseline and real events only on validation, for all users and each non-empty segment."""
@@ -240,7 +241,7 @@ class Tuner:
     def _tune_joint_baseline(self) -> Arm:
         """Tune the source weight, all model settings again (two domains may need others), and the source weight again."""
         start = replace(self.real_arm(), name=JOINT_BASELINE)
-        return self._search_in_turn(start, [SOURCE_WEIGHT, *family_hyperparameters(self.family), SOURCE_WEIGHT, BOOST])
+        return self._search_in_turn(start, [SOURCE_WEIGHT, *family_hyperparameters(self.family), SOURCE_WEIGHT])
 
     def _tune_synthetic(self, name: str) -> Arm:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
@@ -254,12 +255,11 @@ class Tuner:
             Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=100, is_integer=True),
             MIN_LIFT,
             Hyperparameter("weight", downstream.weights, step=10**0.5),
-            BOOST,
         ]
         start = replace(real, name=name, draw=draw, weights=(downstream.weights[0],) * 3)
         if self.quick:
             left_out = {"temperature", "volume", MIN_LIFT.name}
-            hyperparameters = [one for one in hyperparameters[:-2] if one.name not in left_out] + [BOOST]
+            hyperparameters = [one for one in hyperparameters[:-1] if one.name not in left_out]
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
             return self._search_in_turn(start, [one for one in hyperparameters if one.name != "weight"])
         arm = self._tune_segment_weights(self._search_in_turn(start, hyperparameters), self.trials.user_scores(real))
@@ -273,28 +273,51 @@ class Tuner:
         return arm if acceptance.passed else refused
 
     def _assess(self, arm: Arm) -> Acceptance:
-        """Compare an arm with real events only and with the strongest baseline, and decide whether it keeps its λ.
+        """Compare an arm with real events only on users who did not choose its values, and decide whether it keeps its λ."""
+        chosen = self._chosen_without(arm)
+        over_real = self._compare(chosen, [self.real_arm()] * _SELECTION_GROUPS)
+        if arm.name != WITH_SYNTHETIC:
+            return Acceptance(arm, over_real)
+        signal = classify_signal(measure_signal(self.splits[0]))
+        if signal is not Signal.UNCLEAR:
+            return Acceptance(arm, over_real, signal)
+        shuffled = [replace(one, name="shuffled") if any(one.weights) else one for one in chosen]
+        return Acceptance(arm, over_real, signal, self._compare(chosen, shuffled))
+
+    def _chosen_without(self, arm: Arm) -> list[Arm]:
+        """Return what the users outside of each group would have chosen among everything tried for this arm, and real events only."""
+        candidates = [self.real_arm(), *self.trials.candidates(arm.name)]
+        scores = np.stack([self.trials.user_scores(one) for one in candidates])
+        return [candidates[int(scores[:, self._groups != group].mean(1).argmax())] for group in range(_SELECTION_GROUPS)]
+
+    def _compare(self, arms: Sequence[Arm], baselines: Sequence[Arm]) -> ArmComparison:
+        """Compare two lists of arms, one for each group of users.
 
         For rankings, users and items are resampled: hits concentrate on few items, which limits the evidence of a validation window.
         """
-        threshold = threshold_for(self.windows[0]) if arm.name == WITH_SYNTHETIC else STRICT
         seed = self.settings.downstream.seed
-        strongest, strongest_scores = self.strongest_baseline()
         if self.trials.selection_metric != "ndcg":
-            baselines = (self.trials.user_scores(self.real_arm()), strongest_scores)
-            scores = self.trials.user_scores(arm)
-            return Acceptance(arm, threshold, *(paired_bootstrap(scores, baseline, seed=seed) for baseline in baselines))
-        windows = self.windows[::-1]
-        panel = UserPanel.from_splits([window.evaluator.split for window in windows])
+            return paired_bootstrap(self._scores_by_group(arms), self._scores_by_group(baselines), seed=seed)
+        panel = UserPanel.from_splits([split.evaluator.split for split in self.splits[::-1]])
+        # Cases are ordered by time in a panel, and latest first here.
+        order = np.concatenate([np.flatnonzero(self.trials.split_number == n) for n in range(len(self.splits))[::-1]])
+        groups = self._groups[order]
         bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
-        ndcg, real_ndcg = (panel.ndcg_contributions(self.trials.outcomes(one)[::-1]) for one in (arm, self.real_arm()))
-        strongest_ndcg = real_ndcg
-        if strongest == POPULARITY_BASELINE:
-            half_life = self.recent_popularity.half_life
-            strongest_ndcg = panel.ndcg_contributions(
-                [[window.evaluator.evaluate(window.evaluator.recent_popularity(half_life))] for window in windows]
+
+        def contributions(of_groups: Sequence[Arm]) -> MetricContributions:
+            return MetricContributions.concat(
+                [
+                    panel.ndcg_contributions(self.trials.outcomes(one)[::-1]).select_cases(groups == group)
+                    for group, one in enumerate(of_groups)
+                ]
             )
-        return Acceptance(arm, threshold, bootstrap.compare(ndcg, real_ndcg), bootstrap.compare(ndcg, strongest_ndcg))
+
+        return bootstrap.compare(contributions(arms), contributions(baselines))
+
+    def _scores_by_group(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
+        """Return the score of each user by the arm of the user's group: [V]."""
+        own: NDArray[np.float64] = np.choose(self._groups, [self.trials.user_scores(arm) for arm in arms])
+        return own
 
     def _search_in_turn(self, arm: Arm, hyperparameters: Sequence[Hyperparameter]) -> Arm:
         """Search one hyperparameter after the other; each search starts from the best values found so far."""
@@ -304,33 +327,29 @@ class Tuner:
             if len(hyperparameter.values) == 1 and name in {"temperature", "volume"}:
                 arm = _with_value(arm, hyperparameter, hyperparameter.values[0])
                 continue
-            best, edges[name] = search_values(hyperparameter, partial(self._objective, arm, hyperparameter))
+            tolerance = _TOLERANCE if name == "weight" else 0.0
+            best, edges[name] = search_values(
+                hyperparameter, partial(self._objective, arm, hyperparameter), tolerance=tolerance
+            )
             arm = _with_value(arm, hyperparameter, best)
-            if name == "weight":
-                arm = self._with_best_boost(arm)
-        arm = self._tune_segment_boosts(arm)
         self._on_edge[arm.name] = [name for name, on_edge in edges.items() if on_edge]
         for name in self._on_edge[arm.name]:
             logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm.name, name)
         return arm
 
     def _objective(self, arm: Arm, hyperparameter: Hyperparameter, value: float) -> float:
-        changed = _with_value(arm, hyperparameter, value)
-        return self.trials.mean_score(self._with_best_boost(changed) if hyperparameter.name == "weight" else changed)
+        return self.trials.mean_score(_with_value(arm, hyperparameter, value))
 
-    def _with_best_boost(self, arm: Arm) -> Arm:
-        """Return the arm with the best of a few boosts; trying them needs no fit.
+    def _blend(self, arm: Arm) -> Arm:
+        """Return the arm with the best boost by recent popularity, for all users and then for each segment; trying one needs no fit."""
 
-        With the (often large) boost tuned for real events only, differences in λ would not show.
-        """
-        boosts = dict.fromkeys((arm.boost, (0.0,) * 3, (1.0,) * 3, self.real_arm().boost))
-        return max((replace(arm, boost=boost) for boost in boosts), key=self.trials.mean_score)
+        def mean_ndcg(boost: float) -> float:
+            return float(self.trials.ndcg(_with_value(arm, BOOST, boost)).mean())
 
-    def _tune_segment_boosts(self, arm: Arm) -> Arm:
-        """Return the arm with the best boost of each segment, among those tried for all: recent popularity helps new users most."""
-        boosts = dict.fromkeys((*arm.boost, *BOOST.values))
-        scores = {boost: self.trials.user_scores(_with_value(arm, BOOST, boost)) for boost in boosts}
-        best = list(arm.boost)
+        value, _ = search_values(BOOST, mean_ndcg)
+        boosts = dict.fromkeys((value, *BOOST.values))
+        scores = {boost: self.trials.ndcg(_with_value(arm, BOOST, boost)) for boost in boosts}
+        best = [value] * 3
         for segment in range(3):
             users = self.segments == segment
             if users.any():
@@ -339,7 +358,7 @@ class Tuner:
         return replace(arm, boost=(cold, sparse, dense))
 
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
-        """Choose each segment's smallest λ whose score is within a tolerance of the best.
+        """Choose λ of each segment, one after the other: 0 if it is about as good as the best value, else the middle of those that are.
 
         That holds for all users together and for the segment's users. A λ that makes the segment worse than real events only is not chosen.
         """
@@ -358,21 +377,18 @@ class Tuner:
             # Also required of the segment: a small one can lose most of its gain before the mean over all users shows it.
             segment_means = [float(self.trials.user_scores(candidate)[users].mean()) for candidate in harmless]
             best = int(np.argmax(means))
-            arm = next(
+            as_good = [
                 candidate
                 for candidate, mean, segment_mean in zip(harmless, means, segment_means, strict=True)
-                if _is_as_good(mean, means[best]) and _is_as_good(segment_mean, segment_means[best])
-            )
+                if is_as_good(mean, means[best], _TOLERANCE) and is_as_good(segment_mean, segment_means[best], _TOLERANCE)
+            ]
+            arm = as_good[0 if as_good[0].weights[segment] == 0 else len(as_good) // 2]
         # Lowering λ of other segments can make a segment worse that was not before.
         for _ in range(3):
             for segment in range(3):
                 if is_harmed(arm, segment):
                     arm = _with_segment_weight(arm, segment, 0.0)
         return arm
-
-
-def _is_as_good(value: float, best: float) -> bool:
-    return value >= best - _TOLERANCE * abs(best)
 
 
 def _typed_value(hyperparameter: Hyperparameter, value: float) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.build_report import TrainingSetReport
     from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
+    from scalr_prod.training_set.row_weights import confidence_multipliers, real_to_synthetic
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "TrainingSet",
     "TrainingSetReport",
     "build_training_set",
+    "confidence_multipliers",
     "layout_reason",
     "list_versions",
+    "real_to_synthetic",
     "rebuild_reason",
 ]
 
@@ -35,8 +38,10 @@ __getattr__ = lazy_exports(
         "TrainingSet": "reader",
         "TrainingSetReport": "build_report",
         "build_training_set": "build",
+        "confidence_multipliers": "row_weights",
         "layout_reason": "build",
         "list_versions": "manifest",
+        "real_to_synthetic": "row_weights",
         "rebuild_reason": "build",
     },
 )

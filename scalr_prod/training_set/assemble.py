@@ -76,6 +76,7 @@ def assemble_partitions(
         TrainingSetError: The join returned other rows than requested.
     """
     from scalr_prod.training_set.features import max_partition_rows, write_partitions
+    from scalr_prod.training_set.row_weights import confidence_multipliers
     from scalr_prod.training_set.spine import stage_spine
 
     limit, (start, cutoff) = max_partition_rows(settings), window.span
@@ -84,7 +85,8 @@ def assemble_partitions(
     changes = None if previous is None else detect_changes(settings, tables, inputs, previous.manifest)
     unchanged = {} if previous is None or changes is None else reusable(previous, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    spine = stage_spine(settings, window, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
+    multipliers = confidence_multipliers(settings.training_set.synthetic_weights, inputs["settings"]["real_to_synthetic"])
+    spine = stage_spine(settings, window, multipliers, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
     found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
     for period, figures in found.items():
         part = previous.partitions.get(period) if previous else None

@@ -30,6 +30,7 @@ from scalr_prod.training_set.manifest import (
     read_manifest,
     verify_files,
 )
+from scalr_prod.training_set.row_weights import measure_real_to_synthetic
 from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
 from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
@@ -58,7 +59,7 @@ _TABLES: Final = (
     Table.TARGET_ITEM_STATS,
 )
 #: Increase this when equal inputs would give other rows than before.
-_LAYOUT: Final = 4
+_LAYOUT: Final = 5
 _LOCK_TIMEOUT_S: Final = 3600
 #: Warn above this many synthetic events for each real one: more slow training down, and were no better where measured (docs/adr/0090).
 _MAX_SYNTHETIC_RATIO: Final = 10
@@ -232,13 +233,17 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: version_fingerprint(opened[table]) for table in _TABLES}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
+    window = LabelWindow(start, cutoff)
     values = {
         "layout": _LAYOUT,
         "name": options.name,
         "cutoff": cutoff.isoformat(),
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
-        | {"lambda": list(options.synthetic_weights)}
+        | {
+            "lambda": list(options.synthetic_weights),
+            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.synthetic_weights) else 1.0,
+        }
         | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
         | (holdout.to_run_settings() if holdout else {})
         | ({CANARY_COLUMN: canary.to_json()} if canary else {}),
@@ -246,7 +251,7 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         # A table restored from a backup may reach the same version with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
     } | ({"own_features": external.digest} if external is not None else {})
-    return _BuildInputs(LabelWindow(start, cutoff), opened, external, values)
+    return _BuildInputs(window, opened, external, values)
 
 
 def _all_known(settings: Settings, lake: Lake) -> datetime:

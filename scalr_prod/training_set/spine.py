@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import SegmentWeights, Settings
 
     Span: TypeAlias = tuple[int, int]
 
@@ -130,12 +130,15 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] =
     return schema
 
 
-def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans: Sequence[Span]) -> Spine:
+def stage_spine(
+    settings: Settings, window: LabelWindow, multipliers: SegmentWeights, folder: Path, *, spans: Sequence[Span]
+) -> Spine:
     """Read the events through Feast, draw the negatives, and write all rows in their canonical order.
 
     Args:
-        settings: ``[training_set]``: negatives, λ and seed.
+        settings: ``[training_set]``: negatives and seed.
         window: The labels.
+        multipliers: What the confidence of cold, sparse and dense users' synthetic rows is multiplied by.
         folder: An empty folder to write to.
         spans: Half-open time spans (µs, ascending) of the labels to stage. Their rows are the same as if all labels were staged.
     """
@@ -168,7 +171,7 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
         path = folder / "spine.parquet"
         edges = _edges(connection, files, window.span)
         with GroupedArrowFile(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
-            for rows in _labelled(connection, settings, real, synthetic, negative, spans):
+            for rows in _labelled(connection, settings, multipliers, files, spans):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
                 ranges.append(rows, np.searchsorted(edges, times, side="right"))
             for number in ranges.groups:
@@ -178,22 +181,27 @@ def stage_spine(settings: Settings, window: LabelWindow, folder: Path, *, spans:
 
 
 def _labelled(
-    connection: DuckDBPyConnection, settings: Settings, real: Path, synthetic: Path, negative: Path, spans: Sequence[Span]
+    connection: DuckDBPyConnection,
+    settings: Settings,
+    multipliers: SegmentWeights,
+    files: tuple[Path, ...],
+    spans: Sequence[Span],
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans, unsorted. `_ordered` drops unwanted synthetic rows after it removed negatives that collide with them."""
     from scalr_prod.training_set.input_changes import is_weighted_by_segment
 
-    keys, here = ", ".join(KEYS), _within(spans)
-    holdout, counts_join, synthetic_weight = (
-        Holdout.from_settings(settings),
-        "",
-        f"{float(settings.training_set.synthetic_weights[0])!r}::DOUBLE",
-    )
+    real, synthetic, negative = files
+    keys, here, counts_join = ", ".join(KEYS), _within(spans), ""
+    holdout = Holdout.from_settings(settings)
+    multiplier = f"{multipliers.cold!r}::DOUBLE"
     if is_weighted_by_segment(settings):
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
-        counts_join, synthetic_weight = f"LEFT JOIN counts USING ({USER_ID})", _by_segment(settings)
+        counts_join, multiplier = (
+            f"LEFT JOIN counts USING ({USER_ID})",
+            _by_segment(multipliers, settings.downstream.sparse_below),
+        )
     # Exclude synthetic events that a user got before being held out.
     treated = "true" if holdout is None else f"NOT {holdout.membership_sql(USER_ID)}"
     query = f"""
@@ -201,7 +209,7 @@ def _labelled(
             NULL::VARCHAR AS run_id, NULL::VARCHAR AS source_domain, true AS {_WANTED}
         FROM {_scan(real)} WHERE {here}
         UNION ALL
-        SELECT {keys}, 1::TINYINT, (weight * {synthetic_weight})::FLOAT, true, run_id, source_domain, {synthetic_weight} > 0 AND {treated}
+        SELECT {keys}, 1::TINYINT, (weight * {multiplier})::FLOAT, true, run_id, source_domain, {multiplier} > 0 AND {treated}
         FROM {_scan(synthetic)} {counts_join} WHERE {here}
         UNION ALL
         SELECT {keys}, label, weight, is_synthetic, run_id, source_domain, true FROM {_scan(negative)} WHERE {here}"""
@@ -298,10 +306,9 @@ def _within(spans: Sequence[Span]) -> str:
     return f"({' OR '.join(f'{time} >= {start} AND {time} < {end}' for start, end in spans) or 'false'})"
 
 
-def _by_segment(settings: Settings) -> str:
-    """Return SQL of the weight factor of a synthetic row, by the number of its user's real events before the cutoff."""
-    sparse_below = settings.downstream.sparse_below
-    cold, sparse, dense = (f"{float(weight)!r}::DOUBLE" for weight in settings.training_set.synthetic_weights)
+def _by_segment(multipliers: SegmentWeights, sparse_below: int) -> str:
+    """Return SQL of a synthetic row's multiplier, by the number of its user's real events before the cutoff."""
+    cold, sparse, dense = (f"{multiplier!r}::DOUBLE" for multiplier in multipliers)
     return f"(CASE WHEN real_events IS NULL THEN {cold} WHEN real_events < {sparse_below} THEN {sparse} ELSE {dense} END)"
 
 

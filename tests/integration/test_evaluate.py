@@ -18,7 +18,7 @@ from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
 from scalr_prod.evaluation.budget import UNLIMITED, DataBudget, budget_for
 from scalr_prod.evaluation.evaluation import _validation_window, _validation_windows
-from scalr_prod.evaluation.evaluation_report import summarize_arms
+from scalr_prod.evaluation.evaluation_report import ArmOutcomes, summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
@@ -27,7 +27,7 @@ from scalr_prod.evaluation.quick_verdict import with_budget
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
-from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
+from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
 from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.generation.policy import Policy, apply_policy, policy_path
 from scalr_prod.ingest import ingest
@@ -107,8 +107,12 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     chosen = report.choices["als"]
     assert policy.weights == tuple(chosen["lambda"].values())
     bar = chosen["validation"].get("bar")
-    assert policy.bar == (bar and {name: bar[name] for name in ("p_below", "why", "p_value")})
-    assert arms["shuffled"]["validation"].get("bar", {"p_below": 0.02})["p_below"] == 0.02
+    assert policy.bar == (bar and {name: bar[name] for name in ("harm_probability", "max_harm_probability", "p_value")})
+    assert "signal" not in arms["shuffled"]["validation"].get("bar", {})
+    new = {name: row["slices"]["new"] for name, row in rows.items()}
+    assert len({found["users"] for found in new.values()}) == 1, "every arm ranks for the same users as if they were new"
+    assert verdict["new"]["cases"] == new["real"]["users"]
+    assert set(TAUGHT) < {name for name, row in rows.items() if "blended" in row["slices"]}
     assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
     assert apply_policy(settings)[0].training_set.segment_weights == policy.weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
@@ -229,7 +233,7 @@ def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
 @pytest.mark.slow
 def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_left_out(translated, monkeypatch, caplog):
     scene, _ = translated
-    later, earlier = (stage.evaluator.split for stage in _windows(scene))
+    later, earlier = (stage.evaluator.split for stage in _windows(scene) if stage.evaluator.split.in_home)
     assert earlier.cutoff < later.cutoff < scene.cutoff
     met = Lake.open(scene.settings).read(Table.TARGET_EVENTS).to_pandas()
     met = met[(met["event_timestamp"] >= earlier.cutoff) & (met["event_timestamp"] < later.cutoff)]
@@ -239,13 +243,51 @@ def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_lef
     judged = set(zip(*(column.to_pylist() for column in names), strict=True))
     assert len(judged) > 50
     assert judged <= between, "an earlier window ends where the later one begins"
-    assert len(earlier.users) < len(later.users), "or the next line needs another way to make one window alone too short"
-    monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users))
-    assert [stage.evaluator.split.cutoff for stage in _windows(scene)] == [later.cutoff]
+    earlier_split = EvaluationSplit.earlier
+
+    def too_short(self, number=0, **options):
+        if number:
+            raise EvaluationError("only 3 users")
+        return earlier_split(self, number, **options)
+
+    monkeypatch.setattr(EvaluationSplit, "earlier", too_short)
+    assert {stage.evaluator.split.cutoff for stage in _windows(scene)} == {later.cutoff}
     assert "validation uses 1 of 2 windows" in caplog.text
+    monkeypatch.undo()
     monkeypatch.setattr("scalr_prod.evaluation.split.MIN_TEST_USERS", len(later.users) + 1)
     with pytest.raises(EvaluationError, match="only"):
         _windows(scene)
+
+
+@pytest.mark.slow
+def test_every_user_is_new_once_and_nothing_of_a_new_user_reaches_a_model(translated):
+    """Neither real events, nor draws that know what the user had; all other users' draws are those of the split as it is."""
+    scene, translation = translated
+    builder = ArmDataBuilder(scene, translation)
+    folds = scene.new_user_folds()
+    assert len(folds) == 2
+    tested = np.concatenate([fold.users for fold in folds])
+    assert len(np.unique(tested)) == len(tested)
+    assert set(scene.users) <= set(tested), "and some more, who had met all of their later items before"
+    how = DrawOptions(3, 0.5)
+    drawn = translation.draw(how)
+    had = scene.real.matrix()
+    met_again = 0
+    for fold in folds:
+        new = fold.hidden & ~scene.hidden
+        assert new.any()
+        assert not new[fold.real.user].any()
+        assert (fold.segments()[fold.users] == 0).all()
+        own = builder.with_new_users(fold).draw_events(how)
+        others, before = (events.take(~fold.hidden[events.user]) for events in (own, drawn))
+        assert np.array_equal(_pairs(others), _pairs(before))
+        assert np.array_equal(np.sort(others.weight), np.sort(before.weight))
+        of_new = own.take(new[own.user])
+        met_again += int((np.asarray(had[of_new.user, of_new.item]).ravel() > 0).sum())
+        relevant = fold.relevant[fold.users]
+        assert (relevant.sum(1) >= scene.relevant[fold.users].sum(1)).all()
+    assert met_again > 0, "to a new user, what the user had is proposed like anything else"
+    assert not np.asarray(had[drawn.user, drawn.item]).ravel().any()
 
 
 @pytest.mark.slow
@@ -259,6 +301,21 @@ def test_what_is_published_is_what_is_drawn(translated):
     assert np.array_equal(np.unique(real.user * 10_000 + real.item), np.unique(scene.real.user * 10_000 + scene.real.item))
     assert np.array_equal(_pairs(published), _pairs(drawn))
     assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_with_an_event_as_context_a_pair_is_published_once_as_it_is_drawn_once(make_project, tmp_path):
+    """Many of a user's source events draw the same item: of each user and item the most probable event is left, on both ways."""
+    settings = make_project(tmp_path, EXTRA.replace('contexts = "users"', 'contexts = "events"'))
+    ingest(settings)
+    split = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
+    translation, how = SplitTranslator.from_split(split), DrawOptions(2, 0.5)
+    assert len(translation.user) > 2 * len(np.unique(translation.user))
+    published, drawn = publish_synthetic_events(split, how).events.synthetic, translation.draw(how)
+    assert np.array_equal(_pairs(published), _pairs(drawn))
+    assert len(np.unique(_pairs(published), axis=1).T) == len(published)
+    # Probabilities within a thousandth count as equal in a run, and either event may be left.
+    assert np.isclose(published.weight[_order(published)], drawn.weight[_order(drawn)], rtol=2e-3).mean() > 0.98
 
 
 @pytest.mark.slow
@@ -278,8 +335,8 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
 
     monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_PRETRAINING_EVENTS", 100)
-    stage = ValidationWindow(SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation), ResultCache.from_split(scene))
-    fewer = with_budget(stage)
+    stage = ValidationSplit(SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation), ResultCache.from_split(scene))
+    (fewer,) = with_budget([stage])
     assert fewer.data_builder.budget == budget_for(scene) == DataBudget(contexts=40), "nothing is pretrained here"
     translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
     settings = scene.settings.model_copy(update={"translator": translator})
@@ -363,7 +420,8 @@ def test_with_shuffled_test_labels_there_is_no_lift(translated):
             ]
             for arm in ("real", "real+scalr")
         }
-        low, high = summarize_arms(UserPanel.from_splits([blind]), "als", outcomes, seed=0)[1]["difference_ci95"]
+        results = ArmOutcomes(UserPanel.from_splits([blind]), None, outcomes)
+        low, high = summarize_arms(results, "als", seed=0)[1]["difference_ci95"]
         inside += low <= 0 <= high
     # One permutation may put popular items onto popular ones; most must not.
     assert inside >= 5

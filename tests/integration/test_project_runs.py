@@ -96,7 +96,9 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
     assert {would[name] for name in ("ingest", "histories")} == {"look"}
     # The whole run may learn from a week more than the version that is there, so it would train one and generate another run.
     assert {would[name] for name in would if name not in {"ingest", "histories"}} == {"make"}
-    assert found["reasons"]["translator"].startswith(f"version 1 was trained until {TRAINED.isoformat()}, this run may use events until")
+    assert found["reasons"]["translator"].startswith(
+        f"version 1 was trained until {TRAINED.isoformat()}, this run may use events until"
+    )
     assert found["reasons"]["generate"] == "after translator"
     with Project(
         project.settings.with_sections(translator={**project.settings.translator.model_dump(), "pin": True})

@@ -11,6 +11,7 @@ import pytest
 from conftest import DAYS, make_two_domains, write_toml
 from support.training_set_project import BOTH_ID_TYPES, LENGTH, SHARED, TRAILING, at, build, lake
 
+from scalr_prod.config import SegmentWeights
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.features import apply_feature_repo
@@ -20,7 +21,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.quality import check_dataset
 from scalr_prod.schemas import Table
-from scalr_prod.training_set import TrainingSet, build_training_set
+from scalr_prod.training_set import TrainingSet, build_training_set, confidence_multipliers, real_to_synthetic
 
 pytestmark = pytest.mark.slow
 
@@ -95,10 +96,15 @@ def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the
         ]
 
     real, synthetic = known(Table.TARGET_EVENTS), known(Table.SYNTHETIC_TARGET_EVENTS)
+    ratio = real_to_synthetic(real["weight"].sum(), synthetic["weight"].sum())
+    assert ratio != 1
     late = lake(settings, Table.TARGET_EVENTS)
     assert ((late["event_timestamp"] < cutoff) & (late["created_timestamp"] > cutoff)).sum() > 5, "the case occurs"
     assert set(synthetic["run_id"]) == {"run_00000000000000aa"}, "the second run was not known yet"
-    for found, want, factor in ((rows[~rows["is_synthetic"]], real, 1), (rows[rows["is_synthetic"]], synthetic, 0.25)):
+    for found, want, factor in (
+        (rows[~rows["is_synthetic"]], real, 1),
+        (rows[rows["is_synthetic"]], synthetic, min(1, 0.25 * ratio)),
+    ):
         left, right = (frame.sort_values([*keys, "weight"]).reset_index(drop=True) for frame in (found, want))
         pd.testing.assert_frame_equal(left[keys], right[keys])
         np.testing.assert_allclose(left["weight"], right["weight"] * factor, rtol=1e-6)
@@ -125,7 +131,9 @@ def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_a
     made = lake(settings, Table.SYNTHETIC_TARGET_EVENTS)
     made = made[made["created_timestamp"] <= cutoff]
     count = made["user_id"].map(real).fillna(0)
-    want = made.assign(weight=made["weight"] * np.select([count == 0, count < 5], [1.0, 0.0], 0.5))
+    ratio = real_to_synthetic(known["weight"].sum(), made.loc[made["event_timestamp"] < cutoff, "weight"].sum())
+    cold, sparse, dense = confidence_multipliers(SegmentWeights(1.0, 0.0, 0.5), ratio)
+    want = made.assign(weight=made["weight"] * np.select([count == 0, count < 5], [cold, sparse], dense))
     assert min((count == 0).sum(), ((count > 0) & (count < 5)).sum(), (count >= 5).sum()) > 5, "every segment occurs"
     keys = ["user_id", "item_id", "event_timestamp", "weight"]
     left, right = (
@@ -145,8 +153,9 @@ def policy_of(settings, weights):
 
 
 @pytest.mark.parametrize("measured", [True, False])
-def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project, measured):
+def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project, monkeypatch, measured):
     """However large it is: it was measured to help. One that somebody wrote down is held to the rule."""
+    monkeypatch.setattr("scalr_prod.training_set.row_weights.confidence_multipliers", lambda weights, _: weights)
     settings = load_settings(project, training_set={"name": f"heavy_{measured}"})
     if measured:
         policy_of(settings, (900.0, 900.0, 900.0)).write(policy_path(settings))
@@ -188,8 +197,10 @@ def test_by_default_everything_published_is_known_and_counts_little_until_it_is_
     settings, report, opened = build(project, name="defaults")
     made, rows = lake(settings, Table.SYNTHETIC_TARGET_EVENTS), opened.to_pandas()
     assert report.synthetic == len(made)
-    assert rows.loc[rows["is_synthetic"], "weight"].sum() == pytest.approx(0.03 * made["weight"].sum(), rel=1e-5)
-    assert "λ = 0.03 (default; run `scalr evaluate`" in caplog.text
+    assert rows.loc[rows["is_synthetic"], "weight"].sum() == pytest.approx(
+        0.1 * rows.loc[~rows["is_synthetic"], "weight"].sum(), rel=0.1
+    ), "a tenth of what the real rows weigh, but for the rounding"
+    assert "λ = 0.1 (default; run `scalr evaluate`" in caplog.text
     assert report.real == len(lake(settings, Table.TARGET_EVENTS))
     events = [lake(settings, table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)]
     assert report.cutoff > max(log[column].max() for log in events for column in ("event_timestamp", "created_timestamp"))

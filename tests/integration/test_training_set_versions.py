@@ -68,6 +68,8 @@ def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_oth
 
     judge = gate.evaluate_rules
     monkeypatch.setattr(gate, "evaluate_rules", watched)
+    # The ratio of real to synthetic weight takes no step between these two days.
+    monkeypatch.setattr("scalr_prod.training_set.build.measure_real_to_synthetic", lambda *_: 2.0)
     _, first, former = build(project, name="days", cutoff=at(DAYS - 1))
     _, second, latter = build(project, name="days", cutoff=at(DAYS + 90))
     shared = [name for name in former.manifest["files"] if (latter.path / name).exists() and name.startswith("rows/")]

@@ -13,7 +13,7 @@ from scalr_prod.config.sections.storage import (
     ProjectSettings,
     RetentionSettings,
 )
-from scalr_prod.config.sections.training_set import DownstreamSettings, TrainingSetSettings
+from scalr_prod.config.sections.training_set import DownstreamSettings, SegmentWeights, TrainingSetSettings
 from scalr_prod.config.sections.translation import GenerationSettings, HistorySettings, TranslatorSettings
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "PublicationSettings",
     "QualitySettings",
     "RetentionSettings",
+    "SegmentWeights",
     "ServingSettings",
     "TrainingSetSettings",
     "TranslatorSettings",

@@ -15,7 +15,7 @@ from scalr_prod.plugins import MODELS
 __all__ = ["DownstreamSettings", "TrainingSetSettings"]
 
 #: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
-_UNMEASURED: Final = 0.03
+_UNMEASURED: Final = 0.1
 
 
 class SegmentWeights(NamedTuple):
@@ -55,7 +55,8 @@ class TrainingSetSettings(SettingsSection):
     synthetic_weight: float | None = Field(
         default=None,
         ge=0,
-        description="λ: factor on the weight of synthetic rows; 0 leaves them out; default: 0.03, or 1 with segment_weights",
+        description="λ: total weight of the synthetic rows, as a share of the real rows' total weight; 0 leaves them out; "
+        "default: 0.1, or 1 with segment_weights",
     )
     segment_weights: tuple[Weight, Weight, Weight] | None = Field(
         default=None,
@@ -119,7 +120,7 @@ class DownstreamSettings(SettingsSection):
     sparse_below: int = Field(default=5, ge=2, description="number of real target events below which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="numbers of synthetic events per user to try on validation")
     temperatures: tuple[float, ...] = Field(
-        default=(1.0, 0.5, 0.02), description="temperatures to try on validation; towards 0: top-k"
+        default=(1.0, 0.5, 0.25), description="temperatures to try on validation; towards 0: top-k"
     )
     weights: tuple[float, ...] = Field(
         default=(0.03, 0.1, 0.3, 1.0), description="values of λ to try on validation, in addition to 0"

@@ -112,8 +112,8 @@ class GenerationSettings(SettingsSection):
         le=100,
         description='maximum number of synthetic events for each context (a user, or a source event); 2 with contexts = "events"',
     )
-    temperature: float = Field(default=1.0, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
-    min_lift: float = Field(default=1.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i)")
+    temperature: float = Field(default=0.5, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
+    min_lift: float = Field(default=0.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i); 0 keeps all")
     shortlist: int | None = Field(
         default=None,
         ge=1,

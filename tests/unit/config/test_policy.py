@@ -34,7 +34,7 @@ def policy_of(settings, **changes) -> Policy:
 
 def test_without_a_policy_nothing_changes(settings):
     assert apply_policy(settings) == (settings, None)
-    assert settings.training_set.synthetic_weights == (0.03, 0.03, 0.03)
+    assert settings.training_set.synthetic_weights == (0.1, 0.1, 0.1)
 
 
 def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):

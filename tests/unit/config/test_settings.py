@@ -82,7 +82,7 @@ def test_the_environment_decides_what_a_context_is(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("named", "lambdas"),
     [
-        ("", (0.03, 0.03, 0.03)),
+        ("", (0.1, 0.1, 0.1)),
         ("synthetic_weight = 0", (0.0, 0.0, 0.0)),
         ("segment_weights = [0.5, 0.0, 0.25]", (0.5, 0.0, 0.25)),
         ("synthetic_weight = 2\nsegment_weights = [0.5, 0.0, 0.25]", (1.0, 0.0, 0.5)),

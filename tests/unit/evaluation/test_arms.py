@@ -24,6 +24,7 @@ from scalr_prod.evaluation.diagnostics import diagnose
 from scalr_prod.evaluation.interactions import Interactions, TrainingSetEvents
 from scalr_prod.evaluation.split import IdNumbering
 from scalr_prod.evaluation.translation import DrawOptions
+from scalr_prod.training_set import real_to_synthetic
 
 USERS, ITEMS = 60, 30
 ARM = Arm("als", "real+scalr", {}, DrawOptions(4, 0.5), (0.5, 0.2, 0.0), 0.1)
@@ -74,11 +75,19 @@ def synthetic(maker: ArmDataBuilder, arm: str, seed: int = 0) -> Interactions:
     return made.take(np.arange(len(maker.split.real), len(made)))
 
 
-def test_weights_are_lambda_times_confidence_and_zero_leaves_out(maker):
+def test_lambda_is_a_share_of_the_real_weight_and_zero_leaves_out(maker):
+    """200 real events; 240 draws of confidence 0.5 weigh 120."""
     made = synthetic(maker, "real+scalr")
     segment = maker.split.segments()[made.user]
     assert set(segment) == {0, 1}
-    assert np.allclose(made.weight, np.where(segment == 0, 0.25, 0.1))
+    ratio = real_to_synthetic(200.0, 120.0)
+    assert ratio == pytest.approx(200 / 120, rel=0.1)
+    assert np.allclose(made.weight, np.where(segment == 0, 0.5, 0.2) * ratio * 0.5)
+
+
+def test_a_synthetic_event_never_weighs_more_than_its_confidence(maker):
+    made = maker.apply_weights(events([0, 1], [1, 2], np.full(2, 0.5, np.float32)), (1.0, 1.0, 1.0))
+    assert made.weight.tolist() == [0.5, 0.5]
 
 
 def test_published_events_are_taken_where_there_are_some(maker):

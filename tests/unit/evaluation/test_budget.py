@@ -42,7 +42,7 @@ def test_what_is_learned_from_less_stays_in_its_isolated_home(project, tmp_path)
     """Everything but the pretraining is as the isolated home has it: its place, and that nothing after the cutoff is known."""
     cutoff = datetime(2024, 6, 1, tzinfo=UTC)
     inner = _sandbox_settings(load_settings(project), tmp_path / "isolated", cutoff)
-    whole = EvaluationSplit(Sandbox(inner, cutoff), None, None, None, None, None, None, None)
+    whole = EvaluationSplit(Sandbox(inner, cutoff), None, None, None, None, None, None, None, None)
     less = DataBudget(pretraining_events=100).apply_to(whole).settings
     assert less.translator.pretraining_events == 100
     assert less.home == inner.home == tmp_path / "isolated"

@@ -16,7 +16,7 @@ from scalr_prod.evaluation.budget import UNLIMITED
 from scalr_prod.evaluation.models import BUILTIN_FAMILIES, selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
 from scalr_prod.evaluation.translation import DrawOptions
-from scalr_prod.evaluation.trial_cache import TrialCache, ValidationWindow
+from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
 
 USERS, PER_USER = 50, 200
 REAL = Arm("my_models:Teller", "real", {}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)
@@ -43,7 +43,7 @@ class Judge:
         self.logit = rng.normal(-2, 1, len(case))
         label = rng.random(len(case)) < 1 / (1 + np.exp(-self.logit))
         self.labelled = LabelledRows(case, case, case, label, (case % 3).astype(np.int8))
-        self.noise, self.ranked = rng.normal(0, 1, len(case)), 0
+        self.noise, self.ranked, self.segments = rng.normal(0, 1, len(case)), 0, np.arange(USERS) % 3
 
     def fit(self, family, options, events, *, seed):
         model = Teller()
@@ -63,7 +63,7 @@ class Judge:
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
     maker = SimpleNamespace(events=lambda arm, seed: arm, budget=UNLIMITED)
-    return TrialCache("my_models:Teller", [ValidationWindow(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
+    return TrialCache("my_models:Teller", [ValidationSplit(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 
 def test_a_class_says_what_it_is_chosen_by(trials):
@@ -74,7 +74,7 @@ def test_a_class_says_what_it_is_chosen_by(trials):
 
 
 def test_information_is_what_is_compared_and_no_boost_changes_it(trials):
-    judges = [stage.evaluator for stage in trials._windows]
+    judges = [stage.evaluator for stage in trials._splits]
     good, bad = (replace(REAL, weights=(noise, 0, 0)) for noise in (0.1, 2.0))
     assert trials.mean_score(good) > trials.mean_score(bad) > 0
     assert trials.mean_score(replace(good, boost=(3.0, 3.0, 3.0))) == trials.mean_score(good)
@@ -95,7 +95,7 @@ def test_the_scale_undoes_what_the_models_of_all_scenes_get_wrong_alike(trials):
 
 
 def test_information_is_one_less_ne_times_the_entropy_of_the_base_rate(trials):
-    rows = trials._windows[0].evaluator.labelled
+    rows = trials._splits[0].evaluator.labelled
     told = CalibratedPredictions(rows, PlattCalibrator((0.5,) * 3, (0.0,) * 3)(np.full(len(rows.label), 0.2), rows.segment))
     base = rows.label.mean()
     entropy = -base * np.log(base) - (1 - base) * np.log(1 - base)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.evaluation.evaluation_report import EvaluationReport, build_verdict, summarize_arms
+from scalr_prod.evaluation.evaluation_report import ArmOutcomes, EvaluationReport, build_verdict, summarize_arms
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows
 from scalr_prod.evaluation.user_panel import UserPanel
 
@@ -86,13 +86,13 @@ def test_the_report_is_json_that_any_reader_takes():
 
 def test_rows_and_verdict_pool_the_cutoffs(panel):
     outcomes = {"real": LITTLE, "real+scalr": FOUND, "popular_lately": NOTHING}
-    rows = {row["name"]: row for row in summarize_arms(panel, "als", outcomes, seed=0)}
+    rows = {row["name"]: row for row in summarize_arms(ArmOutcomes(panel, None, outcomes), "als", seed=0)}
     ours, real = (panel.mean_metric(found, "ndcg").mean() for found in (FOUND, LITTLE))
     assert rows["real+scalr"]["metrics"]["ndcg"] == pytest.approx(ours)
     assert rows["real+scalr"]["lift_pct"] == pytest.approx(100 * (ours / real - 1))
     assert rows["real+scalr"]["slices"]["cold"]["users"] == 2
     outcomes["model_level_transfer"] = LITTLE
-    model = build_verdict(panel, "als", outcomes, {"all": "real", "cold": "popular_lately"}, seed=0)
+    model = build_verdict(ArmOutcomes(panel, None, outcomes), "als", {"all": "real", "cold": "popular_lately"}, seed=0)
     assert model["best_baseline"] == "real"
     assert model["over_rival"]["lift_pct"] == model["lift_over_best_pct"]
     assert model["cold"]["best_baseline"] == "popular_lately"
@@ -100,6 +100,28 @@ def test_rows_and_verdict_pool_the_cutoffs(panel):
     assert model["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
     assert model["difference_ci95"][0] <= model["difference"] <= model["difference_ci95"][1]
     assert model["cold"]["cases"] == 2
+
+
+def test_new_users_and_blended_models_stand_beside_the_users_as_they_are(panel):
+    """They have cases of their own, and no figure of the plain models depends on them."""
+    plain = {"real": LITTLE, "real+scalr": FOUND, "popular_lately": NOTHING}
+    blended = {"real": FOUND, "real+scalr": FOUND}
+    alone = ArmOutcomes(panel, None, plain)
+    results = ArmOutcomes(
+        panel, panel, plain, blended, new_users={"real": LITTLE, "real+scalr": FOUND, "popular_lately": LITTLE}
+    )
+    rows = {row["name"]: row for row in summarize_arms(results, "als", seed=0)}
+    before = {row["name"]: row for row in summarize_arms(alone, "als", seed=0)}
+    assert {name: row["metrics"] for name, row in rows.items()} == {name: row["metrics"] for name, row in before.items()}
+    assert rows["real+scalr"]["slices"]["new"]["lift_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
+    assert "lift_pct" not in rows["real"]["slices"]["new"]
+    assert rows["real"]["slices"]["blended"]["ndcg"] == pytest.approx(rows["real+scalr"]["metrics"]["ndcg"])
+    verdict = build_verdict(results, "als", {"all": "real", "cold": "popular_lately"}, seed=0)
+    assert verdict["blended"]["lift_over_best_pct"] == pytest.approx(0)
+    assert verdict["new"]["best_baseline"] == "popular_lately"
+    assert verdict["new"]["cases"] == 4
+    assert verdict["new"]["lift_over_best_pct"] == pytest.approx(rows["real+scalr"]["lift_pct"])
+    assert not {"new", "blended"} & build_verdict(alone, "als", {"all": "real"}, seed=0).keys()
 
 
 def judged(case, item, label, probability):
@@ -126,7 +148,7 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
         "popular_lately": NOTHING,
         "model_level_transfer": found(0.5, 2),
     }
-    rows = {row["name"]: row for row in summarize_arms(panel, "two_tower", outcomes, seed=0)}
+    rows = {row["name"]: row for row in summarize_arms(ArmOutcomes(panel, None, outcomes), "two_tower", seed=0)}
     assert "probabilities" not in rows["popular_lately"]
     real, ours = (rows[arm]["probabilities"] for arm in ("real", "real+scalr"))
     assert {name: part["rows"] for name, part in ours.items()} == {"all": 8, "cold": 4, "sparse": 2, "dense": 2}

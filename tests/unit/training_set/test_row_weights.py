@@ -1,0 +1,31 @@
+"""λ is the synthetic rows' total weight as a share of the real rows', whatever their numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from scalr_prod.config import SegmentWeights
+from scalr_prod.training_set import confidence_multipliers, real_to_synthetic
+
+
+@pytest.mark.parametrize(("real", "synthetic"), [(1000.0, 5000.0), (33_703.0, 61_000.5), (10.0, 7.0)])
+def test_the_multipliers_give_the_share_but_for_the_rounding(real, synthetic):
+    multipliers = confidence_multipliers(SegmentWeights(0.1, 0.1, 0.0), real_to_synthetic(real, synthetic))
+    assert multipliers.cold * synthetic == pytest.approx(0.1 * real, rel=2**0.125 - 1 + 1e-9)
+    assert multipliers.dense == 0
+
+
+def test_a_days_rows_do_not_change_the_rows_of_the_days_before():
+    """A year of daily growth: the ratio changes a few times and not every day."""
+    ratios = [real_to_synthetic(10_000 + 100 * day, 50_000 + 300 * day) for day in range(365)]
+    assert len(set(ratios)) <= 3
+
+
+def test_no_synthetic_row_weighs_more_than_a_real_one():
+    """Few synthetic rows beside many real ones, as after a project's first days."""
+    assert confidence_multipliers(SegmentWeights(0.5, 0.1, 0.0), real_to_synthetic(1e6, 10.0)) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("real", "synthetic"), [(0.0, 5.0), (5.0, 0.0)])
+def test_without_real_or_synthetic_rows_there_is_no_ratio(real, synthetic):
+    assert real_to_synthetic(real, synthetic) == 1.0
