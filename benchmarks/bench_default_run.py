@@ -1,4 +1,6 @@
-"""What a default `scalr run` brings a recommender, scored with `implicit` alone: nothing of `scalr_prod.evaluation` is used.
+"""What a default `scalr run` brings a recommender, and what it brings after `scalr evaluate`, scored with `implicit` alone.
+
+Nothing of `scalr_prod.evaluation` is used to score.
 
 Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in the files
 that the project reads. ALS is fitted on the training set's rows with their weights, on real rows alone and on all rows, and the best of
@@ -6,7 +8,7 @@ six settings on the test counts, the same six for each arm; a cell's confidence 
 lately, with its best half-life, and one ALS on both domains at once, with the better of two weights of source events.
 NDCG@20 over the whole catalogue, of all test users and of those without a target event in the files. One thread.
 
-SCALR_BENCH_PAIRS names the pairs, with commas between them (default: all), SCALR_BENCH_CONTEXTS the kinds of contexts (default: users).
+SCALR_BENCH_PAIRS names the pairs, with commas between them (default: those of `PAIRS`); the pairs of `bench_set_aside` may be named, too.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
 from benchmarks.bench_run import DATA
+from benchmarks.bench_set_aside import NAMED_FIRST, NAMED_LATER, YELP, queries_of
 
 #: Folder, source and target.
 PAIRS = {
@@ -44,8 +49,6 @@ events = "target.parquet"
 timezone = "UTC"
 [translator]
 threads = 1
-[generation]
-contexts = "{contexts}"
 [serving]
 scorer = "local"
 threads = 1
@@ -55,18 +58,30 @@ workers = 1
 
 
 def main() -> dict[str, Any]:
-    """By pair and kind of context."""
+    """By pair."""
     figures: dict[str, Any] = {}
     for name in os.environ.get("SCALR_BENCH_PAIRS", ",".join(PAIRS)).split(","):
-        folder, source, target = PAIRS[name]
-        if not (DATA / folder / f"{target}.parquet").exists():
-            figures[name] = {"skipped": f"the log is not in {DATA / folder}; set SCALR_TEST_DATA"}
-            continue
-        columns = ["user_id", "item_id", "timestamp"]
-        figures[name] = judge_pair(
-            *(pd.read_parquet(DATA / folder / f"{one}.parquet", columns=columns) for one in (source, target))
-        )
+        logs = _logs(name)
+        figures[name] = {"skipped": f"the log is not in {DATA}; set SCALR_TEST_DATA"} if logs is None else judge_pair(*logs)
+        print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
     return figures
+
+
+def _logs(name: str) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+    """Source and target events of a pair; None where the log is absent."""
+    columns = ["user_id", "item_id", "timestamp"]
+    if name in PAIRS:
+        folder, *roles = PAIRS[name]
+        paths = [DATA / folder / f"{role}.parquet" for role in roles]
+        if not all(path.exists() for path in paths):
+            return None
+        source, target = (pd.read_parquet(path, columns=columns) for path in paths)
+        return source, target
+    pair = (NAMED_FIRST | NAMED_LATER)[name]
+    if pair[0] == "yelp" and not YELP.exists():
+        return None
+    source, target = (duckdb.execute(f"{query} ORDER BY timestamp, user_id, item_id").df() for query in queries_of(pair))
+    return source, target
 
 
 def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
@@ -83,23 +98,22 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         "test_users": len(scene.users),
         "cold_test_users": int(scene.cold.sum()),
         "popular_lately": best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
+        "als_real": scene.als(known.assign(weight=1.0)),
+        "als_both_domains": scene.joint(source),
     }
-    print(f"list: {found}", flush=True)
-    found["als_both_domains"] = scene.joint(source)
-    for contexts in os.environ.get("SCALR_BENCH_CONTEXTS", "users").split(","):
-        with tempfile.TemporaryDirectory() as folder:
-            found[contexts] = shipped(scene, Path(folder), source, known, contexts)
-        print(f"{contexts}: {found[contexts]}", flush=True)
-    return found
+    print(f"without synthetic events: {found}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source.to_parquet(folder / "source.parquet")
+        known.to_parquet(folder / "target.parquet")
+        (folder / "scalr.toml").write_text(SETTINGS)
+        return found | {"default": shipped(scene, folder), "after_evaluate": evaluated(scene, folder)}
 
 
-def shipped(scene: Scene, folder: Path, source: pd.DataFrame, known: pd.DataFrame, contexts: str) -> dict[str, Any]:
+def shipped(scene: Scene, folder: Path) -> dict[str, Any]:
     """Run the project, and fit ALS on what its training set holds."""
     from scalr_prod import Project
 
-    source.to_parquet(folder / "source.parquet")
-    known.to_parquet(folder / "target.parquet")
-    (folder / "scalr.toml").write_text(SETTINGS.format(contexts=contexts))
     with Project.open(folder / "scalr.toml") as project:
         report = project.run()
         rows = project.training_set().to_arrow(["user_id", "item_id", "weight", "is_synthetic"]).to_pandas()
@@ -109,9 +123,26 @@ def shipped(scene: Scene, folder: Path, source: pd.DataFrame, known: pd.DataFram
         "synthetic_rows": len(rows) - len(real),
         "synthetic_weight": round(float(rows.loc[rows["is_synthetic"], "weight"].sum() / real["weight"].sum()), 4),
         "run_seconds": round(sum(report.seconds.values()), 1),
-        "als_real": scene.als(real),
-        "als_all": scene.als(rows),
+        "als": scene.als(rows),
     }
+
+
+def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
+    """Evaluate the project as `scalr evaluate` does, and run it by the policy."""
+    from scalr_prod import Project
+
+    with Project.open(folder / "scalr.toml") as project:
+        report = project.evaluate().to_json()
+    choice = report["choices"]["als"]
+    told = {
+        "evaluate_seconds": report["seconds"],
+        "lambda": choice["lambda"],
+        "draw": choice["draw"],
+        "bar": choice["validation"].get("bar"),
+        "own_over_others": (report["signal"] or {}).get("own_over_others"),
+        "verdict": report["verdict"]["models"][0],
+    }
+    return shipped(scene, folder) | told
 
 
 class Scene:

@@ -17,7 +17,7 @@ from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EvaluationError
 from scalr_prod.lake import Lake
-from scalr_prod.schemas import OPTIONAL_EVENT_COLUMNS, Table
+from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +54,13 @@ class Policy(Jsonable):
         temperature: Sampling temperature.
         min_lift: Threshold of the confidence filter.
         align: Whether popularity buckets are aligned.
-        weights: λ of cold, sparse and dense users.
+        weights: λ of cold, sparse and dense users: total weight of synthetic rows, as a share of the real rows'.
         sparse_below: Number of real target events below which a user counts as sparse.
         settings: Digest of the settings that it was measured under.
         logs: Digest of the logs that it was measured on.
         report: Folder of the evaluation report.
-        bar: ``p_below``: the p-value that a gain on validation had to stay below, ``why``, and ``p_value`` of real+scalr. None if no
-            arm was ahead, and in policies of earlier versions.
+        bar: ``harm_probability`` of real+scalr on validation, ``max_harm_probability``, the highest that is accepted, and ``p_value``.
+            None if no λ > 0 was better; other keys in policies of earlier versions.
     """
 
     model: str
@@ -173,7 +173,7 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
         return settings, None
     policy = Policy.read(path)
     if policy.settings != settings_digest(settings):
-        reason = "it was measured under other domains, translator or contexts: run scalr evaluate again"
+        reason = "it was measured under other domains, translator or contexts, or by an earlier version: run scalr evaluate again"
         return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {
@@ -196,6 +196,8 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
     overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
+    if settings.generation.mode == "causal":
+        reason = f"{reason}; evaluations measure backfills, and this project's windows are causal"
     return settings.model_copy(update=changed), PolicyStatus(
         str(path), followed=True, reason=reason, applied=applied, overruled=overruled
     )
@@ -207,25 +209,13 @@ def settings_digest(settings: Settings) -> str:
     if settings.domains.sources:
         domains = {"sources": dict.fromkeys(settings.domains.sources, _DOMAIN_KEYS), "target": _DOMAIN_KEYS}
     parts = [
-        _drop_unmapped_columns(settings.domains.model_dump(mode="json", include=domains)),
+        _WEIGHT_MEANING,
+        settings.domains.model_dump(mode="json", include=domains, exclude_none=True),
         settings.histories.model_dump(mode="json"),
         settings.translator.recipe(),
-        settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
+        settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed", "shortlist"}, exclude_none=True),
     ]
-    if settings.generation.shortlist is not None:  # added later: digests of older policies stay valid
-        parts.append(settings.generation.shortlist)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _drop_unmapped_columns(values: Any) -> Any:
-    """Drop unmapped columns that a later version added, so that digests of older policies stay valid."""
-    if not isinstance(values, dict):
-        return values
-    return {
-        key: _drop_unmapped_columns(value)
-        for key, value in values.items()
-        if value is not None or key not in OPTIONAL_EVENT_COLUMNS
-    }
 
 
 def logs_digest(settings: Settings) -> str:
@@ -236,3 +226,5 @@ def logs_digest(settings: Settings) -> str:
 
 
 _DOMAIN_KEYS: Final = {"name", "events", "query", "columns"}
+#: What λ means. Policies of versions in which it was a factor on each row are not followed.
+_WEIGHT_MEANING: Final = "share of the real weight"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from conftest import write_toml
@@ -92,6 +93,12 @@ def test_changed_logs_are_said_and_the_policy_still_holds(settings):
     assert "changed since" in followed.reason
 
 
+def test_a_causal_project_is_told_that_a_backfill_was_measured(two_domains):
+    settings = load_settings(write_toml(two_domains, '[generation]\nmode = "causal"\n'))
+    policy_of(settings).write(policy_path(settings))
+    assert "evaluations measure backfills" in apply_policy(settings)[1].reason
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weights": {"cold": "much"}}'])
 def test_a_broken_policy_is_a_clear_error(settings, text):
     policy_path(settings).parent.mkdir(parents=True)
@@ -102,7 +109,7 @@ def test_a_broken_policy_is_a_clear_error(settings, text):
 
 
 def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
-    written = policy_of(settings, bar={"p_below": 0.5, "why": "it is known", "p_value": 0.1})
+    written = policy_of(settings, bar={"harm_probability": 0.1, "max_harm_probability": 0.2, "p_value": 0.1})
     written.write(tmp_path / "a" / "policy.json")
     assert Policy.read(tmp_path / "a" / "policy.json") == written
 
@@ -116,7 +123,6 @@ def test_a_policy_of_before_the_bar_was_told_is_followed(settings):
 
 
 def test_a_verdict_is_of_the_shortlists_that_were_drawn_from(two_domains):
-    """Without them it is what it was before they came."""
     settings = load_settings(write_toml(two_domains))
     listed = [
         settings.model_copy(update={"generation": settings.generation.model_copy(update={"shortlist": n})}) for n in (50, 60)
@@ -124,14 +130,19 @@ def test_a_verdict_is_of_the_shortlists_that_were_drawn_from(two_domains):
     assert len({settings_digest(one) for one in (settings, *listed)}) == 3
 
 
-def test_a_verdict_is_of_the_columns_that_are_mapped(two_domains):
-    """Columns that came with a later version leave it as it was, until they are mapped."""
+def test_a_verdict_is_of_the_columns_that_are_mapped_and_of_the_pretraining(two_domains):
     settings = load_settings(write_toml(two_domains))
     columns = settings.domains.target.columns
     mapped = columns.model_copy(update={"event_type": "kind"})
     target = settings.domains.target.model_copy(update={"columns": mapped})
     other = settings.model_copy(update={"domains": settings.domains.model_copy(update={"target": target})})
-    assert settings_digest(other) != settings_digest(settings)
+    pretrained = settings.with_sections(translator={"pretraining_events": 1000})
+    assert len({settings_digest(one) for one in (settings, other, pretrained)}) == 3
+
+
+def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_followed(two_domains, caplog):
+    """Its weights mean something else now."""
+    settings = load_settings(write_toml(two_domains))
     asked = {"name", "events", "query", "columns"}
     told = settings.domains.model_dump(mode="json", include={"source": asked, "target": asked})
     for one in told.values():
@@ -143,5 +154,6 @@ def test_a_verdict_is_of_the_columns_that_are_mapped(two_domains):
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    assert settings_digest(settings) == digest[:16]
-    assert settings_digest(settings.with_sections(translator={"pretraining_events": 1000})) != digest[:16]
+    replace(policy_of(settings), settings=digest[:16]).write(policy_path(settings))
+    assert apply_policy(settings)[0] == settings
+    assert "by an earlier version" in caplog.text
