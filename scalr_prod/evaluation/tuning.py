@@ -2,7 +2,8 @@
 """Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
 Tuned are the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline, and
-for every arm with synthetic events (real+scalr and controls alike) λ, model settings, temperature, volume and λ by segment.
+for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms have the model
+settings that are best for real events only, since the policy is applied to a model whose settings somebody else has chosen.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20.
 
@@ -162,7 +163,7 @@ class Tuner:
         settings: ``[downstream]`` gives the values to try; ``[generation]`` gives filter and alignment.
         recent_popularity: Result of `tune_half_life`.
         on_fit: Called with a description and 1 after every fit.
-        quick: For arms with synthetic events, search only λ, the model settings and the boost, as in a quick verdict.
+        quick: For arms with synthetic events, search only λ, as in a quick verdict.
     """
 
     def __init__(
@@ -248,20 +249,19 @@ class Tuner:
         downstream, real = self.settings.downstream, self.real_arm()
         temperature = downstream.temperatures[len(downstream.temperatures) // 2]
         draw = replace(real.draw, volume=downstream.volumes[-1], temperature=temperature)
+        weight = Hyperparameter("weight", downstream.weights, step=10**0.5)
         hyperparameters = [
-            Hyperparameter("weight", downstream.weights, step=10**0.5),
-            *family_hyperparameters(self.family),
+            weight,
             Hyperparameter("temperature", downstream.temperatures, step=2.0, low=0.02, high=4.0),
-            Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=100, is_integer=True),
+            Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=max(downstream.volumes), is_integer=True),
             MIN_LIFT,
-            Hyperparameter("weight", downstream.weights, step=10**0.5),
+            weight,
         ]
         start = replace(real, name=name, draw=draw, weights=(downstream.weights[0],) * 3)
         if self.quick:
-            left_out = {"temperature", "volume", MIN_LIFT.name}
-            hyperparameters = [one for one in hyperparameters[:-1] if one.name not in left_out]
+            hyperparameters = [weight]
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
-            return self._search_in_turn(start, [one for one in hyperparameters if one.name != "weight"])
+            return self._search_in_turn(start, [one for one in hyperparameters if one is not weight])
         arm = self._tune_segment_weights(self._search_in_turn(start, hyperparameters), self.trials.user_scores(real))
         refused = replace(real, name=name, draw=arm.draw)
         if not any(arm.weights):
