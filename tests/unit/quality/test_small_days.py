@@ -146,7 +146,7 @@ def days_of(project: Handmade) -> dict[int, list]:
     return by_day
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_table(world, capsys):
     project, popularity, rng = world
     by_day = days_of(project)
@@ -176,7 +176,7 @@ def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_t
     assert min(judged[rule] for rule in DISTRIBUTIONS) > DAYS / 2, "a day alone is never judged by these rules"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_items_on_small_days_are_found_once_the_days_together_have_enough_users(world, capsys):
     """A day of them is too small to be judged. They are published until the rule that needs the fewest users finds them."""
     project, popularity, rng = world
