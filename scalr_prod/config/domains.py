@@ -190,7 +190,9 @@ class DomainSettings(SettingsSection):
         "domain the translator counts every event once: there, type weights other than 1 require downstream",
     )
     max_user_day: int | None = Field(
-        default=None, ge=1, description="largest number of events of a user on one day (UTC), against bots; default: no limit"
+        default=None,
+        ge=1,
+        description="largest number of events of a user on one day of [project] timezone, against bots; default: no limit",
     )
     over_user_day: Literal["drop", "cap"] = Field(
         default="drop", description="of a user's day above max_user_day, leave out all events, or all after the first ones"

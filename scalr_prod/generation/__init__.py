@@ -9,7 +9,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.generation.cluster import open_cluster
-    from scalr_prod.generation.confidence import confidence_weight
+    from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
     from scalr_prod.generation.generation_report import GenerationReport
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HISTORY_ITEMS",
     "HISTORY_TIMES",
+    "LIFT_SQL",
     "SEGMENTS",
     "SOURCE_TIMESTAMP",
     "ConsumptionIndex",
@@ -79,6 +80,7 @@ __getattr__ = lazy_exports(
         "GenerationReport": "generation_report",
         "HISTORY_ITEMS": "encoding",
         "HISTORY_TIMES": "encoding",
+        "LIFT_SQL": "confidence",
         "LateReport": "late_events",
         "LateWindow": "late_events",
         "Policy": "policy",

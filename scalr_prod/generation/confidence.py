@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["confidence_weight"]
+__all__ = ["LIFT_SQL", "confidence_weight"]
+
+#: SQL of an event's lift over popularity, P / prior = w / (1 − w), from its confidence weight; at most 10⁸.
+LIFT_SQL: Final = "(weight::DOUBLE / greatest(1 - weight::DOUBLE, 1e-8))"
 
 
 def confidence_weight(probability: NDArray[np.float64], prior: NDArray[np.float64]) -> NDArray[np.float32]:

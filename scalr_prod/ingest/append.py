@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Correction, Lake
     from scalr_prod.schemas import Domain, IdType
 
-__all__ = ["AppendMissing", "CommitSummary", "StagedLog", "commit_key", "write_events"]
+__all__ = ["AppendMissing", "CommitSummary", "StagedLog", "commit_key", "item_prefix_filter", "write_events"]
 
 #: Rows sampled to detect a log that was read in another time zone, and the smallest sample that allows a verdict.
 _SAMPLE_ROWS: Final = 2_000
@@ -77,9 +77,7 @@ class StagedLog:
 
     def lake_filter(self) -> Any:
         """Return the pyarrow filter of this domain's rows in the lake's tables; None: all rows."""
-        import pyarrow.compute as pc
-
-        return pc.starts_with(pc.field(ITEM_ID), pattern=self.item_prefix) if self.item_prefix else None
+        return item_prefix_filter(self.item_prefix)
 
     def lake_filter_sql(self) -> str:
         """Return the same filter in SQL."""
@@ -278,6 +276,13 @@ class AppendMissing:
             return CommitSummary(rows, 0, write_events(self.lake, self.table, batches, version))
 
         return retry_on_new_version(self.lake, self.table, add)
+
+
+def item_prefix_filter(prefix: str) -> Any:
+    """Return the pyarrow filter of the rows whose item ids have a prefix; None, for all rows, if it is empty."""
+    import pyarrow.compute as pc
+
+    return pc.starts_with(pc.field(ITEM_ID), pattern=prefix) if prefix else None
 
 
 def commit_key() -> str:

@@ -78,7 +78,7 @@ def remove_unused_items(db: Any, lake: Lake, log: StagedLog) -> int:
 
     Args:
         db: DuckDB connection.
-        lake: The lake, after the replacement was committed.
+        lake: The lake, after events were replaced, changed or removed.
         log: The log.
 
     Raises:

@@ -29,7 +29,7 @@ class DomainReport(Jsonable):
         first_read: The log's earliest event (UTC).
         last_read: The log's latest event (UTC).
         rows_added: Rows that were not in the lake before.
-        rows_removed: Rows that a replacement removed because the log does not hold them.
+        rows_removed: Rows that a replacement removed because the log does not hold them, or that exceed ``max_user_day``.
         rows_forgotten: Rows of the log that were left out because their user or item was erased.
         rows: The domain's rows in the lake afterwards.
         users: Their distinct users.

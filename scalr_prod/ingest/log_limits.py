@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits on a whole log: event types, events per user and day, repeated rows, and the share of rows left out."""
+"""Limits on a whole log: event types, repeated rows, and the share of rows left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest.column_parsers import first_true_index, parse_texts
 from scalr_prod.ingest.rows import count_rows
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.schemas import ITEM_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +29,6 @@ __all__ = [
     "LeftOutRows",
     "TypeWeights",
     "WeightedTypes",
-    "apply_user_day_limit",
     "count_items_missing_from_file",
     "ensure_not_doubled",
 ]
@@ -38,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 #: Fewest distinct rows from which a doubled log, or one log in both domains, is inferred.
 MIN_ROWS: Final = 10
-_DAY_US: Final = 86_400_000_000
 
 
 @dataclass
@@ -129,27 +127,6 @@ class TypeWeights:
         return WeightedTypes(types, pc.fill_null(weights, 0.0), unknown if first is not None else None)
 
 
-def apply_user_day_limit(db: Any, view: str, rows: int, section: DomainSettings, left_out: LeftOutRows) -> int:
-    """Apply the limit of events per user and day to a log's view, and return the rows that are left.
-
-    Args:
-        db: DuckDB connection that holds the log's view, which is replaced.
-        view: Name of the view.
-        rows: Number of its rows.
-        section: The log's settings.
-        left_out: Counts the rows over the limit.
-
-    Returns:
-        Rows that are left.
-
-    Raises:
-        BadValue: Too many rows would be left out.
-    """
-    if section.max_user_day is None:
-        return rows
-    return _limit_user_days(db, view, rows, section.max_user_day, cap=section.over_user_day == "cap", left_out=left_out)
-
-
 def ensure_not_doubled(
     log: StagedLog, section: DomainSettings, duplicates: DuplicateCounts, *, extra_copies: int, rows_in_window: int
 ) -> None:
@@ -186,35 +163,3 @@ def ensure_not_doubled(
 def count_items_missing_from_file(db: Any, log: StagedLog) -> int:
     """Return the number of a log's items that its item file, the table ``file``, does not contain."""
     return count_rows(db, f"FROM (SELECT DISTINCT {ITEM_ID} FROM {log.view}) ANTI JOIN file USING ({ITEM_ID})")
-
-
-def _limit_user_days(db: Any, view: str, rows: int, most: int, *, cap: bool, left_out: LeftOutRows) -> int:
-    day = f"floor(epoch_us({EVENT_TIMESTAMP}) / {_DAY_US}.0)::BIGINT"
-    over = f"{view}_over"
-    db.execute(
-        f"CREATE OR REPLACE TEMP TABLE {over} AS SELECT {USER_ID}, {day} AS day, count(*) AS events FROM {view} "
-        f"GROUP BY ALL HAVING count(*) > {most}"
-    )
-    events, days = db.sql(f"SELECT coalesce(sum(events), 0), count(*) FROM {over}").fetchall()[0]
-    if not days:
-        return rows
-    left_out.counts["over_user_day"] += int(events) - (most * int(days) if cap else 0)
-    left_out.ensure_within_limit(rows - left_out.counts["over_user_day"])
-    with_day = f"SELECT *, {day} AS day FROM {{0}}"
-    remaining_sql = f"SELECT * EXCLUDE (day) FROM ({with_day}) ANTI JOIN {over} USING ({USER_ID}, day)"
-    if cap:
-        order = f"{EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight DESC"
-        remaining_sql += (
-            f" UNION ALL SELECT * EXCLUDE (day) FROM ({with_day}) SEMI JOIN {over} USING ({USER_ID}, day) "
-            f"QUALIFY row_number() OVER (PARTITION BY {USER_ID}, day ORDER BY {order}) <= {most}"
-        )
-    _replace_view(db, view, remaining_sql)
-    logger.warning("%s: %d users and days with more than %d events", left_out.origin, days, most)
-    return rows - left_out.counts["over_user_day"]
-
-
-def _replace_view(db: Any, view: str, query: str) -> None:
-    """Replace a view by a query over its former self, written as ``{0}``."""
-    former = f"{view}_{count_rows(db, 'FROM duckdb_views()')}"
-    db.execute(f"ALTER VIEW {view} RENAME TO {former}")
-    db.execute(f"CREATE TEMP VIEW {view} AS {query.format(former)}")

@@ -11,20 +11,21 @@ from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, row_c
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, NoCommonUsers, SettingsError
-from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key
+from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key, item_prefix_filter
 from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
 from scalr_prod.ingest.id_mapping import IdMapping
 from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
 from scalr_prod.ingest.input_state import input_state, record_input_state
 from scalr_prod.ingest.known_users import UserIdResolver
-from scalr_prod.ingest.log_limits import MIN_ROWS, apply_user_day_limit, count_items_missing_from_file, ensure_not_doubled
+from scalr_prod.ingest.log_limits import MIN_ROWS, count_items_missing_from_file, ensure_not_doubled
 from scalr_prod.ingest.preflight import check_domain_input
 from scalr_prod.ingest.replace_window import plan_replacements
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
 from scalr_prod.ingest.sort_by_time import DuplicateCounts, sort_log
 from scalr_prod.ingest.staging import stage_events, stage_items
 from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append
+from scalr_prod.ingest.user_days import UserDayLimit
 from scalr_prod.lake import (
     PROJECT_MARKED_TABLE,
     Lake,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import DomainSettings, Settings
     from scalr_prod.ingest.append import CommitSummary
     from scalr_prod.ingest.sort_by_time import SortedLog
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
@@ -206,9 +207,11 @@ class IngestPipeline:
         self.suppressed_rows: dict[str, int] = {}
         #: Counts of repeated rows of the log, by settings key.
         self.duplicates: dict[str, DuplicateCounts] = {}
+        #: Limits of events per user and day, by settings key, where there is one.
+        self.user_day_limits: dict[str, UserDayLimit] = {}
+        self.since = since
         self.user_ids.load_mapping(db)
         self.logs = {place: self._create_view(domain, place) for domain in _BOTH for place in self.places_read[domain]}
-        self.since = since
         self.changes: Mapping[str, LogChange] = (
             {place: plan_append(db, lake, log, settings.domains[place], self.folder) for place, log in self.logs.items()}
             if since is None
@@ -265,16 +268,17 @@ class IngestPipeline:
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
-        sorted_log = self._sort(place, view, read)
+        sorted_log = self._sort(domain, place, view, read, prefix)
         return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
 
-    def _sort(self, place: str, view: str, read: int) -> SortedLog:
+    def _sort(self, domain: Domain, place: str, view: str, read: int, prefix: str) -> SortedLog:
         """Sort a log by time, after its settings' limits and with one row per event id."""
         section, rows = self.settings.domains[place], read
         if section.columns.event_id is not None:
             rows = keep_latest_per_event_id(self.db, view, section)
         renewed = read - rows
-        rows = apply_user_day_limit(self.db, view, rows, section, self.events[place].left_out)
+        if section.max_user_day is not None:
+            rows -= self._limit_user_days(domain, place, view, section, prefix)
         mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
         sorted_log = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
         self.superseded_rows[place] = renewed + rows - sorted_log.rows
@@ -286,6 +290,28 @@ class IngestPipeline:
         )
         self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
         return sorted_log
+
+    def _limit_user_days(self, domain: Domain, place: str, view: str, section: DomainSettings, prefix: str) -> int:
+        """Apply a log's limit of events per user and day, and return the number of rows left out.
+
+        Raises:
+            BadValue: Too many are.
+            EmptyInput: All are.
+        """
+        settings, staged = self.settings, self.events[place]
+        limit = UserDayLimit(
+            self.db, view, place, section, timezone=settings.project.timezone, home=settings.home, since=self.since
+        )
+        opened = self.opened[Table.events(domain)] if domain in self.domains_in_lake else None
+        over = limit.apply(opened, item_prefix_filter(prefix), staged.left_out)
+        if not count_rows(self.db, f"FROM {view}"):
+            raise EmptyInput(
+                "holds only users and days with more than max_user_day events",
+                where=staged.origin,
+                next_step=f"raise max_user_day of [domains.{place}]",
+            )
+        self.user_day_limits[place] = limit
+        return over
 
     def ensure_different_logs(self) -> None:
         """Ensure that no source log holds exactly the target log's events, whatever their order and files; tiny logs may be equal.
@@ -464,9 +490,10 @@ class IngestPipeline:
             )
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
         unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
+        over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:
             change = self.changes[place].commit(count)
-        if self.since is not None:
+        if self.since is not None or change.updated or over_limit:
             size -= remove_unused_items(self.db, self.lake, log)
         read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
         rows = self._rows_in_lake(log, delta)
@@ -480,7 +507,7 @@ class IngestPipeline:
             first_read=read.first,
             last_read=read.last,
             rows_added=change.added,
-            rows_removed=change.removed,
+            rows_removed=change.removed + over_limit,
             rows_forgotten=self.suppressed_rows[place],
             rows=rows,
             users=extent.users,

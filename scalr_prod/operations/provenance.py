@@ -48,7 +48,8 @@ class Explanation(Jsonable):
         event: Its id, user, item with title, time, and weight.
         source: The source event: domain, item with title, time.
         probability: ``published``, as stored with the event; ``recomputed``, from the terms over the whole catalogue, while a run with
-            shortlists publishes an estimate; ``prior``, of the item for all users at that time; ``lift``, recomputed over prior.
+            shortlists publishes an estimate; ``prior``, of the item for all users at that time; ``lift``: lift over popularity,
+            published over prior.
         terms: Terms of the logit: estimators and features of popularity, largest contribution first; see
             `scalr_prod.translator.attribution.Term`.
         history: Items of the history known to the run, latest first, with titles and times; ``known``: in the translator's vocabulary.
@@ -243,7 +244,7 @@ def _describe_event(event: dict[str, Any], titles: _TitleLookup) -> dict[str, di
 
 
 def _describe_probability(event: dict[str, Any], attribution: Attribution) -> dict[str, float]:
-    lift = attribution.probability / attribution.prior if attribution.prior else float("inf")
+    lift = event["probability"] / attribution.prior if attribution.prior else float("inf")
     return {"published": event["probability"], "recomputed": attribution.probability, "prior": attribution.prior, "lift": lift}
 
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 
-__all__ = ["Audit", "open_audit"]
+__all__ = ["ACCEPTED_EVENTS", "Audit", "open_audit"]
+
+#: View of user and item of the accepted rows.
+ACCEPTED_EVENTS: Final = "accepted_events"
 
 #: View name in the audit → lake table.
 _READ: Final = {
@@ -72,6 +75,7 @@ def open_audit(
         ranges = UserPartitions(connection, spec, sources, folder)
         own = [f"c.{name}" for name in EVENT_COLUMNS]
         judged = evaluate_rules(connection, _joined(sources), rules, columns=own, shown=_SHOWN, paths=ranges.iter_files())
+        connection.execute(f"CREATE TEMP VIEW {ACCEPTED_EVENTS} AS SELECT {USER_ID}, {ITEM_ID} FROM judged WHERE accepted")
         yield Audit(judged, ranges, spec, popularity_buckets, sources)
 
 
@@ -109,7 +113,7 @@ class Audit:
         query = f"SELECT {columns}, concat_ws(', ', {broken}) AS reason FROM judged WHERE NOT accepted"
         return self._connection.sql(query).to_arrow_reader(100_000)
 
-    def figures(self, max_bad_share: float) -> dict[str, float | int | None]:
+    def figures(self, max_bad_share: float) -> dict[str, float]:
         """Compute the figures that the run rules bound; see `rules.RunRules`.
 
         Args:
@@ -135,9 +139,23 @@ class Audit:
             "source_coverage": translated / contexts if contexts else 0.0,
             "max_events_per_source_event": most,
             "seconds_trained_past_limit": max(0.0, (self._spec.translator_trained_until - limit).total_seconds()),
-            "bucket_distance": self._bucket_distance() if good else 1.0,
             "max_user_item_copies": copies,
-        } | self._item_figures(effective_users)
+        } | self.distribution_figures(ACCEPTED_EVENTS, effective_users)
+
+    def distribution_figures(self, events: str, effective_users: float) -> dict[str, float]:
+        """Compute the figures on how events spread over items, beside the real events.
+
+        ``bucket_distance``: total variation distance over popularity buckets. ``max_item_excess``: largest share of an item among the
+        events above its share among real ones. ``effective_items`` and ``real_effective_items``: exp(entropy) of the items.
+        ``effective_items_ratio``: the first, divided by the second or by what the events and their users could reach at most, if that is
+        less. Sums are ordered, so that equal events give equal figures.
+
+        Args:
+            events: Table or view with a row's item.
+            effective_users: Effective number of their users, (Σ n)²/Σ n².
+        """
+        distance = self._bucket_distance(events) if effective_users else 1.0
+        return {"bucket_distance": distance} | self._item_figures(events, effective_users)
 
     def query_figures(self, rules: Sequence[FigureRule], measured: Collection[str]) -> dict[str, float | None]:
         """Compute the figures that rules define by a query.
@@ -200,16 +218,10 @@ class Audit:
             total, squares, copies = total + int(events), squares + int(squared), max(copies, int(most))
         return (total * total / squares if squares else 0.0), copies
 
-    def _item_figures(self, effective_users: float) -> dict[str, float | int | None]:
-        """Compute how the accepted events spread over items, beside the real events.
-
-        ``max_item_excess``: largest share of an item among accepted events above its share among real ones. ``effective_items`` and
-        ``real_effective_items``: exp(entropy) of the items. ``effective_items_ratio``: the first, divided by the second or by what
-        the run's rows and users could reach at most, if that is less. Sums are ordered, so that equal events give equal figures.
-        """
+    def _item_figures(self, events: str, effective_users: float) -> dict[str, float]:
         excess, made, real, rows = self.verdicts.fetch_row(
             f"""WITH real AS (SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}),
-            made AS (SELECT {ITEM_ID}, count(*) AS events FROM judged WHERE accepted GROUP BY {ITEM_ID}),
+            made AS (SELECT {ITEM_ID}, count(*) AS events FROM {events} GROUP BY {ITEM_ID}),
             items AS (
                 SELECT coalesce(made.events, 0) AS made_events, coalesce(real.events, 0) AS real_events,
                     made_events / sum(made_events) OVER () AS p, real_events / sum(real_events) OVER () AS q
@@ -233,8 +245,8 @@ class Audit:
             "effective_items_ratio": float(made / reachable),
         }
 
-    def _bucket_distance(self) -> float:
-        """Compute the total variation distance between accepted and real events over popularity buckets of equal real volume.
+    def _bucket_distance(self, events: str) -> float:
+        """Compute the total variation distance from real events over popularity buckets of equal real volume.
 
         Items of equal popularity share a bucket, as in popularity matching of `scalr_prod.generation`, but this code is independent of it.
         The sum is ordered, so that equal events give a bit-identical figure.
@@ -249,7 +261,7 @@ class Audit:
             real AS (SELECT bucket, sum(mass) / any_value(total) AS share FROM cut GROUP BY bucket),
             made AS (
                 SELECT bucket, count(*) / sum(count(*)) OVER () AS share
-                FROM judged JOIN popularity USING ({ITEM_ID}) JOIN cut USING (events) WHERE accepted GROUP BY bucket)
+                FROM {events} JOIN popularity USING ({ITEM_ID}) JOIN cut USING (events) GROUP BY bucket)
             SELECT 0.5 * sum(abs(real.share - coalesce(made.share, 0)) ORDER BY bucket) FROM real LEFT JOIN made USING (bucket)"""
         )
         return float(distance)

@@ -21,6 +21,7 @@ from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.information import information_figures, suggest_next_step
 from scalr_prod.quality.outputs import write_accepted, write_quarantine
+from scalr_prod.quality.pooling import pool_small_run
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import EVENT_COLUMNS
@@ -142,6 +143,7 @@ def _inputs(
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
         "information": information_figures(record),
         "reference": None if reference is None else reference.key,
+        "published": Lake.open(settings).version(Table.SYNTHETIC_TARGET_EVENTS),
     }
 
 
@@ -209,7 +211,10 @@ def _audit(
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
                 warn_on_drift(figures, quality, reference)
             figures |= audit.query_figures(bounds, figures)
+            bounds, pooled, pooled_since = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
+            figures |= pooled
             by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, bounds)
+            figures |= {"pooled_since": pooled_since} if pooled_since else {}
             figures["by_source"] = audit.counts_by_source()
             if reference is not None:
                 figures["drift_reference"] = reference.run_id
@@ -270,6 +275,12 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
     else:
         found = describe_failures(report)
         next_step = suggest_next_step(report, next_step)
+        if since := [
+            report.figures["pooled_since"][rule.rule]
+            for rule in report.failures
+            if rule.rule in report.figures.get("pooled_since", {})
+        ]:
+            next_step += f"; if the events published since {min(since)} are at fault, take them back: scalr runs rollback"
     error = QualityGateFailed(found, where=report.docs, next_step=next_step)
     error.add_context(run_id=run_id)
     return error

@@ -128,11 +128,11 @@ def _at_the_source_event(spec: RunSpec) -> RowRule:
 class RunRules:
     """Rules for a run as a whole.
 
-    Rules on shares and distributions apply only above a minimum sample size, which `scalr_prod.quality.sample_size` derives. All other
-    rules always apply.
+    Rules on shares and distributions apply only above a minimum sample size, which `scalr_prod.quality.sample_size` derives; for a smaller
+    run, `scalr_prod.quality.pooling` adds earlier events to distributions. All other rules always apply.
     """
 
-    version = 4
+    version = 5
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""

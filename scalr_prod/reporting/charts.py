@@ -77,7 +77,7 @@ def events_per_user_chart(distributions: Distributions) -> str:
 
 
 def lift_chart(distributions: Distributions) -> str:
-    """Draw the distribution of lift: an item's probability for the user over its share of the real events."""
+    """Draw the distribution of the events' lift over popularity."""
     order = [row["lift"] for row in distributions.lift]
     title = "probability of the drawn item over its share of the real events"
     return _render_svg(distributions.lift, _bar_chart("lift", order, title, "share of the synthetic events"))

@@ -157,10 +157,10 @@ def _distribution_charts(distributions: Distributions | None) -> list[dict[str, 
         },
         {
             "title": "Lift over popularity",
-            "summary": f"{above:.0%} of the synthetic events name an item that is more probable for this user than for an average user.",
+            "summary": f"{above:.0%} of the synthetic events name an item that is at least as probable for this user as by popularity.",
             "svg": charts.lift_chart(distributions),
             "rows": distributions.lift,
-            "columns": {"lift": "Probability over popularity", "share": "Share"},
+            "columns": {"lift": "Lift over popularity", "share": "Share"},
         },
         {
             "title": "Events over time",

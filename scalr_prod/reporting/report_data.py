@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
-from scalr_prod.generation import why_not_generated
+from scalr_prod.generation import LIFT_SQL, why_not_generated
 from scalr_prod.operations import explain_rows
 from scalr_prod.pipeline import read_timings
 from scalr_prod.quality import rows_in_view
@@ -223,7 +223,9 @@ def _create_views(connection: DuckDBPyConnection, lake: Lake, folder: Path, run:
         rows = ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))) if origin != "none" else None
     if rows is not None:
         connection.register("rows", rows)
-        columns = f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, source_event_timestamp, source_domain"
+        columns = (
+            f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_event_timestamp, source_domain"
+        )
         connection.execute(
             f"CREATE TEMP TABLE synthetic AS SELECT {columns} FROM rows WHERE run_id = $run", {"run": run.run_id}
         )
@@ -301,9 +303,7 @@ def _count_bin_label(bin_number: int, edges: Sequence[int]) -> str:
 
 def _lift_shares(connection: DuckDBPyConnection) -> list[dict[str, Any]]:
     rows = connection.execute(
-        f"""WITH known AS (SELECT {ITEM_ID}, n, sum(n) OVER () AS total FROM counts WHERE kind = 'real'),
-                 placed AS (SELECT {_bin_number_sql("probability * total / n", ">=", _LIFT_EDGES)} AS place
-                            FROM synthetic JOIN known USING ({ITEM_ID})),
+        f"""WITH placed AS (SELECT {_bin_number_sql(LIFT_SQL, ">=", _LIFT_EDGES)} AS place FROM synthetic),
                  counted AS (SELECT place, count(*) AS n FROM placed GROUP BY place)
             SELECT place, n / sum(n) OVER () FROM counted ORDER BY place"""
     ).fetchall()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.generation import LIFT_SQL
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class TranslationSample:
         drawn: The target item's title or id.
         time: The synthetic event's time (UTC).
         probability: Of the draw.
-        lift: Probability over the item's share of the real events known to the run; None for an item without real events.
+        lift: Its lift over popularity.
     """
 
     event_id: str
@@ -42,14 +43,14 @@ class TranslationSample:
     drawn: str
     time: datetime
     probability: float
-    lift: float | None
+    lift: float
 
 
 def sample_translations(connection: DuckDBPyConnection, lake: Lake, as_of: datetime) -> list[TranslationSample]:
     """Choose synthetic events, one per user, by the lowest event id: ids are hashes, so the choice is arbitrary but stable.
 
     Args:
-        connection: Has the tables ``synthetic`` and ``real``.
+        connection: Has the table ``synthetic``.
         lake: For source events and titles.
         as_of: Events that became known later are not in a history.
     """
@@ -66,16 +67,12 @@ def sample_translations(connection: DuckDBPyConnection, lake: Lake, as_of: datet
     )
     rows = connection.execute(
         f"""SELECT event_id, {USER_ID}::VARCHAR, coalesce(title, chosen.{ITEM_ID}::VARCHAR),
-                   chosen.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC', probability,
-                   probability / nullif((SELECT count(*) FROM real r WHERE r.{ITEM_ID} = chosen.{ITEM_ID})
-                                        / (SELECT count(*) FROM real), 0)
+                   chosen.{EVENT_TIMESTAMP} AT TIME ZONE 'UTC', probability, {LIFT_SQL}
             FROM chosen LEFT JOIN target_items i ON i.{ITEM_ID}::VARCHAR = chosen.{ITEM_ID}::VARCHAR ORDER BY event_id"""
     ).fetchall()
     histories = _read_histories(connection, as_of)
     return [
-        TranslationSample(
-            event_id, user, histories.get(event_id, ()), drawn, time, float(probability), None if lift is None else float(lift)
-        )
+        TranslationSample(event_id, user, histories.get(event_id, ()), drawn, time, float(probability), float(lift))
         for event_id, user, drawn, time, probability, lift in rows
     ]
 

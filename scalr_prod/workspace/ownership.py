@@ -44,7 +44,7 @@ HOME_ENTRIES: Final = (
         "ingested.json",
         "lake",
     ),
-    *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server"),
+    *("ledger.db", "models", "reports", "runs", "stages.json", "staging", "triton", "triton-server", "user_days.parquet"),
 )
 
 

@@ -84,7 +84,7 @@ def test_the_parts_add_up_and_say_what_the_source_event_and_the_history_were(con
     assert len({term["name"] for term in one.terms}) == len(one.terms) > 3
     assert event["item_id"] in [row["item"] for row in one.drawn], "the same noise draws the same items"
     assert len(one.drawn_without_history) == 2
-    assert one.probability["lift"] == pytest.approx(one.probability["recomputed"] / one.probability["prior"])
+    assert one.probability["lift"] == pytest.approx(one.probability["published"] / one.probability["prior"])
     assert (one.run["run_id"], one.translator["version"]) == (event["run_id"], 2)
     assert math.isfinite(sum(term["logit"] for term in one.terms))
 

@@ -64,10 +64,20 @@ def test_its_figures_are_those_of_the_lake(project):
         assert sum(row["share"] for row in found.per_user if row["kind"] == kind) == pytest.approx(1)
     assert sum(row["share"] for row in found.time if row["kind"] == "synthetic") == pytest.approx(1)
 
-    share = real["item_id"].value_counts(normalize=True)
-    lift = (made["probability"] / made["item_id"].map(share)).dropna()
+    lift = made["weight"] / (1 - made["weight"])  # the weight is P / (P + prior)
     above = sum(row["share"] for row in found.lift if row["place"] > 2)
     assert above == pytest.approx((lift >= 1).mean(), abs=2 / len(lift))
+
+
+def test_an_event_has_one_lift_on_the_whole_page(project):
+    opened, run_id, *_ = project
+    facts = collect_run_data(opened.settings, opened.ledger, run_id)
+    examples = {one.event_id: one for one in facts.sample}
+    assert facts.explained
+    for explained in facts.explained:
+        example, probability = examples[explained.event["event_id"]], explained.probability
+        assert example.lift == pytest.approx(probability["published"] / probability["prior"], rel=1e-3)
+        assert example.lift == pytest.approx(probability["lift"], rel=1e-3)
 
 
 def test_translations_show_the_history_as_it_was(project):

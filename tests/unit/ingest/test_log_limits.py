@@ -320,6 +320,15 @@ def test_a_changed_event_changes_the_histories(project):
     assert "s0" not in set(items)
 
 
+def test_an_item_that_a_changed_event_left_is_in_the_catalogue_no_more(project):
+    ingest(project(log(plain(), id=same_ids), "", IDS))
+    settings = project(log([("u0", "changed", 0), *plain()[1:]], id=same_ids), "", IDS)
+    report = ingest(settings).domains["source"]
+    items = Lake.open(settings).read(Table.SOURCE_ITEMS)["item_id"].to_pylist()
+    assert sorted(items) == sorted(["changed", *(f"s{n}" for n in range(1, 20))])
+    assert report.catalogue == len(items)
+
+
 @pytest.mark.parametrize(
     ("changed", "since"),
     [

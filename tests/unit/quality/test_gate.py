@@ -191,6 +191,33 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
     assert failed["popularity_is_like_the_real_one"] == pytest.approx(1 - 6 / 55)
 
 
+def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
+    """Eight users alone are too few for a rule on popularity. Whether the events before are published decides, and the error says so."""
+    target = [("first", f"t{item}", -1000 + number, 0) for item in range(10) for number in range(item + 1)]
+    source = [(f"u{k}", f"s{j}", k % 20 + 10 * j, 0) for k in range(80) for j in range(10)]
+    project = Handmade(tmp_path, source=source, target=target)
+
+    def rarest(spec):
+        return project.candidates(spec, source).assign(item_id="t0").drop_duplicates(["user_id", "event_timestamp"])
+
+    quiet = project.run(start=50, end=51)
+    project.write(quiet, rarest(quiet))
+    report = validate_run(project.settings, quiet.run_id)
+    assert {rule.rule for rule in report.not_judged} >= {"popularity_is_like_the_real_one"}
+    earlier = project.run(start=0, end=50, seed=1)
+    rows = pa.Table.from_pandas(
+        rarest(earlier), schema=table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS), preserve_index=False
+    )
+    project.lake.append(Table.SYNTHETIC_TARGET_EVENTS, rows, key="earlier")
+    with pytest.raises(QualityGateFailed) as caught:
+        validate_run(project.settings, quiet.run_id)
+    assert "popularity_is_like_the_real_one" in caught.value.found
+    assert "together with the published events since 2024-01-0" in caught.value.found
+    assert "scalr runs rollback" in caught.value.next_step
+    project.lake.delete(Table.SYNTHETIC_TARGET_EVENTS, "true", key="rolled back")
+    assert validate_run(project.settings, quiet.run_id).passed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("collapsed", "broken"),
