@@ -6,6 +6,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from threading import Barrier
 from typing import TYPE_CHECKING, Final
 
@@ -20,39 +21,40 @@ if TYPE_CHECKING:
 
 __all__ = ["ensure_exclusive_commits"]
 
-#: Writers that commit at once, and how often: a store that accepts all commits is found in the first round as a rule.
-_WRITERS: Final = 8
-_ROUNDS: Final = 3
+#: Writers that commit at once. A store that ignores the condition accepts all of them as a rule.
+_WRITERS: Final = 4
 
 
 def ensure_exclusive_commits(storage: TableStore) -> None:
     """Check that an object store accepts one of several commits of the same version: tried on a small table, which is removed.
 
-    A lake on a local disk is not checked.
+    A lake on a local disk is not checked. A store that passed is not checked again by this process.
 
     Raises:
         LakeError: It accepts several, and so ignores ``If-None-Match``; or it cannot be written to.
     """
+    if "://" in storage.root:
+        _check(storage.root, tuple(sorted(storage.storage_options.items())))
+
+
+@cache  # errors are not cached
+def _check(root: str, storage_options: tuple[tuple[str, str], ...]) -> None:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
-    if "://" not in storage.root:
-        return
-    uri, options = f"{storage.root}/_scalr_probe_{uuid.uuid4().hex}", storage.storage_options
+    uri, options = f"{root}/_scalr_probe_{uuid.uuid4().hex}", dict(storage_options)
     try:
         DeltaTable.create(uri, schema=_rows().schema, storage_options=options)
-        for _ in range(_ROUNDS):
-            tables = [DeltaTable(uri, storage_options=options) for _ in range(_WRITERS)]
-            if _count_accepted(tables) > 1:
-                raise LakeError(
-                    "the store accepts two commits of one version of a table (it ignores If-None-Match: *): commits would be lost",
-                    where=storage.root,
-                    next_step="use a store that honours conditional PUT, or a lake on a shared disk: see docs/guides/lake.md",
-                )
+        if _count_accepted([DeltaTable(uri, storage_options=options) for _ in range(_WRITERS)]) > 1:
+            raise LakeError(
+                "the store accepts two commits of one version of a table (it ignores If-None-Match: *): commits would be lost",
+                where=root,
+                next_step="use a store that honours conditional PUT, or a lake on a shared disk: see docs/guides/lake.md",
+            )
     except (DeltaError, OSError) as error:
         raise LakeError(
             f"cannot be written to: {flatten_message(error)}",
-            where=storage.root,
+            where=root,
             next_step="check the store's address and credentials: [project] storage_options, or the store's environment variables",
         ) from error
     finally:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.lake import CommitResult, Lake, open_project_lake, stale_since
+from scalr_prod.lake import CommitResult, Lake, ensure_exclusive_commits, open_project_lake, stale_since
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
@@ -129,6 +129,7 @@ def publish(settings: Settings, run_id: str) -> PublicationReport:
         PublicationError: The run was not validated, was rejected, or its accepted files are not the audited ones; or its source events
             have been replaced since.
         PublicationDisabled: Publication is switched off.
+        LakeError: The lake's store would lose commits; nothing was written.
         CommitFailed: Nothing was written; safe to repeat.
         CommitOutcomeUnknown: The commit may have happened; repeating the call finds out.
         LedgerError: Another driver works on the run.
@@ -145,6 +146,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
         canary: The users to publish for.
         is_widening: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
     """
+    ensure_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:
         last, outcome = run.confirm_pending()
         standing = None if last is None or (not is_widening and run.is_superseded(last)) else last

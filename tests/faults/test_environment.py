@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from support.fault_harness import Kill, drawn, view
+from support.fault_harness import STAGES, Kill, drawn, view
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.lake import Lake
@@ -43,10 +43,13 @@ def mounted(folder: Path, *options: str):
     try:
         yield lambda *others: subprocess.run(["mount", "-o", ",".join(["remount", *others]), str(folder)], check=True)
     finally:
-        for patience in (0.5, 1, 2, 4, 8, None):  # a worker may still be busy with a task that nobody waits for any more
-            if subprocess.run(["umount", str(folder)], check=patience is None).returncode == 0:
+        for patience in (0.5, 1, 2, None):  # a worker may still be busy with a task that nobody waits for any more
+            if subprocess.run(["umount", str(folder)], check=False).returncode == 0:
                 break
-            time.sleep(patience)
+            if patience is None:  # a worker keeps a file open for later tasks
+                subprocess.run(["umount", "--lazy", str(folder)], check=True)
+            else:
+                time.sleep(patience)
 
 
 @contextmanager
@@ -105,6 +108,41 @@ def test_a_full_disk_fails_the_run_and_room_lets_it_go_on(project, drivers, wher
         make_room()
         found = drivers.drive(config, "resume" if before is not None else "run", **project.options)
         assert found.error is None, found.error
+        project.check()
+
+
+#: Stage, and the share of its points after which the disk is full: twenty in all.
+MOMENTS = [(stage, share) for stage in STAGES for share in (0.2, 0.7)] + [("ingest", 0.5), ("generate", 0.5)]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("stage", "share"),
+    [pytest.param(*case, marks=[] if case == ("publish", 0.2) else [pytest.mark.nightly]) for case in MOMENTS],
+)
+def test_a_disk_that_fills_up_is_one_clear_error_and_the_next_run_completes(project, drivers, stage, share):
+    config = project.before(stage)
+    home = config.parent / ".scalr"
+    ballast = home / "ballast"
+    environment = {"SCALR_COMPUTE__DASK": project.options["compute"]["dask"]}
+
+    def run(**options):
+        found = drivers.drive(config, "command", arguments=["-q", "run"], environment=environment, **options)
+        assert found.error is None, found.error
+        return found.report
+
+    with small_disk(home, 32 << 20):
+        full = Kill(stage, point=max(1, round(share * project.points[stage])), ballast=str(ballast))
+        told = run(kill=full)
+        assert ballast.exists(), "the disk was never full"
+        assert (told["exit_code"], told["orderly"]) == (1, True), told
+        paragraph = told["stderr"][told["stderr"].index("error: ") :].strip()
+        assert "\n\n" not in paragraph, paragraph
+        assert "Traceback" not in told["stdout"] + told["stderr"], told
+        assert "next: " in paragraph, paragraph
+        ballast.unlink()
+        told = run()
+        assert told["exit_code"] == 0, told
         project.check()
 
 

@@ -2,75 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
+from support.small import lean
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import SchedulerUnreachable, SettingsError
 from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.serving.local_server.server_state import read_record
 
-#: Knocks at every port, as another user where the tests may become one: Dask's client in plain text, over TLS without a certificate and
-#: with one of its own, and HTTP.
-_ATTACK = """
-import http.client, os, ssl, sys, threading, time
-import dask
-from distributed import Client, Security
-
-if os.geteuid() == 0:  # the libraries are imported: nobody may be unable to read them
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-dask.config.set({"distributed.comm.timeouts.connect": "3s", "distributed.logging.distributed": "critical"})
-
-class Anonymous(Security):
-    def get_connection_args(self, role):
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return {"ssl_context": context, "require_encryption": True, "extra_conn_args": {}}
-
-def run(address, security):
-    with Client(address, security=security, timeout=4, set_as_default=False) as client:
-        return client.run_on_scheduler(os.getpid)
-
-def read(port):
-    asked = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
-    asked.request("GET", "/json/counts.json")
-    answer = asked.getresponse()
-    return answer.read() if answer.status == 200 else b""
-
-WAYS = {
-    "plain": lambda port: run(f"tcp://127.0.0.1:{port}", None),
-    "anonymous": lambda port: run(f"tls://127.0.0.1:{port}", Anonymous()),
-    "forged": lambda port: run(f"tls://127.0.0.1:{port}", Security.temporary()),
-    "http": read,
-}
-
-def attack(port, way):
-    try:
-        if WAYS[way](int(port)):
-            print(port, way, flush=True)
-    except Exception:
-        pass
-
-ways = [asked.split("/") for asked in sys.argv[1:]]
-threads = [threading.Thread(target=attack, args=asked, daemon=True) for asked in ways]
-for thread in threads:
-    thread.start()
-until = time.monotonic() + 10
-for thread in threads:
-    thread.join(max(0, until - time.monotonic()))
-os._exit(0)  # a client that spoke to something else may never close
-"""
+ATTACKER = str(Path(__file__).parents[1] / "support" / "attacker.py")
+#: How an attacker tries a port; `support/attacker.py`.
+WAYS_IN = ("plain", "anonymous", "forged", "http")
 
 
-def listening() -> list[int]:
-    """The ports that this process and its children listen on."""
-    me = psutil.Process()
-    found = [one.net_connections("tcp") for one in (me, *me.children(recursive=True))]
-    return sorted({one.laddr.port for connections in found for one in connections if one.status == psutil.CONN_LISTEN})
+def listening(pid: int | None = None) -> set[int]:
+    """The ports that a process (this one) and its children listen on."""
+    found: set[int] = set()
+    with suppress(psutil.NoSuchProcess):
+        for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found |= {at.laddr.port for at in one.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
+    return found
 
 
 @pytest.mark.slow
@@ -81,17 +43,103 @@ def test_nobody_else_gets_into_the_local_cluster(project):
     with LocalCluster(
         n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as unprotected:
-        scheduler, before = unprotected.scheduler, set(listening())
+        scheduler, before = unprotected.scheduler, listening()
         with open_cluster(load_settings(project, compute={"dask": "local", "workers": 1}), tasks=1) as cluster:
             assert list(cluster.map(lambda: 7, [()])) == [7]
-            ports = set(listening()) - before
+            ports = listening() - before
             assert len(ports) >= 3, "scheduler, nanny, worker"
-            easy = [f"{scheduler.port}/plain", f"{scheduler.http_server.port}/http"]
-            ways = [f"{port}/{way}" for port in ports for way in ("plain", "anonymous", "forged", "http")]
-            command = [sys.executable, "-c", _ATTACK, *easy, *ways]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd="/")
+            easy = [f"plain {scheduler.port}", f"http {scheduler.http_server.port}"]
+            ways = [f"{way} {port}" for port in ports for way in WAYS_IN]
+            command = [sys.executable, ATTACKER]
+            asked = "\n".join([*easy, *ways])
+            done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, check=True, cwd="/")
             assert list(cluster.map(lambda: 8, [()])) == [8]
-    assert sorted(done.stdout.splitlines()) == sorted(way.replace("/", " ") for way in easy)
+    assert sorted(done.stdout.splitlines()) == sorted(easy)
+
+
+COMMANDS = (["run"], ["evaluate", "--quick"], ["translator", "promote"], ["triton", "start"], ["ui", "--port", "0"])
+EXTRA = """
+[generation]
+partitions = 2
+[serving]
+scorer = "local"
+threads = 1
+[compute]
+workers = 1
+[quality]
+max_bucket_distance = 1.0
+min_information = 0
+[downstream]
+models = ["als"]
+seeds = 1
+volumes = [3]
+temperatures = [0.1]
+weights = [1.0]
+threads = 1
+"""
+
+
+@pytest.fixture
+def shared_machine(make_project, monkeypatch):
+    """A project below a folder that everybody may enter, and a temporary folder that everybody may write to, with the usual umask."""
+    before = os.umask(0o022)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        (root / "tmp").mkdir()
+        (root / "tmp").chmod(0o1777)
+        config = lean(make_project(root / "logs", EXTRA, users=80).base / "scalr.toml")
+        yield root, config
+    os.umask(before)
+
+
+@pytest.mark.nightly(reason="minutes: a whole run and an evaluation")
+@pytest.mark.triton
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_user_gets_nothing_while_commands_are_at_work(shared_machine):
+    """Every port, socket and file of each command is tried as soon as it is there. The log, which lies outside the home, can be read."""
+    root, config = shared_machine
+    environment = os.environ | {"TMPDIR": str(root / "tmp")}
+    scalr = [sys.executable, "-c", "from scalr_prod.apps.cli import main; main()", "-q"]
+    home, easy, tried, ports = config.parent / ".scalr", f"read {config.parent / 's.parquet'}", set(), set()
+    with subprocess.Popen([sys.executable, ATTACKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+
+        def attempt(*lines):
+            for line in {*lines} - tried:
+                tried.add(line)
+                other.stdin.write(f"{line}\n")
+            other.stdin.flush()
+
+        def attack(pid):
+            found = listening(pid)
+            ports.update(found)
+            attempt(*(f"{way} {port}" for port in found for way in WAYS_IN))
+            for path in (*home.rglob("*"), *(root / "tmp").rglob("*")):
+                with suppress(OSError):
+                    mode = path.lstat().st_mode
+                    if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
+                        attempt(f"{'read' if stat.S_ISREG(mode) else 'connect'} {path}")
+
+        attempt(easy)
+        for command in COMMANDS:
+            with subprocess.Popen(
+                [*scalr, *command, "--config", str(config)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            ) as process:
+                until = time.monotonic() + (20 if command[0] == "ui" else 900)
+                while process.poll() is None and time.monotonic() < until:
+                    attack(process.pid)
+                    time.sleep(0.2)
+                process.terminate()
+                output = process.communicate()[0].decode()
+                assert command[0] == "ui" or process.returncode == 0, (command, output[-2000:])
+            if command == ["triton", "start"]:
+                attack(read_record(load_settings(config)).pid)
+        got = other.communicate(timeout=60)[0].splitlines()
+        subprocess.run([*scalr, "triton", "stop", "--config", str(config)], env=environment, check=True)
+    assert len(ports) >= 3, "scheduler, nanny, worker; the page"
+    assert len(tried) > 100
+    assert got == [easy]
 
 
 NAMED = {"ca_certificate": "ca.pem", "client_certificate": "client.pem", "client_key": "client.key"}

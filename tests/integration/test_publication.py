@@ -10,10 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from support.object_store import running_store
 from support.small_project import Handmade
+from typer.testing import CliRunner
 
 from scalr_prod import Project
+from scalr_prod.apps.cli import app
 from scalr_prod.errors import CommitFailed, PublicationError
+from scalr_prod.lake.exclusive_commits import _check
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, run_folder
 from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality.outputs import write_accepted
@@ -44,6 +48,27 @@ def test_a_validated_run_appears_whole(project):
         last = ledger.publications.last(spec.run_id)
         assert (last.status, last.delta_version, last.rows) == (PublicationStatus.PUBLISHED, report.delta_version, 200)
     assert project.lake.commit_version(VIEW, last.key) == report.delta_version
+
+
+@pytest.mark.slow
+def test_a_store_that_no_longer_honours_conditional_put_is_refused(tmp_path):
+    """Its lake was made while the store honoured it."""
+    with running_store(honours_conditions=True) as store:
+        project = Handmade(tmp_path, store.toml)
+        spec = project.accepted()
+        store.ignore_conditions()
+        _check.cache_clear()  # as another process
+        before = store.keys()
+        done = CliRunner().invoke(app, ["publish", spec.run_id, "--config", str(project.config), "--json"])
+        assert done.exit_code == 1
+        told = json.loads(done.stdout)
+        assert (told["error"], told["where"]) == ("LakeError", project.settings.lake_url)
+        assert "If-None-Match" in told["found"]
+        assert "docs/guides/lake.md" in told["next_step"]
+        assert store.keys() == before
+        assert project.state(spec.run_id) is RunState.VALIDATED
+        with Ledger.open(project.settings) as ledger:
+            assert not ledger.publications.find(spec.run_id)
 
 
 def test_publishing_again_changes_nothing(project):

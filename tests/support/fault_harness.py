@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from multiprocessing import forkserver
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 #: Stages in the order of a run; a kill of one of them starts from a copy of the home as it was before it.
@@ -64,7 +64,7 @@ class Kill:
     """Where a driver dies: at a stage's ``point``-th point, or ``after`` seconds into it.
 
     With a ``server``, the process of that number and all of its children die in the driver's place. With another ``signal``, the
-    driver is asked to end in order.
+    driver is asked to end in order. With a ``ballast``, nobody dies: a file of this name grows until its disk is full.
     """
 
     stage: str
@@ -72,6 +72,7 @@ class Kill:
     after: float | None = None
     server: int | None = None
     signal: int = signal.SIGKILL
+    ballast: str | None = None
 
     def __str__(self) -> str:
         return f"{self.stage}-{f'point{self.point}' if self.point is not None else f'{self.after:.3f}s'}"
@@ -169,6 +170,14 @@ def kill_family(pid: int) -> None:
     assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
 
 
+def fill_disk(ballast: Path) -> None:
+    """Let a file grow until its disk has no block left."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            if file.write(bytes(4096)) < 4096:
+                break
+
+
 def view(config: Path, **sections: Any) -> Any:
     """The feature view's rows, sorted."""
     from scalr_prod.config.settings import load_settings
@@ -258,7 +267,19 @@ def _resume(config: str, **sections: Any) -> Any:
     return resume_run(settings, run_id)
 
 
-_ACTIONS = {"run": _run, "resume": _resume}
+def _command(config: str, arguments: list[str]) -> Any:
+    """A command line in this process: its exit code, what it printed, and whether it ended as a command does."""
+    from typer.testing import CliRunner
+
+    from scalr_prod.apps.cli import app
+
+    done = CliRunner().invoke(app, [*arguments, "--config", config])
+    orderly = done.exception is None or isinstance(done.exception, SystemExit)
+    told = {"exit_code": done.exit_code, "stdout": done.stdout, "stderr": done.stderr, "exception": repr(done.exception)}
+    return SimpleNamespace(to_json=lambda: told | {"orderly": orderly})
+
+
+_ACTIONS = {"run": _run, "resume": _resume, "command": _command}
 
 
 class _Points:
@@ -302,7 +323,9 @@ class _Points:
     def _strike(self) -> None:
         if self.kill is None or not self.struck.acquire(blocking=False):
             return
-        if self.kill.server is None:
+        if self.kill.ballast is not None:
+            fill_disk(Path(self.kill.ballast))
+        elif self.kill.server is None:
             os.kill(os.getpid(), self.kill.signal)
         else:
             kill_family(self.kill.server)

@@ -48,6 +48,16 @@ class ObjectStore:
         """Write an object."""
         urlopen(Request(f"{self.address}/{BUCKET}/{key}", data=b"x", method="PUT")).close()  # noqa: S310 - of this machine
 
+    def ignore_conditions(self) -> None:
+        """From now on, accept a PUT with ``If-None-Match: *`` of an existing object."""
+        urlopen(Request(self.address, method="PATCH")).close()  # noqa: S310 - of this machine
+
+    @property
+    def toml(self) -> str:
+        """Settings of a project whose lake is in it."""
+        options = "\n".join(f'{name} = "{value}"' for name, value in self.options.items())
+        return f'[project]\nlake = "s3://{BUCKET}/lake"\n[project.storage_options]\n{options}\n'
+
 
 @contextmanager
 def running_store(*, honours_conditions: bool) -> Iterator[ObjectStore]:
@@ -105,6 +115,10 @@ class _Request(BaseHTTPRequestHandler):
                 self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
                 return
             self.server.objects[key] = body
+        self._answer(200)
+
+    def do_PATCH(self) -> None:
+        self.server.honours_conditions = False
         self._answer(200)
 
     def do_POST(self) -> None:

@@ -23,23 +23,32 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     source: Annotated[
-        str | None,
-        typer.Option(help="Log of the domain with many events: a path, glob, folder, URL or SQL URL."),
+        list[str] | None,
+        typer.Option(
+            help="Log of the domain with many events: a path, glob, folder, URL or SQL URL; for several such domains, "
+            "repeat it as NAME=LOG."
+        ),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Log of the domain that needs events: a path, glob, folder, URL or SQL URL.")
     ] = None,
-    items: Annotated[str | None, typer.Option(help="Item file with titles, for both domains.")] = None,
-    source_items: Annotated[str | None, typer.Option(help="Item file of the source only.")] = None,
+    items: Annotated[str | None, typer.Option(help="Item file with titles, for all domains.")] = None,
+    source_items: Annotated[
+        list[str] | None, typer.Option(help="Item file of the source only; of one of several sources: NAME=FILE.")
+    ] = None,
     target_items: Annotated[str | None, typer.Option(help="Item file of the target only.")] = None,
-    source_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --source is then a SQL URL.")] = None,
+    source_query: Annotated[
+        list[str] | None,
+        typer.Option(help="SQL that gives the log; --source is then a SQL URL. Of one of several sources: NAME=SQL."),
+    ] = None,
     target_query: Annotated[str | None, typer.Option(help="SQL that gives the log; --target is then a SQL URL.")] = None,
     source_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
     target_name: Annotated[str | None, typer.Option(help="Name of the domain; default: from the file's name.")] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer; or source.timezone=ZONE; repeat for more."
+            help="Which column is what, as PLACE.ROLE=COLUMN: source.user=customer, of one of several sources "
+            "sources.NAME.user=customer; or source.timezone=ZONE; repeat for more."
         ),
     ] = None,
     timezone: Annotated[str | None, typer.Option(help="IANA zone of times that name none; default: UTC.")] = None,
@@ -48,7 +57,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Inspect two logs, show how they are read, and write a commented scalr.toml.
+    """Inspect the logs of two or more domains, show how they are read, and write a commented scalr.toml.
 
     Example: scalr init --yes --source ratings.csv --target orders.jsonl --timezone Europe/Paris
     """
@@ -64,16 +73,30 @@ def init(
     interactive = not yes and not as_json and sys.stdin.isatty()
     if not interactive and not (yes or as_json):
         raise typer.BadParameter("cannot ask without a terminal: give --yes", param_hint="--yes")
-    if not interactive and (source is None or target is None):
+    if not interactive and (not source or target is None):
         raise typer.BadParameter("name both logs", param_hint="--source, --target")
-    item_files = {"source": source_items or items, "target": target_items or items}
+    several = len(source or []) > 1
+    if several and source_name is not None:
+        raise typer.BadParameter("each of several sources is named by --source NAME=LOG", param_hint="--source-name")
+    locations: dict[str, str | None] = {
+        **(_by_place(source, "--source", several=several) or {"source": None}),
+        "target": target,
+    }
+    queries = {**_by_place(source_query, "--source-query", several=several), "target": target_query}
+    item_files = {
+        **dict.fromkeys(locations, items),
+        **_by_place(source_items, "--source-items", several=several),
+        "target": target_items or items,
+    }
+    if unknown := [place for place in (*queries, *item_files) if place not in locations]:
+        raise typer.BadParameter(f"no --source is named {unknown[0].removeprefix('sources.')}")
     names = {"source": source_name, "target": target_name}
 
     def work(_: Settings | None) -> CommandResult:
         ensure_not_overwriting(config, force=force)
         logs = [
-            LogRequest(place, location or typer.prompt(f"Log of the {place} domain"), query, timezone=timezone)
-            for place, location, query in (("source", source, source_query), ("target", target, target_query))
+            LogRequest(place, location or typer.prompt(f"Log of the {place} domain"), queries.get(place), timezone=timezone)
+            for place, location in locations.items()
         ]
         logs = apply_corrections(logs, column or [])
         if interactive:
@@ -144,6 +167,25 @@ def config_show(
         }
 
     CommandContext(config, as_json, "config show").run_with_settings(work)
+
+
+def _by_place(values: list[str] | None, option: str, *, several: bool) -> dict[str, str]:
+    """Return the values of a source's option by place; of several sources, each value is ``NAME=VALUE``."""
+    if not several:
+        if len(values or []) > 1:
+            raise typer.BadParameter("there is one source: give it once", param_hint=option)
+        return {"source": values[0]} if values else {}
+    found: dict[str, str] = {}
+    for value in values or []:
+        name, _, rest = value.partition("=")
+        if not (name.isidentifier() and name.isascii() and rest):
+            raise typer.BadParameter(
+                f"{value}: of several sources, write NAME=VALUE; a name has letters, digits and '_'", param_hint=option
+            )
+        if f"sources.{name}" in found:
+            raise typer.BadParameter(f"{name} is given twice", param_hint=option)
+        found[f"sources.{name}"] = rest
+    return found
 
 
 def _specified(options: dict[str, str | None]) -> dict[str, str]:

@@ -36,9 +36,9 @@ def resolve_log(request: LogRequest) -> LogRequest:
     location = request.location
     if "://" not in location:
         path = str(Path(location).expanduser().absolute())
-        if request.query is None and Path(path).suffix.lower() not in _SQLITE:
+        if Path(path).suffix.lower() not in _SQLITE:
             return replace(request, location=path)
-        location = path if request.query is not None else f"sqlite:///{path}"
+        location = f"sqlite:///{path}"
     if request.query is None and not _is_database(location):
         return request
     location = _from_here(location)
@@ -56,8 +56,8 @@ def _table(asked: LogRequest, tables: dict[str, list[str]]) -> str:
     found = f"several tables look like a log: {', '.join(fitting)}" if fitting else "no table looks like a log"
     raise ColumnNotFound(
         f"{found}; there are: {listed or 'none'}",
-        where=f"the database of --{asked.place}",
-        next_step=f'name one: --{asked.place}-query "SELECT * FROM {(fitting or list(tables) or ["TABLE"])[0]}"',
+        where=f"the database of {asked.option}",
+        next_step=f'name one: {asked.option}-query "{asked.value_prefix}SELECT * FROM {(fitting or list(tables) or ["TABLE"])[0]}"',
     )
 
 

@@ -43,7 +43,7 @@ class LogRequest:
     """Request for one log: what the user specified.
 
     Attributes:
-        place: ``source`` or ``target``.
+        place: ``source``, ``sources.<name>`` for each of several sources, or ``target``.
         location: A path, glob, folder or URL; with a query, a SQLAlchemy URL.
         query: SQL query.
         columns: Role → column, for roles that are not guessed.
@@ -58,13 +58,24 @@ class LogRequest:
     timezone: str | None = None
     table: str | None = None
 
+    @property
+    def option(self) -> str:
+        """The option that names the log."""
+        return "--target" if self.place == "target" else "--source"
+
+    @property
+    def value_prefix(self) -> str:
+        """What values of its options begin with: ``NAME=`` where there are several sources."""
+        name = self.place.partition(".")[2]
+        return f"{name}=" if name else ""
+
 
 @dataclass(frozen=True)
 class LogGuess:
     """Guess of how to read a log.
 
     Attributes:
-        place: ``source`` or ``target``.
+        place: See `LogRequest`.
         columns: Role → column.
         available_columns: All columns of the log.
         settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
@@ -157,7 +168,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
 
 def _sample(base: Settings, asked: LogRequest) -> tuple[Batch, dict[str, str]]:
     """Read a sample with every column; return it, and the format if the name does not determine it."""
-    option = "--items, --source-items or --target-items" if asked.place == "items" else f"--{asked.place}"
+    option = "--items, --source-items or --target-items" if asked.place == "items" else asked.option
     everything = ColumnSelection((), f"domains.{asked.place}.columns", all_columns=True, location=option)
     if asked.query is not None:
         return _first(read_query(asked.location, asked.query, everything), "the query"), {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plan of `scalr init`: from two logs to a scalr.toml that the ingest can read."""
+"""Plan of `scalr init`: from logs to a scalr.toml that the ingest can read."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class DomainPlan:
 
 @dataclass(frozen=True)
 class InitPlan:
-    """The scalr.toml to write, and how it reads both logs.
+    """The scalr.toml to write, and how it reads the logs.
 
     Attributes:
         config: Path of the file.
-        domains: ``source`` and ``target``.
+        domains: Place → domain: ``source`` or each ``sources.<name>``, then ``target``.
         text: Content of the file.
     """
 
@@ -79,9 +79,8 @@ class InitPlan:
     def notes(self) -> list[str]:
         """Choices between several possibilities."""
         found = [note for domain in self.domains.values() for note in domain.log_guess.notes]
-        source, target = (self.domains[place].request for place in ("source", "target"))
-        same = (source.location, source.query) == (target.location, target.query)
-        return [*found, "[target] log: it is the source's log, too (--target)"] if same else found
+        *sources, target = [(domain.request.location, domain.request.query) for domain in self.domains.values()]
+        return [*found, "[target] log: it is the source's log, too (--target)"] if target in sources else found
 
     def write(self, *, force: bool = False) -> None:
         """Write the file atomically.
@@ -127,10 +126,13 @@ class InitPlan:
         return shown | {"settings": str(self.config), "next": f"scalr run --config {self.config}"}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values as JSON."""
+        """Return the values as JSON, nested as the settings are."""
+        content: dict[str, Any] = {}
+        for place, domain in self.domains.items():
+            _section(content, place).update(domain.to_json())
         return {
             "config": str(self.config),
-            **{place: domain.to_json() for place, domain in self.domains.items()},
+            **content,
             "notes": self.notes,
             "next": f"scalr run --config {self.config}",
         }
@@ -157,24 +159,28 @@ def plan_init(
     items: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> InitPlan:
-    """Plan a scalr.toml: guess how to read both logs, and read their first rows as the ingest will.
+    """Plan a scalr.toml: guess how to read the logs, and read their first rows as the ingest will.
 
     Args:
         config: Path of the scalr.toml; nothing is written.
-        requests: Requests for source and target, in this order.
+        requests: Requests for the source or each of several sources, then for the target.
         items: Place → item file.
         names: Place → name of the domain; default: from the file's name.
 
     Raises:
         InputError: A log or item file does not exist, cannot be read, or has no matching column; lists the existing columns, and the
             option to give.
-        BadValue: The user ids of the two logs have incompatible types.
+        BadValue: The user ids of the logs have incompatible types.
         SettingsError: A domain name or a time zone is invalid.
     """
     base = config.absolute().parent
     absolute = [resolve_log(log_request) for log_request in requests]
     # Settings without a log: they fix the base folder of paths and validate the time zone.
-    blank = {one.place: {"name": one.place, "events": "none", "timezone": one.timezone} for one in absolute}
+    blank: dict[str, Any] = {}
+    for one in absolute:
+        _section(blank, one.place).update({"events": "none", "timezone": one.timezone})
+        if not one.value_prefix:
+            _section(blank, one.place)["name"] = one.place
     empty = _settings({"domains": blank}, base, option="--timezone")
     domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
@@ -188,10 +194,17 @@ def plan_init(
     sections = tomllib.loads(text)
     for one in absolute:  # the file leaves URLs with a secret to the environment
         if one.query is not None:
-            sections["domains"][one.place]["url"] = one.location
+            _section(sections["domains"], one.place)["url"] = one.location
     settings = _settings(sections, base, option="--source-name, --target-name")
     rows = _read(settings)
     return InitPlan(config, {place: replace(one, rows=rows[place]) for place, one in found.items()}, text)
+
+
+def _section(domains: dict[str, Any], place: str) -> dict[str, Any]:
+    """Return the keys of a place below ``[domains]``; created if missing."""
+    for key in place.split("."):
+        domains = domains.setdefault(key, {})
+    return domains
 
 
 def _guess_logs(base: Settings, requests: Sequence[LogRequest]) -> dict[str, LogGuess]:
@@ -230,7 +243,7 @@ def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
 
 
 def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
-    """Read the first rows of both logs and item files with the ingest's own parsers and checks.
+    """Read the first rows of the logs and item files with the ingest's own parsers and checks.
 
     Raises:
         InputError: The ingest would reject the input.
@@ -239,7 +252,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
 
     rows: dict[str, list[dict[str, str]]] = {}
     users = []
-    for place in ("source", "target"):
+    for place in (*settings.domains.log_keys("source"), "target"):
         cells, item_cells = EventParser(settings.domains[place], place), ItemParser(settings.domains[place].item_columns)
         batches, origin = open_events(settings, place)
         shown: list[dict[str, Any]] = []
@@ -278,7 +291,7 @@ def _show_as(kind: IdType, rows: list[dict[str, str]], role: str) -> None:
 
 def _domain(one: DomainPlan, base: Path) -> DomainSection:
     asked, log = one.request, one.log_guess
-    values: dict[str, Any] = {"name": one.name}
+    values: dict[str, Any] = {} if asked.value_prefix else {"name": one.name}
     if asked.query is not None:
         values |= {"url": asked.location, "query": asked.query}
     else:
@@ -289,7 +302,7 @@ def _domain(one: DomainPlan, base: Path) -> DomainSection:
         values["items"] = _shown(one.items_location, base)
         values["item_columns"] = dict(one.item_guess.columns)
     others = [column for column in log.available_columns if column not in log.columns.values()]
-    comments = [f"{'What users did where there are many events' if asked.place == 'source' else 'Where events are wanted'}."]
+    comments = [f"{'Where events are wanted' if asked.place == 'target' else 'What users did where there are many events'}."]
     comments.append(f"Times: {log.time_description}.")
     comments += [note.split("] ", 1)[1] for note in log.notes]
     if others:
@@ -319,14 +332,18 @@ def _has_password(url: str) -> bool:
 
 
 def _names(asked: Sequence[LogRequest], given: dict[str, str]) -> dict[str, str]:
-    """Return the domains' names: as given, else from files or tables, else from folders if those differ, else the place."""
+    """Return the domains' names: as given, else from files or tables, else from folders if those differ, else the place.
+
+    Each of several sources has the name that its place gives.
+    """
     by_file = {one.place: _name(one.table or Path(one.location).name.split(".")[0]) for one in asked}
     by_folder = {one.place: _name(Path(one.location).parent.name) for one in asked}
     place = {one.place: one.place for one in asked}
     usable = [names for names in (by_file, by_folder) if all(names.values()) and len(set(names.values())) == len(asked)]
     if any(one.query is not None and one.table is None for one in asked):
         usable = []
-    return {**(usable[0] if usable else place), **given}
+    by_place = {one.place: one.value_prefix.removesuffix("=") for one in asked if one.value_prefix}
+    return {**(usable[0] if usable else place), **given, **by_place}
 
 
 def _name(text: str) -> str:

@@ -23,11 +23,11 @@ _HELP: Final = "Press Enter to accept, or type a correction such as source.user=
 
 
 def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]) -> list[LogRequest]:
-    """Apply corrections to the requests: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` for both logs, ``PLACE.timezone=ZONE`` for one.
+    """Apply corrections to the requests: ``PLACE.ROLE=COLUMN``, ``timezone=ZONE`` for all logs, ``PLACE.timezone=ZONE`` for one.
 
     Args:
-        requests: Requests for source and target.
-        corrections: As the user writes them; the place is source or target, the role user, item or timestamp.
+        requests: Requests for sources and target.
+        corrections: As the user writes them; the place is that of a request, the role user, item or timestamp.
 
     Raises:
         SettingsError: A correction is malformed.
@@ -35,7 +35,7 @@ def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]
     found = {request.place: request for request in requests}
     for correction in corrections:
         key, sign, value = (part.strip() for part in correction.partition("="))
-        place, _, role = key.partition(".")
+        place, _, role = key.rpartition(".")
         if sign and value and key == "timezone":
             found = {name: replace(request, timezone=value) for name, request in found.items()}
         elif sign and value and place in found and role == "timezone":
@@ -46,7 +46,7 @@ def apply_corrections(requests: Sequence[LogRequest], corrections: Iterable[str]
             raise SettingsError(
                 f"{correction!r} is not a correction",
                 where="--column",
-                next_step="write PLACE.ROLE=COLUMN, for example source.user=customer; "
+                next_step=f"write PLACE.ROLE=COLUMN, for example {next(iter(found))}.user=customer; "
                 f"a place is {' or '.join(found)}, a role {', '.join(EVENT_ROLES)} or timezone",
             )
     return list(found.values())
@@ -65,7 +65,7 @@ def confirm_interactively(
 
     Args:
         config: Path of the scalr.toml; see `plan_init`.
-        requests: Requests for source and target.
+        requests: Requests for sources and target.
         items: Place → item file.
         names: Place → domain name.
         show: Shows a guess, or the error that prevented one.

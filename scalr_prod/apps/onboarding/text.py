@@ -25,7 +25,7 @@ class DomainSection:
     """The section of one domain.
 
     Attributes:
-        place: ``source`` or ``target``.
+        place: ``source``, ``sources.<name>`` or ``target``.
         values: Keys of ``[domains.<place>]`` → values; ``columns`` and ``item_columns`` are mappings.
         comments: Lines above the section.
         has_secret_url: Whether the URL holds a password, and is left to the environment.
@@ -41,9 +41,8 @@ class DomainSection:
         lines = [f"# {comment}" for comment in self.comments] + [f"[domains.{self.place}]"]
         for key, value in self.values.items():
             if key == "url" and self.has_secret_url:
-                lines.append(
-                    f"# url: holds a password, so give it by the environment: SCALR_DOMAINS__{self.place.upper()}__URL"
-                )
+                variable = f"SCALR_DOMAINS__{self.place.upper().replace('.', '__')}__URL"
+                lines.append(f"# url: holds a password, so give it by the environment: {variable}")
             else:
                 comment = f"  # {_COMMENTS[key]}" if key in _COMMENTS else ""
                 lines.append(f"{key} = {_toml(value)}{comment}")
@@ -54,7 +53,7 @@ def render_toml(domains: list[DomainSection], name: str) -> str:
     """Render the complete file; keys at their default are left out.
 
     Args:
-        domains: Source and target.
+        domains: Sources and target.
         name: The file's name.
     """
     named = "" if name == "scalr.toml" else f" --config {shlex.quote(name)}"

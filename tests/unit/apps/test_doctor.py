@@ -12,7 +12,7 @@ from unittest import mock
 
 import pandas as pd
 import pytest
-from support.object_store import BUCKET, running_store
+from support.object_store import running_store
 
 from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
 from scalr_prod.config import load_settings
@@ -142,9 +142,7 @@ def test_a_sqlite_ledger_that_several_machines_write_to_is_warned_of(config, day
 @pytest.mark.parametrize("honours", [True, False])
 def test_a_store_that_would_lose_commits_is_found(config, honours):
     with running_store(honours_conditions=honours) as store:
-        options = "\n".join(f'{name} = "{value}"' for name, value in store.options.items())
-        lake = f'[project]\nlake = "s3://{BUCKET}/lake"\n[project.storage_options]\n{options}'
-        check = look(config(lake))["lake"]
+        check = look(config(store.toml))["lake"]
     assert check.ok is honours
     assert ("If-None-Match" in check.found) is not honours
     assert ("conditional PUT" in str(check.next_step)) is not honours

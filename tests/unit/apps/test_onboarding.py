@@ -105,6 +105,88 @@ def test_where_nothing_can_be_asked_usage_says_so(target):
     assert runner.invoke(app, ["init", "--yes", "--source", str(target)]).exit_code == 2
 
 
+@pytest.fixture
+def two_sources(tmp_path, monkeypatch, target):
+    """Two logs whose columns go by other names; the folder is the current one."""
+    monkeypatch.chdir(tmp_path)
+    csv(frame("userId", "movieId", "timestamp", seconds()), "ratings.csv")(tmp_path)
+    csv(frame("customer_no", "sku", "ordered_at", form("%Y-%m-%dT%H:%M:%SZ")), "orders.csv")(tmp_path)
+    return ["init", "--yes", "--source", "films=ratings.csv", "--source", "shop=orders.csv", "--target", str(target)]
+
+
+def test_several_sources_are_written_and_ingested(two_sources):
+    pd.DataFrame({"sku": range(100, 105), "name": ["a"] * 5}).to_csv("products.csv", index=False)
+    done = runner.invoke(app, [*two_sources, "--source-items", "shop=products.csv", "--json"])
+    assert done.exit_code == 0, done.output
+    assert set(json.loads(done.stdout)["sources"]) == {"films", "shop"}
+    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]
+    assert found["sources"]["films"] == {
+        "events": "ratings.csv", "columns": {"user": "userId", "item": "movieId", "timestamp": "timestamp"},
+    }  # fmt: skip
+    assert found["sources"]["shop"]["columns"] == {"user": "customer_no", "item": "sku", "timestamp": "ordered_at"}
+    assert found["sources"]["shop"]["item_columns"] == {"item": "sku", "title": "name"}
+    assert found["target"]["name"] == "dishes"
+    done = runner.invoke(app, ["ingest", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [report["sources"][name]["rows_added"] for name in ("films", "shop")] == [12, 12]
+
+
+def test_columns_that_are_missing_in_several_sources_are_named_at_once(two_sources, target):
+    for name in ("ratings.csv", "orders.csv", str(target)):
+        Path(name).write_text("a,item_id,b\n1,2,x\n")
+    done = runner.invoke(app, [*two_sources, "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    for place in ("sources.films", "sources.shop", "target"):
+        for role in ("user", "timestamp"):
+            assert f"--column {place}.{role}=NAME" in told["next_step"]
+    assert not Path("scalr.toml").exists()
+
+
+def test_a_column_of_one_of_several_sources_can_be_named(two_sources):
+    csv(frame("a", "sku", "b", form("%Y-%m-%dT%H:%M:%SZ")), "orders.csv")(Path.cwd())
+    named = ["--column", "sources.shop.user=a", "--column", "sources.shop.timestamp=b"]
+    done = runner.invoke(app, [*two_sources, *named])
+    assert done.exit_code == 0, done.output
+    found = tomllib.loads(Path("scalr.toml").read_text())["domains"]["sources"]["shop"]
+    assert found["columns"] == {"user": "a", "item": "sku", "timestamp": "b"}
+
+
+def test_several_sources_of_a_database_have_a_query_each(two_sources, target):
+    with sqlite3.connect("shop.db") as db:
+        for table in ("orders", "visits"):
+            frame("customer_id", "product_id", "ordered_at", form("%Y-%m-%dT%H:%M:%SZ")).to_sql(table, db)
+    url = f"sqlite:///{Path.cwd()}/shop.db?timeout=3"
+    asked = ["init", "--yes", "--target", str(target), "--source", f"a={url}", "--source", "b=shop.db"]
+    done = runner.invoke(app, [*asked, "--source-query", "a=SELECT * FROM orders", "--json"])
+    assert done.exit_code == 1
+    assert '--source-query "b=SELECT * FROM orders"' in json.loads(done.stdout)["next_step"]
+    done = runner.invoke(app, [*asked, "--source-query", "a=SELECT * FROM orders", "--source-query", "b=SELECT * FROM visits"])
+    assert done.exit_code == 0, done.output
+    text = Path("scalr.toml").read_text()
+    assert "SCALR_DOMAINS__SOURCES__A__URL" in text
+    assert "timeout" not in text
+    assert tomllib.loads(text)["domains"]["sources"]["b"]["query"] == "SELECT * FROM visits"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--source", "ratings.csv"], "write NAME=VALUE"),
+        (["--source", "a b=ratings.csv"], "write NAME=VALUE"),
+        (["--source", "films=ratings.csv"], "films is given twice"),
+        (["--source-items", "books=ratings.csv"], "no --source is named books"),
+        (["--source-query", "SELECT 1"], "write NAME=VALUE"),
+        (["--source-name", "films"], "named by --source NAME=LOG"),
+    ],
+)
+def test_options_of_several_sources_say_which_one(two_sources, more, message):
+    done = runner.invoke(app, [*two_sources, *more], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert message in done.output
+
+
 def look(tmp_path: Path, target: Path, log: str, **more):
     asked = [LogRequest("source", str(tmp_path / log), **more), LogRequest("target", str(target))]
     return plan_init(tmp_path / "scalr.toml", asked)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 from support.object_store import BUCKET, running_store
 
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import Lake, ensure_exclusive_commits
+from scalr_prod.schemas import Table
 
 
 def test_a_store_that_honours_conditional_put_passes_and_nothing_is_left_there():
@@ -23,6 +25,23 @@ def test_a_store_that_ignores_conditional_put_is_refused():
         assert store.keys() == []
     assert caught.value.where == f"s3://{BUCKET}/lake"
     assert "docs/guides/lake.md" in caught.value.next_step
+
+
+def test_no_table_is_created_in_a_store_that_ignores_conditional_put():
+    schema = pa.schema([("x", pa.int64())])
+    with running_store(honours_conditions=False) as store:
+        with pytest.raises(LakeError, match="If-None-Match"):
+            Lake(f"s3://{BUCKET}/lake", store.options).create(Table.SOURCE_EVENTS, schema)
+        assert store.keys() == []
+
+
+def test_a_store_that_passed_is_not_checked_again():
+    with running_store(honours_conditions=True) as store:
+        ensure_exclusive_commits(Lake(f"s3://{BUCKET}/lake", store.options))
+        store.ignore_conditions()
+        ensure_exclusive_commits(Lake(f"s3://{BUCKET}/lake/", store.options))
+        with pytest.raises(LakeError, match="If-None-Match"):
+            ensure_exclusive_commits(Lake(f"s3://{BUCKET}/other", store.options))
 
 
 def test_a_store_that_cannot_be_written_to_is_told():
