@@ -171,7 +171,7 @@ def _train(
         release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_parameter_sets(pairs, held_out, done, pool, shared=shared) | calibrated.tables
-    metrics = {
+    metrics: dict[str, Any] = {
         "slice": "validation",
         "from": micros_to_datetime(begin).isoformat(),
         "to": until.isoformat(),
