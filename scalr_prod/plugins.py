@@ -198,6 +198,7 @@ RULES: Final = PluginGroup(
         "rows": "scalr_prod.quality.rules:RowRules",
         "runs": "scalr_prod.quality.rules:RunRules",
         "information": "scalr_prod.quality.information:InformationRules",
+        "calibration": "scalr_prod.quality.calibration:CalibrationRules",
         "drift": "scalr_prod.quality.drift:DriftRules",
     },
 )

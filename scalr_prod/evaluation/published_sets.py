@@ -146,7 +146,7 @@ def _with_draw_options(settings: Settings, options: DrawOptions) -> Settings:
             "seed": options.seed,
         }
     )
-    quality = settings.quality.model_copy(update={"min_information": 0.0})
+    quality = settings.quality.model_copy(update={"min_information": 0.0, "max_probability_factor": 0.0})
     positives_only = {"task": "ranking", "negatives_per_event": 0, "synthetic_weight": 1.0, "segment_weights": None}
     training_set = settings.training_set.model_copy(update=positives_only)
     return settings.model_copy(update={"generation": generation, "quality": quality, "training_set": training_set})

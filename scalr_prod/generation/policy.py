@@ -173,7 +173,9 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
         return settings, None
     policy = Policy.read(path)
     if policy.settings != settings_digest(settings):
-        reason = "it was measured under other domains, translator or contexts, or by an earlier version: run scalr evaluate again"
+        reason = (
+            "it was measured under other domains, translator or contexts, or by an earlier version: run scalr evaluate again"
+        )
         return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {

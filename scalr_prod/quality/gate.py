@@ -15,6 +15,7 @@ from scalr_prod.generation import candidate_schema, file_sha256
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.quality.audit import open_audit
+from scalr_prod.quality.calibration import add_next_step, calibration_figures
 from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
 from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
@@ -142,6 +143,7 @@ def _inputs(
         "quality": settings.quality.model_dump(mode="json", exclude={"rules"}),
         "translator": None if record is None else [record.sha256, record.trained_until.isoformat()],
         "information": information_figures(record),
+        "calibration": calibration_figures(record, settings.quality),
         "reference": None if reference is None else reference.key,
         "published": Lake.open(settings).version(Table.SYNTHETIC_TARGET_EVENTS),
     }
@@ -206,7 +208,7 @@ def _audit(
             figures: dict[str, Any] = audit.figures(quality.max_quarantine_share) | {
                 "translator_facts_differing": _differing(spec, record)
             }
-            figures |= information_figures(record)
+            figures |= information_figures(record) | calibration_figures(record, quality)
             if reference is not None:
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
                 warn_on_drift(figures, quality, reference)
@@ -274,7 +276,7 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
         found = describe_failures(report)
-        next_step = suggest_next_step(report, next_step)
+        next_step = add_next_step(report, suggest_next_step(report, next_step))
         if since := [
             report.figures["pooled_since"][rule.rule]
             for rule in report.failures

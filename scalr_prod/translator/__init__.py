@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
     from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
+    from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
     from scalr_prod.translator.retraining import RetrainingReason, find_pinned_version, retraining_reason
     from scalr_prod.translator.trainer import time_quantile
@@ -51,6 +52,7 @@ __all__ = [
     "ItemVocabulary",
     "Parameters",
     "ProductEstimator",
+    "ReliabilityClass",
     "RequestBounds",
     "RetrainingReason",
     "Samples",
@@ -91,6 +93,7 @@ __getattr__ = lazy_exports(
         "PADDING": "data.contexts",
         "Parameters": "data.training_pairs",
         "ProductEstimator": "estimators.protocol",
+        "ReliabilityClass": "reliability",
         "RequestBounds": "requests",
         "RetrainingReason": "retraining",
         "Samples": "data.contexts",

@@ -4,6 +4,9 @@
 A fold's parameter set has not seen its users' target events. The fold's calibration table has not seen them either: it is fitted on
 events of held-out users of the other folds.
 
+Contexts are as of the start of the events (`trainer.fit_calibration`), because a run asks once about all of a user's later events. Weights
+fitted on contexts at the instants of the events would trust recent popularity too much.
+
 The likelihood's normaliser runs over the whole catalogue. It is estimated from items sampled for each event from a proposal close to the
 answer, each weighted by the inverse of its expected number of draws, so that every event of the slice can be used. An estimator's weight
 may not be negative: a negative weight would compensate another estimator's error by contradicting this one's evidence.
@@ -64,7 +67,7 @@ class CalibrationEvents:
     """R target events that calibration tables are fitted on.
 
     Attributes:
-        contexts: [R], strictly before the events, with fold -1.
+        contexts: [R], before the events, with fold -1.
         labels: int32 [R]. The events' target indices, none of them excluded. Items not seen before their event are skipped.
         held_out: bool [R]. Rows of held-out users.
         fold: int32 [R]. Fold of each row's user; None: no fold gets its own table.

@@ -118,11 +118,13 @@ def compare_versions(settings: Settings, candidate: int, served: int, *, progres
                 rows,
                 source_index=vocabulary.source_index(log.source.ids),
                 target_index=vocabulary.target_index(log.target.ids),
+                asked_at=begin,
             ),
         )
         module, pairs = _refit_recipe(settings, log, begin, pool, progress=progress)
         loss = _losses(
-            module, *contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index)
+            module,
+            *contexts_and_labels(log, rows, source_index=pairs.source_index, target_index=pairs.target_index, asked_at=begin),
         )
     both = np.isfinite(loss) & np.isfinite(served_loss)
     if both.sum() < MIN_EVENTS:

@@ -37,7 +37,8 @@ class BacktestReport:
     Attributes:
         version: The version whose recipe and data were used.
         slices: Slice (``validation``, on which the weights were fitted; ``test``, which is later) → ``from``, ``to`` and, for each group of
-            users (``all``; ``cold``: no target event before the slice; ``warm``) → component → metrics (see `metrics`).
+            users (``all``; ``cold``: no target event before the slice; ``warm``) → component → metrics (see `metrics`);
+            ``reliability``: observed rates of cold users by class of the mixture's probability (see `reliability`).
         weights: Weights of the mixture by name, for users with and without target events in training.
         seconds: Wall-clock time.
     """
@@ -108,6 +109,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
                 "from": micros_to_datetime(first).isoformat(),
                 "to": micros_to_datetime(last).isoformat(),
                 **{group: {component: row.to_json() for component, row in rows.items()} for group, rows in groups.items()},
+                "reliability": [class_.to_json() for class_ in groups["cold"]["mixture"].reliability],
             }
             for name, (first, last, groups) in slices.items()
         },

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.translator.reliability import CLASS_LIMITS, ReliabilityClass
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class DistributionMetrics:
         events: Number of events.
         eligible: Number of events whose item was eligible.
         calibration_curve: Bins that hold a pair, the most probable first; not part of the JSON.
+        reliability: Classes of predicted probability that hold a pair, the least probable first; not part of the JSON.
     """
 
     ndcg: float
@@ -89,6 +91,7 @@ class DistributionMetrics:
     events: int
     eligible: int
     calibration_curve: tuple[CalibrationBin, ...] = ()
+    reliability: tuple[ReliabilityClass, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -152,6 +155,9 @@ class _LabelScores:
         share: float64 [r, bins]. Probability mass in each bin.
         pairs: float64 [r, bins]. Eligible items in each bin.
         label_bin: int64 [r]. Bin of the event's item.
+        class_share: float64 [r, classes]. Probability mass in each class of `reliability`.
+        class_pairs: float64 [r, classes]. Eligible items in each class.
+        label_class: int64 [r]. Class of the event's item.
     """
 
     rank: NDArray[Any]
@@ -162,6 +168,9 @@ class _LabelScores:
     share: NDArray[np.float64]
     pairs: NDArray[np.float64]
     label_bin: NDArray[np.int64]
+    class_share: NDArray[np.float64]
+    class_pairs: NDArray[np.float64]
+    label_class: NDArray[np.int64]
 
 
 def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
@@ -176,6 +185,8 @@ def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
     bins = ((p.log2() / _LOWEST).clamp(0, 1 - 1e-6) * _BINS).long()
     share = p.new_zeros(len(p), _BINS, dtype=torch.float64).scatter_add_(1, bins, p.double())
     pairs = torch.zeros_like(share).scatter_add_(1, bins, (p > 0).double())
+    class_share, class_pairs = _class_sums(p, pairs.sum(1), share.sum(1))
+    limits = torch.tensor(CLASS_LIMITS, dtype=p.dtype, device=p.device)
     tensors = (
         torch.where(eligible, label_ranks(p, known[:, 0]), torch.inf),
         torch.where(eligible, -label_p[:, 0].log(), torch.nan),
@@ -185,8 +196,32 @@ def _score_labels(labels: NDArray[np.int32], p: torch.Tensor) -> _LabelScores:
         share,
         pairs,
         bins.gather(1, known)[:, 0],
+        class_share,
+        class_pairs,
+        torch.bucketize(label_p[:, 0].contiguous(), limits, right=True),
     )
     return _LabelScores(*(tensor.cpu().numpy() for tensor in tensors))
+
+
+def _class_sums(p: torch.Tensor, n_items: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the probability mass and the number of items in each class of `reliability`: float64 [r, classes] each.
+
+    Args:
+        p: [r, N]. Probabilities, 0 for ineligible items.
+        n_items: float64 [r]. Number of eligible items.
+        total: float64 [r]. Sum of the probabilities.
+    """
+    import torch
+
+    limits = torch.tensor(CLASS_LIMITS, dtype=p.dtype, device=p.device)
+    mass, count = p.new_zeros(2, len(p), len(CLASS_LIMITS) + 1, dtype=torch.float64)
+    row, item = torch.nonzero(p >= limits[0], as_tuple=True)  # nearly all pairs are in the lowest class
+    values = p[row, item]
+    cell = row, torch.bucketize(values, limits, right=True)
+    mass.index_put_(cell, values.double(), accumulate=True)
+    count.index_put_(cell, torch.ones_like(values, dtype=torch.float64), accumulate=True)
+    mass[:, 0], count[:, 0] = (total - mass.sum(1)).clamp(min=0), n_items - count.sum(1)
+    return mass, count
 
 
 class _MetricSums:
@@ -198,6 +233,8 @@ class _MetricSums:
         self._loss = np.full(events, np.nan)
         self._top, self._is_top = np.zeros(events), np.zeros(events, bool)
         self._mass, self._hits, self._variance, self._pairs = ({name: np.zeros(_BINS) for name in groups} for _ in range(4))
+        classes = len(CLASS_LIMITS) + 1
+        self._class_mass, self._class_hits, self._class_pairs = ({name: np.zeros(classes) for name in groups} for _ in range(3))
 
     def add(self, rows: NDArray[np.int64], scores: _LabelScores) -> None:
         """Add the scores of the events in these rows."""
@@ -214,6 +251,9 @@ class _MetricSums:
             self._pairs[name] += scores.pairs[selected].sum(0)
             self._variance[name] += (share * (1 - share)).clip(min=0).sum(0)
             self._hits[name] += np.bincount(scores.label_bin[selected], minlength=_BINS)
+            self._class_mass[name] += scores.class_share[selected].sum(0)
+            self._class_pairs[name] += scores.class_pairs[selected].sum(0)
+            self._class_hits[name] += np.bincount(scores.label_class[selected], minlength=len(CLASS_LIMITS) + 1)
 
     def metrics(self, group: str) -> DistributionMetrics:
         """Return the metrics of a group of the events."""
@@ -227,6 +267,17 @@ class _MetricSums:
             curve=tuple(
                 CalibrationBin(int(pairs), float(mass), int(hits))
                 for pairs, mass, hits in zip(self._pairs[group], self._mass[group], self._hits[group], strict=True)
+                if pairs
+            ),
+            reliability=tuple(
+                ReliabilityClass(low, high, int(pairs), float(mass), int(hits))
+                for (low, high), pairs, mass, hits in zip(
+                    itertools.pairwise((0.0, *CLASS_LIMITS, 1.0)),
+                    self._class_pairs[group],
+                    self._class_mass[group],
+                    self._class_hits[group],
+                    strict=True,
+                )
                 if pairs
             ),
         )
@@ -262,6 +313,7 @@ def _distribution_metrics(
     ece_by_chance: float,
     top_ece: float,
     curve: tuple[CalibrationBin, ...],
+    reliability: tuple[ReliabilityClass, ...],
 ) -> DistributionMetrics:
     """Compute the metrics; both calibration errors are given as sums over the bins, in events."""
     import torch
@@ -278,4 +330,5 @@ def _distribution_metrics(
         events=len(rank),
         eligible=eligible,
         calibration_curve=curve,
+        reliability=reliability,
     )

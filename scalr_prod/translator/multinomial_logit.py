@@ -3,7 +3,8 @@
 
 Nonnegative weights whose maximum-likelihood value is negative are set to 0. The
 penalty of the traits' weights is chosen by two-fold cross-validation
-over the halves of the rows, in time.
+over the halves of the rows, in time; rows of one time are in order of
+their users.
 """
 
 from __future__ import annotations

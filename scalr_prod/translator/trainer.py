@@ -281,7 +281,7 @@ def fit_calibration(
     log, begin, end = pairs.log, pairs.until, pairs.popularity_until
     tensors = fit_parameter_sets(pairs, {-1: held_out}, on_progress, workers, shared=shared)
     rows = label_rows_between(log, begin, end)
-    contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index)
+    contexts = LazyContexts(log, rows, pairs.source_index, pairs.target_index, asked_at=begin)
     user = log.target.user[rows]
     layout, metadata = CalibrationLayout.from_estimators(settings.translator.estimators), weights_metadata(settings, pairs, 0)
     weights, seed = log.label_weights(end), settings.translator.seed
@@ -348,7 +348,8 @@ def measure_components(
 
     Events with different weights are sampled in proportion to them. At most `MAX_MEASURED_EVENTS` events are used.
 
-    Held-out users are scored as in a run: with parameters that never saw them, and their fold's own table.
+    Events are scored as in a run: all as of the slice's end, without knowing when they will happen; held-out users with parameters that
+    never saw them, and their fold's own table.
     """
     folds = settings.translator.folds
     parameters = {name.removeprefix("-1/"): tensor for name, tensor in tensors.items() if name.startswith("-1/")}
@@ -361,7 +362,7 @@ def measure_components(
     cold = held_out[user]
     fold = np.where(cold, log.fold[user], -1).astype(np.int32)
     contexts, labels = contexts_and_labels(
-        log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold
+        log, rows, source_index=pairs.source_index, target_index=pairs.target_index, fold=fold, asked_at=pairs.until
     )
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
 

@@ -55,7 +55,7 @@ __all__ = ["TrainReport", "compute_fingerprint", "default_trained_until", "table
 logger = logging.getLogger(__name__)
 
 #: Version of the recipe. Raise it whenever the same data and settings give other tensors, or other metrics that the quality gate reads.
-RECIPE_VERSION: Final = 13
+RECIPE_VERSION: Final = 14
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,14 @@ def _train(
         release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
         tensors = fit_parameter_sets(pairs, held_out, done, pool, shared=shared) | calibrated.tables
-    metrics = {
+    metrics: dict[str, Any] = {
         "slice": "validation",
         "from": micros_to_datetime(begin).isoformat(),
         "to": until.isoformat(),
         **{group: {name: row.to_json() for name, row in rows.items()} for group, rows in calibrated.metrics.items()},
     }
+    # Like the calibration curve, of users whose target events shaped neither the parameters nor the calibration weights.
+    metrics["reliability"] = [class_.to_json() for class_ in calibrated.metrics["cold"]["mixture"].reliability]
     sources = bundle_sources(settings.translator.estimators)
     if calibrated.information is not None:
         metrics["information"] = calibrated.information.to_json()

@@ -50,6 +50,11 @@ class QualitySettings(SettingsSection):
         ge=0,
         description="smallest information of source histories, in nats per target event (lower end of its interval); 0: off",
     )
+    max_probability_factor: float = Field(
+        default=0.0,
+        ge=0,
+        description="largest factor between predicted and observed probability that is not by chance, by class of probability; 0: off",
+    )
     max_drift_warn: float = Field(
         default=0.25, ge=0, description="PSI from the previously published run above which a warning is logged; 0: off"
     )

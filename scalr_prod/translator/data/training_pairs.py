@@ -256,19 +256,21 @@ class TrainingSlice:
 
 @dataclass(frozen=True)
 class LazyContexts:
-    """Contexts strictly before target events, built on demand: those of all events of a long log do not fit into memory.
+    """Contexts of target events, built on demand: those of all events of a long log do not fit into memory.
 
     Attributes:
         log: The event log.
         rows: int64 [R]. Positions in ``log.target``.
         source_index: int32 [source ids]. Vocabulary index of each source id.
         target_index: int32 [target ids]. Vocabulary index of each target id.
+        asked_at: Time of all contexts, see `contexts_and_labels`; None: that of their events.
     """
 
     log: EventLog
     rows: NDArray[np.int64]
     source_index: NDArray[np.int32]
     target_index: NDArray[np.int32]
+    asked_at: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -276,7 +278,7 @@ class LazyContexts:
     @property
     def event_time(self) -> NDArray[np.int64]:
         """Return `Contexts.event_time` of the events: int64 [R]."""
-        return self.log.target.time[self.rows]
+        return self.log.target.time[self.rows] if self.asked_at is None else np.full(len(self.rows), self.asked_at)
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -286,13 +288,19 @@ class LazyContexts:
     def has_known_items(self) -> NDArray[np.bool_]:
         """Return whether each history has an item of the vocabulary: bool [R]."""
         known = np.empty(len(self), dtype=bool)
-        for batch, _, items in _history_batches(self.log, self.rows, self.source_index):
+        for batch, _, items in _history_batches(self.log, self.rows, self.source_index, self.asked_at):
             known[batch] = (items > 0).any(1)
         return known
 
     def take(self, rows: NDArray[Any]) -> Contexts:
         """Build the contexts of a selection of the events, int64 or bool, with fold -1."""
-        return contexts_and_labels(self.log, self.rows[rows], source_index=self.source_index, target_index=self.target_index)[0]
+        return contexts_and_labels(
+            self.log,
+            self.rows[rows],
+            source_index=self.source_index,
+            target_index=self.target_index,
+            asked_at=self.asked_at,
+        )[0]
 
 
 def contexts_and_labels(
@@ -302,8 +310,12 @@ def contexts_and_labels(
     source_index: NDArray[np.int32],
     target_index: NDArray[np.int32],
     fold: NDArray[np.int32] | int = -1,
+    asked_at: int | None = None,
 ) -> tuple[Contexts, NDArray[np.int32]]:
-    """Return the contexts strictly before target events, and the target index of each event.
+    """Return the contexts of target events, and the target index of each event.
+
+    A run asks at one time about all of a user's later events, and does not know when they will happen. At the time of the event itself,
+    recent popularity is fresher than any run can know, so that probabilities fitted there are too high for a run.
 
     Args:
         log: The event log.
@@ -311,23 +323,26 @@ def contexts_and_labels(
         source_index: int32 [source ids]. Vocabulary index of each source id.
         target_index: int32 [target ids]. Vocabulary index of each target id.
         fold: int32 [R], or one number. Parameter set of each context.
+        asked_at: Time (µs) as of which all contexts are built, no later than the events; None: each is built strictly before its event.
+            In both cases the items that the user consumed before the event are excluded.
 
     Returns:
         R contexts; int32 [R] labels, -1 for items outside the vocabulary.
     """
     items = np.empty((len(rows), log.history.shape[1]), dtype=np.int32)
     ages, end = np.empty(items.shape, dtype=np.float32), np.empty(len(rows), dtype=np.int64)
-    for batch, history, index in _history_batches(log, rows, source_index):
+    time = log.target.time[rows] if asked_at is None else np.full(len(rows), asked_at)
+    for batch, history, index in _history_batches(log, rows, source_index, asked_at):
         valid, items[batch] = history >= 0, index
         # Ages are relative to the history's last event, as in a run.
         last = log.source.time[history[:, -1]]
         ages[batch] = np.where(valid, (last[:, None] - log.source.time[history]) / _DAY_US, 0)
-        end[batch] = np.where(valid[:, -1], last, log.target.time[rows[batch]])
+        end[batch] = np.where(valid[:, -1], last, time[batch])
     contexts = Contexts(
         history_items=items,
         history_ages=ages,
         history_end=end,
-        event_time=log.target.time[rows],
+        event_time=time,
         fold=np.broadcast_to(np.asarray(fold, dtype=np.int32), len(rows)).copy(),
         noise_key=rows.astype(np.int64),
         exclude=consumed_before(log, rows, target_index),
@@ -364,12 +379,29 @@ def consumed_before(
 
 
 def _history_batches(
-    log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32]
+    log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32], asked_at: int | None
 ) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
     """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
+    bounds = None if asked_at is None else _source_bounds(log, asked_at)
     for batch in iter_row_slices(len(rows), _HISTORY_BATCH):
-        history = log.history[rows[batch]]
+        if bounds is None:
+            history = log.history[rows[batch]]
+        else:
+            begin, end = (bound[log.target.user[rows[batch]]][:, None] for bound in bounds)
+            position = end + np.arange(-log.history.shape[1], 0)
+            history = np.where(position >= begin, position, -1).astype(np.int32)
         yield batch, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
+
+
+def _source_bounds(log: EventLog, time: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each user's source events begin, and where those before a time end: int64 [U] each."""
+    events, (total, before) = log.source, np.zeros((2, len(log.users)), dtype=np.int64)
+    for batch in iter_row_slices(len(events)):
+        user = events.user[batch]
+        total += np.bincount(user, minlength=len(total))
+        before += np.bincount(user[events.time[batch] < time], minlength=len(total))
+    begin = np.cumsum(total) - total
+    return begin, begin + before
 
 
 def _vocabulary(events: DomainEvents, until: int, max_size: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -56,6 +56,7 @@ def test_rows_that_break_it_are_put_aside_and_the_report_names_it(judged):
         "rows": "3",
         "runs": "5",
         "information": "3",
+        "calibration": "1",
         "drift": "2",
     }
     assert report.rule_set["their_rules:Rule"].startswith("1+")

@@ -1,0 +1,54 @@
+"""The gate refuses a run whose translator's probabilities were seen not to come true."""
+
+from __future__ import annotations
+
+import pytest
+from support.small_project import INFORMED, Handmade
+
+from scalr_prod.errors import QualityGateFailed
+from scalr_prod.ledger import RunState
+from scalr_prod.quality import validate_run
+from scalr_prod.translator import ReliabilityClass
+
+
+def metrics(*classes: ReliabilityClass) -> dict:
+    return {"information": INFORMED, "reliability": [class_.to_json() for class_ in classes]}
+
+
+LOWEST = ReliabilityClass(0.0, 0.001, 100_000, 70.0, 66)
+WRONG = ReliabilityClass(0.9, 1.0, 60, 56.4, 0)
+HONEST = {
+    "right": metrics(LOWEST, ReliabilityClass(0.9, 1.0, 60, 56.4, 54)),
+    "wrong, but of few outcomes": metrics(LOWEST, ReliabilityClass(0.9, 1.0, 22, 20.7, 0)),
+    "by chance": metrics(LOWEST, ReliabilityClass(0.01, 0.1, 60, 1.2, 0)),
+    "within the factor": metrics(ReliabilityClass(0.1, 0.5, 10_000, 3_000.0, 2_000)),
+    "not measured by a former package": {"information": INFORMED},
+}
+
+
+@pytest.fixture
+def project(tmp_path) -> Handmade:
+    return Handmade(tmp_path)
+
+
+def test_a_wrong_class_is_refused(project):
+    spec = project.run(metrics=metrics(LOWEST, WRONG))
+    with pytest.raises(QualityGateFailed, match="probabilities_come_true") as caught:
+        validate_run(project.settings, spec.run_id)
+    assert "of 60 with a probability of 0.9 to 1, mean 0.94, 0 came true" in caught.value.found
+    assert "max_probability_factor" in caught.value.next_step
+    assert project.state(spec.run_id) is RunState.REJECTED
+
+
+@pytest.mark.parametrize("case", HONEST)
+def test_an_honest_one_passes(project, case):
+    assert validate_run(project.settings, project.run(metrics=HONEST[case]).run_id).passed
+
+
+def test_the_settings_can_switch_it_off_and_on_again(project):
+    spec = project.run(metrics=metrics(WRONG))
+    project.configure("[quality]\nmax_probability_factor = 0")
+    assert validate_run(project.settings, spec.run_id).passed
+    project.configure("")
+    with pytest.raises(QualityGateFailed, match="probabilities_come_true"):
+        validate_run(project.settings, spec.run_id)
