@@ -53,7 +53,7 @@ class QualitySettings(SettingsSection):
     max_probability_factor: float = Field(
         default=0.0,
         ge=0,
-        description="largest factor between predicted and observed probability that is not by chance, by class of probability; 0: off",
+        description="refuse a translator whose observed rates differ from its probabilities by more than chance and this factor; 0: off",
     )
     max_drift_warn: float = Field(
         default=0.25, ge=0, description="PSI from the previously published run above which a warning is logged; 0: off"

@@ -26,9 +26,14 @@ HONEST = {
 }
 
 
+WITHIN_TWO = "[quality]\nmax_probability_factor = 2"
+
+
 @pytest.fixture
 def project(tmp_path) -> Handmade:
-    return Handmade(tmp_path)
+    made = Handmade(tmp_path)
+    made.configure(WITHIN_TWO)
+    return made
 
 
 def test_a_wrong_class_is_refused(project):
@@ -45,10 +50,10 @@ def test_an_honest_one_passes(project, case):
     assert validate_run(project.settings, project.run(metrics=HONEST[case]).run_id).passed
 
 
-def test_the_settings_can_switch_it_off_and_on_again(project):
+def test_it_is_off_until_the_settings_ask_for_it(project):
     spec = project.run(metrics=metrics(WRONG))
-    project.configure("[quality]\nmax_probability_factor = 0")
-    assert validate_run(project.settings, spec.run_id).passed
     project.configure("")
+    assert validate_run(project.settings, spec.run_id).passed
+    project.configure(WITHIN_TWO)
     with pytest.raises(QualityGateFailed, match="probabilities_come_true"):
         validate_run(project.settings, spec.run_id)
