@@ -128,26 +128,29 @@ class SplitTranslator:
         return replace(self, split=split, contexts=replace(self.contexts, exclude=exclude), base=self)
 
     def draw(self, options: DrawOptions) -> Interactions:
-        """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item) only the most probable event is kept."""
-        sampled = self._most_probable_per_pair(options)
+        """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item, time) the most probable one, as in a run."""
+        sampled = self._sampled_events(options, by_time=True)
         events = replace(sampled.events, weight=confidence_weight(sampled.probability, sampled.prior))
         return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
 
     def recommended_events(self, options: DrawOptions) -> Interactions:
-        """Sample the same events before alignment, weighted by probability: what the translator itself would recommend."""
-        sampled = self._most_probable_per_pair(options)
+        """Sample events weighted by probability, the most probable one of each (user, item): what the translator itself would recommend."""
+        sampled = self._sampled_events(options, by_time=False)
         return replace(sampled.events, weight=sampled.probability.astype(np.float32))
 
-    def _most_probable_per_pair(self, options: DrawOptions) -> _SampledEvents:
-        """Sample events of weight 1, and keep the most probable of each (user, item)."""
+    def _sampled_events(self, options: DrawOptions, *, by_time: bool) -> _SampledEvents:
+        """Sample events of weight 1, and keep the most probable of each (user, item), or of each (user, item, time)."""
         samples = self._sample(options)
         row, column = np.nonzero(samples.items >= 0)
         probability = samples.probabilities[row, column].astype(np.float64)
         prior = samples.prior[row, column].astype(np.float64)
         item = self.item_number[samples.items[row, column]]
-        order = np.lexsort((-probability, item, self.user[row]))
-        pair = self.user[row].astype(np.int64) * len(self.split.numbering.items) + item
-        _, first = np.unique(pair[order], return_index=True)
+        moment = np.unique(self.contexts.event_time, return_inverse=True)[1][row] if by_time else np.zeros(len(row), np.int64)
+        keys = (item, moment, self.user[row])
+        order = np.lexsort((-probability, *keys))
+        is_first = np.ones(len(order), dtype=bool)
+        is_first[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
+        first = np.flatnonzero(is_first)
         best = order[first]
         events = Interactions(
             user=self.user[row][best],

@@ -23,7 +23,7 @@ class GenerationReport(Jsonable):
         contexts: Distinct source events (user, item, time) of the window that were translated.
         drawn: Requested draws: contexts times ``events_per_source_event``.
         dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no eligible item left),
-            ``duplicate`` (the run has a more probable event of that user and item) and ``alignment`` (downsampled).
+            ``duplicate`` (the user has the item at that time already) and ``alignment`` (downsampled).
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
         items: Distinct target items among them.

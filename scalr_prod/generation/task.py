@@ -257,7 +257,7 @@ def _sample_stream(
 def _to_event_rows(
     connection: DuckDBPyConnection, spec: RunSpec, session: WorkerSession, rows: pa.Table, samples: Samples
 ) -> pa.Table:
-    """Return draws as rows of the feature view, in canonical order: of each user and item the most probable one."""
+    """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
     import pyarrow as pa
 
     row, rank = np.nonzero(samples.items >= 0)
@@ -288,7 +288,7 @@ def _to_event_rows(
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
             FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text_sql("source_key")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)
-            QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}
+            QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
                                        ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
             ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
         params={

@@ -47,7 +47,7 @@ def _closed():
 
 def make(config: Path, spec=None, **generation):
     """Make all parts of a run; gives its settings, its spec, the manifests and the rows."""
-    settings = load_settings(config, generation=generation, **LOCAL)
+    settings = load_settings(config, generation={"temperature": 1.0, "min_lift": 1.0} | generation, **LOCAL)
     spec = spec or plan_run(settings, version=1)
     count = settings.generation.partitions
     contexts = write_shards(settings, spec, count)

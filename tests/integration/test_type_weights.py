@@ -57,7 +57,8 @@ def test_draws_follow_purchases_and_weights_of_one_change_nothing(make_project, 
         same = project.train()
         assert (same.version, same.reused) == (plain.version, True), "the same version to the byte"
     other = shutil.copytree(config.parent, tmp_path / "weighed", ignore=shutil.ignore_patterns(".scalr")) / config.name
-    with Project.open(with_types(other, "types = { view = 0.02, purchase = 1.0 }")) as project:
+    unsharpened = {"temperature": 1.0, "min_lift": 1.0}
+    with Project.open(with_types(other, "types = { view = 0.02, purchase = 1.0 }"), generation=unsharpened) as project:
         project.run()
         source = project.lake.read(Table.SOURCE_EVENTS).to_pandas()
         main = taste(source["item_id"]).groupby(source["user_id"]).agg(lambda some: some.mode()[0])

@@ -220,7 +220,6 @@ def test_a_version_of_former_parts_has_the_rows_and_files_of_one_that_is_built_f
     with monkeypatch.context() as patched:
         patched.setattr("scalr_prod.training_set.build.measure_real_to_synthetic", lambda *_: 2.4)
         assert world.build() < ordinary, "the ratio took a step: each part with a synthetic row has other weights"
-    world.build()
     damage_and_other_histories(world, caplog, kept=5)
 
 
