@@ -215,5 +215,5 @@ def test_a_restore_from_a_backup_publishes_the_same_view_and_goes_on_alike(embed
     restored, again, restored_views = next_week(home)
     pd.testing.assert_frame_equal(restored, before)
     pd.testing.assert_frame_equal(again, after)
-    assert len(after) != len(before)
+    assert not after.equals(before), "the next week was published"
     assert sorted(view.name for view in restored_views) == sorted(view.name for view in views)
