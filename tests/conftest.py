@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from hypothesis import settings as hypothesis_settings
 from support.disk import wait_for_no_disk
 from support.expectations import configure_once
 from support.instrumented import instrument_once
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 # Triton's language looks at it when it is imported, which torch may do at any time: kernels for GPUs run on this processor.
 os.environ["TRITON_INTERPRET"] = "1"
+
+# On a busy machine the first example takes several times as long as the next.
+hypothesis_settings.register_profile("no deadline", deadline=None)
+hypothesis_settings.load_profile("no deadline")
 
 DATA = Path(os.environ.get("SCALR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 START = pd.Timestamp("2024-01-01", tz="UTC")
