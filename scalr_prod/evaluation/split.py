@@ -82,7 +82,7 @@ class EvaluationSplit:
         held_out: scipy CSR [U, N]. Those items and the hidden users' histories: real events that were withheld from all training.
         cold_fraction: Share of users whose target history was hidden.
         name: Prefix of the home's name, and salt of the choice of hidden users.
-        in_home: Whether the hidden users' target events are absent from the isolated home, too; see `with_new_users`.
+        hidden_in_home: Whether the isolated home lacks the hidden users' target events, too; see `with_new_users`.
     """
 
     sandbox: Sandbox
@@ -96,7 +96,7 @@ class EvaluationSplit:
     held_out: Any
     cold_fraction: float = 0.0
     name: str = "test"
-    in_home: bool = True
+    hidden_in_home: bool = True
 
     @classmethod
     def from_settings(
@@ -172,7 +172,7 @@ class EvaluationSplit:
             name = f"{name}-{number + 1}"
         fraction = self.cold_fraction if cold_fraction is None else cold_fraction
         split = EvaluationSplit.from_settings(self.settings, begin, end=end, cold_fraction=fraction, name=name)
-        if self.in_home:
+        if self.hidden_in_home:
             return split
         number_here = index_in(split.numbering.users, self.numbering.users)
         return split.with_new_users(self.hidden[number_here] & (number_here >= 0))
@@ -188,7 +188,7 @@ class EvaluationSplit:
         real = self.real.take(~hidden[self.real.user])
         relevant = _unseen_pairs(self.later, real)
         tested = np.flatnonzero((np.diff(relevant.indptr) > 0) & hidden)
-        return replace(self, real=real, hidden=self.hidden | hidden, users=tested, relevant=relevant, in_home=False)
+        return replace(self, real=real, hidden=self.hidden | hidden, users=tested, relevant=relevant, hidden_in_home=False)
 
     def new_user_folds(self) -> list[EvaluationSplit]:
         """Create two splits, each with one half of the users as if they were new; every user is new in one of them."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.small import lean
+from support.small import LOCAL, lean
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import SchedulerUnreachable, SettingsError
@@ -58,17 +58,10 @@ def test_nobody_else_gets_into_the_local_cluster(project):
 
 
 COMMANDS = (["run"], ["evaluate", "--quick"], ["translator", "promote"], ["triton", "start"], ["ui", "--port", "0"])
-EXTRA = """
+EXTRA = f"""
 [generation]
 partitions = 2
-[serving]
-scorer = "local"
-threads = 1
-[compute]
-workers = 1
-[quality]
-max_bucket_distance = 1.0
-min_information = 0
+{LOCAL}
 [downstream]
 models = ["als"]
 seeds = 1

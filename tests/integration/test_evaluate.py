@@ -233,7 +233,7 @@ def test_the_isolated_home_holds_nothing_that_must_stay_out(translated):
 @pytest.mark.slow
 def test_validation_windows_lie_one_before_the_other_and_those_too_short_are_left_out(translated, monkeypatch, caplog):
     scene, _ = translated
-    later, earlier = (stage.evaluator.split for stage in _windows(scene) if stage.evaluator.split.in_home)
+    later, earlier = (stage.evaluator.split for stage in _windows(scene) if stage.evaluator.split.hidden_in_home)
     assert earlier.cutoff < later.cutoff < scene.cutoff
     met = Lake.open(scene.settings).read(Table.TARGET_EVENTS).to_pandas()
     met = met[(met["event_timestamp"] >= earlier.cutoff) & (met["event_timestamp"] < later.cutoff)]

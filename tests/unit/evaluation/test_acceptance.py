@@ -83,7 +83,7 @@ def test_no_lift_can_be_told_where_the_baseline_finds_nothing():
 
 
 def test_without_an_effect_few_are_accepted_and_their_loss_is_small():
-    """True gains of 0, measured within 5 %: one in four is kept at most."""
+    """True gains of 0, measured with a standard error of 5 %: about one in three is kept."""
     measured = np.random.default_rng(0).normal(0, 5, 2000)
     kept = [Acceptance(arm(), comparison(lift, margin=1.96 * 5), Signal.PRESENT).passed for lift in measured]
     assert np.mean(kept) < 0.4
