@@ -80,9 +80,11 @@ def test_a_run_is_published_only_once_validated(trained, scalr):
 
 
 def test_the_gate_says_no_with_exit_code_3(trained, scalr):
-    code, report, stderr = scalr("generate", config=trained, env={"SCALR_SERVING__SCORER": "local"})
+    # Without a least lift every context gets its events, and no coverage is too strict.
+    environment = {"SCALR_SERVING__SCORER": "local", "SCALR_GENERATION__MIN_LIFT": "3"}
+    code, report, stderr = scalr("generate", config=trained, env=environment)
     assert code == 0, stderr
-    strictest = {"SCALR_QUALITY__MIN_SOURCE_COVERAGE": "1.0"}
+    strictest = {"SCALR_QUALITY__MIN_SOURCE_COVERAGE": "1.0", **environment}
     code, error, stderr = scalr("validate", report["run_id"], config=trained, env=strictest)
     assert (code, error["error"]) == (3, "QualityGateFailed")
     assert "source_coverage" in stderr
