@@ -18,7 +18,6 @@ import numpy as np
 from scalr_prod.config import SegmentWeights
 from scalr_prod.core.id_index import index_in
 from scalr_prod.errors import EmptyWindow, EvaluationError, TranslatorError
-from scalr_prod.evaluation.budget import UNLIMITED, DataBudget
 from scalr_prod.evaluation.models import uses_earlier_events
 from scalr_prod.training_set import confidence_multipliers, real_to_synthetic
 
@@ -155,7 +154,7 @@ class ArmDataBuilder:
         split: The split.
         translation: Its translator; default: trained or loaded when an arm first needs it.
         on_training: Called before the translator is trained or loaded.
-        budget: Data budget of the translator.
+        max_contexts: Maximum number of contexts to sample events for; None: all.
         base: Builder of the same split without new users, whose translator is used; see `with_new_users`.
     """
 
@@ -165,10 +164,10 @@ class ArmDataBuilder:
         translation: SplitTranslator | None = None,
         *,
         on_training: Callable[[], None] = lambda: None,
-        budget: DataBudget = UNLIMITED,
+        max_contexts: int | None = None,
         base: ArmDataBuilder | None = None,
     ) -> None:
-        self.split, self.budget = split, budget
+        self.split, self.max_contexts = split, max_contexts
         self._translation, self.on_training, self._base = translation, on_training, base
         self._segments = split.segments()
         self._drawn_events: dict[DrawOptions, Interactions] = {}
@@ -176,7 +175,7 @@ class ArmDataBuilder:
 
     def with_new_users(self, split: EvaluationSplit) -> ArmDataBuilder:
         """Return the builder of a split of `EvaluationSplit.with_new_users`, which uses this builder's translator."""
-        return ArmDataBuilder(split, on_training=self.on_training, budget=self.budget, base=self)
+        return ArmDataBuilder(split, on_training=self.on_training, max_contexts=self.max_contexts, base=self)
 
     @property
     def translation(self) -> SplitTranslator:
@@ -191,7 +190,7 @@ class ArmDataBuilder:
             self._translation = self._base.translation.with_new_users(self.split)
         if self._translation is None:
             self.on_training()
-            self._translation = SplitTranslator.from_split(self.budget.apply_to(self.split), max_contexts=self.budget.contexts)
+            self._translation = SplitTranslator.from_split(self.split, max_contexts=self.max_contexts)
         return self._translation
 
     def events(self, arm: Arm, seed: int, published: TrainingSetEvents | None = None) -> Interactions:
@@ -228,7 +227,7 @@ class ArmDataBuilder:
     def _earlier_builder(self) -> ArmDataBuilder | None:
         """Builder of the earlier split with its translator; None, for all arms, if either cannot be created."""
         try:
-            earlier = ArmDataBuilder(self.split.earlier(), on_training=self.on_training, budget=self.budget)
+            earlier = ArmDataBuilder(self.split.earlier(), on_training=self.on_training, max_contexts=self.max_contexts)
             _ = earlier.translation
         except (EvaluationError, EmptyWindow, TranslatorError) as error:
             logger.warning("no earlier split before %s: %s", self.split.cutoff.date(), error)

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EvaluationPlan", "EvaluationRequest", "choose_cutoffs", "select_arms"]
+__all__ = ["EvaluationPlan", "EvaluationRequest", "choose_cutoffs", "quick_context_limit", "select_arms"]
 
 #: Share of the target events before the default cutoff.
 TRAINING_SHARE: Final = 0.8
 _DEFAULT_SEEDS: Final = 2
+_QUICK_CONTEXTS: Final = 50_000
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,13 @@ def select_arms(arms: Sequence[str], estimators: Sequence[str], sources: Sequenc
         )
     available = [arm for arm in known if REQUIRED_ESTIMATORS.get(arm) in {None, *estimators}]
     return [arm for arm in available if arm in {*REQUIRED_ARMS, *arms}]
+
+
+def quick_context_limit(split: EvaluationSplit) -> int | None:
+    """Return the maximum number of contexts of a quick verdict; None if the split has no more than that."""
+    of_users = split.settings.generation.contexts == "users"
+    contexts = len(split.numbering.users) if of_users else len(split.source)
+    return _QUICK_CONTEXTS if contexts > _QUICK_CONTEXTS else None
 
 
 def choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> list[datetime]:

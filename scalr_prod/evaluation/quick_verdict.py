@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder, describe_baseline
-from scalr_prod.evaluation.budget import UNLIMITED, budget_for
 from scalr_prod.evaluation.evaluation_report import format_percent
+from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.signal import describe_signal, measure_signal
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.runner import EvaluationRunner
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["run_quick_verdict", "with_budget"]
+__all__ = ["limit_contexts", "run_quick_verdict"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
 
     Args:
         runner: A runner of a quick plan, with one family and one cutoff.
-        window: The splits of the latest validation window; their data builders are limited to the budget.
+        window: The splits of the latest validation window; their number of contexts is limited.
 
     Raises:
         TranslatorError: Too little to learn from.
     """
-    window = with_budget(window)
+    window = limit_contexts(window)
     runner.prepare_tuning(window)
     (family,), (split,) = runner.families.values(), runner.plan.splits
     run = runner.prepare_cutoff(split)
@@ -52,18 +52,20 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
         runner.tune_arm(family, arm)
         runner.evaluate_arm(run, family, arm)
     report = runner.finish()
-    scope = f"with fewer settings tried than in the full evaluation{run.data_builder.budget.describe()}"
-    logger.info("first verdict, %s: %s", scope, _describe_verdict(report, family.name))
+    limit = run.data_builder.max_contexts
+    scope = "" if limit is None else f", drawn for {limit:,} contexts at most"
+    message = "first verdict, with fewer settings tried than in the full evaluation%s: %s"
+    logger.info(message, scope, _describe_verdict(report, family.name))
     return report
 
 
-def with_budget(window: Sequence[ValidationSplit]) -> Sequence[ValidationSplit]:
-    """Return a window's splits with data builders that respect the budget; the splits themselves if no bound applies."""
+def limit_contexts(window: Sequence[ValidationSplit]) -> Sequence[ValidationSplit]:
+    """Return a window's splits with a limited number of contexts; the splits themselves if they have no more."""
     whole, *folds = window
-    budget = budget_for(whole.evaluator.split)
-    if budget == UNLIMITED:
+    limit = quick_context_limit(whole.evaluator.split)
+    if limit is None:
         return window
-    builder = ArmDataBuilder(whole.evaluator.split, on_training=whole.data_builder.on_training, budget=budget)
+    builder = ArmDataBuilder(whole.evaluator.split, on_training=whole.data_builder.on_training, max_contexts=limit)
     new = [replace(fold, data_builder=builder.with_new_users(fold.evaluator.split)) for fold in folds]
     return [replace(whole, data_builder=builder), *new]
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.evaluation.statistics import MetricContributions
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -44,6 +46,11 @@ class Ranking:
     mrr: NDArray[np.float64]
     head: NDArray[np.float64]
     tail: NDArray[np.float64]
+
+    def hits(self) -> MetricContributions:
+        """Return what each hit adds to a user's NDCG; cases are positions of users."""
+        user, rank = np.nonzero(self.gain)
+        return MetricContributions(user, self.top[user, rank].astype(np.int64), self.gain[user, rank])
 
 
 def rank_users(

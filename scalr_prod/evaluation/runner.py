@@ -21,10 +21,10 @@ from scalr_prod.evaluation.arms import (
     WITH_SYNTHETIC,
     ArmDataBuilder,
 )
-from scalr_prod.evaluation.budget import UNLIMITED, budget_for
 from scalr_prod.evaluation.evaluation_report import ArmOutcomes, EvaluationReport, build_verdict, summarize_arms, write_report
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models import uses_source_events
+from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.published_sets import PublishedTrainingSets
 from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_source_digest, outcome_codec
 from scalr_prod.evaluation.signal import measure_signal
@@ -62,6 +62,7 @@ class CutoffRun:
         data_builder: Builder of the arms' training events.
         published: Published training sets; None: events are sampled in process.
         cache: Cached results of the split.
+        seeds: Number of trainings of each model.
         new_users: The same for each half of the users as if they were new; empty for one of these halves.
     """
 
@@ -69,6 +70,7 @@ class CutoffRun:
     data_builder: ArmDataBuilder
     published: PublishedTrainingSets | None
     cache: ResultCache
+    seeds: int
     new_users: Sequence[CutoffRun] = ()
 
     @property
@@ -121,14 +123,13 @@ class FamilyEvaluation:
         }
 
 
-#: Approximate number of fits to tune an arm on one window, to estimate the remaining time: for real events only as measured with ALS on
-#: Yelp, for other arms the length of their search.
-_TUNING_FITS: Final = {REAL_ONLY: 51, JOINT_BASELINE: 51}
-_SYNTHETIC_TUNING_FITS: Final = 63
+#: Approximate number of combinations of values tried for an arm, to estimate the remaining time; measured with ALS on Yelp.
+_TRIALS: Final = {REAL_ONLY: 17, JOINT_BASELINE: 20}
+_SYNTHETIC_TRIALS: Final = 12
 
 
-def _expected_tuning_fits(arm: str) -> int:
-    return _TUNING_FITS.get(arm, _SYNTHETIC_TUNING_FITS if arm in TUNED_ARMS else 1)
+def _expected_trials(arm: str) -> int:
+    return _TRIALS.get(arm, _SYNTHETIC_TRIALS if arm in TUNED_ARMS else 0)
 
 
 class EvaluationRunner:
@@ -153,11 +154,15 @@ class EvaluationRunner:
         """Tune every arm on the validation splits, those of the latest window first."""
         arms = [name for family in self.settings.downstream.models for name in self._family_arms(family)]
         evaluation_fits = sum(map(self._expected_evaluation_fits, arms)) * len(self.plan.splits)
-        self.progress.total = sum(map(_expected_tuning_fits, arms)) + evaluation_fits
+
+        def expected_tuning_fits(name: str) -> int:
+            return len(splits) * _expected_trials(name)
+
+        self.progress.total = sum(map(expected_tuning_fits, arms)) + evaluation_fits
         self.prepare_tuning(splits)
         self.signal = measure_signal(splits[0])
         for family in self.families.values():
-            for name in self.progress.track_steps(self._family_arms(family.name), _expected_tuning_fits):
+            for name in self.progress.track_steps(self._family_arms(family.name), expected_tuning_fits):
                 self.tune_arm(family, name)
 
     def prepare_tuning(self, splits: Sequence[ValidationSplit]) -> None:
@@ -189,7 +194,7 @@ class EvaluationRunner:
         return [name for name in self.plan.arms if name != JOINT_BASELINE or not uses_source_events(family)]
 
     def _expected_evaluation_fits(self, name: str) -> int:
-        return 1 if name in UNTRAINED_ARMS else self.settings.downstream.seeds * (1 + _NEW_USER_FOLDS)
+        return 1 if name in UNTRAINED_ARMS else self.settings.downstream.seeds + _NEW_USER_FOLDS
 
     def evaluate_split(self, split: EvaluationSplit) -> None:
         """Evaluate every family and arm at one cutoff; write a partial report after each family."""
@@ -205,18 +210,19 @@ class EvaluationRunner:
         """Prepare one cutoff; its translator is trained when an arm first needs it."""
         cache = ResultCache.from_split(split)
         on_training = partial(self.progress.start_task, f"training the translator up to {split.cutoff.date().isoformat()}")
-        budget = budget_for(split) if self.plan.quick else UNLIMITED
-        data_builder = ArmDataBuilder(split, on_training=on_training, budget=budget)
+        max_contexts = quick_context_limit(split) if self.plan.quick else None
+        data_builder = ArmDataBuilder(split, on_training=on_training, max_contexts=max_contexts)
         k = self.settings.downstream.k
         new_users = [
-            CutoffRun(SplitEvaluator(fold, k), data_builder.with_new_users(fold), None, ResultCache.from_split(fold))
+            CutoffRun(SplitEvaluator(fold, k), data_builder.with_new_users(fold), None, ResultCache.from_split(fold), seeds=1)
             for fold in split.new_user_folds()
         ]
         published = None if self.plan.quick else PublishedTrainingSets(data_builder, cache)
-        return CutoffRun(SplitEvaluator(split, k), data_builder, published, cache, new_users)
+        seeds = self.settings.downstream.seeds
+        return CutoffRun(SplitEvaluator(split, k), data_builder, published, cache, seeds, new_users)
 
     def evaluate_arm(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> None:
-        """Evaluate one arm at one cutoff with all seeds: the users as they are, and each half of them as if they were new."""
+        """Evaluate one arm at one cutoff: the users as they are with all seeds, and each half of them as if they were new with one."""
         self.progress.label = f"{family.name} {name} at {run.date}"
         found = self._evaluate_seeds(run, family, name)
         family.outcomes.setdefault(name, []).append([plain for plain, _ in found])
@@ -272,7 +278,7 @@ class EvaluationRunner:
             arms=rows,
             signal=self.signal,
             verdict={"quick": self.plan.quick, "best_baseline": self._best_family().best_baselines["all"], "models": models}
-            | (budget_for(splits[0]).to_json() if self.plan.quick else {}),
+            | ({"contexts_at_most": quick_context_limit(splits[0])} if self.plan.quick else {}),
             choices={family.name: family.choices_to_json(self.half_life) for family in families},
             budget={
                 family.name: {name: {"fits": arm.fits, "rankings": arm.rankings} for name, arm in family.tuned.items()}
@@ -293,8 +299,8 @@ class EvaluationRunner:
         published = run.published if run.published and run.published.is_used_by(arm) else None
         if published is None and name == WITH_SYNTHETIC and not any(arm.weights):
             arm = replace(arm, name=REAL_ONLY)  # no translator is trained for events of weight 0
-        boost, seeds = family.boost(name), range(self.settings.downstream.seeds)
-        outcomes = [self._fit_and_evaluate(run, arm, seed, boost, published) for seed in seeds]
+        boost = family.boost(name)
+        outcomes = [self._fit_and_evaluate(run, arm, seed, boost, published) for seed in range(run.seeds)]
         if run.new_users and arm.has_synthetic_events and name not in family.synthetic_counts:
             family.synthetic_counts[name] = self._count_synthetic(run, arm, published)
         return outcomes
@@ -321,7 +327,7 @@ class EvaluationRunner:
         def evaluate(arm: Arm) -> Outcome:
             return evaluator.evaluate(fitted(), boost=arm.boost, half_life=half_life, calibrator=calibrator)
 
-        sampling = (published is not None, run.data_builder.budget.to_json()) if arm.has_synthetic_events else ()
+        sampling = (published is not None, run.data_builder.max_contexts) if arm.has_synthetic_events else ()
         outcomes = []
         for one in (arm, replace(arm, boost=boost)):
             identity = (one.family, family_source_digest(one.family), one.name, one.hyperparameters_to_json())
@@ -348,7 +354,7 @@ class EvaluationRunner:
             events = run.data_builder.synthetic_events(arm, 0, published.events(arm.draw) if published else None)
             return {"events": len(events), "coverage": len(np.unique(events.item)) / events.n_items}
 
-        inputs = (arm.name, arm.hyperparameters_to_json(), published is not None, run.data_builder.budget.to_json())
+        inputs = (arm.name, arm.hyperparameters_to_json(), published is not None, run.data_builder.max_contexts)
         counts: dict[str, float] = run.cache.get_or_compute(("synthetic", *inputs), count, JSON_CODEC)
         return counts
 

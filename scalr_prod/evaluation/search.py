@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["HALF_LIFE", "Hyperparameter", "is_as_good", "search_values"]
+__all__ = ["HALF_LIFE", "Hyperparameter", "is_as_good", "middle_of_plateau", "search_values"]
 
 _MAX_EXTENSIONS: Final = 3
 
@@ -81,7 +81,7 @@ def search_values(
         scores[outward] = objective(outward)
     best = max(scores, key=scores.__getitem__)
     on_edge = on_edge and _next_outward(hyperparameter, best, scores) is not None
-    return (_middle_of_plateau(scores, best, tolerance) if tolerance else best), on_edge
+    return (middle_of_plateau(scores, tolerance) if tolerance else best), on_edge
 
 
 def is_as_good(value: float, best: float, tolerance: float) -> bool:
@@ -89,12 +89,14 @@ def is_as_good(value: float, best: float, tolerance: float) -> bool:
     return value >= best - tolerance * abs(best)
 
 
-def _middle_of_plateau(scores: dict[float, float], best: float, tolerance: float) -> float:
+def middle_of_plateau(scores: Mapping[float, float], tolerance: float) -> float:
+    """Return the middle of the values next to the best one that are relatively worse than it by at most the tolerance."""
     values = sorted(scores)
-    low = high = values.index(best)
-    while low > 0 and is_as_good(scores[values[low - 1]], scores[best], tolerance):
+    best = max(scores.values())
+    low = high = max(range(len(values)), key=lambda number: scores[values[number]])
+    while low > 0 and is_as_good(scores[values[low - 1]], best, tolerance):
         low -= 1
-    while high < len(values) - 1 and is_as_good(scores[values[high + 1]], scores[best], tolerance):
+    while high < len(values) - 1 and is_as_good(scores[values[high + 1]], best, tolerance):
         high += 1
     return values[(low + high + 1) // 2]
 

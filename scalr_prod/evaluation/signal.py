@@ -30,9 +30,8 @@ def measure_signal(split: ValidationSplit) -> dict[str, Any] | None:
     Raises:
         TranslatorError: Too little training data.
     """
-    key = ("signal", split.data_builder.budget.pretraining_events)
     signal: dict[str, Any] | None = split.cache.get_or_compute(
-        key, lambda: split.data_builder.translation.information, JSON_CODEC
+        ("signal",), lambda: split.data_builder.translation.information, JSON_CODEC
     )
     return signal
 

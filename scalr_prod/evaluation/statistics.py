@@ -67,9 +67,17 @@ class MetricContributions:
         selected = mask[self.case]
         return MetricContributions(self.case[selected], self.item[selected], self.gain[selected])
 
+    def weighted(self, factor: float) -> MetricContributions:
+        """Multiply the gains by a factor."""
+        return MetricContributions(self.case, self.item, self.gain * factor)
+
+    def sum_by_case(self, n_cases: int) -> NDArray[np.float64]:
+        """Return the metric of each case: float64 [n_cases]."""
+        return np.bincount(self.case, weights=self.gain, minlength=n_cases).astype(np.float64)
+
     @classmethod
     def concat(cls, parts: Sequence[MetricContributions]) -> MetricContributions:
-        """Join the contributions of different cases."""
+        """Join contributions; those of the same case and item add up."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("case", "item", "gain")))
 
 

@@ -164,13 +164,28 @@ class SplitTranslator:
         return _SampledEvents(events.synthetic(), probability[best], prior[best])
 
     def _sample(self, options: DrawOptions) -> Samples:
-        """Return the draws of every context, sampled once; those of users who are not new are the base translator's."""
+        """Return the draws of every context, which is sampled once per temperature, component and seed.
+
+        Fewer draws are the first of more, since draws come in the order of their keys, and the confidence filter drops draws afterwards.
+        """
+        settings = self.split.settings
+        # A shortlist is at least as long as the number of draws, so that other numbers may draw from other lists.
+        volume = options.volume if settings.generation.shortlist else max(options.volume, *settings.downstream.volumes)
+        samples = self._sample_once(replace(options, volume=volume, min_lift=0.0, align=False))
+        first = np.s_[:, : options.volume]
+        probabilities, prior = samples.probabilities[first], samples.prior[first]
+        kept = probabilities >= np.float32(options.min_lift) * prior
+        items = np.where(kept, samples.items[first], np.int32(NO_ITEM))
+        return replace(samples, items=items, probabilities=probabilities, prior=prior)
+
+    def _sample_once(self, options: DrawOptions) -> Samples:
+        """Sample every context; the draws of users who are not new are the base translator's."""
         if options not in self._samples:
             if self.base is None:
                 self._samples[options] = self._sample_contexts(self.contexts, options)
             else:
                 new = np.flatnonzero(self.split.hidden[self.user])
-                samples = self.base._sample(options)  # noqa: SLF001 - the same class
+                samples = self.base._sample_once(options)  # noqa: SLF001 - the same class
                 self._samples[options] = _replace_rows(samples, new, self._sample_contexts(self.contexts.take(new), options))
         return self._samples[options]
 
@@ -182,7 +197,6 @@ class SplitTranslator:
             contexts,
             options.volume,
             temperature=options.temperature,
-            min_lift=options.min_lift,
             shortlist=self.split.settings.generation.shortlist,
             component=options.member,
         )

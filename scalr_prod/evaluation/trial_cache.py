@@ -23,8 +23,8 @@ from scalr_prod.evaluation.result_cache import (
     NULL_CACHE,
     ResultCache,
     family_source_digest,
-    outcome_codec,
 )
+from scalr_prod.evaluation.statistics import MetricContributions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
-    from scalr_prod.evaluation.evaluator import Outcome
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.probabilities import LabelledRows
 
 __all__ = ["TrialCache", "ValidationSplit", "validation_splits"]
 
+#: With as many users in one half, validation looks at new users in that half alone.
+_ENOUGH_NEW_USERS: Final = 1000
 #: Depth of the rankings that values are chosen by: NDCG@100 differs more between values, relative to its spread over users, than NDCG@20.
 MIN_DEPTH: Final = 100
 
@@ -60,15 +61,20 @@ class ValidationSplit:
 def validation_splits(data_builder: ArmDataBuilder, k: int) -> list[ValidationSplit]:
     """Return the validation splits of a builder's split: its users as they are, and then each half of them as if they were new.
 
+    If one half has enough users, the other one is left out: every split costs a fit for each combination of values.
+
     Args:
         data_builder: Builder of the arms' training events of the split.
         k: Length of reported rankings; validation looks at 100 items at least.
     """
     depth = max(k, MIN_DEPTH)
-    folds = [data_builder.with_new_users(fold) for fold in data_builder.split.new_user_folds()]
+    folds = data_builder.split.new_user_folds()
+    if folds and len(folds[0].users) >= _ENOUGH_NEW_USERS:
+        folds = folds[:1]
+    builders = [data_builder, *map(data_builder.with_new_users, folds)]
     return [
         ValidationSplit(SplitEvaluator(builder.split, depth), builder, ResultCache.from_split(builder.split))
-        for builder in (data_builder, *folds)
+        for builder in builders
     ]
 
 
@@ -102,7 +108,7 @@ class TrialCache:
         self._source_digest = family_source_digest(family)
         self._counted: set[Any] = set()
         self._models: dict[Any, DownstreamModel] = {}
-        self._ndcg: dict[Any, NDArray[np.float64]] = {}
+        self._hits: dict[Any, list[MetricContributions]] = {}
         self._information: dict[Any, NDArray[np.float64]] = {}
 
     def mean_score(self, arm: Arm) -> float:
@@ -118,33 +124,25 @@ class TrialCache:
         """Return every combination of values that was tried for the arm of this name, without a boost."""
         return [arm for arm in self._candidates.values() if arm.name == name]
 
-    def outcomes(self, arm: Arm) -> list[list[Outcome]]:
-        """Return the outcome of each split, nested as `UserPanel` expects."""
-        self._count_fits(arm)
-        return [
-            [
-                split.cache.get_or_compute(
-                    self._cache_key("outcome", arm),
-                    partial(self._evaluate, number, arm),
-                    outcome_codec(split.evaluator),
-                )
+    def hits(self, arm: Arm) -> list[MetricContributions]:
+        """Return what each hit adds to NDCG, by split; cases are the split's users, and items have its numbers."""
+        key = (*arm.fit_key(), arm.boost)
+        if key not in self._hits:
+            self._count_fits(arm)
+            arrays = [
+                split.cache.get_or_compute(self._cache_key("hits", arm), partial(self._find_hits, number, arm), ARRAY_CODEC)
+                for number, split in enumerate(self._splits)
             ]
-            for number, split in enumerate(self._splits)
-        ]
+            self._hits[key] = [
+                MetricContributions(case.astype(np.int64), item.astype(np.int64), gain) for case, item, gain in arrays
+            ]
+            self.rankings[arm.name] += len(self._splits)
+            self._record_tried(arm, ndcg=float(self._user_ndcg(self._hits[key]).mean()))
+        return self._hits[key]
 
     def ndcg(self, arm: Arm) -> NDArray[np.float64]:
         """Return NDCG of each user of all splits: [V]."""
-        key = (*arm.fit_key(), arm.boost)
-        if key not in self._ndcg:
-            self._count_fits(arm)
-            by_split = [
-                split.cache.get_or_compute(self._cache_key("ndcg", arm), partial(self._user_ndcg, number, arm), ARRAY_CODEC)
-                for number, split in enumerate(self._splits)
-            ]
-            self._ndcg[key] = np.concatenate(by_split)
-            self.rankings[arm.name] += len(self._splits)
-            self._record_tried(arm, ndcg=float(self._ndcg[key].mean()))
-        return self._ndcg[key]
+        return self._user_ndcg(self.hits(arm))
 
     def fit_calibrator(self, arm: Arm) -> PlattCalibrator | None:
         """Fit the calibration of an arm's probabilities on real events of all splits; None for models without probabilities."""
@@ -181,12 +179,16 @@ class TrialCache:
             self._record_tried(arm, information=float(self._information[key].mean()))
         return self._information[key]
 
-    def _evaluate(self, index: int, arm: Arm) -> Outcome:
+    def _find_hits(self, index: int, arm: Arm) -> NDArray[np.float64]:
+        """Return user, item and gain of each hit of one split: [3, H]."""
         model = self._fitted_model(index, arm)
-        return self._splits[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
+        outcome = self._splits[index].evaluator.evaluate(model, boost=arm.boost, half_life=self._half_life)
+        hits = outcome.ranking.hits()
+        return np.stack([hits.case, hits.item, hits.gain])
 
-    def _user_ndcg(self, index: int, arm: Arm) -> NDArray[np.float64]:
-        return self._evaluate(index, arm).ranking.ndcg
+    def _user_ndcg(self, hits: Sequence[MetricContributions]) -> NDArray[np.float64]:
+        by_split = zip(self._splits, hits, strict=True)
+        return np.concatenate([found.sum_by_case(len(split.evaluator.segments)) for split, found in by_split])
 
     def _predictions(self, arm: Arm) -> list[tuple[LabelledRows, NDArray[np.float64]]]:
         """Return each split's labelled rows with an arm's uncalibrated probabilities; empty for models without probabilities."""
@@ -204,9 +206,9 @@ class TrialCache:
     def _cache_key(self, kind: str, arm: Arm, *, all_splits: bool = False) -> tuple[Any, ...]:
         """Return the cache key of a result; results over all splits also depend on each split's fingerprint."""
         fingerprints = [split.cache.fingerprint for split in self._splits] if all_splits else []
-        budgets = [split.data_builder.budget.to_json() for split in self._splits] if arm.has_synthetic_events else []
+        contexts = [split.data_builder.max_contexts for split in self._splits] if arm.has_synthetic_events else []
         inputs = (arm.family, arm.name, arm.hyperparameters_to_json(), self._half_life)
-        return (kind, self._source_digest, *inputs, fingerprints, budgets)
+        return (kind, self._source_digest, *inputs, fingerprints, contexts)
 
     def _count_fits(self, arm: Arm) -> None:
         """Count the fits of an arm's hyperparameters once, also if results are cached, until the arm's models are dropped."""

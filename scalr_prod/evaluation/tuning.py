@@ -27,7 +27,7 @@ from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
-from scalr_prod.evaluation.search import Hyperparameter, is_as_good, search_values
+from scalr_prod.evaluation.search import Hyperparameter, is_as_good, middle_of_plateau, search_values
 from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
 from scalr_prod.evaluation.statistics import MetricContributions, TwoWayBootstrap, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
@@ -52,8 +52,6 @@ SOURCE_WEIGHT: Final = Hyperparameter("source_weight", (0.1, 0.3, 1.0))
 #: The confidence filter is off, or drops events less likely than popularity alone makes them.
 MIN_LIFT: Final = Hyperparameter("min_lift", (0.0, 1.0), high=1.0)
 BOOST: Final = Hyperparameter("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
-#: λ of one segment relative to the λ chosen for all, in ascending order.
-_SEGMENT_FACTORS: Final = (0.0, 1 / 3, 1.0, 3.0)
 #: Validation metrics that differ relatively by less than this count as equal.
 _TOLERANCE: Final = 0.01
 #: Groups of users for nested selection: values are chosen by the other groups and judged on each.
@@ -305,12 +303,8 @@ class Tuner:
         bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
 
         def contributions(of_groups: Sequence[Arm]) -> MetricContributions:
-            return MetricContributions.concat(
-                [
-                    panel.ndcg_contributions(self.trials.outcomes(one)[::-1]).select_cases(groups == group)
-                    for group, one in enumerate(of_groups)
-                ]
-            )
+            by_group = [panel.renumber(self.trials.hits(one)[::-1]) for one in of_groups]
+            return MetricContributions.concat([hits.select_cases(groups == group) for group, hits in enumerate(by_group)])
 
         return bootstrap.compare(contributions(arms), contributions(baselines))
 
@@ -358,35 +352,32 @@ class Tuner:
         return replace(arm, boost=(cold, sparse, dense))
 
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
-        """Choose λ of each segment, one after the other: 0 if it is about as good as the best value, else the middle of those that are.
+        """Give each segment the λ that suits its users, by the trials in which all segments had the same λ.
 
-        That holds for all users together and for the segment's users. A λ that makes the segment worse than real events only is not chosen.
+        That is 0 if real events only are about as good for them, else the common λ if that is, else the middle of their plateau. A segment
+        keeps the common λ if all users together rank better by it, and has λ = 0 if it ranks worse than with real events only.
         """
-        masks = [self.segments == segment for segment in range(3)]
-
-        def is_harmed(candidate: Arm, segment: int) -> bool:
-            scores, users = self.trials.user_scores(candidate), masks[segment]
-            return candidate.weights[segment] > 0 and scores[users].sum() < real_scores[users].sum()
-
-        for segment, users in reversed(list(enumerate(masks))):
+        scores = {0.0: real_scores} | {
+            candidate.weights[0]: self.trials.user_scores(candidate)
+            for candidate in self.trials.candidates(arm.name)
+            if candidate.draw == arm.draw and len(set(candidate.weights)) == 1
+        }
+        common = arm.weights[0]
+        for segment in reversed(range(3)):
+            users = self.segments == segment
             if not users.any():
                 continue
-            candidates = [_with_segment_weight(arm, segment, arm.weights[segment] * factor) for factor in _SEGMENT_FACTORS]
-            harmless = [candidate for candidate in candidates if not is_harmed(candidate, segment)]
-            means = [self.trials.mean_score(candidate) for candidate in harmless]
-            # Also required of the segment: a small one can lose most of its gain before the mean over all users shows it.
-            segment_means = [float(self.trials.user_scores(candidate)[users].mean()) for candidate in harmless]
-            best = int(np.argmax(means))
-            as_good = [
-                candidate
-                for candidate, mean, segment_mean in zip(harmless, means, segment_means, strict=True)
-                if is_as_good(mean, means[best], _TOLERANCE) and is_as_good(segment_mean, segment_means[best], _TOLERANCE)
-            ]
-            arm = as_good[0 if as_good[0].weights[segment] == 0 else len(as_good) // 2]
-        # Lowering λ of other segments can make a segment worse that was not before.
-        for _ in range(3):
+            means = {weight: float(of_users[users].mean()) for weight, of_users in scores.items()}
+            best = max(means.values())
+            as_good = [weight for weight in (0.0, common) if is_as_good(means[weight], best, _TOLERANCE)]
+            candidate = _with_segment_weight(arm, segment, as_good[0] if as_good else middle_of_plateau(means, _TOLERANCE))
+            if is_as_good(self.trials.mean_score(candidate), self.trials.mean_score(arm), _TOLERANCE):
+                arm = candidate
+        for _ in range(3):  # lowering λ of one segment can make another worse that was not before
+            users_scores = self.trials.user_scores(arm)
             for segment in range(3):
-                if is_harmed(arm, segment):
+                users = self.segments == segment
+                if arm.weights[segment] > 0 and users_scores[users].sum() < real_scores[users].sum():
                     arm = _with_segment_weight(arm, segment, 0.0)
         return arm
 

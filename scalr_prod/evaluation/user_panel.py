@@ -35,12 +35,14 @@ class UserPanel:
         segment: int8 [R]. 0 cold, 1 sparse, 2 dense, at the case's cutoff.
         item_number: For each cutoff int64 [N]: panel number of each item. Items of the last cutoff keep their numbers; others follow.
         n_items: Number of numbered items.
+        n_cases: Number of cases of each cutoff.
     """
 
     user: NDArray[np.int64]
     segment: NDArray[np.int8]
     item_number: tuple[NDArray[np.int64], ...]
     n_items: int
+    n_cases: tuple[int, ...]
 
     @classmethod
     def from_splits(cls, splits: Sequence[EvaluationSplit]) -> UserPanel:
@@ -59,6 +61,7 @@ class UserPanel:
             segment=np.concatenate([split.segments()[split.users] for split in splits]),
             item_number=tuple(numbers),
             n_items=n_items,
+            n_cases=tuple(len(split.users) for split in splits),
         )
 
     def segment_masks(self) -> dict[str, NDArray[np.bool_]]:
@@ -77,16 +80,22 @@ class UserPanel:
 
     def ndcg_contributions(self, outcomes: OutcomesByCutoff) -> MetricContributions:
         """Return what each rank of every seed contributes; a case's contributions sum to its mean NDCG."""
-        case, item, gain = [], [], []
-        first_case = 0
-        for number, seeds in zip(self.item_number, outcomes, strict=True):
-            for outcome in seeds:
-                user, rank = np.nonzero(outcome.ranking.gain)
-                case.append(first_case + user)
-                item.append(number[outcome.ranking.top[user, rank]])
-                gain.append(outcome.ranking.gain[user, rank] / len(seeds))
-            first_case += len(seeds[0].ranking.ndcg)
-        return MetricContributions(case=np.concatenate(case), item=np.concatenate(item), gain=np.concatenate(gain))
+        return self.renumber(
+            [
+                MetricContributions.concat([outcome.ranking.hits().weighted(1 / len(seeds)) for outcome in seeds])
+                for seeds in outcomes
+            ]
+        )
+
+    def renumber(self, contributions: Sequence[MetricContributions]) -> MetricContributions:
+        """Join contributions by cutoff, whose cases and items have the numbers of the cutoff's split."""
+        first_case = np.cumsum([0, *self.n_cases[:-1]])
+        return MetricContributions.concat(
+            [
+                MetricContributions(first + one.case, number[one.item], one.gain)
+                for first, number, one in zip(first_case, self.item_number, contributions, strict=False)
+            ]
+        )
 
     def log_loss_contributions(self, outcomes: OutcomesByCutoff) -> MetricContributions | None:
         """Return the log loss (nats) of every labelled row, averaged over seeds; None for models without probabilities."""

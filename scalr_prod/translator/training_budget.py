@@ -36,7 +36,7 @@ def estimate_shared_work(name: str, pairs: TrainingSlice) -> float:
     """Estimate the microseconds to fit the shared tensors of an estimator, ``popularity`` or ``tastes``."""
     if name == "sequential":
         max_events, events = pairs.settings.pretraining_events, _count_source_events(pairs)
-        share = 1.0 if max_events is None else min(1.0, max_events / max(events, 1))
+        share = min(1.0, max_events / max(events, 1))
         return _scaled(pairs, share * _PRETRAINING * _count_windows(pairs) * pairs.log.history.shape[1])
     source, target = _SHARE.get(name, (0.0, 0.0))
     return _scaled(pairs, source * _count_source_events(pairs) + target * len(pairs.target_rows()))

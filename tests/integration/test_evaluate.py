@@ -16,14 +16,14 @@ from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
-from scalr_prod.evaluation.budget import UNLIMITED, DataBudget, budget_for
 from scalr_prod.evaluation.evaluation import _validation_window, _validation_windows
 from scalr_prod.evaluation.evaluation_report import ArmOutcomes, summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
+from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.published_sets import publish_synthetic_events
-from scalr_prod.evaluation.quick_verdict import with_budget
+from scalr_prod.evaluation.quick_verdict import limit_contexts
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
@@ -324,10 +324,10 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     """The fewer are some of all, drawn alike; results of the one are not taken for those of the other, unless no draw is in them."""
     scene, translation = translated
     how = DrawOptions(3, 0.5)
-    assert budget_for(scene) == UNLIMITED
+    assert quick_context_limit(scene) is None
     assert np.array_equal(SplitTranslator.from_split(scene, max_contexts=len(translation.user)).user, translation.user)
-    monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_CONTEXTS", 40)
-    assert budget_for(scene) == DataBudget(contexts=40)
+    monkeypatch.setattr("scalr_prod.evaluation.plan._QUICK_CONTEXTS", 40)
+    assert quick_context_limit(scene) == 40
     some = SplitTranslator.from_split(scene, max_contexts=40)
     assert len(set(some.user.tolist())) == 40
     drawn = translation.draw(how)
@@ -335,17 +335,9 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
     assert len(ours) > 40
     assert np.array_equal(_pairs(some.draw(how)), _pairs(ours))
 
-    monkeypatch.setattr("scalr_prod.evaluation.budget.MAX_PRETRAINING_EVENTS", 100)
     stage = ValidationSplit(SplitEvaluator(scene, 5), ArmDataBuilder(scene, translation), ResultCache.from_split(scene))
-    (fewer,) = with_budget([stage])
-    assert fewer.data_builder.budget == budget_for(scene) == DataBudget(contexts=40), "nothing is pretrained here"
-    translator = scene.settings.translator.model_copy(update={"estimators": ("popularity", "sequential")})
-    settings = scene.settings.model_copy(update={"translator": translator})
-    pretrained = replace(scene, sandbox=replace(scene.sandbox, settings=settings))
-    shorter = budget_for(pretrained)
-    assert shorter == DataBudget(contexts=40, pretraining_events=100)
-    assert shorter.apply_to(pretrained).settings.translator.pretraining_events == 100
-    assert shorter.apply_to(pretrained).settings.home == scene.settings.home
+    (fewer,) = limit_contexts([stage])
+    assert fewer.data_builder.max_contexts == 40
     base = Arm("als", "real", {}, how, (0.3, 0.3, 0.3), 0.1)
     fits = {"real": [], "real+scalr": []}
     for arm, fitted in fits.items():
@@ -353,6 +345,18 @@ def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(t
             trials = TrialCache("als", [one], 30.0, lambda *_: None)
             fitted.append(len(trials.ndcg(replace(base, name=arm))) and len(trials._models))
     assert fits == {"real": [1, 0, 0, 0], "real+scalr": [1, 1, 0, 0]}
+
+
+def test_fewer_and_filtered_draws_are_those_sampled_alone(translated):
+    """All options of one temperature share the draws of the largest volume."""
+    _, translation = translated
+    for options in (DrawOptions(3, 0.5), DrawOptions(7, 0.5, min_lift=1.0)):
+        shared = translation._sample(options)
+        alone = translation.module.sample(
+            translation.contexts, options.volume, temperature=options.temperature, min_lift=options.min_lift
+        )
+        assert np.array_equal(shared.items, alone.items)
+        assert np.allclose(shared.probabilities, alone.probabilities, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -57,10 +57,8 @@ class TranslatorSettings(SettingsSection):
     max_target_items: int = Field(
         default=100_000, ge=2, description="number of target items in the vocabulary, the most frequent ones"
     )
-    pretraining_events: int | None = Field(
-        default=None,
-        ge=1,
-        description="maximum number of source events to pretrain the sequential estimator on; default: all",
+    pretraining_events: int = Field(
+        default=250_000, ge=1, description="maximum number of source events to pretrain the sequential estimator on"
     )
     pin: bool = Field(
         default=False,
@@ -82,12 +80,8 @@ class TranslatorSettings(SettingsSection):
         return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
 
     def recipe(self) -> dict[str, Any]:
-        """What decides a version, as plain JSON values.
-
-        A key that came with a later package is left out at its default: versions, and verdicts, of before stay those of these settings.
-        """
-        made = self.model_dump(mode="json", exclude={"threads", "pin"})
-        return {key: value for key, value in made.items() if value is not None or key != "pretraining_events"}
+        """Return the settings that decide a version, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"threads", "pin"})
 
 
 class GenerationSettings(SettingsSection):

@@ -47,10 +47,8 @@ def pretrain(pairs: TrainingSlice, parameters: Parameters, generator: torch.Gene
     count = torch.from_numpy(windows.item_counts()).float()
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = (_POPULARITY * (count + 0.5).log()).to(pairs.device)
-    if pairs.settings.pretraining_events is not None:
-        windows = windows.take(
-            _sample_windows(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed).numpy()
-        )
+    sampled = _sample_windows(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed)
+    windows = windows.take(sampled.numpy())
     steps = EPOCHS * -(-len(windows) // _BATCH)
     learner = make_optimizer(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from scalr_prod.evaluation.arms import Arm
-from scalr_prod.evaluation.budget import UNLIMITED
 from scalr_prod.evaluation.models import BUILTIN_FAMILIES, selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
+from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
 
@@ -56,13 +56,15 @@ class Judge:
 
     def evaluate(self, model, *, boost, half_life):
         self.ranked += 1
-        return SimpleNamespace(ranking=SimpleNamespace(ndcg=np.full(USERS, boost[0])))
+        ndcg = np.full(USERS, boost[0])
+        others = dict.fromkeys(("recall", "mrr", "head", "tail"), ndcg)
+        return SimpleNamespace(ranking=Ranking(top=np.zeros((USERS, 1), np.int32), gain=ndcg[:, None], ndcg=ndcg, **others))
 
 
 @pytest.fixture
 def trials(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_models", sys.modules[__name__])
-    maker = SimpleNamespace(events=lambda arm, seed: arm, budget=UNLIMITED)
+    maker = SimpleNamespace(events=lambda arm, seed: arm, max_contexts=None)
     return TrialCache("my_models:Teller", [ValidationSplit(Judge(seed), maker) for seed in range(2)], 30.0, lambda *_: None)
 
 

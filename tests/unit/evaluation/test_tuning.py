@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from scalr_prod.config.sections import DownstreamSettings, GenerationSettings
 from scalr_prod.evaluation.arms import JOINT_BASELINE
-from scalr_prod.evaluation.budget import UNLIMITED
+from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.evaluation.trial_cache import ValidationSplit
 from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 
@@ -30,7 +31,7 @@ OURS = "real+scalr"
 class Maker:
     """Events that are their arm and choice; what its translator was measured to know of users."""
 
-    budget = UNLIMITED
+    max_contexts = None
 
     def __init__(self, information=None):
         self.translation = SimpleNamespace(information=information)
@@ -65,7 +66,8 @@ class Judge:
         """One item each is hit."""
         ndcg = self.noise * (1 + gain)
         hit = (np.arange(USERS) * 7 % ITEMS)[:, None]
-        return SimpleNamespace(ranking=SimpleNamespace(ndcg=ndcg, top=hit, gain=ndcg[:, None]))
+        others = dict.fromkeys(("recall", "mrr", "head", "tail"), ndcg)
+        return SimpleNamespace(ranking=Ranking(top=hit, gain=ndcg[:, None], ndcg=ndcg, **others))
 
 
 def measured(low, users=100):
@@ -339,10 +341,8 @@ def test_a_gain_on_two_items_is_no_reason():
     class Few(Judge):
         def ranked(self, gain):
             found = super().ranked(gain)
-            found.ranking.top = np.where(np.broadcast_to(gain, USERS) > 0, np.arange(USERS) % 2, np.arange(USERS) * 7 % ITEMS)[
-                :, None
-            ]
-            return found
+            top = np.where(np.broadcast_to(gain, USERS) > 0, np.arange(USERS) % 2, np.arange(USERS) * 7 % ITEMS)
+            return SimpleNamespace(ranking=replace(found.ranking, top=top[:, None]))
 
     rule = only(OURS, lambda choice, segment: np.where(np.arange(USERS) % 5 == 0, 1.0, -0.08))
     stages = [ValidationSplit(Few(rule, lambda half_life: -0.5), Maker())]

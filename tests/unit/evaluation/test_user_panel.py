@@ -11,6 +11,7 @@ import pytest
 
 from scalr_prod.evaluation.evaluation_report import ArmOutcomes, EvaluationReport, build_verdict, summarize_arms
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows
+from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.evaluation.user_panel import UserPanel
 
 DISCOUNT = 1 / np.log2(np.arange(2, 5))
@@ -28,7 +29,7 @@ def outcome(top, hit):
     top, hit = np.asarray(top, np.int32), np.asarray(hit, bool)
     gain = hit * DISCOUNT[: top.shape[1]]
     nothing = np.full(len(top), np.nan)
-    ranking = SimpleNamespace(
+    ranking = Ranking(
         top=top, gain=gain, ndcg=gain.sum(1), recall=hit.mean(1), mrr=hit.any(1) * 1.0, head=nothing, tail=nothing
     )
     return SimpleNamespace(ranking=ranking, exposure={"coverage": 0.5}, predictions=None)
