@@ -148,7 +148,7 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
     from scalr_prod.evaluation.arms import ArmDataBuilder
     from scalr_prod.evaluation.evaluator import SplitEvaluator
     from scalr_prod.evaluation.split import EvaluationSplit
-    from scalr_prod.evaluation.statistics import TwoWayBootstrap
+    from scalr_prod.evaluation.statistics import TwoWayClusters
     from scalr_prod.evaluation.user_panel import UserPanel
 
     scene = EvaluationSplit.from_settings(
@@ -170,8 +170,8 @@ def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) ->
 
     panel = UserPanel.from_splits([scene])
     outcomes = {arm: [[outcome(arm, seed) for seed in range(2)]] for arm in asked}
-    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=0)
-    compared = bootstrap.compare(panel.ndcg_contributions(outcomes["real+scalr"]), panel.ndcg_contributions(outcomes["real"]))
+    clusters = TwoWayClusters(panel.user, panel.n_items)
+    compared = clusters.compare(panel.ndcg_contributions(outcomes["real+scalr"]), panel.ndcg_contributions(outcomes["real"]))
     return {
         "lambda": list(asked["real+scalr"].weights),
         "difference": compared.difference,

@@ -2,7 +2,7 @@
 """Normalized entropy and calibration of arms whose models give probabilities, overall and by segment, with intervals.
 
 NE is log loss over the entropy of the base rate (He et al., ADKDD 2014). All arms share the rows, so the relative difference in NE
-equals that in log loss. Users and items are resampled as for the rankings.
+equals that in log loss. Errors are clustered by user and item, as for the rankings.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from scalr_prod.evaluation.statistics import TwoWayBootstrap
+    from scalr_prod.evaluation.statistics import TwoWayClusters
     from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
 __all__ = ["normalized_entropies"]
 
 
 def normalized_entropies(
-    panel: UserPanel, outcomes: Mapping[str, OutcomesByCutoff], bootstrap: TwoWayBootstrap
+    panel: UserPanel, outcomes: Mapping[str, OutcomesByCutoff], clusters: TwoWayClusters
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Return NE, calibration ratio, ECE, and NE relative to real events only, for each arm with probabilities.
 
     Args:
         panel: Test cases.
         outcomes: Outcomes by arm.
-        bootstrap: Bootstrap over the panel's cases and items.
+        clusters: Users and items of the panel's cases.
 
     Returns:
         Arm → ``all`` and each segment → ``rows``, ``ne``, ``calibration``, ``ece``. Every arm but real events only also has
@@ -50,14 +50,14 @@ def normalized_entropies(
         for name, cases in parts.items():
             row = _entropy_metrics(outcomes[arm], cases)
             if arm != REAL_ONLY:
-                over_real = bootstrap.compare(loss, losses[REAL_ONLY], cases)
+                over_real = clusters.compare(loss, losses[REAL_ONLY], cases)
                 row |= {
                     "ne_vs_real_pct": over_real.lift_pct,
                     "ne_ci95": list(over_real.ci95),
                     "ne_p_value": over_real.p_value,
                 }
             if arm not in {REAL_ONLY, WITH_SYNTHETIC} and WITH_SYNTHETIC in losses:
-                over_arm = bootstrap.compare(losses[WITH_SYNTHETIC], loss, cases)
+                over_arm = clusters.compare(losses[WITH_SYNTHETIC], loss, cases)
                 row |= {"scalr_ne_vs_this_pct": over_arm.lift_pct, "scalr_ne_ci95": list(over_arm.ci95)}
             table[arm][name] = row
     return table

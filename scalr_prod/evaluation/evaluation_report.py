@@ -16,7 +16,7 @@ from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
 from scalr_prod.evaluation.signal import describe_signal
-from scalr_prod.evaluation.statistics import ArmComparison, TwoWayBootstrap, holm_adjust
+from scalr_prod.evaluation.statistics import ArmComparison, TwoWayClusters, holm_adjust
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -111,27 +111,26 @@ class ArmOutcomes:
     new_users: Mapping[str, OutcomesByCutoff] = field(default_factory=dict)
 
 
-def summarize_arms(results: ArmOutcomes, family: str, *, seed: int) -> list[dict[str, Any]]:
+def summarize_arms(results: ArmOutcomes, family: str) -> list[dict[str, Any]]:
     """Return one row per arm: mean metrics over cases and seeds, lift over real events only, and lift of real+scalr over the arm.
 
     Args:
         results: Outcomes by arm.
         family: Model family.
-        seed: Seed of the resampling.
     """
     panel, outcomes = results.panel, results.plain
-    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    clusters = TwoWayClusters(panel.user, panel.n_items)
     ndcg = {arm: panel.ndcg_contributions(by_cutoff) for arm, by_cutoff in outcomes.items()}
-    over_real = _with_holm({arm: bootstrap.compare(own, ndcg[REAL_ONLY]) for arm, own in ndcg.items() if arm != REAL_ONLY})
+    over_real = _with_holm({arm: clusters.compare(own, ndcg[REAL_ONLY]) for arm, own in ndcg.items() if arm != REAL_ONLY})
     synthetic_over = _with_holm(
         {
-            arm: bootstrap.compare(ndcg[WITH_SYNTHETIC], own)
+            arm: clusters.compare(ndcg[WITH_SYNTHETIC], own)
             for arm, own in ndcg.items()
             if WITH_SYNTHETIC in ndcg and arm not in {WITH_SYNTHETIC, REAL_ONLY}
         }
     )
-    probabilities = normalized_entropies(panel, outcomes, bootstrap)
-    new_users = _summarize_new_users(results, seed=seed)
+    probabilities = normalized_entropies(panel, outcomes, clusters)
+    new_users = _summarize_new_users(results)
     rows = []
     for arm, by_cutoff in outcomes.items():
         metrics = _mean_metrics(panel, by_cutoff)
@@ -142,7 +141,7 @@ def summarize_arms(results: ArmOutcomes, family: str, *, seed: int) -> list[dict
         row["slices"] = _slice_metrics(panel, by_cutoff)
         for name, cases in panel.segment_masks().items():
             if arm != REAL_ONLY:
-                row["slices"][name] |= bootstrap.compare(ndcg[arm], ndcg[REAL_ONLY], cases).to_json()
+                row["slices"][name] |= clusters.compare(ndcg[arm], ndcg[REAL_ONLY], cases).to_json()
         if arm in new_users:
             row["slices"]["new"] = new_users[arm]
         if arm in results.blended:
@@ -156,19 +155,19 @@ def summarize_arms(results: ArmOutcomes, family: str, *, seed: int) -> list[dict
     return rows
 
 
-def _summarize_new_users(results: ArmOutcomes, *, seed: int) -> dict[str, dict[str, Any]]:
+def _summarize_new_users(results: ArmOutcomes) -> dict[str, dict[str, Any]]:
     """Return NDCG and the lift over real events only of each arm for users as if they were new."""
     panel = results.new_user_panel
     if panel is None or REAL_ONLY not in results.new_users:
         return {}
-    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    clusters = TwoWayClusters(panel.user, panel.n_items)
     ndcg = {arm: panel.ndcg_contributions(outcomes) for arm, outcomes in results.new_users.items()}
     found = {}
     for arm, outcomes in results.new_users.items():
         mean = panel.mean_metric(outcomes, "ndcg").mean()
         found[arm] = {"users": len(panel.user), "ndcg": float(mean)}
         if arm != REAL_ONLY:
-            found[arm] |= bootstrap.compare(ndcg[arm], ndcg[REAL_ONLY]).to_json()
+            found[arm] |= clusters.compare(ndcg[arm], ndcg[REAL_ONLY]).to_json()
     return found
 
 
@@ -181,7 +180,7 @@ def _with_holm(comparisons: Mapping[str, ArmComparison]) -> dict[str, dict[str, 
     }
 
 
-def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str, str], *, seed: int) -> dict[str, Any]:
+def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str, str]) -> dict[str, Any]:
     """Return the lift of real+scalr over the best baseline and over the joint baseline: overall, by segment, and for new users.
 
     ``blended`` compares the same models after both were blended with recent popularity.
@@ -190,27 +189,26 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
         results: Outcomes by arm.
         family: Model family.
         best_baselines: ``all`` and each segment → the better of popularity baseline and real events only, on validation.
-        seed: Seed of the resampling.
     """
     panel, outcomes = results.panel, results.plain
     wanted = {WITH_SYNTHETIC, JOINT_BASELINE, *best_baselines.values()}
-    bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+    clusters = TwoWayClusters(panel.user, panel.n_items)
     ndcg = {arm: panel.ndcg_contributions(outcomes[arm]) for arm in wanted if arm in outcomes}
-    overall = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines["all"]])
+    overall = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines["all"]])
     row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
     row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
     if JOINT_BASELINE in ndcg:
-        row["over_rival"] = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE]).lift_to_json()
+        row["over_rival"] = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE]).lift_to_json()
     for name, cases in panel.segment_masks().items():
         baseline = best_baselines.get(name, best_baselines["all"])
-        row[name] = _lift_over_best(bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[baseline], cases), baseline) | {
+        row[name] = _lift_over_best(clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[baseline], cases), baseline) | {
             "cases": int(cases.sum())
         }
         if JOINT_BASELINE in ndcg:
-            row[name]["over_rival"] = bootstrap.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE], cases).lift_to_json()
+            row[name]["over_rival"] = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE], cases).lift_to_json()
     if REAL_ONLY in results.blended and WITH_SYNTHETIC in results.blended:
         blended, real = (panel.ndcg_contributions(results.blended[arm]) for arm in (WITH_SYNTHETIC, REAL_ONLY))
-        row["blended"] = _lift_over_best(bootstrap.compare(blended, real), REAL_ONLY)
+        row["blended"] = _lift_over_best(clusters.compare(blended, real), REAL_ONLY)
     new_panel = results.new_user_panel
     if new_panel is not None and WITH_SYNTHETIC in results.new_users:
         baseline = best_baselines.get(SEGMENTS[0], best_baselines["all"])
@@ -219,11 +217,11 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
             for arm in (WITH_SYNTHETIC, baseline, JOINT_BASELINE)
             if arm in results.new_users
         }
-        bootstrap = TwoWayBootstrap(new_panel.user, new_panel.n_items, seed=seed)
-        row["new"] = _lift_over_best(bootstrap.compare(new[WITH_SYNTHETIC], new[baseline]), baseline)
+        clusters = TwoWayClusters(new_panel.user, new_panel.n_items)
+        row["new"] = _lift_over_best(clusters.compare(new[WITH_SYNTHETIC], new[baseline]), baseline)
         row["new"]["cases"] = len(new_panel.user)
         if JOINT_BASELINE in new:
-            row["new"]["over_rival"] = bootstrap.compare(new[WITH_SYNTHETIC], new[JOINT_BASELINE]).lift_to_json()
+            row["new"]["over_rival"] = clusters.compare(new[WITH_SYNTHETIC], new[JOINT_BASELINE]).lift_to_json()
     return row
 
 

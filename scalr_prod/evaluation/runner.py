@@ -258,7 +258,7 @@ class EvaluationRunner:
 
     def build_report(self, *, complete: bool, policy: str | None = None) -> EvaluationReport:
         """Build a report of all outcomes so far."""
-        seed, splits = self.settings.downstream.seed, self.plan.splits
+        splits = self.plan.splits
         families = [family for family in self.families.values() if family.outcomes]
         panels = {family.name: UserPanel.from_splits(splits[: len(family.outcomes[REAL_ONLY])]) for family in families}
         rows, models = [], []
@@ -266,10 +266,10 @@ class EvaluationRunner:
             results = ArmOutcomes(
                 panels[family.name], self._new_user_panel(family), family.outcomes, family.blended, family.new_users
             )
-            for row in summarize_arms(results, family.name, seed=seed):
+            for row in summarize_arms(results, family.name):
                 counts = family.synthetic_counts.get(row["name"])
                 rows.append(row if counts is None else row | {"synthetic": counts})
-            models.append(build_verdict(results, family.name, family.best_baselines, seed=seed))
+            models.append(build_verdict(results, family.name, family.best_baselines))
         widest = max(panels.values(), key=lambda panel: len(panel.user))
         return EvaluationReport(
             cutoffs=[split.cutoff.isoformat() for split in splits],

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired bootstrap over users, or over users and items together, and Holm's correction over arms.
+"""Comparison of arms with errors clustered by user and item, paired bootstrap over users, and Holm's correction over arms.
 
-Hits are not independent: many users hit the same few items, so intervals from resampled users only are too narrow. The pigeonhole
-bootstrap (Owen 2007) resamples users and items, and weights a hit by how often its user and its item were drawn.
+Hits are not independent: many users hit the same few items, so intervals from users only are too narrow.
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ArmComparison", "MetricContributions", "TwoWayBootstrap", "holm_adjust", "paired_bootstrap"]
+__all__ = ["ArmComparison", "MetricContributions", "TwoWayClusters", "holm_adjust", "paired_bootstrap"]
 
 RESAMPLES: Final = 2000
 _MAX_CELLS: Final = 4_000_000
+#: Largest half width of an interval of log(arm / baseline), so that its ends stay finite.
+_MAX_LOG_RATIO: Final = 50.0
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class ArmComparison(Jsonable):
 
     Attributes:
         lift_pct: 100 × (mean of the arm / mean of the baseline - 1).
-        ci95: Percentile bootstrap interval of the lift.
+        ci95: 95 % interval of the lift.
         difference: Mean of the arm - mean of the baseline.
-        difference_ci95: Percentile bootstrap interval of the difference.
+        difference_ci95: 95 % interval of the difference.
         p_value: Two-sided p-value of no difference.
     """
 
@@ -81,24 +82,21 @@ class MetricContributions:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("case", "item", "gain")))
 
 
-class TwoWayBootstrap:
-    """Bootstrap over users and items whose resamples are drawn once, so that all comparisons share them.
+class TwoWayClusters:
+    """Comparison of two arms whose errors are clustered by user and by item (Cameron, Gelbach, Miller 2011).
 
-    A user or an item that occurs at several cutoffs is resampled as one.
+    The variance is that of sums over users, plus that of sums over items, minus that of single pairs. Intervals are those of Student's t,
+    for the lift of log(arm / baseline); their degrees of freedom follow from the effective numbers of users and items. A user or an item that occurs
+    at several cutoffs is one cluster.
 
     Args:
         user: int64 [R]. User number of each test case.
         n_items: Number of items.
-        seed: Seed of the resampling.
-        resamples: Number of resamples.
     """
 
-    def __init__(self, user: NDArray[np.int64], n_items: int, *, seed: int = 0, resamples: int = RESAMPLES) -> None:
+    def __init__(self, user: NDArray[np.int64], n_items: int) -> None:
         unique_users, self._case_user = np.unique(user, return_inverse=True)
-        rng = np.random.default_rng(seed)
-        self._user_counts, self._item_counts = (
-            _resample_counts(rng, count, resamples) for count in (len(unique_users), n_items)
-        )
+        self._shape = (len(unique_users), n_items)
 
     def compare(
         self, arm: MetricContributions, baseline: MetricContributions, case_mask: NDArray[np.bool_] | None = None
@@ -111,36 +109,86 @@ class TwoWayBootstrap:
             case_mask: bool [R]. Cases to count; None: all.
         """
         case_mask = np.ones(len(self._case_user), dtype=bool) if case_mask is None else case_mask
-        cases_per_user = np.bincount(self._case_user, weights=case_mask, minlength=self._user_counts.shape[1])
-        resampled_cases = np.array([counts @ cases_per_user for counts in self._user_counts]).clip(1)
-        selected = [contributions.select_cases(case_mask) for contributions in (arm, baseline)]
-        means = np.stack([self._resampled_sums(contributions) / resampled_cases for contributions in selected], axis=1)
-        n_cases = max(int(case_mask.sum()), 1)
-        arm_mean, baseline_mean = (float(contributions.gain.sum() / n_cases) for contributions in selected)
-        return _compare_means(means, arm_mean, baseline_mean)
-
-    def _resampled_sums(self, contributions: MetricContributions) -> NDArray[np.float64]:
-        """Return the sum of gains in each resample, weighted by the draws of user and item: [B]."""
-        from scipy import sparse
-
-        users, items = self._user_counts.shape[1], self._item_counts.shape[1]
-        pairs = (self._case_user[contributions.case], contributions.item)
-        gains = sparse.csr_matrix((contributions.gain, pairs), shape=(users, items))
-        step = max(1, _MAX_CELLS // max(users, items))
-        return np.concatenate(
-            [
-                ((gains @ self._item_counts[batch].T.astype(np.float64)) * self._user_counts[batch].T).sum(0)
-                for batch in (np.s_[start : start + step] for start in range(0, len(self._user_counts), step))
-            ]
+        cases_per_user = np.bincount(self._case_user, weights=case_mask, minlength=self._shape[0])
+        n_cases = max(cases_per_user.sum(), 1.0)
+        arm_gains, baseline_gains = (self._gains(contributions.select_cases(case_mask)) for contributions in (arm, baseline))
+        arm_sum, baseline_sum = float(arm_gains.sum()), float(baseline_gains.sum())
+        difference = (arm_sum - baseline_sum) / n_cases
+        error = _clustered_error(arm_gains - baseline_gains, difference * cases_per_user)
+        margin = error.margin / n_cases
+        lift_pct, ci95 = float("nan"), (float("nan"), float("nan"))
+        if baseline_sum > 0:
+            ratio = arm_sum / baseline_sum
+            lift_pct, ci95 = 100 * (ratio - 1), (100 * (ratio - 1),) * 2
+            if ratio > 0:
+                of_ratio = _clustered_error(arm_gains - ratio * baseline_gains, 0.0)
+                factor = float(np.exp(min(of_ratio.margin / arm_sum, _MAX_LOG_RATIO)))
+                ci95 = (100 * (ratio / factor - 1), 100 * (ratio * factor - 1))
+        return ArmComparison(
+            lift_pct=lift_pct,
+            ci95=ci95,
+            difference=difference,
+            difference_ci95=(difference - margin, difference + margin),
+            p_value=error.p_value(difference * n_cases),
         )
 
+    def _gains(self, contributions: MetricContributions) -> Any:
+        """Return the summed gain of each user and item: scipy CSR [users, items]."""
+        from scipy import sparse
 
-def _resample_counts(rng: np.random.Generator, count: int, resamples: int) -> NDArray[np.uint16]:
-    """Return how often each of ``count`` elements was drawn in ``count`` draws: [resamples, count]."""
-    counts = np.empty((resamples, count), dtype=np.uint16)
-    for row in counts:
-        row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
-    return counts
+        pairs = (self._case_user[contributions.case], contributions.item)
+        return sparse.csr_matrix((contributions.gain, pairs), shape=self._shape)
+
+
+@dataclass(frozen=True)
+class _ClusteredError:
+    """Standard error of a sum, and the degrees of freedom of its t distribution."""
+
+    standard_error: float
+    degrees_of_freedom: float
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the 95 % interval."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, self.degrees_of_freedom)) * self.standard_error
+
+    def p_value(self, total: float) -> float:
+        """Return the two-sided p-value of a sum of 0."""
+        from scipy.stats import t
+
+        if self.standard_error == 0:
+            return float(total == 0)
+        return float(2 * t.sf(abs(total) / self.standard_error, self.degrees_of_freedom))
+
+
+def _clustered_error(residuals: Any, expected_by_user: NDArray[np.float64] | float) -> _ClusteredError:
+    """Return the two-way clustered error of the sum of residuals, scipy CSR [users, items].
+
+    Args:
+        residuals: Residual of each pair.
+        expected_by_user: Part of each user's sum that is not an error: float64 [users], or one number.
+    """
+    by_user = np.asarray(residuals.sum(1)).ravel() - expected_by_user
+    by_item = np.asarray(residuals.sum(0)).ravel()
+    by_item = by_item - by_item.mean()
+    of_users, of_items, of_pairs = (float((values**2).sum()) for values in (by_user, by_item, residuals.data))
+    # The difference can be negative by chance.
+    variance = max(of_users + of_items - of_pairs, of_users, of_items)
+    return _ClusteredError(variance**0.5, _degrees_of_freedom(by_user, by_item))
+
+
+def _degrees_of_freedom(*sums: NDArray[np.float64]) -> float:
+    """Return the degrees of freedom of the sum of several variances (Satterthwaite 1946), each of the squares of one array.
+
+    Each array counts as the number of clusters of equal size whose sums would vary as much, less one.
+    """
+    squares = [values**2 for values in sums]
+    variances = np.array([float(values.sum()) for values in squares])
+    clusters = variances**2 / np.array([max(float((values**2).sum()), 1e-300) for values in squares])
+    weighted = float((variances**2 / (clusters - 1).clip(1)).sum())
+    return float(variances.sum()) ** 2 / weighted if weighted else 1.0
 
 
 def paired_bootstrap(

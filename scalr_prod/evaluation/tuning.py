@@ -29,7 +29,7 @@ from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
 from scalr_prod.evaluation.search import Hyperparameter, is_as_good, middle_of_plateau, search_values
 from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
-from scalr_prod.evaluation.statistics import MetricContributions, TwoWayBootstrap, paired_bootstrap
+from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache
 from scalr_prod.evaluation.user_panel import UserPanel
@@ -291,22 +291,22 @@ class Tuner:
     def _compare(self, arms: Sequence[Arm], baselines: Sequence[Arm]) -> ArmComparison:
         """Compare two lists of arms, one for each group of users.
 
-        For rankings, users and items are resampled: hits concentrate on few items, which limits the evidence of a validation window.
+        For rankings, errors are clustered by user and item: hits concentrate on few items, which limits the evidence of a window.
         """
-        seed = self.settings.downstream.seed
         if self.trials.selection_metric != "ndcg":
-            return paired_bootstrap(self._scores_by_group(arms), self._scores_by_group(baselines), seed=seed)
+            own, others = self._scores_by_group(arms), self._scores_by_group(baselines)
+            return paired_bootstrap(own, others, seed=self.settings.downstream.seed)
         panel = UserPanel.from_splits([split.evaluator.split for split in self.splits[::-1]])
         # Cases are ordered by time in a panel, and latest first here.
         order = np.concatenate([np.flatnonzero(self.trials.split_number == n) for n in range(len(self.splits))[::-1]])
         groups = self._groups[order]
-        bootstrap = TwoWayBootstrap(panel.user, panel.n_items, seed=seed)
+        clusters = TwoWayClusters(panel.user, panel.n_items)
 
         def contributions(of_groups: Sequence[Arm]) -> MetricContributions:
             by_group = [panel.renumber(self.trials.hits(one)[::-1]) for one in of_groups]
             return MetricContributions.concat([hits.select_cases(groups == group) for group, hits in enumerate(by_group)])
 
-        return bootstrap.compare(contributions(arms), contributions(baselines))
+        return clusters.compare(contributions(arms), contributions(baselines))
 
     def _scores_by_group(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
         """Return the score of each user by the arm of the user's group: [V]."""

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from scalr_prod.evaluation.ranking_metrics import calibration_metrics, exposure_metrics, rank_users
-from scalr_prod.evaluation.statistics import MetricContributions, TwoWayBootstrap, holm_adjust, paired_bootstrap
+from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, holm_adjust, paired_bootstrap
 
 
 def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():
@@ -123,33 +123,45 @@ def test_an_interval_knows_when_few_items_carry_the_gain():
     rng = np.random.default_rng(0)
     rows = np.arange(users)
     base = hits_of(rows, rng.integers(0, items, users), np.full(users, 0.5))
-    bootstrap = TwoWayBootstrap(rows, items, seed=1)
-    one = bootstrap.compare(hits_of(rows, np.zeros(users, int)), base)
-    many = bootstrap.compare(hits_of(rows, rng.integers(0, items, users)), base)
+    clusters = TwoWayClusters(rows, items)
+    one = clusters.compare(hits_of(rows, np.zeros(users, int)), base)
+    many = clusters.compare(hits_of(rows, rng.integers(0, items, users)), base)
     assert one.lift_pct == many.lift_pct == pytest.approx(100)
     assert many.difference_ci95[0] > 0.3
-    assert one.difference_ci95[0] < 0, "in a third of the resamples the one item is not drawn at all"
+    assert one.difference_ci95[0] < 0, "the whole gain is that of one item"
 
 
 def test_two_way_means_are_the_metric_and_users_of_several_cutoffs_count_once():
     arm, base = hits_of([0, 1, 1], [0, 1, 2], [0.2, 0.3, 0.1]), hits_of([0, 2], [0, 1], [0.1, 0.2])
-    found = TwoWayBootstrap(np.array([5, 6, 5]), 3).compare(arm, base)
+    found = TwoWayClusters(np.array([5, 6, 5]), 3).compare(arm, base)
     assert found.difference == pytest.approx(0.6 / 3 - 0.3 / 3)
-    alone = TwoWayBootstrap(np.array([5, 6, 5]), 3).compare(arm, base, np.array([True, False, True]))
+    alone = TwoWayClusters(np.array([5, 6, 5]), 3).compare(arm, base, np.array([True, False, True]))
     assert alone.difference == pytest.approx(0.2 / 2 - 0.3 / 2)
-    whole = TwoWayBootstrap(np.zeros(4, int), 1).compare(hits_of(range(4), [0] * 4), hits_of([], []))
-    assert whole.difference_ci95 == (1.0, 1.0), "one user and one item: nothing to resample"
+    whole = TwoWayClusters(np.zeros(4, int), 1).compare(hits_of(range(4), [0] * 4), hits_of([], []))
+    assert whole.difference_ci95 == (1.0, 1.0), "one user and one item: nothing varies"
 
 
-def test_the_two_way_interval_covers_where_users_and_items_differ():
+@pytest.mark.parametrize(
+    ("users", "items", "gain", "spread"), [(300, 200, 0.0, 0.0), (300, 200, 0.0, 1.0), (1500, 400, 0.6, 1.0)]
+)
+def test_the_two_way_interval_covers_where_users_and_items_differ(users, items, gain, spread):
+    """Two arms that share half of their hits; items suit either arm more or less."""
     rng = np.random.default_rng(0)
-    covered, trials = 0, 150
-    for trial in range(trials):
-        item_worth = rng.gamma(0.5, 1.0, 60)
-        rows, items = np.repeat(np.arange(200), 3), rng.integers(0, 60, 600)
-        shared = item_worth[items] * rng.gamma(0.5, 1.0, 200)[rows]
-        arm = hits_of(rows, items, 1.1 * shared * rng.gamma(4.0, 0.25, 600))
-        base = hits_of(rows, items, shared * rng.gamma(4.0, 0.25, 600))
-        low, high = TwoWayBootstrap(np.arange(200), 60, seed=trial, resamples=300).compare(arm, base).ci95
-        covered += low <= 10 <= high
-    assert covered / trials >= 0.90
+    discount = 1 / np.log2(np.arange(2, 22))
+
+    def contributions_of_one_draw():
+        popularity = rng.lognormal(0, 1.2, items)
+        chance = 0.3 * rng.gamma(0.5, 1.0, users)[:, None] * popularity / popularity.sum()
+        suits = rng.lognormal(-(spread**2) / 2, spread, (2, items))
+        shared = rng.random((users, items)) < chance
+        hits = [
+            shared | (rng.random((users, items)) < chance * fits * more)
+            for fits, more in zip(suits, (1 + gain, 1.0), strict=True)
+        ]
+        worth = rng.choice(discount, (users, items))
+        return [hits_of(*np.nonzero(hit), worth[hit]) for hit in hits]
+
+    draws = [contributions_of_one_draw() for _ in range(150)]
+    truth = 100 * (sum(arm.gain.sum() for arm, _ in draws) / sum(base.gain.sum() for _, base in draws) - 1)
+    intervals = [TwoWayClusters(np.arange(users), items).compare(arm, base).ci95 for arm, base in draws]
+    assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.93
