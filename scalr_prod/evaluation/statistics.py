@@ -86,8 +86,8 @@ class TwoWayClusters:
     """Comparison of two arms whose errors are clustered by user and by item (Cameron, Gelbach, Miller 2011).
 
     The variance is that of sums over users, plus that of sums over items, minus that of single pairs. Intervals are those of Student's t,
-    for the lift of log(arm / baseline); their degrees of freedom follow from the effective numbers of users and items. A user or an item that occurs
-    at several cutoffs is one cluster.
+    for the lift of log(arm / baseline); their degrees of freedom follow from the effective numbers of users and items. A user or an item
+    that occurs at several cutoffs is one cluster.
 
     Args:
         user: int64 [R]. User number of each test case.

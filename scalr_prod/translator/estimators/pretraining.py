@@ -16,7 +16,7 @@ from scalr_prod.translator.devices import to_device
 from scalr_prod.translator.estimators import attention, sampled_softmax
 from scalr_prod.translator.estimators.lazy_adamw import LazyAdamW
 from scalr_prod.translator.estimators.sampled_softmax import Negatives
-from scalr_prod.translator.estimators.window_index import index_source_windows
+from scalr_prod.translator.estimators.window_index import index_source_windows, sample_windows
 from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def pretrain(pairs: TrainingSlice, parameters: Parameters, generator: torch.Gene
     count = torch.from_numpy(windows.item_counts()).float()
     chance = 0.5 * count / count.sum().clamp(min=1) + 0.5 * (count > 0) / (count > 0).sum().clamp(min=1)
     popular = (_POPULARITY * (count + 0.5).log()).to(pairs.device)
-    sampled = _sample_windows(torch.from_numpy(known), pairs.settings.pretraining_events, pairs.settings.seed)
-    windows = windows.take(sampled.numpy())
+    windows = sample_windows(windows, known)
     steps = EPOCHS * -(-len(windows) // _BATCH)
     learner = make_optimizer(parameters, steps=steps, rate=LEARNING_RATE, device=pairs.device)
     for _ in range(EPOCHS):
@@ -118,10 +117,3 @@ def train_step(
     )
     learner.step(loss)
     return loss.detach()
-
-
-def _sample_windows(known: torch.Tensor, max_events: int, seed: int) -> torch.Tensor:
-    """Sample windows with at most ``max_events`` events in total, but at least one window: ascending, given each one's event count."""
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
-    fitting = int((known[order].cumsum(0) <= max_events).sum())
-    return order[: max(fitting, 1)].sort().values

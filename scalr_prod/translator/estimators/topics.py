@@ -24,6 +24,7 @@ import torch
 from scalr_prod.core.memmap import iter_row_slices
 from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 from scalr_prod.translator.estimators.dot_products import UNIT_ROUNDOFF, dot_product_scores
+from scalr_prod.translator.estimators.window_index import index_source_windows, sample_windows
 from scalr_prod.translator.worker_pool import check_cancelled
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ TARGET_SMOOTHING: Final = 5.0
 #: Inverse temperature of the cluster membership that initialises the topics.
 _INVERSE_TEMPERATURE: Final = 5.0
 _CLUSTER_STEPS: Final = 20
+#: Passes over the source events, and steps in each to find the topics of a window.
+_SOURCE_ITERATIONS: Final = int(__import__("os").environ.get("SI", "10"))
+_WINDOW_ITERATIONS: Final = int(__import__("os").environ.get("WI", "3"))
+#: Pseudo-events of a window that follow the overall topic distribution.
+_WINDOW_SMOOTHING: Final = float(__import__("os").environ.get("WS", "1.0"))
+_WINDOW_BATCH: Final = 2048
 #: Target events at a time: few enough that their items' topics fit the processor's cache.
 _CHUNK_ROWS: Final = 128
 #: Histories read at a time.
@@ -71,7 +78,42 @@ def share(pairs: TrainingSlice) -> Parameters:
     similarity = _INVERSE_TEMPERATURE * vectors @ _centres(vectors, users, topic_count, pairs.settings.seed).T
     start = torch.full((pairs.n_source + 1, topic_count), 1 / topic_count)
     start[1:] = similarity.softmax(1)
-    return {"source": start}
+    return {"source": _fit_source_topics(pairs, start)}
+
+
+def _fit_source_topics(pairs: TrainingSlice, start: torch.Tensor) -> torch.Tensor:
+    """Fit P(k | j) to the source events alone by probabilistic latent semantic analysis, in which each window has its own topics.
+
+    Args:
+        pairs: The training slice.
+        start: P(k | j) to begin with: float32 [n_source + 1, K].
+    """
+    windows = index_source_windows(pairs)
+    windows = sample_windows(windows, windows.known_event_counts())
+    source = start.clone()
+    item_counts = torch.from_numpy(windows.item_counts()).float()
+    for _ in range(_SOURCE_ITERATIONS):
+        check_cancelled(0.0)
+        shares = (item_counts[:, None] * source).sum(0)
+        shares /= shares.sum().clamp(min=1)
+        # P(j | k) up to a factor of each item, which the posterior does not depend on.
+        likelihood = source / shares
+        counts = torch.zeros_like(source)
+        for batch in torch.arange(len(windows)).split(_WINDOW_BATCH):
+            items, _ = windows.read(batch)
+            window, position = (items > 0).nonzero(as_tuple=True)
+            item = items[window, position]
+            of_items, topics = likelihood[item], shares.expand(len(items), -1)
+            for _ in range(_WINDOW_ITERATIONS):
+                posterior = of_items * topics[window]
+                posterior /= posterior.sum(1, keepdim=True)
+                topics = (_WINDOW_SMOOTHING * shares).repeat(len(items), 1).index_add_(0, window, posterior)
+                topics /= topics.sum(1, keepdim=True)
+            counts.index_add_(0, item, posterior)
+        source = counts + SMOOTHING * shares + ANCHOR * start
+        source /= source.sum(1, keepdim=True)
+    source[0] = shares
+    return source
 
 
 def fit(pairs: TrainingSlice, shared: Parameters) -> Parameters:

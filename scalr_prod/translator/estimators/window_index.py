@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
-__all__ = ["TrainingWindows", "WindowBatch", "WindowIndex", "index_source_windows"]
+__all__ = ["TrainingWindows", "WindowBatch", "WindowIndex", "index_source_windows", "sample_windows"]
 
 #: ``[translator] batch_size`` counts target events. A window of the Amazon data sets has about this many.
 _EVENTS_PER_WINDOW: Final = 4
@@ -188,6 +188,19 @@ def index_source_windows(pairs: TrainingSlice) -> WindowIndex:
     number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
     back = number * length
     return WindowIndex(pairs, np.repeat(stop, windows) - back, np.minimum(np.repeat(events, windows) - back, length))
+
+
+def sample_windows(windows: WindowIndex, known: NDArray[np.int64]) -> WindowIndex:
+    """Sample windows with at most ``[translator] pretraining_events`` events in total, but at least one window; their order stays.
+
+    Args:
+        windows: The windows.
+        known: int64 [W]. Number of known events of each.
+    """
+    settings = windows.pairs.settings
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(settings.seed)).numpy()
+    fitting = int((np.cumsum(known[order]) <= settings.pretraining_events).sum())
+    return windows.take(np.sort(order[: max(fitting, 1)]))
 
 
 def _user_spans(pairs: TrainingSlice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
