@@ -247,10 +247,10 @@ class Tuner:
         downstream, real = self.settings.downstream, self.real_arm()
         temperature = downstream.temperatures[len(downstream.temperatures) // 2]
         draw = replace(real.draw, volume=downstream.volumes[-1], temperature=temperature)
-        weight = Hyperparameter("weight", downstream.weights, step=10**0.5)
+        weight = Hyperparameter("weight", downstream.weights, step=10**0.5, low=0.01)
         hyperparameters = [
             weight,
-            Hyperparameter("temperature", downstream.temperatures, step=2.0, low=0.02, high=4.0),
+            Hyperparameter("temperature", downstream.temperatures, step=2.0, low=0.1, high=2.0),
             Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=max(downstream.volumes), is_integer=True),
             MIN_LIFT,
             weight,

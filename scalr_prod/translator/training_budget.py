@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["estimate_calibration_work", "estimate_fit_work", "estimate_shared_work", "estimate_training_work"]
 
 #: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
-_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (2.7, 0.0), "linear": (5.6, 0.0)}
+_SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (20.0, 0.0), "linear": (5.6, 0.0)}
 _FIT: Final = {"frequency": (0.0, 5.0), "topics": (0.0, 8.0), "linear": (0.3, 0.0), "factorisation": (2.4, 2.4)}
 #: Microseconds for each position in a window of source events, in all epochs: pretraining, and the fit to target events.
 _PRETRAINING: Final = 20.0

@@ -58,7 +58,7 @@ class TranslatorSettings(SettingsSection):
         default=100_000, ge=2, description="number of target items in the vocabulary, the most frequent ones"
     )
     pretraining_events: int = Field(
-        default=250_000, ge=1, description="maximum number of source events to pretrain the sequential estimator on"
+        default=250_000, ge=1, description="maximum number of source events to pretrain the sequential and topic estimators on"
     )
     pin: bool = Field(
         default=False,

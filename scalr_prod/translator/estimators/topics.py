@@ -8,6 +8,8 @@ A history has a distribution over topics, and a topic one over target items:
 over the last `HISTORY_DEPTH` source items j_h, the most recent first. The weights w_h depend on how many events ago the item was, and sum
 to 1. All three tables are fitted by expectation maximisation on the target events that follow each history. The score is the logarithm.
 
+They begin from P(k | j) that explains which source items users share (`_fit_source_topics`).
+
 Plain EM overfits: the topic of a rare source item becomes that of the single target event that followed it, and the recency weights then
 favour such items. So the training users are split into groups, and the expectation step of each group uses parameters fitted on the other
 groups (`_Counts.without`).
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
-version: Final = 1
+version: Final = 2
 #: Topics per unit of ``[translator] dim``.
 TOPICS_PER_DIM: Final = 2
 #: Source events of a history that count.
@@ -55,10 +57,11 @@ TARGET_SMOOTHING: Final = 5.0
 _INVERSE_TEMPERATURE: Final = 5.0
 _CLUSTER_STEPS: Final = 20
 #: Passes over the source events, and steps in each to find the topics of a window.
-_SOURCE_ITERATIONS: Final = int(__import__("os").environ.get("SI", "10"))
-_WINDOW_ITERATIONS: Final = int(__import__("os").environ.get("WI", "3"))
+_SOURCE_ITERATIONS: Final = 10
+_WINDOW_ITERATIONS: Final = 3
 #: Pseudo-events of a window that follow the overall topic distribution.
-_WINDOW_SMOOTHING: Final = float(__import__("os").environ.get("WS", "1.0"))
+_WINDOW_SMOOTHING: Final = 1.0
+#: Windows at a time.
 _WINDOW_BATCH: Final = 2048
 #: Target events at a time: few enough that their items' topics fit the processor's cache.
 _CHUNK_ROWS: Final = 128
@@ -67,7 +70,7 @@ _HISTORY_BATCH: Final = 65_536
 
 
 def share(pairs: TrainingSlice) -> Parameters:
-    """Initialise ``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, by clustering items that share users."""
+    """Fit ``source`` float32 [n_source + 1, K]: P(k | j) from source events alone, beginning from clusters of items that share users."""
     from scalr_prod.translator.estimators import linear
 
     topic_count = min(TOPICS_PER_DIM * pairs.settings.dim, max(1, pairs.n_source // 2))
@@ -93,9 +96,9 @@ def _fit_source_topics(pairs: TrainingSlice, start: torch.Tensor) -> torch.Tenso
     source = start.clone()
     item_counts = torch.from_numpy(windows.item_counts()).float()
     for _ in range(_SOURCE_ITERATIONS):
-        check_cancelled(0.0)
-        shares = (item_counts[:, None] * source).sum(0)
-        shares /= shares.sum().clamp(min=1)
+        check_cancelled(1 / _SOURCE_ITERATIONS)
+        shares = (item_counts[:, None] * source).sum(0) + 1
+        shares /= shares.sum()
         # P(j | k) up to a factor of each item, which the posterior does not depend on.
         likelihood = source / shares
         counts = torch.zeros_like(source)
