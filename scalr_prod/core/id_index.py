@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import InputError
 
@@ -14,18 +14,28 @@ if TYPE_CHECKING:
 
 __all__ = ["index_in", "sorted_unique"]
 
+#: Largest number of ids that `index_in` can number.
+_MAX_IDS: Final = 2**31 - 1
+
 
 def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Return the distinct ids in ascending order.
 
     Raises:
-        InputError: The distinct ids are strings of more than 2 GiB in all, which one Arrow array cannot hold.
+        InputError: The distinct ids are strings of more than 2 GiB in all, which one Arrow array cannot hold, or more ids than positions
+            of 32 bits can tell apart.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
         unique = pc.unique(ids)
+        if len(unique) > _MAX_IDS:
+            raise InputError(
+                f"{len(unique):,} distinct ids, at most {_MAX_IDS:,} can be numbered",
+                where=f"a column of {len(ids)} ids of type {ids.type}",
+                next_step="leave out events, or split the log by users",
+            )
         return unique.take(pc.array_sort_indices(unique))
     except pa.ArrowCapacityError as error:
         raise InputError(

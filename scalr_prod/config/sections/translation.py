@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,6 +33,10 @@ class HistorySettings(SettingsSection):
     )
 
 
+#: Largest number of items that torch draws from.
+_MAX_ITEMS: Final = 2**24
+
+
 class TranslatorSettings(SettingsSection):
     """What the translator is made of and how it is trained."""
 
@@ -52,10 +56,10 @@ class TranslatorSettings(SettingsSection):
         default=256, ge=1, le=65536, description="target events of one training batch of the sequential estimator"
     )
     max_source_items: int = Field(
-        default=100_000, ge=1, description="number of source items in the vocabulary, the most frequent ones"
+        default=100_000, ge=1, le=_MAX_ITEMS, description="number of source items in the vocabulary, the most frequent ones"
     )
     max_target_items: int = Field(
-        default=100_000, ge=2, description="number of target items in the vocabulary, the most frequent ones"
+        default=100_000, ge=2, le=_MAX_ITEMS, description="number of target items in the vocabulary, the most frequent ones"
     )
     pretraining_events: int = Field(
         default=250_000, ge=1, description="maximum number of source events to pretrain the sequential and topic estimators on"

@@ -26,7 +26,7 @@ from scalr_prod.features import ViewWindow, join_point_in_time, stream_window
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
-from scalr_prod.translator.data.history_index import HistoryIndex
+from scalr_prod.translator.data.history_index import HistoryIndex, position_dtype
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class EventLog:
         fold: int32 [U]. Fold of each user.
         source: Source events.
         target: Target events.
-        history: int32 [len(target), L], or a `HistoryIndex`, which is indexed in the same way. Positions in ``source`` of the last L
-            events strictly before each target event, left-padded with -1.
+        history: [len(target), L], or a `HistoryIndex`, which is indexed in the same way. Positions in ``source`` of the last L events
+            strictly before each target event, left-padded with -1; int32 or int64, see `history_index.position_dtype`.
         exclude_consumed: Whether runs exclude items that the user already consumed.
         scratch_dir: Folder for anonymous temporary files, see `core.memmap`; None: the system's temporary folder.
     """
@@ -70,7 +70,7 @@ class EventLog:
     fold: NDArray[np.int32]
     source: DomainEvents
     target: DomainEvents
-    history: NDArray[np.int32] | HistoryIndex
+    history: NDArray[np.int32 | np.int64] | HistoryIndex
     exclude_consumed: bool = True
     scratch_dir: Path | None = None
 
@@ -257,7 +257,8 @@ def _histories(
     view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
     begin, stop, settled = ranges
     incomplete_rows = [np.empty(0, dtype=np.int64)]
-    positions = [np.empty((0, length), dtype=np.int32)]
+    dtype = position_dtype(len(source))
+    positions = [np.empty((0, length), dtype=dtype)]
     for first in range(0, len(target), _SPINE_ROWS):
         rows = np.arange(first, min(first + _SPINE_ROWS, len(target)))
         # One microsecond before the label: an event at the same time may belong to the same visit.
@@ -283,7 +284,7 @@ def _histories(
             positions.append(_EventFinder(source).positions(target.user[rows[incomplete]], items, times, length))
     counts = np.minimum(stop - begin, length)
     return HistoryIndex(
-        stop.astype(np.int32), counts.astype(np.int32), length, np.concatenate(incomplete_rows), np.concatenate(positions)
+        stop.astype(dtype), counts.astype(np.int32), length, np.concatenate(incomplete_rows), np.concatenate(positions)
     )
 
 
@@ -366,8 +367,8 @@ class _EventFinder:
 
     def positions(
         self, user: NDArray[np.int32], items: pa.ChunkedArray, times: pa.ChunkedArray, length: int
-    ) -> NDArray[np.int32]:
-        """Return the positions of the events listed in histories: int32 [R, L], left-padded with -1.
+    ) -> NDArray[np.int32 | np.int64]:
+        """Return the positions of the events listed in histories: [R, L], left-padded with -1; see `position_dtype`.
 
         Args:
             user: int32 [R]. User of each history.
@@ -390,7 +391,7 @@ class _EventFinder:
         entry = np.repeat(np.arange(len(row)), high - low)
         candidate = np.arange(len(entry)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[entry]
         same = self.source.item[candidate] == item[entry]
-        positions = np.full((len(user), length), -1, dtype=np.int32)
+        positions = np.full((len(user), length), -1, dtype=position_dtype(len(self.source)))
         positions[row[entry[same]], column[entry[same]]] = candidate[same]
         if (positions >= 0).sum() < len(row):
             raise _histories_outdated()

@@ -380,7 +380,7 @@ def consumed_before(
 
 def _history_batches(
     log: EventLog, rows: NDArray[np.int64], source_index: NDArray[np.int32], asked_at: int | None
-) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
+) -> Iterator[tuple[slice, NDArray[Any], NDArray[np.int32]]]:
     """Yield histories of target events in batches: a slice, positions in ``log.source`` and vocabulary indices, both [R, L]."""
     bounds = None if asked_at is None else _source_bounds(log, asked_at)
     for batch in iter_row_slices(len(rows), _HISTORY_BATCH):
@@ -389,7 +389,7 @@ def _history_batches(
         else:
             begin, end = (bound[log.target.user[rows[batch]]][:, None] for bound in bounds)
             position = end + np.arange(-log.history.shape[1], 0)
-            history = np.where(position >= begin, position, -1).astype(np.int32)
+            history = np.where(position >= begin, position, -1)
         yield batch, history, np.where(history >= 0, source_index[log.source.item[history]], 0)
 
 

@@ -49,3 +49,10 @@ def test_more_than_two_gib_of_distinct_ids_end_in_a_clear_error():
     ids = windows_of(np.random.default_rng(0).integers(97, 123, LONG + 40, dtype=np.uint8).tobytes(), 33)
     with pytest.raises(InputError, match="2 GiB"):
         sorted_unique(ids)
+
+
+def test_more_ids_than_positions_are_refused(monkeypatch):
+    monkeypatch.setattr("scalr_prod.core.id_index._MAX_IDS", 3)
+    assert len(sorted_unique(pa.array([1, 2, 3, 3]))) == 3
+    with pytest.raises(InputError, match="4 distinct ids, at most 3"):
+        sorted_unique(pa.array([1, 2, 3, 4]))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.translator.data import event_log
-from scalr_prod.translator.data.history_index import HistoryIndex
+from scalr_prod.translator.data.history_index import HistoryIndex, position_dtype
 
 LENGTH = 5
 
@@ -21,6 +21,14 @@ def listed(runs: HistoryIndex) -> np.ndarray:
     for row, positions in zip(runs.explicit_rows.tolist(), runs.explicit_positions, strict=True):
         found[row] = positions
     return found
+
+
+def test_positions_past_two_billion_events_do_not_wrap():
+    assert [position_dtype(count) for count in (1, 2**31 - 1, 2**31, 2**40)] == [np.int32, np.int32, np.int64, np.int64]
+    stop = np.array([2**31 + 2, 5], position_dtype(2**31 + 2))
+    far = HistoryIndex(stop, np.array([3, 1], np.int32), LENGTH, np.array([], np.int64), np.empty((0, LENGTH), np.int64))
+    assert far[0].tolist() == [-1, -1, 2**31 - 1, 2**31, 2**31 + 1]
+    assert far[:, -1].tolist() == [2**31 + 1, 4]
 
 
 def made(*, late: bool) -> HistoryIndex:
