@@ -2,11 +2,12 @@
 
 Nothing of `scalr_prod.evaluation` is used to score.
 
-Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in the files
-that the project reads. ALS with 64 factors is fitted on the training set's rows with their weights, on real rows alone and on all rows,
-and the better of two α on the test counts, for each arm; a cell's confidence is 1 + α × weight. Beside them the list of what is popular
-lately, with its best half-life, and one ALS on both domains at once, with the better of two weights of source events.
-NDCG@20 over the whole catalogue, of all test users and of those without a target event in the files. One thread.
+Events from the 80th percentile of target time on are the test, and half of the users' target events are hidden; neither is in
+the files that the project reads. ALS with 64 factors is fitted on the training set's rows with their weights, on real rows
+alone and on all rows, and the better of two α on the test counts, for each arm; a cell's confidence is 1 + α × weight. Beside
+them the list of what is popular lately, with its best half-life, such lists for clusters of users, and one ALS on both domains
+at once, with the better of two weights of source events. NDCG@20 over the whole catalogue, of all test users and of those
+without a target event in the files. One thread.
 
 SCALR_BENCH_PAIRS names the pairs, with commas between them (default: those of `PAIRS`); the pairs of `bench_set_aside` may be named, too.
 """
@@ -36,6 +37,7 @@ PAIRS = {
 }
 SOURCE_WEIGHTS = (0.1, 1.0)
 FACTORS, ALPHAS = 64, (10.0, 40.0)
+CLUSTERS = (8, 32, 128)
 TEMPERATURES, WEIGHTS = (0.5, 1.0, 0.25), (0.1, 0.3, 1.0)
 HALF_LIVES = (7.0, 30.0, 90.0, 365.0, 3650.0)
 K, HIDDEN, SEED, DAY = 20, 0.5, 0, pd.Timedelta(days=1)
@@ -99,6 +101,7 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         "cold_test_users": int(scene.cold.sum()),
         "popular_lately": best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
         "als_real": scene.als(known.assign(weight=1.0)),
+        "popular_in_cluster": scene.clusters(source),
         "als_both_domains": scene.joint(source),
     }
     print(f"without synthetic events: {found}", file=sys.stderr, flush=True)
@@ -188,6 +191,31 @@ class Scene:
         age = (self.until - self.known["timestamp"]) / DAY
         score = np.bincount(self.items.get_indexer(self.known["item_id"]), 0.5 ** (age / half_life), len(self.items))
         return np.broadcast_to(score, (len(self.users), len(self.items)))
+
+    def clusters(self, source: pd.DataFrame) -> dict[str, Any]:
+        """One list for users whom k-means on the source domain puts together, such as those of one city."""
+        from scipy.cluster.vq import kmeans2
+        from scipy.sparse.linalg import svds
+
+        users, items = pd.factorize(source["user_id"]), pd.factorize(source["item_id"])
+        shape = len(users[1]), len(items[1])
+        matrix = csr_matrix((np.ones(len(source)), (users[0], items[0])), shape=shape).minimum(1)
+        frequency = np.bincount(matrix.indices, minlength=shape[1])
+        vectors, values, _ = svds(matrix.multiply(np.log(shape[0] / frequency)).tocsr(), 32, random_state=SEED)
+        vectors = vectors * values
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+        found = {}
+        for count in CLUSTERS:
+            member = pd.Series(kmeans2(vectors, count, minit="++", seed=SEED)[1], index=users[1])
+            of_event = member.reindex(self.known["user_id"]).fillna(count).to_numpy(int)
+            of_user = member.reindex(self.users).fillna(count).to_numpy(int)
+            for days in HALF_LIVES[2:]:
+                weight = 0.5 ** ((self.until - self.known["timestamp"]) / DAY / days)
+                counts = np.zeros((count + 1, len(self.items)))
+                np.add.at(counts, (of_event, self.items.get_indexer(self.known["item_id"])), weight)
+                everybody = counts.sum(0)
+                found[f"{count} clusters, {days:g}"] = self.ndcg((counts + 1e-3 * everybody / everybody.sum())[of_user])
+        return best(found)
 
     def joint(self, source: pd.DataFrame) -> dict[str, Any]:
         """One ALS on both domains: source items are further columns."""

@@ -2,8 +2,8 @@
 """Arms of an evaluation, and the training events of each.
 
 The main arms train on real events only, on real and synthetic events, and on synthetic events only. Controls are alternatives that
-real+scalr must beat for a lift to count. The joint baseline is one model trained on both domains' real events. Two arms train no model: the
-popularity baseline, one list for all users, and the translator itself as a recommender.
+real+scalr must beat for a lift to count. The joint baseline is one model trained on both domains' real events. Three arms train no model:
+the popularity baseline, one list for all users; popularity by cluster of users; and the translator itself as a recommender.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_ARMS",
+    "CLUSTER_BASELINE",
     "CONTROL_ARMS",
     "DEFAULT_ARMS",
     "JOINT_BASELINE",
@@ -56,10 +57,12 @@ REAL_ONLY: Final = "real"
 WITH_SYNTHETIC: Final = "real+scalr"
 SYNTHETIC_ONLY: Final = "synthetic_only"
 POPULARITY_BASELINE: Final = "popular_lately"
+#: Popularity among users whose source histories are alike.
+CLUSTER_BASELINE: Final = "popular_in_cluster"
 #: One model trained on the real events of both domains.
 JOINT_BASELINE: Final = "model_level_transfer"
 #: Arms that rank without a model of the family.
-UNTRAINED_ARMS: Final = (POPULARITY_BASELINE, "translator")
+UNTRAINED_ARMS: Final = (POPULARITY_BASELINE, CLUSTER_BASELINE, "translator")
 CONTROL_ARMS: Final = ("popularity", "trend", "shuffled", "duplicated", "frequency")
 #: Variants of real+scalr with one change each.
 ABLATION_ARMS: Final = (

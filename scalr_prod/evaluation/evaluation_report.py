@@ -6,26 +6,31 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.entropy import normalized_entropies
 from scalr_prod.evaluation.signal import describe_signal
-from scalr_prod.evaluation.statistics import ArmComparison, TwoWayClusters, holm_adjust
+from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters, holm_adjust
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
 __all__ = ["ArmOutcomes", "EvaluationReport", "build_verdict", "format_percent", "summarize_arms", "write_report"]
+
+#: Key in a verdict → baseline that uses source events, too.
+_CROSS_DOMAIN_BASELINES: Final = {"over_rival": JOINT_BASELINE, "over_clusters": CLUSTER_BASELINE}
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def _with_holm(comparisons: Mapping[str, ArmComparison]) -> dict[str, dict[str, 
 
 
 def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str, str]) -> dict[str, Any]:
-    """Return the lift of real+scalr over the best baseline and over the joint baseline: overall, by segment, and for new users.
+    """Return the lift of real+scalr over the best baseline and over the cross-domain baselines: overall, by segment, and for new users.
 
     ``blended`` compares the same models after both were blended with recent popularity.
 
@@ -191,21 +196,19 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
         best_baselines: ``all`` and each segment → the better of popularity baseline and real events only, on validation.
     """
     panel, outcomes = results.panel, results.plain
-    wanted = {WITH_SYNTHETIC, JOINT_BASELINE, *best_baselines.values()}
+    wanted = {WITH_SYNTHETIC, *_CROSS_DOMAIN_BASELINES.values(), *best_baselines.values()}
     clusters = TwoWayClusters(panel.user, panel.n_items)
     ndcg = {arm: panel.ndcg_contributions(outcomes[arm]) for arm in wanted if arm in outcomes}
     overall = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[best_baselines["all"]])
     row: dict[str, Any] = {"model": family} | _lift_over_best(overall, best_baselines["all"])
     row |= {"difference": overall.difference, "difference_ci95": list(overall.difference_ci95)}
-    if JOINT_BASELINE in ndcg:
-        row["over_rival"] = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE]).lift_to_json()
+    row |= _lifts_over_cross_domain(clusters, ndcg)
     for name, cases in panel.segment_masks().items():
         baseline = best_baselines.get(name, best_baselines["all"])
         row[name] = _lift_over_best(clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[baseline], cases), baseline) | {
             "cases": int(cases.sum())
         }
-        if JOINT_BASELINE in ndcg:
-            row[name]["over_rival"] = clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[JOINT_BASELINE], cases).lift_to_json()
+        row[name] |= _lifts_over_cross_domain(clusters, ndcg, cases)
     if REAL_ONLY in results.blended and WITH_SYNTHETIC in results.blended:
         blended, real = (panel.ndcg_contributions(results.blended[arm]) for arm in (WITH_SYNTHETIC, REAL_ONLY))
         row["blended"] = _lift_over_best(clusters.compare(blended, real), REAL_ONLY)
@@ -214,15 +217,25 @@ def build_verdict(results: ArmOutcomes, family: str, best_baselines: Mapping[str
         baseline = best_baselines.get(SEGMENTS[0], best_baselines["all"])
         new = {
             arm: new_panel.ndcg_contributions(results.new_users[arm])
-            for arm in (WITH_SYNTHETIC, baseline, JOINT_BASELINE)
+            for arm in (WITH_SYNTHETIC, baseline, *_CROSS_DOMAIN_BASELINES.values())
             if arm in results.new_users
         }
         clusters = TwoWayClusters(new_panel.user, new_panel.n_items)
         row["new"] = _lift_over_best(clusters.compare(new[WITH_SYNTHETIC], new[baseline]), baseline)
         row["new"]["cases"] = len(new_panel.user)
-        if JOINT_BASELINE in new:
-            row["new"]["over_rival"] = clusters.compare(new[WITH_SYNTHETIC], new[JOINT_BASELINE]).lift_to_json()
+        row["new"] |= _lifts_over_cross_domain(clusters, new)
     return row
+
+
+def _lifts_over_cross_domain(
+    clusters: TwoWayClusters, ndcg: Mapping[str, MetricContributions], cases: NDArray[np.bool_] | None = None
+) -> dict[str, Any]:
+    """Return the lift of real+scalr over each baseline that uses source events, too."""
+    return {
+        key: clusters.compare(ndcg[WITH_SYNTHETIC], ndcg[arm], cases).lift_to_json()
+        for key, arm in _CROSS_DOMAIN_BASELINES.items()
+        if arm in ndcg
+    }
 
 
 def _lift_over_best(comparison: ArmComparison, baseline: str) -> dict[str, Any]:
@@ -322,6 +335,7 @@ def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "cold users": _over_best(cold),
         "all users as if new": _over_best(new),
         "over the joint baseline": _interval(verdict.get("over_rival", {})),
+        "over popularity by cluster": _interval(verdict.get("over_clusters", {})),
         "both blended with recent popularity": _over_best(blended),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from scalr_prod.evaluation.interactions import ProbabilisticModel
 from scalr_prod.evaluation.models import make_model
+from scalr_prod.evaluation.models.cluster_popularity import ClusterPopularity
 from scalr_prod.evaluation.models.recent_popularity import PopularityBoosted, RecentPopularity
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
 from scalr_prod.evaluation.ranking_metrics import Ranking, exposure_metrics, rank_users
@@ -60,6 +61,12 @@ class SplitEvaluator:
             self._recent_popularity[half_life] = RecentPopularity(half_life)
             self._recent_popularity[half_life].fit(self.split.real, seed=0)
         return self._recent_popularity[half_life]
+
+    def cluster_popularity(self, clusters: int, half_life: float) -> ClusterPopularity:
+        """Return popularity by cluster of users, fitted."""
+        model = ClusterPopularity(self.split.user_clusters(clusters), half_life)
+        model.fit(self.split.real, seed=0)
+        return model
 
     def fit(self, family: str, options: dict[str, Any], events: Interactions, *, seed: int) -> DownstreamModel:
         """Fit a model, with access to source events; the option ``half_life`` (days) decays observed weights first."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.evaluation.arms import (
+    CLUSTER_BASELINE,
     JOINT_BASELINE,
     POPULARITY_BASELINE,
     REAL_ONLY,
@@ -28,7 +29,7 @@ from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.published_sets import PublishedTrainingSets
 from scalr_prod.evaluation.result_cache import JSON_CODEC, ResultCache, family_source_digest, outcome_codec
 from scalr_prod.evaluation.signal import measure_signal
-from scalr_prod.evaluation.tuning import TunedHalfLife, Tuner, tune_half_life
+from scalr_prod.evaluation.tuning import TunedClusters, TunedHalfLife, Tuner, tune_clusters, tune_half_life
 from scalr_prod.evaluation.user_panel import UserPanel
 from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, settings_digest
 
@@ -113,12 +114,13 @@ class FamilyEvaluation:
         """Return the boost by recent popularity that suits an arm; untuned arms use that of real+scalr."""
         return self.tuned[name if name in self.tuned else WITH_SYNTHETIC].blended.boost
 
-    def choices_to_json(self, half_life: TunedHalfLife) -> dict[str, Any]:
+    def choices_to_json(self, half_life: TunedHalfLife, clusters: TunedClusters | None) -> dict[str, Any]:
         """Return what validation chose for real+scalr, and for every tuned arm, as plain JSON values."""
         arms = {name: _tuned_arm_json(tuned) for name, tuned in self.tuned.items()}
         return arms[WITH_SYNTHETIC] | {
             "best_baseline": self.best_baselines["all"],
             POPULARITY_BASELINE: half_life.to_json(),
+            **({} if clusters is None else {CLUSTER_BASELINE: clusters.to_json()}),
             "arms": arms,
         }
 
@@ -145,6 +147,7 @@ class EvaluationRunner:
         kind = "quick" if plan.quick else "report"
         self.folder = self.settings.home / "evaluations" / f"{kind}-{plan.splits[0].settings.home.name}"
         self.half_life: TunedHalfLife
+        self.clusters: TunedClusters | None = None
         self.families: dict[str, FamilyEvaluation] = {}
         self.signal: dict[str, Any] | None = None
         self.runs: list[dict[str, Any]] = []
@@ -169,6 +172,9 @@ class EvaluationRunner:
         """Tune the half-life of the popularity baseline, which all other choices depend on, and create the tuners."""
         self.progress.start_task(f"choosing the half-life of {POPULARITY_BASELINE}")
         self.half_life = tune_half_life(splits)
+        if CLUSTER_BASELINE in self.plan.arms:
+            self.progress.start_task(f"choosing clusters for {CLUSTER_BASELINE}")
+            self.clusters = tune_clusters(splits)
         for name in self.settings.downstream.models:
             tuner = Tuner(name, splits, self.settings, self.half_life, self.progress.count_fits, quick=self.plan.quick)
             self.families[name] = FamilyEvaluation(name, tuner)
@@ -237,6 +243,10 @@ class EvaluationRunner:
         if name == POPULARITY_BASELINE:
             outcome = run.evaluator.evaluate(run.evaluator.recent_popularity(self.half_life.half_life))
             return [(outcome, outcome)]
+        if name == CLUSTER_BASELINE and self.clusters is not None:
+            clusters = run.evaluator.cluster_popularity(self.clusters.clusters, self.clusters.half_life)
+            outcome = run.evaluator.evaluate(clusters)
+            return [(outcome, outcome)]
         if name in UNTRAINED_ARMS:
             outcome = self._evaluate_recommender(run, family.arm(name))
             return [(outcome, outcome)]
@@ -279,7 +289,7 @@ class EvaluationRunner:
             signal=self.signal,
             verdict={"quick": self.plan.quick, "best_baseline": self._best_family().best_baselines["all"], "models": models}
             | ({"contexts_at_most": quick_context_limit(splits[0])} if self.plan.quick else {}),
-            choices={family.name: family.choices_to_json(self.half_life) for family in families},
+            choices={family.name: family.choices_to_json(self.half_life, self.clusters) for family in families},
             budget={
                 family.name: {name: {"fits": arm.fits, "rankings": arm.rankings} for name, arm in family.tuned.items()}
                 for family in self.families.values()

@@ -6,7 +6,7 @@ Translator and models read the isolated home only. Events after the cutoff are r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from scalr_prod.core.id_index import index_in, sorted_unique
 from scalr_prod.core.timestamps import column_to_micros, micros_to_datetime, to_micros
 from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation.interactions import Interactions
+from scalr_prod.evaluation.models.cluster_popularity import cluster_users
 from scalr_prod.evaluation.sandbox import Sandbox, choose_hidden_users, create_sandbox
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, item_id_prefix
@@ -97,6 +98,7 @@ class EvaluationSplit:
     cold_fraction: float = 0.0
     name: str = "test"
     hidden_in_home: bool = True
+    _clusters: dict[int, NDArray[np.int32]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_settings(
@@ -203,7 +205,7 @@ class EvaluationSplit:
         no_users = self.numbering.users.slice(0, 0)
         isolated = create_sandbox(self.settings, self.cutoff, no_users, name=f"without-{source}", excluded_source=source)
         others = ~pc.starts_with(self.numbering.source_items, pattern=item_id_prefix(source)).to_numpy(zero_copy_only=False)
-        return replace(self, sandbox=isolated, source=self.source.take(others[self.source.item]))
+        return replace(self, sandbox=isolated, source=self.source.take(others[self.source.item]), _clusters={})
 
     @property
     def settings(self) -> Settings:
@@ -222,6 +224,12 @@ class EvaluationSplit:
     def events_per_user(self) -> NDArray[np.int64]:
         """Return the number of visible target events of each user: int64 [U]."""
         return np.bincount(self.real.user, minlength=self.real.n_users)
+
+    def user_clusters(self, clusters: int) -> NDArray[np.int32]:
+        """Return each user's cluster by source history, computed once per number of clusters: int32 [U], -1 without source events."""
+        if clusters not in self._clusters:
+            self._clusters[clusters] = cluster_users(self.source, clusters, seed=self.settings.downstream.seed)
+        return self._clusters[clusters]
 
     def segments(self) -> NDArray[np.int8]:
         """Return each user's segment: 0 cold (no visible target event), 1 sparse, 2 dense; int8 [U]."""

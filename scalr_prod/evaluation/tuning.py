@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ import numpy as np
 from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
+from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, CLUSTERS
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
 from scalr_prod.evaluation.search import Hyperparameter, is_as_good, middle_of_plateau, search_values
 from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["TunedArm", "TunedHalfLife", "Tuner", "tune_half_life"]
+__all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "tune_clusters", "tune_half_life"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +137,36 @@ class TunedArm:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
                 results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
         return results
+
+
+@dataclass(frozen=True)
+class TunedClusters:
+    """Popularity by cluster of users as validation chose it.
+
+    Attributes:
+        clusters: Number of clusters.
+        half_life: Days; infinite: no decay.
+        ndcg: Mean NDCG over the users of all windows.
+    """
+
+    clusters: int
+    half_life: float
+    ndcg: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dict(vars(self))
+
+
+def tune_clusters(splits: Sequence[ValidationSplit]) -> TunedClusters:
+    """Tune the number of clusters and the half-life of popularity by cluster."""
+
+    def mean_ndcg(clusters: int, half_life: float) -> float:
+        models = [(split.evaluator, split.evaluator.cluster_popularity(clusters, half_life)) for split in splits]
+        return float(np.concatenate([evaluator.evaluate(model).ranking.ndcg for evaluator, model in models]).mean())
+
+    trials = [TunedClusters(*values, mean_ndcg(*values)) for values in product(CLUSTERS, CLUSTER_HALF_LIVES)]
+    return max(trials, key=lambda trial: trial.ndcg)
 
 
 def tune_half_life(splits: Sequence[ValidationSplit]) -> TunedHalfLife:

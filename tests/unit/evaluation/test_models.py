@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
 from scalr_prod.evaluation.models import make_model
+from scalr_prod.evaluation.models.cluster_popularity import ClusterPopularity, cluster_users
 
 ROOT = Path(__file__).resolve().parents[3]
 #: The families that learn users by their numbers; the feature ranker has tests of its own.
@@ -293,3 +294,30 @@ def test_observed_events_lose_weight_with_age_and_synthetic_ones_do_not(tastes):
     mixed = events.joined([events.synthetic()])
     assert mixed.in_history().tolist() == [True] * 3 + [False] * 3
     assert mixed.take(mixed.in_history()).joined([]).observed.all()
+
+
+def test_popularity_by_cluster_follows_the_source_domain():
+    """Users of two cities, told by their source items alone; a user without source events gets what all users like."""
+    rng = np.random.default_rng(0)
+    users, city = 200, np.arange(200) % 2
+    source_user = np.repeat(np.arange(users - 1), 6)
+    source_item = rng.integers(0, 15, len(source_user)) * 2 + city[source_user]
+    real_user = np.repeat(np.arange(users), 2)
+    real_item = rng.integers(0, 5, len(real_user)) * 2 + city[real_user]
+    source, real = (
+        Interactions(
+            user=user.astype(np.int32), item=item.astype(np.int32), time=np.zeros(len(user), np.int64),
+            weight=np.ones(len(user), np.float32), n_users=users, n_items=30, until=1,
+        )
+        for user, item in ((source_user, source_item), (real_user, real_item))
+    )  # fmt: skip
+    cluster = cluster_users(source, 2, seed=0)
+    assert cluster[-1] == -1
+    assert {len(set(cluster[:-1][city[:-1] == one])) for one in (0, 1)} == {1}
+    assert np.array_equal(cluster, cluster_users(source, 2, seed=0))
+    model = ClusterPopularity(cluster, np.inf)
+    model.fit(real, seed=0)
+    top = np.argsort(-model.score(np.arange(users)), axis=1, kind="stable")[:, :5]
+    assert (top[:-1] % 2 == city[:-1, None]).all()
+    assert top[-1].tolist() == np.argsort(-real.popularity(), kind="stable")[:5].tolist()
+    assert (cluster_users(source.take(np.zeros(len(source), bool)), 2, seed=0) == -1).all()
