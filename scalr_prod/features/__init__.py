@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scalr_prod.core.lazy_exports import lazy_exports
+from scalr_prod.features.feast_import import install_import_hook
 
 if TYPE_CHECKING:
     from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, read_window, stream_window
@@ -53,6 +54,7 @@ __all__ = [
     "stream_window",
 ]
 
+install_import_hook()
 __getattr__ = lazy_exports(
     __name__,
     {
