@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorNotFound
 from scalr_prod.schemas import Table
-from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS
 from scalr_prod.translator.registry import find_by_fingerprint, load_version, version_numbers
-from scalr_prod.translator.training import compute_fingerprint, default_trained_until, table_versions, training_inputs
+from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,8 +89,9 @@ def _difference(latest: TranslatorVersion, inputs: Mapping[str, Any], versions: 
         if rows_differ:
             return RetrainingReason(f"events have changed since {trained}", is_upgrade=False)
         return RetrainingReason(f"{trained} by an earlier version of this package, or with other settings", is_upgrade=True)
-    if package := _package_changes(former, inputs):
-        return RetrainingReason(f"this version of the package trains it differently ({package})", is_upgrade=True)
+    if former["recipe"] != inputs["recipe"]:
+        recipe = f"recipe {former['recipe']}, now {inputs['recipe']}"
+        return RetrainingReason(f"this version of the package trains it differently ({recipe})", is_upgrade=True)
     changed = _changed_settings(former, inputs)
     found = [f"{', '.join(changed)} changed"] if changed else []
     if former["until"] != inputs["until"]:
@@ -99,22 +99,6 @@ def _difference(latest: TranslatorVersion, inputs: Mapping[str, Any], versions: 
     elif rows_differ:
         found.append("events have changed")
     return RetrainingReason("; ".join(found), is_upgrade=False)
-
-
-def _package_changes(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
-    """Describe what the package itself does differently; empty: nothing."""
-    found = []
-    if former["recipe"] != inputs["recipe"]:
-        found.append(f"recipe {former['recipe']}, now {inputs['recipe']}")
-    before, now = ({**one.get("estimators", {})} for one in (former, inputs))
-    found += [
-        f"estimator {name} {before.get(name, 1)}, now {now.get(name, 1)}"
-        for name in sorted(before.keys() | now.keys())
-        if name in BUILTIN_ESTIMATORS
-        and before.get(name, 1) != now.get(name, 1)
-        and all(name in one["settings"]["estimators"] for one in (former, inputs))
-    ]
-    return ", ".join(found)
 
 
 def _changed_settings(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[str]:

@@ -7,28 +7,24 @@ A version is calibrated on the latest events with parameters fitted on the earli
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from scalr_prod.core.calendar import add_days
 from scalr_prod.core.memory import release_memory
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import training_budget
-from scalr_prod.translator.data.event_log import EventLog, data_end, event_type_weights, read_event_log
+from scalr_prod.translator.data.event_log import EventLog, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
-from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, scored_estimators
-from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_estimator
+from scalr_prod.translator.estimators.bundled_source import bundle_sources
 from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
 from scalr_prod.translator.trainer import (
     calibration_slice,
@@ -40,22 +36,18 @@ from scalr_prod.translator.trainer import (
     weights_metadata,
 )
 from scalr_prod.translator.training_device import training_device
+from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
 from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
-    from pathlib import Path
 
     from scalr_prod.config import Settings
 
-__all__ = ["TrainReport", "compute_fingerprint", "default_trained_until", "table_versions", "train", "training_inputs"]
+__all__ = ["TrainReport", "train"]
 
 logger = logging.getLogger(__name__)
-
-#: Version of the recipe. Raise it whenever the same data and settings give other tensors, or other metrics that the quality gate reads.
-RECIPE_VERSION: Final = 14
 
 
 @dataclass(frozen=True)
@@ -126,18 +118,6 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
             version = _train(settings, until, fingerprint, inputs, data_versions, pool, progress=progress)
     _record(settings, version)
     return TrainReport.from_version(version, reused=reused, seconds=round(time.perf_counter() - started, 2))
-
-
-def default_trained_until(settings: Settings) -> datetime:
-    """Return the ``trained_until`` that a run with these settings needs.
-
-    In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else a
-    calendar day before the end of the data.
-    """
-    generation = settings.generation
-    if generation.mode == "causal":
-        return generation.start or add_days(data_end(settings), -1, settings.project.timezone)
-    return generation.as_of or generation.end or data_end(settings)
 
 
 def _train(
@@ -257,69 +237,6 @@ def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> An
             median = pc.quantile(values, 0.5)[0].as_py()
             return pc.fill_null(values, median).to_numpy(zero_copy_only=False)
     return count.astype(np.float64)
-
-
-def table_versions(settings: Settings) -> dict[str, int]:
-    """Return the Delta versions of the tables that a training reads."""
-    lake = Lake.open(settings)
-    tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
-    tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
-    return {table.value: lake.version(table) for table in tables}
-
-
-def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:
-    """Return everything that decides a version, except the rows of the tables, as plain JSON values."""
-    content: dict[str, Any] = {"recipe": RECIPE_VERSION, "until": until.isoformat()}
-    content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
-    content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
-    content["settings"] = settings.translator.recipe()
-    # The recipe version covers version 1 of each built-in estimator.
-    builtin_versions = {
-        name: load_estimator(name).version
-        for name in scored_estimators(settings.translator.estimators)
-        if name in BUILTIN_ESTIMATORS
-    }
-    plugins = {name: [source.version, source.sha256] for name, source in bundle_sources(settings.translator.estimators).items()}
-    estimators = plugins | {name: version for name, version in builtin_versions.items() if version > 1}
-    content |= {"estimators": estimators} if estimators else {}
-    type_weights = event_type_weights(settings)
-    content |= {"types": type_weights} if type_weights else {}
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
-
-
-def compute_fingerprint(
-    settings: Settings, inputs: Mapping[str, Any], versions: Mapping[str, int], until: datetime, folder: Path
-) -> str:
-    """Return a hash of everything that decides a version. Reads all rows of the logs.
-
-    Args:
-        settings: The project's settings.
-        inputs: See `training_inputs`.
-        versions: See `table_versions`.
-        until: Nothing from this instant on is read.
-        folder: Folder for data that does not fit in memory.
-    """
-    lake, content = Lake.open(settings), dict(inputs)
-    for name, version in versions.items():
-        if name != Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
-            content[name] = _digest(settings, lake, Table(name), version, until, folder)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime, folder: Path) -> list[str]:
-    """Return the number of rows known by ``until`` and the sum of their hashes, which do not depend on row order or commits."""
-    from scalr_prod.workspace import create_delta_view, open_duckdb
-
-    is_catalogue = table is Table.TARGET_ITEMS
-    row = "item_id, value" if is_catalogue else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
-    row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
-    known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
-    query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
-    with open_duckdb(settings, folder) as duck:
-        create_delta_view(duck, "events", lake.open_table(table, version=version))
-        totals = duck.execute(query, None if is_catalogue else [until]).fetchall()[0]
-    return [str(value) for value in totals]
 
 
 def _record(settings: Settings, version: TranslatorVersion) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
-version: Final = 2
+version: Final = 1
 #: Topics per unit of ``[translator] dim``.
 TOPICS_PER_DIM: Final = 2
 #: Source events of a history that count.

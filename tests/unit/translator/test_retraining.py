@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -12,8 +14,9 @@ from scalr_prod import Project, pipeline
 from scalr_prod.ledger import Ledger
 from scalr_prod.pipeline import PipelineContext, stage_states, steps
 from scalr_prod.training_set import build
-from scalr_prod.translator import find_pinned_version, retraining_reason, training
-from scalr_prod.translator.training import compute_fingerprint, default_trained_until, table_versions, training_inputs
+from scalr_prod.translator import find_pinned_version, retraining_reason
+from scalr_prod.translator import training_inputs as training_inputs_module
+from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,8 @@ def test_the_same_inputs_train_nothing_and_read_no_log(ingested, version, monkey
 
 
 def test_an_upgrade_is_told_before_it_trains(ingested, version, monkeypatch):
-    monkeypatch.setattr(training, "RECIPE_VERSION", training.RECIPE_VERSION + 1)
-    recipe = f"recipe {training.RECIPE_VERSION - 1}, now {training.RECIPE_VERSION}"
+    monkeypatch.setattr(training_inputs_module, "RECIPE_VERSION", training_inputs_module.RECIPE_VERSION + 1)
+    recipe = f"recipe {training_inputs_module.RECIPE_VERSION - 1}, now {training_inputs_module.RECIPE_VERSION}"
     reason = retraining_reason(ingested, upgrades_only=True)
     assert reason.text == f"this version of the package trains it differently ({recipe})"
     state = {state.stage: state for state in stage_states(ingested)}["translator"]
@@ -154,3 +157,10 @@ def test_a_training_set_names_why_it_would_be_built_again(ingested, monkeypatch)
     monkeypatch.setattr(build, "_LAYOUT", build._LAYOUT + 1)
     layout = f"layout {build._LAYOUT - 1}, now {build._LAYOUT}"
     assert build.rebuild_reason(ingested) == f"this version of the package builds it otherwise ({layout})"
+
+
+def test_asking_needs_no_torch():
+    """`scalr status` and the preview of a run ask, and torch takes over a second to import."""
+    program = "import sys, scalr_prod.translator.retraining; print('torch' in sys.modules, 'feast' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.split() == ["False", "False"]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides a translator version: the recipe of this package, settings, and the rows of both logs. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.calendar import add_days
+from scalr_prod.lake import Lake
+from scalr_prod.plugins import ESTIMATORS
+from scalr_prod.schemas import Table
+from scalr_prod.translator.data.event_log import data_end, event_type_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from scalr_prod.config import Settings
+
+__all__ = ["compute_fingerprint", "default_trained_until", "table_versions", "training_inputs"]
+
+#: Version of the recipe. Raise it whenever the same data and settings give other tensors, or other metrics that the quality gate reads.
+RECIPE_VERSION: Final = 15
+
+
+def default_trained_until(settings: Settings) -> datetime:
+    """Return the ``trained_until`` that a run with these settings needs.
+
+    In ``backfill`` mode it is ``[generation] as_of``, else ``end``, else the end of the data. In ``causal`` mode it is ``start``, else a
+    calendar day before the end of the data.
+    """
+    generation = settings.generation
+    if generation.mode == "causal":
+        return generation.start or add_days(data_end(settings), -1, settings.project.timezone)
+    return generation.as_of or generation.end or data_end(settings)
+
+
+def table_versions(settings: Settings) -> dict[str, int]:
+    """Return the Delta versions of the tables that a training reads."""
+    lake = Lake.open(settings)
+    tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
+    tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
+    return {table.value: lake.version(table) for table in tables}
+
+
+def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:
+    """Return everything that decides a version, except the rows of the tables, as plain JSON values."""
+    content: dict[str, Any] = {"recipe": RECIPE_VERSION, "until": until.isoformat()}
+    content["histories"] = settings.histories.model_dump(mode="json", include={"length", "late_step_s"})
+    content["generation"] = settings.generation.model_dump(mode="json", include={"exclude_consumed"})
+    content["settings"] = settings.translator.recipe()
+    if plugins := [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]:
+        from scalr_prod.translator.estimators.bundled_source import bundle_sources
+
+        content["estimators"] = {name: [one.version, one.sha256] for name, one in bundle_sources(plugins).items()}
+    type_weights = event_type_weights(settings)
+    content |= {"types": type_weights} if type_weights else {}
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
+
+
+def compute_fingerprint(
+    settings: Settings, inputs: Mapping[str, Any], versions: Mapping[str, int], until: datetime, folder: Path
+) -> str:
+    """Return a hash of everything that decides a version. Reads all rows of the logs.
+
+    Args:
+        settings: The project's settings.
+        inputs: See `training_inputs`.
+        versions: See `table_versions`.
+        until: Nothing from this instant on is read.
+        folder: Folder for data that does not fit in memory.
+    """
+    lake, content = Lake.open(settings), dict(inputs)
+    for name, version in versions.items():
+        if name != Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
+            content[name] = _digest(settings, lake, Table(name), version, until, folder)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime, folder: Path) -> list[str]:
+    """Return the number of rows known by ``until`` and the sum of their hashes, which do not depend on row order or commits."""
+    from scalr_prod.workspace import create_delta_view, open_duckdb
+
+    is_catalogue = table is Table.TARGET_ITEMS
+    row = "item_id, value" if is_catalogue else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
+    row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
+    known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
+    query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
+    with open_duckdb(settings, folder) as duck:
+        create_delta_view(duck, "events", lake.open_table(table, version=version))
+        totals = duck.execute(query, None if is_catalogue else [until]).fetchall()[0]
+    return [str(value) for value in totals]
