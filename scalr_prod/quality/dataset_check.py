@@ -90,7 +90,7 @@ def _is_measured(found: DatasetSource, settings: Settings | None) -> bool:
     if settings is None or found.kind != "training set" or not policy_path(settings).is_file():
         return False
     manifest = json.loads((Path(found.location).parent / "manifest.json").read_text(encoding="utf-8"))
-    return bool(manifest.get("settings", {}).get("lambda") == list(Policy.read(policy_path(settings)).weights))
+    return bool(manifest.get("settings", {}).get("lambda") == list(Policy.read(policy_path(settings)).segment_weights))
 
 
 @contextmanager

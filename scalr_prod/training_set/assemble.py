@@ -85,7 +85,9 @@ def assemble_partitions(
     changes = None if previous is None else detect_changes(settings, tables, inputs, previous.manifest)
     unchanged = {} if previous is None or changes is None else reusable(previous, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    multipliers = confidence_multipliers(settings.training_set.synthetic_weights, inputs["settings"]["real_to_synthetic"])
+    multipliers = confidence_multipliers(
+        settings.training_set.resolved_segment_weights, inputs["settings"]["real_to_synthetic"]
+    )
     spine = stage_spine(settings, window, multipliers, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
     found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
     for period, figures in found.items():

@@ -109,7 +109,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     settings, policy = apply_policy(settings)
     options = settings.training_set
     if policy is None and options.synthetic_weight is None and options.segment_weights is None:
-        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.synthetic_weights[0])
+        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.resolved_segment_weights[0])
     lake = Lake.open(settings)
     inputs = _read_inputs(settings, lake)
     window = inputs.window
@@ -241,8 +241,8 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
         | {
-            "lambda": list(options.synthetic_weights),
-            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.synthetic_weights) else 1.0,
+            "lambda": list(options.resolved_segment_weights),
+            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.resolved_segment_weights) else 1.0,
         }
         | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
         | (holdout.to_run_settings() if holdout else {})

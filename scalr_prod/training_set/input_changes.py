@@ -123,7 +123,7 @@ def detect_changes(
 
 def is_weighted_by_segment(settings: Settings) -> bool:
     """Whether a synthetic row's weight depends on the number of its user's real events."""
-    return len(set(settings.training_set.synthetic_weights)) > 1
+    return len(set(settings.training_set.resolved_segment_weights)) > 1
 
 
 def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], ends: list[int]) -> Iterator[tuple[int, int]]:

@@ -193,6 +193,7 @@ def _labelled(
     real, synthetic, negative = files
     keys, here, counts_join = ", ".join(KEYS), _within(spans), ""
     holdout = Holdout.from_settings(settings)
+    # λ (`synthetic_weight`) is applied to a row here: its confidence times the multiplier of its user's segment.
     multiplier = f"{multipliers.cold!r}::DOUBLE"
     if is_weighted_by_segment(settings):
         connection.execute(

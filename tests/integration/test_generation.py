@@ -348,7 +348,7 @@ def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here
     )
     policy = Policy(
         model="als", best_baseline="popular_lately", helps=True, volume=3, temperature=0.5, min_lift=0.0, align=False,
-        weights=(0.3, 0.3, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+        segment_weights=(0.3, 0.3, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
     )  # fmt: skip
     policy.write(policy_path(settings))
     try:

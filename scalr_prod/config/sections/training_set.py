@@ -73,8 +73,8 @@ class TrainingSetSettings(SettingsSection):
     )
 
     @property
-    def synthetic_weights(self) -> SegmentWeights:
-        """λ of cold, sparse and dense users."""
+    def resolved_segment_weights(self) -> SegmentWeights:
+        """λ of cold, sparse and dense users: `segment_weights` times `synthetic_weight`, or a default."""
         if self.segment_weights is None:
             weight = _UNMEASURED if self.synthetic_weight is None else self.synthetic_weight
             return SegmentWeights(weight, weight, weight)
