@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]
@@ -152,11 +153,13 @@ def align_parts(
         partitions: Number of parts.
         schema: Of ``synthetic_target_events``.
     """
+    from scalr_prod.lake import Lake
+
     options = spec.settings["generation"]
     buckets = int(options["align_buckets"])
     staged = [part_path(parts, number) for number in range(partitions)]
     with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
-        shares = _register_buckets(connection, settings, spec, buckets)
+        shares = _register_buckets(connection, Lake.open(settings), spec, buckets)
         cell_counts = _count_by_bucket(connection, staged, buckets)
         counts = cell_counts.sum(1)
         keep = keep_counts(counts, shares) if options["align"] else counts
@@ -192,14 +195,12 @@ def align_parts(
     )
 
 
-def _register_buckets(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
+def _register_buckets(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
     """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
-    from scalr_prod.lake import Lake
-
     version = spec.table_versions[Table.TARGET_EVENTS]
-    connection.register("real_events", Lake.open(settings).dataset(Table.TARGET_EVENTS, version=version))
+    connection.register("real_events", lake.dataset(Table.TARGET_EVENTS, version=version))
     items = connection.sql(
         f"""SELECT {ITEM_ID}, count(*) AS events FROM real_events WHERE {CREATED_TIMESTAMP} <= $as_of
             GROUP BY {ITEM_ID}""",

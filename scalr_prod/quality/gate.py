@@ -79,7 +79,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
 def _verdict(
     settings: Settings, run: Run, record: ModelVersion | None, publications: Sequence[Publication], *, progress: bool
 ) -> GateReport:
-    folder = run_folder(settings, run.run_id)
+    folder = run_folder(settings.home, run.run_id)
     stored, auditable = _read(folder / "gate.json"), run.state in _AUDITABLE
     if run.state in _FINAL:
         if stored is None:
@@ -168,8 +168,9 @@ def _audit(
 ) -> GateReport:
     quality = settings.quality
     generation = _generation_settings(settings, spec)
-    open_project_lake(settings).require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
-    schema = candidate_schema(settings)
+    lake = open_project_lake(settings)
+    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    schema = candidate_schema(lake)
     with open_gx_session(settings) as inspector:
         shape = validate_columns(
             inspector,

@@ -60,7 +60,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
     if redis is not None:
         assert in_redis(client(redis), person)
     backup = tmp_path / "backup"
-    shutil.copytree(run_folder(settings, run_id) / "accepted", backup)
+    shutil.copytree(run_folder(settings.home, run_id) / "accepted", backup)
     with Project(settings) as project:
         before = project.lake.read(Table.SOURCE_EVENTS).num_rows
         names = project.training_set().vocabulary()
@@ -122,7 +122,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
 
         # A copy of the run from before is refused, and forgetting again takes them out of it.
         project.rollback(run_id)
-        accepted = run_folder(settings, run_id) / "accepted"
+        accepted = run_folder(settings.home, run_id) / "accepted"
         shutil.rmtree(accepted)
         shutil.copytree(backup, accepted)
         (file,) = accepted.glob("*.parquet")
@@ -243,7 +243,7 @@ def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(s
         ensure_retrained_in_time(late, 1)
     ensure_retrained_in_time(late, 2)  # one that was trained since
     erase_users(settings, ["nobody at all"])
-    assert SuppressionList.open(settings).retraining_deadline(settings, 1)[0] == 1
+    assert SuppressionList.open(settings).retraining_deadline(1, grace_days=settings.forgetting.grace_days)[0] == 1
 
 
 def test_without_the_key_no_log_is_read(settings, tmp_path):

@@ -82,6 +82,11 @@ class TrainingSetSettings(SettingsSection):
         factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight
         return SegmentWeights(factor * cold, factor * sparse, factor * dense)
 
+    @property
+    def is_weighted_by_segment(self) -> bool:
+        """Whether λ depends on the number of a user's real events."""
+        return len(set(self.resolved_segment_weights)) > 1
+
     @model_validator(mode="before")
     @classmethod
     def _by_task(cls, data: Any) -> Any:

@@ -143,7 +143,7 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     assert registry_of(url, "shop").keys() == before.keys()
     assert open_feature_store(now).get_saved_dataset("set_v1").storage.to_data_source().path == str(rows)
     assert items_of(now) == {7, 8}
-    assert join_point_in_time(now, spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
+    assert join_point_in_time(open_feature_store(now), spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
     online = sa.inspect(sa.create_engine(f"sqlite:///{own.home / 'feast_online.db'}")).get_table_names()
     assert not [table for table in online if table.startswith(FORMER)]
     materialize(now)
