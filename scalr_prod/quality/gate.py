@@ -214,10 +214,10 @@ def _audit(
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
                 warn_on_drift(figures, quality, reference)
             figures |= audit.query_figures(bounds, figures)
-            bounds, pooled, pooled_since = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
-            figures |= pooled
-            by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, bounds)
-            figures |= {"pooled_since": pooled_since} if pooled_since else {}
+            pooled = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
+            figures |= pooled.figures
+            by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, pooled.rules)
+            figures |= {"pooled_since": pooled.since} if pooled.since else {}
             figures["by_source"] = audit.counts_by_source()
             if reference is not None:
                 figures["drift_reference"] = reference.run_id
