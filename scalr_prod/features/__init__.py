@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point-in-time features: Feast over the lake's Delta tables.
 
-`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time`,
-`read_window` and `stream_window`.
-`open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
+`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time` and
+`stream_window`. `open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, read_window, stream_window
+    from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, stream_window
     from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
@@ -45,7 +44,6 @@ __all__ = [
     "materialize",
     "open_external_features",
     "open_feature_store",
-    "read_window",
     "references_by_key",
     "save_dataset",
     "saved_dataset_location",
@@ -76,7 +74,6 @@ __getattr__ = lazy_exports(
         "materialize": "online_store",
         "open_external_features": "external_features",
         "open_feature_store": "client",
-        "read_window": "client",
         "references_by_key": "sources",
         "save_dataset": "datasets",
         "saved_dataset_location": "datasets",

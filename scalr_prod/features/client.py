@@ -34,7 +34,6 @@ __all__ = [
     "capture_feast_output",
     "join_point_in_time",
     "open_feature_store",
-    "read_window",
     "stream_window",
     "translate_feast_errors",
 ]
@@ -142,8 +141,8 @@ class ViewWindow:
     versions: Mapping[str, int] | None = None
 
 
-def read_window(settings: Settings, window: ViewWindow) -> pa.Table:
-    """Read a window of a feature view, without a spine.
+def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
+    """Read a window of a feature view, without a spine, in batches: memory does not grow with the window.
 
     Args:
         settings: The project's settings.
@@ -153,22 +152,7 @@ def read_window(settings: Settings, window: ViewWindow) -> pa.Table:
         The rows, in the table's order and types.
 
     Raises:
-        FeatureStoreError: No such view or column, or its table cannot be read.
-    """
-    with translate_feast_errors(settings.feast_repo):
-        job, names = _window_job(settings, window)
-        return job.to_arrow().select(names)
-
-
-def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
-    """Read a window as `read_window` does, in batches: memory does not grow with the window.
-
-    Args:
-        settings: The project's settings.
-        window: The rows and columns to read.
-
-    Raises:
-        FeatureStoreError: As for `read_window`; also while the batches are read.
+        FeatureStoreError: No such view or column, or its table cannot be read; also while the batches are read.
     """
     import pyarrow as pa
 

@@ -52,7 +52,6 @@ class AlignmentResult:
     """Hold the result of the alignment.
 
     Attributes:
-        manifests: Manifests of the candidate files, by partition.
         events: Rows kept.
         dropped: Rows not kept.
         users: Distinct users among the rows kept.
@@ -61,7 +60,6 @@ class AlignmentResult:
         bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
     """
 
-    manifests: list[dict[str, Any]]
     events: int
     dropped: int
     users: int
@@ -170,10 +168,8 @@ def align_parts(
         ]
         _register_limits(connection, limits)
         write = _copy_part if (keep == counts).all() else partial(_write_kept_rows, connection, schema)
-        manifests = [
+        for number, path in enumerate(staged):
             write(path, part_path(candidates, number), part_identity(spec, number, partitions))
-            for number, path in enumerate(staged)
-        ]
         remove_stale_parts(candidates, partitions)
         kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
         rows = {"files": [escape_glob(part_path(candidates, number)) for number in range(partitions)]}
@@ -185,7 +181,6 @@ def align_parts(
         ).fetchall()
     events = int(kept_counts.sum())
     return AlignmentResult(
-        manifests=manifests,
         events=events,
         dropped=int(counts.sum()) - events,
         users=int(users),
@@ -231,18 +226,18 @@ def _register_limits(connection: DuckDBPyConnection, limits: list[int]) -> None:
     connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
 
 
-def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> None:
     """Copy a part that keeps all of its rows; they are already in their final order."""
     import pyarrow.parquet as pq
 
     with atomic_path(path) as unfinished:
         shutil.copyfile(source, unfinished)
-    return write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
+    write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
 
 
 def _write_kept_rows(
     connection: DuckDBPyConnection, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     import pyarrow as pa
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)
@@ -258,7 +253,7 @@ def _write_kept_rows(
         for batch in found.to_arrow_reader(_BATCH_ROWS):
             write(pa.Table.from_batches([batch]).cast(schema))
             rows += len(batch)
-    return write_manifest(path, facts | {"rows": rows})
+    write_manifest(path, facts | {"rows": rows})
 
 
 def _total_variation(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:

@@ -158,10 +158,6 @@ class SuppressionList:
         """Mark an erasure as complete."""
         self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
-    def unfinished_count(self) -> int:
-        """Count the erasures that were requested but interrupted."""
-        return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
-
     def retraining_deadline(self, version: int, *, grace_days: float) -> RetrainingDeadline | None:
         """Return until when runs may use a translator version that learned from erased users; None: it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]

@@ -18,7 +18,7 @@ from support.multi_source_project import make_sources
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.evaluation import EvaluationRequest, evaluate
-from scalr_prod.features import ViewWindow, apply_feature_repo, join_point_in_time, open_feature_store, read_window
+from scalr_prod.features import ViewWindow, apply_feature_repo, join_point_in_time, open_feature_store, stream_window
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.generation.context_query import read_contexts
 from scalr_prod.histories import build_histories
@@ -198,8 +198,12 @@ def test_feature_view_and_training_set_hold_the_domain_as_provenance(run):
     settings = run.settings
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     columns = ["user_id", "item_id", "source_domain", "source_item_id"]
-    view = read_window(
-        settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
+    view = (
+        stream_window(
+            settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
+        )
+        .read_all()
+        .read_all()
     )
     assert sorted(view.to_pandas().itertuples(index=False, name=None)) == sorted(
         published[columns].itertuples(index=False, name=None)

@@ -21,7 +21,6 @@ from scalr_prod.features import (
     join_point_in_time,
     materialize,
     open_feature_store,
-    read_window,
     repository,
     stream_window,
 )
@@ -61,7 +60,7 @@ class TestRepository:
     def test_a_lake_behind_a_url(self, tmp_path):
         settings = make_project(tmp_path, f'[project]\nlake = "file://{tmp_path}/elsewhere"\n')
         assert join_point_in_time(open_feature_store(settings), spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
-        assert read_window(settings, ViewWindow("source_events")).num_rows == 3
+        assert stream_window(settings, ViewWindow("source_events")).read_all().num_rows == 3
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         open_feature_store(settings).write_to_offline_store("synthetic_target_events", rows)
         assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
@@ -199,28 +198,28 @@ class TestPointInTime:
 
 class TestReadWindow:
     def test_a_window_holds_its_start_and_not_its_end(self, feast_project):
-        found = read_window(feast_project, ViewWindow("source_events", start=hours(1)[0], end=hours(3)[0]))
+        found = stream_window(feast_project, ViewWindow("source_events", start=hours(1)[0], end=hours(3)[0])).read_all()
         assert found.column_names == Lake.open(feast_project).schema(Table.SOURCE_EVENTS).names
         assert found["item_id"].to_pylist() == ["s1", "s2"]
 
-    def test_all_of_it_as_table_and_as_stream(self, feast_project):
-        table = read_window(feast_project, ViewWindow("target_user_history"))
+    def test_all_of_it(self, feast_project):
         reader = stream_window(feast_project, ViewWindow("target_user_history"))
         assert isinstance(reader, pa.RecordBatchReader)
-        assert reader.read_all().equals(table)
-        assert table.num_rows == 3
+        assert reader.read_all().num_rows == 3
 
     def test_columns_in_the_order_asked_for(self, feast_project):
-        found = read_window(feast_project, ViewWindow("source_events", columns=["event_timestamp", "user_id"]))
+        found = stream_window(feast_project, ViewWindow("source_events", columns=["event_timestamp", "user_id"])).read_all()
         assert found.column_names == ["event_timestamp", "user_id"]
 
     def test_what_was_not_known_is_left_out(self, feast_project):
-        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=hours(19)[0])).num_rows == 0
-        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=AS_OF)).num_rows == 2
+        assert (
+            stream_window(feast_project, ViewWindow("synthetic_target_events", known_by=hours(19)[0])).read_all().num_rows == 0
+        )
+        assert stream_window(feast_project, ViewWindow("synthetic_target_events", known_by=AS_OF)).read_all().num_rows == 2
 
     def test_an_empty_table(self, own):
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
-        assert read_window(own, ViewWindow("source_events")).num_rows == 0
+        assert stream_window(own, ViewWindow("source_events")).read_all().num_rows == 0
         assert join_point_in_time(open_feature_store(own), spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
@@ -245,9 +244,9 @@ class TestReadWindow:
 
     def test_unknown_names(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):
-            read_window(feast_project, ViewWindow("source_events", columns=["nothing"]))
+            stream_window(feast_project, ViewWindow("source_events", columns=["nothing"])).read_all()
         with pytest.raises(FeatureStoreError, match="no_view"):
-            read_window(feast_project, ViewWindow("no_view"))
+            stream_window(feast_project, ViewWindow("no_view")).read_all()
 
     def test_several_views_at_the_times_of_either(self, feast_project):
         store = open_feature_store(feast_project)

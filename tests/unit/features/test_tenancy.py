@@ -19,8 +19,8 @@ from scalr_prod.features import (
     join_point_in_time,
     materialize,
     open_feature_store,
-    read_window,
     save_dataset,
+    stream_window,
 )
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -60,7 +60,9 @@ def add_event(settings, user: str, item: int) -> None:
 
 
 def items_of(settings) -> set[int]:
-    return set(read_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"]))["item_id"].to_pylist())
+    return set(
+        stream_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"])).read_all()["item_id"].to_pylist()
+    )
 
 
 def test_two_projects_of_equal_domains_each_read_their_own_rows(tmp_path):
