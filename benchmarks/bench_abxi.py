@@ -106,8 +106,8 @@ def translate(data: Path, train: pd.DataFrame, source: str, target: str, scratch
     (logs / "items.parquet").write_bytes((data / "items.parquet").read_bytes())
     settings = load_settings(write_settings(logs, source, target, scratch, SETTINGS))
     ingest(settings)
-    end = data_end(settings)
     lake = Lake.open(settings)
+    end = data_end(lake)
     visible = lake.read(Table.TARGET_EVENTS)
     everything = pd.read_parquet(data / f"{target}.parquet")
     ids = [pa.array(np.sort(np.unique(values))) for values in (train.user_id, everything.item_id, train.item_id)]

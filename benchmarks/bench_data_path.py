@@ -61,7 +61,7 @@ def main() -> dict:
 
 def reading(folder: Path, events: int) -> dict[str, float]:
     """Seconds of each step for a log of so many source events."""
-    from scalr_prod.features import apply_feature_repo, join_point_in_time
+    from scalr_prod.features import apply_feature_repo, join_point_in_time, open_feature_store
     from scalr_prod.generation import shards
     from scalr_prod.generation.plan import run_settings
     from scalr_prod.histories import build_histories
@@ -83,14 +83,15 @@ def reading(folder: Path, events: int) -> dict[str, float]:
         run_id=f"run_{0:016x}",
     )
     for partitions in PARTITIONS:
-        shards.remove_shards(settings, spec)
+        shards.remove_shards(settings.home, spec)
         figures[f"lay_out_{partitions}_s"] = seconds(lambda: shards.write_shards(settings, spec, partitions))  # noqa: B023
         figures[f"tasks_{partitions}_s"] = seconds(lambda: read_all(settings, spec, partitions))  # noqa: B023
         figures[f"together_{partitions}_s"] = round(figures[f"lay_out_{partitions}_s"] + figures[f"tasks_{partitions}_s"], 2)
         figures[f"joined_{partitions}_s"] = seconds(lambda: join_all(settings, spec, partitions))  # noqa: B023
-        of_task = list(shards.read_shards(settings, spec, partitions // 2, partitions))
+        of_task = list(shards.read_shards(settings.home, spec, partitions // 2, partitions))
         asked = of_task[len(of_task) // 2][0].select(["user_id", "item_id", "event_timestamp"])
-        took = [seconds(lambda: join_point_in_time(settings, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
+        store = open_feature_store(settings)
+        took = [seconds(lambda: join_point_in_time(store, asked, HISTORY, known_by=end)) for _ in range(ROUNDS)]  # noqa: B023
         figures[f"histories_{partitions}_s"] = statistics.median(took)
         figures[f"contexts_of_a_slice_{partitions}"] = len(asked)
         figures[f"histories_{partitions}_s_per_50000"] = round(statistics.median(took) * SLICE / len(asked), 3)
@@ -101,7 +102,7 @@ def read_all(settings: Settings, spec: Any, partitions: int) -> int:
     """What all tasks of a run read of its contexts."""
     from scalr_prod.generation.shards import read_shards
 
-    return sum(len(rows) for number in range(partitions) for rows, _ in read_shards(settings, spec, number, partitions))
+    return sum(len(rows) for number in range(partitions) for rows, _ in read_shards(settings.home, spec, number, partitions))
 
 
 def join_all(settings: Settings, spec: Any, partitions: int) -> int:
@@ -114,10 +115,10 @@ def join_all(settings: Settings, spec: Any, partitions: int) -> int:
     for number in range(partitions):
         with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
             connection.execute("SET threads = 1")
-            for rows, _ in read_shards(settings, spec, number, partitions):
+            for rows, _ in read_shards(settings.home, spec, number, partitions):
                 asked = rows.select(["user_id", "item_id", "event_timestamp"])
                 known = {"known_by": spec.as_of, "versions": spec.table_versions}
-                joined += len(join_point_in_time(settings, asked, HISTORY, **known, store=store, connection=connection))
+                joined += len(join_point_in_time(store, asked, HISTORY, **known, connection=connection))
     return joined
 
 

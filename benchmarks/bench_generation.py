@@ -51,11 +51,11 @@ def measure(settings: Settings) -> dict:
     limits, steps = [], []
     with ensure_serving(settings, spec.translator_version):
         for _ in range(ROUNDS):
-            shutil.rmtree(run_folder(settings, spec.run_id), ignore_errors=True)
+            shutil.rmtree(run_folder(settings.home, spec.run_id), ignore_errors=True)
             limits.append(in_process(settings, spec))
             report = generate(settings, spec)
             steps.append(report.contexts / report.seconds)
-        shutil.rmtree(run_folder(settings, spec.run_id), ignore_errors=True)
+        shutil.rmtree(run_folder(settings.home, spec.run_id), ignore_errors=True)
         peak = PeakMemory(os.getpid())  # apart: to sum up shared pages four times a second slows down what it watches
         generate(settings, spec)
         peak.stop()

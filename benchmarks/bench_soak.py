@@ -132,7 +132,7 @@ def _driver(config: str, version: int, address: str, stop) -> None:
         settings = load_settings(config, **THREADS, compute={"dask": address}, generation=wanted)
         spec = plan_run(settings, version=version)
         events += generate(settings, spec).events
-        shutil.rmtree(run_folder(settings, spec.run_id))
+        shutil.rmtree(run_folder(settings.home, spec.run_id))
         runs += 1
         (Path(config).parent / "warm").touch()
     (Path(config).parent / "done.json").write_text(json.dumps({"runs": runs, "events": events}))

@@ -27,6 +27,7 @@ from scalr_prod.core.hashing import hash_fold
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
+from scalr_prod.lake import Lake
 from scalr_prod.translator.data.event_log import EventLog, data_end, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.trainer import (
@@ -93,7 +94,7 @@ def two_sources(world: World, folder: Path, extra: str = "[translator]\nthreads 
         ingest(settings)
         build_histories(settings)
         apply_feature_repo(settings)
-        log = read_event_log(settings, data_end(settings))
+        log = read_event_log(settings, data_end(Lake.open(settings)))
         assert log.users.to_pylist() == list(range(world.users)), "the oracle knows users by their place"
         found[name] = _measured(logs, log, settings) | {"cpu_seconds": round(time.process_time() - started, 1)}
     return found

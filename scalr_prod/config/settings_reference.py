@@ -39,7 +39,6 @@ class SettingKey:
         type: Type of its value, for people.
         default: As TOML; None: no default, or one that depends on the machine or on other keys.
         description: Its description.
-        secret: Whether its value is never shown.
     """
 
     section: str
@@ -47,7 +46,6 @@ class SettingKey:
     type: str
     default: str | None
     description: str
-    secret: bool
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,6 @@ def list_setting_keys() -> list[SettingKey]:
             _type(field.annotation),
             None if field.default is PydanticUndefined or field.default is None else _toml(field.default),
             field.description or "",
-            not field.repr,
         )
         for path, field in _walk(Settings, ())
     ]

@@ -399,7 +399,7 @@ class EvaluationRunner:
             temperature=draw.temperature,
             min_lift=draw.min_lift,
             align=draw.align,
-            weights=weights,
+            segment_weights=weights,
             sparse_below=self.settings.downstream.sparse_below,
             settings=settings_digest(self.settings),
             logs=logs_digest(self.settings),

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point-in-time features: Feast over the lake's Delta tables.
 
-`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time`,
-`read_window` and `stream_window`.
-`open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
+`apply_feature_repo` writes the repository and registers the views. The other packages read through `join_point_in_time` and
+`stream_window`. `open_feature_store` returns Feast's own SDK. Only this package imports Feast, and only on first use.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 from scalr_prod.features.feast_import import install_import_hook
 
 if TYPE_CHECKING:
-    from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, read_window, stream_window
+    from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, stream_window
     from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
@@ -46,7 +45,6 @@ __all__ = [
     "materialize",
     "open_external_features",
     "open_feature_store",
-    "read_window",
     "references_by_key",
     "save_dataset",
     "saved_dataset_location",
@@ -78,7 +76,6 @@ __getattr__ = lazy_exports(
         "materialize": "online_store",
         "open_external_features": "external_features",
         "open_feature_store": "client",
-        "read_window": "client",
         "references_by_key": "sources",
         "save_dataset": "datasets",
         "saved_dataset_location": "datasets",

@@ -20,6 +20,7 @@ from scalr_prod.schemas import EVENT_TIMESTAMP, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
@@ -33,7 +34,6 @@ __all__ = [
     "capture_feast_output",
     "join_point_in_time",
     "open_feature_store",
-    "read_window",
     "stream_window",
     "translate_feast_errors",
 ]
@@ -81,13 +81,12 @@ def open_feature_store(
 
 
 def join_point_in_time(
-    settings: Settings,
+    store: FeatureStore,
     spine: pa.Table,
     features: str | Sequence[str],
     *,
     known_by: datetime | None = None,
     versions: Mapping[str, int] | None = None,
-    store: FeatureStore | None = None,
     connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
     """Join features to each spine row, as they were known at its time.
@@ -96,12 +95,11 @@ def join_point_in_time(
     spine row's time). Among visible rows the greatest event time wins, then the greatest creation time.
 
     Args:
-        settings: The project's settings.
+        store: The project's store, from `open_feature_store`; it keeps ``known_by`` and ``versions`` afterwards.
         spine: Rows with ``event_timestamp`` and the keys (``user_id``, ``item_id``) of the features.
         features: The name of a feature service, or ``view:feature`` references.
         known_by: Fixed knowledge time.
         versions: Table name → Delta version to read; default: the latest.
-        store: The project's store, if it is already open; it keeps ``known_by`` and ``versions`` afterwards.
         connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Returns:
@@ -111,8 +109,7 @@ def join_point_in_time(
     Raises:
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
-    with translate_feast_errors(settings):
-        store = store or open_feature_store(settings)
+    with translate_feast_errors(store.repo_path):
         options = store.config.offline_store
         options.known_by, options.versions, options.within = known_by, dict(versions or {}), connection
         try:
@@ -144,8 +141,8 @@ class ViewWindow:
     versions: Mapping[str, int] | None = None
 
 
-def read_window(settings: Settings, window: ViewWindow) -> pa.Table:
-    """Read a window of a feature view, without a spine.
+def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
+    """Read a window of a feature view, without a spine, in batches: memory does not grow with the window.
 
     Args:
         settings: The project's settings.
@@ -155,28 +152,13 @@ def read_window(settings: Settings, window: ViewWindow) -> pa.Table:
         The rows, in the table's order and types.
 
     Raises:
-        FeatureStoreError: No such view or column, or its table cannot be read.
-    """
-    with translate_feast_errors(settings):
-        job, names = _window_job(settings, window)
-        return job.to_arrow().select(names)
-
-
-def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReader:
-    """Read a window as `read_window` does, in batches: memory does not grow with the window.
-
-    Args:
-        settings: The project's settings.
-        window: The rows and columns to read.
-
-    Raises:
-        FeatureStoreError: As for `read_window`; also while the batches are read.
+        FeatureStoreError: No such view or column, or its table cannot be read; also while the batches are read.
     """
     import pyarrow as pa
 
     # The connection stays open until the last batch has been read, or the reader is dropped.
     resources = contextlib.ExitStack()
-    with translate_feast_errors(settings):
+    with translate_feast_errors(settings.feast_repo):
         job, names = _window_job(settings, window)
         reader = resources.enter_context(job.stream())
     schema = pa.schema([reader.schema.field(name) for name in names])
@@ -184,7 +166,7 @@ def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReade
     def batches() -> Iterator[pa.RecordBatch]:
         with resources:
             while True:
-                with translate_feast_errors(settings):
+                with translate_feast_errors(settings.feast_repo):
                     batch = next(reader, None)
                 if batch is None:
                     return
@@ -224,7 +206,7 @@ def _window_job(settings: Settings, window: ViewWindow) -> tuple[DeltaRetrievalJ
 
 
 @contextmanager
-def translate_feast_errors(settings: Settings) -> Iterator[None]:
+def translate_feast_errors(repo: Path) -> Iterator[None]:
     """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods."""
     try:
         with warnings.catch_warnings():
@@ -235,7 +217,7 @@ def translate_feast_errors(settings: Settings) -> Iterator[None]:
     except Exception as error:
         raise FeatureStoreError(
             f"Feast failed: {error or type(error).__name__}",
-            where=str(settings.feast_repo),
+            where=str(repo),
             next_step="check the names of views, features and columns; run: scalr histories",
         ) from error
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import FeastExportSettings, Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["ExportFormat", "FeastExport", "export_definitions"]
@@ -88,14 +88,15 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
             table: _copy(lake, table, version, folder / name) if export_format == "parquet" else _count(lake, table, version)
             for table, version in versions.items()
         }
-        _write(folder / f"{name}.py", _definitions(settings, lake, export_format, versions))
+        _write(folder / f"{name}.py", _definitions(settings.feast.export, settings.project_name, lake, export_format, versions))
     except OSError as error:
         raise FeatureStoreError(
             f"cannot be written to: {error.strerror or error}",
             where=str(folder),
             next_step="fix the problem above and run the command again; it overwrites a partial export",
         ) from error
-    names = {table: f"{_prefix(settings)}{table.value}" for table in _DESCRIPTIONS}
+    prefix = _prefix(settings.feast.export, settings.project_name)
+    names = {table: f"{prefix}{table.value}" for table in _DESCRIPTIONS}
     logger.info("wrote definitions of %s to %s", ", ".join(names.values()), folder / f"{name}.py")
     return FeastExport(
         str(folder / f"{name}.py"),
@@ -157,21 +158,20 @@ def _write(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def _prefix(settings: Settings) -> str:
-    prefix = settings.feast.export.prefix
-    return f"{settings.project_name}_" if prefix is None else prefix
+def _prefix(named: FeastExportSettings, project: str) -> str:
+    return f"{project}_" if named.prefix is None else named.prefix
 
 
-def _definitions(settings: Settings, lake: Lake, form: ExportFormat, versions: dict[Table, int]) -> str:
+def _definitions(named: FeastExportSettings, project: str, lake: Lake, form: ExportFormat, versions: dict[Table, int]) -> str:
     """Render the Python file."""
-    named = settings.feast.export
+    prefix = _prefix(named, project)
     schemas = {table: lake.dataset(table, version=version).schema for table, version in versions.items()}
     user = _type(schemas[Table.SYNTHETIC_TARGET_EVENTS].field(USER_ID).type)
     delta = form == "delta"
-    where = f'"{{Path(__file__).resolve().parent}}/scalr_{settings.project_name}/{{table}}.parquet"'
+    where = f'"{{Path(__file__).resolve().parent}}/scalr_{project}/{{table}}.parquet"'
     root = lake.root if "://" in lake.root else os.path.abspath(lake.root)  # noqa: PTH100 - as the lake names it, links and all
     path = f"{root!r} + f'/{{table}}'" if delta else f"f{where}"
-    endpoint = settings.project.storage_options.get("AWS_ENDPOINT_URL") if delta else None
+    endpoint = lake.storage_options.get("AWS_ENDPOINT_URL") if delta else None
     mapping = {} if named.key == USER_ID else {USER_ID: named.key}
     views = "\n".join(
         f"""{table.value} = view(
@@ -184,7 +184,7 @@ def _definitions(settings: Settings, lake: Lake, form: ExportFormat, versions: d
 )"""
         for table in _DESCRIPTIONS
     )
-    return f'''"""Synthetic events and source histories of the project {settings.project_name}: a user's row as of a time.
+    return f'''"""Synthetic events and source histories of the project {project}: a user's row as of a time.
 
 Written by `scalr feast export`, which overwrites it: do not edit it, and set names in [feast.export] of scalr.toml.
 A synthetic event is known from its run's time on, not from its event time. So call
@@ -199,7 +199,7 @@ from feast.data_format import {"DeltaFormat" if delta else "ParquetFormat"}
 from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 OWNER = {named.owner!r}
-TAGS = {dict(named.tags) | {"scalr_project": settings.project_name}!r}
+TAGS = {dict(named.tags) | {"scalr_project": project}!r}
 
 user = Entity(
     name={named.entity!r},
@@ -212,7 +212,7 @@ user = Entity(
 
 def view(table, description, schema):
     source = FileSource(
-        name={_prefix(settings)!r} + table,
+        name={prefix!r} + table,
         path={path},
         file_format={"DeltaFormat" if delta else "ParquetFormat"}(),
         timestamp_field={EVENT_TIMESTAMP!r},
@@ -223,7 +223,7 @@ def view(table, description, schema):
         tags=TAGS,
     )
     return FeatureView(
-        name={_prefix(settings)!r} + table,
+        name={prefix!r} + table,
         entities=[user],
         ttl=timedelta(0),
         schema=schema,

@@ -20,14 +20,14 @@ from scalr_prod.features.sources import ServiceSources, feature_sources
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import pyarrow as pa
     from feast import FeatureService, FeatureStore, FeatureView
     from feast.feature_view_projection import FeatureViewProjection
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import LogColumns, Settings
 
 __all__ = ["ExternalFeatures", "check_external_features", "open_external_features"]
 
@@ -55,11 +55,10 @@ class ExternalFeatures:
     sources: ServiceSources
     digest: str
 
-    def join(self, settings: Settings, spine: pa.Table) -> pa.Table:
+    def join(self, spine: pa.Table) -> pa.Table:
         """Join the features to a spine, in its order.
 
         Args:
-            settings: The project's settings.
             spine: ``user_id``, ``item_id`` and ``event_timestamp``; values count if they had happened and were known by then.
 
         Returns:
@@ -72,7 +71,7 @@ class ExternalFeatures:
 
         columns = {key: spine.column(own) for key, own in self.keys.items()} | {EVENT_TIMESTAMP: spine.column(EVENT_TIMESTAMP)}
         entities, joined = pa.table(columns), []
-        with translate_feast_errors(settings):
+        with translate_feast_errors(self.store.repo_path):
             for features in self.requests:
                 found = self.store.get_historical_features(
                     entity_df=entities, features=features, full_feature_names=True
@@ -111,9 +110,13 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
     options = settings.training_set
     if not options.features:
         return None
-    with translate_feast_errors(settings):
+    with translate_feast_errors(settings.feast_repo):
         repo = settings.resolve(options.features_repo) if options.features_repo else None
-        store = _opened(settings, repo) if repo else open_feature_store(settings)
+        store = (
+            _opened(repo, settings.compute.memory_mb, settings.project.storage_options)
+            if repo
+            else open_feature_store(settings)
+        )
         views = {view.name: view for view in store.list_feature_views()}
         services = {service.name: service for service in store.list_feature_services()}
         where = f"{_SETTING} of {repo or settings.feast_repo}"
@@ -130,7 +133,7 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
                 projections.append(projection)
         requests += [references] if references else []
         _check(projections, views, where)
-        keys = _keys(settings, projections, views)
+        keys = _keys(projections, views, settings.domains.target.columns, options.feature_keys)
         sources = feature_sources(store, projections, settings.project.storage_options)
         files = {projection.name: _files(store, views[projection.name]) for projection in projections}
         defined = [_definition(projection, views[projection.name]) for projection in projections]
@@ -139,7 +142,7 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
         return ExternalFeatures(store, tuple(requests), tuple(projections), keys, sources, digest)
 
 
-def _opened(settings: Settings, repo: Path) -> FeatureStore:
+def _opened(repo: Path, memory_mb: int, storage_options: dict[str, str]) -> FeatureStore:
     """Open the user's repository with this package's offline store in place of its own."""
     import yaml
     from feast import FeatureStore
@@ -151,9 +154,7 @@ def _opened(settings: Settings, repo: Path) -> FeatureStore:
     os.environ.setdefault("FEAST_USAGE", "False")
     try:
         content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
-        ours = DeltaOfflineStoreConfig(
-            memory_mb=settings.compute.memory_mb, storage_options=dict(settings.project.storage_options)
-        )
+        ours = DeltaOfflineStoreConfig(memory_mb=memory_mb, storage_options=dict(storage_options))
         config = RepoConfig(**content | {"offline_store": ours.model_dump()})
         config.repo_path = repo
         return FeatureStore(config=config, repo_path=str(repo))
@@ -222,13 +223,14 @@ def _check(projections: list[FeatureViewProjection], views: dict[str, FeatureVie
         columns |= names
 
 
-def _keys(settings: Settings, projections: list[FeatureViewProjection], views: dict[str, FeatureView]) -> dict[str, str]:
+def _keys(
+    projections: list[FeatureViewProjection], views: dict[str, FeatureView], log: LogColumns, feature_keys: Mapping[str, str]
+) -> dict[str, str]:
     """Map each join key to ``user_id`` or ``item_id``: by the settings, else by its name here or in the target's log."""
     from feast.feature_view import DUMMY_ENTITY_ID
 
-    log = settings.domains.target.columns
     known = {log.user: USER_ID, log.item: ITEM_ID, USER_ID: USER_ID, ITEM_ID: ITEM_ID}
-    known |= {key: {"user": USER_ID, "item": ITEM_ID}[own] for key, own in settings.training_set.feature_keys.items()}
+    known |= {key: {"user": USER_ID, "item": ITEM_ID}[own] for key, own in feature_keys.items()}
     found: dict[str, str] = {}
     for projection in projections:
         for name in views[projection.name].join_keys:

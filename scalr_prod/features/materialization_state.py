@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-    from scalr_prod.config import Settings
-
 __all__ = ["MaterializationRecord", "MaterializationState", "definition_digest", "delete_fill_number"]
 
 #: Stored next to Feast's own keys.
@@ -63,13 +61,13 @@ def definition_digest(view: FeatureView) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def has_been_materialized(settings: Settings) -> bool:
-    """Whether this project has ever filled its online store."""
-    return _path(settings).is_file()
+def has_been_materialized(repo: Path) -> bool:
+    """Whether the project of this repository has ever filled its online store."""
+    return _path(repo).is_file()
 
 
-def _path(settings: Settings) -> Path:
-    return settings.feast_repo / ".materialized.json"
+def _path(repo: Path) -> Path:
+    return repo / ".materialized.json"
 
 
 class MaterializationRecord:
@@ -80,8 +78,8 @@ class MaterializationRecord:
         incomplete: Views with an unfinished full fill: their content is unknown.
     """
 
-    def __init__(self, settings: Settings, store: FeatureStore) -> None:
-        self.path: Path = _path(settings)
+    def __init__(self, store: FeatureStore) -> None:
+        self.path: Path = _path(store.repo_path)
         self.store = store
         address = json.dumps([store.project, store.config.online_store.model_dump(mode="json")], sort_keys=True)
         # The address may hold a password.

@@ -13,6 +13,7 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features.client import capture_feast_output, open_feature_store, translate_feast_errors
 from scalr_prod.features.repository import lock_repository
 from scalr_prod.features.tenancy import claim_redis
+from scalr_prod.workspace import ProjectIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def materialize(
 
     end = end or datetime.now(UTC)
 
-    with translate_feast_errors(settings), lock_repository(settings), capture_feast_output("materialize"):
+    with translate_feast_errors(settings.feast_repo), lock_repository(settings.feast_repo), capture_feast_output("materialize"):
         store = open_feature_store(settings, known_by=end)
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})
@@ -82,8 +83,8 @@ def materialize(
                 next_step="name views of the repository",
             )
         if settings.feast.online_store == "redis":
-            claim_redis(settings, store)
-        record = MaterializationRecord(settings, store)
+            claim_redis(ProjectIdentity.from_settings(settings), store)
+        record = MaterializationRecord(store)
         states = {view.name: MaterializationState(_version(store, view), end, definition_digest(view)) for view in chosen}
         # Pin the versions, so that the record matches what the fill reads even if a table changes meanwhile.
         store.config.offline_store.versions = {

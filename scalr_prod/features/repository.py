@@ -25,7 +25,7 @@ from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, prev
 from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table, id_type_of
 from scalr_prod.version import __version__
-from scalr_prod.workspace import claim_directory
+from scalr_prod.workspace import ProjectIdentity, claim_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,17 +77,17 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
     """
     lake = _lake_facts(settings)
     files = _files(settings, lake)
-    fingerprint = _fingerprint(settings, files)
+    fingerprint = _fingerprint(settings.feast_registry_url, files)
     repo = settings.feast_repo
     # Check without the lock first: a materialization holds it for long.
     if report := _up_to_date(settings, files, fingerprint):
         return report
     names = (*files, APPLIED_FILE)
     claim_directory(repo, "feature-repository", setting="[feast] repo", names=names, made_by_older_version=_is_older_repository)
-    with lock_repository(settings):
+    with lock_repository(repo):
         if report := _up_to_date(settings, files, fingerprint):
             return report
-        previous = previous_project_name(settings)
+        previous = previous_project_name(repo, settings.project_name)
         with _written_files(repo, files):
             views, services = _apply(settings, previous)
         state = {"project": settings.project_name, "fingerprint": fingerprint, "views": views, "services": services}
@@ -97,7 +97,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
 
 
 @contextmanager
-def lock_repository(settings: Settings) -> Iterator[None]:
+def lock_repository(repo: Path) -> Iterator[None]:
     """Hold the project's lock for writes to Feast's registry.
 
     Raises:
@@ -105,7 +105,6 @@ def lock_repository(settings: Settings) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    repo = settings.feast_repo
     repo.mkdir(parents=True, exist_ok=True)
     lock = FileLock(repo / ".lock", timeout=_LOCK_TIMEOUT_S)
     try:
@@ -139,11 +138,11 @@ def _written_files(repo: Path, files: dict[str, str]) -> Iterator[None]:
         raise
 
 
-def _registry_file(settings: Settings) -> Path | None:
+def _registry_file(registry_url: str) -> Path | None:
     """Return the path of a SQLite registry, else None."""
     from sqlalchemy.engine import make_url
 
-    registry = make_url(settings.feast_registry_url)
+    registry = make_url(registry_url)
     return Path(registry.database or "") if registry.drivername.startswith("sqlite") else None
 
 
@@ -215,11 +214,11 @@ def _has_secret(url: str) -> bool:
     return parsed.password is not None or any(map(is_secret_name, parsed.query))
 
 
-def _fingerprint(settings: Settings, files: dict[str, str]) -> str:
+def _fingerprint(registry_url: str, files: dict[str, str]) -> str:
     # Include the registry's address: a new, empty registry needs an apply.
     parts = [
         __version__,
-        hashlib.sha256(settings.feast_registry_url.encode()).hexdigest(),
+        hashlib.sha256(registry_url.encode()).hexdigest(),
         *(f"{k}\0{v}" for k, v in files.items()),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -232,7 +231,7 @@ def _up_to_date(settings: Settings, files: dict[str, str], fingerprint: str) -> 
         state = json.loads((repo / APPLIED_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    file = _registry_file(settings)
+    file = _registry_file(settings.feast_registry_url)
     is_missing = file is not None and not file.is_file()
     is_same = state.get("project") == settings.project_name and state.get("fingerprint") == fingerprint
     if is_missing or not is_same or not all(_same(repo / name, text) for name, text in files.items()):
@@ -277,15 +276,15 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
     sources = [
         view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
     ]
-    file = _registry_file(settings)
+    project, file = ProjectIdentity.from_settings(settings), _registry_file(settings.feast_registry_url)
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
         open_registry(store)
-        check_registry_owner(settings, store, shared=shared)
+        check_registry_owner(project, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
         if previous is not None:
-            remove_from_registry(settings, store, previous, shared=shared)
+            remove_from_registry(store, previous, lake=project.lake, home=settings.home, shared=shared)
     except ScalrError:
         raise
     except Exception as error:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from scalr_prod.config import Settings
-
 __all__ = ["APPLIED_FILE", "check_registry_owner", "claim_redis", "previous_project_name", "remove_from_registry"]
 
 logger = logging.getLogger(__name__)
@@ -32,11 +30,11 @@ APPLIED_FILE: Final = ".applied.json"
 _REDIS_KEY: Final = "scalr:project:{}"
 
 
-def check_registry_owner(settings: Settings, store: FeatureStore, *, shared: bool) -> None:
+def check_registry_owner(project: ProjectIdentity, store: FeatureStore, *, shared: bool) -> None:
     """Ensure that the registry's objects under the project's name belong to the project's lake.
 
     Args:
-        settings: The project's settings.
+        project: The project.
         store: Feast's store.
         shared: Whether projects may share the registry; a registry in the project's home moves with it and is not checked.
 
@@ -45,18 +43,16 @@ def check_registry_owner(settings: Settings, store: FeatureStore, *, shared: boo
     """
     if not shared:
         return
-    project = ProjectIdentity.from_settings(settings)
     for lake in sorted(_lakes(store, store.project)):
         if lake != project.lake and not project.was_moved_from(lake):
             raise _other_lake(project, lake, "[feast] registry")
 
 
-def previous_project_name(settings: Settings) -> str | None:
-    """Return the name that this repository was last applied under, if it differs from the project's.
+def previous_project_name(repo: Path, name: str) -> str | None:
+    """Return the name that a repository was last applied under, if it differs from the project's ``name``.
 
     The name is saved before the repository is rewritten, so that an interrupted rename is resumed.
     """
-    repo, name = settings.feast_repo, settings.project_name
     state = _state(repo)
     if "project" not in state:  # applied by a version that did not save the name
         try:
@@ -71,15 +67,16 @@ def previous_project_name(settings: Settings) -> str | None:
     return previous if previous != name else None
 
 
-def remove_from_registry(settings: Settings, store: FeatureStore, previous_name: str, *, shared: bool) -> None:
+def remove_from_registry(store: FeatureStore, previous_name: str, *, lake: str, home: Path, shared: bool) -> None:
     """Remove this project's registry objects and online rows under its previous name.
 
     Saved datasets move to the current name. Objects of other projects under the previous name stay.
 
     Args:
-        settings: The project's settings.
         store: Feast's store; the definitions were applied under the current name.
         previous_name: The previous name.
+        lake: The project's lake.
+        home: The project's home.
         shared: See `check_registry_owner`; in a registry in the home, every object with our names is ours.
     """
     from scalr_prod.features.online_deletes import delete_view_rows
@@ -87,7 +84,6 @@ def remove_from_registry(settings: Settings, store: FeatureStore, previous_name:
     registry = store.registry
     if previous_name not in {project.name for project in registry.list_projects()}:
         return
-    lake = ProjectIdentity.from_settings(settings).lake
     lakes = {lake} if shared else _lakes(store, previous_name)
     # Our objects are defined under the current name by now; others may define their own views and services over our tables.
     ours, services, defined = (
@@ -104,8 +100,8 @@ def remove_from_registry(settings: Settings, store: FeatureStore, previous_name:
         if view.name in ours and getattr(view.batch_source, "path", None) in paths
     ]
     old = store.config.model_copy(update={"project": previous_name})
-    previous_store = type(store)(config=old, repo_path=str(settings.feast_repo))
-    _move_datasets(registry, previous_name, store.project, below=settings.home if shared else Path("/"))
+    previous_store = type(store)(config=old, repo_path=str(store.repo_path))
+    _move_datasets(registry, previous_name, store.project, below=home if shared else Path("/"))
     for service in registry.list_feature_services(previous_name):
         if service.name in services and {projection.name for projection in service.feature_view_projections} <= ours:
             registry.delete_feature_service(service.name, previous_name)
@@ -115,14 +111,14 @@ def remove_from_registry(settings: Settings, store: FeatureStore, previous_name:
         registry.delete_feature_view(view.name, previous_name)
     for source in sources:
         registry.delete_data_source(source.name, previous_name)
-    if settings.feast.online_store == "redis":
+    if store.config.online_store.type == "redis":
         _release_redis(previous_store, lake)
     if not _has_objects(registry, previous_name):
         registry.delete_project(previous_name)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), previous_name, store.project)
 
 
-def claim_redis(settings: Settings, store: FeatureStore) -> None:
+def claim_redis(project: ProjectIdentity, store: FeatureStore) -> None:
     """Ensure that the rows under the project's name in Redis belong to the project's lake.
 
     Raises:
@@ -130,7 +126,6 @@ def claim_redis(settings: Settings, store: FeatureStore) -> None:
     """
     from scalr_prod.features.online_deletes import redis_client
 
-    project = ProjectIdentity.from_settings(settings)
     redis, key = redis_client(store), _REDIS_KEY.format(project.name)
     redis.set(key, project.lake, nx=True)
     known = redis.get(key)

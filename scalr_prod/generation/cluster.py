@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import NoReturn
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import ComputeSettings, Settings
 
 __all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel"]
 
@@ -143,19 +143,19 @@ def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
         SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
     """
     if settings.compute.dask == "local":
-        with _local_client(settings, tasks) as client:
+        with staging_folder(settings, "dask") as folder, _local_client(settings.compute, tasks, folder) as client:
             yield Cluster(client)
     else:
-        with _remote_client(settings) as client:
+        with _remote_client(settings.compute, resolve=settings.resolve) as client:
             yield Cluster(client)
 
 
-def preload_workers(settings: Settings) -> None:
+def preload_workers(compute: ComputeSettings) -> None:
     """Start, in the background, the process that local workers are forked from; one that runs already is kept.
 
     It exits with this process, even if this one is killed.
     """
-    if settings.compute.dask != "local" or _START_METHOD != "forkserver":
+    if compute.dask != "local" or _START_METHOD != "forkserver":
         return
     from multiprocessing import forkserver, get_context
 
@@ -203,14 +203,13 @@ def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
+def _local_client(compute: ComputeSettings, tasks: int, folder: Path) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster, Security
 
-    compute = settings.compute
     # The package reports errors itself; Dask's own messages about closing workers would only obscure them.
     quiet: dict[str, Any] = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "60s"}
-    preload_workers(settings)
+    preload_workers(compute)
     quiet["distributed.worker.multiprocessing-method"] = _START_METHOD
     quiet["distributed.worker.profile.enabled"] = False  # unused, and it takes 25 MB per worker within 17 minutes
     # Dask serves HTTP even without a dashboard, readable by every user of the machine: leave nothing to read.
@@ -218,7 +217,6 @@ def _local_client(settings: Settings, tasks: int) -> Iterator[Any]:
     with (
         _quiet_dask_logging(),
         _hidden_main_module(),
-        staging_folder(settings, "dask") as folder,
         dask.config.set(quiet),
         ExitStack() as stack,
     ):
@@ -276,12 +274,12 @@ def _hidden_main_module() -> Iterator[None]:
 
 
 @contextmanager
-def _remote_client(settings: Settings) -> Iterator[Any]:
+def _remote_client(compute: ComputeSettings, *, resolve: Callable[[str], Path]) -> Iterator[Any]:
     from distributed import Client
 
-    address, patience = settings.compute.dask, settings.compute.connect_timeout_s
+    address, patience = compute.dask, compute.connect_timeout_s
     with _quiet_dask_logging():
-        security = _client_security(settings)
+        security = _client_security(compute, resolve)
         try:
             client = Client(address, timeout=patience, set_as_default=False, security=security)
         except (OSError, ValueError) as error:
@@ -302,7 +300,7 @@ def _remote_client(settings: Settings) -> Iterator[Any]:
             yield client
 
 
-def _client_security(settings: Settings) -> Any:
+def _client_security(compute: ComputeSettings, resolve: Callable[[str], Path]) -> Any:
     """Return the certificates for the scheduler: those of ``[compute]``, else those that Dask's own settings name.
 
     Raises:
@@ -310,14 +308,13 @@ def _client_security(settings: Settings) -> Any:
     """
     from distributed import Security
 
-    compute = settings.compute
     security = Security()
     if compute.client_certificate is not None:
         security = Security(
             require_encryption=True,
-            tls_ca_file=str(settings.resolve(compute.ca_certificate or "")),
-            tls_client_cert=str(settings.resolve(compute.client_certificate)),
-            tls_client_key=str(settings.resolve(compute.client_key or "")),
+            tls_ca_file=str(resolve(compute.ca_certificate or "")),
+            tls_client_cert=str(resolve(compute.client_certificate)),
+            tls_client_key=str(resolve(compute.client_key or "")),
         )
     if not compute.is_encrypted:
         return security

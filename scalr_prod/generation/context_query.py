@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import ItemVocabulary
+    from scalr_prod.workspace import SuppressionList
 
 __all__ = [
     "CHOSEN_USERS_TABLE",
@@ -69,29 +71,31 @@ def read_contexts(
         ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can be in the training data);
         and the first time of each (user, target item), sorted by user and time, or None if a run may propose consumed items.
     """
+    from scalr_prod.lake import Lake
+
     create_chosen_users(
-        connection, settings, spec, f"{hash_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true"
+        connection, Lake.open(settings), spec, f"{hash_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true"
     )
     rows = chosen_user_contexts(connection, spec).to_arrow_table()
     consumed = chosen_user_consumption(connection, spec)
     return rows, None if consumed is None else consumed.to_arrow_table()
 
 
-def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, condition: str = "true") -> None:
+def create_chosen_users(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec, condition: str = "true") -> None:
     """Create the table `CHOSEN_USERS_TABLE` of the users whose contexts the run translates.
 
     Its columns are ``user_id``, ``contexts`` and ``events`` (both upper bounds of distinct contexts), ``newcomer``.
 
     Args:
         connection: A DuckDB connection; afterwards it has views of both domains' events at the run's versions.
-        settings: The project's settings.
+        lake: The project's lake.
         spec: The run.
         condition: An SQL condition on ``user_id``.
 
     Raises:
         LakeError: A table cannot be read.
     """
-    _open_events(connection, settings, spec)
+    _open_events(connection, lake, spec)
     contexts = "1" if _is_one_context_per_user(spec) else "count(*)"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts, count(*) AS events
@@ -174,12 +178,10 @@ def _query_parameters(spec: RunSpec, query: str) -> dict[str, Any]:
     return {name: value for name, value in known.items() if f"${name}" in query}
 
 
-def _open_events(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec) -> None:
+def _open_events(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec) -> None:
     """Register the events of both domains as views, at the versions the run was planned on."""
-    from scalr_prod.lake import Lake
     from scalr_prod.workspace import create_delta_view
 
-    lake = Lake.open(settings)
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
         create_delta_view(connection, table.value, lake.open_table(table, version=spec.table_versions[table]))
 
@@ -218,6 +220,8 @@ class RequestEncoder:
             rows: B contexts.
             consumed: What the users consumed; None: consumed items may be proposed.
         """
+        from scalr_prod.workspace import SuppressionList
+
         settings = self.settings
         history_end, event_time = column_to_micros(rows[SOURCE_TIMESTAMP]), column_to_micros(rows[EVENT_TIMESTAMP])
         items, ages = encoding.encode_histories(
@@ -236,30 +240,26 @@ class RequestEncoder:
         )
         return encoding.iter_context_batches(
             contexts,
-            always_excluded=_erased_item_indices(settings, self.vocabulary),
+            always_excluded=_erased_item_indices(SuppressionList.open(settings), self.vocabulary),
             batch_size=settings.generation.batch_size,
             max_bytes=int(settings.serving.max_request_mb * 2**20 * _REQUEST_SHARE),
         )
 
     def _read_histories(self, rows: pa.Table) -> pa.Table:
-        from scalr_prod.features import join_point_in_time
+        from scalr_prod.features import join_point_in_time, open_feature_store
 
         return join_point_in_time(
-            self.settings,
+            self.feature_store or open_feature_store(self.settings),
             rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
             ["source_user_history:item_ids", "source_user_history:event_timestamps"],
             known_by=self.spec.as_of,
             versions=self.spec.table_versions,
-            store=self.feature_store,
             connection=self.connection,
         )
 
 
-def _erased_item_indices(settings: Settings, vocabulary: ItemVocabulary) -> NDArray[np.int32]:
+def _erased_item_indices(suppressed: SuppressionList, vocabulary: ItemVocabulary) -> NDArray[np.int32]:
     """Return the target indices of erased items: int32 [F]."""
-    from scalr_prod.workspace import SuppressionList
-
-    suppressed = SuppressionList.open(settings)
     erased = suppressed.suppressed_ids(vocabulary.all_target_ids.to_pylist(), "item") if suppressed.items else []
     return vocabulary.target_index(erased) if erased else np.empty(0, np.int32)
 

@@ -80,7 +80,8 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
     """
     generation, lake = settings.generation, Lake.open(settings)
     reach = end - timedelta(days=generation.lookback)
-    standing = _live_runs(settings, before=start)
+    with Ledger.open(settings) as ledger:
+        standing = _live_runs(ledger, before=start)
     within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
     windows = []
     for spec in within:
@@ -111,17 +112,16 @@ def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, i
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
     generation = settings.generation.model_copy(update=of_then | times)
     again = settings.model_copy(update={"generation": generation, "experiment": users})
-    there = (models_dir(settings) / str(spec.translator_version)).is_dir()
+    there = (models_dir(settings.home) / str(spec.translator_version)).is_dir()
     return again, spec.translator_version if there else None
 
 
-def _live_runs(settings: Settings, *, before: datetime) -> list[RunSpec]:
+def _live_runs(ledger: Ledger, *, before: datetime) -> list[RunSpec]:
     """Return the runs whose rows are all in the feature view, in order of publication."""
-    with Ledger.open(settings) as ledger:
-        published = [one for one in ledger.publications.live() if one.end <= before]
-        gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
-        standing = (one for one in published if all(later.status is gone for later in ledger.publications.superseding(one)))
-        return [ledger.runs.get(one.run_id).spec for one in standing]
+    published = [one for one in ledger.publications.live() if one.end <= before]
+    gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
+    standing = (one for one in published if all(later.status is gone for later in ledger.publications.superseding(one)))
+    return [ledger.runs.get(one.run_id).spec for one in standing]
 
 
 def _count_too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:

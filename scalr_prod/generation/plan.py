@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import GenerationSettings, Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.translator import TranslatorVersion
 
 __all__ = ["TABLES_READ", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
@@ -84,7 +85,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
-        window = resolve_window(settings, connection)
+        window = resolve_window(wanted, connection, lake, timezone=settings.project.timezone)
     translator = _choose_version(settings, version, window.start if wanted.mode == "causal" else window.as_of)
     return RunSpec.create(
         mode=wanted.mode,
@@ -96,23 +97,24 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     )
 
 
-def resolve_window(settings: Settings, connection: DuckDBPyConnection) -> RunWindow:
+def resolve_window(wanted: GenerationSettings, connection: DuckDBPyConnection, lake: Lake, *, timezone: str) -> RunWindow:
     """Return the window of the settings with every default resolved; see `resolve_run_spec` for the defaults.
 
     Args:
-        settings: The project's settings.
+        wanted: ``[generation]`` mode, start, end and as_of.
         connection: A DuckDB connection in which ``events`` are the source events.
+        lake: The project's lake.
+        timezone: Time zone of calendar days.
 
     Raises:
         EmptyWindow: No source event of the window was known by ``as_of``.
     """
     from scalr_prod.translator import data_end
 
-    wanted = settings.generation
-    end = wanted.end or data_end(settings)
+    end = wanted.end or data_end(lake)
     as_of = wanted.as_of or end
     # A causal run without a start covers the last day: it is the daily one.
-    start = wanted.start or (add_days(end, -1, settings.project.timezone) if wanted.mode == "causal" else None)
+    start = wanted.start or (add_days(end, -1, timezone) if wanted.mode == "causal" else None)
     found = _known_events(connection, start, end, as_of)
     if found.first is None or found.last is None or not found.in_window:
         raise _empty_window_error(start, end, as_of, found)
@@ -181,7 +183,7 @@ def _choose_version(settings: Settings, version: int | None, limit: datetime) ->
     if version is None:
         with Ledger.open(settings) as ledger:
             fitting = [record.version for record in ledger.models.find() if record.trained_until <= limit]
-        there = [number for number in fitting if (models_dir(settings) / str(number)).is_dir()]  # upkeep removes old ones
+        there = [number for number in fitting if (models_dir(settings.home) / str(number)).is_dir()]  # upkeep removes old ones
         version = max(there, default=max(fitting, default=None))
     translator = resolve_version(settings, version)
     if translator.trained_until > limit:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation policy: the sampling settings and the event weights by user segment that later runs apply.
+"""Evaluation policy: the sampling settings and λ by user segment that later runs apply.
 
 `scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
 they run with. A value set in scalr.toml or in the environment takes precedence.
@@ -49,12 +49,13 @@ class Policy(Jsonable):
     Attributes:
         model: Model family that it was chosen with.
         best_baseline: Baseline that real+scalr was compared with.
-        helps: False if all weights are 0; training sets then hold no synthetic rows.
+        helps: False if all segment weights are 0; training sets then hold no synthetic rows.
         volume: Events per context.
         temperature: Sampling temperature.
         min_lift: Threshold of the confidence filter.
         align: Whether popularity buckets are aligned.
-        weights: λ of cold, sparse and dense users: total weight of synthetic rows, as a share of the real rows'.
+        segment_weights: λ of cold, sparse and dense users: total weight of synthetic rows, as a share of the real rows'. The file's
+            key is ``weights``.
         sparse_below: Number of real target events below which a user counts as sparse.
         settings: Digest of the settings that it was measured under.
         logs: Digest of the logs that it was measured on.
@@ -70,7 +71,7 @@ class Policy(Jsonable):
     temperature: float
     min_lift: float
     align: bool
-    weights: tuple[float, float, float]
+    segment_weights: tuple[float, float, float]
     sparse_below: int
     settings: str
     logs: str
@@ -79,7 +80,9 @@ class Policy(Jsonable):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with λ by segment."""
-        return super().to_json() | {"weights": dict(zip(SEGMENTS, self.weights, strict=True))}
+        values = super().to_json()
+        del values["segment_weights"]
+        return values | {"weights": dict(zip(SEGMENTS, self.segment_weights, strict=True))}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -90,8 +93,9 @@ class Policy(Jsonable):
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            cold, sparse, dense = (float(found["weights"][name]) for name in SEGMENTS)
-            return cls(**found | {"weights": (cold, sparse, dense)})
+            weights = found.pop("weights")
+            cold, sparse, dense = (float(weights[segment]) for segment in SEGMENTS)
+            return cls(**found, segment_weights=(cold, sparse, dense))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise EvaluationError(
                 f"not a valid policy: {error}", where=str(path), next_step="run scalr evaluate again, or delete the file"
@@ -156,7 +160,7 @@ def why_not_generated(settings: Settings) -> str | None:
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(options.synthetic_weights):
+    if any(options.resolved_segment_weights):
         return None
     if options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"
@@ -184,7 +188,7 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
             "min_lift": policy.min_lift,
             "align": policy.align,
         },
-        "training_set": {"segment_weights": policy.weights},
+        "training_set": {"segment_weights": policy.segment_weights},
         "downstream": {"sparse_below": policy.sparse_below},
     }
     named = set(settings.explicit_keys)

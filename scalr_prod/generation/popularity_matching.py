@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
 
 __all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]
@@ -51,7 +52,6 @@ class AlignmentResult:
     """Hold the result of the alignment.
 
     Attributes:
-        manifests: Manifests of the candidate files, by partition.
         events: Rows kept.
         dropped: Rows not kept.
         users: Distinct users among the rows kept.
@@ -60,7 +60,6 @@ class AlignmentResult:
         bucket_distance: Total variation from the real events' buckets, ``before`` and ``after``.
     """
 
-    manifests: list[dict[str, Any]]
     events: int
     dropped: int
     users: int
@@ -152,11 +151,13 @@ def align_parts(
         partitions: Number of parts.
         schema: Of ``synthetic_target_events``.
     """
+    from scalr_prod.lake import Lake
+
     options = spec.settings["generation"]
     buckets = int(options["align_buckets"])
     staged = [part_path(parts, number) for number in range(partitions)]
     with staging_folder(settings, "align") as folder, open_duckdb(settings, folder) as connection:
-        shares = _register_buckets(connection, settings, spec, buckets)
+        shares = _register_buckets(connection, Lake.open(settings), spec, buckets)
         cell_counts = _count_by_bucket(connection, staged, buckets)
         counts = cell_counts.sum(1)
         keep = keep_counts(counts, shares) if options["align"] else counts
@@ -167,10 +168,8 @@ def align_parts(
         ]
         _register_limits(connection, limits)
         write = _copy_part if (keep == counts).all() else partial(_write_kept_rows, connection, schema)
-        manifests = [
+        for number, path in enumerate(staged):
             write(path, part_path(candidates, number), part_identity(spec, number, partitions))
-            for number, path in enumerate(staged)
-        ]
         remove_stale_parts(candidates, partitions)
         kept_counts = np.array([cell_counts[bucket, : limits[bucket]].sum() for bucket in range(buckets)], dtype=np.int64)
         rows = {"files": [escape_glob(part_path(candidates, number)) for number in range(partitions)]}
@@ -182,7 +181,6 @@ def align_parts(
         ).fetchall()
     events = int(kept_counts.sum())
     return AlignmentResult(
-        manifests=manifests,
         events=events,
         dropped=int(counts.sum()) - events,
         users=int(users),
@@ -192,14 +190,12 @@ def align_parts(
     )
 
 
-def _register_buckets(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
+def _register_buckets(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
     """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
-    from scalr_prod.lake import Lake
-
     version = spec.table_versions[Table.TARGET_EVENTS]
-    connection.register("real_events", Lake.open(settings).dataset(Table.TARGET_EVENTS, version=version))
+    connection.register("real_events", lake.dataset(Table.TARGET_EVENTS, version=version))
     items = connection.sql(
         f"""SELECT {ITEM_ID}, count(*) AS events FROM real_events WHERE {CREATED_TIMESTAMP} <= $as_of
             GROUP BY {ITEM_ID}""",
@@ -230,18 +226,18 @@ def _register_limits(connection: DuckDBPyConnection, limits: list[int]) -> None:
     connection.register("limits", pa.table({"bucket": np.arange(len(limits)), "cells": np.array(limits, dtype=np.int64)}))
 
 
-def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def _copy_part(source: Path, path: Path, facts: dict[str, Any]) -> None:
     """Copy a part that keeps all of its rows; they are already in their final order."""
     import pyarrow.parquet as pq
 
     with atomic_path(path) as unfinished:
         shutil.copyfile(source, unfinished)
-    return write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
+    write_manifest(path, facts | {"rows": pq.read_metadata(path).num_rows})
 
 
 def _write_kept_rows(
     connection: DuckDBPyConnection, schema: pa.Schema, source: Path, path: Path, facts: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     import pyarrow as pa
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)
@@ -257,7 +253,7 @@ def _write_kept_rows(
         for batch in found.to_arrow_reader(_BATCH_ROWS):
             write(pa.Table.from_batches([batch]).cast(schema))
             rows += len(batch)
-    return write_manifest(path, facts | {"rows": rows})
+    write_manifest(path, facts | {"rows": rows})
 
 
 def _total_variation(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> float:

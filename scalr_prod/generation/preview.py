@@ -75,7 +75,7 @@ def preview_run(settings: Settings) -> RunPreview:
     # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
         connection.register("events", events)
-        window = resolve_window(settings, connection)
+        window = resolve_window(settings.generation, connection, lake, timezone=settings.project.timezone)
         chosen = run_settings(settings)
         contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
     return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)

@@ -27,7 +27,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -68,10 +68,12 @@ def generate(
         GenerationError: A task failed.
         ScalrError: Of the lake, the feature store or the scorer.
     """
+    from scalr_prod.translator import load_version
+
     started = time.perf_counter()
     with Ledger.open(settings) as ledger, ledger.leases.hold(spec.run_id) as lease:
         state = ledger.runs.get(spec.run_id).state
-        done = _finished_report(settings, spec, verify_files=state is not RunState.PUBLISHED)
+        done = _finished_report(settings.home, spec, verify_files=state is not RunState.PUBLISHED)
         if done is not None and state not in {RunState.PLANNED, RunState.GENERATING}:
             return replace(
                 done,
@@ -83,13 +85,28 @@ def generate(
             )
         if state not in _FINISHED_STATES:
             ledger.runs.set_state(spec.run_id, RunState.GENERATING, cause="generate")
-        write_json(run_folder(settings, spec.run_id) / "run.json", spec.to_json())
+        write_json(run_folder(settings.home, spec.run_id) / "run.json", spec.to_json())
         manifests, made = _generate_parts(settings, spec, ledger, serving, progress=progress)
         lease.check()
-        aligned = _align(settings, spec)
+        aligned = align_parts(
+            settings,
+            spec,
+            parts=parts_folder(settings.home, spec.run_id),
+            candidates=_candidates_folder(settings.home, spec.run_id),
+            partitions=settings.generation.partitions,
+            schema=candidate_schema(Lake.open(settings)),
+        )
         lease.check()
-        report = _report(settings, spec, manifests, made, aligned, seconds=time.perf_counter() - started)
-        write_json(_report_path(settings, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
+        report = _report(
+            spec,
+            manifests,
+            made,
+            aligned,
+            catalogue=len(load_version(settings, spec.translator_version).vocabulary().first_seen),
+            sources=settings.domains.source_names,
+            seconds=time.perf_counter() - started,
+        )
+        write_json(_report_path(settings.home, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
         if state not in _FINISHED_STATES:
             ledger.runs.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
     return report
@@ -105,15 +122,15 @@ def _generate_parts(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """The manifests of all parts, and which of them were made now."""
     partitions = settings.generation.partitions
-    folder = parts_folder(settings, spec.run_id)
+    folder = parts_folder(settings.home, spec.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(folder, partitions)
-    kept = {number: read_finished_part(settings, spec, number, partitions) for number in range(partitions)}
+    kept = {number: read_finished_part(settings.home, spec, number, partitions) for number in range(partitions)}
     manifests = {number: manifest for number, manifest in kept.items() if manifest is not None}
     ledger.runs.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
-        preload_workers(settings)
+        preload_workers(settings.compute)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
         total = write_shards(settings, spec, partitions)
@@ -128,7 +145,7 @@ def _generate_parts(
             for manifest in cluster.map(_run_task, ((lean, spec, number, partitions) for number in missing)):
                 manifests[manifest["partition"]] = manifest
                 ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
-    remove_shards(settings, spec)
+    remove_shards(settings.home, spec)
     return [manifests[number] for number in range(partitions)], missing
 
 
@@ -157,35 +174,22 @@ def _worker_settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"serving": settings.serving.model_copy(update={"threads": threads})})
 
 
-def _align(settings: Settings, spec: RunSpec) -> AlignmentResult:
-    partitions = settings.generation.partitions
-    parts = parts_folder(settings, spec.run_id)
-    return align_parts(
-        settings,
-        spec,
-        parts=parts,
-        candidates=_candidates_folder(settings, spec.run_id),
-        partitions=partitions,
-        schema=candidate_schema(settings),
-    )
+def _candidates_folder(home: Path, run_id: str) -> Path:
+    return run_folder(home, run_id) / "candidates"
 
 
-def _candidates_folder(settings: Settings, run_id: str) -> Path:
-    return run_folder(settings, run_id) / "candidates"
+def _report_path(home: Path, run_id: str) -> Path:
+    return run_folder(home, run_id) / "generation.json"
 
 
-def _report_path(settings: Settings, run_id: str) -> Path:
-    return run_folder(settings, run_id) / "generation.json"
-
-
-def _finished_report(settings: Settings, spec: RunSpec, *, verify_files: bool) -> GenerationReport | None:
+def _finished_report(home: Path, spec: RunSpec, *, verify_files: bool) -> GenerationReport | None:
     """The report of an earlier call; with ``verify_files``, None unless every candidate file is complete."""
     try:
-        content = json.loads(_report_path(settings, spec.run_id).read_text(encoding="utf-8"))
+        content = json.loads(_report_path(home, spec.run_id).read_text(encoding="utf-8"))
         partitions, report = int(content["partitions"]), GenerationReport.from_json(content["report"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    folder = _candidates_folder(settings, spec.run_id)
+    folder = _candidates_folder(home, spec.run_id)
     for number in range(partitions) if verify_files else ():
         path = part_path(folder, number)
         if read_manifest(path, **part_identity(spec, number, partitions)) is None:
@@ -194,17 +198,15 @@ def _finished_report(settings: Settings, spec: RunSpec, *, verify_files: bool) -
 
 
 def _report(
-    settings: Settings,
     spec: RunSpec,
     manifests: list[dict[str, Any]],
     made: list[int],
     aligned: AlignmentResult,
     *,
+    catalogue: int,
+    sources: Sequence[str],
     seconds: float,
 ) -> GenerationReport:
-    from scalr_prod.translator import load_version
-
-    catalogue = len(load_version(settings, spec.translator_version).vocabulary().first_seen)
     translated = sum(manifests[number]["contexts"] for number in made)
     measured, others = (
         sum(manifest.get("left_out", {}).get(what, 0) for manifest in manifests) for what in ("contexts", "others")
@@ -223,7 +225,7 @@ def _report(
                 "contexts": sum(manifest["sources"].get(name, 0) for manifest in manifests),
                 "events": aligned.sources.get(name, 0),
             }
-            for name in settings.domains.source_names
+            for name in sources
         },
         coverage=round(aligned.items / catalogue, 6) if catalogue else 0.0,
         bucket_distance=aligned.bucket_distance,

@@ -66,25 +66,24 @@ def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
     Raises:
         LakeError: A table cannot be read.
     """
+    from scalr_prod.lake import Lake
     from scalr_prod.workspace import open_duckdb, staging_folder
 
-    written = _count_written_contexts(settings, spec, partitions)
+    written = _count_written_contexts(settings.home, spec, partitions)
     if written is not None:
         return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
-        create_chosen_users(connection, settings, spec)
+        create_chosen_users(connection, Lake.open(settings), spec)
         slices = _assign_shards(connection, partitions)
         contexts = _iter_context_readers(connection, spec, folder)
-        rows = _write_files(_folder(settings, spec, "contexts"), spec, slices, contexts)
+        rows = _write_files(_folder(settings.home, spec, "contexts"), spec, slices, contexts)
         consumed = chosen_user_consumption(connection, spec, _SHARD_COLUMN)
         if consumed is not None:
-            _write_files(_folder(settings, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH_ROWS)]))
+            _write_files(_folder(settings.home, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH_ROWS)]))
     return rows
 
 
-def read_shards(
-    settings: Settings, spec: RunSpec, partition: int, partitions: int
-) -> Iterator[tuple[pa.Table, pa.Table | None]]:
+def read_shards(home: Path, spec: RunSpec, partition: int, partitions: int) -> Iterator[tuple[pa.Table, pa.Table | None]]:
     """Yield one task's shards: contexts, and what their users consumed in the target domain, as `read_contexts` returns them.
 
     Raises:
@@ -92,7 +91,7 @@ def read_shards(
     """
     import pyarrow.parquet as pq
 
-    paths = [part_path(_folder(settings, spec, name), partition) for name in _table_names(spec)]
+    paths = [part_path(_folder(home, spec, name), partition) for name in _table_names(spec)]
     for path in paths:
         if read_manifest(path, **part_identity(spec, partition, partitions)) is None:
             raise GenerationError(
@@ -110,27 +109,25 @@ def read_shards(
             file.close()
 
 
-def remove_shards(settings: Settings, spec: RunSpec) -> None:
+def remove_shards(home: Path, spec: RunSpec) -> None:
     """Remove the files that `write_shards` wrote, if any."""
-    shutil.rmtree(_folder(settings, spec), ignore_errors=True)
+    shutil.rmtree(_folder(home, spec), ignore_errors=True)
 
 
-def _folder(settings: Settings, spec: RunSpec, name: str = "") -> Path:
-    return run_folder(settings, spec.run_id) / "asked" / name
+def _folder(home: Path, spec: RunSpec, name: str = "") -> Path:
+    return run_folder(home, spec.run_id) / "asked" / name
 
 
 def _table_names(spec: RunSpec) -> tuple[str, ...]:
     return ("contexts", "consumed") if spec.settings["generation"]["exclude_consumed"] else ("contexts",)
 
 
-def _count_written_contexts(settings: Settings, spec: RunSpec, partitions: int) -> int | None:
+def _count_written_contexts(home: Path, spec: RunSpec, partitions: int) -> int | None:
     """Return how many contexts were written, or None if a file is missing or incomplete."""
     rows = 0
     for number in range(partitions):
         for name in _table_names(spec):
-            manifest = read_manifest(
-                part_path(_folder(settings, spec, name), number), **part_identity(spec, number, partitions)
-            )
+            manifest = read_manifest(part_path(_folder(home, spec, name), number), **part_identity(spec, number, partitions))
             if manifest is None:
                 return None
             rows += int(manifest["rows"]) if name == "contexts" else 0

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
     from scalr_prod.serving import LatencyHistogram, Scorer
     from scalr_prod.translator import ItemVocabulary
@@ -67,22 +68,20 @@ DROP_REASONS: Final = ("below_lift", "none_eligible", "duplicate")
 _SHORTLIST_CHECK_CONTEXTS: Final = 64
 
 
-def parts_folder(settings: Settings, run_id: str) -> Path:
+def parts_folder(home: Path, run_id: str) -> Path:
     """Return ``<home>/runs/<run_id>/parts``."""
-    return run_folder(settings, run_id) / "parts"
+    return run_folder(home, run_id) / "parts"
 
 
-def read_finished_part(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
+def read_finished_part(home: Path, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any] | None:
     """Return the manifest of a part that exists and is complete, else None."""
-    path = part_path(parts_folder(settings, spec.run_id), partition)
+    path = part_path(parts_folder(home, spec.run_id), partition)
     return read_manifest(path, **part_identity(spec, partition, partitions))
 
 
-def candidate_schema(settings: Settings) -> pa.Schema:
-    """Return the schema of ``synthetic_target_events`` for this project's id types."""
-    from scalr_prod.lake import Lake
-
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
+def candidate_schema(lake: Lake) -> pa.Schema:
+    """Return the schema of ``synthetic_target_events`` for the lake's id types."""
+    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
     types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
     return table_schema(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
 
@@ -117,11 +116,11 @@ def generate_part(
     session = open_session(settings, spec, server_index=partition)
     session.latencies.drain()  # discard counts of opening and of a failed task
     counts = _PartCounts()
-    path = part_path(parts_folder(settings, spec.run_id), partition)
+    path = part_path(parts_folder(settings.home, spec.run_id), partition)
     with staging_folder(settings, "generate") as folder, open_duckdb(settings, folder) as connection:
         connection.execute("SET threads = 1")  # one core per task: the other cores run other tasks
         with open_part_writer(path, session.schema) as write:
-            for rows, consumed_rows in read_shards(settings, spec, partition, partitions):
+            for rows, consumed_rows in read_shards(settings.home, spec, partition, partitions):
                 consumed = (
                     None if consumed_rows is None else encoding.ConsumptionIndex.from_rows(consumed_rows, session.vocabulary)
                 )
@@ -187,6 +186,7 @@ _thread_session = threading.local()
 def open_session(settings: Settings, spec: RunSpec, *, server_index: int = 0) -> WorkerSession:
     """Return this thread's scorer, vocabulary and feature store, opened on first use; they are never pickled."""
     from scalr_prod.features import open_feature_store
+    from scalr_prod.lake import Lake
     from scalr_prod.serving import LatencyHistogram, open_scorer
     from scalr_prod.translator import load_version
 
@@ -195,7 +195,7 @@ def open_session(settings: Settings, spec: RunSpec, *, server_index: int = 0) ->
         close_session()
         version = load_version(settings, spec.translator_version)
         latencies = LatencyHistogram()
-        store, schema = open_feature_store(settings), candidate_schema(settings)
+        store, schema = open_feature_store(settings), candidate_schema(Lake.open(settings))
         scorer = open_scorer(
             settings, spec.translator_version, has_watchdog=True, latencies=latencies, server_index=server_index
         )

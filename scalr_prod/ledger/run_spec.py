@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from scalr_prod.config import Settings
-
 __all__ = ["STAGING_FOLDERS", "RunSpec", "RunWindow", "TranslatorPin", "check_run_id", "run_folder"]
 
 #: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
@@ -168,9 +166,9 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def run_folder(settings: Settings, run_id: str) -> Path:
+def run_folder(home: Path, run_id: str) -> Path:
     """Return ``<home>/runs/<run_id>``: asked/, parts/, candidates/, accepted/, run.json, gate.json."""
-    return settings.home / "runs" / check_run_id(run_id)
+    return home / "runs" / check_run_id(run_id)
 
 
 def _utc(moment: datetime) -> datetime:

@@ -13,6 +13,7 @@ from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
 from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
 from scalr_prod.schemas import USER_ID, Table
 from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.config import Settings
+    from scalr_prod.ledger import RunSpec
 
 __all__ = ["Effect", "ExperimentReport", "analyze_experiment", "estimate_effect"]
 
@@ -142,6 +144,8 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
             effect, canary_effect = _estimate_effects(db, holdout, canary, rows, outcomes)
         if out is not None:
             _write_sides(db, out)
+    with Ledger.open(settings) as ledger:
+        specs = [run.spec for run in ledger.runs.find()]
     return ExperimentReport(
         holdout=holdout.share if holdout else 0.0,
         canary=canary.share if canary else 0.0,
@@ -149,7 +153,7 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
         users_held_out=counts.get("held_out", 0),
         users_canary=counts.get("canary", 0),
         synthetic_events_of_held_out=int(synthetic),
-        runs_of_other_keys=_runs_of_other_keys(settings, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
+        runs_of_other_keys=_runs_of_other_keys(specs, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
         out=None if out is None else str(out),
         effect=effect,
         canary_effect=canary_effect,
@@ -344,10 +348,6 @@ def _write_sides(db: Any, out: Path) -> None:
         raise EvaluationError(f"cannot be written: {error}", where=str(out), next_step="choose a writable folder") from error
 
 
-def _runs_of_other_keys(settings: Settings, salt: str) -> list[str]:
-    from scalr_prod.ledger import Ledger
-
-    with Ledger.open(settings) as ledger:
-        specs = [run.spec for run in ledger.runs.find()]
+def _runs_of_other_keys(specs: list[RunSpec], salt: str) -> list[str]:
     planned = ((spec.run_id, Holdout.from_run(spec.settings)) for spec in specs)
     return [run_id for run_id, holdout in planned if holdout is not None and holdout.salt != salt]

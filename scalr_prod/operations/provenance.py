@@ -134,7 +134,7 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
 
 
 def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:
-    from scalr_prod.features import join_point_in_time
+    from scalr_prod.features import join_point_in_time, open_feature_store
     from scalr_prod.translator import TranslatorModule, attribute, load_version
 
     version = load_version(settings, spec.translator_version)
@@ -148,8 +148,9 @@ def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _Titl
     module = TranslatorModule.load(version.path, trusted=True)
     events = db.sql("SELECT * FROM keyed_events ORDER BY place").to_arrow_table()
     rows, consumed = _read_event_contexts(settings, db, spec, events, vocabulary)
+    store = open_feature_store(settings)
     histories = join_point_in_time(
-        settings,
+        store,
         rows.select([USER_ID, ITEM_ID, EVENT_TIMESTAMP]),
         ["source_user_history:item_ids", "source_user_history:event_timestamps"],
         known_by=spec.as_of,
@@ -161,7 +162,7 @@ def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _Titl
     position = 0
     # One context per batch: rounding depends on the batch, and an event must have the same explanation in every call.
     unbatched = settings.model_copy(update={"generation": settings.generation.model_copy(update={"batch_size": 1})})
-    for contexts in RequestEncoder(unbatched, spec, vocabulary, version.folds).iter_requests(rows, consumed):
+    for contexts in RequestEncoder(unbatched, spec, vocabulary, version.folds, store).iter_requests(rows, consumed):
         batch = events.slice(position, len(contexts))
         items = vocabulary.target_index(batch[ITEM_ID].combine_chunks())
         drawn = module.sample(contexts, count, min_lift=generation["min_lift"], **options)

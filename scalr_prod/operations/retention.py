@@ -12,10 +12,12 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
@@ -29,9 +31,8 @@ from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import RetentionSettings, Settings
     from scalr_prod.lake import Lake
 
 __all__ = ["Removal", "RetentionReport", "apply_retention"]
@@ -94,165 +95,151 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
     Raises:
         LakeError: A table's log cannot be read.
     """
-    now = datetime.now(UTC)
-    removed = [
-        *_remove_run_parts(settings, now, dry_run=dry_run),
-        *_remove_training_sets(settings, now, dry_run=dry_run),
-        *_remove_translators(settings, now, dry_run=dry_run),
-        *_remove_table_files(settings, dry_run=dry_run),
-        *_remove_temporary_folders(settings, dry_run=dry_run),
-    ]
+    now, retention = datetime.now(UTC), settings.retention
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger.open(settings))
+        trash = None if dry_run else stack.enter_context(staging_folder(settings, "maintain"))
+        removed = [
+            *_remove_run_parts(ledger, settings.home, retention, now, trash),
+            *_remove_training_sets(settings.home / "datasets", retention, now, trash),
+            *_remove_translators(settings, ledger, now, trash),
+            *_remove_table_files(open_project_lake(settings), ledger, retention, dry_run=dry_run),
+            *_remove_temporary_folders(trash),
+        ]
     report = RetentionReport(dry_run, removed)
     logger.info("%s %d items, %d bytes", "would remove" if dry_run else "removed", len(removed), report.bytes)
     return report
 
 
-def _remove_run_parts(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
-    keep = timedelta(days=settings.retention.days)
-    with Ledger.open(settings) as ledger:
-        for run in ledger.runs.find():
-            folders = [run_folder(settings, run.run_id) / name for name in STAGING_FOLDERS]
-            existing = [folder for folder in folders if folder.is_dir()]
-            if run.state not in _TERMINAL_STATES or now - run.updated_at < keep or not existing:
-                continue
-            try:
-                with ExitStack() as stack:
-                    if not dry_run:
-                        stack.enter_context(ledger.leases.hold(run.run_id))
-                        if ledger.runs.get(run.run_id).state is not run.state:  # resumed meanwhile
-                            continue
-                    yield _remove_folders(
-                        settings,
-                        "run",
-                        run.run_id,
-                        existing,
-                        f"{run.state.value} {_describe_age(now, run.updated_at)}",
-                        dry_run=dry_run,
-                    )
-            except LeaseHeld:
-                logger.info("%s is active: its parts are kept", run.run_id)
+def _remove_run_parts(
+    ledger: Ledger, home: Path, retention: RetentionSettings, now: datetime, trash: Path | None
+) -> Iterator[Removal]:
+    for run in ledger.runs.find():
+        folders = [run_folder(home, run.run_id) / name for name in STAGING_FOLDERS]
+        existing = [folder for folder in folders if folder.is_dir()]
+        is_recent = now - run.updated_at < timedelta(days=retention.days)
+        if run.state not in _TERMINAL_STATES or is_recent or not existing:
+            continue
+        reason = f"{run.state.value} {_describe_age(now, run.updated_at)}"
+        try:
+            with nullcontext() if trash is None else ledger.leases.hold(run.run_id):
+                if trash is not None and ledger.runs.get(run.run_id).state is not run.state:  # resumed meanwhile
+                    continue
+                yield _remove_folders("run", run.run_id, existing, reason, trash)
+        except LeaseHeld:
+            logger.info("%s is active: its parts are kept", run.run_id)
 
 
-def _remove_training_sets(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+def _remove_training_sets(datasets: Path, retention: RetentionSettings, now: datetime, trash: Path | None) -> Iterator[Removal]:
     from filelock import FileLock
 
     from scalr_prod.training_set import list_versions
 
-    for home in sorted(path for path in (settings.home / "datasets").glob("*") if path.is_dir()):
-        with ExitStack() as stack:
-            if not dry_run:
-                stack.enter_context(FileLock(home / ".lock"))
+    for home in sorted(path for path in datasets.glob("*") if path.is_dir()):
+        with nullcontext() if trash is None else FileLock(home / ".lock"):
             existing = list_versions(home)
             built = {version: datetime.fromtimestamp(folder.stat().st_mtime, UTC) for version, folder in existing.items()}
             old = [
                 version
-                for version in sorted(existing)[: -settings.retention.training_sets]
-                if now - built[version] >= timedelta(days=settings.retention.days)
+                for version in sorted(existing)[: -retention.training_sets]
+                if now - built[version] >= timedelta(days=retention.days)
             ]
             # Versions share unchanged files as hard links, so a file's space is freed only with its last link.
             counted = {_inode(path) for version in existing.keys() - set(old) for path in _list_files([existing[version]])}
             for version in old:
                 reason = f"{len(existing)} versions, built {_describe_age(now, built[version])}"
                 folders, name = [existing[version]], f"{home.name} v{version}"
-                yield _remove_folders(settings, "training_set", name, folders, reason, counted_inodes=counted, dry_run=dry_run)
+                yield _remove_folders("training_set", name, folders, reason, trash, counted_inodes=counted)
 
 
-def _remove_translators(settings: Settings, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+def _remove_translators(settings: Settings, ledger: Ledger, now: datetime, trash: Path | None) -> Iterator[Removal]:
     from scalr_prod.serving import model_folder, versions_in_use
     from scalr_prod.translator import models_dir
 
-    needed = versions_in_use(settings) | _translators_of_runs(settings, now)
-    with Ledger.open(settings) as ledger:
-        records = sorted(ledger.models.find(), key=lambda record: record.version)
+    keep = timedelta(days=settings.retention.days)
+    needed = versions_in_use(settings) | _translators_of_runs(ledger, rejected_since=now - keep)
+    records = sorted(ledger.models.find(), key=lambda record: record.version)
     for record in records[: -settings.retention.translators]:
-        folders = [folder / str(record.version) for folder in (models_dir(settings), model_folder(settings))]
+        folders = [folder / str(record.version) for folder in (models_dir(settings.home), model_folder(settings))]
         existing = [folder for folder in folders if folder.is_dir()]
-        if record.version in needed or not existing or now - record.created_at < timedelta(days=settings.retention.days):
+        if record.version in needed or not existing or now - record.created_at < keep:
             continue
         reason = f"{len(records)} versions, trained {_describe_age(now, record.created_at)}, not used by a published window"
-        yield _remove_folders(settings, "translator", str(record.version), existing, reason, dry_run=dry_run)
+        yield _remove_folders("translator", str(record.version), existing, reason, trash)
 
 
-def _translators_of_runs(settings: Settings, now: datetime) -> set[int]:
+def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int]:
     """Return the translators of runs that have rows in the feature view, are unfinished, or were rejected recently."""
-    keep = timedelta(days=settings.retention.days)
-    with Ledger.open(settings) as ledger:
-        published = {
-            publication.run_id
-            for publication in ledger.publications.find()
-            if publication.status is not PublicationStatus.ROLLED_BACK
-        }
-        return {
-            run.spec.translator_version
-            for run in ledger.runs.find()
-            if run.run_id in published
-            or run.state not in _TERMINAL_STATES
-            or (run.state is RunState.REJECTED and now - run.updated_at < keep)
-        }
+    published = {
+        publication.run_id
+        for publication in ledger.publications.find()
+        if publication.status is not PublicationStatus.ROLLED_BACK
+    }
+    return {
+        run.spec.translator_version
+        for run in ledger.runs.find()
+        if run.run_id in published
+        or run.state not in _TERMINAL_STATES
+        or (run.state is RunState.REJECTED and run.updated_at > rejected_since)
+    }
 
 
-def _pinned_versions(settings: Settings, lake: Lake, table: Table) -> list[int]:
-    """Return the table versions to keep: those needed by unfinished runs, by rollbacks, or to enable publication again."""
-    with Ledger.open(settings) as ledger:
-        unfinished = [run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES]
-        versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
-        if table is Table.SYNTHETIC_TARGET_EVENTS:
-            versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))}
-    pins = [version for version in versions if lake.is_readable(table, version)]  # an erasure may have removed its files
-    hidden = lake.hidden_version(table)
-    return pins if hidden is None else [*pins, hidden]
-
-
-def _remove_table_files(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
-    lake, days = open_project_lake(settings), settings.retention.files_days
+def _remove_table_files(lake: Lake, ledger: Ledger, retention: RetentionSettings, *, dry_run: bool) -> Iterator[Removal]:
+    days = retention.files_days
     for table in Table:
         if not lake.exists(table):
             continue
-        pinned = partial(_pinned_versions, settings, lake, table)
+        pinned = partial(_pinned_versions, ledger, lake, table, keep=timedelta(days=retention.days))
         files = lake.vacuum(table, keep_days=days, keep_versions=pinned, dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
 
 
-def _remove_temporary_folders(settings: Settings, *, dry_run: bool) -> Iterator[Removal]:
+def _pinned_versions(ledger: Ledger, lake: Lake, table: Table, *, keep: timedelta) -> list[int]:
+    """Return the table versions to keep: those needed by unfinished runs, by rollbacks, or to enable publication again."""
+    unfinished = [run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES]
+    versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
+    if table is Table.SYNTHETIC_TARGET_EVENTS:
+        versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - keep)}
+    pins = [version for version in versions if lake.is_readable(table, version)]  # an erasure may have removed its files
+    hidden = lake.hidden_version(table)
+    return pins if hidden is None else [*pins, hidden]
+
+
+def _remove_temporary_folders(trash: Path | None) -> Iterator[Removal]:
     for folder in abandoned_folders():
         try:
-            removal = _remove_folders(
-                settings, "temporary_folder", str(folder), [folder], "left by a killed process", dry_run=dry_run
-            )
+            removal = _remove_folders("temporary_folder", str(folder), [folder], "left by a killed process", trash)
         except FileNotFoundError:  # another project's maintenance removes it too
             continue
         yield removal
 
 
 def _remove_folders(
-    settings: Settings,
     kind: str,
     name: str,
     folders: list[Path],
     reason: str,
+    trash: Path | None,
     *,
     counted_inodes: set[tuple[int, int]] | None = None,
-    dry_run: bool,
 ) -> Removal:
     """Delete folders, each atomically if it is on the file system of the home.
 
     Args:
-        settings: The project's settings.
         kind: See `Removal`.
         name: See `Removal`.
         folders: The folders to delete.
         reason: See `Removal`.
+        trash: Folder to move them to, which is deleted at the end; None: a dry run, which deletes nothing.
         counted_inodes: Inodes to leave out of the size: still linked elsewhere, or already counted. Updated in place.
-        dry_run: Delete nothing.
     """
     counted_inodes = set() if counted_inodes is None else counted_inodes
     sizes = {_inode(path): path.stat().st_size for path in _list_files(folders) if _inode(path) not in counted_inodes}
     counted_inodes |= sizes.keys()
-    if not dry_run:
-        with staging_folder(settings, "maintain") as scratch:
-            for number, folder in enumerate(folders):
-                _move_or_delete(folder, scratch / str(number))
+    if trash is not None:
+        for folder in folders:
+            _move_or_delete(folder, Path(tempfile.mkdtemp(dir=trash)) / folder.name)
     return Removal(kind, name, sum(sizes.values()), len(sizes), reason)
 
 

@@ -194,7 +194,10 @@ def _retraining_reason(settings: Settings) -> dict[str, str]:
 
     suppressed = SuppressionList.open(settings)
     try:
-        deadline = suppressed.retraining_deadline(settings, load_version(settings).version) if suppressed.users else None
+        deadline = None
+        if suppressed.users:
+            version, grace_days = load_version(settings).version, settings.forgetting.grace_days
+            deadline = suppressed.retraining_deadline(version, grace_days=grace_days)
     except TranslatorNotFound:
         return {}
     if deadline is None:

@@ -26,7 +26,7 @@ def record_timings(settings: Settings, run_id: str, timings: Mapping[str, Mappin
         known = read_timings(settings, run_id)
         if known.keys() >= timings.keys():
             return
-        folder = run_folder(settings, run_id)
+        folder = run_folder(settings.home, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "stages.json", dict(timings) | known)
     except OSError as error:
@@ -42,7 +42,7 @@ def read_timings(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
 
     try:
         timings: dict[str, dict[str, Any]] = json.loads(
-            (run_folder(settings, run_id) / "stages.json").read_text(encoding="utf-8")
+            (run_folder(settings.home, run_id) / "stages.json").read_text(encoding="utf-8")
         )
     except (OSError, ValueError):
         return {}

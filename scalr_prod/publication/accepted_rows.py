@@ -32,7 +32,7 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     """
     from scalr_prod.generation import file_sha256
 
-    folder = run_folder(settings, run_id)
+    folder = run_folder(settings.home, run_id)
     hint = f"audit the run again: scalr validate {run_id}"
     try:
         report = json.loads((folder / "gate.json").read_text(encoding="utf-8"))["report"]
@@ -87,6 +87,6 @@ def ensure_no_erased_ids(settings: Settings, run_id: str, files: Sequence[Path])
         if erased := suppressed.suppressed_ids(ids, kind):
             raise PublicationError(
                 f"the run has rows of {len(erased)} erased {noun}",
-                where=str(run_folder(settings, run_id) / "accepted"),
+                where=str(run_folder(settings.home, run_id) / "accepted"),
                 next_step="erase them again: scalr forget; or generate a new run: scalr run",
             ).add_context(run_id=run_id)

@@ -90,7 +90,7 @@ def _is_measured(found: DatasetSource, settings: Settings | None) -> bool:
     if settings is None or found.kind != "training set" or not policy_path(settings).is_file():
         return False
     manifest = json.loads((Path(found.location).parent / "manifest.json").read_text(encoding="utf-8"))
-    return bool(manifest.get("settings", {}).get("lambda") == list(Policy.read(policy_path(settings)).weights))
+    return bool(manifest.get("settings", {}).get("lambda") == list(Policy.read(policy_path(settings)).segment_weights))
 
 
 @contextmanager
@@ -124,18 +124,17 @@ def _validate(
 
     from scalr_prod.quality.duckdb_dialect import database_url
 
-    name = _file_name(suite.name)
+    name, url = _file_name(suite.name), database_url(database, memory_mb=memory_mb)
     identifier, found = validate_table(
         context,
-        name,
-        _file_name(subject),
-        database,
+        url,
         DATASET_VIEW,
         [_expectation(rule, suite.file) for rule in rules if not rule.missing],
-        memory_mb=memory_mb,
+        suite=name,
+        subject=_file_name(subject),
         examples=_EXAMPLES,
     )
-    engine = create_engine(database_url(database, memory_mb=memory_mb))
+    engine = create_engine(url)
     try:
         results = [_outcome(rule, found.get(rule.name), columns, suite.file, engine) for rule in rules]
     finally:

@@ -79,7 +79,7 @@ def validate_run(settings: Settings, run_id: str, *, progress: bool = False) -> 
 def _verdict(
     settings: Settings, run: Run, record: ModelVersion | None, publications: Sequence[Publication], *, progress: bool
 ) -> GateReport:
-    folder = run_folder(settings, run.run_id)
+    folder = run_folder(settings.home, run.run_id)
     stored, auditable = _read(folder / "gate.json"), run.state in _AUDITABLE
     if run.state in _FINAL:
         if stored is None:
@@ -168,8 +168,9 @@ def _audit(
 ) -> GateReport:
     quality = settings.quality
     generation = _generation_settings(settings, spec)
-    open_project_lake(settings).require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
-    schema = candidate_schema(settings)
+    lake = open_project_lake(settings)
+    lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
+    schema = candidate_schema(lake)
     with open_gx_session(settings) as inspector:
         shape = validate_columns(
             inspector,
@@ -213,10 +214,10 @@ def _audit(
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
                 warn_on_drift(figures, quality, reference)
             figures |= audit.query_figures(bounds, figures)
-            bounds, pooled, pooled_since = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
-            figures |= pooled
-            by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, bounds)
-            figures |= {"pooled_since": pooled_since} if pooled_since else {}
+            pooled = pool_small_run(audit, spec, Lake.open(settings), bounds, figures)
+            figures |= pooled.figures
+            by_run = validate_figures(inspector, _SUITE, spec.run_id, figures, pooled.rules)
+            figures |= {"pooled_since": pooled.since} if pooled.since else {}
             figures["by_source"] = audit.counts_by_source()
             if reference is not None:
                 figures["drift_reference"] = reference.run_id

@@ -101,6 +101,8 @@ class GxSession:
         """
         import duckdb
 
+        from scalr_prod.quality.duckdb_dialect import database_url
+
         database = self._folder / f"{suite}.duckdb"
         with duckdb.connect(str(database)) as connection:
             if isinstance(rows, Sequence):
@@ -108,8 +110,9 @@ class GxSession:
             else:
                 connection.from_arrow(rows).create(suite)
             (count,) = connection.execute(f"SELECT count(*) FROM {suite}").fetchall()[0]
+        url = database_url(database, memory_mb=self._memory_mb)
         self._results[suite], found = validate_table(
-            self._context, suite, subject, database, suite, map(_expectation, checks), memory_mb=self._memory_mb
+            self._context, url, suite, map(_expectation, checks), suite=suite, subject=subject
         )
         return [_finding(check.rule, found[check.rule], count) for check in checks]
 
@@ -194,25 +197,23 @@ def open_data_context(folder: Path) -> Iterator[tuple[Any, str]]:
 
 def validate_table(
     context: Any,
-    suite: str,
-    subject: str,
-    database: Path,
+    url: str,
     table: str,
     expectations: Iterable[Any],
     *,
-    memory_mb: int,
+    suite: str,
+    subject: str,
     examples: int = 0,
 ) -> tuple[Any, dict[str, Any]]:
     """Validate a table of a DuckDB file by SQL, and store the result.
 
     Args:
         context: Great Expectations' context.
-        suite: Name of the suite; new in this context.
-        subject: Name of the result in the data docs.
-        database: The file; nothing else may have it open.
+        url: URL of the file, from `database_url`; nothing else may have it open.
         table: Its table or view.
         expectations: The expectations, each with its rule in ``meta``.
-        memory_mb: DuckDB's memory limit.
+        suite: Name of the suite; new in this context.
+        subject: Name of the result in the data docs.
         examples: Failing values to keep per expectation, at most.
 
     Returns:
@@ -220,13 +221,9 @@ def validate_table(
     """
     import great_expectations as gx
 
-    from scalr_prod.quality.duckdb_dialect import database_url
-
     # For each type check it logs that it falls back from a DuckDB module to SQLAlchemy's types, which is intended.
     logging.getLogger("great_expectations.expectations.type_comparison").setLevel(logging.ERROR)
-    source = context.data_sources.add_sql(
-        table, connection_string=database_url(database, memory_mb=memory_mb), create_temp_table=False
-    )
+    source = context.data_sources.add_sql(table, connection_string=url, create_temp_table=False)
     rows = source.add_table_asset(table, table_name=table).add_batch_definition_whole_table("all")
     chosen = context.suites.add(gx.ExpectationSuite(name=suite, expectations=list(expectations)))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=suite, data=rows, suite=chosen))

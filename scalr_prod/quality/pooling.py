@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import file_time_bounds, files_dataset
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.audit import Audit
     from scalr_prod.quality.rule_protocol import FigureRule
 
-__all__ = ["POOLED_FIGURES", "pool_small_run"]
+__all__ = ["POOLED_FIGURES", "PooledRules", "pool_small_run"]
 
 #: Figures of `Audit.distribution_figures` that rules bound; their sample is the effective number of users.
 POOLED_FIGURES: Final = ("bucket_distance", "max_item_excess", "effective_items_ratio")
@@ -31,9 +31,24 @@ _MAX_EVENTS: Final = 100_000
 _MAX_AGE_US: Final = 3_650 * 86_400 * 1_000_000
 
 
+@dataclass(frozen=True)
+class PooledRules:
+    """Rules on distributions, some of which judge earlier events as well.
+
+    Attributes:
+        rules: All rules, pooled or not.
+        figures: The figure ``pooled_<figure>`` of each pooled rule.
+        since: Pooled rule → time from which on events are pooled (UTC).
+    """
+
+    rules: list[FigureRule]
+    figures: dict[str, float] = field(default_factory=dict)
+    since: dict[str, str] = field(default_factory=dict)
+
+
 def pool_small_run(
     audit: Audit, spec: RunSpec, lake: Lake, rules: Sequence[FigureRule], figures: Mapping[str, Any]
-) -> tuple[list[FigureRule], dict[str, float], dict[str, str]]:
+) -> PooledRules:
     """Let rules on distributions judge a small run together with the latest published events before its window.
 
     Each of these rules whose sample is too small gets the shortest stretch of earlier events with which it is large enough. It is left as
@@ -45,13 +60,10 @@ def pool_small_run(
         lake: The lake with the published events.
         rules: Rules on figures.
         figures: The run's own figures.
-
-    Returns:
-        The rules; for each pooled one, the figure ``pooled_<figure>``; and rule → time from which on events are pooled (UTC).
     """
     small = [rule for rule in rules if rule.figure in POOLED_FIGURES and not rule.is_judged(figures)]
     if not small or not figures["accepted"]:
-        return list(rules), {}, {}
+        return PooledRules(list(rules))
     connection = audit.verdicts.connection
     own = f"SELECT {USER_ID}, count(*) AS events FROM {ACCEPTED_EVENTS} GROUP BY {USER_ID}"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE own_users AS {own}")
@@ -76,7 +88,7 @@ def pool_small_run(
             figure=name,
             sample=None,
         )
-    return [pooled.get(rule.name, rule) for rule in rules], found, since_by_rule
+    return PooledRules([pooled.get(rule.name, rule) for rule in rules], found, since_by_rule)
 
 
 def _load_earlier_events(audit: Audit, lake: Lake, spec: RunSpec, users: float) -> None:

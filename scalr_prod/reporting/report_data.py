@@ -115,7 +115,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
     from scalr_prod.workspace import open_duckdb, staging_folder
 
     run = ledger.runs.get(run_id)
-    folder = run_folder(settings, run_id)
+    folder = run_folder(settings.home, run_id)
     generation = _read_json(folder / "generation.json").get("report", {})
     gate = _read_json(folder / "gate.json").get("report", {})
     publication = ledger.publications.last(run_id)

@@ -79,13 +79,21 @@ def assemble_partitions(
     from scalr_prod.training_set.row_weights import confidence_multipliers
     from scalr_prod.training_set.spine import stage_spine
 
-    limit, (start, cutoff) = max_partition_rows(settings), window.span
+    limit, (start, cutoff) = max_partition_rows(settings.histories.length), window.span
     shape = _shape(inputs, tables)
     previous = None if tables.features.untraceable_reason else find_previous_version(home, shape)
-    changes = None if previous is None else detect_changes(settings, tables, inputs, previous.manifest)
+    changes = (
+        None
+        if previous is None
+        else detect_changes(
+            settings.training_set, tables, inputs, previous.manifest, storage_options=settings.project.storage_options
+        )
+    )
     unchanged = {} if previous is None or changes is None else reusable(previous, changes, cutoff=cutoff, limit=limit)
     (folder / "spine").mkdir()
-    multipliers = confidence_multipliers(settings.training_set.synthetic_weights, inputs["settings"]["real_to_synthetic"])
+    multipliers = confidence_multipliers(
+        settings.training_set.resolved_segment_weights, inputs["settings"]["real_to_synthetic"]
+    )
     spine = stage_spine(settings, window, multipliers, folder / "spine", spans=uncovered_spans(unchanged, start, cutoff))
     found = group_days(spine.day_statistics, unchanged, cutoff=cutoff, limit=limit)
     for period, figures in found.items():
@@ -111,7 +119,7 @@ def assemble_partitions(
     parts = sorted(
         [*unchanged.values(), *(DatasetPartition(period, found[period], files[period]) for period in wanted)], key=_start
     )
-    _log_reuse(settings, previous, changes, parts, len(unchanged), tables)
+    _log_reuse(settings.training_set.name, previous, changes, parts, len(unchanged), tables)
     return AssembledVersion(parts, reused, previous, shape)
 
 
@@ -137,14 +145,13 @@ def _start(part: DatasetPartition) -> Period:
 
 
 def _log_reuse(
-    settings: Settings,
+    name: str,
     previous: PreviousVersion | None,
     changes: InputChanges | None,
     parts: list[DatasetPartition],
     reused: int,
     tables: InputTables,
 ) -> None:
-    name = settings.training_set.name
     if previous is None or changes is None:
         reason = tables.features.untraceable_reason or "no previous version has compatible rows"
         logger.info("training set %s: building all %d partitions: %s", name, len(parts), reason)

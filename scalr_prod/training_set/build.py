@@ -18,7 +18,7 @@ from scalr_prod.features import open_external_features, service_sources
 from scalr_prod.schemas import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build_report import TrainingSetReport
-from scalr_prod.training_set.input_changes import EVENT_TABLES, is_weighted_by_segment
+from scalr_prod.training_set.input_changes import EVENT_TABLES
 from scalr_prod.training_set.manifest import (
     IDS_FOLDER,
     MANIFEST_FILE,
@@ -65,7 +65,7 @@ _LOCK_TIMEOUT_S: Final = 3600
 _MAX_SYNTHETIC_RATIO: Final = 10
 #: Settings that have no effect without external features.
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
-#: Settings that do not affect rows (``task`` only requires negatives), or that `_inputs` resolves: the window, and λ.
+#: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, and λ.
 _NOT_HASHED: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
 
 
@@ -109,7 +109,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     settings, policy = apply_policy(settings)
     options = settings.training_set
     if policy is None and options.synthetic_weight is None and options.segment_weights is None:
-        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.synthetic_weights[0])
+        logger.info("λ = %g (default; run `scalr evaluate` to measure it)", options.resolved_segment_weights[0])
     lake = Lake.open(settings)
     inputs = _read_inputs(settings, lake)
     window = inputs.window
@@ -127,7 +127,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
     }
-    _warn_of_volume(settings, version, counts["real"], counts["synthetic"])
+    _warn_of_volume(options.name, version, counts["real"], counts["synthetic"], settings.generation.events_per_source_event)
     return TrainingSetReport(
         name=settings.training_set.name,
         version=version,
@@ -177,8 +177,7 @@ def layout_reason(manifest: Mapping[str, Any]) -> str | None:
     return None if layout == _LAYOUT else f"this version of the package builds it otherwise (layout {layout}, now {_LAYOUT})"
 
 
-def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int) -> None:
-    name = settings.training_set.name
+def _warn_of_volume(name: str, version: int, real: int, synthetic: int, events_per_source_event: int) -> None:
     if not synthetic:
         logger.warning("training set %s v%d has no synthetic event", name, version)
     elif synthetic > _MAX_SYNTHETIC_RATIO * real:
@@ -190,7 +189,7 @@ def _warn_of_volume(settings: Settings, version: int, real: int, synthetic: int)
             real,
             _MAX_SYNTHETIC_RATIO,
             "lower [generation] events_per_source_event",
-            settings.generation.events_per_source_event,
+            events_per_source_event,
         )
 
 
@@ -221,7 +220,7 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     options = settings.training_set
     external = open_external_features(settings)
     opened = {table: lake.open_table(table) for table in _TABLES}
-    cutoff = (options.cutoff or _all_known(settings, lake)).astimezone(UTC)
+    cutoff = (options.cutoff or _all_known(lake)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
     if start is not None and start >= cutoff:
         raise TrainingSetError(
@@ -241,10 +240,10 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         "start": start.isoformat() if start else None,
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
         | {
-            "lambda": list(options.synthetic_weights),
-            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.synthetic_weights) else 1.0,
+            "lambda": list(options.resolved_segment_weights),
+            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.resolved_segment_weights) else 1.0,
         }
-        | ({"sparse_below": settings.downstream.sparse_below} if is_weighted_by_segment(settings) else {})
+        | ({"sparse_below": settings.downstream.sparse_below} if options.is_weighted_by_segment else {})
         | (holdout.to_run_settings() if holdout else {})
         | ({CANARY_COLUMN: canary.to_json()} if canary else {}),
         "versions": {name: state["version"] for name, state in states.items()},
@@ -254,14 +253,14 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     return _BuildInputs(window, opened, external, values)
 
 
-def _all_known(settings: Settings, lake: Lake) -> datetime:
+def _all_known(lake: Lake) -> datetime:
     """Return the first instant at which every event of the lake, real or synthetic, has happened and is known."""
     import pyarrow.compute as pc
 
     from scalr_prod.publication import REWRITE_SCAN_OPTIONS
     from scalr_prod.translator import data_end
 
-    end: datetime = data_end(settings)
+    end: datetime = data_end(lake)
     # Synthetic events are known from their run's as_of, which may be later than any event.
     synthetic = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS)
     for batch in synthetic.to_batches(columns=[CREATED_TIMESTAMP], **REWRITE_SCAN_OPTIONS):
@@ -284,7 +283,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
     features = service_sources(settings, FEATURE_SERVICE)
     if inputs.external is not None:
         features = features.merge(inputs.external.sources)
-        inputs.external.join(settings, _spine(lake))  # fail early: wrong key type, missing column
+        inputs.external.join(_spine(lake))  # fail early: wrong key type, missing column
     tables = InputTables({table: inputs.opened[table] for table in EVENT_TABLES}, features, inputs.external)
     states = tables.states()
     assembled = assemble_partitions(settings, inputs.window, inputs.values, tables, home, folder, progress=progress)
@@ -298,7 +297,14 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
             where=settings.lake_url,
             next_step="run the command again",
         )
-    manifest = _describe(settings, inputs, version, assembled, tables) | {"tables": states}
+    manifest = _describe(
+        inputs,
+        version,
+        assembled,
+        tables,
+        history_length=settings.histories.length,
+        negatives_per_event=settings.training_set.negatives_per_event,
+    ) | {"tables": states}
     _check_labels(settings.training_set.task, inputs.window, manifest)
     digest = row_rules_digest(manifest)
     previous = assembled.previous
@@ -330,7 +336,13 @@ def _spine(lake: Lake) -> pa.Table:
 
 
 def _describe(
-    settings: Settings, inputs: _BuildInputs, folder: Path, assembled: AssembledVersion, tables: InputTables
+    inputs: _BuildInputs,
+    folder: Path,
+    assembled: AssembledVersion,
+    tables: InputTables,
+    *,
+    history_length: int,
+    negatives_per_event: int,
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
@@ -356,9 +368,9 @@ def _describe(
         "feature_service": FEATURE_SERVICE,
         "columns": {field.name: str(field.type) for field in schema},
         "features": features,
-        "history_length": settings.histories.length,
+        "history_length": history_length,
         **counts,
-        "missing_negatives": counts["real"] * settings.training_set.negatives_per_event - counts["negatives"],
+        "missing_negatives": counts["real"] * negatives_per_event - counts["negatives"],
         "synthetic_unknown": _count_unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], inputs.window),
         "parts": [partition.to_json() for partition in assembled.partitions],
         "files": describe_files(folder, assembled.reused_files),

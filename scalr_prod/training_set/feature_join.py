@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-    from scalr_prod.config import Settings
     from scalr_prod.features import ExternalFeatures
 
 __all__ = ["FEATURE_SERVICE", "join_features"]
@@ -24,22 +23,20 @@ FEATURE_SERVICE: Final = "downstream_training_v1"
 
 
 def join_features(
-    settings: Settings,
+    store: Any,
     rows: pa.Table,
     *,
     references: str | Sequence[str] = FEATURE_SERVICE,
     external: ExternalFeatures | None = None,
-    store: Any = None,
     connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
     """Join the features of each row as of the last microsecond before its label, in row order.
 
     Args:
-        settings: The project's settings.
+        store: The project's Feast store.
         rows: ``user_id``, ``item_id`` and ``event_timestamp``, the label's time.
         references: A service, or ``view:feature`` references.
         external: External features; their columns come last.
-        store: The project's store, if it is already open.
         connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Raises:
@@ -55,7 +52,7 @@ def join_features(
     # Strictly before the label in event and creation time: the store shows what happened and was known up to the spine's time.
     before = pc.subtract(rows.column(EVENT_TIMESTAMP).cast(pa.int64()), 1).cast(stamp)
     spine = pa.table([rows.column(USER_ID), rows.column(ITEM_ID), before], names=list(KEYS))
-    found = join_point_in_time(settings, spine, references, store=store, connection=connection)
+    found = join_point_in_time(store, spine, references, connection=connection)
     same = found.num_rows == spine.num_rows and all(
         found.column(key).cast(spine.schema.field(key).type).equals(spine.column(key)) for key in KEYS
     )
@@ -67,7 +64,7 @@ def join_features(
         )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
     if external is not None:
-        joined = external.join(settings, spine)
+        joined = external.join(spine)
         features += [(field, joined.column(field.name)) for field in joined.schema]
     schema = pa.schema([_plain(field) for field, _ in features])
     columns = [column.cast(field.type) for field, (_, column) in zip(schema, features, strict=True)]

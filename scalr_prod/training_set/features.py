@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from scalr_prod.features import open_feature_store
 from scalr_prod.training_set.feature_join import join_features
 from scalr_prod.training_set.grouped_join import JoinGroups, join_by_key
 from scalr_prod.training_set.manifest import IDS_FOLDER, ROWS_FOLDER
@@ -34,9 +35,9 @@ _ELEMENTS: Final = 5_000_000
 _ROW_GROUP: Final = 8_192
 
 
-def max_partition_rows(settings: Settings) -> int:
+def max_partition_rows(history_length: int) -> int:
     """Return the maximum rows per file: 100 000 for histories of 50 events, more for shorter ones, fewer for longer ones."""
-    return min(200_000, max(10_000, _ELEMENTS // settings.histories.length))
+    return min(200_000, max(10_000, _ELEMENTS // history_length))
 
 
 def write_partitions(
@@ -65,7 +66,7 @@ def write_partitions(
     """
     import pyarrow as pa
 
-    limit = max_partition_rows(settings)
+    limit = max_partition_rows(settings.histories.length)
     planned = _plan_files(periods, periods_to_write, limit)
     sizes, numbers = (np.array([getattr(file, name) for file in planned], np.int64) for name in ("rows", "group"))
     advance(int(sizes[numbers < 0].sum()))
@@ -81,7 +82,7 @@ def write_partitions(
             names, chunks = zip(*((file.name, chunk) for file, chunk in members), strict=True)
             rows = pa.concat_tables(chunks)
             if features_of_group is None:
-                features = join_features(settings, rows, external=external)
+                features = join_features(open_feature_store(settings), rows, external=external)
                 advance(len(rows))
             else:
                 features = features_of_group(group)

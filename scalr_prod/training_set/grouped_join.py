@@ -96,17 +96,16 @@ def join_by_key(
         with open_duckdb(settings, spine.parent) as connection:
             store = open_feature_store(settings)
             empty = pq.read_schema(spine).empty_table()
-            columns = join_features(settings, empty, external=external, store=store, connection=connection).column_names
+            columns = join_features(store, empty, external=external, connection=connection).column_names
             for key, references in sorted(references_by_key(store, FEATURE_SERVICE).items()):
                 by_user = key == USER_ID
                 spill = stack.enter_context(GroupedArrowFile(spine.with_name(f"features by {key}.arrow"), _ROW))
                 for rows in _batches_by_key(key, connection, spine, groups, limit):
                     found = join_features(
-                        settings,
+                        store,
                         rows,
                         references=references,
                         external=external if by_user else None,
-                        store=store,
                         connection=connection,
                     )
                     number = rows.column(_ROW)

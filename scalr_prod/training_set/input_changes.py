@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import TrainingSetSettings
     from scalr_prod.features import ExternalFeatures, FeatureSource, ServiceSources
     from scalr_prod.training_set.periods import Period
 
-__all__ = ["EVENT_TABLES", "InputChanges", "InputTables", "detect_changes", "is_weighted_by_segment"]
+__all__ = ["EVENT_TABLES", "InputChanges", "InputTables", "detect_changes"]
 
 #: Tables that the spine is read from.
 EVENT_TABLES = (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)
@@ -87,20 +87,25 @@ class InputChanges:
 
 
 def detect_changes(
-    settings: Settings, tables: InputTables, inputs: Mapping[str, Any], previous: Mapping[str, Any]
+    options: TrainingSetSettings,
+    tables: InputTables,
+    inputs: Mapping[str, Any],
+    previous: Mapping[str, Any],
+    *,
+    storage_options: dict[str, str],
 ) -> InputChanges:
     """Compare the tables and settings with those of a previous version.
 
     Args:
-        settings: The project's settings.
+        options: ``[training_set]``.
         tables: The current tables.
         inputs: The current inputs: ``cutoff``, ``start``, ``settings``.
         previous: The previous version's manifest.
+        storage_options: Storage options of the tables.
     """
-    options, because = settings.project.storage_options, ""
-    features_from = UNBOUNDED[1]
+    because, features_from = "", UNBOUNDED[1]
     for source in tables.features.sources:
-        since, is_rewritten = _features_from(source, previous["tables"]["features"], options)
+        since, is_rewritten = _features_from(source, previous["tables"]["features"], storage_options)
         features_from = min(features_from, since)
         if is_rewritten:
             because = because or f"{source.view} was rewritten"
@@ -111,19 +116,14 @@ def detect_changes(
     starts = sorted(iso_to_micros(start) if start else UNBOUNDED[0] for start in (inputs["start"], previous["start"]))
     spine += [(starts[0], starts[1])] if starts[0] < starts[1] else []
     for table, delta in tables.events.items():
-        found = list(_events(delta, previous["tables"]["events"][table.value], options, ends))
-        if table is Table.TARGET_EVENTS and found and is_weighted_by_segment(settings):
+        found = list(_events(delta, previous["tables"]["events"][table.value], storage_options, ends))
+        if table is Table.TARGET_EVENTS and found and options.is_weighted_by_segment:
             return InputChanges((UNBOUNDED,), features_from, because or "λ depends on each user's number of real events")
-        if table is Table.TARGET_EVENTS and settings.training_set.negatives_per_event:
+        if table is Table.TARGET_EVENTS and options.negatives_per_event:
             # Consumed and eligible items depend on all real events before the label.
             found = [(low, UNBOUNDED[1]) for low, _ in found]
         spine += found
     return InputChanges(tuple(spine), features_from, because)
-
-
-def is_weighted_by_segment(settings: Settings) -> bool:
-    """Whether a synthetic row's weight depends on the number of its user's real events."""
-    return len(set(settings.training_set.synthetic_weights)) > 1
 
 
 def _events(now: DeltaTable, state: Mapping[str, Any], options: dict[str, str], ends: list[int]) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,6 @@ __all__ = [
     "check_file",
     "compute_fingerprint",
     "describe_files",
-    "latest_version",
     "list_versions",
     "may_have_fingerprint",
     "read_manifest",
@@ -75,11 +74,6 @@ def list_versions(folder: Path) -> dict[int, Path]:
         if match and (path / MANIFEST_FILE).is_file():
             found[int(match[1])] = path
     return dict(sorted(found.items()))
-
-
-def latest_version(folder: Path) -> int | None:
-    """Return the highest version; None if there is none."""
-    return max(list_versions(folder), default=None)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

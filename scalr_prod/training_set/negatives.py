@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
-    from scalr_prod.config import Settings
+    from scalr_prod.config import TrainingSetSettings
 
 __all__ = ["NegativePool", "UserEvents", "draw_negatives", "stage_negatives"]
 
@@ -68,7 +68,7 @@ class UserEvents:
 
 def stage_negatives(
     connection: DuckDBPyConnection,
-    settings: Settings,
+    options: TrainingSetSettings,
     real: Path,
     path: Path,
     *,
@@ -79,7 +79,7 @@ def stage_negatives(
 
     Args:
         connection: A DuckDB connection.
-        settings: ``[training_set]`` negatives_per_event, negative_sampling, seed.
+        options: ``[training_set]`` negatives_per_event, negative_sampling, seed.
         real: Parquet file of all known real events.
         path: Parquet file to write.
         schema: The spine's columns.
@@ -88,7 +88,6 @@ def stage_negatives(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    options = settings.training_set
     connection.execute(
         f"CREATE TEMP VIEW real_events AS SELECT * FROM read_parquet('{escape_glob(real).replace(chr(39), chr(39) * 2)}')"
     )

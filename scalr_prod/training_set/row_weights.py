@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of synthetic rows: λ is the total weight of the synthetic rows as a share of the total weight of the real rows.
+"""Weights of synthetic rows. λ (`synthetic_weight`) is their total weight as a share of the total weight of the real rows.
 
 A synthetic row weighs confidence × λ × R / S, where R is the total weight of the real rows and S the total confidence of the synthetic
 rows of the set. λ therefore means the same for every log, number of events per user, and length of the log.
@@ -38,16 +38,16 @@ def real_to_synthetic(real: float, synthetic: float) -> float:
     return float(2.0 ** (round(math.log2(real / synthetic) * _STEPS) / _STEPS))
 
 
-def confidence_multipliers(weights: SegmentWeights, ratio: float) -> SegmentWeights:
+def confidence_multipliers(segment_weights: SegmentWeights, ratio: float) -> SegmentWeights:
     """Return what the confidence of a cold, sparse and dense user's synthetic rows is multiplied by.
 
     It is λ × R / S, and at most 1, so that no synthetic row weighs more than a real one.
 
     Args:
-        weights: λ of cold, sparse and dense users.
+        segment_weights: λ of cold, sparse and dense users.
         ratio: R / S, as returned by `real_to_synthetic`.
     """
-    return SegmentWeights(*(min(1.0, weight * ratio) for weight in weights))
+    return SegmentWeights(*(min(1.0, weight * ratio) for weight in segment_weights))
 
 
 def measure_real_to_synthetic(opened: Mapping[Table, DeltaTable], window: LabelWindow) -> float:

@@ -145,7 +145,6 @@ def stage_spine(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from scalr_prod.training_set.input_changes import is_weighted_by_segment
     from scalr_prod.workspace import open_duckdb
 
     options = settings.training_set
@@ -153,25 +152,27 @@ def stage_spine(
     # Consumed items and event counts depend on events outside of the spans, too.
     read = (
         [(to_micros(_BEGINNING), to_micros(window.cutoff))]
-        if options.negatives_per_event or is_weighted_by_segment(settings)
+        if options.negatives_per_event or options.is_weighted_by_segment
         else spans
     )
     with open_duckdb(settings, folder) as connection:
         schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
         more = ("weight", "run_id", "source_domain")
         _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
-        experiments = (HELD_OUT_COLUMN, Holdout.from_settings(settings)), (CANARY_COLUMN, Canary.from_settings(settings))
+        holdout = Holdout.from_settings(settings)
+        experiments = (HELD_OUT_COLUMN, holdout), (CANARY_COLUMN, Canary.from_settings(settings))
         marks = {name: experiment.membership_sql(USER_ID) for name, experiment in experiments if experiment is not None}
         unmarked = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
         output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, flags=tuple(marks))
         if options.negatives_per_event:
-            stage_negatives(connection, settings, real, negative, schema=unmarked, spans=spans)
+            stage_negatives(connection, options, real, negative, schema=unmarked, spans=spans)
         else:
             pq.write_table(unmarked.empty_table(), negative)
         path = folder / "spine.parquet"
+        sparse_below = settings.downstream.sparse_below if options.is_weighted_by_segment else None
         edges = _edges(connection, files, window.span)
         with GroupedArrowFile(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
-            for rows in _labelled(connection, settings, multipliers, files, spans):
+            for rows in _labelled(connection, files, spans, multipliers, sparse_below=sparse_below, holdout=holdout):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
                 ranges.append(rows, np.searchsorted(edges, times, side="right"))
             for number in ranges.groups:
@@ -182,25 +183,34 @@ def stage_spine(
 
 def _labelled(
     connection: DuckDBPyConnection,
-    settings: Settings,
-    multipliers: SegmentWeights,
     files: tuple[Path, ...],
     spans: Sequence[Span],
+    multipliers: SegmentWeights,
+    *,
+    sparse_below: int | None,
+    holdout: Holdout | None,
 ) -> Iterator[pa.Table]:
-    """Yield all rows of the spans, unsorted. `_ordered` drops unwanted synthetic rows after it removed negatives that collide with them."""
-    from scalr_prod.training_set.input_changes import is_weighted_by_segment
+    """Yield all rows of the spans, unsorted. `_ordered` drops unwanted synthetic rows after it removed negatives that collide with them.
 
+    Args:
+        connection: A DuckDB connection.
+        files: Real events, synthetic events, and negatives.
+        spans: The labels' time spans.
+        multipliers: See `stage_spine`.
+        sparse_below: Number of real target events below which a user counts as sparse; None: all segments have one multiplier.
+        holdout: Its users get no synthetic rows.
+    """
     real, synthetic, negative = files
     keys, here, counts_join = ", ".join(KEYS), _within(spans), ""
-    holdout = Holdout.from_settings(settings)
+    # λ (`synthetic_weight`) is applied to a row here: its confidence times the multiplier of its user's segment.
     multiplier = f"{multipliers.cold!r}::DOUBLE"
-    if is_weighted_by_segment(settings):
+    if sparse_below is not None:
         connection.execute(
             f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
         )
         counts_join, multiplier = (
             f"LEFT JOIN counts USING ({USER_ID})",
-            _by_segment(multipliers, settings.downstream.sparse_below),
+            _by_segment(multipliers, sparse_below),
         )
     # Exclude synthetic events that a user got before being held out.
     treated = "true" if holdout is None else f"NOT {holdout.membership_sql(USER_ID)}"

@@ -127,9 +127,9 @@ class TranslatorVersion:
         return self.manifest | {"path": str(self.path)}
 
 
-def models_dir(settings: Settings) -> Path:
+def models_dir(home: Path) -> Path:
     """Return the folder of all versions."""
-    return settings.home / "models" / "translator"
+    return home / "models" / "translator"
 
 
 def load_version(settings: Settings, version: int | None = None) -> TranslatorVersion:
@@ -144,19 +144,19 @@ def load_version(settings: Settings, version: int | None = None) -> TranslatorVe
         TranslatorError: The manifest is unreadable; or the version contains the source code of an estimator, which would run when it is
             loaded, and the ledger has no record that this project trained it.
     """
-    numbers = version_numbers(settings)
+    numbers = version_numbers(settings.home)
     if not numbers:
         raise TranslatorNotFound(
-            "no translator has been trained yet", where=str(models_dir(settings)), next_step="run: scalr translator train"
+            "no translator has been trained yet", where=str(models_dir(settings.home)), next_step="run: scalr translator train"
         )
     version = numbers[-1] if version is None else version
     if version not in numbers:
         raise TranslatorNotFound(
             f"translator version {version} does not exist; existing versions: {', '.join(map(str, numbers))}",
-            where=str(models_dir(settings)),
+            where=str(models_dir(settings.home)),
             next_step="pass an existing version with --version",
         )
-    loaded = _read_version(models_dir(settings) / str(version))
+    loaded = _read_version(models_dir(settings.home) / str(version))
     if not _is_trusted(settings, loaded):
         raise TranslatorError(
             f"version {version} carries the source of an estimator, which would run when it is loaded, but the ledger has no record "
@@ -187,8 +187,8 @@ def resolve_version(settings: Settings, version: int | None) -> TranslatorVersio
 
 def find_by_fingerprint(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
     """Return the latest trusted version that was trained from the same inputs, or None."""
-    for number in reversed(version_numbers(settings)):
-        version = _read_version(models_dir(settings) / str(number))
+    for number in reversed(version_numbers(settings.home)):
+        version = _read_version(models_dir(settings.home) / str(number))
         if version.manifest.get("fingerprint") == fingerprint and _is_trusted(settings, version):
             return version
     return None
@@ -223,7 +223,7 @@ def write_version(
 
     from scalr_prod.translator.module import METADATA_KEY
 
-    root = models_dir(settings)
+    root = models_dir(settings.home)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"), staging_folder(settings, "translator") as staged:
         existing = find_by_fingerprint(settings, manifest["fingerprint"])
@@ -243,7 +243,7 @@ def write_version(
             name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")
         }
         pq.write_table(pa.table(columns), folder / TARGET_ITEMS_FILE)
-        version = max([*version_numbers(settings), *_recorded_checksums(settings)], default=0) + 1
+        version = max([*version_numbers(settings.home), *_recorded_checksums(settings)], default=0) + 1
         content = {"version": version, **manifest, "sha256": sha256}
         (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         move_into_place(folder, root / str(version))
@@ -266,9 +266,9 @@ def _recorded_checksums(settings: Settings) -> dict[int, str]:
         return {row.version: row.sha256 for row in ledger.models.find()}
 
 
-def version_numbers(settings: Settings) -> list[int]:
+def version_numbers(home: Path) -> list[int]:
     """Return the numbers of the complete versions, ascending."""
-    root = models_dir(settings)
+    root = models_dir(home)
     if not root.is_dir():
         return []
     return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal() and (path / MANIFEST_FILE).is_file())

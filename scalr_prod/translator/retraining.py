@@ -44,7 +44,7 @@ def find_pinned_version(settings: Settings) -> TranslatorVersion | None:
     if not settings.translator.pin:
         return None
     until = default_trained_until(settings)
-    found = (load_version(settings, number) for number in reversed(version_numbers(settings)))
+    found = (load_version(settings, number) for number in reversed(version_numbers(settings.home)))
     return next((version for version in found if version.trained_until <= until), None)
 
 

@@ -34,8 +34,8 @@ def default_trained_until(settings: Settings) -> datetime:
     """
     generation = settings.generation
     if generation.mode == "causal":
-        return generation.start or add_days(data_end(settings), -1, settings.project.timezone)
-    return generation.as_of or generation.end or data_end(settings)
+        return generation.start or add_days(data_end(Lake.open(settings)), -1, settings.project.timezone)
+    return generation.as_of or generation.end or data_end(Lake.open(settings))
 
 
 def table_versions(settings: Settings) -> dict[str, int]:

@@ -158,16 +158,12 @@ class SuppressionList:
         """Mark an erasure as complete."""
         self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
-    def unfinished_count(self) -> int:
-        """Count the erasures that were requested but interrupted."""
-        return sum(not entry.done for entry in (*self.users.values(), *self.items.values()))
-
-    def retraining_deadline(self, settings: Settings, version: int) -> RetrainingDeadline | None:
+    def retraining_deadline(self, version: int, *, grace_days: float) -> RetrainingDeadline | None:
         """Return until when runs may use a translator version that learned from erased users; None: it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]
         if not requested:
             return None
-        grace = min(timedelta(days=settings.forgetting.grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
+        grace = min(timedelta(days=grace_days), datetime.max.replace(tzinfo=UTC) - min(requested))
         return RetrainingDeadline(len(requested), min(requested) + grace)
 
 
@@ -177,7 +173,7 @@ def ensure_retrained_in_time(settings: Settings, version: int) -> None:
     Raises:
         TranslatorError: The grace period for training a new version (``[forgetting] grace_days``) is over.
     """
-    deadline = SuppressionList.open(settings).retraining_deadline(settings, version)
+    deadline = SuppressionList.open(settings).retraining_deadline(version, grace_days=settings.forgetting.grace_days)
     if deadline is None or datetime.now(UTC) < deadline.at:
         return
     raise TranslatorError(

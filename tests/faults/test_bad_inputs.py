@@ -173,11 +173,11 @@ def test_ledgers(tmp_path, unchanged, scalr, url, monkeypatch):
 
 @pytest.mark.parametrize("name", SPINES)
 def test_spines(good, unchanged, name):
-    from scalr_prod.features import join_point_in_time
+    from scalr_prod.features import join_point_in_time, open_feature_store
 
     spine, features = SPINES[name]
     with pytest.raises(ScalrError) as caught:
-        join_point_in_time(load_settings(good), spine, features)
+        join_point_in_time(open_feature_store(load_settings(good)), spine, features)
     assert caught.value.next_step
     assert len(str(caught.value)) < LONGEST_MESSAGE
 

@@ -105,7 +105,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert report.complete
     policy = Policy.read(policy_path(settings))
     chosen = report.choices["als"]
-    assert policy.weights == tuple(chosen["lambda"].values())
+    assert policy.segment_weights == tuple(chosen["lambda"].values())
     bar = chosen["validation"].get("bar")
     assert policy.bar == (bar and {name: bar[name] for name in ("harm_probability", "max_harm_probability", "p_value")})
     assert "signal" not in arms["shuffled"]["validation"].get("bar", {})
@@ -114,7 +114,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert verdict["new"]["cases"] == new["real"]["users"]
     assert set(TAUGHT) < {name for name, row in rows.items() if "blended" in row["slices"]}
     assert (policy.volume, policy.temperature) == (chosen["draw"]["volume"], chosen["draw"]["temperature"])
-    assert apply_policy(settings)[0].training_set.segment_weights == policy.weights
+    assert apply_policy(settings)[0].training_set.segment_weights == policy.segment_weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
     shown = report.to_summary()

@@ -107,7 +107,7 @@ def served(settings, view: str = "synthetic_target_events") -> dict[str, list]:
 def joined(settings, view: str, at: datetime | None = None) -> dict[str, list]:
     """The oracle: the point-in-time join at one time."""
     rows = spine(PEOPLE, [at or datetime.now(UTC)] * len(PEOPLE))
-    found = join_point_in_time(settings, rows, [f"{view}:{name}" for name in VIEWS[view]])
+    found = join_point_in_time(open_feature_store(settings), rows, [f"{view}:{name}" for name in VIEWS[view]])
     return {name: found[f"{view}__{name}"].to_pylist() for name in VIEWS[view]}
 
 

@@ -60,7 +60,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
     if redis is not None:
         assert in_redis(client(redis), person)
     backup = tmp_path / "backup"
-    shutil.copytree(run_folder(settings, run_id) / "accepted", backup)
+    shutil.copytree(run_folder(settings.home, run_id) / "accepted", backup)
     with Project(settings) as project:
         before = project.lake.read(Table.SOURCE_EVENTS).num_rows
         names = project.training_set().vocabulary()
@@ -122,7 +122,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
 
         # A copy of the run from before is refused, and forgetting again takes them out of it.
         project.rollback(run_id)
-        accepted = run_folder(settings, run_id) / "accepted"
+        accepted = run_folder(settings.home, run_id) / "accepted"
         shutil.rmtree(accepted)
         shutil.copytree(backup, accepted)
         (file,) = accepted.glob("*.parquet")
@@ -209,15 +209,14 @@ def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
         patched.setattr(f"scalr_prod.operations.erasure.{at}", cut_off)
         with pytest.raises(KeyboardInterrupt):
             erase_users(settings, [TEXT])
-    stones = SuppressionList.open(settings)
-    assert stones.unfinished_count() == 1
+    assert [entry.done for entry in SuppressionList.open(settings).users.values()].count(False) == 1
     # Already now nothing brings them back.
     with Project(settings) as project:
         assert project.ingest().domains["source"].rows_added == 0
     report = erase_users(settings, [TEXT])
     assert (report.known, report.translators) == (0, [1])
     gone(settings, TEXT)
-    assert SuppressionList.open(settings).unfinished_count() == 0
+    assert all(entry.done for entry in SuppressionList.open(settings).users.values())
     # Checksums are those of the files that there are now.
     with Project(settings) as project:
         version = project.training_set()
@@ -243,7 +242,7 @@ def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(s
         ensure_retrained_in_time(late, 1)
     ensure_retrained_in_time(late, 2)  # one that was trained since
     erase_users(settings, ["nobody at all"])
-    assert SuppressionList.open(settings).retraining_deadline(settings, 1)[0] == 1
+    assert SuppressionList.open(settings).retraining_deadline(1, grace_days=settings.forgetting.grace_days)[0] == 1
 
 
 def test_without_the_key_no_log_is_read(settings, tmp_path):

@@ -31,7 +31,7 @@ def settings(filled, tmp_path):
     "at", [by_night(None), "orchestrate._rebuild_histories", by_night("orchestrate._refresh_online_store")]
 )
 def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tmp_path, monkeypatch, at):
-    run_id, folder = filled[1], run_folder(settings, filled[1])
+    run_id, folder = filled[1], run_folder(settings.home, filled[1])
     held = {"lake", "runs", "datasets", "evaluations", "reports", "feast_online.db"}
     assert where(traces(settings.home, ITEM)) >= held
     shutil.copytree(folder / "accepted", tmp_path / "backup")

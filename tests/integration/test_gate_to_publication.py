@@ -46,7 +46,7 @@ def test_accepted_files_of_a_run_that_was_rolled_back_are_made_again(project, da
     validate_run(project.settings, spec.run_id)
     published = publish(project.settings, spec.run_id).rows
     rollback_run(project.settings, spec.run_id)
-    file = next((run_folder(project.settings, spec.run_id) / "accepted").glob("*.parquet"))
+    file = next((run_folder(project.settings.home, spec.run_id) / "accepted").glob("*.parquet"))
     before = file.read_bytes()
     file.unlink() if damage == "gone" else file.write_bytes(before[:-1] + b"x")
     with pytest.raises(PublicationError, match="not the one that the gate accepted"):
@@ -64,7 +64,7 @@ def test_a_rejected_run_does_not_reach_the_view(project):
     with pytest.raises(PublicationError, match="rejected"):
         publish(project.settings, spec.run_id)
     assert not len(project.view())
-    assert (run_folder(project.settings, spec.run_id) / "gate.json").exists()
+    assert (run_folder(project.settings.home, spec.run_id) / "gate.json").exists()
 
 
 def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):

@@ -61,12 +61,12 @@ class Made(NamedTuple):
 
 
 def candidates(settings, run_id: str) -> pd.DataFrame:
-    rows = pd.read_parquet(run_folder(settings, run_id) / "candidates")
+    rows = pd.read_parquet(run_folder(settings.home, run_id) / "candidates")
     return rows.sort_values("event_id", ignore_index=True)
 
 
 def fresh(settings, spec) -> None:
-    shutil.rmtree(run_folder(settings, spec.run_id), ignore_errors=True)
+    shutil.rmtree(run_folder(settings.home, spec.run_id), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def made(config, here):
     settings = project(config, here, batch_size=64)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
-    assert not (run_folder(settings, spec.run_id) / "asked").exists()
-    staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts")
+    assert not (run_folder(settings.home, spec.run_id) / "asked").exists()
+    staged = pd.read_parquet(run_folder(settings.home, spec.run_id) / "parts")
     return Made(spec, report, candidates(settings, spec.run_id), staged)
 
 
@@ -112,7 +112,7 @@ def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lo
     settings = project(config, "local", workers=3, batch_size=1024, partitions=16)
     assert plan_run(settings, version=1) == spec
     fresh(settings, spec)
-    parts = run_folder(settings, spec.run_id) / "parts"
+    parts = run_folder(settings.home, spec.run_id) / "parts"
     killed = threading.Event()
 
     def kill_one() -> None:
@@ -140,7 +140,7 @@ def test_candidates_have_the_feature_view_s_schema(config, here, made):
     settings = project(config, here)
     generate(settings, spec)
     view = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
-    for file in (run_folder(settings, spec.run_id) / "candidates").glob("*.parquet"):
+    for file in (run_folder(settings.home, spec.run_id) / "candidates").glob("*.parquet"):
         assert pq.read_schema(file).equals(view, check_metadata=False)
 
 
@@ -148,7 +148,7 @@ def test_a_finished_generation_is_left_as_it_is(config, here, made):
     spec, _, rows, _ = made
     settings = project(config, here)
     first = generate(settings, spec)
-    files = sorted((run_folder(settings, spec.run_id) / "candidates").glob("*.parquet"))
+    files = sorted((run_folder(settings.home, spec.run_id) / "candidates").glob("*.parquet"))
     times = [file.stat().st_mtime_ns for file in files]
     again = generate(settings, spec)
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -161,7 +161,7 @@ def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, 
     settings = project(config, here)
     fresh(settings, spec)
     generate(settings, spec)
-    folder = run_folder(settings, spec.run_id)
+    folder = run_folder(settings.home, spec.run_id)
     parts = [part_path(folder / "parts", number) for number in range(5)]
     before = [part.stat().st_mtime_ns for part in parts]
     parts[0].unlink()
@@ -184,11 +184,11 @@ def test_parts_of_another_cut_do_not_stay(config, here, made):
     fresh(project(config, here), spec)
     generate(project(config, here, partitions=7), spec)
     settings = project(config, here, partitions=3)
-    part_path(run_folder(settings, spec.run_id) / "candidates", 0).unlink()
+    part_path(run_folder(settings.home, spec.run_id) / "candidates", 0).unlink()
     report = generate(settings, spec)
     assert (report.parts_made, report.parts_kept) == (3, 0)
     for folder in ("parts", "candidates"):
-        assert len(list((run_folder(settings, spec.run_id) / folder).glob("*.parquet"))) == 3
+        assert len(list((run_folder(settings.home, spec.run_id) / folder).glob("*.parquet"))) == 3
     with Ledger.open(settings) as ledger:
         assert len(ledger.runs.partitions(spec.run_id)) == 3
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
@@ -199,10 +199,10 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
     assert (report.left_out, report.measured) == (None, 0)
-    staged = pd.read_parquet(run_folder(settings, spec.run_id) / "parts").sort_values("event_id", ignore_index=True)
+    staged = pd.read_parquet(run_folder(settings.home, spec.run_id) / "parts").sort_values("event_id", ignore_index=True)
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), staged)
     assert report.dropped["alignment"] == 0
-    files = sorted((run_folder(settings, spec.run_id) / "candidates").glob("part-*.parquet"))
+    files = sorted((run_folder(settings.home, spec.run_id) / "candidates").glob("part-*.parquet"))
     assert len(files) == 5
     keys = ["user_id", "event_timestamp", "item_id"]
     for rows in map(pd.read_parquet, files):
@@ -266,7 +266,7 @@ def test_a_killed_driver_s_run_goes_on_from_where_it_stopped(config, here, made,
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
     driver = subprocess.Popen([sys.executable, str(script), str(config)], start_new_session=True)
-    parts = run_folder(settings, spec.run_id) / "parts"
+    parts = run_folder(settings.home, spec.run_id) / "parts"
     deadline = time.monotonic() + 300
     while len(list(parts.glob("_part-*.json"))) < 2:
         assert driver.poll() is None
@@ -306,7 +306,7 @@ def test_a_scheduler_that_does_not_answer(config, made):
     assert time.monotonic() - started < 15
     assert "tcp://127.0.0.1:9" in caught.value.where
     assert "dask scheduler" in caught.value.next_step
-    assert not list((run_folder(settings, spec.run_id) / "parts").iterdir())
+    assert not list((run_folder(settings.home, spec.run_id) / "parts").iterdir())
 
 
 def test_a_scheduler_without_workers(config, made):
@@ -348,7 +348,7 @@ def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here
     )
     policy = Policy(
         model="als", best_baseline="popular_lately", helps=True, volume=3, temperature=0.5, min_lift=0.0, align=False,
-        weights=(0.3, 0.3, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+        segment_weights=(0.3, 0.3, 0.0), sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
     )  # fmt: skip
     policy.write(policy_path(settings))
     try:

@@ -41,7 +41,7 @@ def project(config: Path, scorer: str, *, workers: int, **generation):
 
 
 def candidates(settings, run_id: str) -> pd.DataFrame:
-    rows = pd.read_parquet(run_folder(settings, run_id) / "candidates")
+    rows = pd.read_parquet(run_folder(settings.home, run_id) / "candidates")
     return rows.sort_values("event_id", ignore_index=True)
 
 
@@ -53,7 +53,7 @@ def test_triton_and_the_module_in_process_give_the_same_events(config):
 
     served = project(config, "triton", workers=3, batch_size=64, partitions=6)
     assert plan_run(served, version=1) == spec
-    shutil.rmtree(run_folder(local, spec.run_id))
+    shutil.rmtree(run_folder(local.home, spec.run_id))
     user = rows["user_id"].iloc[0]
     with SamplingThread(served) as drawing:  # what `scalr ui` draws with: it starts Triton, which the run uses too
         shown = drawing.translate(spec, user, None)

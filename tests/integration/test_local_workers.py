@@ -40,7 +40,7 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
         "import sys, feast\n"
         "from scalr_prod.generation.cluster import preload_workers\n"
         "from scalr_prod.config.settings import load_settings\n"
-        "preload_workers(load_settings(sys.argv[1]))\n"
+        "preload_workers(load_settings(sys.argv[1]).compute)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(project)], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]

@@ -53,7 +53,7 @@ def make(config: Path, spec=None, **generation):
     contexts = write_shards(settings, spec, count)
     manifests = [generate_part(settings, spec, number, count) for number in range(count)]
     assert contexts == sum(manifest["contexts"] for manifest in manifests)
-    files = [part_path(parts_folder(settings, spec.run_id), number) for number in range(count)]
+    files = [part_path(parts_folder(settings.home, spec.run_id), number) for number in range(count)]
     rows = pd.concat([pd.read_parquet(file) for file in files])
     return settings, spec, manifests, rows.sort_values("event_id", ignore_index=True)
 
@@ -71,8 +71,8 @@ def lake_rows(settings, table: Table) -> pd.DataFrame:
 
 def test_rows_are_what_the_contract_says(made):
     settings, spec, manifests, rows = made
-    schema = candidate_schema(settings)
-    file = part_path(parts_folder(settings, spec.run_id), 0)
+    schema = candidate_schema(Lake.open(settings))
+    file = part_path(parts_folder(settings.home, spec.run_id), 0)
     assert pa.parquet.read_schema(file).equals(schema)
     assert len(rows) == sum(manifest["rows"] for manifest in manifests)
     assert (rows["event_timestamp"] == rows["source_event_timestamp"]).all()
@@ -84,7 +84,7 @@ def test_rows_are_what_the_contract_says(made):
     # min_lift = 1: no draw is less probable than popularity alone makes it.
     assert (rows["weight"] >= 0.5).all()
     for number in range(3):
-        order = pd.read_parquet(part_path(parts_folder(settings, spec.run_id), number))[
+        order = pd.read_parquet(part_path(parts_folder(settings.home, spec.run_id), number))[
             ["user_id", "event_timestamp", "item_id"]
         ]
         assert order.equals(order.sort_values(list(order.columns), ignore_index=True))
@@ -245,8 +245,8 @@ def test_a_failing_translator_leaves_no_part(config, made):
             generate_part(settings, spec, 3, count)
     finally:
         weights.write_bytes(whole)
-    folder = parts_folder(settings, spec.run_id)
-    assert not part_path(folder, 3).exists() or read_finished_part(settings, spec, 3, count) is None
+    folder = parts_folder(settings.home, spec.run_id)
+    assert not part_path(folder, 3).exists() or read_finished_part(settings.home, spec, 3, count) is None
     assert not list(folder.glob(".*"))
 
 

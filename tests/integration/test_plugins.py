@@ -140,7 +140,10 @@ def test_a_gate_rule(make_project, tmp_path, outside):
     assert outcomes["no_item_takes_all"]["success"]
     assert 0 < outcomes["no_item_takes_all"]["observed"] == gate["figures"]["largest"] <= 0.5
     assert gate["rule_set"]["house_rules:HouseRules"].startswith("4+")
-    assert json.loads((run_folder(settings, report["run_id"]) / "gate.json").read_text())["inputs"]["rules"] == gate["rule_set"]
+    assert (
+        json.loads((run_folder(settings.home, report["run_id"]) / "gate.json").read_text())["inputs"]["rules"]
+        == gate["rule_set"]
+    )
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     assert len(published) == gate["accepted"] > 0
     assert (published["event_timestamp"].dt.hour >= 6).all()
@@ -262,9 +265,9 @@ def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     together.write_text("raise RuntimeError('the installed one is not asked')")
     served = load_settings(tmp_path / "logs" / "scalr.toml", serving={"scorer": "triton"})
     with ensure_serving(served, first.version):
-        shutil.rmtree(run_folder(settings, report["run_id"]))
+        shutil.rmtree(run_folder(settings.home, report["run_id"]))
         generate(served, plan_run(served, version=first.version))
-    again = pd.read_parquet(run_folder(served, report["run_id"]) / "candidates").sort_values("event_id", ignore_index=True)
+    again = pd.read_parquet(run_folder(served.home, report["run_id"]) / "candidates").sort_values("event_id", ignore_index=True)
     again = again[again["event_id"].isin(rows["event_id"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(again[rows.columns], rows, rtol=0, atol=1e-5, check_dtype=False)
 

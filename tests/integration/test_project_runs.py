@@ -68,14 +68,14 @@ def test_each_method_acts_on_the_run_that_it_is_asked_for(two_runs):
     project.rollback(one)
     assert rows_of(project, one).empty
     assert [found.name for found in project.maintain().removed if found.kind == "run"] == [one]
-    assert not (run_folder(project.settings, one) / "candidates").exists()
+    assert not (run_folder(project.settings.home, one) / "candidates").exists()
     assert project.publish(one).outcome == "published"
     pd.testing.assert_frame_equal(rows_of(project, one), published)
 
     # A published run that is gone on with is left as it is, though its parts are gone.
     assert project.resume(one).stages["publish"]["outcome"] == "already_published"
     pd.testing.assert_frame_equal(rows_of(project, one), published)
-    assert not (run_folder(project.settings, one) / "candidates").exists()
+    assert not (run_folder(project.settings.home, one) / "candidates").exists()
     assert project.resume(two).stages["publish"]["outcome"] == "published"
     assert len(project.runs()) == 2
 

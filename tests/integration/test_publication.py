@@ -200,7 +200,7 @@ def test_a_validated_run_that_was_never_published_cannot_be_rolled_back(project)
 
 def test_files_that_the_gate_did_not_accept_are_not_published(project):
     spec = project.accepted()
-    folder = run_folder(project.settings, spec.run_id)
+    folder = run_folder(project.settings.home, spec.run_id)
     path = next((folder / "accepted").glob("*.parquet"))
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -222,7 +222,7 @@ def test_a_commit_that_cannot_land_is_not_tried_over_and_over(project):
     spec = project.accepted(start=50, end=100)
     stray = project.candidates(spec).assign(event_timestamp=pd.Timestamp(spec.end))
     project.write(spec, stray)
-    folder = run_folder(project.settings, spec.run_id)
+    folder = run_folder(project.settings.home, spec.run_id)
     schema = project.lake.schema(VIEW)
     rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
     gate = json.loads((folder / "gate.json").read_text())

@@ -241,7 +241,7 @@ def test_what_cannot_be_written_or_read_is_one_error(project, tmp_path):
     opened, run_id, *_ = project
     with pytest.raises(ReportError, match="is a folder"):
         opened.report(run_id, output=tmp_path)
-    path = run_folder(opened.settings, run_id) / "gate.json"
+    path = run_folder(opened.settings.home, run_id) / "gate.json"
     content = path.read_text()
     path.write_text(content[:100])
     try:
@@ -286,4 +286,4 @@ def open_page(written) -> str:
 
 
 def gate(project, run_id):
-    return json.loads((run_folder(project.settings, run_id) / "gate.json").read_text())["report"]
+    return json.loads((run_folder(project.settings.home, run_id) / "gate.json").read_text())["report"]

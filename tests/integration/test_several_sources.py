@@ -18,7 +18,7 @@ from support.multi_source_project import make_sources
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.evaluation import EvaluationRequest, evaluate
-from scalr_prod.features import ViewWindow, apply_feature_repo, join_point_in_time, read_window
+from scalr_prod.features import ViewWindow, apply_feature_repo, join_point_in_time, open_feature_store, stream_window
 from scalr_prod.generation import generate, plan_run
 from scalr_prod.generation.context_query import read_contexts
 from scalr_prod.histories import build_histories
@@ -91,7 +91,8 @@ def test_histories_interleave_the_domains_by_time(ingested):
     users = [user for user, rows in logs.groupby("user_id") if rows["domain"].nunique() == 2][:20]
     end = logs["timestamp"].max()
     spine = pd.DataFrame({"user_id": users, "event_timestamp": end})
-    found = join_point_in_time(settings, spine, ["source_user_history:item_ids", "source_user_history:event_count"]).to_pandas()
+    features = ["source_user_history:item_ids", "source_user_history:event_count"]
+    found = join_point_in_time(open_feature_store(settings), spine, features).to_pandas()
     for row in found.itertuples():
         mine = logs[logs["user_id"] == row.user_id]
         assert list(row.source_user_history__item_ids) == mine["key"].tolist()[-settings.histories.length :]
@@ -183,7 +184,7 @@ def test_generation_and_gate_count_by_domain(run):
 @pytest.mark.slow
 def test_a_false_domain_is_refused(run):
     settings = run.ungated
-    for path in sorted((run_folder(settings, run.spec.run_id) / "candidates").glob("*.parquet")):
+    for path in sorted((run_folder(settings.home, run.spec.run_id) / "candidates").glob("*.parquet")):
         table = pq.read_table(path)
         other = ["music" if name == "books" else "books" for name in table["source_domain"].to_pylist()]
         at = table.schema.get_field_index("source_domain")
@@ -197,8 +198,12 @@ def test_feature_view_and_training_set_hold_the_domain_as_provenance(run):
     settings = run.settings
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     columns = ["user_id", "item_id", "source_domain", "source_item_id"]
-    view = read_window(
-        settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
+    view = (
+        stream_window(
+            settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
+        )
+        .read_all()
+        .read_all()
     )
     assert sorted(view.to_pandas().itertuples(index=False, name=None)) == sorted(
         published[columns].itertuples(index=False, name=None)

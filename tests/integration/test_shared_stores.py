@@ -13,7 +13,7 @@ from support.redis_server import client, running_redis
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ProjectsMixed, RunOfOtherProject
-from scalr_prod.features import ViewWindow, apply_feature_repo, materialize, open_feature_store, read_window
+from scalr_prod.features import ViewWindow, apply_feature_repo, materialize, open_feature_store, stream_window
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.publication import publish, rollback_run
@@ -79,7 +79,9 @@ def online(settings) -> list:
 
 
 def items(settings) -> set[int]:
-    return set(read_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"]))["item_id"].to_pylist())
+    return set(
+        stream_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"])).read_all()["item_id"].to_pylist()
+    )
 
 
 def test_two_projects_of_equal_domains_share_everything_and_meet_nowhere(stores, tmp_path):

@@ -148,7 +148,7 @@ def policy_of(settings, weights):
     """What an evaluation that chose these weights leaves."""
     return Policy(
         model="als", best_baseline="real", helps=any(weights), volume=5, temperature=1.0, min_lift=0.0, align=False,
-        weights=weights, sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+        segment_weights=weights, sparse_below=5, settings=settings_digest(settings), logs=logs_digest(settings), report="",
     )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def keep(secret, settings):
 
 
 def rows_of(settings, spec):
-    rows = pd.read_parquet(run_folder(settings, spec.run_id) / "candidates")
+    rows = pd.read_parquet(run_folder(settings.home, spec.run_id) / "candidates")
     return rows.sort_values("event_id", ignore_index=True)
 
 
@@ -104,7 +104,7 @@ def test_a_run_is_shared_out_promotions_reach_both_and_one_may_be_lost(servers, 
     generate(both, spec)
     shares = [answered(both, url) - had for url, had in zip(urls, before, strict=True)]
     shown = rows_of(both, spec)
-    shutil.rmtree(run_folder(both, spec.run_id))
+    shutil.rmtree(run_folder(both.home, spec.run_id))
     generate(local, spec)
     pd.testing.assert_frame_equal(shown, rows_of(local, spec), rtol=0, atol=1e-5)
     assert min(shares) > 3, shares  # more than who it is

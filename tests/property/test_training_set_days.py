@@ -242,7 +242,7 @@ def test_so_has_each_of_eighteen_through_changes_of_settings_and_policy(world, c
     settings = world.settings()
     policy = Policy(
         model="als", best_baseline="real", helps=True, volume=5, temperature=1.0, min_lift=0.0, align=False,
-        weights=(0.0, 0.5, 2.0), sparse_below=9, settings=settings_digest(settings), logs=logs_digest(settings), report="",
+        segment_weights=(0.0, 0.5, 2.0), sparse_below=9, settings=settings_digest(settings), logs=logs_digest(settings), report="",
     )  # fmt: skip
     policy.write(policy_path(settings))
     world.build()

@@ -94,7 +94,7 @@ def accepted_run(project):
         }
     )
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    folder = run_folder(settings, spec.run_id)
+    folder = run_folder(settings.home, spec.run_id)
     for name in ("asked/contexts", "parts", "candidates"):
         with open_part_writer(part_path(folder / name, 0), schema) as write:
             write(table)

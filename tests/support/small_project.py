@@ -156,7 +156,7 @@ class Handmade:
                 metrics={"information": INFORMED} if metrics is None else metrics,
             )
             ledger.runs.begin(spec)
-            folder = run_folder(self.settings, spec.run_id)
+            folder = run_folder(self.settings.home, spec.run_id)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "run.json").write_text(json.dumps(spec.to_json()))
             if generated:
@@ -189,7 +189,7 @@ class Handmade:
         """Candidates as the generation leaves them, in several parts."""
         schema = schema or table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
         schema = pa.schema([column.with_nullable(nullable=True) for column in schema])
-        folder = run_folder(self.settings, spec.run_id) / "candidates"
+        folder = run_folder(self.settings.home, spec.run_id) / "candidates"
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*"):
             path.unlink()
@@ -201,7 +201,7 @@ class Handmade:
     def accepted(self, **plan: Any) -> RunSpec:
         """A run as the gate leaves it when every row passed, without the gate's time."""
         spec = self.run(**plan)
-        folder = run_folder(self.settings, spec.run_id)
+        folder = run_folder(self.settings.home, spec.run_id)
         schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
         rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
         files = write_accepted(folder, rows.to_reader(), schema)

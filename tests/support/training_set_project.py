@@ -14,7 +14,7 @@ import pytest
 from conftest import DAYS, START, make_two_domains, write_toml
 
 from scalr_prod.config.settings import load_settings
-from scalr_prod.features import apply_feature_repo
+from scalr_prod.features import apply_feature_repo, open_feature_store
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -108,7 +108,7 @@ def in_the_order_of_time(settings, spine, groups, *, limit, external, advance):
     rows = pq.read_table(spine)
     group_of = groups.group_numbers(np.arange(len(rows)))
     advance(int((group_of >= 0).sum()))
-    yield lambda group: join_features(settings, rows.filter(pa.array(group_of == group)), external=external)
+    yield lambda group: join_features(open_feature_store(settings), rows.filter(pa.array(group_of == group)), external=external)
 
 
 def lake(settings, table: Table) -> pd.DataFrame:

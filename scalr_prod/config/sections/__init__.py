@@ -7,6 +7,7 @@ from scalr_prod.config.sections.compute import ComputeSettings, ServingSettings
 from scalr_prod.config.sections.observability import LineageSettings, LoggingSettings, MetricsSettings, UiSettings
 from scalr_prod.config.sections.publication import ExperimentSettings, PublicationSettings, QualitySettings
 from scalr_prod.config.sections.storage import (
+    FeastExportSettings,
     FeastSettings,
     ForgettingSettings,
     LedgerSettings,
@@ -20,6 +21,7 @@ __all__ = [
     "ComputeSettings",
     "DownstreamSettings",
     "ExperimentSettings",
+    "FeastExportSettings",
     "FeastSettings",
     "ForgettingSettings",
     "GenerationSettings",

@@ -73,14 +73,19 @@ class TrainingSetSettings(SettingsSection):
     )
 
     @property
-    def synthetic_weights(self) -> SegmentWeights:
-        """λ of cold, sparse and dense users."""
+    def resolved_segment_weights(self) -> SegmentWeights:
+        """λ of cold, sparse and dense users: `segment_weights` times `synthetic_weight`, or a default."""
         if self.segment_weights is None:
             weight = _UNMEASURED if self.synthetic_weight is None else self.synthetic_weight
             return SegmentWeights(weight, weight, weight)
         cold, sparse, dense = self.segment_weights
         factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight
         return SegmentWeights(factor * cold, factor * sparse, factor * dense)
+
+    @property
+    def is_weighted_by_segment(self) -> bool:
+        """Whether λ depends on the number of a user's real events."""
+        return len(set(self.resolved_segment_weights)) > 1
 
     @model_validator(mode="before")
     @classmethod

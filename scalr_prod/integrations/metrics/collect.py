@@ -110,7 +110,7 @@ class ProjectCollector:
     def _latest_report(self, runs: Sequence[Run], name: str) -> tuple[Run | None, Mapping[str, Any]]:
         """Return the newest run that has a report of this name, and the report; runs without a folder have none."""
         for run in runs:
-            path = run_folder(self._settings, run.run_id) / name
+            path = run_folder(self._settings.home, run.run_id) / name
             if path.is_file():
                 return run, json.loads(path.read_text(encoding="utf-8"))
         return None, {}

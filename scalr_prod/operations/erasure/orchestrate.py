@@ -108,9 +108,11 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
     from scalr_prod.lake import open_project_lake
 
     lake = open_project_lake(settings)
-    ids = _parse_ids(settings, lake, raw_ids, kind)
+    ids = _parse_ids(SuppressionList.open(settings), lake, raw_ids, kind)
     if kind == "user":
-        ids = _add_equivalent_ids(settings, ids)
+        # Other ids of the same people: those that they would have in the lake under another user mapping.
+        user_map = IdMapping.from_settings(settings)
+        ids = ids if user_map is None else [*ids, *user_map.equivalent_ids(ids)]
     _ensure_publication_enabled(lake)
     with SuppressionList.open_for_update(settings) as suppressed, Ledger.open(settings) as ledger:
         _ensure_no_active_run(ledger)
@@ -135,10 +137,10 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
         counts = {name: count for name, count in sorted(removed.items()) if count}
         for identifier in pending:
             _record_completion(ledger, suppressed, identifier, kind, counts, subject_count=len(pending))
-        return _build_report(settings, suppressed, kind, ids, len(known), counts)
+        return _build_report(suppressed, kind, ids, len(known), counts, grace_days=settings.forgetting.grace_days)
 
 
-def _parse_ids(settings: Settings, lake: Lake, raw_ids: Sequence[int | str], kind: SuppressedKind) -> list[int | str]:
+def _parse_ids(suppressed: SuppressionList, lake: Lake, raw_ids: Sequence[int | str], kind: SuppressedKind) -> list[int | str]:
     """Return the ids in the lake's type."""
     ids = list(dict.fromkeys(map(str, raw_ids)))
     if not ids or not all(map(str.strip, ids)):
@@ -149,7 +151,7 @@ def _parse_ids(settings: Settings, lake: Lake, raw_ids: Sequence[int | str], kin
         )
     table = next((table for table in EVENT_TABLES[kind] if lake.exists(table)), None)
     if table is None or id_type_of(lake.schema(table), _SUBJECT_TYPES[kind].column) == "string":
-        _reject_padded_ids(settings, lake, ids, kind)
+        _reject_padded_ids(suppressed, lake, ids, kind)
         return [*ids]
     # Not int(): it accepts 12_5 for 125, and digits of other scripts.
     if invalid := [text for text in ids if not re.fullmatch(r"-?[0-9]{1,19}", text)]:
@@ -161,7 +163,7 @@ def _parse_ids(settings: Settings, lake: Lake, raw_ids: Sequence[int | str], kin
     return [*dict.fromkeys(map(int, ids))]
 
 
-def _reject_padded_ids(settings: Settings, lake: Lake, ids: Sequence[str], kind: SuppressedKind) -> None:
+def _reject_padded_ids(suppressed: SuppressionList, lake: Lake, ids: Sequence[str], kind: SuppressedKind) -> None:
     """Reject ids with surrounding blanks that do not exist: a blank makes it another id than the one without.
 
     Raises:
@@ -170,7 +172,7 @@ def _reject_padded_ids(settings: Settings, lake: Lake, ids: Sequence[str], kind:
     padded = [text for text in ids if text != text.strip()]
     if not padded:
         return
-    known = set(SuppressionList.open(settings).suppressed_ids(padded, kind)).union(
+    known = set(suppressed.suppressed_ids(padded, kind)).union(
         *(find_ids(lake, table, _SUBJECT_TYPES[kind](padded)) for table in EVENT_TABLES[kind])
     )
     unknown = [text for text in padded if text not in known]
@@ -180,12 +182,6 @@ def _reject_padded_ids(settings: Settings, lake: Lake, ids: Sequence[str], kind:
             where=f"{kind}s",
             next_step=f"give {kind} ids exactly as in the event log",
         )
-
-
-def _add_equivalent_ids(settings: Settings, ids: list[int | str]) -> list[int | str]:
-    """Add the ids that the same people would have in the lake under another user mapping."""
-    user_map = IdMapping.from_settings(settings)
-    return ids if user_map is None else [*ids, *user_map.equivalent_ids(ids)]
 
 
 def _ensure_publication_enabled(lake: Lake) -> None:
@@ -270,7 +266,7 @@ def _refresh_online_store(settings: Settings) -> None:
     """Update a filled online store from the tables: its user histories contain items."""
     from scalr_prod.features import apply_feature_repo, has_been_materialized, materialize
 
-    if has_been_materialized(settings):
+    if has_been_materialized(settings.feast_repo):
         apply_feature_repo(settings)
         materialize(settings)
 
@@ -291,17 +287,20 @@ def _record_completion(
 
 
 def _build_report(
-    settings: Settings,
     suppressed: SuppressionList,
     kind: SuppressedKind,
     ids: Sequence[int | str],
     known: int,
     counts: dict[str, int],
+    *,
+    grace_days: float,
 ) -> ErasureReport:
     entries = suppressed.entries(kind)
     versions = sorted({version for identifier in ids for version in entries[suppressed.digest(identifier, kind)].versions})
     deadlines = [
-        deadline.at for version in versions if (deadline := suppressed.retraining_deadline(settings, version)) is not None
+        deadline.at
+        for version in versions
+        if (deadline := suppressed.retraining_deadline(version, grace_days=grace_days)) is not None
     ]
     if versions:
         logger.info(

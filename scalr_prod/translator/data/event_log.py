@@ -22,7 +22,7 @@ from scalr_prod.core.id_index import index_in, sorted_unique
 from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros, to_micros
 from scalr_prod.errors import NoCommonUsers, TranslatorError
-from scalr_prod.features import ViewWindow, join_point_in_time, stream_window
+from scalr_prod.features import ViewWindow, join_point_in_time, open_feature_store, stream_window
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
@@ -140,7 +140,7 @@ class EventLog:
         return mask
 
 
-def data_end(settings: Settings) -> datetime:
+def data_end(lake: Lake) -> datetime:
     """Return the first time by which every event of both domains has happened and is known (UTC).
 
     Raises:
@@ -149,7 +149,6 @@ def data_end(settings: Settings) -> datetime:
     """
     import pyarrow.compute as pc
 
-    lake = Lake.open(settings)
     latest: list[datetime] = []
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS):
         for batch in lake.dataset(table).to_batches(columns=[EVENT_TIMESTAMP, CREATED_TIMESTAMP]):
@@ -254,7 +253,7 @@ def _histories(
     """
     import pyarrow as pa
 
-    view, length = Table.SOURCE_USER_HISTORY.value, settings.histories.length
+    view, length, store = Table.SOURCE_USER_HISTORY.value, settings.histories.length, open_feature_store(settings)
     begin, stop, settled = ranges
     incomplete_rows = [np.empty(0, dtype=np.int64)]
     dtype = position_dtype(len(source))
@@ -266,9 +265,7 @@ def _histories(
         spine = pa.table({USER_ID: users.take(pa.array(target.user[rows])), EVENT_TIMESTAMP: moments})
 
         def join(*columns: str, spine: pa.Table = spine) -> pa.Table:
-            joined = join_point_in_time(
-                settings, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions
-            )
+            joined = join_point_in_time(store, spine, [f"{view}:{name}" for name in columns], known_by=until, versions=versions)
             return joined.select([f"{view}__{name}" for name in columns])
 
         lengths, times = join("event_count", "event_timestamps").columns

@@ -24,7 +24,7 @@ def policy_of(settings, **changes) -> Policy:
         "temperature": 0.5,
         "min_lift": 0.0,
         "align": False,
-        "weights": (0.3, 0.1, 0.0),
+        "segment_weights": (0.3, 0.1, 0.0),
         "sparse_below": 7,
         "settings": settings_digest(settings),
         "logs": logs_digest(settings),
@@ -35,7 +35,7 @@ def policy_of(settings, **changes) -> Policy:
 
 def test_without_a_policy_nothing_changes(settings):
     assert apply_policy(settings) == (settings, None)
-    assert settings.training_set.synthetic_weights == (0.1, 0.1, 0.1)
+    assert settings.training_set.resolved_segment_weights == (0.1, 0.1, 0.1)
 
 
 def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
@@ -44,7 +44,7 @@ def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
     found, followed = apply_policy(settings)
     assert (found.generation.events_per_source_event, found.generation.temperature) == (20, 0.5)
     assert (found.generation.min_lift, found.generation.align) == (0.0, False)
-    assert found.training_set.synthetic_weights == found.training_set.segment_weights == (0.3, 0.1, 0.0)
+    assert found.training_set.resolved_segment_weights == found.training_set.segment_weights == (0.3, 0.1, 0.0)
     assert found.downstream.sparse_below == 7
     assert followed.followed
     assert followed.overruled == []
@@ -62,13 +62,13 @@ def test_what_the_settings_name_wins(two_domains, monkeypatch):
     found, followed = apply_policy(settings)
     assert (found.generation.temperature, found.generation.min_lift) == (0.9, 2.0)
     assert found.generation.events_per_source_event == 20
-    assert (found.training_set.synthetic_weights, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
+    assert (found.training_set.resolved_segment_weights, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
     assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
 
 
 def test_a_policy_of_no_weight_says_that_nothing_is_generated(two_domains):
     settings = load_settings(write_toml(two_domains))
-    policy_of(settings, helps=False, weights=(0.0, 0.0, 0.0)).write(policy_path(settings))
+    policy_of(settings, helps=False, segment_weights=(0.0, 0.0, 0.0)).write(policy_path(settings))
     assert str(policy_path(settings)) in why_not_generated(settings)
     assert why_not_generated(apply_policy(settings)[0]) == why_not_generated(settings)
     weighed = load_settings(write_toml(two_domains, "[training_set]\nsynthetic_weight = 0.4\n"))
@@ -112,6 +112,7 @@ def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
     written = policy_of(settings, bar={"harm_probability": 0.1, "max_harm_probability": 0.2, "p_value": 0.1})
     written.write(tmp_path / "a" / "policy.json")
     assert Policy.read(tmp_path / "a" / "policy.json") == written
+    assert json.loads((tmp_path / "a" / "policy.json").read_text())["weights"] == {"cold": 0.3, "sparse": 0.1, "dense": 0.0}
 
 
 def test_a_policy_of_before_the_bar_was_told_is_followed(settings):

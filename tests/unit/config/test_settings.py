@@ -80,7 +80,7 @@ def test_the_environment_decides_what_a_context_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("named", "lambdas"),
+    ("named", "weights"),
     [
         ("", (0.1, 0.1, 0.1)),
         ("synthetic_weight = 0", (0.0, 0.0, 0.0)),
@@ -88,9 +88,9 @@ def test_the_environment_decides_what_a_context_is(tmp_path, monkeypatch):
         ("synthetic_weight = 2\nsegment_weights = [0.5, 0.0, 0.25]", (1.0, 0.0, 0.5)),
     ],
 )
-def test_a_synthetic_row_counts_little_until_somebody_says_otherwise(tmp_path, named, lambdas):
+def test_a_synthetic_row_counts_little_until_somebody_says_otherwise(tmp_path, named, weights):
     (tmp_path / "scalr.toml").write_text(DOMAINS + f"[training_set]\n{named}\n")
-    assert load_settings(tmp_path / "scalr.toml").training_set.synthetic_weights == lambdas
+    assert load_settings(tmp_path / "scalr.toml").training_set.resolved_segment_weights == weights
 
 
 def test_settings_are_frozen(tmp_path):

@@ -13,7 +13,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import BadValue, DomainsMixed, EvaluationError, LakeError, NoCommonUsers, SettingsError
 from scalr_prod.evaluation.arms import ALL_ARMS
 from scalr_prod.evaluation.plan import select_arms
-from scalr_prod.features import ViewWindow, apply_feature_repo, read_window
+from scalr_prod.features import ViewWindow, apply_feature_repo, stream_window
 from scalr_prod.generation import plan_run
 from scalr_prod.generation.policy import settings_digest
 from scalr_prod.histories import build_histories
@@ -181,7 +181,9 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
     build_histories(settings)
     apply_feature_repo(settings)
     later = datetime(2025, 1, 1, tzinfo=UTC)
-    read = read_window(settings, ViewWindow(table.value, end=later, known_by=later, columns=["run_id", "source_domain"]))
+    read = stream_window(
+        settings, ViewWindow(table.value, end=later, known_by=later, columns=["run_id", "source_domain"])
+    ).read_all()
     assert read.to_pylist() == [{"run_id": row["run_id"], "source_domain": None}]
     version = lake.version(table)
     ingest(settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package's structure, read from its source: no circle of imports, rooms entered by their doors, one class a name, a small root.
+"""The package's structure, read from its source: no circle of imports, rooms entered by their doors, one class a name, short signatures.
 
 Imports inside functions and under ``TYPE_CHECKING`` count as well. Layers are held by import-linter (`make lint`).
 """
@@ -104,6 +104,37 @@ def test_a_class_name_stands_once(trees):
         if isinstance(node, ast.ClassDef) and not name.startswith("scalr_prod.ledger.migrations")
     )
     assert not [name for name, count in names.items() if count > 1]
+
+
+def test_a_function_takes_at_most_seven_values(trees):
+    """Exceptions: kernels, the command line's options, and methods whose parameters Feast prescribes."""
+    free = ("scalr_prod.translator.kernels.", "scalr_prod.apps.cli.", "scalr_prod.features.offline_store")
+    long = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not name.startswith(free)
+        if len({one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}) > 7
+    ]
+    assert not long
+
+
+def test_a_function_of_several_modules_returns_no_bare_tuple_of_three(trees):
+    """Equal types are a vector, such as a value by segment."""
+
+    def is_record(node):
+        if not isinstance(node, ast.Subscript) or ast.unparse(node.value) != "tuple" or not isinstance(node.slice, ast.Tuple):
+            return False
+        kinds = [ast.unparse(kind) for kind in node.slice.elts]
+        return len(kinds) > 2 and len(set(kinds)) > 1
+
+    public = [
+        (name, node)
+        for name, tree in trees.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.returns is not None
+    ]
+    assert not [f"{name}:{node.lineno} {node.name}" for name, node in public if any(map(is_record, ast.walk(node.returns)))]
 
 
 def test_the_root_holds_the_public_modules_alone():

@@ -21,7 +21,6 @@ from scalr_prod.features import (
     join_point_in_time,
     materialize,
     open_feature_store,
-    read_window,
     repository,
     stream_window,
 )
@@ -60,8 +59,8 @@ class TestRepository:
 
     def test_a_lake_behind_a_url(self, tmp_path):
         settings = make_project(tmp_path, f'[project]\nlake = "file://{tmp_path}/elsewhere"\n')
-        assert join_point_in_time(settings, spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
-        assert read_window(settings, ViewWindow("source_events")).num_rows == 3
+        assert join_point_in_time(open_feature_store(settings), spine(["a"], hours(9)), COUNTS)[COUNT].to_pylist() == [2]
+        assert stream_window(settings, ViewWindow("source_events")).read_all().num_rows == 3
         rows = pa.table(synthetic(["a"], [1], hours(5), "w")).to_pandas()
         open_feature_store(settings).write_to_offline_store("synthetic_target_events", rows)
         assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 3
@@ -114,7 +113,7 @@ class TestPointInTime:
         rows = spine(
             ["b", "a", "a", "zz", None, "a"], hours(9, 1.5, 9, 9, 9, 0), item_id=[1, 2, 1, 9, 1, 1], label=[1, 0, 1, 0, 1, 0]
         )
-        found = join_point_in_time(feast_project, rows, "downstream_training_v1")
+        found = join_point_in_time(open_feature_store(feast_project), rows, "downstream_training_v1")
         assert found.select(rows.column_names).equals(rows)
         assert found[COUNT].to_pylist() == [1, 1, 2, None, None, None]
         assert found["source_user_history__item_ids"].to_pylist() == [["s1"], ["s1"], ["s1", "s2"], None, None, None]
@@ -127,10 +126,11 @@ class TestPointInTime:
         refs = ["synthetic_target_events:event_id"]
         late = AS_OF - timedelta(microseconds=1)
         rows = spine(["a", "a"], [late, AS_OF])
-        assert join_point_in_time(feast_project, rows, refs)["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = join_point_in_time(feast_project, spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
+        found = join_point_in_time(open_feature_store(feast_project), rows, refs)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
-        found = join_point_in_time(feast_project, spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
+        found = join_point_in_time(open_feature_store(feast_project), spine(["a", "a"], hours(1, 5)), refs, known_by=AS_OF)
+        assert found["synthetic_target_events__event_id"].to_pylist() == [None, "e0"]
+        found = join_point_in_time(open_feature_store(feast_project), spine(["a", "a"], [AS_OF, AS_OF]), refs, known_by=late)
         assert found["synthetic_target_events__event_id"].to_pylist() == [None, None]
 
     def test_a_table_as_it_was(self, own):
@@ -138,13 +138,16 @@ class TestPointInTime:
         before = lake.version(table)
         lake.delete(table, "user_id = 'a'", key="a")
         rows = spine(["a", "b"], hours(9, 9))
-        assert join_point_in_time(own, rows, COUNTS)[COUNT].to_pylist() == [None, 1]
-        assert join_point_in_time(own, rows, COUNTS, versions={table.value: before})[COUNT].to_pylist() == [2, 1]
+        assert join_point_in_time(open_feature_store(own), rows, COUNTS)[COUNT].to_pylist() == [None, 1]
+        assert join_point_in_time(open_feature_store(own), rows, COUNTS, versions={table.value: before})[COUNT].to_pylist() == [
+            2,
+            1,
+        ]
         with pytest.raises(FeatureStoreError, match="at version 99"):
-            join_point_in_time(own, rows, COUNTS, versions={table.value: 99})
+            join_point_in_time(open_feature_store(own), rows, COUNTS, versions={table.value: 99})
 
     def test_an_empty_spine(self, feast_project):
-        found = join_point_in_time(feast_project, spine(pa.array([], pa.string()), []), COUNTS)
+        found = join_point_in_time(open_feature_store(feast_project), spine(pa.array([], pa.string()), []), COUNTS)
         assert found.num_rows == 0
         assert found.schema.field(COUNT).type == pa.int64()
 
@@ -183,7 +186,7 @@ class TestPointInTime:
     )
     def test_what_cannot_be_joined_is_named(self, feast_project, rows, features, message):
         with pytest.raises(FeatureStoreError, match=message):
-            join_point_in_time(feast_project, rows, features)
+            join_point_in_time(open_feature_store(feast_project), rows, features)
 
     def test_a_spine_by_query(self, feast_project):
         store = open_feature_store(feast_project)
@@ -195,29 +198,29 @@ class TestPointInTime:
 
 class TestReadWindow:
     def test_a_window_holds_its_start_and_not_its_end(self, feast_project):
-        found = read_window(feast_project, ViewWindow("source_events", start=hours(1)[0], end=hours(3)[0]))
+        found = stream_window(feast_project, ViewWindow("source_events", start=hours(1)[0], end=hours(3)[0])).read_all()
         assert found.column_names == Lake.open(feast_project).schema(Table.SOURCE_EVENTS).names
         assert found["item_id"].to_pylist() == ["s1", "s2"]
 
-    def test_all_of_it_as_table_and_as_stream(self, feast_project):
-        table = read_window(feast_project, ViewWindow("target_user_history"))
+    def test_all_of_it(self, feast_project):
         reader = stream_window(feast_project, ViewWindow("target_user_history"))
         assert isinstance(reader, pa.RecordBatchReader)
-        assert reader.read_all().equals(table)
-        assert table.num_rows == 3
+        assert reader.read_all().num_rows == 3
 
     def test_columns_in_the_order_asked_for(self, feast_project):
-        found = read_window(feast_project, ViewWindow("source_events", columns=["event_timestamp", "user_id"]))
+        found = stream_window(feast_project, ViewWindow("source_events", columns=["event_timestamp", "user_id"])).read_all()
         assert found.column_names == ["event_timestamp", "user_id"]
 
     def test_what_was_not_known_is_left_out(self, feast_project):
-        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=hours(19)[0])).num_rows == 0
-        assert read_window(feast_project, ViewWindow("synthetic_target_events", known_by=AS_OF)).num_rows == 2
+        assert (
+            stream_window(feast_project, ViewWindow("synthetic_target_events", known_by=hours(19)[0])).read_all().num_rows == 0
+        )
+        assert stream_window(feast_project, ViewWindow("synthetic_target_events", known_by=AS_OF)).read_all().num_rows == 2
 
     def test_an_empty_table(self, own):
         Lake.open(own).delete(Table.SOURCE_EVENTS, "true", key="all")
-        assert read_window(own, ViewWindow("source_events")).num_rows == 0
-        assert join_point_in_time(own, spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
+        assert stream_window(own, ViewWindow("source_events")).read_all().num_rows == 0
+        assert join_point_in_time(open_feature_store(own), spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
         from scalr_prod.features.retrieval_job import DeltaRetrievalJob
@@ -241,9 +244,9 @@ class TestReadWindow:
 
     def test_unknown_names(self, feast_project):
         with pytest.raises(FeatureStoreError, match="no column nothing; there are: user_id"):
-            read_window(feast_project, ViewWindow("source_events", columns=["nothing"]))
+            stream_window(feast_project, ViewWindow("source_events", columns=["nothing"])).read_all()
         with pytest.raises(FeatureStoreError, match="no_view"):
-            read_window(feast_project, ViewWindow("no_view"))
+            stream_window(feast_project, ViewWindow("no_view")).read_all()
 
     def test_several_views_at_the_times_of_either(self, feast_project):
         store = open_feature_store(feast_project)
@@ -271,16 +274,16 @@ def test_an_open_store_and_connection_give_the_same_and_keep_nothing(feast_proje
         connection.execute("CREATE TEMP TABLE mine AS SELECT 1 AS x")
         for known_by in (None, T0 + timedelta(hours=2)):
             for refs in (COUNTS, ["source_user_history:item_ids", "source_user_history:event_timestamps"]):
-                kept = join_point_in_time(feast_project, asked, refs, known_by=known_by, store=store, connection=connection)
-                assert kept.equals(join_point_in_time(feast_project, asked, refs, known_by=known_by))
+                kept = join_point_in_time(store, asked, refs, known_by=known_by, connection=connection)
+                assert kept.equals(join_point_in_time(open_feature_store(feast_project), asked, refs, known_by=known_by))
         with pytest.raises(FeatureStoreError):
-            join_point_in_time(feast_project, asked.drop_columns("user_id"), COUNTS, store=store, connection=connection)
+            join_point_in_time(store, asked.drop_columns("user_id"), COUNTS, connection=connection)
         names = connection.execute(
             "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
         )
         assert names.fetchall() == [("mine",)]
     # The connection is closed: the store opens one of its own again.
-    assert join_point_in_time(feast_project, asked, COUNTS, store=store).num_rows == 3
+    assert join_point_in_time(store, asked, COUNTS).num_rows == 3
 
 
 def test_the_registry_is_not_read_anew_for_each_object_that_is_applied(own, tmp_path, monkeypatch):
@@ -321,7 +324,9 @@ def test_integer_ids(tmp_path):
     lake.append(Table.SOURCE_USER_HISTORY, pa.table(columns, schema=schema), key="first")
     apply_feature_repo(settings)
     rows = pa.table({"user_id": [7, 8], "event_timestamp": pa.array(hours(2, 2), STAMP)})
-    assert join_point_in_time(settings, rows, "translator_inputs_v1")["source_user_history__item_ids"].to_pylist() == [
+    assert join_point_in_time(open_feature_store(settings), rows, "translator_inputs_v1")[
+        "source_user_history__item_ids"
+    ].to_pylist() == [
         [3, 4],
         None,
     ]

@@ -19,8 +19,8 @@ from scalr_prod.features import (
     join_point_in_time,
     materialize,
     open_feature_store,
-    read_window,
     save_dataset,
+    stream_window,
 )
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -60,7 +60,9 @@ def add_event(settings, user: str, item: int) -> None:
 
 
 def items_of(settings) -> set[int]:
-    return set(read_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"]))["item_id"].to_pylist())
+    return set(
+        stream_window(settings, ViewWindow("synthetic_target_events", columns=["item_id"])).read_all()["item_id"].to_pylist()
+    )
 
 
 def test_two_projects_of_equal_domains_each_read_their_own_rows(tmp_path):
@@ -143,7 +145,7 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     assert registry_of(url, "shop").keys() == before.keys()
     assert open_feature_store(now).get_saved_dataset("set_v1").storage.to_data_source().path == str(rows)
     assert items_of(now) == {7, 8}
-    assert join_point_in_time(now, spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
+    assert join_point_in_time(open_feature_store(now), spine(["a"], hours(5)), COUNTS)[COUNT].to_pylist() == [2]
     online = sa.inspect(sa.create_engine(f"sqlite:///{own.home / 'feast_online.db'}")).get_table_names()
     assert not [table for table in online if table.startswith(FORMER)]
     materialize(now)

@@ -143,7 +143,7 @@ class TestOnline:
 class TestSavedDatasets:
     def test_a_folder_is_registered_with_its_labels(self, feast_project, tmp_path):
         rows = spine(["a", "b"], hours(9, 9), item_id=[1, 2], label=pa.array([1, 0], pa.int8()))
-        joined = join_point_in_time(feast_project, rows, "downstream_training_v1")
+        joined = join_point_in_time(open_feature_store(feast_project), rows, "downstream_training_v1")
         folder = tmp_path / "rows"
         folder.mkdir()
         pq.write_table(joined, folder / "part-0.parquet")

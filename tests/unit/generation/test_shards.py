@@ -56,7 +56,7 @@ def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count
     spec = made.run(contexts=contexts, generated=False)
     asked, had = expected(made, spec)
     assert write_shards(made.settings, spec, count) == len(asked)
-    tasks = [list(read_shards(made.settings, spec, number, count)) for number in range(count)]
+    tasks = [list(read_shards(made.settings.home, spec, number, count)) for number in range(count)]
     read = [(rows.to_pandas(), consumed.to_pandas()) for task in tasks for rows, consumed in task]
     columns = [*KEYS, "source_event_timestamp", "newcomer"]
     for column in columns:
@@ -72,15 +72,15 @@ def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count
     most = made.lake.read(Table.SOURCE_EVENTS).to_pandas().groupby("user_id").size().max()
     assert max(len(rows) for rows, _ in read) < 10 + most
     assert max(sum(len(rows) for rows, _ in task) for task in tasks) < 1.3 * len(asked) / count + most
-    remove_shards(made.settings, spec)
-    assert not (run_folder(made.settings, spec.run_id) / "asked").exists()
+    remove_shards(made.settings.home, spec)
+    assert not (run_folder(made.settings.home, spec.run_id) / "asked").exists()
 
 
 def test_what_is_whole_is_used_again_and_what_is_not_is_written_anew(made):
     spec = made.run(seed=5, generated=False)
-    folder = run_folder(made.settings, spec.run_id) / "asked"
+    folder = run_folder(made.settings.home, spec.run_id) / "asked"
     with pytest.raises(GenerationError, match="missing or damaged"):
-        list(read_shards(made.settings, spec, 0, 3))
+        list(read_shards(made.settings.home, spec, 0, 3))
     write_shards(made.settings, spec, 3)
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
     assert len(written) == 6
@@ -88,29 +88,29 @@ def test_what_is_whole_is_used_again_and_what_is_not_is_written_anew(made):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")} == written
     damaged = part_path(folder / "consumed", 1)
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    assert list(read_shards(made.settings, spec, 0, 3))
+    assert list(read_shards(made.settings.home, spec, 0, 3))
     with pytest.raises(GenerationError, match="missing or damaged") as caught:
-        list(read_shards(made.settings, spec, 1, 3))
+        list(read_shards(made.settings.home, spec, 1, 3))
     assert caught.value.where == str(damaged)
     assert "scalr runs resume" in caught.value.next_step
     rows = write_shards(made.settings, spec, 3)
-    assert list(read_shards(made.settings, spec, 1, 3))
+    assert list(read_shards(made.settings.home, spec, 1, 3))
     # Another cut leaves nothing of the former one.
     assert write_shards(made.settings, spec, 2) == rows
     assert len(list(folder.rglob("part-*.parquet"))) == 4
     with pytest.raises(GenerationError):
-        list(read_shards(made.settings, spec, 0, 3))
+        list(read_shards(made.settings.home, spec, 0, 3))
 
 
 def test_a_run_that_may_propose_consumed_items_lays_out_contexts_alone(made):
     spec = made.run(exclude_consumed=False, generated=False)
     write_shards(made.settings, spec, 2)
-    assert all(consumed is None for _, consumed in read_shards(made.settings, spec, 0, 2))
-    assert not (run_folder(made.settings, spec.run_id) / "asked" / "consumed").exists()
+    assert all(consumed is None for _, consumed in read_shards(made.settings.home, spec, 0, 2))
+    assert not (run_folder(made.settings.home, spec.run_id) / "asked" / "consumed").exists()
 
 
 def test_a_window_without_contexts_gives_tasks_without_slices(made):
     spec = made.run(start=2000, end=2001, generated=False)
     assert spec.start == hour(2000)
     assert write_shards(made.settings, spec, 2) == 0
-    assert [list(read_shards(made.settings, spec, number, 2)) for number in range(2)] == [[], []]
+    assert [list(read_shards(made.settings.home, spec, number, 2)) for number in range(2)] == [[], []]

@@ -76,8 +76,8 @@ def measured(project):
             ledger.datasets.record(
                 "training_set", version, path="/d", fingerprint=str(version), rows=version * 10, cutoff=T0, manifest={}
             )
-    write_json(run_folder(settings, run_id) / "generation.json", generation(run_id))
-    write_json(run_folder(settings, run_id) / "gate.json", gate(run_id))
+    write_json(run_folder(settings.home, run_id) / "generation.json", generation(run_id))
+    write_json(run_folder(settings.home, run_id) / "gate.json", gate(run_id))
     return settings
 
 
@@ -134,7 +134,7 @@ def test_every_metric_says_what_is_kept(measured):
 def test_what_shortlists_left_out_is_told(measured):
     with Ledger.open(measured) as ledger:
         run_id = next(run.run_id for run in ledger.runs.find() if run.state is RunState.PUBLISHED)
-    write_json(run_folder(measured, run_id) / "generation.json", generation(run_id, left_out=0.125, measured=96))
+    write_json(run_folder(measured.home, run_id) / "generation.json", generation(run_id, left_out=0.125, measured=96))
     execute_stages(PipelineContext(measured), [Stage("ingest", (), "", "", lambda _: None, lambda _: True)])
     assert read(measured)["scalr_generation_left_out",] == 0.125
 

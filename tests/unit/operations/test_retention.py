@@ -41,7 +41,7 @@ def staged(project, seed, state, **changes):
     """A run in a state, with a part of each kind."""
     run_id = project.ledger.runs.begin(make_spec(seed=seed, **changes)).run_id
     to_state(project.ledger, run_id, state)
-    folder = run_folder(project.settings, run_id)
+    folder = run_folder(project.settings.home, run_id)
     for name in ("asked", "parts", "candidates", "accepted"):
         (folder / name).mkdir(parents=True)
         (folder / name / "part-00000.parquet").write_bytes(b"x" * 100)
@@ -98,10 +98,10 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
     assert names(report, "run") == sorted(ended)
     assert report.bytes == 3 * 3 * 100
     for run_id in ended:
-        assert sorted(path.name for path in run_folder(opened.settings, run_id).iterdir()) == ["accepted", "gate.json"]
+        assert sorted(path.name for path in run_folder(opened.settings.home, run_id).iterdir()) == ["accepted", "gate.json"]
         assert opened.ledger.runs.get(run_id).run_id == run_id
     for run_id in others:
-        assert len(list(run_folder(opened.settings, run_id).rglob("*.parquet"))) == 4
+        assert len(list(run_folder(opened.settings.home, run_id).rglob("*.parquet"))) == 4
     assert opened.maintain().removed == []
     assert not list((opened.settings.home / "staging").glob("*"))
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_pinned_to_what_a_forgetting_removed_is_no_hindrance(opene
     opened.histories()
     version = opened.lake.version(Table.SOURCE_EVENTS)
     shutil.rmtree(
-        run_folder(opened.settings, staged(opened, 1, RunState.GENERATING, table_versions={"source_events": version}))
+        run_folder(opened.settings.home, staged(opened, 1, RunState.GENERATING, table_versions={"source_events": version}))
     )
     user = opened.lake.read(Table.SOURCE_EVENTS)["user_id"][0].as_py()
     with Project.open(opened.settings.base / "scalr.toml") as project:

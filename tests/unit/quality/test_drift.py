@@ -137,7 +137,7 @@ def test_a_run_is_compared_with_the_one_published_before(make, caplog):
 
 
 def project_events(project: Handmade, run_id: str) -> pd.DataFrame:
-    frame = pd.concat(map(pd.read_parquet, sorted((run_folder(project.settings, run_id) / "accepted").glob("*.parquet"))))
+    frame = pd.concat(map(pd.read_parquet, sorted((run_folder(project.settings.home, run_id) / "accepted").glob("*.parquet"))))
     assert len(frame) == 2 * USERS * PER_WINDOW
     return frame
 

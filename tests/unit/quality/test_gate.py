@@ -83,7 +83,7 @@ def test_of_rows_that_share_a_key_the_likelier_one_stays(project):
 def fails_on(project: Handmade, run_id: str) -> dict[str, object]:
     with pytest.raises(QualityGateFailed) as caught:
         validate_run(project.settings, run_id)
-    report = json.loads((run_folder(project.settings, run_id) / "gate.json").read_text())["report"]
+    report = json.loads((run_folder(project.settings.home, run_id) / "gate.json").read_text())["report"]
     failed = {rule["rule"]: rule["observed"] for rule in report["rules"] if rule["success"] is False}
     for name in failed:
         assert f"{name} (" in caught.value.found
@@ -293,7 +293,7 @@ def test_a_quiet_day_is_published_and_its_shares_and_distributions_are_not_judge
     not_judged = {rule.rule: rule.reason for rule in report.not_judged}
     assert not_judged["popularity_is_like_the_real_one"] == f"effective_users is {rows}: judged from 71 on"
     assert {"run_holds_events", "source_coverage"} <= set(not_judged)
-    stored = json.loads((run_folder(project.settings, spec.run_id) / "gate.json").read_text())["report"]["rules"]
+    stored = json.loads((run_folder(project.settings.home, spec.run_id) / "gate.json").read_text())["report"]["rules"]
     assert {rule["rule"] for rule in stored if rule["success"] is None} == set(not_judged)
     assert ("holds no event of its 1 contexts" in caplog.text) == (not rows)
     publish(project.settings, spec.run_id)
@@ -365,7 +365,7 @@ def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     assert project.state(spec.run_id) is RunState.REJECTED
     project.configure("")
     assert not validate_run(project.settings, spec.run_id).repeated
-    accepted = next((run_folder(project.settings, spec.run_id) / "accepted").glob("*.parquet"))
+    accepted = next((run_folder(project.settings.home, spec.run_id) / "accepted").glob("*.parquet"))
     accepted.write_bytes(b"torn")
     assert not validate_run(project.settings, spec.run_id).repeated, "a torn file is made again"
     assert pq.read_table(accepted).num_rows == 80
@@ -390,7 +390,7 @@ def test_an_audit_that_waits_too_long_for_another_says_so(project, monkeypatch):
 def test_a_verdict_by_other_rules_is_made_again(project):
     spec = project.run()
     validate_run(project.settings, spec.run_id)
-    path = run_folder(project.settings, spec.run_id) / "gate.json"
+    path = run_folder(project.settings.home, spec.run_id) / "gate.json"
     stored = json.loads(path.read_text())
     del stored["inputs"]["rules"]
     path.write_text(json.dumps(stored))
@@ -410,7 +410,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
     validate_run(project.settings, spec.run_id)
     with Ledger.open(project.settings) as ledger:
         ledger.runs.set_state(spec.run_id, RunState.PUBLISHED, cause="test")
-    path = run_folder(project.settings, spec.run_id) / "gate.json"
+    path = run_folder(project.settings.home, spec.run_id) / "gate.json"
     assert validate_run(project.settings, spec.run_id).repeated
     path.unlink()
     with pytest.raises(LedgerError, match="its verdict is missing") as caught:
@@ -421,7 +421,7 @@ def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project
 
 def test_lost_candidates_are_another_error_than_none(project):
     spec = project.run()
-    shutil.rmtree(run_folder(project.settings, spec.run_id) / "candidates")
+    shutil.rmtree(run_folder(project.settings.home, spec.run_id) / "candidates")
     with pytest.raises(GenerationError, match="are missing"):
         validate_run(project.settings, spec.run_id)
     assert project.state(spec.run_id) is RunState.GENERATED

@@ -30,7 +30,7 @@ def test_it_is_refused(project, case):
         validate_run(project.settings, spec.run_id)
     assert "min_information = 0" in caught.value.next_step
     assert project.state(spec.run_id) is RunState.REJECTED
-    assert not list((run_folder(project.settings, spec.run_id) / "accepted").glob("*.parquet"))
+    assert not list((run_folder(project.settings.home, spec.run_id) / "accepted").glob("*.parquet"))
 
 
 def test_the_figures_are_told(project):

@@ -39,7 +39,7 @@ def judged(tmp_path, monkeypatch):
             project = Handmade(tmp_path / f"project{len(projects)}", text, target=GATE_TARGET)
             projects[more] = (project, project.run().run_id)
         project, run_id = projects[more]
-        return validate_run(project.settings, run_id), run_folder(project.settings, run_id)
+        return validate_run(project.settings, run_id), run_folder(project.settings.home, run_id)
 
     yield judge
     sys.modules.pop("their_rules", None)

@@ -112,7 +112,7 @@ def test_a_run_that_keeps_every_rule_passes(project):
     assert {rule.scope for rule in report.rules} == {"schema", "row", "run"}
     assert report.figures["source_coverage"] == 1.0
     assert project.state(spec.run_id) is RunState.VALIDATED
-    accepted = pq.read_table(run_folder(project.settings, spec.run_id) / "accepted")
+    accepted = pq.read_table(run_folder(project.settings.home, spec.run_id) / "accepted")
     assert accepted.schema.equals(table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS))
     expected = project.candidates(spec)["event_id"]
     assert sorted(accepted["event_id"].to_pylist()) == sorted(expected)
@@ -154,7 +154,7 @@ def test_each_broken_rule_is_the_reason_of_its_row(tmp_path):
         found.remove(wanted)
     assert not found
     assert {rule.rule for rule in report.failures} == set().union(*reasons.values())
-    accepted = pq.read_table(run_folder(project.settings, again.run_id) / "accepted")["event_id"].to_pylist()
+    accepted = pq.read_table(run_folder(project.settings.home, again.run_id) / "accepted")["event_id"].to_pylist()
     assert sorted(accepted) == sorted(good["event_id"])
 
 
@@ -176,7 +176,7 @@ def test_a_broken_rule_is_named_in_strict(project, name):
     assert Path(error.where).exists()
     assert error.run_id == spec.run_id
     assert project.state(spec.run_id) is RunState.REJECTED
-    folder = run_folder(project.settings, spec.run_id)
+    folder = run_folder(project.settings.home, spec.run_id)
     report = GateReport.from_json(json.loads((folder / "gate.json").read_text())["report"])
     assert {found.rule for found in report.failures} == {name} | VIOLATIONS[name][1]
     assert not (folder / "accepted").exists()

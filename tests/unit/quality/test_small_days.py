@@ -126,8 +126,8 @@ def judge(project: Handmade, spec: RunSpec, frame: pd.DataFrame) -> tuple[set[st
         counts = audit.verdicts.fetch_row(
             f"SELECT {', '.join(f'count(*) FILTER (NOT {rule.name})' for rule in row_rules)} FROM judged"
         )
-        rules, pooled, _ = pool_small_run(audit, spec, project.lake, rules, figures)
-        figures |= pooled
+        pooled = pool_small_run(audit, spec, project.lake, rules, figures)
+        rules, figures = pooled.rules, figures | pooled.figures
     path.unlink()
     broken = {rule.name for rule, count in zip(row_rules, counts, strict=True) if count}
     not_judged = {rule.name for rule in rules if not rule.is_judged(figures)}

@@ -23,7 +23,7 @@ def project(tmp_path) -> Handmade:
 
 def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
     spec = project.run()
-    folder = run_folder(project.settings, spec.run_id)
+    folder = run_folder(project.settings.home, spec.run_id)
     validate_run(project.settings, spec.run_id)
     (whole,) = (folder / "accepted").glob("*.parquet")
     rows = pq.read_table(whole)
@@ -61,7 +61,7 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
     }.items():
         rows[place] = {**rows[place], column: value}
     project.write(spec, pd.DataFrame(rows), parts=4)
-    folder = run_folder(project.settings, spec.run_id)
+    folder = run_folder(project.settings.home, spec.run_id)
     found, ranges, files_of = [], [], UserPartitions.iter_files
 
     def watched(self):
