@@ -23,8 +23,8 @@ from scalr_prod.ingest.preflight import check_domain_input
 from scalr_prod.ingest.replace_window import plan_replacements
 from scalr_prod.ingest.rows import SQL_TYPES, count_rows, scan_table, staged_rows_sql
 from scalr_prod.ingest.sort_by_time import DuplicateCounts, sort_log
-from scalr_prod.ingest.staging import stage_events, stage_items
-from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append
+from scalr_prod.ingest.staging import LEFT_OUT_COLUMNS, stage_events, stage_items
+from scalr_prod.ingest.upsert import keep_latest_per_event_id, plan_append, record_left_out
 from scalr_prod.ingest.user_days import UserDayLimit
 from scalr_prod.lake import (
     PROJECT_MARKED_TABLE,
@@ -254,8 +254,8 @@ class IngestPipeline:
         staged, own = self.events[place], self.log_item_types[place]
         prefix = item_id_prefix(self.settings.domains[place].name) if domain == "source" and self.has_several_sources else ""
         view = f"{place.replace('.', '_')}_log"
-        query = staged_rows_sql(staged.files, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix=prefix)
-        query = self.user_ids.exclude_suppressed(self.db, self.suppressed, query, domain)
+        staged_rows = staged_rows_sql(staged.files, {USER_ID: self.user_ids.log_id_types[domain], ITEM_ID: own}, prefix=prefix)
+        query = self.user_ids.exclude_suppressed(self.db, self.suppressed, staged_rows, domain)
         missing = [name for name in OPTIONAL_EVENT_COLUMNS if getattr(self.settings.domains[place].columns, name) is None]
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in missing)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in missing else ""
@@ -268,17 +268,29 @@ class IngestPipeline:
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
+        if EVENT_ID not in missing:
+            left_out = (
+                f" UNION ALL FROM {read_parquet_sql(map(escape_glob, staged.left_out_files))}" if staged.left_out_files else ""
+            )
+            every_row = f"SELECT *{named} FROM (SELECT {', '.join(LEFT_OUT_COLUMNS)} FROM ({staged_rows}){left_out})"
+            keep_latest_per_event_id(self.db, view, self.settings.domains[place], every_row)
         sorted_log = self._sort(domain, place, view, read, prefix)
         return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
 
     def _sort(self, domain: Domain, place: str, view: str, read: int, prefix: str) -> SortedLog:
-        """Sort a log by time, after its settings' limits and with one row per event id."""
-        section, rows = self.settings.domains[place], read
-        if section.columns.event_id is not None:
-            rows = keep_latest_per_event_id(self.db, view, section)
+        """Sort a log by time, after its limit of events per user and day."""
+        section, rows = self.settings.domains[place], count_rows(self.db, f"FROM {view}")
         renewed = read - rows
+        if not rows:
+            raise EmptyInput(
+                "holds only events that are left out",
+                where=self.events[place].origin,
+                next_step=f"check types and unknown_types of [domains.{place}]",
+            )
         if section.max_user_day is not None:
             rows -= self._limit_user_days(domain, place, view, section, prefix)
+            if section.columns.event_id is not None:
+                record_left_out(self.db, view)
         mapped = {name for name in OPTIONAL_EVENT_COLUMNS if getattr(section.columns, name) is not None}
         sorted_log = sort_log(self.db, view, rows, mapped, self.folder, drop_duplicates=section.duplicates == "drop")
         self.superseded_rows[place] = renewed + rows - sorted_log.rows
@@ -288,7 +300,7 @@ class IngestPipeline:
         self.db.execute(
             f"CREATE OR REPLACE TEMP VIEW {view} AS FROM {read_parquet_sql(escape_glob(file.path) for file in sorted_log.files)}"
         )
-        self.db.execute(f"DROP TABLE IF EXISTS {view}_latest")
+        self.db.execute(f"DROP TABLE IF EXISTS {view}_latest; DROP TABLE IF EXISTS {view}_ids")
         return sorted_log
 
     def _limit_user_days(self, domain: Domain, place: str, view: str, section: DomainSettings, prefix: str) -> int:
@@ -493,7 +505,7 @@ class IngestPipeline:
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0
         with track(f"add {place}", show=progress, total=staged.rows) as count:
             change = self.changes[place].commit(count)
-        if self.since is not None or change.updated or over_limit:
+        if self.since is not None or change.updated or change.removed or over_limit:
             size -= remove_unused_items(self.db, self.lake, log)
         read, delta = self._extent(log.view), self.lake.open_table(table, version=change.version)
         rows = self._rows_in_lake(log, delta)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +17,7 @@ from scalr_prod.ingest.column_parsers import IdParser, first_true_index, parse_n
 from scalr_prod.ingest.log_limits import LeftOutRows, TypeWeights
 from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
-from scalr_prod.ingest.time_bounds import TimeBounds
+from scalr_prod.ingest.time_bounds import TIME_REASONS, TimeBounds
 from scalr_prod.ingest.timestamp_parser import TimestampParser
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sources.protocol import Batch
 
 __all__ = [
+    "LEFT_OUT_COLUMNS",
     "EventParser",
     "ItemParser",
     "StagedEvents",
@@ -39,6 +41,8 @@ __all__ = [
     "stage_items",
 ]
 
+#: Columns of the rows that are left out.
+LEFT_OUT_COLUMNS = [EVENT_ID, CREATED_TIMESTAMP, "position"]
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
@@ -51,6 +55,7 @@ class StagedEvents:
         user_ids: Parser of the user ids, with their type.
         item_ids: Parser of the item ids, with their type.
         files: The Parquet files.
+        left_out_files: Files of `LEFT_OUT_COLUMNS` of rows that were left out, see `EventParser`.
         rows: Total number of rows.
         created_lifted: Rows whose created time was raised to their event time.
         left_out: Rows that were left out, by reason.
@@ -62,6 +67,7 @@ class StagedEvents:
     user_ids: IdParser = field(default_factory=IdParser)
     item_ids: IdParser = field(default_factory=IdParser)
     files: list[Path] = field(default_factory=list)
+    left_out_files: list[Path] = field(default_factory=list)
     rows: int = 0
     created_lifted: int = 0
     unused_columns: list[str] = field(default_factory=list)
@@ -83,6 +89,8 @@ class EventParser:
     Args:
         section: The domain's settings.
         place: Their key below ``[domains]``.
+        on_left_out: Called with the rows of `LEFT_OUT_COLUMNS` that are left out, where the settings map event ids. Rows with an
+            impossible time are not among them.
 
     Attributes:
         user_ids: Parser of the user ids, with their type.
@@ -91,7 +99,9 @@ class EventParser:
         left_out: Rows that are left out, by reason.
     """
 
-    def __init__(self, section: DomainSettings, place: str) -> None:
+    def __init__(
+        self, section: DomainSettings, place: str, *, on_left_out: Callable[[pa.RecordBatch], None] | None = None
+    ) -> None:
         key = f"[domains.{place}] timezone"
         drops_missing = section.bad_ids == "drop"
         self.user_ids, self.item_ids = IdParser(drops_missing=drops_missing), IdParser(drops_missing=drops_missing)
@@ -102,6 +112,7 @@ class EventParser:
         self._limits = TimeBounds.from_settings(section, f"[domains.{place}]")
         self._types = TypeWeights.from_settings(section, f"[domains.{place}]")
         self._event_ids, self._rows = IdParser(), 0
+        self._on_left_out = on_left_out if section.columns.event_id is not None else None
         self._names = section.columns
         self._happened, self._known = (
             TimestampParser(section.timezone, key, format=section.timestamp_format) for _ in range(2)
@@ -126,13 +137,20 @@ class EventParser:
         columns |= {"weight": _weights(batch, names.weight)} | self._extras(batch, beyond)
         if names.event_type is not None:
             columns["weight"] = pc.multiply(columns["weight"], columns.pop("type_weight"))
-        rows = self._drop_left_out(pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), beyond)
-        if names.created is None:
+        keep = self._count_left_out(beyond, len(times))
+        if names.created is not None:
+            early = pc.less(created, times)
+            self.created_lifted += pc.sum(pc.and_(keep, early)).as_py() or 0
+            columns[CREATED_TIMESTAMP] = pc.if_else(early, times, created)
+        rows = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+        if not beyond:
             return rows
-        early = pc.less(rows.column(CREATED_TIMESTAMP), rows.column(EVENT_TIMESTAMP))
-        self.created_lifted += pc.sum(early).as_py() or 0
-        lifted = pc.if_else(early, rows.column(EVENT_TIMESTAMP), rows.column(CREATED_TIMESTAMP))
-        return rows.set_column(rows.schema.get_field_index(CREATED_TIMESTAMP), CREATED_TIMESTAMP, lifted)
+        if self._on_left_out is not None:
+            left = functools.reduce(
+                pc.and_not, (beyond[reason] for reason in TIME_REASONS if reason in beyond), pc.invert(keep)
+            )
+            self._on_left_out(rows.select(LEFT_OUT_COLUMNS).filter(left))
+        return rows.filter(keep)
 
     def warn_on_mixed_times(self) -> None:
         """Log a warning for each column that has times both with and without a UTC offset; call after the last batch."""
@@ -170,13 +188,13 @@ class EventParser:
         self._rows += size
         return columns
 
-    def _drop_left_out(self, rows: pa.RecordBatch, beyond: dict[str, pa.Array]) -> pa.RecordBatch:
-        """Drop the rows that are left out; a row with several reasons counts for the first."""
-        keep = pa.repeat(pa.scalar(value=True), rows.num_rows)
+    def _count_left_out(self, beyond: dict[str, pa.Array], rows: int) -> pa.Array:
+        """Return the mask of the rows that are kept, and count the others; a row with several reasons counts for the first."""
+        keep = pa.repeat(pa.scalar(value=True), rows)
         for reason, left in beyond.items():
             self.left_out.counts[reason] += pc.sum(pc.and_(keep, left)).as_py() or 0
-            keep = pc.and_(keep, pc.invert(left))
-        return rows.filter(keep) if beyond else rows
+            keep = pc.and_not(keep, left)
+        return keep
 
 
 class ItemParser:
@@ -266,17 +284,17 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     """
     seen: set[str] = set()
     batches, origin = open_events(settings, place, seen_columns=seen)
-    cells = EventParser(settings.domains[place], place)
-    staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
     # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
-    with closing(batches), _SchemaFiles(folder, f"{place}-events") as files:
+    with closing(batches), _SchemaFiles(folder, f"{place}-events") as files, _SchemaFiles(folder, f"{place}-left-out") as left:
+        cells = EventParser(settings.domains[place], place, on_left_out=left.write)
+        staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
         for batch in batches:
             rows = cells.parse(batch)
             files.write(rows)
             staged.rows += rows.num_rows
             count(rows.num_rows)
     staged.created_lifted = cells.created_lifted
-    staged.files = files.files
+    staged.files, staged.left_out_files = files.files, left.files
     cells.warn_on_mixed_times()
     staged.user_ids.ensure_no_nulls()
     staged.item_ids.ensure_no_nulls()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import pyarrow.compute as pc
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from scalr_prod.config import DomainSettings
     from scalr_prod.ingest.column_parsers import CellOrigin
 
-__all__ = ["TimeBounds"]
+__all__ = ["TIME_REASONS", "TimeBounds"]
+
+#: Reasons for which `TimeBounds` leaves rows out.
+TIME_REASONS: Final = ("in_the_future", "before_earliest")
 
 
 @dataclass(frozen=True)

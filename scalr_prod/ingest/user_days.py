@@ -157,8 +157,12 @@ class UserDayLimit:
             "lake_rows", lake_table, lake_filter, f"{numbered} AS lake_row FROM day_rows", days="checked_days"
         )
         same = f"a.{EVENT_ID} = b.{EVENT_ID}" if by_id else _same([*names, "copy"])
-        # The log may move an event with an id to another day.
-        in_log = self._view if by_id else "log_rows"
+        # The log may move an event with an id to another day, or leave it out.
+        in_log = (
+            f"(SELECT {EVENT_ID} FROM {self._view} UNION ALL SELECT {EVENT_ID} FROM {self._view}_left_out)"
+            if by_id
+            else "log_rows"
+        )
         values = f"{_KEY}, {EVENT_TIMESTAMP}, {CREATED_TIMESTAMP}, {ITEM_ID}, weight"
         own = ", ".join(f"a.{name}" for name in values.split(", "))
         self._create(

@@ -16,11 +16,12 @@ from scalr_prod.publication.rollback import rollback_run
 from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication
     from scalr_prod.publication.commit import PublicationReport
+    from scalr_prod.publication.regions import ViewRegion
 
 __all__ = ["CanaryReport", "list_canaries", "widen_canaries", "withdraw_canaries"]
 
@@ -59,6 +60,8 @@ def list_canaries(settings: Settings) -> list[dict[str, Any]]:
 def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float | None = None) -> CanaryReport:
     """Publish canary runs for all users, as if there had been no canary. One commit per run.
 
+    Runs that were published after one of them, and have a part of its window, are published again: they keep that part.
+
     Args:
         settings: The project's settings.
         runs: Only these runs; default: all, in order of publication.
@@ -76,9 +79,24 @@ def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float
                 where="share",
                 next_step="withdraw it, then publish it for fewer: scalr publication withdraw",
             ).add_context(run_id=publication.run_id)
-    return CanaryReport(
-        [publish_for(settings, publication.run_id, canary, is_widening=True) for publication in chosen], list_canaries(settings)
-    )
+    reports = [publish_for(settings, publication.run_id, canary, is_widening=True) for publication in chosen]
+    return CanaryReport([*reports, *_publish_later_runs(settings)], list_canaries(settings))
+
+
+def _publish_later_runs(settings: Settings) -> Iterator[PublicationReport]:
+    """Publish again each run that the widening of an earlier one overwrote in part; yield those that changed the view."""
+    with Ledger.open(settings) as ledger:
+        standing = _in_order(ledger)
+    versions = {publication.run_id: publication.delta_version or 0 for publication in standing}
+    for number, publication in enumerate(standing):
+        version = versions[publication.run_id]
+        widened = [published_region(earlier) for earlier in standing[:number] if versions[earlier.run_id] > version]
+        regions = _owned_regions(publication, standing[number + 1 :]) if widened else []
+        if any(region.intersection(other) for region in regions for other in widened):
+            report = publish_for(settings, publication.run_id, Canary.from_publication(publication.canary))
+            if report.outcome != "already_published":
+                versions[publication.run_id] = report.delta_version or 0
+                yield report
 
 
 def withdraw_canaries(settings: Settings, runs: Sequence[str] = ()) -> CanaryReport:
@@ -112,17 +130,26 @@ def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publicatio
 
 def _live_canaries(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
-    standing = ledger.publications.live()
-    original_versions = {publication.run_id: _original_version(ledger, publication) for publication in standing}
-    live = []
-    for publication in standing:
-        remaining = [published_region(publication)]
-        for later in standing if publication.canary else ():
-            if original_versions[later.run_id] > original_versions[publication.run_id]:
-                remaining = [rest for region in remaining for rest in region.difference(published_region(later))]
-        if publication.canary and remaining:
-            live.append(publication)
-    return sorted(live, key=lambda publication: original_versions[publication.run_id])
+    standing = _in_order(ledger)
+    return [
+        publication
+        for number, publication in enumerate(standing)
+        if publication.canary and _owned_regions(publication, standing[number + 1 :])
+    ]
+
+
+def _in_order(ledger: Ledger) -> list[Publication]:
+    """Return the live publications by when their runs were first published; a widening does not count."""
+    return sorted(ledger.publications.live(), key=lambda publication: _original_version(ledger, publication))
+
+
+def _owned_regions(publication: Publication, later: Sequence[Publication]) -> list[ViewRegion]:
+    """Return the regions of a publication without those of later ones."""
+    remaining = [published_region(publication)]
+    for other in later:
+        if other.start < publication.end and other.end > publication.start:
+            remaining = [rest for region in remaining for rest in region.difference(published_region(other))]
+    return remaining
 
 
 def _original_version(ledger: Ledger, publication: Publication) -> int:

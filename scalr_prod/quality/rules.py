@@ -132,7 +132,7 @@ class RunRules:
     run, `scalr_prod.quality.pooling` adds earlier events to distributions. All other rules always apply.
     """
 
-    version = 5
+    version = 6
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""

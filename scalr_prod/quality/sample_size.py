@@ -52,15 +52,15 @@ def max_bad_rows_by_chance(rows: int, limit: float) -> int:
 def min_users_for_distance(buckets: int, limit: float) -> int:
     """Return the number of users from which the total variation distance over buckets is judged.
 
-    An honest run's own distance is at most half the limit, so chance may add the other half, t. For n independent users, the distance
-    between the sample and its distribution has a mean of at most ½ √((B − 1)/n) (Cauchy–Schwarz over the buckets' variances), and one
-    user changes it by at most 1/n. McDiarmid's inequality: P(distance ≥ mean + s) ≤ exp(−2ns²). So t ≥ ½ √((B − 1)/n) + √(ln 1000 / 2n)
-    is enough. Users with n_u events count as (Σ n_u)²/Σ n_u² users with equally many: both bounds hold for unequal weights with that n.
+    An honest run's own distance is at most half the limit, so chance may add the other half, t. The distance between a sample and its
+    distribution is the largest excess of the sample over the distribution in any set of buckets. For n independent users, Hoeffding bounds
+    each of the 2^B sets: P(distance ≥ t) ≤ 2^B exp(−2nt²) (Weissman et al., 2003). Users with n_u events count as
+    (Σ n_u)²/Σ n_u² users with equally many: Hoeffding holds for unequal weights with that n.
 
     >>> min_users_for_distance(10, 0.8)
-    71
+    44
     """
-    return ceil(((sqrt(buckets - 1) / 2 + sqrt(_LOG / 2)) / (limit / 2)) ** 2)
+    return ceil((buckets * log(2) + _LOG) / (2 * (limit / 2) ** 2))
 
 
 def min_users_for_excess(limit: float) -> int:

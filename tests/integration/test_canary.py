@@ -133,6 +133,42 @@ def test_canaries_of_several_windows_and_one_over_another(project):
     pd.testing.assert_frame_equal(rows(project), rows(plain), check_exact=True)
 
 
+def test_a_widened_run_leaves_later_runs_what_they_have_of_its_window(project):
+    """A canary, two later runs over its second half of which one replaced the other, and one beside: as without a canary."""
+    first = project.accepted(start=20, end=40, seed=1)
+    publish(project.settings, first.run_id)
+    project.configure("")
+    replaced, later, beside = (
+        project.accepted(start=start, end=end, seed=seed) for start, end, seed in ((30, 50, 2), (30, 50, 3), (50, 60, 4))
+    )
+    for spec in (replaced, later, beside):
+        publish(project.settings, spec.run_id)
+    done = widen_canaries(project.settings)
+    assert [(one.run_id, one.outcome) for one in done.runs] == [(first.run_id, "widened"), (later.run_id, "published")]
+    assert done.canary == []
+    plain = Handmade(project.folder / "plain")
+    for start, end, seed in ((20, 40, 1), (30, 50, 3), (50, 60, 4)):
+        publish(plain.settings, plain.accepted(start=start, end=end, seed=seed).run_id)
+    pd.testing.assert_frame_equal(rows(project), rows(plain), check_exact=True)
+    assert {publish(project.settings, spec.run_id).outcome for spec in (later, beside)} == {"already_published"}
+    assert widen_canaries(project.settings).runs == []
+
+
+def test_a_widening_that_ended_before_later_runs_were_published_again_is_finished_by_the_next(project, monkeypatch):
+    first = project.accepted(start=20, end=40, seed=1)
+    publish(project.settings, first.run_id)
+    project.configure("")
+    later = project.accepted(start=30, end=50, seed=3)
+    publish(project.settings, later.run_id)
+    before = ids(project, later.run_id)
+    with monkeypatch.context() as patch:
+        patch.setattr("scalr_prod.publication.canary._publish_later_runs", lambda _: [])
+        widen_canaries(project.settings)
+    assert ids(project, later.run_id) < before
+    assert [one.outcome for one in widen_canaries(project.settings).runs] == ["published"]
+    assert ids(project, later.run_id) == before
+
+
 def test_a_canary_that_a_later_one_replaced_is_not_widened(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     for spec in (first, second):

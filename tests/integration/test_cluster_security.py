@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import psutil
@@ -17,8 +19,11 @@ from support.small import LOCAL, lean
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import SchedulerUnreachable, SettingsError
+from scalr_prod.features.session import open_session
 from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.serving import promote, start_triton, stop_triton
 from scalr_prod.serving.local_server.server_state import read_record
+from scalr_prod.workspace import open_duckdb, staging_folder
 
 ATTACKER = str(Path(__file__).parents[1] / "support" / "attacker.py")
 #: How an attacker tries a port; `support/attacker.py`.
@@ -133,6 +138,68 @@ def test_another_user_gets_nothing_while_commands_are_at_work(shared_machine):
     assert len(ports) >= 3, "scheduler, nanny, worker; the page"
     assert len(tried) > 100
     assert got == [easy]
+
+
+def write_beside(text: str) -> str:
+    """On a worker: write a file that everybody may read into Dask's local directory."""
+    from distributed import get_worker
+
+    path = Path(get_worker().local_directory) / "rows"
+    path.write_text(text)
+    path.chmod(0o644)
+    return str(path)
+
+
+def spill(connection) -> None:
+    """Sort more rows than DuckDB has memory for, and leave the result there."""
+    query = "SELECT i, hash(i) AS h, repeat(i::VARCHAR, 20) AS rows FROM range(1_500_000) AS t(i)"
+    connection.execute(f"CREATE TEMP TABLE spilled AS {query}")
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_user_reads_nothing_that_is_spilled_or_in_shared_memory(shared_machine, trained_home, monkeypatch):
+    """As a library, where files get the usual umask: what is left in /dev/shm by Triton, and what DuckDB, Feast and Dask spill."""
+    root, _ = shared_machine
+    get_temp_dir()  # of this process, which is removed when it ends
+    monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))
+    shutil.copytree(trained_home.parent, root / "trained")
+    settings = load_settings(root / "trained" / "scalr.toml", compute={"memory_mb": 64, "workers": 1}, serving={"threads": 1})
+    settings.home.chmod(0o700)
+    easy = root / "tmp" / "easy"
+    easy.write_text("everybody may read this")
+    promote(settings, 1)
+    start_triton(settings)
+    try:
+        with (
+            staging_folder(settings, "attacked") as folder,
+            open_duckdb(settings, folder) as database,
+            open_session(memory_mb=64, threads=1, spill=str(settings.home / "staging")) as feast,
+            open_session(memory_mb=64, threads=1, spill=None) as foreign,
+            open_cluster(settings, tasks=1) as cluster,
+        ):
+            for connection in (database, feast, foreign):
+                spill(connection)
+            (planted,) = cluster.map(write_beside, [("rows",)])
+            kept = [path for top in (settings.home, root / "tmp") for path in top.rglob("*") if path.is_file()]
+            spilled = [path for path in kept if path.name.startswith("duckdb_temp")]
+            shared = list(Path("/dev/shm").glob(f"{read_record(settings).name}_*"))  # noqa: S108 - where the server keeps it
+            done = subprocess.run(
+                [sys.executable, ATTACKER],
+                input="\n".join(f"read {path}" for path in (*kept, *shared)),
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=True,
+                cwd="/",
+            )
+    finally:
+        stop_triton(settings)
+    assert len({path.parent for path in spilled}) == 3, "DuckDB's, Feast's in the home, Feast's in the temporary folder"
+    assert Path(planted) in kept
+    assert shared
+    assert done.stdout.splitlines() == [f"read {easy}"]
 
 
 NAMED = {"ca_certificate": "ca.pem", "client_certificate": "client.pem", "client_key": "client.key"}

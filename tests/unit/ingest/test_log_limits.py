@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.lake.corrections import Correction, corrections_since
 from scalr_prod.schemas import Table
+from scalr_prod.workspace.suppression_list import SuppressedId, SuppressionList
 
 DAY = pd.Timestamp("2024-03-01T12:00:00Z")
 TARGET = [("u0", "t1", 0), ("u1", "t2", 1)]
@@ -121,6 +123,81 @@ CASES = [
         {**IDS, "created": "known"},
         {"rows_updated": 0, "rows_added": 0},
         rows=20,
+    ),
+    Case(
+        "an event whose type becomes one that is left out is removed",
+        [log(plain(), id=same_ids, kind=kinds()), log(plain(), id=same_ids, kind=kinds("cancelled"))],
+        WEIGHED + 'unknown_types = "drop"',
+        {**IDS, **TYPES},
+        {"rows_removed": 1, "rows_updated": 0, "rows_added": 0, "left_out": {"unknown_type": 1}},
+        rows=19,
+    ),
+    Case(
+        "an event that comes back is added again",
+        [log(plain(), id=same_ids, kind=kinds(kind)) for kind in ("view", "cancelled", "purchase")],
+        WEIGHED + 'unknown_types = "drop"',
+        {**IDS, **TYPES},
+        {"rows_added": 1, "rows_removed": 0},
+        weights={"s0": 1.0},
+        rows=20,
+    ),
+    Case(
+        "one is removed, one changed and one added in one ingest",
+        [
+            log(plain(), id=same_ids, kind=kinds()),
+            log(
+                [("u0", "s0", 0), ("u1", "changed", 0), ("u1", "new", 3), *plain()[3:]],
+                id=["e0", "e1", "e99", *same_ids[3:]],
+                kind=kinds("cancelled"),
+            ),
+        ],
+        WEIGHED + 'unknown_types = "drop"',
+        {**IDS, **TYPES},
+        {"rows_removed": 1, "rows_updated": 1, "rows_added": 1},
+        weights={"changed": 1.0, "new": 1.0},
+        rows=20,
+    ),
+    Case(
+        "an event whose last row in one log is left out is left out",
+        [log([*plain(), ("u0", "s0", 0)], id=[*same_ids, "e0"], kind=[*kinds(), "cancelled"])],
+        WEIGHED + 'unknown_types = "drop"',
+        {**IDS, **TYPES},
+        {"rows_read": 21, "duplicates": 1, "left_out": {"unknown_type": 1}},
+        rows=19,
+    ),
+    Case(
+        "an older row that is left out removes nothing",
+        [
+            log(plain(), id=same_ids, kind=kinds(), known=[DAY + pd.Timedelta(days=9)] * 20),
+            log(plain(), id=same_ids, kind=kinds("cancelled"), known=[DAY + pd.Timedelta(days=3)] * 20),
+        ],
+        WEIGHED + 'unknown_types = "drop"',
+        {**IDS, **TYPES, "created": "known"},
+        {"rows_removed": 0},
+        rows=20,
+    ),
+    Case(
+        "an event that loses its item is removed",
+        [log(plain(), id=same_ids), log([("u0", None, 0), *plain()[1:]], id=same_ids)],
+        'bad_ids = "drop"',
+        IDS,
+        {"rows_removed": 1, "left_out": {"no_item_id": 1}},
+        rows=19,
+    ),
+    Case(
+        "a row with an impossible time does not change its event",
+        [log(plain(), id=same_ids), log([("u0", "s0", late), *plain()[1:]], id=same_ids)],
+        'bad_times = "drop"',
+        IDS,
+        {"rows_removed": 0, "rows_updated": 0},
+        rows=20,
+    ),
+    Case(
+        "a log of nothing but events that are left out is refused",
+        [log(plain() * 2, id=same_ids * 2, kind=["purchase"] * 20 + ["cancelled"] * 20)],
+        WEIGHED + 'unknown_types = "drop"\nmax_left_out = 1.0',
+        {**IDS, **TYPES},
+        refused="holds only events that are left out",
     ),
     # --- event types
     Case(
@@ -349,6 +426,34 @@ def test_a_changed_event_counts_as_replaced_from_the_earlier_of_both_times_on(pr
     assert corrections_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == []  # one that only comes replaces nothing
     ingest(project(log([*changed, ("u1", "s1", 9)], id=[*same_ids, "e21"]), "", IDS))
     assert corrections_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == [Correction(since.to_pydatetime(), 1, 1)]
+
+
+def test_a_removed_event_counts_as_replaced_and_its_item_leaves_histories_and_catalogue(project):
+    toml, columns = WEIGHED + 'unknown_types = "drop"', {**IDS, **TYPES}
+    settings = project(log(plain(), id=same_ids, kind=kinds()), toml, columns)
+    ingest(settings)
+    build_histories(settings)
+    before = Lake.open(settings).version(Table.SOURCE_EVENTS)
+    gone = ["purchase"] * 19 + ["cancelled"]
+    ingest(project(log(plain(), id=same_ids, kind=gone), toml, columns))
+    since = (DAY + pd.Timedelta(days=1)).to_pydatetime()
+    assert corrections_since(Lake.open(settings), Table.SOURCE_EVENTS, before) == [Correction(since, 1, 0)]
+    build_histories(settings)
+    items = Lake.open(settings).read(Table.SOURCE_USER_HISTORY).to_pandas()["item_ids"].explode()
+    assert "s19" not in set(items)
+    assert "s19" not in Lake.open(settings).read(Table.SOURCE_ITEMS)["item_id"].to_pylist()
+    version = Lake.open(settings).version(Table.SOURCE_EVENTS)
+    ingest(settings)
+    assert Lake.open(settings).version(Table.SOURCE_EVENTS) == version, "a repeated ingest commits nothing"
+
+
+def test_an_event_that_becomes_one_of_an_erased_user_is_removed(project):
+    settings = project(log(plain(), id=same_ids), "", IDS)
+    ingest(settings)
+    with SuppressionList.open_for_update(settings) as erased:
+        erased.add(SuppressedId(erased.digest("gone"), datetime.now(UTC)))
+    report = ingest(project(log([("gone", "s0", 0), *plain()[1:]], id=same_ids), "", IDS)).domains["source"]
+    assert (report.rows_removed, report.rows_forgotten, report.rows) == (1, 1, 19)
 
 
 def test_ids_mapped_later_are_refused_where_events_would_count_twice(project):

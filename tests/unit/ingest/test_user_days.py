@@ -114,6 +114,31 @@ def test_a_replacement_records_its_days_anew(project):
     assert len(held(settings)) == 3
 
 
+@pytest.mark.parametrize("policy", ["drop", "cap"])
+def test_an_event_that_moves_to_a_day_over_the_limit_leaves_its_former_day(project, policy):
+    toml = f'over_user_day = "{policy}"\ncolumns = {{ event_id = "id" }}'
+    settings = project(log([*(n / 60 for n in range(MOST)), -30.0]), toml)
+    ingest(settings)
+    moved = log([*(n / 60 for n in range(MOST)), 3.0]).assign(
+        id=lambda frame: frame["id"].replace("bot-b3.000", "bot-b-30.000")
+    )
+    ingest(project(moved, toml))
+    assert "b-30.000" not in held(settings)
+    whole = project(moved, toml, "whole")
+    ingest(whole)
+    assert held(whole) == held(settings)
+
+
+def test_an_event_that_is_left_out_does_not_count_for_its_day(project):
+    toml = 'columns = { event_id = "id", event_type = "kind" }\ntypes = { purchase = 1.0 }\nunknown_types = "drop"'
+    full = log([n / 60 for n in range(MOST)]).assign(kind="purchase")
+    settings = project(full, toml)
+    ingest(settings)
+    gone = full.assign(kind=["cancelled", *["purchase"] * (len(full) - 1)])
+    ingest(project(pd.concat([gone, log([3.0], others=0).assign(kind="purchase")]), toml))
+    assert held(settings) == sorted([*(f"b{n / 60:.3f}" for n in range(1, MOST)), "b3.000"])
+
+
 def test_a_log_of_nothing_but_days_over_the_limit_is_refused(project):
     with pytest.raises(EmptyInput, match="max_user_day"):
         ingest(project(log([n / 60 for n in range(11)], others=0), ""))

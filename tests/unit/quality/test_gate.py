@@ -291,7 +291,7 @@ def test_a_quiet_day_is_published_and_its_shares_and_distributions_are_not_judge
     assert report.passed
     assert report.accepted == rows
     not_judged = {rule.rule: rule.reason for rule in report.not_judged}
-    assert not_judged["popularity_is_like_the_real_one"] == f"effective_users is {rows}: judged from 71 on"
+    assert not_judged["popularity_is_like_the_real_one"] == f"effective_users is {rows}: judged from 44 on"
     assert {"run_holds_events", "source_coverage"} <= set(not_judged)
     stored = json.loads((run_folder(project.settings.home, spec.run_id) / "gate.json").read_text())["report"]["rules"]
     assert {rule["rule"] for rule in stored if rule["success"] is None} == set(not_judged)

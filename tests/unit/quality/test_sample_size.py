@@ -20,7 +20,7 @@ from scalr_prod.quality.sample_size import (
 )
 
 
-@pytest.mark.parametrize("buckets", [2, 10, 50])
+@pytest.mark.parametrize("buckets", [1, 2, 10, 50])
 @pytest.mark.parametrize("limit", [0.3, 0.8])
 def test_chance_adds_half_the_limit_to_a_distance_for_one_run_in_a_thousand_at_most(buckets, limit):
     rng = np.random.default_rng(buckets)

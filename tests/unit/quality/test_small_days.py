@@ -26,8 +26,8 @@ from scalr_prod.quality.sample_size import min_users_for_distance
 from scalr_prod.schemas import Table, table_schema
 
 DAYS, USERS, ITEMS, DRAWS = 365, 2_000, 80, 3
-#: Planted on this many days each.
-FAULTS = ("shuffled users", "doubled volume")
+#: Planted on this many days each; the last one is of no row, and a single day of it may be missed.
+FAULTS = ("shuffled users", "doubled volume", "unknown items", "wrong items")
 PLANTED = 20
 #: Rules that need more users than a day has.
 DISTRIBUTIONS = {"popularity_is_like_the_real_one", "item_shares_are_like_the_real_ones", "items_are_as_many_as_the_real_ones"}
@@ -92,6 +92,10 @@ def plant(fault: str, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataF
     if fault == "shuffled users":
         users = frame["user_id"].to_numpy()
         return frame.assign(user_id=np.roll(users, 1 + rng.integers(len(users) - 1)))
+    if fault == "unknown items":
+        return frame.assign(item_id=[f"t{ITEMS + number}" for number in range(len(frame))])
+    if fault == "wrong items":
+        return misread(frame)
     again = frame.assign(event_id=[f"{event[:-1]}{'0' if event[-1] != '0' else '1'}" for event in frame["event_id"]])
     return pd.concat([frame, again], ignore_index=True)
 
@@ -172,7 +176,7 @@ def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_t
         for fault in FAULTS:
             counts = f"{PLANTED:>6}{refused[fault]:>9}{PLANTED - refused[fault]:>8}"
             sys.stdout.write(f"{fault:<16}{counts}  {', '.join(judged_by[fault])}\n")
-    assert refused == {"shuffled users": PLANTED, "doubled volume": PLANTED}
+    assert {fault: refused[fault] for fault in FAULTS[:-1]} == dict.fromkeys(FAULTS[:-1], PLANTED)
     assert min(judged[rule] for rule in DISTRIBUTIONS) > DAYS / 2, "a day alone is never judged by these rules"
 
 
