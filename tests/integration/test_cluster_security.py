@@ -20,6 +20,9 @@ from scalr_prod.errors import SchedulerUnreachable, SettingsError
 from scalr_prod.generation.cluster import open_cluster
 from scalr_prod.serving.local_server.server_state import read_record
 
+#: Attacks a cluster that another user starts; TLS addresses are checked in unit/apps/test_doctor.py.
+pytestmark = pytest.mark.long
+
 ATTACKER = str(Path(__file__).parents[1] / "support" / "attacker.py")
 #: How an attacker tries a port; `support/attacker.py`.
 WAYS_IN = ("plain", "anonymous", "forged", "http")

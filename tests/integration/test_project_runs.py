@@ -15,6 +15,8 @@ from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.schemas import Table
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
+#: Trains a project of its own; policies are in unit/config/test_policy.py.
+long = pytest.mark.long
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -127,6 +129,7 @@ def files_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@long
 def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tmp_path, caplog):
     """By `Project.run` and by the scheduler's tasks; who asks for events gets them, and what was published stays."""
     caplog.set_level("INFO", logger="scalr_prod")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from deltalake import write_deltalake
 from pyarrow import csv
+from support.examples import sweep
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -90,7 +91,8 @@ def test_a_good_data_set_passes_without_a_project(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("collapsed", "refused"), [(0, []), (60, []), (150, ["item_shares"]), (450, ["item_shares", "effective_items"])]
+    ("collapsed", "refused"),
+    sweep([(450, ["item_shares", "effective_items"]), (60, []), (150, ["item_shares"]), (0, [])], keep=2),
 )
 def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed, refused):
     rows = [
@@ -154,7 +156,7 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", sweep(SHARES, keep=1))
 def test_a_share_out_of_bounds_is_named_alone(name, tmp_path):
     rows = good()
     SHARES[name](rows)
@@ -230,7 +232,7 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     assert check_dataset(f"file://{tmp_path}/one.parquet").rows == 60
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+@pytest.mark.parametrize("name", sweep(["rows.csv.gz", "rows.csv"], keep=1))
 def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
     """As `scalr dataset export` writes it: without lists, times with their zone."""
     columns = [name for name in SCHEMA.names if not name.startswith("history")]
@@ -383,7 +385,7 @@ BAD_SUITES = {
 }
 
 
-@pytest.mark.parametrize("found", BAD_SUITES)
+@pytest.mark.parametrize("found", sweep(BAD_SUITES, keep=6))
 def test_a_bad_suite_is_a_clear_error(found, tmp_path):
     text, kind = BAD_SUITES[found]
     (tmp_path / "bad.yaml").write_text(text)

