@@ -24,9 +24,6 @@ from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
-#: Two to three seconds each: canaries of canaries, and kills at further points.
-long = pytest.mark.long
-
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 KEY = "a key for tests"
 USERS = {f"u{k}" for k in range(20)}
@@ -118,7 +115,6 @@ def test_others_keep_what_they_had_and_withdrawing_gives_the_rest_back(project):
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
 
-@long
 def test_canaries_of_several_windows_and_one_over_another(project):
     """Daily runs, and a second run of one day: widening ends where publications without a canary would have ended."""
     days = [project.accepted(start=start, end=start + 20, seed=1) for start in (20, 40, 60)]
@@ -137,7 +133,6 @@ def test_canaries_of_several_windows_and_one_over_another(project):
     pd.testing.assert_frame_equal(rows(project), rows(plain), check_exact=True)
 
 
-@long
 def test_a_canary_that_a_later_one_replaced_is_not_widened(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     for spec in (first, second):
@@ -167,7 +162,6 @@ def test_a_larger_share_keeps_those_who_are_in_and_a_smaller_one_is_refused(proj
         widen_canaries(project.settings, [spec.run_id])
 
 
-@long
 def test_another_key_does_not_mix_two_choices_of_users_in_one_run(project):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
@@ -198,7 +192,6 @@ def test_nobody_is_held_out_and_in_the_canary_and_a_side_is_told_of_each(project
         project.configure(with_canary(0.8, 0.3))
 
 
-@long
 def test_the_effect_of_a_canary_is_measured_against_those_who_wait(project, tmp_path):
     lines = ["user_id,value"]
     for number in range(4000):
@@ -228,7 +221,6 @@ def test_off_and_on_and_what_is_refused_while_it_is_off(project):
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
 
-@long
 def test_a_window_with_late_events_is_published_again_for_whom_it_was(project):
     first, other = project.accepted(), project.accepted(start=100, end=150)
     publish(project.settings, first.run_id)
@@ -276,6 +268,9 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.publication import canary, commit
 
+#: Fifteen canaries, two to three seconds each; what is published and rolled back for all users: test_publication.py.
+pytestmark = pytest.mark.long
+
 work, point, config, run_id = sys.argv[1:]
 
 def die(*_args, **_options):
@@ -308,7 +303,7 @@ def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
-    [pytest.param("before the commit", marks=long), "within the commit", pytest.param("before the confirmation", marks=long)],
+    ["before the commit", "within the commit", "before the confirmation"],
 )
 def test_killed_at_any_point_each_step_is_done_once(project, point):
     project.configure("")
@@ -342,7 +337,6 @@ def test_killed_at_any_point_each_step_is_done_once(project, point):
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
 
-@long
 @pytest.mark.slow
 def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     spec = project.accepted()
@@ -355,7 +349,6 @@ def test_a_widening_that_was_killed_can_be_taken_out_instead(project):
     assert publish(project.settings, spec.run_id).rows == len(wanted(project, spec, canary_users(0.4)))
 
 
-@long
 def test_who_is_forgotten_while_a_canary_stands_is_in_no_widening(project):
     """One of the share, whose rows are there, and one of those who wait, whose rows lie in the home."""
     spec, chosen = project.accepted(), canary_users(0.4)

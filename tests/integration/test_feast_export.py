@@ -37,6 +37,9 @@ import pandas as pd
 from click.testing import CliRunner
 from feast import FeatureStore
 from feast.cli.cli import cli
+
+#: Copies tables for Feast's own stores; test_feast_stock.py reads ours with Feast's commands and SDK.
+pytestmark = pytest.mark.long
 refs, repositories = json.loads(sys.argv[1])
 said, path = {}, list(sys.path)
 for repo, known in repositories.items():

@@ -18,9 +18,8 @@ from scalr_prod.training_set.manifest import read_manifest, verify_files
 from scalr_prod.training_set.vocabulary import IdVocabulary
 from scalr_prod.workspace.suppression_list import SuppressionList
 
-pytestmark = pytest.mark.slow
-#: Makes a project of its own, whose ids are numbers; the other test forgets an item of the shared one.
-long = pytest.mark.long
+#: Erases items as test_forgetting.py erases users, in the same project.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -94,7 +93,6 @@ def test_a_forgotten_item_is_nowhere_and_does_not_come_back(settings, filled, tm
         assert traces(settings.home, TEXT)  # nobody else goes with it
 
 
-@long
 def test_items_whose_ids_are_numbers_leave_too(tmp_path):
     """A long one is searched for as bytes; a short one in all that holds ids of target items."""
     config, run_id = make(tmp_path / "logs", TEXT, "", numbers=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.examples import sweep
 
-pytestmark = pytest.mark.slow
+#: Starts a cluster for each test; test_cluster.py and test_generation.py have workers of their own, and lose one.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_the_callers_main_module_is_not_imported_by_workers(project: Path):

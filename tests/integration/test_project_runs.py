@@ -14,9 +14,8 @@ from scalr_prod.integrations.airflow.tasks import run_task
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.schemas import Table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
-#: Trains a project of its own; policies are in unit/config/test_policy.py.
-long = pytest.mark.long
+#: Trains, runs twice and looks at the runs; `Project` in small steps: unit/project/test_project.py.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.long]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -129,7 +128,6 @@ def files_of(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@long
 def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tmp_path, caplog):
     """By `Project.run` and by the scheduler's tasks; who asks for events gets them, and what was published stays."""
     caplog.set_level("INFO", logger="scalr_prod")

@@ -20,8 +20,9 @@ from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
-#: Publishes and rolls back once more, in further orders; their first steps are those of the others.
-long = pytest.mark.long
+#: Publishes, switches off, and rolls back in twenty orders; test_publication.py has each publication and rollback once.
+pytestmark = pytest.mark.long
+
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -115,7 +116,6 @@ def test_a_publisher_that_is_overtaken_by_the_switch_publishes_nothing(project, 
     assert publish(project.settings, spec.run_id).outcome == "published"
 
 
-@long
 def test_rows_written_by_hand_while_it_is_off_are_not_lost_in_silence(project):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
@@ -137,7 +137,6 @@ def test_maintenance_keeps_what_is_set_aside(project):
     assert files(project) == before
 
 
-@long
 def test_files_that_are_gone_are_named_and_nothing_changes(project):
     publish(project.settings, project.accepted().run_id)
     before = files(project)
@@ -152,7 +151,6 @@ def test_files_that_are_gone_are_named_and_nothing_changes(project):
     assert publication_state(project.settings).rows is None
 
 
-@long
 def test_a_view_with_a_lost_file_goes_off_is_maintained_and_comes_back_with_the_file(project, caplog):
     publish(project.settings, project.accepted(start=50, end=100).run_id)
     publish(project.settings, project.accepted(start=100, end=150).run_id)
@@ -216,7 +214,6 @@ def windows_with_late_events(project):
     return [one for one in late_windows(project.settings, hour(200), hour(300), hour(300)).windows if one.start == hour(50)]
 
 
-@long
 def test_only_its_own_piece_of_a_window_comes_back(project):
     first = project.accepted(start=30, end=90)
     second = project.accepted(start=50, end=100)
@@ -238,7 +235,6 @@ def test_only_its_own_piece_of_a_window_comes_back(project):
     pd.testing.assert_frame_equal(rows(project), alone, check_exact=True)
 
 
-@long
 def test_what_was_rolled_back_itself_stays_out_and_what_it_had_replaced_comes(project):
     first, second, third = (project.accepted(seed=seed) for seed in (1, 2, 3))
     publish(project.settings, first.run_id)
@@ -250,7 +246,6 @@ def test_what_was_rolled_back_itself_stays_out_and_what_it_had_replaced_comes(pr
     pd.testing.assert_frame_equal(rows(project), alone, check_exact=True)
 
 
-@long
 def test_a_run_published_twice_comes_back_as_its_latest_publication(project):
     first, second, third = (project.accepted(seed=seed) for seed in (1, 2, 3))
     for spec in (first, second, first, third):
@@ -259,7 +254,6 @@ def test_a_run_published_twice_comes_back_as_its_latest_publication(project):
     assert rollback_run(project.settings, third.run_id).restored == {second.run_id: 200}
 
 
-@long
 def test_rows_that_were_erased_before_stay_erased(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, first.run_id)
@@ -270,7 +264,6 @@ def test_rows_that_were_erased_before_stay_erased(project):
     pd.testing.assert_frame_equal(rows(project), left, check_exact=True)
 
 
-@long
 def test_rows_of_a_run_whose_events_were_replaced_since_stay_out(project):
     """A correction took source events out of the log: a rollback does not bring back what they had been translated into."""
     first, second = project.accepted(seed=1), project.accepted(seed=2)
@@ -296,7 +289,6 @@ def test_maintenance_keeps_what_a_rollback_brings_back(project):
     pd.testing.assert_frame_equal(rows(project), before, check_exact=True)
 
 
-@long
 def test_a_run_goes_out_even_where_the_former_rows_are_gone(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, first.run_id)

@@ -27,9 +27,8 @@ from scalr_prod.serving.client import open_scorer
 from scalr_prod.serving.local_server import watchdog
 from scalr_prod.serving.local_server.server_state import read_record
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
-#: Starts a server once or twice more, in five to ten seconds; the others start one and lose it.
-long = pytest.mark.long
+#: Starts and kills a server for each test; the same errors from a server of plain Python: unit/serving/test_retry.py.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -45,7 +44,6 @@ def stubs(settings) -> list[psutil.Process]:
     return [p for p in psutil.Process(read_record(settings).pid).children(recursive=True) if "stub" in p.name()]
 
 
-@long
 def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     """The stream goes on where the server, killed in the middle, is started anew on another port."""
     batches = [contexts(200, seed=n) for n in range(6)]
@@ -65,7 +63,6 @@ def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     assert not family(former.name)
 
 
-@long
 def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next_run(home):
     with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
         before = scorer.sample(contexts(20), 3).items
@@ -81,7 +78,6 @@ def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next
         assert read_record(home).pid == pid
 
 
-@long
 def test_two_processes_hold_a_small_model_and_the_loss_of_one_is_made_good(home, monkeypatch):
     """With a process of its own for each of two threads, the draws are those of one process; a run goes on where one of them dies."""
     twice = home.with_sections(serving={"threads": 2})
@@ -164,7 +160,6 @@ def test_nobody_home(home):
     assert not stop_triton(home)
 
 
-@long
 def test_two_starters_find_one_server_and_its_last_user_stops_it(home):
     """Two processes ensure serving at once; one server comes up, outlives the first user and ends with the second."""
     program = (
@@ -211,7 +206,6 @@ def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(home, tmp_path)
     assert read_record(home) is None
 
 
-@long
 def test_a_gpu_that_the_server_cannot_use_is_told(home, monkeypatch, caplog):
     """By the doctor, and whenever a server is started; it works on the CPU."""
     monkeypatch.setattr("scalr_prod.serving.install.virtualenvs.has_nvidia_gpu", lambda: True)
@@ -235,7 +229,6 @@ def test_without_an_environment_the_way_out_is_named(home, tmp_path):
         assert read_record(home) is None
 
 
-@long
 def test_the_doctor_starts_one_and_leaves_nothing():
     started = set()
     with ThreadPoolExecutor(1) as pool:

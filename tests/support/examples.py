@@ -14,7 +14,7 @@ __all__ = ["examples", "sweep"]
 
 
 def examples(few: int) -> int:
-    """So many, times what ``SCALR_TEST_EXAMPLES`` says; `make test-long` says 3, `make faults` says 4."""
+    """So many, times what ``SCALR_TEST_EXAMPLES`` says; `make test-long` says 3, `make faults` says 12."""
     return few * int(os.environ.get("SCALR_TEST_EXAMPLES", "1"))
 
 

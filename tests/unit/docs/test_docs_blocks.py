@@ -76,7 +76,7 @@ def test_commands_and_their_options_are_there(_language, text):
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if not words or words[0] != "scalr":
             continue
-        command, rest, name = typer.main.get_command(app), words[1:], "scalr"
+        command, rest, name = SCALR, words[1:], "scalr"
         while hasattr(command, "resolve_command") and rest:
             context = command.make_context(name, list(rest), resilient_parsing=True)
             name, found, rest = command.resolve_command(context, list(rest))

@@ -10,6 +10,9 @@ from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import validate_run
 
+#: A second audit of the run; one refused and one told are in the others.
+long = pytest.mark.long
+
 HOLDS_0 = INFORMED | {"own_over_others": {"nats": 0.012, "ci99": [-0.003, 0.027]}}
 REFUSED = {
     "nothing was measured": ({}, "information_was_measured"),
@@ -43,6 +46,7 @@ def test_the_figures_are_told(project):
     assert "10% of draws are at the prior" in caught.value.found
 
 
+@long
 def test_the_settings_can_switch_it_off_and_on_again(project):
     spec = project.run(metrics={"information": HOLDS_0})
     project.configure("[quality]\nmin_information = 0")
@@ -54,6 +58,7 @@ def test_the_settings_can_switch_it_off_and_on_again(project):
         validate_run(project.settings, spec.run_id)
 
 
+@long
 def test_what_is_asked_for_can_be_more(project):
     spec = project.run()
     assert validate_run(project.settings, spec.run_id).passed
