@@ -43,6 +43,9 @@ import json, os, sys
 from scalr_prod.generation.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
 
+#: Starts a cluster of its own and kills it; test_generation.py loses a worker and goes on.
+long = pytest.mark.long
+
 def what_is_there(_):
     return os.getpid(), os.getppid(), "feast" in sys.modules, "torch" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS")
 
@@ -144,6 +147,7 @@ def test_what_a_task_that_fails_had_counted_is_told(settings_at, here):
     assert told == [7]
 
 
+@long
 @pytest.mark.slow
 def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
     def die(_: int) -> None:

@@ -23,9 +23,8 @@ from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 
-pytestmark = pytest.mark.slow
-#: Publishes a second run; the others explain one.
-long = pytest.mark.long
+#: Publishes two runs and explains a thousand events.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def published(trained_home, folder, here, **generation):
@@ -124,7 +123,6 @@ def test_terms_and_normaliser_give_the_probability(config, view):
     assert weighed == pytest.approx(0, abs=1e-6), "above is above the mean by the prior"
 
 
-@long
 def test_an_event_that_was_drawn_from_a_shortlist_is_explained(trained_home, tmp_path, here):
     settings = load_settings(published(trained_home, tmp_path / "project", here, shortlist=40))
     rows = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas().sort_values("event_id").head(200)

@@ -186,6 +186,7 @@ class TestOnlineEqualsOffline:
         assert report.written["synthetic_target_events"] == 2
         assert report.written["source_user_history"] == 0
 
+    @long
     def test_a_store_that_lost_its_rows_or_went_back_to_an_older_copy(self, project):
         address, file = project.feast.redis, project.home / "feast_online.db"
         on_redis = project.feast.online_store == "redis"

@@ -248,6 +248,7 @@ def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(s
     assert SuppressionList.open(settings).retraining_deadline(settings, 1)[0] == 1
 
 
+@long
 def test_without_the_key_no_log_is_read(settings, tmp_path):
     config, listed = tmp_path / "logs" / "scalr.toml", tmp_path / "users.txt"
     assert CliRunner().invoke(app, ["forget", "--config", str(config)]).exit_code == 2

@@ -12,9 +12,8 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 from scalr_prod.schemas import Table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
-#: Each publishes windows again, in five to ten seconds; one that follows the look-back is enough by day.
-long = pytest.mark.long
+#: Trains, publishes weeks, and publishes them again with late events; how late events are joined is in tests/property.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.long]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -95,7 +94,6 @@ def in_time(week_by_week, tmp_path_factory):
     return rows_of(folder / "scalr.toml")
 
 
-@long
 def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_time):
     before = rows_of(late)
     job = publish(late, 2, lookback=14)
@@ -126,7 +124,6 @@ def test_without_a_look_back_nothing_is_published_again_and_what_lies_before_it_
     assert report["too_late"] > 5
 
 
-@long
 def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(late, in_time):
     """Its own mode, seed and draws; a window that was taken out of the view stays out."""
     with Project.open(late) as project:
@@ -142,7 +139,6 @@ def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(lat
     assert not rows["event_timestamp"].between(TRAINED + WEEK, TRAINED + 2 * WEEK, inclusive="left").any()
 
 
-@long
 def test_a_window_that_the_gate_refuses_is_reported_and_stops_no_other(late):
     strict = late.read_text().replace("max_bucket_distance = 1.0", "max_bucket_distance = 1.0\nmax_user_item_copies = 1")
     with Project.open(late, generation=window(2, lookback=14)) as project:
@@ -155,7 +151,6 @@ def test_a_window_that_the_gate_refuses_is_reported_and_stops_no_other(late):
     assert [found["error"].split(":")[0] for found in report["windows"]] == ["QualityGateFailed"] * 2
 
 
-@long
 def test_events_that_became_known_after_the_window_are_translated_if_the_settings_say_so(late, week_by_week):
     _, whole = week_by_week
     known = whole["timestamp"].copy()

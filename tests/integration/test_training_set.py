@@ -194,6 +194,7 @@ def test_more_synthetic_events_than_are_of_use_are_told_of(project, caplog, monk
     assert "lower [generation] events_per_source_event (now 2)" in caplog.text
 
 
+@long
 def test_by_default_everything_published_is_known_and_counts_little_until_it_is_measured(project, caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     settings, report, opened = build(project, name="defaults")
@@ -234,6 +235,7 @@ def test_negatives_had_been_seen_and_were_never_consumed_by_then(project, sampli
     assert not negatives["is_synthetic"].any()
 
 
+@long
 def test_a_set_for_classification_has_both_labels_or_is_refused(project):
     settings, report, _ = build(project, name="classified", task="classification")
     assert report.negatives > report.real  # four for each, where as many items are left

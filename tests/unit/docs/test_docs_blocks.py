@@ -24,6 +24,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES
 
 ROOT = Path(__file__).resolve().parents[3]
+SCALR = typer.main.get_command(app)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [

@@ -71,6 +71,7 @@ def test_another_audit_of_a_run_replaces_its_quarantine_and_no_other_runs(projec
     assert set(project.lake.read(Table.SYNTHETIC_QUARANTINE)["run_id"].to_pylist()) == {second.run_id}
 
 
+@long
 def test_of_rows_that_share_a_key_the_likelier_one_stays(project):
     project.configure(QUARANTINE)
     spec = project.run()
@@ -332,6 +333,7 @@ def test_the_lake_is_read_as_of_the_version_of_the_plan(project):
         validate_run(project.settings, again.run_id)
 
 
+@long
 def test_consumed_items_are_allowed_when_the_run_asked_for_them(project):
     spec = project.run(exclude_consumed=False)
     project.write(spec, project.candidates(spec).assign(item_id=lambda f: f["item_id"].where(f.index != 0, "eaten")))
@@ -456,6 +458,7 @@ def test_lost_candidates_are_another_error_than_none(project):
     assert project.state(spec.run_id) is RunState.GENERATED
 
 
+@long
 def test_nothing_is_left_in_staging(project):
     validate_run(project.settings, project.run().run_id)
     assert not list((project.settings.home / "staging").glob("*"))
