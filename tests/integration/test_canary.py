@@ -24,6 +24,9 @@ from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
+#: Fifteen canaries, two to three seconds each; what is published and rolled back for all users: test_publication.py.
+pytestmark = pytest.mark.long
+
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 KEY = "a key for tests"
 USERS = {f"u{k}" for k in range(20)}
@@ -268,9 +271,6 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger.publications import PublicationRepository
 from scalr_prod.publication import canary, commit
 
-#: Fifteen canaries, two to three seconds each; what is published and rolled back for all users: test_publication.py.
-pytestmark = pytest.mark.long
-
 work, point, config, run_id = sys.argv[1:]
 
 def die(*_args, **_options):
@@ -301,10 +301,7 @@ def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "point",
-    ["before the commit", "within the commit", "before the confirmation"],
-)
+@pytest.mark.parametrize("point", ["before the commit", "within the commit", "before the confirmation"])
 def test_killed_at_any_point_each_step_is_done_once(project, point):
     project.configure("")
     old = project.accepted(seed=1)

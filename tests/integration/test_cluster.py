@@ -14,6 +14,9 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import GenerationError, ScalrError
 from scalr_prod.generation.cluster import open_cluster, progress_channel
 
+#: Starts a cluster of its own and kills it; test_generation.py loses a worker and goes on.
+long = pytest.mark.long
+
 
 @pytest.fixture
 def settings_at(project):
@@ -42,9 +45,6 @@ _TWO_CLUSTERS = """
 import json, os, sys
 from scalr_prod.generation.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
-
-#: Starts a cluster of its own and kills it; test_generation.py loses a worker and goes on.
-long = pytest.mark.long
 
 def what_is_there(_):
     return os.getpid(), os.getppid(), "feast" in sys.modules, "torch" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS")
