@@ -23,6 +23,9 @@ from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGat
 from scalr_prod.quality import check_dataset
 from scalr_prod.quality.suites import read_suite, resolve_rules, write_suite
 
+#: Reads the same rows in another form; one form of each reader is checked by the others.
+long = pytest.mark.long
+
 runner = CliRunner()
 DAY = timedelta(days=1)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -176,6 +179,7 @@ def test_a_warning_does_not_refuse(tmp_path):
     assert warned == ["stats__first_seen_mostly_null", "share_of_synthetic_rows"], "a set of positives alone is for ranking"
 
 
+@long
 def test_labels_may_be_true_and_false_and_a_real_event_may_be_there_twice(tmp_path):
     rows = [{**row, "label": bool(row["label"])} for row in good()]
     schema = SCHEMA.set(3, pa.field("label", pa.bool_()))
@@ -217,6 +221,7 @@ def test_a_column_that_is_not_there_is_missed_once_and_its_other_rules_are_skipp
     assert set(failed(check_dataset(put(rows, tmp_path / "one.parquet", schema)))) == {"has_item", "has_timestamp", "has_label"}
 
 
+@long
 def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     rows = good()
     for part in range(3):
@@ -247,6 +252,7 @@ def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
         assert (verdict.kind, verdict.rows, failed(verdict)) == ("csv", 60, ["weight_is_finite"] if broken else [])
 
 
+@long
 def test_a_file_of_which_the_name_is_a_pattern_is_that_file_alone(tmp_path, monkeypatch):
     put(good(), tmp_path / "a" / "part1.parquet")
     bad = put([{**row, "user_id": "other", "label": 7} for row in good(20)], tmp_path / "a" / "part[1].parquet")
@@ -328,6 +334,7 @@ def test_each_rule_of_a_suite_has_a_name_of_its_own(tmp_path):
     }
 
 
+@long
 def test_a_suite_is_written_with_other_names_of_columns(tmp_path):
     names = {"user_id": "customer", "event_timestamp": "ts", "label": "clicked"}
     rows = [{names.get(key, key): value for key, value in row.items()} for row in good()]

@@ -15,6 +15,9 @@ from scalr_prod.errors import QualityError, QualityGateFailed
 from scalr_prod.ledger import run_folder
 from scalr_prod.quality import validate_run
 
+#: Audits a run four times.
+long = pytest.mark.long
+
 HEAD = "from scalr_prod.quality import FigureRule, RowRule\n\n\nclass Rule:\n    version = 1\n\n    def rules(self, run):\n"
 ROW = 'RowRule("not_at_night", "no event before 6", "hour(c.event_timestamp) >= 6")'
 FIGURE = (
@@ -70,6 +73,7 @@ def test_a_figure_of_its_own_decides(judged):
     assert report.figures["items_named"] == 10
 
 
+@long
 def test_a_run_is_judged_again_by_a_rule_that_changed_and_not_otherwise(judged):
     first, folder = judged(f"[{ROW}]", QUARANTINE)
     again, _ = judged(f"[{ROW}]", QUARANTINE)
