@@ -34,14 +34,15 @@ demo: setup ## the whole pipeline on a year of grocery transactions
 # anew, which takes longer than most tests.
 test test-long test-fast coverage faults ops: export PYTHONDONTWRITEBYTECODE :=
 
-test: setup browser style ## every test, on real components; files are shared out among two processes (WORKERS=3 for more), the dearest first
+test: setup browser style ## representative cases of every behaviour, on real components; files are shared out among two processes (WORKERS=3 for more), the dearest first
 	@$(MAKE) --no-print-directory --jobs 2 types run-tests
 
 run-tests:
 	$(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile
 
-test-long: setup ## what takes most of a minute each and protects a property of the whole; CI runs it after make test
+test-long: setup ## further cases, rarer operations, properties of the whole, and more examples of hypothesis; CI runs it after make test
 	$(PYTEST) -m "long and not nightly" -n $(WORKERS) --dist loadfile
+	SCALR_TEST_EXAMPLES=3 $(PYTEST) -m "not nightly and not long" -n $(WORKERS) --dist loadfile tests/property
 
 test-fast: setup ## the tests that take seconds
 	$(PYTEST) -m "not slow and not long and not nightly" -n $(WORKERS) --dist loadfile
@@ -55,7 +56,7 @@ coverage: setup ## branches that `make test` runs, in every process but Triton's
 	.venv/bin/coverage report --format=total
 
 faults: setup ## the nightly fault suite: a hundred kills, and what else takes minutes
-	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops && SCALR_TEST_EXAMPLES=4 $(PYTEST) tests/property
+	SCALR_FAULTS_REPORT=benchmarks/results/faults.json $(PYTEST) -m "nightly or not nightly" tests/faults && $(PYTEST) -m nightly --ignore tests/faults --ignore tests/ops && SCALR_TEST_EXAMPLES=12 $(PYTEST) tests/property
 
 ops: setup ## a real Airflow scheduler for two projects, every part a server's, a restore: ten minutes on one core; CI runs it after make test-long
 	$(PYTEST) -m "nightly or not nightly" tests/ops

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-pytestmark = [pytest.mark.slow]
+#: Runs commands on bad logs; unit/ingest/test_bad_input.py has each kind of bad log.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def rewrite(path: Path, change) -> None:

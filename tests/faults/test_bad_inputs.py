@@ -18,6 +18,9 @@ from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ScalrError
 
+#: Three hundred commands on bad input; unit/ingest/test_bad_input.py has the same logs, one call each.
+pytestmark = pytest.mark.long
+
 #: A hostile input must not come back as a hostile message.
 LONGEST_MESSAGE = 30_000
 

@@ -24,6 +24,9 @@ from scalr_prod.publication.canary import widen_canaries, withdraw_canaries
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
+#: Fifteen canaries, two to three seconds each; what is published and rolled back for all users: test_publication.py.
+pytestmark = pytest.mark.long
+
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 KEY = "a key for tests"
 USERS = {f"u{k}" for k in range(20)}

@@ -14,6 +14,9 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import GenerationError, ScalrError
 from scalr_prod.generation.cluster import open_cluster, progress_channel
 
+#: Starts a cluster of its own and kills it; test_generation.py loses a worker and goes on.
+long = pytest.mark.long
+
 
 @pytest.fixture
 def settings_at(project):
@@ -144,6 +147,7 @@ def test_what_a_task_that_fails_had_counted_is_told(settings_at, here):
     assert told == [7]
 
 
+@long
 @pytest.mark.slow
 def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
     def die(_: int) -> None:

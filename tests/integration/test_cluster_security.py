@@ -25,6 +25,9 @@ from scalr_prod.serving import promote, start_triton, stop_triton
 from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.workspace import open_duckdb, staging_folder
 
+#: Attacks a cluster that another user starts; TLS addresses are checked in unit/apps/test_doctor.py.
+pytestmark = pytest.mark.long
+
 ATTACKER = str(Path(__file__).parents[1] / "support" / "attacker.py")
 #: How an attacker tries a port; `support/attacker.py`.
 WAYS_IN = ("plain", "anonymous", "forged", "http")

@@ -13,7 +13,8 @@ from scalr_prod import Project
 from scalr_prod.errors import PublicationError
 from scalr_prod.schemas import Table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
+#: A second project that never read the wrong rows; the replacement itself: unit/ingest/test_replace_window.py.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.long]
 
 SINCE = datetime(2090, 1, 1, tzinfo=UTC)
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)

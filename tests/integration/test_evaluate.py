@@ -36,6 +36,8 @@ from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.usefixtures("at_hand")
+#: Evaluates, or makes, a project of its own; the other tests share one.
+long = pytest.mark.long
 
 CUTOFF = datetime(2024, 6, 1, tzinfo=UTC)
 EXTRA = """
@@ -131,7 +133,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@long
 def test_a_family_with_probabilities_is_chosen_and_judged_by_them(make_project, tmp_path):
     """The rankers know the source: NE is below 1 for cold users too, and every arm has it by segment with an interval."""
     settings = make_project(tmp_path, EXTRA.replace('["als"]', '["feature_ranker", "stacked_ranker"]'))
@@ -303,6 +305,7 @@ def test_what_is_published_is_what_is_drawn(translated):
     assert np.allclose(published.weight[_order(published)], drawn.weight[_order(drawn)], atol=1e-5)
 
 
+@long
 @pytest.mark.slow
 def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_project, tmp_path):
     """Many of a user's source events draw the same item at other times: all of them are published, and all are evaluated."""
@@ -389,7 +392,7 @@ def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@long
 def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
     """Source events from the cutoff on, and events of before it that became known later: nobody may have seen them."""
     _, expected = half_cold

@@ -23,7 +23,8 @@ from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 
-pytestmark = pytest.mark.slow
+#: Publishes two runs and explains a thousand events.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def published(trained_home, folder, here, **generation):

@@ -23,6 +23,9 @@ from scalr_prod.features import export_definitions, open_feature_store
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
+#: Copies tables for Feast's own stores; test_feast_stock.py reads ours with Feast's commands and SDK.
+pytestmark = pytest.mark.long
+
 VIEW, HISTORY = Table.SYNTHETIC_TARGET_EVENTS.value, Table.SOURCE_USER_HISTORY.value
 USERS = [f"u{number}" for number in range(12)]
 FEATURES = {

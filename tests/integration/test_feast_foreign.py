@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.slow  # each command, on a project that is ingested
+#: Runs every command on a repository that is not ours; unit/features/test_tenancy.py keeps what others have applied.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 RUN = "run_00c51a83e2b7f904"
 #: What commands need to be told.

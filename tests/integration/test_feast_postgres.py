@@ -17,6 +17,8 @@ from scalr_prod.features import apply_feature_repo, open_feature_store
 from scalr_prod.features.repository import open_registry
 
 pytestmark = pytest.mark.slow
+#: Starts several processes; one finds its registry in the first test.
+long = pytest.mark.long
 
 SECRET = "not-to-be-found"  # noqa: S105 - what is looked for
 
@@ -52,6 +54,7 @@ def test_a_registry_that_does_not_answer(registry, tmp_path, monkeypatch):
     assert caught.value.next_step
 
 
+@long
 def test_several_that_open_a_fresh_registry_at_once_all_find_it(registry, postgres, tmp_path, monkeypatch):
     monkeypatch.setenv("SCALR_FEAST__REGISTRY", registry)
     settings = make_project(tmp_path)

@@ -18,6 +18,8 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
+#: A fill takes one to two seconds. These bring rows in further orders, through the same lines, or to the other store.
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ PEOPLE = ["a", "b", "c", "nobody"]
 DAY = {"start": T0, "end": T0 + timedelta(days=1)}
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=[pytest.param("sqlite", marks=long), "redis"])
 def project(request, tmp_path):
     """A project for each kind of online store; Redis is empty at first."""
     if request.param == "sqlite":
@@ -170,6 +172,7 @@ class TestOnlineEqualsOffline:
         assert set(written.values()) == {0}
         assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_rows_that_come_of_age(self, project):
         """They were in the table at the last fill, and neither had happened nor were known by its end."""
@@ -183,6 +186,7 @@ class TestOnlineEqualsOffline:
         assert report.written["synthetic_target_events"] == 2
         assert report.written["source_user_history"] == 0
 
+    @long
     def test_a_store_that_lost_its_rows_or_went_back_to_an_older_copy(self, project):
         address, file = project.feast.redis, project.home / "feast_online.db"
         on_redis = project.feast.online_store == "redis"
@@ -227,6 +231,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["again0", None, "again1", None], "a's new event has the old one's time"
         assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_a_window_published_again_with_older_rows(self, project):
         materialize(project)
@@ -249,6 +254,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["e0", "e1", None, None]
         assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_one_context_a_user(self, project):
         """With ``contexts = "users"`` all of a user's events have one time, in each run the same."""
@@ -269,6 +275,7 @@ class TestOnlineEqualsOffline:
             assert all(value is None or value.startswith(prefix) for value in found["event_id"])
             assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_up_to_an_earlier_time(self, project):
         materialize(project)
@@ -298,6 +305,7 @@ class TestOnlineEqualsOffline:
         materialize(project)
         assert_online_equals_offline(project)
 
+    @long
     @pytest.mark.parametrize("emptied", [False, True])
     def test_a_first_fill_that_was_cut_off(self, project, monkeypatch, emptied):
         """One view is filled, the others are not; then, perhaps, the store loses the first one too."""
@@ -322,6 +330,7 @@ class TestOnlineEqualsOffline:
         assert set(written.values()) == {None}
         assert_online_equals_offline(project)
 
+    @long
     def test_a_departure_that_was_cut_off_and_taken_back(self, project, monkeypatch):
         """SQLite had been emptied for it: who neither departed nor came back is missing too."""
         add(project, Table.SYNTHETIC_TARGET_EVENTS, synthetic(["c"], [70], hours(9), "other"), "a file of its own")

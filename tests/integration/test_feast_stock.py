@@ -16,6 +16,8 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
+#: Saves, resends or transforms once more; the commands and the SDK read the same rows in the first two.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -137,6 +139,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
     assert found["lists"]["target_user_history__item_ids"] == [[1, 2]]
 
 
+@long
 def test_a_resend_to_the_offline_store_adds_nothing(project, tmp_path):
     lake, table = Lake.open(project), Table.SYNTHETIC_TARGET_EVENTS
     rows = pa.table(synthetic(["a", "c", "c"], [9, 9, 9], hours(5, 5, 6), "w"))
@@ -188,6 +191,7 @@ print(json.dumps(found))
         assert {"item_id", "event_timestamp", "target_item_stats__first_seen"} <= set(dataset["columns"])
 
 
+@long
 def test_on_demand_features_and_renamed_keys(project):
     """Feast's own means on top: a transformation of the result, and the same view joined on another column."""
     (project.feast_repo / "more.py").write_text(

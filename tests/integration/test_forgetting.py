@@ -32,6 +32,8 @@ from scalr_prod.training_set.vocabulary import IdVocabulary
 from scalr_prod.workspace.suppression_list import SuppressionList, ensure_retrained_in_time
 
 pytestmark = pytest.mark.slow
+#: Takes five to fifteen seconds; the user who is forgotten in the first test meets the same checks.
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def redis(tmp_path_factory):
     ("person", "store"),
     [
         pytest.param(TEXT, "sqlite", id="text in sqlite"),
-        pytest.param(NUMBER, "redis", id="number in redis", marks=pytest.mark.long),  # CONTRIBUTING.md
+        pytest.param(NUMBER, "redis", id="number in redis", marks=long),
     ],
 )
 def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, request, filled, tmp_path):
@@ -143,7 +145,7 @@ def settings(filled, tmp_path):
     return load_settings(tmp_path / "logs" / "scalr.toml")
 
 
-@pytest.mark.long
+@long
 def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
     """The lake of an S3-compatible store: every object is read, those of former versions are gone."""
     import boto3
@@ -201,7 +203,7 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
         by_night("orchestrate.erase_from_files"),
         "files._update_manifests",
         by_night("orchestrate.erase_entities"),
-        "orchestrate._record_completion",
+        pytest.param("orchestrate._record_completion", marks=long),
     ],
 )
 def test_a_call_that_was_cut_off_goes_on(settings, filled, monkeypatch, at):
@@ -245,6 +247,7 @@ def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(s
     assert SuppressionList.open(settings).retraining_deadline(1, grace_days=settings.forgetting.grace_days)[0] == 1
 
 
+@long
 def test_without_the_key_no_log_is_read(settings, tmp_path):
     config, listed = tmp_path / "logs" / "scalr.toml", tmp_path / "users.txt"
     assert CliRunner().invoke(app, ["forget", "--config", str(config)]).exit_code == 2
@@ -263,6 +266,7 @@ def test_without_the_key_no_log_is_read(settings, tmp_path):
         project.ingest()
 
 
+@long
 def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
     """Switching publication on would bring the files back as they were."""
     with Project(settings) as project:
@@ -276,6 +280,7 @@ def test_nobody_is_forgotten_while_rows_are_set_aside(settings):
     gone(settings, TEXT)
 
 
+@long
 def test_short_numbers_as_ids_leave_manifests_as_they_are(tmp_path, here):
     """Versions, sizes and counts may be the same numbers: what reads them goes on."""
     config = write_toml(make_two_domains(tmp_path, ids="int"), '[generation]\npartitions = 2\n[serving]\nscorer = "local"\n')

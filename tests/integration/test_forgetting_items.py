@@ -18,7 +18,8 @@ from scalr_prod.training_set.manifest import read_manifest, verify_files
 from scalr_prod.training_set.vocabulary import IdVocabulary
 from scalr_prod.workspace.suppression_list import SuppressionList
 
-pytestmark = pytest.mark.slow
+#: Erases items as test_forgetting.py erases users, in the same project.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from scalr_prod.publication.toggle import disable_publication, enable_publicatio
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table, table_schema
 
+#: Several audits and publications; each step has its tests in units.
+long = pytest.mark.long
+
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
 
@@ -40,7 +43,7 @@ def test_what_the_gate_accepts_is_what_is_published(project):
     assert project.state(spec.run_id) is RunState.PUBLISHED
 
 
-@pytest.mark.parametrize("damage", ["gone", "another"])
+@pytest.mark.parametrize("damage", ["gone", pytest.param("another", marks=long)])
 def test_accepted_files_of_a_run_that_was_rolled_back_are_made_again(project, damage):
     spec = project.run()
     validate_run(project.settings, spec.run_id)
@@ -77,6 +80,7 @@ def test_a_run_that_another_driver_works_on_is_left_alone(project, monkeypatch):
     assert not len(project.view())
 
 
+@long
 @pytest.mark.slow
 def test_the_online_store_follows_where_the_settings_ask_for_it(project):
     from scalr_prod.features import open_feature_store
@@ -143,6 +147,7 @@ def _validate(config: str, run_id: str, barrier: object) -> bool:
     return validate_run(settings, run_id).passed
 
 
+@long
 @pytest.mark.slow
 def test_gates_of_several_runs_at_once_share_the_data_docs(project):
     specs = [project.run(seed=seed) for seed in range(2)]

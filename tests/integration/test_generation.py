@@ -30,6 +30,8 @@ from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
+#: A generation takes two to four seconds; these are of other settings, which their own tests cover without a run.
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,7 @@ def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, 
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
+@long
 def test_parts_of_another_cut_do_not_stay(config, here, made):
     spec, _, rows, _ = made
     fresh(project(config, here), spec)
@@ -194,6 +197,7 @@ def test_parts_of_another_cut_do_not_stay(config, here, made):
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
+@long
 def test_without_alignment_everything_staged_is_a_candidate(config, here):
     settings = project(config, here, align=False)
     spec = plan_run(settings, version=1)
@@ -209,6 +213,7 @@ def test_without_alignment_everything_staged_is_a_candidate(config, here):
         pd.testing.assert_frame_equal(rows, rows.sort_values(keys, ignore_index=True))
 
 
+@long
 def test_what_shortlists_leave_out_is_measured_and_kept(config, here):
     settings = project(config, here, align=False, shortlist=10)
     spec = plan_run(settings, version=1)
@@ -336,6 +341,7 @@ def test_a_task_s_own_error_reaches_the_user_unchanged(config, here, made):
         assert ledger.runs.get(spec.run_id).state is RunState.GENERATING
 
 
+@long
 def test_a_run_follows_the_policy_where_the_settings_leave_a_choice(config, here):
     """An evaluation decided on three events at T = .5; the settings name the filter themselves."""
     from scalr_prod.project import Project

@@ -17,6 +17,8 @@ from scalr_prod.serving import ensure_serving
 from scalr_prod.serving.local_server.server_state import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
+#: Starts a second server; the message is that of test_triton_server.py, "nobody home".
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,7 @@ def test_triton_and_the_module_in_process_give_the_same_events(config):
     assert (second.events, second.dropped, second.items) == (first.events, first.dropped, first.items)
 
 
+@long
 def test_without_a_server_the_run_stops_in_one_sentence_and_can_go_on(config):
     settings = project(config, "triton", workers=1, partitions=2, seed=5)
     spec = plan_run(settings, version=1)

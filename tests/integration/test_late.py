@@ -12,7 +12,8 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 from scalr_prod.schemas import Table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
+#: Trains, publishes weeks, and publishes them again with late events; how late events are joined is in tests/property.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.long]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -93,7 +94,6 @@ def in_time(week_by_week, tmp_path_factory):
     return rows_of(folder / "scalr.toml")
 
 
-@pytest.mark.long
 def test_windows_within_the_look_back_are_what_they_had_been_in_time(late, in_time):
     before = rows_of(late)
     job = publish(late, 2, lookback=14)
@@ -124,7 +124,6 @@ def test_without_a_look_back_nothing_is_published_again_and_what_lies_before_it_
     assert report["too_late"] > 5
 
 
-@pytest.mark.long
 def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(late, in_time):
     """Its own mode, seed and draws; a window that was taken out of the view stays out."""
     with Project.open(late) as project:

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.examples import sweep
 
-pytestmark = pytest.mark.slow
+#: Starts a cluster for each test; test_cluster.py and test_generation.py have workers of their own, and lose one.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_the_callers_main_module_is_not_imported_by_workers(project: Path):
@@ -46,7 +48,7 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("after_s", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("after_s", sweep([2.0, 0.5, 4.0], keep=1))
 def test_ctrl_c_while_workers_start_ends_in_order(project, after_s):
     """Dask's own end of a cluster that has only begun to start fails with a traceback, after the command has said what to do."""
     program = (

@@ -14,6 +14,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.warm import run
 
+#: Looks at the log of one generation, which takes ten seconds.
+long = pytest.mark.long
+
 SETTINGS = {
     "SCALR_LOGGING__FORMAT": "json",
     "SCALR_LOGGING__LEVEL": "debug",
@@ -48,6 +51,7 @@ def generated(trained_home, tmp_path_factory):
     return done, config
 
 
+@long
 @pytest.mark.slow
 def test_every_line_is_json_and_says_what_it_is_about(generated):
     done, _ = generated
@@ -58,6 +62,7 @@ def test_every_line_is_json_and_says_what_it_is_about(generated):
     assert {line["run_id"] for line in at_work if "run_id" in line} == {report["run_id"]}
 
 
+@long
 @pytest.mark.slow
 def test_lines_of_workers_name_the_partition(generated):
     done, _ = generated
@@ -68,6 +73,7 @@ def test_lines_of_workers_name_the_partition(generated):
     assert sum(int(line["message"].split()[0]) for line in theirs) == report["contexts"]
 
 
+@long
 @pytest.mark.slow
 def test_generation_tells_how_far_it_is(generated):
     done, _ = generated
@@ -79,6 +85,7 @@ def test_generation_tells_how_far_it_is(generated):
     assert all(line["share"] == pytest.approx(line["done"] / line["total"], abs=1e-3) for line in beats)
 
 
+@long
 @pytest.mark.slow
 def test_what_workers_measured_is_in_the_textfile(generated):
     done, config = generated

@@ -23,6 +23,9 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.suppression_list import SuppressedId, SuppressionList
 
+#: Draws the shared run again, with another choice for one setting or an older table.
+long = pytest.mark.long
+
 LOCAL = {"serving": {"scorer": "local", "threads": 1}}
 
 
@@ -90,6 +93,7 @@ def test_rows_are_what_the_contract_says(made):
         assert order.equals(order.sort_values(list(order.columns), ignore_index=True))
 
 
+@long
 def test_an_item_that_was_forgotten_since_the_training_is_not_drawn(made, config, tmp_path):
     rows = made[3]
     item = rows["item_id"].mode()[0]
@@ -180,7 +184,9 @@ def test_probabilities_are_those_of_the_translator(made):
     np.testing.assert_allclose(some["weight"], (probability / (probability + prior))[:, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize("cut", [{"partitions": 1, "batch_size": 64}, {"partitions": 5, "batch_size": 1024}])
+@pytest.mark.parametrize(
+    "cut", [{"partitions": 5, "batch_size": 1024}, pytest.param({"partitions": 1, "batch_size": 64}, marks=long)]
+)
 def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
     monkeypatch.setattr(shards, "_SHARD_CONTEXTS", 700)
     _, spec, _, rows = make(config, **cut)
@@ -188,6 +194,7 @@ def test_how_the_work_is_cut_changes_no_row(config, made, cut, monkeypatch):
     pd.testing.assert_frame_equal(rows, made[3], rtol=0, atol=1e-5)
 
 
+@long
 def test_shortlists_and_what_they_leave_out(config, made):
     """Of the same contexts and noise: the whole catalogue, which `made` drew from, tells what the lists lack."""
     _, spec, manifests, rows = make(config, partitions=2, shortlist=10)
@@ -250,6 +257,7 @@ def test_a_failing_translator_leaves_no_part(config, made):
     assert not list(folder.glob(".*"))
 
 
+@long
 def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
     """Late events on both sides, in the window but known a day after ``as_of``: the same rows come out."""
     from scalr_prod.features import apply_feature_repo
@@ -280,6 +288,7 @@ def test_nothing_that_became_known_after_as_of_is_used(config, made, tmp_path):
     assert manifests[0]["contexts"] == sum(manifest["contexts"] for manifest in made[2]) + 400
 
 
+@long
 def test_a_run_reads_tables_as_they_were_when_it_was_planned(config, made, tmp_path):
     """Events that claim to have been known all along, but were ingested after the plan, change nothing of the run."""
     from scalr_prod.features import apply_feature_repo
@@ -304,6 +313,7 @@ def test_a_run_reads_tables_as_they_were_when_it_was_planned(config, made, tmp_p
     assert len(others) > len(rows)
 
 
+@long
 def test_users_are_translated_once_as_of_the_windows_end(config):
     settings, spec, manifests, rows = make(config, contexts="users", events_per_source_event=3, min_lift=0.0, partitions=2)
     source, target = lake_rows(settings, Table.SOURCE_EVENTS), lake_rows(settings, Table.TARGET_EVENTS)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import make_two_domains, write_toml
+from support.examples import sweep
 
 from scalr_prod import Project
 from scalr_prod.config.settings import load_settings
@@ -18,7 +19,10 @@ from scalr_prod.operations.erasure import erase_users
 from scalr_prod.operations.erasure.tables import purge
 from scalr_prod.schemas import Table
 
-NAMES = ["my project", "größe #1", "50% off", "{a}*b", "it's & so"]
+#: Reads logs, or runs, once more in a folder with another name.
+long = pytest.mark.long
+
+NAMES = ["größe #1", "my project", "50% off", "{a}*b", "it's & so"]
 REFUSED = ["g[1]", "a?b", "a^b", "a|b", "a\\b", "x%20y", "tab\there"]
 
 
@@ -26,7 +30,7 @@ def files(settings) -> set[str]:
     return {path.name for path in (settings.home / "lake").rglob("part-*.parquet")}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sweep(NAMES, 1))
 def test_logs_are_read_built_and_forgotten_in_any_folder(name, tmp_path):
     settings = load_settings(write_toml(make_two_domains(tmp_path / name)))
     ingest(settings)
@@ -54,7 +58,7 @@ def test_a_home_whose_ledger_would_be_elsewhere_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("a*")) == []
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sweep(REFUSED, 1))
 def test_a_folder_in_which_no_delta_table_can_be_is_refused_before_anything_is_written(name, tmp_path):
     config = write_toml(make_two_domains(tmp_path / name))
     with pytest.raises(SettingsError, match="tables and databases cannot be kept in a folder whose path holds"):
@@ -63,6 +67,7 @@ def test_a_folder_in_which_no_delta_table_can_be_is_refused_before_anything_is_w
     assert not list(tmp_path.rglob("_delta_log"))
 
 
+@long
 @pytest.mark.slow
 def test_a_run_a_training_set_and_upkeep_in_a_folder_with_blanks(trained_home, tmp_path, here):
     folder = tmp_path / "größe #1 50%"
@@ -103,7 +108,7 @@ def test_nothing_is_removed_from_a_table_that_lacks_a_file(tmp_path):
     assert (settings.home / "lake" / "source_events" / "later.parquet").exists()
 
 
-@pytest.mark.parametrize("table", [Table.SOURCE_EVENTS, Table.TARGET_EVENTS])
+@pytest.mark.parametrize("table", [Table.SOURCE_EVENTS, pytest.param(Table.TARGET_EVENTS, marks=long)])
 def test_a_file_that_is_lost_is_named_by_whoever_reads_it(table, tmp_path):
     """A stream over it waited for ever."""
     settings = load_settings(write_toml(make_two_domains(tmp_path)))

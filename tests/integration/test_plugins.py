@@ -26,6 +26,8 @@ from scalr_prod.serving import ensure_serving
 from scalr_prod.translator import load_version, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
+#: A whole run with another kind of plug-in; units test what each may be, and one run here finds its plug-in.
+long = pytest.mark.long
 
 LEAN = """
 estimators = ["popularity", "linear"]
@@ -69,6 +71,7 @@ def outside(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@long
 def test_a_log_reader(make_project, tmp_path, outside):
     folder = outside(
         "xml_logs",
@@ -149,6 +152,7 @@ def test_a_gate_rule(make_project, tmp_path, outside):
     assert (published["event_timestamp"].dt.hour >= 6).all()
 
 
+@long
 def test_a_model(make_project, tmp_path, outside):
     outside(
         "my_models",
@@ -233,8 +237,8 @@ def published(settings) -> pd.DataFrame:
     return rows.sort_values("event_id", ignore_index=True)
 
 
+@long
 @pytest.mark.triton
-@pytest.mark.long
 def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     """By its entry point, in the workers' own processes, in a real Triton, and after it was uninstalled."""
     monkeypatch.delenv("SCALR_COMPUTE__DASK")

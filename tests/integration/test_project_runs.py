@@ -14,7 +14,8 @@ from scalr_prod.integrations.airflow.tasks import run_task
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.schemas import Table
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
+#: Trains, runs twice and looks at the runs; `Project` in small steps: unit/project/test_project.py.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.long]
 
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)

@@ -23,6 +23,9 @@ from scalr_prod.publication import publish, rollback_run
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table
 
+#: Starts a store; unit/lake/test_exclusive_commits.py has what is found out about one.
+long = pytest.mark.long
+
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
 
@@ -50,6 +53,7 @@ def test_a_validated_run_appears_whole(project):
     assert project.lake.commit_version(VIEW, last.key) == report.delta_version
 
 
+@long
 @pytest.mark.slow
 def test_a_store_that_no_longer_honours_conditional_put_is_refused(tmp_path):
     """Its lake was made while the store honoured it."""

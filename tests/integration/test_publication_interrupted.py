@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from support.examples import sweep
 from support.small_project import Handmade, in_processes
 from support.warm import run
 
@@ -13,6 +14,9 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import RunState
 from scalr_prod.publication import publish, rollback_run
 from scalr_prod.schemas import Table
+
+#: Kills, or loses the record of, a publication at further steps; each goes through the same recovery.
+long = pytest.mark.long
 
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
@@ -75,7 +79,7 @@ def killed(project: Handmade, work: str, point: str, run_id: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", sweep(POINTS, keep=2))
 def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project, point):
     old, new = project.accepted(seed=1), project.accepted(seed=2)
     publish(project.settings, old.run_id)
@@ -100,7 +104,7 @@ def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project,
 
 @pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["before the commit", "before the confirmation"])
+@pytest.mark.parametrize("point", sweep(["before the confirmation", "before the commit"], keep=1))
 def test_a_rollback_killed_at_any_point_is_finished_by_the_next_call(project, point):
     spec = project.accepted()
     publish(project.settings, spec.run_id)
@@ -151,6 +155,7 @@ def test_a_run_replaced_by_one_that_died_unrecorded_is_put_back(project):
     assert project.held() == {first.run_id: 200}
 
 
+@long
 @pytest.mark.slow
 def test_a_run_that_died_unrecorded_and_was_replaced_since_is_put_back(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)
@@ -161,6 +166,7 @@ def test_a_run_that_died_unrecorded_and_was_replaced_since_is_put_back(project):
     assert project.held() == {first.run_id: 200}
 
 
+@long
 @pytest.mark.slow
 def test_a_rollback_names_who_replaced_the_run_though_that_one_died_unrecorded(project):
     first, second = project.accepted(seed=1), project.accepted(seed=2)

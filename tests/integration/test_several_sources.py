@@ -32,6 +32,8 @@ from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.translator import load_version, train
 
 pytestmark = pytest.mark.usefixtures("at_hand")
+#: Runs the whole pipeline on two source domains; the tests before have their logs, histories and counts.
+long = pytest.mark.long
 
 LAX = "[quality]\nmin_information = 0.0\nmax_bucket_distance = 1.0\n"
 KEYS = ["user_id", "source_item_id", "source_event_timestamp"]
@@ -145,12 +147,14 @@ def test_ids_of_two_types_are_given_back_as_text(tmp_path):
     assert {key.partition(":")[0] for key in lake.read(Table.SOURCE_EVENTS)["item_id"].to_pylist()} == {"books", "music"}
 
 
+@long
 @pytest.mark.slow
 def test_the_translator_knows_domain_and_id(run):
     ids = load_version(run.settings, run.spec.translator_version).vocabulary().source_ids.to_pylist()
     assert set(ids) == set(raw(run.settings)["key"])
 
 
+@long
 @pytest.mark.slow
 def test_every_synthetic_event_names_the_source_event_that_it_was_made_from(run):
     rows = Lake.open(run.settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
@@ -169,6 +173,7 @@ def test_every_synthetic_event_names_the_source_event_that_it_was_made_from(run)
         assert row.event_id == hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
+@long
 @pytest.mark.slow
 def test_generation_and_gate_count_by_domain(run):
     rows = Lake.open(run.settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
@@ -181,6 +186,7 @@ def test_generation_and_gate_count_by_domain(run):
     }
 
 
+@long
 @pytest.mark.slow
 def test_a_false_domain_is_refused(run):
     settings = run.ungated
@@ -193,6 +199,7 @@ def test_a_false_domain_is_refused(run):
         validate_run(settings, run.spec.run_id)
 
 
+@long
 @pytest.mark.slow
 def test_feature_view_and_training_set_hold_the_domain_as_provenance(run):
     settings = run.settings

@@ -21,7 +21,8 @@ from scalr_prod.schemas import Table
 from scalr_prod.serving import promote, served_version
 from scalr_prod.translator import train
 
-pytestmark = pytest.mark.slow
+#: Trains two projects on one ledger; unit/ledger/test_tenancy.py and test_shared_stores.py share one without a translator.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture

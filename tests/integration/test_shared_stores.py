@@ -21,6 +21,8 @@ from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
+#: Makes two more projects on the stores that the first test shares between two.
+long = pytest.mark.long
 
 PEOPLE = [{"user_id": user} for user in ("a", "b", "c")]
 
@@ -126,6 +128,7 @@ def test_a_second_project_of_one_name_is_refused_by_every_store_with_both_lakes(
     assert online(first) == [70, 8, None]
 
 
+@long
 def test_a_new_name_takes_the_rows_along_and_leaves_nothing_behind(stores, tmp_path):
     toml, held = stores
     first = made(tmp_path / "a", toml(None), "a", 70)

@@ -20,6 +20,10 @@ from scalr_prod.publication import publish, rollback_run
 from scalr_prod.publication.toggle import disable_publication, enable_publication, publication_state
 from scalr_prod.schemas import Table
 
+#: Publishes, switches off, and rolls back in twenty orders; test_publication.py has each publication and rollback once.
+pytestmark = pytest.mark.long
+
+
 VIEW = Table.SYNTHETIC_TARGET_EVENTS
 
 

@@ -24,6 +24,8 @@ from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set, confidence_multipliers, real_to_synthetic
 
 pytestmark = pytest.mark.slow
+#: Builds sets once more, with another choice for the settings of the others.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -152,7 +154,7 @@ def policy_of(settings, weights):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("measured", [True, False])
+@pytest.mark.parametrize("measured", [pytest.param(True, marks=long), False])
 def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project, monkeypatch, measured):
     """However large it is: it was measured to help. One that somebody wrote down is held to the rule."""
     monkeypatch.setattr("scalr_prod.training_set.row_weights.confidence_multipliers", lambda weights, _: weights)
@@ -192,6 +194,7 @@ def test_more_synthetic_events_than_are_of_use_are_told_of(project, caplog, monk
     assert "lower [generation] events_per_source_event (now 2)" in caplog.text
 
 
+@long
 def test_by_default_everything_published_is_known_and_counts_little_until_it_is_measured(project, caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     settings, report, opened = build(project, name="defaults")
@@ -207,7 +210,7 @@ def test_by_default_everything_published_is_known_and_counts_little_until_it_is_
     assert report.start is None
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+@pytest.mark.parametrize("sampling", [pytest.param("uniform", marks=long), "popularity"])
 def test_negatives_had_been_seen_and_were_never_consumed_by_then(project, sampling):
     settings, report, opened = build(
         project, name=f"negatives_{sampling}", negatives_per_event=3, negative_sampling=sampling, cutoff=at(180)
@@ -232,6 +235,7 @@ def test_negatives_had_been_seen_and_were_never_consumed_by_then(project, sampli
     assert not negatives["is_synthetic"].any()
 
 
+@long
 def test_a_set_for_classification_has_both_labels_or_is_refused(project):
     settings, report, _ = build(project, name="classified", task="classification")
     assert report.negatives > report.real  # four for each, where as many items are left
@@ -249,6 +253,7 @@ def test_a_set_for_classification_has_both_labels_or_is_refused(project):
         build(project, task="classification", **early)
 
 
+@long
 def test_real_rows_and_negatives_do_not_depend_on_what_was_published(project):
     """The same set without synthetic rows (their cutoff has not come) has the same other rows, but for what they contradict."""
     with_them = build(project, name="with", negatives_per_event=2, cutoff=at(DAYS + 90))[2].to_pandas()
@@ -287,6 +292,7 @@ def test_a_start_after_the_cutoff_is_refused(project):
         build(project, name="empty", start=at(50), cutoff=at(50))
 
 
+@long
 def test_nothing_published_gives_real_rows_and_says_so(tmp_path, caplog):
     settings = load_settings(write_toml(make_two_domains(tmp_path / "logs", users=60)))
     ingest(settings)

@@ -17,6 +17,8 @@ from scalr_prod.features import open_feature_store
 from scalr_prod.training_set import TrainingSet
 
 pytestmark = pytest.mark.slow
+#: Exports, or reads with another library, the set that the others read.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -85,6 +87,7 @@ def as_exported(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+@long
 @BOTH_ID_TYPES
 def test_exported_files_hold_every_row_in_order(project, tmp_path):
     _, report, opened = build(project, **SHARED)
@@ -126,6 +129,7 @@ def test_an_id_that_would_break_a_line_is_refused_and_nothing_is_left(tmp_path):
     assert list(pd.read_csv(tmp_path / "out.csv")["item_id"]) == ["x", "two\nlines"]
 
 
+@long
 def test_hugging_face_reads_the_files_as_they_are(project, tmp_path):
     import datasets
 

@@ -19,6 +19,8 @@ from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
 pytestmark = pytest.mark.slow
+#: Builds a set a second time: in many small files, without synthetic rows or by other weights, through the lines of the others.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -41,6 +43,7 @@ def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
         assert [record.version for record in ledger.datasets.find("again")] == [1, 2]
 
 
+@long
 @BOTH_ID_TYPES
 def test_many_small_files_joined_by_user_and_item_hold_the_rows_of_one_join(project, monkeypatch):
     _, _, few = build(project, **SHARED)
@@ -89,6 +92,7 @@ def test_a_damaged_version_is_not_handed_out_again(project):
     assert (second.created, second.version) == (True, 2)
 
 
+@long
 def test_no_synthetic_row_while_publication_is_off_and_the_same_rows_after(project):
     options = {"name": "switched"}
     settings, before, first = build(project, **options)
@@ -138,7 +142,7 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
         build_training_set(settings)
 
 
-@pytest.mark.parametrize("weights", [None, (0.5, 0.0, 0.25)])
+@pytest.mark.parametrize("weights", [None, pytest.param((0.5, 0.0, 0.25), marks=long)])
 def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_each_view_is_read_once(
     project, monkeypatch, weights
 ):

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from scalr_prod.config.settings import Settings
     from scalr_prod.translator.data.event_log import EventLog
 
-pytestmark = pytest.mark.slow
+#: Trains on a log with late events; unit/translator and test_late.py have late events by themselves.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 #: Whatever is written to it, there is no space left.
 FULL = Path("/dev/full")

@@ -44,6 +44,8 @@ from scalr_prod.translator import TranslatorModule, load_version
 from scalr_prod.translator.data.contexts import Contexts
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
+#: Waits for Triton to load versions or for clients; the same server answers the other tests.
+long = pytest.mark.long
 
 SAME = 1e-5
 
@@ -106,6 +108,7 @@ def test_the_server_runs_what_was_compiled_and_draws_as_the_plain_code(served):
     assert "several times slower" not in log
 
 
+@long
 def test_the_time_to_each_answer_is_counted(served):
     latencies = LatencyHistogram()
     with open_scorer(served, 2, latencies=latencies) as scorer:
@@ -207,6 +210,7 @@ def test_promote_and_roll_back(served):
     assert triton_status(served).versions == [1, 2]
 
 
+@long
 def test_a_version_that_cannot_answer_is_not_promoted_and_the_others_stay(served):
     models = served.home / "models" / "translator"
     shutil.copytree(models / "2", models / "3")
@@ -230,6 +234,7 @@ def test_a_run_uses_the_server_that_runs_and_leaves_it(served):
     assert triton_status(served).pid == pid
 
 
+@long
 def test_an_address_in_the_settings_is_used_as_it_is(served, trained_home, tmp_path):
     url, header = triton_status(served).url, f"scalr={secret_file(served).read_text()}"
     remote = project(tmp_path / "logs", trained_home, url=url, header=header, repository=str(served.model_repository))
@@ -243,6 +248,7 @@ def test_an_address_in_the_settings_is_used_as_it_is(served, trained_home, tmp_p
             act(remote)
 
 
+@long
 def test_two_projects_on_one_server_have_a_model_each(served, trained_home, tmp_path):
     """Their versions have the same numbers, and are not the same."""
     url, header = triton_status(served).url, f"scalr={secret_file(served).read_text()}"
@@ -277,6 +283,7 @@ def test_two_projects_on_one_server_have_a_model_each(served, trained_home, tmp_
     assert {path: path.read_bytes() for path in served.model_repository.rglob("*") if path.is_file()} == before
 
 
+@long
 def test_versions_are_promoted_and_rolled_back_under_load_and_no_request_fails(served):
     """Some clients ask whatever is served, each time anew; others stay with the version that a run is pinned to."""
     asked = [contexts(16, seed=seed) for seed in range(4)]

@@ -21,7 +21,8 @@ from scalr_prod.serving.client import open_scorer
 from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.translator.data.contexts import Contexts
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+#: Attacks a server of its own; who may read the secret's file is in unit/core/test_file_modes.py.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.long]
 
 NOBODY = 65534
 #: What an attacker sends: without a secret, with a wrong one, with one under another name.

@@ -21,7 +21,8 @@ from scalr_prod.serving.model_repository import configured_instances
 from scalr_prod.translator import load_version
 from scalr_prod.translator.data.contexts import Contexts
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+#: Attacks a server with a thousand requests; what it answers and refuses is in test_triton.py.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.long]
 
 IN_FLIGHT = 64
 TYPES = {np.dtype(np.int32): "INT32", np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}

@@ -22,7 +22,8 @@ from scalr_prod.serving.client.wire import encode_request
 from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.translator.data.contexts import Contexts
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+#: Waits for a watchdog to give a server up; the same retries with a server of plain Python: unit/serving/test_retry.py.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.long]
 
 ROW_S = 0.25
 ROWS = 36

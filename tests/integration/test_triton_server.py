@@ -27,7 +27,8 @@ from scalr_prod.serving.client import open_scorer
 from scalr_prod.serving.local_server import watchdog
 from scalr_prod.serving.local_server.server_state import read_record
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+#: Starts and kills a server for each test; the same errors from a server of plain Python: unit/serving/test_retry.py.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
@@ -62,7 +63,6 @@ def test_a_killed_server_is_told_and_a_new_one_is_followed(home):
     assert not family(former.name)
 
 
-@pytest.mark.long
 def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next_run(home):
     with ensure_serving(home, 1), open_scorer(home, 1) as scorer:
         before = scorer.sample(contexts(20), 3).items
@@ -78,7 +78,6 @@ def test_a_model_whose_process_died_is_told_at_once_and_loaded_anew_for_the_next
         assert read_record(home).pid == pid
 
 
-@pytest.mark.long
 def test_two_processes_hold_a_small_model_and_the_loss_of_one_is_made_good(home, monkeypatch):
     """With a process of its own for each of two threads, the draws are those of one process; a run goes on where one of them dies."""
     twice = home.with_sections(serving={"threads": 2})

@@ -14,7 +14,8 @@ from scalr_prod import Project
 from scalr_prod.schemas import Table
 from scalr_prod.translator.data.event_log import read_event_log
 
-pytestmark = pytest.mark.slow  # two translators and a run
+#: Two translators and a run; what a weight counts in each estimator is in units.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TASTES = 4
 TYPED = 'event_type = "kind"\n'

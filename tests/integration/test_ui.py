@@ -25,7 +25,8 @@ from scalr_prod.errors import ReportError
 from scalr_prod.reporting.ui import serve
 from scalr_prod.schemas import Table
 
-pytestmark = pytest.mark.slow
+#: Visits each page of the server; test_report.py has the same facts and the same browser.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SCALR = str(Path(sys.executable).with_name("scalr"))
 HOSTILE_USER = "<script>document.title='taken'</script>\"'&"

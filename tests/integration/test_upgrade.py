@@ -13,6 +13,9 @@ from scalr_prod import Project
 from scalr_prod.features import open_feature_store
 from scalr_prod.schemas import Table
 
+#: A whole run of the home that was taken over.
+long = pytest.mark.long
+
 HOME = Path(__file__).resolve().parents[1] / "data" / "home_0_1.tar.gz"
 RUN, ROWS = "run_475d95ec5ccb6679", 2559
 
@@ -45,6 +48,7 @@ def test_the_feature_repository_of_before_opens_by_its_former_class_path(upgrade
     assert "synthetic_target_events" in views
 
 
+@long
 def test_a_run_again_trains_by_the_recipe_of_today_and_replaces_the_events(upgraded):
     run_id = upgraded.run().run_id
     assert run_id != RUN

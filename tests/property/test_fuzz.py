@@ -28,7 +28,7 @@ DOMAINS = '[domains.source]\nname = "a"\nevents = "s.csv"\n[domains.target]\nnam
 HEAD = "user_id,item_id,timestamp\n"
 FEW, FEWER = (
     settings(max_examples=examples(few), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    for few in (60, 30)
+    for few in (20, 10)
 )
 
 

@@ -115,7 +115,7 @@ def found_statistics(lake: Lake):
     return sorted((tuple(row[name] for name in columns) for row in rows), key=repr)
 
 
-@settings(deadline=None, max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(4), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=EVENTS,
     ids=st.sampled_from(["int64", "string"]),
@@ -143,7 +143,7 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
     assert found_statistics(lake) == expected_statistics(events, days)
 
 
-@settings(deadline=None, max_examples=examples(5), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     raw=EVENTS,
     cuts=st.sets(st.integers(0, 28), max_size=3),
@@ -203,7 +203,7 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     assert found[2] == expected_statistics(events, 2, marks)
 
 
-@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(EVENTS, min_size=2, max_size=3))
 def test_what_does_not_come_in_the_order_of_knowledge_gives_the_same_rows(tmp_path_factory, raw):
     batches = [named(batch, "int64") for batch in raw]
@@ -244,7 +244,7 @@ def test_reading_as_of_a_time_and_a_knowledge_gives_what_was_visible(tmp_path_fa
             assert row["event_count"] == len(seen)
 
 
-@settings(deadline=None, max_examples=examples(3), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(2), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(EVENTS, st.lists(st.tuples(st.integers(-1, 14), st.integers(-1, 30)), min_size=1, max_size=8))
 def test_steps_never_show_what_was_not_known_and_hide_nothing_from_who_knows_all(tmp_path_factory, raw, asked):
     events = named(raw, "int64")

@@ -135,7 +135,7 @@ def ask(view, case, spine, columns=("value", "values", "there"), **options) -> p
 
 
 @given(case=cases())
-@settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_equals_the_oracle(folder, case):
     path = folder / f"table_{next(NAMES)}"
     write(path, case)

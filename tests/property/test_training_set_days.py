@@ -28,7 +28,8 @@ from scalr_prod.training_set.build import _read_inputs
 from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 from scalr_prod.training_set.input_changes import EVENT_TABLES, InputTables
 
-pytestmark = pytest.mark.slow
+#: Builds each version of a set twice; test_training_set_versions.py has the next day, a damaged file and the same bytes.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 START = datetime(2024, 1, 10, 6, tzinfo=UTC)
 DAY = timedelta(days=1)

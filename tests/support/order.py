@@ -32,7 +32,7 @@ TOGETHER = (
     ("tests/integration/test_triton_control.py", "tests/integration/test_triton_fuzz.py"),
     ("tests/integration/test_forgetting",),
     ("tests/integration/test_training_set",),
-    tuple(f"tests/integration/test_{name}.py" for name in ("ledger_postgres", "ingest_sql", "shared_stores", "feast_postgres")),
+    tuple(f"tests/integration/test_{name}" for name in ("ledger_postgres", "ingest_sql", "shared_stores", "feast_postgres")),
 )
 #: A file whose tests take longer than this, on average, is slow as a whole: many such files make minutes.
 FAST_S = 0.3

@@ -18,6 +18,9 @@ from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
 from scalr_prod.ledger import Ledger
 
+#: Commands at a real terminal, each a process from nothing.
+long = pytest.mark.long
+
 SCALR = str(Path(sys.executable).with_name("scalr"))
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -64,6 +67,7 @@ def at_a_terminal(*command, cwd, columns=60, zone="Asia/Tokyo"):
     return [ESCAPE.sub("", line).rstrip() for line in text.splitlines()], text, process.wait(60)
 
 
+@long
 @pytest.mark.slow
 def test_runs_are_a_table_that_fits_with_times_of_the_readers_zone(settings_with):
     spec, config = make_spec(), settings_with()
@@ -92,6 +96,7 @@ def test_an_error_is_in_a_box_that_says_what_where_and_next(two_domains):
     assert "\x1b[31m" in text
 
 
+@long
 def test_without_a_terminal_lines_are_plain(two_domains):
     found = subprocess.run([SCALR, "ingest"], cwd=two_domains.folder, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 1

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pandas as pd
 import pytest
+from support.examples import sweep
 from support.object_store import running_store
 
 from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
@@ -91,7 +92,14 @@ def test_a_scheduler_that_does_not_answer_is_found(config):
 
 @pytest.mark.parametrize(
     ("mode", "found", "warned"),
-    [(None, "this user alone", False), (0o770, "open to its group", False), (0o755, "open to its group and every user", True)],
+    sweep(
+        [
+            (0o755, "open to its group and every user", True),
+            (None, "this user alone", False),
+            (0o770, "open to its group", False),
+        ],
+        keep=1,
+    ),
 )
 def test_a_home_that_others_can_read_is_warned_of_and_stays_as_it_is(config, tmp_path, mode, found, warned):
     path = config()
@@ -105,7 +113,9 @@ def test_a_home_that_others_can_read_is_warned_of_and_stays_as_it_is(config, tmp
     assert (tmp_path / ".scalr").stat().st_mode & 0o777 == (mode or 0o700)
 
 
-@pytest.mark.parametrize(("dask", "warned"), [("local", False), ("tls://10.0.0.1:9", False), ("tcp://127.0.0.1:9", True)])
+@pytest.mark.parametrize(
+    ("dask", "warned"), sweep([("tcp://127.0.0.1:9", True), ("local", False), ("tls://10.0.0.1:9", False)], keep=2)
+)
 def test_a_scheduler_without_tls_is_warned_of(config, dask, warned):
     check = look(config(f'dask = "{dask}"'))["compute encryption"]
     assert check.ok
@@ -123,7 +133,8 @@ def test_a_scheduler_that_answers_is_counted(config):
 
 
 @pytest.mark.parametrize(
-    ("days", "other", "warned"), [(0, "elsewhere", True), (6, "elsewhere", True), (8, "elsewhere", False), (0, None, False)]
+    ("days", "other", "warned"),
+    sweep([(6, "elsewhere", True), (8, "elsewhere", False), (0, "elsewhere", True), (0, None, False)], keep=2),
 )
 def test_a_sqlite_ledger_that_several_machines_write_to_is_warned_of(config, days, other, warned):
     settings = load_settings(config())

@@ -16,6 +16,7 @@ from scalr_prod.config.settings import Settings
 from scalr_prod.lake.storage import _MADE_BY
 
 KINDS = [getattr(errors, name) for name in errors.__all__]
+SCALR = typer.main.get_command(app)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -45,9 +46,8 @@ def test_every_error_has_a_cure_of_its_own_that_stands_in_the_docs(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_command_and_setting_that_a_cure_names_is_there(kind):
     """A cure that names a command of a former version helps nobody."""
-    command = typer.main.get_command(app)
     for named in re.findall(r"`scalr ([^`]+)`", kind.cure):
-        found = command
+        found = SCALR
         for word in named.split():
             if word.startswith("--"):
                 assert word in {option for one in found.params for option in one.opts}, named
@@ -105,7 +105,7 @@ def _texts(node: ast.expr) -> list[str]:
 
 def _unusable(words: list[str]) -> list[str]:
     """What is wrong with a command line that follows `scalr`; text may go on behind it."""
-    found = typer.main.get_command(app)
+    found = SCALR
     while words and getattr(found, "commands", None):
         if words[0] not in found.commands:
             return [f"there is no {words[0]}"]

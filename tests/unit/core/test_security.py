@@ -146,11 +146,10 @@ COMMANDS = [
 @pytest.mark.parametrize(
     ("planted", "source", "lake", "failing"),
     [
-        (UNREACHABLE, OF_SQL, "", 9),
-        (LOCAL_LEDGER, OF_FILES, "", 5),
-        (LOCAL_LEDGER, SIGNED, "s3://bucket/lake", 5),
+        pytest.param(UNREACHABLE, OF_SQL, "", 9, id="nothing can be reached", marks=pytest.mark.long),
+        pytest.param(LOCAL_LEDGER, OF_FILES, "", 5, id="local ledger", marks=pytest.mark.long),
+        pytest.param(LOCAL_LEDGER, SIGNED, "s3://bucket/lake", 5, id="signed URL"),
     ],
-    ids=["nothing can be reached", "local ledger", "signed URL"],
 )
 def test_planted_secrets_are_nowhere(tmp_path, planted, source, lake, failing):
     """Most commands fail, each at another place that knows a secret: none is printed, logged or written down."""

@@ -24,6 +24,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.plugins import ESTIMATORS, MODELS, READERS, RULES
 
 ROOT = Path(__file__).resolve().parents[3]
+SCALR = typer.main.get_command(app)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
@@ -76,7 +77,7 @@ def test_commands_and_their_options_are_there(_language, text):
         words = shlex.split(line.removeprefix("$ "), comments=True)
         if not words or words[0] != "scalr":
             continue
-        command, rest, name = typer.main.get_command(app), words[1:], "scalr"
+        command, rest, name = SCALR, words[1:], "scalr"
         while hasattr(command, "resolve_command") and rest:
             context = command.make_context(name, list(rest), resilient_parsing=True)
             name, found, rest = command.resolve_command(context, list(rest))

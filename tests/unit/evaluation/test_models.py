@@ -17,6 +17,9 @@ from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
 from scalr_prod.evaluation.models import make_model
 from scalr_prod.evaluation.models.cluster_popularity import ClusterPopularity, cluster_users
 
+#: Trains three families once or twice more.
+long = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[3]
 #: The families that learn users by their numbers; the feature ranker has tests of its own.
 FAMILIES = ("als", "sasrec", "two_tower")
@@ -78,6 +81,7 @@ def test_users_without_events_are_given_what_is_popular(family, tastes):
     assert (place < 3).all()
 
 
+@long
 def test_the_same_seed_gives_the_same_scores(family, tastes):
     few = {} if family == "als" else {"epochs": 4}
     first, again = (fitted(family, tastes, seed=3, **few).score(np.arange(20)) for _ in range(2))
@@ -128,6 +132,7 @@ def test_an_untrained_sasrec_ranks_by_popularity(skewed):
         assert row[popularity == 0].max() < row[popularity > 2].min()
 
 
+@long
 def test_sasrec_with_default_settings_is_no_worse_than_popularity_on_a_small_log(skewed):
     """Users are asked for their last item; all but a tenth of it is in their taste, and half of that among ten items."""
     order = np.lexsort((skewed.time, skewed.user))
@@ -146,6 +151,7 @@ def test_sasrec_with_default_settings_is_no_worse_than_popularity_on_a_small_log
     assert ndcg(model.score(users)) > 0.97 * ndcg(np.tile(skewed.take(rest).popularity(), (len(users), 1)))
 
 
+@long
 def test_sasrec_ranks_by_popularity_for_users_without_events_however_long_it_trains(skewed):
     """The state before a first event would rank by what users chose first, which is old."""
     popularity = skewed.popularity()
@@ -280,6 +286,7 @@ def test_users_without_history_are_ranked_by_their_synthetic_events(family, tast
     assert (top % TASTES == lone[:, None] % TASTES).mean() > 0.6
 
 
+@long
 def test_synthetic_events_alone_teach_tastes(family, tastes):
     users = np.arange(USERS - 10)
     top = np.argsort(-fitted(family, tastes.synthetic()).score(users), axis=1)[:, :5]

@@ -11,6 +11,9 @@ from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
 from scalr_prod.evaluation.models import family_hyperparameters, make_model, uses_earlier_events
 from scalr_prod.evaluation.models.stacked_ranker import StackedRanker, StackedRankerHyperparameters
 
+#: Trains the ranker once more.
+long = pytest.mark.long
+
 USERS, ITEMS, THINGS, TASTES = 300, 80, 60, 4
 COLD = np.arange(USERS - 60, USERS)
 #: Cold at the earlier instant as well, not any more after it.
@@ -114,6 +117,7 @@ def test_where_nothing_is_known_of_before_the_feature_ranker_alone_scores(real):
     assert np.array_equal(nothing_after.score(COLD), nothing_after._ranker.score(COLD))
 
 
+@long
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores(real):
     events, before = real.joined([drawn(0)]), as_of_before(real, drawn(0, seed=2))
@@ -122,6 +126,7 @@ def test_the_same_seed_gives_the_same_scores(real):
     assert not np.array_equal(first, other)
 
 
+@long
 def test_the_order_of_events_decides_no_row(real):
     """A training set has an order of its own: the negatives that stand beside what happened must not depend on it."""
     model, before = StackedRanker(StackedRankerHyperparameters(**OPTIONS)), as_of_before(real, None)

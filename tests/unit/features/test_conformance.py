@@ -19,6 +19,7 @@ from feast.errors import RequestDataNotFoundInEntityDfException, SavedDatasetLoc
 from feast.infra.offline_stores.file_source import FileLoggingDestination, SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from support.examples import sweep
 from support.feast_project import hours, make_project, synthetic
 from support.meter_tables import METER, READINGS, SCHEMA, readings, source_of, store_in, view_of
 from support.shown import difference, example
@@ -308,7 +309,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("shape", ["single", "list", "list_with_an_empty_one"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sweep(KINDS, keep=3))
 def test_types(store, tmp_path, kind, shape):
     """Values come back in the type that they were stored in, from the join and from the online store."""
     dtype, arrow, values = KINDS[kind]

@@ -15,6 +15,7 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, File
 from feast.data_format import DeltaFormat
 from feast.types import Float64, Int64, String
 from feast.value_type import ValueType
+from support.examples import sweep
 from support.feast_project import STAMP, T0, hours
 
 from scalr_prod.apps.doctor import _check_features
@@ -22,6 +23,9 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.pipeline import PipelineContext, execute_stages, with_light_prerequisites
 from scalr_prod.training_set import TrainingSet, build_training_set
+
+#: Builds two training sets each; what arrives from a repository of one's own is in the first tests.
+long = pytest.mark.long
 
 MICROSECOND = timedelta(microseconds=1)
 #: User b has target events at 2 h and 3 h: (time, known from, plan).
@@ -113,6 +117,7 @@ def test_views_and_single_features_are_named_too(own, theirs):
     assert rows["b", pd.Timestamp(hours(2)[0])].about__length == 120
 
 
+@long
 def test_rows_of_several_joins_have_the_values_that_they_have_in_one(own, theirs, monkeypatch):
     _, one = built(with_features(own, "their_service", name="one"))
     monkeypatch.setattr("scalr_prod.training_set.features.max_partition_rows", lambda _: 2)
@@ -140,6 +145,7 @@ def test_a_new_version_is_made_where_their_tables_have_changed_and_only_then(own
     assert 7 in set(TrainingSet.open(again.path.replace("v2", "v3")).to_pandas()["about__length"])
 
 
+@long
 def test_a_new_version_is_made_where_a_definition_has_changed(own, theirs):
     settings = with_features(own, "profile")
     first = TrainingSet.open(build_training_set(settings).path).to_pandas()
@@ -152,6 +158,7 @@ def test_a_new_version_is_made_where_a_definition_has_changed(own, theirs):
     assert TrainingSet.open(report.path).to_pandas()["profile__plan"].isna().sum() > first["profile__plan"].isna().sum()
 
 
+@long
 def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
     plain = build_training_set(load_settings(own.base / "scalr.toml"))
     elsewhere = with_features(own, features=[])
@@ -160,20 +167,27 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
 
 @pytest.mark.parametrize(
     ("features", "more", "said"),
-    [
-        (
-            ["nobodys"],
-            {},
-            "no feature service or view 'nobodys'; there are the services their_service and the views about, profile, risky, weather",
-        ),
-        (["nobodys:plan"], {}, "there is no feature view 'nobodys'"),
-        (["profile:colour"], {}, "the view profile has no feature 'colour'; it has: plan"),
-        (["about", "about:length"], {}, "about__length is named twice"),
-        (["weather"], {}, "the view weather is joined on 'place', which is neither the user nor the item"),
-        (["risky"], {}, "the feature risky:probability has the name of a column that tells a synthetic row from a real one"),
-        (["profile"], {"feature_keys": {}}, "the view profile is joined on 'customer'"),
-        (["profile"], {"features_repo": "elsewhere"}, "there is no feature repository"),
-    ],
+    sweep(
+        [
+            (
+                ["nobodys"],
+                {},
+                "no feature service or view 'nobodys'; there are the services their_service and the views about, profile, risky, weather",
+            ),
+            (["nobodys:plan"], {}, "there is no feature view 'nobodys'"),
+            (["profile:colour"], {}, "the view profile has no feature 'colour'; it has: plan"),
+            (["about", "about:length"], {}, "about__length is named twice"),
+            (["weather"], {}, "the view weather is joined on 'place', which is neither the user nor the item"),
+            (
+                ["risky"],
+                {},
+                "the feature risky:probability has the name of a column that tells a synthetic row from a real one",
+            ),
+            (["profile"], {"feature_keys": {}}, "the view profile is joined on 'customer'"),
+            (["profile"], {"features_repo": "elsewhere"}, "there is no feature repository"),
+        ],
+        keep=3,
+    ),
 )
 def test_what_is_missing_is_an_error_before_any_work(own, theirs, features, more, said):
     settings = with_features(own, *features, **more)
@@ -200,6 +214,7 @@ def test_a_source_that_is_not_there_and_keys_of_another_type_are_errors_before_a
     assert not list((settings.home / "datasets").glob("*/v*"))
 
 
+@long
 def test_features_of_views_that_were_applied_to_the_projects_own_repository(own, theirs):
     from scalr_prod.features import open_feature_store
 

@@ -25,6 +25,9 @@ from scalr_prod.features import (
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
+#: Applies a repository three times or more; renaming and sharing a registry are in the others.
+long = pytest.mark.long
+
 FORMER = "s_to_t"
 
 
@@ -128,7 +131,9 @@ def test_a_repository_of_before_projects_is_checked_once_and_stays_as_it_is(own)
     assert items_of(own) == {7, 8}
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["applied by this version", "by one that knew no projects"])
+@pytest.mark.parametrize(
+    "known", [True, pytest.param(False, marks=long)], ids=["applied by this version", "by one that knew no projects"]
+)
 def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     rows = own.home / "datasets" / "set" / "v1" / "rows"
     rows.mkdir(parents=True)
@@ -154,6 +159,7 @@ def test_a_new_name_leaves_nothing_under_the_former_one(own, known):
     assert not apply_feature_repo(now).applied
 
 
+@long
 def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_path):
     first = in_folder(tmp_path / "a")
     as_applied_before(first)
@@ -164,6 +170,7 @@ def test_a_home_that_was_moved_and_renamed_at_once_leaves_nothing_either(tmp_pat
     assert items_of(now) == {7, 8}
 
 
+@long
 def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
     from scalr_prod.features import repository
 
@@ -184,6 +191,7 @@ def test_a_change_of_name_that_was_cut_off_is_taken_up_again(own, monkeypatch):
     assert items_of(now) == {7, 8}
 
 
+@long
 def test_what_others_keep_under_the_former_name_stays(tmp_path):
     """Two that shared a name before it was looked at: one goes, and the other keeps its own."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"

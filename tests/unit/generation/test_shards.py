@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from support.examples import sweep
 from support.small_project import Handmade, hour
 
 from scalr_prod.errors import GenerationError
@@ -48,7 +49,9 @@ def expected(made, spec):
 
 
 @pytest.mark.parametrize("contexts", ["events", "users"])
-@pytest.mark.parametrize(("count", "heap"), [(1, 500_000), (7, 500_000), (200, 500_000), (1, 40), (7, 1), (200, 100)])
+@pytest.mark.parametrize(
+    ("count", "heap"), sweep([(7, 500_000), (200, 100), (1, 500_000), (200, 500_000), (1, 40), (7, 1)], keep=2)
+)
 def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count, heap, contexts, monkeypatch):
     """Also with more tasks than users, with a user of more contexts than a slice, and with events that are put in order in parts."""
     monkeypatch.setattr(shards, "_SHARD_CONTEXTS", 10)

@@ -21,6 +21,9 @@ from scalr_prod.lake import Lake
 from scalr_prod.operations.erasure.tables import purge
 from scalr_prod.schemas import Table, table_schema
 
+#: Reads the whole shared data set.
+long = pytest.mark.long
+
 DAY0 = datetime(2024, 1, 1, tzinfo=UTC)
 BUILT = (Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY, Table.TARGET_ITEM_STATS)
 
@@ -383,6 +386,7 @@ def test_histories_of_an_ingested_log(settings):
     assert not list((settings.home / "staging").iterdir())
 
 
+@long
 @pytest.mark.data
 def test_real_domains_in_seconds(amazon, tmp_path):
     (tmp_path / "scalr.toml").write_text(

@@ -15,6 +15,9 @@ from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
 
+#: Two ingests at once, in further orders.
+long = pytest.mark.long
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -111,6 +114,7 @@ def test_a_log_is_a_multiset(project):
     assert len(rows_of(settings)) == 4
 
 
+@long
 def test_ingests_at_the_same_time_add_each_row_once(settings, two_domains):
     added, errors = [], []
     start = threading.Barrier(4)
@@ -155,6 +159,7 @@ def test_a_table_that_moves_on_between_comparison_and_commit_is_compared_again(p
     assert triples(settings) == sorted(SOURCE.itertuples(index=False, name=None))
 
 
+@long
 def test_a_table_that_moves_on_just_before_it_is_compared_again_is_reported_as_it_was_compared(project, monkeypatch):
     from scalr_prod.ingest.append import AppendMissing
 

@@ -15,6 +15,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog.sql import SqlCatalog
 from pyroaring import BitMap
+from support.examples import sweep
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import ColumnNotFound, EmptyInput, SettingsError, UnreadableInput
@@ -177,18 +178,21 @@ def test_item_files_can_be_tables_too(project, delta, tmp_path):
 
 @pytest.mark.parametrize(
     "named",
-    [
-        "delta/*.parquet",
-        "delta/part-*",
-        "*/*.parquet",
-        "**/*.parquet",
-        "del*",
-        "folder",
-        "folder/of/tables/one/user_id=u1",
-        "shop",
-        "shop/log/data",
-        "shop/*/data/*.parquet",
-    ],
+    sweep(
+        [
+            "delta/*.parquet",
+            "folder",
+            "shop/log/data",
+            "delta/part-*",
+            "*/*.parquet",
+            "**/*.parquet",
+            "del*",
+            "folder/of/tables/one/user_id=u1",
+            "shop",
+            "shop/*/data/*.parquet",
+        ],
+        keep=3,
+    ),
 )
 def test_tables_are_never_globbed(project, delta, iceberg, tmp_path, named):
     write_deltalake(tmp_path / "folder" / "of" / "tables" / "one", FIRST, partition_by=["user_id"])

@@ -16,6 +16,9 @@ from scalr_prod.lake import Lake
 from scalr_prod.lake.corrections import corrections_since, stale_since
 from scalr_prod.schemas import Table
 
+#: Ingests a second project to compare with.
+long = pytest.mark.long
+
 DAY = pd.Timestamp("2024-03-01", tz="UTC")
 NOON_3 = datetime(2024, 3, 3, 12, tzinfo=UTC)
 
@@ -112,6 +115,7 @@ def test_a_log_that_lacks_too_much_is_refused(project):
         ingest(project(SOURCE.head(0)), replace=DAY.to_pydatetime())
 
 
+@long
 def test_histories_are_those_of_a_project_that_never_had_the_rows(project, tmp_path):
     # Known in order, so that days are appended: a replacement is not.
     ingest(project(SOURCE.head(4)))
@@ -134,6 +138,7 @@ def test_histories_are_those_of_a_project_that_never_had_the_rows(project, tmp_p
     assert found.sort_by(order).equals(Lake.open(other).read(Table.SOURCE_USER_HISTORY).sort_by(order))
 
 
+@long
 def test_of_several_sources_only_the_one_that_is_read_is_replaced(tmp_path):
     def make(first, second):
         for name, frame in (("a", first), ("b", second), ("t", TARGET)):

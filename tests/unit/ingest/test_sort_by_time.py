@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.examples import sweep
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.core import partitioned
@@ -55,7 +56,7 @@ def rows_of(settings: Settings) -> dict[Table, pa.Table]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("duplicates", ["keep", "drop"])
+@pytest.mark.parametrize("duplicates", sweep(["drop", "keep"], keep=1))
 def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
     log, reports, found, files = events(2_000), [], [], []
     for name, size in (("one", 500_000), ("many", 100)):
@@ -81,7 +82,7 @@ def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):
     assert len(files[0]) == 2
 
 
-@pytest.mark.parametrize("size", [500_000, 100])
+@pytest.mark.parametrize("size", sweep([100, 500_000], keep=1))
 def test_a_log_that_is_there_twice_is_refused_whatever_the_heaps(tmp_path, monkeypatch, size):
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", size)
     log = events(500)
@@ -91,7 +92,7 @@ def test_a_log_that_is_there_twice_is_refused_whatever_the_heaps(tmp_path, monke
     ingest(project(tmp_path, pa.concat_tables([log, log, events(1, seed=9)]), duplicates="notice"))
 
 
-@pytest.mark.parametrize("size", [500_000, 100])
+@pytest.mark.parametrize("size", sweep([100, 500_000], keep=1))
 def test_a_log_with_other_known_times_is_refused_whatever_the_heaps(tmp_path, monkeypatch, size):
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", size)
     log = events(500)

@@ -30,6 +30,9 @@ from scalr_prod.integrations.airflow.scheduling import (
 )
 from scalr_prod.integrations.airflow.tasks import TASKS, run_task, run_task_in_subprocess
 
+#: Runs a command of another environment, which imports everything anew.
+long = pytest.mark.long
+
 DAY = {"data_interval_start": datetime(2024, 5, 1, tzinfo=UTC), "data_interval_end": datetime(2024, 5, 2, tzinfo=UTC)}
 
 
@@ -193,6 +196,7 @@ def test_a_call_holds_json_values_and_names_the_project(project, monkeypatch):
 SCALR = shlex.join([sys.executable, "-c", "from scalr_prod.apps.cli import main; main()"])
 
 
+@long
 @pytest.mark.slow
 def test_a_command_of_another_environment_does_the_same(project, monkeypatch):
     """Same outcomes, and errors of the same kind: the scheduler retries what it would retry."""

@@ -10,6 +10,9 @@ from scalr_prod.errors import LakeError
 from scalr_prod.lake import Lake, ensure_exclusive_commits
 from scalr_prod.schemas import Table
 
+#: Starts a store of its own; whether it honours conditional puts decides in the others too.
+long = pytest.mark.long
+
 
 def test_a_store_that_honours_conditional_put_passes_and_nothing_is_left_there():
     with running_store(honours_conditions=True) as store:
@@ -27,6 +30,7 @@ def test_a_store_that_ignores_conditional_put_is_refused():
     assert "docs/guides/lake.md" in caught.value.next_step
 
 
+@long
 def test_no_table_is_created_in_a_store_that_ignores_conditional_put():
     schema = pa.schema([("x", pa.int64())])
     with running_store(honours_conditions=False) as store:
@@ -35,6 +39,7 @@ def test_no_table_is_created_in_a_store_that_ignores_conditional_put():
         assert store.keys() == []
 
 
+@long
 def test_a_store_that_passed_is_not_checked_again():
     with running_store(honours_conditions=True) as store:
         ensure_exclusive_commits(Lake(f"s3://{BUCKET}/lake", store.options))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from support.examples import sweep
 from support.small_project import Handmade
 from typer.testing import CliRunner
 
@@ -21,6 +22,9 @@ from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table
 from scalr_prod.workspace.user_assignment import Holdout
+
+#: A whole audit, or a hundred experiments.
+long = pytest.mark.long
 
 USERS = 2000
 
@@ -82,7 +86,8 @@ def test_the_interval_is_welchs():
     assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
 
 
-@pytest.mark.parametrize("cuped", [False, True], ids=["plain", "cuped"])
+@long
+@pytest.mark.parametrize("cuped", sweep([True, False], keep=1), ids=["cuped", "plain"])
 def test_the_interval_covers_the_truth_in_93_of_100_experiments(cuped):
     covered, widths = 0, []
     for number in range(100):
@@ -182,6 +187,7 @@ def test_events_of_held_out_users_that_were_published_before_are_counted(project
     assert analyze_experiment(project.settings).synthetic_events_of_held_out == expected
 
 
+@long
 def test_the_gate_refuses_an_event_of_a_held_out_user(tmp_path):
     users = [f"u{k}" for k in range(20)]
     project = Handmade(tmp_path, items=[f"t{i}" for i in range(10)])

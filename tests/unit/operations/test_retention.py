@@ -18,6 +18,9 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
 
+#: Publishes or builds twice before it removes anything; the same rules decide in the others.
+long = pytest.mark.long
+
 NOW = {"days": 0, "training_sets": 1, "translators": 1, "files_days": 0}
 
 
@@ -146,6 +149,7 @@ def test_training_sets_go_but_the_latest(opened):
     assert [folder.exists() for folder in folders] == [False, False, True]
 
 
+@long
 def test_files_that_no_version_of_a_table_uses_go(opened, settings):
     opened.ingest()
     opened.histories()
@@ -176,6 +180,7 @@ def test_a_version_that_a_run_reads_stays_until_the_run_has_ended(opened, settin
         assert "source_user_history" in names(project.maintain(), "table")
 
 
+@long
 def test_a_version_that_a_run_takes_while_maintenance_is_at_work_stays(opened, settings, monkeypatch):
     """And is replaced then, too: with ``files_days = 0`` nothing but the run keeps its files."""
     opened.ingest()
@@ -210,6 +215,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(opened):
     assert opened.maintain().removed == planned.removed
 
 
+@long
 def test_a_run_that_is_pinned_to_what_a_forgetting_removed_is_no_hindrance(opened):
     opened.ingest()
     opened.histories()

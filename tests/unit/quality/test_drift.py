@@ -23,6 +23,9 @@ from scalr_prod.quality import validate_run
 from scalr_prod.quality.drift import FIGURES, MIN_EVENTS, compute_drift, psi, rows_in_view, select_reference
 from scalr_prod.schemas import Table, table_schema
 
+#: Audits two more runs, or looks for one among two thousand.
+long = pytest.mark.long
+
 USERS, PER_WINDOW = 150, 5
 ITEMS = [f"t{i}" for i in range(10)]
 
@@ -163,6 +166,7 @@ def test_over_the_limit_the_run_is_refused_and_below_it_is_not(make):
     assert {rule.rule for rule in report.rules} >= {f"drift_of_{name}" for name in FIGURES}
 
 
+@long
 def test_without_a_former_run_there_is_no_figure_and_no_rule(make):
     project = make("max_drift = 0.01\n")
     report = validate_run(project.settings, project.run(**candidates(project, 0)).run_id)
@@ -217,6 +221,7 @@ def test_the_reference_is_of_the_latest_window_up_to_the_runs_own():
     assert found(*there) == "early"
 
 
+@long
 def test_however_many_were_published_the_view_is_scanned_twice_at_most(tmp_path, monkeypatch):
     lake = Lake.open(
         Settings(domains={"source": {"name": "a", "events": "a"}, "target": {"name": "b", "events": "b"}}, base=tmp_path)

@@ -22,6 +22,9 @@ from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
 from scalr_prod.schemas import Table, table_schema
 
+#: An audit takes one to two seconds; these ask more of the same rules and of the same records as the others here.
+long = pytest.mark.long
+
 
 @pytest.fixture
 def project(tmp_path) -> Handmade:
@@ -48,6 +51,7 @@ def test_a_quarantine_is_repeated_without_work(project):
     assert project.lake.version(Table.SYNTHETIC_QUARANTINE) == version
 
 
+@long
 @pytest.mark.slow
 def test_another_audit_of_a_run_replaces_its_quarantine_and_no_other_runs(project):
     project.configure(QUARANTINE)
@@ -67,6 +71,7 @@ def test_another_audit_of_a_run_replaces_its_quarantine_and_no_other_runs(projec
     assert set(project.lake.read(Table.SYNTHETIC_QUARANTINE)["run_id"].to_pylist()) == {second.run_id}
 
 
+@long
 def test_of_rows_that_share_a_key_the_likelier_one_stays(project):
     project.configure(QUARANTINE)
     spec = project.run()
@@ -102,7 +107,12 @@ def test_too_many_bad_rows_fail_a_quarantine(project):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "trained_until", "passes"),
-    [("backfill", 100, True), ("backfill", 100.001, False), ("causal", 50, True), ("causal", 50.001, False)],
+    [
+        ("backfill", 100, True),
+        pytest.param("backfill", 100.001, False, marks=long),
+        pytest.param("causal", 50, True, marks=long),
+        ("causal", 50.001, False),
+    ],
 )
 def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained_until, passes):
     spec = project.run(mode=mode, trained_until=trained_until)
@@ -112,7 +122,14 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
         assert list(fails_on(project, spec.run_id)) == ["translator_had_not_seen_the_window"]
 
 
-@pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"trained_until": datetime(2024, 1, 1, tzinfo=UTC)}, None])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": "1" * 64},
+        pytest.param({"trained_until": datetime(2024, 1, 1, tzinfo=UTC)}, marks=long),
+        pytest.param(None, marks=long),
+    ],
+)
 def test_a_run_whose_translator_is_not_the_recorded_one_fails(project, change):
     spec = project.run()
     with Ledger.open(project.settings) as ledger, ledger.database.write_session() as session:
@@ -136,6 +153,7 @@ def test_too_little_coverage_fails(project):
     assert fails_on(project, spec.run_id) == {"source_coverage": 0.4}
 
 
+@long
 def test_coverage_counts_only_what_was_known_by_as_of(tmp_path):
     late = [("u1", f"extra{n}", 60, 5000) for n in range(300)]
     project = Handmade(
@@ -145,6 +163,7 @@ def test_coverage_counts_only_what_was_known_by_as_of(tmp_path):
     assert report.figures["source_events"] == 100
 
 
+@long
 def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_path):
     """Above a hundred events a user, one context each: well below 1 % of the source events, and all of what was asked."""
     source = [(f"u{k}", f"s{j}", 50 + j / 4, 0) for k in range(100) for j in range(101)]
@@ -168,6 +187,7 @@ def test_coverage_is_of_the_contexts_asked_where_each_user_is_asked_once(tmp_pat
     assert fails_on(project, spec.run_id) == {"source_coverage": 0.5}
 
 
+@long
 def test_a_source_event_that_became_known_later_is_no_source_event(tmp_path):
     source = [(*row[:3], 5000) if row[0] == "u3" else row for row in source_rows()]
     project = Handmade(tmp_path, source=source, target=GATE_TARGET)
@@ -191,6 +211,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
     assert failed["popularity_is_like_the_real_one"] == pytest.approx(1 - 6 / 55)
 
 
+@long
 def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
     """Eight users alone are too few for a rule on popularity. Whether the events before are published decides, and the error says so."""
     target = [("first", f"t{item}", -1000 + number, 0) for item in range(10) for number in range(item + 1)]
@@ -222,8 +243,8 @@ def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
 @pytest.mark.parametrize(
     ("collapsed", "broken"),
     [
-        (0.0, set()),
-        (0.3, {"item_shares_are_like_the_real_ones"}),
+        pytest.param(0.0, set(), marks=long),
+        pytest.param(0.3, {"item_shares_are_like_the_real_ones"}, marks=long),
         (1.0, {"item_shares_are_like_the_real_ones", "items_are_as_many_as_the_real_ones"}),
     ],
 )
@@ -243,6 +264,7 @@ def test_a_run_that_collapses_to_an_item_fails(tmp_path, collapsed, broken):
         assert validate_run(project.settings, spec.run_id).figures["max_item_excess"] == pytest.approx(2 / 420 - 1 / 300)
 
 
+@long
 def test_copies_of_a_user_and_item_fail_above_the_limit(project):
     spec = project.run()
     frame = project.candidates(spec)
@@ -279,7 +301,7 @@ def test_the_distance_is_the_one_that_the_alignment_reports(tmp_path, seed):
     assert report.figures["bucket_distance"] == pytest.approx(distance, abs=1e-9)
 
 
-@pytest.mark.parametrize("rows", [1, 0])
+@pytest.mark.parametrize("rows", [1, pytest.param(0, marks=long)])
 def test_a_quiet_day_is_published_and_its_shares_and_distributions_are_not_judged(tmp_path, caplog, rows):
     """One source event: an event of it is at distance .9 from ten even buckets, and having none is no sign of a fault either."""
     source = [*source_rows()[:100], ("u0", "quiet", 950, 950)]
@@ -300,6 +322,7 @@ def test_a_quiet_day_is_published_and_its_shares_and_distributions_are_not_judge
     assert len(project.view()) == rows
 
 
+@long
 def test_the_lake_is_read_as_of_the_version_of_the_plan(project):
     spec = project.run()
     project.lake.append(Table.TARGET_EVENTS, events([("u3", f"t{i}", 10, 10) for i in range(10)]), key="more")
@@ -310,13 +333,14 @@ def test_the_lake_is_read_as_of_the_version_of_the_plan(project):
         validate_run(project.settings, again.run_id)
 
 
+@long
 def test_consumed_items_are_allowed_when_the_run_asked_for_them(project):
     spec = project.run(exclude_consumed=False)
     project.write(spec, project.candidates(spec).assign(item_id=lambda f: f["item_id"].where(f.index != 0, "eaten")))
     assert validate_run(project.settings, spec.run_id).passed
 
 
-@pytest.mark.parametrize("files", [0, 1])
+@pytest.mark.parametrize("files", [0, pytest.param(1, marks=long)])
 def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
     spec = project.run()
     folder = project.write(spec, project.candidates(spec).iloc[:0], parts=1)
@@ -330,7 +354,12 @@ def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "wrong", ["missing", "order", *(pytest.param(one, marks=pytest.mark.nightly) for one in ("extra", "type"))]
+    "wrong",
+    [
+        "missing",
+        pytest.param("order", marks=long),
+        *(pytest.param(one, marks=pytest.mark.nightly) for one in ("extra", "type")),
+    ],
 )
 def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     spec = project.run()
@@ -350,6 +379,7 @@ def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     assert project.state(spec.run_id) is RunState.REJECTED
 
 
+@long
 @pytest.mark.slow
 def test_the_same_inputs_are_not_audited_twice_and_other_settings_are(project):
     spec = project.run()
@@ -405,6 +435,7 @@ def test_there_is_nothing_to_audit_before_the_run_is_generated(project):
         validate_run(project.settings, "run_0123456789abcdef")
 
 
+@long
 def test_a_published_run_without_its_verdict_is_not_sent_to_be_generated(project):
     spec = project.run()
     validate_run(project.settings, spec.run_id)
@@ -427,6 +458,7 @@ def test_lost_candidates_are_another_error_than_none(project):
     assert project.state(spec.run_id) is RunState.GENERATED
 
 
+@long
 def test_nothing_is_left_in_staging(project):
     validate_run(project.settings, project.run().run_id)
     assert not list((project.settings.home / "staging").glob("*"))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from support.examples import sweep
 from support.small_project import INFORMED, Handmade
 
 from scalr_prod.errors import QualityGateFailed
 from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import validate_run
+
+#: A second audit of the run; one refused and one told are in the others.
+long = pytest.mark.long
 
 HOLDS_0 = INFORMED | {"own_over_others": {"nats": 0.012, "ci99": [-0.003, 0.027]}}
 REFUSED = {
@@ -22,7 +26,7 @@ def project(tmp_path) -> Handmade:
     return Handmade(tmp_path)
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", sweep(["the interval holds 0", "nothing was measured", "too few users to resample"], keep=1))
 def test_it_is_refused(project, case):
     metrics, rule = REFUSED[case]
     spec = project.run(metrics=metrics)
@@ -42,6 +46,7 @@ def test_the_figures_are_told(project):
     assert "10% of draws are at the prior" in caught.value.found
 
 
+@long
 def test_the_settings_can_switch_it_off_and_on_again(project):
     spec = project.run(metrics={"information": HOLDS_0})
     project.configure("[quality]\nmin_information = 0")
@@ -53,6 +58,7 @@ def test_the_settings_can_switch_it_off_and_on_again(project):
         validate_run(project.settings, spec.run_id)
 
 
+@long
 def test_what_is_asked_for_can_be_more(project):
     spec = project.run()
     assert validate_run(project.settings, spec.run_id).passed

@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.examples import sweep
 from support.small_project import GATE_TARGET, Handmade
 
 from scalr_prod.errors import QualityError, QualityGateFailed
 from scalr_prod.ledger import run_folder
 from scalr_prod.quality import validate_run
+
+#: Audits a run four times.
+long = pytest.mark.long
 
 HEAD = "from scalr_prod.quality import FigureRule, RowRule\n\n\nclass Rule:\n    version = 1\n\n    def rules(self, run):\n"
 ROW = 'RowRule("not_at_night", "no event before 6", "hour(c.event_timestamp) >= 6")'
@@ -69,6 +73,7 @@ def test_a_figure_of_its_own_decides(judged):
     assert report.figures["items_named"] == 10
 
 
+@long
 def test_a_run_is_judged_again_by_a_rule_that_changed_and_not_otherwise(judged):
     first, folder = judged(f"[{ROW}]", QUARANTINE)
     again, _ = judged(f"[{ROW}]", QUARANTINE)
@@ -87,18 +92,21 @@ def test_a_run_is_judged_again_by_a_rule_that_changed_and_not_otherwise(judged):
 
 @pytest.mark.parametrize(
     ("returned", "said"),
-    [
-        ('[RowRule("item_id", "taken", "true")]', "item_id', which is taken"),
-        ('[RowRule("event_id_is_unique", "taken", "true")]', "which is taken"),
-        ('[RowRule("x; DROP", "no column", "true")]', "only lower-case letters"),
-        ('[RowRule("odd", "no SQL", "c.nowhere > 1")]', "odd: its condition cannot be computed.*nowhere"),
-        ('[RowRule("odd", "fails at a row", "c.item_id::INT > 1")]', "odd: its condition cannot be computed"),
-        ('[FigureRule("odd", "no figure", "nowhere", low=1)]', "odd: the figure 'nowhere' is not measured"),
-        ('[FigureRule("odd", "ours", "accepted", query="SELECT 1")]', "odd: the figure 'accepted' is already measured"),
-        ('[FigureRule("odd", "two", "two", query="SELECT 1, 2")]', "odd: its query returns no number"),
-        ('["odd"]', "their_rules:Rule: it gave a str"),
-        ("1 / 0", "their_rules:Rule: it failed: ZeroDivisionError"),
-    ],
+    sweep(
+        [
+            ('[RowRule("item_id", "taken", "true")]', "item_id', which is taken"),
+            ('[RowRule("odd", "no SQL", "c.nowhere > 1")]', "odd: its condition cannot be computed.*nowhere"),
+            ('[FigureRule("odd", "two", "two", query="SELECT 1, 2")]', "odd: its query returns no number"),
+            ("1 / 0", "their_rules:Rule: it failed: ZeroDivisionError"),
+            ('[RowRule("event_id_is_unique", "taken", "true")]', "which is taken"),
+            ('[RowRule("x; DROP", "no column", "true")]', "only lower-case letters"),
+            ('[RowRule("odd", "fails at a row", "c.item_id::INT > 1")]', "odd: its condition cannot be computed"),
+            ('[FigureRule("odd", "no figure", "nowhere", low=1)]', "odd: the figure 'nowhere' is not measured"),
+            ('[FigureRule("odd", "ours", "accepted", query="SELECT 1")]', "odd: the figure 'accepted' is already measured"),
+            ('["odd"]', "their_rules:Rule: it gave a str"),
+        ],
+        keep=4,
+    ),
 )
 def test_one_that_cannot_be_computed_is_named(judged, returned, said):
     with pytest.raises(QualityError, match=said):

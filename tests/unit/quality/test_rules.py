@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from support.examples import sweep
 from support.small_project import GATE_TARGET, IDS, Handmade, events, hour, source_rows
 
 from scalr_prod.errors import QualityGateFailed
@@ -158,7 +159,7 @@ def test_each_broken_rule_is_the_reason_of_its_row(tmp_path):
     assert sorted(accepted) == sorted(good["event_id"])
 
 
-@pytest.mark.parametrize("name", ["user_had_not_consumed_it", "item_was_seen_before", "weight_is_present"])
+@pytest.mark.parametrize("name", sweep(["user_had_not_consumed_it", "item_was_seen_before", "weight_is_present"], keep=1))
 def test_a_broken_rule_is_named_in_strict(project, name):
     spec = project.run()
     frame = project.candidates(spec)

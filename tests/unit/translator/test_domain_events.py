@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.examples import sweep
 
 from scalr_prod.core.hashing import stable_hash
 from scalr_prod.translator.data import domain_events
@@ -29,7 +30,7 @@ def log() -> pa.Table:
     )
 
 
-@pytest.mark.parametrize("at_a_time", [1, 100, 500_000])
+@pytest.mark.parametrize("at_a_time", sweep([100, 1, 500_000], keep=1))
 @pytest.mark.parametrize("weights", [{}, {"view": 0.5, "buy": 2.0}])
 def test_events_are_sorted_by_user_time_and_item_hash(weights, at_a_time, monkeypatch, tmp_path):
     monkeypatch.setattr(domain_events, "_ROWS_AT_ONCE", at_a_time)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.examples import sweep
 from support.small_translator import EXECUTIONS, equal, make_contexts, make_world
 from support.translator_log import DAY, calibration_table
 
@@ -295,7 +296,7 @@ def test_missing_and_damaged_files_raise_different_errors(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lacks", ["numba", "a compiler"])
+@pytest.mark.parametrize("lacks", sweep(["numba", "a compiler"], keep=1))
 def test_the_module_imports_only_torch_numpy_and_safetensors(world, folder, lacks):
     """Nothing else has to be there: without numba, which the serving environment has, the plain code answers, and says so once."""
     more = {"numba"} if lacks == "numba" else set()

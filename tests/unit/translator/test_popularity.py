@@ -14,6 +14,9 @@ from scalr_prod.translator.data.event_log import EventLog
 from scalr_prod.translator.data.training_pairs import TrainingSlice
 from scalr_prod.translator.estimators import popularity
 
+#: Two million events.
+long = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def log() -> EventLog:
@@ -97,6 +100,7 @@ def test_popularity_is_constant_after_the_end(pairs):
         torch.testing.assert_close(end, later)
 
 
+@long
 def test_popularity_of_two_million_events_is_exact():
     """Sampled times, all 100 000 items, beside a count of every event; a version takes 48 bytes an event for them at most."""
     rng = np.random.default_rng(5)
