@@ -177,11 +177,11 @@ def _check_encryption(settings: Settings) -> DiagnosticCheck:
 
 
 def _check_lake(settings: Settings) -> str:
-    from scalr_prod.lake import Lake, ensure_exclusive_commits
+    from scalr_prod.lake import Lake, check_exclusive_commits
     from scalr_prod.schemas import Table
 
     lake = Lake.open(settings)
-    ensure_exclusive_commits(lake)
+    check_exclusive_commits(lake)
     tables = [table.value for table in Table if lake.exists(table)]
     return f"{lake.root}: {', '.join(tables) if tables else 'no table yet (run: scalr ingest)'}"
 

@@ -384,10 +384,11 @@ class Tuner:
         return replace(arm, boost=(cold, sparse, dense))
 
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
-        """Give each segment the λ that suits its users, by the trials in which all segments had the same λ.
+        """Choose λ of each segment from the trials in which all segments had the same λ.
 
-        That is 0 if real events only are about as good for them, else the common λ if that is, else the middle of their plateau. A segment
-        keeps the common λ if all users together rank better by it, and has λ = 0 if it ranks worse than with real events only.
+        λ is 0 if real events only are within the tolerance of the segment's best score, else the common λ if that is, else the middle of
+        the values that are. A segment keeps the common λ if its own would make all users together worse by more than the tolerance. It has
+        λ = 0 if it ranks worse than with real events only.
         """
         scores = {0.0: real_scores} | {
             candidate.weights[0]: self.trials.user_scores(candidate)

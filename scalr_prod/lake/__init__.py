@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from scalr_prod.lake.commits import CommitMetadata, CommitResult, commit_record, retry_on_new_version
     from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction, corrections_since, stale_since
-    from scalr_prod.lake.exclusive_commits import ensure_exclusive_commits
+    from scalr_prod.lake.exclusive_commits import check_exclusive_commits
     from scalr_prod.lake.tables import Lake
     from scalr_prod.lake.time_windows import files_in_window, window_sql
 
@@ -34,10 +34,10 @@ __all__ = [
     "Correction",
     "Lake",
     "check_domains",
+    "check_exclusive_commits",
     "commit_record",
     "corrections_since",
     "domain_description",
-    "ensure_exclusive_commits",
     "files_in_window",
     "open_project_lake",
     "project_description",
@@ -59,7 +59,7 @@ __getattr__ = lazy_exports(
         "commit_record": "commits",
         "corrections_since": "corrections",
         "domain_description": "binding",
-        "ensure_exclusive_commits": "exclusive_commits",
+        "check_exclusive_commits": "exclusive_commits",
         "files_in_window": "time_windows",
         "open_project_lake": "binding",
         "project_description": "binding",

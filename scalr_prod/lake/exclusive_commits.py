@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an object store lets only one writer commit a version of a table, which the lake relies on."""
+"""Check that an object store lets only one writer commit a version of a table, which the lake relies on."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake.storage import TableStore
 
-__all__ = ["ensure_exclusive_commits"]
+__all__ = ["check_exclusive_commits"]
 
 #: Writers that commit at once. A store that ignores the condition accepts all of them as a rule.
 _WRITERS: Final = 4
 
 
-def ensure_exclusive_commits(storage: TableStore) -> None:
+def check_exclusive_commits(storage: TableStore) -> None:
     """Check that an object store accepts one of several commits of the same version: tried on a small table, which is removed.
 
     A lake on a local disk is not checked. A store that passed is not checked again by this process.

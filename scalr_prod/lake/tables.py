@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist, first_missing_file, local_paths
 from scalr_prod.errors import CommitFailed, LakeError
 from scalr_prod.lake.commits import NO_METADATA, CommitMetadata, CommitResult, commit_once, commit_records, find_commit_version
-from scalr_prod.lake.exclusive_commits import ensure_exclusive_commits
+from scalr_prod.lake.exclusive_commits import check_exclusive_commits
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
@@ -59,7 +59,7 @@ class Lake(TableStore):
 
         Raises:
             ForeignFiles: A table or files that this package did not make are there.
-            LakeError: The store would lose commits, see `ensure_exclusive_commits`.
+            LakeError: The store would lose commits, see `check_exclusive_commits`.
             CommitFailed: The lake cannot be written to.
         """
         from deltalake import DeltaTable
@@ -71,7 +71,7 @@ class Lake(TableStore):
             return self.open_owned(table, opened)
         uri = self.uri(table)
         self.ensure_no_files(table)
-        ensure_exclusive_commits(self)
+        check_exclusive_commits(self)
         try:
             return DeltaTable.create(
                 uri,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maintenance of a project that runs for months: removal of data that it no longer needs."""
+"""Operations on a live project: erasure, retention, the holdout experiment, and the provenance of an event."""
 
 from __future__ import annotations
 

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, Stage, StageReport, StageState
+    from scalr_prod.pipeline.context import (
+        SKIPPED_WITHOUT_EVENTS,
+        PipelineContext,
+        PipelineReport,
+        Stage,
+        StageReport,
+        StageState,
+    )
     from scalr_prod.pipeline.graph import GRAPH
     from scalr_prod.pipeline.hooks import StageHook, StageScope, run_hooks, stage_hooks
     from scalr_prod.pipeline.preview import DryRun, dry_run
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRAPH",
-    "OF_RUN",
+    "SKIPPED_WITHOUT_EVENTS",
     "DryRun",
     "PipelineContext",
     "PipelineReport",
@@ -78,7 +85,7 @@ __getattr__ = lazy_exports(
     {
         "DryRun": "preview",
         "GRAPH": "graph",
-        "OF_RUN": "context",
+        "SKIPPED_WITHOUT_EVENTS": "context",
         "PipelineContext": "context",
         "PipelineReport": "context",
         "Stage": "context",

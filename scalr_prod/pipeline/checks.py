@@ -38,7 +38,7 @@ def has_external_features(settings: Settings) -> bool:
 
 
 def has_events(settings: Settings) -> bool:
-    """Whether there are events of both domains, which are those of the settings."""
+    """Whether events of both domains were ingested into the lake of these settings."""
     from scalr_prod.lake import open_project_lake
     from scalr_prod.schemas import Table
 
@@ -47,7 +47,7 @@ def has_events(settings: Settings) -> bool:
 
 
 def has_current_histories(settings: Settings) -> bool:
-    """Whether histories are those of the events that there are."""
+    """Whether the histories are up to date with the ingested events."""
     from scalr_prod.histories import are_histories_current
 
     return are_histories_current(settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the pipeline: stages, a pipeline execution's context and its reports."""
+"""Types of the pipeline: stages, a pipeline execution's context, which decides what is skipped, and its reports."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Run, RunSpec
 
-__all__ = ["OF_RUN", "PipelineContext", "PipelineReport", "Stage", "StageReport", "StageState", "rollback_reason"]
+__all__ = [
+    "SKIPPED_WITHOUT_EVENTS",
+    "PipelineContext",
+    "PipelineReport",
+    "Stage",
+    "StageReport",
+    "StageState",
+    "rollback_reason",
+]
 
 
-#: Stages that `scalr run` skips if λ is 0 for all users.
-OF_RUN: Final = ("plan", "generate", "validate", "publish", "late")
+#: Stages that `scalr run` skips if λ is 0 for all users, so that no event is generated.
+SKIPPED_WITHOUT_EVENTS: Final = ("plan", "generate", "validate", "publish", "late")
 #: Stages that are skipped for a run that was rolled back; those after them continue without it.
-_OF_PUBLICATION: Final = ("generate", "validate", "publish")
+_SKIPPED_AFTER_ROLLBACK: Final = ("generate", "validate", "publish")
 
 
 class StageReport(Protocol):
@@ -51,11 +59,11 @@ class PipelineContext:
         trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
-        whole: Whether this is a whole run, which generates no event where λ is 0 for all users; a single stage is always executed.
+        whole: Whether this executes all stages, as `scalr run` does. Only then is generation skipped if λ is 0 for all users.
         resume: Allow publishing a run that was rolled back. Set only if the user names the run.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         spec: The run; ``plan`` sets it.
-        rolled_back: Why the run is not published: it was rolled back. ``plan`` sets it. None: it is published.
+        rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None: it is published.
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
@@ -102,7 +110,9 @@ class PipelineContext:
 
     def skips(self, stage: str) -> bool:
         """Return whether a stage is skipped: no event is generated, or the run was rolled back."""
-        return bool((self.not_generated and stage in OF_RUN) or (self.rolled_back and stage in _OF_PUBLICATION))
+        return bool(
+            (self.not_generated and stage in SKIPPED_WITHOUT_EVENTS) or (self.rolled_back and stage in _SKIPPED_AFTER_ROLLBACK)
+        )
 
     @property
     def run_id(self) -> str | None:

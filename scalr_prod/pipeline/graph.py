@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graph itself. Stages stand in the order in which they are done; ``needs`` says which of them a walk takes."""
+"""The graph: stages in the order in which they are executed; ``needs`` names the stages that each one depends on."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import EmptyWindow, ScalrError
-from scalr_prod.pipeline.context import OF_RUN
+from scalr_prod.pipeline.context import SKIPPED_WITHOUT_EVENTS
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.runner import required_stages, stage_states
 from scalr_prod.schemas import Table
@@ -89,8 +89,8 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
 
     settings, _ = apply_policy(settings)
     if whole and (not_generated := why_not_generated(settings)):
-        found = _dry_run(settings, [stage for stage in graph if stage.name not in OF_RUN], plan=False)
-        left_out = {stage.name: "leave out" for stage in graph if stage.name in OF_RUN and not stage.light}
+        found = _dry_run(settings, [stage for stage in graph if stage.name not in SKIPPED_WITHOUT_EVENTS], plan=False)
+        left_out = {stage.name: "leave out" for stage in graph if stage.name in SKIPPED_WITHOUT_EVENTS and not stage.light}
         would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}
         reasons = {name: reason for name, reason in found.reasons.items() if would[name] == "make"}
         return replace(found, run=None, why=not_generated, stages=would, reasons=reasons, not_generated=not_generated)

@@ -13,7 +13,7 @@ from scalr_prod.core.memory import peak_memory_mb, release_memory
 from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval
 from scalr_prod.core.signals import Interrupted, reraise_pending
 from scalr_prod.errors import EvaluationError, ScalrError
-from scalr_prod.pipeline.context import OF_RUN, PipelineContext, PipelineReport, StageState, rollback_reason
+from scalr_prod.pipeline.context import SKIPPED_WITHOUT_EVENTS, PipelineContext, PipelineReport, StageState, rollback_reason
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
 from scalr_prod.pipeline.row_counts import row_counts
@@ -133,7 +133,7 @@ def stage_states(settings: Settings) -> list[StageState]:
     stale, skipped = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy
         if why := why_not_generated(settings):
-            skipped = dict.fromkeys(OF_RUN, why)
+            skipped = dict.fromkeys(SKIPPED_WITHOUT_EVENTS, why)
     stale = {name: reason for name, reason in stale.items() if name not in skipped}
     return [
         StageState(

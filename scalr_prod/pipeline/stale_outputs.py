@@ -13,7 +13,7 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ScalrError, TranslatorNotFound
 from scalr_prod.lake import CORRECTION_APP_ID, stale_since
 from scalr_prod.ledger import PublicationStatus
-from scalr_prod.pipeline.context import OF_RUN
+from scalr_prod.pipeline.context import SKIPPED_WITHOUT_EVENTS
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
         if (since := _stale_version_since(settings, lake)) is not None:
             reasons["translator"] = _reason(since)
     if runs and (since := _stale_run_since(lake, runs[0].spec)) is not None:
-        reasons |= dict.fromkeys(OF_RUN, _reason(since))
+        reasons |= dict.fromkeys(SKIPPED_WITHOUT_EVENTS, _reason(since))
     elif others := stale_publications(settings):
         reasons["late"] = f"{len(others)} published windows were made from events that have been replaced since"
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:

@@ -81,7 +81,7 @@ def translator(context: PipelineContext) -> StageReport:
 
 
 def plan(context: PipelineContext) -> None:
-    """Record the run of the settings' window in the ledger. A run that was rolled back is left out."""
+    """Record the run of the settings' window in the ledger. If it was rolled back, generate, validate and publish are skipped."""
     from scalr_prod.generation import plan_run
 
     if context.spec is not None:  # a run is resumed

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationError
-from scalr_prod.lake import CommitResult, Lake, ensure_exclusive_commits, open_project_lake, stale_since
+from scalr_prod.lake import CommitResult, Lake, check_exclusive_commits, open_project_lake, stale_since
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
@@ -146,7 +146,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
         canary: The users to publish for.
         is_widening: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
     """
-    ensure_exclusive_commits(Lake.open(settings))
+    check_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:
         last, outcome = run.confirm_pending()
         standing = None if last is None or (not is_widening and run.is_superseded(last)) else last
@@ -319,7 +319,7 @@ def _rows_to_commit(
 
 
 def _ensure_not_stale(lake: Lake, spec: RunSpec) -> None:
-    """Refuse a run whose events were replaced in the log: neither a late publication nor a repeated one restores them."""
+    """Refuse a run whose source events were replaced since, so that no late or repeated publication brings outdated rows back."""
     since = stale_since(lake, spec.table_versions, spec.as_of)
     if since is not None:
         # Year 1: events of any time, for example after an erasure of items.

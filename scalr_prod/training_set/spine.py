@@ -190,7 +190,9 @@ def _labelled(
     sparse_below: int | None,
     holdout: Holdout | None,
 ) -> Iterator[pa.Table]:
-    """Yield all rows of the spans, unsorted. `_ordered` drops unwanted synthetic rows after it removed negatives that collide with them.
+    """Yield all rows of the spans, unsorted.
+
+    Synthetic rows to leave out (λ is 0, or a held-out user) are only marked: `_ordered` removes the negatives that contradict them first.
 
     Args:
         connection: A DuckDB connection.

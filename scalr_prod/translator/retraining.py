@@ -49,9 +49,9 @@ def find_pinned_version(settings: Settings) -> TranslatorVersion | None:
 
 
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
-    """Return why a whole run would train a translator; None: it uses a version that is there, or there is none yet.
+    """Predict whether `scalr run` would train a translator, and return why; None: it would reuse a version, or there is none yet.
 
-    The logs are read only if versions and settings leave it open.
+    The decision itself is in `training.train`. The logs are read only if settings and table versions do not settle the question.
 
     Args:
         settings: The project's settings.

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand"), pytest.mark.
 SINCE = datetime(2090, 1, 1, tzinfo=UTC)
 TRAINED = datetime(2024, 6, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
-OF_RUN = ["plan", "generate", "validate", "publish", "late"]
+SKIPPED_WITHOUT_EVENTS = ["plan", "generate", "validate", "publish", "late"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_row_of_2099_that_is_corrected_away_leaves_no_trace_in_what_is_made(ne
         report = project.ingest(replace=SINCE)
         assert [one.rows_removed for one in report.domains.values()] == [1, 1]
         found = stale(project)
-        assert {"translator", "dataset", *OF_RUN} == found.keys()
+        assert {"translator", "dataset", *SKIPPED_WITHOUT_EVENTS} == found.keys()
         assert all("2099-06-01" in reason and "scalr run" in reason for reason in found.values())
         assert not any(state.done for state in project.status() if state.stage in found)
 
@@ -120,7 +120,7 @@ def test_an_event_that_was_changed_by_its_id_leaves_no_trace_of_the_former_one(n
         right.to_parquet(folder / "s.parquet")
         assert project.ingest().domains["source"].rows_updated == 1
         found = stale(project)
-        assert {"translator", "dataset", *OF_RUN} == found.keys()
+        assert {"translator", "dataset", *SKIPPED_WITHOUT_EVENTS} == found.keys()
         assert all(right["timestamp"][changed].isoformat() in reason for reason in found.values())
         project.run()
         assert not stale(project)
@@ -167,7 +167,7 @@ def test_windows_that_a_correction_reaches_are_published_anew_and_the_others_sta
         before = {run.run_id: run.spec for run in project.runs()}
         assert len(before) == 2
         project.ingest("source", replace=second)
-        assert stale(project).keys() == set(OF_RUN)  # of the latest run, the second week
+        assert stale(project).keys() == set(SKIPPED_WITHOUT_EVENTS)  # of the latest run, the second week
         (found,) = weekly(config, 2).reports["late"].corrected
         assert before[found.published_by].start == found.start == second
         assert found.run_id is not None

@@ -170,11 +170,11 @@ def _not_generated(settings: Settings) -> dict[str, Any] | None:
 def _events(call: Mapping[str, Any]) -> dict[str, Any]:
     """Run a stage of the daily run; the last stage also returns the published windows."""
     from scalr_prod.generation import LateReport
-    from scalr_prod.pipeline import OF_RUN
+    from scalr_prod.pipeline import SKIPPED_WITHOUT_EVENTS
 
     stage, settings = call["stage"], _load_window_settings(call, *run_window(call))
     ensure_same_timezone(call, settings.project.timezone)
-    if stage in OF_RUN and call.get("run_id") is None and (window := _not_generated(settings)):
+    if stage in SKIPPED_WITHOUT_EVENTS and call.get("run_id") is None and (window := _not_generated(settings)):
         return {"run_id": None, **({"announced": [window]} if stage == "late" else {})}
     context = _run_stages(call, settings, stage)
     report = context.reports.get(stage)

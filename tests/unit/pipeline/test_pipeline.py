@@ -11,7 +11,7 @@ from scalr_prod.core.progress import track
 from scalr_prod.errors import ScalrError
 from scalr_prod.pipeline import (
     GRAPH,
-    OF_RUN,
+    SKIPPED_WITHOUT_EVENTS,
     PipelineContext,
     PipelineReport,
     Stage,
@@ -189,12 +189,12 @@ def test_a_job_without_a_run_says_what_is_missing():
 
 
 def test_the_stages_of_a_run_are_those_from_its_plan_to_late_events():
-    assert names(stages_to("plan", "late")) == list(OF_RUN)
+    assert names(stages_to("plan", "late")) == list(SKIPPED_WITHOUT_EVENTS)
 
 
 def test_a_job_that_generates_no_event_does_the_other_stages(settings):
     job = PipelineContext(settings, not_generated="λ is 0")
-    done = execute_stages(job, [stage(name, lambda _: Made()) for name in ("policy", *OF_RUN, "dataset")])
+    done = execute_stages(job, [stage(name, lambda _: Made()) for name in ("policy", *SKIPPED_WITHOUT_EVENTS, "dataset")])
     assert list(done.reports) == ["policy", "dataset"]
     report = PipelineReport.from_context(done)
     assert (report.run_id, report.not_generated) == (None, "λ is 0")
