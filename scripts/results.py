@@ -501,7 +501,7 @@ def default_run() -> list[str]:
             arrow(pair),
             number(one["test_users"]),
             *(pair_of(one[name]) for name in ("popular_lately", "popular_in_cluster", "als_real", "als_both_domains")),
-            *(pair_of(one[name]["als"]) for name in ("default", "after_evaluate")),
+            *(pair_of(one[name]["als"]) if name in one else "" for name in ("default", "after_evaluate")),
             f"{number(one['default']['synthetic_rows'])} / {number(one['default']['real_rows'])}",
         ]
         for pair, one in figures("default_run").items()
