@@ -34,8 +34,6 @@ _HARM: Final = 2.0
 MAX_HARM_PROBABILITY: Final = 0.2
 #: Two-sided p-value below which real+scalr is ahead of the same events given to other users: 1 % on the side that matters.
 _SIGNIFICANT: Final = 0.02
-#: Width of a 95 % interval in standard errors.
-_CI95_WIDTH: Final = 2 * NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,7 @@ class GainEstimate:
     @classmethod
     def from_comparison(cls, comparison: ArmComparison) -> GainEstimate:
         """Combine a measured lift with the prior. Both are taken as normal."""
-        low, high = comparison.ci95
-        variance = ((high - low) / _CI95_WIDTH) ** 2
+        variance = comparison.lift_error**2
         if not variance >= 0:  # NaN: the baseline is 0
             return cls(0.0, 1.0)
         if variance == 0:

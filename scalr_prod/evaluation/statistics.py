@@ -32,6 +32,7 @@ class ArmComparison(Jsonable):
 
     Attributes:
         lift_pct: 100 × (mean of the arm / mean of the baseline - 1).
+        lift_error: Its standard error.
         ci95: 95 % interval of the lift.
         difference: Mean of the arm - mean of the baseline.
         difference_ci95: 95 % interval of the difference.
@@ -39,6 +40,7 @@ class ArmComparison(Jsonable):
     """
 
     lift_pct: float
+    lift_error: float
     ci95: tuple[float, float]
     difference: float
     difference_ci95: tuple[float, float]
@@ -116,16 +118,18 @@ class TwoWayClusters:
         difference = (arm_sum - baseline_sum) / n_cases
         error = _clustered_error(arm_gains - baseline_gains, difference * cases_per_user)
         margin = error.margin / n_cases
-        lift_pct, ci95 = float("nan"), (float("nan"), float("nan"))
+        lift_pct, lift_error, ci95 = float("nan"), float("nan"), (float("nan"), float("nan"))
         if baseline_sum > 0:
             ratio = arm_sum / baseline_sum
-            lift_pct, ci95 = 100 * (ratio - 1), (100 * (ratio - 1),) * 2
+            of_ratio = _clustered_error(arm_gains - ratio * baseline_gains, 0.0)
+            lift_pct, lift_error = 100 * (ratio - 1), 100 * of_ratio.standard_error / baseline_sum
+            ci95 = (lift_pct, lift_pct)
             if ratio > 0:
-                of_ratio = _clustered_error(arm_gains - ratio * baseline_gains, 0.0)
                 factor = float(np.exp(min(of_ratio.margin / arm_sum, _MAX_LOG_RATIO)))
                 ci95 = (100 * (ratio / factor - 1), 100 * (ratio * factor - 1))
         return ArmComparison(
             lift_pct=lift_pct,
+            lift_error=lift_error,
             ci95=ci95,
             difference=difference,
             difference_ci95=(difference - margin, difference + margin),
@@ -182,11 +186,11 @@ def _clustered_error(residuals: Any, expected_by_user: NDArray[np.float64] | flo
 def _degrees_of_freedom(*sums: NDArray[np.float64]) -> float:
     """Return the degrees of freedom of the sum of several variances (Satterthwaite 1946), each of the squares of one array.
 
-    Each array counts as the number of clusters of equal size whose sums would vary as much, less one.
+    Each array counts as the number of normal variates of equal variance whose squares and fourth powers would sum up to the same, less one.
     """
     squares = [values**2 for values in sums]
     variances = np.array([float(values.sum()) for values in squares])
-    clusters = variances**2 / np.array([max(float((values**2).sum()), 1e-300) for values in squares])
+    clusters = 3 * variances**2 / np.array([max(float((values**2).sum()), 1e-300) for values in squares])
     weighted = float((variances**2 / (clusters - 1).clip(1)).sum())
     return float(variances.sum()) ** 2 / weighted if weighted else 1.0
 
@@ -228,6 +232,7 @@ def _compare_means(means: NDArray[np.float64], arm: float, baseline: float) -> A
     below = min((difference <= 0).mean(), (difference >= 0).mean())
     return ArmComparison(
         lift_pct=100 * (arm / baseline - 1) if baseline > 0 else float("nan"),
+        lift_error=float(np.std(ratio)),
         ci95=_interval(ratio),
         difference=arm - baseline,
         difference_ci95=_interval(difference),

@@ -20,7 +20,7 @@ def arm(weights=(0.1, 0.1, 0.1)) -> Arm:
 
 def comparison(lift: float, p_value: float = 0.5, margin: float = 5.0) -> ArmComparison:
     low, high = lift - margin, lift + margin
-    return ArmComparison(lift, (low, high), lift / 1000, (low / 1000, high / 1000), p_value)
+    return ArmComparison(lift, margin / 1.96, (low, high), lift / 1000, (low / 1000, high / 1000), p_value)
 
 
 SMALL_GAIN = "+1.0 % over real events only (95 %: -11.0 … +13.0)"
@@ -77,7 +77,7 @@ def test_a_large_gain_of_few_users_is_shrunk_and_not_thrown_away():
 
 
 def test_no_lift_can_be_told_where_the_baseline_finds_nothing():
-    nothing = ArmComparison(float("nan"), (float("nan"), float("nan")), 0.01, (0.0, 0.02), 0.01)
+    nothing = ArmComparison(float("nan"), float("nan"), (float("nan"), float("nan")), 0.01, (0.0, 0.02), 0.01)
     assert GainEstimate.from_comparison(nothing) == GainEstimate(0.0, 1.0)
     assert not Acceptance(arm(), nothing, Signal.PRESENT).passed
 
