@@ -9,7 +9,7 @@ factorisation's score to those. They are registered as plug-ins (`scalr_prod.plu
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from scalr_prod.evaluation.interactions import DownstreamModel
 from scalr_prod.evaluation.search import HALF_LIFE
@@ -19,16 +19,12 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.search import Hyperparameter
 
 __all__ = [
-    "BUILTIN_FAMILIES",
     "family_hyperparameters",
     "make_model",
     "selection_metric",
     "uses_earlier_events",
     "uses_source_events",
 ]
-
-#: Built-in families.
-BUILTIN_FAMILIES: Final = tuple(MODELS.builtin)
 
 
 def family_hyperparameters(family: str) -> tuple[Hyperparameter, ...]:

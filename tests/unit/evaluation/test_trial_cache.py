@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from scalr_prod.evaluation.arms import Arm
-from scalr_prod.evaluation.models import BUILTIN_FAMILIES, selection_metric
+from scalr_prod.evaluation.models import selection_metric
 from scalr_prod.evaluation.probabilities import CalibratedPredictions, LabelledRows, PlattCalibrator
 from scalr_prod.evaluation.ranking_metrics import Ranking
 from scalr_prod.evaluation.translation import DrawOptions
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
+from scalr_prod.plugins import MODELS
 
 USERS, PER_USER = 50, 200
 REAL = Arm("my_models:Teller", "real", {}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1), 1.0)
@@ -70,7 +71,7 @@ def trials(monkeypatch):
 
 def test_a_class_says_what_it_is_chosen_by(trials):
     assert trials.selection_metric == "information"
-    assert {family: selection_metric(family) for family in BUILTIN_FAMILIES} == {
+    assert {family: selection_metric(family) for family in MODELS.builtin} == {
         "als": "ndcg", "sasrec": "ndcg", "two_tower": "ndcg", "feature_ranker": "information", "stacked_ranker": "information"
     }  # fmt: skip
 
