@@ -21,7 +21,6 @@ from filelock import FileLock
 from hypothesis import settings as hypothesis_settings
 from support.disk import wait_for_no_disk
 from support.expectations import configure_once
-from support.instrumented import instrument_once
 from support.ledgers import migrate_once
 from support.order import ByGroup, Seconds, dearest_first, mark_slow
 from support.postgres import Postgres
@@ -45,7 +44,6 @@ TASTES = 8
 
 def pytest_configure(config: pytest.Config) -> None:
     compile_once()
-    instrument_once()
     wait_for_no_disk()
     if (path := os.environ.get("SCALR_TEST_SECONDS")) and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Seconds(Path(path)))

@@ -58,6 +58,7 @@ def open_feature_store(
     from feast import FeatureStore
     from feast.repo_config import load_repo_config
 
+    _read_registries_uncached()
     yaml = settings.feast_repo / "feature_store.yaml"
     if not yaml.is_file():
         raise FeatureStoreError("there is no feature repository yet", where=str(yaml.parent), next_step="run: scalr histories")
@@ -78,6 +79,19 @@ def open_feature_store(
             where=str(yaml),
             next_step="check [feast] in scalr.toml, then run: scalr histories",
         ) from error
+
+
+def _read_registries_uncached() -> None:
+    """Take Feast's cache of registry objects out of its functions.
+
+    It is keyed by the memory address of a registry's contents, which those of another registry may get: in a process with two projects,
+    one would read and write the other's tables.
+    """
+    from feast.infra.registry import proto_registry_utils
+
+    for name, function in list(vars(proto_registry_utils).items()):
+        if getattr(function, "__module__", "") == proto_registry_utils.__name__ and hasattr(function, "__wrapped__"):
+            setattr(proto_registry_utils, name, function.__wrapped__)
 
 
 def join_point_in_time(

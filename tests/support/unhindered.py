@@ -8,8 +8,5 @@ from __future__ import annotations
 import gc
 import os
 
-from support.instrumented import instrument_once
-
-instrument_once()
 gc.disable()
 os.register_at_fork(before=gc.freeze, after_in_child=gc.enable)

@@ -24,7 +24,6 @@ _OF_FEAST = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
 
 def main(modules: list[str]) -> None:
     """Import, then fork a process for each command, one after the other."""
-    importlib.import_module("instrumented").instrument_once()  # beside this program
     sys.path.pop(0)  # this program's folder
     answers = os.dup(1)
     os.dup2(2, 1)  # what libraries have to say while they are imported is no answer

@@ -228,3 +228,21 @@ def _toml(folder: Path, url: str) -> Path:
     domains = '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
     path.write_text(f'{domains}[feast]\nregistry = "{url}"\n')
     return path
+
+
+def test_a_registry_at_the_address_of_another_is_not_taken_for_it(own, monkeypatch):
+    """Feast caches what it reads of a registry by its memory address, which is free again once the registry is gone."""
+    from feast import Entity, ValueType
+    from feast.infra.registry import proto_registry_utils
+    from feast.protos.feast.core.Registry_pb2 import Registry
+
+    open_feature_store(own)
+    monkeypatch.setattr(proto_registry_utils, "id", lambda _: 7, raising=False)
+    found = []
+    for description in ("of one project", "of another"):
+        registry, entity = Registry(), Entity(name="user", value_type=ValueType.STRING, description=description)
+        entity_proto = entity.to_proto()
+        entity_proto.spec.project = "logs"
+        registry.entities.append(entity_proto)
+        found.append(proto_registry_utils.list_entities(registry, "logs", None)[0].description)
+    assert found == ["of one project", "of another"]

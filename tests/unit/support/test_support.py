@@ -8,11 +8,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-from support import instrumented, order, warm
+from support import order, warm
 
 
 @pytest.mark.slow
@@ -167,40 +167,6 @@ def test_pages_share_compiled_templates_of_one_text(monkeypatch):
     assert len(compiled) == 2
     assert [page("hi {{ name }}") for _ in range(2)] == ["hi &lt;x&gt;"] * 2
     assert len(compiled) == 4, "other environments are left as they are"
-
-
-def test_a_function_of_feasts_is_instrumented_once_and_checks_what_it_did(tmp_path, monkeypatch):
-    from typeguard import TypeCheckError, _decorators
-
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(instrumented, "FOLDER", kept)
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # where it is set nothing is kept
-    path, name = tmp_path / "of_tests.py", "feast.of_tests"
-    text = (
-        "from typeguard import typechecked\n@typechecked\nclass Row:\n    def __init__(self, n: int):\n"
-        "        super().__init__()\n        self.n = n\n"
-    )
-
-    def made(text):
-        path.write_text(text)
-        monkeypatch.setitem(sys.modules, name, module := ModuleType(name))
-        module.__file__ = str(path)
-        instrumented._source.cache_clear()
-        exec(compile(text, path, "exec"), vars(module))  # noqa: S102 - the text above
-        return module.Row
-
-    def refused(row):
-        assert row(3).n == 3
-        with pytest.raises(TypeCheckError, match='argument "n"') as caught:
-            row("3")
-        return str(caught.value), row.__init__.__code__
-
-    first = refused(made(text))
-    assert len(list(kept.iterdir())) == 1
-    monkeypatch.setattr(_decorators, "TypeguardTransformer", None)
-    assert refused(made(text)) == first, "by what was kept, which is the same code"
-    with pytest.raises(TypeError, match="not callable"):
-        made(text.replace("self.n = n", "self.n = 2 * n"))
 
 
 def test_sqlite_waits_for_no_disk_and_says_what_it_said_of_a_damaged_file(tmp_path):
