@@ -37,7 +37,7 @@ class QualitySettings(SettingsSection):
         description="largest share of an item among accepted events above its share of real events; 0: off",
     )
     min_effective_items: float = Field(
-        default=0.1,
+        default=0.03,
         ge=0,
         le=0.5,
         description="smallest effective number of items, exp(entropy), as a share of that of real events; 0: off",

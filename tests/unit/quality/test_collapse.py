@@ -93,3 +93,14 @@ def test_an_honest_run_of_this_size_passes(real, taste):
         made.loc[rows, "item_id"] = rng.choice(ITEMS, len(rows), p=p / p.sum())
     broken, figures = broken_rules(real, made)
     assert not broken, figures
+
+
+@pytest.mark.parametrize("power", [2.2, 2.5])
+def test_an_honest_run_at_a_low_temperature_passes(real, power):
+    """Temperature 1/2 squares probabilities, and at one moment demand is more concentrated than over all time."""
+    rng = np.random.default_rng(4)
+    p = real.astype(float) ** power
+    made = pd.DataFrame({"user_id": users(rng), "item_id": rng.choice(ITEMS, ROWS, p=p / p.sum())})
+    broken, figures = broken_rules(real, made)
+    assert figures["effective_items_ratio"] < 0.1
+    assert "items_are_as_many_as_the_real_ones" not in broken, figures
