@@ -205,13 +205,9 @@ def test_feature_view_and_training_set_hold_the_domain_as_provenance(run):
     settings = run.settings
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     columns = ["user_id", "item_id", "source_domain", "source_item_id"]
-    view = (
-        stream_window(
-            settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
-        )
-        .read_all()
-        .read_all()
-    )
+    view = stream_window(
+        settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
+    ).read_all()
     assert sorted(view.to_pandas().itertuples(index=False, name=None)) == sorted(
         published[columns].itertuples(index=False, name=None)
     )
