@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
     from scalr_prod.evaluation.plan import EvaluationRequest
+    from scalr_prod.evaluation.verdict_summary import VerdictSummary, summarize_verdict
 
-__all__ = ["DownstreamModel", "EvaluationReport", "EvaluationRequest", "Interactions", "evaluate"]
+__all__ = [
+    "DownstreamModel",
+    "EvaluationReport",
+    "EvaluationRequest",
+    "Interactions",
+    "VerdictSummary",
+    "evaluate",
+    "summarize_verdict",
+]
 
 __getattr__ = lazy_exports(
     __name__,
@@ -22,6 +31,8 @@ __getattr__ = lazy_exports(
         "EvaluationReport": "evaluation_report",
         "EvaluationRequest": "plan",
         "Interactions": "interactions",
+        "VerdictSummary": "verdict_summary",
         "evaluate": "evaluation",
+        "summarize_verdict": "verdict_summary",
     },
 )

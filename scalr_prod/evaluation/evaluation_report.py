@@ -17,6 +17,7 @@ from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, REAL_ON
 from scalr_prod.evaluation.entropy import normalized_entropies
 from scalr_prod.evaluation.signal import describe_signal
 from scalr_prod.evaluation.statistics import ArmComparison, MetricContributions, TwoWayClusters, holm_adjust
+from scalr_prod.evaluation.verdict_summary import summarize_verdict
 from scalr_prod.generation import SEGMENTS
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
-__all__ = ["ArmOutcomes", "EvaluationReport", "build_verdict", "format_percent", "summarize_arms", "write_report"]
+__all__ = ["ArmOutcomes", "EvaluationReport", "build_verdict", "summarize_arms", "write_report"]
 
 #: Key in a verdict → baseline that uses source events, too.
 _CROSS_DOMAIN_BASELINES: Final = {"over_rival": JOINT_BASELINE, "over_clusters": CLUSTER_BASELINE}
@@ -75,7 +76,22 @@ class EvaluationReport(Jsonable):
         return values
 
     def to_summary(self) -> dict[str, Any]:
-        """Return a short summary for a terminal: one line per arm, and λ by family."""
+        """Return the verdict for a terminal: the answer, for whom, what to do next, and one table."""
+        summary = summarize_verdict(self.to_json())
+        lines: dict[str, Any] = {"does it help": summary.answer, "in detail": summary.certainty, "next": summary.next_step}
+        if len(self.verdict["models"]) > 1:
+            lines["models"] = [
+                {"model": row["model"], "over its best baseline % (95 %)": _over_best(row)} for row in self.verdict["models"]
+            ]
+        return lines | {
+            summary.model: summary.table,
+            "report": self.path,
+            "policy": self.policy,
+            "seconds": self.seconds,
+        }
+
+    def to_details(self) -> dict[str, Any]:
+        """Return all figures for a terminal: one line per arm, and λ by family."""
         return {
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
@@ -240,17 +256,6 @@ def _lifts_over_cross_domain(
 
 def _lift_over_best(comparison: ArmComparison, baseline: str) -> dict[str, Any]:
     return {"best_baseline": baseline, "lift_over_best_pct": comparison.lift_pct, "ci95": list(comparison.ci95)}
-
-
-def format_percent(comparison: Mapping[str, Any], name: str = "lift_pct") -> str:
-    """Format a percentage of a report with its 95 % interval for a sentence.
-
-    Args:
-        comparison: JSON with the value and its ``ci95``.
-        name: Key of the value.
-    """
-    low, high = comparison["ci95"]
-    return f"{comparison[name]:+.1f} % (95 %: {low:+.1f} … {high:+.1f})"
 
 
 def write_report(report: EvaluationReport, folder: Path) -> None:

@@ -12,11 +12,10 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scalr_prod.evaluation.acceptance import describe_acceptance
-from scalr_prod.evaluation.arms import POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder, describe_baseline
-from scalr_prod.evaluation.evaluation_report import format_percent
+from scalr_prod.evaluation.arms import POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder
 from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.signal import describe_signal, measure_signal
+from scalr_prod.evaluation.verdict_summary import summarize_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,8 +53,9 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
     report = runner.finish()
     limit = run.data_builder.max_contexts
     scope = "" if limit is None else f", drawn for {limit:,} contexts at most"
-    message = "first verdict, with fewer settings tried than in the full evaluation%s: %s"
-    logger.info(message, scope, _describe_verdict(report, family.name))
+    summary = summarize_verdict(report.to_json())
+    message = "first verdict, with fewer settings tried than in the full evaluation%s: %s %s"
+    logger.info(message, scope, summary.answer, summary.certainty)
     return report
 
 
@@ -68,16 +68,3 @@ def limit_contexts(window: Sequence[ValidationSplit]) -> Sequence[ValidationSpli
     builder = ArmDataBuilder(whole.evaluator.split, on_training=whole.data_builder.on_training, max_contexts=limit)
     new = [replace(fold, data_builder=builder.with_new_users(fold.evaluator.split)) for fold in folds]
     return [replace(whole, data_builder=builder), *new]
-
-
-def _describe_verdict(report: EvaluationReport, family: str) -> str:
-    (verdict,), choice = report.verdict["models"], report.choices[family]
-    best_baseline = describe_baseline(verdict["best_baseline"])
-    if not choice["helps"]:
-        decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
-        return f"with {family}, synthetic augmentation is {decision}; the best baseline is {best_baseline}"
-    low, high = verdict["ci95"]
-    effect = "helps" if low > 0 else "harms" if high < 0 else "is not shown to help"
-    cold = f", for cold users {format_percent(verdict['cold'], 'lift_over_best_pct')}" if "cold" in verdict else ""
-    lift = format_percent(verdict, "lift_over_best_pct")
-    return f"with {family}, synthetic augmentation {effect}: NDCG {lift} over {best_baseline}, the best baseline{cold}"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         apply_policy,
         logs_digest,
         policy_path,
+        policy_status,
         settings_digest,
         why_not_generated,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "part_path",
     "plan_run",
     "policy_path",
+    "policy_status",
     "preview_run",
     "read_contexts",
     "replay_settings",
@@ -106,6 +108,7 @@ __getattr__ = lazy_exports(
         "part_path": "part_files",
         "plan_run": "plan",
         "policy_path": "policy",
+        "policy_status": "policy",
         "preview_run": "preview",
         "read_contexts": "context_query",
         "replay_settings": "late_events",

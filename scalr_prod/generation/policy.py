@@ -32,6 +32,7 @@ __all__ = [
     "apply_policy",
     "logs_digest",
     "policy_path",
+    "policy_status",
     "settings_digest",
     "why_not_generated",
 ]
@@ -150,6 +151,15 @@ def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
             f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
         )
     return found, followed
+
+
+def policy_status(settings: Settings) -> PolicyStatus | None:
+    """Return whether runs apply the project's policy, and what it changes; None without a policy.
+
+    Raises:
+        EvaluationError: The file is not a valid policy.
+    """
+    return _with_policy(settings)[1]
 
 
 def why_not_generated(settings: Settings) -> str | None:

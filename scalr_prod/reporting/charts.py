@@ -22,6 +22,7 @@ __all__ = [
     "events_over_time_chart",
     "events_per_user_chart",
     "lift_chart",
+    "lift_interval_chart",
     "popularity_chart",
     "require_charts",
     "trend_chart",
@@ -32,6 +33,8 @@ COLOURS: Final = {"real": "#4d7fb5", "synthetic": "#c9660f"}
 _TEXT_COLOUR: Final = "#010203"
 _VEGA_LITE_VERSION: Final = "5.20"
 _WIDTH: Final = 560
+#: Least ratio on a logarithmic axis.
+_LEAST_RATIO: Final = 0.05
 
 
 def require_charts() -> None:
@@ -107,6 +110,31 @@ def trend_chart(rows: Sequence[Mapping[str, Any]], field: str, title: str) -> st
     y = {"field": field, "type": "quantitative", "title": title}
     mark = {"type": "line", "point": {"size": 50, "color": COLOURS["synthetic"]}, "color": COLOURS["synthetic"]}
     return _render_svg(rows, {"mark": mark, "encoding": {"x": x, "y": y}}, height=140)
+
+
+def lift_interval_chart(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draw lifts with their intervals; each row has ``users``, ``lift_pct``, ``low`` and ``high`` in percent."""
+    ratios = [
+        {"users": row["users"]} | {name: max(1 + row[name] / 100, _LEAST_RATIO) for name in ("lift_pct", "low", "high")}
+        for row in rows
+    ]
+    order = [row["users"] for row in rows]
+    y = {"field": "users", "type": "nominal", "sort": order, "title": None, "axis": {"minExtent": 150, "labelLimit": 150}}
+    axis = {"format": "~g", "tickCount": 6}
+    x = {"type": "quantitative", "scale": {"type": "log"}, "title": "NDCG, times that of the best baseline", "axis": axis}
+    colour = COLOURS["synthetic"]
+    same = {
+        "data": {"values": [{"same": 1}]},
+        "mark": {"type": "rule", "color": _TEXT_COLOUR, "strokeDash": [4, 4], "opacity": 0.6},
+    }
+    interval = {"mark": {"type": "rule", "color": colour, "strokeWidth": 2}}
+    points = {"mark": {"type": "point", "filled": True, "size": 80, "color": colour}}
+    layers = [
+        same | {"encoding": {"x": {**x, "field": "same"}}},
+        interval | {"encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y}},
+        points | {"encoding": {"x": {**x, "field": "lift_pct"}, "y": y}},
+    ]
+    return _render_svg(ratios, {"layer": layers}, height=40 + 28 * len(order))
 
 
 def _bar_chart(field: str, order: list[str], title: str, share: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus
 from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting import charts
+from scalr_prod.reporting.evaluation_verdict import verdict_section
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def run_page(settings: Settings, data: RunReportData, templates: Environment, *,
         domains=describe_domains(settings),
         source=" and ".join(settings.domains.source_names),
         target=settings.domains.target.name,
-        verdict=_describe_verdict(data, len(broken)),
+        state=_describe_state(data, len(broken)),
+        helps=verdict_section(settings),
         charts=_distribution_charts(data.distributions),
         read=data.held or data.gate.get("accepted") or data.generation.get("events") or 0,
         translator=_translator_metrics(data.translator),
@@ -104,7 +106,7 @@ def describe_domains(settings: Settings) -> str:
     return f"{', '.join(settings.domains.source_names)} → {settings.domains.target.name}"
 
 
-def _describe_verdict(data: RunReportData, broken: int) -> dict[str, str]:
+def _describe_state(data: RunReportData, broken: int) -> dict[str, str]:
     match str(data.run.state):
         case "published":
             return _describe_publication(data)
@@ -278,6 +280,7 @@ def index_page(settings: Settings, rows: Sequence[Mapping[str, Any]], templates:
         project=settings.project_name,
         domains=describe_domains(settings),
         runs=rows,
+        helps=verdict_section(settings, details=False),
         charts=_trend_charts(rows),
         written=datetime.now(UTC),
     )

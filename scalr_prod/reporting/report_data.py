@@ -77,7 +77,6 @@ class RunReportData:
         not_explained: Why they cannot be explained; None if they are, or if there are no examples.
         spent: ``seconds`` and ``memory_mb`` by stage; empty for a run of an earlier package version.
         translator: The manifest of the translator version; empty if the version was removed.
-        policy: The policy set by the last evaluation; None without an evaluation.
         not_generated: Why runs generate no event under the current settings and policy; None: they do.
         history: The run's state changes in the ledger.
     """
@@ -97,7 +96,6 @@ class RunReportData:
     not_explained: str | None
     spent: Mapping[str, Mapping[str, Any]]
     translator: Mapping[str, Any]
-    policy: Mapping[str, Any] | None
     not_generated: str | None
     history: Sequence[Mapping[str, Any]]
 
@@ -146,7 +144,6 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         not_explained=not_explained,
         spent=read_timings(settings, run_id),
         translator=_read_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
-        policy=_read_policy(settings),
         not_generated=why_not_generated(settings),
         history=[change.to_json() for change in ledger.changes.find(run_id)],
     )
@@ -177,13 +174,6 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"cannot be read: {error}", where=str(path), next_step="write the file again with scalr runs resume RUN"
         ) from error
     return found
-
-
-def _read_policy(settings: Settings) -> dict[str, Any] | None:
-    from scalr_prod.generation import Policy, policy_path
-
-    path = policy_path(settings)
-    return Policy.read(path).to_json() if path.exists() else None
 
 
 def _funnel_steps(generation: Mapping[str, Any], gate: Mapping[str, Any], published: int | None) -> list[dict[str, Any]]:

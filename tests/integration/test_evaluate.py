@@ -119,7 +119,9 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert apply_policy(settings)[0].training_set.segment_weights == policy.segment_weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
-    shown = report.to_summary()
+    assert list(report.to_summary()) == ["does it help", "in detail", "next", "als", "report", "policy", "seconds"]
+    assert [row["trained on"] for row in report.to_summary()["als"]][-1] == "real + synthetic events"
+    shown = report.to_details()
     assert "fits" in shown["budget"]["als"]
     assert shown["helps"]["als"].startswith("accepted: λ = " if chosen["helps"] else "refused: λ = 0: ")
     lines = shown["arms"]
@@ -157,7 +159,7 @@ def _check_probabilities(report, model):
     choice = report.choices[model]
     assert choice["validation"]["chosen_by"] == "information"
     assert choice["validation"]["information"] > 0
-    (shown,) = (line for line in report.to_summary()["arms"] if (line["arm"], line["model"]) == ("real+scalr", model))
+    (shown,) = (line for line in report.to_details()["arms"] if (line["arm"], line["model"]) == ("real+scalr", model))
     assert {"NE", "NE all % (95 % CI)", "NE cold % (95 % CI)"} <= set(shown)
     table = pq.read_table(f"{report.path}/arms.parquet").to_pylist()
     wanted = (model, "real", "cold", "ne")

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import pyarrow.dataset as ds
 import pytest
@@ -16,9 +15,9 @@ from support.shown import difference, example
 from scalr_prod.core.signals import Interrupted, graceful_shutdown
 from scalr_prod.evaluation import EvaluationRequest, evaluate
 from scalr_prod.evaluation.evaluator import SplitEvaluator
-from scalr_prod.evaluation.quick_verdict import _describe_verdict
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.split import EvaluationSplit
+from scalr_prod.evaluation.verdict_summary import summarize_verdict
 from scalr_prod.generation.policy import policy_path
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -100,7 +99,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     ]
     assert lines == sorted(lines), "each is told when it is known"
     *shown, verdict = example("docs/guides/evaluation.md")  # of a world where ours helps
-    shown = "\n…\n".join(["", *shown, f"{verdict.partition(' helps: ')[0]} …", ""])
+    shown = "\n…\n".join(["", *shown, f"{verdict.partition(' help: ')[0]} …", ""])
     assert difference(shown, "\n".join(caplog.messages)) == ""
     needed = fits.done
     evaluations = policy_path(settings).parent
@@ -139,9 +138,11 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 def test_a_verdict_says_what_the_docs_show():
     lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
     cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
-    report = SimpleNamespace(verdict={"models": [lifts | {"cold": cold}]}, choices={"als": {"helps": True}})
+    verdict = lifts | {"model": "als", "cold": cold}
+    choices = {"als": {"helps": True, "validation": {"ndcg": 0.1}}}
+    summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
     made_of = "first verdict, with fewer settings tried than in the full evaluation"
-    assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {_describe_verdict(report, 'als')}") == ""
+    assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {summary.answer} {summary.certainty}") == ""
 
 
 def _told(report) -> str:

@@ -12,6 +12,7 @@ from scalr_prod.apps.cli.apps import app
 from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, Version, as_utc
 
 if TYPE_CHECKING:
+    from scalr_prod.apps.cli.context import CommandResult
     from scalr_prod.project import Project
 
 
@@ -113,6 +114,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Stop at the first verdict: fewer settings are tried, and no policy is written.")
     ] = False,
+    details: Annotated[bool, typer.Option("--details", help="Print the figures of every arm, segment and model.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train models with and without synthetic events, with controls, and evaluate them on later events.
@@ -123,11 +125,14 @@ def evaluate(
     """
     if quick and (full or cutoffs or arm):
         raise typer.BadParameter("goes without --full, --cutoffs and --arm", param_hint="--quick")
-    CommandContext(config, as_json, "evaluate").run_with_project(
-        lambda project: project.evaluate(
+
+    def work(project: Project) -> CommandResult:
+        report = project.evaluate(
             cold_fraction=cold_fraction, cutoff=as_utc(cutoff), cutoffs=cutoffs, arms=arm, full=full, quick=quick
         )
-    )
+        return report.to_details() if details and not as_json else report
+
+    CommandContext(config, as_json, "evaluate").run_with_project(work)
 
 
 @app.command()

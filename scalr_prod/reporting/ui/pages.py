@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.errors import EventNotFound, InputError, RunNotFound, ScalrError, TranslatorNotFound
 from scalr_prod.ledger import Ledger
 from scalr_prod.reporting.charts import require_charts
+from scalr_prod.reporting.evaluation_verdict import verdict_section
 from scalr_prod.reporting.page import describe_domains, recent_runs, run_page, template_environment
 from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.reporting.ui.users import pick_users, read_user_history
@@ -67,6 +68,7 @@ class Pages:
         refresh = _REFRESH_S if active and not paused else None
         content = {
             "runs": rows,
+            "helps": verdict_section(self._settings, details=False),
             "work": active,
             "still": paused,
             "refresh_s": refresh,

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verdict of an evaluation for a reader in a hurry: does it help, how sure is that, and what to do next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from scalr_prod.evaluation.acceptance import describe_acceptance
+from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Effect", "VerdictSummary", "summarize_verdict"]
+
+Effect = Literal["helps", "unsure", "harms", "refused"]
+
+#: Arms of the table, weakest idea first, with their names in prose.
+_ARMS: Final = {
+    POPULARITY_BASELINE: "recently popular items",
+    CLUSTER_BASELINE: "items popular among similar users",
+    REAL_ONLY: "real events only",
+    JOINT_BASELINE: "both domains in one model",
+    WITH_SYNTHETIC: "real + synthetic events",
+}
+#: Baselines that use source events, too: key in a verdict → name in prose.
+_CROSS_DOMAIN: Final = {
+    "over_rival": "the same model trained on both domains",
+    "over_clusters": "items popular among similar users",
+}
+_SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users as if they were new"}
+#: Part of a verdict → the users that it is about, in tables and charts.
+_USERS: Final = {
+    "all": "all users",
+    "cold": "no target events",
+    "sparse": "few target events",
+    "dense": "many target events",
+    "new": "all users as if new",
+}
+
+
+@dataclass(frozen=True)
+class VerdictSummary:
+    """What an evaluation found, in three sentences, a table and the rows of a chart.
+
+    Attributes:
+        effect: ``helps`` or ``harms``: the interval of the lift excludes 0. ``unsure``: it contains 0. ``refused``: λ is 0.
+        model: The model family that the sentences are about, the best one on validation.
+        answer: Whether synthetic events help.
+        certainty: For whom, and compared with what else.
+        next_step: What to do now.
+        table: One row per arm: ``trained on``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
+        lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high`` over the best baseline.
+    """
+
+    effect: Effect
+    model: str
+    answer: str
+    certainty: str
+    next_step: str
+    table: Sequence[Mapping[str, Any]]
+    lifts: Sequence[Mapping[str, Any]]
+
+
+def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
+    """Summarize an evaluation.
+
+    Args:
+        report: JSON of an `EvaluationReport`, as in ``report.json``.
+    """
+    choices = report["choices"]
+    best = max(choices, key=lambda family: choices[family]["validation"]["ndcg"])
+    (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
+    effect = _effect(verdict, is_used=choices[best]["helps"])
+    return VerdictSummary(
+        effect,
+        best,
+        _answer(effect, verdict, choices[best]),
+        _certainty(effect, verdict),
+        _next_step(effect, verdict, is_quick=report["verdict"]["quick"]),
+        _table([row for row in report["arms"] if row["model"] == best]),
+        _lifts(verdict) if effect != "refused" else (),
+    )
+
+
+def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
+    if not is_used:
+        return "refused"
+    low, high = verdict["ci95"]
+    if low is None or high is None:  # the baseline's NDCG is 0
+        return "unsure"
+    return "helps" if low > 0 else "harms" if high < 0 else "unsure"
+
+
+def _answer(effect: Effect, verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    model = verdict["model"]
+    if effect == "refused":
+        decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
+        return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."
+    baseline = _ARMS[verdict["best_baseline"]]
+    start = {
+        "helps": "Synthetic events help",
+        "unsure": "Synthetic events helped on validation, and the test is not large enough to confirm it",
+        "harms": "Synthetic events helped on validation, but did harm in the test",
+    }[effect]
+    if verdict["lift_over_best_pct"] is None:
+        return f"{start}: with {model}, {baseline} found none of the users' items."
+    lift, (low, high) = verdict["lift_over_best_pct"], verdict["ci95"]
+    interval = "" if low is None or high is None else f" (95 %: {low:+.0f} … {high:+.0f})"
+    return (
+        f"{start}: with {model}, NDCG is {abs(lift):.0f} % {'higher' if lift > 0 else 'lower'}{interval} than with {baseline}."
+    )
+
+
+def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
+    if effect == "refused":
+        return f"The best baseline is {_ARMS[verdict['best_baseline']]}."
+    found = [f"{name} {_percent(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
+    found += [f"over {name} {_percent(verdict[key], 'lift_pct')}" for key, name in _CROSS_DOMAIN.items() if key in verdict]
+    return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
+
+
+def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:
+    if is_quick:
+        return "scalr evaluate, which tries more settings and writes a policy that runs apply"
+    if effect == "refused":
+        return "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain"
+    if effect == "harms":
+        return "do not use them yet; test at more times: scalr evaluate --cutoffs 4"
+    rival = verdict.get("over_rival")
+    if rival is not None and rival["ci95"][1] is not None and rival["ci95"][1] < 0:
+        return "train your model on both domains, if you can; otherwise scalr run, which applies these settings"
+    if effect == "unsure":
+        return "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online"
+    return "scalr run, which applies these settings"
+
+
+def _table(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    by_name = {row["name"]: row for row in arms}
+    rows = []
+    for arm, name in _ARMS.items():
+        if arm not in by_name:
+            continue
+        slices = by_name[arm]["slices"]
+        # Rankings without a model have one half-life for all; the lift over real events only is in that arm's own row.
+        over = by_name[arm].get("scalr_over_this") or ({} if arm != REAL_ONLY else by_name.get(WITH_SYNTHETIC, {}))
+        rows.append(
+            {
+                "trained on": name,
+                "NDCG": round(by_name[arm]["metrics"]["ndcg"], 4),
+                _USERS["cold"]: _ndcg(slices, "cold"),
+                _USERS["new"]: _ndcg(slices, "new"),
+                "synthetic events gain (95 %)": _percent(over, "lift_pct") if "ci95" in over else "",
+            }
+        )
+    return rows
+
+
+def _lifts(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = {name: verdict if name == "all" else verdict.get(name) for name in _USERS}
+    return [
+        {"users": _USERS[name], "lift_pct": part["lift_over_best_pct"], "low": part["ci95"][0], "high": part["ci95"][1]}
+        for name, part in parts.items()
+        if part is not None and None not in {part["lift_over_best_pct"], *part["ci95"]}
+    ]
+
+
+def _ndcg(slices: Mapping[str, Any], name: str) -> float | None:
+    found = slices.get(name, {}).get("ndcg")
+    return None if found is None else round(found, 4)
+
+
+def _percent(comparison: Mapping[str, Any], name: str = "lift_over_best_pct") -> str:
+    low, high = comparison["ci95"]
+    if comparison[name] is None or low is None or high is None:
+        return "by an undefined share (the baseline's NDCG is 0)"
+    return f"{comparison[name]:+.0f} % (95 %: {low:+.0f} … {high:+.0f})"

@@ -1,0 +1,132 @@
+"""The verdict in three sentences: what is said of a gain, of an uncertain one, of harm, and of a refusal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scalr_prod.evaluation import summarize_verdict
+
+UNSURE = "Synthetic events helped on validation, and the test is not large enough to confirm it: with als, "
+HARM = "Synthetic events helped on validation, but did harm in the test: with als, "
+REFUSED = {
+    "passed": False,
+    "expected_pct": -1.2,
+    "harm_probability": 0.4,
+    "max_harm_probability": 0.2,
+    "lift_pct": -3.0,
+    "ci95": [-9.0, 3.0],
+}
+
+
+def lift(pct, low, high, baseline=None):
+    found = {"ci95": [low, high]}
+    return found | ({"lift_pct": pct} if baseline is None else {"lift_over_best_pct": pct, "best_baseline": baseline})
+
+
+def arm(name, ndcg, cold=None, model="als", **more):
+    slices = {"cold": {"users": 10, "ndcg": cold}} if cold is not None else {}
+    return {"name": name, "model": model, "metrics": {"ndcg": ndcg}, "slices": slices} | more
+
+
+def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
+    weight = 0.1 if helps else 0.0
+    choice = {
+        "helps": helps,
+        "lambda": dict.fromkeys(("cold", "sparse", "dense"), weight),
+        "validation": {"ndcg": 0.1, "bar": bar},
+    }
+    return {"verdict": {"quick": quick, "models": [{"model": "als"} | verdict]}, "choices": {"als": choice}, "arms": list(arms)}
+
+
+@pytest.mark.parametrize(
+    ("interval", "effect", "answer", "next_step"),
+    [
+        (
+            lift(55.4, 31.0, 96.0, "popular_lately"),
+            "helps",
+            "Synthetic events help: with als, NDCG is 55 % higher (95 %: +31 … +96) than with recently popular items.",
+            "scalr run, which applies these settings",
+        ),
+        (
+            lift(12.0, -5.0, 30.0, "real"),
+            "unsure",
+            f"{UNSURE}NDCG is 12 % higher (95 %: -5 … +30) than with real events only.",
+            "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
+        ),
+        (
+            lift(-9.0, -15.0, -2.0, "real"),
+            "harms",
+            f"{HARM}NDCG is 9 % lower (95 %: -15 … -2) than with real events only.",
+            "do not use them yet; test at more times: scalr evaluate --cutoffs 4",
+        ),
+        (
+            lift(None, None, None, "real"),
+            "unsure",
+            f"{UNSURE}real events only found none of the users' items.",
+            "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
+        ),
+    ],
+)
+def test_it_says_whether_they_help_and_what_to_do(interval, effect, answer, next_step):
+    found = summarize_verdict(report(interval))
+    assert (found.effect, found.answer, found.next_step) == (effect, answer, next_step)
+
+
+def test_a_refusal_gives_its_reason_and_no_chart():
+    found = summarize_verdict(report(lift(0.0, 0.0, 0.0, "popular_lately"), helps=False, bar=REFUSED))
+    assert found.effect == "refused"
+    assert found.answer.startswith(
+        "No gain found: with als, synthetic events are not used (λ = 0: -3.0 % over real events only"
+    )
+    assert found.certainty == "The best baseline is recently popular items."
+    assert found.next_step.startswith("keep training on real events")
+    assert not found.lifts
+
+
+def test_groups_of_users_and_cross_domain_baselines_follow():
+    verdict = lift(60.0, 31.0, 96.0, "real") | {
+        "cold": lift(202.0, 88.0, 534.0, "popular_lately"),
+        "new": lift(None, None, None, "popular_lately"),
+        "over_rival": lift(-2.0, -14.0, 14.0),
+    }
+    found = summarize_verdict(report(verdict))
+    assert found.certainty == (
+        "Users without target events +202 % (95 %: +88 … +534); all users as if they were new by an undefined share (the baseline's NDCG "
+        "is 0); over the same model trained on both domains -2 % (95 %: -14 … +14)."
+    )
+    assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
+
+
+def test_a_better_joint_model_is_recommended_first():
+    verdict = lift(60.0, 31.0, 96.0, "real") | {"over_rival": lift(-20.0, -30.0, -8.0)}
+    assert summarize_verdict(report(verdict)).next_step.startswith("train your model on both domains")
+
+
+def test_a_quick_verdict_points_to_the_evaluation():
+    assert summarize_verdict(report(lift(60.0, 31.0, 96.0, "real"), quick=True)).next_step.startswith("scalr evaluate")
+
+
+def test_the_table_has_one_row_per_idea():
+    arms = [
+        arm("real", 0.03, 0.01),
+        arm("real+scalr", 0.05, 0.04, **lift(66.7, 30.0, 90.0)),
+        arm("popular_lately", 0.02, 0.02, scalr_over_this=lift(150.0, 90.0, 200.0)),
+        arm("shuffled", 0.03, 0.01, scalr_over_this=lift(66.7, 30.0, 90.0)),
+        arm("real", 0.9, 0.9, model="sasrec"),
+    ]
+    rows = summarize_verdict(report(lift(66.7, 30.0, 90.0, "real"), arms=arms)).table
+    assert [(row["trained on"], row["NDCG"], row["synthetic events gain (95 %)"]) for row in rows] == [
+        ("recently popular items", 0.02, "+150 % (95 %: +90 … +200)"),
+        ("real events only", 0.03, "+67 % (95 %: +30 … +90)"),
+        ("real + synthetic events", 0.05, ""),
+    ]
+
+
+def test_the_model_that_is_best_on_validation_speaks():
+    found = report(lift(10.0, 5.0, 20.0, "real"))
+    found["choices"]["sasrec"] = found["choices"]["als"] | {"validation": {"ndcg": 0.2}}
+    found["verdict"]["models"].append({"model": "sasrec"} | lift(30.0, 20.0, 40.0, "real"))
+    summary = summarize_verdict(json.loads(json.dumps(found)))
+    assert (summary.model, "NDCG is 30 % higher" in summary.answer) == ("sasrec", True)
