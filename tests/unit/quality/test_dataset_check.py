@@ -110,6 +110,18 @@ def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed
     assert failed(few) == [], "of 190 users it could be chance"
 
 
+@pytest.mark.parametrize(("items", "refused"), sweep([(15, []), (5, ["effective_items"])], keep=2))
+def test_synthetic_rows_of_few_items_are_judged_as_the_gate_judges_them(tmp_path, items, refused):
+    """The default temperature draws few items where demand is of a season: the gate accepts a ratio of 0.03, and so does this suite."""
+    rows = [
+        row | {"user_id": f"u{number // 2}", "is_synthetic": number % 2 == 0, "label": 1, "item_id": number // 2 % 300}
+        for number, row in enumerate(good(900))
+    ]
+    for number, row in enumerate(row for row in rows if row["is_synthetic"]):
+        row["item_id"] = number % items
+    assert [rule for rule in failed(check_dataset(put(rows, tmp_path / "rows.parquet"))) if rule != "item_shares"] == refused
+
+
 def change(row: int, **values: object):
     return lambda rows: rows[row].update(values)
 
