@@ -10,6 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.config.domains import Domains, DomainSettings, ItemColumns, LogColumns
     from scalr_prod.config.sections import (
+        DEFAULT_SYNTHETIC_WEIGHT,
         ComputeSettings,
         ExperimentSettings,
         FeastExportSettings,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.config.settings_reference import effective_settings
 
 __all__ = [
+    "DEFAULT_SYNTHETIC_WEIGHT",
     "ComputeSettings",
     "DomainSettings",
     "Domains",
@@ -57,6 +59,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "ComputeSettings": "sections",
+        "DEFAULT_SYNTHETIC_WEIGHT": "sections",
         "DomainSettings": "domains",
         "Domains": "domains",
         "ExperimentSettings": "sections",

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-__all__ = ["HALF_LIFE", "Hyperparameter", "is_as_good", "middle_of_plateau", "search_values"]
+__all__ = ["HALF_LIFE", "Hyperparameter", "log_distance", "search_values"]
 
 _MAX_EXTENSIONS: Final = 3
+#: Added to values before their logarithm, since 0 may be one of them.
+_SMALL: Final = 1e-3
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Hyperparameter:
         low: Natural lower limit; a best value there does not count as on the edge.
         high: Natural upper limit.
         is_integer: Whether values are integers.
+        default: What a run uses without an evaluation; None: there is no such value.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Hyperparameter:
     low: float = 0.0
     high: float = float("inf")
     is_integer: bool = False
+    default: float | None = None
 
     def next_value(self, value: float, *, upwards: bool) -> float | None:
         """Return the next value outside the grid; None at a natural limit.
@@ -61,15 +65,20 @@ HALF_LIFE: Final = Hyperparameter("half_life", (math.inf, 365.0, 90.0), low=1.0)
 
 
 def search_values(
-    hyperparameter: Hyperparameter, objective: Callable[[float], float], *, tolerance: float = 0.0
+    hyperparameter: Hyperparameter,
+    objective: Callable[[float], float],
+    *,
+    is_as_good: Callable[[float, float], bool] | None = None,
 ) -> tuple[float, bool]:
     """Return the chosen value, and whether the best one is still the outermost of those tried.
+
+    Without a default, the best value is chosen. With one, it is the value nearest to the default among those that are as good as the best:
+    a default that served many logs is left only for a reason.
 
     Args:
         hyperparameter: The hyperparameter.
         objective: Score of one value, higher is better; ties go to the value tried first.
-        tolerance: Neighbours of the best value that are relatively worse by less than this form a plateau with it, and the middle of the
-            plateau is chosen; 0: the best value is chosen.
+        is_as_good: Returns whether a value is as good as the best one, given the uncertainty of their scores.
     """
     scores = {candidate: objective(candidate) for candidate in hyperparameter.values}
     on_edge = True
@@ -81,24 +90,16 @@ def search_values(
         scores[outward] = objective(outward)
     best = max(scores, key=scores.__getitem__)
     on_edge = on_edge and _next_outward(hyperparameter, best, scores) is not None
-    return (middle_of_plateau(scores, tolerance) if tolerance else best), on_edge
+    default = hyperparameter.default
+    if default is None or is_as_good is None:
+        return best, on_edge
+    candidates = [value for value in scores if value == best or is_as_good(value, best)]
+    return min(candidates, key=lambda value: log_distance(value, default)), on_edge
 
 
-def is_as_good(value: float, best: float, tolerance: float) -> bool:
-    """Return whether a score is relatively worse than the best by at most the tolerance."""
-    return value >= best - tolerance * abs(best)
-
-
-def middle_of_plateau(scores: Mapping[float, float], tolerance: float) -> float:
-    """Return the middle of the values next to the best one that are relatively worse than it by at most the tolerance."""
-    values = sorted(scores)
-    best = max(scores.values())
-    low = high = max(range(len(values)), key=lambda number: scores[values[number]])
-    while low > 0 and is_as_good(scores[values[low - 1]], best, tolerance):
-        low -= 1
-    while high < len(values) - 1 and is_as_good(scores[values[high + 1]], best, tolerance):
-        high += 1
-    return values[(low + high + 1) // 2]
+def log_distance(value: float, other: float) -> float:
+    """Return how far apart two values are: the absolute logarithm of their ratio."""
+    return abs(math.log((value + _SMALL) / (other + _SMALL)))
 
 
 def _next_outward(hyperparameter: Hyperparameter, best: float, scores: dict[float, float]) -> float | None:

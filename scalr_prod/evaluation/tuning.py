@@ -5,7 +5,8 @@ Tuned are the half-life of the popularity baseline, the model settings for real 
 for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms have the model
 settings that are best for real events only, since the policy is applied to a model whose settings somebody else has chosen.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
-depth of at least 100, which varies less between users than NDCG@20.
+depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter keep the default of a run, or come as
+near to it as possible, unless another value is better by more than its standard error.
 
 Scores are averaged over the test users of consecutive windows, as they are and as if they were new. One window is not enough: the best
 temperature varies more between seasons than its confidence interval suggests (docs/adr/0017).
@@ -18,18 +19,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.config import DEFAULT_SYNTHETIC_WEIGHT
 from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, CLUSTERS
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
-from scalr_prod.evaluation.search import Hyperparameter, is_as_good, middle_of_plateau, search_values
+from scalr_prod.evaluation.search import Hyperparameter, log_distance, search_values
 from scalr_prod.evaluation.signal import Signal, classify_signal, measure_signal
 from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, paired_bootstrap
 from scalr_prod.evaluation.translation import DrawOptions
@@ -51,10 +53,8 @@ __all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "tune_clusters
 logger = logging.getLogger(__name__)
 
 SOURCE_WEIGHT: Final = Hyperparameter("source_weight", (0.1, 0.3, 1.0))
-#: The confidence filter is off, or drops events less likely than popularity alone makes them.
-MIN_LIFT: Final = Hyperparameter("min_lift", (0.0, 1.0), high=1.0)
 BOOST: Final = Hyperparameter("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
-#: Validation metrics that differ relatively by less than this count as equal.
+#: A segment whose validation metric is relatively better by no more than this with synthetic events gets none.
 _TOLERANCE: Final = 0.01
 #: Groups of users for nested selection: values are chosen by the other groups and judged on each.
 _SELECTION_GROUPS: Final = 5
@@ -276,18 +276,11 @@ class Tuner:
 
     def _tune_synthetic(self, name: str) -> Arm:
         """Tune an arm with synthetic events; λ is 0 if they do not help or their gain is not accepted."""
-        downstream, real = self.settings.downstream, self.real_arm()
-        temperature = downstream.temperatures[len(downstream.temperatures) // 2]
-        draw = replace(real.draw, volume=downstream.volumes[-1], temperature=temperature)
-        weight = Hyperparameter("weight", downstream.weights, step=10**0.5, low=0.01)
-        hyperparameters = [
-            weight,
-            Hyperparameter("temperature", downstream.temperatures, step=2.0, low=0.1, high=2.0),
-            Hyperparameter("volume", downstream.volumes, step=2.5, low=1, high=max(downstream.volumes), is_integer=True),
-            MIN_LIFT,
-            weight,
-        ]
-        start = replace(real, name=name, draw=draw, weights=(downstream.weights[0],) * 3)
+        real = self.real_arm()
+        weight, *others = self._sampling_hyperparameters
+        hyperparameters = [weight, *others, weight]
+        draw = replace(real.draw, **{one.name: _nearest_value(one) for one in others})
+        start = replace(real, name=name, draw=draw, weights=(_nearest_value(weight),) * 3)
         if self.quick:
             hyperparameters = [weight]
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
@@ -301,6 +294,22 @@ class Tuner:
         if not acceptance.passed:
             logger.warning("%s %s: %s", self.family, name, acceptance.describe())
         return arm if acceptance.passed else refused
+
+    @cached_property
+    def _sampling_hyperparameters(self) -> tuple[Hyperparameter, ...]:
+        """λ, temperature, volume and confidence filter, with the values to try and a run's defaults.
+
+        The filter is off, or drops events less likely than popularity alone makes them.
+        """
+        downstream, generation = self.settings.downstream, self.settings.generation
+        temperatures, volumes = downstream.temperatures, downstream.volumes
+        default_volume = generation.events_per_source_event
+        return (
+            Hyperparameter("weight", downstream.weights, step=10**0.5, low=0.01, default=DEFAULT_SYNTHETIC_WEIGHT),
+            Hyperparameter("temperature", temperatures, step=2.0, low=0.1, high=2.0, default=generation.temperature),
+            Hyperparameter("volume", volumes, step=2.5, low=1, high=max(volumes), is_integer=True, default=default_volume),
+            Hyperparameter("min_lift", (0.0, 1.0), high=1.0, default=generation.min_lift),
+        )
 
     def _assess(self, arm: Arm) -> Acceptance:
         """Compare an arm with real events only on users who did not choose its values, and decide whether it keeps its λ."""
@@ -316,17 +325,49 @@ class Tuner:
 
     def _chosen_without(self, arm: Arm) -> list[Arm]:
         """Return what the users outside of each group would have chosen among everything tried for this arm, and real events only."""
-        candidates = [self.real_arm(), *self.trials.candidates(arm.name)]
-        scores = np.stack([self.trials.user_scores(one) for one in candidates])
-        return [candidates[int(scores[:, self._groups != group].mean(1).argmax())] for group in range(_SELECTION_GROUPS)]
+        real, tried = self.real_arm(), self.trials.candidates(arm.name)
+        chosen = []
+        for group in range(_SELECTION_GROUPS):
+            users = self._groups != group
+            best = max([real, *tried], key=lambda one, users=users: float(self.trials.user_scores(one)[users].mean()))  # type: ignore[misc]
+            as_good = [one for one in tried if one is best or self._is_as_good(one, best, users)]
+            chosen.append(best if best is real else min(as_good, key=self._distance_from_defaults))
+        return chosen
 
-    def _compare(self, arms: Sequence[Arm], baselines: Sequence[Arm]) -> ArmComparison:
+    def _distance_from_defaults(self, arm: Arm) -> float:
+        """Return how far an arm's λ and sampling options are from a run's defaults, as a sum of `log_distance`."""
+        of_weights = sum(log_distance(weight, DEFAULT_SYNTHETIC_WEIGHT) for weight in arm.weights) / len(arm.weights)
+        of_draw = (
+            log_distance(getattr(arm.draw, one.name), one.default)
+            for one in self._sampling_hyperparameters
+            if one.name != "weight" and one.default is not None
+        )
+        return of_weights + sum(of_draw)
+
+    def _is_as_good(self, arm: Arm, best: Arm, users: NDArray[np.bool_] | None = None) -> bool:
+        """Return whether an arm's score is worse than the best one's by no more than the standard error of their ratio.
+
+        Args:
+            arm: An arm.
+            best: The arm with the best score.
+            users: bool [V]. Users to count; None: all.
+        """
+        comparison = self._compare([arm] * _SELECTION_GROUPS, [best] * _SELECTION_GROUPS, users)
+        return comparison.lift_pct >= -comparison.lift_error
+
+    def _compare(self, arms: Sequence[Arm], baselines: Sequence[Arm], users: NDArray[np.bool_] | None = None) -> ArmComparison:
         """Compare two lists of arms, one for each group of users.
 
         For rankings, errors are clustered by user and item: hits concentrate on few items, which limits the evidence of a window.
+
+        Args:
+            arms: The arm of each group.
+            baselines: The baseline of each group.
+            users: bool [V]. Users to count; None: all.
         """
+        users = np.ones(len(self.segments), dtype=bool) if users is None else users
         if self.trials.selection_metric != "ndcg":
-            own, others = self._scores_by_group(arms), self._scores_by_group(baselines)
+            own, others = self._scores_by_group(arms)[users], self._scores_by_group(baselines)[users]
             return paired_bootstrap(own, others, seed=self.settings.downstream.seed)
         panel = UserPanel.from_splits([split.evaluator.split for split in self.splits[::-1]])
         # Cases are ordered by time in a panel, and latest first here.
@@ -338,7 +379,7 @@ class Tuner:
             by_group = [panel.renumber(self.trials.hits(one)[::-1]) for one in of_groups]
             return MetricContributions.concat([hits.select_cases(groups == group) for group, hits in enumerate(by_group)])
 
-        return clusters.compare(contributions(arms), contributions(baselines))
+        return clusters.compare(contributions(arms), contributions(baselines), users[order])
 
     def _scores_by_group(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
         """Return the score of each user by the arm of the user's group: [V]."""
@@ -353,18 +394,17 @@ class Tuner:
             if len(hyperparameter.values) == 1 and name in {"temperature", "volume"}:
                 arm = _with_value(arm, hyperparameter, hyperparameter.values[0])
                 continue
-            tolerance = _TOLERANCE if name == "weight" else 0.0
-            best, edges[name] = search_values(
-                hyperparameter, partial(self._objective, arm, hyperparameter), tolerance=tolerance
+            trial = partial(_with_value, arm, hyperparameter)
+            chosen, edges[name] = search_values(
+                hyperparameter,
+                lambda value, trial=trial: self.trials.mean_score(trial(value)),  # type: ignore[misc]
+                is_as_good=lambda value, best, trial=trial: self._is_as_good(trial(value), trial(best)),  # type: ignore[misc]
             )
-            arm = _with_value(arm, hyperparameter, best)
+            arm = trial(chosen)
         self._on_edge[arm.name] = [name for name, on_edge in edges.items() if on_edge]
         for name in self._on_edge[arm.name]:
             logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm.name, name)
         return arm
-
-    def _objective(self, arm: Arm, hyperparameter: Hyperparameter, value: float) -> float:
-        return self.trials.mean_score(_with_value(arm, hyperparameter, value))
 
     def _blend(self, arm: Arm) -> Arm:
         """Return the arm with the best boost by recent popularity, for all users and then for each segment; trying one needs no fit."""
@@ -386,25 +426,31 @@ class Tuner:
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
         """Choose λ of each segment from the trials in which all segments had the same λ.
 
-        λ is 0 if real events only are within the tolerance of the segment's best score, else the common λ if that is, else the middle of
-        the values that are. A segment keeps the common λ if its own would make all users together worse by more than the tolerance. It has
-        λ = 0 if it ranks worse than with real events only.
+        λ is 0 if real events only are within the tolerance of the segment's best score, else the common λ if that is as good as the best,
+        else the value nearest to it that is. A segment keeps the common λ if its own would make all users together worse by more than the
+        tolerance. It has λ = 0 if it ranks worse than with real events only.
         """
-        scores = {0.0: real_scores} | {
-            candidate.weights[0]: self.trials.user_scores(candidate)
+        trials = {
+            candidate.weights[0]: candidate
             for candidate in self.trials.candidates(arm.name)
             if candidate.draw == arm.draw and len(set(candidate.weights)) == 1
         }
+        scores = {0.0: real_scores} | {weight: self.trials.user_scores(one) for weight, one in trials.items()}
         common = arm.weights[0]
         for segment in reversed(range(3)):
             users = self.segments == segment
             if not users.any():
                 continue
             means = {weight: float(of_users[users].mean()) for weight, of_users in scores.items()}
-            best = max(means.values())
-            as_good = [weight for weight in (0.0, common) if is_as_good(means[weight], best, _TOLERANCE)]
-            candidate = _with_segment_weight(arm, segment, as_good[0] if as_good else middle_of_plateau(means, _TOLERANCE))
-            if is_as_good(self.trials.mean_score(candidate), self.trials.mean_score(arm), _TOLERANCE):
+            best = max(means, key=means.__getitem__)
+            chosen = 0.0
+            if not _is_within_tolerance(means[0.0], means[best]):
+                as_good = [
+                    weight for weight, one in trials.items() if weight == best or self._is_as_good(one, trials[best], users)
+                ]
+                chosen = min(as_good, key=lambda weight: log_distance(weight, common))
+            candidate = _with_segment_weight(arm, segment, chosen)
+            if _is_within_tolerance(self.trials.mean_score(candidate), self.trials.mean_score(arm)):
                 arm = candidate
         for _ in range(3):  # lowering λ of one segment can make another worse that was not before
             users_scores = self.trials.user_scores(arm)
@@ -413,6 +459,16 @@ class Tuner:
                 if arm.weights[segment] > 0 and users_scores[users].sum() < real_scores[users].sum():
                     arm = _with_segment_weight(arm, segment, 0.0)
         return arm
+
+
+def _is_within_tolerance(score: float, best: float) -> bool:
+    return score >= best - _TOLERANCE * abs(best)
+
+
+def _nearest_value(hyperparameter: Hyperparameter) -> float:
+    """Return the value to try that is nearest to the default."""
+    default = hyperparameter.values[0] if hyperparameter.default is None else hyperparameter.default
+    return _typed_value(hyperparameter, min(hyperparameter.values, key=lambda value: log_distance(value, default)))
 
 
 def _typed_value(hyperparameter: Hyperparameter, value: float) -> float:

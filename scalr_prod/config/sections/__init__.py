@@ -14,10 +14,16 @@ from scalr_prod.config.sections.storage import (
     ProjectSettings,
     RetentionSettings,
 )
-from scalr_prod.config.sections.training_set import DownstreamSettings, SegmentWeights, TrainingSetSettings
+from scalr_prod.config.sections.training_set import (
+    DEFAULT_SYNTHETIC_WEIGHT,
+    DownstreamSettings,
+    SegmentWeights,
+    TrainingSetSettings,
+)
 from scalr_prod.config.sections.translation import GenerationSettings, HistorySettings, TranslatorSettings
 
 __all__ = [
+    "DEFAULT_SYNTHETIC_WEIGHT",
     "ComputeSettings",
     "DownstreamSettings",
     "ExperimentSettings",

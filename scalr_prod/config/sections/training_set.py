@@ -12,10 +12,10 @@ from scalr_prod.config.domains import SettingsSection
 from scalr_prod.config.sections.values import Instant, Weight, check_plugin_names
 from scalr_prod.plugins import MODELS
 
-__all__ = ["DownstreamSettings", "TrainingSetSettings"]
+__all__ = ["DEFAULT_SYNTHETIC_WEIGHT", "DownstreamSettings", "TrainingSetSettings"]
 
 #: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
-_UNMEASURED: Final = 0.1
+DEFAULT_SYNTHETIC_WEIGHT: Final = 0.1
 
 
 class SegmentWeights(NamedTuple):
@@ -76,7 +76,7 @@ class TrainingSetSettings(SettingsSection):
     def resolved_segment_weights(self) -> SegmentWeights:
         """λ of cold, sparse and dense users: `segment_weights` times `synthetic_weight`, or a default."""
         if self.segment_weights is None:
-            weight = _UNMEASURED if self.synthetic_weight is None else self.synthetic_weight
+            weight = DEFAULT_SYNTHETIC_WEIGHT if self.synthetic_weight is None else self.synthetic_weight
             return SegmentWeights(weight, weight, weight)
         cold, sparse, dense = self.segment_weights
         factor = 1.0 if self.synthetic_weight is None else self.synthetic_weight

@@ -46,6 +46,14 @@ def test_ties_go_to_the_first_tried():
     assert search_values(Hyperparameter("boost", (0.0, 0.3, 1.0), high=1.0), lambda _: 0.0) == (0.0, False)
 
 
+@pytest.mark.parametrize(("default", "chosen"), [(None, 1.0), (0.1, 0.3), (1.0, 1.0), (9.0, 1.0)])
+def test_of_values_as_good_as_the_best_the_one_nearest_to_the_default_is_chosen(default, chosen):
+    hyperparameter = Hyperparameter("weight", (0.03, 0.1, 0.3, 1.0), high=1.0, default=default)
+    scores = {0.03: 0.1, 0.1: 0.5, 0.3: 0.9, 1.0: 1.0}
+    found = search_values(hyperparameter, scores.__getitem__, is_as_good=lambda value, best: scores[value] > 0.8 * scores[best])
+    assert found == (chosen, False)
+
+
 @pytest.fixture
 def events():
     """Item 0: ten events long ago; item 1: three of yesterday; item 2: one of today; item 3: synthetic ones only."""

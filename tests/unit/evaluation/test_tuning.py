@@ -180,21 +180,36 @@ def test_what_others_gain_is_no_reason_to_harm_those_who_get_the_events():
     assert figures["ndcg"] < max(tried["ndcg"] for tried in figures["tried"]), "harm to some was worth more to others"
 
 
-def test_the_middle_of_a_plateau_is_taken_and_not_its_lightest_weight():
-    """λ of 0.1 and 1 are alike, and so is one in between: the two that lie beyond are worse."""
-    settings = SimpleNamespace(
-        downstream=SETTINGS.downstream.model_copy(update={"weights": (0.03, 0.1, 0.3, 1.0, 3.0)}),
-        generation=SETTINGS.generation,
-    )
+def noisy(gains):
+    """A rule for λ → gain, with noise of each user for each λ: one standard error of the mean gain is 0.2."""
 
     def rule(choice, segment):
-        weight = np.asarray(choice.weights)[segment]
-        return np.where((weight > 0.05) & (weight < 2), 1.0, 0.5)
+        weight = choice.weights[0]
+        noise = np.random.default_rng(round(1000 * weight)).normal(0, 0.2 * USERS**0.5, USERS)
+        return gains.get(round(weight, 2), 0.1) + noise - (NOISE * noise).sum() / NOISE.sum()
 
-    judge = Judge(only(OURS, rule), lambda half_life: -0.5)
-    stages = [ValidationSplit(judge, Maker(measured(0.2)))]
-    tuner = Tuner("als", stages, settings, tune_half_life(stages), lambda doing, fits: None)
-    assert tune(tuner, OURS)[0].weights == (0.3, 0.3, 0.3)
+    return rule
+
+
+def tuner_with_weights(rule, *weights):
+    settings = SimpleNamespace(
+        downstream=SETTINGS.downstream.model_copy(update={"weights": weights, "temperatures": (0.5,), "volumes": (20,)}),
+        generation=SETTINGS.generation,
+    )
+    stages = [ValidationSplit(Judge(only(OURS, rule), lambda half_life: -0.5), Maker(measured(0.2)))]
+    return Tuner("als", stages, settings, tune_half_life(stages), lambda doing, fits: None)
+
+
+@pytest.mark.parametrize(
+    ("gains", "weight"),
+    [
+        ({0.03: 2.1, 0.1: 2.0, 0.3: 2.0, 1.0: 1.0}, 0.1),  # the best is ahead of the default by chance
+        ({0.03: 4.0, 0.1: 2.0, 0.3: 2.0, 1.0: 1.0}, 0.03),  # and here for a reason
+        ({0.03: 1.0, 0.1: 2.0, 0.3: 3.9, 1.0: 4.0}, 0.3),  # two are alike: the nearer to the default
+    ],
+)
+def test_a_default_is_left_only_for_more_than_a_standard_error(gains, weight):
+    assert tune(tuner_with_weights(noisy(gains), 0.03, 0.1, 0.3, 1.0), OURS)[0].weights == (weight,) * 3
 
 
 def test_what_a_segment_gains_is_not_given_up_for_less_than_all_users_notice():
