@@ -279,8 +279,9 @@ class Tuner:
         real = self.real_arm()
         weight, *others = self._sampling_hyperparameters
         hyperparameters = [weight, *others, weight]
-        draw = replace(real.draw, **{one.name: _nearest_value(one) for one in others})
-        start = replace(real, name=name, draw=draw, weights=(_nearest_value(weight),) * 3)
+        start = replace(real, name=name)
+        for one in (weight, *others):
+            start = _with_value(start, one, _nearest_value(one))
         if self.quick:
             hyperparameters = [weight]
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
@@ -329,7 +330,8 @@ class Tuner:
         chosen = []
         for group in range(_SELECTION_GROUPS):
             users = self._groups != group
-            best = max([real, *tried], key=lambda one, users=users: float(self.trials.user_scores(one)[users].mean()))  # type: ignore[misc]
+            means = [float(self.trials.user_scores(one)[users].mean()) for one in (real, *tried)]
+            best = (real, *tried)[int(np.argmax(means))]
             as_good = [one for one in tried if one is best or self._is_as_good(one, best, users)]
             chosen.append(best if best is real else min(as_good, key=self._distance_from_defaults))
         return chosen
@@ -394,17 +396,22 @@ class Tuner:
             if len(hyperparameter.values) == 1 and name in {"temperature", "volume"}:
                 arm = _with_value(arm, hyperparameter, hyperparameter.values[0])
                 continue
-            trial = partial(_with_value, arm, hyperparameter)
             chosen, edges[name] = search_values(
                 hyperparameter,
-                lambda value, trial=trial: self.trials.mean_score(trial(value)),  # type: ignore[misc]
-                is_as_good=lambda value, best, trial=trial: self._is_as_good(trial(value), trial(best)),  # type: ignore[misc]
+                partial(self._trial_score, arm, hyperparameter),
+                is_as_good=partial(self._is_trial_as_good, arm, hyperparameter),
             )
-            arm = trial(chosen)
+            arm = _with_value(arm, hyperparameter, chosen)
         self._on_edge[arm.name] = [name for name, on_edge in edges.items() if on_edge]
         for name in self._on_edge[arm.name]:
             logger.warning("%s, %s: the best %s is the outermost of those tried", self.family, arm.name, name)
         return arm
+
+    def _trial_score(self, arm: Arm, hyperparameter: Hyperparameter, value: float) -> float:
+        return self.trials.mean_score(_with_value(arm, hyperparameter, value))
+
+    def _is_trial_as_good(self, arm: Arm, hyperparameter: Hyperparameter, value: float, best: float) -> bool:
+        return self._is_as_good(_with_value(arm, hyperparameter, value), _with_value(arm, hyperparameter, best))
 
     def _blend(self, arm: Arm) -> Arm:
         """Return the arm with the best boost by recent popularity, for all users and then for each segment; trying one needs no fit."""
