@@ -433,9 +433,9 @@ class Tuner:
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
         """Choose λ of each segment from the trials in which all segments had the same λ.
 
-        λ is 0 if real events only are within the tolerance of the segment's best score, else the common λ if that is as good as the best,
-        else the value nearest to it that is. A segment keeps the common λ if its own would make all users together worse by more than the
-        tolerance. It has λ = 0 if it ranks worse than with real events only.
+        λ is 0 if real events only score within the tolerance of the segment's best. Otherwise it is the common λ, if that is as good as
+        the best, or the nearest value that is. A segment keeps the common λ if its own would make all users together worse by more than
+        the tolerance. It has λ = 0 if it ranks worse than with real events only.
         """
         trials = {
             candidate.weights[0]: candidate

@@ -117,9 +117,9 @@ class PublicationReport(Jsonable):
 def publish(settings: Settings, run_id: str) -> PublicationReport:
     """Publish a validated run: its accepted rows replace the rows of its window in the feature view.
 
-    With ``[experiment] canary`` it is published for that share of users only; rows of other users in the window stay. Publishing a
-    published run changes nothing; a run that was rolled back or replaced since is published again, and one published for fewer users
-    than configured is widened.
+    With ``[experiment] canary`` it is published for that share of users only; rows of other users in the window stay. Nothing changes if
+    the run is published for all these users already. If it was rolled back or replaced later, it is published again; if it is published
+    for fewer users, the others are added.
 
     Args:
         settings: The project's settings.
