@@ -153,7 +153,8 @@ def choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> li
     cutoffs = [begin, *later]
     if len(set(cutoffs)) < count:
         raise EvaluationError(
-            f"{count} cutoffs from {begin.isoformat()} on are not distinct: there are {len(after)} target events after it",
+            f"{count} cutoffs from {begin.isoformat()} on are not distinct: the {len(after)} target events after it have too few different "
+            "times",
             where="[downstream] cutoffs",
             next_step="use fewer cutoffs, or an earlier first one",
         )

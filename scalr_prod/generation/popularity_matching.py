@@ -99,7 +99,7 @@ def keep_counts(
 ) -> NDArray[np.int64]:
     """Return how many events to keep in each bucket.
 
-    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than ``at_least`` of all
+    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than ``min_share`` of all
     events, the smallest c that keeps that much. No other selection of the same size is closer in total variation: missing
     events of a bucket cannot be added, and the surplus is spread in proportion to the shares.
 

@@ -161,8 +161,8 @@ class ProjectScope:
         return ProjectsMixed(
             finding,
             where=self.database.address,
-            next_step=f'give one of the two another name, with [project] name and formerly = "{row.name}"; if it is the same project, '
-            f'and was moved, set [project] moved_from = "{known}"',
+            next_step=f'if these are two projects, rename one: [project] name, and formerly = "{row.name}"; if it is one project that was '
+            f'moved, set [project] moved_from = "{known}"',
         )
 
     def _taken_error(self, row: ProjectRow) -> ProjectsMixed:

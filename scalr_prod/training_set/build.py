@@ -388,9 +388,9 @@ def _no_real_events(lake: Lake, window: LabelWindow) -> TrainingSetError:
     times = lake.read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)
     since = f" from {window.start.isoformat()} on" if window.start else ""
     first, last = pc.min_max(times).as_py().values()
-    known_span = f"; known by then are events from {first.isoformat()} to {last.isoformat()}" if first else ""
+    known_span = f"; the events known then are from {first.isoformat()} to {last.isoformat()}" if first else ""
     return TrainingSetError(
-        f"there is no real target event{since} before the cutoff {window.cutoff.isoformat()} that was known by it{known_span}",
+        f"no real target event{since} happened before the cutoff {window.cutoff.isoformat()} and was known then{known_span}",
         where=lake.uri(Table.TARGET_EVENTS),
         next_step="choose an earlier [training_set] start" if first else "choose a later [training_set] cutoff",
     )
