@@ -282,7 +282,7 @@ def test_a_window_without_real_events_is_refused_with_what_there_is(project):
     with pytest.raises(TrainingSetError, match="no real target event") as caught:
         build(project, name="empty", cutoff=at(-1))
     assert "later [training_set] cutoff" in str(caught.value)
-    with pytest.raises(TrainingSetError, match="known by then are events from") as caught:
+    with pytest.raises(TrainingSetError, match="the events known then are from") as caught:
         build(project, name="empty", start=at(DAYS + 100), cutoff=at(DAYS + 101))
     assert "earlier [training_set] start" in str(caught.value)
 
