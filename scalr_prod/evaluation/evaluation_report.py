@@ -42,6 +42,7 @@ class EvaluationReport(Jsonable):
         cutoffs: ISO 8601, UTC, in order of time.
         cold_fraction: Share of users whose target history was hidden.
         users: Test cases (a user at a cutoff), by segment.
+        translator: Until when its translators were trained, and how much older a run's may be.
         arms: One row per arm and family. ``probabilities``: NE and calibration. ``synthetic``: number of synthetic events before λ,
             and the share of the catalogue that they cover.
         signal: Information of source histories beyond popularity; None if it could not be measured.
@@ -59,6 +60,7 @@ class EvaluationReport(Jsonable):
     cutoffs: list[str]
     cold_fraction: float
     users: dict[str, int]
+    translator: str
     arms: list[dict[str, Any]]
     signal: dict[str, Any] | None
     verdict: dict[str, Any]
@@ -96,6 +98,7 @@ class EvaluationReport(Jsonable):
             "cutoffs": self.cutoffs,
             "cold_fraction": self.cold_fraction,
             "users": self.users,
+            "translator": self.translator,
             "signal beyond popularity": describe_signal(self.signal),
             "arms": [_arm_line(row) for row in self.arms],
             "first verdict, fewer settings tried" if self.verdict["quick"] else "verdict": [

@@ -36,6 +36,7 @@ from scalr_prod.generation import SEGMENTS, Policy, logs_digest, policy_path, se
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scalr_prod.config import TranslatorSettings
     from scalr_prod.evaluation.arms import Arm
     from scalr_prod.evaluation.evaluator import Outcome
     from scalr_prod.evaluation.interactions import DownstreamModel
@@ -123,6 +124,16 @@ class FamilyEvaluation:
             **({} if clusters is None else {CLUSTER_BASELINE: clusters.to_json()}),
             "arms": arms,
         }
+
+
+def _describe_translator(options: TranslatorSettings) -> str:
+    """Describe until when an evaluation's translators are trained, and how much older a run's may be."""
+    at_cutoff = "trained anew until each cutoff"
+    if options.pin:
+        return f"{at_cutoff}; runs keep the latest one, whatever its age ([translator] pin = true)"
+    if not options.retrain_every:
+        return at_cutoff
+    return f"{at_cutoff}; a run's may be up to {options.retrain_every:g} days older ([translator] retrain_every)"
 
 
 #: Approximate number of combinations of values tried for an arm, to estimate the remaining time; measured with ALS on Yelp.
@@ -285,6 +296,7 @@ class EvaluationRunner:
             cutoffs=[split.cutoff.isoformat() for split in splits],
             cold_fraction=self.plan.cold_fraction,
             users={"all": len(widest.user)} | {name: int((widest.segment == n).sum()) for n, name in enumerate(SEGMENTS)},
+            translator=_describe_translator(self.settings.translator),
             arms=rows,
             signal=self.signal,
             verdict={"quick": self.plan.quick, "best_baseline": self._best_family().best_baselines["all"], "models": models}

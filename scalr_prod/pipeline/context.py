@@ -182,6 +182,7 @@ class StageState(Jsonable):
         makes: Description of its output.
         command: The command that executes it.
         stale: Why the existing output is out of date; None if it is not.
+        kept: Why `scalr run` keeps the translator, and when the next training is due. None: it does not, or for other stages.
         not_generated: Why `scalr run` skips the stage; None: it does not.
         rolled_back: Why the latest run stays out of the feature view: it was rolled back.
     """
@@ -191,6 +192,7 @@ class StageState(Jsonable):
     makes: str
     command: str
     stale: str | None = None
+    kept: str | None = None
     not_generated: str | None = None
     rolled_back: str | None = None
 
@@ -236,7 +238,8 @@ class PipelineReport(Jsonable):
             else:
                 facts[side] = f"{log['rows']} events of {log['users']} users on {log['items']} items ({log['rows_added']} new)"
         if (made := self.stages.get("translator")) is not None:
-            facts["translator"] = f"version {made['version']}, {'as it was' if made['reused'] else 'trained'}"
+            outcome = f"kept: {made['kept']}" if made["kept"] else "as it was" if made["reused"] else "trained"
+            facts["translator"] = f"version {made['version']}, {outcome}"
         if (made := self.stages.get("generate")) is not None:
             facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
         if (made := self.stages.get("validate")) is not None:

@@ -47,6 +47,7 @@ class DryRun:
         reasons: Why stages would be done again, or are left out, by stage.
         seconds: Estimated for stages that would be done, where former runs of the project were measured.
         measured: What the estimate rests on, in words.
+        translator: Which version is kept, and when the next training is due; None: none is, or the translator's inputs are the same.
         not_generated: Why no event would be generated; None: events would be.
     """
 
@@ -56,6 +57,7 @@ class DryRun:
     seconds: Mapping[str, float]
     measured: str
     reasons: Mapping[str, str] = field(default_factory=dict)
+    translator: str | None = None
     not_generated: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class DryRun:
             **({"not_generated": self.not_generated} if self.not_generated else {}),
             **run,
             "stages": dict(self.stages),
+            **({"translator": self.translator} if self.translator else {}),
             **({"reasons": dict(self.reasons)} if self.reasons else {}),
             "seconds": dict(self.seconds),
             "seconds_in_all": None if missing else round(sum(self.seconds.values()), 1),
@@ -116,8 +119,11 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
     asked = {stage.name for stage in graph}
     reasons = _new_inputs(settings, {name: state for name, state in states.items() if name in asked and state.done})
     reasons |= {name: state.stale for name, state in states.items() if state.stale}
+    kept = states["translator"].kept if "translator" in asked and "translator" not in reasons else None
     if len(graph) > 1:  # a single stage reads what is there
         _add_dependent(reasons)
+    if kept:  # new events alone do not make a training due
+        reasons.pop("translator", None)
     with Ledger.open(settings) as ledger:
         runs = ledger.runs.find(limit=_RUNS_CONSIDERED)
         differences = found.differences(settings, runs[0].spec) if found is not None and runs else []
@@ -137,7 +143,7 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
     seconds = {} if found is None else {name: round(rate * found.contexts, 1) for name, rate in rates.items()}
     seconds |= {name: took for name, took in _last_durations(settings).items() if name not in seconds}
     seconds = {name: took for name, took in seconds.items() if would.get(name) == "make"}
-    return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds), reasons)
+    return DryRun(found, why, would, seconds, _describe_measurement(rates, seconds), reasons, kept)
 
 
 def _new_inputs(settings: Settings, done: Collection[str]) -> dict[str, str]:

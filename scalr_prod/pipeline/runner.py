@@ -17,7 +17,7 @@ from scalr_prod.pipeline.context import SKIPPED_WITHOUT_EVENTS, PipelineContext,
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
 from scalr_prod.pipeline.row_counts import row_counts
-from scalr_prod.pipeline.stale_outputs import stale_stages
+from scalr_prod.pipeline.stale_outputs import describe_kept_translator, stale_stages
 from scalr_prod.pipeline.timings import record_timings
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def stage_states(settings: Settings) -> list[StageState]:
     """Return the state of each stage, in order: done or not, why it is stale, and why `scalr run` skips it."""
     from scalr_prod.generation import why_not_generated
 
-    rolled_back = _latest_rollback_reason(settings)
+    rolled_back, kept = _latest_rollback_reason(settings), describe_kept_translator(settings)
     stale, skipped = stale_stages(settings), {}
     with suppress(EvaluationError):  # `scalr run` reports a broken policy
         if why := why_not_generated(settings):
@@ -142,6 +142,7 @@ def stage_states(settings: Settings) -> list[StageState]:
             stage.output,
             stage.command,
             stale.get(stage.name),
+            kept if stage.name == "translator" and stage.name not in stale else None,
             skipped.get(stage.name),
             rolled_back if stage.name == "publish" else None,
         )

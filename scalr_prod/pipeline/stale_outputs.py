@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorrectedWindow",
+    "describe_kept_translator",
     "describe_rolled_back",
     "is_version_stale",
     "rolled_back_runs",
@@ -80,6 +81,16 @@ def stale_stages(settings: Settings) -> dict[str, str]:
     if sets and (since := _stale_set_since(lake, sets[-1])) is not None:
         reasons["dataset"] = _reason(since)
     return reasons
+
+
+def describe_kept_translator(settings: Settings) -> str | None:
+    """Return which version `scalr run` keeps, why, and when the next training is due; None: it trains, or the inputs are the same."""
+    from scalr_prod.translator import find_kept_version
+
+    with suppress(ScalrError):  # the stage itself says what is wrong
+        if kept := find_kept_version(settings):
+            return f"version {kept.version.version}: {kept.reason}"
+    return None
 
 
 def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[str, str]:

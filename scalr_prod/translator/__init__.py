@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
     from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
-    from scalr_prod.translator.retraining import RetrainingReason, find_pinned_version, retraining_reason
+    from scalr_prod.translator.retraining import KeptVersion, RetrainingReason, find_kept_version, retraining_reason
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import TrainReport, train
     from scalr_prod.translator.worker_pool import open_worker_pool
@@ -50,6 +50,7 @@ __all__ = [
     "Contexts",
     "Estimator",
     "ItemVocabulary",
+    "KeptVersion",
     "Parameters",
     "ProductEstimator",
     "ReliabilityClass",
@@ -65,7 +66,7 @@ __all__ = [
     "compare_versions",
     "data_end",
     "evaluate",
-    "find_pinned_version",
+    "find_kept_version",
     "load_version",
     "models_dir",
     "open_worker_pool",
@@ -88,6 +89,7 @@ __getattr__ = lazy_exports(
         "Contexts": "data.contexts",
         "Estimator": "estimators.protocol",
         "ItemVocabulary": "registry",
+        "KeptVersion": "retraining",
         "MAX_ABS_TIME_US": "requests",
         "NO_ITEM": "data.contexts",
         "PADDING": "data.contexts",
@@ -106,7 +108,7 @@ __getattr__ = lazy_exports(
         "compare_versions": "challenger_test",
         "data_end": "data.event_log",
         "evaluate": "evaluation",
-        "find_pinned_version": "retraining",
+        "find_kept_version": "retraining",
         "load_version": "registry",
         "models_dir": "registry",
         "open_worker_pool": "worker_pool",

@@ -20,7 +20,7 @@ from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.workspace import move_into_place, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -33,6 +33,7 @@ __all__ = [
     "ItemVocabulary",
     "TranslatorVersion",
     "find_by_fingerprint",
+    "find_trained_between",
     "load_version",
     "models_dir",
     "resolve_version",
@@ -187,11 +188,16 @@ def resolve_version(settings: Settings, version: int | None) -> TranslatorVersio
 
 def find_by_fingerprint(settings: Settings, fingerprint: str) -> TranslatorVersion | None:
     """Return the latest trusted version that was trained from the same inputs, or None."""
-    for number in reversed(version_numbers(settings.home)):
-        version = _read_version(models_dir(settings.home) / str(number))
-        if version.manifest.get("fingerprint") == fingerprint and _is_trusted(settings, version):
-            return version
-    return None
+    matches = (version for version in _versions(settings) if version.manifest.get("fingerprint") == fingerprint)
+    return next((version for version in matches if _is_trusted(settings, version)), None)
+
+
+def find_trained_between(settings: Settings, after: datetime, until: datetime) -> list[TranslatorVersion]:
+    """Return the trusted versions that were trained until a time in ``(after, until]``, the latest time first, then the latest version."""
+    found = [
+        version for version in _versions(settings) if after < version.trained_until <= until and _is_trusted(settings, version)
+    ]
+    return sorted(found, key=lambda version: version.trained_until, reverse=True)
 
 
 def write_version(
@@ -248,6 +254,12 @@ def write_version(
         (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         move_into_place(folder, root / str(version))
     return _read_version(root / str(version))
+
+
+def _versions(settings: Settings) -> Iterator[TranslatorVersion]:
+    """Read the versions, the latest first."""
+    folder = models_dir(settings.home)
+    return (_read_version(folder / str(number)) for number in reversed(version_numbers(settings.home)))
 
 
 def _is_trusted(settings: Settings, version: TranslatorVersion) -> bool:

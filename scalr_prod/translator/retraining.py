@@ -1,26 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a whole run would train a translator, and why; and the version that ``[translator] pin`` keeps."""
+"""Whether a whole run would train a translator, and why; and the version that ``[translator] pin`` or ``retrain_every`` keeps."""
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import TranslatorNotFound
+from scalr_prod.lake import Lake, stale_since
 from scalr_prod.schemas import Table
-from scalr_prod.translator.registry import find_by_fingerprint, load_version, version_numbers
-from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
+from scalr_prod.translator.registry import find_by_fingerprint, find_trained_between, load_version, version_numbers
+from scalr_prod.translator.training_inputs import (
+    compute_fingerprint,
+    count_events,
+    default_trained_until,
+    table_versions,
+    training_inputs,
+)
+from scalr_prod.workspace import SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from scalr_prod.config import Settings
     from scalr_prod.translator.registry import TranslatorVersion
 
-__all__ = ["RetrainingReason", "find_pinned_version", "retraining_reason"]
+__all__ = ["KeptVersion", "RetrainingReason", "find_kept_version", "retraining_reason"]
+
+#: A log that has grown by this share since a version was trained makes the next one due, whatever the version's age.
+_MAX_GROWTH: Final = 0.1
 
 #: Inputs of a training → the settings section that they come from.
 _SECTIONS: Final = {"histories": "histories", "generation": "generation", "settings": "translator"}
@@ -39,13 +51,69 @@ class RetrainingReason:
     is_upgrade: bool
 
 
-def find_pinned_version(settings: Settings) -> TranslatorVersion | None:
-    """Return the version that ``[translator] pin`` keeps: the latest that the settings' run may use. None: it keeps none."""
-    if not settings.translator.pin:
-        return None
-    until = default_trained_until(settings)
+@dataclass(frozen=True)
+class KeptVersion:
+    """A version that `scalr run` uses and trains none.
+
+    Attributes:
+        version: The version.
+        reason: Why it is kept, and when the next training is due.
+    """
+
+    version: TranslatorVersion
+    reason: str
+
+
+def find_kept_version(settings: Settings) -> KeptVersion | None:
+    """Return the version that the settings' run keeps, whatever events were added since it was trained; None: it keeps none.
+
+    With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one with the latest ``trained_until``, less
+    than ``[translator] retrain_every`` before the time that the run needs. Its settings must be the current ones, none of its events may
+    have been corrected or erased, and neither log may have grown by a tenth. Only times of events are compared, so the same windows keep
+    the same versions in a backfill.
+
+    Raises:
+        TableNotFound: Nothing was ingested yet.
+    """
+    until = default_trained_until(settings).astimezone(UTC)
+    if settings.translator.pin:
+        pinned = _find_pinned_version(settings, until)
+        return None if pinned is None else KeptVersion(pinned, "[translator] pin = true")
+    days = settings.translator.retrain_every
+    candidates = find_trained_between(settings, until - timedelta(days=days), until)
+    inputs = _inputs_of_any_time(training_inputs(settings, until)) if candidates else {}
+    for version in candidates:
+        if _inputs_of_any_time(version.manifest.get("inputs", {})) == inputs and _has_only_grown(settings, version, until):
+            due = version.trained_until + timedelta(days=days)
+            return KeptVersion(
+                version,
+                f"trained until {version.trained_until.isoformat()}; runs train again from {due.isoformat()} on, or once a log has "
+                f"grown by {_MAX_GROWTH:.0%} ([translator] retrain_every = {days:g} days)",
+            )
+    return None
+
+
+def _find_pinned_version(settings: Settings, until: datetime) -> TranslatorVersion | None:
     found = (load_version(settings, number) for number in reversed(version_numbers(settings.home)))
     return next((version for version in found if version.trained_until <= until), None)
+
+
+def _inputs_of_any_time(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name != "until"}
+
+
+def _has_only_grown(settings: Settings, version: TranslatorVersion, until: datetime) -> bool:
+    """Return whether events were only added since a version was trained, and fewer than a tenth."""
+    read: Mapping[str, Any] = version.manifest.get("events", {})  # former packages did not count
+    if SuppressionList.open(settings).retraining_deadline(version.version, grace_days=0) is not None:
+        return False
+    if stale_since(Lake.open(settings), version.manifest.get("data_versions", {}), version.trained_until) is not None:
+        return False
+    now = count_events(settings, until, table_versions(settings))
+    return read.keys() == now.keys() and all(
+        before["id"] == now[name]["id"] and before["rows"] <= now[name]["rows"] < before["rows"] * (1 + _MAX_GROWTH)
+        for name, before in read.items()
+    )
 
 
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
@@ -60,7 +128,7 @@ def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> Ret
     Raises:
         TableNotFound: Nothing was ingested yet.
     """
-    if find_pinned_version(settings) is not None:
+    if find_kept_version(settings) is not None:
         return None
     try:
         latest = load_version(settings)

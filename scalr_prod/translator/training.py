@@ -36,7 +36,13 @@ from scalr_prod.translator.trainer import (
     weights_metadata,
 )
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
+from scalr_prod.translator.training_inputs import (
+    compute_fingerprint,
+    count_events,
+    default_trained_until,
+    table_versions,
+    training_inputs,
+)
 from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 from scalr_prod.workspace import staging_folder
 
@@ -59,10 +65,11 @@ class TrainReport:
         path: Folder of the version.
         sha256: Checksum of the weights' file.
         trained_until: End of the training data, exclusive (ISO 8601, UTC).
-        reused: Whether an existing version with the same inputs was returned.
+        reused: Whether an existing version was returned.
         seconds: Wall-clock time.
         metrics: Metrics of the manifest: user group → component → metric.
         vocabulary: Domain → fields of `VocabularyCoverage`.
+        kept: Why `scalr run` kept the version and trained none; None: it was trained, or its inputs are the same.
     """
 
     version: int
@@ -73,9 +80,10 @@ class TrainReport:
     seconds: float
     metrics: dict[str, Any] = field(repr=False)
     vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+    kept: str | None = None
 
     @classmethod
-    def from_version(cls, version: TranslatorVersion, *, reused: bool, seconds: float = 0.0) -> Self:
+    def from_version(cls, version: TranslatorVersion, *, reused: bool, seconds: float = 0.0, kept: str | None = None) -> Self:
         """Report on a version."""
         return cls(
             version=version.version,
@@ -86,6 +94,7 @@ class TrainReport:
             seconds=seconds,
             metrics=version.manifest["metrics"],
             vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
+            kept=kept,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -177,6 +186,7 @@ def _train(
         "calibration_curve": [bin_.to_json() for bin_ in calibrated.metrics["cold"]["mixture"].calibration_curve],
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
+        "events": count_events(settings, until, data_versions),
         # Rounding depends on the device.
         **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
         **({"carried": {name: source.to_metadata() for name, source in sources.items()}} if sources else {}),

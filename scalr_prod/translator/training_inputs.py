@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.calendar import add_days
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.schemas import Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.translator.data.event_log import data_end, event_type_weights
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["compute_fingerprint", "default_trained_until", "table_versions", "training_inputs"]
+__all__ = ["EVENT_TABLES", "compute_fingerprint", "count_events", "default_trained_until", "table_versions", "training_inputs"]
+
+EVENT_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
 
 #: Version of the recipe. Raise it whenever the same data and settings give other tensors, or other metrics that the quality gate reads.
 RECIPE_VERSION: Final = 15
@@ -44,6 +46,27 @@ def table_versions(settings: Settings) -> dict[str, int]:
     tables = [Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY]
     tables += [Table.TARGET_ITEMS] if lake.exists(Table.TARGET_ITEMS) else []
     return {table.value: lake.version(table) for table in tables}
+
+
+def count_events(settings: Settings, until: datetime, versions: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return the id of each events table, and the number of its events that had happened and were known by a time.
+
+    Args:
+        settings: The project's settings.
+        until: Nothing from this instant on is counted.
+        versions: See `table_versions`.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    lake = Lake.open(settings)
+    limit = pa.scalar(until, pa.timestamp("us", tz="UTC"))
+    known = (ds.field(EVENT_TIMESTAMP) < limit) & (ds.field(CREATED_TIMESTAMP) <= limit)
+    opened = {table.value: lake.open_table(table, version=versions[table.value]) for table in EVENT_TABLES}
+    return {
+        name: {"id": str(table.metadata().id), "rows": table.to_pyarrow_dataset().count_rows(filter=known)}
+        for name, table in opened.items()
+    }
 
 
 def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:

@@ -64,6 +64,13 @@ class TranslatorSettings(SettingsSection):
     pretraining_events: int = Field(
         default=250_000, ge=1, description="maximum number of source events to pretrain the sequential and topic estimators on"
     )
+    retrain_every: float = Field(
+        default=7.0,
+        ge=0,
+        le=36_500,
+        description="days, in the events' time: while events are only added, scalr run keeps a translator for this long, or until "
+        "a log has grown by a tenth. 0: new events always train another",
+    )
     pin: bool = Field(
         default=False,
         description="scalr run keeps the latest trained version, even if events, settings or this package's recipe have changed; "
@@ -85,7 +92,7 @@ class TranslatorSettings(SettingsSection):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that decide a version, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"threads", "pin"})
+        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin"})
 
 
 class GenerationSettings(SettingsSection):

@@ -151,7 +151,7 @@ def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_followed(two_do
     made_of = [
         told,
         settings.histories.model_dump(mode="json"),
-        settings.translator.model_dump(mode="json", exclude={"threads", "pretraining_events", "pin"}),
+        settings.translator.model_dump(mode="json", exclude={"threads", "pretraining_events", "retrain_every", "pin"}),
         settings.generation.model_dump(mode="json", include={"contexts", "exclude_consumed"}),
     ]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

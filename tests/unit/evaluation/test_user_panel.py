@@ -70,7 +70,7 @@ def test_hits_add_up_to_each_cases_mean_over_seeds(panel):
 
 def test_the_report_is_json_that_any_reader_takes():
     report = EvaluationReport(
-        cutoffs=["2024-01-01T00:00:00+00:00"], cold_fraction=0.0, users={"all": 1}, arms=[{"lift_pct": float("nan")}],
+        cutoffs=["2024-01-01T00:00:00+00:00"], cold_fraction=0.0, users={"all": 1}, translator="", arms=[{"lift_pct": float("nan")}],
         verdict={}, signal=None,
         choices={"als": {"options": {"half_life": float("inf")}, "weights": (0.1, 0.0)}}, budget={}, runs=[], path="", policy=None,
         complete=True, seconds=1.0,

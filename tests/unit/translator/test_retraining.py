@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run would train a translator, and why. The version here is a manifest: nothing is trained."""
+"""Whether a run would train a translator, and why. The version here is a manifest without counts, which `retrain_every` does not keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scalr_prod import Project, pipeline
 from scalr_prod.ledger import Ledger
 from scalr_prod.pipeline import PipelineContext, stage_states, steps
 from scalr_prod.training_set import build
-from scalr_prod.translator import find_pinned_version, retraining_reason
+from scalr_prod.translator import find_kept_version, retraining_reason
 from scalr_prod.translator import training_inputs as training_inputs_module
 from scalr_prod.translator.training_inputs import compute_fingerprint, default_trained_until, table_versions, training_inputs
 
@@ -134,10 +134,10 @@ def test_a_pinned_version_is_kept_by_a_whole_run_alone(ingested, version, monkey
     context = PipelineContext(pinned)
     steps.translator(context)
     assert (context.version, trained) == (2, [1]), "scalr translator train"
-    assert find_pinned_version(ingested) is None
+    assert find_kept_version(ingested) is None
     until = default_trained_until(ingested)
     version(trained_until=(until + timedelta(days=1)).isoformat())
-    assert find_pinned_version(pinned) is None, "it has learned from what the run may not know"
+    assert find_kept_version(pinned) is None, "it has learned from what the run may not know"
 
 
 def test_the_pin_is_no_part_of_a_versions_inputs(ingested):
