@@ -1,38 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a training set to other tools: RecBole's atomic files, or CSV."""
+"""Export of a training set to other tools: CSV, or RecBole's atomic files.
+
+A reader that multiplies its loss by a weight gets the weights as a column. For any other reader, rows are sampled by weight: a row of
+weight w is written floor(w) times, and once more with probability w - floor(w). The expected number of its copies is w, so the expected
+sum of a loss over the file is its weighted sum over the training set.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+import numpy as np
+
+from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
+    from numpy.typing import NDArray
     from pyarrow.dataset import Dataset
 
 
-__all__ = ["DatasetFormat", "ExportReport", "export_training_set"]
+__all__ = [
+    "DatasetFormat",
+    "EpochDraw",
+    "ExportReport",
+    "SampleReport",
+    "WeightsMode",
+    "draw_copies",
+    "export_training_set",
+]
 
 DatasetFormat = Literal["csv", "recbole"]
+WeightsMode = Literal["column", "sample"]
+#: RecBole's losses do not read a weight.
+_DEFAULT_MODE: Final[dict[DatasetFormat, WeightsMode]] = {"csv": "column", "recbole": "sample"}
 #: Columns with their RecBole types. Times are seconds since 1970 (UTC).
-_COLUMNS: Final = {
+_TYPES: Final = {
     "user_id": "token",
     "item_id": "token",
     "timestamp": "float",
     "label": "float",
     "weight": "float",
     "is_synthetic": "float",
+    "epoch": "float",
 }
+_READ: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic")
 #: Characters that an atomic file cannot hold: separators and quotes.
 _BREAKS: Final = '[\t\r\n"]'
+#: Rows written at a time: a batch of rows with large weights is written in several steps.
+_ROWS_AT_ONCE: Final = 131_072
+
+
+@dataclass(frozen=True)
+class EpochDraw(Jsonable):
+    """One draw of all rows.
+
+    Attributes:
+        epoch: Its number, from 1.
+        rows: Rows written.
+        synthetic: Of these, synthetic rows.
+        left_out: Rows of the training set without a copy.
+        left_out_synthetic: Of these, synthetic rows.
+    """
+
+    epoch: int
+    rows: int
+    synthetic: int
+    left_out: int
+    left_out_synthetic: int
+
+
+@dataclass(frozen=True)
+class SampleReport(Jsonable):
+    """How rows were sampled by weight.
+
+    Attributes:
+        seed: Seed of the draws.
+        expected_rows: Expected rows of a draw: the total weight of the training set.
+        expected_synthetic: Of these, synthetic rows: their total weight.
+        draws: One for each epoch.
+    """
+
+    seed: int
+    expected_rows: float
+    expected_synthetic: float
+    draws: tuple[EpochDraw, ...]
 
 
 @dataclass(frozen=True)
@@ -43,8 +105,10 @@ class ExportReport(Jsonable):
         path: The file (csv), or the folder of the data set (recbole).
         format: ``csv`` or ``recbole``.
         version: Version of the training set.
-        rows: Number of rows.
-        synthetic: Number of synthetic rows.
+        rows: Number of rows written.
+        synthetic: Number of synthetic rows written.
+        weights: ``column``: the reader must multiply its loss by ``weight``; ``sample``: weights are in the number of rows.
+        sample: The draws; None for ``column``.
     """
 
     path: str
@@ -52,20 +116,44 @@ class ExportReport(Jsonable):
     version: int
     rows: int
     synthetic: int
+    weights: WeightsMode
+    sample: SampleReport | None = None
 
 
-def export_training_set(dataset: Dataset, version: int, target: Path, file_format: DatasetFormat) -> ExportReport:
-    """Export every row in order: user, item, time, label, weight, and whether it is synthetic. Memory holds one batch.
+def export_training_set(
+    dataset: Dataset,
+    version: int,
+    target: Path,
+    file_format: DatasetFormat,
+    *,
+    has_negatives: bool = False,
+    weights: WeightsMode | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+) -> ExportReport:
+    """Export a training set, in order of time. Memory holds one batch.
 
     Args:
-        dataset: Rows of a training set.
+        dataset: Rows of a training set, in order.
         version: Its version.
-        target: ``csv``: the file; ``recbole``: the data set's folder; the file in it has the same name.
-        file_format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter``).
+        target: ``csv``: the file; ``recbole``: the data set's folder; the files in it have the same name.
+        file_format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``).
+        has_negatives: Whether there are rows of label 0.
+        weights: ``column``: every row once, with its weight; ``sample``: rows sampled by weight. Default: ``sample`` for ``recbole``.
+        epochs: Independent draws, written one after the other; more than 1 adds a column ``epoch``.
+        seed: Seed of the draws. A draw depends on the version, the seed and its epoch alone.
 
     Raises:
-        TrainingSetError: The target exists, or an atomic file cannot hold an id; nothing is written.
+        TrainingSetError: The target exists, an atomic file cannot hold an id, or several epochs are requested without sampling; nothing is
+            written.
     """
+    weights = weights or _DEFAULT_MODE[file_format]
+    if epochs < 1 or (epochs > 1 and weights == "column"):
+        raise TrainingSetError(
+            f"{epochs} epochs of rows that are not sampled" if epochs > 1 else f"{epochs} epochs",
+            where="epochs",
+            next_step='set weights to "sample", or export one epoch' if epochs > 1 else "choose 1 or more",
+        )
     if target.exists():
         raise _taken(target)
     unfinished = target.with_name(
@@ -75,9 +163,21 @@ def export_training_set(dataset: Dataset, version: int, target: Path, file_forma
     try:
         if file_format == "recbole":
             unfinished.mkdir(exist_ok=True)
-            rows, synthetic = _write(dataset, unfinished / f"{target.name}.inter", tabs=True)
+            file = unfinished / f"{target.name}.inter"
         else:
-            rows, synthetic = _write(dataset, unfinished, tabs=False)
+            file = unfinished
+        columns = _columns(file_format, weights, has_negatives=has_negatives) + (["epoch"] if epochs > 1 else [])
+        writer = _Writer(file, columns, tabs=file_format == "recbole")
+        sample = None
+        if weights == "sample":
+            sample = _write_sample(dataset, writer, epochs, seed)
+        else:
+            writer.write(dataset.to_batches(columns=list(_READ)))
+        report = ExportReport(str(target), file_format, version, writer.rows, writer.synthetic, weights, sample)
+        if file_format == "recbole":
+            settings = _recbole_settings(target, report, has_negatives=has_negatives)
+            (unfinished / f"{target.name}.yaml").write_text(settings, encoding="utf-8")
+            write_json(unfinished / "export.json", report.to_json())
         if target.exists():
             raise _taken(target)
         unfinished.rename(target)
@@ -86,39 +186,140 @@ def export_training_set(dataset: Dataset, version: int, target: Path, file_forma
             shutil.rmtree(unfinished)
         else:
             unfinished.unlink(missing_ok=True)
-    return ExportReport(str(target), file_format, version, rows, synthetic)
+    return report
 
 
-def _write(dataset: Dataset, path: Path, *, tabs: bool) -> tuple[int, int]:
-    """Write the file; return its number of rows, and of synthetic rows."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv
+def draw_copies(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the number of copies of each row, [N]: floor(w), and one more with probability w - floor(w), independently.
 
-    options = csv.WriteOptions(
-        include_header=False, delimiter="\t" if tabs else ",", quoting_style="none" if tabs else "needed"
-    )
-    names = [f"{name}:{kind}" if tabs else name for name, kind in _COLUMNS.items()]
-    rows = synthetic = 0
-    with path.open("wb") as file:
-        file.write((("\t" if tabs else ",").join(names) + "\n").encode())
-        columns = [USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic"]
-        for batch in dataset.to_batches(columns=columns):
-            if tabs:
-                _refuse_breaks(batch, path)
-            micros = batch.column(EVENT_TIMESTAMP).cast(pa.int64())
-            marked = batch.column("is_synthetic")
-            values = [
-                batch.column(USER_ID).cast(pa.string()),
-                batch.column(ITEM_ID).cast(pa.string()),
-                pc.divide(micros.cast(pa.float64(), safe=False), 1e6),
-                batch.column("label").cast(pa.float32()),
-                batch.column("weight"),
-                marked.cast(pa.int8()),
-            ]
-            csv.write_csv(pa.RecordBatch.from_arrays(values, names=list(_COLUMNS)), file, options)
-            rows, synthetic = rows + batch.num_rows, synthetic + (pc.sum(marked).as_py() or 0)
-    return rows, synthetic
+    Args:
+        weights: w, at least 0, [N].
+        rng: Gives one number for each row, so that a stream of rows gets the same copies in batches of any size.
+    """
+    whole = np.floor(weights)
+    return (whole + (rng.random(len(weights)) < weights - whole)).astype(np.int64)
+
+
+def _columns(file_format: DatasetFormat, weights: WeightsMode, *, has_negatives: bool) -> list[str]:
+    """List the columns of the file."""
+    keys = ["user_id", "item_id", "timestamp"]
+    if weights == "column":
+        return [*keys, "label", "weight", "is_synthetic"]
+    if file_format == "csv":
+        return [*keys, "label", "is_synthetic"]
+    return [*keys, "label"] if has_negatives else keys  # some of RecBole's models take every other column as a feature
+
+
+class _Writer:
+    """A CSV or atomic file.
+
+    Attributes:
+        columns: Names of its columns.
+        rows: Number of rows written.
+        synthetic: Of these, synthetic rows.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, tabs: bool) -> None:
+        self.columns, self.rows, self.synthetic = list(columns), 0, 0
+        self._path, self._tabs = path, tabs
+        names = [f"{name}:{_TYPES[name]}" if tabs else name for name in columns]
+        path.write_bytes((("\t" if tabs else ",").join(names) + "\n").encode())
+
+    def write(self, batches: Iterator[pa.RecordBatch], epoch: int = 1) -> None:
+        """Append batches with the columns of a training set."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow import csv
+
+        options = csv.WriteOptions(
+            include_header=False,
+            delimiter="\t" if self._tabs else ",",
+            quoting_style="none" if self._tabs else "needed",
+        )
+        with self._path.open("ab") as file:
+            for batch in batches:
+                if self._tabs:
+                    _refuse_breaks(batch, self._path)
+                micros = batch.column(EVENT_TIMESTAMP).cast(pa.int64())
+                marked = batch.column("is_synthetic")
+                values = {
+                    "user_id": batch.column(USER_ID).cast(pa.string()),
+                    "item_id": batch.column(ITEM_ID).cast(pa.string()),
+                    "timestamp": pc.divide(micros.cast(pa.float64(), safe=False), 1e6),
+                    "label": batch.column("label").cast(pa.float32()),
+                    "weight": batch.column("weight"),
+                    "is_synthetic": marked.cast(pa.int8()),
+                    "epoch": pa.repeat(epoch, batch.num_rows),
+                }
+                chosen = [values[name] for name in self.columns]
+                csv.write_csv(pa.RecordBatch.from_arrays(chosen, names=self.columns), file, options)
+                self.rows += batch.num_rows
+                self.synthetic += pc.sum(marked).as_py() or 0
+
+
+class _Draw:
+    """One draw of all rows, in batches.
+
+    Attributes:
+        weight: Total weight of the rows read so far.
+        synthetic_weight: Of this, the synthetic rows' weight.
+    """
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self.weight = self.synthetic_weight = 0.0
+        self._epoch, self._rng = epoch, np.random.default_rng([seed, epoch])
+        self._rows = self._synthetic = self._left_out = self._left_out_synthetic = 0
+
+    @property
+    def report(self) -> EpochDraw:
+        """Its counts."""
+        return EpochDraw(self._epoch, self._rows, self._synthetic, self._left_out, self._left_out_synthetic)
+
+    def sample(self, dataset: Dataset) -> Iterator[pa.RecordBatch]:
+        """Yield each row as many times as it is drawn."""
+        for batch in dataset.to_batches(columns=list(_READ)):
+            weights = batch.column("weight").to_numpy().astype(np.float64)
+            synthetic = batch.column("is_synthetic").to_numpy(zero_copy_only=False)
+            copies = draw_copies(weights, self._rng)
+            total = int(copies.sum())
+            self.weight += float(weights.sum())
+            self.synthetic_weight += float(weights[synthetic].sum())
+            self._rows += total
+            self._synthetic += int(copies[synthetic].sum())
+            self._left_out += int((copies == 0).sum())
+            self._left_out_synthetic += int((copies[synthetic] == 0).sum())
+            ends = np.cumsum(copies)
+            for start in range(0, total, _ROWS_AT_ONCE):
+                yield batch.take(np.searchsorted(ends, np.arange(start, min(start + _ROWS_AT_ONCE, total)), side="right"))
+
+
+def _write_sample(dataset: Dataset, writer: _Writer, epochs: int, seed: int) -> SampleReport:
+    """Write one draw after the other."""
+    draws = [_Draw(seed, epoch) for epoch in range(1, epochs + 1)]
+    for epoch, draw in enumerate(draws, start=1):
+        writer.write(draw.sample(dataset), epoch)
+    return SampleReport(seed, draws[0].weight, draws[0].synthetic_weight, tuple(draw.report for draw in draws))
+
+
+def _recbole_settings(target: Path, report: ExportReport, *, has_negatives: bool) -> str:
+    """Return the RecBole settings that read the exported files."""
+    loaded = [*_TYPES][:3] + (["label"] if has_negatives else []) + (["weight"] if report.weights == "column" else [])
+    mode = "labeled" if has_negatives else "full"
+    lines = [
+        "# Rows are sampled by weight, so a row may be there several times."
+        if report.sample is not None
+        else "# RecBole's losses do not read the column weight: to them, a synthetic row is a whole event.",
+        f"data_path: {json.dumps(str(target.parent.resolve()))} # the folder that holds the folder {target.name}",
+        f"load_col: {{inter: [{', '.join(loaded)}]}}",
+        "rm_dup_inter: ~",
+        "# All rows are for training: no synthetic row may be in validation or test.",
+        f"eval_args: {{split: {{RS: [1, 0, 0]}}, group_by: none, order: RO, mode: {mode}}}",
+    ]
+    if has_negatives:
+        lines += ["# The rows of label 0 are the negatives.", "train_neg_sample_args: ~"]
+    if report.sample is not None and len(report.sample.draws) > 1:
+        lines.append(f"# The file holds {len(report.sample.draws)} draws: one pass over it is as many epochs.")
+    return "\n".join(lines) + "\n"
 
 
 def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from scipy import sparse
 
-    from scalr_prod.training_set.export import DatasetFormat, ExportReport
+    from scalr_prod.training_set.export import DatasetFormat, ExportReport, WeightsMode
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
 __all__ = ["TrainingSet"]
@@ -88,13 +89,16 @@ class TrainingSet:
     def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Every row, in order; all columns, or some.
 
+        A read that leaves out ``weight`` warns if a model could be trained on it: users and items, or labels and features, of real and
+        synthetic rows. A read with ``is_synthetic`` does not warn.
+
         Args:
             columns: Their names; default: all.
 
         Returns:
             A row for each label.
         """
-        return self.dataset().to_table(columns=list(columns) if columns is not None else None)
+        return self.dataset().to_table(columns=self._chosen(columns))
 
     def to_pandas(self, columns: Sequence[str] | None = None) -> Any:
         """Every row, in order, as a pandas frame.
@@ -105,7 +109,7 @@ class TrainingSet:
         Returns:
             A ``pandas.DataFrame``.
         """
-        return self.to_arrow(columns).to_pandas()
+        return self.dataset().to_table(columns=self._chosen(columns)).to_pandas()
 
     def to_polars(self, columns: Sequence[str] | None = None) -> Any:
         """Every row, in order, as a Polars frame.
@@ -125,24 +129,50 @@ class TrainingSet:
             raise TrainingSetError(
                 "Polars is not installed", where="to_polars", next_step="pip install 'scalr-prod[polars]'"
             ) from error
-        return pl.read_parquet(self.files, glob=False, columns=list(columns) if columns is not None else None)
+        return pl.read_parquet(self.files, glob=False, columns=self._chosen(columns))
 
-    def export(self, target: str | Path, form: DatasetFormat = "csv") -> ExportReport:
-        """Write user, item, time, label, weight and ``is_synthetic`` of every row as files of other tools.
+    def export(
+        self,
+        target: str | Path,
+        form: DatasetFormat = "csv",
+        *,
+        weights: WeightsMode | None = None,
+        epochs: int = 1,
+        seed: int = 0,
+    ) -> ExportReport:
+        """Write user, item, time and label of the rows as files of other tools.
+
+        A tool that multiplies its loss by a weight gets every row once, with the columns ``weight`` and ``is_synthetic``. For other
+        tools, rows are sampled: a row of weight w is written floor(w) times, and once more with probability w - floor(w). The expected
+        loss over the file is then the weighted loss.
 
         Args:
-            target: ``csv``: the file; ``recbole``: the folder of the data set, ``NAME/NAME.inter`` in RecBole's terms.
+            target: ``csv``: the file; ``recbole``: the folder of the data set, with ``NAME.inter``, RecBole's settings ``NAME.yaml``,
+                and this report as ``export.json``.
             form: ``csv`` or ``recbole``.
+            weights: ``column`` or ``sample``. Default: ``column`` for csv, and ``sample`` for recbole, whose losses read no weight.
+            epochs: Number of independent draws of a sample, written one after the other; more than 1 adds a column ``epoch``.
+            seed: Seed of a sample. The same version, seed and epoch give the same rows.
 
         Returns:
-            Where it was written, and how many rows it has.
+            Where it was written, its rows, and for a sample the expected and the drawn number of rows.
 
         Raises:
-            TrainingSetError: Something is there already, or an id cannot stand in such a file; nothing is written then.
+            TrainingSetError: Something is there already, an id cannot stand in such a file, or epochs are requested without a sample;
+                nothing is written then.
         """
         from scalr_prod.training_set.export import export_training_set
 
-        return export_training_set(self.dataset(), self.version, Path(target), form)
+        return export_training_set(
+            self.dataset(),
+            self.version,
+            Path(target),
+            form,
+            has_negatives=bool(self.manifest.get("negatives")),
+            weights=weights,
+            epochs=epochs,
+            seed=seed,
+        )
 
     def matrix(self, vocabulary: IdVocabulary | None = None) -> sparse.csr_matrix:
         """Summed weights of real and synthetic events: what a model of implicit feedback learns from.
@@ -193,6 +223,23 @@ class TrainingSet:
             >>> items, scores = model.recommend(users, rows.seen(), N=20)  # doctest: +SKIP
         """
         return self._events_matrix(vocabulary, seen=True)
+
+    def _chosen(self, columns: Sequence[str] | None) -> list[str] | None:
+        """Return the columns to read; warn the caller's caller if a model trained on them would not see the weight of synthetic rows."""
+        if columns is None:
+            return None
+        chosen = set(columns)
+        trainable = {USER_ID, ITEM_ID} <= chosen or ("label" in chosen and len(chosen) > 1)
+        synthetic = self.manifest.get("synthetic", 0)
+        if synthetic and trainable and not chosen & {"weight", "is_synthetic"}:
+            warnings.warn(
+                f"this read leaves out the column weight, without which each of the {synthetic} synthetic rows counts as a whole event: "
+                "read weight, too, and multiply the loss of each row by it. For a library that takes no weights, use "
+                'TrainingSet.export(…, weights="sample"). To keep real rows alone, read is_synthetic',
+                UserWarning,
+                stacklevel=3,
+            )
+        return list(columns)
 
     def _events_matrix(self, vocabulary: IdVocabulary | None, *, seen: bool) -> sparse.csr_matrix:
         """Counts of real events (``seen``), or weights of all positive ones, summed by user and item."""

@@ -25,6 +25,13 @@ class ExportFormat(StrEnum):
     RECBOLE = "recbole"
 
 
+class Weights(StrEnum):
+    """How `scalr dataset export` hands over the weights of rows."""
+
+    COLUMN = "column"
+    SAMPLE = "sample"
+
+
 class FeastSourceFormat(StrEnum):
     """The formats of `scalr feast export`."""
 
@@ -45,18 +52,29 @@ def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> Non
 def dataset_export(
     target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
     form: Annotated[ExportFormat, typer.Option("--format", help="csv, or RecBole's atomic files.")] = ExportFormat.CSV,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(
+            help="column: each row once, with its weight, for a tool that multiplies its loss by it; sample: rows sampled by weight, "
+            "for a tool without weights. Default: column for csv, sample for recbole."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Number of independent samples, one after the other.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the samples.")] = 0,
     version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
     """Export a training set's users, items, times, labels and weights for other tools.
 
-    Example: scalr dataset export rows.csv
+    Example: scalr dataset export --weights sample rows.csv
     """
     if form is ExportFormat.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
         raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
     CommandContext(config, as_json, "dataset export").run_with_project(
-        lambda project: project.training_set(version).export(target, form.value)
+        lambda project: project.training_set(version).export(
+            target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed
+        )
     )
 
 
