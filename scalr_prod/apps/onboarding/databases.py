@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.apps.onboarding.column_profiles import LogProfile
+from scalr_prod.apps.onboarding.evidence import is_event_log
+from scalr_prod.apps.onboarding.log_samples import read_table_sample
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, match_columns
-from scalr_prod.errors import ColumnNotFound
+from scalr_prod.errors import ColumnNotFound, InputError
 from scalr_prod.ingest import list_tables
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ def resolve_log(request: LogRequest) -> LogRequest:
     """Resolve a log's location: make its path absolute or, for a database, its URL, and add the query that reads it.
 
     SQLite files are recognised by their suffix. The default query reads the only table or view whose column names match a user, an
-    item and a time.
+    item and a time; if there is none, the only one whose values do.
 
     Raises:
         UnreadableInput: The database cannot be read.
@@ -44,12 +47,14 @@ def resolve_log(request: LogRequest) -> LogRequest:
     location = _from_here(location)
     if request.query is not None:
         return replace(request, location=location)
-    table = _table(request, list_tables(location))
+    table = _table(replace(request, location=location), list_tables(location))
     return replace(request, location=location, query=f"SELECT * FROM {table}", table=table)
 
 
 def _table(asked: LogRequest, tables: dict[str, list[str]]) -> str:
     fitting = [name for name, columns in tables.items() if _is_log(columns, asked)]
+    if not fitting and len(tables) <= _LISTED:
+        fitting = [name for name, columns in tables.items() if _has_log_values(name, columns, asked)]
     if len(fitting) == 1:
         return fitting[0]
     listed = "; ".join(f"{name} ({', '.join(columns[:_LISTED])})" for name, columns in list(tables.items())[:_LISTED])
@@ -73,6 +78,16 @@ def _is_log(columns: Sequence[str], asked: LogRequest) -> bool:
             return False
         taken.append(fitting[0])
     return True
+
+
+def _has_log_values(table: str, columns: Sequence[str], asked: LogRequest) -> bool:
+    if len(columns) < len(EVENT_ROLES) or not set(asked.columns.values()) <= set(columns):
+        return False
+    try:
+        sample = read_table_sample(asked.location, table)
+    except InputError:  # an empty table, or a view that cannot be read
+        return False
+    return is_event_log(LogProfile.from_sample(sample, asked.timezone or "UTC"))
 
 
 def _is_database(location: str) -> bool:

@@ -1,25 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guess of a log's columns, time format and zone, checked by parsing a sample as the ingest does."""
+"""Guess of each log's columns, time format and zone, checked by parsing a sample as the ingest does."""
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, match_columns, normalize_name
-from scalr_prod.apps.onboarding.timestamp_formats import guess_timestamp_format
-from scalr_prod.errors import BadValue, ColumnNotFound, EmptyInput, UnreadableInput
-from scalr_prod.ingest import (
-    ColumnSelection,
-    IdParser,
-    TimestampParser,
-    format_suffix,
-    parse_numbers,
-    read_path,
-    read_query,
-    select_column,
-)
+from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
+from scalr_prod.apps.onboarding.evidence import Inference, infer_columns
+from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
+from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
+from scalr_prod.errors import BadValue, ColumnNotFound
+from scalr_prod.ingest import IdParser, TimestampParser, parse_numbers, select_column
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,13 +21,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ingest import Batch, CellOrigin
 
-__all__ = ["ItemGuess", "LogGuess", "LogRequest", "guess_items", "guess_log"]
-
-#: Size of the sample: rows, and files of a folder.
-_ROWS: Final = 10_000
-_FILES: Final = 50
-#: Ambiguous suffixes, and the usual format of such files.
-_LIKELY_FORMAT: Final = {".json": "jsonl", ".txt": "csv", ".dat": "csv", ".log": "csv"}
+__all__ = ["ItemGuess", "LogGuess", "LogRequest", "guess_items", "guess_logs"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +67,9 @@ class LogGuess:
         settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
         time_description: Description of its times.
         notes: Choices between several possibilities.
+        evidence: Column → what its values tell, if names did not tell all roles.
+        by_values: Roles that the values decided.
+        title: The column of the items' names, if the log has one and its names did not tell all roles.
     """
 
     place: str
@@ -89,6 +78,15 @@ class LogGuess:
     settings: Mapping[str, str]
     time_description: str
     notes: Sequence[str] = ()
+    evidence: Mapping[str, str] = field(default_factory=dict)
+    by_values: frozenset[str] = frozenset()
+    title: str | None = None
+
+    def evidence_rows(self) -> list[dict[str, str]]:
+        """Return the evidence as a table: columns with a role first."""
+        roles = {column: role for role, column in self.columns.items()} | ({self.title: "title"} if self.title else {})
+        ordered = [*roles, *(column for column in self.evidence if column not in roles)] if self.evidence else []
+        return [{"column": column, "role": roles.get(column, "-"), "values": self.evidence[column]} for column in ordered]
 
 
 @dataclass(frozen=True)
@@ -99,39 +97,163 @@ class ItemGuess:
     available_columns: Sequence[str]
 
 
-def guess_log(base: Settings, request: LogRequest) -> LogGuess:
-    """Guess how to read a log from its first rows.
+def guess_logs(base: Settings, requests: Sequence[LogRequest], *, decisive: bool) -> dict[str, LogGuess]:
+    """Guess how to read each log from its first rows: by the names of its columns, else by the values of all logs.
 
     Args:
         base: Any settings; relative paths start from their folder.
-        request: The log, and what the user specified.
+        requests: The logs, and what the user specified; the target is last.
+        decisive: Raise where the values leave several possibilities; otherwise the likeliest is taken, and noted.
 
     Raises:
-        InputError: The log does not exist, cannot be read, or has no row.
-        ColumnNotFound: No column fits some roles; names all of them, the existing columns, and the options to name them.
+        InputError: A log does not exist, cannot be read, or has no row.
+        ColumnNotFound: No column fits some roles, or several do; names the roles of all logs, the existing columns, and the options
+            to name them.
         BadValue: No time column can be parsed; says what was found.
     """
-    sample, chosen = _sample(base, request)
-    there = list(dict.fromkeys(sample.rows.schema.names))
-    _check_header(there, request)
-    notes: list[str] = []
-    columns: dict[str, str] = {}
+    drafts: dict[str, _Draft] = {}
+    errors: list[ColumnNotFound] = []
+    for request in requests:
+        try:
+            drafts[request.place] = _by_name(base, request)
+        except ColumnNotFound as error:
+            errors.append(error)
+    incomplete = [draft for draft in drafts.values() if draft.missing]
+    if incomplete and not errors:
+        _by_values(base, drafts)
+        errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
+    else:
+        errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ColumnNotFound(
+            "; ".join(f"{error.where}: {error.found}" for error in errors),
+            where=" and ".join(str(error.where) for error in errors),
+            next_step="; ".join(str(error.next_step) for error in errors),
+        )
+    return {place: draft.guess() for place, draft in drafts.items()}
+
+
+@dataclass
+class _Draft:
+    """A guess in the making.
+
+    Attributes:
+        request: The log.
+        sample: Its first rows.
+        format: The format, if its name does not determine it.
+        columns: Role → column.
+        notes: Role → choice between several possibilities.
+        missing: Role → the error if the values do not tell it either.
+        inference: What the values tell; None: the names told everything.
+    """
+
+    request: LogRequest
+    sample: Batch
+    format: dict[str, str]
+    columns: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, ColumnNotFound] = field(default_factory=dict)
+    inference: Inference | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All columns."""
+        return list(dict.fromkeys(self.sample.rows.schema.names))
+
+    def error(self, *, decisive: bool) -> ColumnNotFound | None:
+        """Return the error for roles without a column, or with several if the guess has to be decisive; None: there are none."""
+        unsure = self.inference.unsure if self.inference is not None and decisive else {}
+        if not self.missing and not unsure:
+            return None
+        found = [error.found for error in self.missing.values()]
+        found += [f"{' and '.join(columns)} may be the {_ROLE_NAMES[role]}" for role, columns in unsure.items()]
+        listed = "; ".join(found) + f"; there are: {', '.join(self.names)}"
+        if self.inference is not None:
+            evidence = list(self.inference.evidence.items())
+            listed += "; their values: " + ", ".join(f"{column} ({text})" for column, text in evidence[:_LISTED])
+        steps = [str(error.next_step) for error in self.missing.values()]
+        steps += [f"name it: {_option(self.request, role)}" for role in unsure]
+        return ColumnNotFound(listed, where=self.request.location, next_step="; ".join(steps))
+
+    def guess(self) -> LogGuess:
+        """Return the guess; every role has its column."""
+        request, place = self.request, self.request.place
+        notes = [f"[{place}] {role}: {note} ({_option(request, role)})" for role, note in self.notes.items()]
+        times, settings = _times(self.sample, self.columns["timestamp"], request, notes)
+        columns = {role: self.columns[role] for role in EVENT_ROLES}
+        settings = {**self.format, **settings}
+        if self.inference is None:
+            return LogGuess(place, columns, self.names, settings, times, tuple(notes))
+        return LogGuess(
+            place,
+            columns,
+            self.names,
+            settings,
+            times,
+            tuple(notes),
+            self.inference.evidence,
+            frozenset(self.inference.columns) - set(request.columns),
+            self.inference.title,
+        )
+
+
+def _by_name(base: Settings, request: LogRequest) -> _Draft:
+    """Find the columns of a log by their names.
+
+    Raises:
+        InputError: As `guess_logs`; also if a column that the user named does not exist.
+    """
+    draft = _Draft(request, *read_sample(base, request))
+    _check_header(draft.names, request)
     # Columns that the user named come first, so that no guess takes them.
-    missing: list[ColumnNotFound] = []
     for role in sorted(EVENT_ROLES, key=lambda role: role not in request.columns):
         try:
-            columns[role] = _column(role, sample, there, request, list(columns.values()), notes)
+            draft.columns[role] = _column(role, draft)
         except ColumnNotFound as error:
-            missing.append(error)
-    if missing:
-        known = _describe_columns(there)
-        found = "; ".join(error.found.removesuffix(known) for error in missing) + known
-        steps = "; ".join(str(error.next_step) for error in missing)
-        raise ColumnNotFound(found, where=request.location, next_step=steps)
-    times, settings = _times(sample, columns["timestamp"], request, notes)
-    return LogGuess(
-        request.place, {role: columns[role] for role in EVENT_ROLES}, there, {**chosen, **settings}, times, tuple(notes)
-    )
+            draft.missing[role] = error
+    wrong = draft.error(decisive=True) if draft.missing.keys() & request.columns.keys() else None
+    if wrong is not None:
+        raise wrong
+    return draft
+
+
+def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
+    """Complete the columns of logs by the values of larger samples of all logs.
+
+    A column that the user named, and a user or time whose name is known, are kept. An ending such as ``_id`` proves nothing here.
+    """
+    named, profiles = {}, {}
+    for place, draft in drafts.items():
+        draft.sample, _ = read_sample(base, draft.request, rows=EVIDENCE_ROWS)
+        profiles[place] = LogProfile.from_sample(draft.sample, draft.request.timezone or "UTC")
+        named[place] = {
+            role: column
+            for role, column in draft.columns.items()
+            if not draft.missing
+            or role in draft.request.columns
+            or (role != "item" and has_known_name(role, column) and column in profiles[place].columns)
+        }
+    found = infer_columns(profiles, named)
+    for place, draft in drafts.items():
+        if not draft.missing:
+            continue
+        inference = draft.inference = found[place]
+        item = draft.columns.get("item")
+        if item is not None and has_known_name("item", item) and item not in inference.columns.values():
+            inference.columns.setdefault("item", item)
+        draft.notes = {role: note for role, note in draft.notes.items() if role in named[place]} | inference.notes
+        draft.notes |= {
+            role: f"{inference.columns[role]} was taken, but is not certain; {' or '.join(others)} would do too"
+            for role, columns in inference.unsure.items()
+            if (others := [column for column in columns if column != inference.columns[role]] or ["another column"])
+        }
+        draft.columns = inference.columns
+        draft.missing = {role: error for role, error in draft.missing.items() if role not in inference.columns}
+        draft.missing |= {
+            role: _not_found(role, draft.request) for role in EVENT_ROLES if role not in {*inference.columns, *draft.missing}
+        }
 
 
 def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
@@ -146,7 +268,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
         InputError: The file does not exist, cannot be read, or has no row.
         ColumnNotFound: No column fits the item.
     """
-    sample, _ = _sample(base, LogRequest("items", location))
+    sample, _ = read_sample(base, LogRequest("items", location))
     there = list(dict.fromkeys(sample.rows.schema.names))
     same = [name for name in there if normalize_name(name) == normalize_name(item)]
     fitting = same or match_columns("item", there)
@@ -166,42 +288,6 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
     return ItemGuess(columns, there)
 
 
-def _sample(base: Settings, asked: LogRequest) -> tuple[Batch, dict[str, str]]:
-    """Read a sample with every column; return it, and the format if the name does not determine it."""
-    option = "--items, --source-items or --target-items" if asked.place == "items" else asked.option
-    everything = ColumnSelection((), f"domains.{asked.place}.columns", all_columns=True, location=option)
-    if asked.query is not None:
-        return _first(read_query(asked.location, asked.query, everything), "the query"), {}
-    location = asked.location
-    try:
-        return _first(read_path(base, location, everything), location), {}
-    except UnreadableInput:
-        likely = _LIKELY_FORMAT.get(format_suffix(location))
-        if likely is None or asked.place == "items":
-            raise
-    return _first(read_path(base, location, everything, format=likely), location), {"format": likely}
-
-
-def _first(batches: Any, origin: str) -> Batch:
-    import pyarrow as pa
-
-    from scalr_prod.ingest import Batch
-
-    found: list[Batch] = []
-    with closing(batches):
-        for batch in batches:
-            # Files of a folder may differ in their types: the sample uses those with the first one's schema.
-            if batch.rows.num_rows and (not found or batch.rows.schema.equals(found[0].rows.schema)):
-                found.append(batch)
-            if len(found) == _FILES or sum(one.rows.num_rows for one in found) >= _ROWS:
-                break
-    if not found:
-        raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
-    rows = pa.Table.from_batches([one.rows for one in found]).combine_chunks().slice(0, _ROWS).to_batches()[0]
-    one_file = len({one.origin for one in found}) == 1
-    return Batch(found[0].origin if one_file else origin, found[0].row, rows, found[0].untyped)
-
-
 def _check_header(there: Sequence[str], asked: LogRequest) -> None:
     """Reject a file whose first line is data."""
     if sum(name.replace(".", "", 1).replace("-", "", 1).isdigit() for name in there) > len(there) // 2:
@@ -212,42 +298,45 @@ def _check_header(there: Sequence[str], asked: LogRequest) -> None:
         )
 
 
-def _column(role: str, sample: Batch, there: list[str], asked: LogRequest, taken: list[str], notes: list[str]) -> str:
-    option = f"--column {asked.place}.{role}=NAME"
-    named = asked.columns.get(role)
+def _column(role: str, draft: _Draft) -> str:
+    request, sample, there = draft.request, draft.sample, draft.names
+    option = _option(request, role)
+    named = request.columns.get(role)
     if named is not None:
         if named not in there:
-            raise ColumnNotFound(
-                f"no column '{named}'{_describe_columns(there)}", where=asked.location, next_step=f"correct {option}"
-            )
+            raise ColumnNotFound(f"no column '{named}'", where=request.location, next_step=f"correct {option}")
         return named
-    fitting = match_columns(role, there, taken)
-    problems = {name: _problem(role, sample, name, asked) for name in fitting}
+    flat = [name for name in there if _is_flat(sample.rows.column(name))]
+    fitting = match_columns(role, flat, list(draft.columns.values()))
+    problems = {name: _problem(role, sample, name, request) for name in fitting}
     usable = [name for name, problem in problems.items() if problem is None]
     if not fitting:
-        raise ColumnNotFound(
-            f"no column looks like the {_ROLE_NAMES[role]}{_describe_columns(there)}",
-            where=asked.location,
-            next_step=f"name it: {option}",
-        )
+        raise _not_found(role, request)
     error = problems[fitting[0]]
     if not usable and error is not None:
-        looked = f" (in the first {_ROWS} rows, which are looked at)" if sample.rows.num_rows == _ROWS else ""
+        looked = f" (in the first {NAMES_ROWS} rows, which are looked at)" if sample.rows.num_rows == NAMES_ROWS else ""
         raise BadValue(
             f"'{fitting[0]}' looks like the {_ROLE_NAMES[role]}, but {error.found}{looked}",
             where=error.where,
             next_step=f"{error.next_step}; or name another column: {option} (there are: {', '.join(there)})",
         )
     if len(usable) > 1:
-        notes.append(f"[{asked.place}] {role}: {usable[0]} was taken; {', '.join(usable[1:])} would do too ({option})")
+        draft.notes[role] = f"{usable[0]} was taken; {', '.join(usable[1:])} would do too"
     return usable[0]
 
 
-def _describe_columns(there: Sequence[str]) -> str:
-    return f"; there are: {', '.join(there)}"
+def _not_found(role: str, request: LogRequest) -> ColumnNotFound:
+    found = f"no column looks like the {_ROLE_NAMES[role]}"
+    return ColumnNotFound(found, where=request.location, next_step=f"name it: {_option(request, role)}")
+
+
+def _option(request: LogRequest, role: str) -> str:
+    return f"--column {request.place}.{role}=NAME"
 
 
 _ROLE_NAMES: Final = {"user": "user's id", "item": "item's id", "timestamp": "time of the event"}
+#: Largest number of columns whose values are described in an error.
+_LISTED: Final = 20
 
 
 def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue | None:
@@ -255,7 +344,7 @@ def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue
     values, place = select_column(sample, name)
     try:
         if role == "timestamp":
-            _read_times(values, place, asked.timezone or "UTC")
+            parse_times(values, place, asked.timezone or "UTC")
         else:
             ids = IdParser()
             ids.parse(values, place, untyped=sample.untyped)
@@ -265,23 +354,10 @@ def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue
     return None
 
 
-def _read_times(values: pa.Array, place: CellOrigin, zone: str) -> tuple[TimestampParser, str | None, list[str]]:
-    """Return the parser of a time column, its format if it needs one, and other formats that would also work."""
-    reader = TimestampParser(zone, "")
-    try:
-        reader.parse(values, place)
-    except BadValue:
-        pattern, others = guess_timestamp_format(values, place, zone)
-        if pattern is None:
-            raise
-        return TimestampParser(zone, "", format=pattern), pattern, others
-    return reader, None, []
-
-
 def _times(sample: Batch, name: str, asked: LogRequest, notes: list[str]) -> tuple[str, dict[str, str]]:
     """Return a description of a log's times, and the settings that they need."""
     values, place = select_column(sample, name)
-    reader, pattern, others = _read_times(values, place, asked.timezone or "UTC")
+    _, reader, pattern, others = parse_times(values, place, asked.timezone or "UTC")
     settings = {}
     if pattern is not None:
         settings["timestamp_format"] = pattern

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.apps.onboarding.databases import resolve_log
-from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, LogRequest, guess_items, guess_log
+from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, LogRequest, guess_items, guess_logs
 from scalr_prod.apps.onboarding.text import DomainSection, render_toml
-from scalr_prod.errors import ColumnNotFound, EmptyInput, SettingsError
+from scalr_prod.errors import EmptyInput, SettingsError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class DomainPlan:
             "times": self.log_guess.time_description,
             **self.log_guess.settings,
             "item_columns": dict(self.item_guess.columns) if self.item_guess else None,
+            "evidence": self.log_guess.evidence_rows(),
             "rows": [dict(row) for row in self.rows],
         }
 
@@ -114,6 +115,7 @@ class InitPlan:
                 "log": one.request.query or one.request.location,
                 "columns": ", ".join(f"{role} = {column}" for role, column in one.log_guess.columns.items()),
                 "times": one.log_guess.time_description,
+                **({"evidence": rows} if (rows := one.log_guess.evidence_rows()) else {}),
                 "first rows": [dict(row) for row in one.rows],
             }
             if one.item_guess is not None:
@@ -158,6 +160,7 @@ def plan_init(
     *,
     items: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
+    decisive: bool = True,
 ) -> InitPlan:
     """Plan a scalr.toml: guess how to read the logs, and read their first rows as the ingest will.
 
@@ -166,6 +169,7 @@ def plan_init(
         requests: Requests for the source or each of several sources, then for the target.
         items: Place → item file.
         names: Place → name of the domain; default: from the file's name.
+        decisive: Raise where the values of the logs leave several possibilities; otherwise the likeliest is taken, and noted.
 
     Raises:
         InputError: A log or item file does not exist, cannot be read, or has no matching column; lists the existing columns, and the
@@ -185,10 +189,14 @@ def plan_init(
     domain_names = _names(absolute, dict(names or {}))
     item_files = {place: _absolute_path(location) for place, location in (items or {}).items()}
     found: dict[str, DomainPlan] = {}
-    guesses = _guess_logs(empty, absolute)
+    guesses = guess_logs(empty, absolute, decisive=decisive)
     for one in absolute:
         log, location = guesses[one.place], item_files.get(one.place)
         described = guess_items(empty, location, log.columns["item"]) if location else None
+        # The log's own names of items; an item file has no query and no format of its own.
+        if location is None and log.title is not None and one.query is None and "format" not in log.settings:
+            location = one.location
+            described = ItemGuess({"item": log.columns["item"], "title": log.title}, log.available_columns)
         found[one.place] = DomainPlan(one, domain_names[one.place], log, described, location)
     text = render_toml([_domain(one, base) for one in found.values()], _one_line(config.name))
     sections = tomllib.loads(text)
@@ -205,29 +213,6 @@ def _section(domains: dict[str, Any], place: str) -> dict[str, Any]:
     for key in place.split("."):
         domains = domains.setdefault(key, {})
     return domains
-
-
-def _guess_logs(base: Settings, requests: Sequence[LogRequest]) -> dict[str, LogGuess]:
-    """Guess how to read each log; name what is missing in all of them at once.
-
-    Raises:
-        InputError: As `guess_log`.
-    """
-    found, missing = {}, []
-    for one in requests:
-        try:
-            found[one.place] = guess_log(base, one)
-        except ColumnNotFound as error:
-            missing.append(error)
-    if len(missing) == 1:
-        raise missing[0]
-    if missing:
-        raise ColumnNotFound(
-            "; ".join(f"{error.where}: {error.found}" for error in missing),
-            where=" and ".join(str(error.where) for error in missing),
-            next_step="; ".join(str(error.next_step) for error in missing),
-        )
-    return found
 
 
 def _settings(sections: dict[str, Any], base: Path, *, option: str) -> Settings:
@@ -304,6 +289,11 @@ def _domain(one: DomainPlan, base: Path) -> DomainSection:
     others = [column for column in log.available_columns if column not in log.columns.values()]
     comments = [f"{'Where events are wanted' if asked.place == 'target' else 'What users did where there are many events'}."]
     comments.append(f"Times: {log.time_description}.")
+    comments += [
+        f"{role} = {log.columns[role]}, by its values: {log.evidence[log.columns[role]]}."
+        for role in log.columns
+        if role in log.by_values
+    ]
     comments += [note.split("] ", 1)[1] for note in log.notes]
     if others:
         comments.append(

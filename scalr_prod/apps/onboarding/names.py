@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EVENT_ROLES", "ITEM_ROLES", "match_columns", "normalize_name"]
+__all__ = ["EVENT_ROLES", "ITEM_ROLES", "has_known_name", "match_columns", "normalize_name"]
 
 #: Required roles of an event's columns.
 EVENT_ROLES: Final = ("user", "item", "timestamp")
@@ -88,6 +88,12 @@ def match_columns(role: str, columns: Sequence[str], taken: Sequence[str] = ()) 
         if _without_unit(column).endswith(endings) and not others & {normalize_name(column), _as_id(column)}
     ]
     return left if len(left) == 1 else []
+
+
+def has_known_name(role: str, column: str) -> bool:
+    """Return whether a column's name is in the list of a role."""
+    spelled = _without_unit if role == "timestamp" else _as_id
+    return normalize_name(column) in _NAMES[role] or spelled(column) in _NAMES[role]
 
 
 def _without_unit(name: str) -> str:

@@ -80,7 +80,7 @@ def confirm_interactively(
         found: InitPlan | InputError | SettingsError
         try:
             requests = apply_corrections(requests, [answer] if answer else [])
-            found = plan_init(config, requests, items=items, names=names)
+            found = plan_init(config, requests, items=items, names=names, decisive=False)
         except (InputError, SettingsError) as error:
             found = error
         show(found)
