@@ -24,8 +24,8 @@ __all__ = ["PARTITION_ROWS", "iter_partition_tables", "iter_sorted", "quantile_b
 PARTITION_ROWS: Final = 500_000
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
-#: Most folders that a pass splits rows into; DuckDB keeps up to 100 files open, and starts new ones if there are more.
-_FAN_OUT: Final = 64
+#: Most folders that a pass splits rows into: DuckDB keeps up to 100 files open, and with more folders it closes files and starts new ones.
+_FAN_OUT: Final = 100
 _BATCH: Final = 65_536
 _NUMBER: Final = "partition_number"
 
