@@ -29,6 +29,7 @@ __all__ = [
     "file_names",
     "file_time_bounds",
     "files_dataset",
+    "files_in_key_range",
     "files_in_time_range",
     "first_missing_file",
     "local_paths",
@@ -125,6 +126,25 @@ def files_in_time_range(table: DeltaTable, column: str, low: int, high: int) -> 
     """Return the names of the files that may hold a time in ``[low, high]`` (µs), by the log's statistics."""
     bounds = file_time_bounds(table, column)
     return frozenset(name for name, (first, last) in bounds.items() if first <= high and last >= low)
+
+
+def files_in_key_range(table: DeltaTable, column: str, low: int | str, high: int | str) -> frozenset[str]:
+    """Return the names of the files that may hold a key in ``[low, high]``, by the log's statistics."""
+    actions = _actions(table)
+    names = actions.column("path").to_pylist()
+    kinds = [f"{which}.{column}" for which in ("min", "max")]
+    if not set(kinds) <= set(actions.schema.names):
+        return frozenset(names)
+    bounds = zip(*(actions.column(kind).to_pylist() for kind in kinds), strict=True)
+    return frozenset(name for name, (first, last) in zip(names, bounds, strict=True) if _overlaps(first, last, low, high))
+
+
+def _overlaps(first: Any, last: Any, low: int | str, high: int | str) -> bool:
+    """Return whether a file's keys may lie in a range; True for statistics that are missing or of another type."""
+    if isinstance(low, str):
+        # The statistics of long texts may be cut off, so the greatest key may continue after `last`.
+        return not (isinstance(first, str) and isinstance(last, str)) or (first <= str(high) and last >= low[: len(last)])
+    return not (isinstance(first, int) and isinstance(last, int)) or (first <= int(high) and last >= low)
 
 
 def files_dataset(table: DeltaTable, names: frozenset[str] | None = None) -> ds.Dataset:

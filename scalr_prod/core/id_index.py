@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from scalr_prod.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["index_in", "sorted_unique"]
+__all__ = ["IdIndex", "index_in", "sorted_unique"]
 
-#: Largest number of ids that `index_in` can number.
+#: Largest number of ids that `index_in` and `IdIndex` can number.
 _MAX_IDS: Final = 2**31 - 1
 
 
@@ -48,6 +49,8 @@ def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
 def index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
     """Return each id's position among the known ones: int32 [N], -1 for unknown ids.
 
+    Each call builds a hash table of all known ids. For many calls, use `IdIndex`.
+
     Args:
         ids: [N], an Arrow array (chunked or not) or a sequence; cast to the type of ``known``.
         known: Distinct ids.
@@ -59,3 +62,70 @@ def index_in(ids: Any, known: pa.Array) -> NDArray[np.int32]:
     values = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, type=known.type)
     indices = pc.fill_null(pc.index_in(values.cast(known.type), known), -1)
     return indices.to_numpy(zero_copy_only=False).astype("int32", copy=False)  # type: ignore[no-any-return]  # pyarrow is untyped
+
+
+class IdIndex:
+    """Look up the positions of ids among known ones, any number of times.
+
+    Holds 12 bytes per known id, besides the ids: its hash and its position, in the order of the hashes.
+
+    Args:
+        known: Distinct ids; nulls are never found.
+    """
+
+    def __init__(self, known: pa.Array) -> None:
+        places = np.flatnonzero(known.is_valid().to_numpy(zero_copy_only=False))
+        hashes = _hash(known.drop_null())
+        order = np.argsort(hashes)
+        self._known, self._hashes, self._order = known, hashes[order], places[order].astype(np.int32)
+        is_shared = np.zeros(len(hashes), bool)
+        is_shared[1:] = self._hashes[1:] == self._hashes[:-1]
+        is_shared[:-1] |= is_shared[1:]
+        # Positions of the ids whose hash another one has, too.
+        self._colliding = self._order[is_shared]
+
+    def positions(self, ids: Any) -> NDArray[np.int32]:
+        """Return each id's position: int32 [N], -1 for unknown ids and nulls.
+
+        Args:
+            ids: [N], an Arrow array (chunked or not) or a sequence; cast to the type of the known ids.
+        """
+        import pyarrow as pa
+
+        values = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, type=self._known.type)
+        encoded = values.cast(self._known.type).dictionary_encode()
+        flat = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        # The last element stands for nulls.
+        found = np.append(self._find(flat.dictionary), np.int32(-1))
+        return found[flat.indices.fill_null(len(found) - 1).to_numpy()]  # type: ignore[no-any-return]  # pyarrow is untyped
+
+    def _find(self, ids: pa.Array) -> NDArray[np.int32]:
+        """Return the positions of distinct ids without nulls: int32 [N]."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not len(self._hashes):
+            return np.full(len(ids), -1, np.int32)
+        hashes = _hash(ids)
+        # A search in the order of the hashes passes over memory once.
+        order = np.argsort(hashes)
+        places = np.empty(len(ids), np.int64)
+        places[order] = np.searchsorted(self._hashes, hashes[order])
+        positions = self._order[np.minimum(places, len(self._hashes) - 1)]
+        is_equal = pc.fill_null(pc.equal(self._known.take(pa.array(positions)), ids), fill_value=False)
+        positions[~is_equal.to_numpy(zero_copy_only=False)] = -1
+        if len(self._colliding):
+            missing = np.flatnonzero(positions < 0)
+            found = index_in(ids.take(pa.array(missing)), self._known.take(pa.array(self._colliding)))
+            positions[missing[found >= 0]] = self._colliding[found[found >= 0]]
+        return positions
+
+
+def _hash(ids: pa.Array) -> NDArray[np.uint64]:
+    """Return a 64-bit hash of each id: uint64 [N]."""
+    import duckdb
+    import pyarrow as pa
+
+    with duckdb.connect(config={"threads": 1}) as connection:
+        connection.register("ids", pa.table({"id": ids}))
+        return connection.sql("SELECT hash(id) AS hash FROM ids").fetchnumpy()["hash"]  # type: ignore[no-any-return]

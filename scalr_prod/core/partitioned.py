@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""External sort: DuckDB writes rows to range partitions on disk, then sorts one partition at a time."""
+"""External sort: DuckDB writes rows to range partitions on disk, then sorts one partition at a time.
+
+A pass over the rows splits them into at most `_FAN_OUT` folders; more partitions take more passes. In a single pass, the time to find the
+partition of a row and the number of row groups would grow with the number of partitions: quadratic in the number of rows.
+"""
 
 from __future__ import annotations
 
 import glob
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -19,8 +24,8 @@ __all__ = ["PARTITION_ROWS", "iter_partition_tables", "iter_sorted", "quantile_b
 PARTITION_ROWS: Final = 500_000
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
-#: Most partitions: DuckDB writes a folder for each.
-_MOST_PARTITIONS: Final = 50_000
+#: Most folders that a pass splits rows into: DuckDB keeps up to 100 files open, and with more folders it closes files and starts new ones.
+_FAN_OUT: Final = 100
 _BATCH: Final = 65_536
 _NUMBER: Final = "partition_number"
 
@@ -36,7 +41,7 @@ def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
     """
     import pyarrow as pa
 
-    partitions = min(-(-rows // PARTITION_ROWS), _MOST_PARTITIONS)
+    partitions = -(-rows // PARTITION_ROWS)
     if partitions < 2:  # noqa: PLR2004 - one partition needs no bounds
         return []
     percent = min(100 * partitions * _SAMPLED / rows, 100)
@@ -74,13 +79,9 @@ def iter_partition_tables(
         return _single_table(db, name)
     columns = {row[0]: row[1] for row in db.execute(f"DESCRIBE SELECT * FROM ({query})", parameters).fetchall()}
     value = f"epoch_us({key})" if columns[key].startswith("TIMESTAMP") else key
-    path = str(folder).replace("'", "''")
-    db.execute(
-        f"COPY (SELECT *, {_partition_sql(value, bounds)} AS {_NUMBER} FROM ({query})) TO '{path}' "
-        f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({_NUMBER}))",
-        parameters,
-    )
-    return _load_partitions(db, columns, folder, len(bounds) + 1, name)
+    spill = _Spill(db, columns, value, name)
+    spill.write(query, bounds, folder, parameters)
+    return spill.iter_tables(bounds, folder)
 
 
 def iter_sorted(
@@ -129,19 +130,62 @@ def _single_table(db: Any, name: str) -> Iterator[str]:
     db.execute(f"DROP TABLE {name}")
 
 
-def _load_partitions(db: Any, columns: Mapping[str, str], folder: Path, partitions: int, name: str) -> Iterator[str]:
-    """Load one partition after the other as a table; its files are removed once they are loaded."""
-    schema = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
-    for number in range(partitions):
-        db.execute(f"CREATE OR REPLACE TEMP TABLE {name} ({schema})")
-        partition = folder / f"{_NUMBER}={number}"
-        if partition.exists():  # else it has no rows
-            files = f"{glob.escape(str(partition))}/*.parquet".replace("'", "''")
-            db.execute(f"INSERT INTO {name} FROM read_parquet('{files}', hive_partitioning = false)")
-            shutil.rmtree(partition)
-        yield name
-    db.execute(f"DROP TABLE {name}")
-    shutil.rmtree(folder)
+@dataclass(frozen=True)
+class _Spill:
+    """Rows in range partitions on disk. A folder has at most `_FAN_OUT` subfolders, each of one or more consecutive partitions.
+
+    Attributes:
+        db: DuckDB connection.
+        columns: Name → DuckDB type of each column.
+        value: SQL expression that is compared with the bounds.
+        name: Name of the table that partitions are loaded into.
+    """
+
+    db: Any
+    columns: Mapping[str, str]
+    value: str
+    name: str
+
+    def write(self, query: str, bounds: Sequence[Any], folder: Path, parameters: Mapping[str, Any] | None = None) -> None:
+        """Write a query's rows to the subfolders of a new folder."""
+        size = _partitions_per_subfolder(bounds)
+        path = str(folder).replace("'", "''")
+        self.db.execute(
+            f"COPY (SELECT *, {_partition_sql(self.value, bounds[size - 1 :: size])} AS {_NUMBER} FROM ({query})) TO '{path}' "
+            f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({_NUMBER}))",
+            parameters,
+        )
+
+    def iter_tables(self, bounds: Sequence[Any], folder: Path) -> Iterator[str]:
+        """Load one partition after the other as a table; files are removed once they are loaded or split."""
+        for _ in self._iter_loaded(bounds, folder):
+            yield self.name
+        self.db.execute(f"DROP TABLE {self.name}")
+
+    def _iter_loaded(self, bounds: Sequence[Any], folder: Path) -> Iterator[None]:
+        size = _partitions_per_subfolder(bounds)
+        for number, first in enumerate(range(0, len(bounds) + 1, size)):
+            subfolder, inner_bounds = folder / f"{_NUMBER}={number}", bounds[first : first + size - 1]
+            files = f"{glob.escape(str(subfolder))}/*.parquet".replace("'", "''")
+            rows = f"FROM read_parquet('{files}', hive_partitioning = false)" if subfolder.exists() else None
+            if inner_bounds:
+                inner = folder / str(number)
+                if rows:
+                    self.write(rows, inner_bounds, inner)
+                    shutil.rmtree(subfolder)
+                yield from self._iter_loaded(inner_bounds, inner)
+                continue
+            schema = ", ".join(f'"{column}" {kind}' for column, kind in self.columns.items())
+            self.db.execute(f"CREATE OR REPLACE TEMP TABLE {self.name} ({schema})")
+            if rows:
+                self.db.execute(f"INSERT INTO {self.name} {rows}")
+                shutil.rmtree(subfolder)
+            yield
+        shutil.rmtree(folder, ignore_errors=True)  # missing if all of its partitions are empty
+
+
+def _partitions_per_subfolder(bounds: Sequence[Any]) -> int:
+    return -(-(len(bounds) + 1) // _FAN_OUT)
 
 
 def _partition_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.delta_log import files_in_key_range
+from scalr_prod.features.scan import scan_delta
 from scalr_prod.workspace import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
@@ -107,17 +109,23 @@ class ViewJoin:
 def prune(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJoin:
     """Restrict a view to the rows that can match the spine.
 
-    Keep rows whose first key lies between the spine's smallest and greatest: a table sorted by that key (as histories are) is then read
-    only in that range. Buffer keys, timestamps and narrow features of a multi-file table in the session, because opening a file costs time
-    at each query.
+    Keep files and rows whose first key lies between the spine's smallest and greatest: of a table sorted by that key (as histories are),
+    only that range is then read, and only its files are opened. Buffer keys, timestamps and narrow features of several files in the
+    session, because opening a file costs time at each query.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE_TABLE`.
         view: The feature view.
         number: Suffix of the table created here.
     """
+    bounds = _key_bounds(connection, view)
+    if bounds is not None and view.scan.table is not None and view.scan.files > 1:
+        names = files_in_key_range(view.scan.table, view.keys[0][0], *bounds)
+        view = replace(view, scan=scan_delta(connection, view.scan.table, f"in_key_range_{number}", file_names=names))
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE_TABLE, view.scan.relation))
-    view = _between(connection, replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows))
+    view = replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows)
+    if bounds is not None:
+        view = _between(view, *bounds)
     return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
@@ -134,20 +142,22 @@ def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> View
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
 
-def _between(connection: DuckDBPyConnection, view: ViewJoin) -> ViewJoin:
-    """Restrict a view to rows whose first key lies between the spine's smallest and greatest."""
+def _key_bounds(connection: DuckDBPyConnection, view: ViewJoin) -> tuple[int, int] | tuple[str, str] | None:
+    """Return the spine's smallest and greatest first key; None if there is none, or SQL literals cannot hold it."""
     if not view.keys:
-        return view
+        return None
     import pyarrow as pa
 
     column, spine = view.keys[0]
     if pa.types.is_string(kind := view.scan.schema.field(column).type) or pa.types.is_large_string(kind):
         spine = f"CAST({spine} AS VARCHAR)"  # categorical columns sort by category, not by value
     least, most = connection.execute(f"SELECT min({spine}), max({spine}) FROM {SPINE_TABLE} s").fetchall()[0]
-    if not isinstance(least, int | str) or "\0" in f"{least}{most}":  # no keys, or a value that SQL literals cannot hold
-        return view
-    low, high = quote_literal(least), quote_literal(most)
-    condition = f"{quote_identifier(column)} BETWEEN {low} AND {high}"
+    return (least, most) if isinstance(least, int | str) and "\0" not in f"{least}{most}" else None
+
+
+def _between(view: ViewJoin, low: int | str, high: int | str) -> ViewJoin:
+    """Restrict a view to rows whose first key lies in a range."""
+    condition = f"{quote_identifier(view.keys[0][0])} BETWEEN {quote_literal(low)} AND {quote_literal(high)}"
     relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {condition})"
     return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
 

@@ -114,15 +114,15 @@ def create_chosen_users(connection: DuckDBPyConnection, lake: Lake, spec: RunSpe
     )
 
 
-def chosen_user_events(spec: RunSpec, shard_column: str) -> tuple[str, dict[str, Any]]:
-    """Return a query of the window's source events of the chosen users, each with a column of their table, and its parameters.
+def chosen_user_events(spec: RunSpec, *columns: str) -> tuple[str, dict[str, Any]]:
+    """Return a query of the window's source events of the chosen users, and its parameters.
 
     Args:
         spec: The run.
-        shard_column: A column of `CHOSEN_USERS_TABLE`.
+        columns: Columns of `CHOSEN_USERS_TABLE` to add to each event, besides ``newcomer``.
     """
-    query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {shard_column}
-        FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"""
+    selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, "newcomer", *columns))
+    query = f"SELECT {selected} FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"
     return query, _query_parameters(spec, query)
 
 
@@ -135,9 +135,10 @@ def chosen_user_contexts(
         connection: The DuckDB connection of `create_chosen_users`.
         spec: The run.
         columns: Further columns of `CHOSEN_USERS_TABLE`.
-        events: Table that holds the `chosen_user_events` of some users; default: those of all chosen users.
+        events: Table that holds the `chosen_user_events` of some users, with these columns; default: those of all chosen users.
     """
-    source = events or f"{Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL} AND {_IS_CHOSEN_SQL}"
+    source = events or f"({chosen_user_events(spec, *columns)[0]})"
+    of_user = ", ".join(("newcomer", *columns))
     # Each source event at its own time, or each user's latest one as of the window's last instant.
     moment, last = (
         (
@@ -147,12 +148,11 @@ def chosen_user_contexts(
         if _is_one_context_per_user(spec)
         else (SOURCE_TIMESTAMP, "")
     )
-    selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, SOURCE_TIMESTAMP, "noise_key", "newcomer", *columns))
-    query = f"""SELECT {selected}
+    query = f"""SELECT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}, noise_key, {of_user}
         FROM (SELECT *, md5_number_lower(concat($seed, ':', {context_text_sql(ITEM_ID)})) AS noise_key
-            FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}
-                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP} FROM {source}) {last}))
-        JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
+            FROM (SELECT {USER_ID}, {ITEM_ID}, {moment} AS {EVENT_TIMESTAMP}, {SOURCE_TIMESTAMP}, {of_user}
+                FROM (SELECT DISTINCT {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP} AS {SOURCE_TIMESTAMP}, {of_user} FROM {source}) {last}))
+        ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}"""
     return connection.sql(query, params=_query_parameters(spec, query))
 
 

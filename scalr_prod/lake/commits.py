@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown
@@ -27,6 +27,7 @@ __all__ = [
     "commit_once",
     "commit_record",
     "commit_records",
+    "commits_after",
     "find_commit_version",
     "retry_on_new_version",
 ]
@@ -178,8 +179,17 @@ def _properties(key: str, expected_version: int | None, metadata: CommitMetadata
 
 
 def find_commit_version(delta: DeltaTable, key: str) -> int | None:
-    """Return the version of the commit with this key; None where the table's history does not reach back to it."""
-    return next((int(entry["version"]) for entry in delta.history() if entry.get(_KEY) == key), None)
+    """Return the version of the commit with this key; None where the table's history does not reach back to it.
+
+    Each commit is a file, so read the latest ten, then the latest hundred, and so on.
+    """
+    limit = 10
+    while True:
+        entries = delta.history(limit)
+        found = next((int(entry["version"]) for entry in entries if entry.get(_KEY) == key), None)
+        if found is not None or len(entries) < limit:
+            return found
+        limit *= 10
 
 
 def _version_with_key(delta: DeltaTable, key: str) -> int:
@@ -193,7 +203,13 @@ def commit_record(table: DeltaTable) -> str | None:
     return latest.get(_RECORD)
 
 
-def commit_records(delta: DeltaTable) -> list[tuple[int, str]]:
-    """List the records of a table's commits with their versions, oldest first."""
-    entries = [(int(entry["version"]), entry.get(_RECORD)) for entry in delta.history()]
+def commits_after(delta: DeltaTable, version: int) -> list[dict[str, Any]]:
+    """List the table's commits after a version, latest first, as far as its history reaches back; reads one file for each."""
+    count = delta.version() - version
+    return [entry for entry in delta.history(count) if entry["version"] > version] if count > 0 else []
+
+
+def commit_records(delta: DeltaTable, *, after: int = -1) -> list[tuple[int, str]]:
+    """List the records of a table's commits after a version, with their versions, oldest first."""
+    entries = [(int(entry["version"]), entry.get(_RECORD)) for entry in commits_after(delta, after)]
     return sorted((version, record) for version, record in entries if record is not None)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.delta_log import arrow_schema, ensure_files_exist, first_missing_file, local_paths
 from scalr_prod.errors import CommitFailed, LakeError
-from scalr_prod.lake.commits import NO_METADATA, CommitMetadata, CommitResult, commit_once, commit_records, find_commit_version
+from scalr_prod.lake.commits import (
+    NO_METADATA,
+    CommitMetadata,
+    CommitResult,
+    commit_once,
+    commit_records,
+    commits_after,
+    find_commit_version,
+)
 from scalr_prod.lake.exclusive_commits import check_exclusive_commits
 from scalr_prod.lake.storage import TableStore, flatten_message
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
@@ -277,13 +285,13 @@ class Lake(TableStore):
         return self.open_table(table).transaction_version(app_id)
 
     def commit_records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
-        """List the records of a table's commits (see `CommitMetadata`) with their versions, oldest first; reads every commit file.
+        """List the records of a table's commits (see `CommitMetadata`) with their versions, oldest first.
 
         Args:
             table: Which table.
-            after: Only versions after this one.
+            after: Only versions after this one; one file is read for each.
         """
-        return [(version, record) for version, record in commit_records(self.open_table(table)) if version > after]
+        return commit_records(self.open_table(table), after=after)
 
     def delete(
         self,
@@ -361,7 +369,7 @@ class Lake(TableStore):
         """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""
         from datetime import UTC, datetime
 
-        entries = self.open_table(table).history()
+        entries = commits_after(self.open_table(table), version - 1)
         millis = next((entry["timestamp"] for entry in entries if entry.get("version") == version), None)
         return None if millis is None else datetime.fromtimestamp(millis / 1000, UTC)
 

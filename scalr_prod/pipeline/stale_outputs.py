@@ -235,7 +235,7 @@ def _events_of_history(lake: Lake, version: int) -> int:
     """Return the version of the source events that a version of the histories was built from; 0 if unknown."""
     from scalr_prod.histories import BuildRecord
 
-    record = BuildRecord.from_record(dict(lake.commit_records(Table.SOURCE_USER_HISTORY)).get(version))
+    record = BuildRecord.from_record(dict(lake.commit_records(Table.SOURCE_USER_HISTORY, after=version - 1)).get(version))
     return 0 if record is None else record.version
 
 

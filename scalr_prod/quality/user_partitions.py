@@ -7,12 +7,13 @@ Rules about a row, or about a user's rows, need one partition only. Event ids al
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
 from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.workspace import not_held_out_sql
+from scalr_prod.workspace import not_held_out_sql, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,9 +66,18 @@ class UserPartitions:
             iter_partition_tables(db, query, key=USER_ID, bounds=edges, folder=self._folder / f"{name}-partitions", name=name)
             for name, query in queries.items()
         ]
+        db.execute(
+            f"""CREATE TEMP TABLE candidate_files AS
+            SELECT filename, min({USER_ID}) AS first_user, max({USER_ID}) AS last_user, count(*) > count({USER_ID}) AS lacks_users
+            FROM candidates GROUP BY filename"""
+        )
         for number, _ in enumerate(zip(*tables, strict=True)):
-            within, ends = _within(edges, number)
-            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS FROM candidates WHERE {within}", ends)
+            partition = _Partition(edges, number)
+            # DuckDB leaves out files by name without opening them; otherwise each partition would open all files.
+            files = db.execute(f"SELECT filename FROM candidate_files WHERE {partition.files_sql}", partition.bounds).fetchall()
+            names = ", ".join(quote_literal(name) for (name,) in files) or "NULL"
+            query = f"FROM candidates WHERE {partition.rows_sql} AND filename IN ({names})"
+            db.execute(f"CREATE OR REPLACE TEMP TABLE partition_rows AS {query}", partition.bounds)
             shared = f"SELECT hash({_KEY}) AS digest FROM partition_rows GROUP BY digest HAVING count(*) > 1"
             _number_repeated(db, "repeated_keys", "partition_rows", _KEY, f"hash({_KEY}) IN ({shared})")
             db.execute(
@@ -119,15 +129,38 @@ class UserPartitions:
             self.user_count += users
 
 
-def _within(edges: Sequence[Any], number: int) -> tuple[str, dict[str, Any]]:
-    """Return SQL for the candidates of a partition, and its parameters; rows without a user are in the first partition."""
-    least, less = edges[number - 1] if number else None, edges[number] if number < len(edges) else None
-    ends = {"least": least, "less": less}
-    conditions = [f"{USER_ID} {sign} ${name}" for name, sign in (("least", ">="), ("less", "<")) if ends[name] is not None]
-    condition = " AND ".join(conditions) or "true"
-    return condition if number else f"({condition} OR {USER_ID} IS NULL)", {
-        name: end for name, end in ends.items() if end is not None
-    }
+@dataclass(frozen=True)
+class _Partition:
+    """The candidates of a partition: those of its users; rows without a user are in the first partition.
+
+    Attributes:
+        edges: The first user of each partition but the first.
+        number: Number of the partition.
+    """
+
+    edges: Sequence[Any]
+    number: int
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """Parameters of the SQL: the first user, and the first one of the next partition."""
+        first = {"first": self.edges[self.number - 1]} if self.number else {}
+        return first | ({"next": self.edges[self.number]} if self.number < len(self.edges) else {})
+
+    @property
+    def rows_sql(self) -> str:
+        """SQL of whether a row of ``candidates`` is in the partition."""
+        return self._within(USER_ID, USER_ID, f"{USER_ID} IS NULL")
+
+    @property
+    def files_sql(self) -> str:
+        """SQL of whether a row of ``candidate_files`` may hold rows of the partition."""
+        return self._within("first_user", "last_user", "lacks_users")
+
+    def _within(self, first_user: str, last_user: str, lacks_users: str) -> str:
+        conditions = {"first": f"{last_user} >= $first", "next": f"{first_user} < $next"}
+        condition = " AND ".join(conditions[name] for name in self.bounds) or "true"
+        return condition if self.number else f"({condition} OR {lacks_users})"
 
 
 def _number_repeated(connection: Any, name: str, rows: str, key: str, shared: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core.hashing import hash_bucket_sql
+from scalr_prod.core.partitioned import iter_partition_tables
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.workspace import escape_glob
 
@@ -32,6 +33,7 @@ __all__ = ["NegativePool", "UserEvents", "draw_negatives", "stage_negatives"]
 #: Rounds of rejection sampling before the remaining slots are enumerated.
 _ROUNDS: Final = 24
 _ROWS_AT_ONCE: Final = 2_000_000
+_BUCKET: Final = "bucket"
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,18 @@ def stage_negatives(
     pool = _pool(connection, popularity=options.negative_sampling == "popularity")
     events = connection.sql("SELECT count(*) FROM real_events").fetchall()[0][0]
     buckets = 1 + events * options.negatives_per_event // _ROWS_AT_ONCE
+    tables = iter_partition_tables(
+        connection,
+        f"""SELECT {USER_ID}, {ITEM_ID}, epoch_us({EVENT_TIMESTAMP}) AS time, code, {hash_bucket_sql(USER_ID, buckets)} AS {_BUCKET}
+            FROM real_events JOIN item_codes USING ({ITEM_ID})""",
+        key=_BUCKET,
+        bounds=range(1, buckets),
+        folder=path.with_name("negative-partitions"),
+        name="bucket_events",
+    )
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for bucket in range(buckets):
-            user_ids, bucket_events = _events_of(connection, bucket, buckets, spans)
+        for table in tables:
+            user_ids, bucket_events = _user_events(connection, table, spans)
             rows, items = draw_negatives(bucket_events, pool, options.negatives_per_event, seed=options.seed)
             columns = [
                 user_ids.take(pa.array(rows)),
@@ -253,18 +264,14 @@ def _pool(connection: DuckDBPyConnection, *, popularity: bool) -> NegativePool:
     return NegativePool(np.asarray(found["code"], np.int32), np.asarray(found["time"], np.int64))
 
 
-def _events_of(
-    connection: DuckDBPyConnection, bucket: int, buckets: int, spans: Sequence[tuple[int, int]]
-) -> tuple[Any, UserEvents]:
+def _user_events(connection: DuckDBPyConnection, table: str, spans: Sequence[tuple[int, int]]) -> tuple[Any, UserEvents]:
     """Return the user ids (Arrow) and events of a bucket of users."""
-    occurrence = f"row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP})"
     found = connection.sql(f"""
         SELECT *, md5_number_lower(concat_ws('|', time, occurrence, {ITEM_ID}, {USER_ID})) AS key
         FROM (
-            SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code,
-                   epoch_us({EVENT_TIMESTAMP}) AS time, {occurrence} AS occurrence
-            FROM real_events JOIN item_codes USING ({ITEM_ID})
-            WHERE {hash_bucket_sql(USER_ID, buckets)} = {bucket})
+            SELECT {USER_ID}, {ITEM_ID}, dense_rank() OVER (ORDER BY {USER_ID}) AS user_code, code, time,
+                   row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, time) AS occurrence
+            FROM {table})
         ORDER BY {USER_ID}, time, code, occurrence""").to_arrow_table()
 
     def column(name: str, kind: type[np.generic]) -> NDArray[Any]:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 
+from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import ITEM_ID, USER_ID
 from scalr_prod.workspace import escape_glob
@@ -54,6 +55,7 @@ class IdVocabulary:
     users: pa.Array
     target_items: pa.Array
     source_items: pa.Array
+    _indexes: dict[IdKind, IdIndex] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def read(cls, version: Path) -> IdVocabulary:
@@ -96,13 +98,11 @@ class IdVocabulary:
             int64 [N] in ``0 … size - 1``; 0 for an unknown id.
         """
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        known = getattr(self, kind)
+        if kind not in self._indexes:
+            self._indexes[kind] = IdIndex(getattr(self, kind))
         array = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
-        # An erased user leaves a null, so that the other ids keep their numbers.
-        found = pc.index_in(array.cast(known.type), value_set=known, skip_nulls=True)
-        return pc.fill_null(found.cast(pa.int64()), -1).to_numpy() + 1  # type: ignore[no-any-return]  # pyarrow is untyped
+        return self._indexes[kind].positions(array).astype(np.int64) + 1
 
     def index(self, kind: IdKind, ids: Any) -> NDArray[np.int64]:
         """Positions of ids: rows (``users``) and columns (``target_items``) of `TrainingSet.matrix` and `TrainingSet.seen`.

@@ -11,11 +11,12 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from scalr_prod.core.id_index import index_in
+from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.workspace import move_into_place, staging_folder
 
@@ -67,11 +68,19 @@ class ItemVocabulary:
 
     def source_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
         """Return the index of each source item id: int32 [N], 0 for unknown ids."""
-        return index_in(ids, self.source_ids) + np.int32(1)
+        return self._source_index.positions(ids) + np.int32(1)
 
     def target_index(self, ids: pa.Array | Sequence[int | str] | NDArray[Any]) -> NDArray[np.int32]:
         """Return the index of each target item id: int32 [N], -1 for unknown ids."""
-        return index_in(ids, self.all_target_ids)
+        return self._target_index.positions(ids)
+
+    @cached_property
+    def _source_index(self) -> IdIndex:
+        return IdIndex(self.source_ids)
+
+    @cached_property
+    def _target_index(self) -> IdIndex:
+        return IdIndex(self.all_target_ids)
 
     def target_ids(self, index: NDArray[np.int32]) -> pa.Array:
         """Return the ids of target indices, int32 [N]: [N], null for -1."""

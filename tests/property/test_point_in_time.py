@@ -37,10 +37,16 @@ def cases(draw):
     row = st.tuples(users, st.integers(0, 8), st.one_of(st.none(), st.integers(-2, 7)), value)
     # The number of rows is drawn by itself: left alone, hypothesis draws mostly short lists, in which little can go wrong.
     count = draw(st.integers(0, 25))
+    asked = draw(st.sampled_from([{None, 0, 1, 2, 9}, {None, 0, 1, 2, 9}, {1}, {0, 1}, {2, 9}]))
     return {
         "text": draw(st.booleans()),
         "rows": draw(st.lists(row, min_size=count, max_size=count)),
-        "spine": spine_from(draw(st.sampled_from([-1, -1, 4, 7])), draw(st.permutations(SPINE))),
+        "spine": [
+            (user, time)
+            for user, time in spine_from(draw(st.sampled_from([-1, -1, 4, 7])), draw(st.permutations(SPINE)))
+            if user in asked
+        ],
+        "by_user": draw(st.booleans()),
         "ttl": draw(st.sampled_from([0, 0, 2, 5])),
         "known_by": draw(st.one_of(st.none(), st.integers(-1, 12))),
         "files": draw(st.integers(1, 3)),
@@ -96,7 +102,7 @@ def feature_view(path, *, text: bool, ttl: int):
 
 
 def write(path, case) -> None:
-    """The rows in one to three commits, so that a tie can span files."""
+    """The rows in one to three commits: so that a tie can span files, or so that a file holds consecutive users."""
     from deltalake import DeltaTable, write_deltalake
 
     key = pa.string() if case["text"] else pa.int64()
@@ -104,8 +110,11 @@ def write(path, case) -> None:
     columns |= {"value": pa.int64(), "values": pa.list_(pa.int64()), "there": pa.int64()}
     schema = pa.schema(list(columns.items()))
     DeltaTable.create(str(path), schema=schema, mode="ignore")
+    size = -(-len(case["rows"]) // case["files"])
     for part in range(case["files"]):
         rows = case["rows"][part :: case["files"]]
+        if case.get("by_user"):
+            rows = sorted(case["rows"], key=lambda row: row[0])[part * size : (part + 1) * size]
         columns = [
             [name(user, case) for user, *_ in rows],
             [at(event) for _, event, _, _ in rows],
@@ -194,6 +203,30 @@ def latest(source, case, end, entities):
         config, source, ["user_id"], ["value", "values"], *clocks, datetime(1970, 1, 1, tzinfo=UTC), end
     )
     return sorted(job.to_arrow().to_pylist(), key=lambda row: str(row["user_id"]))
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_only_files_that_may_hold_the_spines_keys_are_opened(folder, monkeypatch, text):
+    """If each join of consecutive users opened all files, their number would grow with the square of the table."""
+    path = folder / f"by_user_{text}"
+    for user in range(6):
+        write(path, {"text": text, "files": 1, "by_user": True, "rows": [(user, 1, None, user)]})
+    opened, scan_delta = [], point_in_time.scan_delta
+
+    def counted(*args, **more):
+        scan = scan_delta(*args, **more)
+        opened.append(scan.files)
+        return scan
+
+    monkeypatch.setattr(point_in_time, "scan_delta", counted)
+    case = {"text": text, "known_by": None}
+    for users, files in (([2, 3], 2), ([7, 9], 0)):
+        key = pa.array([name(user, case) for user in users], pa.string() if text else pa.int64())
+        spine = pa.table({"user_id": key, "event_timestamp": pa.array([at(5)] * 2, STAMP)})
+        found = ask(feature_view(path, text=text, ttl=0), case, spine)
+        assert found["view__value"].to_pylist() == ([2, 3] if files else [None, None])
+        assert opened.pop() == files
+    assert not opened
 
 
 def test_a_row_that_is_not_known_yet_hides_no_older_one(folder):

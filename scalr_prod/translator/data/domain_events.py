@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scalr_prod.core.hashing import stable_hash
-from scalr_prod.core.id_index import index_in, sorted_unique
+from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
@@ -87,10 +87,11 @@ def load_events(
         The events, and when each became known: int64 [M], microseconds. All arrays are on disk.
     """
     dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if weights else [])]
+    indexes = {USER_ID: IdIndex(users), ITEM_ID: IdIndex(ids)}
 
     def read() -> Iterator[list[NDArray[Any]]]:
         for table in _as_tables(batches):
-            numbers = [index_in(table[USER_ID], users), index_in(table[ITEM_ID], ids)]
+            numbers = [index.positions(table[name]) for name, index in indexes.items()]
             times = [column_to_micros(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
             yield [*numbers, *times, *([_type_weights(table["event_type"], weights)] if weights else [])]
 

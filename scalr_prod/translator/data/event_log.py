@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 
 from scalr_prod.core.hashing import hash_fold, stable_hash
-from scalr_prod.core.id_index import index_in, sorted_unique
+from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros, to_micros
 from scalr_prod.errors import NoCommonUsers, TranslatorError
@@ -255,7 +255,7 @@ def _histories(
 
     view, length, store = Table.SOURCE_USER_HISTORY.value, settings.histories.length, open_feature_store(settings)
     begin, stop, settled = ranges
-    incomplete_rows = [np.empty(0, dtype=np.int64)]
+    incomplete_rows, finder = [np.empty(0, dtype=np.int64)], _EventFinder(source)
     dtype = position_dtype(len(source))
     positions = [np.empty((0, length), dtype=dtype)]
     for first in range(0, len(target), _SPINE_ROWS):
@@ -278,7 +278,7 @@ def _histories(
             incomplete = np.flatnonzero(~is_complete)
             items, times = join("item_ids", "event_timestamps", spine=spine.take(pa.array(incomplete))).columns
             incomplete_rows.append(rows[incomplete])
-            positions.append(_EventFinder(source).positions(target.user[rows[incomplete]], items, times, length))
+            positions.append(finder.positions(target.user[rows[incomplete]], items, times, length))
     counts = np.minimum(stop - begin, length)
     return HistoryIndex(
         stop.astype(dtype), counts.astype(np.int32), length, np.concatenate(incomplete_rows), np.concatenate(positions)
@@ -329,6 +329,10 @@ class _EventFinder:
     """
 
     source: DomainEvents
+
+    @cached_property
+    def _item_index(self) -> IdIndex:
+        return IdIndex(self.source.ids)
 
     def end_before(self, user: NDArray[np.int32], time: NDArray[np.int64], *, inclusive: bool = False) -> NDArray[np.int64]:
         """Return the position after each user's last event before a time, or up to and including that time.
@@ -381,7 +385,7 @@ class _EventFinder:
         count = pc.fill_null(pc.list_value_length(items), 0).to_numpy().astype(np.int64)
         row = np.repeat(np.arange(len(user)), count)
         column = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + length - count[row]
-        item = index_in(pc.list_flatten(items), self.source.ids)
+        item = self._item_index.positions(pc.list_flatten(items))
         time = column_to_micros(pc.list_flatten(times))
         low, high = self.end_before(user[row], time), self.end_before(user[row], time, inclusive=True)
         # All events of the same user and time; the one with the same item is the event.

@@ -13,6 +13,7 @@ from scalr_prod.core.delta_log import (
     diff_files,
     file_time_bounds,
     files_dataset,
+    files_in_key_range,
     files_in_time_range,
     reopen_version,
     row_count,
@@ -91,3 +92,30 @@ def test_a_state_is_found_again_and_the_same_version_of_a_restored_table_is_anot
     other = write(tmp_path / "other", [1])
     assert reopen_version(other, before | {"version": 0}, None) is None
     assert reopen_version(other, version_fingerprint(other), None).version() == 0
+
+
+def test_files_are_found_by_a_range_of_keys(tmp_path):
+    """Also where the log cuts long texts off, and where it says nothing."""
+    long = "x" * 300
+    for number, text in ((1, "a"), (5, f"{long}b"), (7, f"{long}d"), (None, None)):
+        rows = {"n": pa.array([number], pa.int64()), "s": pa.array([text], pa.string())}
+        write_deltalake(str(tmp_path / "table"), pa.table(rows), mode="append")
+    table = DeltaTable(str(tmp_path / "table"))
+
+    def numbers(column, low, high):
+        names = files_in_key_range(table, column, low, high)
+        return set(files_dataset(table, names).to_table()["n"].to_pylist()) - {None}
+
+    assert [numbers("n", low, high) for low, high in ((0, 0), (0, 1), (2, 6), (5, 9), (8, 9))] == [
+        set(),
+        {1},
+        {5},
+        {5, 7},
+        set(),
+    ]
+    assert numbers("s", "a", "b") == {1}
+    assert numbers("s", "b", "w") == set()
+    assert numbers("s", f"{long}b", f"{long}c") >= {5}
+    assert numbers("s", f"{long}d", f"{long}e") >= {7}
+    assert numbers("s", "y", "z") == set()
+    assert numbers("other", 1, 2) == numbers("n", "a", "b") == {1, 5, 7}

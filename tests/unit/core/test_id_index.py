@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.core.id_index import index_in, sorted_unique
+from scalr_prod.core import id_index
+from scalr_prod.core.id_index import IdIndex, index_in, sorted_unique
 from scalr_prod.errors import InputError
 
 #: Bytes of each of the long ids below; with 33 of them an array would have more than 2 GiB.
@@ -32,6 +33,31 @@ def test_ids_are_numbered_in_their_order():
     assert sorted_unique(pa.array([3, 1, 3])).to_pylist() == [1, 3]
     assert index_in(pa.chunked_array([[1], [7]]), pa.array([1, 3])).tolist() == [0, -1]
     assert index_in(pa.chunked_array([], pa.string()), known).tolist() == []
+
+
+@pytest.mark.parametrize("hashed", ["as is", "in three", "all alike"])
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_an_index_finds_what_a_table_built_for_each_call_finds(kind, hashed, monkeypatch):
+    if hashed != "as is":
+        number = 3 if hashed == "in three" else 1
+        true_hash = id_index._hash
+        monkeypatch.setattr(id_index, "_hash", lambda ids: true_hash(ids) % np.uint64(number))
+    rng = np.random.default_rng(0)
+    known = pa.array(rng.permutation(3_000)[:1_000]).cast(kind)
+    index = IdIndex(known)
+    for ids in (rng.integers(0, 3_000, 5_000), rng.integers(0, 3_000, 5_000), [], [None, 7, None]):
+        asked = pa.array(ids, pa.int64()).cast(kind)
+        for form in (asked, pa.chunked_array([asked.slice(0, 2), asked.slice(2)]), asked.to_pylist()):
+            found = index.positions(form)
+            assert found.dtype == np.int32
+            np.testing.assert_array_equal(found, index_in(form, known))
+
+
+def test_an_index_does_not_find_nulls_and_may_be_empty():
+    index = IdIndex(pa.array(["b", None, "a", None]))
+    assert index.positions(["a", None, "b", "c"]).tolist() == [2, -1, 0, -1]
+    assert IdIndex(pa.array([], pa.string())).positions(["a", None]).tolist() == [-1, -1]
+    assert IdIndex(pa.array([None], pa.string())).positions(["a", None]).tolist() == [-1, -1]
 
 
 @pytest.mark.slow

@@ -72,6 +72,47 @@ def test_equal_keys_share_a_partition_and_an_empty_one_has_the_columns(db, tmp_p
     assert found == [[(key, ["a"]) for key in sorted(rows) if low <= key < high] for low, high in ((0, 5), (5, 9), (9, 99))]
 
 
+@pytest.mark.parametrize("name", ["numbers", "texts", "times", "one", "mostly one"])
+def test_many_partitions_take_several_passes_that_write_few_folders_each(db, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(partitioned, "PARTITION_ROWS", 200)
+    monkeypatch.setattr(partitioned, "_FAN_OUT", 4)
+    rows = pa.table({"key": KEYS[name], "number": pa.array(RANDOM.sample(range(ROWS), ROWS))})
+    db.register("rows", rows)
+    bounds = quantile_bounds(db, "rows", "key", ROWS)
+    folder = tmp_path / "some'rows [1]"
+    found, fan_outs = [], []
+    for partition in iter_sorted(
+        db, "FROM rows", "FROM partition_rows ORDER BY key, number", key="key", bounds=bounds, folder=folder
+    ):
+        found.append(partition.read_all())
+        fan_outs += [len(list(path.glob("partition_number=*"))) for path in [folder, *folder.rglob("*")] if path.is_dir()]
+    assert len(found) == len(bounds) + 1
+    assert pa.concat_tables(found).equals(db.sql("FROM rows ORDER BY key, number").to_arrow_table())
+    assert not folder.exists()
+    assert max(fan_outs) <= 4
+    if "one" not in name:
+        assert len(found) == 100
+
+
+def test_partitions_of_a_folder_without_rows_are_empty_tables(db, tmp_path, monkeypatch):
+    monkeypatch.setattr(partitioned, "_FAN_OUT", 2)
+    db.register("rows", pa.table({"key": pa.array([1, 2, 70, 71], pa.int64())}))
+    tables = iter_partition_tables(
+        db, "FROM rows", key="key", bounds=[10, 20, 30, 40, 50, 60, 70, 80], folder=tmp_path / "rows"
+    )
+    assert [db.sql(f"SELECT key FROM {name} ORDER BY key").fetchall() for name in tables] == [
+        [(1,), (2,)],
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+        [(70,), (71,)],
+        [],
+    ]
+
+
 @pytest.mark.parametrize("sizes", [[], [0], [7], [10], [3, 3, 3, 3], [25, 0, 4], [10, 10]])
 def test_batches_are_cut_anew(sizes):
     numbers = iter(range(sum(sizes)))

@@ -79,6 +79,23 @@ def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count
     assert not (run_folder(made.settings.home, spec.run_id) / "asked").exists()
 
 
+def test_contexts_of_a_partition_are_made_from_its_events_alone(made, monkeypatch):
+    """If each partition read all users, the time would grow with the square of the log."""
+    monkeypatch.setattr(shards, "_SHARD_CONTEXTS", 10)
+    monkeypatch.setattr(shards, "PARTITION_ROWS", 40)
+    plans, chosen_user_contexts = [], shards.chosen_user_contexts
+
+    def explained(*args, **more):
+        relation = chosen_user_contexts(*args, **more)
+        plans.append(relation.explain())
+        return relation
+
+    monkeypatch.setattr(shards, "chosen_user_contexts", explained)
+    write_shards(made.settings, made.run(seed=7, generated=False), 3)
+    assert len(plans) > 3
+    assert all("partition_rows" in plan and "chosen_users" not in plan for plan in plans)
+
+
 def test_what_is_whole_is_used_again_and_what_is_not_is_written_anew(made):
     spec = made.run(seed=5, generated=False)
     folder = run_folder(made.settings.home, spec.run_id) / "asked"

@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from deltalake import DeltaTable
 
 from scalr_prod.errors import CommitFailed, CommitOutcomeUnknown, LakeError, TableNotFound
-from scalr_prod.lake import Lake
+from scalr_prod.lake import CommitMetadata, Lake
 from scalr_prod.schemas import Table, table_schema
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -52,6 +53,31 @@ def test_a_key_is_committed_once(lake):
     assert days(lake) == [0, 1, 2]
     assert lake.has_commit(Table.TARGET_EVENTS, "a")
     assert not lake.has_commit(Table.TARGET_EVENTS, "b")
+
+
+def test_recent_commits_are_found_without_reading_the_whole_log(lake, monkeypatch):
+    table, few = Table.TARGET_EVENTS, rows(0, 1)
+    for number in range(1, 26):
+        lake.append(
+            table, few, key=f"key {number}", metadata=CommitMetadata(f"record {number}") if number % 2 else CommitMetadata()
+        )
+    read, history = [], DeltaTable.history
+
+    def counted(opened, limit=None):
+        entries = history(opened, limit)
+        read.append(len(entries))
+        return entries
+
+    monkeypatch.setattr(DeltaTable, "history", counted)
+    assert lake.commit_records(table, after=22) == [(23, "record 23"), (25, "record 25")]
+    assert lake.commit_records(table, after=25) == []
+    assert lake.commit_version(table, "key 24") == 24
+    assert lake.committed_at(table, 25) > T0
+    assert sum(read) == 3 + 10 + 1
+    assert lake.commit_version(table, "key 2") == 2
+    assert lake.commit_version(table, "no such key") is None
+    assert lake.committed_at(table, 26) is None
+    assert lake.commit_records(table) == [(number, f"record {number}") for number in range(1, 26, 2)]
 
 
 def test_a_window_is_replaced_and_its_neighbours_are_not(lake):

@@ -39,6 +39,45 @@ def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
     assert pq.read_table(pieces).equals(rows)
 
 
+class CandidateReads:
+    """A DuckDB connection that counts the candidate files that each partition names."""
+
+    def __init__(self, connection):
+        self._connection, self.files = connection, []
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, query, *parameters):
+        if "TABLE partition_rows" in query:
+            self.files.append(query.partition("filename IN")[2].count(".parquet"))
+        return self._connection.execute(query, *parameters)
+
+
+def test_a_partition_reads_only_the_files_with_its_users(project, monkeypatch):
+    """If each partition opened all files of a run, their number would grow with the square of the run."""
+    spec = project.run()
+    rows = project.candidates(spec).sort_values("user_id", ignore_index=True)
+    parts = 8
+    project.write(
+        spec, rows.iloc[np.arange(len(rows)).reshape(parts, -1).T.ravel()], parts=parts
+    )  # consecutive users in a file
+    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 50)
+    reads, iter_files = [], UserPartitions.iter_files
+
+    def counted(self):
+        self._connection = CandidateReads(self._connection)
+        reads.append(self._connection)
+        return iter_files(self)
+
+    monkeypatch.setattr(UserPartitions, "iter_files", counted)
+    assert validate_run(project.settings, spec.run_id).rows == len(rows)
+    (connection,) = reads
+    partitions = len(connection.files)
+    assert partitions > 4
+    assert parts <= sum(connection.files) <= parts + 2 * partitions
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("each_user", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(project, monkeypatch, each_user):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalr_prod.training_set.negatives import NegativePool, UserEvents, draw_negatives
+from scalr_prod.training_set import negatives
+from scalr_prod.training_set.negatives import NegativePool, UserEvents, draw_negatives, stage_negatives
+from scalr_prod.training_set.spine import spine_schema
 
 
 def made(seed: int, *, events: int = 400, users: int = 25, items: int = 40, span: int = 60) -> tuple[UserEvents, np.ndarray]:
@@ -97,3 +104,46 @@ def test_nothing_is_drawn_before_the_first_item_was_seen():
     events = UserEvents(np.array([1]), np.array([0], np.int32), np.array([5]), np.array([7], np.uint64), np.array([True]))
     rows, items = draw_negatives(events, NegativePool(np.array([0], np.int32), np.array([5])), 3, seed=0)
     assert len(rows) == len(items) == 0
+
+
+class CountingConnection:
+    """A DuckDB connection that counts the queries that read all real events."""
+
+    def __init__(self, connection):
+        self._connection, self.scans = connection, 0
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, query, *args):
+        self.scans += "FROM real_events" in query and not query.startswith("DESCRIBE")
+        return self._connection.execute(query, *args)
+
+    def sql(self, query, *args, **more):
+        self.scans += "FROM real_events" in query and not query.startswith("DESCRIBE")
+        return self._connection.sql(query, *args, **more)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popularity"])
+def test_negatives_and_scans_of_all_events_do_not_depend_on_the_number_of_buckets(kind, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    times = pa.array(rng.integers(0, 300, 2_000)).cast(pa.timestamp("us", tz="UTC"))
+    users = pa.array(rng.integers(0, 70, 2_000).astype(str))
+    events = {"user_id": users, "item_id": pa.array(rng.integers(0, 90, 2_000).astype(str)), "event_timestamp": times}
+    pq.write_table(pa.table(events), tmp_path / "real.parquet")
+    options = SimpleNamespace(negatives_per_event=3, negative_sampling=kind, seed=5)
+    found, scans = [], []
+    for rows_at_once in (10_000, 700, 60):
+        monkeypatch.setattr(negatives, "_ROWS_AT_ONCE", rows_at_once)
+        path = tmp_path / f"negatives-{rows_at_once}.parquet"
+        with duckdb.connect() as connection:
+            counting = CountingConnection(connection)
+            schema = spine_schema(pa.string(), pa.string())
+            stage_negatives(counting, options, tmp_path / "real.parquet", path, schema=schema, spans=[(100, 300)])
+        found.append(pq.read_table(path).sort_by([(name, "ascending") for name in events]))
+        scans.append(counting.scans)
+    assert len(found[0]) > 3_000
+    assert found[0].equals(found[1])
+    assert found[0].equals(found[2])
+    assert len(set(scans)) == 1
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
