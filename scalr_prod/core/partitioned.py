@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import glob
 import shutil
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,16 +16,26 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = ["PARTITION_ROWS", "iter_partition_tables", "iter_sorted", "quantile_bounds", "rebatch"]
+__all__ = [
+    "PARTITION_NUMBER",
+    "PARTITION_ROWS",
+    "iter_numbered",
+    "iter_partition_tables",
+    "iter_sorted",
+    "partition_number_sql",
+    "quantile_bounds",
+    "rebatch",
+]
 
 #: Target number of rows of a partition.
 PARTITION_ROWS: Final = 500_000
+#: Name of the column with a row's partition number.
+PARTITION_NUMBER: Final = "partition_number"
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
 #: Most partitions: DuckDB writes a folder for each.
 _MOST_PARTITIONS: Final = 50_000
 _BATCH: Final = 65_536
-_NUMBER: Final = "partition_number"
 
 
 def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
@@ -76,8 +89,8 @@ def iter_partition_tables(
     value = f"epoch_us({key})" if columns[key].startswith("TIMESTAMP") else key
     path = str(folder).replace("'", "''")
     db.execute(
-        f"COPY (SELECT *, {_partition_sql(value, bounds)} AS {_NUMBER} FROM ({query})) TO '{path}' "
-        f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({_NUMBER}))",
+        f"COPY (SELECT *, {partition_number_sql(value, bounds)} AS {PARTITION_NUMBER} FROM ({query})) TO '{path}' "
+        f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({PARTITION_NUMBER}))",
         parameters,
     )
     return _load_partitions(db, columns, folder, len(bounds) + 1, name)
@@ -103,6 +116,47 @@ def iter_sorted(
         db.sql(sort_sql).to_arrow_reader(_BATCH)
         for _ in iter_partition_tables(db, query, key=key, bounds=bounds, folder=folder)
     )
+
+
+def partition_number_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:
+    """Return SQL for the number of a value's partition: a binary search over the bounds.
+
+    Args:
+        value: SQL of the value.
+        bounds: The first key of each partition but the first, ascending, as `quantile_bounds` returns them.
+        first: Number of the first partition.
+    """
+    if not bounds:
+        return str(first)
+    middle = len(bounds) // 2
+    bound = bounds[middle]
+    literal = str(bound) if isinstance(bound, int) else "'" + bound.replace("'", "''") + "'"
+    below = partition_number_sql(value, bounds[:middle], first)
+    above = partition_number_sql(value, bounds[middle + 1 :], first + middle + 1)
+    return f"CASE WHEN {value} < {literal} THEN {below} ELSE {above} END"
+
+
+def iter_numbered(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each run of equal numbers as a table without the column; only one such table is in memory.
+
+    Args:
+        batches: The rows, sorted by the column.
+        column: An integer column without nulls.
+    """
+    import pyarrow as pa
+
+    pending: list[pa.RecordBatch] = []
+    current = -1
+    for batch in batches:
+        numbers = batch.column(column).to_numpy()
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
+            if numbers[start] != current and pending:
+                yield current, pa.Table.from_batches(pending)
+                pending = []
+            current = int(numbers[start])
+            pending.append(batch.slice(start, stop - start).drop_columns(column))
+    if pending:
+        yield current, pa.Table.from_batches(pending)
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -134,7 +188,7 @@ def _load_partitions(db: Any, columns: Mapping[str, str], folder: Path, partitio
     schema = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
     for number in range(partitions):
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} ({schema})")
-        partition = folder / f"{_NUMBER}={number}"
+        partition = folder / f"{PARTITION_NUMBER}={number}"
         if partition.exists():  # else it has no rows
             files = f"{glob.escape(str(partition))}/*.parquet".replace("'", "''")
             db.execute(f"INSERT INTO {name} FROM read_parquet('{files}', hive_partitioning = false)")
@@ -142,15 +196,3 @@ def _load_partitions(db: Any, columns: Mapping[str, str], folder: Path, partitio
         yield name
     db.execute(f"DROP TABLE {name}")
     shutil.rmtree(folder)
-
-
-def _partition_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:
-    """Return SQL for the number of a value's partition: a binary search over the bounds."""
-    if not bounds:
-        return str(first)
-    middle = len(bounds) // 2
-    bound = bounds[middle]
-    literal = str(bound) if isinstance(bound, int) else "'" + bound.replace("'", "''") + "'"
-    below = _partition_sql(value, bounds[:middle], first)
-    above = _partition_sql(value, bounds[middle + 1 :], first + middle + 1)
-    return f"CASE WHEN {value} < {literal} THEN {below} ELSE {above} END"
