@@ -71,9 +71,9 @@ def start_forkserver(items: int) -> None:
     for name in (
         "PROMETHEUS_MULTIPROCESS_DIR",
         "PROMETHEUS_MULTIPROC_DIR",
-    ):  # of this process's Feast, see `generation.cluster`
+    ):  # of this process's Feast, see `compute.cluster`
         os.environ.pop(name, None)
-    get_context("forkserver").set_forkserver_preload(["scalr_prod.generation.fork_probe", "benchmarks.simulated"])
+    get_context("forkserver").set_forkserver_preload(["scalr_prod.compute.fork_probe", "benchmarks.simulated"])
     forkserver.ensure_running()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-import scalr_prod.generation.worker_preload
+import scalr_prod.compute.worker_preload
 import scalr_prod.serving.client
 from scalr_prod.translator.data.contexts import Samples
 

@@ -158,7 +158,7 @@ def _check_compute(settings: Settings) -> str:
     compute = settings.compute
     if compute.dask == "local":
         return f"{compute.workers} local worker processes of {compute.threads_per_worker} threads"
-    from scalr_prod.generation import open_cluster
+    from scalr_prod.compute import open_cluster
 
     with open_cluster(settings, tasks=1) as cluster:
         return f"{cluster.threads} worker threads at {compute.dask}"

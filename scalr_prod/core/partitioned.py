@@ -10,7 +10,10 @@ from __future__ import annotations
 import glob
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,16 +21,26 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = ["PARTITION_ROWS", "iter_partition_tables", "iter_sorted", "quantile_bounds", "rebatch"]
+__all__ = [
+    "PARTITION_NUMBER",
+    "PARTITION_ROWS",
+    "iter_numbered",
+    "iter_partition_tables",
+    "iter_sorted",
+    "partition_number_sql",
+    "quantile_bounds",
+    "rebatch",
+]
 
 #: Target number of rows of a partition.
 PARTITION_ROWS: Final = 500_000
+#: Name of the column with a row's partition number.
+PARTITION_NUMBER: Final = "partition_number"
 #: Sampled rows per partition: partition sizes then vary by about a tenth.
 _SAMPLED: Final = 128
 #: Most folders that a pass splits rows into: DuckDB keeps up to 100 files open, and with more folders it closes files and starts new ones.
 _FAN_OUT: Final = 100
 _BATCH: Final = 65_536
-_NUMBER: Final = "partition_number"
 
 
 def quantile_bounds(db: Any, relation: str, key: str, rows: int) -> list[Any]:
@@ -106,6 +119,47 @@ def iter_sorted(
     )
 
 
+def partition_number_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:
+    """Return SQL for the number of a value's partition: a binary search over the bounds.
+
+    Args:
+        value: SQL of the value.
+        bounds: The first key of each partition but the first, ascending, as `quantile_bounds` returns them.
+        first: Number of the first partition.
+    """
+    if not bounds:
+        return str(first)
+    middle = len(bounds) // 2
+    bound = bounds[middle]
+    literal = str(bound) if isinstance(bound, int) else "'" + bound.replace("'", "''") + "'"
+    below = partition_number_sql(value, bounds[:middle], first)
+    above = partition_number_sql(value, bounds[middle + 1 :], first + middle + 1)
+    return f"CASE WHEN {value} < {literal} THEN {below} ELSE {above} END"
+
+
+def iter_numbered(batches: Iterable[pa.RecordBatch], column: str) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each run of equal numbers as a table without the column; only one such table is in memory.
+
+    Args:
+        batches: The rows, sorted by the column.
+        column: An integer column without nulls.
+    """
+    import pyarrow as pa
+
+    pending: list[pa.RecordBatch] = []
+    current = -1
+    for batch in batches:
+        numbers = batch.column(column).to_numpy()
+        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
+            if numbers[start] != current and pending:
+                yield current, pa.Table.from_batches(pending)
+                pending = []
+            current = int(numbers[start])
+            pending.append(batch.slice(start, stop - start).drop_columns(column))
+    if pending:
+        yield current, pa.Table.from_batches(pending)
+
+
 def rebatch(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
     """Yield the same rows in batches of ``rows`` rows; the last one may be shorter."""
     import pyarrow as pa
@@ -149,10 +203,10 @@ class _Spill:
     def write(self, query: str, bounds: Sequence[Any], folder: Path, parameters: Mapping[str, Any] | None = None) -> None:
         """Write a query's rows to the subfolders of a new folder."""
         size = _partitions_per_subfolder(bounds)
-        path = str(folder).replace("'", "''")
+        path, number = str(folder).replace("'", "''"), partition_number_sql(self.value, bounds[size - 1 :: size])
         self.db.execute(
-            f"COPY (SELECT *, {_partition_sql(self.value, bounds[size - 1 :: size])} AS {_NUMBER} FROM ({query})) TO '{path}' "
-            f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({_NUMBER}))",
+            f"COPY (SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query})) TO '{path}' "
+            f"(FORMAT parquet, COMPRESSION lz4, PARTITION_BY ({PARTITION_NUMBER}))",
             parameters,
         )
 
@@ -165,7 +219,7 @@ class _Spill:
     def _iter_loaded(self, bounds: Sequence[Any], folder: Path) -> Iterator[None]:
         size = _partitions_per_subfolder(bounds)
         for number, first in enumerate(range(0, len(bounds) + 1, size)):
-            subfolder, inner_bounds = folder / f"{_NUMBER}={number}", bounds[first : first + size - 1]
+            subfolder, inner_bounds = folder / f"{PARTITION_NUMBER}={number}", bounds[first : first + size - 1]
             files = f"{glob.escape(str(subfolder))}/*.parquet".replace("'", "''")
             rows = f"FROM read_parquet('{files}', hive_partitioning = false)" if subfolder.exists() else None
             if inner_bounds:
@@ -186,15 +240,3 @@ class _Spill:
 
 def _partitions_per_subfolder(bounds: Sequence[Any]) -> int:
     return -(-(len(bounds) + 1) // _FAN_OUT)
-
-
-def _partition_sql(value: str, bounds: Sequence[Any], first: int = 0) -> str:
-    """Return SQL for the number of a value's partition: a binary search over the bounds."""
-    if not bounds:
-        return str(first)
-    middle = len(bounds) // 2
-    bound = bounds[middle]
-    literal = str(bound) if isinstance(bound, int) else "'" + bound.replace("'", "''") + "'"
-    below = _partition_sql(value, bounds[:middle], first)
-    above = _partition_sql(value, bounds[middle + 1 :], first + middle + 1)
-    return f"CASE WHEN {value} < {literal} THEN {below} ELSE {above} END"

@@ -34,9 +34,10 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   ├── InvalidRequest          an index, age, time or number outside the model's tables
 │   ├── RequestTooLarge         rejected before sending
 │   └── DeadlineExceeded        the deadline over all attempts has passed
-├── GenerationError
-│   ├── EmptyWindow             no source event in the window
+├── ComputeError                a task on Dask workers failed
 │   └── SchedulerUnreachable    the Dask address does not answer
+├── GenerationError
+│   └── EmptyWindow             no source event in the window
 ├── PublicationError            the run cannot be published or rolled back in its state
 │   ├── PublicationDisabled     the project's publication is switched off
 │   └── EventNotFound           the feature view has no such event
@@ -58,6 +59,7 @@ __all__ = [
     "ColumnNotFound",
     "CommitFailed",
     "CommitOutcomeUnknown",
+    "ComputeError",
     "DeadlineExceeded",
     "DomainsMixed",
     "EmptyInput",
@@ -295,6 +297,18 @@ class DeadlineExceeded(ScoringError):
     cure = "Raise `[serving] deadline_s`, or give the server fewer clients or more threads."
 
 
+class ComputeError(ScalrError):
+    """A task on Dask workers failed, or its workers died repeatedly."""
+
+    cure = "Correct what the message names, then run the command that it names: finished work is kept or repeated."
+
+
+class SchedulerUnreachable(ComputeError):
+    """The Dask scheduler does not answer."""
+
+    cure = "Start the Dask scheduler, correct `[compute] dask`, or leave it out to use local processes."
+
+
 class GenerationError(ScalrError):
     """Synthetic events could not be generated."""
 
@@ -305,12 +319,6 @@ class EmptyWindow(GenerationError):
     """The window holds no source event."""
 
     cure = "Choose `[generation] start` and `end` around source events, or ingest those of the window."
-
-
-class SchedulerUnreachable(GenerationError):
-    """The Dask scheduler does not answer."""
-
-    cure = "Start the Dask scheduler, correct `[compute] dask`, or leave it out to use local processes."
 
 
 class PublicationError(ScalrError):

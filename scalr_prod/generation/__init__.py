@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.generation.cluster import open_cluster
     from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
@@ -57,7 +56,6 @@ __all__ = [
     "keep_counts",
     "late_windows",
     "logs_digest",
-    "open_cluster",
     "open_part_writer",
     "open_session",
     "part_path",
@@ -102,7 +100,6 @@ __getattr__ = lazy_exports(
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
         "logs_digest": "policy",
-        "open_cluster": "cluster",
         "open_part_writer": "part_files",
         "open_session": "task",
         "part_path": "part_files",

@@ -12,11 +12,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.compute import open_cluster, preload_workers, progress_channel, run_worker_task
 from scalr_prod.core.atomic_io import write_json
-from scalr_prod.core.logging import configure_logging, log_context
 from scalr_prod.core.progress import track
-from scalr_prod.errors import ScalrError
-from scalr_prod.generation.cluster import open_cluster, preload_workers, progress_channel
 from scalr_prod.generation.generation_report import GenerationReport
 from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
@@ -39,6 +37,10 @@ __all__ = ["generate"]
 
 #: Topic on which workers report how many contexts they have translated.
 _PROGRESS_TOPIC: Final = "scalr-translated"
+
+#: Advice of errors of the cluster.
+_RESUME: Final = "resume the run: scalr runs resume RUN"
+_SMALLER_TASKS: Final = "lower [compute] workers or raise [generation] partitions"
 
 #: Runs in these states stay in them when lost files are generated again.
 _FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
@@ -65,7 +67,8 @@ def generate(
     Raises:
         LedgerError: Another driver works on this run.
         SchedulerUnreachable: The Dask scheduler does not answer.
-        GenerationError: A task failed.
+        ComputeError: A task failed.
+        GenerationError: A task found its input missing.
         ScalrError: Of the lake, the feature store or the scorer.
     """
     from scalr_prod.translator import load_version
@@ -137,12 +140,24 @@ def _generate_parts(
         done = sum(manifest["contexts"] for manifest in manifests.values())
         with (
             serving(),
-            open_cluster(settings, tasks=len(missing)) as cluster,
+            open_cluster(settings, tasks=len(missing), resume=_RESUME, smaller_tasks=_SMALLER_TASKS) as cluster,
             track("translating", show=progress, total=total, unit="contexts", done=done) as advance,
         ):
             cluster.subscribe(_PROGRESS_TOPIC, advance)
             lean = _worker_settings(settings)
-            for manifest in cluster.map(_run_task, ((lean, spec, number, partitions) for number in missing)):
+            calls = (
+                (
+                    lean,
+                    {"run_id": spec.run_id, "stage": "generate", "partition": number},
+                    _run_task,
+                    lean,
+                    spec,
+                    number,
+                    partitions,
+                )
+                for number in missing
+            )
+            for manifest in cluster.map(run_worker_task, calls):
                 manifests[manifest["partition"]] = manifest
                 ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
     remove_shards(settings.home, spec)
@@ -151,19 +166,8 @@ def _generate_parts(
 
 def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """Generate one part, in a worker."""
-    local = settings.compute.dask == "local"
-    if local:
-        import scalr_prod.generation.worker_preload  # noqa: F401 - already imported in forked workers
-    options, logger = settings.logging, None if local else "scalr_prod"
-    configure_logging(options.format, options.level, logger=logger, secrets=settings.secrets)
-    with log_context(project=settings.project_name, run_id=spec.run_id, stage="generate", partition=partition):
-        try:
-            with progress_channel(_PROGRESS_TOPIC) as translated:
-                return generate_part(settings, spec, partition, partitions, on_translated=translated)
-        except ScalrError as error:
-            # Exceptions are pickled with their causes, and gRPC exceptions hold locks, which cannot be pickled.
-            error.__cause__ = error.__context__ = None
-            raise
+    with progress_channel(_PROGRESS_TOPIC) as translated:
+        return generate_part(settings, spec, partition, partitions, on_translated=translated)
 
 
 def _worker_settings(settings: Settings) -> Settings:

@@ -9,12 +9,10 @@ A resumed run reuses complete files; they are removed once all parts are made.
 from __future__ import annotations
 
 import shutil
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables
+from scalr_prod.core.partitioned import PARTITION_ROWS, iter_numbered, iter_partition_tables
 from scalr_prod.errors import GenerationError
 from scalr_prod.generation.context_query import (
     CHOSEN_USERS_TABLE,
@@ -35,7 +33,7 @@ from scalr_prod.ledger import run_folder
 from scalr_prod.schemas import USER_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -184,7 +182,7 @@ def _write_files(folder: Path, spec: RunSpec, slices: list[list[int]], readers: 
     """
     partitions, reader = len(slices), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_SHARD_COLUMN))
-    shards, rows = _iter_shards(chain(reader, chain.from_iterable(readers))), 0
+    shards, rows = iter_numbered(chain(reader, chain.from_iterable(readers)), _SHARD_COLUMN), 0
     following = next(shards, None)
     for part, numbers in enumerate(slices):
         path, written = part_path(folder, part), 0
@@ -199,21 +197,3 @@ def _write_files(folder: Path, spec: RunSpec, slices: list[list[int]], readers: 
         rows += written
     remove_stale_parts(folder, partitions)
     return rows
-
-
-def _iter_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
-    """Yield the rows of each non-empty shard, without its number; only one shard is in memory."""
-    import pyarrow as pa
-
-    pending: list[pa.RecordBatch] = []
-    at = -1
-    for batch in batches:
-        numbers = batch.column(_SHARD_COLUMN).to_numpy()
-        for start, stop in pairwise([0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)] if len(numbers) else ()):
-            if numbers[start] != at and pending:
-                yield at, pa.Table.from_batches(pending)
-                pending = []
-            at = int(numbers[start])
-            pending.append(batch.slice(start, stop - start).drop_columns(_SHARD_COLUMN))
-    if pending:
-        yield at, pa.Table.from_batches(pending)

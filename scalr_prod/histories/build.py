@@ -1,43 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build of the history tables: sort events out of core, split them at key boundaries, compute rows in numpy, and stream one commit."""
+"""Build of the history tables: each in one commit, which appends the rows of new events or replaces the table."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-
-from scalr_prod.core.delta_log import arrow_schema, files_dataset, row_count
+from scalr_prod.core.delta_log import arrow_schema, row_count
 from scalr_prod.core.progress import track
-from scalr_prod.errors import CommitFailed, LakeError
+from scalr_prod.errors import CommitFailed
 from scalr_prod.histories.build_reports import HistoriesReport, TableReport
-from scalr_prod.histories.incremental import (
-    BuildRecord,
-    EventsTable,
-    find_new_events,
-    latest_created_per_file,
-    sort_all_events,
-    sort_new_events,
-)
-from scalr_prod.histories.knowledge_time import HistoryRows, KeyBatch
+from scalr_prod.histories.full_build import TableBuild, write_all_rows
+from scalr_prod.histories.incremental import BuildRecord, EventsTable, find_new_events, sort_new_events
+from scalr_prod.histories.row_stream import DAY_US, RowStream, late_step_us, row_limit
 from scalr_prod.lake import CommitMetadata, Lake, check_domains, commit_record
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import numpy.typing as npt
     from deltalake import DeltaTable
 
     from scalr_prod.config import HistorySettings, Settings
-    from scalr_prod.errors import ScalrError
+    from scalr_prod.histories.incremental import NewEvents
 
 __all__ = ["are_histories_current", "are_tables_current", "build_histories", "build_tables"]
 
@@ -45,15 +34,6 @@ logger = logging.getLogger(__name__)
 
 #: Part of every commit's key: increase it when the meaning of rows changes, so that tables are rebuilt.
 _LAYOUT = 2
-_DAY_US = 86_400_000_000
-_NEVER = np.iinfo(np.int64).max
-#: If all events became known late and out of order, rows grow with the square of events: fail before the disk is full.
-_ROWS_PER_EVENT = 20
-_ROWS_ALWAYS = 1_000_000
-_BATCH = 65_536
-_CHUNK = 400_000
-#: List elements per written batch.
-_ELEMENTS = 1 << 20
 _EVENTS = {
     Table.SOURCE_USER_HISTORY: Table.SOURCE_EVENTS,
     Table.TARGET_USER_HISTORY: Table.TARGET_EVENTS,
@@ -64,8 +44,8 @@ _EVENTS = {
 def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesReport:
     """Build both domains' user histories and the target's item statistics; tables that are up to date are skipped.
 
-    DuckDB sorts the events within ``[compute] memory_mb``, spilling to disk beyond it. They are streamed in batches of complete
-    users into one commit per table.
+    A table that is built from all events is computed partition by partition, on Dask workers where that is faster; each worker's DuckDB
+    keeps within ``[compute] memory_mb``. One commit writes a table.
 
     Args:
         settings: The project's settings.
@@ -76,6 +56,7 @@ def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesR
         ProjectsMixed: Home or lake belongs to another project. Nothing was written.
         DomainsMixed: The lake's tables were created for other domains.
         CommitFailed: The lake rejected a commit; that table is unchanged.
+        ComputeError: A task on Dask workers failed, or the scheduler does not answer; that table is unchanged.
     """
     lake = Lake.open(settings)
     opened = check_domains(settings, lake)
@@ -130,7 +111,7 @@ def build_tables(
     Events are opened once and refreshed for each table. One DuckDB session reads them, so tables of the same events share its cache.
 
     Args:
-        settings: ``[histories]``, and ``[compute] memory_mb``.
+        settings: The project's settings.
         lake: The lake.
         opened: Its events tables that are already open.
         progress: Show a progress bar on stderr for each table.
@@ -149,13 +130,13 @@ def build_tables(
             return _Session(stack.enter_context(open_duckdb(settings, folder)), folder)
 
         return {
-            table.value: _build_table(settings.histories, lake, table, events[name], session, progress=progress)
+            table.value: _build_table(settings, lake, table, events[name], session, progress=progress)
             for table, name in _EVENTS.items()
         }
 
 
 def _build_table(
-    histories: HistorySettings,
+    settings: Settings,
     lake: Lake,
     table: Table,
     events: EventsTable,
@@ -163,12 +144,12 @@ def _build_table(
     *,
     progress: bool,
 ) -> TableReport:
-    current = lake.open_table(table)
+    current, histories = lake.open_table(table), settings.histories
     # Refreshed after the table, so that it includes what another process has just built from.
     lake.refresh(events.table, events.current)
     built, appended = not _is_fresh(current, _made_from(histories, table, events.current)), False
     if built:
-        appended = _build(histories, lake, table, events, current, session(), progress=progress)
+        appended = _build(TableBuild(settings, lake, table, current, events), session(), progress=progress)
     return TableReport(
         events=row_count(events.current),
         rows=row_count(current),
@@ -179,57 +160,68 @@ def _build_table(
     )
 
 
-def _build(
-    histories: HistorySettings,
-    lake: Lake,
-    table: Table,
-    source: EventsTable,
-    current: DeltaTable,
-    session: _Session,
-    *,
-    progress: bool,
-) -> bool:
-    """Append the rows of new events, or replace the table; return whether rows were appended. ``current`` is updated."""
-    step, version, events = _step_us(histories, table), current.version(), source.current
-    shape, made_from = _shape(histories, table), _made_from(histories, table, events)
-    added = find_new_events(table, source, BuildRecord.from_record(commit_record(current)), shape)
-    limit = _ROWS_PER_EVENT * row_count(events) + _ROWS_ALWAYS - (row_count(current) if added else 0)
+def _build(build: TableBuild, session: _Session, *, progress: bool) -> bool:
+    """Append the rows of new events, or replace the table; return whether rows were appended. ``build.current`` is updated."""
+    histories, table, events = build.settings.histories, build.table, build.source.current
+    built = BuildRecord.from_record(commit_record(build.current))
+    added = find_new_events(table, build.source, built, _shape(histories, table))
     with track(table.value, show=progress, total=None if added else row_count(events), unit="events") as tell:
-        marks, after = (added.deadlines, added.known_until) if added else (latest_created_per_file(files_dataset(events)), None)
-        stream = _RowStream(table, arrow_schema(current), histories, step, marks, after, limit, tell)
-        if added:
-            reach = histories.trailing_days * _DAY_US if table is Table.TARGET_ITEM_STATS else histories.length
-            ordered: Iterable[pa.RecordBatch] = sort_new_events(session.db, table, added, lookback=reach)
-        else:
-            ordered = sort_all_events(session.db, table, events, session.folder)
-        record = BuildRecord(
-            shape, str(events.metadata().id), events.version(), int(marks[-1]) if len(marks) else None
-        ).to_record()
-        rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
-        write = lake.append if added else lake.replace
         try:
-            metadata = CommitMetadata(record)
-            write(table, rows, key=f"{made_from}@{version}", expected_version=version, metadata=metadata, opened=current)
+            if added:
+                _append_rows(build, session, added, tell)
+            else:
+                _replace_rows(build, session, tell)
         except CommitFailed:
-            # The writer returns the stream's own error only as text.
-            if stream.failure is not None:
-                raise stream.failure from None
             # Another process may have built the same table in the meantime.
-            lake.refresh(table, current)
-            if not _is_fresh(current, made_from):
+            build.lake.refresh(table, build.current)
+            if not _is_fresh(build.current, _made_from(histories, table, events)):
                 raise
     return added is not None
 
 
-def _step_us(histories: HistorySettings, table: Table) -> int:
-    """Return the resolution of late knowledge times in microseconds."""
-    return max(histories.late_step_s * 1_000_000, _DAY_US if table is Table.TARGET_ITEM_STATS else 0)
+def _append_rows(build: TableBuild, session: _Session, added: NewEvents, tell: Callable[[int], None]) -> None:
+    import pyarrow as pa
+
+    histories, table, current = build.settings.histories, build.table, build.current
+    limit = row_limit(row_count(build.source.current)) - row_count(current)
+    stream = RowStream(table, arrow_schema(current), histories, added.deadlines, added.known_until, limit, tell)
+    lookback = histories.trailing_days * DAY_US if table is Table.TARGET_ITEM_STATS else histories.length
+    ordered = sort_new_events(session.db, table, added, lookback=lookback)
+    rows = pa.RecordBatchReader.from_batches(stream.schema, stream.rows(ordered))
+    try:
+        build.lake.append(table, rows, **_commit(build, int(added.deadlines[-1])))
+    except CommitFailed:
+        # The writer returns the stream's own error only as text.
+        if stream.failure is not None:
+            raise stream.failure from None
+        raise
+
+
+def _replace_rows(build: TableBuild, session: _Session, tell: Callable[[int], None]) -> None:
+    written = write_all_rows(build, session.db, session.folder, tell=tell)
+    try:
+        build.lake.replace_with_files(build.table, written.files, **_commit(build, written.known_until))
+    except CommitFailed:
+        build.lake.remove_files(build.table, written.files)
+        raise
+
+
+def _commit(build: TableBuild, known_until: int | None) -> dict[str, Any]:
+    """Return the arguments of a commit on the table's current version."""
+    histories, events, version = build.settings.histories, build.source.current, build.current.version()
+    record = BuildRecord(_shape(histories, build.table), str(events.metadata().id), events.version(), known_until)
+    return {
+        "key": f"{_made_from(histories, build.table, events)}@{version}",
+        "expected_version": version,
+        "metadata": CommitMetadata(record.to_record()),
+        "opened": build.current,
+    }
 
 
 def _shape(histories: HistorySettings, table: Table) -> str:
     """Return a text that identifies the settings that determine a table's rows, and the row layout."""
     reach = histories.trailing_days if table is Table.TARGET_ITEM_STATS else histories.length
-    return f"{table.value}-{_LAYOUT}-{reach}-{_step_us(histories, table)}"
+    return f"{table.value}-{_LAYOUT}-{reach}-{late_step_us(histories, table)}"
 
 
 def _made_from(histories: HistorySettings, table: Table, events: DeltaTable) -> str:
@@ -240,143 +232,3 @@ def _made_from(histories: HistorySettings, table: Table, events: DeltaTable) -> 
 def _is_fresh(current: DeltaTable, made_from: str) -> bool:
     """Return whether the table's current version was built from these events and settings."""
     return current.version() > 0 and current.transaction_version(f"{made_from}@{current.version() - 1}") is not None
-
-
-@dataclass
-class _RowStream:
-    """Sorted events → rows of a table.
-
-    Attributes:
-        table: The table.
-        schema: Its Arrow schema.
-        histories: ``[histories]``.
-        step: Late events create rows at multiples of this, µs.
-        marks: Latest times for such rows; see `KeyBatch`.
-        after: Yield only rows known later than this, µs; None: all.
-        limit: Maximal number of rows.
-        tell: Called with the number of events processed.
-        failure: The error that stopped the stream, if any.
-    """
-
-    table: Table
-    schema: pa.Schema
-    histories: HistorySettings
-    step: int
-    marks: npt.NDArray[np.int64]
-    after: int | None
-    limit: int
-    tell: Callable[[int], None]
-    failure: ScalrError | None = None
-
-    def rows(self, ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the table's batches."""
-        done = 0
-        for events in _whole_keys(ordered):
-            chunk = _chunk(events, self.step, self.marks)
-            for rows in chunk.iter_rows(self.after):
-                done += len(rows)
-                if done > self.limit:
-                    self.failure = self._too_many()
-                    raise self.failure
-                if self.table is Table.TARGET_ITEM_STATS:
-                    yield from _statistics(chunk, rows, events, self.schema, self.histories.trailing_days * _DAY_US)
-                else:
-                    yield from _histories(chunk, rows, events, self.schema, self.histories.length)
-            self.tell(events.num_rows)
-
-    def _too_many(self) -> ScalrError:
-        return LakeError(
-            f"more than {self.limit} rows: so many events became known late, at so many different times, that there would be "
-            f"over {_ROWS_PER_EVENT} states to write for each event",
-            where=self.table.value,
-            next_step="set [histories] late_step_s, for example 86400: late events then enter histories once a day",
-        )
-
-
-def _whole_keys(ordered: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Split sorted events at key boundaries into batches of about `_CHUNK` events; a larger key gets its own batch."""
-    waiting: list[pa.RecordBatch] = []
-    size = 0
-    for batch in ordered:
-        waiting.append(batch)
-        size += batch.num_rows
-        if size < _CHUNK:
-            continue
-        new = np.flatnonzero(_new_key(batch.column("key")))
-        # The batch's first row may continue the previous key, so a split needs a key that starts later in the batch.
-        if len(new) > 1:
-            cut = int(new[-1])
-            yield pa.Table.from_batches([*waiting[:-1], batch.slice(0, cut)])
-            waiting = [batch.slice(cut)]
-            size = batch.num_rows - cut
-    if size:
-        yield pa.Table.from_batches(waiting)
-
-
-def _new_key(keys: pa.Array) -> Any:
-    import pyarrow.compute as pc
-
-    new = np.ones(len(keys), bool)
-    if len(keys) > 1:
-        new[1:] = pc.not_equal(keys.slice(1), keys.slice(0, len(keys) - 1)).to_numpy(zero_copy_only=False)
-    return new
-
-
-def _chunk(events: pa.Table, step: int, marks: npt.NDArray[np.int64]) -> KeyBatch:
-    new_key, times, created = (_column(events, name) for name in ("key", "time", "created"))
-    return KeyBatch(_new_key(new_key), times.to_numpy(), created.to_numpy(), late_step=step, deadlines=marks)
-
-
-def _column(events: pa.Table, name: str) -> pa.Array:
-    return events.column(name).combine_chunks()
-
-
-def _histories(
-    chunk: KeyBatch, rows: HistoryRows, events: pa.Table, schema: pa.Schema, length: int
-) -> Iterator[pa.RecordBatch]:
-    users, items, times = (_column(events, name) for name in ("key", "item", "time"))
-    before = _column(events, "before").to_numpy()
-    step = max(_ELEMENTS // length, 1)
-    for low in range(0, len(rows), step):
-        batch = rows.slice(low, low + step)
-        known = chunk.last_known_events(batch, length)
-        at = chunk.time_end_of(batch) - 1
-        lists = pa.array(known.offsets, pa.int32())
-        yield pa.RecordBatch.from_arrays(
-            [
-                users.take(pa.array(at)),
-                _instants(chunk.times[at]),
-                pa.ListArray.from_arrays(lists, items.take(pa.array(known.positions))),
-                pa.ListArray.from_arrays(lists, _instants(times.to_numpy()[known.positions])),
-                pa.array(known.total + before[at]),
-                _instants(chunk.created_times[batch.known_rank]),
-            ],
-            schema=schema,
-        )
-
-
-def _statistics(
-    chunk: KeyBatch, rows: HistoryRows, events: pa.Table, schema: pa.Schema, trailing: int
-) -> Iterator[pa.RecordBatch]:
-    items, before = _column(events, "key"), _column(events, "before").to_numpy()
-    # A row knows all events that were left out: it is later in event time and in knowledge time.
-    earliest = _column(events, "first").fill_null(_NEVER).to_numpy() if "first" in events.schema.names else None
-    for low in range(0, len(rows), _BATCH):
-        batch = rows.slice(low, low + _BATCH)
-        at = chunk.time_end_of(batch) - 1
-        first = chunk.times[chunk.earliest_known_event(batch)]
-        yield pa.RecordBatch.from_arrays(
-            [
-                items.take(pa.array(at)),
-                _instants(chunk.times[at]),
-                _instants(first if earliest is None else np.minimum(first, earliest[at])),
-                pa.array(chunk.count_known(batch, chunk.key_start_of(batch)) + before[at]),
-                pa.array(chunk.count_known(batch, chunk.window_start(batch, trailing))),
-                _instants(chunk.created_times[batch.known_rank]),
-            ],
-            schema=schema,
-        )
-
-
-def _instants(micros: Any) -> pa.Array:
-    return pa.array(micros, pa.int64()).cast(pa.timestamp("us", tz="UTC"))

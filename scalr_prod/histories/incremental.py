@@ -17,7 +17,6 @@ import numpy as np
 
 from scalr_prod.core.delta_log import diff_files, duckdb_readable_files, files_dataset, row_count
 from scalr_prod.core.hashing import stable_hash_sql
-from scalr_prod.core.partitioned import iter_sorted, quantile_bounds, rebatch
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import LakeError
 from scalr_prod.lake import corrections_since
@@ -25,9 +24,6 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER
 from scalr_prod.workspace import read_parquet_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     import numpy.typing as npt
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -39,10 +35,11 @@ __all__ = [
     "BuildRecord",
     "EventsTable",
     "NewEvents",
+    "create_events_view",
     "find_new_events",
-    "latest_created_per_file",
-    "sort_all_events",
+    "latest_created",
     "sort_new_events",
+    "sort_partition_sql",
 ]
 
 logger = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ class NewEvents:
         old: The events that it was built from.
         new: The events that were added.
         known_until: Time by which all old events were known, and no new one, µs.
-        deadlines: int64 [M]. ``known_until``, then the latest created time of each new file; see `latest_created_per_file`.
+        deadlines: int64 [M]. ``known_until``, then the latest created time of each new file, ascending.
     """
 
     old: DeltaTable
@@ -171,7 +168,7 @@ def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> New
     new = files_dataset(now, grown.added)
     first = _first_known(new)
     if first is None or first > built.known_until:
-        return NewEvents(before, new, built.known_until, np.append(built.known_until, latest_created_per_file(new)))
+        return NewEvents(before, new, built.known_until, np.unique([built.known_until, *latest_created(new).values()]))
     since, until = (micros_to_datetime(moment).isoformat() for moment in (first, built.known_until))
     return (
         f"a new event of {name} was created at {since}, not after the latest one of the last build, {until}; to append, set `created` in "
@@ -179,10 +176,10 @@ def _addition(events: EventsTable, built: BuildRecord | None, shape: str) -> New
     )
 
 
-def latest_created_per_file(events: ds.Dataset) -> npt.NDArray[np.int64]:
-    """Return the latest created time of each file, µs, ascending: int64 [M]. Delta's own statistics have only milliseconds."""
-    latest = [_extreme(fragment, events.schema, "max") for fragment in events.get_fragments()]
-    return np.unique(np.array([time for time in latest if time is not None], np.int64))
+def latest_created(events: ds.Dataset) -> dict[str, int]:
+    """Return the latest created time of each file with events, µs. Delta's own statistics have only milliseconds."""
+    latest = {fragment.path: _extreme(fragment, events.schema, "max") for fragment in events.get_fragments()}
+    return {path: time for path, time in latest.items() if time is not None}
 
 
 def _first_known(events: ds.Dataset) -> int | None:
@@ -199,33 +196,8 @@ def _extreme(fragment: Any, schema: pa.Schema, which: str) -> int | None:
     return {"min": min, "max": max}[which]((time for time in extremes if time is not None), default=None)
 
 
-def sort_all_events(db: Any, table: Table, events: DeltaTable, folder: Path) -> Iterator[pa.RecordBatch]:
-    """Sort all events by key and time, with ties in the order that readers of histories expect. Partitions of keys are sorted one by one.
-
-    Args:
-        db: DuckDB connection.
-        table: The table to build.
-        events: The events.
-        folder: Folder of the spilled partitions until the last batch is read.
-
-    Yields: Batches of ``key, item`` (not for statistics), ``time, created`` (µs), ``before`` (0).
-    """
-    files, key = duckdb_readable_files(events), ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID
-    if files:
-        edges = quantile_bounds(db, read_parquet_sql(files), key, row_count(events))
-        _view(db, table, "events", read_parquet_sql(files))
-    else:
-        db.register("keys", files_dataset(events))
-        edges = quantile_bounds(db, "keys", key, row_count(events))
-        db.unregister("keys")
-        _register(db, table, "events", files_dataset(events))
-    query, spilled = "SELECT *, 0::BIGINT AS before FROM events", folder / f"{table.value}-partitions"
-    partitions = iter_sorted(db, query, _arranged(table), key="key", bounds=edges, folder=spilled)
-    return rebatch((batch for partition in partitions for batch in partition), _BATCH)
-
-
 def sort_new_events(db: Any, table: Table, new_events: NewEvents, *, lookback: int) -> pa.RecordBatchReader:
-    """Sort the events that new rows need, as `sort_all_events` does: those of keys with new events.
+    """Sort the events that new rows need, those of keys with new events, by key and time, as `sort_partition_sql` does.
 
     Old events of a key are returned only if they are within the look-back of a new row, with the number of earlier ones. All old
     events count as created at ``known_until``: every new row knows all of them, so their created times are not read.
@@ -236,11 +208,12 @@ def sort_new_events(db: Any, table: Table, new_events: NewEvents, *, lookback: i
         new_events: The new events.
         lookback: For histories, the maximal number of events; for statistics, the window in µs.
 
-    Returns: Also columns ``before``, the number of earlier events, and for statistics ``first``, the time of the first one, µs.
+    Returns: The columns of `create_events_view`, ``before``, the number of earlier events, and for statistics ``first``, the time of the
+        first one, µs.
     """
     statistics = table is Table.TARGET_ITEM_STATS
     columns = "key, time, created" if statistics else "key, item, time, created"
-    _register(db, table, "new_scan", new_events.new)
+    create_events_view(db, table, "new_scan", new_events.new)
     _hold(db, "new_events", "FROM new_scan")
     _hold(db, "touched", "SELECT key, min(time) AS since FROM new_events GROUP BY key")
     # One scan of all old events for the counts, then one of the events late enough to be within a row's reach.
@@ -283,7 +256,7 @@ def _old(db: Any, table: Table, name: str, added: NewEvents, *, earliest: int | 
         _view(db, table, name, f"{_held(db, added, added.old_files)}{bound}", known=added.known_until)
     else:
         where = None if earliest is None else ds.field(EVENT_TIMESTAMP) >= micros_to_datetime(earliest)
-        _register(db, table, name, files_dataset(added.old), where=where, known=added.known_until)
+        create_events_view(db, table, name, files_dataset(added.old), where=where, known=added.known_until)
 
 
 def _held(db: Any, added: NewEvents, files: list[str]) -> str:
@@ -296,10 +269,19 @@ def _held(db: Any, added: NewEvents, files: list[str]) -> str:
     return held
 
 
-def _register(
+def create_events_view(
     db: Any, table: Table, name: str, events: ds.Dataset, *, where: ds.Expression | None = None, known: int | None = None
 ) -> None:
-    """Create a view of the events with the columns of `sort_all_events`, which can be scanned once."""
+    """Create a view of events, which can be scanned once: ``key``, ``item`` (not for statistics), ``time`` and ``created`` (µs).
+
+    Args:
+        db: DuckDB connection.
+        table: The table to build.
+        name: Name of the view.
+        events: The events.
+        where: Only events that match.
+        known: Created time of all events, µs; default: their own.
+    """
     scanner = events.scanner(
         columns=[*_OLD_COLUMNS, *([CREATED_TIMESTAMP] if known is None else [])],
         filter=where,
@@ -312,7 +294,7 @@ def _register(
 
 
 def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None = None) -> None:
-    """Create a view of events with the columns of `sort_all_events`; ``known``: created time of all of them, µs."""
+    """Create a view of events as `create_events_view` does, of a relation."""
     created = f"epoch_us({CREATED_TIMESTAMP})" if known is None else f"{known}::BIGINT"
     names = f"{ITEM_ID} AS key" if table is Table.TARGET_ITEM_STATS else f"{USER_ID} AS key, {ITEM_ID} AS item"
     db.execute(
@@ -321,8 +303,8 @@ def _view(db: Any, table: Table, name: str, relation: str, *, known: int | None 
     )
 
 
-def _arranged(table: Table) -> str:
-    """Return the query that sorts a partition as `_order` does, hashing each item once."""
+def sort_partition_sql(table: Table) -> str:
+    """Return the query that sorts the table ``partition_rows`` by key and time, with ties in the order that readers of histories expect."""
     if table is Table.TARGET_ITEM_STATS:
         return f"FROM partition_rows ORDER BY {_order(table)}"
     hashed = f"SELECT item, {stable_hash_sql('item')} AS tie FROM (SELECT DISTINCT item FROM partition_rows)"

@@ -2,8 +2,8 @@
 """The lake: one Delta table per member of `schemas.Table`, on disk or at an object-store URL.
 
 Every commit has an idempotency *key*, stored as a Delta app transaction: a retry changes nothing. A failed commit is distinguished from one
-with an unknown outcome. `storage` finds and opens tables, `commits` makes idempotent commits, `time_windows` handles windows of event
-time, and `tables` holds the operations on tables.
+with an unknown outcome. `storage` finds and opens tables, `commits` makes idempotent commits, `table_files` writes files that
+are committed later, `time_windows` handles windows of event time, and `tables` holds the operations on tables.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake.commits import CommitMetadata, CommitResult, commit_record, retry_on_new_version
     from scalr_prod.lake.corrections import CORRECTION_APP_ID, Correction, corrections_since, stale_since
     from scalr_prod.lake.exclusive_commits import check_exclusive_commits
+    from scalr_prod.lake.table_files import TableFile
     from scalr_prod.lake.tables import Lake
     from scalr_prod.lake.time_windows import files_in_window, window_sql
 
@@ -33,6 +34,7 @@ __all__ = [
     "CommitResult",
     "Correction",
     "Lake",
+    "TableFile",
     "check_domains",
     "check_exclusive_commits",
     "commit_record",
@@ -55,6 +57,7 @@ __getattr__ = lazy_exports(
         "Correction": "corrections",
         "Lake": "tables",
         "PROJECT_MARKED_TABLE": "binding",
+        "TableFile": "table_files",
         "check_domains": "binding",
         "commit_record": "commits",
         "corrections_since": "corrections",

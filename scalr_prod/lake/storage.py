@@ -34,6 +34,12 @@ _MADE_BY: Final[Mapping[Table, str]] = {
 }
 
 
+#: Beginnings of the names of files that we write into a table's folder: rows, and rows on their way between two tasks.
+WRITTEN_PREFIXES: Final = ("part-", "shuffle-")
+#: Files that no commit names are kept for so many hours.
+_UNCOMMITTED_HOURS: Final = 24
+
+
 class TableStore:
     """A folder or URL with Delta tables below it.
 
@@ -215,7 +221,7 @@ class TableStore:
     def vacuum(
         self, table: Table, *, keep_days: float = 7, keep_versions: Callable[[], Collection[int]] = tuple, dry_run: bool = False
     ) -> int:
-        """Delete files that no recent version uses.
+        """Delete files that no recent version uses, and files that were written but never committed.
 
         Unlike Delta's own vacuum, which writes two table versions each time, this writes none: results made from the latest version stay
         up to date.
@@ -233,7 +239,11 @@ class TableStore:
         from deltalake.fs import DeltaStorageHandler
         from pyarrow.fs import FileType, PyFileSystem
 
-        unused = set(self.open_owned(table).vacuum(math.ceil(keep_days * 24), dry_run=True, enforce_retention_duration=False))
+        opened, hours = self.open_owned(table), math.ceil(keep_days * 24)
+        unused = set(opened.vacuum(hours, dry_run=True, enforce_retention_duration=False))
+        # Files that the log has never named. Younger ones may belong to a commit in progress; others may not be ours.
+        unnamed = opened.vacuum(max(hours, _UNCOMMITTED_HOURS), dry_run=True, enforce_retention_duration=False, full=True)
+        unused |= {name for name in unnamed if name.startswith(WRITTEN_PREFIXES)}
         for version in set(keep_versions()):
             unused -= file_names(self.open_log(table, version=version))  # of files, some may be lost: the others stay
         files = PyFileSystem(DeltaStorageHandler(self.uri(table), self.storage_options))

@@ -18,10 +18,11 @@ from scalr_prod.lake.commits import (
 )
 from scalr_prod.lake.exclusive_commits import check_exclusive_commits
 from scalr_prod.lake.storage import TableStore, flatten_message
+from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_files, write_table_file
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
     from typing import Literal, TypeAlias
 
@@ -222,6 +223,39 @@ class Lake(TableStore):
             table, rows, key=key, mode="overwrite", expected_version=expected_version, metadata=metadata, opened=opened
         )
 
+    def write_file(
+        self, table: Table, batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, number: int
+    ) -> TableFile | None:
+        """Write rows to a new file in the table's folder, from any process; `replace_with_files` commits it.
+
+        Arguments as for `write_table_file`.
+        """
+        return write_table_file(self.uri(table), self.storage_options, batches, schema, number=number)
+
+    def remove_files(self, table: Table, files: Iterable[TableFile]) -> None:
+        """Remove files of `write_file` that will not be committed; those that are left are removed by `vacuum`."""
+        remove_table_files(self.uri(table), self.storage_options, files)
+
+    def replace_with_files(
+        self,
+        table: Table,
+        files: Iterable[TableFile],
+        *,
+        key: str,
+        expected_version: int,
+        metadata: CommitMetadata = NO_METADATA,
+        opened: DeltaTable | None = None,
+    ) -> CommitResult:
+        """Replace the whole table with files of `write_file`, in one commit, once per key; other arguments as for `append`."""
+        actions: list[Any] = [file.to_add_action() for file in files]
+
+        def write(delta: DeltaTable, properties: CommitProperties) -> None:
+            properties.max_commit_retries = 0  # else the commit may land on top of another writer's append
+            delta.create_write_transaction(actions, "overwrite", delta.schema(), commit_properties=properties)
+            delta.load_as_version(expected_version + 1)  # Delta leaves the opened table at the version before
+
+        return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata, opened=opened)
+
     def replace_window(
         self,
         table: Table,
@@ -410,6 +444,6 @@ def _writer_properties() -> WriterProperties:
     return WriterProperties(
         compression="ZSTD",
         compression_level=1,
-        max_row_group_size=65_536,
+        max_row_group_size=ROW_GROUP_ROWS,
         default_column_properties=ColumnProperties(dictionary_enabled=False),
     )

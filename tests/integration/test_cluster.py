@@ -10,9 +10,9 @@ import time
 
 import pytest
 
+from scalr_prod.compute.cluster import open_cluster, progress_channel
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import GenerationError, ScalrError
-from scalr_prod.generation.cluster import open_cluster, progress_channel
+from scalr_prod.errors import ComputeError, ScalrError
 
 #: Starts a cluster of its own and kills it; test_generation.py loses a worker and goes on.
 long = pytest.mark.long
@@ -43,7 +43,7 @@ def test_all_results_come_and_few_tasks_are_in_flight(settings_at, here):
 
 _TWO_CLUSTERS = """
 import json, os, sys
-from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.compute.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
 
 def what_is_there(_):
@@ -85,12 +85,12 @@ def test_any_other_error_becomes_one_sentence(settings_at, here):
         raise OSError(28, "No space left on device")
 
     with (
-        open_cluster(settings_at(here), tasks=1) as cluster,
-        pytest.raises(GenerationError, match=r"OSError: .*No space left on device") as caught,
+        open_cluster(settings_at(here), tasks=1, resume="run: scalr histories") as cluster,
+        pytest.raises(ComputeError, match=r"OSError: .*No space left on device") as caught,
     ):
         list(cluster.map(fail, [(1,)]))
     assert here in caught.value.where
-    assert "scalr runs resume" in caught.value.next_step
+    assert caught.value.next_step == "fix the cause, then run: scalr histories"
 
 
 def test_an_error_ends_the_work_that_waits(settings_at, here):
@@ -155,21 +155,21 @@ def test_workers_that_die_again_and_again_are_an_error_not_a_loop(settings_at):
 
     with (
         open_cluster(settings_at("local"), tasks=1) as cluster,
-        pytest.raises(GenerationError, match="died repeatedly on the same task") as caught,
+        pytest.raises(ComputeError, match="died repeatedly on the same task") as caught,
     ):
         list(cluster.map(die, [(1,)]))
-    assert "[generation] partitions" in caught.value.next_step
+    assert caught.value.next_step == "lower [compute] workers, then run the command again"
 
 
 def test_an_error_of_the_closing_is_logged_and_fails_nothing(caplog):
-    from scalr_prod.generation.cluster import _closing
+    from scalr_prod.compute.cluster import _closing
 
     class Unruly:
         def close(self):
             raise AssertionError("can only join a started process")
 
-    with pytest.raises(GenerationError, match="the task failed"), _closing(Unruly()):
-        raise GenerationError("the task failed")
+    with pytest.raises(ComputeError, match="the task failed"), _closing(Unruly()):
+        raise ComputeError("the task failed")
     with _closing(Unruly()):
         done = True
     assert done

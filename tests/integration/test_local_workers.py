@@ -21,7 +21,7 @@ def test_the_callers_main_module_is_not_imported_by_workers(project: Path):
     script.write_text(f"""
 import os
 print("main runs in", os.getpid(), flush=True)
-from scalr_prod.generation.cluster import open_cluster
+from scalr_prod.compute.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
 settings = load_settings({str(project)!r}, compute={{"workers": 1}})
 with open_cluster(settings, tasks=1) as cluster:
@@ -40,7 +40,7 @@ def test_a_process_that_ends_while_its_workers_still_begin_is_silent(project):
     """Feast leaves a folder in the environment and removes it at exit, under whoever still imports Feast."""
     program = (
         "import sys, feast\n"
-        "from scalr_prod.generation.cluster import preload_workers\n"
+        "from scalr_prod.compute.cluster import preload_workers\n"
         "from scalr_prod.config.settings import load_settings\n"
         "preload_workers(load_settings(sys.argv[1]).compute)\n"
     )
@@ -53,7 +53,7 @@ def test_ctrl_c_while_workers_start_ends_in_order(project, after_s):
     """Dask's own end of a cluster that has only begun to start fails with a traceback, after the command has said what to do."""
     program = (
         "import signal, sys\n"
-        "from scalr_prod.generation.cluster import open_cluster\n"
+        "from scalr_prod.compute.cluster import open_cluster\n"
         "from scalr_prod.core.signals import Interrupted, graceful_shutdown\n"
         "from scalr_prod.config.settings import load_settings\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -231,7 +231,7 @@ def in_processes(work: Callable[..., Any], arguments: list[tuple]) -> list[Any]:
 
     Each call gets one more argument, a barrier to wait at.
     """
-    context = forking("scalr_prod.generation.worker_preload")
+    context = forking("scalr_prod.compute.worker_preload")
     with context.Manager() as manager, context.Pool(len(arguments)) as pool:
         barrier = manager.Barrier(len(arguments))
         found = pool.starmap(work, [(*given, barrier) for given in arguments])

@@ -168,7 +168,7 @@ def forking(*modules: str) -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     # The first, as the package has it for its workers: Ctrl-C is the driver's.
-    context.set_forkserver_preload(["scalr_prod.generation.fork_probe", "support.unhindered", *LIBRARIES, *modules])
+    context.set_forkserver_preload(["scalr_prod.compute.fork_probe", "support.unhindered", *LIBRARIES, *modules])
     with pytest.MonkeyPatch.context() as patch:
         # Until Python 3.13 that process does not hear what this one's sys.path is.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)

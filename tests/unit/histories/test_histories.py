@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from scalr_prod.config.settings import Settings, load_settings
 from scalr_prod.errors import LakeError, TableNotFound
-from scalr_prod.histories import build, build_histories
+from scalr_prod.histories import build, build_histories, row_stream
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
 from scalr_prod.operations.erasure.tables import purge
@@ -274,9 +274,9 @@ def test_what_others_commit_while_a_table_is_built_is_seen_by_the_next_one(tmp_p
     settings = project(tmp_path, [("u", "a", 1, 1), ("gone", "a", 1, 1)])
     lake, built = Lake.open(settings), build._build
 
-    def meanwhile(histories, lake, table, *rest, **options):
-        appended = built(histories, lake, table, *rest, **options)
-        if table is Table.SOURCE_USER_HISTORY:
+    def meanwhile(table_build, *rest, **options):
+        appended = built(table_build, *rest, **options)
+        if table_build.table is Table.SOURCE_USER_HISTORY:
             add(settings, [("u", "b", 2, 2)], "meanwhile")
             lake.delete(Table.TARGET_EVENTS, "user_id = 'gone'", key="forgotten")
             assert purge(lake, Table.TARGET_EVENTS, before=datetime.now(UTC) + timedelta(days=1))
@@ -343,7 +343,7 @@ def disorder(events: int) -> list[tuple[str, str, float, float]]:
 
 
 def test_a_log_that_would_fill_the_disk_is_refused_and_steps_make_it_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_ROWS_ALWAYS", 0)
+    monkeypatch.setattr(row_stream, "_ROWS_ALWAYS", 0)
     settings = project(tmp_path, disorder(400), length=2)
     with pytest.raises(LakeError, match="more than 8000 rows") as caught:
         build_histories(settings)
@@ -359,8 +359,8 @@ def test_a_log_that_would_fill_the_disk_is_refused_and_steps_make_it_small(tmp_p
 
 
 def test_one_huge_user_beside_small_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_CHUNK", 64)
-    monkeypatch.setattr(build, "_BATCH", 50)
+    monkeypatch.setattr(row_stream, "_CHUNK", 64)
+    monkeypatch.setattr(row_stream, "_BATCH", 50)
     rows = [("huge", f"i{number % 9}", number / 10, number / 10 + (number % 3 == 0)) for number in range(2000)]
     rows += [(user, "i1", number, number) for user in "agiz" for number in range(20)]
     settings = project(tmp_path, rows, length=4)

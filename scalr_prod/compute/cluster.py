@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.signals import defer_signals
-from scalr_prod.errors import GenerationError, ScalrError, SchedulerUnreachable, SettingsError
+from scalr_prod.errors import ComputeError, ScalrError, SchedulerUnreachable, SettingsError
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
@@ -47,10 +47,19 @@ _FEAST_METRICS_VARIABLES: Final = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MU
 
 
 class Cluster:
-    """Run tasks through a Dask client with few tasks in flight."""
+    """Run tasks through a Dask client with few tasks in flight.
 
-    def __init__(self, client: Any) -> None:
+    Args:
+        client: The Dask client.
+        resume: What continues the work after an error, for error messages.
+        smaller_tasks: What makes a task need less memory, for error messages.
+    """
+
+    def __init__(
+        self, client: Any, *, resume: str = "run the command again", smaller_tasks: str = "lower [compute] workers"
+    ) -> None:
         self._client = client
+        self._resume, self._smaller_tasks = resume, smaller_tasks
 
     @property
     def threads(self) -> int:
@@ -70,7 +79,7 @@ class Cluster:
             arguments: The arguments of each call.
 
         Raises:
-            GenerationError: Workers died repeatedly on one task, or a task failed with an unexpected error.
+            ComputeError: Workers died repeatedly on one task, or a task failed with an unexpected error.
             SchedulerUnreachable: The connection to the scheduler was lost.
         """
         from distributed import as_completed
@@ -112,42 +121,43 @@ class Cluster:
             raise SchedulerUnreachable(
                 "lost the connection to the Dask scheduler during the run",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="restart it, then resume the run: scalr runs resume RUN",
+                next_step=f"restart it, then {self._resume}",
             ) from error
         except KilledWorker as error:
-            raise GenerationError(
+            raise ComputeError(
                 f"worker processes died repeatedly on the same task ({error.task}), most likely out of memory",
                 where=f"Dask at {self._client.scheduler.address}",
-                next_step="lower [compute] workers or raise [generation] partitions, then resume the run: scalr runs resume RUN",
+                next_step=f"{self._smaller_tasks}, then {self._resume}",
             ) from error
         except Exception as error:  # process boundary: any error becomes one clear sentence
             self._fail(error)
 
     def _fail(self, error: Exception) -> NoReturn:
-        raise GenerationError(
+        raise ComputeError(
             f"a task failed: {type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}",
             where=f"Dask at {self._client.scheduler.address}",
-            next_step="fix the cause, then resume the run: scalr runs resume RUN",
+            next_step=f"fix the cause, then {self._resume}",
         ) from error
 
 
 @contextmanager
-def open_cluster(settings: Settings, *, tasks: int) -> Iterator[Cluster]:
+def open_cluster(settings: Settings, *, tasks: int, **advice: str) -> Iterator[Cluster]:
     """Open the cluster of ``[compute] dask``; ``local`` starts worker processes for the duration of the block.
 
     Args:
         settings: The project's settings.
         tasks: Number of tasks; at most that many local workers are started.
+        advice: ``resume`` and ``smaller_tasks`` of `Cluster`.
 
     Raises:
         SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
     """
     if settings.compute.dask == "local":
         with staging_folder(settings, "dask") as folder, _local_client(settings.compute, tasks, folder) as client:
-            yield Cluster(client)
+            yield Cluster(client, **advice)
     else:
         with _remote_client(settings.compute, resolve=settings.resolve) as client:
-            yield Cluster(client)
+            yield Cluster(client, **advice)
 
 
 def preload_workers(compute: ComputeSettings) -> None:
@@ -159,9 +169,7 @@ def preload_workers(compute: ComputeSettings) -> None:
         return
     from multiprocessing import forkserver, get_context
 
-    get_context(_START_METHOD).set_forkserver_preload(
-        ["scalr_prod.generation.fork_probe", "scalr_prod.generation.worker_preload"]
-    )
+    get_context(_START_METHOD).set_forkserver_preload(["scalr_prod.compute.fork_probe", "scalr_prod.compute.worker_preload"])
     added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
     feasts = [name for name in _FEAST_METRICS_VARIABLES if Path(os.environ.get(name, "")).name.startswith("feast_metrics_")]
     removed = {name: os.environ.pop(name) for name in feasts}

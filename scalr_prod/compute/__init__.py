@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in parallel: Dask workers or this process, and the shuffle that regroups rows between two rounds of tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel
+    from scalr_prod.compute.executor import Executor, is_distributed, open_executor
+    from scalr_prod.compute.shuffle import Segment, ShuffleFolder, read_segments, shuffle_folder, write_segments
+    from scalr_prod.compute.worker_task import run_worker_task
+
+__all__ = [
+    "Cluster",
+    "Executor",
+    "Segment",
+    "ShuffleFolder",
+    "is_distributed",
+    "open_cluster",
+    "open_executor",
+    "preload_workers",
+    "progress_channel",
+    "read_segments",
+    "run_worker_task",
+    "shuffle_folder",
+    "write_segments",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Cluster": "cluster",
+        "Executor": "executor",
+        "Segment": "shuffle",
+        "ShuffleFolder": "shuffle",
+        "is_distributed": "executor",
+        "open_cluster": "cluster",
+        "open_executor": "executor",
+        "preload_workers": "cluster",
+        "progress_channel": "cluster",
+        "read_segments": "shuffle",
+        "run_worker_task": "worker_task",
+        "shuffle_folder": "shuffle",
+        "write_segments": "shuffle",
+    },
+)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shuffle in two rounds of tasks: the first writes rows by range partition of a key, the second reads one partition of all files.
+
+Each task of the first round writes one file: an Arrow stream for each partition, one after the other. Files lie where all tasks reach
+them, so a finished task is not repeated if its worker dies. Partitions are bounded by the data (`quantile_bounds`) and not by
+the number of workers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from scalr_prod.core.file_systems import open_file_system
+from scalr_prod.core.partitioned import PARTITION_NUMBER, iter_numbered, partition_number_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+__all__ = ["Segment", "ShuffleFolder", "read_segments", "shuffle_folder", "write_segments"]
+
+_BATCH: Final = 65_536
+
+
+class Segment(NamedTuple):
+    """The rows of one partition in one file.
+
+    Attributes:
+        path: The file, relative to the folder.
+        offset: First byte.
+        size: Number of bytes.
+    """
+
+    path: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ShuffleFolder:
+    """Where the tasks of a shuffle write.
+
+    Attributes:
+        root: A folder or URL that all tasks reach.
+        storage_options: Of the object store.
+        prefix: Beginning of each file's name.
+    """
+
+    root: str
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    prefix: str = field(default_factory=lambda: f"shuffle-{uuid.uuid4()}-")
+
+    def open(self) -> FileSystem:
+        """Open the folder."""
+        return open_file_system(self.root, self.storage_options)
+
+
+@contextmanager
+def shuffle_folder(root: str, storage_options: Mapping[str, str]) -> Iterator[ShuffleFolder]:
+    """Make a folder or URL the place of a shuffle's files; remove them at the end, as far as the folder can be written to.
+
+    Also files of workers that died are removed. If this process is killed, the files stay.
+    """
+    from pyarrow.fs import FileSelector
+
+    folder = ShuffleFolder(root, storage_options)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            files = folder.open()
+            for found in files.get_file_info(FileSelector("", allow_not_found=True)):
+                if found.is_file and found.base_name.startswith(folder.prefix):
+                    files.delete_file(found.path)
+
+
+def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], folder: ShuffleFolder) -> dict[int, Segment]:
+    """Write the rows of a query to one file, partition by partition.
+
+    Args:
+        db: DuckDB connection; it spills what does not fit in memory.
+        query: Selects the rows.
+        key: The partition column: integers or texts, without nulls.
+        bounds: The first key of each partition but the first, ascending, as `quantile_bounds` returns them.
+        folder: Where to write.
+
+    Returns:
+        The segment of each partition that has rows.
+    """
+    import pyarrow as pa
+
+    number = partition_number_sql(key, bounds)
+    rows = db.sql(f"SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query}) ORDER BY {PARTITION_NUMBER}").to_arrow_reader(
+        _BATCH
+    )
+    path, end, segments = f"{folder.prefix}{uuid.uuid4()}.arrow", 0, {}
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with folder.open().open_output_stream(path) as file:
+        for partition, table in iter_numbered(rows, PARTITION_NUMBER):
+            buffer = pa.BufferOutputStream()
+            with pa.ipc.new_stream(buffer, table.schema, options=options) as stream:
+                stream.write_table(table)
+            content = buffer.getvalue()
+            file.write(content)
+            segments[partition] = Segment(path, end, content.size)
+            end += content.size
+    return segments
+
+
+def read_segments(folder: ShuffleFolder, segments: Iterable[Segment]) -> pa.Table:
+    """Read the rows of segments, of which there is at least one."""
+    import pyarrow as pa
+
+    files, tables = folder.open(), []
+    for segment in segments:
+        with files.open_input_file(segment.path) as file:
+            file.seek(segment.offset)
+            tables.append(pa.ipc.open_stream(file.read_buffer(segment.size)).read_all())
+    return pa.concat_tables(tables)

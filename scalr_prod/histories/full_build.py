@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Full build of a table in two rounds of tasks: regroup all events by key, then compute each partition's rows.
+
+Tasks write the table's files, and the driver commits them. Which task gets which events follows from the events alone, so the table is
+the same wherever and by however many workers it is built.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from scalr_prod.compute import open_executor, read_segments, shuffle_folder, write_segments
+from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, files_dataset, row_count, row_count_by_file
+from scalr_prod.core.partitioned import quantile_bounds
+from scalr_prod.histories.incremental import create_events_view, latest_created, sort_partition_sql
+from scalr_prod.histories.row_stream import RowStream, row_limit, too_many_rows
+from scalr_prod.schemas import ITEM_ID, USER_ID, Table
+from scalr_prod.workspace import read_parquet_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    from deltalake import DeltaTable
+
+    from scalr_prod.compute import Executor, Segment, ShuffleFolder
+    from scalr_prod.config import HistorySettings, Settings
+    from scalr_prod.histories.incremental import EventsTable
+    from scalr_prod.lake import Lake, TableFile
+
+__all__ = ["TableBuild", "WrittenRows", "write_all_rows"]
+
+#: Events that a task of the first round reads, about.
+_TASK_EVENTS: Final = 2_000_000
+_BATCH: Final = 65_536
+
+
+@dataclass(frozen=True)
+class TableBuild:
+    """A table to build.
+
+    Attributes:
+        settings: The project's settings.
+        lake: The lake.
+        table: The table.
+        current: Its latest version.
+        source: The events that it is built from.
+    """
+
+    settings: Settings
+    lake: Lake
+    table: Table
+    current: DeltaTable
+    source: EventsTable
+
+
+class WrittenRows(NamedTuple):
+    """The files of a table, not committed yet.
+
+    Attributes:
+        files: In the order of their keys.
+        known_until: Latest created time of the events, µs; None: no events.
+    """
+
+    files: list[TableFile]
+    known_until: int | None
+
+
+class _EventFiles(NamedTuple):
+    """Events that one task reads.
+
+    Attributes:
+        names: Files of the events table.
+        part: Which part of their row groups.
+        parts: Number of parts.
+    """
+
+    names: tuple[str, ...]
+    part: int = 0
+    parts: int = 1
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task needs to know."""
+
+    lake: Lake
+    table: Table
+    schema: pa.Schema
+    histories: HistorySettings
+    events: Table
+    events_version: int
+    bounds: Sequence[Any]
+    limit: int
+    folder: ShuffleFolder
+
+
+class _Regrouped(NamedTuple):
+    segments: dict[int, Segment]
+    latest_created: dict[str, int]
+
+
+class _Partition(NamedTuple):
+    number: int
+    events: int
+    file: TableFile | None
+
+
+def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Callable[[int], None]) -> WrittenRows:
+    """Write the rows of a table that is built from all events, to files that are not committed.
+
+    Args:
+        build: The table.
+        connection: DuckDB connection.
+        folder: Folder on this machine for rows on their way between two tasks.
+        tell: Called with the number of events processed.
+
+    Raises:
+        LakeError: There would be too many rows. No file is left.
+        ComputeError: A task failed.
+    """
+    events, lake, table = build.source.current, build.lake, build.table
+    rows, inputs, bounds = row_count(events), _plan_inputs(events), _partition_bounds(connection, table, events)
+    tasks = max(len(inputs), len(bounds) + 1)
+    written: list[_Partition] = []
+    try:
+        with open_executor(build.settings, connection, tasks=tasks, rows=rows, stage="histories") as executor:
+            # Workers elsewhere share no folder with this machine, but they reach the lake.
+            root, options = (str(folder), {}) if executor.is_local else (lake.uri(table), lake.storage_options)
+            with shuffle_folder(root, options) as shuffled:
+                job = _Job(
+                    lake=lake,
+                    table=table,
+                    schema=arrow_schema(build.current),
+                    histories=build.settings.histories,
+                    events=build.source.table,
+                    events_version=events.version(),
+                    bounds=bounds,
+                    limit=row_limit(rows),
+                    folder=shuffled,
+                )
+                latest, segments = _regroup(executor, job, inputs)
+                for partition in _compute(executor, job, latest, segments):
+                    written.append(partition)
+                    tell(partition.events)
+    except BaseException:
+        lake.remove_files(table, _files(written))
+        raise
+    return WrittenRows(_files(written), int(latest[-1]) if len(latest) else None)
+
+
+def _files(written: list[_Partition]) -> list[TableFile]:
+    return [partition.file for partition in sorted(written) if partition.file is not None]
+
+
+def _partition_bounds(connection: Any, table: Table, events: DeltaTable) -> list[Any]:
+    key, rows = ITEM_ID if table is Table.TARGET_ITEM_STATS else USER_ID, row_count(events)
+    if files := duckdb_readable_files(events):
+        return quantile_bounds(connection, read_parquet_sql(files), key, rows)
+    connection.register("keys", files_dataset(events))
+    try:
+        return quantile_bounds(connection, "keys", key, rows)
+    finally:
+        connection.unregister("keys")
+
+
+def _plan_inputs(events: DeltaTable) -> list[_EventFiles]:
+    """Divide the events among tasks: small files together, row groups of large files apart."""
+    inputs: list[_EventFiles] = []
+    names: list[str] = []
+    pending = 0
+    for name, rows in sorted(row_count_by_file(events).items()):
+        parts = -(-rows // _TASK_EVENTS)
+        if parts > 1:
+            inputs += [_EventFiles((name,), part, parts) for part in range(parts)]
+            continue
+        if names and pending + rows > _TASK_EVENTS:
+            inputs.append(_EventFiles(tuple(names)))
+            names, pending = [], 0
+        names.append(name)
+        pending += rows
+    return [*inputs, _EventFiles(tuple(names))] if names else inputs
+
+
+def _regroup(
+    executor: Executor, job: _Job, inputs: list[_EventFiles]
+) -> tuple[npt.NDArray[np.int64], dict[int, list[Segment]]]:
+    """Write events by partition; return the latest created time of each file, ascending, and the segments of each partition."""
+    latest: dict[str, int] = {}
+    segments = defaultdict(list)
+    for regrouped in executor.map(_write_events, ((job, each) for each in inputs)):
+        for name, time in regrouped.latest_created.items():
+            latest[name] = max(time, latest.get(name, time))
+        for number, segment in regrouped.segments.items():
+            segments[number].append(segment)
+    return np.unique(np.array([*latest.values()], np.int64)), segments
+
+
+def _write_events(connection: Any, job: _Job, files: _EventFiles) -> _Regrouped:
+    """Task of the first round: write some events by partition."""
+    events = _open_events(job, files)
+    create_events_view(connection, job.table, "events", events)
+    rows = "SELECT *, 0::BIGINT AS before FROM events"
+    return _Regrouped(write_segments(connection, rows, key="key", bounds=job.bounds, folder=job.folder), latest_created(events))
+
+
+def _open_events(job: _Job, files: _EventFiles) -> ds.Dataset:
+    import pyarrow.dataset as ds
+
+    events = files_dataset(job.lake.open_table(job.events, version=job.events_version), frozenset(files.names))
+    if files.parts == 1:
+        return events
+    fragments = [
+        fragment.subset(row_group_ids=groups) for fragment in events.get_fragments() if (groups := _row_groups(fragment, files))
+    ]
+    return ds.FileSystemDataset(fragments, events.schema, ds.ParquetFileFormat(), events.filesystem)
+
+
+def _row_groups(fragment: Any, files: _EventFiles) -> list[int]:
+    groups = fragment.num_row_groups
+    return [group for group in range(groups) if group * files.parts // groups == files.part]
+
+
+def _compute(
+    executor: Executor, job: _Job, latest: npt.NDArray[np.int64], segments: Mapping[int, list[Segment]]
+) -> Iterator[_Partition]:
+    """Write the rows of each partition."""
+    rows = 0
+    for partition in executor.map(_write_partition, ((job, latest, *each) for each in sorted(segments.items()))):
+        yield partition
+        rows += partition.file.rows if partition.file else 0
+        if rows > job.limit:
+            raise too_many_rows(job.table, job.limit)
+
+
+def _write_partition(
+    connection: Any, job: _Job, latest: npt.NDArray[np.int64], number: int, segments: Sequence[Segment]
+) -> _Partition:
+    """Task of the second round: write the rows of one partition's keys."""
+    events = read_segments(job.folder, segments)
+    connection.register("partition_rows", events)
+    ordered = connection.sql(sort_partition_sql(job.table)).to_arrow_reader(_BATCH)
+    stream = RowStream(job.table, job.schema, job.histories, latest, None, job.limit)
+    file = job.lake.write_file(job.table, stream.rows(ordered), job.schema, number=number)
+    connection.unregister("partition_rows")
+    return _Partition(number, len(events), file)

@@ -1,0 +1,46 @@
+"""A shuffle regroups rows by key and loses none, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scalr_prod.compute import read_segments, shuffle_folder, write_segments
+
+IDS = {
+    "integers": (pa.array, [20, 50]),
+    "texts": (lambda numbers: pa.array([f"u'{number:02d}" for number in numbers]), ["u'20", "u'50"]),
+}
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_each_partition_gets_its_keys_from_all_files(tmp_path, ids):
+    to_ids, bounds = IDS[ids]
+    numbers = np.random.default_rng(0).integers(0, 90, 5_000)
+    rows = pa.table({"key": to_ids(numbers), "n": np.arange(5_000)})
+    expected = [rows.filter(pa.array(mask)) for mask in (numbers < 20, (numbers >= 20) & (numbers < 50), numbers >= 50)]
+    with shuffle_folder(str(tmp_path), {}) as folder, duckdb.connect() as db:
+        files = []
+        for part in range(4):
+            db.register("events", rows.slice(part * 1_250, 1_250))
+            files.append(write_segments(db, "FROM events", key="key", bounds=bounds, folder=folder))
+        for number, wanted in enumerate(expected):
+            found = read_segments(folder, [file[number] for file in files])
+            assert found.sort_by("n").equals(wanted.combine_chunks())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_partition_without_rows_has_no_segment(tmp_path):
+    with shuffle_folder(str(tmp_path), {}) as folder, duckdb.connect() as db:
+        segments = write_segments(db, "SELECT 9 AS key", key="key", bounds=[5, 10], folder=folder)
+    assert segments.keys() == {1}
+
+
+def test_files_of_others_are_not_removed(tmp_path):
+    with shuffle_folder(str(tmp_path), {}) as other, duckdb.connect() as db:
+        segments = write_segments(db, "SELECT 1 AS key", key="key", bounds=[], folder=other)
+        with shuffle_folder(str(tmp_path), {}) as folder:
+            write_segments(db, "SELECT 2 AS key", key="key", bounds=[], folder=folder)
+        assert read_segments(other, segments.values()).to_pydict() == {"key": [1]}
