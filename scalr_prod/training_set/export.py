@@ -18,6 +18,7 @@ import numpy as np
 
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     from numpy.typing import NDArray
-    from pyarrow.dataset import Dataset
 
 
 __all__ = [
     "DatasetFormat",
     "EpochDraw",
+    "ExportOptions",
     "ExportReport",
     "SampleReport",
     "WeightsMode",
@@ -42,8 +43,6 @@ __all__ = [
 
 DatasetFormat = Literal["csv", "recbole"]
 WeightsMode = Literal["column", "sample"]
-#: RecBole's losses do not read a weight.
-_DEFAULT_MODE: Final[dict[DatasetFormat, WeightsMode]] = {"csv": "column", "recbole": "sample"}
 #: Columns with their RecBole types. Times are seconds since 1970 (UTC).
 _TYPES: Final = {
     "user_id": "token",
@@ -54,11 +53,65 @@ _TYPES: Final = {
     "is_synthetic": "float",
     "epoch": "float",
 }
-_READ: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic")
+_COLUMNS_READ: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, "label", "weight", "is_synthetic")
 #: Characters that an atomic file cannot hold: separators and quotes.
 _BREAKS: Final = '[\t\r\n"]'
-#: Rows written at a time: a batch of rows with large weights is written in several steps.
+#: Rows read, or written, at a time: a batch of rows with large weights is written in several steps.
 _ROWS_AT_ONCE: Final = 131_072
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a training set is exported.
+
+    Attributes:
+        format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``).
+        weights: ``column``: every row once, with its weight; ``sample``: rows sampled by weight. None: ``sample`` for ``recbole``, whose
+            losses read no weight, else ``column``.
+        epochs: Independent draws of a sample, written one after the other; more than 1 adds a column ``epoch``.
+        seed: Seed of the draws. A draw depends on the version of the training set, the seed and its epoch alone.
+    """
+
+    format: DatasetFormat
+    weights: WeightsMode | None = None
+    epochs: int = 1
+    seed: int = 0
+
+    @property
+    def mode(self) -> WeightsMode:
+        """``weights``, or the format's default."""
+        return self.weights or ("sample" if self.format == "recbole" else "column")
+
+    def columns(self, *, has_negatives: bool) -> list[str]:
+        """List the columns of the file.
+
+        Args:
+            has_negatives: Whether there are rows of label 0.
+        """
+        columns = ["user_id", "item_id", "timestamp"]
+        # Some of RecBole's models take every further column as a feature.
+        if has_negatives or self.mode == "column" or self.format == "csv":
+            columns += ["label"]
+        if self.mode == "column":
+            columns += ["weight"]
+        if self.mode == "column" or self.format == "csv":
+            columns += ["is_synthetic"]
+        return [*columns, "epoch"] if self.epochs > 1 else columns
+
+    def check(self) -> None:
+        """Ensure that the options fit together.
+
+        Raises:
+            TrainingSetError: There is no epoch, or several without a sample.
+        """
+        if self.epochs < 1:
+            raise TrainingSetError(f"{self.epochs} epochs", where="epochs", next_step="choose 1 or more")
+        if self.epochs > 1 and self.mode == "column":
+            raise TrainingSetError(
+                f"{self.epochs} epochs of rows that are not sampled",
+                where="epochs",
+                next_step="sample by weight: weights = sample",
+            )
 
 
 @dataclass(frozen=True)
@@ -121,39 +174,21 @@ class ExportReport(Jsonable):
 
 
 def export_training_set(
-    dataset: Dataset,
-    version: int,
-    target: Path,
-    file_format: DatasetFormat,
-    *,
-    has_negatives: bool = False,
-    weights: WeightsMode | None = None,
-    epochs: int = 1,
-    seed: int = 0,
+    files: Sequence[Path], version: int, target: Path, options: ExportOptions, *, has_negatives: bool = False
 ) -> ExportReport:
-    """Export a training set, in order of time. Memory holds one batch.
+    """Export a training set, in order of time. Memory holds a few batches.
 
     Args:
-        dataset: Rows of a training set, in order.
+        files: Parquet files of a training set, in order.
         version: Its version.
         target: ``csv``: the file; ``recbole``: the data set's folder; the files in it have the same name.
-        file_format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``).
+        options: Format, and how weights are handed over.
         has_negatives: Whether there are rows of label 0.
-        weights: ``column``: every row once, with its weight; ``sample``: rows sampled by weight. Default: ``sample`` for ``recbole``.
-        epochs: Independent draws, written one after the other; more than 1 adds a column ``epoch``.
-        seed: Seed of the draws. A draw depends on the version, the seed and its epoch alone.
 
     Raises:
-        TrainingSetError: The target exists, an atomic file cannot hold an id, or several epochs are requested without sampling; nothing is
-            written.
+        TrainingSetError: The target exists, an atomic file cannot hold an id, or the options do not fit together; nothing is written.
     """
-    weights = weights or _DEFAULT_MODE[file_format]
-    if epochs < 1 or (epochs > 1 and weights == "column"):
-        raise TrainingSetError(
-            f"{epochs} epochs of rows that are not sampled" if epochs > 1 else f"{epochs} epochs",
-            where="epochs",
-            next_step='set weights to "sample", or export one epoch' if epochs > 1 else "choose 1 or more",
-        )
+    options.check()
     if target.exists():
         raise _taken(target)
     unfinished = target.with_name(
@@ -161,20 +196,18 @@ def export_training_set(
     )  # unique: two processes may write to one target
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if file_format == "recbole":
+        is_recbole = options.format == "recbole"
+        if is_recbole:
             unfinished.mkdir(exist_ok=True)
-            file = unfinished / f"{target.name}.inter"
-        else:
-            file = unfinished
-        columns = _columns(file_format, weights, has_negatives=has_negatives) + (["epoch"] if epochs > 1 else [])
-        writer = _Writer(file, columns, tabs=file_format == "recbole")
+        file = unfinished / f"{target.name}.inter" if is_recbole else unfinished
+        writer = _Writer(file, options.columns(has_negatives=has_negatives), tabs=is_recbole)
         sample = None
-        if weights == "sample":
-            sample = _write_sample(dataset, writer, epochs, seed)
+        if options.mode == "sample":
+            sample = _write_sample(files, writer, options)
         else:
-            writer.write(dataset.to_batches(columns=list(_READ)))
-        report = ExportReport(str(target), file_format, version, writer.rows, writer.synthetic, weights, sample)
-        if file_format == "recbole":
+            writer.write(_read(files))
+        report = ExportReport(str(target), options.format, version, writer.rows, writer.synthetic, options.mode, sample)
+        if is_recbole:
             settings = _recbole_settings(target, report, has_negatives=has_negatives)
             (unfinished / f"{target.name}.yaml").write_text(settings, encoding="utf-8")
             write_json(unfinished / "export.json", report.to_json())
@@ -200,14 +233,13 @@ def draw_copies(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArr
     return (whole + (rng.random(len(weights)) < weights - whole)).astype(np.int64)
 
 
-def _columns(file_format: DatasetFormat, weights: WeightsMode, *, has_negatives: bool) -> list[str]:
-    """List the columns of the file."""
-    keys = ["user_id", "item_id", "timestamp"]
-    if weights == "column":
-        return [*keys, "label", "weight", "is_synthetic"]
-    if file_format == "csv":
-        return [*keys, "label", "is_synthetic"]
-    return [*keys, "label"] if has_negatives else keys  # some of RecBole's models take every other column as a feature
+def _read(files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in order."""
+    import pyarrow.parquet as pq
+
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            yield from iter_batches(file, _ROWS_AT_ONCE, columns=_COLUMNS_READ)
 
 
 class _Writer:
@@ -275,9 +307,9 @@ class _Draw:
         """Its counts."""
         return EpochDraw(self._epoch, self._rows, self._synthetic, self._left_out, self._left_out_synthetic)
 
-    def sample(self, dataset: Dataset) -> Iterator[pa.RecordBatch]:
+    def sample(self, files: Sequence[Path]) -> Iterator[pa.RecordBatch]:
         """Yield each row as many times as it is drawn."""
-        for batch in dataset.to_batches(columns=list(_READ)):
+        for batch in _read(files):
             weights = batch.column("weight").to_numpy().astype(np.float64)
             synthetic = batch.column("is_synthetic").to_numpy(zero_copy_only=False)
             copies = draw_copies(weights, self._rng)
@@ -293,12 +325,12 @@ class _Draw:
                 yield batch.take(np.searchsorted(ends, np.arange(start, min(start + _ROWS_AT_ONCE, total)), side="right"))
 
 
-def _write_sample(dataset: Dataset, writer: _Writer, epochs: int, seed: int) -> SampleReport:
+def _write_sample(files: Sequence[Path], writer: _Writer, options: ExportOptions) -> SampleReport:
     """Write one draw after the other."""
-    draws = [_Draw(seed, epoch) for epoch in range(1, epochs + 1)]
+    draws = [_Draw(options.seed, epoch) for epoch in range(1, options.epochs + 1)]
     for epoch, draw in enumerate(draws, start=1):
-        writer.write(draw.sample(dataset), epoch)
-    return SampleReport(seed, draws[0].weight, draws[0].synthetic_weight, tuple(draw.report for draw in draws))
+        writer.write(draw.sample(files), epoch)
+    return SampleReport(options.seed, draws[0].weight, draws[0].synthetic_weight, tuple(draw.report for draw in draws))
 
 
 def _recbole_settings(target: Path, report: ExportReport, *, has_negatives: bool) -> str:
@@ -316,7 +348,7 @@ def _recbole_settings(target: Path, report: ExportReport, *, has_negatives: bool
         f"eval_args: {{split: {{RS: [1, 0, 0]}}, group_by: none, order: RO, mode: {mode}}}",
     ]
     if has_negatives:
-        lines += ["# The rows of label 0 are the negatives.", "train_neg_sample_args: ~"]
+        lines += ["# Rows of label 0 are the negatives, for pointwise models.", "train_neg_sample_args: ~"]
     if report.sample is not None and len(report.sample.draws) > 1:
         lines.append(f"# The file holds {len(report.sample.draws)} draws: one pass over it is as many epochs.")
     return "\n".join(lines) + "\n"

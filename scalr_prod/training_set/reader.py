@@ -161,18 +161,11 @@ class TrainingSet:
             TrainingSetError: Something is there already, an id cannot stand in such a file, or epochs are requested without a sample;
                 nothing is written then.
         """
-        from scalr_prod.training_set.export import export_training_set
+        from scalr_prod.training_set.export import ExportOptions, export_training_set
 
-        return export_training_set(
-            self.dataset(),
-            self.version,
-            Path(target),
-            form,
-            has_negatives=bool(self.manifest.get("negatives")),
-            weights=weights,
-            epochs=epochs,
-            seed=seed,
-        )
+        options = ExportOptions(form, weights, epochs, seed)
+        has_negatives = bool(self.manifest.get("negatives"))
+        return export_training_set(self.files, self.version, Path(target), options, has_negatives=has_negatives)
 
     def matrix(self, vocabulary: IdVocabulary | None = None) -> sparse.csr_matrix:
         """Summed weights of real and synthetic events: what a model of implicit feedback learns from.

@@ -96,7 +96,7 @@ def test_exported_files_hold_every_row_in_order(project, tmp_path):
     found = opened.export(tmp_path / "rows.csv").to_json()
     assert (found["rows"], found["synthetic"]) == (report.rows, report.synthetic)
     pd.testing.assert_frame_equal(pd.read_csv(found["path"], dtype=types), expected, rtol=1e-6)
-    opened.export(tmp_path / "films", "recbole")
+    opened.export(tmp_path / "films", "recbole", weights="column")
     rows = pd.read_csv(tmp_path / "films" / "films.inter", sep="\t", dtype=str)
     assert list(rows) == [f"{name}:{'token' if name.endswith('_id') else 'float'}" for name in expected]
     pd.testing.assert_frame_equal(rows.set_axis(expected.columns, axis=1).astype(types), expected, rtol=1e-6)
