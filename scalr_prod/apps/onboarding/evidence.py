@@ -6,12 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from scalr_prod.apps.onboarding.names import has_known_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import numpy as np
 
     from scalr_prod.apps.onboarding.column_profiles import ColumnProfile, LogProfile
 
@@ -34,8 +34,10 @@ _MARGIN: Final = 2.0
 #: A column with fewer distinct values, and at most a fifth of another candidate's, is a group: a country, a shop, a seat.
 _GROUPS: Final = 50
 _GROUP_RATIO: Final = 5
-#: A column that another candidate determines, with at most a tenth of its values, is one of its attributes.
-_ATTRIBUTE_RATIO: Final = 10
+#: A column that another candidate determines, with at most half as many values, is one of its attributes.
+_ATTRIBUTE_RATIO: Final = 2
+#: Bins of common integers within which they would be shared by chance.
+_BINS: Final = 32
 #: Fewer distinct values are never items.
 _ITEMS: Final = 10
 #: Share of a user's pairs of rows that agree from which on a column describes the user.
@@ -167,7 +169,7 @@ def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: 
 def _user_candidates(log: LogProfile, taken: Mapping[str, str]) -> list[ColumnProfile]:
     if "user" in taken:
         return [log.columns[taken["user"]]]
-    return [column for column in _id_candidates(log) if column.name not in taken.values()]
+    return [column for column in _id_candidates(log) if column.name not in taken.values() and not log.is_brief(column.name)]
 
 
 def _id_candidates(log: LogProfile) -> list[ColumnProfile]:
@@ -191,10 +193,15 @@ def _overlap(first: ColumnProfile, second: ColumnProfile) -> _Overlap:
 
 
 def _expected_overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Return how many integers two sets would share if each were drawn at random from their common range."""
+    """Return how many integers two sets would share if each were drawn at random, at the density that it has in each bin."""
     low, high = max(first[0], second[0]), min(first[-1], second[-1])
-    sizes = [int(((numbers >= low) & (numbers <= high)).sum()) for numbers in (first, second)]
-    return sizes[0] * sizes[1] / (int(high) - int(low) + 1) if high >= low else 0.0
+    if high < low:
+        return 0.0
+    both = np.sort(np.concatenate([first, second]))
+    both = both[(both >= low) & (both <= high)]
+    edges = np.unique([*both[:: max(len(both) // _BINS, 1)], high + 1])
+    counts = [np.histogram(numbers, edges)[0] for numbers in (first, second)]
+    return float((counts[0] * counts[1] / np.diff(edges)).sum())
 
 
 def _yields(pair: _Overlap, to: _Overlap, source: LogProfile, target: LogProfile) -> bool:
@@ -250,8 +257,8 @@ def _infer_item(log: LogProfile, found: Inference) -> None:
         found.evidence[column.name] = f"{before}; {problem}"
     if not fitting:
         return
-    if any(depends.values()):  # beside a column that depends on the user, what does not is a measurement
-        fitting = [one for one in fitting if depends[one.name] or (depends[one.name] is None and not one.is_smooth)]
+    # What does not depend on the user is a measurement, unless there is nothing else.
+    fitting = [one for one in fitting if depends[one.name] or (depends[one.name] is None and not one.is_smooth)] or fitting
     known = [column.name for column in fitting if has_known_name("item", column.name)]
     candidates = [column for column in _without_groups(log, fitting, found) if not known or column.name in known]
     names = [column.name for column in candidates] or known

@@ -171,8 +171,9 @@ class _Draft:
         found += [f"{' and '.join(columns)} may be the {_ROLE_NAMES[role]}" for role, columns in unsure.items()]
         listed = "; ".join(found) + f"; there are: {', '.join(self.names)}"
         if self.inference is not None:
-            evidence = list(self.inference.evidence.items())
-            listed += "; their values: " + ", ".join(f"{column} ({text})" for column, text in evidence[:_LISTED])
+            evidence = self.inference.evidence
+            told = list(evidence) if self.missing else [column for columns in unsure.values() for column in columns]
+            listed += "; by their values: " + ", ".join(f"{column} ({evidence[column]})" for column in told[:_LISTED])
         steps = [str(error.next_step) for error in self.missing.values()]
         steps += [f"name it: {_option(self.request, role)}" for role in unsure]
         return ColumnNotFound(listed, where=self.request.location, next_step="; ".join(steps))

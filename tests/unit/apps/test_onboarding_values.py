@@ -49,7 +49,8 @@ def test_what_the_values_do_not_tell_is_asked(tmp_path):
     ]
     with pytest.raises(ColumnNotFound, match=r"y and x may be the user.s id") as caught:
         plan_init(tmp_path / "scalr.toml", requests)
-    assert "of 395 values are in the other log, too" in caught.value.found
+    assert "y (368 of 395 values are in the other log, too), x (" in caught.value.found
+    assert "w (" not in caught.value.found
     for place in ("source", "target"):
         assert f"--column {place}.user=NAME" in caught.value.next_step
     # On a terminal the likeliest columns are shown, and one correction per log settles it.
