@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from scalr_prod.apps.onboarding.column_profiles import ColumnProfile, LogProfile
 
-__all__ = ["Inference", "infer_columns", "is_event_log"]
+__all__ = ["LEAST_USERS", "Inference", "infer_columns", "is_event_log"]
 
 #: Smallest sample that decides anything.
 _ROWS: Final = 50
-#: Smallest number of values that the user columns of two logs share.
-_SHARED: Final = 20
+#: Smallest number of users, and of values that the user columns of two logs share.
+LEAST_USERS: Final = 20
 #: Integers of two logs are shared beyond chance if this many times as many agree as would by chance, ...
 _LIFT: Final = 2.0
 #: ... and the difference is this many standard deviations.
@@ -74,7 +74,7 @@ def infer_columns(logs: Mapping[str, LogProfile], named: Mapping[str, Mapping[st
 
     Args:
         logs: Place → profile of a sample; the target is last.
-        named: Place → role → column that the user named; it is kept.
+        named: Place → role → column that the user or its name told; it is kept.
 
     Returns:
         Place → what was found. A role without a fitting column is missing.
@@ -133,21 +133,13 @@ def _infer_users(logs: Mapping[str, LogProfile], found: Mapping[str, Inference])
         for one, name in ((place, best.source), (target, best.target)):
             alike = list(dict.fromkeys(pair.source if one == place else pair.target for pair in rivals))
             if "user" not in found[one].columns:
-                _choose_user(found[one], name, alike, is_weak=max(best.shares) < _SHARED_LEAST)
+                found[one].columns["user"] = name
+                if len(alike) > 1 or max(best.shares) < _SHARED_LEAST:
+                    found[one].unsure["user"] = alike
             for pair in reversed(rivals):
                 column = pair.source if one == place else pair.target
                 total = logs[one].columns[column].distinct
                 found[one].evidence[column] = f"{pair.shared:,} of {total:,} values are in the other log, too"
-
-
-def _choose_user(found: Inference, best: str, alike: list[str], *, is_weak: bool) -> None:
-    """Take the best user column, or the one of several that has a known name."""
-    known = [name for name in alike if has_known_name("user", name)]
-    if len(known) == 1:
-        best, alike = known[0], known
-    found.columns["user"] = best
-    if len(alike) > 1 or is_weak:
-        found.unsure["user"] = alike
 
 
 def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: Inference) -> list[_Overlap]:
@@ -157,7 +149,7 @@ def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: 
         for first in _user_candidates(source, left.columns)
         for second in _user_candidates(target, right.columns)
     ]
-    found = [pair for pair in found if pair.shared >= _SHARED]
+    found = [pair for pair in found if pair.shared >= LEAST_USERS]
     if any(pair.beyond_chance for pair in found):
         found = [pair for pair in found if pair.beyond_chance]
     else:
@@ -326,8 +318,6 @@ def _infer_time(log: LogProfile, found: Inference) -> None:
         fitting = [column for column in fitting if column.times is not None and not column.times.is_epoch]
     if not fitting:
         return
-    known = [column for column in fitting if has_known_name("timestamp", column.name)]
-    fitting = known if len(known) == 1 else fitting
     first = [
         column
         for column in fitting
