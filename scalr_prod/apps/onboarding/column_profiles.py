@@ -42,6 +42,10 @@ _DEVIATIONS: Final = 5.0
 _WIDEST: Final = 10_000_000
 #: Variation of the counts of neighbouring integers, 1 for Poisson counts, below which they are a measurement's.
 _SMOOTH: Final = 1.5
+_DAY: Final = 86_400_000_000
+#: Shortest time of a log in which orders and sessions can be told from users, and their share that has to lie within a day.
+_LONG_LOG: Final = 10 * _DAY
+_BRIEF: Final = 0.9
 _DECIMAL: Final = r"^-?\d+[.,]\d+$"
 _WHOLE: Final = r"^(0|-?[1-9]\d{0,17})$"
 _WHOLE_FLOAT: Final = r"^(0|-?[1-9]\d{0,14})\.0$"
@@ -296,6 +300,23 @@ class LogProfile:
         later = (users[1:] == users[:-1]) & (at[1:] > at[:-1])
         return int(later.sum()) >= _REPEATED and float((numbers[1:] > numbers[:-1])[later].mean()) > 1 - _EXCEPTIONS
 
+    def is_brief(self, name: str) -> bool:
+        """Return whether the rows of nearly every value lie within a day, in a log of many days: an order or a session."""
+        times = max(
+            (one.times.micros[one.codes] for one in self.columns.values() if one.times is not None), key=np.ptp, default=None
+        )
+        if times is None or np.ptp(times) < _LONG_LOG:
+            return False
+        codes = self.columns[name].codes
+        first, last = (
+            np.full(self.columns[name].distinct, np.iinfo(np.int64).max),
+            np.zeros(self.columns[name].distinct, np.int64),
+        )
+        np.minimum.at(first, codes, times)
+        np.maximum.at(last, codes, times)
+        spans = (last - first)[np.bincount(codes, minlength=len(first)) > 1]
+        return len(spans) >= _REPEATED and float((spans < _DAY).mean()) >= _BRIEF
+
     def is_never_later(self, first: str, second: str) -> bool:
         """Return whether the first of two time columns is in no row later than the second, to the day if either holds days."""
         left, right = (self.columns[name] for name in (first, second))
@@ -303,7 +324,7 @@ class LogProfile:
             return False
         known = right.codes >= 0
         gap = right.times.micros[right.codes[known]] - left.times.micros[left.codes[known]]
-        slack = 86_400_000_000 if left.times.days_only or right.times.days_only else 0
+        slack = _DAY if left.times.days_only or right.times.days_only else 0
         return bool((gap >= -slack).all())
 
     def is_sorted(self, name: str) -> bool:
@@ -418,4 +439,4 @@ def _times(distinct: pa.Array, origin: CellOrigin, zone: str) -> TimeSpan | None
     if micros.min() < low or micros.max() >= high:
         return None
     form = pattern or (f"{_UNIT_NAMES[parser.unit]} since 1970" if parser.unit else "times")
-    return TimeSpan(micros, form, parser.unit is not None, bool((micros % 86_400_000_000 == 0).all()))
+    return TimeSpan(micros, form, parser.unit is not None, bool((micros % _DAY == 0).all()))

@@ -6,21 +6,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from scalr_prod.apps.onboarding.names import has_known_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
     from scalr_prod.apps.onboarding.column_profiles import ColumnProfile, LogProfile
 
-__all__ = ["Inference", "infer_columns", "is_event_log"]
+__all__ = ["LEAST_USERS", "Inference", "infer_columns", "is_event_log"]
 
 #: Smallest sample that decides anything.
 _ROWS: Final = 50
-#: Smallest number of values that the user columns of two logs share.
-_SHARED: Final = 20
+#: Smallest number of users, and of values that the user columns of two logs share.
+LEAST_USERS: Final = 20
 #: Integers of two logs are shared beyond chance if this many times as many agree as would by chance, ...
 _LIFT: Final = 2.0
 #: ... and the difference is this many standard deviations.
@@ -34,8 +34,10 @@ _MARGIN: Final = 2.0
 #: A column with fewer distinct values, and at most a fifth of another candidate's, is a group: a country, a shop, a seat.
 _GROUPS: Final = 50
 _GROUP_RATIO: Final = 5
-#: A column that another candidate determines, with at most a tenth of its values, is one of its attributes.
-_ATTRIBUTE_RATIO: Final = 10
+#: A column that another candidate determines, with at most half as many values, is one of its attributes.
+_ATTRIBUTE_RATIO: Final = 2
+#: Bins of common integers within which they would be shared by chance.
+_BINS: Final = 32
 #: Fewer distinct values are never items.
 _ITEMS: Final = 10
 #: Share of a user's pairs of rows that agree from which on a column describes the user.
@@ -72,7 +74,7 @@ def infer_columns(logs: Mapping[str, LogProfile], named: Mapping[str, Mapping[st
 
     Args:
         logs: Place → profile of a sample; the target is last.
-        named: Place → role → column that the user named; it is kept.
+        named: Place → role → column that the user or its name told; it is kept.
 
     Returns:
         Place → what was found. A role without a fitting column is missing.
@@ -131,21 +133,13 @@ def _infer_users(logs: Mapping[str, LogProfile], found: Mapping[str, Inference])
         for one, name in ((place, best.source), (target, best.target)):
             alike = list(dict.fromkeys(pair.source if one == place else pair.target for pair in rivals))
             if "user" not in found[one].columns:
-                _choose_user(found[one], name, alike, is_weak=max(best.shares) < _SHARED_LEAST)
+                found[one].columns["user"] = name
+                if len(alike) > 1 or max(best.shares) < _SHARED_LEAST:
+                    found[one].unsure["user"] = alike
             for pair in reversed(rivals):
                 column = pair.source if one == place else pair.target
                 total = logs[one].columns[column].distinct
                 found[one].evidence[column] = f"{pair.shared:,} of {total:,} values are in the other log, too"
-
-
-def _choose_user(found: Inference, best: str, alike: list[str], *, is_weak: bool) -> None:
-    """Take the best user column, or the one of several that has a known name."""
-    known = [name for name in alike if has_known_name("user", name)]
-    if len(known) == 1:
-        best, alike = known[0], known
-    found.columns["user"] = best
-    if len(alike) > 1 or is_weak:
-        found.unsure["user"] = alike
 
 
 def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: Inference) -> list[_Overlap]:
@@ -155,7 +149,7 @@ def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: 
         for first in _user_candidates(source, left.columns)
         for second in _user_candidates(target, right.columns)
     ]
-    found = [pair for pair in found if pair.shared >= _SHARED]
+    found = [pair for pair in found if pair.shared >= LEAST_USERS]
     if any(pair.beyond_chance for pair in found):
         found = [pair for pair in found if pair.beyond_chance]
     else:
@@ -167,7 +161,7 @@ def _user_pairs(source: LogProfile, target: LogProfile, left: Inference, right: 
 def _user_candidates(log: LogProfile, taken: Mapping[str, str]) -> list[ColumnProfile]:
     if "user" in taken:
         return [log.columns[taken["user"]]]
-    return [column for column in _id_candidates(log) if column.name not in taken.values()]
+    return [column for column in _id_candidates(log) if column.name not in taken.values() and not log.is_brief(column.name)]
 
 
 def _id_candidates(log: LogProfile) -> list[ColumnProfile]:
@@ -191,10 +185,15 @@ def _overlap(first: ColumnProfile, second: ColumnProfile) -> _Overlap:
 
 
 def _expected_overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Return how many integers two sets would share if each were drawn at random from their common range."""
+    """Return how many integers two sets would share if each were drawn at random, at the density that it has in each bin."""
     low, high = max(first[0], second[0]), min(first[-1], second[-1])
-    sizes = [int(((numbers >= low) & (numbers <= high)).sum()) for numbers in (first, second)]
-    return sizes[0] * sizes[1] / (int(high) - int(low) + 1) if high >= low else 0.0
+    if high < low:
+        return 0.0
+    both = np.sort(np.concatenate([first, second]))
+    both = both[(both >= low) & (both <= high)]
+    edges = np.unique([*both[:: max(len(both) // _BINS, 1)], high + 1])
+    counts = [np.histogram(numbers, edges)[0] for numbers in (first, second)]
+    return float((counts[0] * counts[1] / np.diff(edges)).sum())
 
 
 def _yields(pair: _Overlap, to: _Overlap, source: LogProfile, target: LogProfile) -> bool:
@@ -250,8 +249,8 @@ def _infer_item(log: LogProfile, found: Inference) -> None:
         found.evidence[column.name] = f"{before}; {problem}"
     if not fitting:
         return
-    if any(depends.values()):  # beside a column that depends on the user, what does not is a measurement
-        fitting = [one for one in fitting if depends[one.name] or (depends[one.name] is None and not one.is_smooth)]
+    # What does not depend on the user is a measurement, unless there is nothing else.
+    fitting = [one for one in fitting if depends[one.name] or (depends[one.name] is None and not one.is_smooth)] or fitting
     known = [column.name for column in fitting if has_known_name("item", column.name)]
     candidates = [column for column in _without_groups(log, fitting, found) if not known or column.name in known]
     names = [column.name for column in candidates] or known
@@ -319,8 +318,6 @@ def _infer_time(log: LogProfile, found: Inference) -> None:
         fitting = [column for column in fitting if column.times is not None and not column.times.is_epoch]
     if not fitting:
         return
-    known = [column for column in fitting if has_known_name("timestamp", column.name)]
-    fitting = known if len(known) == 1 else fitting
     first = [
         column
         for column in fitting

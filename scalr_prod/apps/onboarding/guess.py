@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
-from scalr_prod.apps.onboarding.evidence import Inference, infer_columns
+from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_columns
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
 from scalr_prod.errors import BadValue, ColumnNotFound
@@ -147,6 +147,7 @@ class _Draft:
         notes: Role → choice between several possibilities.
         missing: Role → the error if the values do not tell it either.
         inference: What the values tell; None: the names told everything.
+        kept: Roles whose columns the user or their names told.
     """
 
     request: LogRequest
@@ -156,6 +157,7 @@ class _Draft:
     notes: dict[str, str] = field(default_factory=dict)
     missing: dict[str, ColumnNotFound] = field(default_factory=dict)
     inference: Inference | None = None
+    kept: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:
@@ -171,8 +173,9 @@ class _Draft:
         found += [f"{' and '.join(columns)} may be the {_ROLE_NAMES[role]}" for role, columns in unsure.items()]
         listed = "; ".join(found) + f"; there are: {', '.join(self.names)}"
         if self.inference is not None:
-            evidence = list(self.inference.evidence.items())
-            listed += "; their values: " + ", ".join(f"{column} ({text})" for column, text in evidence[:_LISTED])
+            evidence = self.inference.evidence
+            told = list(evidence) if self.missing else [column for columns in unsure.values() for column in columns]
+            listed += "; by their values: " + ", ".join(f"{column} ({evidence[column]})" for column in told[:_LISTED])
         steps = [str(error.next_step) for error in self.missing.values()]
         steps += [f"name it: {_option(self.request, role)}" for role in unsure]
         return ColumnNotFound(listed, where=self.request.location, next_step="; ".join(steps))
@@ -194,7 +197,7 @@ class _Draft:
             times,
             tuple(notes),
             self.inference.evidence,
-            frozenset(self.inference.columns) - set(request.columns),
+            frozenset(self.inference.columns) - self.kept,
             self.inference.title,
         )
 
@@ -222,7 +225,7 @@ def _by_name(base: Settings, request: LogRequest) -> _Draft:
 def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
     """Complete the columns of logs by the values of larger samples of all logs.
 
-    A column that the user named, and a user or time whose name is known, are kept. An ending such as ``_id`` proves nothing here.
+    A column that the user named, and a time or a user whose name is known, are kept. An ending such as ``_id`` proves nothing here.
     """
     named, profiles = {}, {}
     for place, draft in drafts.items():
@@ -231,18 +234,17 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
         named[place] = {
             role: column
             for role, column in draft.columns.items()
-            if not draft.missing
-            or role in draft.request.columns
-            or (role != "item" and has_known_name(role, column) and column in profiles[place].columns)
+            if not draft.missing or role in draft.request.columns or _is_told(role, column, profiles[place])
         }
     found = infer_columns(profiles, named)
     for place, draft in drafts.items():
         if not draft.missing:
             continue
         inference = draft.inference = found[place]
-        item = draft.columns.get("item")
-        if item is not None and has_known_name("item", item) and item not in inference.columns.values():
-            inference.columns.setdefault("item", item)
+        for role, column in draft.columns.items():  # nothing better was found
+            if has_known_name(role, column) and column not in inference.columns.values():
+                inference.columns.setdefault(role, column)
+        draft.kept = frozenset(named[place])
         draft.notes = {role: note for role, note in draft.notes.items() if role in named[place]} | inference.notes
         draft.notes |= {
             role: f"{inference.columns[role]} was taken, but is not certain; {' or '.join(others)} would do too"
@@ -254,6 +256,16 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
         draft.missing |= {
             role: _not_found(role, draft.request) for role in EVENT_ROLES if role not in {*inference.columns, *draft.missing}
         }
+
+
+def _is_told(role: str, column: str, profile: LogProfile) -> bool:
+    """Return whether a column's known name tells its role beside its values; those of items are compared by their values."""
+    return (
+        role != "item"
+        and has_known_name(role, column)
+        and column in profile.columns
+        and (role != "user" or profile.columns[column].distinct >= LEAST_USERS)
+    )
 
 
 def guess_items(base: Settings, location: str, item: str) -> ItemGuess:

@@ -286,7 +286,11 @@ def _domain(one: DomainPlan, base: Path) -> DomainSection:
     if one.item_guess is not None and one.items_location is not None:
         values["items"] = _shown(one.items_location, base)
         values["item_columns"] = dict(one.item_guess.columns)
-    others = [column for column in log.available_columns if column not in log.columns.values()]
+    read = {
+        *log.columns.values(),
+        *(one.item_guess.columns.values() if one.items_location == asked.location and one.item_guess else ()),
+    }
+    others = [column for column in log.available_columns if column not in read]
     comments = [f"{'Where events are wanted' if asked.place == 'target' else 'What users did where there are many events'}."]
     comments.append(f"Times: {log.time_description}.")
     comments += [

@@ -20,7 +20,7 @@ __all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "read_sample", "read_table_sample"]
 #: Rows of a sample whose columns are known by name, and of one whose values have to tell.
 NAMES_ROWS: Final = 10_000
 EVIDENCE_ROWS: Final = 200_000
-#: Further limits of a sample: files of a folder, and bytes.
+#: Further limits of a sample: files of a folder, and bytes read.
 _FILES: Final = 50
 _BYTES: Final = 64 << 20
 #: Ambiguous suffixes, and the usual format of such files.
@@ -70,16 +70,15 @@ def _first(batches: Generator[Batch, None, None], origin: str, rows: int) -> Bat
     import pyarrow as pa
 
     found: list[Batch] = []
+    sampled = seen_rows = seen_bytes = 0
     with closing(batches):
         for batch in batches:
+            seen_rows, seen_bytes = seen_rows + batch.rows.num_rows, seen_bytes + batch.rows.nbytes
             # Files of a folder may differ in their types: the sample uses those with the first one's schema.
             if batch.rows.num_rows and (not found or batch.rows.schema.equals(found[0].rows.schema)):
                 found.append(batch)
-            if (
-                len(found) == _FILES
-                or sum(one.rows.num_rows for one in found) >= rows
-                or sum(one.rows.nbytes for one in found) >= _BYTES
-            ):
+                sampled += batch.rows.num_rows
+            if len(found) == _FILES or sampled >= rows or (found and (seen_rows >= EVIDENCE_ROWS or seen_bytes >= _BYTES)):
                 break
     if not found:
         raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")

@@ -49,7 +49,8 @@ def test_what_the_values_do_not_tell_is_asked(tmp_path):
     ]
     with pytest.raises(ColumnNotFound, match=r"y and x may be the user.s id") as caught:
         plan_init(tmp_path / "scalr.toml", requests)
-    assert "of 395 values are in the other log, too" in caught.value.found
+    assert "y (368 of 395 values are in the other log, too), x (" in caught.value.found
+    assert "w (" not in caught.value.found
     for place in ("source", "target"):
         assert f"--column {place}.user=NAME" in caught.value.next_step
     # On a terminal the likeliest columns are shown, and one correction per log settles it.
@@ -191,3 +192,32 @@ def test_logs_without_a_common_user_say_what_they_hold(tmp_path):
     other = log(1000, seed=2)
     with pytest.raises(ColumnNotFound, match=r"no column looks like the user.s id.*p \(100 values\)"):
         found(tmp_path, log(1500, seed=1), other.assign(p="q" + other["p"]))
+
+
+def test_a_known_name_whose_values_are_no_users_is_passed_over(tmp_path):
+    source = log(1500, seed=1)
+    source["client"] = np.where(np.arange(len(source)) % 3, "ios", "android")
+    assert found(tmp_path, source, log(1000, seed=2))["source"] == ("p", "i", "t")
+
+
+def test_a_known_item_name_decides_between_several(tmp_path):
+    def with_shelf(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+        shelf = rows["p"].str[1:].astype(int) % 3 + 3 * np.random.default_rng(3).integers(30, size=len(rows))
+        return rows.assign(shelf=[f"s{number}" for number in shelf]).rename(columns={"i": name})
+
+    target = log(1000, seed=2)
+    with pytest.raises(ColumnNotFound, match=r"thing and shelf may be the item.s id"):
+        found(tmp_path, with_shelf(log(3000, seed=1), "thing"), target)
+    assert found(tmp_path, with_shelf(log(3000, seed=1), "sku"), target)["source"] == ("p", "sku", "t")
+
+
+def test_several_sources_agree_on_the_targets_users(tmp_path):
+    write_pair(tmp_path, log(2000, seed=1), log(1000, seed=2))
+    log(1500, seed=3).rename(columns={"p": "who", "i": "what", "t": "at_time"}).to_csv(tmp_path / "c.csv", index=False)
+    requests = [
+        LogRequest("sources.first", str(tmp_path / "a.csv")),
+        LogRequest("sources.second", str(tmp_path / "c.csv")),
+        LogRequest("target", str(tmp_path / "b.csv")),
+    ]
+    plan = plan_init(tmp_path / "scalr.toml", requests)
+    assert [domain.log_guess.columns["user"] for domain in plan.domains.values()] == ["p", "who", "p"]
