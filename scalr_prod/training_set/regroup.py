@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupedArrowFile"]
 
-#: Most record batches of an appended table.
-_FAN_OUT: Final = 100
+#: Most record batches of an appended table. A second pass costs as much as batches of about 30 rows.
+_FAN_OUT: Final = 1_000
 #: Rows written apart at once.
 _ROWS_AT_ONCE: Final = 100_000
 _GROUP: Final = "group"
