@@ -40,6 +40,14 @@ LIFTS = {
     "lift_yelp_feature_ranker": "Yelp, other ← restaurants",
     "lift_amazon": "Amazon",
 }
+#: The steps of `bench_growth`, with the larger and the smaller size.
+STEPS = {
+    "spill": "writes of an external sort, for each row: {} over {} partitions",
+    "lookup": "positions of ids, for each lookup: {} over {} known ids",
+    "negatives": "negatives of a log: {} over {} buckets of users",
+    "log": "latest commits of a table: {} over {} commits",
+    "join": "point-in-time join of ten users: {} over {} files",
+}
 SEGMENTS = ("cold", "sparse", "dense")
 MILLION, THOUSAND = "1000000 items", 1000
 
@@ -294,10 +302,15 @@ def growth() -> list[str]:
         for stage, found in daily["cpu_ratio"].items()
         if stage != "training_set_whole"
     ]
+    grown = figures("growth")
+    steps = [
+        Measure(text.format(*map(number, map(int, list(grown[step])[1::-1]))), grown[step]["times"], "", grown["limits"][step])
+        for step, text in STEPS.items()
+    ]
     missed = [stage for stage, found in ratios.items() if any(found[key] > limits[key] for key in found)]
     above = f"above the limit: {', '.join(missed)}" if missed else "all within the limits"
     return [
-        *heading("Growth with the log", "scale", "daily"),
+        *heading("Growth with the log", "scale", "growth", "daily"),
         "A column is a number of source events. There is one context for each.",
         "",
         *lines,
@@ -308,6 +321,7 @@ def growth() -> list[str]:
             [
                 Measure(f"all stages of {millions(large)} source events, one core", total, " s"),
                 Measure("share of the ledger in a run's processor time", ledger, "", limits["ledger_share"]),
+                *steps,
                 *days,
             ]
         ),

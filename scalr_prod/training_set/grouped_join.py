@@ -99,7 +99,9 @@ def join_by_key(
             columns = join_features(store, empty, external=external, connection=connection).column_names
             for key, references in sorted(references_by_key(store, FEATURE_SERVICE).items()):
                 by_user = key == USER_ID
-                spill = stack.enter_context(GroupedArrowFile(spine.with_name(f"features by {key}.arrow"), _ROW))
+                spill = stack.enter_context(
+                    GroupedArrowFile(spine.with_name(f"features by {key}.arrow"), _ROW, groups=int(groups.numbers.max()) + 1)
+                )
                 for rows in _batches_by_key(key, connection, spine, groups, limit):
                     found = join_features(
                         store,
@@ -126,8 +128,9 @@ def _batches_by_key(
     key: str, connection: DuckDBPyConnection, spine: Path, groups: JoinGroups, limit: int
 ) -> Iterator[pa.Table]:
     """Yield the keys and row numbers of all grouped rows in batches of consecutive users (or items), each small enough for one join."""
-    with GroupedArrowFile(spine.with_name(f"spine by {key}.arrow"), _ROW) as buckets:
-        for rows, numbers in _bucketed(connection, spine, groups, key, limit):
+    count, bucketed = _bucketed(connection, spine, groups, key, limit)
+    with GroupedArrowFile(spine.with_name(f"spine by {key}.arrow"), _ROW, groups=count) as buckets:
+        for rows, numbers in bucketed:
             buckets.append(rows, numbers)
         for bucket in buckets.groups:
             rows = buckets.read_group(bucket)
@@ -138,8 +141,8 @@ def _batches_by_key(
 
 def _bucketed(
     connection: DuckDBPyConnection, spine: Path, groups: JoinGroups, key: str, limit: int
-) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-    """Yield the same rows in any order, each with its bucket; all rows of a user (or item) are in one bucket."""
+) -> tuple[int, Iterator[tuple[pa.Table, NDArray[np.int64]]]]:
+    """Return the number of buckets, and the same rows in any order, each with its bucket; all rows of a user (or item) are in one."""
     import pyarrow as pa
 
     path = escape_glob(spine).replace("'", "''")
@@ -156,6 +159,5 @@ def _bucketed(
     query = f"""
         SELECT {", ".join(KEYS)}, {_ROW}, {_BUCKET}
         FROM (SELECT {", ".join(KEYS)}, file_row_number AS {_ROW} FROM {wanted}) JOIN buckets USING ({key})"""
-    for batch in connection.sql(query).to_arrow_reader(_BATCH):
-        found = pa.Table.from_batches([batch])
-        yield found.drop_columns(_BUCKET), found.column(_BUCKET).to_numpy()
+    tables = (pa.Table.from_batches([batch]) for batch in connection.sql(query).to_arrow_reader(_BATCH))
+    return int(buckets), ((table.drop_columns(_BUCKET), table.column(_BUCKET).to_numpy()) for table in tables)

@@ -171,7 +171,10 @@ def stage_spine(
         path = folder / "spine.parquet"
         sparse_below = settings.downstream.sparse_below if options.is_weighted_by_segment else None
         edges = _edges(connection, files, window.span)
-        with GroupedArrowFile(folder / "ranges.arrow") as ranges, pq.ParquetWriter(path, output, compression="zstd") as writer:
+        with (
+            GroupedArrowFile(folder / "ranges.arrow", groups=len(edges) + 1) as ranges,
+            pq.ParquetWriter(path, output, compression="zstd") as writer,
+        ):
             for rows in _labelled(connection, files, spans, multipliers, sparse_below=sparse_below, holdout=holdout):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
                 ranges.append(rows, np.searchsorted(edges, times, side="right"))

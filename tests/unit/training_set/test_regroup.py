@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scalr_prod.training_set import regroup
 from scalr_prod.training_set.features import _plan_files
 from scalr_prod.training_set.grouped_join import JoinGroups, _bucketed
 from scalr_prod.training_set.periods import utc_day
@@ -22,24 +23,29 @@ def rows(numbers: np.ndarray) -> pa.Table:
     return pa.table({"row": numbers, "items": pa.array(lists, pa.list_(pa.string())), "text": [f"r{n}" for n in numbers]})
 
 
-def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path):
+@pytest.mark.parametrize("fan_out", [100, 7, 3])
+def test_each_group_gives_its_rows_by_number_however_they_were_put(tmp_path, monkeypatch, fan_out):
+    monkeypatch.setattr(regroup, "_FAN_OUT", fan_out)
+    monkeypatch.setattr(regroup, "_ROWS_AT_ONCE", 50)
     drawn = np.random.default_rng(3)
     numbers = drawn.permutation(1_000)
     groups = np.sort(drawn.integers(0, 40, 1_000))[drawn.permutation(1_000)]
     groups[groups == 7] = 8
-    with GroupedArrowFile(tmp_path / "kept.arrow", "row") as kept:
+    with GroupedArrowFile(tmp_path / "kept.arrow", "row", groups=40) as kept:
         for place in range(0, 1_000, 130):  # the last is shorter
             some = numbers[place : place + 130]
             kept.append(rows(some), groups[some])
         kept.append(rows(numbers[:0]), groups[:0])
         assert kept.groups == sorted(set(groups.tolist()))
+        assert kept._count <= 8 * fan_out, "batches of the eight tables"
         for group in reversed(kept.groups):
             assert kept.read_group(group).equals(rows(np.flatnonzero(groups == group)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_without_numbers_come_back_as_they_were_put(tmp_path):
-    with GroupedArrowFile(tmp_path / "kept.arrow") as kept:
+@pytest.mark.parametrize("groups", [2, 300])
+def test_rows_without_numbers_come_back_as_they_were_put(tmp_path, groups):
+    with GroupedArrowFile(tmp_path / "kept.arrow", groups=groups) as kept:
         kept.append(rows(np.array([9, 2, 7, 1])), np.array([1, 0, 1, 0]))
         kept.append(rows(np.array([0, 8])), np.array([1, 1]))
         assert kept.groups == [0, 1]
@@ -94,7 +100,8 @@ def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
     groups = JoinGroups(np.array([500, 1_200, 3_000]), np.array([0, -1, 1]))
     connection = duckdb.connect(config={"threads": 2, "preserve_insertion_order": False})
     connection.execute("SET TimeZone = 'UTC'")
-    found = list(_bucketed(connection, path, groups, "user_id", limit))
+    count, batches = _bucketed(connection, path, groups, "user_id", limit)
+    found = list(batches)
     rows, share = pa.concat_tables(table for table, _ in found), np.concatenate([share for _, share in found])
 
     wanted = np.r_[0:500, 1_200:3_000]
@@ -108,6 +115,7 @@ def test_shares_are_of_users_that_follow_each_other_and_hold_every_wanted_row_on
     sizes = np.bincount(share)
     assert (sizes == 0).any(), "shares that the one with very many rows has left empty"
     assert sorted(sizes)[-2] <= limit < sizes.max()
+    assert len(sizes) <= count
 
 
 def test_no_share_is_more_than_a_join_takes_where_no_key_is(tmp_path):
@@ -117,7 +125,7 @@ def test_no_share_is_more_than_a_join_takes_where_no_key_is(tmp_path):
     path = tmp_path / "spine.parquet"
     pq.write_table(pa.table({"user_id": item, "item_id": item, "event_timestamp": times}), path)
     with duckdb.connect() as connection:
-        found = _bucketed(connection, path, JoinGroups(np.array([len(item)]), np.array([0])), "item_id", 100)
+        _, found = _bucketed(connection, path, JoinGroups(np.array([len(item)]), np.array([0])), "item_id", 100)
         sizes = np.bincount(np.concatenate([share for _, share in found]))
     assert sizes.sum() == len(item)
     assert sizes.max() <= 100
