@@ -10,7 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel
     from scalr_prod.compute.executor import Executor, is_distributed, open_executor
-    from scalr_prod.compute.shuffle import Segment, ShuffleFolder, read_segments, shuffle_folder, write_segments
+    from scalr_prod.compute.shuffle import Segment, ShuffleFolder, load_segments, shuffle_folder, write_segments
     from scalr_prod.compute.worker_task import run_worker_task
 
 __all__ = [
@@ -19,11 +19,11 @@ __all__ = [
     "Segment",
     "ShuffleFolder",
     "is_distributed",
+    "load_segments",
     "open_cluster",
     "open_executor",
     "preload_workers",
     "progress_channel",
-    "read_segments",
     "run_worker_task",
     "shuffle_folder",
     "write_segments",
@@ -41,7 +41,7 @@ __getattr__ = lazy_exports(
         "open_executor": "executor",
         "preload_workers": "cluster",
         "progress_channel": "cluster",
-        "read_segments": "shuffle",
+        "load_segments": "shuffle",
         "run_worker_task": "worker_task",
         "shuffle_folder": "shuffle",
         "write_segments": "shuffle",

@@ -19,12 +19,12 @@ from scalr_prod.core.partitioned import PARTITION_NUMBER, iter_numbered, partiti
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Segment", "ShuffleFolder", "read_segments", "shuffle_folder", "write_segments"]
+__all__ = ["Segment", "ShuffleFolder", "load_segments", "shuffle_folder", "write_segments"]
 
 _BATCH: Final = 65_536
+_BUFFER_BYTES: Final = 1 << 20
 
 
 class Segment(NamedTuple):
@@ -98,22 +98,22 @@ def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], fold
     rows = db.sql(f"SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query}) ORDER BY {PARTITION_NUMBER}").to_arrow_reader(
         _BATCH
     )
-    path, end, segments = f"{folder.prefix}{uuid.uuid4()}.arrow", 0, {}
+    path, segments = f"{folder.prefix}{uuid.uuid4()}.arrow", {}
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with folder.open().open_output_stream(path) as file:
+    with folder.open().open_output_stream(path, compression=None, buffer_size=_BUFFER_BYTES) as file:
         for partition, table in iter_numbered(rows, PARTITION_NUMBER):
-            buffer = pa.BufferOutputStream()
-            with pa.ipc.new_stream(buffer, table.schema, options=options) as stream:
+            start = file.tell()
+            with pa.ipc.new_stream(file, table.schema, options=options) as stream:
                 stream.write_table(table)
-            content = buffer.getvalue()
-            file.write(content)
-            segments[partition] = Segment(path, end, content.size)
-            end += content.size
+            segments[partition] = Segment(path, start, file.tell() - start)
     return segments
 
 
-def read_segments(folder: ShuffleFolder, segments: Iterable[Segment]) -> pa.Table:
-    """Read the rows of segments, of which there is at least one."""
+def load_segments(db: Any, segments: Iterable[Segment], *, folder: ShuffleFolder, name: str) -> int:
+    """Create or replace a temporary DuckDB table with the rows of segments, of which there is at least one; return the row count.
+
+    DuckDB sorts its own table twice as fast as an Arrow table, and can spill it.
+    """
     import pyarrow as pa
 
     files, tables = folder.open(), []
@@ -121,4 +121,10 @@ def read_segments(folder: ShuffleFolder, segments: Iterable[Segment]) -> pa.Tabl
         with files.open_input_file(segment.path) as file:
             file.seek(segment.offset)
             tables.append(pa.ipc.open_stream(file.read_buffer(segment.size)).read_all())
-    return pa.concat_tables(tables)
+    rows = pa.concat_tables(tables)
+    db.register("segments", rows)
+    try:
+        db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM segments")
+    finally:
+        db.unregister("segments")
+    return len(rows)

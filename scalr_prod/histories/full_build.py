@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from scalr_prod.compute import open_executor, read_segments, shuffle_folder, write_segments
+from scalr_prod.compute import load_segments, open_executor, shuffle_folder, write_segments
 from scalr_prod.core.delta_log import arrow_schema, duckdb_readable_files, files_dataset, row_count, row_count_by_file
 from scalr_prod.core.partitioned import quantile_bounds
 from scalr_prod.histories.incremental import create_events_view, latest_created, sort_partition_sql
@@ -244,10 +244,9 @@ def _write_partition(
     connection: Any, job: _Job, latest: npt.NDArray[np.int64], number: int, segments: Sequence[Segment]
 ) -> _Partition:
     """Task of the second round: write the rows of one partition's keys."""
-    events = read_segments(job.folder, segments)
-    connection.register("partition_rows", events)
+    events = load_segments(connection, segments, folder=job.folder, name="partition_rows")
     ordered = connection.sql(sort_partition_sql(job.table)).to_arrow_reader(_BATCH)
     stream = RowStream(job.table, job.schema, job.histories, latest, None, job.limit)
     file = job.lake.write_file(job.table, stream.rows(ordered), job.schema, number=number)
-    connection.unregister("partition_rows")
-    return _Partition(number, len(events), file)
+    connection.execute("DROP TABLE partition_rows")
+    return _Partition(number, events, file)

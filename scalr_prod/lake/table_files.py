@@ -14,10 +14,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.file_systems import open_file_system
-from scalr_prod.core.partitioned import rebatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROW_GROUP_ROWS", "TableFile", "remove_table_files", "write_table_file"]
 
-#: Rows of a row group, which a writer holds in memory until it is full.
+#: Most rows of a row group, which a writer holds in memory until it is full.
 ROW_GROUP_ROWS: Final = 65_536
 #: The log keeps so many characters of the least and greatest text of a file.
 _STATISTICS_CHARACTERS: Final = 32
@@ -69,8 +68,8 @@ def write_table_file(
     """
     import pyarrow.parquet as pq
 
-    full = rebatch(batches, ROW_GROUP_ROWS)
-    first = next(full, None)
+    groups = _iter_row_groups(batches)
+    first = next(groups, None)
     if first is None:
         return None
     files, path = open_file_system(uri, storage_options), f"part-{number:05d}-{uuid.uuid4()}-c000.zstd.parquet"
@@ -78,13 +77,30 @@ def write_table_file(
     options = {"compression": "zstd", "compression_level": 1, "use_dictionary": False, "metadata_collector": written}
     try:
         with pq.ParquetWriter(path, schema, filesystem=files, **options) as writer:
-            for batch in chain([first], full):
-                writer.write_batch(batch)
+            for group in chain([first], groups):
+                writer.write_table(group, ROW_GROUP_ROWS)
     except BaseException:
         with suppress(OSError):
             files.delete_file(path)
         raise
     return TableFile(path, written[0].num_rows, files.get_file_info(path).size, json.dumps(_statistics(written[0])))
+
+
+def _iter_row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Gather batches to row groups, without copying rows; larger batches stay whole."""
+    import pyarrow as pa
+
+    pending: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        if pending and rows + len(batch) > ROW_GROUP_ROWS:
+            yield pa.Table.from_batches(pending)
+            pending, rows = [], 0
+        if len(batch):
+            pending.append(batch)
+            rows += len(batch)
+    if pending:
+        yield pa.Table.from_batches(pending)
 
 
 def remove_table_files(uri: str, storage_options: Mapping[str, str], files: Iterable[TableFile]) -> None:

@@ -83,6 +83,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
         self.honours_conditions = honours_conditions
         self.objects: dict[str, bytes] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}  # of uploads that are not complete
         self.lock = threading.Lock()
 
 
@@ -107,8 +108,12 @@ class _Request(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - name of the base class
 
     def do_PUT(self) -> None:
-        key, _ = self._asked()
+        key, query = self._asked()
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if "uploadId" in query:
+            self.server.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
+            self._answer(200)
+            return
         time.sleep(0.02)  # as over a network
         with self.server.lock:
             if self.server.honours_conditions and self.headers.get("If-None-Match") == "*" and key in self.server.objects:
@@ -122,17 +127,33 @@ class _Request(BaseHTTPRequestHandler):
         self._answer(200)
 
     def do_POST(self) -> None:
-        """Delete several objects."""
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        """Begin or complete an upload of several parts, or delete several objects."""
+        key, query = self._asked()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        if "uploads" in query:
+            upload = f"upload-{len(self.server.parts)}"
+            self.server.parts[upload] = {}
+            self._answer(200, self._upload("Initiate", key, f"<UploadId>{upload}</UploadId>"))
+            return
+        if "uploadId" in query:
+            parts = self.server.parts[query["uploadId"][0]]
+            self.server.objects[key] = b"".join(parts[number] for number in sorted(parts))
+            self._answer(200, self._upload("Complete", key, '<ETag>"complete"</ETag>'))
+            return
         keys = re.findall(r"<Key>(.*?)</Key>", body)
-        for key in keys:
-            self.server.objects.pop(unescape(key), None)
-        deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        for name in keys:
+            self.server.objects.pop(unescape(name), None)
+        deleted = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in keys)
         self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+
+    @staticmethod
+    def _upload(step: str, key: str, more: str) -> bytes:
+        name = f"{step}MultipartUploadResult"
+        return f"<{name}><Bucket>{BUCKET}</Bucket><Key>{escape(key)}</Key>{more}</{name}>".encode()
 
     def _asked(self) -> tuple[str, dict[str, list[str]]]:
         parts = urlsplit(self.path)
-        return unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/"), parse_qs(parts.query)
+        return unquote(parts.path).removeprefix(f"/{BUCKET}").lstrip("/"), parse_qs(parts.query, keep_blank_values=True)
 
     def _listing(self, query: dict[str, list[str]]) -> bytes:
         prefix, after, delimiter = (query.get(name, [""])[0] for name in ("prefix", "start-after", "delimiter"))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scalr_prod.compute import read_segments, shuffle_folder, write_segments
+from scalr_prod.compute import load_segments, shuffle_folder, write_segments
 
 IDS = {
     "integers": (pa.array, [20, 50]),
@@ -27,8 +27,8 @@ def test_each_partition_gets_its_keys_from_all_files(tmp_path, ids):
             db.register("events", rows.slice(part * 1_250, 1_250))
             files.append(write_segments(db, "FROM events", key="key", bounds=bounds, folder=folder))
         for number, wanted in enumerate(expected):
-            found = read_segments(folder, [file[number] for file in files])
-            assert found.sort_by("n").equals(wanted.combine_chunks())
+            assert load_segments(db, [file[number] for file in files], folder=folder, name="found") == len(wanted)
+            assert db.sql("FROM found ORDER BY n").to_arrow_table().equals(wanted)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,4 +43,5 @@ def test_files_of_others_are_not_removed(tmp_path):
         segments = write_segments(db, "SELECT 1 AS key", key="key", bounds=[], folder=other)
         with shuffle_folder(str(tmp_path), {}) as folder:
             write_segments(db, "SELECT 2 AS key", key="key", bounds=[], folder=folder)
-        assert read_segments(other, segments.values()).to_pydict() == {"key": [1]}
+        load_segments(db, segments.values(), folder=other, name="found")
+        assert db.sql("FROM found").fetchall() == [(1,)]
