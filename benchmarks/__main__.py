@@ -1,11 +1,11 @@
 """Run the benchmarks and keep their figures under `benchmarks/results/`.
 
 Usage: python -m benchmarks [point_in_time data_path scoring limits gpu generation translator run]
-       python -m benchmarks [daily scale catalogue workers lift set_aside default_weight default_run ease abxi soak worlds world_lifts]
+       python -m benchmarks [day daily scale catalogue workers lift set_aside default_weight default_run ease abxi soak worlds world_lifts]
 
 The second line's run only when they are named: ``scale`` takes hours at its default size, ``lift`` and ``abxi`` up to an hour,
-``worlds``, ``set_aside`` and ``ease`` half an hour, ``catalogue`` and ``default_run`` a quarter, ``soak``, ``daily``, ``workers`` and
-``world_lifts`` ten minutes.
+``worlds``, ``set_aside`` and ``ease`` half an hour, ``catalogue`` and ``default_run`` a quarter, ``soak``, ``day``, ``daily``, ``workers``
+and ``world_lifts`` ten minutes.
 
 Each is a module `bench_NAME` with a `main() -> dict`. Ratios come from one run on one machine, medians of several rounds.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 NAMES = ("point_in_time", "data_path", "scoring", "limits", "gpu", "generation", "translator", "run")
 RESULTS = Path(__file__).parent / "results"
 LONG = (
+    "day",
     "daily",
     "scale",
     "catalogue",
