@@ -8,12 +8,7 @@ replaced quickly. Importing this module only imports; it opens nothing.
 from __future__ import annotations
 
 import importlib
-import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 __all__: list[str] = []
 
@@ -36,23 +31,5 @@ _MODULES: Final = (
 )
 
 
-@contextmanager
-def _skip_unneeded_imports() -> Iterator[None]:
-    """Skip torch (150 MB) and Feast's run-time type checks, which cost seconds."""
-    import typeguard
-
-    checked, absent = typeguard.typechecked, "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # how Python itself marks what cannot be imported
-    typeguard.typechecked = lambda target=None, **_: (lambda same: same) if target is None else target  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        typeguard.typechecked = checked
-        if absent:
-            del sys.modules["torch"]
-
-
-with _skip_unneeded_imports():
-    for _name in _MODULES:
-        importlib.import_module(_name)
+for _name in _MODULES:
+    importlib.import_module(_name)

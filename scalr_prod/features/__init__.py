@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.import_hook import before_import
 from scalr_prod.core.lazy_exports import lazy_exports
-from scalr_prod.features.feast_import import install_import_hook
+from scalr_prod.features.feast_import import prepare_feast_import
 
 if TYPE_CHECKING:
     from scalr_prod.features.client import ViewWindow, join_point_in_time, open_feature_store, stream_window
@@ -52,7 +53,7 @@ __all__ = [
     "stream_window",
 ]
 
-install_import_hook()
+before_import("feast", prepare_feast_import)
 __getattr__ = lazy_exports(
     __name__,
     {

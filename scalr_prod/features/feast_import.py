@@ -2,7 +2,7 @@
 """Import of Feast without what this package does not use, which takes three quarters of its import time.
 
 Feast decorates its classes with typeguard, which compiles every one of them again when it is imported, and imports torch for tensors of
-online features. With `install_import_hook`, Feast's classes are left as they are written, and torch is imported when a tensor is asked for.
+online features. After `prepare_feast_import`, Feast's classes are left as they are written, and torch is imported for a tensor alone.
 """
 
 from __future__ import annotations
@@ -13,29 +13,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import Callable
 
-__all__ = ["install_import_hook"]
-
-
-def install_import_hook() -> None:
-    """Prepare the first import of Feast in this process; does nothing if Feast is already imported."""
-    if "feast" not in sys.modules and not any(isinstance(finder, _FeastImportHook) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _FeastImportHook())
+__all__ = ["prepare_feast_import"]
 
 
-class _FeastImportHook:
-    """A finder of `sys.meta_path` that runs once, before Feast is imported, and finds no module itself."""
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Prepare the import if the module is Feast."""
-        del path, target
-        if fullname == "feast":
-            sys.meta_path.remove(self)
-            _skip_type_checks()
-            _defer_torch()
-        return None
+def prepare_feast_import() -> None:
+    """Skip the checks and defer torch; to be called before Feast is imported."""
+    _skip_type_checks()
+    _defer_torch()
 
 
 def _skip_type_checks() -> None:

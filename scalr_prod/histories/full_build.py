@@ -107,7 +107,7 @@ class _Regrouped(NamedTuple):
     latest_created: dict[str, int]
 
 
-class _Partition(NamedTuple):
+class _WrittenPartition(NamedTuple):
     number: int
     events: int
     file: TableFile | None
@@ -129,7 +129,7 @@ def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Ca
     events, lake, table = build.source.current, build.lake, build.table
     rows, inputs, bounds = row_count(events), _plan_inputs(events), _partition_bounds(connection, table, events)
     tasks = max(len(inputs), len(bounds) + 1)
-    written: list[_Partition] = []
+    written: list[_WrittenPartition] = []
     try:
         with open_executor(build.settings, connection, tasks=tasks, rows=rows, stage="histories") as executor:
             # Workers elsewhere share no folder with this machine, but they reach the lake.
@@ -156,7 +156,7 @@ def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Ca
     return WrittenRows(_files(written), int(latest[-1]) if len(latest) else None)
 
 
-def _files(written: list[_Partition]) -> list[TableFile]:
+def _files(written: list[_WrittenPartition]) -> list[TableFile]:
     return [partition.file for partition in sorted(written) if partition.file is not None]
 
 
@@ -230,7 +230,7 @@ def _row_groups(fragment: Any, files: _EventFiles) -> list[int]:
 
 def _compute(
     executor: Executor, job: _Job, latest: npt.NDArray[np.int64], segments: Mapping[int, list[Segment]]
-) -> Iterator[_Partition]:
+) -> Iterator[_WrittenPartition]:
     """Write the rows of each partition."""
     rows = 0
     for partition in executor.map(_write_partition, ((job, latest, *each) for each in sorted(segments.items()))):
@@ -242,11 +242,11 @@ def _compute(
 
 def _write_partition(
     connection: Any, job: _Job, latest: npt.NDArray[np.int64], number: int, segments: Sequence[Segment]
-) -> _Partition:
+) -> _WrittenPartition:
     """Task of the second round: write the rows of one partition's keys."""
     events = load_segments(connection, segments, folder=job.folder, name="partition_rows")
     ordered = connection.sql(sort_partition_sql(job.table)).to_arrow_reader(_BATCH)
     stream = RowStream(job.table, job.schema, job.histories, latest, None, job.limit)
     file = job.lake.write_file(job.table, stream.rows(ordered), job.schema, number=number)
     connection.execute("DROP TABLE partition_rows")
-    return _Partition(number, events, file)
+    return _WrittenPartition(number, events, file)

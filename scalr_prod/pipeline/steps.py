@@ -68,13 +68,15 @@ def policy(context: PipelineContext) -> StageReport | None:
 
 def translator(context: PipelineContext) -> StageReport:
     """Train a version, or return the one with the same inputs; a whole run keeps one by ``[translator] pin`` or ``retrain_every``."""
-    from scalr_prod.translator import TrainReport, find_kept_version, train
+    from scalr_prod.translator import TrainReport, find_kept_version
 
     kept = find_kept_version(context.settings) if context.whole else None
     if kept is not None:
         logger.info("translator version %d is kept: %s", kept.version.version, kept.reason)
         report = TrainReport.from_version(kept.version, reused=True, kept=kept.reason)
     else:
+        from scalr_prod.translator import train
+
         report = train(context.settings, trained_until=context.trained_until, progress=context.progress)
     context.version = report.version
     return report

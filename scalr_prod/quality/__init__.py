@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.import_hook import before_import
 from scalr_prod.core.lazy_exports import lazy_exports
+from scalr_prod.quality.gx_import import prepare_gx_import
 
 if TYPE_CHECKING:
     from scalr_prod.quality.dataset_check import check_dataset
@@ -35,6 +37,8 @@ __all__ = [
     "validate_training_set",
     "write_suite",
 ]
+
+before_import("great_expectations", prepare_gx_import)
 
 __getattr__ = lazy_exports(
     __name__,

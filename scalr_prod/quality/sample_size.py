@@ -8,6 +8,7 @@ An honest run is one that is well within the limit; each function says how far. 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from math import ceil, log, log1p, sqrt
 from typing import Final
 
@@ -44,9 +45,9 @@ def max_bad_rows_by_chance(rows: int, limit: float) -> int:
     >>> max_bad_rows_by_chance(40, 0.01), max_bad_rows_by_chance(20_000, 0.01)
     (3, 132)
     """
-    from scipy import stats
+    from scipy import special
 
-    return int(stats.binom.isf(CHANCE, rows, limit / 2))
+    return bisect_left(range(rows + 1), x=True, key=lambda bad: special.bdtrc(bad, rows, limit / 2) <= CHANCE)
 
 
 def min_users_for_distance(buckets: int, limit: float) -> int:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
     from scalr_prod.translator.retraining import KeptVersion, RetrainingReason, find_kept_version, retraining_reason
+    from scalr_prod.translator.train_report import TrainReport
     from scalr_prod.translator.trainer import time_quantile
-    from scalr_prod.translator.training import TrainReport, train
+    from scalr_prod.translator.training import train
     from scalr_prod.translator.worker_pool import open_worker_pool
 
 __all__ = [
@@ -99,7 +100,7 @@ __getattr__ = lazy_exports(
         "RequestBounds": "requests",
         "RetrainingReason": "retraining",
         "Samples": "data.contexts",
-        "TrainReport": "training",
+        "TrainReport": "train_report",
         "TrainingSlice": "data.training_pairs",
         "TranslatorModule": "module",
         "TranslatorVersion": "registry",

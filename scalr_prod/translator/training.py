@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyC
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators.bundled_source import bundle_sources
 from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
+from scalr_prod.translator.train_report import TrainReport
 from scalr_prod.translator.trainer import (
     calibration_slice,
     fit_calibration,
@@ -51,55 +52,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainReport:
-    """Result of `train`.
-
-    Attributes:
-        version: Number of the version.
-        path: Folder of the version.
-        sha256: Checksum of the weights' file.
-        trained_until: End of the training data, exclusive (ISO 8601, UTC).
-        reused: Whether an existing version was returned.
-        seconds: Wall-clock time.
-        metrics: Metrics of the manifest: user group → component → metric.
-        vocabulary: Domain → fields of `VocabularyCoverage`.
-        kept: Why `scalr run` kept the version and trained none; None: it was trained, or its inputs are the same.
-    """
-
-    version: int
-    path: str
-    sha256: str
-    trained_until: str
-    reused: bool
-    seconds: float
-    metrics: dict[str, Any] = field(repr=False)
-    vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
-    kept: str | None = None
-
-    @classmethod
-    def from_version(cls, version: TranslatorVersion, *, reused: bool, seconds: float = 0.0, kept: str | None = None) -> Self:
-        """Report on a version."""
-        return cls(
-            version=version.version,
-            path=str(version.path),
-            sha256=version.sha256,
-            trained_until=version.trained_until.isoformat(),
-            reused=reused,
-            seconds=seconds,
-            metrics=version.manifest["metrics"],
-            vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
-            kept=kept,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 def train(settings: Settings, *, trained_until: datetime | None = None, progress: bool = False) -> TrainReport:

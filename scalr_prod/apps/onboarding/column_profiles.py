@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -397,21 +397,37 @@ def _id_problem(values: pa.Array, distinct: pa.Array, origin: CellOrigin, *, unt
     return "empty cells" if values.null_count else None
 
 
-def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> tuple[pa.Array, TimestampParser, str | None, list[str]]:
-    """Parse a time column; return its times, the parser, its format if it needs one, and other formats that would also work.
+class ParsedTimes(NamedTuple):
+    """A parsed time column.
+
+    Attributes:
+        times: Its times.
+        parser: The parser.
+        format: Its format, if it needs one.
+        other_formats: Other formats that would also work.
+    """
+
+    times: pa.Array
+    parser: TimestampParser
+    format: str | None = None
+    other_formats: Sequence[str] = ()
+
+
+def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
+    """Parse a time column.
 
     Raises:
         BadValue: It cannot be parsed.
     """
     parser = TimestampParser(zone, "")
     try:
-        return parser.parse(values, origin), parser, None, []
+        return ParsedTimes(parser.parse(values, origin), parser)
     except BadValue:
         pattern, others = guess_timestamp_format(values, origin, zone)
         if pattern is None:
             raise
     parser = TimestampParser(zone, "", format=pattern)
-    return parser.parse(values, origin), parser, pattern, others
+    return ParsedTimes(parser.parse(values, origin), parser, pattern, others)
 
 
 def _times(distinct: pa.Array, origin: CellOrigin, zone: str) -> TimeSpan | None:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ModelNotReady, ModelVersionMismatch, ServerUnreachable
-from scalr_prod.serving.client import open_scorer
 from scalr_prod.serving.local_server.process import restart_locked, start_locked, stop_locked
 from scalr_prod.serving.local_server.server_state import has_other_users, read_heartbeats, read_record, server_lock, server_user
 from scalr_prod.serving.model_control import load_versions, probe_version, versions_by_server
 from scalr_prod.serving.model_repository import configured_versions
+from scalr_prod.translator import load_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
     """Make the version available for the duration of the block.
 
-    The local scorer needs nothing. Servers named in the settings are checked, and load the version if they do not hold it. Otherwise
+    For the local scorer only the version's folder is looked for. Servers named in the settings are checked, and load the version if they do not hold it. Otherwise
     the local server is found or started; its last user stops it unless a command started it.
 
     Args:
@@ -54,7 +54,7 @@ def serve_version(settings: Settings, version: int, *, also_loaded: AbstractSet[
         also_loaded: The other versions to hold; default: all versions that it holds already.
     """
     if settings.serving.scorer == "local":
-        open_scorer(settings, version).close()
+        load_version(settings, version)  # here once; each process that asks loads its tables itself
         yield
     elif settings.serving.url is not None:
         _ensure_loaded(settings, version, also_loaded)
