@@ -204,8 +204,9 @@ def _yields(pair: _Overlap, to: _Overlap, source: LogProfile, target: LogProfile
         (log, log.columns[mine], log.columns[other])
         for log, mine, other in ((source, pair.source, to.source), (target, pair.target, to.target))
     ]
-    if any(mine.is_unique for _, mine, _ in both) and not any(other.is_unique for _, _, other in both):
-        return True
+    unique = any(mine.is_unique for _, mine, _ in both), any(other.is_unique for _, _, other in both)
+    if unique[0] != unique[1]:
+        return unique[0]
     if all(_is_group(mine, other) for _, mine, other in both):
         return True
     if not all(log.determines(other.name, mine.name) for log, mine, other in both):

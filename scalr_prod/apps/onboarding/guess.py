@@ -89,9 +89,7 @@ def guess_logs(base: Settings, requests: Sequence[LogRequest], *, decisive: bool
     incomplete = [draft for draft in drafts.values() if draft.missing]
     if incomplete and not errors:
         _by_values(base, drafts)
-        errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
-    else:
-        errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
+    errors += filter(None, (draft.error(decisive=decisive) for draft in incomplete))
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -209,11 +207,12 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
         if not draft.missing:
             continue
         inference = draft.inference = found[place]
-        for role, column in draft.columns.items():  # nothing better was found
-            if has_known_name(role, column) and column not in inference.columns.values():
-                inference.columns.setdefault(role, column)
-        draft.kept = frozenset(named[place])
-        draft.notes = {role: note for role, note in draft.notes.items() if role in named[place]} | inference.notes
+        kept = dict(named[place])
+        for role, column in draft.columns.items():  # a known name is kept if nothing better was found
+            if role not in inference.columns and has_known_name(role, column) and column not in inference.columns.values():
+                kept[role] = inference.columns[role] = column
+        draft.kept = frozenset(kept)
+        draft.notes = {role: note for role, note in draft.notes.items() if role in kept} | inference.notes
         draft.notes |= {
             role: f"{inference.columns[role]} was taken, but is not certain; {' or '.join(others)} would do too"
             for role, columns in inference.unsure.items()
@@ -240,7 +239,7 @@ def guess_items(base: Settings, location: str, item: str) -> ItemGuess:
     """Guess how to read an item file from its first rows.
 
     Args:
-        base: As for `guess_log`.
+        base: As for `guess_logs`.
         location: A path, glob, folder or URL.
         item: The log's item column; a column of the same name is preferred.
 

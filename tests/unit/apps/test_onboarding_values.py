@@ -221,3 +221,14 @@ def test_several_sources_agree_on_the_targets_users(tmp_path):
     ]
     plan = plan_init(tmp_path / "scalr.toml", requests)
     assert [domain.log_guess.columns["user"] for domain in plan.domains.values()] == ["p", "who", "p"]
+
+
+def test_numbers_of_orders_in_both_logs_are_no_users(tmp_path):
+    source, target = log(2000, seed=1), log(1200, seed=2)
+    rng = np.random.default_rng(4)
+    orders = rng.choice(np.arange(10**6, 10**7), size=2000, replace=False)
+    # The target is what was sent back: one line in some of the source's orders, so that the number is in both logs.
+    source["order"] = orders
+    target = source.sample(1200, random_state=0).sort_values("t").assign(i=target["i"].to_numpy())
+    target["t"] = target["t"] + pd.Timedelta(days=9)
+    assert found(tmp_path, source, target) == {"source": ("p", "i", "t"), "target": ("p", "i", "t")}
