@@ -22,6 +22,7 @@ _MODULES: Final = (
     "scalr_prod.features.retrieval_job",
     "scalr_prod.features.offline_store",
     "scalr_prod.generation.task",
+    "scalr_prod.histories.full_build",
     "scalr_prod.lake",
     "scalr_prod.serving.client.factory",
     "scalr_prod.serving.client.triton",
