@@ -142,7 +142,7 @@ def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> View
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
 
-def _key_bounds(connection: DuckDBPyConnection, view: ViewJoin) -> tuple[int, int] | tuple[str, str] | None:
+def _key_bounds(connection: DuckDBPyConnection, view: ViewJoin) -> tuple[int | str, int | str] | None:
     """Return the spine's smallest and greatest first key; None if there is none, or SQL literals cannot hold it."""
     if not view.keys:
         return None
