@@ -74,11 +74,14 @@ class IdIndex:
     """
 
     def __init__(self, known: pa.Array) -> None:
-        places = np.flatnonzero(known.is_valid().to_numpy(zero_copy_only=False))
         hashes = _hash(known.drop_null())
         order = np.argsort(hashes)
-        self._known, self._hashes, self._order = known, hashes[order], places[order].astype(np.int32)
-        is_shared = np.zeros(len(hashes), bool)
+        self._known, self._hashes = known, hashes[order]
+        del hashes
+        if known.null_count:
+            order = np.flatnonzero(known.is_valid().to_numpy(zero_copy_only=False))[order]
+        self._order = order.astype(np.int32)
+        is_shared = np.zeros(len(order), bool)
         is_shared[1:] = self._hashes[1:] == self._hashes[:-1]
         is_shared[:-1] |= is_shared[1:]
         # Positions of the ids whose hash another one has, too.
