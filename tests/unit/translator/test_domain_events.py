@@ -54,6 +54,15 @@ def test_events_are_sorted_by_user_time_and_item_hash(weights, at_a_time, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_the_indexes_of_known_ids_are_built_once_whatever_the_number_of_batches(monkeypatch, tmp_path):
+    monkeypatch.setattr(domain_events, "_ROWS_AT_ONCE", 100)
+    built, index = [], domain_events.IdIndex
+    monkeypatch.setattr(domain_events, "IdIndex", lambda known: built.append(len(known)) or index(known))
+    users, ids = distinct_ids(log().select(["user_id", "item_id"]).to_reader(70))
+    load_events(log().to_reader(70), users, ids, {}, tmp_path)
+    assert built == [len(users), len(ids)]
+
+
 def test_empty_input_keeps_the_column_types(tmp_path):
     nothing = log()[:0]
     users, ids = distinct_ids(nothing.select(["user_id", "item_id"]).to_reader())
