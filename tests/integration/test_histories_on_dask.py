@@ -93,7 +93,7 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["_write_events", "_write_partition"])
+@pytest.mark.parametrize("task", [pytest.param("_write_events", marks=long), "_write_partition"])
 def test_a_worker_that_dies_changes_no_row_and_what_it_wrote_is_removed(expected, tmp_path, monkeypatch, task):
     settings = fill_lake(tmp_path / "built", EVENTS, compute={"workers": 2})
     work, died = getattr(full_build, task), tmp_path / "died"

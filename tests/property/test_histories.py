@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.examples import examples
 
 from scalr_prod.config.settings import Settings
-from scalr_prod.histories import build, build_histories, incremental
+from scalr_prod.histories import build_histories, full_build, incremental, row_stream
 from scalr_prod.histories.wavelet_matrix import WaveletMatrix
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
@@ -130,10 +130,12 @@ def test_every_row_is_what_the_rules_say(tmp_path_factory, raw, ids, length, day
     made = project(folder, events, ids, length=length, trailing_days=days, late_step_s=hours * 3600)
     with pytest.MonkeyPatch.context() as patch:
         # Small pieces everywhere, so that their seams are tested as well.
-        patch.setattr(build, "_CHUNK", at_once)
-        patch.setattr(build, "_BATCH", at_once)
+        patch.setattr(row_stream, "_CHUNK", at_once)
+        patch.setattr(row_stream, "_BATCH", at_once)
         patch.setattr(incremental, "_BATCH", at_once)
-        patch.setattr(build, "_ELEMENTS", at_once * 3)
+        patch.setattr(full_build, "_BATCH", at_once)
+        patch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", at_once * 5)
+        patch.setattr(row_stream, "_ELEMENTS", at_once * 3)
         patch.setattr("scalr_prod.histories.knowledge_time._AT_ONCE", at_once)
         build_histories(made)
     lake = Lake.open(made)
@@ -161,9 +163,11 @@ def test_day_by_day_gives_the_rows_of_a_build_from_all_days(tmp_path_factory, ra
     batches = [batch for batch in batches if batch] or [[]]
     folder = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_CHUNK", at_once)
+        patch.setattr(row_stream, "_CHUNK", at_once)
         patch.setattr(incremental, "_BATCH", at_once)
-        patch.setattr(build, "_ELEMENTS", at_once * 3)
+        patch.setattr(full_build, "_BATCH", at_once)
+        patch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", at_once * 5)
+        patch.setattr(row_stream, "_ELEMENTS", at_once * 3)
         patch.setattr("scalr_prod.histories.knowledge_time._AT_ONCE", at_once)
         made = project(folder / "days", batches[0], ids, **chosen)
         build_histories(made)
@@ -185,7 +189,8 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     if read == "file by file":
         monkeypatch.setattr(incremental, "_HELD", 0)
     if read == "a store's files":  # those that DuckDB cannot read where they are come through Arrow
-        monkeypatch.setattr(incremental, "duckdb_readable_files", lambda _: None)
+        for module in (incremental, full_build):
+            monkeypatch.setattr(module, "duckdb_readable_files", lambda _: None)
     draw = np.random.default_rng(0)
     columns = [draw.integers(0, high, 360) for high in (3, 4, 40)]
     late = draw.integers(1, 25, 360) * (draw.random(360) < 0.4)
