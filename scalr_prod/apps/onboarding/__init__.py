@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, LogRequest
+from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess
 from scalr_prod.apps.onboarding.init import DomainPlan, InitPlan, ensure_not_overwriting, plan_init
+from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.prompts import apply_corrections, confirm_interactively
 
 __all__ = [

@@ -17,7 +17,7 @@ from scalr_prod.ingest import list_tables
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from scalr_prod.apps.onboarding.guess import LogRequest
+    from scalr_prod.apps.onboarding.log_request import LogRequest
 
 __all__ = ["resolve_log"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
 from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_columns
+from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
 from scalr_prod.errors import BadValue, ColumnNotFound
@@ -21,39 +22,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ingest import Batch, CellOrigin
 
-__all__ = ["ItemGuess", "LogGuess", "LogRequest", "guess_items", "guess_logs"]
-
-
-@dataclass(frozen=True)
-class LogRequest:
-    """Request for one log: what the user specified.
-
-    Attributes:
-        place: ``source``, ``sources.<name>`` for each of several sources, or ``target``.
-        location: A path, glob, folder or URL; with a query, a SQLAlchemy URL.
-        query: SQL query.
-        columns: Role → column, for roles that are not guessed.
-        timezone: IANA zone of naive timestamps.
-        table: The table that the query reads, if it was found in the database.
-    """
-
-    place: str
-    location: str
-    query: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    timezone: str | None = None
-    table: str | None = None
-
-    @property
-    def option(self) -> str:
-        """The option that names the log."""
-        return "--target" if self.place == "target" else "--source"
-
-    @property
-    def value_prefix(self) -> str:
-        """What values of its options begin with: ``NAME=`` where there are several sources."""
-        name = self.place.partition(".")[2]
-        return f"{name}=" if name else ""
+__all__ = ["ItemGuess", "LogGuess", "guess_items", "guess_logs"]
 
 
 @dataclass(frozen=True)
@@ -368,7 +337,8 @@ def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue
 def _times(sample: Batch, name: str, asked: LogRequest, notes: list[str]) -> tuple[str, dict[str, str]]:
     """Return a description of a log's times, and the settings that they need."""
     values, place = select_column(sample, name)
-    _, reader, pattern, others = parse_times(values, place, asked.timezone or "UTC")
+    parsed = parse_times(values, place, asked.timezone or "UTC")
+    reader, pattern, others = parsed.parser, parsed.format, parsed.other_formats
     settings = {}
     if pattern is not None:
         settings["timestamp_format"] = pattern

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.apps.onboarding.databases import resolve_log
-from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, LogRequest, guess_items, guess_logs
+from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess, guess_items, guess_logs
 from scalr_prod.apps.onboarding.text import DomainSection, render_toml
 from scalr_prod.errors import EmptyInput, SettingsError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
@@ -20,6 +20,7 @@ from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from scalr_prod.apps.onboarding.log_request import LogRequest
     from scalr_prod.config import Settings
     from scalr_prod.schemas import IdType
 

@@ -12,7 +12,7 @@ from scalr_prod.ingest import Batch, ColumnSelection, format_suffix, read_path, 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from scalr_prod.apps.onboarding.guess import LogRequest
+    from scalr_prod.apps.onboarding.log_request import LogRequest
     from scalr_prod.config import Settings
 
 __all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "read_sample", "read_table_sample"]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from scalr_prod.apps.onboarding.guess import LogRequest
     from scalr_prod.apps.onboarding.init import InitPlan
+    from scalr_prod.apps.onboarding.log_request import LogRequest
 
 __all__ = ["apply_corrections", "confirm_interactively"]
 
