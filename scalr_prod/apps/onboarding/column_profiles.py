@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.ingest import Batch
 
-__all__ = ["ColumnProfile", "LogProfile", "TimeSpan", "Within", "parse_times"]
+__all__ = ["ColumnProfile", "LogProfile", "ParsedTimes", "TimeSpan", "Within", "parse_times"]
 
 #: Years of plausible times; numbers since 1970 are taken for times only if they fall between the second pair.
 _YEARS: Final = (1900, 2100)
@@ -80,6 +80,23 @@ class TimeSpan:
     def is_past(self) -> bool:
         """Whether no time is later than the ingest accepts."""
         return bool(self.micros.max() <= (datetime.now(UTC) + timedelta(days=1)).timestamp() * 1e6)
+
+
+@dataclass(frozen=True)
+class ParsedTimes:
+    """A parsed time column.
+
+    Attributes:
+        times: ``timestamp[us, UTC]``.
+        parser: The parser, with the unit that it found.
+        format: The format that it needed; None: none.
+        other_formats: Other formats that would also parse the column.
+    """
+
+    times: pa.Array
+    parser: TimestampParser
+    format: str | None
+    other_formats: list[str]
 
 
 @dataclass(frozen=True)
@@ -397,6 +414,7 @@ def _id_problem(values: pa.Array, distinct: pa.Array, origin: CellOrigin, *, unt
     return "empty cells" if values.null_count else None
 
 
+<<<<<<< HEAD
 class ParsedTimes(NamedTuple):
     """A parsed time column.
 
@@ -415,13 +433,21 @@ class ParsedTimes(NamedTuple):
 
 def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
     """Parse a time column.
+=======
+def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
+    """Parse a time column as the ingest does, in the format that it needs.
+>>>>>>> init
 
     Raises:
         BadValue: It cannot be parsed.
     """
     parser = TimestampParser(zone, "")
     try:
+<<<<<<< HEAD
         return ParsedTimes(parser.parse(values, origin), parser)
+=======
+        return ParsedTimes(parser.parse(values, origin), parser, None, [])
+>>>>>>> init
     except BadValue:
         pattern, others = guess_timestamp_format(values, origin, zone)
         if pattern is None:
@@ -446,13 +472,14 @@ def _times(distinct: pa.Array, origin: CellOrigin, zone: str) -> TimeSpan | None
         except BadValue:
             return None
     try:
-        times, parser, pattern, _ = parse_times(distinct, origin, zone)
+        parsed = parse_times(distinct, origin, zone)
     except BadValue:
         return None
-    micros = times.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    parser = parsed.parser
+    micros = parsed.times.cast(pa.int64()).to_numpy(zero_copy_only=False)
     years = _YEARS if parser.unit is None else _EPOCH_YEARS
     low, high = (datetime(year, 1, 1, tzinfo=UTC).timestamp() * 1e6 for year in years)
     if micros.min() < low or micros.max() >= high:
         return None
-    form = pattern or (f"{_UNIT_NAMES[parser.unit]} since 1970" if parser.unit else "times")
+    form = parsed.format or (f"{_UNIT_NAMES[parser.unit]} since 1970" if parser.unit else "times")
     return TimeSpan(micros, form, parser.unit is not None, bool((micros % _DAY == 0).all()))

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
 from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_columns
+<<<<<<< HEAD
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, LogRequest, read_sample
+=======
+from scalr_prod.apps.onboarding.log_request import LogRequest
+from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
+>>>>>>> init
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
 from scalr_prod.errors import BadValue, ColumnNotFound
 from scalr_prod.ingest import IdParser, TimestampParser, parse_numbers, select_column
@@ -336,7 +341,8 @@ def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue
 def _times(sample: Batch, name: str, asked: LogRequest, notes: list[str]) -> tuple[str, dict[str, str]]:
     """Return a description of a log's times, and the settings that they need."""
     values, place = select_column(sample, name)
-    _, reader, pattern, others = parse_times(values, place, asked.timezone or "UTC")
+    parsed = parse_times(values, place, asked.timezone or "UTC")
+    reader, pattern, others = parsed.parser, parsed.format, parsed.other_formats
     settings = {}
     if pattern is not None:
         settings["timestamp_format"] = pattern

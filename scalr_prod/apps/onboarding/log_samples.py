@@ -13,6 +13,10 @@ from scalr_prod.ingest import Batch, ColumnSelection, format_suffix, read_path, 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
+<<<<<<< HEAD
+=======
+    from scalr_prod.apps.onboarding.log_request import LogRequest
+>>>>>>> init
     from scalr_prod.config import Settings
 
 __all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "LogRequest", "read_sample", "read_table_sample"]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from support.examples import sweep
 from support.obscure_logs import CLEAR_PAIRS, UNCLEAR_PAIR
+from support.shown import any_numbers, difference, example
 from typer.testing import CliRunner
 
 from scalr_prod.apps.cli import app
@@ -39,6 +40,16 @@ def test_obscure_names_are_found_by_their_values(name, tmp_path, monkeypatch):
         assert [row["role"] for row in told[place]["evidence"]][:3] == list(ROLES)
         assert all(row["values"] for row in told[place]["evidence"])
     assert runner.invoke(app, ["ingest"]).exit_code == 0
+
+
+def test_the_evidence_is_shown_as_in_the_guide(tmp_path, monkeypatch):
+    pair = CLEAR_PAIRS["hotels and tables"]
+    monkeypatch.chdir(tmp_path)
+    pair.write(tmp_path)
+    done = runner.invoke(app, ["init", "--yes", "--source", pair.source, "--target", pair.target])
+    assert done.exit_code == 0, done.output
+    shown = "\n".join(["…", *example("docs/guides/your-data.md"), "…"])
+    assert difference(shown, any_numbers(done.stdout)) == ""
 
 
 def test_what_the_values_do_not_tell_is_asked(tmp_path):
