@@ -5,11 +5,7 @@ from __future__ import annotations
 
 from scalr_prod.apps.onboarding.guess import ItemGuess, LogGuess
 from scalr_prod.apps.onboarding.init import DomainPlan, InitPlan, ensure_not_overwriting, plan_init
-<<<<<<< HEAD
-from scalr_prod.apps.onboarding.log_samples import LogRequest
-=======
 from scalr_prod.apps.onboarding.log_request import LogRequest
->>>>>>> init
 from scalr_prod.apps.onboarding.prompts import apply_corrections, confirm_interactively
 
 __all__ = [

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -414,40 +414,15 @@ def _id_problem(values: pa.Array, distinct: pa.Array, origin: CellOrigin, *, unt
     return "empty cells" if values.null_count else None
 
 
-<<<<<<< HEAD
-class ParsedTimes(NamedTuple):
-    """A parsed time column.
-
-    Attributes:
-        times: Its times.
-        parser: The parser.
-        format: Its format, if it needs one.
-        other_formats: Other formats that would also work.
-    """
-
-    times: pa.Array
-    parser: TimestampParser
-    format: str | None = None
-    other_formats: Sequence[str] = ()
-
-
-def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
-    """Parse a time column.
-=======
 def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
     """Parse a time column as the ingest does, in the format that it needs.
->>>>>>> init
 
     Raises:
         BadValue: It cannot be parsed.
     """
     parser = TimestampParser(zone, "")
     try:
-<<<<<<< HEAD
-        return ParsedTimes(parser.parse(values, origin), parser)
-=======
         return ParsedTimes(parser.parse(values, origin), parser, None, [])
->>>>>>> init
     except BadValue:
         pattern, others = guess_timestamp_format(values, origin, zone)
         if pattern is None:

@@ -17,11 +17,7 @@ from scalr_prod.ingest import list_tables
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-<<<<<<< HEAD
-    from scalr_prod.apps.onboarding.log_samples import LogRequest
-=======
     from scalr_prod.apps.onboarding.log_request import LogRequest
->>>>>>> init
 
 __all__ = ["resolve_log"]
 

@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from scalr_prod.apps.onboarding.column_profiles import LogProfile, parse_times
 from scalr_prod.apps.onboarding.evidence import LEAST_USERS, Inference, infer_columns
-<<<<<<< HEAD
-from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, LogRequest, read_sample
-=======
 from scalr_prod.apps.onboarding.log_request import LogRequest
 from scalr_prod.apps.onboarding.log_samples import EVIDENCE_ROWS, NAMES_ROWS, read_sample
->>>>>>> init
 from scalr_prod.apps.onboarding.names import EVENT_ROLES, ITEM_ROLES, has_known_name, match_columns, normalize_name
 from scalr_prod.errors import BadValue, ColumnNotFound
 from scalr_prod.ingest import IdParser, TimestampParser, parse_numbers, select_column

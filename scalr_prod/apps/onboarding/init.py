@@ -20,11 +20,7 @@ from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-<<<<<<< HEAD
-    from scalr_prod.apps.onboarding.log_samples import LogRequest
-=======
     from scalr_prod.apps.onboarding.log_request import LogRequest
->>>>>>> init
     from scalr_prod.config import Settings
     from scalr_prod.schemas import IdType
 

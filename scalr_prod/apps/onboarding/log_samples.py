@@ -4,22 +4,18 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.errors import EmptyInput, UnreadableInput
 from scalr_prod.ingest import Batch, ColumnSelection, format_suffix, read_path, read_query
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
-<<<<<<< HEAD
-=======
     from scalr_prod.apps.onboarding.log_request import LogRequest
->>>>>>> init
     from scalr_prod.config import Settings
 
-__all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "LogRequest", "read_sample", "read_table_sample"]
+__all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "read_sample", "read_table_sample"]
 
 #: Rows of a sample whose columns are known by name, and of one whose values have to tell.
 NAMES_ROWS: Final = 10_000
@@ -29,38 +25,6 @@ _FILES: Final = 50
 _BYTES: Final = 64 << 20
 #: Ambiguous suffixes, and the usual format of such files.
 _LIKELY_FORMAT: Final = {".json": "jsonl", ".txt": "csv", ".dat": "csv", ".log": "csv"}
-
-
-@dataclass(frozen=True)
-class LogRequest:
-    """Request for one log: what the user specified.
-
-    Attributes:
-        place: ``source``, ``sources.<name>`` for each of several sources, or ``target``.
-        location: A path, glob, folder or URL; with a query, a SQLAlchemy URL.
-        query: SQL query.
-        columns: Role → column, for roles that are not guessed.
-        timezone: IANA zone of naive timestamps.
-        table: The table that the query reads, if it was found in the database.
-    """
-
-    place: str
-    location: str
-    query: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    timezone: str | None = None
-    table: str | None = None
-
-    @property
-    def option(self) -> str:
-        """The option that names the log."""
-        return "--target" if self.place == "target" else "--source"
-
-    @property
-    def value_prefix(self) -> str:
-        """What values of its options begin with: ``NAME=`` where there are several sources."""
-        name = self.place.partition(".")[2]
-        return f"{name}=" if name else ""
 
 
 def read_sample(base: Settings, request: LogRequest, *, rows: int = NAMES_ROWS) -> tuple[Batch, dict[str, str]]:

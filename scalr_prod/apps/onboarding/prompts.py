@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalr_prod.apps.onboarding.init import InitPlan
-<<<<<<< HEAD
-    from scalr_prod.apps.onboarding.log_samples import LogRequest
-=======
     from scalr_prod.apps.onboarding.log_request import LogRequest
->>>>>>> init
 
 __all__ = ["apply_corrections", "confirm_interactively"]
 
