@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def ensure_serving(settings: Settings, version: int) -> AbstractContextManager[None]:
     """Make the version available for the duration of the block.
 
-    For the local scorer only the version's folder is looked for. Servers named in the settings are checked, and load the version if they do not hold it. Otherwise
-    the local server is found or started; its last user stops it unless a command started it.
+    For the local scorer only the version's folder is looked for. Servers named in the settings are checked, and load the version if they
+    do not hold it. Otherwise the local server is found or started; its last user stops it unless a command started it.
 
     Args:
         settings: The project's settings.
