@@ -66,7 +66,7 @@ def main() -> dict[str, Any]:
         for name, table in whole.items():
             pq.write_table(table, folder / name)
         shutil.copytree(folder, before, symlinks=True)
-        for name, retrain_every in (("kept", "7"), ("trained", "0")):
+        for name, retrain_every in (("kept", "365"), ("trained", "0")):
             shutil.rmtree(folder)  # to where it was: definitions name whole paths
             shutil.copytree(before, folder, symlinks=True)
             runs[name] = run(config, SCALR_TRANSLATOR__RETRAIN_EVERY=retrain_every)
