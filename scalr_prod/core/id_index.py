@@ -17,6 +17,8 @@ __all__ = ["IdIndex", "index_in", "sorted_unique"]
 
 #: Largest number of ids that `index_in` and `IdIndex` can number.
 _MAX_IDS: Final = 2**31 - 1
+#: Number of ids hashed at a time: text ids become Python objects for it.
+_HASHED_IDS: Final = 1_000_000
 
 
 def sorted_unique(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -125,10 +127,8 @@ class IdIndex:
 
 
 def _hash(ids: pa.Array) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of each id: uint64 [N]."""
-    import duckdb
-    import pyarrow as pa
+    """Return a 64-bit hash of each id: uint64 [N]. Safe in forked processes, such as workers of torch's `DataLoader`."""
+    from pandas.util import hash_array
 
-    with duckdb.connect(config={"threads": 1}) as connection:
-        connection.register("ids", pa.table({"id": ids}))
-        return connection.sql("SELECT hash(id) AS hash FROM ids").fetchnumpy()["hash"]  # type: ignore[no-any-return]
+    parts = (ids.slice(start, _HASHED_IDS).to_numpy(zero_copy_only=False) for start in range(0, len(ids), _HASHED_IDS))
+    return np.concatenate([np.empty(0, np.uint64), *(hash_array(part, categorize=False) for part in parts)])

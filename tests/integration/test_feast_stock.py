@@ -116,6 +116,8 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "core.directory_marker",
         "core.disk_errors",
         "core.file_modes",
+        "core.file_systems",
+        "core.import_hook",
         "core.lazy_exports",
         "core.timestamps",
         "errors",
