@@ -347,13 +347,19 @@ class Tuner:
         return of_weights + sum(of_draw)
 
     def _is_as_good(self, arm: Arm, best: Arm, users: NDArray[np.bool_] | None = None) -> bool:
-        """Return whether an arm's score is worse than the best one's by no more than the standard error of their ratio.
+        """Return whether an arm's score is worse than the best one's by no more than a standard error.
+
+        For rankings it is that of their ratio, with errors clustered by user and item, else that of the users' difference.
 
         Args:
             arm: An arm.
             best: The arm with the best score.
             users: bool [V]. Users to count; None: all.
         """
+        if self.trials.selection_metric != "ndcg":
+            selected = np.ones(len(self.segments), dtype=bool) if users is None else users
+            losses = (self.trials.user_scores(best) - self.trials.user_scores(arm))[selected]
+            return bool(losses.mean() <= losses.std() / len(losses) ** 0.5)
         comparison = self._compare([arm] * _SELECTION_GROUPS, [best] * _SELECTION_GROUPS, users)
         return comparison.lift_pct >= -comparison.lift_error
 
@@ -365,11 +371,10 @@ class Tuner:
         Args:
             arms: The arm of each group.
             baselines: The baseline of each group.
-            users: bool [V]. Users to count; None: all.
+            users: bool [V]. Users to count, in rankings; None: all.
         """
-        users = np.ones(len(self.segments), dtype=bool) if users is None else users
         if self.trials.selection_metric != "ndcg":
-            own, others = self._scores_by_group(arms)[users], self._scores_by_group(baselines)[users]
+            own, others = self._scores_by_group(arms), self._scores_by_group(baselines)
             return paired_bootstrap(own, others, seed=self.settings.downstream.seed)
         panel = UserPanel.from_splits([split.evaluator.split for split in self.splits[::-1]])
         # Cases are ordered by time in a panel, and latest first here.
@@ -381,7 +386,7 @@ class Tuner:
             by_group = [panel.renumber(self.trials.hits(one)[::-1]) for one in of_groups]
             return MetricContributions.concat([hits.select_cases(groups == group) for group, hits in enumerate(by_group)])
 
-        return clusters.compare(contributions(arms), contributions(baselines), users[order])
+        return clusters.compare(contributions(arms), contributions(baselines), None if users is None else users[order])
 
     def _scores_by_group(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
         """Return the score of each user by the arm of the user's group: [V]."""

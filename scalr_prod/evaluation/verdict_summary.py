@@ -24,10 +24,10 @@ _ARMS: Final = {
     JOINT_BASELINE: "both domains in one model",
     WITH_SYNTHETIC: "real + synthetic events",
 }
-#: Baselines that use source events, too: key in a verdict → name in prose.
+#: Baselines that use source events, too: key in a verdict → name in prose, and what to do if it is better.
 _CROSS_DOMAIN: Final = {
-    "over_rival": "the same model trained on both domains",
-    "over_clusters": "items popular among similar users",
+    "over_rival": ("the same model trained on both domains", "train your model on both domains, if you can"),
+    "over_clusters": ("items popular among similar users", "recommend what is popular among similar users"),
 }
 _SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users as if they were new"}
 #: Part of a verdict → the users that it is about, in tables and charts.
@@ -47,8 +47,8 @@ class VerdictSummary:
     Attributes:
         effect: ``helps`` or ``harms``: the interval of the lift excludes 0. ``unsure``: it contains 0. ``refused``: λ is 0.
         model: The model family that the sentences are about, the best one on validation.
-        answer: Whether synthetic events help.
-        certainty: For whom, and compared with what else.
+        answer: Whether synthetic events help, beside the best baseline and the strongest one that uses source events, too.
+        certainty: For whom.
         next_step: What to do now.
         table: One row per arm: ``trained on``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
         lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high`` over the best baseline.
@@ -101,23 +101,28 @@ def _answer(effect: Effect, verdict: Mapping[str, Any], choice: Mapping[str, Any
     baseline = _ARMS[verdict["best_baseline"]]
     start = {
         "helps": "Synthetic events help",
-        "unsure": "Synthetic events helped on validation, and the test is not large enough to confirm it",
+        "unsure": "Synthetic events helped on validation, and the test does not confirm it",
         "harms": "Synthetic events helped on validation, but did harm in the test",
     }[effect]
     if verdict["lift_over_best_pct"] is None:
         return f"{start}: with {model}, {baseline} found none of the users' items."
-    lift, (low, high) = verdict["lift_over_best_pct"], verdict["ci95"]
-    interval = "" if low is None or high is None else f" (95 %: {low:+.0f} … {high:+.0f})"
-    return (
-        f"{start}: with {model}, NDCG is {abs(lift):.0f} % {'higher' if lift > 0 else 'lower'}{interval} than with {baseline}."
-    )
+    answer = f"{start}: with {model}, NDCG is {_compared(verdict, 'lift_over_best_pct')} than with {baseline}"
+    strongest = _strongest_cross_domain(verdict)
+    if strongest is not None:
+        answer += f", and {_compared(verdict[strongest], 'lift_pct')} than with {_CROSS_DOMAIN[strongest][0]}"
+    return f"{answer}."
+
+
+def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
+    """Return the key of the baseline that uses source events, too, and over which the lift is lowest; None: there is none."""
+    found = [key for key in _CROSS_DOMAIN if key in verdict and verdict[key]["lift_pct"] is not None]
+    return min(found, key=lambda key: float(verdict[key]["lift_pct"]), default=None)
 
 
 def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
     if effect == "refused":
         return f"The best baseline is {_ARMS[verdict['best_baseline']]}."
     found = [f"{name} {_percent(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
-    found += [f"over {name} {_percent(verdict[key], 'lift_pct')}" for key, name in _CROSS_DOMAIN.items() if key in verdict]
     return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
 
 
@@ -127,10 +132,13 @@ def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) ->
     if effect == "refused":
         return "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain"
     if effect == "harms":
-        return "do not use them yet; test at more times: scalr evaluate --cutoffs 4"
-    rival = verdict.get("over_rival")
-    if rival is not None and rival["ci95"][1] is not None and rival["ci95"][1] < 0:
-        return "train your model on both domains, if you can; otherwise scalr run, which applies these settings"
+        return (
+            "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
+            "scalr evaluate --cutoffs 4"
+        )
+    strongest = _strongest_cross_domain(verdict)
+    if strongest is not None and (highest := verdict[strongest]["ci95"][1]) is not None and highest < 0:
+        return f"{_CROSS_DOMAIN[strongest][1]}; otherwise scalr run, which applies these settings"
     if effect == "unsure":
         return "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online"
     return "scalr run, which applies these settings"
@@ -143,7 +151,7 @@ def _table(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if arm not in by_name:
             continue
         slices = by_name[arm]["slices"]
-        # Rankings without a model have one half-life for all; the lift over real events only is in that arm's own row.
+        # The report has the lift over real events only in the row of real and synthetic events.
         over = by_name[arm].get("scalr_over_this") or ({} if arm != REAL_ONLY else by_name.get(WITH_SYNTHETIC, {}))
         rows.append(
             {
@@ -169,6 +177,13 @@ def _lifts(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _ndcg(slices: Mapping[str, Any], name: str) -> float | None:
     found = slices.get(name, {}).get("ndcg")
     return None if found is None else round(found, 4)
+
+
+def _compared(comparison: Mapping[str, Any], name: str) -> str:
+    """Describe a lift that is not None, such as "12 % higher (95 %: +5 … +20)"."""
+    lift, (low, high) = comparison[name], comparison["ci95"]
+    interval = "" if low is None or high is None else f" (95 %: {low:+.0f} … {high:+.0f})"
+    return f"{abs(lift):.0f} % {'higher' if lift > 0 else 'lower'}{interval}"
 
 
 def _percent(comparison: Mapping[str, Any], name: str = "lift_over_best_pct") -> str:

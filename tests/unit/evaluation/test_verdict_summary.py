@@ -8,7 +8,7 @@ import pytest
 
 from scalr_prod.evaluation import summarize_verdict
 
-UNSURE = "Synthetic events helped on validation, and the test is not large enough to confirm it: with als, "
+UNSURE = "Synthetic events helped on validation, and the test does not confirm it: with als, "
 HARM = "Synthetic events helped on validation, but did harm in the test: with als, "
 REFUSED = {
     "passed": False,
@@ -59,7 +59,10 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
             lift(-9.0, -15.0, -2.0, "real"),
             "harms",
             f"{HARM}NDCG is 9 % lower (95 %: -15 … -2) than with real events only.",
-            "do not use them yet; test at more times: scalr evaluate --cutoffs 4",
+            (
+                "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
+                "scalr evaluate --cutoffs 4"
+            ),
         ),
         (
             lift(None, None, None, "real"),
@@ -94,14 +97,31 @@ def test_groups_of_users_and_cross_domain_baselines_follow():
     found = summarize_verdict(report(verdict))
     assert found.certainty == (
         "Users without target events +202 % (95 %: +88 … +534); all users as if they were new by an undefined share (the baseline's NDCG "
-        "is 0); over the same model trained on both domains -2 % (95 %: -14 … +14)."
+        "is 0)."
+    )
+    assert found.answer == (
+        "Synthetic events help: with als, NDCG is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
+        "(95 %: -14 … +14) than with the same model trained on both domains."
     )
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
 
 
-def test_a_better_joint_model_is_recommended_first():
-    verdict = lift(60.0, 31.0, 96.0, "real") | {"over_rival": lift(-20.0, -30.0, -8.0)}
-    assert summarize_verdict(report(verdict)).next_step.startswith("train your model on both domains")
+@pytest.mark.parametrize(
+    ("over_rival", "over_clusters", "begins"),
+    [
+        (-20.0, -10.0, "train your model on both domains"),
+        (5.0, -10.0, "recommend what is popular among similar users"),
+        (5.0, 10.0, "scalr run"),
+    ],
+)
+def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_better(over_rival, over_clusters, begins):
+    verdict = lift(60.0, 31.0, 96.0, "real") | {
+        key: lift(pct, pct - 4, pct + 4) for key, pct in (("over_rival", over_rival), ("over_clusters", over_clusters))
+    }
+    found = summarize_verdict(report(verdict))
+    assert found.next_step.startswith(begins)
+    weakest_gain = min(over_rival, over_clusters)
+    assert f"and {abs(weakest_gain):.0f} % {'higher' if weakest_gain > 0 else 'lower'}" in found.answer
 
 
 def test_a_quick_verdict_points_to_the_evaluation():
