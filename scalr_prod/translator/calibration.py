@@ -82,7 +82,12 @@ class CalibrationEvents:
 
 
 def calibrate(
-    module: TranslatorModule, events: CalibrationEvents, *, seed: int, workers: WorkerPool = INLINE
+    module: TranslatorModule,
+    events: CalibrationEvents,
+    *,
+    seed: int,
+    workers: WorkerPool = INLINE,
+    components: Sequence[str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Fit the calibration tables and the scaling of history traits.
 
@@ -91,6 +96,7 @@ def calibrate(
         events: Events of the next slice.
         seed: Seed of the samples.
         workers: Pool that runs the units of work: blocks of rows, then components of tables.
+        components: Components whose rows of the tables are fitted; the other rows are plain popularity. Default: all.
 
     Returns:
         Tensors by their names in a version: `CALIBRATION_TABLES`, float32 [components, weights], for set -1 (fitted on all rows) and for
@@ -121,7 +127,7 @@ def calibrate(
     for number in [] if events.fold is None else np.unique(events.fold).tolist():
         other_folds = folds != number
         rows_by_table[fold_table_name(number)] = _held_out_or_all(held_out & other_folds, other_folds)
-    tables = _fit_tables(module, choices, rows_by_table, workers)
+    tables = _fit_tables(module, choices, rows_by_table, workers, components)
     for table in tables.values():
         table[:, [module.layout.weights.index(name) for name in module.estimators]] /= scale
     return tables | {"shared/tastes/mean": mean, "shared/tastes/spread": spread}
@@ -209,13 +215,19 @@ def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch
 
 
 def _fit_tables(
-    module: TranslatorModule, choices: ChoiceData, rows_by_table: dict[str, NDArray[np.bool_]], workers: WorkerPool
+    module: TranslatorModule,
+    choices: ChoiceData,
+    rows_by_table: dict[str, NDArray[np.bool_]],
+    workers: WorkerPool,
+    components: Sequence[str] | None,
 ) -> dict[str, torch.Tensor]:
     """Fit the named tables on standardised scores, each on its own rows. A unit of work is one component of one table."""
     scored = list(module.estimators)
     features = list(popularity.FEATURES if module.has_popularity else popularity.FEATURES[:1])
     terms: dict[str, tuple[list[str], list[str]]] = {"mixture": ([*scored, *features], features), "popularity": (features, [])}
     terms |= {name: ([name, "count"], []) for name in scored}
+    if components is not None:
+        terms = {name: terms[name] for name in components}
     # Tables of the same rows are fitted once.
     choices_by_rows = {rows.tobytes(): choices.take(torch.from_numpy(np.flatnonzero(rows))) for rows in rows_by_table.values()}
 

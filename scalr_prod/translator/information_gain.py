@@ -25,6 +25,7 @@ import torch
 from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +46,10 @@ _NEIGHBOURS: Final = 50
 _MAX_ATTEMPTS: Final = 60
 #: A probability within this relative distance of the prior counts as at the prior.
 _AT_PRIOR: Final = 0.05
+#: Components of the calibration that are compared.
+_COMPONENTS: Final = ("mixture", "popularity")
+#: Events in one unit of work.
+_BLOCK_ROWS: Final = 512
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def measure_information(
     *,
     seed: int,
     device: str = "cpu",
+    workers: WorkerPool = INLINE,
 ) -> InformationGain:
     """Measure the information gain with a parameter set.
 
@@ -161,14 +167,16 @@ def measure_information(
         validation_events: All users' events from the validation slice, which is later than what the set was fitted on.
         seed: Seed of the samples, the halves of the users, the others' histories and the resampling.
         device: Device that scores.
+        workers: Pool that runs the units of work: those of `calibrate`, then blocks of events.
     """
 
     def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
         return TranslatorModule(tensors | tables, metadata, device)
 
     rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
-    all_scores = _score_cross_fitted(module, with_tables, all_events, rng, seed)
-    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed)
+    pool = workers if module.device.type == "cpu" else INLINE
+    all_scores = _score_cross_fitted(module, with_tables, all_events, rng, seed, pool)
+    later_scores = _score_cross_fitted(module, with_tables, validation_events, rng, seed, pool)
     return InformationGain(
         events=len(all_scores.user),
         users=len(np.unique(all_scores.user)),
@@ -187,6 +195,7 @@ def _score_cross_fitted(
     events: LabelledContexts,
     rng: np.random.Generator,
     seed: int,
+    workers: WorkerPool,
 ) -> _EventScores:
     """Score the events of each half of the held-out users with calibration weights fitted on the other half.
 
@@ -204,12 +213,13 @@ def _score_cross_fitted(
         contexts, labels = events.contexts, np.where(np.isin(events.user, measured.user[mask]), -1, events.labels)
         if np.count_nonzero(~mask) >= MIN_HELD_OUT_EVENTS:
             contexts, labels = measured.contexts, np.where(mask, -1, measured.labels)
-        tables = calibrate(module, CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool)), seed=seed)
+        calibration_events = CalibrationEvents(contexts, labels, np.zeros(len(labels), dtype=bool))
+        tables = calibrate(module, calibration_events, seed=seed, workers=workers, components=_COMPONENTS)
         calibrated = with_tables(tables)
         half = measured.take(mask)
         # Swap histories within the half, since the weights were fitted to histories of the other one.
         swapped = [swap_histories(half.contexts, half.user, rng) for _ in range(HISTORY_SWAPS)]
-        for column, values in zip(columns, _score_events(calibrated, half, swapped), strict=True):
+        for column, values in zip(columns, _score_events(calibrated, half, swapped, workers), strict=True):
             column[mask] = values
     return _EventScores(measured.user, *columns)
 
@@ -249,8 +259,10 @@ def _sample_rows(module: TranslatorModule, events: LabelledContexts, rng: np.ran
     return rows if len(rows) <= MAX_EVENTS else np.sort(rng.permutation(rows)[:MAX_EVENTS])
 
 
-def _score_events(module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts]) -> list[NDArray[np.float64]]:
-    """Return the fields of `_EventScores` after ``user``: float64 [R] each."""
+def _score_events(
+    module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts], workers: WorkerPool
+) -> list[NDArray[np.float64]]:
+    """Return the fields of `_EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
     own, others, popular, draw, at_prior = (np.zeros(len(events.labels)) for _ in range(5))
     tiny = torch.finfo(torch.float32).tiny
 
@@ -259,14 +271,22 @@ def _score_events(module: TranslatorModule, events: _HeldOutEvents, swapped: Seq
         log_p: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
         return log_p
 
-    for rows, (p, prior) in module.distributions(events.contexts, ("mixture", "popularity")):
-        own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
-        lift = p.clamp(min=tiny).log() - prior.clamp(min=tiny).log()
-        draw[rows] = (p * lift).sum(1).cpu().numpy()
-        at_prior[rows] = (p * (lift.abs() < np.log1p(_AT_PRIOR))).sum(1).cpu().numpy()
-    for contexts in swapped:
-        for rows, (p,) in module.distributions(contexts):
-            others[rows] += label_log_probability(rows, p) / len(swapped)
+    @torch.inference_mode()
+    def score_block(block: NDArray[np.int64]) -> None:
+        """Write the block's rows, which no other unit writes."""
+        for chunk, (p, prior) in module.distributions(events.contexts.take(block), _COMPONENTS):
+            rows = block[chunk]
+            own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
+            log_lift = p.clamp(min=tiny).log_().sub_(prior.clamp_(min=tiny).log_())
+            draw[rows] = (p * log_lift).sum(1).cpu().numpy()
+            at_prior[rows] = p.mul_(log_lift.abs_() < np.log1p(_AT_PRIOR)).sum(1).cpu().numpy()
+        for contexts in swapped:
+            for chunk, (p,) in module.distributions(contexts.take(block)):
+                rows = block[chunk]
+                others[rows] += label_log_probability(rows, p) / len(swapped)
+
+    for _ in workers.map(score_block, np.split(np.arange(len(own)), range(_BLOCK_ROWS, len(own), _BLOCK_ROWS))):
+        pass
     return [own, others, popular, draw, at_prior]
 
 

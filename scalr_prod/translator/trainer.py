@@ -305,7 +305,9 @@ def fit_calibration(
         )
         information = with_cpu_fallback(
             pairs.device,
-            lambda device: measure_information(tensors, metadata, all_events, later_events, seed=seed, device=device),
+            lambda device: measure_information(
+                tensors, metadata, all_events, later_events, seed=seed, device=device, workers=workers
+            ),
         )
     on_progress(training_budget.estimate_calibration_work(len(rows)))
     return FittedCalibration(tables, layout, metrics, information)
