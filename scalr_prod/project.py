@@ -470,7 +470,7 @@ class Project:
             cutoffs: Number of rolling cutoffs: the time after the first one is split into equal windows.
             arms: Only these arms and the arms they are compared to.
             full: Every arm, model, seed and validation window.
-            quick: Stop at the first verdict: fewer settings are tried, and no policy is written.
+            quick: Stop at the first verdict, of a run's default settings; no policy is written.
 
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.

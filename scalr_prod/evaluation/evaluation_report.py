@@ -46,9 +46,10 @@ class EvaluationReport(Jsonable):
         arms: One row per arm and family. ``probabilities``: NE and calibration. ``synthetic``: number of synthetic events before λ,
             and the share of the catalogue that they cover.
         signal: Information of source histories beyond popularity; None if it could not be measured.
-        verdict: ``quick``: whether this is a quick verdict, with fewer settings tried. Then the best baseline, and by model the lift of
+        verdict: ``quick``: whether this is a quick verdict, of a run's default settings. Then the best baseline, and by model the lift of
             real+scalr over the better of popularity baseline and real events only (chosen on validation), with two-way intervals.
-        choices: Family → what validation chose for real+scalr, its validation metrics, and the same for every other arm (``arms``).
+        choices: Family → what validation chose for real+scalr, its validation metrics (None in a quick verdict, which has a run's default
+            settings), and the same for every other arm (``arms``).
         budget: Family → arm → models fitted and rankings made to tune it.
         runs: What was published for ``real+scalr``: sampling options, gate report, fidelity and privacy.
         path: Folder of ``report.json`` and ``arms.parquet``.
@@ -101,12 +102,14 @@ class EvaluationReport(Jsonable):
             "translator": self.translator,
             "signal beyond popularity": describe_signal(self.signal),
             "arms": [_arm_line(row) for row in self.arms],
-            "first verdict, fewer settings tried" if self.verdict["quick"] else "verdict": [
+            "first verdict, default settings" if self.verdict["quick"] else "verdict": [
                 _verdict_line(model) for model in self.verdict["models"]
             ],
             "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},
             "lambda": {family: choice["lambda"] for family, choice in self.choices.items()},
-            "helps": {
+            "helps": {}
+            if self.verdict["quick"]
+            else {
                 family: describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
                 for family, choice in self.choices.items()
             },

@@ -11,7 +11,14 @@ import numpy as np
 
 from scalr_prod.core.timestamps import column_to_micros, micros_to_datetime, to_micros
 from scalr_prod.errors import EvaluationError
-from scalr_prod.evaluation.arms import ALL_ARMS, DEFAULT_ARMS, REQUIRED_ARMS, REQUIRED_ESTIMATORS, leave_one_out_arms
+from scalr_prod.evaluation.arms import (
+    ALL_ARMS,
+    CLUSTER_BASELINE,
+    DEFAULT_ARMS,
+    REQUIRED_ARMS,
+    REQUIRED_ESTIMATORS,
+    leave_one_out_arms,
+)
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -44,7 +51,7 @@ class EvaluationRequest:
             that leave one source domain out; with ``full`` all arms.
         full: All arms, models, seeds and windows. Otherwise the first model, at most two seeds and one window, unless the settings set
             these values.
-        quick: Stop after the quick verdict: the first model, the first cutoff, three arms; no policy is written.
+        quick: Stop after the quick verdict: a run's default settings, the first model, the first cutoff, four arms; no policy is written.
     """
 
     cold_fraction: float | None = None
@@ -64,7 +71,7 @@ class EvaluationPlan:
         arms: Names of the arms.
         splits: One split per cutoff, in order of time.
         cold_fraction: Share of users whose target history is hidden.
-        quick: Whether fewer hyperparameters are tuned, for a quick verdict.
+        quick: Whether this is a quick verdict, of a run's default settings.
     """
 
     settings: Settings
@@ -100,9 +107,9 @@ class EvaluationPlan:
         return cls(settings, names, splits, cold_fraction)
 
     def quick_plan(self) -> EvaluationPlan:
-        """Return the plan of the quick verdict: one family, the first cutoff, and the arms that are always evaluated."""
+        """Return the plan of the quick verdict: one family, the first cutoff, the arms that are always evaluated, and clusters."""
         settings = _with_downstream(self.settings, _reduced_models_and_seeds(self.settings))
-        return replace(self, settings=settings, arms=REQUIRED_ARMS, splits=self.splits[:1], quick=True)
+        return replace(self, settings=settings, arms=(*REQUIRED_ARMS, CLUSTER_BASELINE), splits=self.splits[:1], quick=True)
 
 
 def select_arms(arms: Sequence[str], estimators: Sequence[str], sources: Sequence[str] = ()) -> list[str]:

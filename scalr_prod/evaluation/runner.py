@@ -117,7 +117,7 @@ class FamilyEvaluation:
 
     def choices_to_json(self, half_life: TunedHalfLife, clusters: TunedClusters | None) -> dict[str, Any]:
         """Return what validation chose for real+scalr, and for every tuned arm, as plain JSON values."""
-        arms = {name: _tuned_arm_json(tuned) for name, tuned in self.tuned.items()}
+        arms = {name: tuned.to_json() for name, tuned in self.tuned.items()}
         return arms[WITH_SYNTHETIC] | {
             "best_baseline": self.best_baselines["all"],
             POPULARITY_BASELINE: half_life.to_json(),
@@ -174,7 +174,7 @@ class EvaluationRunner:
 
         self.progress.total = sum(map(expected_tuning_fits, arms)) + evaluation_fits
         self.prepare_tuning(splits)
-        self.signal = measure_signal(splits[0])
+        self.signal = measure_signal(splits[0].cache, splits[0].data_builder)
         for family in self.families.values():
             for name in self.progress.track_steps(self._family_arms(family.name), expected_tuning_fits):
                 self.tune_arm(family, name)
@@ -197,7 +197,8 @@ class EvaluationRunner:
         if name in {REAL_ONLY, JOINT_BASELINE, *TUNED_ARMS}:
             self.progress.start_task(f"choosing for {family.name} {name}")
             tuned = family.tuned[name] = family.tuner.tune(name)
-            logger.info("%s %s on validation: NDCG %.4f, %d fits", family.name, name, tuned.ndcg, tuned.fits)
+            if (validation := tuned.validation) is not None:
+                logger.info("%s %s on validation: NDCG %.4f, %d fits", family.name, name, validation.ndcg, validation.fits)
         # A family without probabilities needs no calibration; the first arm shows whether it has them.
         calibrates = name == REAL_ONLY or family.calibrators[REAL_ONLY] is not None
         family.calibrators[name] = family.tuner.trials.fit_calibrator(family.arm(name)) if calibrates else None
@@ -205,6 +206,17 @@ class EvaluationRunner:
         if name == REAL_ONLY:
             family.best_baselines = family.tuner.best_baselines()
             logger.info("%s: the best baselines on validation are %s", family.name, family.best_baselines)
+
+    def use_defaults(self, family: FamilyEvaluation, weights: tuple[float, float, float]) -> None:
+        """Use a run's default settings for real+scalr; real events only must be tuned.
+
+        Args:
+            family: The family.
+            weights: λ of cold, sparse and dense users.
+        """
+        family.tuned[WITH_SYNTHETIC] = family.tuner.default_arm(weights)
+        # Its own calibration would need the events, and the translator, of the validation window.
+        family.calibrators[WITH_SYNTHETIC] = family.calibrators[REAL_ONLY]
 
     def _family_arms(self, family: str) -> list[str]:
         """Return a family's arms; one that already uses source events has no joint baseline."""
@@ -303,7 +315,11 @@ class EvaluationRunner:
             | ({"contexts_at_most": quick_context_limit(splits[0])} if self.plan.quick else {}),
             choices={family.name: family.choices_to_json(self.half_life, self.clusters) for family in families},
             budget={
-                family.name: {name: {"fits": arm.fits, "rankings": arm.rankings} for name, arm in family.tuned.items()}
+                family.name: {
+                    name: {"fits": tuned.validation.fits, "rankings": tuned.validation.rankings}
+                    for name, tuned in family.tuned.items()
+                    if tuned.validation is not None
+                }
                 for family in self.families.values()
             },
             runs=self.runs,
@@ -393,8 +409,13 @@ class EvaluationRunner:
         return UserPanel.from_splits(folds) if folds else None
 
     def _best_family(self) -> FamilyEvaluation:
-        """Return the family with the best real+scalr on validation."""
-        return max(self.families.values(), key=lambda family: family.tuned[WITH_SYNTHETIC].ndcg)
+        """Return the family with the best real+scalr on validation; a quick verdict has one family."""
+
+        def ndcg(family: FamilyEvaluation) -> float:
+            validation = family.tuned[WITH_SYNTHETIC].validation
+            return 0.0 if validation is None else validation.ndcg
+
+        return max(self.families.values(), key=ndcg)
 
     def _build_policy(self) -> Policy:
         family = self._best_family()
@@ -402,7 +423,7 @@ class EvaluationRunner:
         draw = tuned.arm.draw
         is_refused = any(run.get("refused") for run in self.runs if run["draw"] == draw.to_json())
         weights = _ZERO_WEIGHTS if is_refused else tuned.arm.weights
-        acceptance = tuned.acceptance.to_json() if tuned.acceptance else None
+        acceptance = tuned.validation.acceptance.to_json() if tuned.validation and tuned.validation.acceptance else None
         return Policy(
             model=family.name,
             best_baseline=family.best_baselines["all"],
@@ -419,16 +440,3 @@ class EvaluationRunner:
             # Lifts are left out, since they may be undefined.
             bar=acceptance and {name: acceptance[name] for name in ("harm_probability", "max_harm_probability", "p_value")},
         )
-
-
-def _tuned_arm_json(tuned: TunedArm) -> dict[str, Any]:
-    arm = tuned.arm
-    return {
-        "options": arm.options,
-        "draw": arm.draw.to_json(),
-        "lambda": dict(zip(SEGMENTS, arm.weights, strict=True)),
-        "source_weight": arm.source_weight,
-        "boost": dict(zip(SEGMENTS, tuned.blended.boost, strict=True)),
-        "helps": any(arm.weights),
-        "validation": tuned.validation_to_json(),
-    }

@@ -2,7 +2,7 @@
 """Signal of source histories: the information they carry about target events beyond current popularity.
 
 It is measured when a translator is trained, on users whose target events were not used for training. The evaluation takes it from the
-validation window's translator, before it fits a model on synthetic events.
+validation window's translator, and a quick verdict from the test cutoff's, before it fits a model on synthetic events.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from scalr_prod.quality import MIN_USERS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from scalr_prod.evaluation.trial_cache import ValidationSplit
+    from scalr_prod.evaluation.arms import ArmDataBuilder
+    from scalr_prod.evaluation.result_cache import ResultCache
 
 __all__ = ["Signal", "classify_signal", "describe_signal", "measure_signal"]
 
@@ -24,15 +25,13 @@ __all__ = ["Signal", "classify_signal", "describe_signal", "measure_signal"]
 _NEGLIGIBLE_NATS: Final = 0.02
 
 
-def measure_signal(split: ValidationSplit) -> dict[str, Any] | None:
+def measure_signal(cache: ResultCache, data_builder: ArmDataBuilder) -> dict[str, Any] | None:
     """Return the signal with 99 % intervals; None if there are too few users. Trains the split's translator if needed.
 
     Raises:
         TranslatorError: Too little training data.
     """
-    signal: dict[str, Any] | None = split.cache.get_or_compute(
-        ("signal",), lambda: split.data_builder.translation.information, JSON_CODEC
-    )
+    signal: dict[str, Any] | None = cache.get_or_compute(("signal",), lambda: data_builder.translation.information, JSON_CODEC)
     return signal
 
 

@@ -206,9 +206,8 @@ class TrialCache:
     def _cache_key(self, kind: str, arm: Arm, *, all_splits: bool = False) -> tuple[Any, ...]:
         """Return the cache key of a result; results over all splits also depend on each split's fingerprint."""
         fingerprints = [split.cache.fingerprint for split in self._splits] if all_splits else []
-        contexts = [split.data_builder.max_contexts for split in self._splits] if arm.has_synthetic_events else []
         inputs = (arm.family, arm.name, arm.hyperparameters_to_json(), self._half_life)
-        return (kind, self._source_digest, *inputs, fingerprints, contexts)
+        return (kind, self._source_digest, *inputs, fingerprints)
 
     def _count_fits(self, arm: Arm) -> None:
         """Count the fits of an arm's hyperparameters once, also if results are cached, until the arm's models are dropped."""

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "tune_clusters", "tune_half_life"]
+__all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "ValidationResults", "tune_clusters", "tune_half_life"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,10 @@ class TunedHalfLife:
 
 
 @dataclass(frozen=True)
-class TunedArm:
-    """An arm with the values that validation chose, and its validation results.
+class ValidationResults:
+    """What validation measured for the values that it chose.
 
     Attributes:
-        arm: The arm; λ is 0 if synthetic events were refused.
-        blended: The arm with the boost by recent popularity that suits it best; no other value depends on it.
         ndcg: Mean NDCG over the users of all windows, at the depth of validation.
         selection_metric: Metric that the values were chosen by.
         score: Mean of that metric.
@@ -102,8 +100,6 @@ class TunedArm:
         acceptance: Decision about λ; None for arms that need none, and if no λ > 0 was better than λ = 0.
     """
 
-    arm: Arm
-    blended: Arm
     ndcg: float
     selection_metric: str
     score: float
@@ -116,8 +112,8 @@ class TunedArm:
     over_real: ArmComparison | None
     acceptance: Acceptance | None
 
-    def validation_to_json(self) -> dict[str, Any]:
-        """Return the validation results as plain JSON values."""
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
         results: dict[str, Any] = {
             "ndcg": self.ndcg,
             "chosen_by": self.selection_metric,
@@ -137,6 +133,33 @@ class TunedArm:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
                 results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
         return results
+
+
+@dataclass(frozen=True)
+class TunedArm:
+    """An arm with the values that it is evaluated with.
+
+    Attributes:
+        arm: The arm; λ is 0 if synthetic events were refused.
+        blended: The arm with the boost by recent popularity that suits it best; no other value depends on it.
+        validation: Results of validation; None for a run's default settings, which validation did not choose.
+    """
+
+    arm: Arm
+    blended: Arm
+    validation: ValidationResults | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "options": self.arm.options,
+            "draw": self.arm.draw.to_json(),
+            "lambda": dict(zip(SEGMENTS, self.arm.weights, strict=True)),
+            "source_weight": self.arm.source_weight,
+            "boost": dict(zip(SEGMENTS, self.blended.boost, strict=True)),
+            "helps": any(self.arm.weights),
+            "validation": self.validation and self.validation.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -193,7 +216,7 @@ class Tuner:
         settings: ``[downstream]`` gives the values to try; ``[generation]`` gives filter and alignment.
         recent_popularity: Result of `tune_half_life`.
         on_fit: Called with a description and 1 after every fit.
-        quick: For arms with synthetic events, search only λ, as in a quick verdict.
+        quick: Search each value of the model once, as in a quick verdict.
     """
 
     def __init__(
@@ -231,9 +254,8 @@ class Tuner:
         if arm.has_synthetic_events:
             scores, real_scores = self.trials.user_scores(arm), self.trials.user_scores(self.real_arm())
             over_real = paired_bootstrap(scores, real_scores, seed=self.settings.downstream.seed)
-        return TunedArm(
-            arm=arm,
-            blended=self._blend(arm),
+        blended = self._blend(arm)
+        validation = ValidationResults(
             ndcg=ndcg,
             selection_metric=self.trials.selection_metric,
             score=score,
@@ -246,6 +268,18 @@ class Tuner:
             over_real=over_real,
             acceptance=self._acceptances.get(name),
         )
+        return TunedArm(arm, blended, validation)
+
+    def default_arm(self, weights: tuple[float, float, float]) -> TunedArm:
+        """Return real+scalr as a run makes it without an evaluation, with the model settings and the boost of real events only.
+
+        Args:
+            weights: λ of cold, sparse and dense users.
+        """
+        generation = self.settings.generation
+        draw = DrawOptions(generation.events_per_source_event, generation.temperature, generation.min_lift, generation.align)
+        arm = replace(self.real_arm(), name=WITH_SYNTHETIC, draw=draw, weights=weights)
+        return TunedArm(arm, replace(arm, boost=self._blend(self.real_arm()).boost))
 
     def real_arm(self) -> Arm:
         """Return the arm of real events only with its best values: model settings, and decay of events."""
@@ -256,7 +290,9 @@ class Tuner:
             options = {one.name: _typed_value(one, one.values[0]) for one in hyperparameters}
             start = Arm(self.family, REAL_ONLY, options, draw, weights=(0.0, 0.0, 0.0), source_weight=1.0)
             # Twice, since the best model settings depend on each other. The other arms start from this result.
-            self._real_arm = self._search_in_turn(start, [*hyperparameters, *hyperparameters])
+            self._real_arm = self._search_in_turn(
+                start, [*hyperparameters] if self.quick else [*hyperparameters, *hyperparameters]
+            )
         return self._real_arm
 
     def best_baselines(self) -> dict[str, str]:
@@ -282,8 +318,6 @@ class Tuner:
         start = replace(real, name=name)
         for one in (weight, *others):
             start = _with_value(start, one, _nearest_value(one))
-        if self.quick:
-            hyperparameters = [weight]
         if name == SYNTHETIC_ONLY:  # without real events λ has no effect
             return self._search_in_turn(start, [one for one in hyperparameters if one is not weight])
         arm = self._tune_segment_weights(self._search_in_turn(start, hyperparameters), self.trials.user_scores(real))
@@ -318,7 +352,7 @@ class Tuner:
         over_real = self._compare(chosen, [self.real_arm()] * _SELECTION_GROUPS)
         if arm.name != WITH_SYNTHETIC:
             return Acceptance(arm, over_real)
-        signal = classify_signal(measure_signal(self.splits[0]))
+        signal = classify_signal(measure_signal(self.splits[0].cache, self.splits[0].data_builder))
         if signal is not Signal.UNCLEAR:
             return Acceptance(arm, over_real, signal)
         shuffled = [replace(one, name="shuffled") if any(one.weights) else one for one in chosen]

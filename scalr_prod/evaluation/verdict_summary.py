@@ -29,6 +29,17 @@ _CROSS_DOMAIN: Final = {
     "over_rival": ("the same model trained on both domains", "train your model on both domains, if you can"),
     "over_clusters": ("items popular among similar users", "recommend what is popular among similar users"),
 }
+#: Beginning of the answer. A quick verdict has nothing from validation.
+_STARTS: Final = {
+    "helps": "Synthetic events help",
+    "unsure": "Synthetic events helped on validation, and the test does not confirm it",
+    "harms": "Synthetic events helped on validation, but did harm in the test",
+}
+_QUICK_STARTS: Final = {
+    "helps": "Synthetic events help with default settings",
+    "unsure": "This first test does not tell whether synthetic events help with default settings",
+    "harms": "Synthetic events do harm with default settings",
+}
 _SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users as if they were new"}
 #: Part of a verdict → the users that it is about, in tables and charts.
 _USERS: Final = {
@@ -70,15 +81,16 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
         report: JSON of an `EvaluationReport`, as in ``report.json``.
     """
     choices = report["choices"]
-    best = max(choices, key=lambda family: choices[family]["validation"]["ndcg"])
+    best = max(choices, key=lambda family: float((choices[family]["validation"] or {"ndcg": 0.0})["ndcg"]))
+    is_quick = report["verdict"]["quick"]
     (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
     effect = _effect(verdict, is_used=choices[best]["helps"])
     return VerdictSummary(
         effect,
         best,
-        _answer(effect, verdict, choices[best]),
+        _answer(effect, verdict, choices[best], is_quick=is_quick),
         _certainty(effect, verdict),
-        _next_step(effect, verdict, is_quick=report["verdict"]["quick"]),
+        _next_step(effect, verdict, is_quick=is_quick),
         _table([row for row in report["arms"] if row["model"] == best]),
         _lifts(verdict) if effect != "refused" else (),
     )
@@ -93,17 +105,18 @@ def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
     return "helps" if low > 0 else "harms" if high < 0 else "unsure"
 
 
-def _answer(effect: Effect, verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+def _answer(effect: Effect, verdict: Mapping[str, Any], choice: Mapping[str, Any], *, is_quick: bool) -> str:
     model = verdict["model"]
+    if effect == "refused" and is_quick:
+        return (
+            f"No gain found: with {model}, synthetic events are not used (users' own source histories tell no more about their target "
+            "events than other users', or synthetic_weight is 0)."
+        )
     if effect == "refused":
         decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
         return f"No gain found: with {model}, synthetic events are not used ({decision.removeprefix('refused: ')})."
     baseline = _ARMS[verdict["best_baseline"]]
-    start = {
-        "helps": "Synthetic events help",
-        "unsure": "Synthetic events helped on validation, and the test does not confirm it",
-        "harms": "Synthetic events helped on validation, but did harm in the test",
-    }[effect]
+    start = (_QUICK_STARTS if is_quick else _STARTS)[effect]
     if verdict["lift_over_best_pct"] is None:
         return f"{start}: with {model}, {baseline} found none of the users' items."
     answer = f"{start}: with {model}, NDCG is {_compared(verdict, 'lift_over_best_pct')} than with {baseline}"
@@ -128,7 +141,7 @@ def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:
     if is_quick:
-        return "scalr evaluate, which tries more settings and writes a policy that runs apply"
+        return "scalr evaluate, which chooses the settings, tests more baselines, and writes a policy that runs apply"
     if effect == "refused":
         return "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain"
     if effect == "harms":

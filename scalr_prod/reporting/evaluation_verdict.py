@@ -79,7 +79,9 @@ def _latest_report(settings: Settings) -> Path | None:
 def _notes(settings: Settings, report: Mapping[str, Any]) -> list[str]:
     notes = []
     if report["verdict"]["quick"]:
-        notes.append("This is a first verdict, with fewer settings tried than in the full evaluation.")
+        notes.append(
+            "This is a first verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
+        )
     status = policy_status(settings)
     if status is not None and not status.followed:
         notes.append(f"Runs do not apply it: {status.reason}.")

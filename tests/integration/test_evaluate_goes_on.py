@@ -99,7 +99,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     ]
     assert lines == sorted(lines), "each is told when it is known"
     *shown, verdict = example("docs/guides/evaluation.md")  # of a world where ours helps
-    shown = "\n…\n".join(["", *shown, f"{verdict.partition(' help: ')[0]} …", ""])
+    shown = "\n…\n".join(["", *shown, f"{verdict.partition(': ')[0]}: …", ""])
     assert difference(shown, "\n".join(caplog.messages)) == ""
     needed = fits.done
     evaluations = policy_path(settings).parent
@@ -110,9 +110,9 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
     first = evaluated(quick=True)
     assert first.verdict["quick"]
     assert not first.complete
-    assert {row["name"] for row in first.arms} == {"real", "real+scalr", "popular_lately"}
+    assert {row["name"] for row in first.arms} == {"real", "real+scalr", "popular_lately", "popular_in_cluster"}
     assert first.signal["own_over_others"]["ci99"][0] > 0, "the made logs have a signal"
-    assert not policy_path(settings).exists(), "fewer choices were tried"
+    assert not policy_path(settings).exists(), "nothing about synthetic events was chosen"
     assert 0 < fits.done < needed
     begun = fits.done
     for last in (begun + (needed - begun) // 3, begun + (needed - begun) // 2, needed - 1):
@@ -120,7 +120,8 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
         with pytest.raises(Interrupted), graceful_shutdown():
             evaluated(arms=ARMS)
     gone_on = evaluated(arms=ARMS)
-    assert fits.done == needed, "nothing was fitted twice, and a first verdict costs nothing when the rest follows"
+    # Rankings are kept and models are not: each interruption may lose one arm's models, two here, which boosts rank again.
+    assert needed <= fits.done <= needed + 3 * 2, "a first verdict costs nothing when the rest follows"
     done = fits.done
     assert _told(gone_on) == _told(undisturbed)
     assert policy_path(settings).read_bytes() == policy
@@ -139,9 +140,9 @@ def test_a_verdict_says_what_the_docs_show():
     lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
     cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
     verdict = lifts | {"model": "als", "cold": cold}
-    choices = {"als": {"helps": True, "validation": {"ndcg": 0.1}}}
+    choices = {"als": {"helps": True, "validation": None}}
     summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
-    made_of = "first verdict, with fewer settings tried than in the full evaluation"
+    made_of = "first verdict, with a run's default settings"
     assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {summary.answer} {summary.certainty}") == ""
 
 

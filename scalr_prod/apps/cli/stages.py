@@ -112,7 +112,7 @@ def evaluate(
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm and the arms it is compared to; repeatable.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Stop at the first verdict: fewer settings are tried, and no policy is written.")
+        bool, typer.Option("--quick", help="Stop at the first verdict, of a run's default settings; no policy is written.")
     ] = False,
     details: Annotated[bool, typer.Option("--details", help="Print the figures of every arm, segment and model.")] = False,
     as_json: Json = False,

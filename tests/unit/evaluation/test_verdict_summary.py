@@ -35,7 +35,7 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
     choice = {
         "helps": helps,
         "lambda": dict.fromkeys(("cold", "sparse", "dense"), weight),
-        "validation": {"ndcg": 0.1, "bar": bar},
+        "validation": None if quick else {"ndcg": 0.1, "bar": bar},
     }
     return {"verdict": {"quick": quick, "models": [{"model": "als"} | verdict]}, "choices": {"als": choice}, "arms": list(arms)}
 
@@ -124,8 +124,31 @@ def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_bet
     assert f"and {abs(weakest_gain):.0f} % {'higher' if weakest_gain > 0 else 'lower'}" in found.answer
 
 
-def test_a_quick_verdict_points_to_the_evaluation():
-    assert summarize_verdict(report(lift(60.0, 31.0, 96.0, "real"), quick=True)).next_step.startswith("scalr evaluate")
+@pytest.mark.parametrize(
+    ("interval", "helps", "effect", "begins"),
+    [
+        ((60.0, 31.0, 96.0), True, "helps", "Synthetic events help with default settings: "),
+        (
+            (6.0, -3.0, 9.0),
+            True,
+            "unsure",
+            "This first test does not tell whether synthetic events help with default settings: ",
+        ),
+        ((-6.0, -9.0, -3.0), True, "harms", "Synthetic events do harm with default settings: "),
+        (
+            (0.0, 0.0, 0.0),
+            False,
+            "refused",
+            "No gain found: with als, synthetic events are not used (users' own source histories ",
+        ),
+    ],
+)
+def test_a_quick_verdict_is_about_default_settings_and_points_to_the_evaluation(interval, helps, effect, begins):
+    found = summarize_verdict(report(lift(*interval, "real"), helps=helps, quick=True))
+    assert found.effect == effect
+    assert found.answer.startswith(begins)
+    assert "validation" not in found.answer
+    assert found.next_step.startswith("scalr evaluate, which chooses the settings")
 
 
 def test_the_table_has_one_row_per_idea():

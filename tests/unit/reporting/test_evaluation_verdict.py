@@ -51,7 +51,7 @@ def test_without_an_evaluation_it_names_the_command(settings):
 def test_the_policys_report_comes_before_a_quick_verdict_and_may_have_moved(settings):
     write_report(settings, "quick-1", lift(1.0, -5.0, 9.0, "real"), quick=True)
     assert verdict_section(settings)["notes"] == [
-        "This is a first verdict, with fewer settings tried than in the full evaluation."
+        "This is a first verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
     ]
     folder = write_report(settings, "report-1", lift(60.0, 31.0, 96.0, "real"))
     write_policy(settings, f"/elsewhere/{folder.name}", settings_digest(settings))
