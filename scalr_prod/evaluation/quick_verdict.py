@@ -2,8 +2,8 @@
 """Quick verdict: whether synthetic events help with a run's default settings, and over which baseline.
 
 It uses one cutoff, one family and two seeds. Nothing about synthetic events is chosen, so one translator is enough: that of the cutoff. The
-baselines are tuned on the latest validation window. Cheap parts come first: popularity, real events only, then the information of source
-histories, then real+scalr. The test data is used once per arm, and no choice depends on it.
+baselines are tuned on the latest validation window, with its users as they are. Cheap parts come first: popularity, real events only, then
+the information of source histories, then real+scalr. The test data is used once per arm, and no choice depends on it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
     Raises:
         TranslatorError: Too little to learn from.
     """
-    runner.prepare_tuning(window)
+    runner.prepare_tuning(window[:1])
     (family,), (split,) = runner.families.values(), runner.plan.splits
     run = runner.prepare_cutoff(split)
     for arm in (POPULARITY_BASELINE, CLUSTER_BASELINE):
