@@ -110,11 +110,12 @@ def _train(
     ) + training_budget.estimate_training_work(pairs, folds + 1)
     with track("translator", show=progress, total=work, unit="") as done:
         shared_before, shared = fit_shared([before, pairs], pool, done)
-        calibrated = fit_calibration(settings, shared_before, log.sample_users(folds), done, pool, with_information=True)
-        del shared_before
-        release_memory()
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}
-        tensors = fit_parameter_sets(pairs, held_out, done, pool, shared=shared) | calibrated.tables
+        calibrated, tensors = pool.run_concurrently(
+            lambda: fit_calibration(settings, shared_before, log.sample_users(folds), done, pool, with_information=True),
+            lambda: fit_parameter_sets(pairs, held_out, done, pool, shared=shared),
+        )
+        tensors |= calibrated.tables
     metrics: dict[str, Any] = {
         "slice": "validation",
         "from": micros_to_datetime(begin).isoformat(),

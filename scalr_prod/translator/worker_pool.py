@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.core.logging import bind_log_context
@@ -22,6 +23,8 @@ __all__ = ["INLINE", "WorkerPool", "check_cancelled", "open_worker_pool", "repor
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
+First = TypeVar("First")
+Second = TypeVar("Second")
 
 #: ``cancelled``: the event that cancels the units of a pool's thread. ``report``: the progress callback of the unit that the thread runs.
 _thread_state = threading.local()
@@ -56,6 +59,26 @@ class WorkerPool:
             for future in futures:
                 future.cancel()
             raise
+
+    def run_concurrently(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
+        """Run two functions that call `map`, so that units of one fill the gaps of the other; without threads, one after the other.
+
+        Raises:
+            Exception: The error of either function; units of both are cancelled.
+        """
+        if self._executor is None or self._cancelled is None:
+            return first(), second()
+        with ThreadPoolExecutor(1, "translator", partial(_initialize_thread, self._cancelled)) as beside:
+            future = beside.submit(bind_log_context(second))
+            try:
+                result = first()
+            except CancelledError:
+                future.result()  # its error cancelled the units
+                raise
+            except BaseException:
+                self._cancelled.set()
+                raise
+            return result, future.result()
 
 
 #: Runs units in the calling thread.
@@ -103,6 +126,13 @@ def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterat
     report(1.0)
 
 
+def _initialize_thread(cancelled: threading.Event) -> None:
+    import torch
+
+    _thread_state.cancelled = cancelled
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
     """Open a pool of threads for units of work, each of which uses one thread of torch and BLAS.
@@ -117,18 +147,13 @@ def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
     from threadpoolctl import threadpool_limits
 
     threads_before, cancelled = torch.get_num_threads(), threading.Event()
-
-    def initialize_thread() -> None:
-        _thread_state.cancelled = cancelled
-        torch.set_num_threads(1)
-
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1, "blas"):
             if threads == 1:
                 yield INLINE
                 return
-            with ThreadPoolExecutor(threads, "translator", initialize_thread) as executor:
+            with ThreadPoolExecutor(threads, "translator", partial(_initialize_thread, cancelled)) as executor:
                 try:
                     yield WorkerPool(executor, cancelled)
                 finally:

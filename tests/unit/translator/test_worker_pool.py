@@ -74,3 +74,30 @@ def test_a_unit_reports_its_steps_and_the_rest_at_the_end():
     with pytest.raises(ValueError, match="failed"), report_progress(10.0, told.append):
         raise ValueError("failed")
     assert len(told) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_functions_share_the_pool(threads):
+    with open_worker_pool(threads) as found:
+        assert found.run_concurrently(
+            lambda: list(found.map(abs, [-1, 2])), lambda: (torch.get_num_threads(), list(found.map(str, [3])))
+        ) == ([1, 2], (1, ["3"]))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_error_of_one_function_cancels_the_other(failing):
+    begun = threading.Event()
+
+    def fail() -> None:
+        assert begun.wait(60)
+        raise ValueError("too little")
+
+    def run_forever(_: int) -> None:
+        begun.set()
+        while True:
+            check_cancelled()
+
+    with open_worker_pool(2) as found:
+        functions = [lambda: list(found.map(lambda _: fail(), [0])), lambda: list(found.map(run_forever, [0]))]
+        with pytest.raises(ValueError, match="too little"):
+            found.run_concurrently(functions[failing], functions[1 - failing])
