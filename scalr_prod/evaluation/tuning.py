@@ -5,8 +5,8 @@ Tuned are the half-life of the popularity baseline, the model settings for real 
 for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms have the model
 settings that are best for real events only, since the policy is applied to a model whose settings somebody else has chosen.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
-depth of at least 100, which varies less between users than NDCG@20. λ, temperature, volume and filter keep the default of a run, or come as
-near to it as possible, unless another value is better by more than its standard error.
+depth of at least 100, which varies less between users than NDCG@20. Of λ, temperature, volume and filter, the values within one standard
+error of the best score count as equal, and the one nearest to the default of a run is chosen.
 
 Scores are averaged over the test users of consecutive windows, as they are and as if they were new. One window is not enough: the best
 temperature varies more between seasons than its confidence interval suggests (docs/adr/0017).
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE_WEIGHT: Final = Hyperparameter("source_weight", (0.1, 0.3, 1.0))
 BOOST: Final = Hyperparameter("boost", (0.0, 0.1, 0.3, 1.0, 3.0), high=300.0)
-#: A segment whose validation metric is relatively better by no more than this with synthetic events gets none.
+#: λ of a segment is 0 unless synthetic events improve its validation metric by more than this share.
 _TOLERANCE: Final = 0.01
 #: Groups of users for nested selection: values are chosen by the other groups and judged on each.
 _SELECTION_GROUPS: Final = 5

@@ -12,8 +12,8 @@ the moment it becomes visible, ``seen = greatest(event, created)``:
 * of rows with equal ``seen``, keep the one with the greatest creation time.
 
 An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
-dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. A fixed K is applied
-as a filter; if K does not depend on T, ``seen`` is the event time. Training sets ask for strictly earlier
+dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. If K is a
+fixed time, rows created after it are filtered out first, and ``seen`` is the event time. Training sets ask for strictly earlier
 features: they pass the label's time less 1 µs (`training_set.feature_join`).
 """
 
@@ -239,7 +239,10 @@ def tie_breakers(schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def timestamps_sql(event: str, created: str | None) -> tuple[str, str]:
-    """Return SQL of a row's event and creation time, both µs since 1970; the creation time defaults to the event time."""
+    """Return SQL of a row's event and creation time, both µs since 1970.
+
+    A creation time of null counts as the event time; without a column for it, it is 0.
+    """
     happened = _micros_sql(event)
     return happened, f"coalesce({_micros_sql(created)}, {happened})" if created else "0::BIGINT"
 

@@ -47,7 +47,7 @@ __all__ = ["read_shards", "remove_shards", "write_shards"]
 #: Contexts, with their histories, that a task holds in memory at a time.
 _SHARD_CONTEXTS: Final = 50_000
 _BATCH_ROWS: Final = 100_000
-_SHARD_COLUMN: Final = "slice"
+_SHARD_COLUMN: Final = "shard"
 
 
 def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
@@ -72,12 +72,14 @@ def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
         return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
         create_chosen_users(connection, Lake.open(settings), spec)
-        slices = _assign_shards(connection, partitions)
+        assigned = _assign_shards(connection, partitions)
         contexts = _iter_context_readers(connection, spec, folder)
-        rows = _write_files(_folder(settings.home, spec, "contexts"), spec, slices, contexts)
+        rows = _write_files(_folder(settings.home, spec, "contexts"), spec, assigned, contexts)
         consumed = chosen_user_consumption(connection, spec, _SHARD_COLUMN)
         if consumed is not None:
-            _write_files(_folder(settings.home, spec, "consumed"), spec, slices, iter([consumed.to_arrow_reader(_BATCH_ROWS)]))
+            _write_files(
+                _folder(settings.home, spec, "consumed"), spec, assigned, iter([consumed.to_arrow_reader(_BATCH_ROWS)])
+            )
     return rows
 
 
@@ -175,16 +177,16 @@ def _iter_context_readers(connection: DuckDBPyConnection, spec: RunSpec, folder:
         yield chosen_user_contexts(connection, spec, _SHARD_COLUMN, events=table).to_arrow_reader(_BATCH_ROWS)
 
 
-def _write_files(folder: Path, spec: RunSpec, slices: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
+def _write_files(folder: Path, spec: RunSpec, assigned: list[list[int]], readers: Iterator[pa.RecordBatchReader]) -> int:
     """Write rows that come shard by shard to one file per task, and return their number.
 
     A shard without rows gets an empty row group, so that the row groups of a task's files match.
     """
-    partitions, reader = len(slices), next(readers)
+    partitions, reader = len(assigned), next(readers)
     schema = reader.schema.remove(reader.schema.get_field_index(_SHARD_COLUMN))
     shards, rows = iter_numbered(chain(reader, chain.from_iterable(readers)), _SHARD_COLUMN), 0
     following = next(shards, None)
-    for part, numbers in enumerate(slices):
+    for part, numbers in enumerate(assigned):
         path, written = part_path(folder, part), 0
         with open_part_writer(path, schema) as write:
             for number in numbers:

@@ -173,7 +173,7 @@ class WorkerSession:
     schema: pa.Schema
     source_names: tuple[str, ...]
     latencies: LatencyHistogram
-    feature_store: Any  # a feast.FeatureStore: only the features room imports Feast
+    feature_store: Any  # a feast.FeatureStore; only the package `features` imports Feast
 
     def encoder(self, settings: Settings, spec: RunSpec, connection: DuckDBPyConnection) -> RequestEncoder:
         """Return an encoder of the run's contexts that uses this session's feature store."""

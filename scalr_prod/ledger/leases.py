@@ -119,7 +119,8 @@ class LeaseRepository:
     def hold(self, run_id: str, *, owner: str | None = None, ttl_s: float = _TTL_S, wait_s: float = 0.0) -> Iterator[Lease]:
         """Hold the run's lease for the block, renewed in the background.
 
-        The lease of a driver that died expires after ``ttl_s`` seconds; if it died on this machine, at once.
+        If the holder has died on this machine (same boot, same PID namespace), its lease is taken over at once. Otherwise it stays until
+        ``ttl_s`` seconds after its last renewal.
 
         Args:
             run_id: The run.

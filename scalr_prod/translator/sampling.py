@@ -4,9 +4,10 @@
 This is the reference in plain torch, and the fallback where the executors do not run. Both draw the same items.
 
 Every eligible item has the key P^(1 / T) / E, with E from `counter_rng`; the items with the k largest keys are the draws, in that order.
-Keys are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. Where two neighbours among the
-best are closer than that, the keys of the best are computed again in float64. If rounding may have left a winner out of the best, or may
-decide whether a draw passes ``min_lift``, the row is marked `Draws.needs_float64` and drawn again in float64 as a whole.
+Keys are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. The items with the largest keys, a
+few more than k, are the candidates. If the keys of two adjacent candidates differ by less than the bound, all candidates' keys are
+computed again in float64. If rounding may have kept a draw out of the candidates, or may decide whether a draw passes ``min_lift``, the
+row is marked `Draws.needs_float64` and drawn again in float64 as a whole.
 """
 
 from __future__ import annotations

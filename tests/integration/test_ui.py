@@ -138,6 +138,51 @@ def test_a_draw_is_what_the_run_drew(served, reported):
         assert f"{term['logit']:.3f}</td>" in page
 
 
+def test_published_events_are_counted_by_day(served, reported):
+    address, _ = served
+    opened, run_id, *_ = reported
+    days = published(opened, run_id)["event_timestamp"].dt.strftime("%Y-%m-%d").value_counts().sort_index(ascending=False)
+    shown = re.findall(r'<tr><td>(\d{4}-\d\d-\d\d)</td><td class="number">([\d,]+)</td>', ask(address)[2])
+    assert [(day, int(count.replace(",", ""))) for day, count in shown] == list(days.head(30).items())
+
+
+def test_items_and_users_are_found_by_id_and_items_by_title(served, reported):
+    address, _ = served
+    opened, run_id, *_ = reported
+    made, real = published(opened, run_id), opened.lake.read(Table.TARGET_EVENTS).to_pandas()
+    item = made["item_id"].value_counts().index[0]
+    title = opened.lake.read(Table.TARGET_ITEMS).to_pandas().set_index("item_id")["title"].get(item)
+    counts = [f"{(events['item_id'] == item).sum():,}" for events in (real, made)]
+    for text in (item, title.upper()):
+        status, _, page = ask(address, "search", q=text)
+        assert status == 200
+        row = next(row for row in re.findall(r"<tr><td>.*?</tr>", page, re.DOTALL) if f">{item}</span>" in row)
+        assert re.findall(r'class="number">([\d,]*)<', row) == counts
+    best = made[made["item_id"] == item].sort_values(["probability", "user_id"], ascending=[False, True])["user_id"]
+    assert re.findall(r"translate\?user=(\w+)", row) == best.head(5).tolist()
+    user = made["user_id"].iloc[0]
+    events = opened.lake.read(Table.SOURCE_EVENTS).to_pandas()
+    assert f"has {(events['user_id'] == user).sum():,} source events" in ask(address, "search", q=user)[2]
+    assert "no title contains it" in ask(address, "search", q=HOSTILE_USER)[2]
+    assert ask(address, "search", q="x" * 3000)[0] == 400
+
+
+def test_a_draw_with_other_settings_is_not_the_runs(served, reported):
+    address, _ = served
+    opened, run_id, *_ = reported
+    made = published(opened, run_id)
+    user = made["user_id"].value_counts().index[0]
+    asked = {"user": user, "run": run_id, "events_per_source_event": "1", "temperature": "0.01"}
+    status, _, text = ask(address, "translate", method="POST", **asked)
+    assert status == 200
+    assert "With other settings than the run" in text
+    assert 0 < len(EVENT.findall(text)) <= len(re.findall(r"<h3>", text))
+    assert 'value="0.01"' in ask(address, "translate", **asked)[2]
+    for name, value in (("temperature", "0"), ("temperature", "hot"), ("events_per_source_event", "101"), ("min_lift", "-1")):
+        status, _, text = ask(address, "translate", method="POST", user=user, run=run_id, **{name: value})
+        assert (status, name in text) == (400, True)
+
+
 def test_a_user_is_shown_as_the_run_knew_them(served, reported):
     address, _ = served
     opened, run_id, *_ = reported
@@ -209,7 +254,7 @@ def test_looking_and_drawing_change_nothing(served, reported):
     opened, run_id, *_ = reported
     before = [run.to_json() for run in opened.runs()], {t: opened.lake.version(t) for t in Table if opened.lake.exists(t)}
     folders = {path for path in opened.settings.home.rglob("*") if "staging" not in path.parts and ".lock" not in path.name}
-    for path in ("", f"runs/{run_id}", "translate"):
+    for path in ("", f"runs/{run_id}", "search?q=i", "translate"):
         assert ask(address, path)[0] == 200
     assert ask(address, "translate", method="POST", user="u1", run=run_id)[0] == 200
     after = [run.to_json() for run in opened.runs()], {t: opened.lake.version(t) for t in Table if opened.lake.exists(t)}
@@ -243,6 +288,10 @@ def test_the_pages_in_a_browser(served, reported, browser, width, scheme):
         look()
         page.get_by_role("link", name=run_id).click()
         assert page.locator("figure").count() >= 4
+        look()
+        page.get_by_role("link", name="Search").click()
+        page.get_by_label("Id of a user").fill("i")
+        page.get_by_role("button", name="Search").click()
         look()
         page.get_by_role("link", name="Translate a user").click()
         look()

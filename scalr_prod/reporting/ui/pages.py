@@ -14,15 +14,20 @@ from scalr_prod.reporting.charts import require_charts
 from scalr_prod.reporting.evaluation_verdict import verdict_section
 from scalr_prod.reporting.page import describe_domains, recent_runs, run_page, template_environment
 from scalr_prod.reporting.report_data import collect_run_data
-from scalr_prod.reporting.ui.users import pick_users, read_user_history
+from scalr_prod.reporting.ui.search import events_by_day, search
+from scalr_prod.reporting.ui.users import pick_users, read_user_history, with_other_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
     from scalr_prod.reporting.ui.drawing import SamplingThread
 
-__all__ = ["Page", "Pages"]
+__all__ = ["CHANGEABLE_SETTINGS", "Page", "Pages"]
 
+#: Settings of ``[generation]`` that a draw may change.
+CHANGEABLE_SETTINGS: Final = ("temperature", "events_per_source_event", "min_lift")
 #: Seconds between two reloads of the list while a run is active.
 _REFRESH_S: Final = 5
 #: Most runs to choose from.
@@ -66,13 +71,17 @@ class Pages:
                 run_id: self._describe_progress(ledger, run_id, owner) for run_id, owner in ledger.leases.active().items()
             }
         refresh = _REFRESH_S if active and not paused else None
+        publication = publication_state(self._settings)
+        days = events_by_day(self._settings) if publication.rows else []
         content = {
             "runs": rows,
             "helps": verdict_section(self._settings, details=False),
             "work": active,
             "still": paused,
             "refresh_s": refresh,
-            "publication": publication_state(self._settings),
+            "publication": publication,
+            "days": days,
+            "most_events": max((day.events for day in days), default=1),
             "stages": [] if rows else stage_states(self._settings),
         }
         return Page(self._render("ui_runs.html.j2", content), refresh_s=refresh)
@@ -93,17 +102,29 @@ class Pages:
         templates.globals = self._templates.globals | {"nav": self._nav_links(run_id), "notice": notice}
         return Page(run_page(self._settings, facts, templates, index=self._root, docs=self._docs_url(facts.gate.get("docs"))))
 
-    def user(self, run_id: str, user: str) -> Page:
-        """Let the reader choose a user, and show what a run knew of that user."""
-        return self._user_page(run_id, user, None, sample=False)
+    def search(self, text: str) -> Page:
+        """Show the user with an id, and items by id or by a part of their title.
 
-    def draw(self, run_id: str, user: str, before: str) -> Page:
+        Raises:
+            InputError: The text is too long.
+            LakeError: Nothing was ingested yet.
+        """
+        _check_length(text, "q")
+        found = search(self._settings, text) if text else None
+        return Page(self._render("ui_search.html.j2", {"text": text, "found": found}))
+
+    def user(self, run_id: str, user: str, options: Mapping[str, str]) -> Page:
+        """Let the reader choose a user, and show what a run knew of that user; arguments as for `draw`."""
+        return self._user_page(run_id, user, None, options, sample=False)
+
+    def draw(self, run_id: str, user: str, before: str, options: Mapping[str, str]) -> Page:
         """Show what the run samples for a user, and why.
 
         Args:
             run_id: The run; empty: the latest.
             user: The id as text.
             before: ISO 8601; only earlier contexts are translated. Empty: all.
+            options: Settings of ``[generation]`` to use instead of the run's, as text; empty: the run's.
 
         Raises:
             ScalrError: Nothing can be sampled.
@@ -116,7 +137,7 @@ class Pages:
             ) from error
         if instant is not None and instant.tzinfo is None:
             raise InputError(f"{before[:40]!r} has no time zone", where="before", next_step="go back and try again")
-        return self._user_page(run_id, user, instant, sample=True)
+        return self._user_page(run_id, user, instant, options, sample=True)
 
     def error(self, error: ScalrError) -> Page:
         """Show an error and what to do next."""
@@ -131,14 +152,18 @@ class Pages:
             error = ScalrError("this page could not be created", where="scalr ui", next_step="report the output of scalr ui")
         return Page(self._render("ui_error.html.j2", {"error": error.to_json()}), status)
 
-    def _user_page(self, run_id: str, user: str, before: datetime | None, *, sample: bool) -> Page:
+    def _user_page(self, run_id: str, user: str, before: datetime | None, options: Mapping[str, str], *, sample: bool) -> Page:
         spec, choices = self._select_run(run_id)
-        if len(user) > _MAX_ID_LENGTH:
-            raise InputError("too long for a user id", where="user", next_step="enter the user id as in the event log")
+        _check_length(user, "user")
+        changed = {name: value for name, value in options.items() if value}
+        spec = with_other_settings(spec, changed)
         content: dict[str, Any] = {
             "spec": spec,
             "choices": choices,
             "user": user,
+            "options": options,
+            "changed": changed,
+            "generation": spec.settings["generation"],
             "past": read_user_history(self._settings, spec, user) if user else None,
             "some": [] if user else pick_users(self._settings, spec),
             "found": None,
@@ -170,7 +195,11 @@ class Pages:
 
     def _nav_links(self, run_id: str | None = None) -> list[tuple[str, str]]:
         query = f"?run={run_id}" if run_id else ""
-        links = [("Runs", self._root), ("Translate a user", f"{self._root}translate{query}")]
+        links = [
+            ("Runs", self._root),
+            ("Search", f"{self._root}search"),
+            ("Translate a user", f"{self._root}translate{query}"),
+        ]
         if docs := self._docs_url(str(self._settings.home / "data_docs" / "index.html")):
             links.append(("Data docs", docs))
         ui = self._settings.ui
@@ -184,3 +213,8 @@ class Pages:
 
     def _render(self, template: str, content: dict[str, Any]) -> str:
         return self._templates.get_template(template).render(nav=self._nav_links(), **content)
+
+
+def _check_length(text: str, where: str) -> None:
+    if len(text) > _MAX_ID_LENGTH:
+        raise InputError(f"over {_MAX_ID_LENGTH:,} characters", where=where, next_step="enter an id as in the event log")

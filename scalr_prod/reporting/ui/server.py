@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.signals import Interrupted
 from scalr_prod.errors import ReportError, ScalrError
+from scalr_prod.reporting.ui.pages import CHANGEABLE_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,11 +136,19 @@ def create_app(settings: Settings, sampler: SamplingThread, token: str) -> Starl
     routes = [
         Route("/", endpoint_of(lambda request: pages.runs(paused="still" in request.query_params))),
         Route("/runs/{run_id}", endpoint_of(lambda request: pages.run(request.path_params["run_id"]))),
-        Route("/translate", endpoint_of(lambda request: pages.user(query(request, "run"), query(request, "user").strip()))),
+        Route("/search", endpoint_of(lambda request: pages.search(query(request, "q").strip()))),
         Route(
             "/translate",
             endpoint_of(
-                lambda request: pages.draw(query(request, "run"), query(request, "user").strip(), query(request, "before"))
+                lambda request: pages.user(query(request, "run"), query(request, "user").strip(), _other_settings(request))
+            ),
+        ),
+        Route(
+            "/translate",
+            endpoint_of(
+                lambda request: pages.draw(
+                    query(request, "run"), query(request, "user").strip(), query(request, "before"), _other_settings(request)
+                )
             ),
             methods=["POST"],
         ),
@@ -150,6 +159,10 @@ def create_app(settings: Settings, sampler: SamplingThread, token: str) -> Starl
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"], www_redirect=False)],
         exception_handlers={HTTPException: http_error, 500: http_error},
     )
+
+
+def _other_settings(request: Request) -> dict[str, str]:
+    return {name: request.query_params.get(name, "").strip() for name in CHANGEABLE_SETTINGS}
 
 
 def _bind_socket(port: int) -> socket.socket:

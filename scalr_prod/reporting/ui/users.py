@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.config import GenerationSettings
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.timestamps import column_to_micros, to_micros
 from scalr_prod.errors import InputError
@@ -28,7 +29,7 @@ from scalr_prod.schemas import (
 from scalr_prod.workspace import not_held_out_sql, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.operations import Explanation
 
-__all__ = ["SourceEvent", "TranslatedContext", "UserHistory", "pick_users", "read_user_history", "translate_user"]
+__all__ = [
+    "SourceEvent",
+    "TranslatedContext",
+    "UserHistory",
+    "pick_users",
+    "read_user_history",
+    "translate_user",
+    "with_other_settings",
+]
 
 #: Users to pick from, source events shown of a history, and contexts translated at once.
 _MAX_USERS: Final = 24
@@ -96,6 +105,33 @@ class TranslatedContext:
     source: SourceEvent
     at: datetime
     drawn: Sequence[Explanation]
+
+
+def with_other_settings(spec: RunSpec, changed: Mapping[str, str]) -> RunSpec:
+    """Return a run with other settings of ``[generation]``, to draw what it would then sample; its id stays.
+
+    Args:
+        spec: The run.
+        changed: Setting → value as text.
+
+    Raises:
+        InputError: A value is not allowed.
+    """
+    from pydantic import ValidationError
+
+    generation = spec.settings["generation"]
+    try:
+        chosen = GenerationSettings.model_validate(dict(changed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{first['input']!r}: {first['msg']}",
+            where=str(first["loc"][0]),
+            next_step="enter another value, or none for the run's",
+        ) from error
+    return replace(
+        spec, settings={**spec.settings, "generation": {**generation, **{name: getattr(chosen, name) for name in changed}}}
+    )
 
 
 def pick_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
