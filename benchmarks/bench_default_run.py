@@ -94,15 +94,18 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
     source = source[source["timestamp"] < cutoff]
     known = target[(target["timestamp"] < cutoff) & ~target["user_id"].isin(hidden)]
     scene = Scene(known, target[target["timestamp"] >= cutoff], source)
+    baselines: dict[str, Any] = {
+        "popular_lately": scene.best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
+        "als_real": scene.als(known.assign(weight=1.0)),
+        "popular_in_cluster": scene.clusters(source),
+        "als_both_domains": scene.joint(source),
+    }
     found: dict[str, Any] = {
         "source_events": len(source),
         "target_events": len(known),
         "test_users": len(scene.users),
         "cold_test_users": int(scene.cold.sum()),
-        "popular_lately": best({f"{days:g}": scene.ndcg(scene.popular(days)) for days in HALF_LIVES}),
-        "als_real": scene.als(known.assign(weight=1.0)),
-        "popular_in_cluster": scene.clusters(source),
-        "als_both_domains": scene.joint(source),
+        **{name: told(one) for name, one in baselines.items()},
     }
     print(f"without synthetic events: {found}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -110,7 +113,10 @@ def judge_pair(source: pd.DataFrame, target: pd.DataFrame) -> dict[str, Any]:
         source.to_parquet(folder / "source.parquet")
         known.to_parquet(folder / "target.parquet")
         (folder / "scalr.toml").write_text(SETTINGS)
-        found["default"] = shipped(scene, folder)
+        default = shipped(scene, folder)
+        strongest = max(baselines, key=lambda name: baselines[name]["ndcg"])
+        lift = lift_over(default["als"]["by_user"], baselines[strongest]["by_user"])
+        found["default"] = default | {"als": told(default["als"]), "over_strongest": {"baseline": strongest} | lift}
         print(f"default: {found['default']}", file=sys.stderr, flush=True)
         found["oracle"] = oracle(scene, folder)
         print(f"oracle: {found['oracle']}", file=sys.stderr, flush=True)
@@ -124,8 +130,8 @@ def oracle(scene: Scene, folder: Path) -> dict[str, Any]:
         for weight in WEIGHTS:
             settings = {"generation": {"temperature": temperature}, "training_set": {"synthetic_weight": weight}}
             als = shipped(scene, folder, **settings)["als"]
-            found[f"temperature {temperature:g}, λ {weight:g}"] = als["ndcg"], als["ndcg_cold"]
-    return best(found)
+            found[f"temperature {temperature:g}, λ {weight:g}"] = als["by_user"]
+    return told(scene.best(found))
 
 
 def shipped(scene: Scene, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -158,9 +164,10 @@ def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
         try:
             report = project.evaluate().to_json()
         except ScalrError as error:  # too few users, say
-            return shipped(scene, folder) | {"not_evaluated": str(error)}
+            after = shipped(scene, folder)
+            return after | {"als": told(after["als"]), "not_evaluated": str(error)}
     choice = report["choices"]["als"]
-    told = {
+    verdict = {
         "evaluate_seconds": report["seconds"],
         "lambda": choice["lambda"],
         "draw": choice["draw"],
@@ -168,7 +175,21 @@ def evaluated(scene: Scene, folder: Path) -> dict[str, Any]:
         "own_over_others": (report["signal"] or {}).get("own_over_others"),
         "verdict": report["verdict"]["models"][0],
     }
-    return shipped(scene, folder) | told
+    after = shipped(scene, folder)
+    return after | {"als": told(after["als"])} | verdict
+
+
+def told(one: dict[str, Any]) -> dict[str, Any]:
+    """The figures without the users' own."""
+    return {name: value for name, value in one.items() if name != "by_user"}
+
+
+def lift_over(own: np.ndarray, others: np.ndarray) -> dict[str, Any]:
+    """Lift of the mean over another's, in percent, with its 95 % interval over 2 000 resamples of the users."""
+    rng = np.random.default_rng(SEED)
+    means = [(own[users].mean(), others[users].mean()) for users in rng.integers(0, len(own), (2000, len(own)))]
+    low, high = np.quantile([100 * (mine / other - 1) for mine, other in means], (0.025, 0.975))
+    return {"lift_pct": round(100 * (own.mean() / others.mean() - 1), 1), "ci95": [round(low, 1), round(high, 1)]}
 
 
 class Scene:
@@ -215,7 +236,7 @@ class Scene:
                 np.add.at(counts, (of_event, self.items.get_indexer(self.known["item_id"])), weight)
                 everybody = counts.sum(0)
                 found[f"{count} clusters, {days:g}"] = self.ndcg((counts + 1e-3 * everybody / everybody.sum())[of_user])
-        return best(found)
+        return self.best(found)
 
     def joint(self, source: pd.DataFrame) -> dict[str, Any]:
         """One ALS on both domains: source items are further columns."""
@@ -244,10 +265,10 @@ class Scene:
             items = np.asarray(model.item_factors)[: len(self.items)]
             scores = np.asarray(model.user_factors)[everyone.get_indexer(self.users)] @ items.T
             found[f"alpha {alpha:g}"] = self.ndcg(scores)
-        return best(found)
+        return self.best(found)
 
-    def ndcg(self, scores: np.ndarray) -> tuple[float, float]:
-        """NDCG@20 of all test users and of cold ones; what a user had before is not recommended."""
+    def ndcg(self, scores: np.ndarray) -> np.ndarray:
+        """NDCG@20 of each test user: [users]; what a user had before is not recommended."""
         discount = 1 / np.log2(np.arange(2, K + 2))
         reached = np.zeros(len(self.users))
         for row, (user, items) in enumerate(self.new.items()):
@@ -255,13 +276,13 @@ class Scene:
             own[self.items.get_indexer(list(self.had.get(user, ())))] = -np.inf
             top = np.argsort(-own, kind="stable")[:K]
             reached[row] = (np.isin(top, items) * discount).sum() / discount[: len(items)].sum()
-        return float(reached.mean()), float(reached[self.cold].mean())
+        return reached
 
-
-def best(found: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    """The settings with the highest NDCG of all users."""
-    name = max(found, key=lambda one: found[one][0])
-    return {"ndcg": round(found[name][0], 4), "ndcg_cold": round(found[name][1], 4), "settings": name}
+    def best(self, found: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The settings with the highest mean NDCG: that of all users, of cold ones, and of each."""
+        name = max(found, key=lambda one: found[one].mean())
+        ndcg, cold = found[name].mean(), found[name][self.cold].mean()
+        return {"ndcg": round(float(ndcg), 4), "ndcg_cold": round(float(cold), 4), "settings": name, "by_user": found[name]}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_ra
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.features import open_external_features, service_sources
-from scalr_prod.schemas import CREATED_TIMESTAMP, PROVENANCE_COLUMNS, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build_report import TrainingSetReport
 from scalr_prod.training_set.input_changes import EVENT_TABLES
@@ -127,7 +127,12 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
     counts = {
         key: manifest[key] for key in ("rows", "real", "synthetic", "negatives", "missing_negatives", "synthetic_unknown")
     }
-    _warn_of_volume(options.name, version, counts["real"], counts["synthetic"], settings.generation.events_per_source_event)
+    if not counts["synthetic"]:
+        logger.warning(
+            "training set %s v%d has no synthetic event: %s", options.name, version, _no_synthetic_reason(lake, inputs)
+        )
+    else:
+        _warn_of_volume(options.name, version, counts["real"], counts["synthetic"], settings.generation.events_per_source_event)
     return TrainingSetReport(
         name=settings.training_set.name,
         version=version,
@@ -178,9 +183,7 @@ def layout_reason(manifest: Mapping[str, Any]) -> str | None:
 
 
 def _warn_of_volume(name: str, version: int, real: int, synthetic: int, events_per_source_event: int) -> None:
-    if not synthetic:
-        logger.warning("training set %s v%d has no synthetic event", name, version)
-    elif synthetic > _MAX_SYNTHETIC_RATIO * real:
+    if synthetic > _MAX_SYNTHETIC_RATIO * real:
         logger.warning(
             "training set %s v%d has %d synthetic events beside %d real ones, more than %d times as many: %s (now %d)",
             name,
@@ -191,6 +194,23 @@ def _warn_of_volume(name: str, version: int, real: int, synthetic: int, events_p
             "lower [generation] events_per_source_event",
             events_per_source_event,
         )
+
+
+def _no_synthetic_reason(lake: Lake, inputs: _BuildInputs) -> str:
+    import pyarrow.compute as pc
+
+    if not any(inputs.values["settings"]["lambda"]):
+        return "λ is 0"
+    times = (batch.column(0) for batch in lake.dataset(Table.SYNTHETIC_TARGET_EVENTS).to_batches(columns=[EVENT_TIMESTAMP]))
+    first = min((pc.min(column).as_py() for column in times if len(column)), default=None)
+    if first is None:
+        return "none is published"
+    if first >= inputs.window.cutoff:
+        return (
+            f"those published are from {first.isoformat()} on, and its labels end at {inputs.window.cutoff.isoformat()}; for a set "
+            "that ends earlier, run with [generation] end in a home of its own (docs/guides/training-sets.md)"
+        )
+    return "none of those published is within its labels, known by its cutoff, of a user who gets some"
 
 
 @dataclass(frozen=True)
@@ -382,8 +402,6 @@ def _no_real_events(lake: Lake, window: LabelWindow) -> TrainingSetError:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    from scalr_prod.schemas import EVENT_TIMESTAMP
-
     known = (ds.field(CREATED_TIMESTAMP) <= window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     times = lake.read(Table.TARGET_EVENTS, columns=[EVENT_TIMESTAMP], where=known).column(0)
     since = f" from {window.start.isoformat()} on" if window.start else ""
@@ -411,8 +429,6 @@ def _check_labels(task: str, window: LabelWindow, manifest: Mapping[str, Any]) -
 def _count_unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
     """Count published synthetic events of the window that were not known by the cutoff."""
     import pyarrow.dataset as ds
-
-    from scalr_prod.schemas import EVENT_TIMESTAMP
 
     late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
