@@ -10,7 +10,15 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel
     from scalr_prod.compute.executor import Executor, is_distributed, open_executor
-    from scalr_prod.compute.shuffle import Segment, ShuffleFolder, load_segments, shuffle_folder, write_segments
+    from scalr_prod.compute.shuffle import (
+        Segment,
+        ShuffleFolder,
+        load_segments,
+        read_segments,
+        shuffle_folder,
+        write_segments,
+        write_tables,
+    )
     from scalr_prod.compute.worker_task import run_worker_task
 
 __all__ = [
@@ -24,9 +32,11 @@ __all__ = [
     "open_executor",
     "preload_workers",
     "progress_channel",
+    "read_segments",
     "run_worker_task",
     "shuffle_folder",
     "write_segments",
+    "write_tables",
 ]
 
 __getattr__ = lazy_exports(
@@ -42,8 +52,10 @@ __getattr__ = lazy_exports(
         "preload_workers": "cluster",
         "progress_channel": "cluster",
         "load_segments": "shuffle",
+        "read_segments": "shuffle",
         "run_worker_task": "worker_task",
         "shuffle_folder": "shuffle",
         "write_segments": "shuffle",
+        "write_tables": "shuffle",
     },
 )

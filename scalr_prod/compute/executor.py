@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Executor", "open_executor"]
 
-#: Local workers cost seconds of imports once per process: fewer rows are faster in this process; see ADR 0093.
-LOCAL_WORKERS_MIN_ROWS: Final = 4_000_000
+#: Local workers cost seconds of imports once per process: less work is faster in this process; see ADR 0093.
+LOCAL_WORKERS_MIN_WORK_S: Final = 17.5
 
 
 class Executor(Protocol):
@@ -38,31 +38,31 @@ class Executor(Protocol):
 
 
 @contextmanager
-def open_executor(settings: Settings, connection: Any, *, tasks: int, rows: int, stage: str) -> Iterator[Executor]:
+def open_executor(settings: Settings, connection: Any, *, tasks: int, work_s: float, stage: str) -> Iterator[Executor]:
     """Open what runs a stage's tasks: the cluster of ``[compute] dask``, or this process where a cluster would not be faster.
 
     Args:
         settings: The project's settings.
         connection: DuckDB connection for tasks in this process.
         tasks: Number of tasks.
-        rows: Number of rows that they process.
+        work_s: Estimate of their processor time, in seconds.
         stage: Name of the stage, which is also the command that repeats it.
 
     Raises:
         SchedulerUnreachable: No scheduler answers at the address, or it has no worker.
     """
-    if not is_distributed(settings.compute, tasks=tasks, rows=rows):
+    if not is_distributed(settings.compute, tasks=tasks, work_s=work_s):
         yield _ThisProcess(connection)
         return
     with open_cluster(settings, tasks=tasks, resume=f"run: scalr {stage}") as cluster:
         yield _Workers(cluster, settings, {"stage": stage})
 
 
-def is_distributed(compute: ComputeSettings, *, tasks: int, rows: int) -> bool:
+def is_distributed(compute: ComputeSettings, *, tasks: int, work_s: float) -> bool:
     """Return whether tasks run on Dask workers."""
     if compute.dask != "local":
         return tasks > 1
-    return min(tasks, compute.workers) > 1 and rows >= LOCAL_WORKERS_MIN_ROWS
+    return min(tasks, compute.workers) > 1 and work_s >= LOCAL_WORKERS_MIN_WORK_S
 
 
 class _ThisProcess:

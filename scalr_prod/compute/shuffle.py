@@ -8,9 +8,11 @@ the number of workers.
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from scalr_prod.core.file_systems import open_file_system
@@ -19,9 +21,10 @@ from scalr_prod.core.partitioned import PARTITION_NUMBER, iter_numbered, partiti
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Segment", "ShuffleFolder", "load_segments", "shuffle_folder", "write_segments"]
+__all__ = ["Segment", "ShuffleFolder", "load_segments", "read_segments", "shuffle_folder", "write_segments", "write_tables"]
 
 _BATCH: Final = 65_536
 _BUFFER_BYTES: Final = 1 << 20
@@ -59,6 +62,20 @@ class ShuffleFolder:
         """Open the folder."""
         return open_file_system(self.root, self.storage_options)
 
+    def new_path(self, suffix: str) -> str:
+        """Return the path of a new file, relative to the folder. Two attempts of a task never write to one file."""
+        return f"{self.prefix}{uuid.uuid4()}{suffix}"
+
+    def take(self, path: str, destination: Path) -> None:
+        """Move a file to a path on this machine."""
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if "://" not in self.root:
+            shutil.move(Path(self.root, path), destination)
+            return
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        copy_files(path, str(destination), source_filesystem=self.open(), destination_filesystem=LocalFileSystem())
+
 
 @contextmanager
 def shuffle_folder(root: str, storage_options: Mapping[str, str]) -> Iterator[ShuffleFolder]:
@@ -92,16 +109,26 @@ def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], fold
     Returns:
         The segment of each partition that has rows.
     """
-    import pyarrow as pa
-
     number = partition_number_sql(key, bounds)
     rows = db.sql(f"SELECT *, {number} AS {PARTITION_NUMBER} FROM ({query}) ORDER BY {PARTITION_NUMBER}").to_arrow_reader(
         _BATCH
     )
-    path, segments = f"{folder.prefix}{uuid.uuid4()}.arrow", {}
+    return write_tables(iter_numbered(rows, PARTITION_NUMBER), folder=folder)
+
+
+def write_tables(tables: Iterable[tuple[int, pa.Table]], *, folder: ShuffleFolder) -> dict[int, Segment]:
+    """Write tables of different partitions to one file, and return the segment of each.
+
+    Args:
+        tables: Partition and rows.
+        folder: Where to write.
+    """
+    import pyarrow as pa
+
+    path, segments = folder.new_path(".arrow"), {}
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with folder.open().open_output_stream(path, compression=None, buffer_size=_BUFFER_BYTES) as file:
-        for partition, table in iter_numbered(rows, PARTITION_NUMBER):
+        for partition, table in tables:
             start = file.tell()
             with pa.ipc.new_stream(file, table.schema, options=options) as stream:
                 stream.write_table(table)
@@ -109,11 +136,8 @@ def write_segments(db: Any, query: str, *, key: str, bounds: Sequence[Any], fold
     return segments
 
 
-def load_segments(db: Any, segments: Iterable[Segment], *, folder: ShuffleFolder, name: str) -> int:
-    """Create or replace a temporary DuckDB table with the rows of segments, of which there is at least one; return the row count.
-
-    DuckDB sorts its own table twice as fast as an Arrow table, and can spill it.
-    """
+def read_segments(segments: Iterable[Segment], *, folder: ShuffleFolder) -> pa.Table:
+    """Read the rows of segments, of which there is at least one."""
     import pyarrow as pa
 
     files, tables = folder.open(), []
@@ -121,7 +145,15 @@ def load_segments(db: Any, segments: Iterable[Segment], *, folder: ShuffleFolder
         with files.open_input_file(segment.path) as file:
             file.seek(segment.offset)
             tables.append(pa.ipc.open_stream(file.read_buffer(segment.size)).read_all())
-    rows = pa.concat_tables(tables)
+    return pa.concat_tables(tables)
+
+
+def load_segments(db: Any, segments: Iterable[Segment], *, folder: ShuffleFolder, name: str) -> int:
+    """Create or replace a temporary DuckDB table with the rows of segments, of which there is at least one; return the row count.
+
+    DuckDB sorts its own table twice as fast as an Arrow table, and can spill it.
+    """
+    rows = read_segments(segments, folder=folder)
     db.register("segments", rows)
     try:
         db.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM segments")

@@ -18,24 +18,32 @@ if TYPE_CHECKING:
     from scalr_prod.features.datasets import SavedDatasetReport, save_dataset, saved_dataset_location
     from scalr_prod.features.erasure import erase_entities
     from scalr_prod.features.export import ExportFormat, FeastExport, export_definitions
-    from scalr_prod.features.external_features import ExternalFeatures, check_external_features, open_external_features
+    from scalr_prod.features.external_features import (
+        ExternalFeatures,
+        ExternalJoin,
+        check_external_features,
+        open_external_features,
+    )
     from scalr_prod.features.materialization_state import has_been_materialized
     from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
     from scalr_prod.features.online_store import MaterializationReport, materialize
     from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
+    from scalr_prod.features.store_snapshot import StoreSnapshot
 
 __all__ = [
     "DeltaOfflineStore",
     "DeltaOfflineStoreConfig",
     "ExportFormat",
     "ExternalFeatures",
+    "ExternalJoin",
     "FeastExport",
     "FeatureSource",
     "MaterializationReport",
     "RepositoryReport",
     "SavedDatasetReport",
     "ServiceSources",
+    "StoreSnapshot",
     "ViewWindow",
     "apply_feature_repo",
     "check_external_features",
@@ -61,12 +69,14 @@ __getattr__ = lazy_exports(
         "DeltaOfflineStoreConfig": "offline_store",
         "ExportFormat": "export",
         "ExternalFeatures": "external_features",
+        "ExternalJoin": "external_features",
         "FeastExport": "export",
         "FeatureSource": "sources",
         "MaterializationReport": "online_store",
         "RepositoryReport": "repository",
         "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
+        "StoreSnapshot": "store_snapshot",
         "ViewWindow": "client",
         "apply_feature_repo": "repository",
         "check_external_features": "external_features",

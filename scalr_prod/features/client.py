@@ -34,6 +34,7 @@ __all__ = [
     "capture_feast_output",
     "join_point_in_time",
     "open_feature_store",
+    "read_registries_uncached",
     "stream_window",
     "translate_feast_errors",
 ]
@@ -58,7 +59,7 @@ def open_feature_store(
     from feast import FeatureStore
     from feast.repo_config import load_repo_config
 
-    _read_registries_uncached()
+    read_registries_uncached()
     yaml = settings.feast_repo / "feature_store.yaml"
     if not yaml.is_file():
         raise FeatureStoreError("there is no feature repository yet", where=str(yaml.parent), next_step="run: scalr histories")
@@ -81,7 +82,7 @@ def open_feature_store(
         ) from error
 
 
-def _read_registries_uncached() -> None:
+def read_registries_uncached() -> None:
     """Take Feast's cache of registry objects out of its functions.
 
     It is keyed by the memory address of a registry's contents, which those of another registry may get: in a process with two projects,

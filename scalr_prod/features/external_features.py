@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.client import open_feature_store, translate_feast_errors
+from scalr_prod.features.client import join_point_in_time, open_feature_store, translate_feast_errors
 from scalr_prod.features.columns import is_hidden_until_created, source_columns
 from scalr_prod.features.sources import ServiceSources, feature_sources
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
@@ -24,42 +24,39 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
-    from feast import FeatureService, FeatureStore, FeatureView
+    from duckdb import DuckDBPyConnection
+    from feast import FeatureStore, FeatureView
     from feast.feature_view_projection import FeatureViewProjection
 
     from scalr_prod.config import LogColumns, Settings
+    from scalr_prod.features.store_snapshot import StoreSnapshot
 
-__all__ = ["ExternalFeatures", "check_external_features", "open_external_features"]
+__all__ = ["ExternalFeatures", "ExternalJoin", "check_external_features", "open_external_features"]
 
 _SETTING: Final = "[training_set] features"
 _LISTED: Final = 30
 
 
 @dataclass(frozen=True)
-class ExternalFeatures:
-    """The features that ``[training_set] features`` names.
+class ExternalJoin:
+    """The join of the features that ``[training_set] features`` names; it can be pickled.
 
     Attributes:
         store: The user's feature store, with this package's offline store.
-        requests: Services and lists of ``view:feature``; one join each.
-        projections: The views and features that these use.
+        requests: Services, and lists of ``view:feature``; one join each.
         keys: Join keys of the views → ``user_id`` or ``item_id``.
-        sources: Tables that the features are computed from.
-        digest: Digest of the definitions and of the sources' current content.
     """
 
-    store: FeatureStore
-    requests: tuple[FeatureService | list[str], ...]
-    projections: tuple[FeatureViewProjection, ...]
+    store: StoreSnapshot
+    requests: tuple[str | list[str], ...]
     keys: dict[str, str]
-    sources: ServiceSources
-    digest: str
 
-    def join(self, spine: pa.Table) -> pa.Table:
+    def __call__(self, spine: pa.Table, connection: DuckDBPyConnection | None = None) -> pa.Table:
         """Join the features to a spine, in its order.
 
         Args:
             spine: ``user_id``, ``item_id`` and ``event_timestamp``; values count if they had happened and were known by then.
+            connection: An open DuckDB connection whose database runs the join; default: a new one.
 
         Returns:
             One column ``view__feature`` per feature, null where there is no value.
@@ -70,22 +67,36 @@ class ExternalFeatures:
         import pyarrow as pa
 
         columns = {key: spine.column(own) for key, own in self.keys.items()} | {EVENT_TIMESTAMP: spine.column(EVENT_TIMESTAMP)}
-        entities, joined = pa.table(columns), []
-        with translate_feast_errors(self.store.repo_path):
-            for features in self.requests:
-                found = self.store.get_historical_features(
-                    entity_df=entities, features=features, full_feature_names=True
-                ).to_arrow()
-                if found.num_rows != entities.num_rows or not all(
-                    found.column(name).cast(entities.schema.field(name).type).equals(entities.column(name)) for name in columns
-                ):
-                    raise FeatureStoreError(
-                        f"the point-in-time join gave {found.num_rows} rows for {entities.num_rows}, or gave them in another order",
-                        where=_SETTING,
-                        next_step="leave these features out and report this as a bug: no view definition should cause it",
-                    )
-                joined.append(found.drop_columns(list(columns)))
+        store, entities, joined = self.store.open(), pa.table(columns), []
+        for features in self.requests:
+            found = join_point_in_time(store, entities, features, connection=connection)
+            if found.num_rows != entities.num_rows or not all(
+                found.column(name).cast(entities.schema.field(name).type).equals(entities.column(name)) for name in columns
+            ):
+                raise FeatureStoreError(
+                    f"the point-in-time join gave {found.num_rows} rows for {entities.num_rows}, or gave them in another order",
+                    where=_SETTING,
+                    next_step="leave these features out and report this as a bug: no view definition should cause it",
+                )
+            joined.append(found.drop_columns(list(columns)))
         return pa.table({name: table.column(name) for table in joined for name in table.column_names})
+
+
+@dataclass(frozen=True)
+class ExternalFeatures:
+    """The features that ``[training_set] features`` names.
+
+    Attributes:
+        join: Joins them to a spine.
+        projections: The views and features.
+        sources: Tables that the features are computed from.
+        digest: Digest of the definitions and of the sources' current content.
+    """
+
+    join: ExternalJoin
+    projections: tuple[FeatureViewProjection, ...]
+    sources: ServiceSources
+    digest: str
 
 
 def check_external_features(settings: Settings) -> None:
@@ -110,6 +121,8 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
     options = settings.training_set
     if not options.features:
         return None
+    from scalr_prod.features.store_snapshot import StoreSnapshot
+
     with translate_feast_errors(settings.feast_repo):
         repo = settings.resolve(options.features_repo) if options.features_repo else None
         store = (
@@ -121,11 +134,11 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
         services = {service.name: service for service in store.list_feature_services()}
         where = f"{_SETTING} of {repo or settings.feast_repo}"
         references: list[str] = []
-        requests: list[FeatureService | list[str]] = []
+        requests: list[str | list[str]] = []
         projections: list[FeatureViewProjection] = []
         for name in options.features:
             if name in services and ":" not in name:
-                requests.append(services[name])
+                requests.append(name)
                 projections += services[name].feature_view_projections
             else:
                 projection = _projection(name, views, services, where)
@@ -139,7 +152,8 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
         defined = [_definition(projection, views[projection.name]) for projection in projections]
         text = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return ExternalFeatures(store, tuple(requests), tuple(projections), keys, sources, digest)
+        join = ExternalJoin(StoreSnapshot.from_store(store), tuple(requests), keys)
+        return ExternalFeatures(join, tuple(projections), sources, digest)
 
 
 def _opened(repo: Path, memory_mb: int, storage_options: dict[str, str]) -> FeatureStore:

@@ -20,10 +20,8 @@ features: they pass the label's time less 1 µs (`training_set.feature_join`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from scalr_prod.core.delta_log import files_in_key_range
-from scalr_prod.features.scan import scan_delta
 from scalr_prod.workspace import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
@@ -38,11 +36,13 @@ __all__ = [
     "SPINE_ROW",
     "SPINE_TABLE",
     "SPINE_TIME",
+    "KeyRange",
     "ViewJoin",
     "count_not_yet_known",
     "join_sql",
     "match_rows",
     "prune",
+    "spine_key_range",
     "tie_breakers",
     "timestamps_sql",
 ]
@@ -70,6 +70,19 @@ _SELECTIVE = 8
 _CARRIED_BITS = 256
 
 
+class KeyRange(NamedTuple):
+    """The rows whose key lies between two values, both included."""
+
+    column: str
+    low: int | str
+    high: int | str
+
+    @property
+    def condition_sql(self) -> str:
+        """SQL condition of these rows."""
+        return f"{quote_identifier(self.column)} BETWEEN {quote_literal(self.low)} AND {quote_literal(self.high)}"
+
+
 @dataclass(frozen=True)
 class ViewJoin:
     """One feature view in a join; column names are those of its table.
@@ -80,6 +93,7 @@ class ViewJoin:
         event: Column of the event's time.
         created: Column of the creation time, if there is one.
         features: (column, name in the result).
+        key_range: Range of the first key in the spine; None: not restricted.
         tie_breakers: Columns that decide, in this order, between rows with equal event and creation times.
         ttl_us: Rows older than this at the spine's time count as absent; 0: no limit.
         known_by_spine_time: Whether a row is visible only from its creation time on.
@@ -93,6 +107,7 @@ class ViewJoin:
     event: str
     created: str | None
     features: tuple[tuple[str, str], ...]
+    key_range: KeyRange | None = None
     tie_breakers: tuple[str, ...] = ()
     ttl_us: int = 0
     known_by_spine_time: bool = True
@@ -109,23 +124,18 @@ class ViewJoin:
 def prune(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> ViewJoin:
     """Restrict a view to the rows that can match the spine.
 
-    Keep files and rows whose first key lies between the spine's smallest and greatest: of a table sorted by that key (as histories are),
-    only that range is then read, and only its files are opened. Buffer keys, timestamps and narrow features of several files in the
-    session, because opening a file costs time at each query.
+    Keep rows whose first key lies in the spine's range: of a table sorted by that key (as histories are), only that range is then read.
+    Buffer keys, timestamps and narrow features of several files in the session, because opening a file costs time at each query.
 
     Args:
         connection: DuckDB connection that holds the spine as `SPINE_TABLE`.
         view: The feature view.
         number: Suffix of the table created here.
     """
-    bounds = _key_bounds(connection, view)
-    if bounds is not None and view.scan.table is not None and view.scan.files > 1:
-        names = files_in_key_range(view.scan.table, view.keys[0][0], *bounds)
-        view = replace(view, scan=scan_delta(connection, view.scan.table, f"in_key_range_{number}", file_names=names))
     spine_rows, table_rows = (_count(connection, relation) for relation in (SPINE_TABLE, view.scan.relation))
     view = replace(view, filter_entities=spine_rows * _SELECTIVE < table_rows)
-    if bounds is not None:
-        view = _between(view, *bounds)
+    if view.key_range is not None:
+        view = _between(view, view.key_range)
     return _buffer(connection, view, number) if view.scan.files > 1 and table_rows <= _HELD else view
 
 
@@ -142,23 +152,26 @@ def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> View
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
 
-def _key_bounds(connection: DuckDBPyConnection, view: ViewJoin) -> tuple[int | str, int | str] | None:
-    """Return the spine's smallest and greatest first key; None if there is none, or SQL literals cannot hold it."""
-    if not view.keys:
-        return None
+def spine_key_range(connection: DuckDBPyConnection, column: str, kind: pa.DataType, spine: str) -> KeyRange | None:
+    """Return the range of a key in the spine; None if the spine is empty, or SQL literals cannot hold the keys.
+
+    Args:
+        connection: DuckDB connection that holds the spine as `SPINE_TABLE`.
+        column: The key's column in the view's table.
+        kind: Its type.
+        spine: SQL of the spine's key; the spine's alias is ``s``.
+    """
     import pyarrow as pa
 
-    column, spine = view.keys[0]
-    if pa.types.is_string(kind := view.scan.schema.field(column).type) or pa.types.is_large_string(kind):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         spine = f"CAST({spine} AS VARCHAR)"  # categorical columns sort by category, not by value
     least, most = connection.execute(f"SELECT min({spine}), max({spine}) FROM {SPINE_TABLE} s").fetchall()[0]
-    return (least, most) if isinstance(least, int | str) and "\0" not in f"{least}{most}" else None
+    return KeyRange(column, least, most) if isinstance(least, int | str) and "\0" not in f"{least}{most}" else None
 
 
-def _between(view: ViewJoin, low: int | str, high: int | str) -> ViewJoin:
+def _between(view: ViewJoin, keys: KeyRange) -> ViewJoin:
     """Restrict a view to rows whose first key lies in a range."""
-    condition = f"{quote_identifier(view.keys[0][0])} BETWEEN {quote_literal(low)} AND {quote_literal(high)}"
-    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {condition})"
+    relation = f"(SELECT *, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation} WHERE {keys.condition_sql})"
     return replace(view, scan=replace(view.scan, relation=relation, row_id=_ROW_ID))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from feast.data_format import DeltaFormat
@@ -12,17 +13,24 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
 
-from scalr_prod.core.delta_log import UNBOUNDED, file_time_bounds, files_in_time_range, row_count_by_file
+from scalr_prod.core.delta_log import (
+    UNBOUNDED,
+    arrow_schema,
+    file_time_bounds,
+    files_in_key_range,
+    files_in_time_range,
+    row_count_by_file,
+)
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features.columns import is_hidden_until_created, source_columns
-from scalr_prod.features.point_in_time import ViewJoin, tie_breakers, timestamps_sql
+from scalr_prod.features.point_in_time import ViewJoin, spine_key_range, tie_breakers, timestamps_sql
 from scalr_prod.features.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
 from scalr_prod.features.spines import EVENT_TIMESTAMP, key_sql
 from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from feast.feature_view import FeatureView
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
+
+    from scalr_prod.features.point_in_time import KeyRange
 
 __all__ = [
     "EntitySubset",
@@ -165,15 +175,26 @@ def plan_view_join(
     keys = {columns.column_name(key): spine_key for key, spine_key in join_keys(view).items()}
     needed = [*keys, *columns.timestamp_columns, *map(columns.column_name, names)]
     features = [columns.column_name(feature.name) for feature in view.features]
-    scan = open_source(connection, config, source, f"source_{number}", needed, optional_columns=features)
+
+    def spine_key(column: str, schema: pa.Schema) -> str:
+        return key_sql(spine, keys[column], schema.field(column).type, view.name)
+
+    @cache
+    def spine_range(schema: pa.Schema) -> KeyRange | None:
+        column = next(iter(keys), None)
+        if column is None or column not in schema.names:
+            return None
+        return spine_key_range(connection, column, schema.field(column).type, spine_key(column, schema))
+
+    alias = f"source_{number}"
+    scan = open_source(connection, config, source, alias, needed, optional_columns=features, key_range=spine_range)
     prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
     limit_us = earliest(known_by_us(config, source, view), options.created_until_us)
     limited = is_hidden_until_created(view.name, view.tags, source.tags)
     return ViewJoin(
         scan=scan,
-        keys=tuple(
-            (column, key_sql(spine, spine_key, scan.schema.field(column).type, view.name)) for column, spine_key in keys.items()
-        ),
+        keys=tuple((column, spine_key(column, scan.schema)) for column in keys),
+        key_range=spine_range(scan.schema),
         event=columns.event,
         created=columns.created,
         features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
@@ -237,6 +258,7 @@ def open_source(
     *,
     optional_columns: Sequence[str] = (),
     time_range: tuple[str, int | None, int | None] | None = None,
+    key_range: Callable[[pa.Schema], KeyRange | None] | None = None,
 ) -> Scan:
     """Make a data source selectable, and check that it has the columns.
 
@@ -248,6 +270,8 @@ def open_source(
         columns: Columns that it must have.
         optional_columns: Columns to read if it has them.
         time_range: A time column and the range of rows to read (µs); files of a Delta table outside of it are not opened.
+        key_range: Returns the keys to read, for the table's schema; other files of a Delta table are not opened, and other rows of a
+            table that cannot be read in place are not copied.
 
     Raises:
         FeatureStoreError: The source is not a file source, is missing, or lacks a column.
@@ -262,7 +286,10 @@ def open_source(
             names = files_in_time_range(
                 table, column, UNBOUNDED[0] if low is None else low, UNBOUNDED[1] if high is None else high
             )
-        scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names)
+        keys, rows_sql = key_range(arrow_schema(table)) if key_range else None, "true"
+        if keys is not None:
+            names, rows_sql = files_in_key_range(table, *keys), keys.condition_sql
+        scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names, rows_sql=rows_sql)
     else:
         scan = scan_parquet(connection, path, alias, [*columns, *optional_columns])
     missing = [column for column in columns if column not in scan.schema.names]

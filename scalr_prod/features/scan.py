@@ -85,6 +85,7 @@ def scan_delta(
     columns: Sequence[str] | None = None,
     *,
     file_names: frozenset[str] | None = None,
+    rows_sql: str = "true",
 ) -> Scan:
     """Make a Delta table selectable in this DuckDB connection.
 
@@ -94,6 +95,7 @@ def scan_delta(
         alias: A name that is unique in the connection.
         columns: The columns to copy if the table cannot be read in place; default: all.
         file_names: Read only these files, see `delta_log`.
+        rows_sql: SQL condition of the rows to copy if the table cannot be read in place.
     """
     schema = arrow_schema(table)
     files = duckdb_readable_files(table)
@@ -104,7 +106,7 @@ def scan_delta(
         return Scan(quote_identifier(alias), schema, "0::BIGINT")
     if files is not None:
         return Scan(read_parquet_sql(files), schema, _file_row_id(), table, len(files))
-    return replace(_copy(connection, files_dataset(table, file_names), alias, columns), table=table)
+    return replace(_copy(connection, files_dataset(table, file_names), alias, columns, rows_sql), table=table)
 
 
 def scan_parquet(connection: DuckDBPyConnection, path: str, alias: str, columns: Sequence[str] | None = None) -> Scan:
@@ -141,13 +143,16 @@ def _file_row_id() -> str:
     return f"((file_index::BIGINT << {_POSITION_BITS}) + file_row_number)"
 
 
-def _copy(connection: DuckDBPyConnection, dataset: Any, alias: str, columns: Sequence[str] | None) -> Scan:
+def _copy(
+    connection: DuckDBPyConnection, dataset: Any, alias: str, columns: Sequence[str] | None, rows_sql: str = "true"
+) -> Scan:
     """Copy the columns into a temporary DuckDB table, which can spill and has row ids."""
     names = [name for name in dataset.schema.names if columns is None or name in set(columns)]
     connection.register(f"{alias}_dataset", dataset)
     selected = ", ".join(quote_identifier(name) for name in names)
     connection.execute(
-        f"CREATE TEMP TABLE {quote_identifier(alias)} AS SELECT {selected} FROM {quote_identifier(f'{alias}_dataset')}"
+        f"CREATE TEMP TABLE {quote_identifier(alias)} AS SELECT {selected} FROM {quote_identifier(f'{alias}_dataset')} "
+        f"WHERE {rows_sql}"
     )
     connection.unregister(f"{alias}_dataset")
     return Scan(quote_identifier(alias), dataset.schema, "rowid")

@@ -40,6 +40,8 @@ __all__ = ["TableBuild", "WrittenRows", "write_all_rows"]
 #: Events that a task of the first round reads, about.
 _TASK_EVENTS: Final = 2_000_000
 _BATCH: Final = 65_536
+#: Processor time of an event in both rounds.
+_SECONDS_PER_EVENT: Final = 4.4e-6
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def write_all_rows(build: TableBuild, connection: Any, folder: Path, *, tell: Ca
     tasks = max(len(inputs), len(bounds) + 1)
     written: list[_WrittenPartition] = []
     try:
-        with open_executor(build.settings, connection, tasks=tasks, rows=rows, stage="histories") as executor:
+        work_s = rows * _SECONDS_PER_EVENT
+        with open_executor(build.settings, connection, tasks=tasks, work_s=work_s, stage="histories") as executor:
             # Workers elsewhere share no folder with this machine, but they reach the lake.
             root, options = (str(folder), {}) if executor.is_local else (lake.uri(table), lake.storage_options)
             with shuffle_folder(root, options) as shuffled:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalr_prod.config import Settings
+    from scalr_prod.lake import Lake
     from scalr_prod.training_set.input_changes import InputChanges, InputTables
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
@@ -53,6 +54,7 @@ class AssembledVersion:
 
 def assemble_partitions(
     settings: Settings,
+    lake: Lake,
     window: LabelWindow,
     inputs: Mapping[str, Any],
     tables: InputTables,
@@ -65,6 +67,7 @@ def assemble_partitions(
 
     Args:
         settings: The project's settings.
+        lake: The lake.
         window: The labels.
         inputs: What decides the rows, as JSON values.
         tables: The input tables.
@@ -105,11 +108,12 @@ def assemble_partitions(
     with track("training set", show=progress, total=spine.row_count) as advance:
         files = write_partitions(
             settings,
+            lake,
             spine,
             {period: figures.rows for period, figures in found.items()},
             wanted,
             version,
-            external=tables.external,
+            external=tables.external.join if tables.external else None,
             advance=advance,
         )
     reused: dict[str, Any] = {}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-    from scalr_prod.features import ExternalFeatures
+    from scalr_prod.features import ExternalJoin
 
 __all__ = ["FEATURE_SERVICE", "join_features"]
 
@@ -27,7 +27,7 @@ def join_features(
     rows: pa.Table,
     *,
     references: str | Sequence[str] = FEATURE_SERVICE,
-    external: ExternalFeatures | None = None,
+    external: ExternalJoin | None = None,
     connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
     """Join the features of each row as of the last microsecond before its label, in row order.
@@ -36,7 +36,7 @@ def join_features(
         store: The project's Feast store.
         rows: ``user_id``, ``item_id`` and ``event_timestamp``, the label's time.
         references: A service, or ``view:feature`` references.
-        external: External features; their columns come last.
+        external: Joins external features; their columns come last.
         connection: An open DuckDB connection whose database runs the join; default: a new one.
 
     Raises:
@@ -64,7 +64,7 @@ def join_features(
         )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]
     if external is not None:
-        joined = external.join(spine)
+        joined = external(spine, connection)
         features += [(field, joined.column(field.name)) for field in joined.schema]
     schema = pa.schema([_plain(field) for field, _ in features])
     columns = [column.cast(field.type) for field, (_, column) in zip(schema, features, strict=True)]

@@ -35,12 +35,11 @@ class GroupedArrowFile:
 
     Args:
         path: The file; removed on exit.
-        column: int64 column with unique row numbers, to sort a group by; None: a group's rows keep the order of arrival.
         groups: Number of groups, which are numbered from 0 on.
     """
 
-    def __init__(self, path: Path, column: str | None = None, *, groups: int = _FAN_OUT) -> None:
-        self._path, self._column = path, column
+    def __init__(self, path: Path, *, groups: int = _FAN_OUT) -> None:
+        self._path = path
         #: Consecutive groups that share a batch: a part.
         self._width = -(-groups // _FAN_OUT)
         self._present: set[int] = set()
@@ -98,7 +97,7 @@ class GroupedArrowFile:
         return sorted(self._present)
 
     def read_group(self, group: int) -> pa.Table:
-        """Read the rows of a group, sorted by row number if there is one. Nothing can be appended afterwards.
+        """Read the rows of a group, in the order of arrival. Nothing can be appended afterwards.
 
         Read groups in their order: if there are many, each step from one part to another writes a part apart.
         """
@@ -108,11 +107,7 @@ class GroupedArrowFile:
         if self._width > 1:
             return self._write_apart(part).read_group(number)
         reader = self._open_reader()
-        rows = pa.Table.from_batches([reader.get_batch(number) for number in self._batches[part]])
-        if self._column is None:
-            return rows
-        numbers = rows.column(self._column).to_numpy()
-        return rows if (np.diff(numbers) > 0).all() else rows.take(pa.array(np.argsort(numbers)))
+        return pa.Table.from_batches([reader.get_batch(number) for number in self._batches[part]])
 
     def _write_apart(self, part: int) -> GroupedArrowFile:
         """Return the file of a part's groups, which are numbered from 0 on there."""
@@ -122,7 +117,7 @@ class GroupedArrowFile:
             return self._apart[1]
         if self._apart is not None:
             self._apart[1].__exit__(None, None, None)
-        file = GroupedArrowFile(self._path.with_name(f"{self._path.name}.part"), self._column, groups=self._width)
+        file = GroupedArrowFile(self._path.with_name(f"{self._path.name}.part"), groups=self._width)
         self._apart = part, file
         pending: list[pa.RecordBatch] = []
         numbers = self._batches[part]

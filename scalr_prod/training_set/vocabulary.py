@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
+    from pyarrow.fs import FileSystem
 
 __all__ = [
     "SOURCE_HISTORY_COLUMN",
@@ -144,8 +145,8 @@ class IdVocabulary:
         return found
 
 
-def write_ids(rows: pa.Table, path: Path) -> None:
-    """Write the distinct ids in some rows of a training set: one row with one list per kind."""
+def write_ids(rows: pa.Table, path: str | Path, files: FileSystem | None = None) -> None:
+    """Write the distinct ids in some rows of a training set to a file of a file system: one row with one list per kind."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -163,7 +164,7 @@ def write_ids(rows: pa.Table, path: Path) -> None:
     for kind, (type_, chunks) in found.items():
         ids = pc.unique(pa.chunked_array(chunks, type_)).drop_null()
         columns[kind] = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids.take(pc.sort_indices(ids)))
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    pq.write_table(pa.table(columns), path, filesystem=files, compression="zstd")
 
 
 def write_vocabulary(connection: DuckDBPyConnection, ids: Sequence[Path], folder: Path) -> None:

@@ -31,7 +31,7 @@ def small(monkeypatch):
     """Many partitions and tasks of few events."""
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", 200)
     monkeypatch.setattr(full_build, "_TASK_EVENTS", 400)
-    monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_ROWS", 0)
+    monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
 
 
 @pytest.fixture

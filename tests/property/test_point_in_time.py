@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from scalr_prod.features import point_in_time
+from scalr_prod.features import point_in_time, queries
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STAMP = pa.timestamp("us", tz="UTC")
@@ -206,26 +206,29 @@ def latest(source, case, end, entities):
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_only_files_that_may_hold_the_spines_keys_are_opened(folder, monkeypatch, text):
+@pytest.mark.parametrize("place", ["in_place", "copied"])
+def test_only_files_and_rows_that_may_hold_the_spines_keys_are_read(folder, monkeypatch, text, place):
     """If each join of consecutive users opened all files, their number would grow with the square of the table."""
-    path = folder / f"by_user_{text}"
+    path = folder / f"by_user_{place}_{text}"
     for user in range(6):
         write(path, {"text": text, "files": 1, "by_user": True, "rows": [(user, 1, None, user)]})
-    opened, scan_delta = [], point_in_time.scan_delta
+    opened, scan_delta = [], queries.scan_delta
 
     def counted(*args, **more):
         scan = scan_delta(*args, **more)
-        opened.append(scan.files)
+        opened.append((scan.files, args[0].sql(f"SELECT count(*) FROM {scan.relation}").fetchall()[0][0]))
         return scan
 
-    monkeypatch.setattr(point_in_time, "scan_delta", counted)
+    monkeypatch.setattr(queries, "scan_delta", counted)
+    if place == "copied":  # as from an object store
+        monkeypatch.setattr("scalr_prod.features.scan.duckdb_readable_files", lambda _: None)
     case = {"text": text, "known_by": None}
     for users, files in (([2, 3], 2), ([7, 9], 0)):
         key = pa.array([name(user, case) for user in users], pa.string() if text else pa.int64())
         spine = pa.table({"user_id": key, "event_timestamp": pa.array([at(5)] * 2, STAMP)})
         found = ask(feature_view(path, text=text, ttl=0), case, spine)
         assert found["view__value"].to_pylist() == ([2, 3] if files else [None, None])
-        assert opened.pop() == files
+        assert opened.pop() == (files if place == "in_place" else 0, files)
     assert not opened
 
 

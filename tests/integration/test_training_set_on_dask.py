@@ -1,0 +1,180 @@
+"""Training sets built on Dask workers: the same bytes as in one process, whatever is lost on the way, and no file left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from support.built_tables import fill_lake
+from support.object_store import BUCKET, running_store
+
+from scalr_prod.compute import executor
+from scalr_prod.errors import ComputeError, TrainingSetError
+from scalr_prod.features import apply_feature_repo
+from scalr_prod.histories import build_histories
+from scalr_prod.lake import Lake
+from scalr_prod.ledger import Ledger
+from scalr_prod.schemas import Table, table_schema
+from scalr_prod.training_set import build_training_set, features, grouped_join
+from scalr_prod.training_set.manifest import read_manifest, verify_files
+
+#: Starts worker processes.
+long = pytest.mark.long
+
+EVENTS = 2_000
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Many joins and tasks of few rows; the gate has tests of its own."""
+    monkeypatch.setattr(features, "max_partition_rows", lambda _: 600)
+    monkeypatch.setattr(grouped_join, "_TASK_ROWS", 1_500)
+    monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
+    monkeypatch.setattr("scalr_prod.quality.training_set.validate_training_set", lambda *_, **__: None)
+
+
+def project(folder: Path, **sections):
+    """A project with histories and synthetic events, ready to build training sets."""
+    settings = fill_lake(folder, EVENTS, **sections)
+    lake, drawn = Lake.open(settings), np.random.default_rng(1)
+    build_histories(settings)
+    source = lake.read(Table.SOURCE_EVENTS).slice(0, 400)
+    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="int64")
+    columns = {
+        "event_id": pa.array([f"event {number}" for number in range(400)]),
+        "item_id": pa.array(drawn.integers(0, EVENTS // 50, 400)),
+        "source_domain": pa.array(["a"] * 400),
+        "source_item_id": source["item_id"],
+        "source_event_timestamp": source["event_timestamp"],
+        "run_id": pa.array(["run_00000000000000aa"] * 400),
+        **{name: source[name] for name in ("user_id", "event_timestamp", "created_timestamp")},
+        **{name: pa.array(drawn.random(400)).cast(schema.field(name).type) for name in ("probability", "weight")},
+        "translator_version": pa.array([1] * 400),
+    }
+    lake.create(Table.SYNTHETIC_TARGET_EVENTS, schema)
+    arrays = [columns[field.name].cast(field.type) for field in schema]
+    lake.append(Table.SYNTHETIC_TARGET_EVENTS, pa.table(arrays, schema=schema), key="once")
+    apply_feature_repo(settings)
+    return settings
+
+
+def build(settings, name: str, **compute) -> dict:
+    """Build a training set, and return its manifest without what depends on the set's name and on the time."""
+    options = settings.training_set.model_copy(update={"name": name, "negatives_per_event": 1})
+    compute = settings.compute.model_copy(update=compute)
+    report = build_training_set(settings.model_copy(update={"training_set": options, "compute": compute}))
+    manifest = read_manifest(Path(report.path))
+    verify_files(Path(report.path), manifest)
+    assert len(manifest["parts"]) > 5
+    assert manifest["rows"] > 4_000
+    assert not any((settings.home / "staging").iterdir())
+    return {key: value for key, value in manifest.items() if key not in {"name", "fingerprint", "created_at"}}
+
+
+def shuffle_files(settings) -> list[str]:
+    return [path.name for path in Path(Lake.open(settings).uri(Table.TARGET_EVENTS)).rglob("shuffle-*")]
+
+
+def test_workers_of_a_scheduler_write_the_same_bytes(small, here, tmp_path):
+    settings = project(tmp_path)
+    assert build(settings, "workers", dask=here) == build(settings, "alone")
+    assert not shuffle_files(settings)
+
+
+@long
+def test_workers_and_driver_share_nothing_but_an_object_store(small, here, tmp_path, monkeypatch):
+    with running_store(honours_conditions=True) as store:
+        lake = {"lake": f"s3://{BUCKET}/lake", "storage_options": store.options}
+        settings = project(tmp_path / "project", project=lake)
+        expected = build(settings, "alone")
+        tasks, ran = executor._Workers.map, []
+
+        def map_elsewhere(*arguments):
+            """Nothing of the home but the driver's own staged files exists while tasks run."""
+            with hidden(settings.feast_repo, settings.home / "feast_registry.db"):
+                for result in tasks(*arguments):
+                    ran.append(result)
+                    yield result
+
+        monkeypatch.setattr(executor._Workers, "map", map_elsewhere)
+        assert build(settings, "workers", dask=here) == expected
+        assert len(ran) > 20
+        left = store.keys()
+    assert not [key for key in left if "shuffle-" in key]
+
+
+@contextmanager
+def hidden(*paths: Path):
+    for path in paths:
+        path.rename(f"{path}.hidden")
+    try:
+        yield
+    finally:
+        for path in paths:
+            Path(f"{path}.hidden").rename(path)
+
+
+def test_an_error_of_a_task_arrives_as_it_was_raised_and_nothing_is_left(small, here, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise TrainingSetError("other rows", where="here", next_step="look")
+
+    settings = project(tmp_path)
+    monkeypatch.setattr(grouped_join, "write_tables", fail)
+    with pytest.raises(TrainingSetError, match="other rows"):
+        build(settings, "failed", dask=here)
+    assert not shuffle_files(settings)
+    assert not any((settings.home / "staging").iterdir())
+    assert not list((settings.home / "datasets" / "failed").glob("v*"))
+    with Ledger.open(settings) as ledger:
+        assert ledger.datasets.find("failed") == []
+
+
+def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no such thing")
+
+    settings = project(tmp_path)
+    monkeypatch.setattr(features, "_write_files", fail)
+    with pytest.raises(ComputeError, match="ValueError: no such thing") as caught:
+        build(settings, "failed", dask=here)
+    assert caught.value.next_step == "fix the cause, then run: scalr dataset build"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "task"),
+    [
+        pytest.param(grouped_join, "_write_ranges", marks=long),
+        pytest.param(grouped_join, "_join_range", marks=long),
+        (features, "_write_files"),
+    ],
+)
+def test_a_worker_that_dies_changes_no_byte(small, tmp_path, monkeypatch, module, task):
+    settings = project(tmp_path / "project")
+    expected, work, died = build(settings, "alone", workers=1), getattr(module, task), tmp_path / "died"
+
+    def dying(*arguments):
+        result = work(*arguments)
+        with suppress(FileExistsError):  # another worker died
+            died.touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    monkeypatch.setattr(module, task, dying)
+    assert build(settings, "workers", workers=2) == expected
+    assert died.exists()
+
+
+@long
+@pytest.mark.slow
+def test_any_number_of_local_workers_writes_the_same_bytes(small, tmp_path, monkeypatch):
+    settings = project(tmp_path)
+    expected = build(settings, "alone", workers=1)
+    monkeypatch.setattr(executor, "is_distributed", lambda *_, **__: True)
+    for workers in (1, 2, 4):
+        assert build(settings, f"workers_{workers}", workers=workers) == expected

@@ -1,0 +1,76 @@
+"""Ranges of users and items that a spine is joined by: they hold every wanted row once, and no more than a join takes."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scalr_prod.compute import read_segments, shuffle_folder, write_tables
+from scalr_prod.training_set.grouped_join import ROW, FeatureJob, _by_group, _range_bounds, _write_ranges
+
+STAMP = pa.timestamp("us", "UTC")
+
+
+def ranges(tmp_path, spine: pa.Table, spans, limit: int) -> dict[str, list[pa.Table]]:
+    """The rows of each range of users and of each range of items."""
+    path = tmp_path / "it's a [spine].parquet"
+    pq.write_table(spine, path, row_group_size=700)
+    wanted = pa.concat_tables(spine.slice(start, end - start) for start, end in spans)
+    wanted = wanted.append_column(ROW, pa.array(np.arange(len(wanted)))).append_column("more", pa.nulls(len(wanted), "string"))
+    with shuffle_folder(str(tmp_path), {}) as folder, duckdb.connect(config={"preserve_insertion_order": False}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        bounds = {key: _range_bounds(connection, path, spans, key, limit) for key in ("user_id", "item_id")}
+        parts = [wanted.slice(start, 900) for start in range(0, len(wanted), 900)]
+        segments = write_tables(enumerate(parts), folder=folder)
+        job = FeatureJob(None, None, limit, folder)
+        halves = list(segments.values())[::2], list(segments.values())[1::2]
+        written = [_write_ranges(connection, job, bounds, half) for half in halves]
+        return {
+            key: [
+                read_segments([files[key][number] for files in written if number in files[key]], folder=folder)
+                for number in sorted({number for files in written for number in files[key]})
+            ]
+            for key in bounds
+        }
+
+
+@pytest.mark.parametrize("ids", ["int64", "string"])
+def test_ranges_are_of_users_that_follow_each_other_and_hold_every_wanted_row_once(tmp_path, ids):
+    drawn, limit = np.random.default_rng(5), 400
+    user = np.where(drawn.random(3_000) < 0.4, 50, drawn.integers(0, 90, 3_000))  # one has twice what a join takes
+    spine = pa.table(
+        {
+            "user_id": pa.array(user).cast(ids),
+            "item_id": pa.array(drawn.integers(0, 9, 3_000)).cast(ids),
+            "event_timestamp": pa.array(np.arange(3_000)).cast(STAMP),
+        }
+    )
+    for key, found in ranges(tmp_path, spine, [(0, 500), (1_200, 3_000)], limit).items():
+        rows = pa.concat_tables(found)
+        order = np.argsort(rows[ROW].to_numpy())
+        assert rows[ROW].to_numpy()[order].tolist() == list(range(2_300))
+        wanted = spine.take(pa.array(np.r_[0:500, 1_200:3_000]))
+        assert rows.take(pa.array(order)).drop_columns(ROW).equals(wanted)
+        keys = [sorted(set(part[key].to_pylist())) for part in found]
+        assert [key for some in keys for key in some] == sorted(set(wanted[key].to_pylist())), "no user is cut in two"
+    assert not list(tmp_path.glob("shuffle-*"))
+
+
+def test_no_range_is_more_than_a_join_takes_where_no_key_is(tmp_path):
+    """Else it would be joined in two halves, each of which reads as much as the whole."""
+    item = np.repeat(np.arange(60), 35)
+    times = pa.array(np.arange(len(item))).cast(STAMP)
+    found = ranges(tmp_path, pa.table({"user_id": item, "item_id": item, "event_timestamp": times}), [(0, len(item))], 100)
+    sizes = [len(part) for part in found["item_id"]]
+    assert sum(sizes) == len(item)
+    assert max(sizes) <= 100
+    assert len(sizes) < 60 * 35 / 100 * 2, "fewer than the halves would be"
+
+
+def test_rows_are_split_by_the_group_that_they_belong_to():
+    rows = pa.table({ROW: [0, 3, 4, 9, 11, 12]})
+    found = {group: part[ROW].to_pylist() for group, part in _by_group(rows, np.array([4, 8, 8, 12, 20]))}
+    assert found == {0: [0, 3], 1: [4], 3: [9, 11], 4: [12]}
