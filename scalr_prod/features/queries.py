@@ -187,7 +187,7 @@ def plan_view_join(
         return spine_key_range(connection, column, schema.field(column).type, spine_key(column, schema))
 
     alias = f"source_{number}"
-    scan = open_source(connection, config, source, alias, needed, optional_columns=features, key_range=spine_range)
+    scan = open_source(connection, config, source, alias, needed, optional_columns=features, within=ReadRange(keys=spine_range))
     prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
     limit_us = earliest(known_by_us(config, source, view), options.created_until_us)
     limited = is_hidden_until_created(view.name, view.tags, source.tags)
@@ -249,6 +249,20 @@ def ensure_unique_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None
         )
 
 
+@dataclass(frozen=True)
+class ReadRange:
+    """The rows of a source that are needed; files of a Delta table without any of them are not opened.
+
+    Attributes:
+        time: A time column, its first value and the end of its values (µs, None: unbounded); None: any time.
+        keys: Returns the range of keys for the table's schema; rows outside of it are not copied if the table cannot be read in place.
+            None: any key.
+    """
+
+    time: tuple[str, int | None, int | None] | None = None
+    keys: Callable[[pa.Schema], KeyRange | None] | None = None
+
+
 def open_source(
     connection: DuckDBPyConnection,
     config: RepoConfig,
@@ -257,8 +271,7 @@ def open_source(
     columns: Sequence[str],
     *,
     optional_columns: Sequence[str] = (),
-    time_range: tuple[str, int | None, int | None] | None = None,
-    key_range: Callable[[pa.Schema], KeyRange | None] | None = None,
+    within: ReadRange = ReadRange(),
 ) -> Scan:
     """Make a data source selectable, and check that it has the columns.
 
@@ -269,9 +282,7 @@ def open_source(
         alias: A name that is unique in the connection.
         columns: Columns that it must have.
         optional_columns: Columns to read if it has them.
-        time_range: A time column and the range of rows to read (µs); files of a Delta table outside of it are not opened.
-        key_range: Returns the keys to read, for the table's schema; other files of a Delta table are not opened, and other rows of a
-            table that cannot be read in place are not copied.
+        within: The rows that are needed.
 
     Raises:
         FeatureStoreError: The source is not a file source, is missing, or lacks a column.
@@ -281,12 +292,12 @@ def open_source(
     if source is not None and isinstance(source.file_format, DeltaFormat):
         table = open_delta_table(path, options, _pinned(config, path))
         names = None
-        if time_range is not None:
-            column, low, high = time_range
+        if within.time is not None:
+            column, low, high = within.time
             names = files_in_time_range(
                 table, column, UNBOUNDED[0] if low is None else low, UNBOUNDED[1] if high is None else high
             )
-        keys, rows_sql = key_range(arrow_schema(table)) if key_range else None, "true"
+        keys, rows_sql = within.keys(arrow_schema(table)) if within.keys else None, "true"
         if keys is not None:
             names, rows_sql = files_in_key_range(table, *keys), keys.condition_sql
         scan = scan_delta(connection, table, alias, [*columns, *optional_columns], file_names=names, rows_sql=rows_sql)

@@ -130,8 +130,8 @@ def plan_window(
         )
         columns = source_columns(source)
         needed = dict.fromkeys([*(column for column, _ in selected), *columns.timestamp_columns])
-        time_range = (columns.event, start_us, end_us)
-        scan = queries.open_source(connection, config, source, alias, list(needed), time_range=time_range)
+        within = queries.ReadRange(time=(columns.event, start_us, end_us))
+        scan = queries.open_source(connection, config, source, alias, list(needed), within=within)
         limit_us = queries.earliest(queries.known_by_us(config, source, view), options.created_until_us)
         return queries.window_sql(
             scan, selected, queries.RowFilter(columns.event, columns.created, start_us, end_us, known_by_us=limit_us)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalr_prod.config import Settings
-    from scalr_prod.lake import Lake
     from scalr_prod.training_set.input_changes import InputChanges, InputTables
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
@@ -54,7 +53,6 @@ class AssembledVersion:
 
 def assemble_partitions(
     settings: Settings,
-    lake: Lake,
     window: LabelWindow,
     inputs: Mapping[str, Any],
     tables: InputTables,
@@ -67,7 +65,6 @@ def assemble_partitions(
 
     Args:
         settings: The project's settings.
-        lake: The lake.
         window: The labels.
         inputs: What decides the rows, as JSON values.
         tables: The input tables.
@@ -108,7 +105,6 @@ def assemble_partitions(
     with track("training set", show=progress, total=spine.row_count) as advance:
         files = write_partitions(
             settings,
-            lake,
             spine,
             {period: figures.rows for period, figures in found.items()},
             wanted,

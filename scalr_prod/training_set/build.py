@@ -306,7 +306,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
         inputs.external.join(_spine(lake))  # fail early: wrong key type, missing column
     tables = InputTables({table: inputs.opened[table] for table in EVENT_TABLES}, features, inputs.external)
     states = tables.states()
-    assembled = assemble_partitions(settings, lake, inputs.window, inputs.values, tables, home, folder, progress=progress)
+    assembled = assemble_partitions(settings, inputs.window, inputs.values, tables, home, folder, progress=progress)
     if not sum(partition.statistics.real for partition in assembled.partitions):
         raise _no_real_events(lake, inputs.window)
     with open_duckdb(settings, folder) as connection:

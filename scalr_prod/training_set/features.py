@@ -11,6 +11,7 @@ import numpy as np
 
 from scalr_prod.compute import open_executor, read_segments, shuffle_folder, write_tables
 from scalr_prod.features import StoreSnapshot, open_feature_store
+from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.training_set.feature_join import join_features
 from scalr_prod.training_set.grouped_join import ROW, FeatureJob, GroupFeatures, SpineGroup, join_by_key
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.compute import ShuffleFolder
     from scalr_prod.config import Settings
     from scalr_prod.features import ExternalJoin
-    from scalr_prod.lake import Lake
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 
@@ -48,7 +48,7 @@ def max_partition_rows(history_length: int) -> int:
 
 
 def write_partitions(
-    settings: Settings, lake: Lake, spine: Spine, periods: Mapping[Period, int], periods_to_write: Collection[Period],
+    settings: Settings, spine: Spine, periods: Mapping[Period, int], periods_to_write: Collection[Period],
     folder: Path, *, external: ExternalJoin | None = None, advance: Callable[[int], None],
 ) -> dict[Period, tuple[str, ...]]:  # fmt: skip
     """Join the service's features and external ones as of the last microsecond before each label, and write the rows.
@@ -58,7 +58,6 @@ def write_partitions(
 
     Args:
         settings: The project's settings.
-        lake: The lake; files on their way between machines that share no folder lie there.
         spine: The labelled rows.
         periods: Period → rows, in order.
         periods_to_write: The periods to write.
@@ -83,6 +82,7 @@ def write_partitions(
         open_executor(settings, connection, tasks=tasks, work_s=rows * _SECONDS_PER_ROW, stage="dataset build") as executor,
     ):
         # Workers elsewhere share no folder with this machine, but they reach the lake.
+        lake = Lake.open(settings)
         root = (str(staging), {}) if executor.is_local else (lake.uri(Table.TARGET_EVENTS), lake.storage_options)
         with shuffle_folder(*root) as shuffled:
             job = FeatureJob(StoreSnapshot.from_store(open_feature_store(settings)), external, limit, shuffled)

@@ -144,7 +144,7 @@ class World:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("scalr_prod.training_set.features.join_by_key", in_the_order_of_time)
             whole = assemble_partitions(
-                settings, lake, inputs.window, inputs.values, tables, folder / "nothing", folder, progress=False
+                settings, inputs.window, inputs.values, tables, folder / "nothing", folder, progress=False
             )
         files = [folder / "version" / name for part in whole.partitions for name in part.files if name.startswith("rows/")]
         found, wanted = version.to_arrow(), ds.dataset([str(file) for file in files]).to_table()

@@ -217,4 +217,6 @@ class Pages:
 
 def _check_length(text: str, where: str) -> None:
     if len(text) > _MAX_ID_LENGTH:
-        raise InputError(f"too long: over {_MAX_ID_LENGTH:,} characters", where=where, next_step="enter an id as in the event log")
+        raise InputError(
+            f"too long: over {_MAX_ID_LENGTH:,} characters", where=where, next_step="enter an id as in the event log"
+        )
