@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -69,12 +73,21 @@ def fill(lake: Lake) -> None:
     append(Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a", "b"], [7, 8], hours(2, 3), "e"))
 
 
+@functools.cache
+def _filled() -> Path:
+    """A filled lake, of which each project gets a copy: to write one takes longer than most of what is asked of it."""
+    folder = Path(tempfile.mkdtemp(prefix="scalr-lake-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fill(Lake(str(folder), {}))
+    return folder
+
+
 def make_project(folder: Path, extra: str = ""):
     """A project with hand-made tables and an applied repository."""
     domains = '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
     (folder / "scalr.toml").write_text(domains + extra)
     settings = load_settings(folder / "scalr.toml")
-    fill(Lake.open(settings))
+    shutil.copytree(_filled(), settings.lake_url)
     apply_feature_repo(settings)
     return settings
 
