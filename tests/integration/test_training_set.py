@@ -46,12 +46,16 @@ def text_hash(value: object) -> int:
     return int.from_bytes(hashlib.md5(str(value).encode(), usedforsecurity=False).digest()[8:], "little")
 
 
+def in_order(events: pd.DataFrame) -> pd.DataFrame:
+    """Events as histories have them: by time, ties by the hash of the item."""
+    return events.assign(tie=events["item_id"].map(text_hash)).sort_values(["event_timestamp", "tie"])
+
+
 def expected_history(events: pd.DataFrame, label: pd.Timestamp) -> tuple[list, list, int] | None:
-    """The last L events that happened and were known strictly before the label; ties by the hash of the item."""
+    """The last L events, of those in order, that happened and were known strictly before the label."""
     seen = events[(events["event_timestamp"] < label) & (events["created_timestamp"] < label)]
     if seen.empty:
         return None
-    seen = seen.assign(tie=[text_hash(item) for item in seen["item_id"]]).sort_values(["event_timestamp", "tie"])
     return seen["item_id"].tolist()[-LENGTH:], seen["event_timestamp"].tolist()[-LENGTH:], len(seen)
 
 
@@ -61,7 +65,7 @@ def test_every_feature_of_every_row_is_what_was_known_strictly_before_the_label(
     rows = opened.to_pandas()
     assert len(rows) == report.rows > 900
     for domain, table in (("source", Table.SOURCE_EVENTS), ("target", Table.TARGET_EVENTS)):
-        by_user = dict(tuple(lake(settings, table).groupby("user_id")))
+        by_user = dict(tuple(in_order(lake(settings, table)).groupby("user_id")))
         found_any = 0
         for row in rows.itertuples():
             events = by_user.get(row.user_id)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import shutil
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
+from support.lakes import fill_lake_once
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)
@@ -73,21 +70,12 @@ def fill(lake: Lake) -> None:
     append(Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a", "b"], [7, 8], hours(2, 3), "e"))
 
 
-@functools.cache
-def _filled() -> Path:
-    """A filled lake, of which each project gets a copy: to write one takes longer than most of what is asked of it."""
-    folder = Path(tempfile.mkdtemp(prefix="scalr-lake-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    fill(Lake(str(folder), {}))
-    return folder
-
-
 def make_project(folder: Path, extra: str = ""):
     """A project with hand-made tables and an applied repository."""
     domains = '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
     (folder / "scalr.toml").write_text(domains + extra)
     settings = load_settings(folder / "scalr.toml")
-    shutil.copytree(_filled(), settings.lake_url)
+    fill_lake_once(settings, "feast", fill)
     apply_feature_repo(settings)
     return settings
 
