@@ -27,9 +27,9 @@ def fill_lake_once(settings: Settings, key: str, fill: Callable[[Lake], None]) -
     Args:
         settings: The project's.
         key: Lakes of the same key are the same.
-        fill: Fills an empty lake. That of an object store is filled each time.
+        fill: Fills an empty lake, and adds nothing to one that it has filled. It is called for a lake that is there, or in a store.
     """
-    if "://" in settings.lake_url:
+    if "://" in settings.lake_url or Path(settings.lake_url).exists():
         fill(Lake.open(settings))
         return
     if key not in _filled:
