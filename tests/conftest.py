@@ -7,6 +7,7 @@ target history.
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
@@ -94,8 +95,18 @@ def make_two_domains(
     folder: Path, *, users: int = 300, source_items: int = 160, target_items: int = 120, seed: int = 7, ids: str = "string"
 ) -> TwoDomains:
     """Write a source log (about 20 events a user) and a target log (about 5); a fifth of the users have no target event."""
-    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
+    made = TwoDomains(folder, *(folder / name for name in ("s.parquet", "t.parquet", "si.parquet", "ti.parquet")))
+    paths = (made.source, made.target, made.source_items, made.target_items)
+    for path, content in zip(paths, _two_domains(users, source_items, target_items, seed, ids), strict=True):
+        path.write_bytes(content)
+    return made
+
+
+@functools.cache
+def _two_domains(users: int, source_items: int, target_items: int, seed: int, ids: str) -> tuple[bytes, ...]:
+    """The files of both domains; hundreds of tests start from the same ones."""
+    rng = np.random.default_rng(seed)
     taste = rng.integers(0, TASTES, users)
     source, target = [], []
     for user in range(users):
@@ -128,12 +139,8 @@ def make_two_domains(
             }
         )
 
-    made = TwoDomains(folder, *(folder / name for name in ("s.parquet", "t.parquet", "si.parquet", "ti.parquet")))
-    frame(source, "s").to_parquet(made.source)
-    frame(target, "t").to_parquet(made.target)
-    items(source_items, "s", "gadget").to_parquet(made.source_items)
-    items(target_items, "t", "dish").to_parquet(made.target_items)
-    return made
+    tables = frame(source, "s"), frame(target, "t"), items(source_items, "s", "gadget"), items(target_items, "t", "dish")
+    return tuple(table.to_parquet() for table in tables)
 
 
 def write_toml(domains: TwoDomains, extra: str = "", *, items: bool = True) -> Path:

@@ -170,7 +170,7 @@ class DeltaOfflineStore(OfflineStore):
                 else queries.EntitySubset(entities, queries.newest_files_start_us(scan, timestamp_field, entities.num_rows)),
             )
 
-        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns)
+        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=not join_key_columns, ordered=False)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -197,7 +197,7 @@ class DeltaOfflineStore(OfflineStore):
         def query(_connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
             return queries.window_sql(scan, selected, rows)
 
-        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=False)
+        return retrieval.plan_pull(config, data_source, columns, query, add_dummy_key=False, ordered=True)
 
     @staticmethod
     def offline_write_batch(

@@ -190,6 +190,7 @@ def plan_pull(
     query: Callable[[DuckDBPyConnection, Scan, list[tuple[str, str]]], str],
     *,
     add_dummy_key: bool,
+    ordered: bool,
 ) -> DeltaRetrievalJob:
     """Plan a plain read of a source.
 
@@ -199,11 +200,12 @@ def plan_pull(
         columns: Its columns.
         query: Returns the SQL for a connection, a scan in it and (column, name) pairs.
         add_dummy_key: Add the key that Feast uses for views without entities.
+        ordered: Keep the table's order.
     """
 
     @contextmanager
     def run() -> Iterator[DuckDBPyRelation]:
-        with open_duckdb_session(config, ordered=True) as connection:
+        with open_duckdb_session(config, ordered=ordered) as connection:
             scan = queries.open_source(connection, config, source, "source_0", columns)
             sql = query(connection, scan, [(column, column) for column in columns])
             if add_dummy_key:

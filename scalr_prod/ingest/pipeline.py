@@ -260,7 +260,7 @@ class IngestPipeline:
         nothing = "".join(f", NULL::{'DOUBLE' if name == 'value' else 'VARCHAR'} AS {name}" for name in missing)
         named = f" REPLACE ('{prefix}' || {EVENT_ID} AS {EVENT_ID})" if prefix and EVENT_ID not in missing else ""
         self.db.execute(f"CREATE TEMP VIEW {view} AS SELECT *{named}{nothing} FROM ({query})")
-        read = count_rows(self.db, f"FROM {view}")
+        rows = read = count_rows(self.db, f"FROM {view}")
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise EmptyInput(
@@ -273,14 +273,13 @@ class IngestPipeline:
                 f" UNION ALL FROM {read_parquet_sql(map(escape_glob, staged.left_out_files))}" if staged.left_out_files else ""
             )
             every_row = f"SELECT *{named} FROM (SELECT {', '.join(LEFT_OUT_COLUMNS)} FROM ({staged_rows}){left_out})"
-            keep_latest_per_event_id(self.db, view, self.settings.domains[place], every_row)
-        sorted_log = self._sort(domain, place, view, read, prefix)
+            rows = keep_latest_per_event_id(self.db, view, self.settings.domains[place], every_row)
+        sorted_log = self._sort(domain, place, view, prefix, rows=rows, renewed=read - rows)
         return StagedLog(domain, place, own, prefix, staged.origin, view, sorted_log.rows, sorted_log.files)
 
-    def _sort(self, domain: Domain, place: str, view: str, read: int, prefix: str) -> SortedLog:
-        """Sort a log by time, after its limit of events per user and day."""
-        section, rows = self.settings.domains[place], count_rows(self.db, f"FROM {view}")
-        renewed = read - rows
+    def _sort(self, domain: Domain, place: str, view: str, prefix: str, *, rows: int, renewed: int) -> SortedLog:
+        """Sort a log of so many rows by time, after its limit of events per user and day; ``renewed`` are superseded already."""
+        section = self.settings.domains[place]
         if not rows:
             raise EmptyInput(
                 "holds only events that are left out",

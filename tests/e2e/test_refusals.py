@@ -36,7 +36,7 @@ CASES = {
         ("TrainedPastWindow", "2024-03-01"),
     ),
     "Triton that cannot be reached": (
-        {"SCALR_SERVING__URL": "127.0.0.1:{port}", "SCALR_SERVING__DEADLINE_S": "3"},
+        {"SCALR_SERVING__URL": "127.0.0.1:{port}", "SCALR_SERVING__DEADLINE_S": "1"},
         ("ServerUnreachable", "127.0.0.1:{port}", "scalr triton status"),
     ),
     "no environment for Triton": (
@@ -47,7 +47,7 @@ CASES = {
         {
             "SCALR_SERVING__SCORER": "local",
             "SCALR_COMPUTE__DASK": "tcp://127.0.0.1:{port}",
-            "SCALR_COMPUTE__CONNECT_TIMEOUT_S": "2",
+            "SCALR_COMPUTE__CONNECT_TIMEOUT_S": "0.2",
         },
         ("SchedulerUnreachable", "tcp://127.0.0.1:{port}"),
     ),
@@ -71,19 +71,14 @@ def test_it_is_told_plainly(trained, scalr, case):
     assert published.version() == 0
 
 
-def test_a_run_is_published_only_once_validated(trained, scalr):
-    code, report, stderr = scalr("generate", config=trained, env={"SCALR_SERVING__SCORER": "local"})
-    assert code == 0, stderr
-    code, error, _ = scalr("publish", report["run_id"], config=trained)
-    assert (code, error["error"]) == (1, "PublicationError")
-    assert f"scalr runs resume {report['run_id']}" in error["next_step"]
-
-
-def test_the_gate_says_no_with_exit_code_3(trained, scalr):
+def test_a_run_is_published_only_once_validated_and_the_gate_says_no_with_exit_code_3(trained, scalr):
     # Without a least lift every context gets its events, and no coverage is too strict.
     environment = {"SCALR_SERVING__SCORER": "local", "SCALR_GENERATION__MIN_LIFT": "3"}
     code, report, stderr = scalr("generate", config=trained, env=environment)
     assert code == 0, stderr
+    code, error, _ = scalr("publish", report["run_id"], config=trained)
+    assert (code, error["error"]) == (1, "PublicationError")
+    assert f"scalr runs resume {report['run_id']}" in error["next_step"]
     strictest = {"SCALR_QUALITY__MIN_SOURCE_COVERAGE": "1.0", **environment}
     code, error, stderr = scalr("validate", report["run_id"], config=trained, env=strictest)
     assert (code, error["error"]) == (3, "QualityGateFailed")

@@ -256,6 +256,7 @@ def test_a_backfill_publishes_the_windows_of_its_range_and_emits_the_asset_once(
     assert [json.loads(extra)["as_of"] for (extra,) in new] == [(END + timedelta(days=10)).isoformat()]
 
 
+@long
 def test_a_refused_window_of_a_backfill_does_not_keep_the_others_from_being_announced(airflow, tmp_path):
     refused = dict.fromkeys(("found", "where", "next_step", "stage", "run_id"), "") | {"error": "QualityGateFailed"}
     scalr = tmp_path / "scalr.py"

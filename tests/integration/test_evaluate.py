@@ -19,11 +19,13 @@ from scalr_prod.evaluation.arms import Arm, ArmDataBuilder
 from scalr_prod.evaluation.evaluation import _validation_window, _validation_windows
 from scalr_prod.evaluation.evaluation_report import ArmOutcomes, summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
+from scalr_prod.evaluation.models.als import ImplicitAls
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
 from scalr_prod.evaluation.plan import quick_context_limit
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.published_sets import publish_synthetic_events
 from scalr_prod.evaluation.result_cache import ResultCache
+from scalr_prod.evaluation.search import Hyperparameter
 from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
@@ -34,7 +36,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.training_set import TrainingSet, build_training_set
 
-pytestmark = pytest.mark.usefixtures("at_hand")
+pytestmark = pytest.mark.usefixtures("at_hand", "short_search")
 #: Evaluates, or makes, a project of its own; the other tests share one.
 long = pytest.mark.long
 
@@ -65,7 +67,16 @@ TAUGHT = ("real+scalr", "shuffled")
 
 
 @pytest.fixture(scope="module")
-def half_cold(make_project, tmp_path_factory):
+def short_search():
+    """Few values to try for ALS, each fitted in a tenth of the time: tests/unit/evaluation/test_tuning.py is about the search."""
+    with pytest.MonkeyPatch.context() as patch:
+        factors = Hyperparameter("factors", (16, 8), step=2.0, low=8, high=16, is_integer=True)
+        patch.setattr(ImplicitAls, "knobs", (Hyperparameter("alpha", (10.0, 40.0), low=10.0, high=40.0), factors))
+        yield
+
+
+@pytest.fixture(scope="module")
+def half_cold(short_search, make_project, tmp_path_factory):
     settings = make_project(tmp_path_factory.mktemp("evaluate"), EXTRA)
     return settings, evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True))
 

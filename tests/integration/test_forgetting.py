@@ -232,8 +232,6 @@ def test_a_run_at_work_is_not_disturbed(settings, filled):
     with Ledger.open(settings) as ledger, ledger.leases.hold(filled[1]), pytest.raises(LeaseHeld, match="works on this run"):
         erase_users(settings, [TEXT])
     assert traces(settings.home / "lake", TEXT)
-    erase_users(settings, [TEXT])
-    gone(settings, TEXT)
 
 
 def test_a_translator_that_learned_from_the_user_is_used_for_the_days_of_grace(settings):

@@ -53,7 +53,7 @@ def test_triton_and_the_module_in_process_give_the_same_events(config):
     first = generate(local, spec)
     rows = candidates(local, spec.run_id)
 
-    served = project(config, "triton", workers=3, batch_size=64, partitions=6)
+    served = project(config, "triton", workers=2, batch_size=64, partitions=6)
     assert plan_run(served, version=1) == spec
     shutil.rmtree(run_folder(local.home, spec.run_id))
     user = rows["user_id"].iloc[0]

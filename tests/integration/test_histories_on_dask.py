@@ -23,21 +23,23 @@ from scalr_prod.schemas import Table
 #: Starts worker processes.
 long = pytest.mark.long
 
-EVENTS = 2_000
+EVENTS = 1_200
 
 
-@pytest.fixture
-def small(monkeypatch):
+@pytest.fixture(scope="module")
+def small():
     """Many partitions and tasks of few events."""
-    monkeypatch.setattr(partitioned, "PARTITION_ROWS", 200)
-    monkeypatch.setattr(full_build, "_TASK_EVENTS", 400)
-    monkeypatch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitioned, "PARTITION_ROWS", 200)
+        patch.setattr(full_build, "_TASK_EVENTS", 400)
+        patch.setattr(executor, "LOCAL_WORKERS_MIN_WORK_S", 0)
+        yield
 
 
-@pytest.fixture
-def expected(small, tmp_path):
+@pytest.fixture(scope="module")
+def expected(small, tmp_path_factory):
     """Digests of the tables that are built in this process."""
-    settings = fill_lake(tmp_path / "expected", EVENTS, compute={"workers": 1})
+    settings = fill_lake(tmp_path_factory.mktemp("expected"), EVENTS, compute={"workers": 1})
     build_histories(settings)
     return {table: table_digest(settings, table) for table in BUILT}
 
@@ -74,7 +76,7 @@ def test_an_error_of_a_task_arrives_as_it_was_raised_and_nothing_is_left(small, 
     settings = fill_lake(tmp_path, EVENTS, compute={"dask": here})
     monkeypatch.setattr("scalr_prod.histories.row_stream._ROWS_ALWAYS", 0)
     monkeypatch.setattr("scalr_prod.histories.row_stream._ROWS_PER_EVENT", 1)
-    with pytest.raises(LakeError, match="more than 2000 rows"):
+    with pytest.raises(LakeError, match=f"more than {EVENTS} rows"):
         build_histories(settings)
     assert Lake.open(settings).version(Table.SOURCE_USER_HISTORY) == 0
     assert not [name for name in files_of(settings, Table.SOURCE_USER_HISTORY) if name.startswith("shuffle-")]

@@ -45,13 +45,13 @@ def trained(config, until: datetime, estimators=GOOD):
 
 @pytest.fixture(scope="module")
 def decisions(project):
-    """Four versions in turn: the first; a worse recipe, later; the same recipe, later; the same until then, again."""
+    """Four versions in turn: the first; a worse recipe, later; the same recipe, later; the worse one, hours later."""
     made = {}
     for name, until, estimators in (
         ("first", day(120), GOOD),
         ("worse", day(150), ("popularity",)),
         ("later", day(150), GOOD),
-        ("few", day(150) + timedelta(hours=3), GOOD),
+        ("few", day(150) + timedelta(hours=3), ("popularity",)),
     ):
         settings, version = trained(project, until, estimators)
         made[name] = (promote_if_better(settings, version), version, served_version(settings))

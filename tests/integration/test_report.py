@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,6 +31,23 @@ def project(reported):
     return reported
 
 
+@pytest.fixture(scope="module")
+def facts(reported):
+    """What the published run's page says."""
+    opened, run_id, *_ = reported
+    return collect_run_data(opened.settings, opened.ledger, run_id)
+
+
+@pytest.fixture(scope="module")
+def written(reported, tmp_path_factory):
+    """The pages of all three runs and their index, where no other test writes."""
+    opened, *runs = reported
+    reports = [opened.report(run_id) for run_id in runs]
+    folder = tmp_path_factory.mktemp("pages") / "reports"
+    shutil.copytree(Path(reports[0].path).parent, folder)
+    return [folder / Path(path).name for path in (*(report.path for report in reports), reports[0].index)]
+
+
 def synthetic(project, run_id):
     rows = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
     return rows[rows["run_id"] == run_id]
@@ -40,9 +58,8 @@ def known(project, run_id):
     return events[events["created_timestamp"] <= project.ledger.runs.get(run_id).spec.as_of]
 
 
-def test_its_figures_are_those_of_the_lake(project):
+def test_its_figures_are_those_of_the_lake(project, facts):
     opened, run_id, *_ = project
-    facts = collect_run_data(opened.settings, opened.ledger, run_id)
     made, real = synthetic(opened, run_id), known(opened, run_id)
     assert facts.events_of == "published"
     assert facts.published == len(made) > 50
@@ -69,9 +86,7 @@ def test_its_figures_are_those_of_the_lake(project):
     assert above == pytest.approx((lift >= 1).mean(), abs=2 / len(lift))
 
 
-def test_an_event_has_one_lift_on_the_whole_page(project):
-    opened, run_id, *_ = project
-    facts = collect_run_data(opened.settings, opened.ledger, run_id)
+def test_an_event_has_one_lift_on_the_whole_page(facts):
     examples = {one.event_id: one for one in facts.sample}
     assert facts.explained
     for explained in facts.explained:
@@ -80,9 +95,9 @@ def test_an_event_has_one_lift_on_the_whole_page(project):
         assert example.lift == pytest.approx(probability["lift"], rel=1e-3)
 
 
-def test_translations_show_the_history_as_it_was(project):
+def test_translations_show_the_history_as_it_was(project, facts):
     opened, run_id, *_ = project
-    sample = collect_run_data(opened.settings, opened.ledger, run_id).sample
+    sample = facts.sample
     made = synthetic(opened, run_id).set_index("event_id")
     source = opened.lake.read(Table.SOURCE_EVENTS).to_pandas()
     titles = opened.lake.read(Table.SOURCE_ITEMS).to_pandas().set_index("item_id")["title"]
@@ -98,18 +113,17 @@ def test_translations_show_the_history_as_it_was(project):
 
 
 @pytest.mark.parametrize(("width", "scheme"), pages(390, "dark"))
-def test_the_pages_in_a_browser(project, browser, width, scheme):
+def test_the_pages_in_a_browser(project, written, browser, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     opened, *runs = project
-    written = [opened.report(run_id) for run_id in runs]
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     try:
-        for address, figures in [(written[0].path, 5), (written[1].path, 5), (written[2].path, 5), (written[0].index, 0)]:
+        for address, figures in zip(written, (5, 5, 5, 0), strict=True):
             page.goto(f"file://{address}")
             assert page.locator("figure").count() == figures
             for number in range(figures):
@@ -124,7 +138,7 @@ def test_the_pages_in_a_browser(project, browser, width, scheme):
             assert [(v["id"], v["nodes"][0]["html"]) for v in serious] == []
         assert said == []
         assert all(url.startswith(("file://", "data:")) for url in asked)
-        page.goto(f"file://{written[0].path}")
+        page.goto(f"file://{written[0]}")
         assert page.title() == f"{runs[0]} · {opened.settings.project_name}", "no title of an item is run as a script"
         assert HOSTILE_TITLE in page.inner_text("main")
         assert f"{len(synthetic(opened, runs[0])):,} synthetic events are in the feature view" in page.inner_text(".verdict")
@@ -134,28 +148,26 @@ def test_the_pages_in_a_browser(project, browser, width, scheme):
         page.close()
 
 
-def test_the_first_of_them_are_explained(project):
+def test_the_first_of_them_are_explained(project, facts, written, tmp_path):
     opened, run_id, *_ = project
-    facts = collect_run_data(opened.settings, opened.ledger, run_id)
     assert [one.event["event_id"] for one in facts.explained] == [one.event_id for one in facts.sample[:3]]
     assert facts.explained[1] == opened.explain(facts.sample[1].event_id)
-    page = open_page(opened.report(run_id))
+    page = open_page(written[0])
     for one in facts.explained:
         assert one.event["event_id"] in page
         assert f"{one.terms[0]['logit']:.3f}" in page
     version = opened.translator(facts.run.spec.translator_version).path
     version.rename(version.with_name("aside"))
     try:
-        page = open_page(opened.report(run_id))
+        page = open_page(opened.report(run_id, output=tmp_path / "page.html").path)
         assert "These events can no longer be explained: " in page
         assert "This version was removed by retention." in page
     finally:
         version.with_name("aside").rename(version)
 
 
-def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
-    opened, run_id, *_ = project
-    manifest = collect_run_data(opened.settings, opened.ledger, run_id).translator
+def test_the_curve_is_of_events_that_the_translator_had_not_seen(facts):
+    manifest = facts.translator
     cold = manifest["metrics"]["cold"]["mixture"]
     curve = manifest["calibration_curve"]
     assert sum(row["events"] for row in curve) == cold["eligible"] > 5
@@ -166,34 +178,33 @@ def test_the_curve_is_of_events_that_the_translator_had_not_seen(project):
     assert predicted == sorted(predicted, reverse=True)
 
 
-def test_what_the_stages_took_is_told(project):
-    opened, run_id, _, generated = project
-    facts = collect_run_data(opened.settings, opened.ledger, run_id)
+def test_what_the_stages_took_is_told(project, facts, written):
+    opened, *_, generated = project
     assert list(facts.spent) == ["generate", "validate", "publish"]
     assert all(took["seconds"] > 0 and 100 < took["memory_mb"] < 100_000 for took in facts.spent.values())
     assert 100 < facts.generation["worker_mb"] < 100_000
-    page = open_page(opened.report(run_id))
+    page = open_page(written[0])
     assert f"A Dask worker used {facts.generation['worker_mb']:,} MiB at most." in page
     assert list(collect_run_data(opened.settings, opened.ledger, generated).spent) == ["generate"]
 
 
-def test_a_refused_run_says_which_rule_broke(project):
+def test_a_refused_run_says_which_rule_broke(project, written):
     opened, _, rejected, generated = project
-    page = open_page(opened.report(rejected))
+    page = open_page(written[1])
     broken = [rule for rule in gate(opened, rejected)["rules"] if rule["success"] is False]
     assert broken
     assert all(rule["rule"] in page and rule["says"] in page for rule in broken)
     assert "Refused by the quality gate." in page
-    assert f"scalr validate {generated}" in open_page(opened.report(generated))
+    assert f"scalr validate {generated}" in open_page(written[2])
 
 
-def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project):
+def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project, tmp_path):
     opened, run_id, *_ = project
     opened.rollback(run_id)
     try:
         facts = collect_run_data(opened.settings, opened.ledger, run_id)
         assert (facts.events_of, facts.published) == ("accepted", None)
-        assert "Rolled back." in open_page(opened.report(run_id))
+        assert "Rolled back." in open_page(opened.report(run_id, output=tmp_path / "page.html").path)
     finally:
         opened.publish(run_id)
 
@@ -208,10 +219,10 @@ def test_a_run_whose_rows_were_replaced_says_so(project, here):
     try:
         facts = collect_run_data(opened.settings, opened.ledger, run_id)
         assert (facts.held, facts.replaced_by, facts.events_of) == (0, [other], "accepted")
-        written = opened.report(run_id)
-        page = open_page(written)
+        report = opened.report(run_id)
+        page = open_page(report.path)
         assert f"0 of its {facts.published:,} events are in the feature view; {other} was published over its window." in page
-        index = Path(written.index).read_text(encoding="utf-8")
+        index = Path(report.index).read_text(encoding="utf-8")
         held = {one: len(synthetic(opened, one)) for one in (run_id, other)}
         assert held[run_id] == 0
         assert f"{held[other]:,}" in index
@@ -281,8 +292,8 @@ def ask(*arguments) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def open_page(written) -> str:
-    return html.unescape(Path(written.path).read_text(encoding="utf-8"))
+def open_page(path) -> str:
+    return html.unescape(Path(path).read_text(encoding="utf-8"))
 
 
 def gate(project, run_id):

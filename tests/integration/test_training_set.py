@@ -26,6 +26,15 @@ from scalr_prod.training_set import TrainingSet, build_training_set, confidence_
 pytestmark = pytest.mark.slow
 #: Builds sets once more, with another choice for the settings of the others.
 long = pytest.mark.long
+#: One set of which a test looks at the synthetic rows, and another at the negatives.
+SEGMENTS = {
+    "name": "segments",
+    "cutoff": at(150),
+    "segment_weights": (0.5, 0.0, 0.25),
+    "synthetic_weight": 2,
+    "negatives_per_event": 3,
+    "negative_sampling": "popularity",
+}
 
 
 @pytest.fixture
@@ -37,12 +46,16 @@ def text_hash(value: object) -> int:
     return int.from_bytes(hashlib.md5(str(value).encode(), usedforsecurity=False).digest()[8:], "little")
 
 
+def in_order(events: pd.DataFrame) -> pd.DataFrame:
+    """Events as histories have them: by time, ties by the hash of the item."""
+    return events.assign(tie=events["item_id"].map(text_hash)).sort_values(["event_timestamp", "tie"])
+
+
 def expected_history(events: pd.DataFrame, label: pd.Timestamp) -> tuple[list, list, int] | None:
-    """The last L events that happened and were known strictly before the label; ties by the hash of the item."""
+    """The last L events, of those in order, that happened and were known strictly before the label."""
     seen = events[(events["event_timestamp"] < label) & (events["created_timestamp"] < label)]
     if seen.empty:
         return None
-    seen = seen.assign(tie=[text_hash(item) for item in seen["item_id"]]).sort_values(["event_timestamp", "tie"])
     return seen["item_id"].tolist()[-LENGTH:], seen["event_timestamp"].tolist()[-LENGTH:], len(seen)
 
 
@@ -52,7 +65,7 @@ def test_every_feature_of_every_row_is_what_was_known_strictly_before_the_label(
     rows = opened.to_pandas()
     assert len(rows) == report.rows > 900
     for domain, table in (("source", Table.SOURCE_EVENTS), ("target", Table.TARGET_EVENTS)):
-        by_user = dict(tuple(lake(settings, table).groupby("user_id")))
+        by_user = dict(tuple(in_order(lake(settings, table)).groupby("user_id")))
         found_any = 0
         for row in rows.itertuples():
             events = by_user.get(row.user_id)
@@ -122,10 +135,8 @@ def test_the_spine_is_every_real_and_every_synthetic_event_that_was_known_by_the
 
 
 def test_each_segments_synthetic_rows_have_its_weight_and_those_of_weight_zero_are_left_out(project):
-    cutoff = at(150)
-    settings, report, opened = build(
-        project, name="segments", cutoff=cutoff, segment_weights=(0.5, 0.0, 0.25), synthetic_weight=2
-    )
+    cutoff = SEGMENTS["cutoff"]
+    settings, report, opened = build(project, **SEGMENTS)
     rows = opened.to_pandas()
     events = lake(settings, Table.TARGET_EVENTS)
     known = events[(events["event_timestamp"] < cutoff) & (events["created_timestamp"] <= cutoff)]
@@ -154,7 +165,8 @@ def policy_of(settings, weights):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("measured", [pytest.param(True, marks=long), False])
+@long
+@pytest.mark.parametrize("measured", [True, False])
 def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project, monkeypatch, measured):
     """However large it is: it was measured to help. One that somebody wrote down is held to the rule."""
     monkeypatch.setattr("scalr_prod.training_set.row_weights.confidence_multipliers", lambda weights, _: weights)
@@ -172,6 +184,7 @@ def test_a_weight_that_an_evaluation_chose_is_no_reason_to_refuse_a_set(project,
     assert verdict.passed is measured
 
 
+@long
 def test_a_policy_that_says_no_leaves_no_synthetic_row(project, caplog):
     settings = load_settings(project, training_set={"name": "refused_by_the_policy"})
     policy_of(settings, (0.0, 0.0, 0.0)).write(policy_path(settings))
@@ -212,16 +225,15 @@ def test_by_default_everything_published_is_known_and_counts_little_until_it_is_
 
 @pytest.mark.parametrize("sampling", [pytest.param("uniform", marks=long), "popularity"])
 def test_negatives_had_been_seen_and_were_never_consumed_by_then(project, sampling):
-    settings, report, opened = build(
-        project, name=f"negatives_{sampling}", negatives_per_event=3, negative_sampling=sampling, cutoff=at(180)
-    )
+    settings, report, opened = build(project, **SEGMENTS | {"negative_sampling": sampling})
+    cutoff = SEGMENTS["cutoff"]
     rows = opened.to_pandas()
     negatives = rows[rows["label"] == 0]
     assert len(negatives) == report.negatives
     assert report.negatives + report.missing_negatives == 3 * report.real
     assert report.negatives > 2.5 * report.real
     events = lake(settings, Table.TARGET_EVENTS)
-    events = events[(events["created_timestamp"] <= at(180)) & (events["event_timestamp"] < at(180))]
+    events = events[(events["created_timestamp"] <= cutoff) & (events["event_timestamp"] < cutoff)]
     first = events.groupby("item_id")["event_timestamp"].min()
     assert (negatives["item_id"].map(first) < negatives["event_timestamp"]).all()
     earliest = events.groupby(["user_id", "item_id"])["event_timestamp"].min().rename("consumed").reset_index()

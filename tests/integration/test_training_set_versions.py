@@ -29,18 +29,25 @@ def project(request, projects):
 
 
 def test_the_same_inputs_give_the_same_bytes_and_no_new_version(project):
-    _, first, opened = build(project, name="again", negatives_per_event=2)
-    _, second, _ = build(project, name="again", negatives_per_event=2)
-    assert (first.created, second.created) == (True, False)
-    assert (second.version, second.path, second.fingerprint) == (1, first.path, first.fingerprint)
-    _, _, other = build(project, name="again_elsewhere", negatives_per_event=2)
+    _, _, other = build(project, **SHARED)
+    _, first, opened = build(project, **SHARED | {"name": "again"})
+    assert first.created
     assert [f["sha256"] for f in other.manifest["files"].values()] == [f["sha256"] for f in opened.manifest["files"].values()]
-    _, third, _ = build(project, name="again", negatives_per_event=2, seed=1)
+    _, second, _ = build(project, **SHARED | {"name": "again"})
+    assert (second.created, second.version, second.path, second.fingerprint) == (False, 1, first.path, first.fingerprint)
+    _, third, _ = build(project, **SHARED | {"name": "again"}, seed=1)
     assert (third.created, third.version) == (True, 2)
-    settings, fourth, _ = build(project, name="again", negatives_per_event=2)
+    settings, fourth, _ = build(project, **SHARED | {"name": "again"})
     assert (fourth.created, fourth.version) == (False, 1)
     with Ledger.open(settings) as ledger:
         assert [record.version for record in ledger.datasets.find("again")] == [1, 2]
+
+    # Nor is a damaged version handed out again.
+    opened.files[0].write_bytes(opened.files[0].read_bytes()[:-1])
+    with pytest.raises(TrainingSetError, match="SHA-256 differs"):
+        TrainingSet.open(first.path, check=True)
+    _, fifth, _ = build(project, **SHARED | {"name": "again"})
+    assert (fifth.created, fifth.version) == (True, 3)
 
 
 @long
@@ -81,15 +88,6 @@ def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_oth
     assert seen == [first.rows, second.rows - rows]
     assert 0 < rows < first.rows, "late events became known"
     assert latter.to_arrow().equals(build(project, name="at_once", cutoff=at(DAYS + 90))[2].to_arrow())
-
-
-def test_a_damaged_version_is_not_handed_out_again(project):
-    _, first, opened = build(project, name="damaged")
-    opened.files[0].write_bytes(opened.files[0].read_bytes()[:-1])
-    with pytest.raises(TrainingSetError, match="SHA-256 differs"):
-        TrainingSet.open(first.path, check=True)
-    _, second, _ = build(project, name="damaged")
-    assert (second.created, second.version) == (True, 2)
 
 
 @long

@@ -54,11 +54,10 @@ SAME = 1e-5
 def served(tmp_path_factory, trained_home):
     """A home whose server runs and holds versions 1 and 2."""
     settings = project(tmp_path_factory.mktemp("served") / "logs", trained_home)
-    promote(settings, 1)
-    started = start_triton(settings)
-    assert started.started
-    assert started.versions == [1]
-    promote(settings, 2)
+    with ensure_serving(settings, 1):  # one server for all: each promotion would start its own, and stop it
+        promote(settings, 1)
+        promote(settings, 2)
+        assert start_triton(settings).versions == [1, 2]  # it is there to stay now
     yield settings
     record = read_record(settings)
     stop_triton(settings)

@@ -196,7 +196,7 @@ def test_a_long_log_day_by_day_gives_the_rows_that_the_rules_say(tmp_path, monke
     late = draw.integers(1, 25, 360) * (draw.random(360) < 0.4)
     events = named(list(zip(*(column.tolist() for column in (*columns, late)), strict=True)), "int64")
     events.sort(key=lambda event: event[3])
-    batches = [[event for event in events if (event[3] - EPOCH) // (8 * STEP) == day] for day in range(8)]
+    batches = [[event for event in events if (event[3] - EPOCH) // (13 * STEP) == day] for day in range(5)]
     made = project(tmp_path, batches[0], "int64", length=2, trailing_days=2)
     build_histories(made)
     for number, batch in enumerate(batches[1:]):

@@ -6,6 +6,7 @@ its kind, in Parquet, Delta's log, JSON and SQLite, those of Feast decoded.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sqlite3
@@ -46,16 +47,17 @@ def traces(folder: Path, user: int | str) -> list[str]:
         found += [f"{name}: name"] if str(user) in name else []
         found += [f"{name}: bytes {number}" for number, one in enumerate(looked_for) if one in content]
         if content[:4] == b"PAR1":
-            found += [f"{name}: {place}" for place in _in_parquet(path, user)]
+            found += [f"{name}: {place}" for place in _in_parquet(content, user)]
     return found
 
 
-def _in_parquet(path: Path, user: int | str) -> Iterator[str]:
-    text = str(user)
-    with pq.ParquetFile(path) as file:
+@functools.lru_cache(maxsize=1_000)  # most files are those of the search before
+def _in_parquet(content: bytes, user: int | str) -> tuple[str, ...]:
+    text, found = str(user), []
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
         metadata = file.metadata
         if text in str(metadata.metadata):
-            yield "footer"
+            found.append("footer")
         for group in range(metadata.num_row_groups):
             for index in range(metadata.num_columns):
                 column = metadata.row_group(group).column(index)
@@ -65,12 +67,13 @@ def _in_parquet(path: Path, user: int | str) -> Iterator[str]:
                     and statistics.has_min_max
                     and any(text in str(one) for one in (statistics.min, statistics.max))
                 ):
-                    yield f"statistics of {column.path_in_schema} in row group {group}"
+                    found.append(f"statistics of {column.path_in_schema} in row group {group}")
             rows: pa.Table = file.read_row_group(group)
             for column_name in rows.column_names:
                 values = rows[column_name].to_pylist()
                 if any(text in json.dumps(one, default=str) for one in values):
-                    yield f"{column_name} in row group {group}"
+                    found.append(f"{column_name} in row group {group}")
+    return tuple(found)
 
 
 def short_traces(folder: Path, one: int, named: str) -> list[str]:

@@ -11,6 +11,7 @@ from scalr_prod.config.settings import load_settings
 from scalr_prod.features import apply_feature_repo
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table, table_schema
+from support.lakes import fill_lake_once
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)
@@ -74,7 +75,7 @@ def make_project(folder: Path, extra: str = ""):
     domains = '[domains.source]\nname = "s"\nevents = "s.parquet"\n[domains.target]\nname = "t"\nevents = "t.parquet"\n'
     (folder / "scalr.toml").write_text(domains + extra)
     settings = load_settings(folder / "scalr.toml")
-    fill(Lake.open(settings))
+    fill_lake_once(settings, "feast", fill)
     apply_feature_repo(settings)
     return settings
 

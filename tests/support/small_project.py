@@ -26,6 +26,7 @@ from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
 from scalr_prod.schemas import Table, table_schema
 from scalr_prod.workspace.user_assignment import Holdout
+from support.lakes import fill_lake_once
 from support.warm import forking
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -101,7 +102,8 @@ class Handmade:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config = self.folder / "scalr.toml"
         self.configure(self.extra)
-        make_lake(self.lake, self.source, self.target, self.items)
+        rows = (self.source, self.target, self.items)
+        fill_lake_once(self.settings, repr(rows), lambda lake: make_lake(lake, *rows))
 
     def configure(self, extra: str) -> Settings:
         """Other settings from now on."""

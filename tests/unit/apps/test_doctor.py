@@ -19,6 +19,9 @@ from scalr_prod.apps.doctor import _OPTIONAL, DiagnosticCheck, run_checks
 from scalr_prod.config import load_settings
 from scalr_prod.ledger import Ledger
 
+#: How long to wait for a scheduler that is not there.
+SOON = "connect_timeout_s = 0.2"
+
 
 @pytest.fixture
 def config(tmp_path: Path):
@@ -29,10 +32,7 @@ def config(tmp_path: Path):
             at = pd.to_datetime(["2024-05-01T00:00:00Z"])
             pd.DataFrame({"user_id": ["u1"], "item_id": [name], "timestamp": at}).to_parquet(tmp_path / f"{name}.parquet")
         path = tmp_path / "scalr.toml"
-        path.write_text(
-            f'[domains.source]\nname = "s"\n{source}\n[domains.target]\nname = "t"\n{target}\n'
-            f"[compute]\nconnect_timeout_s = 2\n{extra}\n"
-        )
+        path.write_text(f'[domains.source]\nname = "s"\n{source}\n[domains.target]\nname = "t"\n{target}\n[compute]\n{extra}\n')
         return path
 
     return make
@@ -84,7 +84,7 @@ def test_a_database_is_reached_and_its_query_is_not_run(config, tmp_path):
 
 
 def test_a_scheduler_that_does_not_answer_is_found(config):
-    check = look(config('dask = "tcp://127.0.0.1:9"'))["compute"]
+    check = look(config(f'dask = "tcp://127.0.0.1:9"\n{SOON}'))["compute"]
     assert not check.ok
     assert "does not answer" in check.found
     assert "dask scheduler" in str(check.next_step)
@@ -117,7 +117,7 @@ def test_a_home_that_others_can_read_is_warned_of_and_stays_as_it_is(config, tmp
     ("dask", "warned"), sweep([("tcp://127.0.0.1:9", True), ("local", False), ("tls://10.0.0.1:9", False)], keep=2)
 )
 def test_a_scheduler_without_tls_is_warned_of(config, dask, warned):
-    check = look(config(f'dask = "{dask}"'))["compute encryption"]
+    check = look(config(f'dask = "{dask}"\n{SOON}'))["compute encryption"]
     assert check.ok
     assert ("can run code" in check.found) is warned
     assert ("tls://" in str(check.next_step)) is warned

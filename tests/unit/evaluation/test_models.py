@@ -26,7 +26,7 @@ FAMILIES = ("als", "sasrec", "two_tower")
 USERS, ITEMS, TASTES = 120, 40, 4
 SMALL = {
     "als": {"factors": 8, "iterations": 5},
-    "sasrec": {"dim": 16, "layers": 1, "length": 12, "epochs": 40, "batch": 16, "negatives": 64, "dropout": 0.1},
+    "sasrec": {"dim": 16, "layers": 1, "length": 12, "epochs": 20, "batch": 16, "negatives": 64, "dropout": 0.1},
     "two_tower": {"dim": 16, "epochs": 30, "batch": 64, "negatives": 5},
 }
 

@@ -303,7 +303,7 @@ def test_a_web_server_is_asked_for_the_file_alone(project, tmp_path):
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}/log.csv"

@@ -136,7 +136,7 @@ def test_a_file_that_unpacks_to_too_much_is_refused_before_it_is_read_whole(proj
     monkeypatch.setattr(files, "_ANY_EXPANSION_BYTES", 2 << 20)
     head = "user_id,item_id,timestamp\n" if kind == "csv" else ""
     rows = "u1,s1,2024-01-01T00:00:00Z\n" if kind == "csv" else SOURCE.head(1).to_json(orient="records", lines=True)
-    data = (head + rows * (8 << 20 >> 5)).encode()
+    data = (head + rows * ((7 << 20) // len(rows))).encode()
     path = tmp_path / f"s.{kind}{suffix}"
     path.write_bytes(COMPRESS[suffix](data))
     sizes = []

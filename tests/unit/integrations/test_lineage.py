@@ -123,7 +123,7 @@ class Server(BaseHTTPRequestHandler):
 def server():
     found = HTTPServer(("127.0.0.1", 0), Server)
     found.taken, found.status = [], 201
-    thread = threading.Thread(target=found.serve_forever)
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield found
     found.shutdown()

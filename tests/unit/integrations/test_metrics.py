@@ -234,7 +234,7 @@ class Gateway(BaseHTTPRequestHandler):
 def gateway():
     server = HTTPServer(("127.0.0.1", 0), Gateway)
     server.pushed, server.status = [], 200
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
     server.shutdown()

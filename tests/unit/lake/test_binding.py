@@ -23,21 +23,33 @@ from scalr_prod.schemas import Table
 RUN = f"run_{0:016x}"
 
 
-@pytest.fixture
-def project(tmp_path: Path):
+def project_in(folder: Path):
     """Settings of a pair of domains, each with a log of its own name; all share one home unless told otherwise."""
 
     def make(source: str, target: str, *, source_toml: str = "", target_toml: str = "", **sections):
         for name in (source, target):
             at = pd.to_datetime(["2024-05-01T00:00:00Z"] * 2)
             rows = {"user_id": ["u1", "u2"], "item_id": [f"{name}1", f"{name}2"], "timestamp": at}
-            pd.DataFrame(rows).to_parquet(tmp_path / f"{name}.parquet")
-        (tmp_path / "scalr.toml").write_text(
+            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
+        (folder / "scalr.toml").write_text(
             f'[domains.source]\nname = "{source}"\nevents = "{source}.parquet"\n{source_toml}\n'
             f'[domains.target]\nname = "{target}"\nevents = "{target}.parquet"\n{target_toml}\n'
         )
-        return load_settings(tmp_path / "scalr.toml", **sections)
+        return load_settings(folder / "scalr.toml", **sections)
 
+    return make
+
+
+@pytest.fixture
+def project(tmp_path: Path):
+    return project_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory: pytest.TempPathFactory):
+    """The same, in a home that was made for kitchen and food: tests that change nothing share it."""
+    make = project_in(tmp_path_factory.mktemp("bound"))
+    ingest(make("kitchen", "food"))
     return make
 
 
@@ -62,12 +74,11 @@ def unbind(settings) -> None:
     ],
     ids=["swapped", "another source", "another target", "another pair", "target as source"],
 )
-def test_other_domains_are_refused_before_anything_is_written(project, source, target, says, next_step):
-    settings = project("kitchen", "food")
-    ingest(settings)
+def test_other_domains_are_refused_before_anything_is_written(bound, source, target, says, next_step):
+    settings = bound(source, target)
     before = contents(settings.home)
     with pytest.raises(DomainsMixed) as caught:
-        ingest(project(source, target))
+        ingest(settings)
     for part in (*says, f"'{source}'", f"'{target}'", "'kitchen'", "'food'"):
         assert part in str(caught.value)
     assert next_step in str(caught.value.next_step)
@@ -95,10 +106,9 @@ def test_one_domain_alone_is_held_to_both_names(project):
     ],
     ids=["publish", "roll back", "disable", "enable", "state", "explain", "status", "maintain"],
 )
-def test_what_looks_at_or_changes_what_was_published_refuses_them_too(project, act):
+def test_what_looks_at_or_changes_what_was_published_refuses_them_too(bound, act):
     """A second scalr.toml beside the first one has the same home, and with it the name that the home bears."""
-    ingest(project("kitchen", "food"))
-    beside = project("tools", "food")
+    beside = bound("tools", "food")
     before = contents(beside.home)
     with pytest.raises(DomainsMixed, match="the tables were made for source 'kitchen' and target 'food'"):
         act(beside)
@@ -106,9 +116,8 @@ def test_what_looks_at_or_changes_what_was_published_refuses_them_too(project, a
     assert all(name.startswith("ledger.db") for name in changed)
 
 
-def test_later_stages_refuse_them_too(project):
-    ingest(project("kitchen", "food"))
-    swapped = project("food", "kitchen")
+def test_later_stages_refuse_them_too(bound):
+    swapped = bound("food", "kitchen")
     for stage in (build_histories, apply_feature_repo):
         with pytest.raises(DomainsMixed, match="swapped"):
             stage(swapped)

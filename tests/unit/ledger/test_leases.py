@@ -78,7 +78,7 @@ def until(condition) -> None:
 
 def test_a_renewal_that_fails_is_tried_again_while_the_lease_lasts(ledger):
     run_id = ledger.runs.begin(make_spec()).run_id
-    with ledger.leases.hold(run_id, owner="a", ttl_s=6) as held:
+    with ledger.leases.hold(run_id, owner="a", ttl_s=3) as held:
         before = ledger.runs.get(run_id).lease_expires_at
         failed = broken_for(ledger.database.engine, times=2)
         until(lambda: len(failed) == 2)

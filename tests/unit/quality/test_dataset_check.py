@@ -95,7 +95,7 @@ def test_a_good_data_set_passes_without_a_project(tmp_path):
 
 @pytest.mark.parametrize(
     ("collapsed", "refused"),
-    sweep([(450, ["item_shares", "effective_items"]), (60, []), (150, ["item_shares"]), (0, [])], keep=2),
+    sweep([(450, ["item_shares", "effective_items"]), (60, []), (150, ["item_shares"]), (0, [])], keep=1),
 )
 def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed, refused):
     rows = [
@@ -110,7 +110,7 @@ def test_synthetic_rows_that_collapse_to_an_item_are_refused(tmp_path, collapsed
     assert failed(few) == [], "of 190 users it could be chance"
 
 
-@pytest.mark.parametrize(("items", "refused"), sweep([(15, []), (5, ["effective_items"])], keep=2))
+@pytest.mark.parametrize(("items", "refused"), sweep([(15, []), (5, ["effective_items"])], keep=1))
 def test_synthetic_rows_of_few_items_are_judged_as_the_gate_judges_them(tmp_path, items, refused):
     """The default temperature draws few items where demand is of a season: the gate accepts a ratio of 0.03, and so does this suite."""
     rows = [
@@ -253,15 +253,13 @@ def test_a_folder_by_date_a_glob_and_a_url_are_the_same_rows(tmp_path):
 def test_a_csv_file_is_checked_by_the_same_rules(name, tmp_path):
     """As `scalr dataset export` writes it: without lists, times with their zone."""
     columns = [name for name in SCHEMA.names if not name.startswith("history")]
-    for broken in (False, True):
-        rows = good()
-        if broken:
-            rows[3]["weight"] = -0.1
-        table = pa.Table.from_pylist(rows, schema=SCHEMA).select(columns)
-        with pa.output_stream(tmp_path / name, compression="gzip" if name.endswith(".gz") else None) as stream:
-            csv.write_csv(table, stream)
-        verdict = check_dataset(tmp_path / name)
-        assert (verdict.kind, verdict.rows, failed(verdict)) == ("csv", 60, ["weight_is_finite"] if broken else [])
+    rows = good()
+    rows[3]["weight"] = -0.1
+    table = pa.Table.from_pylist(rows, schema=SCHEMA).select(columns)
+    with pa.output_stream(tmp_path / name, compression="gzip" if name.endswith(".gz") else None) as stream:
+        csv.write_csv(table, stream)
+    verdict = check_dataset(tmp_path / name)
+    assert (verdict.kind, verdict.rows, failed(verdict)) == ("csv", 60, ["weight_is_finite"])
 
 
 @long

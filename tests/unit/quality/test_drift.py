@@ -28,6 +28,7 @@ long = pytest.mark.long
 
 USERS, PER_WINDOW = 150, 5
 ITEMS = [f"t{i}" for i in range(10)]
+PLAIN = "[quality]\nmax_bucket_distance = 1.0\n"
 
 
 def counted(**figures: dict[float, int]) -> pa.Table:
@@ -86,16 +87,14 @@ def make(tmp_path_factory):
     target = [("first", item, -1000, -1000) for item in ITEMS for _ in range(int(item[1:]) + 1)]
 
     def made(extra: str = "") -> Handmade:
-        return Handmade(
-            tmp_path_factory.mktemp("drift"), f"[quality]\nmax_bucket_distance = 1.0\n{extra}", source=source, target=target
-        )
+        return Handmade(tmp_path_factory.mktemp("drift"), f"{PLAIN}{extra}", source=source, target=target)
 
     return made
 
 
-def candidates(project: Handmade, start: float, *, likely: int = 0, shift: float = 0.0) -> dict:
+def candidates(project: Handmade, start: float, *, seed: int = 0, likely: int = 0, shift: float = 0.0) -> dict:
     """Arguments of a run: candidates of its window, on all items alike, or with `likely` of ten on the most popular one."""
-    spec = project.run(start=start, end=start + 50, trained_until=0, generated=False)
+    spec = project.run(start=start, end=start + 50, trained_until=0, seed=seed, generated=False)
     frame = project.candidates(spec, project.source)
     number = np.arange(len(frame)) // 2
     frame["item_id"] = np.where(number % 10 < likely, "t9", [f"t{n % 9}" for n in number])
@@ -104,7 +103,7 @@ def candidates(project: Handmade, start: float, *, likely: int = 0, shift: float
     frame["event_id"] = [
         hashlib.md5(f"{spec.run_id}{n}".encode(), usedforsecurity=False).hexdigest() for n in range(len(frame))
     ]
-    return {"start": start, "end": start + 50, "trained_until": 0, "candidates": frame}
+    return {"start": start, "end": start + 50, "trained_until": 0, "seed": seed, "candidates": frame}
 
 
 def published(project: Handmade, start: float, **how) -> str:
@@ -114,20 +113,27 @@ def published(project: Handmade, start: float, **how) -> str:
     return run_id
 
 
-def test_a_run_is_compared_with_the_one_published_before(make, caplog):
+@pytest.fixture(scope="module")
+def former(make) -> tuple[Handmade, str]:
+    """A project with a published run."""
     project = make()
-    first = published(project, 0)
+    return project, published(project, 0)
+
+
+def test_a_run_is_compared_with_the_one_published_before(former, caplog):
+    project, first = former
+    project.configure(PLAIN)
     second = project.run(**candidates(project, 50, likely=10)).run_id
     figures = validate_run(project.settings, second).figures
     assert figures["drift_reference"] == first
 
     # By hand: of 1500 events, the items t0 … t8 have n + 1 real events each; all bins are of the former run's.
-    former, run = (project_events(project, run_id) for run_id in (first, second))
+    before, run = (project_events(project, run_id) for run_id in (first, second))
     assert figures["drift_item_popularity"] == pytest.approx(
-        by_hand(former, run, lambda row: int(row.item_id[1:]) + 1), rel=1e-9
+        by_hand(before, run, lambda row: int(row.item_id[1:]) + 1), rel=1e-9
     )
     # Every user has one source event in ten hours, so that the later window's histories are five longer.
-    lengths = [(row.source_event_timestamp - hour(0)).total_seconds() // 36000 + 1 for row in former.itertuples()]
+    lengths = [(row.source_event_timestamp - hour(0)).total_seconds() // 36000 + 1 for row in before.itertuples()]
     assert set(lengths) == {1, 2, 3, 4, 5}
     longer = (0.0001 - 0.2) * log(0.0001 / 0.2) * 4 + (1 - 0.2) * log(1 / 0.2)
     assert figures["drift_history_length"] == pytest.approx(longer, rel=1e-9)
@@ -153,15 +159,15 @@ def by_hand(former: pd.DataFrame, run: pd.DataFrame, value) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def test_over_the_limit_the_run_is_refused_and_below_it_is_not(make):
-    project = make("max_drift = 0.5\nmax_drift_warn = 0\n")
-    published(project, 0)
-    drifted = project.run(**candidates(project, 50, shift=0.5)).run_id
+def test_over_the_limit_the_run_is_refused_and_below_it_is_not(former):
+    project, _ = former
+    project.configure(f"{PLAIN}max_drift = 0.5\nmax_drift_warn = 0\n")
+    drifted = project.run(**candidates(project, 50, seed=1, shift=0.5)).run_id
     with pytest.raises(QualityGateFailed) as caught:
         validate_run(project.settings, drifted)
     assert "drift_of_probability" in str(caught.value)
     assert "drift_of_item_popularity" not in str(caught.value)
-    project.configure("[quality]\nmax_bucket_distance = 1.0\nmax_drift = 50.0\n")
+    project.configure(f"{PLAIN}max_drift = 50.0\n")
     report = validate_run(project.settings, drifted)
     assert {rule.rule for rule in report.rules} >= {f"drift_of_{name}" for name in FIGURES}
 

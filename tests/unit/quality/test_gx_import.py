@@ -5,6 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+#: Imports the library in a process of its own; that it works with what replaces its imports, every audit shows.
+pytestmark = pytest.mark.long
+
 PROGRAM = """
 import sys
 import scalr_prod.quality

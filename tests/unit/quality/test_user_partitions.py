@@ -21,24 +21,6 @@ def project(tmp_path) -> Handmade:
     return Handmade(tmp_path, target=GATE_TARGET, items=[*(f"t{i}" for i in range(10)), "late", "unseen"])
 
 
-def test_accepted_rows_are_put_in_order_piece_by_piece(project, monkeypatch):
-    spec = project.run()
-    folder = run_folder(project.settings.home, spec.run_id)
-    validate_run(project.settings, spec.run_id)
-    (whole,) = (folder / "accepted").glob("*.parquet")
-    rows = pq.read_table(whole)
-    keys = list(zip(*(rows[name].to_pylist() for name in ("user_id", "event_timestamp", "item_id")), strict=True))
-    assert keys == sorted(keys)
-    assert pq.read_metadata(whole).num_row_groups == 1
-    monkeypatch.setattr("scalr_prod.quality.audit._BATCH", 32)
-    monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", 50)
-    (folder / "gate.json").unlink()
-    assert validate_run(project.settings, spec.run_id).accepted == 200
-    (pieces,) = (folder / "accepted").glob("*.parquet")
-    assert pq.read_metadata(pieces).num_row_groups > 5
-    assert pq.read_table(pieces).equals(rows)
-
-
 class CandidateReads:
     """A DuckDB connection that counts the candidate files that each partition names."""
 
@@ -101,7 +83,7 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
         rows[place] = {**rows[place], column: value}
     project.write(spec, pd.DataFrame(rows), parts=4)
     folder = run_folder(project.settings.home, spec.run_id)
-    found, ranges, files_of = [], [], UserPartitions.iter_files
+    found, groups, ranges, files_of = [], [], [], UserPartitions.iter_files
 
     def watched(self):
         ranges.append(0)
@@ -110,17 +92,22 @@ def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(proje
             yield file
 
     monkeypatch.setattr(UserPartitions, "iter_files", watched)
-    for heap in (500_000, 20):
+    for heap, batch in ((500_000, 500_000), (20, 16)):
         monkeypatch.setattr("scalr_prod.core.partitioned.PARTITION_ROWS", heap)
+        monkeypatch.setattr("scalr_prod.quality.audit._BATCH", batch)
         (folder / "gate.json").unlink(missing_ok=True)
         validate_run(project.settings, spec.run_id)
         report = json.loads((folder / "gate.json").read_text())["report"]
         quarantine = project.lake.read(Table.SYNTHETIC_QUARANTINE).to_pandas()
         quarantine = quarantine.sort_values(list(quarantine.columns), ignore_index=True)
-        found.append(({**report, "docs": ""}, quarantine.to_json(), pq.read_table(folder / "accepted")))
-    assert ranges[0] == 1
-    assert ranges[1] > 5
+        (accepted,) = (folder / "accepted").glob("*.parquet")
+        groups.append(pq.read_metadata(accepted).num_row_groups)
+        found.append(({**report, "docs": "", "files": []}, quarantine.to_json(), pq.read_table(accepted)))
+    assert ranges[0] == groups[0] == 1
+    assert min(ranges[1], groups[1]) > 5
     assert found[0] == found[1]
+    columns = [found[1][2][name].to_pylist() for name in ("user_id", "event_timestamp", "item_id")]
+    assert (keys := list(zip(*columns, strict=True))) == sorted(keys), "piece by piece as well"
     assert 14 <= found[0][0]["quarantined"] <= 16
     assert {"event_id_is_unique", "user_item_time_is_unique", "user_id_is_present"} < set(
         ",".join(quarantine["reason"]).replace(" ", "").split(",")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.warm import run
 
 from scalr_prod import __version__
 from scalr_prod.config.settings import load_settings
@@ -114,7 +114,7 @@ def test_a_machine_without_a_fitting_python_is_told_what_to_install(monkeypatch,
 
 def test_the_command_needs_no_project(tmp_path):
     command = [Path(sys.executable).with_name("scalr"), "serving", "install", "--dry-run", "--json", "--folder", "new"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = run(command, cwd=tmp_path, check=True)
     assert json.loads(done.stdout)["folder"] == str(tmp_path / "new")
     assert not any(tmp_path.iterdir())
 
@@ -185,6 +185,7 @@ def test_an_index_that_has_the_cuda_build_alone_is_told_of(index, recipe, caplog
 uv_by_day = pytest.mark.parametrize("index", ["uv", pytest.param("pip", marks=pytest.mark.nightly)], indirect=True)
 
 
+@long
 @pytest.mark.slow
 @uv_by_day
 def test_a_cpu_build_that_the_index_has_is_taken(index, recipe, caplog):

@@ -257,6 +257,7 @@ def test_the_schedule_matches_torch(steps):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # imports torch in a process of its own, which takes longer than the rest of the file
 def test_training_does_not_import_the_torch_compiler():
     """The compiler would take 70 MB and a second in every training process, and is not used."""
     program = """
