@@ -243,7 +243,7 @@ class PipelineReport(Jsonable):
         if (made := self.stages.get("generate")) is not None:
             facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
         if (made := self.stages.get("validate")) is not None:
-            facts["quality gate"] = f"{made['accepted']} accepted, {made['quarantined']} put aside"
+            facts["quality gate"] = f"{made['accepted']} accepted, {made['quarantined']} in quarantine"
             facts["data docs"] = made["docs"]
         if (made := self.stages.get("publish")) is not None:
             facts["published"] = f"{made['rows']} rows in {made['table']} ({made['outcome']})"
