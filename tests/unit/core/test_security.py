@@ -123,22 +123,48 @@ online_store = "redis"
 url = "127.0.0.1:9"
 deadline_s = 1
 """
+RUN = "run_0123456789abcdef"
+#: Every command but `ui`, which waits for requests, and `task`, which reads a call of the scheduler's.
 COMMANDS = [
-    ["ingest"],
-    ["run"],
-    ["histories"],
-    ["translator", "list"],
-    ["translator", "promote"],
-    ["triton", "status"],
-    ["generate"],
-    ["runs", "list"],
-    ["runs", "show", "run_0123456789abcdef"],
-    ["publish", "run_0123456789abcdef"],
-    ["dataset", "build"],
-    ["doctor"],
-    ["status"],
-    ["config", "show"],
-    ["report"],
+    "ingest",
+    "run",
+    "run --dry-run",
+    "histories",
+    "translator train",
+    "translator list",
+    "translator promote",
+    "translator rollback",
+    "translator evaluate",
+    "triton status",
+    "triton start",
+    "triton stop",
+    "serving install --dry-run",
+    "generate",
+    f"validate {RUN}",
+    "evaluate --quick",
+    "runs list",
+    f"runs show {RUN}",
+    f"runs resume {RUN}",
+    f"runs rollback {RUN}",
+    f"publish {RUN}",
+    "publication disable",
+    "publication enable",
+    f"publication widen {RUN}",
+    f"publication withdraw {RUN}",
+    "dataset build",
+    "dataset export rows.csv",
+    "feast export view.py",
+    "quality check rows.csv",
+    "explain 0123456789abcdef",
+    "experiment",
+    "forget u1",
+    "maintain",
+    "doctor",
+    "doctor --deep",
+    "status",
+    "config show",
+    "config show --named",
+    "report",
 ]
 
 
@@ -173,7 +199,7 @@ def test_planted_secrets_are_nowhere(tmp_path, planted, source, lake, failing):
         "        print(words, done.exit_code, done.output, repr(done.exception))\n"
         "from scalr_prod.config.settings import load_settings\nprint(repr(load_settings(sys.argv[1])))\n"
     )
-    command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *(" ".join(words) for words in COMMANDS)]
+    command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *COMMANDS]
     done = run(command, env={**os.environ, **planted}, check=True)
     said = done.stdout + done.stderr
     assert said.count("SystemExit(1)") >= 2 * failing, said[-3000:]
