@@ -13,8 +13,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
@@ -122,6 +123,15 @@ class Settings(BaseSettings):
             These settings.
         """
         self._read = (dict(file), dict(overrides))
+        return self
+
+    @model_validator(mode="after")
+    def _check_databases(self) -> Self:
+        ledger, registry = self.ledger.url, self.feast.registry
+        if ledger and registry and _database(ledger) == _database(registry):
+            raise ValueError(
+                "[ledger] url and [feast] registry name one database, and both have a table called projects: create a database for each"
+            )
         return self
 
     def origin(self, keys: Sequence[str]) -> str:
@@ -322,6 +332,12 @@ def _secrets_in(sections: Mapping[str, Any], *, options: bool = False) -> Iterat
             yield from url_secrets(value, whole_query=False)
         elif options and is_secret_name(name):
             yield value
+
+
+def _database(url: str) -> tuple[str, str, str, str]:
+    """Return what tells databases apart: a URL without its driver and credentials."""
+    parts = urlsplit(url)
+    return parts.scheme.partition("+")[0], parts.netloc.rpartition("@")[2].removesuffix(":5432"), parts.path, parts.query
 
 
 def _holds(sections: Any, keys: Sequence[str]) -> bool:

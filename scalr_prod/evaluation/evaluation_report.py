@@ -55,7 +55,7 @@ class EvaluationReport(Jsonable):
         path: Folder of ``report.json`` and ``arms.parquet``.
         policy: Path of the policy that later runs apply; None if none was written.
         complete: False while arms are missing, and in a quick verdict.
-        seconds: Wall-clock time.
+        seconds: Wall-clock time since the call, quick verdict included.
     """
 
     cutoffs: list[str]

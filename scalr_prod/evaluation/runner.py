@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -162,7 +161,6 @@ class EvaluationRunner:
         self.families: dict[str, FamilyEvaluation] = {}
         self.signal: dict[str, Any] | None = None
         self.runs: list[dict[str, Any]] = []
-        self._started = time.perf_counter()
 
     def tune_arms(self, splits: Sequence[ValidationSplit]) -> None:
         """Tune every arm on the validation splits, those of the latest window first."""
@@ -326,7 +324,7 @@ class EvaluationRunner:
             path=str(self.folder),
             policy=policy,
             complete=complete,
-            seconds=round(time.perf_counter() - self._started, 1),
+            seconds=round(self.progress.seconds, 1),
         )
 
     def _evaluate_trained(self, run: CutoffRun, family: FamilyEvaluation, name: str) -> list[tuple[Outcome, Outcome]]:

@@ -60,10 +60,10 @@ def server():
 
 @pytest.fixture
 def fresh(project, server):
-    """The project before its first stage, with a new database; gives scalr.toml and the drivers' options."""
-    url = server.database("faults").render_as_string(hide_password=False)
+    """The project before its first stage, with two new databases; gives scalr.toml and the drivers' options."""
+    ledger, registry = (server.database(name).render_as_string(hide_password=False) for name in ("ledger", "registry"))
     config = project.before("ingest")
-    return config, project.options | {"ledger": {"url": url}, "feast": {"registry": url}}
+    return config, project.options | {"ledger": {"url": ledger}, "feast": {"registry": registry}}
 
 
 @pytest.mark.parametrize("number", range(sum(SHARES.values())))

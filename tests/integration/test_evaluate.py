@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -78,20 +79,22 @@ def short_search():
 @pytest.fixture(scope="module")
 def half_cold(short_search, make_project, tmp_path_factory):
     settings = make_project(tmp_path_factory.mktemp("evaluate"), EXTRA)
-    return settings, evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True))
+    started = time.monotonic()
+    report = evaluate(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5, arms=ARMS, full=True))
+    return settings, report, time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
 def translated(half_cold):
     """The test scene of the evaluation above, found again, and its translator."""
-    settings, _ = half_cold
+    settings, *_ = half_cold
     scene = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.5, name="test")
     return scene, SplitTranslator.from_split(scene)
 
 
 @pytest.mark.slow
 def test_the_report_has_every_arm_with_its_interval(half_cold):
-    settings, report = half_cold
+    settings, report, seconds = half_cold
     rows = {row["name"]: row for row in report.to_json()["arms"]}
     assert set(rows) == set(ARMS)
     ours = rows["real+scalr"]
@@ -115,6 +118,7 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert set(arms) == {"real", *TAUGHT, "model_level_transfer"}
     assert report.budget["als"]["shuffled"]["fits"] >= 0.5 * report.budget["als"]["real+scalr"]["fits"] > 0
     assert report.complete
+    assert 0.9 * seconds < report.seconds <= seconds, "the quick verdict and the reading of the logs count too"
     policy = Policy.read(policy_path(settings))
     chosen = report.choices["als"]
     assert policy.segment_weights == tuple(chosen["lambda"].values())
@@ -404,7 +408,7 @@ def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them
 @long
 def test_a_planted_future_changes_no_metric(half_cold, make_project, tmp_path):
     """Source events from the cutoff on, and events of before it that became known later: nobody may have seen them."""
-    _, expected = half_cold
+    _, expected, _ = half_cold
     settings = make_project(tmp_path, EXTRA)
     ingest(settings)
     lake = Lake.open(settings)

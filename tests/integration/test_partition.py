@@ -326,6 +326,7 @@ def test_users_are_translated_once_as_of_the_windows_end(config):
     assert set(rows[["user_id", "source_item_id", "source_event_timestamp"]].itertuples(index=False, name=None)) <= real
     assert rows.groupby("user_id").size().max() <= 3
     assert not len(rows.merge(target, on=["user_id", "item_id"])), "nothing that the user had is proposed"
+    assert not rows.duplicated(["user_id", "item_id"]).any(), "a user has an item once a window"
 
 
 @pytest.mark.parametrize("mode", ["backfill", "causal"])

@@ -132,28 +132,28 @@ def configs(make_project, tmp_path_factory, at_hand) -> dict[Paused, Path]:
     return made
 
 
-def set_clock(path: Path, window: int) -> None:
-    """Let it be two hours after the end of each window of this number, where there is no catch-up."""
+def advance(folder: Path, configs: dict[Paused, Path], window: int) -> None:
+    """Let the window of this number be the last that has ended: two hours ago, where there is no catch-up."""
     times = {one.zone: one.windows[window][1] + timedelta(hours=2) for one in PROJECTS if not one.catchup}
-    path.write_text(json.dumps({zone: moment.isoformat() for zone, moment in times.items()}))
+    spans = {
+        str(config): {"first": one.windows[0][0], "last": one.windows[window][0], "catchup": one.catchup}
+        for one, config in configs.items()
+    }
+    for name, content in (("clock.json", times), ("days.json", spans)):
+        (folder / name).write_text(json.dumps(content, default=datetime.isoformat))
 
 
 def test_every_day_of_a_pause_is_published_once(configs, postgres, tmp_path, here):
-    home, dag_files, clock, days = tmp_path / "airflow", tmp_path / "dags", tmp_path / "clock.json", tmp_path / "days.json"
+    home, dag_files = tmp_path / "airflow", tmp_path / "dags"
     for folder, file, text in ((home / "plugins", "clock.py", CLOCK), (dag_files, "scalr_dags.py", DAG_FILE)):
         folder.mkdir(parents=True)
         (folder / file).write_text(text)
-    spans = {
-        str(config): {"first": one.windows[0][0].isoformat(), "last": one.windows[-1][0].isoformat(), "catchup": one.catchup}
-        for one, config in configs.items()
-    }
-    days.write_text(json.dumps(spans))
-    set_clock(clock, 0)
+    advance(tmp_path, configs, 0)
     settings = {
         "AIRFLOW__CORE__DAGS_FOLDER": str(dag_files),
         "AIRFLOW__CORE__LAZY_LOAD_PLUGINS": "False",
-        "TEST_DAYS": str(days),
-        "TEST_CLOCK": str(clock),
+        "TEST_DAYS": str(tmp_path / "days.json"),
+        "TEST_CLOCK": str(tmp_path / "clock.json"),
         "SCALR_COMPUTE__DASK": here,
     }
     listed = {one.dag("events") for one in PROJECTS}
@@ -161,11 +161,10 @@ def test_every_day_of_a_pause_is_published_once(configs, postgres, tmp_path, her
         airflow.wait_until_listed(listed)
         for one in PROJECTS:
             airflow.pause(one.dag("events"), paused=False)
-            airflow.until(lambda one=one: airflow.runs(one.dag("events")), every=0.2, what=f"the first run of {one.name}")
-            airflow.pause(one.dag("events"), paused=True)
-        for one in PROJECTS:
+        for one in PROJECTS:  # of a run that is at work when its DAG is paused, Airflow schedules no further task
             airflow.wait_for_run(one.dag("events"))
-        set_clock(clock, 3)
+            airflow.pause(one.dag("events"), paused=True)
+        advance(tmp_path, configs, 3)
         airflow.wait_until_listed(listed, since=airflow.begin("dag-processor"))
         assert {len(airflow.runs(dag)) for dag in listed} == {1}, airflow.states()
         for one in PROJECTS:

@@ -96,6 +96,7 @@ def launch_server(settings: Settings, environment: ServingEnvironment, backends:
         log=str(log),
         lasting=keep_running,
         socket_folder=folder,
+        host=socket.gethostname(),
     )
     record.write(settings)
     if unseen := describe_unseen_gpu(environment.folder, environment.packages["torch"]):

@@ -22,6 +22,7 @@ from scalr_prod.serving.local_server.launch import child_processes, launch_serve
 from scalr_prod.serving.local_server.server_state import (
     ServerRecord,
     read_record,
+    refuse_second_machine,
     restrict_shared_memory,
     server_lock,
     state_folder,
@@ -114,9 +115,8 @@ def triton_status(settings: Settings) -> ServerStatus:
     if settings.serving.url is None and record is None:
         return ServerStatus(running=False, url=None, detail="no local server was started")
     if record is not None and not is_alive(record):
-        return ServerStatus(
-            running=False, url=record.url, log=record.log, detail=f"process {record.pid} {describe_end(record)}"
-        )
+        detail = f"it was started on {record.host}" if record.is_elsewhere else f"process {record.pid} {describe_end(record)}"
+        return ServerStatus(running=False, url=record.url, log=record.log, detail=detail)
     statuses = [
         _server_status(settings, url, record) for url in ((record.url,) if record is not None else settings.serving.urls)
     ]
@@ -344,3 +344,4 @@ def _ensure_local_server(settings: Settings, verb: str) -> None:
             where=f"[serving] url = {settings.serving.url!r}",
             next_step="remove url to use a local server",
         )
+    refuse_second_machine(settings)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "heartbeat_folder",
     "read_heartbeats",
     "read_record",
+    "refuse_second_machine",
     "restrict_shared_memory",
     "server_lock",
     "server_user",
@@ -54,6 +56,7 @@ class ServerRecord:
         log: Its log.
         lasting: Whether a command started it, so that it runs until a command stops it; otherwise its last user stops it.
         socket_folder: Folder of the socket, accessible only to this user. Empty: started by an older version, open to all users.
+        host: Name of the machine it runs on. Empty: started by an older version.
     """
 
     url: str
@@ -65,6 +68,12 @@ class ServerRecord:
     log: str
     lasting: bool
     socket_folder: str = ""
+    host: str = ""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Return whether another machine, which shares the home, started it; its processes cannot be seen from here."""
+        return self.host not in {"", socket.gethostname()} and not self.is_alive
 
     @property
     def is_alive(self) -> bool:
@@ -154,12 +163,33 @@ def server_lock(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def server_user(settings: Settings) -> Iterator[None]:
-    """Register as a user of the server for the duration of the block. The kernel drops a user that dies."""
+    """Register as a user of the server for the duration of the block. The kernel drops a user that dies.
+
+    Raises:
+        ServingError: Another machine uses a local server in this home.
+    """
     import fcntl
 
+    refuse_second_machine(settings)
     with (state_folder(settings) / "users.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
+
+
+def refuse_second_machine(settings: Settings) -> None:
+    """Check that no other machine, which shares the home, uses a local server; call it outside the caller's own use.
+
+    Raises:
+        ServingError: One does. A home has one record of a server, so each machine would replace the other's.
+    """
+    record = read_record(settings)
+    if record is not None and record.is_elsewhere and has_other_users(settings):
+        raise ServingError(
+            f"{record.host}, which shares this home, uses a local Triton; a home has one",
+            where=str(server_file(settings)),
+            next_step='set [serving] url to a Triton that each machine reaches, or [serving] scorer = "local", '
+            f"or wait until {record.host} has finished",
+        )
 
 
 def has_other_users(settings: Settings) -> bool:

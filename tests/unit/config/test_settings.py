@@ -254,3 +254,24 @@ def test_a_list_of_servers_that_is_none_is_refused(tmp_path, url, said):
 def test_certificates_of_a_scheduler_are_all_named_and_only_with_tls(tmp_path, lines, message):
     with pytest.raises(SettingsError, match=message):
         load_settings(write(tmp_path, DOMAINS + f"[compute]\n{lines}\n"))
+
+
+@pytest.mark.parametrize(
+    ("registry", "is_refused"),
+    [
+        ("postgresql://feast:word@db:5432/scalr", True),
+        ("postgresql+psycopg://db/scalr", True),
+        ("postgresql+psycopg://db/feast", False),
+        ("postgresql+psycopg://other/scalr", False),
+        ("postgresql+psycopg://db/scalr?options=-csearch_path%3Dfeast", False),
+    ],
+)
+def test_the_ledger_and_the_registry_of_feast_have_a_database_each(tmp_path, registry, is_refused):
+    """Both have a table called projects."""
+    sections = {"ledger": {"url": "postgresql+psycopg://scalr:secret@db/scalr"}, "feast": {"registry": registry}}
+    if not is_refused:
+        assert load_settings(write(tmp_path, DOMAINS), **sections).feast_registry_url == registry
+        return
+    with pytest.raises(SettingsError, match="create a database for each") as caught:
+        load_settings(write(tmp_path, DOMAINS), **sections)
+    assert "secret" not in str(caught.value)

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from support.warm import run
 
 import scalr_prod
+from scalr_prod.apps.cli import app
 
 PACKAGE = Path(scalr_prod.__file__).parent
 ROOT = PACKAGE.parent
@@ -123,23 +125,67 @@ online_store = "redis"
 url = "127.0.0.1:9"
 deadline_s = 1
 """
+RUN = "run_0123456789abcdef"
+#: Every command but those in UNTRIED.
 COMMANDS = [
-    ["ingest"],
-    ["run"],
-    ["histories"],
-    ["translator", "list"],
-    ["translator", "promote"],
-    ["triton", "status"],
-    ["generate"],
-    ["runs", "list"],
-    ["runs", "show", "run_0123456789abcdef"],
-    ["publish", "run_0123456789abcdef"],
-    ["dataset", "build"],
-    ["doctor"],
-    ["status"],
-    ["config", "show"],
-    ["report"],
+    "init --yes --force --source postgresql+psycopg://log:PLANTED-log@127.0.0.1:9/log?sslpassword=PLANTED-query --target t.parquet",
+    "init --yes --force --source http://log:PLANTED-log@127.0.0.1:9/s.parquet?signature=PLANTED-signature --target t.parquet",
+    "ingest",
+    "run",
+    "run --dry-run",
+    "histories",
+    "translator train",
+    "translator list",
+    "translator promote",
+    "translator rollback",
+    "translator evaluate",
+    "triton status",
+    "triton start",
+    "triton stop",
+    "serving install --dry-run",
+    "generate",
+    f"validate {RUN}",
+    "evaluate --quick",
+    "runs list",
+    f"runs show {RUN}",
+    f"runs resume {RUN}",
+    f"runs rollback {RUN}",
+    f"publish {RUN}",
+    "publication disable",
+    "publication enable",
+    f"publication widen {RUN}",
+    f"publication withdraw {RUN}",
+    "dataset build",
+    "dataset export rows.csv",
+    "feast export view.py",
+    "quality check rows.csv",
+    "explain 0123456789abcdef",
+    "experiment",
+    "forget u1",
+    "maintain",
+    "doctor",
+    "doctor --deep",
+    "status",
+    "config show",
+    "config show --named",
+    "report",
 ]
+#: They wait for requests, read a call of the scheduler's, and take no settings.
+UNTRIED = {"ui", "task", "quality init-suite"}
+
+
+def command_names(group, *names):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from command_names(command, *names, name)
+        else:
+            yield " ".join([*names, name])
+
+
+def test_secrets_are_looked_for_in_the_output_of_every_command():
+    names = set(command_names(typer.main.get_command(app)))
+    tried = {name for name in names if any(f"{command} ".startswith(f"{name} ") for command in COMMANDS)}
+    assert names - tried == UNTRIED
 
 
 @pytest.mark.slow
@@ -170,14 +216,15 @@ def test_planted_secrets_are_nowhere(tmp_path, planted, source, lake, failing):
         "for words in sys.argv[2:]:\n"
         "    for json in ([], ['--json']):\n"
         "        done = CliRunner().invoke(app, [*words.split(), '--config', sys.argv[1], *json])\n"
-        "        print(words, done.exit_code, done.output, repr(done.exception))\n"
+        "        print(words.split()[:2], done.exit_code, done.output, repr(done.exception))\n"
         "from scalr_prod.config.settings import load_settings\nprint(repr(load_settings(sys.argv[1])))\n"
     )
-    command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *(" ".join(words) for words in COMMANDS)]
+    command = [sys.executable, "-c", program, tmp_path / "scalr.toml", *COMMANDS]
     done = run(command, env={**os.environ, **planted}, check=True)
     said = done.stdout + done.stderr
     assert said.count("SystemExit(1)") >= 2 * failing, said[-3000:]
     assert not re.findall(".*PLANTED.*", said)
+    assert "SystemExit(2)" not in said, "each command is used as it is meant to be"
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "scalr.toml"]
     assert not [path for path in files if b"PLANTED" in path.read_bytes()]
 

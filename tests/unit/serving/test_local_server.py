@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from scalr_prod.errors import ServingError
+from scalr_prod.serving import start_triton, stop_triton
 from scalr_prod.serving.local_server import process
 from scalr_prod.serving.local_server.launch import child_processes
-from scalr_prod.serving.local_server.server_state import ServerRecord
+from scalr_prod.serving.local_server.server_state import ServerRecord, server_user
 
 LOG = 'E1129 12:00:00.0 cuda.cc:10] "CudaDriverHelper has not been initialized."\n'
 
@@ -74,3 +77,21 @@ def test_a_server_is_alive_until_it_is_killed(launched):
     assert process.describe_end(record) == "was killed by signal 9 (SIGKILL), likely out of memory"
     del child_processes[record.pid]  # as in a process that did not start it
     assert process.describe_end(record) == "has ended"
+
+
+def test_a_second_machine_does_not_replace_a_server_that_the_first_uses(launched, settings, monkeypatch):
+    record = replace(launched(""), host=socket.gethostname())
+    assert process._wait_until_ended(record, 30)
+    (settings.home / "triton").mkdir(parents=True)
+    with server_user(settings):  # a run of the first machine
+        record.write(settings)
+        with server_user(settings):
+            pass
+        monkeypatch.setattr(socket, "gethostname", lambda: "second")
+        for use in (lambda: server_user(settings).__enter__(), lambda: start_triton(settings), lambda: stop_triton(settings)):
+            with pytest.raises(ServingError, match=f"{record.host}, which shares this home, uses a local Triton") as caught:
+                use()
+            assert "[serving] url" in str(caught.value)
+        assert process.triton_status(settings).detail == f"it was started on {record.host}"
+    with server_user(settings):  # the first machine has finished, or was killed
+        pass
