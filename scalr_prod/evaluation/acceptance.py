@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Acceptance: whether an arm keeps its λ, by expected gain and chance of harm (docs/adr/0019).
 
-The gain over real events only is measured on users whose scores did not select the arm's values. It is shrunk towards 0, the more the less
-evidence there is. λ is kept if the expected gain is above 0 and a loss of more than 2 % is improbable.
+The gain is relative to the arm `real`. The users are in groups, and each group is scored with the values that the other groups chose. The
+gain is shrunk towards 0, the more the less evidence there is. λ is kept if the expected gain is above 0 and a loss of more than 2 % is
+improbable.
 
 For real+scalr the users' own source histories must matter, too: either the translator was measured to know them, or the events do better
 than the same events given to other users.

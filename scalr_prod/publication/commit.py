@@ -144,7 +144,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
         settings: The project's settings.
         run_id: A validated run.
         canary: The users to publish for.
-        is_widening: Whether it widens a publication for fewer users, whose rows later runs may have replaced in part.
+        is_widening: Whether the run is published for a share of these users already. Later runs may have replaced some of its rows.
     """
     check_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of synthetic rows. λ (`synthetic_weight`) is their total weight as a share of the total weight of the real rows.
+"""Weights of synthetic rows. λ (`synthetic_weight`) is the target for their total weight, as a share of that of the real rows.
 
 A synthetic row weighs confidence × λ × R / S, where R is the total weight of the real rows and S the total confidence of the synthetic
-rows of the set. λ therefore means the same for every log, number of events per user, and length of the log.
+rows of the set. The actual share is up to 9 % off, since R / S is rounded, and lower where λ × R / S is over 1, which counts as 1.
+λ therefore means the same for every log, number of events per user, and length of the log.
 """
 
 from __future__ import annotations

@@ -195,7 +195,8 @@ def _labelled(
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans, unsorted.
 
-    Synthetic rows to leave out (λ is 0, or a held-out user) are only marked: `_ordered` removes the negatives that contradict them first.
+    Synthetic rows to leave out (λ is 0, or a held-out user) are marked, not dropped: `_ordered` first drops the negatives of the same user
+    and item, then the marked rows.
 
     Args:
         connection: A DuckDB connection.

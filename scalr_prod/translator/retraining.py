@@ -65,7 +65,7 @@ class KeptVersion:
 
 
 def find_kept_version(settings: Settings) -> KeptVersion | None:
-    """Return the version that the settings' run keeps, whatever events were added since it was trained; None: it keeps none.
+    """Return the version that `scalr run` uses without training, although events were added since; None: it has to call `train`.
 
     With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one with the latest ``trained_until``, less
     than ``[translator] retrain_every`` before the time that the run needs. Its settings must be the current ones, none of its events may
@@ -119,7 +119,8 @@ def _has_only_grown(settings: Settings, version: TranslatorVersion, until: datet
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
     """Predict whether `scalr run` would train a translator, and return why; None: it would reuse a version, or there is none yet.
 
-    The decision itself is in `training.train`. The logs are read only if settings and table versions do not settle the question.
+    `pipeline.steps.translator` decides: by `find_kept_version`, then by `training.train`, which reuses a version with the same inputs. The
+    logs are read only if settings and table versions do not settle the question.
 
     Args:
         settings: The project's settings.

@@ -197,7 +197,7 @@ def _sort_exactly(
     depth = p.gather(1, chosen).clamp(min=_TINY).log().neg()
     error = 1.01 * (mixture.rounding_bound(encoded, request.component, chosen) + _STEPS + UNIT_ROUNDOFF * depth)
     lower, upper = best * (1 - error), best * (1 + error)
-    # Largest upper bound of each key and all that follow.
+    # For each position, the largest upper bound at this or a later one.
     reach = torch.where(best > 0, upper, -1.0).flip(1).cummax(1).values.flip(1)
     close = (reach[:, 1:] >= lower[:, :-1])[:, : request.k].any(1)
     rows = close.nonzero()[:, 0]
