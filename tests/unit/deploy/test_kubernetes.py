@@ -89,10 +89,8 @@ def test_nothing_runs_as_root_or_may_become_it():
 
 def test_the_project_names_services_that_are_there_and_files_that_are_mounted(monkeypatch):
     for variable in re.findall(r"^(\w+)=", (FOLDER / "secrets.env.example").read_text(), re.MULTILINE):
-        value = (
-            "postgresql+psycopg://scalr:secret@postgres/ledger" if variable.endswith(("URL", "REGISTRY")) else "scalr=secret"
-        )
-        monkeypatch.setenv(variable, value)
+        name = {"SCALR_LEDGER__URL": "ledger", "SCALR_FEAST__REGISTRY": "feast"}.get(variable)
+        monkeypatch.setenv(variable, f"postgresql+psycopg://scalr:secret@postgres/{name}" if name else "scalr=secret")
     settings = load_settings(FOLDER / "scalr.toml")
     assert settings.ledger.url.startswith("postgresql")
     replicas = of_kind("StatefulSet")["scalr-triton"]["spec"]["replicas"]

@@ -89,7 +89,7 @@ def chosen(*rules, arm=OURS, **more):
 
 def tune(tuner, arm):
     tuned = tuner.tune(arm)
-    return tuned.arm, tuned.validation_to_json()
+    return tuned.arm, tuned.validation.to_json()
 
 
 def only(arm, rule):
