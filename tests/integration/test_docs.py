@@ -33,6 +33,8 @@ def says(console, folder, environment):
             pytest.fail(found)
 
 
+#: Twenty seconds; `make docs` builds it, too.
+@pytest.mark.long
 def test_the_site_builds_without_a_warning(tmp_path):
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done(

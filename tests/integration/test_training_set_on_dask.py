@@ -151,7 +151,7 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
     [
         pytest.param(grouped_join, "_write_ranges", marks=long),
         pytest.param(grouped_join, "_join_range", marks=long),
-        (features, "_write_files"),
+        pytest.param(features, "_write_files", marks=long),
     ],
 )
 def test_a_worker_that_dies_changes_no_byte(small, tmp_path, monkeypatch, module, task):
