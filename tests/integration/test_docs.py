@@ -27,7 +27,9 @@ def done(command, **options):
 def says(console, folder, environment):
     """The commands of a block, each with the lines that it is shown to print."""
     for command, shown in said(console):
-        found = run([SCALR, *command.split()[1:]], cwd=folder, env=environment)
+        variables, _, arguments = command.partition("scalr ")
+        assigned = dict(word.split("=", 1) for word in variables.split())
+        found = run([SCALR, *arguments.split()], cwd=folder, env=environment | assigned)
         assert found.returncode == 0, (found.stdout + found.stderr)[-3000:]
         if shown and (found := difference(shown, found.stdout, found.stderr)):
             pytest.fail(found)
@@ -111,3 +113,6 @@ def the_page_on_training_sets(folder, environment):
     assert (batch, trees) == (1024, 20)
     assert len((folder / "rows.csv").read_text().splitlines()) == rows + 1
     assert (folder / "films" / "films.inter").is_file()
+    split = json.loads((folder / ".split" / "datasets" / "training_set" / "v1" / "manifest.json").read_text())
+    assert 0 < split["real"] < 1200
+    assert split["synthetic"] > 1000, "those of a run as of the split are in its set"
