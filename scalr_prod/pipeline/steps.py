@@ -68,11 +68,13 @@ def policy(context: PipelineContext) -> StageReport | None:
 
 def translator(context: PipelineContext) -> StageReport:
     """Train a version, or return the one with the same inputs; a whole run keeps one by ``[translator] pin`` or ``retrain_every``."""
-    from scalr_prod.translator import TrainReport, find_kept_version
+    from scalr_prod.translator import TrainReport, find_kept_version, record_version
 
     kept = find_kept_version(context.settings) if context.whole else None
     if kept is not None:
         logger.info("translator version %d is kept: %s", kept.version.version, kept.reason)
+        # A driver may have died between writing the version and recording it.
+        record_version(context.settings, kept.version, only_if_missing=True)
         report = TrainReport.from_version(kept.version, reused=True, kept=kept.reason)
     else:
         from scalr_prod.translator import train

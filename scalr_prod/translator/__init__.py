@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from scalr_prod.translator.estimators.protocol import Estimator, ProductEstimator
     from scalr_prod.translator.evaluation import BacktestReport, evaluate
     from scalr_prod.translator.module import TranslatorModule
-    from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, load_version, models_dir, resolve_version
+    from scalr_prod.translator.registry import (
+        ItemVocabulary,
+        TranslatorVersion,
+        load_version,
+        models_dir,
+        record_version,
+        resolve_version,
+    )
     from scalr_prod.translator.reliability import ReliabilityClass
     from scalr_prod.translator.requests import MAX_ABS_TIME_US, RequestBounds, check_sampling
     from scalr_prod.translator.retraining import KeptVersion, RetrainingReason, find_kept_version, retraining_reason
@@ -71,6 +78,7 @@ __all__ = [
     "load_version",
     "models_dir",
     "open_worker_pool",
+    "record_version",
     "resolve_device",
     "resolve_version",
     "retraining_reason",
@@ -114,6 +122,7 @@ __getattr__ = lazy_exports(
         "models_dir": "registry",
         "open_worker_pool": "worker_pool",
         "resolve_device": "devices",
+        "record_version": "registry",
         "resolve_version": "registry",
         "retraining_reason": "retraining",
         "time_quantile": "trainer",

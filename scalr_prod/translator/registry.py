@@ -37,6 +37,7 @@ __all__ = [
     "find_trained_between",
     "load_version",
     "models_dir",
+    "record_version",
     "resolve_version",
     "version_numbers",
     "write_version",
@@ -312,3 +313,29 @@ def _read_version(folder: Path) -> TranslatorVersion:
             where=str(folder / MANIFEST_FILE),
             next_step="restore the folder from a copy, or remove it and train again: scalr translator train",
         ) from error
+
+
+def record_version(settings: Settings, version: TranslatorVersion, *, only_if_missing: bool = False) -> None:
+    """Record a version in the ledger.
+
+    Args:
+        settings: The project's settings.
+        version: The version.
+        only_if_missing: Leave a record of this number as it is.
+
+    Raises:
+        LedgerError: Another version is recorded under this number.
+    """
+    from scalr_prod.ledger import Ledger
+
+    with Ledger.open(settings) as ledger:
+        if only_if_missing and any(known.version == version.version for known in ledger.models.find()):
+            return
+        ledger.models.record(
+            version.version,
+            path=str(version.path),
+            sha256=version.sha256,
+            fingerprint=version.manifest["fingerprint"],
+            trained_until=version.trained_until,
+            metrics=version.manifest["metrics"],
+        )

@@ -25,7 +25,13 @@ from scalr_prod.translator.data.event_log import EventLog, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators.bundled_source import bundle_sources
-from scalr_prod.translator.registry import ItemVocabulary, TranslatorVersion, find_by_fingerprint, write_version
+from scalr_prod.translator.registry import (
+    ItemVocabulary,
+    TranslatorVersion,
+    find_by_fingerprint,
+    record_version,
+    write_version,
+)
 from scalr_prod.translator.train_report import TrainReport
 from scalr_prod.translator.trainer import (
     calibration_slice,
@@ -80,7 +86,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     if version is None:
         with open_worker_pool(settings.translator.threads) as pool:
             version = _train(settings, until, fingerprint, inputs, data_versions, pool, progress=progress)
-    _record(settings, version)
+    record_version(settings, version)
     return TrainReport.from_version(version, reused=reused, seconds=round(time.perf_counter() - started, 2))
 
 
@@ -203,17 +209,3 @@ def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> An
             median = pc.quantile(values, 0.5)[0].as_py()
             return pc.fill_null(values, median).to_numpy(zero_copy_only=False)
     return count.astype(np.float64)
-
-
-def _record(settings: Settings, version: TranslatorVersion) -> None:
-    from scalr_prod.ledger import Ledger
-
-    with Ledger.open(settings) as ledger:
-        ledger.models.record(
-            version.version,
-            path=str(version.path),
-            sha256=version.sha256,
-            fingerprint=version.manifest["fingerprint"],
-            trained_until=version.trained_until,
-            metrics=version.manifest["metrics"],
-        )

@@ -40,7 +40,12 @@ def make_version(settings, number=1, **changes):
     path.write_text(json.dumps(manifest), encoding="utf-8")
     with Ledger.open(settings) as ledger:
         ledger.models.record(
-            number, path=str(path.parent), sha256="0" * 64, fingerprint=str(number), trained_until=until, metrics={}
+            number,
+            path=str(path.parent),
+            sha256="0" * 64,
+            fingerprint=manifest["fingerprint"],
+            trained_until=until,
+            metrics={},
         )
 
 
@@ -244,3 +249,14 @@ def test_a_dry_run_expects_no_training_for_a_log_that_has_grown(own):
     assert found["reasons"]["ingest"] == f"source: {log.name} changed"
     assert (found["stages"]["translator"], found["stages"]["dataset"]) == ("look", "make")
     assert datetime.fromisoformat(load_version(own).manifest["trained_until"]).isoformat() in found["translator"]
+
+
+def test_a_kept_version_is_recorded_if_its_driver_died_before(own):
+    """The version's files are written before the ledger knows it; the quality gate asks the ledger."""
+    for file in own.home.glob("ledger.db*"):
+        file.unlink()
+    report = steps.translator(PipelineContext(own, whole=True))
+    assert report.reused
+    version = load_version(own, report.version)
+    with Ledger.open(own) as ledger:
+        assert [model.sha256 for model in ledger.models.find()] == [version.sha256]
