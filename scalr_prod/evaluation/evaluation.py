@@ -91,9 +91,8 @@ def _validation_windows(
     for number in range(1, split.settings.downstream.windows):
         try:
             window = _validation_window(split, number, windows[-1][0].evaluator.split.cutoff, progress)
-            measure_signal(
-                window[0].cache, window[0].data_builder
-            )  # trains the translator, which fails if there is too little data
+            # Trains the translator, which fails if there is too little data.
+            measure_signal(window[0].cache, window[0].data_builder)
         except (EvaluationError, TranslatorError) as error:
             logger.warning("validation uses %d of %d windows: %s", number, split.settings.downstream.windows, error)
             break

@@ -9,7 +9,7 @@ the information of source histories, then real+scalr. The test data is used once
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
 from scalr_prod.evaluation.signal import Signal, classify_signal, describe_signal, measure_signal
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["run_quick_verdict"]
 
 logger = logging.getLogger(__name__)
-
-_ZERO_WEIGHTS: Final = (0.0, 0.0, 0.0)
 
 
 def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit]) -> EvaluationReport:
@@ -50,8 +48,7 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
     runner.evaluate_arm(run, family, REAL_ONLY)
     runner.signal = measure_signal(run.cache, run.data_builder)
     logger.info("signal beyond popularity: %s", describe_signal(runner.signal))
-    is_absent = classify_signal(runner.signal) is Signal.ABSENT
-    runner.use_defaults(family, _ZERO_WEIGHTS if is_absent else runner.settings.training_set.resolved_segment_weights)
+    runner.use_defaults(family, has_signal=classify_signal(runner.signal) is not Signal.ABSENT)
     runner.evaluate_arm(run, family, WITH_SYNTHETIC)
     report = runner.finish()
     limit = run.data_builder.max_contexts

@@ -205,13 +205,9 @@ class EvaluationRunner:
             family.best_baselines = family.tuner.best_baselines()
             logger.info("%s: the best baselines on validation are %s", family.name, family.best_baselines)
 
-    def use_defaults(self, family: FamilyEvaluation, weights: tuple[float, float, float]) -> None:
-        """Use a run's default settings for real+scalr; real events only must be tuned.
-
-        Args:
-            family: The family.
-            weights: λ of cold, sparse and dense users.
-        """
+    def use_defaults(self, family: FamilyEvaluation, *, has_signal: bool) -> None:
+        """Use a run's default settings for real+scalr, with λ = 0 without a signal; real events only must be tuned."""
+        weights = self.settings.training_set.resolved_segment_weights if has_signal else _ZERO_WEIGHTS
         family.tuned[WITH_SYNTHETIC] = family.tuner.default_arm(weights)
         # Its own calibration would need the events, and the translator, of the validation window.
         family.calibrators[WITH_SYNTHETIC] = family.calibrators[REAL_ONLY]
