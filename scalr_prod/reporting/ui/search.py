@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.lake import Lake
+from scalr_prod.reporting.ui.users import register_titles
 from scalr_prod.schemas import (
     EVENT_TIMESTAMP,
     ITEM_ID,
@@ -20,8 +21,6 @@ from scalr_prod.workspace import open_duckdb, staging_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import date
-
-    from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
 
@@ -109,20 +108,20 @@ def search(settings: Settings, text: str) -> SearchResult:
         ):
             db.register(name, lake.dataset(table))
         for name, table in (("source_titles", Table.SOURCE_ITEMS), ("target_titles", Table.TARGET_ITEMS)):
-            _register_titles(db, lake, name, table)
+            register_titles(db, lake, table, name)
         of_user = db.execute(f"SELECT count(*) FROM source_events WHERE {USER_ID}::VARCHAR = $text", {"text": text}).fetchall()[
             0
         ][0]
-        source_item = f"CAST({source_item_id_sql('key', names, 'string')} AS VARCHAR)"
+        source_item = f"CAST({source_item_id_sql(ITEM_ID, names, 'string')} AS VARCHAR)"
         rows = db.execute(
             f"""WITH items AS (
-                    SELECT $target AS domain, key::VARCHAR AS item, title, events, key::VARCHAR AS target_item FROM (
-                        SELECT {ITEM_ID} AS key, count(*) AS events FROM target_events GROUP BY key
-                    ) LEFT JOIN target_titles USING (key)
+                    SELECT $target AS domain, {ITEM_ID}::VARCHAR AS item, title, events, {ITEM_ID}::VARCHAR AS target_item FROM (
+                        SELECT {ITEM_ID}, count(*) AS events FROM target_events GROUP BY {ITEM_ID}
+                    ) LEFT JOIN target_titles USING ({ITEM_ID})
                     UNION ALL
-                    SELECT {source_domain_sql("key", names)}, {source_item}, title, events, NULL FROM (
-                        SELECT {ITEM_ID} AS key, count(*) AS events FROM source_events GROUP BY key
-                    ) LEFT JOIN source_titles USING (key)
+                    SELECT {source_domain_sql(ITEM_ID, names)}, {source_item}, title, events, NULL FROM (
+                        SELECT {ITEM_ID}, count(*) AS events FROM source_events GROUP BY {ITEM_ID}
+                    ) LEFT JOIN source_titles USING ({ITEM_ID})
                 ), found AS (
                     SELECT * FROM items WHERE item = $text OR contains(lower(title), lower($text))
                     ORDER BY item = $text DESC, events DESC, domain, item LIMIT {_MAX_ITEMS}
@@ -138,10 +137,3 @@ def search(settings: Settings, text: str) -> SearchResult:
             {"text": text, "target": settings.domains.target.name},
         ).fetchall()
     return SearchResult(int(of_user), [FoundItem(*row) for row in rows])
-
-
-def _register_titles(db: DuckDBPyConnection, lake: Lake, name: str, table: Table) -> None:
-    db.register(f"{name}_rows", lake.dataset(table))
-    db.execute(
-        f"CREATE TEMP VIEW {name} AS SELECT {ITEM_ID} AS key, any_value(title) AS title FROM {name}_rows GROUP BY {ITEM_ID}"
-    )

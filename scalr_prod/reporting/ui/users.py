@@ -46,6 +46,7 @@ __all__ = [
     "UserHistory",
     "pick_users",
     "read_user_history",
+    "register_titles",
     "translate_user",
     "with_other_settings",
 ]
@@ -165,7 +166,7 @@ def read_user_history(settings: Settings, spec: RunSpec, user: str) -> UserHisto
     names = settings.domains.source_names
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         db.register("events", events)
-        _register_titles(db, Lake.open(settings))
+        register_titles(db, Lake.open(settings), Table.SOURCE_ITEMS, "titles")
         rows = db.execute(
             f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)}, coalesce(i.title, {_source_item_text_sql(f"e.{ITEM_ID}", names)}),
                        e.{EVENT_TIMESTAMP}, e.{EVENT_TIMESTAMP} >= $start, count(*) OVER ()
@@ -234,7 +235,7 @@ def _context_sources(
     """Return each context's source event and time, latest first, with the key of explanations: domain, item, time."""
     names = settings.domains.source_names
     db.register("contexts", rows)
-    _register_titles(db, Lake.open(settings))
+    register_titles(db, Lake.open(settings), Table.SOURCE_ITEMS, "titles")
     selected = db.execute(
         f"""SELECT {source_domain_sql(f"e.{ITEM_ID}", names)} AS domain, {_source_item_text_sql(f"e.{ITEM_ID}", names)} AS item,
                    i.title, e.{SOURCE_TIMESTAMP}, e.{EVENT_TIMESTAMP}
@@ -252,9 +253,10 @@ def _source_item_text_sql(key: str, names: tuple[str, ...]) -> str:
     return f"CAST({source_item_id_sql(key, names, 'string')} AS VARCHAR)"
 
 
-def _register_titles(db: DuckDBPyConnection, lake: Lake) -> None:
-    db.register("items", lake.dataset(Table.SOURCE_ITEMS))
-    db.execute(f"CREATE TEMP VIEW titles AS SELECT {ITEM_ID}, any_value(title) AS title FROM items GROUP BY {ITEM_ID}")
+def register_titles(db: DuckDBPyConnection, lake: Lake, table: Table, name: str) -> None:
+    """Create a temporary view ``name`` with the id and the title of each item of a table of items."""
+    db.register(f"{name}_rows", lake.dataset(table))
+    db.execute(f"CREATE TEMP VIEW {name} AS SELECT {ITEM_ID}, any_value(title) AS title FROM {name}_rows GROUP BY {ITEM_ID}")
 
 
 def _source_events(settings: Settings, spec: RunSpec) -> Any:
