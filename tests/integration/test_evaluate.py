@@ -118,7 +118,8 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert set(arms) == {"real", *TAUGHT, "model_level_transfer"}
     assert report.budget["als"]["shuffled"]["fits"] >= 0.5 * report.budget["als"]["real+scalr"]["fits"] > 0
     assert report.complete
-    assert 0.9 * seconds < report.seconds <= seconds, "the quick verdict and the reading of the logs count too"
+    # The report rounds to tenths of a second.
+    assert 0.9 * seconds < report.seconds <= seconds + 0.1, "the quick verdict and the reading of the logs count too"
     policy = Policy.read(policy_path(settings))
     chosen = report.choices["als"]
     assert policy.segment_weights == tuple(chosen["lambda"].values())
