@@ -72,14 +72,16 @@ def open_feature_store(
         config.offline_store.versions = dict(versions or {})
         if settings.feast.online_store == "redis":
             config.online_store.connection_string = settings.feast.redis
-        return FeatureStore(config=config, repo_path=str(settings.feast_repo))
+        store = FeatureStore(config=config, repo_path=str(settings.feast_repo))
+        store.registry  # noqa: B018 - Feast connects when it is first read: an address that does not answer is an error here
     except Exception as error:
         # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
         raise FeatureStoreError(
             f"Feast cannot be opened: {redact(str(error), settings.secrets)}",
             where=str(yaml),
-            next_step="check [feast] in scalr.toml, then run: scalr histories",
+            next_step="check [feast] in scalr.toml and that the registry can be reached, then run: scalr histories",
         ) from error
+    return store
 
 
 def read_registries_uncached() -> None:

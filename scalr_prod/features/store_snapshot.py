@@ -12,7 +12,7 @@ from feast import FeatureStore
 from feast.infra.registry.registry_store import RegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
 
-from scalr_prod.features.client import read_registries_uncached
+from scalr_prod.features.client import read_registries_uncached, translate_feast_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,10 +38,16 @@ class StoreSnapshot:
 
     @classmethod
     def from_store(cls, store: FeatureStore) -> Self:
-        """Copy a store's settings and read its registry."""
+        """Copy a store's settings and read its registry.
+
+        Raises:
+            FeatureStoreError: The registry cannot be reached.
+        """
+        with translate_feast_errors(store.repo_path):
+            content = store.registry.proto().SerializeToString()
         config = copy.deepcopy(store.config)
         config.registry.registry_type, config.registry.registry_store_type = "file", _REGISTRY_STORE
-        config.registry.path = b64encode(store.registry.proto().SerializeToString()).decode()
+        config.registry.path = b64encode(content).decode()
         config.registry.cache_ttl_seconds = 0  # never read again
         return cls(config, str(store.repo_path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from datetime import timedelta
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from scalr_prod.features import (
     repository,
     stream_window,
 )
+from scalr_prod.features.store_snapshot import StoreSnapshot
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import PROVENANCE_COLUMNS, Table, table_schema
 
@@ -76,6 +78,18 @@ class TestRepository:
         with pytest.raises(FeatureStoreError, match="no feature repository yet") as caught:
             open_feature_store(unlaid)
         assert caught.value.next_step == "run: scalr histories"
+
+    def test_a_registry_that_does_not_answer(self, own):
+        feast = own.feast.model_copy(update={"registry": "postgresql+psycopg://127.0.0.1:1/registry"})
+        with pytest.raises(FeatureStoreError, match="Feast cannot be opened") as caught:
+            open_feature_store(own.model_copy(update={"feast": feast}))
+        assert "the registry can be reached" in caught.value.next_step
+
+    def test_a_registry_that_stops_answering(self, own, monkeypatch):
+        store = open_feature_store(own)
+        monkeypatch.setattr(store.registry, "proto", Mock(side_effect=OSError("server closed the connection")))
+        with pytest.raises(FeatureStoreError, match="server closed the connection"):
+            StoreSnapshot.from_store(store)
 
     def test_no_secret_is_laid(self, feast_project, tmp_path):
         settings = load_settings(
