@@ -7,11 +7,13 @@ import contextlib
 import io
 import logging
 import os
+import random
+import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.redaction import redact
 from scalr_prod.errors import FeatureStoreError, ScalrError
@@ -40,6 +42,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Mean seconds between attempts to open a registry.
+_REGISTRY_PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0)
 
 
 def open_feature_store(
@@ -73,7 +78,7 @@ def open_feature_store(
         if settings.feast.online_store == "redis":
             config.online_store.connection_string = settings.feast.redis
         store = FeatureStore(config=config, repo_path=str(settings.feast_repo))
-        store.registry  # noqa: B018 - Feast connects when it is first read: an address that does not answer is an error here
+        _open_registry(store)
     except Exception as error:
         # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
         raise FeatureStoreError(
@@ -82,6 +87,23 @@ def open_feature_store(
             next_step="check [feast] in scalr.toml and that the registry can be reached, then run: scalr histories",
         ) from error
     return store
+
+
+def _open_registry(store: FeatureStore) -> None:
+    """Connect to the store's registry and create its tables. Feast does so when it is first read.
+
+    It creates the tables of a new registry without a lock, so concurrent projects fail on them. Retry.
+    """
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for pause in _REGISTRY_PAUSES_S:
+        try:
+            store.registry  # noqa: B018 - a property
+        except (IntegrityError, ProgrammingError):
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not retry together
+        else:
+            return
+    store.registry  # noqa: B018
 
 
 def read_registries_uncached() -> None:
