@@ -16,7 +16,7 @@ from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features import apply_feature_repo, open_feature_store
 
 pytestmark = pytest.mark.slow
-#: Starts several processes; one finds its registry in the first test.
+#: Starts several processes, among them Feast's own command; test_shared_stores.py applies and reads a registry on PostgreSQL.
 long = pytest.mark.long
 
 SECRET = "not-to-be-found"  # noqa: S105 - what is looked for
@@ -27,6 +27,7 @@ def registry(postgres):
     return postgres.database("feast").set(password=SECRET).render_as_string(hide_password=False)
 
 
+@long
 def test_applied_and_read_without_a_secret_in_any_file(registry, tmp_path, monkeypatch):
     monkeypatch.setenv("SCALR_FEAST__REGISTRY", registry)
     settings = make_project(tmp_path)

@@ -201,7 +201,7 @@ def test_a_forgotten_user_is_in_no_object_of_a_store(tmp_path):
     "at",
     [
         by_night("orchestrate.erase_from_files"),
-        "files._update_manifests",
+        pytest.param("files._update_manifests", marks=long),
         by_night("orchestrate.erase_entities"),
         pytest.param("orchestrate._record_completion", marks=long),
     ],

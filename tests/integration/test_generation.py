@@ -109,6 +109,7 @@ def test_half_of_the_events_stay_and_their_buckets_come_nearer(config, made):
     assert abs(after - want) < abs(before - want)
 
 
+@long
 def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lost(config, made):
     spec, report, rows, _ = made
     settings = project(config, "local", workers=3, batch_size=1024, partitions=16)

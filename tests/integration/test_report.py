@@ -24,6 +24,8 @@ from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
+#: Publishes further runs; `make test` tells a run that was rolled back, by the same query.
+long = pytest.mark.long
 
 
 @pytest.fixture
@@ -209,6 +211,7 @@ def test_a_run_that_was_rolled_back_is_told_from_one_that_is_published(project, 
         opened.publish(run_id)
 
 
+@long
 def test_a_run_whose_rows_were_replaced_says_so(project, here):
     opened, run_id, *_ = project
     other_seed = {"generation": window(0) | {"seed": 1}, "compute": {"dask": here}}

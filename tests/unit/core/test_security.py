@@ -194,7 +194,7 @@ def test_secrets_are_looked_for_in_the_output_of_every_command():
     [
         pytest.param(UNREACHABLE, OF_SQL, "", 9, id="nothing can be reached", marks=pytest.mark.long),
         pytest.param(LOCAL_LEDGER, OF_FILES, "", 5, id="local ledger", marks=pytest.mark.long),
-        pytest.param(LOCAL_LEDGER, SIGNED, "s3://bucket/lake", 5, id="signed URL"),
+        pytest.param(LOCAL_LEDGER, SIGNED, "s3://bucket/lake", 5, id="signed URL", marks=pytest.mark.long),
     ],
 )
 def test_planted_secrets_are_nowhere(tmp_path, planted, source, lake, failing):

@@ -142,7 +142,8 @@ def test_two_way_means_are_the_metric_and_users_of_several_cutoffs_count_once():
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "gain", "spread"), [(300, 200, 0.0, 0.0), (300, 200, 0.0, 1.0), (1500, 400, 0.6, 1.0)]
+    ("users", "items", "gain", "spread"),
+    [(300, 200, 0.0, 0.0), (300, 200, 0.0, 1.0), pytest.param(1500, 400, 0.6, 1.0, marks=pytest.mark.long)],
 )
 def test_the_two_way_interval_covers_where_users_and_items_differ(users, items, gain, spread):
     """Two arms that share half of their hits; items suit either arm more or less."""

@@ -350,7 +350,7 @@ def held(settings) -> list[dict[str, Any]]:
     return Lake.open(settings).read(Table.SOURCE_EVENTS).to_pylist()
 
 
-@pytest.mark.parametrize("case", sweep(CASES[::2] + CASES[1::2], keep=len(CASES) // 2), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", sweep(CASES[::2] + CASES[1::2], keep=len(CASES) // 4), ids=lambda case: case.name)
 def test_the_contract(project, case):
     *earlier, last = case.logs
     for one in earlier:

@@ -154,6 +154,7 @@ def test_shuffled_labels_carry_no_information(world):
     assert world.nll(other, labels) > popularity - 0.05
 
 
+@pytest.mark.long
 def test_too_few_held_out_users_use_the_table_of_all_users(world):
     labels = drawn_by(world, mixing(TRUE))
     few = np.zeros(len(labels), bool)
@@ -196,6 +197,7 @@ def test_a_fold_does_not_influence_its_own_table(world):
     assert not any(torch.equal(ours[fold_table_name(0)], ours[name]) for name in (*CALIBRATION_TABLES, fold_table_name(1)))
 
 
+@pytest.mark.long
 def test_a_fold_table_uses_all_other_users_if_none_were_held_out(world):
     labels = drawn_by(world, mixing(TRUE))
     fold = (np.arange(len(labels)) % 2).astype(np.int32)

@@ -33,6 +33,9 @@ import triton.language as tl
 
 from scalr_prod.translator.kernels.gpu import gpu_executor, gpu_self_test, sampling_kernel
 
+#: Seconds each in the interpreter; draws and probabilities stay in `make test`, and a GPU's self-test repeats the comparison.
+long = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[SimpleNamespace]:
@@ -92,6 +95,7 @@ def test_draws_and_probabilities_match_the_reference(world, k, temperature, min_
 
 
 @pytest.mark.slow
+@long
 def test_every_component_scores_as_the_reference(world):
     contexts = make_contexts(world, 70, seed=1, exclude=3)
     every = np.tile(np.arange(-1, world.pairs.n_target, dtype=np.int32), (70, 1))
@@ -102,6 +106,7 @@ def test_every_component_scores_as_the_reference(world):
         np.testing.assert_array_equal(found[0] == 0, expected[0] == 0)
 
 
+@long
 def test_the_pass_rarely_needs_float64(world, whole_rows):
     contexts = make_contexts(world, 120, seed=3, exclude=4)
     world.gpu.sample(contexts, 4)
@@ -119,6 +124,7 @@ def test_rows_within_the_rounding_bound_use_the_reference(world, whole_rows, mon
 
 
 @pytest.mark.slow
+@long
 def test_results_do_not_depend_on_tiles_or_groups(world, monkeypatch):
     """Tiles of few contexts, since many events lie between them; groups of few; all items for one program."""
     contexts = make_contexts(world, 60, seed=5, exclude=2)
@@ -205,6 +211,7 @@ print(made.metadata.shared)
     assert int(done.stdout) <= 99 * 2**10  # of shared memory, which the smaller cards of that kind have
 
 
+@long
 def test_the_self_test_runs_with_few_eligible_items(world):
     """A context with two eligible items has two draws of four."""
     tensors = world.tensors | {"shared/first_seen": torch.arange(world.pairs.n_target) * DAY}
