@@ -20,6 +20,7 @@ from scalr_prod.evaluation.arms import (
     leave_one_out_arms,
 )
 from scalr_prod.evaluation.split import EvaluationSplit
+from scalr_prod.generation import preview_run
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import time_quantile
@@ -98,6 +99,7 @@ class EvaluationPlan:
             settings = _with_downstream(settings, changed)
         cold_fraction = downstream.cold_fraction if request.cold_fraction is None else request.cold_fraction
         _ensure_ingested(settings)
+        settings = _with_limited_events(settings)
         count = 1 if request.quick else request.cutoffs or downstream.cutoffs
         cutoffs = choose_cutoffs(settings, request.cutoff, count)
         splits = [
@@ -171,6 +173,18 @@ def choose_cutoffs(settings: Settings, first: datetime | None, count: int) -> li
 def _reduced_models_and_seeds(settings: Settings) -> dict[str, Any]:
     downstream = settings.downstream
     return {"models": downstream.models[:1], "seeds": min(downstream.seeds, _DEFAULT_SEEDS)}
+
+
+def _with_limited_events(settings: Settings) -> Settings:
+    """Return settings by which a split's contexts get at most as many events as those of the project's own run."""
+    limit = preview_run(settings).max_events_per_context
+    generation = {
+        "events_per_source_event": min(settings.generation.events_per_source_event, limit),
+        "max_synthetic_ratio": 0.0,  # a split has fewer real events
+    }
+    volumes = tuple(dict.fromkeys(min(volume, limit) for volume in settings.downstream.volumes))
+    settings = settings.model_copy(update={"generation": settings.generation.model_copy(update=generation)})
+    return _with_downstream(settings, {"volumes": volumes})
 
 
 def _with_downstream(settings: Settings, changed: dict[str, Any]) -> Settings:

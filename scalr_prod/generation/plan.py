@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.calendar import add_days
 from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import EmptyWindow, TrainedPastWindow
+from scalr_prod.generation.encoding import count_contexts
 from scalr_prod.ledger import Ledger, RunSpec, RunWindow, TranslatorPin
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
 from scalr_prod.workspace import Holdout, ensure_retrained_in_time
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from duckdb import DuckDBPyConnection
@@ -22,10 +25,23 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.translator import TranslatorVersion
 
-__all__ = ["TABLES_READ", "plan_run", "resolve_run_spec", "resolve_window", "run_settings"]
+__all__ = [
+    "TABLES_READ",
+    "max_events_per_context",
+    "plan_run",
+    "register_events",
+    "resolve_run_spec",
+    "resolve_window",
+    "run_settings",
+]
+
+logger = logging.getLogger(__name__)
 
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
+
+#: The largest value of ``[generation] events_per_source_event``.
+_MAX_EVENTS_PER_CONTEXT: Final = 100
 
 _TRAIN_HINT = "train one that has not: scalr translator train --trained-until {limit}"
 
@@ -84,8 +100,19 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
     lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
-        connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
+        register_events(connection, lake, versions)
         window = resolve_window(wanted, connection, lake, timezone=settings.project.timezone)
+        chosen = run_settings(settings)
+        contexts, _ = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
+        limit = max_events_per_context(settings, connection, window, contexts)
+    if limit < wanted.events_per_source_event:
+        logger.info(
+            "drawing up to %d events for each of %d contexts, not %d: [generation] max_synthetic_ratio is %g",
+            limit,
+            contexts,
+            wanted.events_per_source_event,
+            wanted.max_synthetic_ratio,
+        )
     translator = _choose_version(settings, version, window.start if wanted.mode == "causal" else window.as_of)
     return RunSpec.create(
         mode=wanted.mode,
@@ -93,7 +120,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         seed=wanted.seed,
         translator=TranslatorPin(translator.version, translator.sha256, translator.trained_until),
         table_versions=versions,
-        settings=run_settings(settings),
+        settings=run_settings(settings, limit),
     )
 
 
@@ -121,22 +148,52 @@ def resolve_window(wanted: GenerationSettings, connection: DuckDBPyConnection, l
     return RunWindow(start or found.first, end, as_of)
 
 
-def run_settings(settings: Settings) -> dict[str, Any]:
-    """Those settings that change a run's rows, as its specification keeps them."""
+def register_events(connection: DuckDBPyConnection, lake: Lake, versions: Mapping[str, int]) -> None:
+    """Make the lake's source events the view ``events``, and its target events ``target_events``, of these versions."""
+    connection.register("events", lake.dataset(Table.SOURCE_EVENTS, version=versions[Table.SOURCE_EVENTS]))
+    connection.register("target_events", lake.dataset(Table.TARGET_EVENTS, version=versions[Table.TARGET_EVENTS]))
+
+
+def max_events_per_context(settings: Settings, connection: DuckDBPyConnection, window: RunWindow, contexts: int) -> int:
+    """Return how many events a context may get by ``[generation] max_synthetic_ratio``; at least one.
+
+    Args:
+        settings: The project's settings.
+        connection: A DuckDB connection with the views of `register_events`.
+        window: The run's window.
+        contexts: Number of the run's contexts.
+    """
+    ratio = settings.generation.max_synthetic_ratio
+    if not ratio or not contexts:
+        return _MAX_EVENTS_PER_CONTEXT
+    row = connection.execute(
+        f"SELECT count(*) FROM target_events WHERE {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of",
+        {"end": window.end, "as_of": window.as_of},
+    ).fetchall()[0]
+    return min(max(int(ratio * row[0] / contexts), 1), _MAX_EVENTS_PER_CONTEXT)
+
+
+def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_CONTEXT) -> dict[str, Any]:
+    """Those settings that change a run's rows, as its specification keeps them.
+
+    Args:
+        settings: The project's settings.
+        events_per_context: How many events a context may get, see `max_events_per_context`; fewer where the settings say so.
+    """
     held = Holdout.from_settings(settings)
     return {
-        "generation": _row_settings(settings.generation),
+        "generation": _row_settings(settings.generation, events_per_context),
         "histories": {"length": settings.histories.length},
         "sources": list(settings.domains.source_names),
         **(held.to_run_settings() if held else {}),
     }
 
 
-def _row_settings(wanted: GenerationSettings) -> dict[str, Any]:
+def _row_settings(wanted: GenerationSettings, events_per_context: int) -> dict[str, Any]:
     """Those settings of generation that change rows; how the work is cut (partitions, batches) does not."""
     return {
         "contexts": wanted.contexts,
-        "events_per_source_event": wanted.events_per_source_event,
+        "events_per_source_event": min(wanted.events_per_source_event, events_per_context),
         "temperature": wanted.temperature,
         "min_lift": wanted.min_lift,
         "exclude_consumed": wanted.exclude_consumed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.generation.encoding import count_contexts
-from scalr_prod.generation.plan import TABLES_READ, resolve_window, run_settings
+from scalr_prod.generation.plan import TABLES_READ, max_events_per_context, register_events, resolve_window, run_settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
@@ -34,6 +34,7 @@ class RunPreview(Jsonable):
         contexts: Number of contexts to translate.
         users: Number of their users.
         partitions: Number of parts.
+        max_events_per_context: How many events a context may get by ``[generation] max_synthetic_ratio``.
     """
 
     start: datetime
@@ -42,13 +43,14 @@ class RunPreview(Jsonable):
     contexts: int
     users: int
     partitions: int
+    max_events_per_context: int
 
     def differences(self, settings: Settings, spec: RunSpec) -> list[str]:
         """Return what differs from a ledger run, except its translator; empty if it would be the same run."""
         lake, chosen, found = Lake.open(settings), settings.generation, []
         if (self.start, self.end, self.as_of) != (spec.start, spec.end, spec.as_of):
             found.append("its window")
-        now, former = run_settings(settings), spec.settings
+        now, former = run_settings(settings, self.max_events_per_context), spec.settings
         found += [f"[generation] {name}" for name in ("mode", "seed") if getattr(chosen, name) != getattr(spec, name)]
         found += [
             f"[{section}] {key}"
@@ -71,11 +73,13 @@ def preview_run(settings: Settings) -> RunPreview:
     from scalr_prod.workspace import open_duckdb
 
     lake = Lake.open(settings)
-    events = lake.dataset(Table.SOURCE_EVENTS, version=lake.version(Table.SOURCE_EVENTS))
     # DuckDB must not spill into the project: a preview writes nothing there.
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder, open_duckdb(settings, Path(folder)) as connection:
-        connection.register("events", events)
+        register_events(
+            connection, lake, {table.value: lake.version(table) for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)}
+        )
         window = resolve_window(settings.generation, connection, lake, timezone=settings.project.timezone)
         chosen = run_settings(settings)
         contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
-    return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions)
+        limit = max_events_per_context(settings, connection, window, contexts)
+    return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions, limit)

@@ -10,7 +10,7 @@ import pytest
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import EmptyWindow, TableNotFound, TrainedPastWindow, TranslatorNotFound
-from scalr_prod.generation import plan_run
+from scalr_prod.generation import plan_run, preview_run
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState
 from scalr_prod.schemas import Table, table_schema
@@ -174,3 +174,26 @@ def test_without_a_translator_or_data_the_missing_command_is_named(project, tmp_
     empty = load_settings(tmp_path / "scalr.toml", project={"home": "elsewhere"})
     with pytest.raises(TableNotFound, match="scalr ingest"):
         plan_run(empty)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "wanted", "drawn"),
+    [(None, 20, 20), (None, 30, 20), (4, 20, 8), (0.1, 20, 1), (0, 30, 30)],
+    ids=["ten for each real event", "whatever is asked", "four", "at least one", "no limit"],
+)
+def test_synthetic_events_are_limited_by_the_real_ones(project, caplog, ratio, wanted, drawn):
+    """One user is translated; there are two target events."""
+    ratios = {} if ratio is None else {"max_synthetic_ratio": ratio}
+    settings = project(events_per_source_event=wanted, **ratios)
+    add_version(settings, 1, LAST)
+    with caplog.at_level("INFO"):
+        spec = plan_run(settings)
+    assert spec.settings["generation"]["events_per_source_event"] == drawn
+    assert (f"drawing up to {drawn} events for each of 1 contexts, not {wanted}" in caplog.text) == (drawn < wanted)
+    assert preview_run(settings).differences(settings, spec) == []
+
+
+def test_real_events_count_once_they_are_known(project):
+    settings = project(end=T0 + 2 * DAY, as_of=T0 + 3 * DAY, max_synthetic_ratio=4)
+    add_version(settings, 1, T0)
+    assert plan_run(settings).settings["generation"]["events_per_source_event"] == 4
