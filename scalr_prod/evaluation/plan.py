@@ -20,7 +20,7 @@ from scalr_prod.evaluation.arms import (
     leave_one_out_arms,
 )
 from scalr_prod.evaluation.split import EvaluationSplit
-from scalr_prod.generation import preview_run
+from scalr_prod.generation import preview_run, run_settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import time_quantile
@@ -178,10 +178,9 @@ def _reduced_models_and_seeds(settings: Settings) -> dict[str, Any]:
 def _with_limited_events(settings: Settings) -> Settings:
     """Return settings by which a split's contexts get at most as many events as those of the project's own run."""
     limit = preview_run(settings).max_events_per_context
-    generation = {
-        "events_per_source_event": min(settings.generation.events_per_source_event, limit),
-        "max_synthetic_ratio": 0.0,  # a split has fewer real events
-    }
+    of_a_run = run_settings(settings, limit)["generation"]
+    generation = {name: of_a_run[name] for name in ("events_per_source_event", "temperature")}
+    generation["max_synthetic_ratio"] = 0.0  # a split has fewer real events
     volumes = tuple(dict.fromkeys(min(volume, limit) for volume in settings.downstream.volumes))
     settings = settings.model_copy(update={"generation": settings.generation.model_copy(update=generation)})
     return _with_downstream(settings, {"volumes": volumes})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
     from scalr_prod.generation.part_files import file_sha256, open_part_writer, part_path
-    from scalr_prod.generation.plan import plan_run, resolve_run_spec
+    from scalr_prod.generation.plan import plan_run, resolve_run_spec, run_settings
     from scalr_prod.generation.policy import (
         SEGMENTS,
         Policy,
@@ -66,6 +66,7 @@ __all__ = [
     "read_contexts",
     "replay_settings",
     "resolve_run_spec",
+    "run_settings",
     "sample_events",
     "settings_digest",
     "sort_for_scoring",
@@ -110,6 +111,7 @@ __getattr__ = lazy_exports(
         "read_contexts": "context_query",
         "replay_settings": "late_events",
         "resolve_run_spec": "plan",
+        "run_settings": "plan",
         "sample_events": "task",
         "settings_digest": "policy",
         "sort_for_scoring": "context_query",

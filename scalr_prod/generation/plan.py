@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 #: Every table that generation reads; their versions are part of the run.
 TABLES_READ: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY)
 
+#: Smallest factor of the temperature where `max_events_per_context` leaves a context few events.
+_MIN_TEMPERATURE_FACTOR: Final = 0.5
 #: The largest value of ``[generation] events_per_source_event``.
 _MAX_EVENTS_PER_CONTEXT: Final = 100
 
@@ -105,12 +107,14 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         chosen = run_settings(settings)
         contexts, _ = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
         limit = max_events_per_context(settings, connection, window, contexts)
+        chosen = run_settings(settings, limit)
     if limit < wanted.events_per_source_event:
         logger.info(
-            "drawing up to %d events for each of %d contexts, not %d: [generation] max_synthetic_ratio is %g",
+            "drawing up to %d events for each of %d contexts, not %d, at temperature %g: [generation] max_synthetic_ratio is %g",
             limit,
             contexts,
             wanted.events_per_source_event,
+            chosen["generation"]["temperature"],
             wanted.max_synthetic_ratio,
         )
     translator = _choose_version(settings, version, window.start if wanted.mode == "causal" else window.as_of)
@@ -120,7 +124,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         seed=wanted.seed,
         translator=TranslatorPin(translator.version, translator.sha256, translator.trained_until),
         table_versions=versions,
-        settings=run_settings(settings, limit),
+        settings=chosen,
     )
 
 
@@ -182,19 +186,23 @@ def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_C
     """
     held = Holdout.from_settings(settings)
     return {
-        "generation": _row_settings(settings.generation, events_per_context),
+        "generation": _row_settings(settings, events_per_context),
         "histories": {"length": settings.histories.length},
         "sources": list(settings.domains.source_names),
         **(held.to_run_settings() if held else {}),
     }
 
 
-def _row_settings(wanted: GenerationSettings, events_per_context: int) -> dict[str, Any]:
+def _row_settings(settings: Settings, events_per_context: int) -> dict[str, Any]:
     """Those settings of generation that change rows; how the work is cut (partitions, batches) does not."""
+    wanted = settings.generation
+    limited = min(events_per_context / wanted.events_per_source_event, 1.0)
+    is_named = "generation.temperature" in settings.explicit_keys
     return {
         "contexts": wanted.contexts,
         "events_per_source_event": min(wanted.events_per_source_event, events_per_context),
-        "temperature": wanted.temperature,
+        # Of fewer events the likelier ones: half of the temperature made up for a quarter of the events (docs/adr/0090).
+        "temperature": wanted.temperature * (1.0 if is_named else max(limited, _MIN_TEMPERATURE_FACTOR)),
         "min_lift": wanted.min_lift,
         "exclude_consumed": wanted.exclude_consumed,
         "align": wanted.align,

@@ -121,8 +121,8 @@ class GenerationSettings(SettingsSection):
         default=10.0,
         ge=0,
         le=1e6,
-        description="maximum number of a run's synthetic events for each real target event: each context gets fewer events where there "
-        "would be more; 0: no limit",
+        description="maximum number of a run's synthetic events for each real target event: where there would be more, each context gets "
+        "fewer, and likelier ones (down to half of the temperature, unless you set it); 0: no limit",
     )
     temperature: float = Field(default=0.5, gt=0, le=100, description="1 samples from P; towards 0 it becomes top-k")
     min_lift: float = Field(default=0.0, ge=0, description="drop draws with P(i|context) < min_lift * P(i); 0 keeps all")

@@ -177,20 +177,28 @@ def test_without_a_translator_or_data_the_missing_command_is_named(project, tmp_
 
 
 @pytest.mark.parametrize(
-    ("ratio", "wanted", "drawn"),
-    [(None, 20, 20), (None, 30, 20), (4, 20, 8), (0.1, 20, 1), (0, 30, 30)],
+    ("ratio", "wanted", "drawn", "temperature"),
+    [(None, 20, 20, 0.5), (None, 25, 20, 0.4), (4, 20, 8, 0.25), (0.1, 20, 1, 0.25), (0, 30, 30, 0.5)],
     ids=["ten for each real event", "whatever is asked", "four", "at least one", "no limit"],
 )
-def test_synthetic_events_are_limited_by_the_real_ones(project, caplog, ratio, wanted, drawn):
+def test_synthetic_events_are_limited_by_the_real_ones(project, caplog, ratio, wanted, drawn, temperature):
     """One user is translated; there are two target events."""
     ratios = {} if ratio is None else {"max_synthetic_ratio": ratio}
     settings = project(events_per_source_event=wanted, **ratios)
     add_version(settings, 1, LAST)
     with caplog.at_level("INFO"):
         spec = plan_run(settings)
-    assert spec.settings["generation"]["events_per_source_event"] == drawn
+    chosen = spec.settings["generation"]
+    assert (chosen["events_per_source_event"], chosen["temperature"]) == (drawn, temperature)
     assert (f"drawing up to {drawn} events for each of 1 contexts, not {wanted}" in caplog.text) == (drawn < wanted)
     assert preview_run(settings).differences(settings, spec) == []
+
+
+def test_a_temperature_of_the_settings_stays(project):
+    settings = project(max_synthetic_ratio=4, temperature=0.8)
+    add_version(settings, 1, LAST)
+    chosen = plan_run(settings).settings["generation"]
+    assert (chosen["events_per_source_event"], chosen["temperature"]) == (8, 0.8)
 
 
 def test_real_events_count_once_they_are_known(project):
