@@ -8,9 +8,7 @@ import importlib.util
 import json
 import logging
 import os
-import random
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -20,7 +18,7 @@ from scalr_prod.core import assets
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
-from scalr_prod.features.client import open_feature_store
+from scalr_prod.features.client import feast_error, open_feature_store
 from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
 from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table, id_type_of
@@ -30,17 +28,13 @@ from scalr_prod.workspace import ProjectIdentity, claim_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from feast import FeatureStore
-
     from scalr_prod.config import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "lock_repository", "open_registry"]
+__all__ = ["RepositoryReport", "apply_feature_repo", "lock_repository"]
 
 logger = logging.getLogger(__name__)
 
 _LOCK_TIMEOUT_S = 300
-#: Mean seconds between attempts to open a registry.
-_PAUSES_S = (0.1, 0.3, 1.0, 3.0)
 #: First words of every feature_store.yaml that this package writes.
 _FIRST_WORDS = "# Laid by `scalr` from scalr.toml"
 
@@ -252,20 +246,6 @@ def _same(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
-def open_registry(store: FeatureStore) -> Any:
-    """Open the store's registry and create its tables.
-
-    Feast creates the tables of a new registry without a lock, so concurrent projects fail on them. Retry.
-    """
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
-
-    for pause in _PAUSES_S:
-        with suppress(IntegrityError, ProgrammingError):
-            return store.registry
-        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not retry together
-    return store.registry
-
-
 def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[str]]:
     """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
     store = open_feature_store(settings)
@@ -279,7 +259,6 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
     project, file = ProjectIdentity.from_settings(settings), _registry_file(settings.feast_registry_url)
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
-        open_registry(store)
         check_registry_owner(project, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
@@ -289,9 +268,11 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
         raise
     except Exception as error:
         # Feast and its registry's driver raise many exception types.
-        raise FeatureStoreError(
-            f"the definitions could not be applied: {error}",
-            where=str(settings.feast_repo),
+        raise feast_error(
+            "the definitions could not be applied",
+            error,
+            where=settings.feast_repo,
+            secrets=settings.secrets,
             next_step="check [feast] registry, and that the lake's tables can be read",
         ) from error
     views = [value.name for value in objects if isinstance(value, FeatureView)]
