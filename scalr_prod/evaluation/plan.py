@@ -23,6 +23,7 @@ from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import time_quantile
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,11 +100,12 @@ class EvaluationPlan:
         cold_fraction = downstream.cold_fraction if request.cold_fraction is None else request.cold_fraction
         _ensure_ingested(settings)
         count = 1 if request.quick else request.cutoffs or downstream.cutoffs
-        cutoffs = choose_cutoffs(settings, request.cutoff, count)
-        splits = [
-            EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
-            for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
-        ]
+        with staging_folder(settings, "evaluate"):  # `scalr maintain` keeps the files that are read meanwhile
+            cutoffs = choose_cutoffs(settings, request.cutoff, count)
+            splits = [
+                EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
+                for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
+            ]
         return cls(settings, names, splits, cold_fraction)
 
     def quick_plan(self) -> EvaluationPlan:
