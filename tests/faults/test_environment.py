@@ -132,11 +132,16 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_the_next_run_completes(proj
         full = Kill(stage, point=max(1, round(share * project.points[stage])), ballast=str(ballast))
         told = run(kill=full)
         assert ballast.exists(), "the disk was never full"
-        assert (told["exit_code"], told["orderly"]) == (1, True), told
-        paragraph = told["stderr"][told["stderr"].index("error: ") :].strip()
-        assert "\n\n" not in paragraph, paragraph
+        assert told["orderly"], told
         assert "Traceback" not in told["stdout"] + told["stderr"], told
-        assert "next: " in paragraph, paragraph
+        if told["exit_code"]:
+            assert told["exit_code"] == 1, told
+            paragraph = told["stderr"][told["stderr"].index("error: ") :].strip()
+            assert "\n\n" not in paragraph, paragraph
+            assert "next: " in paragraph, paragraph
+        else:
+            assert share > 0.5, "all was written before, or fitted into what the stage then freed"
+            project.check()
         ballast.unlink()
         told = run()
         assert told["exit_code"] == 0, told
