@@ -50,11 +50,11 @@ from scalr_prod.config.sections import (
     UiSettings,
 )
 from scalr_prod.core.directory_marker import read_marker
-from scalr_prod.core.redaction import is_secret_name, url_secrets
+from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Settings", "load_settings", "settings_from_dict"]
 
@@ -184,9 +184,8 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """Passwords, tokens and keys in the settings, which no output may repeat; short ones, which may be usual words, are left out."""
-        redis = [option.removeprefix("password=") for option in self.feast.redis.split(",") if option.startswith("password=")]
-        named = [self.lineage.api_key, (self.serving.header or "").partition("=")[2], *redis]
-        found = {*filter(None, named), *_secrets_in(self.model_dump(exclude={"base"}))}
+        named = [self.lineage.api_key, (self.serving.header or "").partition("=")[2]]
+        found = {*filter(None, named), *secrets_in(self.model_dump(exclude={"base"}))}
         return sorted(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
     @property
@@ -321,17 +320,6 @@ def _named_by_environment() -> set[str]:
         values = {key.partition("__")[0]: text} if key else json.loads(text)
         sections.setdefault(section, {}).update(values)
     return _keys(sections)
-
-
-def _secrets_in(sections: Mapping[str, Any], *, options: bool = False) -> Iterator[str]:
-    """Yield the secrets in URLs, and the values of storage options whose names sound secret."""
-    for name, value in sections.items():
-        if isinstance(value, dict):
-            yield from _secrets_in(value, options=name == "storage_options")
-        elif isinstance(value, str) and "://" in value:
-            yield from url_secrets(value, whole_query=False)
-        elif options and is_secret_name(name):
-            yield value
 
 
 def _database(url: str) -> tuple[str, str, str, str]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus, unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["is_secret_name", "redact", "redact_url", "strip_credentials", "url_host", "url_secrets"]
+__all__ = ["is_secret_name", "redact", "redact_url", "secrets_in", "strip_credentials", "url_host", "url_secrets"]
 
 #: A secret of this length is masked inside words too; a shorter one would match words by chance.
 _LONG: Final = 6
@@ -80,6 +80,24 @@ def url_secrets(url: str | None, *, whole_query: bool = True) -> list[str]:
         tokens = [token.partition("=") for token in re.split("[&;#]", query[0])]
         secrets += [value or name for name, _, value in tokens if whole_query or is_secret_name(name)]
     return [spelling for secret in secrets if secret for spelling in dict.fromkeys((secret, unquote(secret)))]
+
+
+def secrets_in(values: Mapping[str, Any], *, options: bool = False) -> Iterator[str]:
+    """Yield the secrets in URLs and in Redis' connection strings (``host:port,password=…``).
+
+    Args:
+        values: Settings, nested.
+        options: Whether they are options of a library: those whose names sound secret are secrets. In ``storage_options`` they always are.
+    """
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from secrets_in(value, options=options or name == "storage_options")
+        elif isinstance(value, str) and "://" in value:
+            yield from url_secrets(value, whole_query=False)
+        elif isinstance(value, str) and ",password=" in value:
+            yield from (part.removeprefix("password=") for part in value.split(",") if part.startswith("password="))
+        elif options and value and is_secret_name(name):
+            yield str(value)
 
 
 def strip_credentials(url: str) -> str:

@@ -24,6 +24,7 @@ from scalr_prod.generation import preview_run, run_settings
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import time_quantile
+from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,11 +102,12 @@ class EvaluationPlan:
         _ensure_ingested(settings)
         settings = _with_limited_events(settings)
         count = 1 if request.quick else request.cutoffs or downstream.cutoffs
-        cutoffs = choose_cutoffs(settings, request.cutoff, count)
-        splits = [
-            EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
-            for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
-        ]
+        with staging_folder(settings, "evaluate"):  # `scalr maintain` keeps the files that are read meanwhile
+            cutoffs = choose_cutoffs(settings, request.cutoff, count)
+            splits = [
+                EvaluationSplit.from_settings(settings, cutoff, end=end, cold_fraction=cold_fraction, name="test")
+                for cutoff, end in zip(cutoffs, [*cutoffs[1:], None], strict=True)
+            ]
         return cls(settings, names, splits, cold_fraction)
 
     def quick_plan(self) -> EvaluationPlan:

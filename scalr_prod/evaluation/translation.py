@@ -128,32 +128,36 @@ class SplitTranslator:
         return replace(self, split=split, contexts=replace(self.contexts, exclude=exclude), base=self)
 
     def draw(self, options: DrawOptions) -> Interactions:
-        """Sample synthetic events weighted by confidence P / (P + prior); of each (user, item, time) the most probable one, as in a run."""
-        sampled = self._sampled_events(options, by_time=True)
+        """Sample synthetic events weighted by confidence P / (P + prior), as a run does.
+
+        Of each (user, item) the first one is kept; of each (user, item, time) the most probable one where a run may repeat a user's items.
+        """
+        sampled = self._sampled_events(options, as_run=True)
         events = replace(sampled.events, weight=confidence_weight(sampled.probability, sampled.prior))
         return events.take(self._alignment_mask(events.item, options.seed)) if options.align else events
 
     def recommended_events(self, options: DrawOptions) -> Interactions:
         """Sample events weighted by probability, the most probable one of each (user, item): what the translator itself would recommend."""
-        sampled = self._sampled_events(options, by_time=False)
+        sampled = self._sampled_events(options, as_run=False)
         return replace(sampled.events, weight=sampled.probability.astype(np.float32))
 
-    def _sampled_events(self, options: DrawOptions, *, by_time: bool) -> _SampledEvents:
-        """Sample events of weight 1, and keep the most probable of each (user, item), or of each (user, item, time)."""
+    def _sampled_events(self, options: DrawOptions, *, as_run: bool) -> _SampledEvents:
+        """Sample events of weight 1, and keep those that a run keeps, or the most probable of each (user, item)."""
         samples = self._sample(options)
         row, column = np.nonzero(samples.items >= 0)
         probability = samples.probabilities[row, column].astype(np.float64)
         prior = samples.prior[row, column].astype(np.float64)
         item = self.item_number[samples.items[row, column]]
-        moment = np.unique(self.contexts.event_time, return_inverse=True)[1][row] if by_time else np.zeros(len(row), np.int64)
-        keys = (item, moment, self.user[row])
-        order = np.lexsort((-probability, *keys))
+        user = self.user[row]
+        time = self.contexts.event_time[row] if as_run else np.zeros(len(row), np.int64)
+        keys = (user, item) if self.split.settings.generation.exclude_consumed else (user, item, time)
+        order = np.lexsort((-probability, time, item, user))
         is_first = np.ones(len(order), dtype=bool)
         is_first[1:] = np.any([np.diff(key[order]) != 0 for key in keys], axis=0)
-        first = np.flatnonzero(is_first)
-        best = order[first]
+        best = order[is_first]
+        best = best[np.lexsort((item[best], time[best], user[best]))]
         events = Interactions(
-            user=self.user[row][best],
+            user=user[best],
             item=item[best],
             time=self.contexts.event_time[row][best],
             weight=np.ones(len(best), dtype=np.float32),

@@ -10,30 +10,31 @@ import os
 import random
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.core.redaction import redact
+from scalr_prod.config import Settings
+from scalr_prod.core.redaction import redact, secrets_in
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from feast import FeatureStore
 
-    from scalr_prod.config import Settings
     from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 
 __all__ = [
     "ViewWindow",
     "capture_feast_output",
+    "feast_error",
     "join_point_in_time",
     "open_feature_store",
     "read_registries_uncached",
@@ -44,7 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 #: Mean seconds between attempts to open a registry.
-_REGISTRY_PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0)
+_PAUSES_S: Final = (0.1, 0.3, 1.0, 3.0)
 
 
 def open_feature_store(
@@ -81,29 +82,28 @@ def open_feature_store(
         _open_registry(store)
     except Exception as error:
         # Feast does not wrap errors: invalid files, unknown drivers and unreachable addresses all arrive as they are.
-        raise FeatureStoreError(
-            f"Feast cannot be opened: {redact(str(error), settings.secrets)}",
-            where=str(yaml),
+        raise feast_error(
+            "Feast cannot be opened",
+            error,
+            where=yaml,
+            secrets=settings.secrets,
             next_step="check [feast] in scalr.toml and that the registry can be reached, then run: scalr histories",
         ) from error
     return store
 
 
-def _open_registry(store: FeatureStore) -> None:
-    """Connect to the store's registry and create its tables. Feast does so when it is first read.
+def _open_registry(store: FeatureStore) -> Any:
+    """Open the store's registry and create its tables; an address that does not answer is an error here.
 
-    It creates the tables of a new registry without a lock, so concurrent projects fail on them. Retry.
+    Feast creates the tables of a new registry without a lock, so concurrent processes fail on them. Retry.
     """
     from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    for pause in _REGISTRY_PAUSES_S:
-        try:
-            store.registry  # noqa: B018 - a property
-        except (IntegrityError, ProgrammingError):
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not retry together
-        else:
-            return
-    store.registry  # noqa: B018
+    for pause in _PAUSES_S:
+        with suppress(IntegrityError, ProgrammingError):
+            return store.registry
+        time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, so that they do not retry together
+    return store.registry
 
 
 def read_registries_uncached() -> None:
@@ -148,7 +148,7 @@ def join_point_in_time(
     Raises:
         FeatureStoreError: No such service, view or feature; a missing key; a table that cannot be read.
     """
-    with translate_feast_errors(store.repo_path):
+    with translate_feast_errors(store):
         options = store.config.offline_store
         options.known_by, options.versions, options.within = known_by, dict(versions or {}), connection
         try:
@@ -197,7 +197,7 @@ def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReade
 
     # The connection stays open until the last batch has been read, or the reader is dropped.
     resources = contextlib.ExitStack()
-    with translate_feast_errors(settings.feast_repo):
+    with translate_feast_errors(settings):
         job, names = _window_job(settings, window)
         reader = resources.enter_context(job.stream())
     schema = pa.schema([reader.schema.field(name) for name in names])
@@ -205,7 +205,7 @@ def stream_window(settings: Settings, window: ViewWindow) -> pa.RecordBatchReade
     def batches() -> Iterator[pa.RecordBatch]:
         with resources:
             while True:
-                with translate_feast_errors(settings.feast_repo):
+                with translate_feast_errors(settings):
                     batch = next(reader, None)
                 if batch is None:
                     return
@@ -245,8 +245,12 @@ def _window_job(settings: Settings, window: ViewWindow) -> tuple[DeltaRetrievalJ
 
 
 @contextmanager
-def translate_feast_errors(repo: Path) -> Iterator[None]:
-    """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods."""
+def translate_feast_errors(used: Settings | FeatureStore) -> Iterator[None]:
+    """Turn Feast's exceptions into `FeatureStoreError`, and silence its warnings about experimental methods.
+
+    Args:
+        used: The project whose repository is used, or the store.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -254,11 +258,49 @@ def translate_feast_errors(repo: Path) -> Iterator[None]:
     except ScalrError:
         raise
     except Exception as error:
-        raise FeatureStoreError(
-            f"Feast failed: {error or type(error).__name__}",
-            where=str(repo),
+        where, secrets = (
+            (used.feast_repo, used.secrets) if isinstance(used, Settings) else (used.repo_path, _store_secrets(used))
+        )
+        raise feast_error(
+            "Feast failed",
+            error,
+            where=where,
+            secrets=secrets,
             next_step="check the names of views, features and columns; run: scalr histories",
         ) from error
+
+
+def feast_error(finding: str, error: Exception, *, where: Path, secrets: Iterable[str], next_step: str) -> FeatureStoreError:
+    """Return the `FeatureStoreError` for an exception that Feast or one of its drivers raised.
+
+    Args:
+        finding: What failed.
+        error: The exception.
+        where: The repository or its file.
+        secrets: Secrets that its message may hold.
+        next_step: What to do about it, unless a database cannot be reached or a file cannot be read or written.
+    """
+    if _is_outage(error):
+        next_step = (
+            "check that the registry and the online store can be reached and the disk has space, then run the command again"
+        )
+    message = redact(str(error), secrets) or type(error).__name__
+    return FeatureStoreError(f"{finding}: {message}", where=str(where), next_step=next_step)
+
+
+def _is_outage(error: Exception) -> bool:
+    """Return whether a database or an operating system refused the work, for whatever names."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    is_of_redis = type(error).__module__ == "redis.exceptions"  # an optional dependency
+    is_of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return is_of_redis or is_of_system or isinstance(error, InterfaceError | OperationalError)
+
+
+def _store_secrets(store: FeatureStore) -> list[str]:
+    """List the secrets of a store's registry, online store and offline store."""
+    parts = {name: getattr(store.config, name).model_dump() for name in ("registry", "online_store", "offline_store")}
+    return list(secrets_in(parts, options=True))
 
 
 @contextmanager

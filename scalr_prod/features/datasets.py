@@ -64,7 +64,7 @@ def save_dataset(
     """
     schema, first, last = _facts(path, time_range)
     with (
-        translate_feast_errors(settings.feast_repo),
+        translate_feast_errors(settings),
         lock_repository(settings.feast_repo),
         capture_feast_output("save_dataset"),
     ):
@@ -102,7 +102,7 @@ def saved_dataset_location(settings: Settings, name: str) -> str:
     """
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
-    with translate_feast_errors(settings.feast_repo), capture_feast_output("saved datasets"):
+    with translate_feast_errors(settings), capture_feast_output("saved datasets"):
         store = open_feature_store(settings)
         saved = {dataset.name: dataset for dataset in store.registry.list_saved_datasets(store.project)}
     if name not in saved:

@@ -37,7 +37,7 @@ def erase_entities(settings: Settings, join_key: str, ids: Sequence[int | str]) 
         return 0
     # After a move of the project's home, the repository has the old paths until it is applied.
     apply_feature_repo(settings)
-    with translate_feast_errors(settings.feast_repo), lock_repository(settings.feast_repo), capture_feast_output("forget"):
+    with translate_feast_errors(settings), lock_repository(settings.feast_repo), capture_feast_output("forget"):
         store = open_feature_store(settings)
         views = [view for view in store.list_feature_views() if join_key in join_keys(view)]
         if store.config.online_store.type == "redis":

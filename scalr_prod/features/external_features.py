@@ -13,8 +13,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.client import join_point_in_time, open_feature_store, translate_feast_errors
+from scalr_prod.features.client import feast_error, join_point_in_time, open_feature_store, translate_feast_errors
 from scalr_prod.features.columns import is_hidden_until_created, source_columns
 from scalr_prod.features.sources import ServiceSources, feature_sources
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
@@ -123,7 +124,7 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
         return None
     from scalr_prod.features.store_snapshot import StoreSnapshot
 
-    with translate_feast_errors(settings.feast_repo):
+    with translate_feast_errors(settings):
         repo = settings.resolve(options.features_repo) if options.features_repo else None
         store = (
             _opened(repo, settings.compute.memory_mb, settings.project.storage_options)
@@ -166,6 +167,7 @@ def _opened(repo: Path, memory_mb: int, storage_options: dict[str, str]) -> Feat
 
     file = repo / "feature_store.yaml"
     os.environ.setdefault("FEAST_USAGE", "False")
+    content: Any = None
     try:
         content = yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8")))
         ours = DeltaOfflineStoreConfig(memory_mb=memory_mb, storage_options=dict(storage_options))
@@ -180,8 +182,12 @@ def _opened(repo: Path, memory_mb: int, storage_options: dict[str, str]) -> Feat
         ) from error
     except Exception as error:
         # Feast does not wrap errors of YAML, pydantic, drivers or unreachable addresses.
-        raise FeatureStoreError(
-            f"Feast cannot open the repository: {error}", where=str(file), next_step="see that `feast apply` works there"
+        raise feast_error(
+            "Feast cannot open the repository",
+            error,
+            where=file,
+            secrets=secrets_in(content, options=True) if isinstance(content, dict) else (),
+            next_step="see that `feast apply` works there",
         ) from error
 
 

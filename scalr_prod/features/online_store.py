@@ -73,7 +73,7 @@ def materialize(
 
     end = end or datetime.now(UTC)
 
-    with translate_feast_errors(settings.feast_repo), lock_repository(settings.feast_repo), capture_feast_output("materialize"):
+    with translate_feast_errors(settings), lock_repository(settings.feast_repo), capture_feast_output("materialize"):
         store = open_feature_store(settings, known_by=end)
         chosen = [view for view in store.list_feature_views() if (view.online if views is None else view.name in views)]
         unknown = sorted(set(views or ()) - {view.name for view in chosen})

@@ -18,7 +18,7 @@ from scalr_prod.core import assets
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
-from scalr_prod.features.client import open_feature_store
+from scalr_prod.features.client import feast_error, open_feature_store
 from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
 from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, USER_ID, Table, id_type_of
@@ -268,9 +268,11 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
         raise
     except Exception as error:
         # Feast and its registry's driver raise many exception types.
-        raise FeatureStoreError(
-            f"the definitions could not be applied: {error}",
-            where=str(settings.feast_repo),
+        raise feast_error(
+            "the definitions could not be applied",
+            error,
+            where=settings.feast_repo,
+            secrets=settings.secrets,
             next_step="check [feast] registry, and that the lake's tables can be read",
         ) from error
     views = [value.name for value in objects if isinstance(value, FeatureView)]

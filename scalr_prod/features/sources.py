@@ -70,7 +70,7 @@ def service_sources(settings: Settings, service: str) -> ServiceSources:
     Raises:
         FeatureStoreError: There is no such service, or a table cannot be read.
     """
-    with translate_feast_errors(settings.feast_repo):
+    with translate_feast_errors(settings):
         store = open_feature_store(settings)
         projections = store.get_feature_service(service).feature_view_projections
         return feature_sources(store, projections, settings.project.storage_options)

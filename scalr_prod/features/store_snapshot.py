@@ -43,7 +43,7 @@ class StoreSnapshot:
         Raises:
             FeatureStoreError: The registry cannot be reached.
         """
-        with translate_feast_errors(store.repo_path):
+        with translate_feast_errors(store):
             content = store.registry.proto().SerializeToString()
         config = copy.deepcopy(store.config)
         config.registry.registry_type, config.registry.registry_store_type = "file", _REGISTRY_STORE

@@ -257,9 +257,13 @@ def _sample_stream(
 def _to_event_rows(
     connection: DuckDBPyConnection, spec: RunSpec, session: WorkerSession, rows: pa.Table, samples: Samples
 ) -> pa.Table:
-    """Return draws as rows of the feature view: one per user, item and time, in canonical order."""
+    """Return draws as rows of the feature view, in canonical order: one per user, item and time.
+
+    If consumed items are excluded, one per user and item: the first, since a later one would repeat what the user then has.
+    """
     import pyarrow as pa
 
+    key = f"{USER_ID}, {ITEM_ID}" + ("" if spec.settings["generation"]["exclude_consumed"] else f", {EVENT_TIMESTAMP}")
     row, rank = np.nonzero(samples.items >= 0)
     probability = samples.probabilities[row, rank].astype(np.float64)
     prior = samples.prior[row, rank].astype(np.float64)
@@ -288,8 +292,8 @@ def _to_event_rows(
                    $run_id AS run_id, CAST($as_of AS TIMESTAMPTZ) AS {CREATED_TIMESTAMP}
             FROM (SELECT *, md5(concat($sha, ':', $seed, ':', {context_text_sql("source_key")}, ':', {ITEM_ID})) AS event_id
                   FROM drawn)
-            QUALIFY row_number() OVER (PARTITION BY {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}
-                                       ORDER BY round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
+            QUALIFY row_number() OVER (PARTITION BY {key}
+                                       ORDER BY {EVENT_TIMESTAMP}, round(1000 * ln(greatest(probability, 1e-30))) DESC, event_id) = 1
             ORDER BY {USER_ID}, {EVENT_TIMESTAMP}, {ITEM_ID}""",
         params={
             "version": spec.translator_version,

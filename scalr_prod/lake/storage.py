@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +16,8 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import ensure_supported_path, is_empty
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
+    from datetime import datetime
 
     from deltalake import DeltaTable
 
@@ -147,6 +149,16 @@ class TableStore:
         except LakeError:
             return False
         return True
+
+    def versions_since(self, table: Table, moment: datetime) -> Sequence[int]:
+        """Return the versions of a table that were current at a time or later, as far as its log still has them."""
+        from deltalake.exceptions import DeltaError
+
+        opened = self.open_log(table)
+        latest = opened.version()
+        with suppress(DeltaError):  # the log begins later
+            opened.load_as_version(moment)
+        return range(opened.version(), latest + 1)
 
     def open_owned(self, table: Table, opened: DeltaTable | None = None) -> DeltaTable:
         """Open a Delta table for writing after checking that this package made it; ``opened``: the table, if already open.

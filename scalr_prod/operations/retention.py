@@ -27,7 +27,7 @@ from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunSta
 from scalr_prod.operations.temporary_files import abandoned_folders
 from scalr_prod.publication import restore_source_versions
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import staging_folder
+from scalr_prod.workspace import oldest_staging_time, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: Runs in these states no longer need their staged parts.
 _TERMINAL_STATES: Final = (RunState.PUBLISHED, RunState.ROLLED_BACK, RunState.REJECTED)
+#: Name of this command's staging folder.
+_STAGE: Final = "maintain"
+#: Clocks of machines may differ by so much.
+_CLOCK_SKEW: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,12 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
     now, retention = datetime.now(UTC), settings.retention
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger.open(settings))
-        trash = None if dry_run else stack.enter_context(staging_folder(settings, "maintain"))
+        trash = None if dry_run else stack.enter_context(staging_folder(settings, _STAGE))
         removed = [
             *_remove_run_parts(ledger, settings.home, retention, now, trash),
             *_remove_training_sets(settings.home / "datasets", retention, now, trash),
             *_remove_translators(settings, ledger, now, trash),
-            *_remove_table_files(open_project_lake(settings), ledger, retention, dry_run=dry_run),
+            *_remove_table_files(settings, ledger, dry_run=dry_run),
             *_remove_temporary_folders(trash),
         ]
     report = RetentionReport(dry_run, removed)
@@ -184,23 +188,25 @@ def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int
     }
 
 
-def _remove_table_files(lake: Lake, ledger: Ledger, retention: RetentionSettings, *, dry_run: bool) -> Iterator[Removal]:
-    days = retention.files_days
+def _remove_table_files(settings: Settings, ledger: Ledger, *, dry_run: bool) -> Iterator[Removal]:
+    days, lake = settings.retention.files_days, open_project_lake(settings)
     for table in Table:
         if not lake.exists(table):
             continue
-        pinned = partial(_pinned_versions, ledger, lake, table, keep=timedelta(days=retention.days))
+        pinned = partial(_pinned_versions, settings, ledger, lake, table)
         files = lake.vacuum(table, keep_days=days, keep_versions=pinned, dry_run=dry_run)
         if files:
             yield Removal("table", table.value, None, files, f"not used by any version of the last {days:g} days")
 
 
-def _pinned_versions(ledger: Ledger, lake: Lake, table: Table, *, keep: timedelta) -> list[int]:
-    """Return the table versions to keep: those needed by unfinished runs, by rollbacks, or to enable publication again."""
+def _pinned_versions(settings: Settings, ledger: Ledger, lake: Lake, table: Table) -> list[int]:
+    """Return the table versions to keep: those that unfinished runs, commands at work, rollbacks or enabling publication again need."""
     unfinished = [run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES]
     versions = {run.spec.table_versions[table.value] for run in unfinished if table.value in run.spec.table_versions}
     if table is Table.SYNTHETIC_TARGET_EVENTS:
-        versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - keep)}
+        versions |= {*restore_source_versions(ledger, since=datetime.now(UTC) - timedelta(days=settings.retention.days))}
+    if at_work_since := oldest_staging_time(settings, ignore=_STAGE):
+        versions |= {*lake.versions_since(table, at_work_since - _CLOCK_SKEW)}
     pins = [version for version in versions if lake.is_readable(table, version)]  # an erasure may have removed its files
     hidden = lake.hidden_version(table)
     return pins if hidden is None else [*pins, hidden]

@@ -22,6 +22,7 @@ from scalr_prod.pipeline.timings import record_timings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     from scalr_prod.config import Settings
     from scalr_prod.pipeline.context import Report, Stage, StageReport
@@ -74,7 +75,7 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
                 continue
             started = time.perf_counter()
             scope = StageScope(context.settings, stage.name, run_id=lambda: context.run_id, light=stage.light)
-            with stage_hooks(scope), stage_context(stage.name, context.run_id):
+            with stage_hooks(scope), stage_context(stage.name, context.run_id), _keep_table_files(context.settings):
                 report = stage.action(context)
                 if report is not None:
                     context.reports[stage.name] = report
@@ -86,6 +87,13 @@ def execute_stages(context: PipelineContext, stages: Iterable[Stage]) -> Pipelin
                     _log_end(stage.name, context.seconds[stage.name], report)
                     release_memory()  # before the next stage starts its workers and servers
     return context
+
+
+def _keep_table_files(settings: Settings) -> AbstractContextManager[object]:
+    """Keep the table versions that a stage may read from `scalr maintain`, which spares those of any staging folder in use."""
+    from scalr_prod.workspace import is_home, staging_folder
+
+    return staging_folder(settings, "stage") if is_home(settings.home) else nullcontext()
 
 
 def _log_end(stage: str, seconds: float, report: StageReport | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -242,10 +243,27 @@ def validate_table(
 
 
 def build_data_docs(context: Any, suites: Iterable[str], results: Iterable[Any]) -> None:
-    """Build the data docs of suites, by name, and results, by identifier."""
+    """Build the data docs of suites, by name, and results, by identifier.
+
+    Raises:
+        OSError: A page cannot be written.
+    """
     from great_expectations.data_context.types.resource_identifiers import ExpectationSuiteIdentifier
 
-    context.build_data_docs(resource_identifiers=[*map(ExpectationSuiteIdentifier, suites), *results])
+    library = logging.getLogger("great_expectations.render.renderer.site_builder")
+    library.addFilter(_reraise_os_error)
+    try:
+        context.build_data_docs(resource_identifiers=[*map(ExpectationSuiteIdentifier, suites), *results])
+    finally:
+        library.removeFilter(_reraise_os_error)
+
+
+def _reraise_os_error(_: logging.LogRecord) -> bool:
+    """Raise the error of the disk that Great Expectations logs with its traceback where it should fail."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise error
+    return True
 
 
 def _expectation(check: ExpectationSpec) -> Any:

@@ -132,7 +132,7 @@ class RunRules:
     run, `scalr_prod.quality.pooling` adds earlier events to distributions. All other rules always apply.
     """
 
-    version = 6
+    version = 7
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
@@ -207,13 +207,14 @@ class RunRules:
                     min_sample=MIN_USERS_FOR_ITEMS,
                 )
             )
-        if quality.max_user_item_copies:
+        copies = int(run.exclude_consumed) if quality.max_user_item_copies is None else quality.max_user_item_copies
+        if copies:
             rules.append(
                 FigureRule(
                     "copies_of_a_user_and_item",
-                    f"a user has at most {quality.max_user_item_copies} accepted events on one item",
+                    f"a user has at most {copies} accepted event{'s' if copies > 1 else ''} on one item",
                     "max_user_item_copies",
-                    high=quality.max_user_item_copies,
+                    high=copies,
                 )
             )
         if quality.policy == "quarantine":

@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +33,7 @@ __all__ = [
     "duckdb_session",
     "escape_glob",
     "move_into_place",
+    "oldest_staging_time",
     "open_duckdb",
     "quote_identifier",
     "quote_literal",
@@ -41,6 +44,8 @@ __all__ = [
 
 #: Names of the folders that `temporary_folder` creates.
 _MADE: Final = re.compile(r".+-[a-z0-9_]{8}")
+#: Those of `staging_folder` hold the stage and the milliseconds since the epoch; a folder's own time changes with its content.
+_STAGED: Final = re.compile(r"(.+)-(\d{13})-[a-z0-9_]{8}")
 #: Characters that DuckDB reads as a glob pattern in a file name.
 _PATTERN: Final = re.compile(r"[*?\[]")
 
@@ -57,8 +62,35 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
     with translate_disk_errors(root):
         # First: a staging folder without an owner is deleted below, so it has to be ours.
         claim_home(settings)
-        with temporary_folder(root, f"{stage}-") as folder:
+        with temporary_folder(root, f"{stage}-{time.time_ns() // 1_000_000}-") as folder:
             yield folder
+
+
+def oldest_staging_time(settings: Settings, *, ignore: str) -> datetime | None:
+    """Return when the oldest staging folder in use was created: work on the project has gone on since then. None: there is none.
+
+    Args:
+        settings: The project's settings.
+        ignore: Leave out the folders of this stage.
+    """
+    root, times = settings.home / "staging", []
+    if root.is_dir():
+        with _locked(root):
+            for folder in root.iterdir():
+                name = _STAGED.fullmatch(folder.name)
+                if name and name[1] != ignore and _is_locked(folder):
+                    times.append(datetime.fromtimestamp(int(name[2]) / 1000, UTC))
+    return min(times, default=None)
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with _locked(folder, wait=False):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no such locks, or the folder was removed meanwhile
+        return False
 
 
 @contextmanager

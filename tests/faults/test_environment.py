@@ -38,18 +38,15 @@ def mounts(tmp_path_factory) -> None:
 
 @contextmanager
 def mounted(folder: Path, *options: str):
-    """A file system over a folder, for as long as the block lasts; gives a function that mounts it anew, with other options."""
-    subprocess.run(["mount", *options, str(folder)], check=True)
-    try:
+    """Mount a file system over a folder within the block; yield a function that mounts it anew, with other options.
+
+    A process of its own unmounts it at the end, also where this one is killed: pytest could never remove the folder again.
+    """
+    script = 'read -r _; umount "$0" 2>/dev/null || sleep 1; umount "$0" 2>/dev/null || umount --lazy "$0" 2>/dev/null'
+    with subprocess.Popen(["sh", "-c", script, str(folder)], stdin=subprocess.PIPE, start_new_session=True):
+        subprocess.run(["mount", *options, str(folder)], check=True)
         yield lambda *others: subprocess.run(["mount", "-o", ",".join(["remount", *others]), str(folder)], check=True)
-    finally:
-        for patience in (0.5, 1, 2, None):  # a worker may still be busy with a task that nobody waits for any more
-            if subprocess.run(["umount", str(folder)], check=False).returncode == 0:
-                break
-            if patience is None:  # a worker keeps a file open for later tasks
-                subprocess.run(["umount", "--lazy", str(folder)], check=True)
-            else:
-                time.sleep(patience)
+    assert not folder.is_mount()
 
 
 @contextmanager
@@ -135,11 +132,16 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_the_next_run_completes(proj
         full = Kill(stage, point=max(1, round(share * project.points[stage])), ballast=str(ballast))
         told = run(kill=full)
         assert ballast.exists(), "the disk was never full"
-        assert (told["exit_code"], told["orderly"]) == (1, True), told
-        paragraph = told["stderr"][told["stderr"].index("error: ") :].strip()
-        assert "\n\n" not in paragraph, paragraph
+        assert told["orderly"], told
         assert "Traceback" not in told["stdout"] + told["stderr"], told
-        assert "next: " in paragraph, paragraph
+        if told["exit_code"]:
+            assert told["exit_code"] == 1, told
+            paragraph = told["stderr"][told["stderr"].index("error: ") :].strip()
+            assert "\n\n" not in paragraph, paragraph
+            assert "next: " in paragraph, paragraph
+        else:
+            assert share > 0.5, "all was written before, or fitted into what the stage then freed"
+            project.check()
         ballast.unlink()
         told = run()
         assert told["exit_code"] == 0, told

@@ -324,9 +324,11 @@ def test_what_is_published_is_what_is_drawn(translated):
 
 @long
 @pytest.mark.slow
-def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_project, tmp_path):
-    """Many of a user's source events draw the same item at other times: all of them are published, and all are evaluated."""
-    settings = make_project(tmp_path, EXTRA.replace('contexts = "users"', 'contexts = "events"'))
+@pytest.mark.parametrize("repeats", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_project, tmp_path, repeats):
+    """Many of a user's source events draw the same item at other times: the first is published, or all where users repeat items."""
+    generation = f'contexts = "events"\nexclude_consumed = {str(not repeats).lower()}'
+    settings = make_project(tmp_path, EXTRA.replace('contexts = "users"', generation))
     ingest(settings)
     split = EvaluationSplit.from_settings(settings, CUTOFF, end=None, cold_fraction=0.0, name="test")
     translation, how = SplitTranslator.from_split(split), DrawOptions(2, 0.5)
@@ -336,7 +338,7 @@ def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_projec
     for column in ("user", "item", "time"):
         assert np.array_equal(getattr(published, column)[order], getattr(drawn, column)[other])
     assert np.allclose(published.weight[order], drawn.weight[other], atol=1e-5)
-    assert len(np.unique(_pairs(published), axis=1).T) < len(published)
+    assert (len(np.unique(_pairs(published), axis=1).T) < len(published)) == repeats
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_a_window_is_published_again_as_it_was_whatever_the_settings_say_now(lat
 
 
 def test_a_window_that_the_gate_refuses_is_reported_and_stops_no_other(late):
-    strict = late.read_text().replace("max_bucket_distance = 1.0", "max_bucket_distance = 1.0\nmax_user_item_copies = 1")
+    strict = late.read_text().replace("min_information = 0", "min_information = 50")
     with Project.open(late, generation=window(2, lookback=14)) as project:
         project.ingest()
         project.histories()

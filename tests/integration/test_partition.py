@@ -83,7 +83,7 @@ def test_rows_are_what_the_contract_says(made):
     assert (rows["run_id"] == spec.run_id).all()
     assert (rows["translator_version"] == 1).all()
     assert rows["probability"].between(0, 1, inclusive="right").all()
-    assert not rows.duplicated(["user_id", "item_id", "event_timestamp"]).any()
+    assert not rows.duplicated(["user_id", "item_id"]).any(), "a user has an item once a window"
     # min_lift = 1: no draw is less probable than popularity alone makes it.
     assert (rows["weight"] >= 0.5).all()
     for number in range(3):
@@ -225,6 +225,8 @@ def test_another_seed_draws_other_events(config, made):
 
 def test_consumed_items_may_be_allowed(config, made):
     settings, _, _, rows = make(config, partitions=1, exclude_consumed=False)
+    assert rows.duplicated(["user_id", "item_id"]).any(), "a user may have an item again"
+    assert not rows.duplicated(["user_id", "item_id", "event_timestamp"]).any()
     both = rows.merge(lake_rows(settings, Table.TARGET_EVENTS), on=["user_id", "item_id"], suffixes=("", "_real"))
     assert (both["event_timestamp_real"] < both["event_timestamp"]).any()
 
@@ -236,7 +238,12 @@ def test_a_window_is_half_open(config, made):
     _, _, _, rows = make(config, partitions=1, start=start.to_pydatetime(), end=end.to_pydatetime(), as_of=as_of)
     want = made[3][(made[3]["event_timestamp"] >= start) & (made[3]["event_timestamp"] < end)]
     columns = [name for name in rows.columns if name != "run_id"]
-    pd.testing.assert_frame_equal(rows[columns], want[columns].reset_index(drop=True), rtol=0, atol=1e-5)
+    same = rows["event_id"].isin(want["event_id"])
+    found, wanted = (table[columns].reset_index(drop=True) for table in (rows[same], want))
+    pd.testing.assert_frame_equal(found, wanted, rtol=0, atol=1e-5)
+    earlier = made[3][made[3]["event_timestamp"] < start]
+    repeated = rows[~same].merge(earlier, on=["user_id", "item_id"])
+    assert repeated["event_id_x"].nunique() == (~same).sum(), "others are repetitions in the longer window"
     assert settings.generation.start is None
 
 

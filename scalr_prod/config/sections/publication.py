@@ -42,8 +42,11 @@ class QualitySettings(SettingsSection):
         le=0.5,
         description="smallest effective number of items, exp(entropy), as a share of that of real events; 0: off",
     )
-    max_user_item_copies: int = Field(
-        default=0, ge=0, description="largest number of accepted events of one user on one item in a run; 0: off"
+    max_user_item_copies: int | None = Field(
+        default=None,
+        ge=0,
+        description="largest number of accepted events of one user on one item in a run; 0: off. Default: 1, or off where [generation] "
+        "exclude_consumed is false",
     )
     min_information: float = Field(
         default=0.001,

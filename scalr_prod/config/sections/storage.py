@@ -108,8 +108,8 @@ class RetentionSettings(SettingsSection):
         default=7,
         ge=0,
         le=36_500,
-        description="days for which a replaced version of a table can still be read; 0: not at all, not even by a command that has "
-        "begun to read it",
+        description="days for which a replaced version of a table can still be read; unfinished runs and commands at work can read theirs "
+        "for longer",
     )
 
 

@@ -133,7 +133,9 @@ class GenerationSettings(SettingsSection):
         description="number of likely items to draw from for each context, in place of the whole catalogue: for catalogues of over a "
         "million items, on CPUs. Each run measures the probability left out. Default: all items",
     )
-    exclude_consumed: bool = Field(default=True, description="never draw an item that the user had before")
+    exclude_consumed: bool = Field(
+        default=True, description="never draw an item that the user had before, nor twice in a window"
+    )
     align: bool = Field(
         default=False, description="drop draws until their popularity distribution is like the real one; costs ranking quality"
     )

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import redis
+from sqlalchemy.exc import OperationalError
 from support.feast_project import AS_OF, COUNT, COUNTS, STAMP, T0, VIEWS, hours, make_project, spine, synthetic
 
 from scalr_prod.config.settings import load_settings
@@ -25,6 +27,7 @@ from scalr_prod.features import (
     repository,
     stream_window,
 )
+from scalr_prod.features.client import translate_feast_errors
 from scalr_prod.features.store_snapshot import StoreSnapshot
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import PROVENANCE_COLUMNS, Table, table_schema
@@ -85,11 +88,33 @@ class TestRepository:
             open_feature_store(own.model_copy(update={"feast": feast}))
         assert "the registry can be reached" in caught.value.next_step
 
-    def test_a_registry_that_stops_answering(self, own, monkeypatch):
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError("server closed the connection"),
+            pytest.param(OperationalError("SELECT 1", {}, Exception("server closed the connection")), marks=pytest.mark.long),
+            pytest.param(redis.exceptions.ConnectionError("server closed the connection"), marks=pytest.mark.long),
+        ],
+    )
+    def test_a_registry_that_stops_answering(self, own, monkeypatch, error):
         store = open_feature_store(own)
-        monkeypatch.setattr(store.registry, "proto", Mock(side_effect=OSError("server closed the connection")))
-        with pytest.raises(FeatureStoreError, match="server closed the connection"):
+        monkeypatch.setattr(store.registry, "proto", Mock(side_effect=error))
+        with pytest.raises(FeatureStoreError, match="server closed the connection") as caught:
             StoreSnapshot.from_store(store)
+        assert "can be reached" in caught.value.next_step
+        assert "names of views" not in caught.value.next_step
+
+    @pytest.mark.parametrize("store_only", [True, pytest.param(False, marks=pytest.mark.long)])
+    def test_errors_of_feast_hold_no_secret(self, own, store_only):
+        feast = own.feast.model_copy(update={"registry": "postgresql+psycopg://me:hush-hush-1@db/feast"})
+        settings = own.model_copy(update={"feast": feast})
+        used = open_feature_store(own) if store_only else settings
+        if store_only:
+            used.config.registry.path = feast.registry
+        with pytest.raises(FeatureStoreError, match="Feast failed: no such view") as caught, translate_feast_errors(used):
+            raise ValueError(f"no such view in {feast.registry}")
+        assert "hush" not in str(caught.value)
+        assert "names of views" in caught.value.next_step
 
     def test_no_secret_is_laid(self, feast_project, tmp_path):
         settings = load_settings(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.fault_harness import files_of
@@ -15,8 +15,10 @@ from support.ledger_runs import T0, make_spec, to_state
 from scalr_prod import Project
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.operations import retention
 from scalr_prod.schemas import Table
 from scalr_prod.training_set.manifest import MANIFEST_FILE
+from scalr_prod.workspace import staging_folder
 
 #: Publishes or builds twice before it removes anything; the same rules decide in the others.
 long = pytest.mark.long
@@ -199,6 +201,48 @@ def test_a_version_that_a_run_takes_while_maintenance_is_at_work_stays(opened, s
         monkeypatch.setattr(Lake, "vacuum", meanwhile)
         project.maintain()
         assert project.lake.read(Table.SOURCE_USER_HISTORY, version=version).equals(rows)
+
+
+@pytest.mark.parametrize("stage", ["dataset", pytest.param("maintain", marks=long)])
+def test_a_version_that_a_command_at_work_may_read_stays(opened, settings, monkeypatch, stage):
+    """Whatever was replaced since it began stays, and goes with its end; another maintenance reads no table."""
+    monkeypatch.setattr(retention, "_CLOCK_SKEW", timedelta(0))
+    opened.ingest()
+    opened.histories()
+    first = opened.lake.version(Table.SOURCE_USER_HISTORY)
+    with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
+        project.histories()
+        second = project.lake.version(Table.SOURCE_USER_HISTORY)
+        with staging_folder(settings, stage):
+            opened.histories()
+            assert "source_user_history" in names(project.maintain(), "table")
+            assert not project.lake.is_readable(Table.SOURCE_USER_HISTORY, first), "replaced before the command began"
+            assert project.lake.is_readable(Table.SOURCE_USER_HISTORY, second) == (stage != "maintain")
+        project.maintain()
+        assert not project.lake.is_readable(Table.SOURCE_USER_HISTORY, second)
+
+
+@long
+def test_a_version_that_a_stage_has_begun_to_read_stays(opened, settings, monkeypatch):
+    """``files_days = 0``: a histories build and a maintenance, while the training has opened its tables and read nothing yet."""
+    monkeypatch.setattr(retention, "_CLOCK_SKEW", timedelta(0))
+    opened.ingest()
+    opened.histories()
+    with Project.open(settings, retention=NOW, histories={"length": 7}) as project:
+        version, kept = project.lake.version(Table.SOURCE_USER_HISTORY), []
+
+        def meanwhile(*_, **__):
+            project.histories()
+            project.maintain()
+            kept.append(project.lake.is_readable(Table.SOURCE_USER_HISTORY, version))
+            raise InterruptedError("enough was seen")
+
+        monkeypatch.setattr("scalr_prod.translator.train", meanwhile)
+        with pytest.raises(InterruptedError):
+            opened.train()
+        assert kept == [True]
+        project.maintain()
+        assert not project.lake.is_readable(Table.SOURCE_USER_HISTORY, version)
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(opened):

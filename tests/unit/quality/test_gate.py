@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +17,7 @@ import sqlalchemy as sa
 from filelock import FileLock
 from support.small_project import GATE_TARGET, IDS, QUARANTINE, Handmade, events, source_rows
 
-from scalr_prod.errors import GenerationError, LedgerError, QualityError, QualityGateFailed, RunNotFound
+from scalr_prod.errors import GenerationError, LakeError, LedgerError, QualityError, QualityGateFailed, RunNotFound
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.orm_tables import ModelVersionRow, ProjectRow
 from scalr_prod.publication import publish
@@ -205,7 +207,7 @@ def test_a_distribution_far_from_the_real_one_fails(tmp_path):
     """Ten items bear 1, 2, … 10 real events; the run proposes the rarest only."""
     target = [("first", f"t{item}", -1000 + number, 0) for item in range(10) for number in range(item + 1)]
     source = [(f"u{k}", f"s{j}", k % 20 + 10 * j, 0) for k in range(80) for j in range(10)]
-    project = Handmade(tmp_path, source=source, target=target)
+    project = Handmade(tmp_path, "[quality]\nmax_user_item_copies = 0\n", source=source, target=target)
     spec = project.run()
     frame = project.candidates(spec, source)
     rare = frame.assign(item_id="t0").drop_duplicates(["user_id", "event_timestamp"])
@@ -269,9 +271,19 @@ def test_a_run_that_collapses_to_an_item_fails(tmp_path, collapsed, broken):
         assert validate_run(project.settings, spec.run_id).figures["max_item_excess"] == pytest.approx(2 / 420 - 1 / 300)
 
 
-@long
-def test_copies_of_a_user_and_item_fail_above_the_limit(project):
-    spec = project.run()
+@pytest.mark.parametrize(
+    ("limit", "excludes", "fails"),
+    [
+        (None, True, True),
+        pytest.param(None, False, False, marks=long),  # users repeat items
+        pytest.param(2, False, True, marks=long),
+        pytest.param(3, True, False, marks=long),
+        pytest.param(0, True, False, marks=long),
+    ],
+)
+def test_copies_of_a_user_and_item_fail_above_the_limit(project, limit, excludes, fails):
+    """By default one a run, where a run never repeats an item for a user."""
+    spec = project.run(exclude_consumed=excludes)
     frame = project.candidates(spec)
     of_user = frame.index[frame["user_id"] == "u0"][::2]
     project.write(
@@ -280,10 +292,29 @@ def test_copies_of_a_user_and_item_fail_above_the_limit(project):
             ["user_id", "item_id", "event_timestamp"]
         ),
     )
-    copies = validate_run(project.settings, spec.run_id).figures["max_user_item_copies"]
-    assert copies >= 3
-    project.configure("[quality]\nmax_user_item_copies = 1")
-    assert fails_on(project, spec.run_id) == {"copies_of_a_user_and_item": copies}
+    if limit is not None:
+        project.configure(f"[quality]\nmax_user_item_copies = {limit}")
+    if fails:
+        assert fails_on(project, spec.run_id) == {"copies_of_a_user_and_item": 3}
+    else:
+        assert validate_run(project.settings, spec.run_id).figures["max_user_item_copies"] == 3
+
+
+@long
+def test_data_docs_that_cannot_be_written_are_one_clear_error(project, monkeypatch, caplog):
+    from great_expectations.data_context.store.html_site_store import HtmlSiteStore
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    spec = project.run()
+    project.write(spec, project.candidates(spec))
+    monkeypatch.setattr(HtmlSiteStore, "set", full)
+    with pytest.raises(LakeError, match="No space left"):
+        validate_run(project.settings, spec.run_id)
+    assert "Traceback" not in caplog.text
+    monkeypatch.undo()
+    assert validate_run(project.settings, spec.run_id).passed
 
 
 @pytest.mark.slow
