@@ -28,7 +28,7 @@ long = pytest.mark.long
 
 USERS, PER_WINDOW = 150, 5
 ITEMS = [f"t{i}" for i in range(10)]
-PLAIN = "[quality]\nmax_bucket_distance = 1.0\n"
+PLAIN = "[quality]\nmax_bucket_distance = 1.0\nmax_user_item_copies = 0\n"
 
 
 def counted(**figures: dict[float, int]) -> pa.Table:

@@ -58,7 +58,7 @@ def test_rows_that_break_it_are_put_aside_and_the_report_names_it(judged):
     assert kept["report"]["rule_set"] == kept["inputs"]["rules"] == report.rule_set
     assert {name: version for name, version in report.rule_set.items() if name != "their_rules:Rule"} == {
         "rows": "3",
-        "runs": "6",
+        "runs": "7",
         "information": "3",
         "calibration": "1",
         "drift": "2",

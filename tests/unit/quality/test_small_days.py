@@ -62,7 +62,7 @@ def make_spec(project: Handmade, day: int) -> RunSpec:
 
 
 def draw_day(spec: RunSpec, source: list, popularity: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Distinct items for each source event, by popularity and the user's taste; some source events get none."""
+    """Distinct items for each user, by popularity and the user's taste; some source events get none."""
     rows = []
     for user, item, when, _ in source:
         taste = popularity * np.random.default_rng(int(user[1:])).gamma(0.5, size=ITEMS)
@@ -70,7 +70,8 @@ def draw_day(spec: RunSpec, source: list, popularity: np.ndarray, rng: np.random
             continue
         drawn = rng.choice(ITEMS, DRAWS, replace=False, p=taste / taste.sum())
         rows += [(user, f"t{number}", hour(when), item) for number in drawn]
-    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "event_timestamp", "source_item_id"])
+    columns = ["user_id", "item_id", "event_timestamp", "source_item_id"]
+    frame = pd.DataFrame(rows, columns=columns).drop_duplicates(columns[:2], ignore_index=True)
     return frame.assign(
         event_id=[hashlib.md5(f"{spec.run_id}{n}".encode(), usedforsecurity=False).hexdigest() for n in range(len(frame))],
         probability=np.float32(0.2),
@@ -85,7 +86,8 @@ def draw_day(spec: RunSpec, source: list, popularity: np.ndarray, rng: np.random
 
 def misread(frame: pd.DataFrame) -> pd.DataFrame:
     """The rarest items in place of those drawn, as by a vocabulary that is off: no rule for rows finds it."""
-    return frame.assign(item_id=[f"t{ITEMS - 1 - number % 20}" for number in range(len(frame))])
+    rare = frame.assign(item_id=[f"t{ITEMS - 1 - number % 20}" for number in range(len(frame))])
+    return rare.drop_duplicates(["user_id", "item_id"], ignore_index=True)
 
 
 def plant(fault: str, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
