@@ -51,7 +51,7 @@ def test_a_registry_that_does_not_answer(registry, tmp_path, monkeypatch):
     with pytest.raises(FeatureStoreError, match="Feast cannot be opened") as caught:
         apply_feature_repo(load_settings(settings.base / "scalr.toml"))
     assert "not-to-be-found" not in str(caught.value)
-    assert "the registry can be reached" in caught.value.next_step
+    assert "the registry and the online store can be reached" in caught.value.next_step
 
 
 @long
