@@ -44,7 +44,7 @@ Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 #: Trainings whose inputs a worker keeps: a driver that was killed does not tell it to forget them.
-_MAX_SESSIONS: Final = 2
+_MAX_TRAININGS: Final = 2
 
 
 @contextmanager
@@ -102,7 +102,7 @@ class _DaskPool(ConcurrentPool):
 
     def cancel(self) -> None:
         super().cancel()
-        self._cluster.call_workers(_end_session, self._folder.prefix)
+        self._cluster.call_workers(_end_training, self._folder.prefix)
 
     def map(
         self,
@@ -137,43 +137,35 @@ class _DaskPool(ConcurrentPool):
         return ObjectReader(self._folder, self._scratch_dir).unpack(packed)
 
 
-class _Session:
-    """What a worker process keeps of a training."""
+class _Inputs:
+    """Inputs that units of a training share, in a worker."""
 
     def __init__(self, folder: ShuffleFolder) -> None:
-        self.cancelled = threading.Event()
         self._reader, self._lock = ObjectReader(folder, worker_folder()), threading.Lock()
 
     def read(self, path: str) -> Any:
         with self._lock:
-            try:
-                return self._reader.read(path)
-            finally:
-                if self.cancelled.is_set():
-                    self._reader.close()
-
-    def end(self) -> None:
-        self.cancelled.set()
-        if self._lock.acquire(blocking=False):  # else the reader closes itself
-            self._reader.close()
-            self._lock.release()
+            return self._reader.read(path)
 
 
-_sessions: Final[OrderedDict[str, _Session]] = OrderedDict()
-_sessions_lock: Final = threading.Lock()
+#: Training, by its folder's prefix → set when it ends. Kept, since units of an ended training may still be queued.
+_cancelled: Final[dict[str, threading.Event]] = {}
+#: What this worker process has read of the latest trainings.
+_inputs: Final[OrderedDict[str, _Inputs]] = OrderedDict()
+_lock: Final = threading.Lock()
 
 
 def _run_unit(call: _Call, number: int, unit: Any) -> tuple[int, PackedObject | None]:
     """Run a unit in a worker: its number and its result, or None if it was cancelled."""
     limit_threads()
     _limit_blas_threads()
-    session = _open_session(call.folder)
+    cancelled = _cancellation(call.folder.prefix)
+    if cancelled.is_set():
+        return number, None
+    inputs = _open_inputs(call.folder).read(call.inputs)
     try:
-        if session.cancelled.is_set():
-            return number, None
-        inputs = session.read(call.inputs)
         with progress_channel(call.topic) as count:
-            result = run_unit(call.work, inputs, unit, session.cancelled, count)
+            result = run_unit(call.work, inputs, unit, cancelled, count)
     except CancelledError:
         return number, None
     return number, ObjectWriter(call.folder).pack(result)
@@ -187,18 +179,22 @@ def _limit_blas_threads() -> None:
     threadpool_limits(1, "blas")
 
 
-def _open_session(folder: ShuffleFolder) -> _Session:
-    with _sessions_lock:
-        session = _sessions.setdefault(folder.prefix, _Session(folder))
-        _sessions.move_to_end(folder.prefix)
-        while len(_sessions) > _MAX_SESSIONS:
-            _sessions.popitem(last=False)
-        return session
+def _cancellation(training: str) -> threading.Event:
+    with _lock:
+        return _cancelled.setdefault(training, threading.Event())
 
 
-def _end_session(prefix: str) -> None:
-    """Cancel the units of a training in this worker, and forget its inputs. The session stays, for units that are still queued."""
-    with _sessions_lock:
-        session = _sessions.get(prefix)
-    if session is not None:
-        session.end()
+def _open_inputs(folder: ShuffleFolder) -> _Inputs:
+    with _lock:
+        inputs = _inputs.setdefault(folder.prefix, _Inputs(folder))
+        _inputs.move_to_end(folder.prefix)
+        while len(_inputs) > _MAX_TRAININGS:
+            _inputs.popitem(last=False)
+        return inputs
+
+
+def _end_training(training: str) -> None:
+    """Cancel the units of a training in this worker, and forget its inputs."""
+    _cancellation(training).set()
+    with _lock:
+        _inputs.pop(training, None)

@@ -135,11 +135,6 @@ class ObjectReader:
                 )
         return pickle.loads(packed.pickled, buffers=[self._buffers[buffer] for buffer in packed.buffers])  # noqa: S301 - as above
 
-    def close(self) -> None:
-        """Forget all objects. Their temporary files disappear with the last reference to them."""
-        self._buffers.clear()
-        self._objects.clear()
-
 
 class _Pickler(pickle.Pickler):
     """Pickles tensors of a CPU as arrays, since torch would copy their bytes into the pickle."""

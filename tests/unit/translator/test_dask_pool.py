@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -83,9 +83,7 @@ def test_a_failing_unit_cancels_the_others(settings, error, raised):
             time.sleep(0.01)
 
     with pytest.raises(raised, match="too little"), open_training_pool(settings, command="scalr train") as pool:
-        list(pool.map(work, None, ["endless", "fails", "endless"]))
-    session = next(reversed(dask_pool._sessions.values()))
-    assert session.cancelled.is_set()
+        list(pool.map(work, None, ["endless", "fails"]))
     with open_training_pool(settings, command="scalr train") as pool:  # the workers are free again
         assert list(pool.map(max, 1, [0, 2])) == [1, 2]
 
@@ -101,7 +99,7 @@ def test_the_error_of_one_function_cancels_the_other(pool, failing):
             check_cancelled()
             time.sleep(0.01)
 
-    functions = [lambda: list(pool.map(fail, None, [0])), lambda: list(pool.map(run_forever, None, [0, 1, 2]))]
+    functions = [lambda: list(pool.map(fail, None, [0])), lambda: list(pool.map(run_forever, None, [0]))]
     with pytest.raises(TranslatorError, match="too little"):
         pool.run_concurrently(functions[failing], functions[1 - failing])
 
@@ -133,13 +131,30 @@ def test_log_lines_of_a_unit_know_the_stage(pool):
     assert fields == {"project": pool._settings.project_name, "stage": "train", "run_id": "run_1"}
 
 
-def test_a_worker_keeps_the_inputs_of_the_last_two_trainings(settings):
-    for _ in range(4):
-        with open_training_pool(settings, command="scalr train") as pool:
+def test_a_worker_keeps_the_inputs_of_two_trainings_at_most_and_forgets_them_at_the_end(settings):
+    with ExitStack() as stack:
+        pools = [stack.enter_context(open_training_pool(settings, command="scalr train")) for _ in range(3)]
+        for pool in pools:
             assert list(pool.map(max, 1, [2])) == [2]
-    gc.collect()
-    assert len(dask_pool._sessions) == 2
-    assert all(not session._reader._objects for session in dask_pool._sessions.values())
+        assert len(dask_pool._inputs) == 2
+        assert list(pools[0].map(max, 1, [2])) == [2]
+    assert not dask_pool._inputs
+
+
+def test_units_that_are_still_queued_when_a_training_ends_do_not_begin(settings):
+    def sleep(_: None, unit: int) -> int:
+        while unit:
+            check_cancelled()
+            time.sleep(0.01)
+        return unit
+
+    with open_training_pool(settings, command="scalr train") as pool:
+        assert next(pool.map(sleep, None, [0, 1, 2, 3, 4, 5])) == 0
+    with open_training_pool(settings, command="scalr train") as pool:
+        met = threading.Barrier(2, timeout=60)  # both workers are free
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dask_pool, "_met", met, raising=False)
+            assert sorted(pool.map(lambda *_: dask_pool._met.wait(), None, [0, 1])) == [0, 1]
 
 
 def test_without_a_cluster_units_run_on_threads_of_this_process(settings):
