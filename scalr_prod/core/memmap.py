@@ -53,11 +53,11 @@ def spill_arrays(batches: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any
             return [_map_array(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
 
 
-def map_bytes(chunks: Iterable[bytes | memoryview], folder: Path | None, *, writable: bool = False) -> mmap.mmap | bytearray:
+def map_bytes(chunks: Iterable[bytes | memoryview], folder: Path | None, *, writable: bool = False) -> mmap.mmap:
     """Write bytes to a temporary file and map it; the buffer begins at the start of a page.
 
     Args:
-        chunks: The bytes. One chunk is held at a time.
+        chunks: The bytes, at least one. One chunk is held at a time.
         folder: As in `spill_arrays`.
         writable: Whether the buffer may be changed. Changes stay in memory, and `drop_pages` leaves the buffer alone.
 
@@ -68,8 +68,6 @@ def map_bytes(chunks: Iterable[bytes | memoryview], folder: Path | None, *, writ
         for chunk in chunks:
             file.write(chunk)
         file.flush()
-        if not file.tell():  # an empty file cannot be mapped
-            return bytearray()
         pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
     if not writable:
         _mapped.add(weakref.ref(pages, _mapped.discard))

@@ -84,12 +84,14 @@ class _Call(NamedTuple):
     Attributes:
         folder: Folder of inputs and results; its prefix identifies the training.
         inputs: Path of the inputs.
+        finished: Paths of inputs that no unit needs any more.
         topic: Topic of progress messages.
         work: The work.
     """
 
     folder: ShuffleFolder
     inputs: str
+    finished: tuple[str, ...]
     topic: str
     work: Callable[[Any, Any], Any]
 
@@ -99,6 +101,7 @@ class _DaskPool(ConcurrentPool):
         super().__init__()
         self._cluster, self._settings, self._folder = cluster, settings, folder
         self._scratch_dir, self._writer, self._write_lock = scratch_dir, ObjectWriter(folder), threading.Lock()
+        self._finished: list[str] = []
 
     def cancel(self) -> None:
         super().cancel()
@@ -114,7 +117,8 @@ class _DaskPool(ConcurrentPool):
         if self._cancelled.is_set():
             raise CancelledError
         with self._write_lock:
-            call = _Call(self._folder, self._writer.write(inputs), f"training-{uuid.uuid4()}", work)
+            path = self._writer.write(inputs)
+        call = _Call(self._folder, path, tuple(self._finished), f"training-{uuid.uuid4()}", work)
         if on_progress is not ignore_progress:
             self._cluster.subscribe(call.topic, on_progress)
         fields = {name: value for name, value in current_log_context().items() if name != "project"}
@@ -130,6 +134,7 @@ class _DaskPool(ConcurrentPool):
         except BaseException:
             self.cancel()
             raise
+        self._finished.append(path)
 
     def _unpack(self, packed: PackedObject | None) -> Any:
         if packed is None:
@@ -143,9 +148,11 @@ class _Inputs:
     def __init__(self, folder: ShuffleFolder) -> None:
         self._reader, self._lock = ObjectReader(folder, worker_folder()), threading.Lock()
 
-    def read(self, path: str) -> Any:
+    def read(self, path: str, *, finished: tuple[str, ...]) -> Any:
         with self._lock:
-            return self._reader.read(path)
+            value = self._reader.read(path)
+            self._reader.forget(finished)  # only now: both may share arrays
+            return value
 
 
 #: Training, by its folder's prefix → set when it ends. Kept, since units of an ended training may still be queued.
@@ -162,7 +169,7 @@ def _run_unit(call: _Call, number: int, unit: Any) -> tuple[int, PackedObject | 
     cancelled = _cancellation(call.folder.prefix)
     if cancelled.is_set():
         return number, None
-    inputs = _open_inputs(call.folder).read(call.inputs)
+    inputs = _open_inputs(call.folder).read(call.inputs, finished=call.finished)
     try:
         with progress_channel(call.topic) as count:
             result = run_unit(call.work, inputs, unit, cancelled, count)

@@ -12,6 +12,7 @@ import hashlib
 import io
 import pickle
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -19,7 +20,7 @@ from scalr_prod.core.memmap import drop_pages, map_bytes
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from pyarrow.fs import FileSystem
@@ -106,7 +107,7 @@ class ObjectWriter:
 
 
 class ObjectReader:
-    """Reads packed objects; each file is read once and then kept in a temporary file.
+    """Reads packed objects; a file is read once and kept in a temporary file, as long as an object uses it.
 
     Args:
         folder: Folder of the files.
@@ -115,11 +116,11 @@ class ObjectReader:
 
     def __init__(self, folder: ShuffleFolder, scratch_dir: Path | None) -> None:
         self._folder, self._scratch_dir = folder, scratch_dir
-        self._buffers: dict[PackedBuffer, mmap.mmap | bytearray] = {}
+        self._buffers: WeakValueDictionary[PackedBuffer, mmap.mmap] = WeakValueDictionary()
         self._objects: dict[str, Any] = {}
 
     def read(self, path: str) -> Any:
-        """Return the object that `ObjectWriter.write` wrote: the same one for each call."""
+        """Return the object that `ObjectWriter.write` wrote: the same one for each call until `forget`."""
         if path not in self._objects:
             with self._folder.open().open_input_stream(path) as file:
                 packed = pickle.loads(file.read())  # noqa: S301 - written by the driver, whose tasks a worker runs as well
@@ -128,12 +129,19 @@ class ObjectReader:
 
     def unpack(self, packed: PackedObject) -> Any:
         """Return a packed object."""
-        for buffer in packed.buffers:
-            if buffer not in self._buffers:
-                self._buffers[buffer] = map_bytes(
-                    _read_chunks(self._folder.open(), buffer.path), self._scratch_dir, writable=buffer.writable
-                )
-        return pickle.loads(packed.pickled, buffers=[self._buffers[buffer] for buffer in packed.buffers])  # noqa: S301 - as above
+        return pickle.loads(packed.pickled, buffers=list(map(self._map_buffer, packed.buffers)))  # noqa: S301 - as above
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Drop objects that `read` returned."""
+        for path in paths:
+            self._objects.pop(path, None)
+
+    def _map_buffer(self, buffer: PackedBuffer) -> mmap.mmap:
+        pages = self._buffers.get(buffer)
+        if pages is None:
+            chunks = _read_chunks(self._folder.open(), buffer.path)
+            pages = self._buffers[buffer] = map_bytes(chunks, self._scratch_dir, writable=buffer.writable)
+        return pages
 
 
 class _Pickler(pickle.Pickler):

@@ -14,7 +14,7 @@ from support.built_tables import fill_lake
 
 from scalr_prod.core.logging import current_log_context, log_context
 from scalr_prod.errors import ComputeError, TranslatorError
-from scalr_prod.translator import dask_pool
+from scalr_prod.translator import dask_pool, object_files
 from scalr_prod.translator.dask_pool import open_training_pool
 from scalr_prod.translator.worker_pool import check_cancelled, report_progress
 
@@ -139,6 +139,17 @@ def test_a_worker_keeps_the_inputs_of_two_trainings_at_most_and_forgets_them_at_
         assert len(dask_pool._inputs) == 2
         assert list(pools[0].map(max, 1, [2])) == [2]
     assert not dask_pool._inputs
+
+
+def test_a_worker_forgets_the_inputs_of_finished_maps_but_not_the_arrays_that_others_share(pool, monkeypatch):
+    array, read = np.arange(LARGE, dtype=np.float64), []
+    mapped = object_files.map_bytes
+    monkeypatch.setattr(object_files, "map_bytes", lambda *each, **named: read.append(each) or mapped(*each, **named))
+    for number in range(4):
+        assert list(pool.map(lambda inputs, _: inputs[0][-1], (array, number), [0])) == [LARGE - 1]
+        (inputs,) = dask_pool._inputs.values()
+        assert len(inputs._reader._objects) <= 2
+    assert len(read) == 1
 
 
 def test_units_that_are_still_queued_when_a_training_ends_do_not_begin(settings):
