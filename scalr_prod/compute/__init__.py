@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel
+    from scalr_prod.compute.cluster import Cluster, open_cluster, preload_workers, progress_channel, worker_folder
     from scalr_prod.compute.executor import Executor, is_distributed, open_executor
     from scalr_prod.compute.shuffle import (
         Segment,
@@ -35,6 +35,7 @@ __all__ = [
     "read_segments",
     "run_worker_task",
     "shuffle_folder",
+    "worker_folder",
     "write_segments",
     "write_tables",
 ]
@@ -54,6 +55,7 @@ __getattr__ = lazy_exports(
         "load_segments": "shuffle",
         "read_segments": "shuffle",
         "run_worker_task": "worker_task",
+        "worker_folder": "cluster",
         "shuffle_folder": "shuffle",
         "write_segments": "shuffle",
         "write_tables": "shuffle",

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import ComputeSettings, Settings
 
-__all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel"]
+__all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel", "worker_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,12 @@ class Cluster:
     def subscribe(self, topic: str, handler: Callable[[Any], None]) -> None:
         """Call the handler with every message that workers send on a topic (`progress_channel`)."""
         self._client.subscribe_topic(topic, lambda event: handler(event[1]))
+
+    def call_workers(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function once in the process of each worker, also while it runs tasks. Best effort: a lost worker is not called."""
+        if self._client.status == "running":
+            with suppress(OSError, TimeoutError):
+                self._client.run(function, *arguments, on_error="ignore")
 
     def map(self, task: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield results as they complete. Tasks of a lost worker are repeated; a task's own error is raised unchanged.
@@ -183,14 +189,15 @@ def preload_workers(compute: ComputeSettings) -> None:
 
 
 @contextmanager
-def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
+def progress_channel(topic: str) -> Iterator[Callable[[float], None]]:
     """Yield a function that adds to a task's count and sends the count to subscribers twice a second and at the end.
 
     Messages are rare since they pass through the scheduler, which shares the cores with the translator.
     """
     from distributed import get_worker
 
-    last_sent, unsent = time.monotonic(), 0
+    last_sent = time.monotonic()
+    unsent: float = 0
 
     def send() -> None:
         nonlocal last_sent, unsent
@@ -198,7 +205,7 @@ def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
             get_worker().log_event(topic, unsent)
         last_sent, unsent = time.monotonic(), 0
 
-    def count(units: int) -> None:
+    def count(units: float) -> None:
         nonlocal unsent
         unsent += units
         if time.monotonic() - last_sent >= _PROGRESS_INTERVAL_S:
@@ -208,6 +215,16 @@ def progress_channel(topic: str) -> Iterator[Callable[[int], None]]:
         yield count
     finally:
         send()
+
+
+def worker_folder() -> Path | None:
+    """Return the folder for temporary files of the Dask worker that runs the caller; None outside of a worker."""
+    from distributed import get_worker
+
+    try:
+        return Path(get_worker().local_directory)
+    except ValueError:
+        return None
 
 
 @contextmanager

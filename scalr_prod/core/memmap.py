@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DiskMatrix", "drop_pages", "iter_row_slices", "spill_arrays"]
+__all__ = ["DiskMatrix", "drop_pages", "iter_row_slices", "map_bytes", "spill_arrays"]
 
 #: A plain set: copying it is atomic, while other threads create and release arrays.
 _mapped: Final[set[weakref.ref[mmap.mmap]]] = set()
@@ -51,6 +51,27 @@ def spill_arrays(batches: Iterable[Sequence[NDArray[Any]]], dtypes: Sequence[Any
                     file.write(np.ascontiguousarray(array, dtype).data)
         with _disk_errors_in(folder):
             return [_map_array(file, dtype) for file, dtype in zip(files, dtypes, strict=True)]
+
+
+def map_bytes(chunks: Iterable[bytes | memoryview], folder: Path | None, *, writable: bool = False) -> mmap.mmap:
+    """Write bytes to a temporary file and map it; the buffer begins at the start of a page.
+
+    Args:
+        chunks: The bytes, at least one. One chunk is held at a time.
+        folder: As in `spill_arrays`.
+        writable: Whether the buffer may be changed. Changes stay in memory, and `drop_pages` leaves the buffer alone.
+
+    Raises:
+        LakeError: The disk is full, or the folder cannot be written to.
+    """
+    with _temporary_file(folder) as file, _disk_errors_in(folder):
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
+    if not writable:
+        _mapped.add(weakref.ref(pages, _mapped.discard))
+    return pages
 
 
 def _temporary_file(folder: Path | None) -> IO[bytes]:

@@ -166,40 +166,59 @@ def _candidates(
     module: TranslatorModule, contexts: Contexts, labels: NDArray[np.int32], generator: torch.Generator, workers: WorkerPool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores and features of the label and the sampled items [R, E + F, 1 + M], and log expected draws [R, 1 + M]."""
-    mixture = module.parameter_set(-1)
     all_contexts = ContextBatch.from_contexts(contexts, module.first_seen)
     label = torch.from_numpy(labels.astype(np.int64))
     n_drawn = min(NEGATIVES_PER_EVENT, module.n_target)
     blocks = torch.arange(len(label)).split(_CHUNK_ROWS)
     # Each block has its own seed, so that it depends on no other block.
     seeds = torch.randint(2**62, (len(blocks),), generator=generator).tolist()
+    inputs = _CandidateInputs(module, all_contexts, label, n_drawn)
 
     # At most a quarter of a GB; each block writes to its own rows.
-    values = torch.empty(len(label), len(mixture.estimators) + _FEATURES, 1 + n_drawn)
+    values = torch.empty(len(label), len(module.estimators) + _FEATURES, 1 + n_drawn)
     log_q = torch.empty(len(label), 1 + n_drawn)
 
-    @torch.inference_mode()
-    def draw(unit: tuple[torch.Tensor, int]) -> None:
-        block, seed = unit
-        batch = all_contexts.take(block.to(module.device))
-        scores = [mixture.estimator_scores(name, batch) for name in mixture.estimators]
-        counts = mixture.log_counts(batch)
-        # On the CPU, so that every device draws the same items up to rounding.
-        q = _proposal(scores, counts, batch).cpu()
-        negative = torch.multinomial(q, n_drawn, replacement=True, generator=torch.Generator().manual_seed(seed))
-        candidates = torch.cat([label[block, None], negative], 1)
-        log_n = torch.log(n_drawn * q.gather(1, candidates))
-        log_n[:, 0] = 0
-        log_n[:, 1:][negative == candidates[:, :1]] = torch.inf
-        device_candidates = candidates.to(module.device)
-        counts = {name: x.gather(1, device_candidates) for name, x in counts.items()}
-        features = [popularity.feature_values(counts, name) for name in popularity.FEATURES]
-        values[block] = torch.stack([*(x.gather(1, device_candidates) for x in scores), *features], 1).cpu()
-        log_q[block] = log_n
-
-    for _ in workers.map(draw, zip(blocks, seeds, strict=True)):
-        pass
+    drawn = workers.map(_draw_candidates, inputs, zip(blocks, seeds, strict=True))
+    for block, (block_values, block_log_q) in zip(blocks, drawn, strict=True):
+        values[block], log_q[block] = block_values, block_log_q
     return values, log_q
+
+
+@dataclass(frozen=True)
+class _CandidateInputs:
+    """What candidates are drawn for.
+
+    Attributes:
+        module: The module.
+        contexts: [R].
+        label: int64 [R].
+        n_drawn: M.
+    """
+
+    module: TranslatorModule
+    contexts: ContextBatch
+    label: torch.Tensor
+    n_drawn: int
+
+
+@torch.inference_mode()
+def _draw_candidates(inputs: _CandidateInputs, unit: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `_candidates` of a block of rows, drawn with a seed."""
+    (block, seed), n_drawn, device = unit, inputs.n_drawn, inputs.module.device
+    mixture, batch = inputs.module.parameter_set(-1), inputs.contexts.take(block.to(device))
+    scores = [mixture.estimator_scores(name, batch) for name in mixture.estimators]
+    counts = mixture.log_counts(batch)
+    # On the CPU, so that every device draws the same items up to rounding.
+    q = _proposal(scores, counts, batch).cpu()
+    negative = torch.multinomial(q, n_drawn, replacement=True, generator=torch.Generator().manual_seed(seed))
+    candidates = torch.cat([inputs.label[block, None], negative], 1)
+    log_n = torch.log(n_drawn * q.gather(1, candidates))
+    log_n[:, 0] = 0
+    log_n[:, 1:][negative == candidates[:, :1]] = torch.inf
+    device_candidates = candidates.to(device)
+    counts = {name: x.gather(1, device_candidates) for name, x in counts.items()}
+    features = [popularity.feature_values(counts, name) for name in popularity.FEATURES]
+    return torch.stack([*(x.gather(1, device_candidates) for x in scores), *features], 1).cpu(), log_n
 
 
 def _proposal(scores: list[torch.Tensor], counts: dict[str, torch.Tensor], batch: ContextBatch) -> torch.Tensor:
@@ -231,22 +250,35 @@ def _fit_tables(
     # Tables of the same rows are fitted once.
     choices_by_rows = {rows.tobytes(): choices.take(torch.from_numpy(np.flatnonzero(rows))) for rows in rows_by_table.values()}
 
-    def fit(unit: tuple[bytes, str]) -> torch.Tensor:
-        rows, component = unit
-        return _fit_component(choices_by_rows[rows], module.layout, *terms[component], scored)
-
+    inputs = _TableInputs(choices_by_rows, module.layout, terms, scored)
     units = list(itertools.product(choices_by_rows, terms))
     tables = {rows: _popularity_table(module.layout) for rows in choices_by_rows}
-    for (rows, component), weights in zip(units, workers.map(fit, units), strict=True):
+    for (rows, component), weights in zip(units, workers.map(_fit_component, inputs, units), strict=True):
         tables[rows][module.layout.components.index(component)] = weights
     return {name: tables[rows.tobytes()].clone() for name, rows in rows_by_table.items()}
 
 
-def _fit_component(
-    choices: ChoiceData, layout: CalibrationLayout, plain: list[str], tilted: list[str], scored: Sequence[str]
-) -> torch.Tensor:
-    """Fit one component's row of a table."""
-    names = layout.weights
+@dataclass(frozen=True)
+class _TableInputs:
+    """What tables are fitted on.
+
+    Attributes:
+        choices: Rows → the choices in them.
+        layout: Layout of the tables.
+        terms: Component → names with a weight, and those among them whose weight the traits modify.
+        scored: Names of the estimators.
+    """
+
+    choices: dict[bytes, ChoiceData]
+    layout: CalibrationLayout
+    terms: dict[str, tuple[list[str], list[str]]]
+    scored: list[str]
+
+
+def _fit_component(inputs: _TableInputs, unit: tuple[bytes, str]) -> torch.Tensor:
+    """Fit one component's row of the table of some rows."""
+    (rows, component), scored = unit, inputs.scored
+    choices, names, (plain, tilted) = inputs.choices[rows], inputs.layout.weights, inputs.terms[component]
     columns = {name: column for column, name in enumerate([*scored, *popularity.FEATURES])}
     logit_columns = LogitColumns([columns[x] for x in plain], [columns[x] for x in tilted], [x in scored for x in plain])
     weights = fit_logit(choices, logit_columns)

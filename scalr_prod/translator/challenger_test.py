@@ -16,6 +16,7 @@ import numpy as np
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import to_micros
 from scalr_prod.translator import training_budget
+from scalr_prod.translator.dask_pool import open_training_pool
 from scalr_prod.translator.data.event_log import read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.module import TranslatorModule
@@ -30,7 +31,6 @@ from scalr_prod.translator.trainer import (
     weights_metadata,
 )
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.data.event_log import EventLog
+    from scalr_prod.translator.worker_pool import WorkerPool
 
 __all__ = ["ChallengerResult", "compare_versions"]
 
@@ -110,7 +111,7 @@ def compare_versions(settings: Settings, candidate: int, served: int, *, progres
     if len(rows) < MIN_EVENTS:
         return unknown
     vocabulary = old.vocabulary()
-    with open_worker_pool(settings.translator.threads) as pool:
+    with open_training_pool(settings, command="scalr translator promote") as pool:
         served_loss = _losses(
             TranslatorModule.load(old.path, trusted=True),
             *contexts_and_labels(

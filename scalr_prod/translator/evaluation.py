@@ -11,6 +11,7 @@ from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TranslatorError
 from scalr_prod.translator import training_budget
+from scalr_prod.translator.dask_pool import open_training_pool
 from scalr_prod.translator.data.event_log import read_event_log
 from scalr_prod.translator.registry import resolve_version
 from scalr_prod.translator.trainer import (
@@ -22,7 +23,6 @@ from scalr_prod.translator.trainer import (
     measure_components,
     time_quantile,
 )
-from scalr_prod.translator.worker_pool import open_worker_pool
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
@@ -92,7 +92,7 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
     )
     with (
-        open_worker_pool(settings.translator.threads) as pool,
+        open_training_pool(settings, command="scalr translator evaluate") as pool,
         track("evaluation", show=progress, total=work, unit="") as done,
     ):
         earlier, later = fit_shared([earlier_slice, later_slice], pool, done)

@@ -17,14 +17,14 @@ choices. A trait that shows in both domains, such as a taste for popular or new 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
 from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
-from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.training_module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.data.training_pairs import LazyContexts
+    from scalr_prod.translator.module import TranslatorModule
 
 __all__ = ["InformationGain", "LabelledContexts", "MeanCI", "measure_information", "swap_histories"]
 
@@ -171,7 +172,7 @@ def measure_information(
     """
 
     def with_tables(tables: dict[str, torch.Tensor]) -> TranslatorModule:
-        return TranslatorModule(tensors | tables, metadata, device)
+        return TrainingModule(tensors | tables, metadata, device)
 
     rng, module = np.random.default_rng(seed), with_tables(uncalibrated_tables(CalibrationLayout.from_metadata(metadata)))
     pool = workers if module.device.type == "cpu" else INLINE
@@ -263,30 +264,40 @@ def _score_events(
     module: TranslatorModule, events: _HeldOutEvents, swapped: Sequence[Contexts], workers: WorkerPool
 ) -> list[NDArray[np.float64]]:
     """Return the fields of `_EventScores` after ``user``: float64 [R] each. A unit of work is a block of events."""
-    own, others, popular, draw, at_prior = (np.zeros(len(events.labels)) for _ in range(5))
+    n_events = len(events.labels)
+    blocks = np.split(np.arange(n_events), range(_BLOCK_ROWS, n_events, _BLOCK_ROWS))
+    scores = list(workers.map(_score_block, _ScoredEvents(module, events, tuple(swapped)), blocks))
+    return [np.concatenate(columns) for columns in zip(*scores, strict=True)]
+
+
+class _ScoredEvents(NamedTuple):
+    """Events to score, and their contexts with others' histories."""
+
+    module: TranslatorModule
+    events: _HeldOutEvents
+    swapped: tuple[Contexts, ...]
+
+
+@torch.inference_mode()
+def _score_block(inputs: _ScoredEvents, block: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+    """Return `_score_events` of a block of events."""
+    module, events, swapped = inputs
+    own, others, popular, draw, at_prior = (np.zeros(len(block)) for _ in range(5))
     tiny = torch.finfo(torch.float32).tiny
 
     def label_log_probability(rows: NDArray[np.int64], p: torch.Tensor) -> NDArray[np.float32]:
-        label = torch.from_numpy(events.labels[rows].astype(np.int64)).to(p.device)
+        label = torch.from_numpy(events.labels[block[rows]].astype(np.int64)).to(p.device)
         log_p: NDArray[np.float32] = p.gather(1, label[:, None])[:, 0].clamp(min=tiny).log().cpu().numpy()
         return log_p
 
-    @torch.inference_mode()
-    def score_block(block: NDArray[np.int64]) -> None:
-        """Write the block's rows, which no other unit writes."""
-        for chunk, (p, prior) in module.distributions(events.contexts.take(block), _COMPONENTS):
-            rows = block[chunk]
-            own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
-            log_lift = p.clamp(min=tiny).log_().sub_(prior.clamp_(min=tiny).log_())
-            draw[rows] = (p * log_lift).sum(1).cpu().numpy()
-            at_prior[rows] = p.mul_(log_lift.abs_() < np.log1p(_AT_PRIOR)).sum(1).cpu().numpy()
-        for contexts in swapped:
-            for chunk, (p,) in module.distributions(contexts.take(block)):
-                rows = block[chunk]
-                others[rows] += label_log_probability(rows, p) / len(swapped)
-
-    for _ in workers.map(score_block, np.split(np.arange(len(own)), range(_BLOCK_ROWS, len(own), _BLOCK_ROWS))):
-        pass
+    for rows, (p, prior) in module.distributions(events.contexts.take(block), _COMPONENTS):
+        own[rows], popular[rows] = label_log_probability(rows, p), label_log_probability(rows, prior)
+        log_lift = p.clamp(min=tiny).log_().sub_(prior.clamp_(min=tiny).log_())
+        draw[rows] = (p * log_lift).sum(1).cpu().numpy()
+        at_prior[rows] = p.mul_(log_lift.abs_() < np.log1p(_AT_PRIOR)).sum(1).cpu().numpy()
+    for contexts in swapped:
+        for rows, (p,) in module.distributions(contexts.take(block)):
+            others[rows] += label_log_probability(rows, p) / len(swapped)
     return [own, others, popular, draw, at_prior]
 
 

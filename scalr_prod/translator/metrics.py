@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -126,20 +126,31 @@ def measure(
         components: ``mixture``, or names of estimators.
         workers: Pool that runs the units of work: blocks of rows.
     """
-
-    def score_block(block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
-        return [
-            (block[rows], [_score_labels(labels[block[rows]], p) for p in distributions])
-            for rows, distributions in module.distributions(contexts.take(block), components)
-        ]
-
     sums = {component: _MetricSums(len(labels), groups) for component in components}
     blocks = np.split(np.arange(len(labels)), range(_BLOCK_ROWS, len(labels), _BLOCK_ROWS))
     pool = workers if module.device.type == "cpu" else INLINE
-    for rows, scores in itertools.chain.from_iterable(pool.map(score_block, blocks)):
+    inputs = _MeasuredEvents(module, contexts, labels, tuple(components))
+    for rows, scores in itertools.chain.from_iterable(pool.map(_score_block, inputs, blocks)):
         for metric_sums, component_scores in zip(sums.values(), scores, strict=True):
             metric_sums.add(rows, component_scores)
     return {group: {component: metric_sums.metrics(group) for component, metric_sums in sums.items()} for group in groups}
+
+
+class _MeasuredEvents(NamedTuple):
+    """Events to measure components on, see `measure`."""
+
+    module: TranslatorModule
+    contexts: Contexts
+    labels: NDArray[np.int32]
+    components: tuple[str, ...]
+
+
+def _score_block(inputs: _MeasuredEvents, block: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], list[_LabelScores]]]:
+    """Score a block of events: rows, and each component's scores."""
+    return [
+        (block[rows], [_score_labels(inputs.labels[block[rows]], p) for p in distributions])
+        for rows, distributions in inputs.module.distributions(inputs.contexts.take(block), inputs.components)
+    ]
 
 
 @dataclass(frozen=True)

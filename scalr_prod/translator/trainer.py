@@ -26,12 +26,12 @@ from scalr_prod.translator.data import history_traits
 from scalr_prod.translator.data.training_pairs import LazyContexts, TrainingSlice, contexts_and_labels
 from scalr_prod.translator.devices import with_cpu_fallback
 from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, scored_estimators
-from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_estimator
+from scalr_prod.translator.estimators.bundled_source import LoadedEstimators, bundle_sources
 from scalr_prod.translator.information_gain import InformationGain, LabelledContexts, measure_information
 from scalr_prod.translator.metrics import DistributionMetrics, measure
-from scalr_prod.translator.module import TranslatorModule
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.worker_pool import INLINE, WorkerPool, report_progress
+from scalr_prod.translator.training_module import TrainingModule
+from scalr_prod.translator.worker_pool import INLINE, WorkerPool, ignore_progress, report_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.event_log import EventLog
     from scalr_prod.translator.data.training_pairs import Parameters
     from scalr_prod.translator.estimators.bundled_source import BundledSource
-    from scalr_prod.translator.estimators.protocol import FittableEstimator
+    from scalr_prod.translator.module import TranslatorModule
 
 __all__ = [
     "FittedCalibration",
@@ -62,6 +62,8 @@ logger = logging.getLogger(__name__)
 
 #: Maximum number of events that metrics are measured on: the standard error of an NLL is then about .01 nats at most.
 MAX_MEASURED_EVENTS: Final = 50_000
+#: Tables that all sets share. They are large for a long log, so they are not fitted in `fit_shared`.
+_TABLES: Final[dict[str, Callable[[TrainingSlice], Parameters]]] = {"popularity": popularity.fit, "tastes": history_traits.fit}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class SharedParameters:
     """
 
     pairs: TrainingSlice
-    estimators: dict[str, FittableEstimator]
+    estimators: LoadedEstimators
     parameters: dict[str, Parameters]
 
 
@@ -129,7 +131,7 @@ def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]
 
 
 def fit_shared(
-    slices: Sequence[TrainingSlice], workers: WorkerPool = INLINE, on_progress: Callable[[float], None] = lambda _: None
+    slices: Sequence[TrainingSlice], workers: WorkerPool = INLINE, on_progress: Callable[[float], None] = ignore_progress
 ) -> list[SharedParameters]:
     """Fit the tensors that all parameter sets of a slice share, on source events only. Each estimator of each slice is a unit of work.
 
@@ -141,23 +143,23 @@ def fit_shared(
         on_progress: Called, in any thread, with the work done since its last call, see `training_budget`.
     """
     # Each slice has its own instances, since an instance may cache data of its slice.
-    instances = [
-        {name: load_estimator(name) for name in reversed(scored_estimators(pairs.settings.estimators))} for pairs in slices
-    ]
+    instances = [LoadedEstimators.from_names(reversed(scored_estimators(pairs.settings.estimators))) for pairs in slices]
     units = list(itertools.product(instances[0], range(len(slices))))
-
-    def fit(unit: tuple[str, int]) -> Parameters:
-        name, number = unit
-        with _name_in_errors(name), report_progress(training_budget.estimate_shared_work(name, slices[number]), on_progress):
-            parameters: Parameters = instances[number][name].share(slices[number])
-            release_memory()
-            return parameters
-
-    parameters_by_unit = dict(zip(units, workers.map(fit, units), strict=True))
+    fitted = workers.map(_fit_shared, list(zip(slices, instances, strict=True)), units, on_progress)
+    parameters_by_unit = dict(zip(units, fitted, strict=True))
     return [
         SharedParameters(pairs, instances[n], {name: parameters_by_unit[name, n] for name in instances[n]})
         for n, pairs in enumerate(slices)
     ]
+
+
+def _fit_shared(inputs: Sequence[tuple[TrainingSlice, LoadedEstimators]], unit: tuple[str, int]) -> Parameters:
+    name, number = unit
+    pairs, estimators = inputs[number]
+    with _name_in_errors(name), report_progress(training_budget.estimate_shared_work(name, pairs)):
+        parameters: Parameters = estimators[name].share(pairs)
+        release_memory()
+        return parameters
 
 
 def fit_parameter_sets(
@@ -185,33 +187,35 @@ def fit_parameter_sets(
 
     tensors = {"shared/first_seen": torch.from_numpy(pairs.first_seen)}
     shared = shared or fit_shared([pairs], workers)[0]
-    estimators, common = shared.estimators, shared.parameters
     slices = {number: pairs.without_users(users) for number, users in held_out.items()}
     tensors |= {f"{number}/popularity/prior": popularity.log_popularity(slice_) for number, slice_ in slices.items()}
 
-    # These tables are large for a long log, so they are not fitted in `fit_shared`.
-    tables: dict[str, Callable[[TrainingSlice], Parameters]] = {"popularity": popularity.fit, "tastes": history_traits.fit}
-
-    def fit(unit: tuple[int | None, str]) -> dict[str, torch.Tensor]:
-        number, name = unit
-        if number is None:
-            with report_progress(training_budget.estimate_shared_work(name, pairs), on_progress):
-                parameters = _prefixed(f"shared/{name}", tables[name](pairs))
-        else:
-            with _name_in_errors(name), report_progress(training_budget.estimate_fit_work(name, pairs), on_progress):
-                parameters = _prefixed(f"{number}/{name}", estimators[name].fit(slices[number], common[name]))
-        release_memory()
-        return parameters
-
-    for parameters in workers.map(fit, [*itertools.product(slices, estimators), *((None, name) for name in tables)]):
+    units = [*itertools.product(slices, shared.estimators), *((None, name) for name in _TABLES)]
+    for parameters in workers.map(_fit_parameters, (shared, slices), units, on_progress):
         tensors |= parameters
     # Shared tensors that the sets override were only initial values.
     overridden = {name.partition("/")[2] for name in tensors if not name.startswith("shared/")}
-    for name, parts in common.items():
+    for name, parts in shared.parameters.items():
         tensors |= {
             key: x for key, x in _prefixed(f"shared/{name}", parts).items() if key.removeprefix("shared/") not in overridden
         }
     return tensors
+
+
+def _fit_parameters(
+    inputs: tuple[SharedParameters, dict[int, TrainingSlice]], unit: tuple[int | None, str]
+) -> dict[str, torch.Tensor]:
+    """Fit an estimator of one set, or a table that all sets share."""
+    (shared, slices), (number, name) = inputs, unit
+    pairs = shared.pairs
+    if number is None:
+        with report_progress(training_budget.estimate_shared_work(name, pairs)):
+            parameters = _prefixed(f"shared/{name}", _TABLES[name](pairs))
+    else:
+        with _name_in_errors(name), report_progress(training_budget.estimate_fit_work(name, pairs)):
+            parameters = _prefixed(f"{number}/{name}", shared.estimators[name].fit(slices[number], shared.parameters[name]))
+    release_memory()
+    return parameters
 
 
 @contextmanager
@@ -290,7 +294,7 @@ def fit_calibration(
     )
 
     def tables_on(device: str) -> dict[str, torch.Tensor]:
-        module = TranslatorModule(tensors | uncalibrated_tables(layout), metadata, device)
+        module = TrainingModule(tensors | uncalibrated_tables(layout), metadata, device)
         release_memory()
         return calibrate(module, events, seed=seed, workers=workers)
 
@@ -369,7 +373,7 @@ def measure_components(
     groups = {"all": np.ones(len(rows), bool), "cold": cold, "warm": ~cold}
 
     def figures_on(device: str) -> dict[str, dict[str, DistributionMetrics]]:
-        module = TranslatorModule(tensors | fold_parameters, weights_metadata(settings, pairs, folds), device)
+        module = TrainingModule(tensors | fold_parameters, weights_metadata(settings, pairs, folds), device)
         return measure(module, contexts, labels, groups, component_names(module), workers)
 
     return with_cpu_fallback(pairs.device, figures_on)

@@ -21,6 +21,7 @@ from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import training_budget
+from scalr_prod.translator.dask_pool import open_training_pool
 from scalr_prod.translator.data.event_log import EventLog, read_event_log
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
@@ -50,13 +51,13 @@ from scalr_prod.translator.training_inputs import (
     table_versions,
     training_inputs,
 )
-from scalr_prod.translator.worker_pool import WorkerPool, open_worker_pool
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from scalr_prod.config import Settings
+    from scalr_prod.translator.worker_pool import WorkerPool
 
 __all__ = ["train"]
 
@@ -84,7 +85,7 @@ def train(settings: Settings, *, trained_until: datetime | None = None, progress
     version = find_by_fingerprint(settings, fingerprint)
     reused = version is not None
     if version is None:
-        with open_worker_pool(settings.translator.threads) as pool:
+        with open_training_pool(settings, command="scalr translator train") as pool:
             version = _train(settings, until, fingerprint, inputs, data_versions, pool, progress=progress)
     record_version(settings, version)
     return TrainReport.from_version(version, reused=reused, seconds=round(time.perf_counter() - started, 2))

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thread pool for training and measuring, whose results do not depend on the number of threads.
+"""Pool of workers for training and measuring, whose results do not depend on their number.
 
 A sum that is split among threads is added in another order than by one thread, and rounds differently. Therefore a *unit* of work (the fit
 of one estimator, a block of rows) is never split: torch and BLAS use one thread, whole units run concurrently, and their results are
 returned in the order of the units.
+
+The workers are threads of this process, see `open_worker_pool`, or those of a Dask cluster, see `dask_pool`.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
+from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from scalr_prod.core.logging import bind_log_context
@@ -19,56 +22,95 @@ from scalr_prod.core.logging import bind_log_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["INLINE", "WorkerPool", "check_cancelled", "open_worker_pool", "report_progress"]
+__all__ = [
+    "INLINE",
+    "ConcurrentPool",
+    "WorkerPool",
+    "check_cancelled",
+    "ignore_progress",
+    "limit_threads",
+    "open_worker_pool",
+    "report_progress",
+    "run_unit",
+]
 
+Inputs = TypeVar("Inputs")
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 First = TypeVar("First")
 Second = TypeVar("Second")
 
-#: ``cancelled``: the event that cancels the units of a pool's thread. ``report``: the progress callback of the unit that the thread runs.
+#: Of the unit that the thread runs: ``cancelled``: the event that cancels it, ``on_progress``: what the pool does with its progress, and
+#: ``report``: its progress callback, within `report_progress`.
 _thread_state = threading.local()
 
 
-class WorkerPool:
-    """Pool of threads that run independent units of work concurrently. Create it with `open_worker_pool`.
+def ignore_progress(work: float) -> None:
+    """Ignore the progress of a unit."""
+    del work
 
-    Args:
-        executor: Executor of the units; None: run them in the calling thread.
-        cancelled: Set to cancel the pool's units.
-    """
 
-    def __init__(self, executor: ThreadPoolExecutor | None = None, cancelled: threading.Event | None = None) -> None:
-        self._executor, self._cancelled = executor, cancelled
+class WorkerPool(ABC):
+    """Runs independent units of work."""
 
-    def map(self, work: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
-        """Yield ``work(unit)`` for each unit, in order. A unit must not call `map` itself.
+    @abstractmethod
+    def map(
+        self,
+        work: Callable[[Inputs, Unit], Result],
+        inputs: Inputs,
+        units: Iterable[Unit],
+        on_progress: Callable[[float], None] = ignore_progress,
+    ) -> Iterator[Result]:
+        """Yield ``work(inputs, unit)`` for each unit, in order. A unit must not call `map` itself.
+
+        Args:
+            work: A module's function, since it may run in another process.
+            inputs: What all units read. It can be pickled; a worker in another process reads it once.
+            units: Small values that can be pickled.
+            on_progress: Called, in any thread, with the work done since its last call, see `report_progress`.
 
         Raises:
             Exception: Any error of a unit; the other units are cancelled.
         """
-        if self._executor is None or self._cancelled is None:
-            yield from map(work, units)
-            return
-        futures = [self._executor.submit(bind_log_context(work), unit) for unit in units]
-        try:
-            for future in futures:
-                yield future.result()
-        except BaseException:
-            self._cancelled.set()
-            for future in futures:
-                future.cancel()
-            raise
 
     def run_concurrently(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
-        """Run two functions that call `map`, so that units of one fill the gaps of the other; without threads, one after the other.
+        """Run two functions that call `map`, so that units of one fill the gaps of the other; inline, one after the other.
 
         Raises:
             Exception: The error of either function; units of both are cancelled.
         """
-        if self._executor is None or self._cancelled is None:
-            return first(), second()
-        with ThreadPoolExecutor(1, "translator", partial(_initialize_thread, self._cancelled)) as beside:
+        return first(), second()
+
+
+class _InlinePool(WorkerPool):
+    """Runs units in the calling thread."""
+
+    def map(
+        self,
+        work: Callable[[Inputs, Unit], Result],
+        inputs: Inputs,
+        units: Iterable[Unit],
+        on_progress: Callable[[float], None] = ignore_progress,
+    ) -> Iterator[Result]:
+        return (run_unit(work, inputs, unit, None, on_progress) for unit in units)
+
+
+INLINE: Final[WorkerPool] = _InlinePool()
+
+
+class ConcurrentPool(WorkerPool):
+    """Runs units concurrently, until it is cancelled."""
+
+    def __init__(self) -> None:
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Cancel all units."""
+        self._cancelled.set()
+
+    def run_concurrently(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
+        """Run two functions in two threads, see `WorkerPool.run_concurrently`."""
+        with ThreadPoolExecutor(1, "translator", limit_threads) as beside:
             future = beside.submit(bind_log_context(second))
             try:
                 result = first()
@@ -76,13 +118,59 @@ class WorkerPool:
                 future.result()  # its error cancelled the units
                 raise
             except BaseException:
-                self._cancelled.set()
+                self.cancel()
                 raise
             return result, future.result()
 
 
-#: Runs units in the calling thread.
-INLINE: Final = WorkerPool()
+class _ThreadPool(ConcurrentPool):
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        super().__init__()
+        self._executor = executor
+
+    def map(
+        self,
+        work: Callable[[Inputs, Unit], Result],
+        inputs: Inputs,
+        units: Iterable[Unit],
+        on_progress: Callable[[float], None] = ignore_progress,
+    ) -> Iterator[Result]:
+        run = bind_log_context(run_unit)
+        futures = deque(self._executor.submit(run, work, inputs, unit, self._cancelled, on_progress) for unit in units)
+        try:
+            while futures:
+                yield futures.popleft().result()
+        except BaseException:
+            self.cancel()
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def run_unit(
+    work: Callable[[Inputs, Unit], Result],
+    inputs: Inputs,
+    unit: Unit,
+    cancelled: threading.Event | None,
+    on_progress: Callable[[float], None],
+) -> Result:
+    """Call ``work(inputs, unit)`` in this thread.
+
+    Args:
+        work: See `WorkerPool.map`.
+        inputs: See `WorkerPool.map`.
+        unit: See `WorkerPool.map`.
+        cancelled: Set to cancel the unit at its next `check_cancelled`; None: it cannot be cancelled.
+        on_progress: See `WorkerPool.map`.
+    """
+    before = vars(_thread_state).copy()
+    _thread_state.cancelled, _thread_state.on_progress = cancelled, on_progress
+    try:
+        check_cancelled()
+        return work(inputs, unit)
+    finally:
+        vars(_thread_state).clear()
+        vars(_thread_state).update(before)
 
 
 def check_cancelled(fraction: float = 0.0) -> None:
@@ -103,14 +191,13 @@ def check_cancelled(fraction: float = 0.0) -> None:
 
 
 @contextmanager
-def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterator[None]:
+def report_progress(work: float) -> Iterator[None]:
     """Report the progress of one unit: each fraction passed to `check_cancelled` within the block, and the rest at its end.
 
     Args:
         work: Expected work of the unit, in the same measure for all units, see `training_budget`.
-        on_progress: Called in this thread with the work done since its last call.
     """
-    remaining = 1.0
+    remaining, on_progress = 1.0, getattr(_thread_state, "on_progress", ignore_progress)
 
     def report(fraction: float) -> None:
         nonlocal remaining
@@ -126,10 +213,10 @@ def report_progress(work: float, on_progress: Callable[[float], None]) -> Iterat
     report(1.0)
 
 
-def _initialize_thread(cancelled: threading.Event) -> None:
+def limit_threads() -> None:
+    """Let torch use one thread for calls of this thread."""
     import torch
 
-    _thread_state.cancelled = cancelled
     torch.set_num_threads(1)
 
 
@@ -146,18 +233,19 @@ def open_worker_pool(threads: int) -> Iterator[WorkerPool]:
     import torch
     from threadpoolctl import threadpool_limits
 
-    threads_before, cancelled = torch.get_num_threads(), threading.Event()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1, "blas"):
             if threads == 1:
                 yield INLINE
                 return
-            with ThreadPoolExecutor(threads, "translator", partial(_initialize_thread, cancelled)) as executor:
+            with ThreadPoolExecutor(threads, "translator", limit_threads) as executor:
+                pool = _ThreadPool(executor)
                 try:
-                    yield WorkerPool(executor, cancelled)
+                    yield pool
                 finally:
-                    cancelled.set()
+                    pool.cancel()
                     executor.shutdown(wait=False, cancel_futures=True)
     finally:
         torch.set_num_threads(threads_before)

@@ -80,7 +80,7 @@ class TranslatorSettings(SettingsSection):
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,
-        description="CPU threads of training; default: all. The number does not change the translator",
+        description="CPU threads of training on this machine; default: all. The number does not change the translator",
     )
 
     @field_validator("estimators")

@@ -13,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
+from scalr_prod.compute import worker_folder
 from scalr_prod.core.hashing import hash_fold, stable_hash
 from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import drop_pages, iter_row_slices, spill_arrays
@@ -73,6 +74,13 @@ class EventLog:
     history: NDArray[np.int32 | np.int64] | HistoryIndex
     exclude_consumed: bool = True
     scratch_dir: Path | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "scratch_dir"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the log in another process, whose temporary files lie elsewhere."""
+        vars(self).update(state, scratch_dir=worker_folder())
 
     @cached_property
     def is_label(self) -> NDArray[np.bool_]:

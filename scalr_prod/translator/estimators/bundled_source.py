@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["BundledSource", "bundle_sources", "load_bundled_estimators", "load_estimator"]
+__all__ = ["BundledSource", "LoadedEstimators", "bundle_sources", "load_bundled_estimators", "load_estimator"]
 
 #: Packages of the serving environment, besides the standard library and the modules of this package that it can import.
 _AVAILABLE: Final = ("numpy", "safetensors", "torch")
@@ -62,9 +62,34 @@ class BundledSource:
         """Return the name of its file in a version's folder."""
         return f"estimator_{self.sha256[:16]}.py"
 
+    def load(self) -> Any:
+        """Load the estimator from this source."""
+        return as_estimator(_resolve(_load_module(self.source, self.file_name), self.qualified_name), self.name)
+
     def to_metadata(self) -> dict[str, Any]:
         """Return the entry of the weights file's metadata that `load_bundled_estimators` reads."""
         return {"file": self.file_name, "path": self.qualified_name, "version": self.version, "sha256": self.sha256}
+
+
+class LoadedEstimators(dict[str, Any]):
+    """Estimators by name. Pickled as names, and as sources if they belong to another package, so that a worker need not have it."""
+
+    @classmethod
+    def from_names(cls, names: Iterable[str], sources: Mapping[str, BundledSource] | None = None) -> LoadedEstimators:
+        """Load estimators.
+
+        Args:
+            names: Names, or ``module:object`` paths.
+            sources: Sources of third-party estimators; default: the installed ones.
+
+        Raises:
+            TranslatorError: As `load_estimator`.
+        """
+        sources = sources or {}
+        return cls({name: sources[name].load() if name in sources else load_estimator(name) for name in names})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.from_names, (list(self), bundle_sources(self))
 
 
 def load_estimator(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pickle
 import sys
 import textwrap
 from types import SimpleNamespace
@@ -25,7 +26,12 @@ from scalr_prod.translator.calibration_table import BUILTIN_LAYOUT, CalibrationL
 from scalr_prod.translator.data.contexts import ALL_USERS
 from scalr_prod.translator.data.training_pairs import TrainingSlice, contexts_and_labels
 from scalr_prod.translator.estimators import scored_estimators
-from scalr_prod.translator.estimators.bundled_source import bundle_sources, load_bundled_estimators, load_estimator
+from scalr_prod.translator.estimators.bundled_source import (
+    LoadedEstimators,
+    bundle_sources,
+    load_bundled_estimators,
+    load_estimator,
+)
 from scalr_prod.translator.module import METADATA_KEY, TranslatorModule
 from scalr_prod.translator.trainer import fit_parameter_sets, weights_metadata
 
@@ -109,6 +115,16 @@ def theirs(tmp_path, monkeypatch):
 
     yield write
     sys.modules.pop("their_estimator", None)
+
+
+def test_estimators_travel_to_a_worker_that_lacks_their_package(theirs):
+    theirs()
+    pickled = pickle.dumps(LoadedEstimators.from_names(["linear", NAME]))
+    theirs("class Together: ...")
+    found = pickle.loads(pickled)  # noqa: S301 - pickled above
+    assert list(found) == ["linear", NAME]
+    assert found["linear"] is load_estimator("linear")
+    assert found[NAME].version == 1
 
 
 def trained(estimators=("popularity", "linear", NAME)) -> SimpleNamespace:

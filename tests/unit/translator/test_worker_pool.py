@@ -19,17 +19,17 @@ def blas_threads() -> set[int]:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_torch_and_blas_use_one_thread_within_the_pool(threads):
-    def both(_: int) -> tuple[int, set[int]]:
+    def both(*_: object) -> tuple[int, set[int]]:
         return torch.get_num_threads(), blas_threads()
 
     before = torch.get_num_threads()
     torch.set_num_threads(5)
     try:
-        outside = both(0)
+        outside = both()
         with open_worker_pool(threads) as found:
-            assert both(0) == (1, {1})
-            assert list(found.map(both, range(6))) == [(1, {1})] * 6
-        assert both(0) == outside
+            assert both() == (1, {1})
+            assert list(found.map(both, None, range(6))) == [(1, {1})] * 6
+        assert both() == outside
     finally:
         torch.set_num_threads(before)
 
@@ -37,19 +37,19 @@ def test_torch_and_blas_use_one_thread_within_the_pool(threads):
 def test_units_run_concurrently_and_results_keep_their_order():
     met = threading.Barrier(3, timeout=60)
 
-    def meet(unit: int) -> int:
-        met.wait()  # nobody passes alone
+    def meet(barrier: threading.Barrier, unit: int) -> int:
+        barrier.wait()  # nobody passes alone
         return unit
 
     with open_worker_pool(3) as found:
-        assert list(found.map(meet, range(6))) == [0, 1, 2, 3, 4, 5]
+        assert list(found.map(meet, met, range(6))) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_failing_unit_cancels_the_others(threads):
     begun = threading.Event()
 
-    def work(unit: str) -> None:
+    def work(_: None, unit: str) -> None:
         if unit == "fails":
             assert threads == 1 or begun.wait(60)
             raise ValueError("too little")
@@ -59,45 +59,57 @@ def test_a_failing_unit_cancels_the_others(threads):
 
     units = ["fails", "endless", "endless"]
     with open_worker_pool(threads) as found, pytest.raises(ValueError, match="too little"):
-        list(found.map(work, units))
+        list(found.map(work, None, units))
 
 
-def test_a_unit_reports_its_steps_and_the_rest_at_the_end():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_unit_reports_its_steps_and_the_rest_at_the_end(threads):
     told: list[float] = []
-    with report_progress(10.0, told.append):
-        check_cancelled(0.25)
-        assert told == [2.5]
+
+    def step(_: None, unit: str) -> None:
+        with report_progress(10.0):
+            check_cancelled(0.25)
+            if unit == "fails":
+                raise ValueError("failed")
+            check_cancelled(0.5)
+            check_cancelled(0.5)
+        check_cancelled(0.5)  # after its report
+
+    with open_worker_pool(threads) as found:
+        assert list(found.map(step, None, ["passes"], told.append)) == [None]
+        assert told == [2.5, 5.0, 2.5, 0.0]
+        with pytest.raises(ValueError, match="failed"):
+            list(found.map(step, None, ["fails"], told.append))
+    assert told[4:] == [2.5]
+
+
+def test_a_unit_outside_of_a_pool_reports_to_nobody():
+    with report_progress(10.0):
         check_cancelled(0.5)
-        check_cancelled(0.5)
-    check_cancelled(0.5)  # in no unit
-    assert told == [2.5, 5.0, 2.5, 0.0]
-    with pytest.raises(ValueError, match="failed"), report_progress(10.0, told.append):
-        raise ValueError("failed")
-    assert len(told) == 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_functions_share_the_pool(threads):
     with open_worker_pool(threads) as found:
         assert found.run_concurrently(
-            lambda: list(found.map(abs, [-1, 2])), lambda: (torch.get_num_threads(), list(found.map(str, [3])))
-        ) == ([1, 2], (1, ["3"]))
+            lambda: list(found.map(max, 1, [0, 2])), lambda: (torch.get_num_threads(), list(found.map(min, 3, [4])))
+        ) == ([1, 2], (1, [3]))
 
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_error_of_one_function_cancels_the_other(failing):
     begun = threading.Event()
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         assert begun.wait(60)
         raise ValueError("too little")
 
-    def run_forever(_: int) -> None:
+    def run_forever(*_: object) -> None:
         begun.set()
         while True:
             check_cancelled()
 
     with open_worker_pool(2) as found:
-        functions = [lambda: list(found.map(lambda _: fail(), [0])), lambda: list(found.map(run_forever, [0]))]
+        functions = [lambda: list(found.map(fail, None, [0])), lambda: list(found.map(run_forever, None, [0]))]
         with pytest.raises(ValueError, match="too little"):
             found.run_concurrently(functions[failing], functions[1 - failing])
