@@ -10,7 +10,7 @@ import numpy as np
 
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.errors import EventNotFound, TranslatorError
+from scalr_prod.errors import EventNotFound, ProvenanceNotFound, TranslatorError
 from scalr_prod.generation import (
     HISTORY_ITEMS,
     HISTORY_TIMES,
@@ -21,7 +21,7 @@ from scalr_prod.generation import (
 )
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, SOURCE_COLUMNS, USER_ID, Table, source_item_key_sql
 from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
-__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows"]
+__all__ = ["Explanation", "create_sourced_view", "explain_event", "explain_events", "explain_rows"]
 
 #: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
 _HASH_BUCKETS: Final = 2**20
@@ -75,6 +75,7 @@ def explain_event(settings: Settings, event_id: str) -> Explanation:
 
     Raises:
         EventNotFound: The view has no such event.
+        ProvenanceNotFound: Its source event is not kept.
         TranslatorNotFound: Its translator version is no longer there.
         TranslatorError: The translator version differs from the run's, or the run's inputs contain no such context.
         LakeError: A table version that the run read is gone.
@@ -86,7 +87,7 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
     """Explain several events, in their order; see `explain_event`."""
     lake = open_project_lake(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
-        db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+        create_sourced_view(db, lake, "view")
         db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
         rows = db.sql("SELECT view.* FROM view WHERE event_id IN (SELECT event_id FROM wanted)").to_arrow_table()
         found = set(rows["event_id"].to_pylist())
@@ -112,9 +113,10 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     Args:
         settings: The project's settings.
         spec: The run.
-        rows: In the schema of ``synthetic_target_events``.
+        rows: Generated events, or published events from `create_sourced_view`.
 
     Raises:
+        ProvenanceNotFound: As `explain_event`.
         TranslatorNotFound: As `explain_event`.
         TranslatorError: As `explain_event`.
         LakeError: As `explain_event`.
@@ -124,6 +126,13 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     from scalr_prod.translator import open_worker_pool
 
     lake, names = Lake.open(settings), settings.domains.source_names
+    if missing := rows[SOURCE_TIMESTAMP].null_count:
+        raise ProvenanceNotFound(
+            f"the source event is not kept, of {missing} of {len(rows)} events"
+            + (": the settings say so" if settings.publication.provenance == "none" else ""),
+            where=lake.uri(Table.SYNTHETIC_EVENT_PROVENANCE),
+            next_step='set [publication] provenance = "separate" in scalr.toml; later runs can be explained',
+        ).add_context(run_id=spec.run_id)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, open_worker_pool(1):
         db.register("events_to_explain", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
         key = source_item_key_sql("source_domain", "source_item_id", names)
@@ -131,6 +140,25 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
         for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
             db.register(table.value, lake.dataset(table))
         return list(_iter_explanations(settings, db, spec, _TitleLookup(db)))
+
+
+def create_sourced_view(db: Any, lake: Lake, name: str) -> None:
+    """Create a view of the published events with their source columns, null where these are not kept.
+
+    Args:
+        db: A DuckDB connection.
+        lake: The lake with the events.
+        name: Name of the view.
+    """
+    if set(SOURCE_COLUMNS) <= set(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names):  # written by an earlier version
+        db.register(name, lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+        return
+    db.register(f"{name}_events", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+    db.register(f"{name}_provenance", lake.dataset(Table.SYNTHETIC_EVENT_PROVENANCE))
+    db.execute(
+        f"""CREATE TEMP VIEW {name} AS SELECT e.*, {", ".join(f"p.{column}" for column in SOURCE_COLUMNS)}
+            FROM {name}_events e LEFT JOIN {name}_provenance p USING (run_id, event_id)"""
+    )
 
 
 def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:

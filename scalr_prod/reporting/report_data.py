@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
+from scalr_prod.errors import FeatureStoreError, LakeError, ProvenanceNotFound, ReportError, TranslatorError
 from scalr_prod.generation import LIFT_SQL, why_not_generated
-from scalr_prod.operations import explain_rows
+from scalr_prod.operations import create_sourced_view, explain_rows
 from scalr_prod.pipeline import read_timings
 from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting.samples import TranslationSample, sample_translations
@@ -124,7 +124,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
         events_of = _create_views(connection, lake, folder, run, held=held)
         distributions = _compute_distributions(connection) if events_of != "none" else None
-        sample = sample_translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
+        sample = sample_translations(connection, lake) if events_of != "none" else ()
         explained, not_explained = _explain_sample(settings, connection, run, sample) if sample else ((), None)
     return RunReportData(
         run=run,
@@ -152,14 +152,14 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
 def _explain_sample(
     settings: Settings, connection: DuckDBPyConnection, run: Run, sample: Sequence[TranslationSample]
 ) -> tuple[Sequence[Explanation], str | None]:
-    """Explain the first events of the sample, or return why they can no longer be explained."""
+    """Explain the first events of the sample, or return why they cannot be explained."""
     rows = connection.sql(
         "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id",
         params={"ids": [event.event_id for event in sample[:_EXPLAINED_EVENTS]], "run": run.run_id},
     ).to_arrow_table()
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (FeatureStoreError, LakeError, TranslatorError) as error:  # the run's inputs were removed or moved
+    except (FeatureStoreError, LakeError, ProvenanceNotFound, TranslatorError) as error:  # the run's inputs are not kept
         return (), error.found
 
 
@@ -207,15 +207,14 @@ def _create_views(connection: DuckDBPyConnection, lake: Lake, folder: Path, run:
     )
     folders = {"accepted": folder / "accepted", "staged": folder / "parts"}
     if held:
-        rows, origin = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
+        create_sourced_view(connection, lake, "rows")
+        origin = "published"
     else:
         origin = next((name for name, place in folders.items() if any(place.glob("*.parquet"))), "none")
-        rows = ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))) if origin != "none" else None
-    if rows is not None:
-        connection.register("rows", rows)
-        columns = (
-            f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_event_timestamp, source_domain"
-        )
+        if origin != "none":
+            connection.register("rows", ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))))
+    if origin != "none":
+        columns = f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_domain"
         connection.execute(
             f"CREATE TEMP TABLE synthetic AS SELECT {columns} FROM rows WHERE run_id = $run", {"run": run.run_id}
         )
