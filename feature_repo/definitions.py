@@ -129,8 +129,13 @@ translator_inputs_v1 = FeatureService(
     features=[source_user_history, target_user_history],
     description="What the translator learns from and translates.",
 )
+target_training_v1 = FeatureService(
+    name="target_training_v1",
+    features=[target_user_history, target_item_stats],
+    description="Features of a training set; none tells a synthetic row from a real one, and none is of the source domain.",
+)
 downstream_training_v1 = FeatureService(
     name="downstream_training_v1",
     features=[source_user_history, target_user_history, target_item_stats],
-    description="Features of a training set; none of them tells a synthetic row from a real one.",
+    description="Features of a training set with source histories; none of them tells a synthetic row from a real one.",
 )

@@ -23,7 +23,7 @@ from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
 from scalr_prod.publication.provenance import write_provenance
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
-from scalr_prod.schemas import Table
+from scalr_prod.schemas import SOURCE_COLUMNS, Table
 from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
@@ -279,6 +279,9 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
         write_provenance(run.lake, run.run_id, files)
     region = ViewRegion(spec.start, spec.end, users)
     other_regions = [ViewRegion(spec.start, spec.end, excluded_canaries=users)] if users else []
+
+    if set(SOURCE_COLUMNS) <= set(arrow_schema(run.view).names):
+        logger.warning("the feature view still has the source columns of an earlier package version: scalr maintain moves them")
 
     def attempt(version: int) -> tuple[Publication, CommitResult]:
         run.ensure_enabled()

@@ -97,6 +97,8 @@ def check_training_set(folder: Path, home: Path) -> dict[str, int]:
 
     checked = 0
     for view in ("source_user_history", "target_user_history"):
+        if f"{view}__event_timestamps" not in rows:
+            continue
         history = table(home, view)
         stamps = rows[f"{view}__event_timestamps"]
         latest = np.array([-1 if s is None or len(s) == 0 else _last(s) for s in stamps])

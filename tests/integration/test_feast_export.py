@@ -68,7 +68,7 @@ def project(tmp_path_factory):
     """Tables of a dozen users; a third of the published events was rolled back again, and their files are still there."""
     settings = make_project(
         tmp_path_factory.mktemp("exported"),
-        '[feast.export]\nkey = "customer_id"\nentity = "customer"\nowner = "us"\ntags = { team = "growth" }\n',
+        '[feast.export]\nkey = "customer_id"\nentity = "customer"\nowner = "us"\nsource_history = true\ntags = { team = "growth" }\n',
     )
     lake, rng = Lake.open(settings), np.random.default_rng(3)
 

@@ -67,7 +67,8 @@ def run(ingested, tmp_path_factory):
     shutil.copytree(settings.base, copy)
     gate = validate_run(settings, spec.run_id)
     publish(settings, spec.run_id)
-    dataset = TrainingSet.open(build_training_set(settings).path)
+    with_sources = settings.training_set.model_copy(update={"source_history": True})
+    dataset = TrainingSet.open(build_training_set(settings.model_copy(update={"training_set": with_sources})).path)
     return SimpleNamespace(
         settings=settings, spec=spec, report=report, gate=gate, dataset=dataset, ungated=load_settings(copy / "scalr.toml")
     )
