@@ -10,7 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.operations.erasure import ErasureReport, erase_items, erase_users
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
-    from scalr_prod.operations.provenance import Explanation, create_sourced_view, explain_event, explain_rows
+    from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
     from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
 
 __all__ = [
@@ -21,11 +21,11 @@ __all__ = [
     "RetentionReport",
     "analyze_experiment",
     "apply_retention",
-    "create_sourced_view",
     "erase_items",
     "erase_users",
     "explain_event",
     "explain_rows",
+    "read_published_events",
 ]
 
 __getattr__ = lazy_exports(
@@ -38,10 +38,10 @@ __getattr__ = lazy_exports(
         "RetentionReport": "retention",
         "analyze_experiment": "holdout_experiment",
         "apply_retention": "retention",
-        "create_sourced_view": "provenance",
         "erase_items": "erasure",
         "erase_users": "erasure",
         "explain_event": "provenance",
         "explain_rows": "provenance",
+        "read_published_events": "provenance",
     },
 )

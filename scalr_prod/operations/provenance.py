@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
-__all__ = ["Explanation", "create_sourced_view", "explain_event", "explain_events", "explain_rows"]
+__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows", "read_published_events"]
 
 #: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
 _HASH_BUCKETS: Final = 2**20
@@ -87,9 +87,7 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
     """Explain several events, in their order; see `explain_event`."""
     lake = open_project_lake(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
-        create_sourced_view(db, lake, "view")
-        db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
-        rows = db.sql("SELECT view.* FROM view WHERE event_id IN (SELECT event_id FROM wanted)").to_arrow_table()
+        rows = read_published_events(db, lake, event_ids)
         found = set(rows["event_id"].to_pylist())
         if missing := [event_id for event_id in event_ids if event_id not in found]:
             raise EventNotFound(
@@ -113,7 +111,7 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     Args:
         settings: The project's settings.
         spec: The run.
-        rows: Generated events, or published events from `create_sourced_view`.
+        rows: Generated events, or published events from `read_published_events`.
 
     Raises:
         ProvenanceNotFound: As `explain_event`.
@@ -142,23 +140,24 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
         return list(_iter_explanations(settings, db, spec, _TitleLookup(db)))
 
 
-def create_sourced_view(db: Any, lake: Lake, name: str) -> None:
-    """Create a view of the published events with their source columns, null where these are not kept.
+def read_published_events(db: Any, lake: Lake, event_ids: Sequence[str]) -> pa.Table:
+    """Read published events by id, of any run, with their source columns: null where these are not kept.
 
     Args:
         db: A DuckDB connection.
         lake: The lake with the events.
-        name: Name of the view.
+        event_ids: Ids of the events.
     """
-    if set(SOURCE_COLUMNS) <= set(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names):  # written by an earlier version
-        db.register(name, lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-        return
-    db.register(f"{name}_events", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-    db.register(f"{name}_provenance", lake.dataset(Table.SYNTHETIC_EVENT_PROVENANCE))
-    db.execute(
-        f"""CREATE TEMP VIEW {name} AS SELECT e.*, {", ".join(f"p.{column}" for column in SOURCE_COLUMNS)}
-            FROM {name}_events e LEFT JOIN {name}_provenance p USING (run_id, event_id)"""
-    )
+    db.register("published_events", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+    db.execute("CREATE OR REPLACE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
+    chosen = "FROM published_events SEMI JOIN wanted USING (event_id)"
+    if set(SOURCE_COLUMNS) <= set(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names):  # a view of an earlier package version
+        return db.sql(chosen).to_arrow_table()
+    db.register("provenance", lake.dataset(Table.SYNTHETIC_EVENT_PROVENANCE))
+    return db.sql(
+        f"""SELECT e.*, {", ".join(f"p.{column}" for column in SOURCE_COLUMNS)} FROM ({chosen}) e
+            LEFT JOIN (FROM provenance SEMI JOIN wanted USING (event_id)) p USING (run_id, event_id)"""
+    ).to_arrow_table()
 
 
 def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:
