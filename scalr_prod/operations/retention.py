@@ -199,9 +199,11 @@ def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int
 def _separate_provenance(settings: Settings, ledger: Ledger, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
     """Move the source columns of a view of an earlier package version to the provenance table."""
     lake, view = open_project_lake(settings), Table.SYNTHETIC_TARGET_EVENTS
-    if dry_run:
-        moved = has_source_columns(lake)
-    else:
+    moved = has_source_columns(lake) and lake.hidden_version(view) is None
+    if moved and not lake.is_readable(view, lake.version(view)):
+        logger.warning("files of %s are lost: its source columns are moved when they are back", view.value)
+        return
+    if moved and not dry_run:
         keep = timedelta(days=settings.retention.days)
         restorable = [
             version for version in restore_source_versions(ledger, since=now - keep) if lake.is_readable(view, version)
@@ -215,9 +217,12 @@ def _remove_provenance(settings: Settings, ledger: Ledger, now: datetime, *, dry
     """Remove the provenance of runs that have no rows in the view and cannot get them back."""
     lake, view, keep = open_project_lake(settings), Table.SYNTHETIC_TARGET_EVENTS, timedelta(days=settings.retention.days)
     stored = runs_with_provenance(lake)
-    versions = [lake.version(view), *_pinned_versions(ledger, lake, view, keep=keep)] if stored else []
-    needed = {run for version in versions for run in runs_in_view(lake, version)}
     is_kept = settings.publication.provenance == "separate"
+    versions = [lake.version(view), *_pinned_versions(ledger, lake, view, keep=keep)] if stored and is_kept else []
+    if not all(lake.is_readable(view, version) for version in versions):
+        logger.warning("files of %s are lost: the provenance of all its runs is kept", view.value)
+        return
+    needed = {run for version in versions for run in runs_in_view(lake, version)}
     for run in ledger.runs.find():
         is_recent = now - run.updated_at < keep
         if run.run_id not in stored or (is_kept and (run.run_id in needed or is_recent or run.state not in _TERMINAL_STATES)):

@@ -153,7 +153,7 @@ def test_the_first_of_them_are_explained(project, facts, written, tmp_path):
     version.rename(version.with_name("aside"))
     try:
         page = open_page(opened.report(run_id, output=tmp_path / "page.html").path)
-        assert "These events can no longer be explained: " in page
+        assert "These events cannot be explained: " in page
         assert "This version was removed by retention." in page
     finally:
         version.with_name("aside").rename(version)
