@@ -196,8 +196,6 @@ def publish(settings: Settings, day: int) -> None:
         "probability": pa.array(np.full(EVENTS, 0.5, np.float32)),
         "weight": pa.array(np.ones(EVENTS, np.float32)),
         "source_domain": pa.array(["source"] * EVENTS),
-        "source_item_id": draw.integers(0, ITEMS, EVENTS),
-        "source_event_timestamp": happened,
         "translator_version": pa.array(np.ones(EVENTS, np.int64)),
         "run_id": pa.array([f"run_{day}"] * EVENTS),
         "created_timestamp": known,

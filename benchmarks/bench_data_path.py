@@ -244,8 +244,6 @@ def published(count: int, *, day: int) -> pa.Table:
         "probability": rng.random(count),
         "weight": rng.random(count),
         "source_domain": ["source"] * count,
-        "source_item_id": [str(item) for item in rng.integers(0, ITEMS, count)],
-        "source_event_timestamp": times,
         "translator_version": [1] * count,
         "run_id": [f"run-of-day-{day}"] * count,
         "created_timestamp": times + DAY_US,

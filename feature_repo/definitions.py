@@ -29,6 +29,12 @@ item = Entity(
     value_type=ValueType.INT64 if LAKE["target_item"] == "int64" else ValueType.STRING,
     description="An item of the target domain.",
 )
+synthetic_event = Entity(
+    name="synthetic_event",
+    join_keys=["event_id"],
+    value_type=ValueType.STRING,
+    description="A synthetic target event.",
+)
 
 
 def table(name: str) -> FileSource:
@@ -98,12 +104,24 @@ synthetic_target_events = view(
         Field(name="probability", dtype=Float32),
         Field(name="weight", dtype=Float32),
         Field(name="source_domain", dtype=String),
-        Field(name="source_item_id", dtype=TYPES[LAKE["source_item_id"]]),
-        Field(name="source_event_timestamp", dtype=UnixTimestamp),
         Field(name="translator_version", dtype=Int64),
         Field(name="run_id", dtype=String),
     ],
     "Published synthetic target events, translated from source events.",
+)
+synthetic_event_provenance = view(
+    "synthetic_event_provenance",
+    synthetic_event,
+    Field(name="event_id", dtype=String),
+    [
+        Field(name="user_id", dtype=USER),
+        Field(name="source_domain", dtype=String),
+        Field(name="source_item_id", dtype=TYPES[LAKE["source_item_id"]]),
+        Field(name="source_event_timestamp", dtype=UnixTimestamp),
+        Field(name="run_id", dtype=String),
+    ],
+    "Source events of synthetic target events, for operators: readers of the target domain have no need of it.",
+    online=False,
 )
 
 translator_inputs_v1 = FeatureService(
@@ -111,8 +129,13 @@ translator_inputs_v1 = FeatureService(
     features=[source_user_history, target_user_history],
     description="What the translator learns from and translates.",
 )
+target_training_v1 = FeatureService(
+    name="target_training_v1",
+    features=[target_user_history, target_item_stats],
+    description="Features of a training set; none tells a synthetic row from a real one, and none is of the source domain.",
+)
 downstream_training_v1 = FeatureService(
     name="downstream_training_v1",
     features=[source_user_history, target_user_history, target_item_stats],
-    description="Features of a training set; none of them tells a synthetic row from a real one.",
+    description="Features of a training set with source histories; none of them tells a synthetic row from a real one.",
 )

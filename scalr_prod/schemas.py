@@ -2,8 +2,11 @@
 """Schemas of the lake's tables.
 
 With one source domain, its items keep the ids of their log. With several, ``source_events``, ``source_items`` and ``source_user_history``
-identify an item by one text, ``<domain>:<id>``, so that equal ids of two domains stay two items. A synthetic event has both in separate
+identify an item by one text, ``<domain>:<id>``, so that equal ids of two domains stay two items. A generated event has both in separate
 columns, ``source_domain`` and ``source_item_id``.
+
+Generated events have their source item and source time (`generated_event_schema`). Published events do not: a row of
+``synthetic_event_provenance`` with the same ``run_id`` and ``event_id`` has them.
 
 All timestamps are UTC with microsecond resolution. ``event_timestamp`` is the event time, ``created_timestamp`` the knowledge time: no
 reader may use a row before it. Ids keep the type that they came with: int64 or string.
@@ -26,10 +29,12 @@ __all__ = [
     "ITEM_ID",
     "OPTIONAL_EVENT_COLUMNS",
     "PROVENANCE_COLUMNS",
+    "SOURCE_COLUMNS",
     "USER_ID",
     "Domain",
     "IdType",
     "Table",
+    "generated_event_schema",
     "id_type_of",
     "item_id_prefix",
     "source_domain_sql",
@@ -60,6 +65,9 @@ PROVENANCE_COLUMNS: Final = (
     "canary",
 )
 
+#: Columns of a generated event that repeat its user's source log; published events have them in ``synthetic_event_provenance``.
+SOURCE_COLUMNS: Final = ("source_item_id", "source_event_timestamp")
+
 #: Separates domain and id; no domain's name can contain it.
 _APART: Final = ":"
 
@@ -78,6 +86,7 @@ class Table(StrEnum):
     TARGET_USER_HISTORY = "target_user_history"
     TARGET_ITEM_STATS = "target_item_stats"
     SYNTHETIC_TARGET_EVENTS = "synthetic_target_events"
+    SYNTHETIC_EVENT_PROVENANCE = "synthetic_event_provenance"
     SYNTHETIC_QUARANTINE = "synthetic_quarantine"
 
     @staticmethod
@@ -105,7 +114,7 @@ def table_schema(
         table: Which table.
         user: Type of ``user_id``.
         item: Type of ``item_id`` in the table's own domain.
-        source_item: Type of ``source_item_id`` (synthetic tables only; default: that of ``item``).
+        source_item: Type of ``source_item_id`` (quarantine and provenance only; default: that of ``item``).
         extras: Which of `OPTIONAL_EVENT_COLUMNS` an events table has.
     """
     import pyarrow as pa
@@ -119,6 +128,7 @@ def table_schema(
 
     clocks = [required(EVENT_TIMESTAMP, timestamp)]
     created = [required(CREATED_TIMESTAMP, timestamp)]
+    source_columns = [required("source_item_id", source_t), required("source_event_timestamp", timestamp)]
     match table:
         case Table.SOURCE_EVENTS | Table.TARGET_EVENTS:
             fields = [
@@ -167,15 +177,32 @@ def table_schema(
                 required("probability", pa.float32()),
                 required("weight", pa.float32()),
                 required("source_domain", pa.string()),
-                required("source_item_id", source_t),
-                required("source_event_timestamp", timestamp),
+                *(source_columns if table is Table.SYNTHETIC_QUARANTINE else []),
                 required("translator_version", pa.int64()),
                 required("run_id", pa.string()),
                 *created,
             ]
             if table is Table.SYNTHETIC_QUARANTINE:
                 fields = [*(f.with_nullable(nullable=True) for f in fields), required("reason", pa.string())]
+        case Table.SYNTHETIC_EVENT_PROVENANCE:
+            fields = [
+                required(EVENT_ID, pa.string()),
+                required(USER_ID, user_t),
+                *clocks,
+                pa.field("source_domain", pa.string()),  # null in rows of the first versions of this package
+                *source_columns,
+                required("run_id", pa.string()),
+                *created,
+            ]
     return pa.schema(fields)
+
+
+def generated_event_schema(*, user: IdType, item: IdType, source_item: IdType) -> pa.Schema:
+    """Return the Arrow schema of generated events before publication; arguments as in `table_schema`."""
+    import pyarrow as pa
+
+    quarantine = table_schema(Table.SYNTHETIC_QUARANTINE, user=user, item=item, source_item=source_item)
+    return pa.schema([column.with_nullable(nullable=False) for column in quarantine if column.name != "reason"])
 
 
 def id_type_of(schema: pa.Schema, column: str) -> IdType:

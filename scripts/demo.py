@@ -105,9 +105,12 @@ def _show(folder: Path, report: dict[str, Any], seconds: float) -> None:
     home = folder / "home"
     database = duckdb.connect(config={"threads": 2})
     database.register("synthetic", DeltaTable(str(home / "lake" / "synthetic_target_events")).to_pyarrow_dataset())
+    provenance = DeltaTable(str(home / "lake" / "synthetic_event_provenance"))
+    database.register("provenance", provenance.to_pyarrow_dataset())
     rows = database.execute(
-        f"""SELECT s.user_id, s.source_event_timestamp, a.title, b.title, s.probability
-            FROM synthetic s JOIN '{folder / "source_items"}.parquet' a ON a.item_id = s.source_item_id
+        f"""SELECT s.user_id, p.source_event_timestamp, a.title, b.title, s.probability
+            FROM synthetic s JOIN provenance p USING (run_id, event_id)
+            JOIN '{folder / "source_items"}.parquet' a ON a.item_id = p.source_item_id
             JOIN '{folder / "target_items"}.parquet' b ON b.item_id = s.item_id
             ORDER BY md5(s.event_id) LIMIT {SAMPLES}"""
     ).fetchall()

@@ -40,7 +40,8 @@ ScalrError                      exit code 1; names where, what was found, what t
 │   └── EmptyWindow             no source event in the window
 ├── PublicationError            the run cannot be published or rolled back in its state
 │   ├── PublicationDisabled     the project's publication is switched off
-│   └── EventNotFound           the feature view has no such event
+│   ├── EventNotFound           the feature view has no such event
+│   └── ProvenanceNotFound      the event is published, but its source event is not kept
 ├── TrainingSetError            the training set could not be built
 │   └── TrainingSetBusy         its inputs changed meanwhile, or another build is running; safe to retry
 ├── EvaluationError             nothing to evaluate on, or an unusable downstream model
@@ -81,6 +82,7 @@ __all__ = [
     "ModelVersionMismatch",
     "NoCommonUsers",
     "ProjectsMixed",
+    "ProvenanceNotFound",
     "PublicationDisabled",
     "PublicationError",
     "QualityError",
@@ -337,6 +339,12 @@ class EventNotFound(PublicationError):
     """The feature view has no event with this id."""
 
     cure = "Take an `event_id` of `synthetic_target_events`; events that were rolled back or replaced are not in it."
+
+
+class ProvenanceNotFound(PublicationError):
+    """The feature view has the event, but the source event that it was translated from is not kept."""
+
+    cure = 'Set `[publication] provenance = "separate"`; runs that are published from then on can be explained.'
 
 
 class TrainingSetError(ScalrError):

@@ -116,11 +116,11 @@ def _create_derived_tables(lake: Lake, source: Lake) -> None:
     """Create the empty tables that are derived from the copied ones."""
     user = id_type_of(lake.schema(Table.TARGET_EVENTS), USER_ID)
     items = {domain: id_type_of(lake.schema(Table.events(domain)), ITEM_ID) for domain in ("source", "target")}
-    source_item = id_type_of(source.schema(Table.SYNTHETIC_TARGET_EVENTS), "source_item_id")
+    source_item = id_type_of(source.schema(Table.SYNTHETIC_QUARANTINE), "source_item_id")
     for domain, item in items.items():
         lake.create(Table.history(domain), table_schema(Table.history(domain), user=user, item=item))  # type: ignore[arg-type]
     lake.create(Table.TARGET_ITEM_STATS, table_schema(Table.TARGET_ITEM_STATS, user=user, item=items["target"]))
-    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE, Table.SYNTHETIC_QUARANTINE):
         schema = table_schema(table, user=user, item=items["target"], source_item=source_item)
         lake.create(table, schema)
         lake.add_missing_columns(table, schema)  # add columns that a home made by an older version lacks

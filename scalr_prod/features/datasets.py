@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.timestamps import micros_to_datetime
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
 __all__ = ["SavedDatasetReport", "save_dataset", "saved_dataset_location"]
-
-#: The feature service that training sets are joined with.
-_SERVICE: Final = "downstream_training_v1"
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,7 @@ def save_dataset(
     name: str,
     *,
     path: Path,
+    service: str | None = None,
     time_range: tuple[datetime, datetime] | None = None,
 ) -> SavedDatasetReport:
     """Register Parquet files as a Feast saved dataset. Idempotent.
@@ -57,6 +55,7 @@ def save_dataset(
         name: Its name in the registry.
         path: A Parquet file or a folder of them, with ``event_timestamp``, features named ``view__feature``, and any other
             columns.
+        service: The feature service that its features were joined with.
         time_range: Its first and last ``event_timestamp``; default: computed from the files.
 
     Raises:
@@ -83,7 +82,7 @@ def save_dataset(
             join_keys=others,
             storage=SavedDatasetFileStorage(path=str(path), file_format=ParquetFormat()),
             full_feature_names=True,
-            feature_service_name=_SERVICE,
+            feature_service_name=service,
         )
         dataset.min_event_timestamp, dataset.max_event_timestamp = first, last
         store.registry.apply_saved_dataset(dataset, store.project, commit=True)

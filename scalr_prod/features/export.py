@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of feature definitions: published synthetic events and source histories for another feature repository.
+"""Export of feature definitions: published synthetic events, and source histories if the settings say so, for another feature repository.
 
 The exported definitions do not need this package. Stores that support Delta read the lake's tables in place. Feast's file store reads a
 folder's Parquet files without the Delta log, replaced and rolled-back rows included, and its DuckDB store has to download an extension
@@ -17,7 +17,7 @@ from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.lake import open_project_lake
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, USER_ID, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, SOURCE_COLUMNS, USER_ID, Table
 from scalr_prod.workspace import claim_directory
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
     export_format = export_format or _form_of(folder)
     lake = open_project_lake(settings)
     name = f"scalr_{settings.project_name}"
-    versions = {table: lake.version(table) for table in _DESCRIPTIONS}
+    tables = list(_DESCRIPTIONS) if settings.feast.export.source_history else [Table.SYNTHETIC_TARGET_EVENTS]
+    versions = {table: lake.version(table) for table in tables}
     try:
         claim_directory(
             folder, f"{name}-export", setting=None, names=(f"{name}.py", name), made_by_older_version=lambda _: False
@@ -96,7 +97,7 @@ def export_definitions(settings: Settings, folder: Path, export_format: ExportFo
             next_step="fix the problem above and run the command again; it overwrites a partial export",
         ) from error
     prefix = _prefix(settings.feast.export, settings.project_name)
-    names = {table: f"{prefix}{table.value}" for table in _DESCRIPTIONS}
+    names = {table: f"{prefix}{table.value}" for table in tables}
     logger.info("wrote definitions of %s to %s", ", ".join(names.values()), folder / f"{name}.py")
     return FeastExport(
         str(folder / f"{name}.py"),
@@ -141,13 +142,14 @@ def _copy(lake: Lake, table: Table, version: int, folder: Path) -> int:
     from pyarrow import parquet
 
     rows = lake.dataset(table, version=version)
+    columns = [name for name in rows.schema.names if name not in SOURCE_COLUMNS]
     folder.mkdir(exist_ok=True)
     count = 0
     with (
         atomic_path(folder / f"{table.value}.parquet") as unfinished,
-        parquet.ParquetWriter(unfinished, rows.schema, compression="zstd") as writer,
+        parquet.ParquetWriter(unfinished, rows.scanner(columns=columns).projected_schema, compression="zstd") as writer,
     ):
-        for batch in rows.to_batches():
+        for batch in rows.to_batches(columns=columns):
             writer.write_batch(batch)
             count += batch.num_rows
     return count
@@ -182,9 +184,9 @@ def _definitions(named: FeastExportSettings, project: str, lake: Lake, form: Exp
 {_fields(schemas[table])}
     ],
 )"""
-        for table in _DESCRIPTIONS
+        for table in versions
     )
-    return f'''"""Synthetic events and source histories of the project {project}: a user's row as of a time.
+    return f'''"""Synthetic events of the project {project}: a user's row as of a time.
 
 Written by `scalr feast export`, which overwrites it: do not edit it, and set names in [feast.export] of scalr.toml.
 A synthetic event is known from its run's time on, not from its event time. So call
@@ -248,7 +250,7 @@ and after each erasure of a user."""
 
 
 def _fields(schema: pa.Schema) -> str:
-    left_out = {USER_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP}
+    left_out = {USER_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP, *SOURCE_COLUMNS}  # the last of a view that was not migrated yet
     return "\n".join(
         f"        Field(name={column.name!r}, dtype={_type(column.type)})," for column in schema if column.name not in left_out
     )

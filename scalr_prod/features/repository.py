@@ -146,7 +146,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
     item = id_type_of(source, ITEM_ID)
     # With several source domains, item ids of events include the domain and those of synthetic events do not. These tables are created
     # when both sides are ingested.
-    synthetic = lake.schema(Table.SYNTHETIC_TARGET_EVENTS) if settings.domains.has_several_sources else None
+    synthetic = lake.schema(Table.SYNTHETIC_QUARANTINE) if settings.domains.has_several_sources else None
     return {
         "root": lake.root,
         "user": id_type_of(source, USER_ID),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.atomic_io import atomic_path, write_json
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import generated_event_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +40,7 @@ def part_path(folder: Path, partition: int) -> Path:
 
 def part_identity(spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:
     """Return the facts that identify a part in its manifest; parts of older versions, other columns or users do not match."""
-    columns = table_schema(Table.SYNTHETIC_TARGET_EVENTS, user="string", item="string").names
+    columns = generated_event_schema(user="string", item="string", source_item="string").names
     return {"run_id": spec.run_id, "partition": partition, "partitions": partitions, "columns": columns, "cut": "by user"}
 
 

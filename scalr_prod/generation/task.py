@@ -28,10 +28,10 @@ from scalr_prod.schemas import (
     ITEM_ID,
     USER_ID,
     Table,
+    generated_event_schema,
     id_type_of,
     source_domain_sql,
     source_item_id_sql,
-    table_schema,
 )
 from scalr_prod.translator import Samples
 
@@ -80,10 +80,10 @@ def read_finished_part(home: Path, spec: RunSpec, partition: int, partitions: in
 
 
 def candidate_schema(lake: Lake) -> pa.Schema:
-    """Return the schema of ``synthetic_target_events`` for the lake's id types."""
-    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+    """Return the schema of generated events for the lake's id types."""
+    schema = lake.schema(Table.SYNTHETIC_QUARANTINE)
     types = {"user": USER_ID, "item": ITEM_ID, "source_item": "source_item_id"}
-    return table_schema(Table.SYNTHETIC_TARGET_EVENTS, **{name: id_type_of(schema, column) for name, column in types.items()})
+    return generated_event_schema(**{name: id_type_of(schema, column) for name, column in types.items()})
 
 
 def generate_part(

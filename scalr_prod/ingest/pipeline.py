@@ -246,7 +246,7 @@ class IngestPipeline:
 
     def _stored_source_item_type(self) -> tuple[IdType, str] | None:
         """Return int64 if existing synthetic events store source item ids as integers; else None."""
-        table = Table.SYNTHETIC_TARGET_EVENTS
+        table = Table.SYNTHETIC_QUARANTINE
         stored = self._id_type(table, "source_item_id") if self._exists(table) else None
         return stored if stored and stored[0] == "int64" else None
 
@@ -435,7 +435,7 @@ class IngestPipeline:
                 self.lake.create(table, table_schema(table, user=self.user_type, item=item), opened=self.opened.get(table))
         if len(self.item_types) == len(_BOTH):
             source = self._source_item_type()
-            for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+            for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE, Table.SYNTHETIC_QUARANTINE):
                 schema = table_schema(table, user=self.user_type, item=self.item_types["target"], source_item=source)
                 self._create_or_complete(
                     table, schema, project_description(self.settings) if table == PROJECT_MARKED_TABLE else None, None

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -41,7 +43,7 @@ _KEY: Final = "scalr.key"
 #: Metadata entry with the commit's record.
 _RECORD: Final = "scalr.record"
 #: Most attempts to recompute a commit after another writer was faster.
-_ATTEMPTS: Final = 8
+_ATTEMPTS: Final = 50
 
 Outcome = TypeVar("Outcome")
 
@@ -135,6 +137,7 @@ def retry_on_new_version(storage: TableStore, table: Table, attempt: Callable[[i
             if number == _ATTEMPTS or storage.open_table(table).version() == version:
                 raise
             logger.info("another writer committed to %s in the meantime; computing the commit again", table.value)
+            time.sleep(random.uniform(0.0, 0.02 * number))  # noqa: S311 - jitter, not a secret
     raise AssertionError("unreachable")
 
 

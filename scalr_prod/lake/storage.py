@@ -32,6 +32,7 @@ _MADE_BY: Final[Mapping[Table, str]] = {
     Table.TARGET_USER_HISTORY: "scalr histories",
     Table.TARGET_ITEM_STATS: "scalr histories",
     Table.SYNTHETIC_TARGET_EVENTS: "scalr run",
+    Table.SYNTHETIC_EVENT_PROVENANCE: "scalr run",
     Table.SYNTHETIC_QUARANTINE: "scalr run",
 }
 

@@ -22,7 +22,7 @@ from scalr_prod.lake.table_files import ROW_GROUP_ROWS, TableFile, remove_table_
 from scalr_prod.lake.time_windows import checked_window, is_table_within, is_window_empty, window_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
     from typing import Literal, TypeAlias
 
@@ -116,23 +116,44 @@ class Lake(TableStore):
         import pyarrow as pa
 
         delta = self.open_table(table) if opened is None else opened
-        version, lacking = delta.version(), set(schema.names) - set(arrow_schema(delta).names)
+        existing = arrow_schema(delta)
+        lacking = set(schema.names) - set(existing.names)
         if not lacking:
             return
-        rows = self.dataset(table, version=version)
-        wanted = pa.schema([column.with_nullable(nullable=True) if column.name in lacking else column for column in schema])
+        wanted = [column.with_nullable(nullable=True) if column.name in lacking else column for column in schema]
+        others = [column for column in existing if column.name not in schema.names]
         key = f"columns: {', '.join(sorted(lacking))}"
+        self._rewrite(table, pa.schema([*wanted, *others]), key=key, expected_version=delta.version())
 
-        def completed() -> Iterator[pa.RecordBatch]:
+    def drop_columns(self, table: Table, names: Collection[str], *, expected_version: int) -> None:
+        """Remove columns from a table, in one commit; all rows are rewritten. Former versions keep the columns.
+
+        Raises:
+            CommitFailed: Nothing changed; the table may have a newer version.
+        """
+        import pyarrow as pa
+
+        left = pa.schema([column for column in self.schema(table) if column.name not in names])
+        self._rewrite(table, left, key=f"without columns: {', '.join(sorted(names))}", expected_version=expected_version)
+
+    def _rewrite(self, table: Table, schema: pa.Schema, *, key: str, expected_version: int) -> None:
+        """Write all rows with other columns; those that the table lacks are null."""
+        import pyarrow as pa
+
+        rows = self.dataset(table, version=expected_version)
+
+        def rewritten() -> Iterator[pa.RecordBatch]:
             for batch in rows.to_batches():
                 columns = [
-                    pa.nulls(len(batch), column.type) if column.name in lacking else batch.column(column.name).cast(column.type)
-                    for column in wanted
+                    batch.column(column.name).cast(column.type)
+                    if column.name in batch.schema.names
+                    else pa.nulls(len(batch), column.type)
+                    for column in schema
                 ]
-                yield pa.RecordBatch.from_arrays(columns, schema=wanted)
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
-        completed_rows = pa.RecordBatchReader.from_batches(wanted, completed())
-        self._write(table, completed_rows, key=key, mode="overwrite", schema_mode="overwrite", expected_version=version)
+        reader = pa.RecordBatchReader.from_batches(schema, rewritten())
+        self._write(table, reader, key=key, mode="overwrite", schema_mode="overwrite", expected_version=expected_version)
 
     def description(self, table: Table, *, opened: DeltaTable | None = None) -> str:
         """Return the table's description, perhaps empty; ``opened``: the table, if already open."""

@@ -10,7 +10,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.operations.erasure import ErasureReport, erase_items, erase_users
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
-    from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows
+    from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
     from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "erase_users",
     "explain_event",
     "explain_rows",
+    "read_published_events",
 ]
 
 __getattr__ = lazy_exports(
@@ -41,5 +42,6 @@ __getattr__ = lazy_exports(
         "erase_users": "erasure",
         "explain_event": "provenance",
         "explain_rows": "provenance",
+        "read_published_events": "provenance",
     },
 )

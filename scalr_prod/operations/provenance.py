@@ -10,7 +10,7 @@ import numpy as np
 
 from scalr_prod.core.hashing import hash_bucket
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.errors import EventNotFound, TranslatorError
+from scalr_prod.errors import EventNotFound, ProvenanceNotFound, TranslatorError
 from scalr_prod.generation import (
     HISTORY_ITEMS,
     HISTORY_TIMES,
@@ -21,7 +21,7 @@ from scalr_prod.generation import (
 )
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table, source_item_key_sql
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, SOURCE_COLUMNS, USER_ID, Table, source_item_key_sql
 from scalr_prod.workspace import open_duckdb, staging_folder
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
-__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows"]
+__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows", "read_published_events"]
 
 #: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
 _HASH_BUCKETS: Final = 2**20
@@ -75,6 +75,7 @@ def explain_event(settings: Settings, event_id: str) -> Explanation:
 
     Raises:
         EventNotFound: The view has no such event.
+        ProvenanceNotFound: Its source event is not kept.
         TranslatorNotFound: Its translator version is no longer there.
         TranslatorError: The translator version differs from the run's, or the run's inputs contain no such context.
         LakeError: A table version that the run read is gone.
@@ -86,9 +87,7 @@ def explain_events(settings: Settings, event_ids: Sequence[str]) -> list[Explana
     """Explain several events, in their order; see `explain_event`."""
     lake = open_project_lake(settings)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, Ledger.open(settings) as ledger:
-        db.register("view", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
-        db.execute("CREATE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
-        rows = db.sql("SELECT view.* FROM view WHERE event_id IN (SELECT event_id FROM wanted)").to_arrow_table()
+        rows = read_published_events(db, lake, event_ids)
         found = set(rows["event_id"].to_pylist())
         if missing := [event_id for event_id in event_ids if event_id not in found]:
             raise EventNotFound(
@@ -112,9 +111,10 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     Args:
         settings: The project's settings.
         spec: The run.
-        rows: In the schema of ``synthetic_target_events``.
+        rows: Generated events, or published events from `read_published_events`.
 
     Raises:
+        ProvenanceNotFound: As `explain_event`.
         TranslatorNotFound: As `explain_event`.
         TranslatorError: As `explain_event`.
         LakeError: As `explain_event`.
@@ -124,6 +124,13 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
     from scalr_prod.translator import open_worker_pool
 
     lake, names = Lake.open(settings), settings.domains.source_names
+    if missing := rows[SOURCE_TIMESTAMP].null_count:
+        raise ProvenanceNotFound(
+            f"the source event is not kept, of {missing} of {len(rows)} events"
+            + (": the settings say so" if settings.publication.provenance == "none" else ""),
+            where=lake.uri(Table.SYNTHETIC_EVENT_PROVENANCE),
+            next_step='set [publication] provenance = "separate" in scalr.toml; later runs can be explained',
+        ).add_context(run_id=spec.run_id)
     with staging_folder(settings, "explain") as folder, open_duckdb(settings, folder) as db, open_worker_pool(1):
         db.register("events_to_explain", rows.append_column("place", pa.array(range(len(rows)), pa.int64())))
         key = source_item_key_sql("source_domain", "source_item_id", names)
@@ -131,6 +138,26 @@ def explain_rows(settings: Settings, spec: RunSpec, rows: pa.Table) -> list[Expl
         for table in (Table.SOURCE_ITEMS, Table.TARGET_ITEMS):
             db.register(table.value, lake.dataset(table))
         return list(_iter_explanations(settings, db, spec, _TitleLookup(db)))
+
+
+def read_published_events(db: Any, lake: Lake, event_ids: Sequence[str]) -> pa.Table:
+    """Read published events by id, of any run, with their source columns: null where these are not kept.
+
+    Args:
+        db: A DuckDB connection.
+        lake: The lake with the events.
+        event_ids: Ids of the events.
+    """
+    db.register("published_events", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+    db.execute("CREATE OR REPLACE TEMP TABLE wanted AS SELECT unnest($ids) AS event_id", {"ids": list(event_ids)})
+    chosen = "FROM published_events SEMI JOIN wanted USING (event_id)"
+    if set(SOURCE_COLUMNS) <= set(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names):  # a view of an earlier package version
+        return db.sql(chosen).to_arrow_table()
+    db.register("provenance", lake.dataset(Table.SYNTHETIC_EVENT_PROVENANCE))
+    return db.sql(
+        f"""SELECT e.*, {", ".join(f"p.{column}" for column in SOURCE_COLUMNS)} FROM ({chosen}) e
+            LEFT JOIN (FROM provenance SEMI JOIN wanted USING (event_id)) p USING (run_id, event_id)"""
+    ).to_arrow_table()
 
 
 def _iter_explanations(settings: Settings, db: Any, spec: RunSpec, titles: _TitleLookup) -> Iterator[Explanation]:

@@ -3,8 +3,11 @@
 
 What killed processes of this package left in the folder of temporary files is removed as well.
 
-Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables get no new version, so that
-histories, runs and training sets built from them do not become stale. The ledger keeps all its records.
+Nothing is removed that a published window, a served translator or an unfinished run refers to. Tables that histories, runs and training
+sets are built from get no new version, so that these do not become stale. The ledger keeps all its records.
+
+A feature view of an earlier package version still has the events' source columns. They are moved to the provenance table first. This writes
+the view anew, so training sets are built again.
 """
 
 from __future__ import annotations
@@ -25,7 +28,14 @@ from scalr_prod.errors import LeaseHeld
 from scalr_prod.lake import open_project_lake
 from scalr_prod.ledger import STAGING_FOLDERS, Ledger, PublicationStatus, RunState, run_folder
 from scalr_prod.operations.temporary_files import abandoned_folders
-from scalr_prod.publication import restore_source_versions
+from scalr_prod.publication import (
+    delete_provenance,
+    has_source_columns,
+    restore_source_versions,
+    runs_in_view,
+    runs_with_provenance,
+    separate_provenance,
+)
 from scalr_prod.schemas import Table
 from scalr_prod.workspace import oldest_staging_time, staging_folder
 
@@ -52,9 +62,9 @@ class Removal:
     """One removed item, or in a dry run one that would be removed.
 
     Attributes:
-        kind: ``run``, ``training_set``, ``translator``, ``table`` or ``temporary_folder``.
+        kind: ``run``, ``training_set``, ``translator``, ``columns``, ``provenance``, ``table`` or ``temporary_folder``.
         name: Its id, name or version.
-        bytes: Size on disk; None for table files, whose size is not looked up.
+        bytes: Size on disk; None for tables, where it is not looked up.
         files: Number of files.
         reason: Why it is removed.
     """
@@ -107,6 +117,8 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
             *_remove_run_parts(ledger, settings.home, retention, now, trash),
             *_remove_training_sets(settings.home / "datasets", retention, now, trash),
             *_remove_translators(settings, ledger, now, trash),
+            *_separate_provenance(settings, ledger, now, dry_run=dry_run),
+            *_remove_provenance(settings, ledger, now, dry_run=dry_run),
             *_remove_table_files(settings, ledger, dry_run=dry_run),
             *_remove_temporary_folders(trash),
         ]
@@ -186,6 +198,49 @@ def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int
         or run.state not in _TERMINAL_STATES
         or (run.state is RunState.REJECTED and run.updated_at > rejected_since)
     }
+
+
+def _separate_provenance(settings: Settings, ledger: Ledger, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    """Move the source columns of a view of an earlier package version to the provenance table."""
+    lake, view = open_project_lake(settings), Table.SYNTHETIC_TARGET_EVENTS
+    moved = has_source_columns(lake) and lake.hidden_version(view) is None
+    if moved and not lake.is_readable(view, lake.version(view)):
+        logger.warning("files of %s are lost: its source columns are moved when they are back", view.value)
+        return
+    if moved and not dry_run:
+        keep = timedelta(days=settings.retention.days)
+        restorable = [
+            version for version in restore_source_versions(ledger, since=now - keep) if lake.is_readable(view, version)
+        ]
+        moved = separate_provenance(settings, lake, restorable=restorable)
+    if moved:
+        yield Removal("columns", view.value, None, 0, f"source columns, moved to {Table.SYNTHETIC_EVENT_PROVENANCE.value}")
+
+
+def _remove_provenance(settings: Settings, ledger: Ledger, now: datetime, *, dry_run: bool) -> Iterator[Removal]:
+    """Remove the provenance of runs that have no rows in the view and cannot get them back."""
+    lake, view, keep = open_project_lake(settings), Table.SYNTHETIC_TARGET_EVENTS, timedelta(days=settings.retention.days)
+    stored = runs_with_provenance(lake)
+    is_kept = settings.publication.provenance == "separate"
+    versions = [lake.version(view), *_pinned_versions(settings, ledger, lake, view)] if stored and is_kept else []
+    if not all(lake.is_readable(view, version) for version in versions):
+        logger.warning("files of %s are lost: the provenance of all its runs is kept", view.value)
+        return
+    needed = {run for version in versions for run in runs_in_view(lake, version)}
+    for run in ledger.runs.find():
+        is_recent = now - run.updated_at < keep
+        if run.run_id not in stored or (is_kept and (run.run_id in needed or is_recent or run.state not in _TERMINAL_STATES)):
+            continue
+        reason = f"{run.state.value} {_describe_age(now, run.updated_at)}" if is_kept else '[publication] provenance = "none"'
+        try:
+            with nullcontext() if dry_run else ledger.leases.hold(run.run_id):
+                if not dry_run:
+                    if ledger.runs.get(run.run_id).updated_at != run.updated_at:  # published again meanwhile
+                        continue
+                    delete_provenance(lake, [run.run_id])
+                yield Removal("provenance", run.run_id, None, 0, reason)
+        except LeaseHeld:
+            logger.info("%s is active: its provenance is kept", run.run_id)
 
 
 def _remove_table_files(settings: Settings, ledger: Ledger, *, dry_run: bool) -> Iterator[Removal]:

@@ -21,8 +21,9 @@ from scalr_prod.errors import CommitFailed, PublicationDisabled, PublicationErro
 from scalr_prod.lake import CommitResult, Lake, check_exclusive_commits, open_project_lake, stale_since
 from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import accepted_files, count_accepted_rows, ensure_no_erased_ids, stream_accepted_rows
+from scalr_prod.publication.provenance import write_provenance
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
-from scalr_prod.schemas import Table
+from scalr_prod.schemas import SOURCE_COLUMNS, Table
 from scalr_prod.workspace import Canary
 
 if TYPE_CHECKING:
@@ -274,8 +275,13 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
     ensure_no_erased_ids(settings, run.run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_accepted_rows(files, canary)
+    if settings.publication.provenance == "separate":  # before the events, whose commit alone counts
+        write_provenance(run.lake, run.run_id, files)
     region = ViewRegion(spec.start, spec.end, users)
     other_regions = [ViewRegion(spec.start, spec.end, excluded_canaries=users)] if users else []
+
+    if set(SOURCE_COLUMNS) <= set(arrow_schema(run.view).names):
+        logger.warning("the feature view still has the source columns of an earlier package version: scalr maintain moves them")
 
     def attempt(version: int) -> tuple[Publication, CommitResult]:
         run.ensure_enabled()

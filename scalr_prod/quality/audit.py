@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from scalr_prod.core.partitioned import rebatch
+from scalr_prod.generation import candidate_schema
 from scalr_prod.lake import Lake
 from scalr_prod.quality.row_verdicts import RowVerdicts, evaluate_rules
 from scalr_prod.quality.rule_set import unusable_rule_error
@@ -64,7 +65,7 @@ def open_audit(
             found = connection.read_parquet([escape_glob(path) for path in files], filename=True, file_row_number=True)
             found.create_view("candidates")
         else:
-            connection.register("candidates", _empty_candidates(lake.schema(Table.SYNTHETIC_TARGET_EVENTS)))
+            connection.register("candidates", _empty_candidates(candidate_schema(lake)))
         connection.execute(
             f"""CREATE TEMP TABLE items AS SELECT {ITEM_ID}, true AS found, min(first_seen) AS first_seen FROM (
                 SELECT {ITEM_ID}, min({EVENT_TIMESTAMP}) AS first_seen FROM target_events GROUP BY {ITEM_ID}

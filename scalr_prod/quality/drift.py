@@ -249,7 +249,7 @@ def _counted(connection: Any, rows: str, length: int, params: dict[str, Any]) ->
             SELECT coalesce(p.events, 0) AS item_popularity, least(coalesce(h.number, 0), {length}) AS history_length,
                 round(ln(greatest(m.probability, 1e-30)), 2) AS probability
             FROM made m LEFT JOIN popularity p USING ({ITEM_ID})
-            ASOF LEFT JOIN histories h ON m.{USER_ID} = h.{USER_ID} AND m.source_event_timestamp >= h.{EVENT_TIMESTAMP})
+            ASOF LEFT JOIN histories h ON m.{USER_ID} = h.{USER_ID} AND m.{EVENT_TIMESTAMP} >= h.{EVENT_TIMESTAMP})
         {each}
         ORDER BY figure, value""",
         params=params,

@@ -178,7 +178,7 @@ def _audit(
             spec.run_id,
             files,
             {column.name: str(column.type) for column in schema},
-            says="columns, order and types are those of synthetic_target_events",
+            says="columns, order and types are those of generated events",
         )
         if not all(rule.success for rule in shape):
             return GateReport(

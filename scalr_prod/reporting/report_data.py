@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import FeatureStoreError, LakeError, ReportError, TranslatorError
-from scalr_prod.generation import LIFT_SQL, why_not_generated
-from scalr_prod.operations import explain_rows
+from scalr_prod.errors import FeatureStoreError, LakeError, ProvenanceNotFound, ReportError, TranslatorError
+from scalr_prod.generation import LIFT_SQL, SOURCE_TIMESTAMP, why_not_generated
+from scalr_prod.operations import explain_rows, read_published_events
 from scalr_prod.pipeline import read_timings
 from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting.samples import TranslationSample, sample_translations
@@ -124,8 +124,8 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
     with staging_folder(settings, "report") as scratch, open_duckdb(settings, scratch) as connection:
         events_of = _create_views(connection, lake, folder, run, held=held)
         distributions = _compute_distributions(connection) if events_of != "none" else None
-        sample = sample_translations(connection, lake, run.spec.as_of) if events_of != "none" else ()
-        explained, not_explained = _explain_sample(settings, connection, run, sample) if sample else ((), None)
+        sample = sample_translations(connection, lake) if events_of != "none" else ()
+        explained, not_explained = _explain_sample(settings, connection, lake, run, sample) if sample else ((), None)
     return RunReportData(
         run=run,
         events_of=events_of,
@@ -150,16 +150,20 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
 
 
 def _explain_sample(
-    settings: Settings, connection: DuckDBPyConnection, run: Run, sample: Sequence[TranslationSample]
+    settings: Settings, connection: DuckDBPyConnection, lake: Lake, run: Run, sample: Sequence[TranslationSample]
 ) -> tuple[Sequence[Explanation], str | None]:
-    """Explain the first events of the sample, or return why they can no longer be explained."""
-    rows = connection.sql(
-        "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id",
-        params={"ids": [event.event_id for event in sample[:_EXPLAINED_EVENTS]], "run": run.run_id},
-    ).to_arrow_table()
+    """Explain the first events of the sample, or return why they cannot be explained."""
+    import pyarrow.compute as pc
+
+    event_ids = [event.event_id for event in sample[:_EXPLAINED_EVENTS]]
+    query = "SELECT * FROM rows WHERE event_id IN (SELECT unnest($ids)) AND run_id = $run ORDER BY event_id"
+    rows = connection.sql(query, params={"ids": event_ids, "run": run.run_id}).to_arrow_table()
+    if SOURCE_TIMESTAMP not in rows.column_names:  # published
+        rows = read_published_events(connection, lake, event_ids)
+        rows = rows.filter(pc.equal(rows["run_id"], run.run_id)).sort_by("event_id")
     try:
         return explain_rows(settings, run.spec, rows), None
-    except (FeatureStoreError, LakeError, TranslatorError) as error:  # the run's inputs were removed or moved
+    except (FeatureStoreError, LakeError, ProvenanceNotFound, TranslatorError) as error:  # the run's inputs are not kept
         return (), error.found
 
 
@@ -207,15 +211,14 @@ def _create_views(connection: DuckDBPyConnection, lake: Lake, folder: Path, run:
     )
     folders = {"accepted": folder / "accepted", "staged": folder / "parts"}
     if held:
-        rows, origin = lake.dataset(Table.SYNTHETIC_TARGET_EVENTS), "published"
+        connection.register("rows", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
+        origin = "published"
     else:
         origin = next((name for name, place in folders.items() if any(place.glob("*.parquet"))), "none")
-        rows = ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))) if origin != "none" else None
-    if rows is not None:
-        connection.register("rows", rows)
-        columns = (
-            f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_event_timestamp, source_domain"
-        )
+        if origin != "none":
+            connection.register("rows", ds.dataset(sorted(map(str, folders[origin].glob("*.parquet")))))
+    if origin != "none":
+        columns = f"event_id, {USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}, probability, weight, source_domain"
         connection.execute(
             f"CREATE TEMP TABLE synthetic AS SELECT {columns} FROM rows WHERE run_id = $run", {"run": run.run_id}
         )

@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 _TABLES: Final = (
     Table.TARGET_EVENTS,
     Table.SYNTHETIC_TARGET_EVENTS,
-    Table.SOURCE_USER_HISTORY,
     Table.TARGET_USER_HISTORY,
     Table.TARGET_ITEM_STATS,
 )
@@ -73,8 +72,8 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
     """Build the training set of ``[training_set]``, or return the version that equal inputs gave before.
 
     Positives are the real and synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives are optional.
-    Features are those of the Feast service ``downstream_training_v1`` and external ones (``features``). A value counts if both its event
-    time and its creation time are strictly before the label.
+    Features are those of the Feast service ``target_training_v1`` (with ``source_history``: ``downstream_training_v1``) and external ones
+    (``features``). A value counts if both its event time and its creation time are strictly before the label.
 
     Args:
         settings: The project's settings.
@@ -239,7 +238,8 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
     """Open the tables, and resolve the settings that depend on them."""
     options = settings.training_set
     external = open_external_features(settings)
-    opened = {table: lake.open_table(table) for table in _TABLES}
+    tables = (*_TABLES, Table.SOURCE_USER_HISTORY) if options.source_history else _TABLES
+    opened = {table: lake.open_table(table) for table in tables}
     cutoff = (options.cutoff or _all_known(lake)).astimezone(UTC)
     start = options.start.astimezone(UTC) if options.start else None
     if start is not None and start >= cutoff:
@@ -250,7 +250,7 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         )
     synthetic = Table.SYNTHETIC_TARGET_EVENTS
     lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
-    states = {table.value: version_fingerprint(opened[table]) for table in _TABLES}
+    states = {table.value: version_fingerprint(opened[table]) for table in tables}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     window = LabelWindow(start, cutoff)
     values = {
@@ -292,7 +292,6 @@ def _all_known(lake: Lake) -> datetime:
 def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, folder: Path, *, progress: bool) -> dict[str, Any]:
     """Build the version in the staging folder, run the quality gate on it, and return its manifest."""
     from scalr_prod.quality import row_rules_digest, validate_training_set
-    from scalr_prod.training_set.feature_join import FEATURE_SERVICE
     from scalr_prod.training_set.input_changes import InputTables
     from scalr_prod.training_set.vocabulary import write_vocabulary
     from scalr_prod.workspace import open_duckdb
@@ -300,7 +299,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
     version = folder / "version"
     for below in (ROWS_FOLDER, IDS_FOLDER):
         (version / below).mkdir(parents=True)
-    features = service_sources(settings, FEATURE_SERVICE)
+    features = service_sources(settings, settings.training_set.feature_service)
     if inputs.external is not None:
         features = features.merge(inputs.external.sources)
         inputs.external.join(_spine(lake))  # fail early: wrong key type, missing column
@@ -322,6 +321,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
         version,
         assembled,
         tables,
+        feature_service=settings.training_set.feature_service,
         history_length=settings.histories.length,
         negatives_per_event=settings.training_set.negatives_per_event,
     ) | {"tables": states}
@@ -361,12 +361,11 @@ def _describe(
     assembled: AssembledVersion,
     tables: InputTables,
     *,
+    feature_service: str,
     history_length: int,
     negatives_per_event: int,
 ) -> dict[str, Any]:
     import pyarrow.parquet as pq
-
-    from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 
     schema = pq.read_schema(folder / assembled.partitions[0].files[0])
     features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN}]
@@ -374,7 +373,7 @@ def _describe(
     if provenance:
         raise TrainingSetError(
             f"the feature service offers provenance as features: {', '.join(provenance)}",
-            where=FEATURE_SERVICE,
+            where=feature_service,
             next_step="remove them from the service in feature_repo",
         )
     counts = {
@@ -385,7 +384,7 @@ def _describe(
         **inputs.values,
         "fingerprint": inputs.fingerprint,
         "shape": assembled.shape,
-        "feature_service": FEATURE_SERVICE,
+        "feature_service": feature_service,
         "columns": {field.name: str(field.type) for field in schema},
         "features": features,
         "history_length": history_length,
@@ -490,6 +489,7 @@ def _register(settings: Settings, folder: Path, manifest: dict[str, Any]) -> Non
             settings,
             f"{name}_v{version}",
             path=folder / ROWS_FOLDER,
+            service=manifest["feature_service"],
             time_range=(micros_to_datetime(ends[0]), micros_to_datetime(ends[1])),
         )
         ledger.datasets.record(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
     from scalr_prod.features import ExternalJoin
 
-__all__ = ["FEATURE_SERVICE", "join_features"]
-
-FEATURE_SERVICE: Final = "downstream_training_v1"
+__all__ = ["join_features"]
 
 
 def join_features(
     store: Any,
     rows: pa.Table,
+    references: str | Sequence[str],
     *,
-    references: str | Sequence[str] = FEATURE_SERVICE,
     external: ExternalJoin | None = None,
     connection: DuckDBPyConnection | None = None,
 ) -> pa.Table:
@@ -59,7 +57,7 @@ def join_features(
     if not same:
         raise TrainingSetError(
             f"the point-in-time join gave {found.num_rows} rows for {spine.num_rows}, or gave them in another order",
-            where=FEATURE_SERVICE,
+            where="feature_store.yaml",
             next_step="check that feature_store.yaml names the offline store of scalr_prod",
         )
     features = [(field, found.column(field.name)) for field in found.schema if field.name not in KEYS]

@@ -85,7 +85,8 @@ def write_partitions(
         lake = Lake.open(settings)
         root = (str(staging), {}) if executor.is_local else (lake.uri(Table.TARGET_EVENTS), lake.storage_options)
         with shuffle_folder(*root) as shuffled:
-            job = FeatureJob(StoreSnapshot.from_store(open_feature_store(settings)), external, limit, shuffled)
+            store = StoreSnapshot.from_store(open_feature_store(settings))
+            job = FeatureJob(store, settings.training_set.feature_service, external, limit, shuffled)
             groups = _write_groups(spine, planned, shuffled)
             features: Mapping[int, GroupFeatures] = {}
             if len(groups) > 1:
@@ -183,7 +184,7 @@ def _write_files(
 
     rows = read_segments([group.spine], folder=job.folder).drop_columns(ROW)
     found = (
-        join_features(job.store.open(), rows, external=job.external, connection=connection)
+        join_features(job.store.open(), rows, job.service, external=job.external, connection=connection)
         if features is None
         else features.read(job.folder)
     )

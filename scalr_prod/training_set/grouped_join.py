@@ -19,7 +19,7 @@ import numpy as np
 from scalr_prod.compute import load_segments, read_segments, write_segments, write_tables
 from scalr_prod.features import references_by_key
 from scalr_prod.schemas import USER_ID
-from scalr_prod.training_set.feature_join import FEATURE_SERVICE, join_features
+from scalr_prod.training_set.feature_join import join_features
 from scalr_prod.training_set.spine import KEYS
 from scalr_prod.workspace import escape_glob
 
@@ -49,12 +49,14 @@ class FeatureJob:
 
     Attributes:
         store: The project's Feast store.
+        service: The Feast service whose features are joined.
         external: Joins external features, by user.
         limit: Maximum rows per join.
         folder: Where tasks write.
     """
 
     store: StoreSnapshot
+    service: str
     external: ExternalJoin | None
     limit: int
     folder: ShuffleFolder
@@ -130,8 +132,8 @@ def join_by_key(
 
     store = job.store.open()
     empty = pq.read_schema(spine.path).empty_table()
-    columns = join_features(store, empty, external=job.external, connection=connection).column_names
-    references = dict(sorted(references_by_key(store, FEATURE_SERVICE).items()))
+    columns = join_features(store, empty, job.service, external=job.external, connection=connection).column_names
+    references = dict(sorted(references_by_key(store, job.service).items()))
     bounds = {key: _range_bounds(connection, spine.path, spans, key, job.limit) for key in references}
     ranges: dict[tuple[str, int], list[Segment]] = defaultdict(list)
     for written in executor.map(_write_ranges, ((job, bounds, some) for some in _tasks(groups))):
@@ -210,7 +212,7 @@ def _join_range(
     size = -(-len(rows) // -(-len(rows) // job.limit))
     for since in range(0, len(rows), size):
         some = rows.slice(since, size)
-        found = join_features(store, some, references=references, external=external, connection=connection)
+        found = join_features(store, some, references, external=external, connection=connection)
         files.append(write_tables(_by_group(found.append_column(ROW, some.column(ROW)), ends), folder=job.folder))
     return _JoinedRange(key, len(rows), files)
 

@@ -297,7 +297,9 @@ class TrainingSet:
                 where="TrainingSet.torch",
                 next_step="give batch_size and shuffle to the DataLoader, or set stream=True",
             )
-        return RowDataset(encode_rows(self.to_arrow(INPUT_COLUMNS), numbers, length))
+        existing = set(self.dataset().schema.names)
+        rows = self.to_arrow([name for name in INPUT_COLUMNS if name in existing])
+        return RowDataset(encode_rows(rows, numbers, length))
 
 
 def _version_folder(folder: Path, version: int | None) -> Path:

@@ -2,9 +2,9 @@
 """Torch data sets of a training set: rows in memory for any sampler, or a stream for larger sets.
 
 A row is a dictionary of tensors: ``user``, ``item`` (int64, vocabulary numbers), ``label``, ``weight`` (float32), ``event_time`` (int64,
-microseconds), ``source_history``, ``target_history`` (int64 [L], latest last, left-padded with 0), ``source_ages``, ``target_ages``
-(float32 [L], days before the label; 0 for padding) and ``numeric`` (float32 [5], see `NUMERIC_FEATURES`). Only the weight can distinguish a
-synthetic row from a real one.
+microseconds), ``target_history`` (int64 [L], latest last, left-padded with 0), ``target_ages`` (float32 [L], days before the label; 0 for
+padding) and ``numeric`` (float32 [5], see `NUMERIC_FEATURES`). With ``[training_set] source_history`` there are ``source_history`` and
+``source_ages`` too. Only the weight can distinguish a synthetic row from a real one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INPUT_COLUMNS", "NUMERIC_FEATURES", "RowDataset", "StreamDataset", "encode_rows"]
 
-#: Columns of ``numeric``, in order: raw counts, and the item's age in days; 0 if unknown.
+#: Columns of ``numeric``, in order: raw counts, and the item's age in days; 0 if unknown, or if the training set lacks the column.
 NUMERIC_FEATURES: Final = (
     "source_user_history__event_count",
     "target_user_history__event_count",
@@ -59,7 +59,7 @@ def encode_rows(rows: pa.Table, vocabulary: IdVocabulary, length: int) -> Batch:
     """Encode rows as arrays [N, …], see the module's docstring.
 
     Args:
-        rows: N rows with at least `INPUT_COLUMNS`.
+        rows: N rows with at least `INPUT_COLUMNS`; those of the source history may be missing.
         vocabulary: Numbers of the ids.
         length: L, the number of latest events kept of a history.
     """
@@ -72,6 +72,8 @@ def encode_rows(rows: pa.Table, vocabulary: IdVocabulary, length: int) -> Batch:
         "event_time": label_time,
     }
     for domain, kind in _HISTORIES:
+        if f"{domain}_user_history__item_ids" not in rows.column_names:
+            continue
         items, stamps = (rows.column(f"{domain}_user_history__{name}") for name in ("item_ids", "event_timestamps"))
         where, flat = _last(items, length)
         history = np.zeros((rows.num_rows, length), np.int64)
@@ -252,6 +254,8 @@ def _numeric(rows: pa.Table, name: str, label_time: NDArray[np.int64]) -> NDArra
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if name not in rows.column_names:
+        return np.zeros(rows.num_rows, np.float32)
     column = rows.column(name)
     if pa.types.is_timestamp(column.type):
         found = pc.is_valid(column).to_numpy()

@@ -50,7 +50,7 @@ class IdVocabulary:
     Attributes:
         users: Ids of the users of all rows.
         target_items: Ids of the target items of all rows and of all target histories.
-        source_items: Ids of the source items of all source histories.
+        source_items: Ids of the source items of all source histories; none without ``[training_set] source_history``.
     """
 
     users: pa.Array
@@ -155,10 +155,12 @@ def write_ids(rows: pa.Table, path: str | Path, files: FileSystem | None = None)
         return [chunk.flatten() for chunk in rows.column(name).chunks]
 
     items = rows.schema.field(ITEM_ID).type
+    has_sources = SOURCE_HISTORY_COLUMN in rows.schema.names
+    sources = rows.schema.field(SOURCE_HISTORY_COLUMN).type.value_type if has_sources else pa.string()
     found: dict[IdKind, tuple[pa.DataType, list[pa.Array]]] = {
         "users": (rows.schema.field(USER_ID).type, rows.column(USER_ID).chunks),
         "target_items": (items, [*rows.column(ITEM_ID).chunks, *(ids.cast(items) for ids in flattened(TARGET_HISTORY_COLUMN))]),
-        "source_items": (rows.schema.field(SOURCE_HISTORY_COLUMN).type.value_type, flattened(SOURCE_HISTORY_COLUMN)),
+        "source_items": (sources, flattened(SOURCE_HISTORY_COLUMN) if has_sources else []),
     }
     columns = {}
     for kind, (type_, chunks) in found.items():

@@ -20,6 +20,13 @@ def table(home: Path, name: str) -> pd.DataFrame:
     return DeltaTable(str(home / "lake" / name)).to_pandas()
 
 
+def published(home: Path) -> pd.DataFrame:
+    """The published events with their source events."""
+    keys = ["run_id", "event_id"]
+    sources = table(home, "synthetic_event_provenance")[[*keys, "source_item_id", "source_event_timestamp"]]
+    return table(home, "synthetic_target_events").merge(sources, on=keys, validate="one_to_one")
+
+
 def micros(column: pd.Series) -> np.ndarray:
     return pd.to_datetime(column, utc=True).astype("datetime64[us, UTC]").astype("int64").to_numpy()
 
@@ -38,7 +45,7 @@ def check_run(home: Path, run_id: str) -> dict[str, int]:
     """Every published event of a run: candidate seen before, source event real and known, translator's time within its mode."""
     spec = json.loads((home / "runs" / run_id / "run.json").read_text())
     start, end, as_of, until = (pd.Timestamp(spec[key]) for key in ("start", "end", "as_of", "translator_trained_until"))
-    synthetic = table(home, "synthetic_target_events")
+    synthetic = published(home)
     synthetic = synthetic[synthetic["run_id"] == run_id]
     source, target = table(home, "source_events"), table(home, "target_events")
     assert len(synthetic), "nothing was published"
@@ -90,6 +97,8 @@ def check_training_set(folder: Path, home: Path) -> dict[str, int]:
 
     checked = 0
     for view in ("source_user_history", "target_user_history"):
+        if f"{view}__event_timestamps" not in rows:
+            continue
         history = table(home, view)
         stamps = rows[f"{view}__event_timestamps"]
         latest = np.array([-1 if s is None or len(s) == 0 else _last(s) for s in stamps])

@@ -69,7 +69,7 @@ def every_probability_comes_from_the_fold_that_held_the_user_out(config: Path, h
     version = load_version(settings, spec["translator_version"])
     manifest = json.loads((Path(version.path) / "manifest.json").read_text())
     folds, length = manifest["folds"], settings.histories.length
-    published = leakage.table(home, "synthetic_target_events")
+    published = leakage.published(home)
     sample = published[published["run_id"] == run_id].sample(600, random_state=0)
     log = leakage.table(home, "source_events")
     contexts, own = contexts_from_the_log(sample, log, version.vocabulary(), length, folds)

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from support.provenance import published_with_sources
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -51,7 +52,7 @@ def config(trained_home, tmp_path_factory, here):
 
 @pytest.fixture
 def view(config) -> pd.DataFrame:
-    return Lake.open(load_settings(config)).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas().sort_values("event_id")
+    return published_with_sources(Lake.open(load_settings(config))).sort_values("event_id")
 
 
 def test_the_probabilities_of_1000_events_come_out_again(config, view):

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.long
 VIEW, HISTORY = Table.SYNTHETIC_TARGET_EVENTS.value, Table.SOURCE_USER_HISTORY.value
 USERS = [f"u{number}" for number in range(12)]
 FEATURES = {
-    VIEW: ["event_id", "item_id", "probability", "source_event_timestamp", "run_id"],
+    VIEW: ["event_id", "item_id", "probability", "source_domain", "run_id"],
     HISTORY: ["item_ids", "event_count"],
 }
 #: Feast applies the definitions of each repository and joins its rows to them; nothing of ours is imported there.
@@ -68,7 +68,7 @@ def project(tmp_path_factory):
     """Tables of a dozen users; a third of the published events was rolled back again, and their files are still there."""
     settings = make_project(
         tmp_path_factory.mktemp("exported"),
-        '[feast.export]\nkey = "customer_id"\nentity = "customer"\nowner = "us"\ntags = { team = "growth" }\n',
+        '[feast.export]\nkey = "customer_id"\nentity = "customer"\nowner = "us"\nsource_history = true\ntags = { team = "growth" }\n',
     )
     lake, rng = Lake.open(settings), np.random.default_rng(3)
 

@@ -73,7 +73,7 @@ def test_a_redis_that_does_not_answer(redis, tmp_path, monkeypatch):
 VIEWS = {
     "source_user_history": ["item_ids", "event_timestamps", "event_count"],
     "target_user_history": ["item_ids", "event_count"],
-    "synthetic_target_events": ["event_id", "item_id", "probability", "source_item_id", "run_id"],
+    "synthetic_target_events": ["event_id", "item_id", "probability", "source_domain", "run_id"],
 }
 PEOPLE = ["a", "b", "c", "nobody"]
 DAY = {"start": T0, "end": T0 + timedelta(days=1)}

@@ -86,13 +86,17 @@ def test_the_sdk_reads_synthetic_events(project):
     found = sdk(
         project.feast_repo,
         """
-names = ["event_id", "item_id", "probability", "source_item_id", "source_event_timestamp", "run_id"]
+names = ["event_id", "item_id", "probability", "source_domain", "run_id"]
 refs = [f"synthetic_target_events:{name}" for name in names]
 at = pd.to_datetime(["2024-01-01T10:00Z", "2024-01-01T21:00Z", "2024-01-01T21:00Z"])
 spine = pd.DataFrame({"user_id": ["a", "a", "nobody"], "event_timestamp": at})
 historical = store.get_historical_features(entity_df=spine, features=refs).to_df()
 query = "SELECT user_id, event_timestamp + INTERVAL 1 DAY AS event_timestamp FROM target_events ORDER BY item_id"
 by_query = store.get_historical_features(entity_df=query, features=refs[:1]).to_df()
+events = pd.DataFrame({"event_id": ["e1", "e9"], "event_timestamp": at[1:]})
+provenance = store.get_historical_features(
+    entity_df=events, features=["synthetic_event_provenance:source_item_id", "synthetic_event_provenance:source_event_timestamp"]
+).to_df()
 window = store.get_historical_features(
     features=refs, start_date=pd.Timestamp("2024-01-01T03:00Z"), end_date=pd.Timestamp("2024-01-01T04:00Z")
 ).to_df()
@@ -106,6 +110,7 @@ import sys
 parts = [name.split(".")[1:3] for name in sys.modules if name.startswith("scalr_prod.")]
 rooms = sorted({part[0] if part[0] not in {"core", "workspace"} else ".".join(part) for part in parts} - {"core", "workspace"})
 print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "by_query": by_query.event_id.tolist(),
+    "provenance": provenance.source_item_id.tolist(),
     "window": window.to_dict("records"), "online": online, "lists": lists}, default=str))
 """,
     )
@@ -132,9 +137,9 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
     assert found["historical"] == [None, "e0", None], "not known before the run's as_of"
     assert found["by_query"] == ["e0", "e1", "e1"]
     assert [row["event_id"] for row in found["window"]] == ["e1"]
-    assert found["window"][0]["source_item_id"] == "s8"
+    assert found["provenance"] == ["s8", None]
+    assert not found["window"][0].keys() & {"source_item_id", "source_event_timestamp"}
     assert found["online"]["event_id"] == ["e0", None]
-    assert found["online"]["source_event_timestamp"][0] == "2024-01-01 02:00:00+00:00"
     assert found["lists"]["source_user_history__item_ids"] == [["s1", "s2"]]
     stamps = ["2024-01-01 01:00:00+00:00", "2024-01-01 02:00:00+00:00"]
     assert found["lists"]["source_user_history__event_timestamps"] == [stamps]

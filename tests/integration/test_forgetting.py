@@ -73,6 +73,7 @@ def test_a_forgotten_user_is_nowhere_and_does_not_come_back(person, store, reque
         assert report.removed["source_events"] == 8
         assert report.removed["target_events"] == 4
         assert report.removed["synthetic_target_events"] == 8
+        assert report.removed["synthetic_event_provenance"] == 8
         assert report.removed["synthetic_quarantine"] == 8
         assert report.removed["online store"] >= 1
         assert report.translators == [1]

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from support.examples import sweep
+from support.provenance import published_with_sources
 from support.small_project import Handmade, in_processes
 from support.warm import run
 
@@ -29,7 +30,7 @@ def project(tmp_path) -> Handmade:
 KILLED = """
 import os, sys
 from scalr_prod import publication
-from scalr_prod.publication import commit
+from scalr_prod.publication import commit, provenance
 from scalr_prod.lake import Lake
 from scalr_prod.ledger.leases import LeaseRepository
 from scalr_prod.ledger.publications import PublicationRepository
@@ -46,11 +47,18 @@ def half(run, files, canary, kept):
     from scalr_prod.core.delta_log import arrow_schema
     schema = arrow_schema(run.view)
     def batches():
-        yield from pq.read_table(files[0]).cast(schema).slice(0, 50).to_batches()
+        yield from pq.read_table(files[0]).select(schema.names).cast(schema).slice(0, 50).to_batches()
         die()
     return pa.RecordBatchReader.from_batches(schema, batches())
 
-if point == "before the intent":
+def half_of_provenance(files, schema, canary):
+    import pyarrow.parquet as pq
+    yield from pq.read_table(files[0]).select(schema.names).cast(schema).slice(0, 50).to_batches()
+    die()
+
+if point == "within the provenance":
+    provenance.stream_accepted_rows = half_of_provenance
+elif point == "before the intent":
     PublicationRepository.record_intent = die
 elif point == "before the commit":
     Lake.replace_window = Lake.delete = die
@@ -64,6 +72,7 @@ getattr(publication, work)(load_settings(config), run_id)
 """
 
 POINTS = [
+    "within the provenance",
     "before the intent",
     "before the commit",
     "within the commit",
@@ -99,6 +108,7 @@ def test_a_publication_killed_at_any_point_is_finished_by_the_next_call(project,
     assert report.delta_version == version + 1
     assert project.lake.version(VIEW) == version + 1, "committed once"
     assert project.held() == {new.run_id: 200}
+    assert len(published_with_sources(project.lake)) == 200
     assert project.state(new.run_id) is RunState.PUBLISHED
 
 

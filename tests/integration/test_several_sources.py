@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import make_two_domains, write_toml
 from support.multi_source_project import make_sources
+from support.provenance import published_with_sources
 
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed
@@ -66,7 +67,8 @@ def run(ingested, tmp_path_factory):
     shutil.copytree(settings.base, copy)
     gate = validate_run(settings, spec.run_id)
     publish(settings, spec.run_id)
-    dataset = TrainingSet.open(build_training_set(settings).path)
+    with_sources = settings.training_set.model_copy(update={"source_history": True})
+    dataset = TrainingSet.open(build_training_set(settings.model_copy(update={"training_set": with_sources})).path)
     return SimpleNamespace(
         settings=settings, spec=spec, report=report, gate=gate, dataset=dataset, ungated=load_settings(copy / "scalr.toml")
     )
@@ -143,7 +145,7 @@ def test_ids_of_two_types_are_given_back_as_text(tmp_path):
     settings = load_settings(config)
     ingest(settings)
     lake = Lake.open(settings)
-    assert str(lake.schema(Table.SYNTHETIC_TARGET_EVENTS).field("source_item_id").type) == "string"
+    assert str(lake.schema(Table.SYNTHETIC_EVENT_PROVENANCE).field("source_item_id").type) == "string"
     assert {key.partition(":")[0] for key in lake.read(Table.SOURCE_EVENTS)["item_id"].to_pylist()} == {"books", "music"}
 
 
@@ -157,7 +159,7 @@ def test_the_translator_knows_domain_and_id(run):
 @long
 @pytest.mark.slow
 def test_every_synthetic_event_names_the_source_event_that_it_was_made_from(run):
-    rows = Lake.open(run.settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    rows = published_with_sources(Lake.open(run.settings))
     assert set(rows["source_domain"]) == {"books", "music"}
     assert rows["source_item_id"].dtype == "int64", "an id comes back as its own log has it"
     logs = raw(run.settings)
@@ -204,7 +206,7 @@ def test_a_false_domain_is_refused(run):
 def test_feature_view_and_training_set_hold_the_domain_as_provenance(run):
     settings = run.settings
     published = Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
-    columns = ["user_id", "item_id", "source_domain", "source_item_id"]
+    columns = ["user_id", "item_id", "source_domain"]
     view = stream_window(
         settings, ViewWindow("synthetic_target_events", end=run.spec.end, known_by=run.spec.as_of, columns=columns)
     ).read_all()

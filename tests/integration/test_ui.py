@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import psutil
 import pytest
+from support.provenance import published_with_sources
 from support.reported_runs import HOSTILE_TITLE, pages
 from support.shown import difference, example
 from support.small import LOCAL
@@ -87,7 +88,7 @@ def opened_in_a_thread(settings):
 
 
 def published(project, run_id):
-    rows = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
+    rows = published_with_sources(project.lake)
     return rows[rows["run_id"] == run_id]
 
 

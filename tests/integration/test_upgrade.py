@@ -7,11 +7,13 @@
 import tarfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from support.provenance import published_with_sources
 
 from scalr_prod import Project
 from scalr_prod.features import open_feature_store
-from scalr_prod.schemas import Table
+from scalr_prod.schemas import SOURCE_COLUMNS, Table
 
 #: A whole run of the home that was taken over.
 long = pytest.mark.long
@@ -59,6 +61,19 @@ def test_a_run_again_trains_by_the_recipe_of_today_and_replaces_the_events(upgra
     assert "scalr_prod.features.offline_store" in (upgraded.settings.feast_repo / "feature_store.yaml").read_text(
         encoding="utf-8"
     )
+
+
+def test_maintain_moves_the_source_columns_out_of_the_view(upgraded):
+    before = upgraded.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas().sort_values("event_id", ignore_index=True)
+    assert {*SOURCE_COLUMNS} <= {*before}
+    assert ("columns", "synthetic_target_events") in {(one.kind, one.name) for one in upgraded.maintain().removed}
+    after = published_with_sources(upgraded.lake).sort_values("event_id", ignore_index=True)
+    pd.testing.assert_frame_equal(after[list(before)], before)
+    assert not {*SOURCE_COLUMNS} & {*upgraded.lake.schema(Table.SYNTHETIC_TARGET_EVENTS).names}
+    assert upgraded.explain(after["event_id"][0]).source["item"] == after["source_item_id"][0]
+    assert upgraded.rows_in_view() == {RUN: ROWS}
+    upgraded.rollback(RUN)
+    assert upgraded.rows_in_view() == {RUN: 0}
 
 
 def test_a_run_of_before_is_rolled_back(upgraded):

@@ -25,7 +25,6 @@ from scalr_prod.schemas import Table, table_schema
 from scalr_prod.training_set import TrainingSet, build_training_set
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.build import _read_inputs
-from scalr_prod.training_set.feature_join import FEATURE_SERVICE
 from scalr_prod.training_set.input_changes import EVENT_TABLES, InputTables
 
 #: Builds each version of a set twice; test_training_set_versions.py has the next day, a damaged file and the same bytes.
@@ -54,7 +53,7 @@ class World:
             lake.create(table, table_schema(table, user=self.ids, item=self.ids))
 
     def settings(self) -> Settings:
-        chosen = {"name": "days", "cutoff": self.at, **self.options}
+        chosen = {"name": "days", "cutoff": self.at, "source_history": True, **self.options}
         return Settings(
             project={"name": "days"},
             domains=DOMAINS,
@@ -138,7 +137,7 @@ class World:
         lake = Lake.open(settings)
         inputs = _read_inputs(settings, lake)
         opened = {table: inputs.opened[table] for table in EVENT_TABLES}
-        tables = InputTables(opened, service_sources(settings, FEATURE_SERVICE))
+        tables = InputTables(opened, service_sources(settings, settings.training_set.feature_service))
         folder = self.folder / f"whole {report.version}"
         (folder / "nothing").mkdir(parents=True)
         with pytest.MonkeyPatch.context() as patch:

@@ -13,6 +13,7 @@ import pytest
 
 from scalr_prod import Project
 from scalr_prod.evaluation.sandbox import create_sandbox
+from scalr_prod.generation import candidate_schema
 from scalr_prod.generation.part_files import open_part_writer, part_path
 from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
@@ -74,7 +75,7 @@ def accepted_run(project):
         table_versions=versions,
         settings={"generation": {}, "histories": {"length": 50}, "sources": ["source"]},
     )
-    schema = lake.schema(Table.SYNTHETIC_TARGET_EVENTS)
+    schema = candidate_schema(lake)
     numbers = pa.types.is_integer(schema.field("item_id").type)
     events = lake.read(Table.SOURCE_EVENTS).to_pandas()
     rows = pd.DataFrame(

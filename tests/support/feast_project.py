@@ -16,7 +16,7 @@ from support.lakes import fill_lake_once
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AS_OF = T0 + timedelta(hours=20)
 VIEWS = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HISTORY, Table.TARGET_USER_HISTORY)
-VIEWS += (Table.TARGET_ITEM_STATS, Table.SYNTHETIC_TARGET_EVENTS)
+VIEWS += (Table.TARGET_ITEM_STATS, Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE)
 STAMP = pa.timestamp("us", tz="UTC")
 COUNTS = ["source_user_history:event_count"]
 COUNT = "source_user_history__event_count"
@@ -36,8 +36,6 @@ def synthetic(users: list[str], items: list[int], at: list[datetime], prefix: st
         "probability": [0.5] * count,
         "weight": [0.25] * count,
         "source_domain": ["s"] * count,
-        "source_item_id": [f"s{item}" for item in items],
-        "source_event_timestamp": at,
         "translator_version": [1] * count,
         "run_id": ["run-1"] * count,
         "created_timestamp": [AS_OF] * count,
@@ -67,7 +65,12 @@ def fill(lake: Lake) -> None:
     append(Table.TARGET_USER_HISTORY, {"item_ids": [[1], [1, 2], [3]], **histories})
     stats = {"item_id": [1, 2], "event_timestamp": hours(1, 2), "first_seen": hours(1, 2), "created_timestamp": hours(1, 2)}
     append(Table.TARGET_ITEM_STATS, {**stats, "event_count": [1, 1], "trailing_event_count": [1, 1]})
-    append(Table.SYNTHETIC_TARGET_EVENTS, synthetic(["a", "b"], [7, 8], hours(2, 3), "e"))
+    published = synthetic(["a", "b"], [7, 8], hours(2, 3), "e")
+    append(Table.SYNTHETIC_TARGET_EVENTS, published)
+    append(
+        Table.SYNTHETIC_EVENT_PROVENANCE,
+        published | {"source_item_id": ["s7", "s8"], "source_event_timestamp": hours(2, 3)},
+    )
 
 
 def make_project(folder: Path, extra: str = ""):

@@ -24,7 +24,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, RunWindow, TranslatorPin, run_folder
 from scalr_prod.quality import GateReport
 from scalr_prod.quality.outputs import write_accepted
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import Table, generated_event_schema, table_schema
 from scalr_prod.workspace.user_assignment import Holdout
 from support.lakes import fill_lake_once
 from support.warm import forking
@@ -58,7 +58,7 @@ def make_lake(lake: Lake, source: list | None = None, target: list | None = None
     """All tables that the gate and the publication read or write."""
     for table in (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.TARGET_ITEMS, Table.SOURCE_USER_HISTORY):
         lake.create(table, table_schema(table, user="string", item="string"))
-    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_QUARANTINE):
+    for table in (Table.SYNTHETIC_TARGET_EVENTS, Table.SYNTHETIC_EVENT_PROVENANCE, Table.SYNTHETIC_QUARANTINE):
         lake.create(table, table_schema(table, **IDS))
     lake.append(Table.SOURCE_EVENTS, events(source_rows() if source is None else source), key="source")
     lake.append(Table.TARGET_EVENTS, events(target_rows() if target is None else target), key="target")
@@ -189,7 +189,7 @@ class Handmade:
 
     def write(self, spec: RunSpec, frame: pd.DataFrame, *, schema: pa.Schema | None = None, parts: int = 2) -> Path:
         """Candidates as the generation leaves them, in several parts."""
-        schema = schema or table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+        schema = schema or generated_event_schema(**IDS)
         schema = pa.schema([column.with_nullable(nullable=True) for column in schema])
         folder = run_folder(self.settings.home, spec.run_id) / "candidates"
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ class Handmade:
         """A run as the gate leaves it when every row passed, without the gate's time."""
         spec = self.run(**plan)
         folder = run_folder(self.settings.home, spec.run_id)
-        schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+        schema = generated_event_schema(**IDS)
         rows = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "candidates").glob("*"))]).cast(schema)
         files = write_accepted(folder, rows.to_reader(), schema)
         report = GateReport(spec.run_id, True, "strict", rows.num_rows, rows.num_rows, 0, [], files=files)  # noqa: FBT003

@@ -48,7 +48,7 @@ def make(folder, ids: str):
         log["created"] = log["timestamp"] + pd.to_timedelta(late, unit="D")
         log["weight"] = rng.integers(1, 5, len(log)).astype("float32")
         log.to_parquet(path)
-    extra = f"[histories]\nlength = {LENGTH}\ntrailing_days = {TRAILING}\n" + "".join(
+    extra = f"[histories]\nlength = {LENGTH}\ntrailing_days = {TRAILING}\n[training_set]\nsource_history = true\n" + "".join(
         f'[domains.{domain}.columns]\ncreated = "created"\nweight = "weight"\n' for domain in ("source", "target")
     )
     config = write_toml(domains, extra)

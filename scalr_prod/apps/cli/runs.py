@@ -197,7 +197,8 @@ def maintain_command(
 ) -> None:
     """Remove what [retention] no longer keeps: staged partitions, old training sets and translators, unused table files.
 
-    Folders that killed commands left in the folder of temporary files are removed too, once they are a day old.
+    Folders that killed commands left in the folder of temporary files are removed too, once they are a day old. Source columns that an
+    earlier version of this package wrote to synthetic_target_events are moved to synthetic_event_provenance.
 
     Example: scalr maintain --dry-run
     """

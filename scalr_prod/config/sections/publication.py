@@ -75,6 +75,11 @@ class PublicationSettings(SettingsSection):
     """How a run reaches the feature view."""
 
     online: bool = Field(default=False, description="also write each publication to the online store")
+    provenance: Literal["separate", "none"] = Field(
+        default="separate",
+        description="separate: the source event of each published event is kept in the table synthetic_event_provenance; none: it is not "
+        "kept, and `scalr explain` cannot explain published events",
+    )
 
 
 class ExperimentSettings(SettingsSection):

@@ -66,6 +66,10 @@ class FeastExportSettings(SettingsSection):
         pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$",
         description="prefix of the names of views and sources; default: <project>_",
     )
+    source_history: bool = Field(
+        default=False,
+        description="also export users' source histories, with source item ids and times: only for readers who may read the source log",
+    )
     owner: str = Field(default="", description="owner of the entity and the views, such as an e-mail address")
     tags: dict[str, str] = Field(
         default_factory=dict, description="tags of the entity and the views, in addition to the project's name"

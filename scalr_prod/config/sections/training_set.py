@@ -63,6 +63,10 @@ class TrainingSetSettings(SettingsSection):
         description="λ of cold, sparse and dense users (no, few, more real target events); multiplied by synthetic_weight",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the negatives")
+    source_history: bool = Field(
+        default=False,
+        description="also join each user's source history, with source item ids and times: only for readers who may read the source log",
+    )
     features: tuple[str, ...] = Field(default=(), description="your own features: Feast services, views, or view:feature")
     features_repo: str | None = Field(
         default=None, description="folder of the Feast repository of these features; default: the project's own"
@@ -71,6 +75,11 @@ class TrainingSetSettings(SettingsSection):
         default_factory=dict,
         description="join keys of these features that are the user's or the item's id: { account = \"user\" }; default: by name",
     )
+
+    @property
+    def feature_service(self) -> str:
+        """Name of the Feast service whose features are joined."""
+        return "downstream_training_v1" if self.source_history else "target_training_v1"
 
     @property
     def resolved_segment_weights(self) -> SegmentWeights:

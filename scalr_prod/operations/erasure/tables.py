@@ -32,6 +32,7 @@ AFFECTED_TABLES: Final[dict[SuppressedKind, tuple[Table, ...]]] = {
         Table.SOURCE_USER_HISTORY,
         Table.TARGET_USER_HISTORY,
         Table.SYNTHETIC_TARGET_EVENTS,
+        Table.SYNTHETIC_EVENT_PROVENANCE,
         Table.SYNTHETIC_QUARANTINE,
     ),
     "item": (

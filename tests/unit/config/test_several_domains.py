@@ -19,7 +19,7 @@ from scalr_prod.generation.policy import settings_digest
 from scalr_prod.histories import build_histories
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import SOURCE_COLUMNS, Table, table_schema
 
 TARGET = '[domains.target]\nname = "food"\nevents = "food.parquet"\n'
 ONE = '[domains.source]\nname = "books"\nevents = "books.parquet"\n'
@@ -149,7 +149,7 @@ def test_one_of_several_with_ids_of_another_type_cannot_join_later(load, tmp_pat
     ingest(load(several("books", "music") + TARGET))
     films = pd.read_parquet(tmp_path / "films.parquet")
     films.assign(item_id="f1").to_parquet(tmp_path / "films.parquet")
-    with pytest.raises(BadValue, match="synthetic_target_events holds int64"):
+    with pytest.raises(BadValue, match="synthetic_quarantine holds int64"):
         ingest(load(several("books", "music", "films") + TARGET))
 
 
@@ -165,7 +165,9 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
     lake = Lake.open(settings)
     table = Table.SYNTHETIC_TARGET_EVENTS
     schema = table_schema(table, user="string", item="int64", source_item="int64")
-    former = pa.schema([column for column in schema if column.name != "source_domain"])
+    quarantine = table_schema(Table.SYNTHETIC_QUARANTINE, user="string", item="int64", source_item="int64")
+    inline = [quarantine.field(name).with_nullable(False) for name in SOURCE_COLUMNS]  # noqa: FBT003
+    former = pa.schema([*(column for column in schema if column.name != "source_domain"), *inline])
     lake.create(table, former)
     moment = datetime(2024, 5, 1, tzinfo=UTC)
     row = {"event_id": "e", "user_id": "u1", "item_id": 1, "event_timestamp": moment, "probability": 0.5, "weight": 0.5}
@@ -177,7 +179,7 @@ def test_a_home_of_a_former_version_is_read_as_one_source(load):
     ingest(settings)
     kept = row | {"created_timestamp": moment, "source_domain": None}
     assert lake.read(table).to_pylist() == [kept]
-    assert lake.schema(table).names == schema.names
+    assert lake.schema(table).names == [*schema.names, *SOURCE_COLUMNS]
     build_histories(settings)
     apply_feature_repo(settings)
     later = datetime(2025, 1, 1, tzinfo=UTC)

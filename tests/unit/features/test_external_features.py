@@ -108,7 +108,8 @@ def test_no_value_arrives_that_had_not_happened_or_was_not_known_before_the_row(
     assert (second.about__length, rows["a", pd.Timestamp(hours(1)[0])].about__length) == (120, 90)
     assert pd.isna(third.about__length)  # item 3 has none
     assert {"user__plan", "about__length"} <= set(training_set.features)
-    assert "source_user_history__item_ids" in training_set.features
+    assert "target_user_history__item_ids" in training_set.features
+    assert "source_user_history__item_ids" not in training_set.features
 
 
 def test_views_and_single_features_are_named_too(own, theirs):

@@ -42,7 +42,7 @@ class TestRepository:
         report = apply_feature_repo(own)
         assert not report.applied
         assert set(report.views) == {view.value for view in VIEWS}
-        assert set(report.services) == {"translator_inputs_v1", "downstream_training_v1"}
+        assert set(report.services) == {"translator_inputs_v1", "target_training_v1", "downstream_training_v1"}
 
     def test_a_file_changed_by_hand_is_laid_again(self, own):
         definitions = own.feast_repo / "definitions.py"

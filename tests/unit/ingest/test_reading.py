@@ -34,16 +34,16 @@ def test_typed_ids_keep_their_type(project, ids):
     )
     settings = project(source, target)
     ingest(settings)
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
-    assert {id_type_of(schema, column) for column in ("user_id", "item_id", "source_item_id")} == {ids}
+    schema = Lake.open(settings).schema(Table.SYNTHETIC_EVENT_PROVENANCE)
+    assert {id_type_of(schema, column) for column in ("user_id", "source_item_id")} == {ids}
     assert {row["user_id"] for row in rows_of(settings)} == {kind(1), kind(2)}
 
 
 def test_the_domains_may_have_different_types_of_item_ids(project):
     settings = project(source=SOURCE.assign(item_id=[1, 2, 1]))
     ingest(settings)
-    schema = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
-    assert id_type_of(schema, "item_id") == "string"
+    schema = Lake.open(settings).schema(Table.SYNTHETIC_EVENT_PROVENANCE)
+    assert id_type_of(Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS), "item_id") == "string"
     assert id_type_of(schema, "source_item_id") == "int64"
 
 

@@ -22,7 +22,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.ledger.orm_tables import ModelVersionRow, ProjectRow
 from scalr_prod.publication import publish
 from scalr_prod.quality import validate_run
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import Table, generated_event_schema, table_schema
 
 #: An audit takes one to two seconds; these ask more of the same rules and of the same records as the others here.
 long = pytest.mark.long
@@ -399,7 +399,7 @@ def test_an_empty_run_is_rejected_with_a_clear_message(project, files):
 )
 def test_wrong_columns_are_refused_before_any_row_is_read(project, wrong):
     spec = project.run()
-    schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
+    schema = generated_event_schema(**IDS)
     if wrong == "missing":
         changed = schema.remove(schema.get_field_index("weight"))
     elif wrong == "extra":

@@ -17,7 +17,7 @@ from scalr_prod.ledger import RunState, run_folder
 from scalr_prod.quality import GateReport, validate_run
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rules import RowRules
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import Table, generated_event_schema
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_run_that_keeps_every_rule_passes(project):
     assert report.figures["source_coverage"] == 1.0
     assert project.state(spec.run_id) is RunState.VALIDATED
     accepted = pq.read_table(run_folder(project.settings.home, spec.run_id) / "accepted")
-    assert accepted.schema.equals(table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS))
+    assert accepted.schema.equals(generated_event_schema(**IDS))
     expected = project.candidates(spec)["event_id"]
     assert sorted(accepted["event_id"].to_pylist()) == sorted(expected)
     docs = Path(report.docs)

@@ -21,9 +21,9 @@ from scalr_prod.ledger import RunSpec, RunWindow, TranslatorPin
 from scalr_prod.quality.audit import open_audit
 from scalr_prod.quality.pooling import pool_small_run
 from scalr_prod.quality.rule_protocol import AuditedRun, FigureRule
-from scalr_prod.quality.rules import EVENT_COLUMNS, RowRules, RunRules
+from scalr_prod.quality.rules import RowRules, RunRules
 from scalr_prod.quality.sample_size import min_users_for_distance
-from scalr_prod.schemas import Table, table_schema
+from scalr_prod.schemas import Table, generated_event_schema, table_schema
 
 DAYS, USERS, ITEMS, DRAWS = 365, 2_000, 80, 3
 #: Planted on this many days each; the last one is of no row, and a single day of it may be missed.
@@ -103,10 +103,11 @@ def plant(fault: str, frame: pd.DataFrame, rng: np.random.Generator) -> pd.DataF
 
 
 def rows_of(frame: pd.DataFrame, *, nullable: bool = False) -> pa.Table:
+    """Published rows, or (``nullable``) candidates."""
     schema = table_schema(Table.SYNTHETIC_TARGET_EVENTS, **IDS)
     if nullable:
-        schema = pa.schema([column.with_nullable(nullable=True) for column in schema])
-    return pa.Table.from_pandas(frame[list(EVENT_COLUMNS)], schema=schema, preserve_index=False)
+        schema = pa.schema([column.with_nullable(nullable=True) for column in generated_event_schema(**IDS)])
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
 
 
 def publish_day(project: Handmade, spec: RunSpec, frame: pd.DataFrame) -> None:

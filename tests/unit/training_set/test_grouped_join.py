@@ -25,7 +25,7 @@ def ranges(tmp_path, spine: pa.Table, spans, limit: int) -> dict[str, list[pa.Ta
         bounds = {key: _range_bounds(connection, path, spans, key, limit) for key in ("user_id", "item_id")}
         parts = [wanted.slice(start, 900) for start in range(0, len(wanted), 900)]
         segments = write_tables(enumerate(parts), folder=folder)
-        job = FeatureJob(None, None, limit, folder)
+        job = FeatureJob(None, "", None, limit, folder)
         halves = list(segments.values())[::2], list(segments.values())[1::2]
         written = [_write_ranges(connection, job, bounds, half) for half in halves]
         return {

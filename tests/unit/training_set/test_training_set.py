@@ -180,6 +180,17 @@ def test_a_row_tells_nothing_of_where_it_came_from(made):
     }  # fmt: skip
 
 
+def test_a_set_without_source_histories_has_none_in_its_batches(tmp_path):
+    table = rows(10)
+    target_only = table.drop_columns([name for name in table.column_names if name.startswith("source_user_history")])
+    opened = write_version(tmp_path / "set", target_only, version=1, row_group_size=16)
+    assert len(opened.vocabulary().source_items) == 0
+    for row in (opened.torch()[3], next(iter(opened.torch(stream=True)))):
+        assert not {"source_history", "source_ages"} & set(row)
+        assert row["numeric"].shape == (5,)
+        assert row["numeric"][0] == 0
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_rows_in_memory_go_through_a_data_loader(made, workers):
     opened = made()
