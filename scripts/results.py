@@ -253,7 +253,7 @@ def joins_and_memory() -> list[str]:
     return [
         *heading("Joins, memory and shortlists", "point_in_time", "limits", "catalogue"),
         *measured(measures),
-        f"Shortlists of {count(MILLION)} items ([when to use them](../guides/scaling.md#large-catalogues)). Left out is a share of P:",
+        f"Shortlists of {count(MILLION)} items ([when to use them](../guides/capacity.md#large-catalogues)). Left out is a share of P:",
         "",
         *table(
             ["items on the list", "speed", "times as fast", "left out", "least possible", "left out by the most popular"],

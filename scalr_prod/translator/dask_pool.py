@@ -18,7 +18,7 @@ from scalr_prod.compute import open_cluster, progress_channel, run_worker_task, 
 from scalr_prod.core.logging import current_log_context
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
-from scalr_prod.translator.object_files import ObjectReader, ObjectWriter, PackedObject
+from scalr_prod.translator.object_files import ObjectReader, ObjectWriter, PackedFile, PackedObject
 from scalr_prod.translator.training_device import training_device
 from scalr_prod.translator.worker_pool import (
     ConcurrentPool,
@@ -83,15 +83,15 @@ class _Call(NamedTuple):
 
     Attributes:
         folder: Folder of inputs and results; its prefix identifies the training.
-        inputs: Path of the inputs.
-        finished: Paths of inputs that no unit needs any more.
+        inputs: File of the inputs.
+        finished: Files of inputs that no unit needs any more.
         topic: Topic of progress messages.
         work: The work.
     """
 
     folder: ShuffleFolder
-    inputs: str
-    finished: tuple[str, ...]
+    inputs: PackedFile
+    finished: tuple[PackedFile, ...]
     topic: str
     work: Callable[[Any, Any], Any]
 
@@ -101,7 +101,7 @@ class _DaskPool(ConcurrentPool):
         super().__init__()
         self._cluster, self._settings, self._folder = cluster, settings, folder
         self._scratch_dir, self._writer, self._write_lock = scratch_dir, ObjectWriter(folder), threading.Lock()
-        self._finished: list[str] = []
+        self._finished: list[PackedFile] = []
 
     def cancel(self) -> None:
         super().cancel()
@@ -117,8 +117,8 @@ class _DaskPool(ConcurrentPool):
         if self._cancelled.is_set():
             raise CancelledError
         with self._write_lock:
-            path = self._writer.write(inputs)
-        call = _Call(self._folder, path, tuple(self._finished), f"training-{uuid.uuid4()}", work)
+            written = self._writer.write(inputs)
+        call = _Call(self._folder, written, tuple(self._finished), f"training-{uuid.uuid4()}", work)
         if on_progress is not ignore_progress:
             self._cluster.subscribe(call.topic, on_progress)
         fields = {name: value for name, value in current_log_context().items() if name != "project"}
@@ -134,7 +134,7 @@ class _DaskPool(ConcurrentPool):
         except BaseException:
             self.cancel()
             raise
-        self._finished.append(path)
+        self._finished.append(written)
 
     def _unpack(self, packed: PackedObject | None) -> Any:
         if packed is None:
@@ -148,9 +148,9 @@ class _Inputs:
     def __init__(self, folder: ShuffleFolder) -> None:
         self._reader, self._lock = ObjectReader(folder, worker_folder()), threading.Lock()
 
-    def read(self, path: str, *, finished: tuple[str, ...]) -> Any:
+    def read(self, packed_file: PackedFile, *, finished: tuple[PackedFile, ...]) -> Any:
         with self._lock:
-            value = self._reader.read(path)
+            value = self._reader.read(packed_file)
             self._reader.forget(finished)  # only now: both may share arrays
             return value
 

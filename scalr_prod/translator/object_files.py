@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from scalr_prod.core.memmap import drop_pages, map_bytes
+from scalr_prod.errors import ComputeError
 
 if TYPE_CHECKING:
     import mmap
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.compute import ShuffleFolder
 
-__all__ = ["ObjectReader", "ObjectWriter", "PackedObject"]
+__all__ = ["ObjectReader", "ObjectWriter", "PackedFile", "PackedObject"]
 
 #: Smaller arrays stay in the pickle.
 _MIN_FILE_BYTES: Final = 1 << 20
@@ -61,6 +62,18 @@ class PackedObject(NamedTuple):
     buffers: tuple[PackedBuffer, ...]
 
 
+class PackedFile(NamedTuple):
+    """A file with a packed object.
+
+    Attributes:
+        path: Its path, relative to the folder.
+        sha256: Checksum of its content: to unpickle what others may write is to run their code.
+    """
+
+    path: str
+    sha256: str
+
+
 class ObjectWriter:
     """Packs objects; equal arrays are written once.
 
@@ -87,9 +100,10 @@ class ObjectWriter:
         raw = [buffer.raw() for buffer in large]
         return PackedObject(pickled.getvalue(), tuple(PackedBuffer(self._write(one), not one.readonly) for one in raw))
 
-    def write(self, value: Any) -> str:
-        """Pack an object into files, and return the path of the one to read it from."""
-        return self._write(memoryview(pickle.dumps(self.pack(value))))
+    def write(self, value: Any) -> PackedFile:
+        """Pack an object into files, and return the one to read it from."""
+        content = pickle.dumps(self.pack(value))
+        return PackedFile(self._write(memoryview(content)), hashlib.sha256(content).hexdigest())
 
     def _write(self, content: memoryview) -> str:
         digest = hashlib.sha256()
@@ -117,24 +131,34 @@ class ObjectReader:
     def __init__(self, folder: ShuffleFolder, scratch_dir: Path | None) -> None:
         self._folder, self._scratch_dir = folder, scratch_dir
         self._buffers: WeakValueDictionary[PackedBuffer, mmap.mmap] = WeakValueDictionary()
-        self._objects: dict[str, Any] = {}
+        self._objects: dict[PackedFile, Any] = {}
 
-    def read(self, path: str) -> Any:
-        """Return the object that `ObjectWriter.write` wrote: the same one for each call until `forget`."""
-        if path not in self._objects:
-            with self._folder.open().open_input_stream(path) as file:
-                packed = pickle.loads(file.read())  # noqa: S301 - written by the driver, whose tasks a worker runs as well
-            self._objects[path] = self.unpack(packed)
-        return self._objects[path]
+    def read(self, packed_file: PackedFile) -> Any:
+        """Return the object that `ObjectWriter.write` wrote: the same one for each call until `forget`.
+
+        Raises:
+            ComputeError: The file's content is not what was written.
+        """
+        if packed_file not in self._objects:
+            with self._folder.open().open_input_stream(packed_file.path) as file:
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() != packed_file.sha256:
+                raise ComputeError(
+                    "this file was changed while a training used it",
+                    where=packed_file.path,
+                    next_step="check who may write to the lake, then run the command again",
+                )
+            self._objects[packed_file] = self.unpack(pickle.loads(content))  # noqa: S301 - the driver told its checksum
+        return self._objects[packed_file]
 
     def unpack(self, packed: PackedObject) -> Any:
         """Return a packed object."""
-        return pickle.loads(packed.pickled, buffers=list(map(self._map_buffer, packed.buffers)))  # noqa: S301 - as above
+        return pickle.loads(packed.pickled, buffers=list(map(self._map_buffer, packed.buffers)))  # noqa: S301 - from a checked file, or a result
 
-    def forget(self, paths: Iterable[str]) -> None:
+    def forget(self, packed_files: Iterable[PackedFile]) -> None:
         """Drop objects that `read` returned."""
-        for path in paths:
-            self._objects.pop(path, None)
+        for packed_file in packed_files:
+            self._objects.pop(packed_file, None)
 
     def _map_buffer(self, buffer: PackedBuffer) -> mmap.mmap:
         pages = self._buffers.get(buffer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import threading
 import time
 from contextlib import ExitStack
@@ -150,6 +151,29 @@ def test_a_worker_forgets_the_inputs_of_finished_maps_but_not_the_arrays_that_ot
         (inputs,) = dask_pool._inputs.values()
         assert len(inputs._reader._objects) <= 2
     assert len(read) == 1
+
+
+def test_inputs_that_somebody_changed_are_not_unpickled(settings, pool, monkeypatch):
+    """Who may write to the lake must not run code on its workers."""
+    wrote = object_files.ObjectWriter.write
+
+    def write_and_change(writer, value):
+        written = wrote(writer, value)
+        (file,) = settings.base.rglob(written.path.rpartition("/")[2])
+        file.write_bytes(pickle.dumps(Bomb()))
+        return written
+
+    monkeypatch.setattr(object_files.ObjectWriter, "write", write_and_change)
+    with pytest.raises(ComputeError, match="was changed while a training used it"):
+        list(pool.map(max, 1, [2]))
+    assert not Bomb.went_off
+
+
+class Bomb:
+    went_off = False
+
+    def __reduce__(self):
+        return setattr, (Bomb, "went_off", True)
 
 
 def test_units_that_are_still_queued_when_a_training_ends_do_not_begin(settings):
