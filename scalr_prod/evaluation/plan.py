@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.core.timestamps import column_to_micros, micros_to_datetime, to_micros
-from scalr_prod.errors import EvaluationError
+from scalr_prod.errors import EmptyWindow, EvaluationError
 from scalr_prod.evaluation.arms import (
     ALL_ARMS,
     CLUSTER_BASELINE,
@@ -179,7 +179,10 @@ def _reduced_models_and_seeds(settings: Settings) -> dict[str, Any]:
 
 def _with_limited_events(settings: Settings) -> Settings:
     """Return settings by which a split's contexts get at most as many events as those of the project's own run."""
-    limit = preview_run(settings).max_events_per_context
+    try:
+        limit = preview_run(settings).max_events_per_context
+    except EmptyWindow:  # such as a causal run's last day without source events: there is nothing to reckon it by
+        return settings
     of_a_run = run_settings(settings, limit)["generation"]
     generation = {name: of_a_run[name] for name in ("events_per_source_event", "temperature")}
     generation["max_synthetic_ratio"] = 0.0  # a split has fewer real events

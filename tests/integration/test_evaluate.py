@@ -22,7 +22,7 @@ from scalr_prod.evaluation.evaluation_report import ArmOutcomes, summarize_arms
 from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.als import ImplicitAls
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
-from scalr_prod.evaluation.plan import quick_context_limit
+from scalr_prod.evaluation.plan import EvaluationPlan, quick_context_limit
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
 from scalr_prod.evaluation.published_sets import publish_synthetic_events
 from scalr_prod.evaluation.result_cache import ResultCache
@@ -31,6 +31,7 @@ from scalr_prod.evaluation.split import EvaluationSplit
 from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
 from scalr_prod.evaluation.trial_cache import TrialCache, ValidationSplit
 from scalr_prod.evaluation.user_panel import UserPanel
+from scalr_prod.generation import preview_run
 from scalr_prod.generation.policy import Policy, apply_policy, policy_path
 from scalr_prod.ingest import ingest
 from scalr_prod.lake import Lake
@@ -382,7 +383,9 @@ def test_fewer_and_filtered_draws_are_those_sampled_alone(translated):
 def test_the_rankers_features_are_those_of_the_feature_service_where_it_has_them(translated):
     """Counts, recency and ages of a training set's rows, joined through Feast, against a snapshot at each row's time."""
     scene, _ = translated
-    rows = TrainingSet.open(build_training_set(scene.settings).path).to_arrow()
+    wanted = scene.settings.training_set.model_copy(update={"source_history": True})
+    built = build_training_set(scene.settings.model_copy(update={"training_set": wanted}))
+    rows = TrainingSet.open(built.path).to_arrow()
     rows = rows.filter(pc.and_(pc.invert(rows["is_synthetic"]), pc.equal(rows["label"], 1)))
     events = replace(scene.numbering.to_interactions(rows, scene.cutoff), source=scene.source)
     assert len(events) == len(rows) == len(scene.real)
@@ -449,6 +452,23 @@ def test_with_shuffled_test_labels_there_is_no_lift(translated):
         inside += low <= 0 <= high
     # One permutation may put popular items onto popular ones; most must not.
     assert inside >= 5
+
+
+def test_a_split_draws_as_many_events_as_a_run_though_it_has_fewer_real_ones(half_cold):
+    settings, *_ = half_cold
+    generation = settings.generation.model_copy(update={"events_per_source_event": 20, "max_synthetic_ratio": 1.0})
+    downstream = settings.downstream.model_copy(update={"volumes": (3, 20)})
+    settings = settings.model_copy(update={"generation": generation, "downstream": downstream})
+    limit = preview_run(settings).max_events_per_context
+    assert 3 < limit < 10
+    plan = EvaluationPlan.from_request(settings, EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5))
+    found = plan.splits[0].settings.generation
+    assert (found.events_per_source_event, found.temperature, found.max_synthetic_ratio) == (limit, 0.25, 0)
+    assert plan.settings.downstream.volumes == (3, limit)
+    nothing = generation.model_copy(update={"start": datetime(2034, 1, 1, tzinfo=UTC), "end": datetime(2034, 1, 2, tzinfo=UTC)})
+    request = EvaluationRequest(cutoff=CUTOFF, cold_fraction=0.5)
+    plan = EvaluationPlan.from_request(settings.model_copy(update={"generation": nothing}), request)
+    assert plan.settings.generation.events_per_source_event == 20, "a run would translate nothing"
 
 
 def test_too_few_test_users_is_an_error(make_project, tmp_path):

@@ -16,7 +16,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
 pytestmark = pytest.mark.slow
-#: Saves, resends or transforms once more; the commands and the SDK read the same rows in the first two.
+#: Runs Feast's own commands, or saves, resends or transforms once more; the SDK reads the same rows in `make test`.
 long = pytest.mark.long
 
 
@@ -57,6 +57,7 @@ def sdk(repo: Path, program: str) -> object:
     return json.loads(said.splitlines()[-1])
 
 
+@long
 def test_the_command_line(project):
     repo = project.feast_repo
     executable = str(Path(sys.executable).with_name("feast"))

@@ -27,7 +27,7 @@ from scalr_prod.generation.policy import Policy, logs_digest, policy_path, setti
 from scalr_prod.generation.shards import write_shards
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunSpec, RunState, run_folder
-from scalr_prod.schemas import Table
+from scalr_prod.schemas import SOURCE_COLUMNS, Table
 
 pytestmark = pytest.mark.slow
 #: A generation takes two to four seconds; these are of other settings, which their own tests cover without a run.
@@ -138,13 +138,15 @@ def test_three_processes_and_large_batches_give_the_same_events_though_one_is_lo
     assert (again.events, again.dropped) == (report.events, report.dropped)
 
 
-def test_candidates_have_the_feature_view_s_schema(config, here, made):
+def test_candidates_have_the_feature_view_s_schema_and_their_source(config, here, made):
     spec = made.spec
     settings = project(config, here)
     generate(settings, spec)
     view = Lake.open(settings).schema(Table.SYNTHETIC_TARGET_EVENTS)
     for file in (run_folder(settings.home, spec.run_id) / "candidates").glob("*.parquet"):
-        assert pq.read_schema(file).equals(view, check_metadata=False)
+        found = pq.read_schema(file)
+        assert pa.schema([column for column in found if column.name not in SOURCE_COLUMNS]).equals(view, check_metadata=False)
+        assert set(SOURCE_COLUMNS) <= set(found.names)
 
 
 def test_a_finished_generation_is_left_as_it_is(config, here, made):

@@ -113,6 +113,7 @@ def test_a_log_reader(make_project, tmp_path, outside):
     )
 
 
+@long
 def test_a_gate_rule(make_project, tmp_path, outside):
     folder = outside(
         "house_rules",

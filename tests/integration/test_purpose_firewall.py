@@ -15,7 +15,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 from scalr_prod.schemas import Table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # a property of the whole pipeline
 
 PLANTED = "planted-source-item-"
 

@@ -80,6 +80,7 @@ def shuffle_files(settings) -> list[str]:
     return [path.name for path in Path(Lake.open(settings).uri(Table.TARGET_EVENTS)).rglob("shuffle-*")]
 
 
+@long  # the same by histories and by a training in `make test`
 def test_workers_of_a_scheduler_write_the_same_bytes(small, here, tmp_path):
     settings = project(tmp_path)
     assert build(settings, "workers", dask=here) == build(settings, "alone")

@@ -198,15 +198,24 @@ def translate_user(
     Raises:
         ScalrError: From the lake, the feature store, the scorer, or the translator's files.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     bucket = int(hash_bucket([user], _HASH_BUCKETS)[0])
     with staging_folder(settings, "ui") as folder, open_duckdb(settings, folder) as db:
         rows, real = read_contexts(db, settings, spec, bucket, _HASH_BUCKETS)
-        rows = _latest_contexts(rows, user, before)
-        if not len(rows):
+        rows = rows.filter(pc.equal(rows[USER_ID], pa.scalar(user, rows[USER_ID].type)))
+        latest = _latest_contexts(rows, before)
+        if not len(latest):
             return []
-        consumed = None if real is None else ConsumptionIndex.from_rows(real, session.vocabulary)
+        if real is None:  # items may repeat
+            rows, consumed = latest, None
+        else:  # an event of an earlier context takes the place of a later one of the same item
+            rows = rows.filter(pc.less_equal(rows[EVENT_TIMESTAMP], pc.max(latest[EVENT_TIMESTAMP])))
+            consumed = ConsumptionIndex.from_rows(real, session.vocabulary)
         _, table = sample_events(settings, db, spec, session, sort_for_scoring(rows, spec, session.folds), consumed)
-        sources = _context_sources(settings, db, spec, rows)
+        table = table.filter(pc.greater_equal(table[EVENT_TIMESTAMP], pc.min(latest[EVENT_TIMESTAMP])))
+        sources = _context_sources(settings, db, spec, latest)
     explained: dict[tuple[str, str, str], list[Explanation]] = {}
     for event in explain_rows(settings, spec, table) if len(table) else ():
         explained.setdefault((event.source["domain"], str(event.source["item"]), event.source["time"]), []).append(event)
@@ -216,12 +225,10 @@ def translate_user(
     ]
 
 
-def _latest_contexts(rows: pa.Table, user: int | str, before: datetime | None) -> pa.Table:
-    """Return the user's latest contexts, and all others at the same time: contexts of one time never share an item."""
+def _latest_contexts(rows: pa.Table, before: datetime | None) -> pa.Table:
+    """Return the latest contexts, and all others at the same time: contexts of one time never share an item."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    rows = rows.filter(pc.equal(rows[USER_ID], pa.scalar(user, rows[USER_ID].type)))
     times = column_to_micros(rows[EVENT_TIMESTAMP])
     wanted = np.ones(len(times), bool) if before is None else times < to_micros(before)
     if wanted.sum() > _MAX_CONTEXTS:

@@ -148,7 +148,7 @@ class TestSavedDatasets:
         folder.mkdir()
         pq.write_table(joined, folder / "part-0.parquet")
         for _ in range(2):
-            report = save_dataset(feast_project, "mine_v1", path=folder)
+            report = save_dataset(feast_project, "mine_v1", path=folder, service="downstream_training_v1")
         assert set(report.columns) == set(joined.column_names)
         with pytest.warns(RuntimeWarning, match="experimental"):
             saved = open_feature_store(feast_project).get_saved_dataset("mine_v1")
