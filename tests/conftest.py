@@ -144,8 +144,11 @@ def _two_domains(users: int, source_items: int, target_items: int, seed: int, id
 
 
 def write_toml(domains: TwoDomains, extra: str = "", *, items: bool = True) -> Path:
-    """A scalr.toml beside the logs, small enough for tests: two folds, short training; each source event is a context, unless said."""
-    section, events = "[generation]\n", 'contexts = "events"\n'
+    """A scalr.toml beside the logs, small enough for tests: two folds, short training.
+
+    Each source event is a context of two draws, however few real events there are, unless said.
+    """
+    section, events = "[generation]\n", 'contexts = "events"\nmax_synthetic_ratio = 0\n'
     if "contexts = " not in extra:
         extra = extra.replace(section, section + events)
     generation = "" if section in extra else section + events

@@ -66,7 +66,7 @@ def test_draws_follow_purchases_and_weights_of_one_change_nothing(make_project, 
         view = project.lake.read(Table.SYNTHETIC_TARGET_EVENTS).to_pandas()
         drawn, own = taste(view["item_id"]), view["user_id"].map(main)
         follows, contradicts = (drawn == own).mean(), (drawn == (own + 1) % TASTES).mean()
-        assert follows > 0.4
+        assert follows > 0.35, "a quarter by chance; each item once for a user"
         assert follows > 2 * contradicts
         weight = read_event_log(project.settings, source["event_timestamp"].max().to_pydatetime()).target.weight
         assert set(np.unique(weight)) == {np.float32(0.02), np.float32(1.0)}
