@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.logging import configure_logging, log_context
-from scalr_prod.errors import ScalrError
+from scalr_prod.errors import ComputeError, ScalrError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ def run_worker_task(settings: Settings, log_fields: Mapping[str, Any], task: Cal
 
     Raises:
         ScalrError: Of the task, without its causes.
+        ComputeError: The task could not read or write a file, on another machine.
     """
     local = settings.compute.dask == "local"
     if local:
@@ -40,3 +42,12 @@ def run_worker_task(settings: Settings, log_fields: Mapping[str, Any], task: Cal
             # Exceptions are pickled with their causes, and gRPC exceptions hold locks, which cannot be pickled.
             error.__cause__ = error.__context__ = None
             raise
+        except OSError as error:
+            if local:
+                raise
+            raise ComputeError(
+                f"a worker on {socket.gethostname()} failed: {type(error).__name__}: {' '.join(str(error).split())}",
+                where=f"[compute] dask = {settings.compute.dask}",
+                next_step="check that the worker's disk has space, and that it has the network and the object store's credentials; then "
+                "run the command again",
+            ) from None
