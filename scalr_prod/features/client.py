@@ -59,7 +59,7 @@ def open_feature_store(
         versions: Table name → Delta version to read; default: the latest.
 
     Raises:
-        FeatureStoreError: The repository does not exist yet, or Feast cannot open it.
+        FeatureStoreError: The repository does not exist yet, was applied where the lake was before, or Feast cannot open it.
     """
     os.environ.setdefault("FEAST_USAGE", "False")
     from feast import FeatureStore
@@ -78,6 +78,7 @@ def open_feature_store(
         config.offline_store.versions = dict(versions or {})
         if settings.feast.online_store == "redis":
             config.online_store.connection_string = settings.feast.redis
+        former_lake, config.offline_store.lake = config.offline_store.lake, Lake.open(settings).root
         store = FeatureStore(config=config, repo_path=str(settings.feast_repo))
         _open_registry(store)
     except Exception as error:
@@ -89,6 +90,12 @@ def open_feature_store(
             secrets=settings.secrets,
             next_step="check [feast] in scalr.toml and that the registry can be reached, then run: scalr histories",
         ) from error
+    if former_lake != config.offline_store.lake:
+        raise FeatureStoreError(
+            f"the feature views still read the lake at {former_lake}; it is now at {config.offline_store.lake}",
+            where=str(yaml.parent),
+            next_step="run: scalr histories",
+        )
     return store
 
 
