@@ -39,8 +39,8 @@ def open_scorer(
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
         threads: Threads of the local scorer; default ``[serving] threads``.
-        has_watchdog: A watchdog restarts a failed local server (`watchdog.guarded_serving`): wait for it up to the deadline, even
-            after failures that the server would not recover from by itself.
+        has_watchdog: A watchdog restarts a failed local server (`watchdog.serve_with_watchdog`): wait for the restart, even after
+            failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
         server_index: Number of the server to ask first, modulo the number of servers; after a failure the next one is used.
 
@@ -66,7 +66,7 @@ def open_scorer(
             deadline_s=serving.deadline_s,
             in_flight=serving.in_flight,
             max_request_mb=serving.max_request_mb,
-            has_watchdog=has_watchdog and serving.url is None,
+            restart_s=serving.startup_timeout_s if has_watchdog and serving.url is None else None,
         ),
         server_index=server_index,
         connect=partial(Channel, security=Security.from_settings(settings), latencies=latencies),

@@ -95,14 +95,15 @@ class RequestOptions:
         in_flight: Concurrent requests of a stream.
         max_request_mb: Limit of one request's input tensors, MiB.
         retries: Backoff between attempts.
-        has_watchdog: A watchdog restarts a failed server, so that failures it would not recover from by itself are retried.
+        restart_s: Seconds that a watchdog may take to restart a failed server, added to the deadline of a request that meets none;
+            failures that a server would not recover from by itself are retried then. None: there is no watchdog.
     """
 
     deadline_s: float = 60.0
     in_flight: int = 2
     max_request_mb: float = 64.0
     retries: RetryPolicy = RetryPolicy()
-    has_watchdog: bool = False
+    restart_s: float | None = None
 
 
 @dataclass(frozen=True)

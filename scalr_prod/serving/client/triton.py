@@ -92,11 +92,12 @@ class TritonScorer:
         urls = addresses()
         #: Whether there is another server to switch to.
         self._others = len(urls) > 1
+        self._has_watchdog = options.restart_s is not None
         self._channel = connect(urls[server_index % len(urls)])
         self._channels = {self._channel.url: self._channel}
         try:
             connect_deadline = Deadline.after(
-                options.deadline_s if options.has_watchdog else min(_CONNECT_TIMEOUT_S, options.deadline_s)
+                options.deadline_s if self._has_watchdog else min(_CONNECT_TIMEOUT_S, options.deadline_s)
             )
             self._limits = RequestLimits(int(options.max_request_mb * 2**20), self._fetch_max_rows(connect_deadline))
             # A real request queues behind those of other workers, so it gets a request's full deadline.
@@ -239,7 +240,7 @@ class TritonScorer:
             except MalformedResponse as error:
                 # A server that mixes up answers does so until it is restarted, which the watchdog does.
                 pause = next(pauses)
-                if not (self._options.has_watchdog or self._others) or pause >= pending.deadline.remaining:
+                if not (self._has_watchdog or self._others) or pause >= pending.deadline.remaining:
                     raise
                 logger.warning("%s: %s", source.url, error.found)
                 time.sleep(pause)
@@ -279,7 +280,7 @@ class TritonScorer:
             The channel that the answer came from, which may not be the current one any more, and the answer.
         """
         pauses = self._options.retries.delays()
-        attempts = 1
+        restart_s, attempts = self._options.restart_s or 0.0, 1
         while True:
             channel = self._channel if first is None else first[0]
             try:
@@ -287,11 +288,11 @@ class TritonScorer:
             except RequestFailure as failure:
                 pause = next(pauses)
                 awaited = failure.is_transient or (failure.is_model_absent and await_model)
-                elsewhere = (self._options.has_watchdog or self._others) and (
-                    failure.has_backend_died or failure.is_model_absent
-                )
+                elsewhere = (self._has_watchdog or self._others) and (failure.has_backend_died or failure.is_model_absent)
                 hung = self._others and failure.code == "DEADLINE_EXCEEDED"
                 hopeless = not (awaited or elsewhere or hung)
+                if failure.code == "UNAVAILABLE":
+                    deadline, restart_s = deadline.extended(restart_s), 0.0
                 if hopeless or pause >= deadline.remaining:
                     raise self._to_error(failure, channel.url, attempts, deadline) from failure
                 logger.warning("%s, attempt %d: %s %s", channel.url, attempts, failure.code, failure.detail)

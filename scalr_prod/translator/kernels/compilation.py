@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decorators that compile functions with numba: without the GIL, and cached on disk if `compile_cache` has a folder."""
+"""Decorators that compile functions with numba: without the GIL, and cached on disk if `compile_cache` has a folder.
+
+Helpers are always inlined. A call to one would run its copy in the process that compiled it, but the copy within the kernel where the
+kernel comes from the cache; both round differently.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +42,12 @@ def compiled(function: _Function) -> _Function:
 def helper(function: _Function) -> _Function:
     """Compile a function that kernels call, with the same floating-point flags."""
     flags = {"contract", "reassoc", "nsz", "nnan"}
-    return numba.njit(fastmath=flags, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(fastmath=flags, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def strict_helper(function: _Function) -> _Function:
     """Compile a formula whose operations must not be reordered; only fused multiply-add is allowed."""
-    return numba.njit(fastmath={"contract"}, error_model="numpy")(function)  # type: ignore[no-any-return]
+    return numba.njit(fastmath={"contract"}, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 @intrinsic

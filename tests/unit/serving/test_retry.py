@@ -465,8 +465,27 @@ def test_no_answer_is_believed_unchecked(name, change, error):
 def test_a_mixed_up_answer_of_a_server_that_is_watched_over_is_asked_for_again():
     spoil = corrupt("request_key", filled(np.int32(1)))
     server = Server(lambda attempt, reply: spoil(attempt, reply) if attempt == 2 else reply)
-    assert scorer(server, has_watchdog=True).sample(contexts(4), 2).items[1].tolist() == [7, 8]
+    assert scorer(server, restart_s=1.0).sample(contexts(4), 2).items[1].tolist() == [7, 8]
     assert len(server.sent) == 3
+
+
+@pytest.mark.parametrize("restart_s", [None, 30.0])
+def test_a_request_outlives_its_deadline_while_a_watchdog_restarts_the_server(restart_s):
+    """The server is away for longer than the deadline of a request."""
+    began: list[float] = []
+
+    def restarting(attempt, reply):
+        began.append(time.monotonic())
+        if time.monotonic() - began[0] < 0.6:
+            raise RequestFailure("UNAVAILABLE", "connect failed")
+        return reply
+
+    asking = scorer(Server(after_opening(restarting)), deadline_s=0.2, restart_s=restart_s)
+    if restart_s is None:
+        with pytest.raises(ServerUnreachable):
+            asking.sample(contexts(4), 2)
+    else:
+        assert asking.sample(contexts(4), 2).items.shape == (4, 2)
 
 
 def test_a_request_is_told_from_every_other():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -117,3 +119,57 @@ def test_only_cache_folders_are_deleted(base):
         os.utime(old, (0, 0))
     compile_cache._drop_unused(place)
     assert (ours.exists(), theirs.exists()) == (False, True)
+
+
+_TRAIN_AND_SCORE = """
+import hashlib
+import numpy as np
+import torch
+from support.translator_log import DAY, METADATA, SETTINGS, calibration, make_log
+from scalr_prod.translator.data.contexts import ALL_USERS, Contexts
+from scalr_prod.translator.data.training_pairs import TrainingSlice
+from scalr_prod.translator.module import TranslatorModule
+from scalr_prod.translator.trainer import fit_parameter_sets
+
+def show(name, array):
+    print(name, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
+
+torch.set_num_threads(1)
+pairs = TrainingSlice.from_log(make_log(target_items=60), 90 * DAY, SETTINGS)
+tensors = fit_parameter_sets(pairs, {ALL_USERS: np.zeros(len(pairs.log.fold), bool)}, lambda _: None)
+for name, tensor in sorted(tensors.items()):
+    show(name, tensor.numpy())
+module = TranslatorModule(tensors | calibration(), METADATA | {"n_source": str(pairs.n_source), "folds": "0"})
+random, rows = np.random.default_rng(0), 500
+contexts = Contexts(
+    history_items=random.integers(0, pairs.n_source + 1, (rows, 8)).astype(np.int32),
+    history_ages=random.exponential(30, (rows, 8)).astype(np.float32),
+    history_end=np.full(rows, 100 * DAY),
+    event_time=np.full(rows, 100 * DAY + 1),
+    fold=np.full(rows, ALL_USERS, np.int32),
+    noise_key=np.arange(rows),
+    exclude=np.empty((rows, 0), np.int32),
+)
+samples = module.sample(contexts, 4)
+for name in ("items", "probabilities", "prior"):
+    show(name, getattr(samples, name))
+"""
+
+
+@pytest.mark.long
+def test_code_from_the_cache_rounds_as_the_code_that_was_just_compiled(tmp_path):
+    """Else the first run on a machine has other probabilities than the second, by one unit in the last place."""
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+    }
+    compiling, loading = (
+        subprocess.run(
+            [sys.executable, "-c", _TRAIN_AND_SCORE], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert "probabilities" in compiling
+    assert compiling == loading
