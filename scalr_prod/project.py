@@ -539,7 +539,7 @@ class Project:
         return enable_publication(self.settings)
 
     def widen_publication(self, *runs: str, share: float | None = None) -> CanaryReport:
-        """Publish for all users what is published for a share of them (``[experiment] canary``); one commit per run.
+        """Publish runs in a canary (``[experiment] canary``) for more users; one commit per run.
 
         Args:
             *runs: Run ids; default: all runs that are published for a share of users.
@@ -623,7 +623,9 @@ class Project:
         return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
 
     def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
-        """Write Feast definitions of published events and source histories into a feature repository of your own.
+        """Write Feast definitions of published events into a feature repository of your own.
+
+        Those of source histories are included if ``[feast.export] source_history`` is true.
 
         Args:
             folder: A folder of the repository.

@@ -206,7 +206,7 @@ class DomainSettings(SettingsSection):
         default=0.05,
         ge=0,
         le=1,
-        description="share of rows left out by these limits above which the log is refused",
+        description="refuse the log if these limits leave out more than this share of its rows",
     )
     max_removed_share: float = Field(
         default=0.5,

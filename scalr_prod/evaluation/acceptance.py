@@ -85,7 +85,7 @@ class Acceptance:
 
     @property
     def is_personal(self) -> bool:
-        """Whether it matters whose history the events come from; True for controls, of which it is not asked."""
+        """Whether the users' own histories matter. Controls are not tested for this and return True."""
         if self.over_shuffled is not None:
             return self.over_shuffled.difference > 0 and self.over_shuffled.p_value < _SIGNIFICANT
         return self.signal in {None, Signal.PRESENT}

@@ -64,7 +64,7 @@ class CutoffRun:
         published: Published training sets; None: events are sampled in process.
         cache: Cached results of the split.
         seeds: Number of trainings of each model.
-        new_users: The same for each half of the users as if they were new; empty for one of these halves.
+        new_users: One run for each half of the users, treated as new; empty in those runs themselves.
     """
 
     evaluator: SplitEvaluator

@@ -12,8 +12,8 @@ the moment it becomes visible, ``seen = greatest(event, created)``:
 * of rows with equal ``seen``, keep the one with the greatest creation time.
 
 An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
-dropped. Rows of an entity with equal ``seen`` and event are resolved after the join, only among the rows it found. If K is a
-fixed time, rows created after it are filtered out first, and ``seen`` is the event time. Training sets ask for strictly earlier
+dropped. Where a row that the join found ties with others of its entity on ``seen`` and event, the winner is chosen after the join. If K is
+a fixed time, rows created after it are filtered out first, and ``seen`` is the event time. Training sets ask for strictly earlier
 features: they pass the label's time less 1 µs (`training_set.feature_join`).
 """
 

@@ -41,7 +41,8 @@ __all__ = [
     "sort_for_scoring",
 ]
 
-#: When the translated source event happened; its context is translated as of ``event_timestamp``, the same time or later.
+#: Time of the source event. ``event_timestamp`` is the time predicted for: the same, or, with one context per user, the window's last
+#: instant.
 SOURCE_TIMESTAMP: Final = "source_event_timestamp"
 _LATEST_FIRST_SQL: Final = f"{SOURCE_TIMESTAMP} DESC, {ITEM_ID}"
 

@@ -62,7 +62,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-#: Reasons why a draw became no event, as far as one partition can tell.
+#: Why draws did not become events, counted within a partition; `alignment` drops more of them later.
 DROP_REASONS: Final = ("below_lift", "none_eligible", "duplicate")
 #: Contexts per task on which the shortlist's loss is measured.
 _SHORTLIST_CHECK_CONTEXTS: Final = 64

@@ -199,8 +199,8 @@ class RunRules:
             rules.append(
                 FigureRule(
                     "items_are_as_many_as_the_real_ones",
-                    f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events, "
-                    "or times the highest that the run's rows and users can reach if that is lower",
+                    f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events; "
+                    "if the run's rows and users cannot reach the real number, times the most that they can",
                     "effective_items_ratio",
                     low=quality.min_effective_items,
                     sample="effective_users",

@@ -2,7 +2,7 @@
 """Weights of synthetic rows. λ (`synthetic_weight`) is the target for their total weight, as a share of that of the real rows.
 
 A synthetic row weighs confidence × λ × R / S, where R is the total weight of the real rows and S the total confidence of the synthetic
-rows of the set. The actual share is up to 9 % off, since R / S is rounded, and lower where λ × R / S is over 1, which counts as 1.
+rows of the set. Rounding R / S moves the actual share by up to 9 %. λ × R / S is capped at 1; where the cap applies, the share is lower.
 λ therefore means the same for every log, number of events per user, and length of the log.
 """
 

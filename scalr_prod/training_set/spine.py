@@ -138,7 +138,7 @@ def stage_spine(
     Args:
         settings: ``[training_set]``: negatives and seed.
         window: The labels.
-        multipliers: What the confidence of cold, sparse and dense users' synthetic rows is multiplied by.
+        multipliers: Factors for the confidence of synthetic rows: one each for cold, sparse and dense users.
         folder: An empty folder to write to.
         spans: Half-open time spans (µs, ascending) of the labels to stage. Their rows are the same as if all labels were staged.
     """

@@ -53,7 +53,7 @@ class RetrainingReason:
 
 @dataclass(frozen=True)
 class KeptVersion:
-    """A version that `scalr run` uses and trains none.
+    """An existing version that `scalr run` uses instead of training a new one.
 
     Attributes:
         version: The version.
@@ -65,7 +65,7 @@ class KeptVersion:
 
 
 def find_kept_version(settings: Settings) -> KeptVersion | None:
-    """Return the version that `scalr run` uses without training, although events were added since; None: it has to call `train`.
+    """Return the version that `scalr run` keeps, even if events were added since its training; None: it has to call `train`.
 
     With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one with the latest ``trained_until``, less
     than ``[translator] retrain_every`` before the time that the run needs. Its settings must be the current ones, none of its events may

@@ -92,7 +92,7 @@ def feast_export(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Write Feast definitions of published events and source histories, for `feast apply` in your own repository.
+    """Write Feast definitions of published events, for `feast apply` in your own repository.
 
     Example: scalr feast export ../features
     """

@@ -99,7 +99,7 @@ def publication_widen(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Publish for all users what [experiment] canary published for a share of them; one commit per run.
+    """Publish runs in a canary ([experiment] canary) for more users; one commit per run.
 
     Example: scalr publication widen
     """
@@ -207,7 +207,10 @@ def maintain_command(
 
 @app.command("forget")
 def forget_command(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="USER...", help="User ids, as in the log.")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="USER...", help="User ids, as in the lake: with a map of users, those of the target domain."),
+    ] = None,
     config: Config = DEFAULT_CONFIG,
     items: Annotated[bool, typer.Option("--items", help="The ids are item ids of the target domain, not user ids.")] = False,
     file: Annotated[

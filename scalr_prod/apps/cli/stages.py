@@ -68,7 +68,7 @@ def histories(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
 
 @app.command()
 def generate(config: Config = DEFAULT_CONFIG, version: Version = None, dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Translate the window's source events into staged candidates.
+    """Draw the window's synthetic events and stage them; the quality gate and publication follow.
 
     Example: scalr generate --version 3
     """
@@ -112,7 +112,8 @@ def evaluate(
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm and the arms it is compared to; repeatable.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Stop at the first verdict, of a run's default settings; no policy is written.")
+        bool,
+        typer.Option("--quick", help="Stop after the first verdict, which is for a run's default settings; write no policy."),
     ] = False,
     details: Annotated[bool, typer.Option("--details", help="Print the figures of every arm, segment and model.")] = False,
     as_json: Json = False,

@@ -115,14 +115,19 @@ class DownstreamSettings(SettingsSection):
 
     models: tuple[str, ...] = Field(
         default=tuple(MODELS.builtin),
-        description="built-in models, or your own as module:object",
+        description="built-in models, or your own as module:object; without `--full`, the first, unless set here",
     )
     cutoff: Instant | None = Field(
         default=None, description="test on events from this time on; default: the 80th percentile of target time"
     )
     cold_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of users whose target history is hidden")
     k: int = Field(default=20, ge=1, le=1000, description="depth of NDCG, recall and MRR")
-    seeds: int = Field(default=5, ge=1, le=100, description="number of trainings of each model, with different seeds")
+    seeds: int = Field(
+        default=5,
+        ge=1,
+        le=100,
+        description="number of trainings of each model, with different seeds; 2 without `--full`, unless set here",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of hidden users, trainings and intervals")
     cutoffs: int = Field(
         default=1,
@@ -130,7 +135,9 @@ class DownstreamSettings(SettingsSection):
         le=20,
         description="number of rolling cutoffs: the time after the first one is split into equal windows",
     )
-    windows: int = Field(default=2, ge=1, le=5, description="number of validation windows before the cutoff")
+    windows: int = Field(
+        default=2, ge=1, le=5, description="number of validation windows before the cutoff; 1 without `--full`, unless set here"
+    )
     sparse_below: int = Field(default=5, ge=2, description="number of real target events below which a user counts as sparse")
     volumes: tuple[int, ...] = Field(default=(5, 20), description="numbers of synthetic events per user to try on validation")
     temperatures: tuple[float, ...] = Field(

@@ -42,7 +42,7 @@ __all__ = ["ErasureReport", "erase_items", "erase_users"]
 logger = logging.getLogger(__name__)
 
 _SUBJECT_TYPES: Final[dict[SuppressedKind, type[Subjects]]] = {"user": UserSubjects, "item": ItemSubjects}
-#: An ingest in progress may commit once more; one that starts later applies the suppression list.
+#: Maximum passes of deletion: an ingest in progress may add rows after a pass; ingests that start later skip erased ids.
 _MAX_ROUNDS: Final = 3
 
 
