@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TranslatorError
@@ -31,7 +32,7 @@ __all__ = ["BacktestReport", "evaluate"]
 
 
 @dataclass(frozen=True)
-class BacktestReport:
+class BacktestReport(Jsonable):
     """Metrics of the mixture and of each estimator alone.
 
     Attributes:
@@ -47,10 +48,6 @@ class BacktestReport:
     slices: dict[str, dict[str, Any]] = field(repr=False)
     weights: dict[str, dict[str, float]]
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 def evaluate(settings: Settings, version: int | None = None, *, progress: bool = False) -> BacktestReport:
