@@ -24,7 +24,7 @@ import torch
 
 from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
-from scalr_prod.translator.training_module import TrainingModule
+from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:

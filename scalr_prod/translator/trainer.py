@@ -29,8 +29,8 @@ from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, sco
 from scalr_prod.translator.estimators.bundled_source import LoadedEstimators, bundle_sources
 from scalr_prod.translator.information_gain import InformationGain, LabelledContexts, measure_information
 from scalr_prod.translator.metrics import DistributionMetrics, measure
+from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.training_module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool, ignore_progress, report_progress
 
 if TYPE_CHECKING:
