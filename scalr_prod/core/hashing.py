@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["file_sha256", "hash_bucket", "hash_bucket_sql", "hash_fold", "stable_hash", "stable_hash_sql"]
 
 _HIGH = 2**32
 #: Ids hashed at a time: as Python objects they take a hundred bytes each.

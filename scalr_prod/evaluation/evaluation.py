@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["evaluate", "run_quick_verdict"]
 
 logger = logging.getLogger(__name__)
 

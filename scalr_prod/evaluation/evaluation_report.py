@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.user_panel import OutcomesByCutoff, UserPanel
 
 
-__all__ = ["ArmOutcomes", "EvaluationReport", "build_verdict", "normalized_entropies", "summarize_arms", "write_report"]
-
 #: Key in a verdict → baseline that uses source events, too.
 _CROSS_DOMAIN_BASELINES: Final = {"over_rival": JOINT_BASELINE, "over_clusters": CLUSTER_BASELINE}
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "ValidationResults", "tune_clusters", "tune_half_life"]
 
 logger = logging.getLogger(__name__)
 

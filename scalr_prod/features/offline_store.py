@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
-__all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]
-
 
 class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     """The ``offline_store`` section of feature_store.yaml."""

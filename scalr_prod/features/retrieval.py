@@ -41,16 +41,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.features.scan import Scan
 
-__all__ = [
-    "open_cursor",
-    "open_duckdb_session",
-    "open_session",
-    "plan_join",
-    "plan_pull",
-    "plan_window",
-    "pull_columns",
-    "spine_from_query",
-]
 
 logger = logging.getLogger(__name__)
 

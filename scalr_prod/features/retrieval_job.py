@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.saved_dataset import SavedDatasetStorage
 
-__all__ = ["DeltaRetrievalJob", "normalize_schema"]
 
 _BATCH_ROWS = 65_536
 

@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
 
-__all__ = [
-    "manifest_path",
-    "open_part_writer",
-    "part_identity",
-    "part_path",
-    "read_manifest",
-    "remove_stale_parts",
-    "write_manifest",
-]
-
 
 def part_path(folder: Path, partition: int) -> Path:
     """Return the path of a partition's rows."""

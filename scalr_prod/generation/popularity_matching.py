@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]
 
 #: At least this share of events stays, even if the distributions then match less closely.
 MIN_KEPT_SHARE: Final = 0.5

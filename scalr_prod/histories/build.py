@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import HistorySettings, Settings
     from scalr_prod.histories.incremental import NewEvents
 
-__all__ = ["HistoriesReport", "TableReport", "are_histories_current", "are_tables_current", "build_histories", "build_tables"]
 
 logger = logging.getLogger(__name__)
 

@@ -25,16 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sort_by_time import DuplicateCounts
 
-__all__ = [
-    "MIN_ROWS",
-    "TIME_REASONS",
-    "LeftOutRows",
-    "TimeBounds",
-    "TypeWeights",
-    "WeightedTypes",
-    "count_items_missing_from_file",
-    "ensure_not_doubled",
-]
 
 logger = logging.getLogger(__name__)
 

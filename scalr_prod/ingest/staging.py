@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sources.protocol import Batch
 
-__all__ = [
-    "LEFT_OUT_COLUMNS",
-    "EventParser",
-    "ItemParser",
-    "StagedEvents",
-    "StagedItems",
-    "open_events",
-    "open_items",
-    "stage_events",
-    "stage_items",
-]
 
 #: Columns of the rows that are left out.
 LEFT_OUT_COLUMNS = [EVENT_ID, CREATED_TIMESTAMP, "position"]

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["Effect", "ExperimentReport", "analyze_experiment", "estimate_effect"]
 
 logger = logging.getLogger(__name__)
 

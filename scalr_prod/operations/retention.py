@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import RetentionSettings, Settings
     from scalr_prod.lake import Lake
 
-__all__ = ["Removal", "RetentionReport", "abandoned_folders", "apply_retention"]
 
 logger = logging.getLogger(__name__)
 

@@ -28,19 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.pipeline.context import Report, Stage, StageReport
 
-__all__ = [
-    "execute_single",
-    "execute_stages",
-    "read_timings",
-    "record_timings",
-    "required_stages",
-    "resume_run",
-    "row_counts",
-    "stage_context",
-    "stage_states",
-    "stages_to",
-    "with_light_prerequisites",
-]
 
 logger = logging.getLogger(__name__)
 

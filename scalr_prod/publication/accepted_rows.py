@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.workspace import Canary, SuppressedKind
 
-__all__ = ["accepted_files", "count_accepted_rows", "ensure_no_erased_ids", "stream_accepted_rows"]
-
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     """Return the files that the gate accepted, after verifying their checksums, and the number of accepted rows.

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.assemble import AssembledVersion
     from scalr_prod.training_set.input_changes import InputTables
 
-__all__ = ["TrainingSetReport", "build_training_set", "layout_reason", "rebuild_reason"]
 
 logger = logging.getLogger(__name__)
 

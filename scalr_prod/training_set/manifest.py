@@ -15,18 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = [
-    "IDS_FOLDER",
-    "MANIFEST_FILE",
-    "ROWS_FOLDER",
-    "check_file",
-    "compute_fingerprint",
-    "describe_files",
-    "list_versions",
-    "may_have_fingerprint",
-    "read_manifest",
-    "verify_files",
-]
 
 MANIFEST_FILE: Final = "manifest.json"
 #: Folder of a version with only Parquet files, so that any engine can read it.

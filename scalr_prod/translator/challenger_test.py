@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.event_log import EventLog
     from scalr_prod.translator.worker_pool import WorkerPool
 
-__all__ = ["ChallengerResult", "compare_versions"]
 
 #: Minimum number of events for a comparison.
 MIN_EVENTS: Final = 30

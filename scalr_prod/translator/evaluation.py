@@ -28,8 +28,6 @@ from scalr_prod.translator.trainer import (
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["BacktestReport", "evaluate"]
-
 
 @dataclass(frozen=True)
 class BacktestReport(Jsonable):

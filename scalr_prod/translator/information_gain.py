@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import LazyContexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["InformationGain", "LabelledContexts", "MeanCI", "measure_information", "swap_histories"]
 
 #: Maximum number of events, number of other users' histories per event, and number of bootstrap resamples.
 MAX_EVENTS: Final = 4_000

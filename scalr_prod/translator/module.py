@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor
     from scalr_prod.translator.kernels.shortlist_executor import ShortlistExecutor
 
-__all__ = ["METADATA_KEY", "TrainingModule", "TranslatorModule"]
 
 logger = logging.getLogger(__name__)
 #: Key of the weights' file's metadata, which is stored as JSON.

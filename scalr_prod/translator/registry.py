@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ItemVocabulary",
-    "TranslatorVersion",
-    "find_by_fingerprint",
-    "find_trained_between",
-    "load_version",
-    "models_dir",
-    "record_version",
-    "resolve_version",
-    "version_numbers",
-    "write_version",
-]
 
 WEIGHTS_FILE: Final = "translator.safetensors"
 MANIFEST_FILE: Final = "manifest.json"

@@ -11,8 +11,6 @@ from scalr_prod.core.jsonable import Jsonable
 if TYPE_CHECKING:
     from scalr_prod.translator.registry import TranslatorVersion
 
-__all__ = ["TrainReport"]
-
 
 @dataclass(frozen=True)
 class TrainReport(Jsonable):

@@ -45,18 +45,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.estimators.bundled_source import BundledSource
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = [
-    "FittedCalibration",
-    "SharedParameters",
-    "calibration_slice",
-    "fit_calibration",
-    "fit_parameter_sets",
-    "fit_shared",
-    "label_rows_between",
-    "measure_components",
-    "time_quantile",
-    "weights_metadata",
-]
 
 logger = logging.getLogger(__name__)
 

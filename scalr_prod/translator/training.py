@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.translator.worker_pool import WorkerPool
 
-__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from scalr_prod.translator.estimators import scored_estimators
 if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
-__all__ = ["estimate_calibration_work", "estimate_fit_work", "estimate_shared_work", "estimate_training_work"]
 
 #: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
 _SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (20.0, 0.0), "linear": (5.6, 0.0)}

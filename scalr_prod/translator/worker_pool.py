@@ -21,17 +21,6 @@ from scalr_prod.core.logging import bind_log_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = [
-    "INLINE",
-    "ConcurrentPool",
-    "WorkerPool",
-    "check_cancelled",
-    "ignore_progress",
-    "limit_threads",
-    "open_worker_pool",
-    "report_progress",
-    "run_unit",
-]
 
 Inputs = TypeVar("Inputs")
 Unit = TypeVar("Unit")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ingest import Batch, CellOrigin
 
-__all__ = ["ColumnProfile", "LogProfile", "ParsedTimes", "TimeSpan", "Within", "guess_timestamp_format", "parse_times"]
 
 #: Years of plausible times; numbers since 1970 are taken for times only if they fall between the second pair.
 _YEARS: Final = (1900, 2100)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.integrations.airflow.scheduling import JsonValue
 
-__all__ = ["ListedProject", "list_projects", "make_dags"]
 
 #: Daily runs use the current translator; the weekly DAG trains a new one.
 DAILY_STAGES: Final = tuple(stage.name for stage in stages_to(last="late", exclude=("translator",)) if not stage.light)

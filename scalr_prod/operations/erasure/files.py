@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-__all__ = ["erase_from_files"]
-
 #: Entries of the home that other modules handle or that contain no ids: definitions, model files, markers.
 _SKIPPED_ENTRIES: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})
 _DELTA_LOG: Final = "_delta_log"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.workspace import SuppressedKind
 
-__all__ = ["ItemSubjects", "RewrittenFile", "Subjects", "UserSubjects", "overwrite_file"]
 
 #: Replaces an id in texts.
 PLACEHOLDER: Final = "[forgotten]"

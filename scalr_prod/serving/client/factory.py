@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.serving.client.latency import LatencyHistogram
     from scalr_prod.serving.client.scorer import Scorer
 
-__all__ = ["local_model_digest", "open_scorer"]
-
 
 def open_scorer(
     settings: Settings,

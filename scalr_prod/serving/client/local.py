@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scalr_prod.serving.client.wire import AnsweringModule
     from scalr_prod.translator import Contexts, Samples
 
-__all__ = ["LocalScorer"]
-
 
 class LocalScorer(Scorer):
     """Call the module directly.

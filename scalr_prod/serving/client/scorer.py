@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator import Contexts, Samples
 
-__all__ = ["Scorer"]
-
 
 class Scorer(Protocol):
     """Client of one version of the translator. Close it, or use it as a context manager.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.serving.client.transport import Message, Reply, Transport
 
-__all__ = ["TritonScorer"]
 
 logger = logging.getLogger(__name__)
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.serving.install.virtualenvs import Torch
 
-__all__ = ["InstallPlan", "InstallReport", "build_wheel", "checkout_folder", "install_serving", "plan_serving"]
 
 #: Marks an environment created here, which may be changed or recreated.
 _MARKER_FILE: Final = "scalr-serving.json"

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EventLog", "HistoryIndex", "data_end", "event_type_weights", "position_dtype", "read_event_log"]
 
 _EventRanges: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
