@@ -239,6 +239,15 @@ def pull_columns(keys: list[str], features: list[str], event: str, created: str 
     return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
 
 
+def pulled_rows(
+    config: RepoConfig, source: DataSource, event: str, created: str | None, times: tuple[datetime | None, datetime | None]
+) -> queries.RowFilter:
+    """Return the filter of a source's rows between two event times, both included; None: unbounded."""
+    start_us, end_us = map(queries.optional_micros, times)
+    known_by_us = queries.known_by_us(config, source)
+    return queries.RowFilter(event, created or None, start_us=start_us, end_us=end_us, known_by_us=known_by_us)
+
+
 def plan_pull(
     config: RepoConfig,
     source: DataSource,

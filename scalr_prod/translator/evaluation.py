@@ -81,11 +81,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         )
     cold = log.sample_users(2)
     earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
-    measured = [len(label_rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
-    work = sum(
-        training_budget.estimate_training_work(slice_, 1, measured_events=events)
-        for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
-    )
+    rows = label_rows_between(log, middle, end)
+    work = sum(training_budget.estimate_training_work(slice_, 1) for slice_ in (earlier_slice, later_slice))
     with (
         open_training_pool(settings, command="scalr translator evaluate") as pool,
         track("evaluation", show=progress, total=work, unit="") as done,
@@ -94,8 +91,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         calibrated = fit_calibration(settings, earlier, cold, done, pool)
         pairs = later.pairs
         tensors = fit_parameter_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
-        test = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), cold, pool)
-        done(training_budget.estimate_calibration_work(measured[1]))
+        test = measure_components(settings, log, pairs, tensors, rows, cold, pool)
+        done(training_budget.estimate_calibration_work(len(rows)))
     slices = {"validation": (begin, middle, calibrated.metrics), "test": (middle, end, test)}
     return BacktestReport(
         version=resolved.version,

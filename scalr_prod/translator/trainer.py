@@ -241,6 +241,7 @@ def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -
     Raises:
         TranslatorError: There is too little data.
     """
+    label_rows_between(log, begin, end)  # before any work
     device = training_device(settings.compute.device)
     return TrainingSlice.from_log(log, begin, settings.translator, popularity_until=end, device=device)
 

@@ -26,7 +26,6 @@ def open_scorer(
     settings: Settings,
     version: int,
     *,
-    threads: int | None = None,
     has_watchdog: bool = False,
     latencies: LatencyHistogram | None = None,
     server_index: int = 0,
@@ -36,7 +35,6 @@ def open_scorer(
     Args:
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
-        threads: Threads of the local scorer; default ``[serving] threads``.
         has_watchdog: A watchdog restarts a failed local server (`watchdog.guarded_serving`): wait for it up to the deadline, even
             after failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
@@ -52,9 +50,7 @@ def open_scorer(
     serving = settings.serving
     if serving.scorer == "local":
         path = load_version(settings, version).path
-        return LocalScorer(
-            path, version, threads=threads or serving.threads, device=settings.compute.device, latencies=latencies
-        )
+        return LocalScorer(path, version, threads=serving.threads, device=settings.compute.device, latencies=latencies)
     return TritonScorer(
         lambda: server_urls(settings),
         version,
