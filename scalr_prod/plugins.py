@@ -23,7 +23,6 @@ from scalr_prod.errors import EvaluationError, QualityError, ScalrError, Transla
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ESTIMATORS", "MODELS", "READERS", "RULES", "STAGE_HOOKS", "PluginGroup", "source_digest", "source_file"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][\w.-]*")
 _PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

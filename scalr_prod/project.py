@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator import BacktestReport as TranslatorEvaluation
     from scalr_prod.translator import TrainReport, TranslatorVersion
 
-__all__ = ["Project"]
 
 logger = logging.getLogger(__name__)
 

@@ -22,26 +22,6 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = [
-    "CREATED_TIMESTAMP",
-    "EVENT_ID",
-    "EVENT_TIMESTAMP",
-    "ITEM_ID",
-    "OPTIONAL_EVENT_COLUMNS",
-    "PROVENANCE_COLUMNS",
-    "SOURCE_COLUMNS",
-    "USER_ID",
-    "Domain",
-    "IdType",
-    "Table",
-    "generated_event_schema",
-    "id_type_of",
-    "item_id_prefix",
-    "source_domain_sql",
-    "source_item_id_sql",
-    "source_item_key_sql",
-    "table_schema",
-]
 
 USER_ID: Final = "user_id"
 ITEM_ID: Final = "item_id"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import ComputeSettings, Settings
 
-__all__ = ["Cluster", "open_cluster", "preload_workers", "progress_channel", "worker_folder"]
 
 logger = logging.getLogger(__name__)
 

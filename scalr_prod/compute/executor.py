@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from scalr_prod.compute.cluster import Cluster
     from scalr_prod.config import ComputeSettings, Settings
 
-__all__ = ["Executor", "open_executor"]
 
 #: Local workers cost seconds of imports once per process: less work is faster in this process; see ADR 0093.
 LOCAL_WORKERS_MIN_WORK_S: Final = 17.5

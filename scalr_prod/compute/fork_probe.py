@@ -8,6 +8,4 @@ from __future__ import annotations
 
 import signal
 
-__all__: list[str] = []
-
 signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-__all__ = ["Segment", "ShuffleFolder", "load_segments", "read_segments", "shuffle_folder", "write_segments", "write_tables"]
 
 _BATCH: Final = 65_536
 _BUFFER_BYTES: Final = 1 << 20

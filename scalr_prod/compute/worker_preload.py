@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-__all__: list[str] = []
-
 _MODULES: Final = (
     "deltalake",
     "distributed.nanny",

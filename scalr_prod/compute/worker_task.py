@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["run_worker_task"]
-
 
 def run_worker_task(settings: Settings, log_fields: Mapping[str, Any], task: Callable[..., Any], *arguments: Any) -> Any:
     """Call a task in a Dask worker.

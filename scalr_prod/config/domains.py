@@ -18,16 +18,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.schemas import Domain
 
-__all__ = [
-    "DomainSettings",
-    "Domains",
-    "ItemColumns",
-    "LogColumns",
-    "SettingsSection",
-    "UserMapColumns",
-    "UserMapSettings",
-    "ZoneName",
-]
 
 _NAME_LENGTH: Final = 63
 #: Weight of an event type; float32 in the lake.

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
     from pydantic_settings import SettingsError as SourceError
 
-__all__ = ["ENV_PREFIX", "check_environment", "invalid_json_error", "known_keys", "variable_for", "variables_below"]
 
 ENV_PREFIX: Final = "SCALR_"
 

@@ -56,7 +56,6 @@ from scalr_prod.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Settings", "load_settings", "settings_from_dict"]
 
 #: Characters of a secret that is looked for in all output.
 _SHORTEST_SECRET: Final = 8

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-__all__ = ["EffectiveSetting", "SettingKey", "effective_settings", "list_setting_keys", "render_reference"]
 
 _HEAD: Final = """# Settings
 

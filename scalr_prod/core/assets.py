@@ -8,8 +8,6 @@ from typing import Literal
 
 from scalr_prod.errors import ScalrError
 
-__all__ = ["asset_folder"]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 

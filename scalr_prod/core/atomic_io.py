@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["atomic_path", "write_json"]
-
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-__all__ = ["add_days", "day_windows"]
-
 
 def add_days(moment: datetime, days: int, zone: str) -> datetime:
     """Return the same time of day some calendar days later, in UTC.

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CommitEvent", "collect_commits", "emit_commit"]
-
 
 @dataclass(frozen=True)
 class CommitEvent:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.errors import ScalrError
 
-__all__ = ["format_lines", "print_error_box", "print_report"]
 
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")

@@ -18,26 +18,6 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from deltalake import DeltaTable
 
-__all__ = [
-    "GLOB_CHARACTERS",
-    "UNBOUNDED",
-    "FileDiff",
-    "arrow_schema",
-    "diff_files",
-    "duckdb_readable_files",
-    "ensure_files_exist",
-    "file_names",
-    "file_time_bounds",
-    "files_dataset",
-    "files_in_key_range",
-    "files_in_time_range",
-    "first_missing_file",
-    "local_paths",
-    "reopen_version",
-    "row_count",
-    "row_count_by_file",
-    "version_fingerprint",
-]
 
 #: Time bounds that are not known, µs since the epoch.
 UNBOUNDED: Final = (-(2**62), 2**62)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["PROJECT_NAME_PATTERN", "DirectoryMarker", "ensure_marker", "read_marker", "rename_marker"]
 
 #: Valid project names: used in SQL rows, Feast projects, Redis keys and folders.
 PROJECT_NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9_]{0,62}$"

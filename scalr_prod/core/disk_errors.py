@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["translate_disk_errors"]
 
 _UNWRITABLE = {
     errno.ENOSPC,

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PRIVATE_FOLDER", "make_private_folder", "umask_of"]
 
 #: Mode of a folder that only its user can enter.
 PRIVATE_FOLDER: Final = 0o700

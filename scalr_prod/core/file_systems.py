@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
     from pyarrow.fs import FileSystem
 
-__all__ = ["open_file_system"]
-
 
 def open_file_system(root: str, storage_options: Mapping[str, str]) -> FileSystem:
     """Open a folder or URL as a pyarrow file system whose paths are relative to it.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable hash of an id: the same in Python and DuckDB, on any machine and in any process.
+"""Checksums of files, and a stable hash of an id: the same in Python and DuckDB, on any machine and in any process.
 
-It is the low 64 bits of the md5 of the id's text, ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the string '7'
-hash alike. The bucket comes from the low bits and the fold from the high bits, so that they are independent.
+The hash of an id is the low 64 bits of the md5 of its text, ``md5_number_lower(CAST(id AS VARCHAR))`` in DuckDB, so the int 7 and the
+string '7' hash alike. The bucket comes from the low bits and the fold from the high bits, so that they are independent.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["hash_bucket", "hash_bucket_sql", "hash_fold", "stable_hash", "stable_hash_sql"]
 
 _HIGH = 2**32
 #: Ids hashed at a time: as Python objects they take a hundred bytes each.
 _BATCH = 65_536
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stable_hash(ids: Sequence[int | str] | npt.NDArray[Any] | pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:

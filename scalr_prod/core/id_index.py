@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["IdIndex", "index_in", "sorted_unique"]
 
 #: Largest number of ids that `index_in` and `IdIndex` can number.
 _MAX_IDS: Final = 2**31 - 1

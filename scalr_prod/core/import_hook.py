@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
 
-__all__ = ["before_import", "defer_import"]
-
 
 def before_import(package: str, prepare: Callable[[], None]) -> None:
     """Call a function once, just before a package is first imported in this process; does nothing if it is already imported."""

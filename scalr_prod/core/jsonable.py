@@ -9,8 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Jsonable"]
-
 
 class Jsonable:
     """A dataclass that can be written as JSON."""

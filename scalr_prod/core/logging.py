@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-__all__ = [
-    "CONTEXT_FIELDS",
-    "bind_log_context",
-    "configure_logging",
-    "current_log_context",
-    "is_json_logging",
-    "log_context",
-    "log_error",
-]
 
 #: Context fields of a log line.
 CONTEXT_FIELDS: Final = ("project", "run_id", "stage", "partition")

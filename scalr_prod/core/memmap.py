@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DiskMatrix", "drop_pages", "iter_row_slices", "map_bytes", "spill_arrays"]
 
 #: A plain set: copying it is atomic, while other threads create and release arrays.
 _mapped: Final[set[weakref.ref[mmap.mmap]]] = set()

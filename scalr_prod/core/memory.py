@@ -6,8 +6,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["peak_memory_mb", "release_memory"]
-
 
 def release_memory() -> None:
     """Return free memory to the system: that of Arrow, of torch on a GPU, and of glibc. Takes milliseconds.

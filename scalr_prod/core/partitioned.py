@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-__all__ = [
-    "PARTITION_NUMBER",
-    "PARTITION_ROWS",
-    "iter_numbered",
-    "iter_partition_tables",
-    "iter_sorted",
-    "partition_number_sql",
-    "quantile_bounds",
-    "rebatch",
-]
 
 #: Target number of rows of a partition.
 PARTITION_ROWS: Final = 500_000

@@ -16,7 +16,6 @@ from scalr_prod.core.logging import bind_log_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ProgressTracker", "heartbeat", "heartbeat_interval", "track"]
 
 logger = logging.getLogger(__name__)
 

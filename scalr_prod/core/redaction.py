@@ -10,7 +10,6 @@ from urllib.parse import quote, quote_plus, unquote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["is_secret_name", "redact", "redact_url", "secrets_in", "strip_credentials", "url_host", "url_secrets"]
 
 #: A secret of this length is masked inside words too; a shorter one would match words by chance.
 _LONG: Final = 6

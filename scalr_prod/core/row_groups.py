@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-__all__ = ["iter_batches"]
-
 
 def iter_batches(file: pq.ParquetFile, batch_size: int, *, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the rows in order, in batches of at most ``rows`` rows.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Interrupted", "defer_signals", "graceful_shutdown", "reraise_pending"]
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 #: Cleanup time during which another SIGTERM is ignored.

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ScalrError"]
-
 
 class ScalrError(Exception):
     """Base of the package's errors: what was found, where, and what to do next.

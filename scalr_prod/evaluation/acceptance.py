@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.arms import Arm
     from scalr_prod.evaluation.statistics import ArmComparison
 
-__all__ = ["Acceptance", "GainEstimate", "describe_acceptance"]
 
 #: Standard deviation of gains, in percent, before any evidence; their mean is 0. Real pairs range from -10 to several hundred.
 _PRIOR_SD: Final = 50.0

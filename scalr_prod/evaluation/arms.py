@@ -31,25 +31,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.split import EvaluationSplit, IdNumbering
     from scalr_prod.evaluation.translation import DrawOptions, SplitTranslator
 
-__all__ = [
-    "ALL_ARMS",
-    "CLUSTER_BASELINE",
-    "CONTROL_ARMS",
-    "DEFAULT_ARMS",
-    "JOINT_BASELINE",
-    "POPULARITY_BASELINE",
-    "REAL_ONLY",
-    "REQUIRED_ARMS",
-    "REQUIRED_ESTIMATORS",
-    "SYNTHETIC_ONLY",
-    "TUNED_ARMS",
-    "UNTRAINED_ARMS",
-    "WITH_SYNTHETIC",
-    "Arm",
-    "ArmDataBuilder",
-    "describe_baseline",
-    "leave_one_out_arms",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import Interactions
     from scalr_prod.evaluation.split import EvaluationSplit
 
-__all__ = ["diagnose"]
 
 _PERMUTATIONS: Final = 20
 _BUCKETS: Final = 10

@@ -7,15 +7,16 @@ import logging
 from typing import TYPE_CHECKING
 
 from scalr_prod.errors import EvaluationError, TranslatorError
-from scalr_prod.evaluation.arms import ArmDataBuilder
+from scalr_prod.evaluation.arms import CLUSTER_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder
 from scalr_prod.evaluation.plan import EvaluationPlan
 from scalr_prod.evaluation.progress_ticker import evaluation_progress
-from scalr_prod.evaluation.quick_verdict import run_quick_verdict
 from scalr_prod.evaluation.runner import EvaluationRunner
-from scalr_prod.evaluation.signal import measure_signal
+from scalr_prod.evaluation.signal import Signal, classify_signal, describe_signal, measure_signal
 from scalr_prod.evaluation.trial_cache import validation_splits
+from scalr_prod.evaluation.verdict_summary import summarize_verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from scalr_prod.config import Settings
@@ -25,9 +26,39 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["evaluate"]
 
 logger = logging.getLogger(__name__)
+
+
+def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit]) -> EvaluationReport:
+    """Evaluate the arms of a quick plan, log each result as it comes, and write and return the report.
+
+    λ is 0 if source histories have no signal, as the quality gate then refuses a run.
+
+    Args:
+        runner: A runner of a quick plan, with one family and one cutoff.
+        window: The splits of the latest validation window.
+
+    Raises:
+        TranslatorError: Too little to learn from.
+    """
+    runner.prepare_tuning(window[:1])
+    (family,), (split,) = runner.families.values(), runner.plan.splits
+    run = runner.prepare_cutoff(split)
+    for arm in (POPULARITY_BASELINE, CLUSTER_BASELINE):
+        runner.evaluate_arm(run, family, arm)
+    runner.tune_arm(family, REAL_ONLY)
+    runner.evaluate_arm(run, family, REAL_ONLY)
+    runner.signal = measure_signal(run.cache, run.data_builder)
+    logger.info("signal beyond popularity: %s", describe_signal(runner.signal))
+    runner.use_defaults(family, has_signal=classify_signal(runner.signal) is not Signal.ABSENT)
+    runner.evaluate_arm(run, family, WITH_SYNTHETIC)
+    report = runner.finish()
+    limit = run.data_builder.max_contexts
+    scope = "" if limit is None else f", drawn for {limit:,} contexts at most"
+    summary = summarize_verdict(report.to_json())
+    logger.info("first verdict, with a run's default settings%s: %s %s", scope, summary.answer, summary.certainty)
+    return report
 
 
 def evaluate(settings: Settings, request: EvaluationRequest, *, progress: bool = False) -> EvaluationReport:

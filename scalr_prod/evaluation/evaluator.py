@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions, ItemScorer
     from scalr_prod.evaluation.split import EvaluationSplit
 
-__all__ = ["Outcome", "SplitEvaluator"]
-
 
 @dataclass(frozen=True)
 class Outcome:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DAY_MICROS", "DownstreamModel", "Interactions", "ItemScorer", "ProbabilisticModel", "TrainingSetEvents"]
 
 #: Microseconds per day.
 DAY_MICROS: Final = 86_400_000_000

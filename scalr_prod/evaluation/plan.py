@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EvaluationPlan", "EvaluationRequest", "choose_cutoffs", "quick_context_limit", "select_arms"]
 
 #: Share of the target events before the default cutoff.
 TRAINING_SHARE: Final = 0.8

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import ProbabilisticModel
     from scalr_prod.evaluation.split import EvaluationSplit
 
-__all__ = ["CalibratedPredictions", "LabelledRows", "PlattCalibrator"]
 
 _MIN_PROBABILITY: Final = 1e-7
 _MAX_NEWTON_STEPS: Final = 50

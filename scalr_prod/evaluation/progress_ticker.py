@@ -12,7 +12,6 @@ from scalr_prod.core import progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["EvaluationProgress", "evaluation_progress"]
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.translation import DrawOptions
 
-__all__ = ["PublishedRun", "PublishedTrainingSets", "publish_synthetic_events"]
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import ItemScorer
 
-__all__ = ["Ranking", "calibration_metrics", "exposure_metrics", "rank_users"]
 
 _USER_BATCH: Final = 512
 _BINS: Final = 20

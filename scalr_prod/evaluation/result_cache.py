@@ -37,16 +37,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.split import EvaluationSplit
 
-__all__ = [
-    "ARRAY_CODEC",
-    "JSON_CODEC",
-    "NULL_CACHE",
-    "CachedRecord",
-    "Codec",
-    "ResultCache",
-    "family_source_digest",
-    "outcome_codec",
-]
 
 logger = logging.getLogger(__name__)
 

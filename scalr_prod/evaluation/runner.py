@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.trial_cache import ValidationSplit
     from scalr_prod.evaluation.tuning import TunedArm
 
-__all__ = ["CutoffRun", "EvaluationRunner", "FamilyEvaluation"]
 
 logger = logging.getLogger(__name__)
 

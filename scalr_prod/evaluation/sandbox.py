@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["Sandbox", "choose_hidden_users", "create_sandbox"]
 
 _COPIED_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_ITEMS, Table.TARGET_ITEMS)
 _HASH_BUCKETS: Final = 10_000

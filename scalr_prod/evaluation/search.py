@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HALF_LIFE", "Hyperparameter", "log_distance", "search_values"]
 
 _MAX_EXTENSIONS: Final = 3
 #: Added to values before their logarithm, since 0 may be one of them.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.arms import ArmDataBuilder
     from scalr_prod.evaluation.result_cache import ResultCache
 
-__all__ = ["Signal", "classify_signal", "describe_signal", "measure_signal"]
 
 #: A gain in nats per event below this is too small to rank by.
 _NEGLIGIBLE_NATS: Final = 0.02

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EvaluationSplit", "IdNumbering"]
 
 #: Minimum number of test users.
 MIN_TEST_USERS = 20

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ArmComparison", "MetricContributions", "TwoWayClusters", "holm_adjust", "paired_bootstrap"]
 
 RESAMPLES: Final = 2000
 _MAX_CELLS: Final = 4_000_000

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.translator import Contexts, Samples, TranslatorModule
 
-__all__ = ["DrawOptions", "SplitTranslator"]
-
 
 @dataclass(frozen=True)
 class DrawOptions(Jsonable):

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.probabilities import LabelledRows
 
-__all__ = ["TrialCache", "ValidationSplit", "validation_splits"]
 
 #: With as many users in one half, validation looks at new users in that half alone.
 _ENOUGH_NEW_USERS: Final = 1000

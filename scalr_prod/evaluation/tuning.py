@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scalr_prod.config import DEFAULT_SYNTHETIC_WEIGHT
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
 from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
 from scalr_prod.evaluation.models import family_hyperparameters
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.statistics import ArmComparison
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
-__all__ = ["TunedArm", "TunedClusters", "TunedHalfLife", "Tuner", "ValidationResults", "tune_clusters", "tune_half_life"]
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class TunedArm:
 
 
 @dataclass(frozen=True)
-class TunedClusters:
+class TunedClusters(Jsonable):
     """Popularity by cluster of users as validation chose it.
 
     Attributes:
@@ -175,10 +175,6 @@ class TunedClusters:
     clusters: int
     half_life: float
     ndcg: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 def tune_clusters(splits: Sequence[ValidationSplit]) -> TunedClusters:

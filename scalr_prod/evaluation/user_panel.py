@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     #: For each cutoff, the outcomes of every seed.
     OutcomesByCutoff = Sequence[Sequence[Outcome]]
 
-__all__ = ["UserPanel"]
-
 
 @dataclass(frozen=True)
 class UserPanel:

@@ -12,7 +12,6 @@ from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULAR
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Effect", "VerdictSummary", "summarize_verdict"]
 
 Effect = Literal["helps", "unsure", "harms", "refused"]
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     TableState = tuple[int | None, datetime]
 
-__all__ = ["find_changed_entities"]
 
 logger = logging.getLogger(__name__)
 

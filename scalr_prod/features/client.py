@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.features.retrieval_job import DeltaRetrievalJob
 
-__all__ = [
-    "ViewWindow",
-    "capture_feast_output",
-    "feast_error",
-    "join_point_in_time",
-    "open_feature_store",
-    "read_registries_uncached",
-    "stream_window",
-    "translate_feast_errors",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast.data_source import DataSource
 
-__all__ = ["KNOWLEDGE_TIME", "SourceColumns", "is_hidden_until_created", "source_columns"]
 
 #: Tag of a feature view or a source. ``created`` (the default): a row is known from its creation time on. ``event``: a row is known from
 #: its event time on; the creation time is only a load time, and breaks ties.

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["SavedDatasetReport", "save_dataset", "saved_dataset_location"]
-
 
 @dataclass(frozen=True)
 class SavedDatasetReport(Jsonable):

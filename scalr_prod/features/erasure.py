@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["erase_entities"]
-
 
 def erase_entities(settings: Settings, join_key: str, ids: Sequence[int | str]) -> int:
     """Delete entities from every view of the project's online store; return how many keys were deleted.

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import FeastExportSettings, Settings
     from scalr_prod.lake import Lake
 
-__all__ = ["ExportFormat", "FeastExport", "export_definitions"]
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import LogColumns, Settings
     from scalr_prod.features.store_snapshot import StoreSnapshot
 
-__all__ = ["ExternalFeatures", "ExternalJoin", "check_external_features", "open_external_features"]
 
 _SETTING: Final = "[training_set] features"
 _LISTED: Final = 30

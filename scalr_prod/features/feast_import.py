@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["prepare_feast_import"]
-
 
 def prepare_feast_import() -> None:
     """Skip the checks and defer torch; to be called before Feast is imported."""

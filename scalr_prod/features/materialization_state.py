@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-__all__ = ["MaterializationRecord", "MaterializationState", "definition_digest", "delete_fill_number"]
 
 #: Stored next to Feast's own keys.
 _REDIS_KEY: Final = "scalr:filled:{}"

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
     from feast.repo_config import RepoConfig
 
-__all__ = ["clear_baseline", "compute_metrics", "ensure_tables", "latest_event_time", "query_metrics", "save_metrics"]
 
 _QUANTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STATISTICS = ("mean", "stddev", "min_val", "max_val", *_QUANTILES)

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
-__all__ = ["DeltaOfflineStore", "DeltaOfflineStoreConfig"]
-
 
 class DeltaOfflineStoreConfig(FeastConfigBaseModel):
     """The ``offline_store`` section of feature_store.yaml."""
@@ -147,14 +145,7 @@ class DeltaOfflineStore(OfflineStore):
     ) -> DeltaRetrievalJob:
         """Read each entity's latest row with ``start_date <= event time <= end_date``, for the online store."""
         columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-
-        rows = queries.RowFilter(
-            timestamp_field,
-            created_timestamp_column or None,
-            start_us=queries.optional_micros(start_date),
-            end_us=queries.optional_micros(end_date),
-            known_by_us=queries.known_by_us(config, data_source),
-        )
+        rows = retrieval.pulled_rows(config, data_source, timestamp_field, created_timestamp_column, (start_date, end_date))
 
         def query(connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
             entities = config.offline_store.entities.get(queries.source_path(config, data_source))
@@ -185,14 +176,7 @@ class DeltaOfflineStore(OfflineStore):
     ) -> DeltaRetrievalJob:
         """Read all rows with ``start_date <= event time <= end_date``."""
         columns = retrieval.pull_columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
-
-        rows = queries.RowFilter(
-            timestamp_field,
-            created_timestamp_column or None,
-            start_us=queries.optional_micros(start_date),
-            end_us=queries.optional_micros(end_date),
-            known_by_us=queries.known_by_us(config, data_source),
-        )
+        rows = retrieval.pulled_rows(config, data_source, timestamp_field, created_timestamp_column, (start_date, end_date))
 
         def query(_connection: DuckDBPyConnection, scan: Scan, selected: list[tuple[str, str]]) -> str:
             return queries.window_sql(scan, selected, rows)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureStore, FeatureView
 
-__all__ = ["delete_missing_entities", "delete_view_rows", "iter_redis_keys", "redis_client", "sqlite_path"]
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["MaterializationReport", "materialize"]
 
 logger = logging.getLogger(__name__)
 

@@ -32,20 +32,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.features.scan import Scan
 
-__all__ = [
-    "SPINE_ROW",
-    "SPINE_TABLE",
-    "SPINE_TIME",
-    "KeyRange",
-    "ViewJoin",
-    "count_not_yet_known",
-    "join_sql",
-    "match_rows",
-    "prune",
-    "spine_key_range",
-    "tie_breakers",
-    "timestamps_sql",
-]
 
 #: The spine's table in the connection, and its row number column.
 SPINE_TABLE = "spine"

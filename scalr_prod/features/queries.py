@@ -41,25 +41,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.features.point_in_time import KeyRange
 
-__all__ = [
-    "EntitySubset",
-    "JoinOptions",
-    "RowFilter",
-    "earliest",
-    "ensure_unique_names",
-    "join_keys",
-    "known_by_us",
-    "latest_sql",
-    "newest_files_start_us",
-    "open_source",
-    "optional_micros",
-    "plan_view_join",
-    "requested_features",
-    "source_path",
-    "window_columns",
-    "window_sql",
-]
-
 
 @dataclass(frozen=True)
 class RowFilter:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["RepositoryReport", "apply_feature_repo", "lock_repository"]
 
 logger = logging.getLogger(__name__)
 

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
-from contextlib import AbstractContextManager, contextmanager
+import tempfile
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
-from scalr_prod.errors import FeatureStoreError
+from scalr_prod.core.file_modes import make_private_folder
+from scalr_prod.errors import FeatureStoreError, LakeError
 from scalr_prod.features import queries
 from scalr_prod.features.columns import KNOWLEDGE_TIME, source_columns
 from scalr_prod.features.point_in_time import count_not_yet_known, join_sql, match_rows, prune
 from scalr_prod.features.retrieval_job import DeltaRetrievalJob
-from scalr_prod.features.session import open_cursor, open_session
 from scalr_prod.features.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
-from scalr_prod.workspace import quote_identifier, quote_literal
+from scalr_prod.workspace import (
+    configure_connection,
+    duckdb_session,
+    is_home,
+    quote_identifier,
+    quote_literal,
+    temporary_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,12 +41,58 @@ if TYPE_CHECKING:
 
     from scalr_prod.features.scan import Scan
 
-__all__ = ["open_duckdb_session", "plan_join", "plan_pull", "plan_window", "pull_columns", "spine_from_query"]
 
 logger = logging.getLogger(__name__)
 
 #: Opens a DuckDB connection and yields the result as a lazy relation.
 QueryRunner: TypeAlias = "Callable[[], AbstractContextManager[DuckDBPyRelation]]"
+
+
+@contextmanager
+def open_session(
+    *, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False
+) -> Iterator[DuckDBPyConnection]:
+    """Open an in-memory DuckDB connection in UTC.
+
+    Args:
+        memory_mb: Memory limit, see `duckdb_session`.
+        threads: Default: all cores, up to eight.
+        spill: Parent of the temporary spill folder; default: the system's temporary folder.
+        ordered: Keep table order in plain reads, at some cost in memory.
+
+    Raises:
+        LakeError: Another user has taken the name of this user's folder there, or it cannot be created.
+    """
+    root = Path(spill or tempfile.gettempdir())
+    if not is_home(root.parent):  # a shared folder: use a subfolder that no other user can enter
+        root /= f"scalr-feast-{getpass.getuser()}"
+        try:
+            make_private_folder(root)
+        except OSError as error:
+            raise LakeError(
+                f"rows cannot be spilled there: {error}",
+                where=str(root),
+                next_step="name a folder of your own: spill in offline_store of feature_store.yaml, or TMPDIR",
+            ) from error
+    with (
+        temporary_folder(root, "feast-") as folder,
+        duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
+    ):
+        yield connection
+
+
+@contextmanager
+def open_cursor(parent: DuckDBPyConnection) -> Iterator[DuckDBPyConnection]:
+    """Open a second connection to an open database; its temporary objects are dropped when it is closed.
+
+    It reuses what DuckDB has already loaded, such as time zones and Parquet footers.
+
+    Args:
+        parent: The open connection; memory, threads and spill folder are shared.
+    """
+    with closing(parent.cursor()) as connection:
+        configure_connection(connection)
+        yield connection
 
 
 def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
@@ -181,6 +237,15 @@ def spine_from_query(config: RepoConfig, query: str, registry: BaseRegistry, pro
 def pull_columns(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
     """Return the distinct columns that a pull reads."""
     return list(dict.fromkeys([*keys, *features, event, *([created] if created else [])]))
+
+
+def pulled_rows(
+    config: RepoConfig, source: DataSource, event: str, created: str | None, times: tuple[datetime | None, datetime | None]
+) -> queries.RowFilter:
+    """Return the filter of a source's rows between two event times, both included; None: unbounded."""
+    start_us, end_us = map(queries.optional_micros, times)
+    known_by_us = queries.known_by_us(config, source)
+    return queries.RowFilter(event, created or None, start_us=start_us, end_us=end_us, known_by_us=known_by_us)
 
 
 def plan_pull(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.saved_dataset import SavedDatasetStorage
 
-__all__ = ["DeltaRetrievalJob", "normalize_schema"]
 
 _BATCH_ROWS = 65_536
 
@@ -77,14 +76,10 @@ class DeltaRetrievalJob(RetrievalJob):
         return self._metadata
 
     @contextmanager
-    def stream(self, batch_rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatchReader]:
-        """Stream the result in batches, without on-demand features; memory does not grow with the result.
-
-        Args:
-            batch_rows: Rows per batch.
-        """
+    def stream(self) -> Iterator[pa.RecordBatchReader]:
+        """Stream the result in batches, without on-demand features; memory does not grow with the result."""
         with self._run() as relation:
-            reader = relation.to_arrow_reader(batch_rows)
+            reader = relation.to_arrow_reader(_BATCH_ROWS)
             schema = normalize_schema(reader.schema)
             yield pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Scan", "open_delta_table", "resolve_path", "scan_delta", "scan_parquet"]
 
 #: Bits of the position within a file; the file's number is in the bits above.
 _POSITION_BITS = 40

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["FeatureSource", "ServiceSources", "feature_sources", "references_by_key", "service_sources"]
-
 
 @dataclass(frozen=True)
 class FeatureSource:

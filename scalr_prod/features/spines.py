@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from duckdb import DuckDBPyConnection
 
-__all__ = ["EVENT_TIMESTAMP", "EntitySpine", "key_sql", "register_spine", "spine_from_rows"]
 
 EVENT_TIMESTAMP = "event_timestamp"
 

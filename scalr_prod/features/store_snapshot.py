@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from feast.repo_config import RepoConfig
 
-__all__ = ["SnapshotRegistryStore", "StoreSnapshot"]
 
 _REGISTRY_STORE: Final = f"{__name__}.SnapshotRegistryStore"
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-__all__ = ["APPLIED_FILE", "check_registry_owner", "claim_redis", "previous_project_name", "remove_from_registry"]
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
-__all__ = ["append_new_rows"]
-
 _ATTEMPTS = 5
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
     from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
-    from scalr_prod.generation.part_files import file_sha256, open_part_writer, part_path
+    from scalr_prod.generation.part_files import open_part_writer, part_path
     from scalr_prod.generation.plan import plan_run, resolve_run_spec, run_settings
     from scalr_prod.generation.policy import (
         SEGMENTS,
@@ -51,7 +51,6 @@ __all__ = [
     "candidate_schema",
     "close_session",
     "confidence_weight",
-    "file_sha256",
     "generate",
     "keep_counts",
     "late_windows",
@@ -96,7 +95,6 @@ __getattr__ = lazy_exports(
         "candidate_schema": "task",
         "close_session": "task",
         "confidence_weight": "confidence",
-        "file_sha256": "part_files",
         "generate": "runner",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",

@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["LIFT_SQL", "confidence_weight"]
 
 #: SQL of an event's lift over popularity, P / prior = w / (1 − w), from its confidence weight; at most 10⁸.
 LIFT_SQL: Final = "(weight::DOUBLE / greatest(1 - weight::DOUBLE, 1e-8))"

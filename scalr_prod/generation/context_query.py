@@ -28,18 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator import ItemVocabulary
     from scalr_prod.workspace import SuppressionList
 
-__all__ = [
-    "CHOSEN_USERS_TABLE",
-    "SOURCE_TIMESTAMP",
-    "RequestEncoder",
-    "chosen_user_consumption",
-    "chosen_user_contexts",
-    "chosen_user_events",
-    "context_text_sql",
-    "create_chosen_users",
-    "read_contexts",
-    "sort_for_scoring",
-]
 
 #: Time of the source event. ``event_timestamp`` is the time predicted for: the same, or, with one context per user, the window's last
 #: instant.

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator import Contexts, ItemVocabulary
 
-__all__ = ["HISTORY_ITEMS", "HISTORY_TIMES", "ConsumptionIndex", "count_contexts", "encode_histories", "iter_context_batches"]
 
 #: History columns of the point-in-time join.
 HISTORY_ITEMS: Final = "source_user_history__item_ids"

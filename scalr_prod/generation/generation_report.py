@@ -11,8 +11,6 @@ from scalr_prod.core.jsonable import Jsonable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["GenerationReport"]
-
 
 @dataclass(frozen=True)
 class GenerationReport(Jsonable):

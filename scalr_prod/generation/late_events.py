@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["LateReport", "LateWindow", "late_windows", "replay_settings"]
-
 
 @dataclass(frozen=True)
 class LateWindow:

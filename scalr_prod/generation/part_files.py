@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from scalr_prod.core.atomic_io import atomic_path, write_json
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.schemas import generated_event_schema
 
 if TYPE_CHECKING:
@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.ledger import RunSpec
-
-__all__ = [
-    "file_sha256",
-    "manifest_path",
-    "open_part_writer",
-    "part_identity",
-    "part_path",
-    "read_manifest",
-    "remove_stale_parts",
-    "write_manifest",
-]
-
-_CHUNK: Final = 1 << 20
 
 
 def part_path(folder: Path, partition: int) -> Path:
@@ -93,12 +80,3 @@ def remove_stale_parts(folder: Path, partitions: int) -> None:
     for path in folder.glob("*"):
         if path not in keep:
             path.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

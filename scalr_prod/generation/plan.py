@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.translator import TranslatorVersion
 
-__all__ = [
-    "TABLES_READ",
-    "max_events_per_context",
-    "plan_run",
-    "register_events",
-    "resolve_run_spec",
-    "resolve_window",
-    "run_settings",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -25,17 +25,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "SEGMENTS",
-    "Policy",
-    "PolicyStatus",
-    "apply_policy",
-    "logs_digest",
-    "policy_path",
-    "policy_status",
-    "settings_digest",
-    "why_not_generated",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["MIN_KEPT_SHARE", "AlignmentResult", "align_parts", "bucket_shares", "keep_counts", "value_buckets"]
 
 #: At least this share of events stays, even if the distributions then match less closely.
 MIN_KEPT_SHARE: Final = 0.5
@@ -94,25 +93,22 @@ def bucket_shares(counts: NDArray[np.int64], bucket: NDArray[np.int64], buckets:
     return mass / max(mass.sum(), 1)  # type: ignore[no-any-return]
 
 
-def keep_counts(
-    counts: NDArray[np.int64], shares: NDArray[np.float64], *, min_share: float = MIN_KEPT_SHARE
-) -> NDArray[np.int64]:
+def keep_counts(counts: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return how many events to keep in each bucket.
 
-    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than ``min_share`` of all
-    events, the smallest c that keeps that much. No other selection of the same size is closer in total variation: missing
+    ``min(count, c * share)`` for the largest c that meets all shares exactly; if that keeps less than `MIN_KEPT_SHARE` of
+    all events, the smallest c that keeps that much. No other selection of the same size is closer in total variation: missing
     events of a bucket cannot be added, and the surplus is spread in proportion to the shares.
 
     Args:
         counts: int64 [B], events to select from.
         shares: float64 [B], of the real events; sums to 1.
-        min_share: Minimum share of all events to keep.
 
     Returns:
         int64 [B], each at most its count.
     """
     total = int(counts.sum())
-    floor = int(np.ceil(min_share * total))
+    floor = int(np.ceil(MIN_KEPT_SHARE * total))
     if not total or not shares.sum():
         return counts.copy()
     has_share = shares > 0

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["RunPreview", "preview_run"]
-
 
 @dataclass(frozen=True)
 class RunPreview(Jsonable):

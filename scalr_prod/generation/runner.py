@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from scalr_prod.generation.popularity_matching import AlignmentResult
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["generate"]
 
 #: Topic on which workers report how many contexts they have translated.
 _PROGRESS_TOPIC: Final = "scalr-translated"

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["read_shards", "remove_shards", "write_shards"]
 
 #: Contexts, with their histories, that a task holds in memory at a time.
 _SHARD_CONTEXTS: Final = 50_000

@@ -48,17 +48,6 @@ if TYPE_CHECKING:
     from scalr_prod.serving import LatencyHistogram, Scorer
     from scalr_prod.translator import ItemVocabulary
 
-__all__ = [
-    "DROP_REASONS",
-    "WorkerSession",
-    "candidate_schema",
-    "close_session",
-    "generate_part",
-    "open_session",
-    "parts_folder",
-    "read_finished_part",
-    "sample_events",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.histories.build import are_histories_current, build_histories, rebuild_reason
-    from scalr_prod.histories.build_reports import HistoriesReport, TableReport
+    from scalr_prod.histories.build import HistoriesReport, TableReport, are_histories_current, build_histories, rebuild_reason
     from scalr_prod.histories.incremental import BuildRecord
 
 __all__ = [
@@ -32,8 +31,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "BuildRecord": "incremental",
-        "HistoriesReport": "build_reports",
-        "TableReport": "build_reports",
+        "HistoriesReport": "build",
+        "TableReport": "build",
         "are_histories_current": "build",
         "build_histories": "build",
         "rebuild_reason": "build",

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scalr_prod.core.delta_log import arrow_schema, row_count
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.errors import CommitFailed
-from scalr_prod.histories.build_reports import HistoriesReport, TableReport
 from scalr_prod.histories.full_build import TableBuild, write_all_rows
 from scalr_prod.histories.incremental import BuildRecord, EventsTable, find_new_events, sort_new_events
 from scalr_prod.histories.row_stream import DAY_US, RowStream, late_step_us, row_limit
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import HistorySettings, Settings
     from scalr_prod.histories.incremental import NewEvents
 
-__all__ = ["are_histories_current", "are_tables_current", "build_histories", "build_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,43 @@ _EVENTS = {
     Table.TARGET_USER_HISTORY: Table.TARGET_EVENTS,
     Table.TARGET_ITEM_STATS: Table.TARGET_EVENTS,
 }
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """Result of building one table.
+
+    Attributes:
+        events: Number of events that it was built from.
+        rows: Its rows.
+        version: Its Delta version.
+        events_version: Delta version of those events.
+        built: False if it was already up to date.
+        appended: Whether the rows of new events were appended, instead of rebuilding the table.
+    """
+
+    events: int
+    rows: int
+    version: int
+    events_version: int
+    built: bool
+    appended: bool = False
+
+
+@dataclass(frozen=True)
+class HistoriesReport(Jsonable):
+    """Result of building the histories.
+
+    Attributes:
+        tables: Results by table name.
+    """
+
+    tables: dict[str, TableReport]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tables' reports as JSON values, by name."""
+        found: dict[str, Any] = super().to_json()["tables"]
+        return found
 
 
 def build_histories(settings: Settings, *, progress: bool = False) -> HistoriesReport:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.histories.incremental import EventsTable
     from scalr_prod.lake import Lake, TableFile
 
-__all__ = ["TableBuild", "WrittenRows", "write_all_rows"]
 
 #: Events that a task of the first round reads, about.
 _TASK_EVENTS: Final = 2_000_000

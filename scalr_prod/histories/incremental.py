@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = [
-    "BuildRecord",
-    "EventsTable",
-    "NewEvents",
-    "create_events_view",
-    "find_new_events",
-    "latest_created",
-    "sort_new_events",
-    "sort_partition_sql",
-]
 
 logger = logging.getLogger(__name__)
 

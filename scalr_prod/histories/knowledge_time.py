@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["HistoryRows", "KeyBatch", "KnownEvents", "expand_ranges"]
 
 #: Positions processed at once; bounds memory.
 _AT_ONCE = 1 << 21

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import HistorySettings
     from scalr_prod.errors import ScalrError
 
-__all__ = ["DAY_US", "RowStream", "late_step_us", "row_limit", "too_many_rows"]
 
 DAY_US = 86_400_000_000
 _NEVER = np.iinfo(np.int64).max

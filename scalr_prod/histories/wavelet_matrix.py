@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     Ints = npt.NDArray[np.int64]
 
-__all__ = ["WaveletMatrix"]
 
 _WORD = 64
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Correction, Lake
     from scalr_prod.schemas import Domain, IdType
 
-__all__ = ["AppendMissing", "CommitSummary", "StagedLog", "commit_key", "item_prefix_filter", "write_events"]
 
 #: Rows sampled to detect a log that was read in another time zone, and the smallest sample that allows a verdict.
 _SAMPLE_ROWS: Final = 2_000

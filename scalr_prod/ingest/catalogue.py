@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedItems
     from scalr_prod.lake import Lake
 
-__all__ = ["remove_unused_items", "update_catalogue"]
 
 _DESCRIPTION = ("title", "category", "value")
 

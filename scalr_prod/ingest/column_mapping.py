@@ -12,8 +12,6 @@ from scalr_prod.errors import BadValue, ColumnNotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ColumnSelection", "resolve_columns"]
-
 
 @dataclass(frozen=True)
 class ColumnSelection:

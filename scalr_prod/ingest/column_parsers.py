@@ -17,17 +17,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sources.protocol import Batch
     from scalr_prod.schemas import IdType
 
-__all__ = [
-    "CellOrigin",
-    "IdParser",
-    "decode_dictionary",
-    "first_cast_failure",
-    "first_true_index",
-    "is_text_type",
-    "parse_numbers",
-    "parse_texts",
-    "select_column",
-]
 
 logger = logging.getLogger(__name__)
 

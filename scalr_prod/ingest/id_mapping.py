@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sources.protocol import Batch
     from scalr_prod.schemas import Domain, IdType
 
-__all__ = ["MAPPING_TABLE", "UNMAPPED_PREFIX", "IdMapping"]
 
 #: Prefix of the lake's ids of unmapped source users: without it they could collide with ids of other users in the target log.
 UNMAPPED_PREFIX: Final = "source:"

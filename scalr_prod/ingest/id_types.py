@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_parsers import IdParser
     from scalr_prod.schemas import IdType
 
-__all__ = ["common_id_type"]
-
 
 def common_id_type(what: str, inputs: Sequence[IdParser], *, lake_type: tuple[IdType, str] | None = None) -> IdType:
     """Return the common type of several id columns.

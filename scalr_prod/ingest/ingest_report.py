@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.known_users import IdMappingCounts
     from scalr_prod.schemas import IdType
 
-__all__ = ["DomainReport", "IngestReport"]
-
 
 @dataclass(frozen=True)
 class DomainReport(Jsonable):

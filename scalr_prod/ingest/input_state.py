@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["changed_inputs", "input_state", "record_input_state"]
 
 _FILE: Final = "ingested.json"
 #: File names that a reason shows.

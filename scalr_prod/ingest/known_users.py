@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.schemas import IdType
     from scalr_prod.workspace import SuppressedKind, SuppressionList
 
-__all__ = ["IdMappingCounts", "UserIdResolver"]
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.staging import StagedEvents, StagedItems
     from scalr_prod.schemas import Domain, IdType
 
-__all__ = ["IngestPipeline", "ingest"]
 
 _BOTH: tuple[Domain, ...] = ("source", "target")
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ingest.sources.protocol import Batch
 
-__all__ = ["check_domain_input", "check_id_mapping"]
-
 
 def check_domain_input(settings: Settings, place: str) -> str:
     """Check a domain's log and item file by their first rows; for a query, which may be slow, only the connection.

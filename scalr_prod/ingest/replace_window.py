@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Domains
     from scalr_prod.lake import Lake
 
-__all__ = ["LogReplacement", "plan_replacements"]
 
 logger = logging.getLogger(__name__)
 

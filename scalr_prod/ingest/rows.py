@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.schemas import IdType
 
-__all__ = [
-    "BATCH_ROWS",
-    "SQL_TYPES",
-    "cast_to_schema",
-    "combine_filters",
-    "count_rows",
-    "create_temp_table",
-    "scan_table",
-    "staged_rows_sql",
-]
 
 SQL_TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 #: Rows per batch.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["SORT_COLUMNS", "DuplicateCounts", "SortedFile", "SortedLog", "iter_sorted_batches", "sort_log", "write_sorted_file"]
 
 #: Sort order of events. Rows that are equal in these columns may differ in other mapped ones.
 SORT_COLUMNS: Final = (EVENT_TIMESTAMP, USER_ID, ITEM_ID, CREATED_TIMESTAMP, "weight")

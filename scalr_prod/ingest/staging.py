@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
 from scalr_prod.ingest.column_parsers import IdParser, first_true_index, parse_numbers, parse_texts, select_column
-from scalr_prod.ingest.log_limits import LeftOutRows, TypeWeights
+from scalr_prod.ingest.log_limits import TIME_REASONS, LeftOutRows, TimeBounds, TypeWeights
 from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
-from scalr_prod.ingest.time_bounds import TIME_REASONS, TimeBounds
 from scalr_prod.ingest.timestamp_parser import TimestampParser
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
@@ -29,17 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_parsers import CellOrigin
     from scalr_prod.ingest.sources.protocol import Batch
 
-__all__ = [
-    "LEFT_OUT_COLUMNS",
-    "EventParser",
-    "ItemParser",
-    "StagedEvents",
-    "StagedItems",
-    "open_events",
-    "open_items",
-    "stage_events",
-    "stage_items",
-]
 
 #: Columns of the rows that are left out.
 LEFT_OUT_COLUMNS = [EVENT_ID, CREATED_TIMESTAMP, "position"]

@@ -15,7 +15,6 @@ from scalr_prod.ingest.column_parsers import CellOrigin, decode_dictionary, firs
 if TYPE_CHECKING:
     from scalr_prod.errors import BadValue
 
-__all__ = ["UTC_MICROSECONDS", "TimestampParser"]
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.append import StagedLog
     from scalr_prod.lake import Lake
 
-__all__ = ["UpsertByEventId", "keep_latest_per_event_id", "plan_append", "record_left_out"]
-
 
 def plan_append(db: Any, lake: Lake, log: StagedLog, section: DomainSettings, folder: Path) -> AppendMissing:
     """Return the append of a log; an upsert if the settings map event ids."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.log_limits import LeftOutRows
     from scalr_prod.lake import Lake
 
-__all__ = ["UserDayLimit"]
 
 logger = logging.getLogger(__name__)
 

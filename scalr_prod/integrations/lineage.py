@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.core.commit_events import CommitEvent
     from scalr_prod.pipeline import StageScope
 
-__all__ = ["LineageHook"]
 
 logger = logging.getLogger(__name__)
 

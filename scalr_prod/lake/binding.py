@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake.tables import Lake
     from scalr_prod.schemas import Domain
 
-__all__ = ["PROJECT_MARKED_TABLE", "check_domains", "domain_description", "open_project_lake", "project_description"]
 
 #: The table whose description names the project: no run and no training set depends on its versions.
 PROJECT_MARKED_TABLE: Final = Table.SYNTHETIC_QUARANTINE

@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake.storage import TableStore
     from scalr_prod.schemas import Table
 
-__all__ = [
-    "NO_METADATA",
-    "CommitMetadata",
-    "CommitResult",
-    "commit_once",
-    "commit_record",
-    "commit_records",
-    "commits_after",
-    "find_commit_version",
-    "retry_on_new_version",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake.tables import Lake
 
-__all__ = ["CORRECTION_APP_ID", "Correction", "corrections_since", "stale_since"]
 
 #: App id in a table's log (`Lake.transaction_version`) whose value is the version made by the latest replacement.
 CORRECTION_APP_ID: Final = "scalr.replaced"

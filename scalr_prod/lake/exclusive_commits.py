@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake.storage import TableStore
 
-__all__ = ["check_exclusive_commits"]
 
 #: Writers that commit at once. A store that ignores the condition accepts all of them as a rule.
 _WRITERS: Final = 4

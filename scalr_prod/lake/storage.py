@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-__all__ = ["TableStore", "flatten_message"]
 
 _MADE_BY: Final[Mapping[Table, str]] = {
     Table.SOURCE_EVENTS: "scalr ingest",

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from deltalake.transaction import AddAction
 
-__all__ = ["ROW_GROUP_ROWS", "TableFile", "remove_table_files", "write_table_file"]
 
 #: Most rows of a row group, which a writer holds in memory until it is full.
 ROW_GROUP_ROWS: Final = 65_536

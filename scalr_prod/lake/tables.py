@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     RowSource: TypeAlias = "pa.Table | pa.RecordBatchReader"
 
-__all__ = ["Lake"]
 
 #: Checkpoint every ten commits (Delta's default: a hundred), so that opening a table stays cheap. Never delete log
 #: entries older than a checkpoint: runs read the versions that they are pinned to.

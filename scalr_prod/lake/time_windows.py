@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-__all__ = ["checked_window", "files_in_window", "is_table_within", "is_window_empty", "window_sql"]
-
 
 def window_sql(start: datetime, end: datetime | None = None) -> str:
     """Return a Delta SQL predicate for ``start <= event_timestamp < end``; without ``end``: all from the start on."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger.tenancy import ProjectScope
 
-__all__ = ["ChangeLog", "ChangeSubject"]
 
 ChangeSubject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
 

@@ -20,7 +20,6 @@ from scalr_prod.ledger.migrations import HEAD
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LedgerDatabase", "parse_url", "with_psycopg_driver"]
 
 logger = logging.getLogger(__name__)
 

@@ -17,20 +17,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger.run_spec import RunSpec
 
-__all__ = [
-    "ALLOWED_TRANSITIONS",
-    "DatasetRecord",
-    "ModelVersion",
-    "Partition",
-    "Promotion",
-    "Publication",
-    "PublicationStatus",
-    "Run",
-    "RunState",
-    "StateChange",
-    "Transition",
-    "record_from_row",
-]
 
 RecordType = TypeVar("RecordType", bound="DataclassInstance")
 

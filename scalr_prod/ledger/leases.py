@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.runs import RunRepository
     from scalr_prod.ledger.tenancy import ProjectScope
 
-__all__ = ["Lease", "LeaseRepository"]
 
 logger = logging.getLogger(__name__)
 

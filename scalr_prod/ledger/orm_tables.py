@@ -22,19 +22,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = [
-    "Base",
-    "DatasetRow",
-    "ModelVersionRow",
-    "PartitionRow",
-    "ProjectRow",
-    "PromotionRow",
-    "PublicationRow",
-    "RunRow",
-    "TransitionRow",
-    "UtcDateTime",
-]
-
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A timezone-aware time in UTC; SQLite, which has no time zones, stores it naive."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.runs import RunRepository
     from scalr_prod.ledger.tenancy import ProjectScope
 
-__all__ = ["PublicationRepository"]
-
 
 class PublicationRepository:
     """Publications in the ledger: what the feature view holds."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["STAGING_FOLDERS", "RunSpec", "RunWindow", "TranslatorPin", "check_run_id", "run_folder"]
 
 #: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
 #: so do the accepted rows: a run that was rolled back may be published again.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.change_log import ChangeLog
     from scalr_prod.ledger.tenancy import ProjectScope
 
-__all__ = ["RunRepository"]
-
 
 class RunRepository:
     """Runs and their partitions in the ledger."""

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["Ledger"]
-
 
 class Ledger:
     """The records of a project, in SQLite or PostgreSQL.

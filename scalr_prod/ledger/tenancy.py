@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.database import LedgerDatabase
     from scalr_prod.workspace import ProjectIdentity
 
-__all__ = ["ProjectScope"]
 
 Row = TypeVar("Row")
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.change_log import ChangeLog, ChangeSubject
     from scalr_prod.ledger.tenancy import ProjectScope
 
-__all__ = ["DatasetRepository", "ModelRepository"]
 
 _TRANSLATOR = "translator"
 Row = TypeVar("Row", ModelVersionRow, DatasetRow)

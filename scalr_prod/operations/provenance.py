@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import Attribution, ItemVocabulary, TranslatorModule, TranslatorVersion
 
-__all__ = ["Explanation", "explain_event", "explain_events", "explain_rows", "read_published_events"]
 
 #: Buckets that users are hashed to, so many that one bucket has few other users; and most users that are read by bucket.
 _HASH_BUCKETS: Final = 2**20

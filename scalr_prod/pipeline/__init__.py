@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scalr_prod.pipeline.runner import (
         execute_single,
         execute_stages,
+        read_timings,
         resume_run,
         stage_context,
         stage_states,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
         record_stage_outcome,
     )
     from scalr_prod.pipeline.stale_outputs import describe_rolled_back, rolled_back_runs
-    from scalr_prod.pipeline.timings import read_timings
 
 __all__ = [
     "GRAPH",
@@ -100,7 +100,7 @@ __getattr__ = lazy_exports(
         "has_failed_last": "stage_outcomes",
         "read_stage_heartbeats": "stage_outcomes",
         "read_stage_outcomes": "stage_outcomes",
-        "read_timings": "timings",
+        "read_timings": "runner",
         "record_stage_heartbeat": "stage_outcomes",
         "record_stage_outcome": "stage_outcomes",
         "resume_run": "runner",

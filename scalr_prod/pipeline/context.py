@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Run, RunSpec
 
-__all__ = [
-    "SKIPPED_WITHOUT_EVENTS",
-    "PipelineContext",
-    "PipelineReport",
-    "Stage",
-    "StageReport",
-    "StageState",
-    "rollback_reason",
-]
-
 
 #: Stages that `scalr run` skips if λ is 0 for all users, so that no event is generated.
 SKIPPED_WITHOUT_EVENTS: Final = ("plan", "generate", "validate", "publish", "late")

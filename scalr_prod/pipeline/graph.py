@@ -8,8 +8,6 @@ from typing import Final
 from scalr_prod.pipeline import checks, steps
 from scalr_prod.pipeline.context import Stage
 
-__all__ = ["GRAPH"]
-
 #: Whether the latest run is in the feature view.
 LATEST_RUN_PUBLISHED: Final = checks.has_run_past("planned", "generating", "generated", "rejected", "validated", "rolled_back")
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.errors import ScalrError
 
-__all__ = ["StageHook", "StageScope", "run_hooks", "stage_hooks"]
-
 
 @dataclass(frozen=True)
 class StageScope:

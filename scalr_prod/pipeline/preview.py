@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.pipeline.context import Stage
 
-__all__ = ["DryRun", "dry_run"]
 
 #: Former runs that rates are taken from.
 _RUNS_CONSIDERED: Final = 10

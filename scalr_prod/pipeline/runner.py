@@ -3,42 +3,96 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.logging import log_context
 from scalr_prod.core.memory import peak_memory_mb, release_memory
 from scalr_prod.core.progress import ProgressTracker, heartbeat, heartbeat_interval
 from scalr_prod.core.signals import Interrupted, reraise_pending
 from scalr_prod.errors import EvaluationError, ScalrError
+from scalr_prod.ledger import run_folder
 from scalr_prod.pipeline.context import SKIPPED_WITHOUT_EVENTS, PipelineContext, PipelineReport, StageState, rollback_reason
 from scalr_prod.pipeline.graph import GRAPH
 from scalr_prod.pipeline.hooks import StageScope, run_hooks, stage_hooks
-from scalr_prod.pipeline.row_counts import row_counts
 from scalr_prod.pipeline.stale_outputs import describe_kept_translator, stale_stages
-from scalr_prod.pipeline.timings import record_timings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from scalr_prod.config import Settings
     from scalr_prod.pipeline.context import Report, Stage, StageReport
 
-__all__ = [
-    "execute_single",
-    "execute_stages",
-    "required_stages",
-    "resume_run",
-    "stage_context",
-    "stage_states",
-    "stages_to",
-    "with_light_prerequisites",
-]
 
 logger = logging.getLogger(__name__)
+
+
+#: Stage → the report's counts to show.
+_COUNTS: Final[dict[str, tuple[str, ...]]] = {
+    "generate": ("contexts", "events"),
+    "validate": ("accepted", "quarantined"),
+    "publish": ("rows",),
+    "dataset": ("rows", "real", "synthetic", "negatives"),
+}
+
+
+def record_timings(settings: Settings, run_id: str, timings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Record stages' timings when they are first done; repeating a run changes nothing."""
+    try:
+        known = read_timings(settings, run_id)
+        if known.keys() >= timings.keys():
+            return
+        folder = run_folder(settings.home, run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "stages.json", dict(timings) | known)
+    except OSError as error:
+        logger.warning("the stage timings of %s could not be recorded: %s", run_id, error)
+
+
+def read_timings(settings: Settings, run_id: str) -> dict[str, dict[str, Any]]:
+    """Return ``seconds`` and ``memory_mb`` by stage: the process's peak MiB at the stage's end, None if unknown.
+
+    In the order of stages; empty for runs of older versions.
+    """
+    from scalr_prod.pipeline.graph import GRAPH
+
+    try:
+        timings: dict[str, dict[str, Any]] = json.loads(
+            (run_folder(settings.home, run_id) / "stages.json").read_text(encoding="utf-8")
+        )
+    except (OSError, ValueError):
+        return {}
+    return {stage.name: timings[stage.name] for stage in GRAPH if stage.name in timings}
+
+
+def row_counts(stage: str, report: Mapping[str, Any]) -> dict[str, int]:
+    """Return the row counts of a stage by their names; empty for a stage that has none.
+
+    Args:
+        stage: The stage's name.
+        report: Its report, as JSON values.
+    """
+    if stage == "ingest":
+        domains = list(_domain_reports(report))
+        return {"rows": sum(domain["rows"] for domain in domains), "added": sum(domain["rows_added"] for domain in domains)}
+    if stage == "histories":
+        return {"rows": sum(table["rows"] for table in report.values())}
+    return {name: report[name] for name in _COUNTS.get(stage, ()) if name in report}
+
+
+def _domain_reports(report: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the reports of the domains; those of several source domains are nested."""
+    for value in report.values():
+        if isinstance(value, dict):
+            if "rows_added" in value:
+                yield value
+            else:
+                yield from _domain_reports(value)
 
 
 def stages_to(first: str | None = None, last: str = "dataset", *, exclude: Collection[str] = ()) -> tuple[Stage, ...]:

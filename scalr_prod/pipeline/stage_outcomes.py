@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["has_failed_last", "read_stage_heartbeats", "read_stage_outcomes", "record_stage_heartbeat", "record_stage_outcome"]
-
 
 def record_stage_outcome(settings: Settings, stage: str, outcome: str, seconds: float) -> None:
     """Record one outcome of a stage; safe for concurrent processes.

@@ -24,15 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import DatasetRecord, Ledger, Publication, RunSpec
 
-__all__ = [
-    "CorrectedWindow",
-    "describe_kept_translator",
-    "describe_rolled_back",
-    "is_version_stale",
-    "rolled_back_runs",
-    "stale_publications",
-    "stale_stages",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import run_folder
 from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.workspace import Canary, SuppressedKind
 
-__all__ = ["accepted_files", "count_accepted_rows", "ensure_no_erased_ids", "stream_accepted_rows"]
-
 
 def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     """Return the files that the gate accepted, after verifying their checksums, and the number of accepted rows.
@@ -30,8 +29,6 @@ def accepted_files(settings: Settings, run_id: str) -> tuple[list[Path], int]:
     Raises:
         PublicationError: There is no verdict, the gate rejected the run, or a file is missing or differs.
     """
-    from scalr_prod.generation import file_sha256
-
     folder = run_folder(settings.home, run_id)
     hint = f"audit the run again: scalr validate {run_id}"
     try:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.publication.commit import PublicationReport
     from scalr_prod.publication.regions import ViewRegion
 
-__all__ = ["CanaryReport", "list_canaries", "widen_canaries", "withdraw_canaries"]
 
 logger = logging.getLogger(__name__)
 

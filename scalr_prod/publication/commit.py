@@ -36,15 +36,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Lease, Ledger, Publication, RunSpec
 
-__all__ = [
-    "PublicationReport",
-    "RunInView",
-    "open_run",
-    "publish",
-    "publish_for",
-    "retry_on_conflict",
-    "update_online_store",
-]
 
 Outcome = TypeVar("Outcome")
 

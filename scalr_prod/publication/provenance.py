@@ -29,14 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
-__all__ = [
-    "delete_provenance",
-    "has_source_columns",
-    "runs_in_view",
-    "runs_with_provenance",
-    "separate_provenance",
-    "write_provenance",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Publication
 
-__all__ = ["REWRITE_SCAN_OPTIONS", "RegionRows", "ViewRegion", "count_rows_by_run", "published_region", "stream_rows"]
 
 _VIEW: Final = Table.SYNTHETIC_TARGET_EVENTS
 #: Scan options for rows that are rewritten: read no faster than they are written. About ten batches queue in Delta's writer.

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger, Publication
     from scalr_prod.publication.commit import RunInView
 
-__all__ = ["RestorePlan", "plan_restore", "restore_source_versions", "rollback_run"]
 
 logger = logging.getLogger(__name__)
 

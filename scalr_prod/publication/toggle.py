@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
 
-__all__ = ["ToggleReport", "disable_publication", "enable_publication", "publication_state"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.progress import track
 from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
-from scalr_prod.generation import candidate_schema, file_sha256
+from scalr_prod.generation import candidate_schema
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.quality.audit import open_audit

@@ -7,7 +7,8 @@ import shutil
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.generation import file_sha256, open_part_writer, part_path
+from scalr_prod.core.hashing import file_sha256
+from scalr_prod.generation import open_part_writer, part_path
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 

@@ -18,7 +18,6 @@ from scalr_prod.serving.install.virtualenvs import describe_unseen_gpu
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["serving_checks"]
 
 _LOCAL: Final = 'run: scalr serving install; or set [serving] scorer = "local"'
 _SETTINGS: Final = """

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["load_versions", "loaded_versions", "probe_version", "versions_by_server"]
 
 logger = logging.getLogger(__name__)
 

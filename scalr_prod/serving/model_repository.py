@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.translator import TranslatorVersion
 
-__all__ = ["configured_instances", "configured_versions", "install_version", "model_folder", "write_config"]
 
 #: First words of every configuration written by this package.
 _CONFIG_HEADER: Final = "# The translator. "

@@ -12,8 +12,6 @@ from scalr_prod.serving.promotion_stack import served_version
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["PromotionDecision", "promote_if_better"]
-
 
 @dataclass(frozen=True)
 class PromotionDecision(Jsonable):

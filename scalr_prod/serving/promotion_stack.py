@@ -11,7 +11,6 @@ from scalr_prod.ledger import Ledger
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["PROMOTE_CAUSE", "ROLLBACK_CAUSE", "promoted_versions", "served_version", "versions_in_use"]
 
 #: Causes in the ledger.
 PROMOTE_CAUSE: Final = "scalr translator promote"

@@ -18,8 +18,6 @@ from scalr_prod.translator import resolve_version
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["PromotionReport", "promote", "rollback"]
-
 
 @dataclass(frozen=True)
 class PromotionReport(Jsonable):

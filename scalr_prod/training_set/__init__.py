@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.training_set.build import build_training_set, layout_reason, rebuild_reason
-    from scalr_prod.training_set.build_report import TrainingSetReport
+    from scalr_prod.training_set.build import TrainingSetReport, build_training_set, layout_reason, rebuild_reason
     from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.row_weights import confidence_multipliers, real_to_synthetic
@@ -36,7 +35,7 @@ __getattr__ = lazy_exports(
     {
         "IdVocabulary": "vocabulary",
         "TrainingSet": "reader",
-        "TrainingSetReport": "build_report",
+        "TrainingSetReport": "build",
         "build_training_set": "build",
         "confidence_multipliers": "row_weights",
         "layout_reason": "build",

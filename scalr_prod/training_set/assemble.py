@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.previous_version import PreviousVersion
     from scalr_prod.training_set.spine import LabelWindow
 
-__all__ = ["AssembledVersion", "assemble_partitions"]
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.commit_events import emit_commit
 from scalr_prod.core.delta_log import UNBOUNDED, files_dataset, files_in_time_range, version_fingerprint
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.features import open_external_features, service_sources
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, PROVENANCE_COLUMNS, Table
 from scalr_prod.training_set.assemble import assemble_partitions
-from scalr_prod.training_set.build_report import TrainingSetReport
 from scalr_prod.training_set.input_changes import EVENT_TABLES
 from scalr_prod.training_set.manifest import (
     IDS_FOLDER,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.assemble import AssembledVersion
     from scalr_prod.training_set.input_changes import InputTables
 
-__all__ = ["build_training_set", "layout_reason", "rebuild_reason"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,43 @@ _MAX_SYNTHETIC_RATIO: Final = 10
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
 #: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, and λ.
 _NOT_HASHED: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
+
+
+@dataclass(frozen=True)
+class TrainingSetReport(Jsonable):
+    """Result of a build.
+
+    Attributes:
+        name: The training set's name.
+        version: Its version.
+        path: Folder of the version: ``rows/*.parquet`` and ``manifest.json``.
+        created: False if nothing had changed and the version existed already.
+        cutoff: Labels are before this, and use only what was known by it (UTC).
+        start: First instant of a label (UTC); None: from the first event on.
+        rows: All rows.
+        real: Real positives.
+        synthetic: Synthetic positives.
+        negatives: Sampled negatives.
+        missing_negatives: Requested negatives that are missing: no eligible item was left, or the draw hit a synthetic row.
+        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff and are left out.
+        fingerprint: SHA-256 of everything that decided the rows.
+        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
+    """
+
+    name: str
+    version: int
+    path: str
+    created: bool
+    cutoff: datetime
+    start: datetime | None
+    rows: int
+    real: int
+    synthetic: int
+    negatives: int
+    missing_negatives: int
+    synthetic_unknown: int
+    fingerprint: str
+    policy: dict[str, Any] | None = None
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:

@@ -30,17 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-__all__ = [
-    "DatasetFormat",
-    "EpochDraw",
-    "ExportOptions",
-    "ExportReport",
-    "SampleReport",
-    "WeightsMode",
-    "draw_copies",
-    "export_training_set",
-]
-
 DatasetFormat = Literal["csv", "recbole"]
 WeightsMode = Literal["column", "sample"]
 #: Columns with their RecBole types. Times are seconds since 1970 (UTC).

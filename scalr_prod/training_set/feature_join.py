@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.features import ExternalJoin
 
-__all__ = ["join_features"]
-
 
 def join_features(
     store: Any,

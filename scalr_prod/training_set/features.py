@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.spine import Spine
 
-__all__ = ["max_partition_rows", "write_partitions"]
 
 #: Maximum number of history elements per file; bounds the memory of a join for any history length.
 _ELEMENTS: Final = 5_000_000

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.features import ExternalJoin, StoreSnapshot
     from scalr_prod.training_set.spine import Spine
 
-__all__ = ["ROW", "FeatureJob", "GroupFeatures", "SpineGroup", "join_by_key"]
 
 #: Column of a row's number in the order of time.
 ROW: Final = "row"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.features import ExternalFeatures, FeatureSource, ServiceSources
     from scalr_prod.training_set.periods import Period
 
-__all__ = ["EVENT_TABLES", "InputChanges", "InputTables", "detect_changes"]
 
 #: Tables that the spine is read from.
 EVENT_TABLES = (Table.TARGET_EVENTS, Table.SYNTHETIC_TARGET_EVENTS)

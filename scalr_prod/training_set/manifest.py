@@ -8,24 +8,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import TrainingSetError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = [
-    "IDS_FOLDER",
-    "MANIFEST_FILE",
-    "ROWS_FOLDER",
-    "check_file",
-    "compute_fingerprint",
-    "describe_files",
-    "list_versions",
-    "may_have_fingerprint",
-    "read_manifest",
-    "verify_files",
-]
 
 MANIFEST_FILE: Final = "manifest.json"
 #: Folder of a version with only Parquet files, so that any engine can read it.
@@ -53,7 +42,7 @@ def describe_files(folder: Path, known_files: Mapping[str, Mapping[str, Any]] | 
         files[name] = dict(known_files[name]) if name in known_files else {
             "rows": pq.read_metadata(path).num_rows,
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": file_sha256(path),
         }  # fmt: skip
     return files
 
@@ -116,13 +105,8 @@ def check_file(folder: Path, manifest: Mapping[str, Any], name: str) -> None:
         problem = "the file is missing"
     elif named is None:
         problem = "the manifest does not list this file"
-    elif path.stat().st_size != named["bytes"] or _sha256(path) != named["sha256"]:
+    elif path.stat().st_size != named["bytes"] or file_sha256(path) != named["sha256"]:
         problem = "the file is not the one in the manifest: its SHA-256 differs"
     else:
         return
     raise TrainingSetError(problem, where=str(path), next_step=f"remove {folder} and build again: {_BUILD}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import TrainingSetSettings
 
-__all__ = ["NegativePool", "UserEvents", "draw_negatives", "stage_negatives"]
 
 #: Rounds of rejection sampling before the remaining slots are enumerated.
 _ROUNDS: Final = 24

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Level = Callable[[int], "Period"]
 
-__all__ = ["DAY_US", "Period", "enclosing_periods", "merge_horizon", "merge_periods", "uncovered_spans", "utc_day"]
 
 DAY_US = 86_400_000_000
 

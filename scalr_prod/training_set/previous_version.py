@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.training_set.input_changes import InputChanges
 
-__all__ = [
-    "DatasetPartition",
-    "PartitionStatistics",
-    "PreviousVersion",
-    "find_previous_version",
-    "group_days",
-    "hardlink_files",
-    "reusable",
-]
 
 logger = logging.getLogger(__name__)
 

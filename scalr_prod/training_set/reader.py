@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.training_set.export import DatasetFormat, ExportReport, WeightsMode
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
-__all__ = ["TrainingSet"]
-
 
 @dataclass(frozen=True)
 class TrainingSet:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["GroupedArrowFile"]
 
 #: Most record batches of an appended table. A second pass costs as much as batches of about 30 rows.
 _FAN_OUT: Final = 1_000

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.training_set.spine import LabelWindow
 
-__all__ = ["confidence_multipliers", "measure_real_to_synthetic", "real_to_synthetic"]
 
 #: Steps of R / S per factor of two. Rounding it keeps the rows of earlier days as they are when a day is added.
 _STEPS: Final = 4

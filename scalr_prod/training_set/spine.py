@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     Span: TypeAlias = tuple[int, int]
 
-__all__ = ["KEYS", "LABEL_COLUMNS", "LabelWindow", "Spine", "spine_schema", "stage_spine"]
 
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_domain")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Batch = dict[str, "NDArray[Any]"]
     Group = tuple[Path, int, int]  # a file, the number of a row group in it, and its rows
 
-__all__ = ["INPUT_COLUMNS", "NUMERIC_FEATURES", "RowDataset", "StreamDataset", "encode_rows"]
 
 #: Columns of ``numeric``, in order: raw counts, and the item's age in days; 0 if unknown, or if the training set lacks the column.
 NUMERIC_FEATURES: Final = (

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pyarrow.fs import FileSystem
 
-__all__ = [
-    "SOURCE_HISTORY_COLUMN",
-    "TARGET_HISTORY_COLUMN",
-    "VOCABULARY_FOLDER",
-    "IdKind",
-    "IdVocabulary",
-    "write_ids",
-    "write_vocabulary",
-]
 
 #: Folder of a version with one Parquet file of sorted ids per kind.
 VOCABULARY_FOLDER: Final = "vocabulary"

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["Attribution", "Term", "attribute"]
 
 _COMPONENT: Final = "mixture"
 #: Contexts that are processed at once.

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import LazyContexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["CALIBRATION_TABLES", "calibrate", "fold_table_name", "uncalibrated_tables"]
 
 #: Names of the calibration tables in a version: for users whose target events the parameters have seen, and for held-out users of any
 #: fold. Each fold has its own table as well, see `fold_table_name`.

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["BUILTIN_LAYOUT", "CalibrationLayout", "trait_columns"]
 
 #: Rows of a version that does not store them. Versions with these rows never do, so that their bytes stay the same.
 _UNNAMED_ROWS: Final = ("mixture", "popularity", "frequency", "topics", "linear", "factorisation", "sequential")

@@ -26,7 +26,6 @@ from scalr_prod.translator.trainer import (
     fit_calibration,
     fit_parameter_sets,
     fit_shared,
-    label_rows_between,
     time_quantile,
     weights_metadata,
 )
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.event_log import EventLog
     from scalr_prod.translator.worker_pool import WorkerPool
 
-__all__ = ["ChallengerResult", "compare_versions"]
 
 #: Minimum number of events for a comparison.
 MIN_EVENTS: Final = 30
@@ -156,9 +154,7 @@ def _refit_recipe(
     held_out = log.sample_users(settings.translator.folds)
     pairs = TrainingSlice.from_log(log, until, settings.translator, device=training_device(settings.compute.device))
     before = calibration_slice(settings, log, middle, until)
-    work = training_budget.estimate_training_work(
-        before, 1, measured_events=len(label_rows_between(log, middle, until))
-    ) + training_budget.estimate_training_work(pairs, 1)
+    work = training_budget.estimate_training_work(before, 1) + training_budget.estimate_training_work(pairs, 1)
     with track("comparison", show=progress, total=work, unit="") as done:
         shared_before, shared = fit_shared([before, pairs], pool, done)
         calibrated = fit_calibration(settings, shared_before, held_out, done, pool)

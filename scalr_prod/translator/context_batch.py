@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.contexts import Contexts
 
-__all__ = ["ContextBatch", "distinct_per_row"]
-
 
 @dataclass(frozen=True)
 class ContextBatch:

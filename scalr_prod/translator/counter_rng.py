@@ -16,7 +16,6 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["exponential", "item_words", "key_words"]
 
 _HALF: Final = 2**31
 _MASK_15: Final = (1 << 17) - 1

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.compute import Cluster, ShuffleFolder
     from scalr_prod.config import Settings
 
-__all__ = ["open_training_pool"]
 
 Inputs = TypeVar("Inputs")
 Unit = TypeVar("Unit")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["describe_device", "resolve_device", "to_device", "with_cpu_fallback"]
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TranslatorError
@@ -27,11 +28,9 @@ from scalr_prod.translator.trainer import (
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["BacktestReport", "evaluate"]
-
 
 @dataclass(frozen=True)
-class BacktestReport:
+class BacktestReport(Jsonable):
     """Metrics of the mixture and of each estimator alone.
 
     Attributes:
@@ -47,10 +46,6 @@ class BacktestReport:
     slices: dict[str, dict[str, Any]] = field(repr=False)
     weights: dict[str, dict[str, float]]
     seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))
 
 
 def evaluate(settings: Settings, version: int | None = None, *, progress: bool = False) -> BacktestReport:
@@ -86,11 +81,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         )
     cold = log.sample_users(2)
     earlier_slice, later_slice = calibration_slice(settings, log, begin, middle), calibration_slice(settings, log, middle, end)
-    measured = [len(label_rows_between(log, *ends)) for ends in ((begin, middle), (middle, end))]
-    work = sum(
-        training_budget.estimate_training_work(slice_, 1, measured_events=events)
-        for slice_, events in zip((earlier_slice, later_slice), measured, strict=True)
-    )
+    rows = label_rows_between(log, middle, end)
+    work = sum(training_budget.estimate_training_work(slice_, 1) for slice_ in (earlier_slice, later_slice))
     with (
         open_training_pool(settings, command="scalr translator evaluate") as pool,
         track("evaluation", show=progress, total=work, unit="") as done,
@@ -99,8 +91,8 @@ def evaluate(settings: Settings, version: int | None = None, *, progress: bool =
         calibrated = fit_calibration(settings, earlier, cold, done, pool)
         pairs = later.pairs
         tensors = fit_parameter_sets(pairs, {-1: cold}, done, pool, shared=later) | calibrated.tables
-        test = measure_components(settings, log, pairs, tensors, label_rows_between(log, middle, end), cold, pool)
-        done(training_budget.estimate_calibration_work(measured[1]))
+        test = measure_components(settings, log, pairs, tensors, rows, cold, pool)
+        done(training_budget.estimate_calibration_work(len(rows)))
     slices = {"validation": (begin, middle, calibrated.metrics), "test": (middle, end, test)}
     return BacktestReport(
         version=resolved.version,

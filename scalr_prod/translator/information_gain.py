@@ -24,7 +24,7 @@ import torch
 
 from scalr_prod.translator.calibration import MIN_HELD_OUT_EVENTS, CalibrationEvents, calibrate, uncalibrated_tables
 from scalr_prod.translator.calibration_table import CalibrationLayout
-from scalr_prod.translator.training_module import TrainingModule
+from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import LazyContexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["InformationGain", "LabelledContexts", "MeanCI", "measure_information", "swap_histories"]
 
 #: Maximum number of events, number of other users' histories per event, and number of bootstrap resamples.
 MAX_EVENTS: Final = 4_000

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.contexts import Contexts
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = ["CalibrationBin", "DistributionMetrics", "label_ranks", "measure", "ndcg_gains"]
 
 RANK_CUTOFF: Final = 20
 _BINS: Final = 24

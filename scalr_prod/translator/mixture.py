@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.context_batch import ContextBatch
 
-__all__ = ["EncodedBatch", "Mixture"]
 
 _FEATURES: Final = popularity.FEATURES
 

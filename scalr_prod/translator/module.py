@@ -30,7 +30,7 @@ from scalr_prod.translator.calibration_table import CalibrationLayout
 from scalr_prod.translator.context_batch import ContextBatch
 from scalr_prod.translator.data.contexts import ALL_USERS, COLD_USERS, NO_ITEM, Contexts, Samples
 from scalr_prod.translator.estimators import scored_estimators
-from scalr_prod.translator.estimators.bundled_source import load_bundled_estimators, load_estimator
+from scalr_prod.translator.estimators.bundled_source import LoadedEstimators, load_bundled_estimators, load_estimator
 from scalr_prod.translator.estimators.popularity import events_by_item
 from scalr_prod.translator.mixture import Mixture
 from scalr_prod.translator.requests import RequestBounds, SampleRequest, check_sampling
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.kernels.gpu.gpu_executor import GpuExecutor
     from scalr_prod.translator.kernels.shortlist_executor import ShortlistExecutor
 
-__all__ = ["METADATA_KEY", "TranslatorModule"]
 
 logger = logging.getLogger(__name__)
 #: Key of the weights' file's metadata, which is stored as JSON.
@@ -387,6 +386,30 @@ class TranslatorModule(torch.nn.Module):
             step = -(-len(rows) // -(-len(rows) // max_rows))
             for start in range(0, len(rows), step):
                 yield rows[start : start + step], self._mixtures[fold]
+
+
+class TrainingModule(TranslatorModule):
+    """A `TranslatorModule` that can be pickled.
+
+    Args:
+        tensors: Tensors by name.
+        metadata: Metadata of the weights' file.
+        device: Device of the parameters.
+        estimators: The estimators; default: the installed ones that the metadata names.
+    """
+
+    def __init__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        metadata: dict[str, str],
+        device: str = "cpu",
+        estimators: LoadedEstimators | None = None,
+    ) -> None:
+        super().__init__(tensors, metadata, device, bundled_estimators=estimators)
+        self._source = tensors, metadata, device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingModule, (*self._source, LoadedEstimators.from_names(self.estimators))
 
 
 @cache

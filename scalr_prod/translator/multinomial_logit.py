@@ -21,7 +21,6 @@ from scalr_prod.translator.estimators.compiled_kernels import load_kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ChoiceData", "LogitColumns", "fit_logit"]
 
 #: Maximum number of Newton steps, and the step length below which they stop.
 MAX_NEWTON_STEPS: Final = 20

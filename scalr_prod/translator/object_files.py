@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.compute import ShuffleFolder
 
-__all__ = ["ObjectReader", "ObjectWriter", "PackedFile", "PackedObject"]
 
 #: Smaller arrays stay in the pickle.
 _MIN_FILE_BYTES: Final = 1 << 20

@@ -7,7 +7,6 @@ and the source of each estimator of another package (``estimator_*.py``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.id_index import IdIndex
 from scalr_prod.errors import TranslatorError, TranslatorNotFound
 from scalr_prod.workspace import move_into_place, staging_folder
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ItemVocabulary",
-    "TranslatorVersion",
-    "find_by_fingerprint",
-    "find_trained_between",
-    "load_version",
-    "models_dir",
-    "record_version",
-    "resolve_version",
-    "version_numbers",
-    "write_version",
-]
 
 WEIGHTS_FILE: Final = "translator.safetensors"
 MANIFEST_FILE: Final = "manifest.json"
@@ -252,8 +240,7 @@ def write_version(
         save_file({name: tensor.contiguous() for name, tensor in sorted(tensors.items())}, folder / WEIGHTS_FILE, file_metadata)
         for name, source in sources.items():
             (folder / name).write_bytes(source)
-        with (folder / WEIGHTS_FILE).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = file_sha256(folder / WEIGHTS_FILE)
         pq.write_table(pa.table({"item_id": vocabulary.source_ids}), folder / SOURCE_ITEMS_FILE)
         columns = {"item_id": vocabulary.all_target_ids} | {
             name: getattr(vocabulary, name) for name in ("first_seen", "count", "value")

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["CLASS_LIMITS", "CONFIDENCE", "MIN_OUTCOMES", "ReliabilityClass"]
-
 #: Lower limits of the classes after the lowest, which begins at 0.
 CLASS_LIMITS: Final = (0.001, 0.01, 0.1, 0.5, 0.9)
 #: Confidence level of the interval of an observed rate.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.contexts import Contexts
 
-__all__ = ["MAX_ABS_TIME_US", "RequestBounds", "SampleRequest", "check_sampling"]
 
 #: Times lie within this many microseconds of the epoch (146 000 years): larger values come from a NaT or an infinity, and
 #: their differences overflow.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.translator.registry import TranslatorVersion
 
-__all__ = ["KeptVersion", "RetrainingReason", "find_kept_version", "retraining_reason"]
 
 #: A log that has grown by this share since a version was trained makes the next one due, whatever the version's age.
 _MAX_GROWTH: Final = 0.1

@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.requests import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
-__all__ = [
-    "EXTRA_CANDIDATES",
-    "CandidateScores",
-    "Draws",
-    "float64_order",
-    "is_near_min_lift",
-    "rescale_to_catalogue",
-    "sample_topk",
-]
 
 #: Candidates beyond the k + 1 best that are compared again in float64.
 EXTRA_CANDIDATES: Final = 7

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.requests import SampleRequest
 
-__all__ = ["ShortlistIndex", "ShortlistSelection"]
 
 #: Target number of blocks, and limits of a block's size in items.
 _TARGET_BLOCKS: Final = 1024

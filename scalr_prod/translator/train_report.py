@@ -6,14 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from scalr_prod.core.jsonable import Jsonable
+
 if TYPE_CHECKING:
     from scalr_prod.translator.registry import TranslatorVersion
 
-__all__ = ["TrainReport"]
-
 
 @dataclass(frozen=True)
-class TrainReport:
+class TrainReport(Jsonable):
     """Result of `train`.
 
     Attributes:
@@ -52,7 +52,3 @@ class TrainReport:
             vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
             kept=kept,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return dict(vars(self))

@@ -29,8 +29,8 @@ from scalr_prod.translator.estimators import BUILTIN_ESTIMATORS, popularity, sco
 from scalr_prod.translator.estimators.bundled_source import LoadedEstimators, bundle_sources
 from scalr_prod.translator.information_gain import InformationGain, LabelledContexts, measure_information
 from scalr_prod.translator.metrics import DistributionMetrics, measure
+from scalr_prod.translator.module import TrainingModule
 from scalr_prod.translator.training_device import training_device
-from scalr_prod.translator.training_module import TrainingModule
 from scalr_prod.translator.worker_pool import INLINE, WorkerPool, ignore_progress, report_progress
 
 if TYPE_CHECKING:
@@ -45,18 +45,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.estimators.bundled_source import BundledSource
     from scalr_prod.translator.module import TranslatorModule
 
-__all__ = [
-    "FittedCalibration",
-    "SharedParameters",
-    "calibration_slice",
-    "fit_calibration",
-    "fit_parameter_sets",
-    "fit_shared",
-    "label_rows_between",
-    "measure_components",
-    "time_quantile",
-    "weights_metadata",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -253,6 +241,7 @@ def calibration_slice(settings: Settings, log: EventLog, begin: int, end: int) -
     Raises:
         TranslatorError: There is too little data.
     """
+    label_rows_between(log, begin, end)  # before any work
     device = training_device(settings.compute.device)
     return TrainingSlice.from_log(log, begin, settings.translator, popularity_until=end, device=device)
 

@@ -39,7 +39,6 @@ from scalr_prod.translator.trainer import (
     fit_calibration,
     fit_parameter_sets,
     fit_shared,
-    label_rows_between,
     time_quantile,
     weights_metadata,
 )
@@ -59,7 +58,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.translator.worker_pool import WorkerPool
 
-__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +109,7 @@ def _train(
     # Calibrate under the conditions of a run: hold out the target events of as many users as one fold has.
     begin = time_quantile(log.label_times(), 1 - settings.translator.validation_fraction)
     before = calibration_slice(settings, log, begin, end)
-    measured_events = len(label_rows_between(log, begin, end))
-    work = training_budget.estimate_training_work(
-        before, 1, measured_events=measured_events
-    ) + training_budget.estimate_training_work(pairs, folds + 1)
+    work = training_budget.estimate_training_work(before, 1) + training_budget.estimate_training_work(pairs, folds + 1)
     with track("translator", show=progress, total=work, unit="") as done:
         shared_before, shared = fit_shared([before, pairs], pool, done)
         held_out = {fold: log.fold == fold for fold in range(-1, folds)}

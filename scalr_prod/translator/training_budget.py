@@ -16,7 +16,6 @@ from scalr_prod.translator.estimators import scored_estimators
 if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
-__all__ = ["estimate_calibration_work", "estimate_fit_work", "estimate_shared_work", "estimate_training_work"]
 
 #: Microseconds on one core for each source event and each target event of a slice, with 64 factors, as measured on Yelp's logs.
 _SHARE: Final = {"popularity": (0.0, 0.6), "tastes": (1.0, 0.0), "topics": (20.0, 0.0), "linear": (5.6, 0.0)}
@@ -57,17 +56,18 @@ def estimate_calibration_work(events: int) -> float:
     return _CALIBRATION * events
 
 
-def estimate_training_work(pairs: TrainingSlice, sets: int, *, measured_events: int = 0) -> float:
-    """Estimate the microseconds to fit a slice's shared parameters and ``sets`` parameter sets, and to measure one of them.
+def estimate_training_work(pairs: TrainingSlice, sets: int) -> float:
+    """Estimate the microseconds to fit a slice's shared parameters and ``sets`` parameter sets.
 
-    Args:
-        pairs: The slice.
-        sets: Number of parameter sets.
-        measured_events: Target events that one set is calibrated and measured on.
+    A slice with popularity from after its end is for calibration: one set is then calibrated and measured on the events between the two.
     """
+    log = pairs.log
+    measured = log.is_label & (log.target.time >= pairs.until) & (log.target.time < pairs.popularity_until)
     names = scored_estimators(pairs.settings.estimators)
     shared = sum(estimate_shared_work(name, pairs) for name in (*names, "popularity", "tastes"))
-    return shared + sets * sum(estimate_fit_work(name, pairs) for name in names) + estimate_calibration_work(measured_events)
+    return (
+        shared + sets * sum(estimate_fit_work(name, pairs) for name in names) + estimate_calibration_work(int(measured.sum()))
+    )
 
 
 def _scaled(pairs: TrainingSlice, work: float) -> float:

@@ -13,8 +13,6 @@ from scalr_prod.translator.devices import resolve_device
 from scalr_prod.translator.estimators import attention
 from scalr_prod.translator.estimators.pretraining import make_optimizer, train_step
 
-__all__ = ["check_device_training", "training_device"]
-
 logger = logging.getLogger(__name__)
 
 #: Size of the synthetic log, and number of training steps.

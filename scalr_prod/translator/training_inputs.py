@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EVENT_TABLES", "compute_fingerprint", "count_events", "default_trained_until", "table_versions", "training_inputs"]
 
 EVENT_TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS)
 

@@ -11,7 +11,6 @@ The workers are threads of this process, see `open_worker_pool`, or those of a D
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,17 +21,6 @@ from scalr_prod.core.logging import bind_log_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = [
-    "INLINE",
-    "ConcurrentPool",
-    "WorkerPool",
-    "check_cancelled",
-    "ignore_progress",
-    "limit_threads",
-    "open_worker_pool",
-    "report_progress",
-    "run_unit",
-]
 
 Inputs = TypeVar("Inputs")
 Unit = TypeVar("Unit")
@@ -50,10 +38,9 @@ def ignore_progress(work: float) -> None:
     del work
 
 
-class WorkerPool(ABC):
-    """Runs independent units of work."""
+class WorkerPool:
+    """Runs independent units of work, in the calling thread; its subclasses run them concurrently."""
 
-    @abstractmethod
     def map(
         self,
         work: Callable[[Inputs, Unit], Result],
@@ -72,6 +59,7 @@ class WorkerPool(ABC):
         Raises:
             Exception: Any error of a unit; the other units are cancelled.
         """
+        return (run_unit(work, inputs, unit, None, on_progress) for unit in units)
 
     def run_concurrently(self, first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
         """Run two functions that call `map`, so that units of one fill the gaps of the other; inline, one after the other.
@@ -82,20 +70,7 @@ class WorkerPool(ABC):
         return first(), second()
 
 
-class _InlinePool(WorkerPool):
-    """Runs units in the calling thread."""
-
-    def map(
-        self,
-        work: Callable[[Inputs, Unit], Result],
-        inputs: Inputs,
-        units: Iterable[Unit],
-        on_progress: Callable[[float], None] = ignore_progress,
-    ) -> Iterator[Result]:
-        return (run_unit(work, inputs, unit, None, on_progress) for unit in units)
-
-
-INLINE: Final[WorkerPool] = _InlinePool()
+INLINE: Final = WorkerPool()
 
 
 class ConcurrentPool(WorkerPool):

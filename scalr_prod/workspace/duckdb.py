@@ -27,20 +27,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "configure_connection",
-    "create_delta_view",
-    "duckdb_session",
-    "escape_glob",
-    "move_into_place",
-    "oldest_staging_time",
-    "open_duckdb",
-    "quote_identifier",
-    "quote_literal",
-    "read_parquet_sql",
-    "staging_folder",
-    "temporary_folder",
-]
 
 #: Names of the folders that `temporary_folder` creates.
 _MADE: Final = re.compile(r".+-[a-z0-9_]{8}")

@@ -13,8 +13,6 @@ from scalr_prod.errors import ProjectsMixed
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["ProjectIdentity", "bind_to_project", "normalize_lake_url"]
-
 
 @dataclass(frozen=True)
 class ProjectIdentity:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["HOME_ENTRIES", "claim_directory", "claim_home", "ensure_supported_path", "is_empty", "is_home"]
 
 #: Characters that the Delta library rejects in paths, and escapes that database URLs decode (``%20`` to a blank).
 _NO_PATH: Final = re.compile(r"[\x00-\x1f\[\]^|\\?]|%[0-9A-Fa-f]{2}")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["RetrainingDeadline", "SuppressedId", "SuppressedKind", "SuppressionList", "ensure_retrained_in_time"]
 
 #: Kind of an id: a user, or an item of the target domain.
 SuppressedKind = Literal["user", "item"]

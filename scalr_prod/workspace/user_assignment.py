@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["CANARY_COLUMN", "HELD_OUT_COLUMN", "Canary", "Holdout", "not_held_out_sql"]
 
 #: Training-set columns that mark rows of held-out users and of canary users.
 HELD_OUT_COLUMN: Final = "held_out"

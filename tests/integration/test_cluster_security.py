@@ -20,7 +20,7 @@ from support.small import LOCAL, lean
 from scalr_prod.compute.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import SchedulerUnreachable, SettingsError
-from scalr_prod.features.session import open_session
+from scalr_prod.features.retrieval import open_session
 from scalr_prod.serving import promote, start_triton, stop_triton
 from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.workspace import open_duckdb, staging_folder

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import ForgettingError, LakeError, LeaseHeld, PublicationError, TranslatorError
 from scalr_prod.features import open_feature_store
-from scalr_prod.generation.part_files import file_sha256
 from scalr_prod.ledger import Ledger, run_folder
 from scalr_prod.operations.erasure import erase_users
 from scalr_prod.schemas import Table

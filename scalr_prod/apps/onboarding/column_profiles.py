@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scalr_prod.apps.onboarding.timestamp_formats import guess_timestamp_format
 from scalr_prod.errors import BadValue
 from scalr_prod.ingest import CellOrigin, IdParser, TimestampParser, select_column
 
@@ -19,9 +18,8 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from scalr_prod.ingest import Batch
+    from scalr_prod.ingest import Batch, CellOrigin
 
-__all__ = ["ColumnProfile", "LogProfile", "ParsedTimes", "TimeSpan", "Within", "parse_times"]
 
 #: Years of plausible times; numbers since 1970 are taken for times only if they fall between the second pair.
 _YEARS: Final = (1900, 2100)
@@ -51,6 +49,31 @@ _WHOLE: Final = r"^(0|-?[1-9]\d{0,17})$"
 _WHOLE_FLOAT: Final = r"^(0|-?[1-9]\d{0,14})\.0$"
 _FLOAT_DIGITS: Final = 2
 _UNIT_NAMES: Final = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+
+_CLOCKS: Final = (" %H:%M:%S", " %H:%M", "")
+_DAYS: Final = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d", "%m %d, %Y")
+_OTHERS: Final = ("%Y%m%d", "%Y%m%d%H%M%S", "%d %b %Y", "%b %d, %Y")
+
+
+def guess_timestamp_format(values: pa.Array, origin: CellOrigin, zone: str) -> tuple[str | None, list[str]]:
+    """Return the first format that parses every value, and the other formats that do.
+
+    If both orders parse the sample, the day comes before the month: 03/04/2024 is in April.
+
+    Args:
+        values: A column of text or whole numbers.
+        origin: Its origin.
+        zone: Time zone of its values.
+    """
+    fitting = []
+    for pattern in (*(day + clock for day in _DAYS for clock in _CLOCKS), *_OTHERS):
+        try:
+            TimestampParser(zone, "", format=pattern).parse(values, origin)
+        except BadValue:
+            continue
+        fitting.append(pattern)
+    return (fitting[0], fitting[1:]) if fitting else (None, [])
 
 
 @dataclass(frozen=True)

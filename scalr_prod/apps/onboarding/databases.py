@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.apps.onboarding.log_request import LogRequest
 
-__all__ = ["resolve_log"]
 
 _SQLITE: Final = {".db", ".sqlite", ".sqlite3"}
 #: Largest number of tables and columns in an error.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.apps.onboarding.column_profiles import ColumnProfile, LogProfile
 
-__all__ = ["LEAST_USERS", "Inference", "infer_columns", "is_event_log"]
 
 #: Smallest sample that decides anything.
 _ROWS: Final = 50

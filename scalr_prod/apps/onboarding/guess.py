@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ingest import Batch, CellOrigin
 
-__all__ = ["ItemGuess", "LogGuess", "guess_items", "guess_logs"]
-
 
 @dataclass(frozen=True)
 class LogGuess:

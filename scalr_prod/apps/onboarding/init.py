@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.schemas import IdType
 
-__all__ = ["DomainPlan", "InitPlan", "ensure_not_overwriting", "plan_init"]
 
 _SHOWN: Final = 5
 

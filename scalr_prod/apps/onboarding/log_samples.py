@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scalr_prod.apps.onboarding.log_request import LogRequest
     from scalr_prod.config import Settings
 
-__all__ = ["EVIDENCE_ROWS", "NAMES_ROWS", "read_sample", "read_table_sample"]
 
 #: Rows of a sample whose columns are known by name, and of one whose values have to tell.
 NAMES_ROWS: Final = 10_000

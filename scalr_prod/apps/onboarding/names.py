@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EVENT_ROLES", "ITEM_ROLES", "has_known_name", "match_columns", "normalize_name"]
 
 #: Required roles of an event's columns.
 EVENT_ROLES: Final = ("user", "item", "timestamp")

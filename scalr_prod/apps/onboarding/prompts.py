@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from scalr_prod.apps.onboarding.init import InitPlan
     from scalr_prod.apps.onboarding.log_request import LogRequest
 
-__all__ = ["apply_corrections", "confirm_interactively"]
 
 _HELP: Final = "Press Enter to accept, or type a correction such as source.user=customer or timezone=Europe/Paris"
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DomainSection", "render_toml"]
 
 _COMMENTS: Final = {
     "format": "its name does not tell its format",

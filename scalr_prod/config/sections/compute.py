@@ -11,8 +11,6 @@ from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection
 
-__all__ = ["ComputeSettings", "ServingSettings"]
-
 
 class ComputeSettings(SettingsSection):
     """Where Dask runs."""

@@ -10,8 +10,6 @@ from pydantic import Field
 from scalr_prod.config.domains import SettingsSection
 from scalr_prod.config.sections.values import PageAddress, WebAddress
 
-__all__ = ["LineageSettings", "LoggingSettings", "MetricsSettings", "UiSettings"]
-
 
 class LoggingSettings(SettingsSection):
     """Log lines on stderr."""

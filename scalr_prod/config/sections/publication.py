@@ -11,8 +11,6 @@ from scalr_prod.config.domains import SettingsSection
 from scalr_prod.config.sections.values import check_plugin_names
 from scalr_prod.plugins import RULES
 
-__all__ = ["ExperimentSettings", "PublicationSettings", "QualitySettings"]
-
 
 class QualitySettings(SettingsSection):
     """What happens to rows that break a rule."""

@@ -10,15 +10,6 @@ from pydantic import Field
 from scalr_prod.config.domains import SettingsSection, ZoneName
 from scalr_prod.core.directory_marker import PROJECT_NAME_PATTERN
 
-__all__ = [
-    "FeastExportSettings",
-    "FeastSettings",
-    "ForgettingSettings",
-    "LedgerSettings",
-    "ProjectSettings",
-    "RetentionSettings",
-]
-
 
 class ProjectSettings(SettingsSection):
     """The project's name and where its data is kept."""

@@ -12,8 +12,6 @@ from scalr_prod.config.domains import SettingsSection
 from scalr_prod.config.sections.values import Instant, Weight, check_plugin_names
 from scalr_prod.plugins import MODELS
 
-__all__ = ["DEFAULT_SYNTHETIC_WEIGHT", "DownstreamSettings", "TrainingSetSettings"]
-
 #: Default λ, used where neither a policy nor the settings give one (docs/adr/0019).
 DEFAULT_SYNTHETIC_WEIGHT: Final = 0.1
 

@@ -12,8 +12,6 @@ from scalr_prod.config.domains import SettingsSection
 from scalr_prod.config.sections.values import Instant, check_plugin_names
 from scalr_prod.plugins import ESTIMATORS
 
-__all__ = ["GenerationSettings", "HistorySettings", "TranslatorSettings"]
-
 
 class HistorySettings(SettingsSection):
     """How much of the past a history holds."""

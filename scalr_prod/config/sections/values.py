@@ -12,8 +12,6 @@ from pydantic import AfterValidator, Field
 if TYPE_CHECKING:
     from scalr_prod.plugins import PluginGroup
 
-__all__ = ["Instant", "PageAddress", "WebAddress", "Weight", "check_plugin_names"]
-
 
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["AlsHyperparameters", "ImplicitAls"]
-
 
 @dataclass(frozen=True)
 class AlsHyperparameters:

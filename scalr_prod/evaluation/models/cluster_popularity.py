@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["CLUSTERS", "CLUSTER_HALF_LIVES", "ClusterPopularity", "cluster_users"]
 
 #: Numbers of clusters, and half-lives in days, to try on validation.
 CLUSTERS: Final = (8, 32, 128)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import Interactions
     from scalr_prod.evaluation.models.feature_rows import Shortlist
 
-__all__ = ["FeatureRanker", "FeatureRankerHyperparameters", "boosting_options", "load_lightgbm"]
 
 logger = logging.getLogger(__name__)
 

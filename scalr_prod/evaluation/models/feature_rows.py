@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = [
-    "FeatureLog",
-    "FeatureRows",
-    "Shortlist",
-    "WeightedRows",
-    "cached_value",
-    "canonical_order",
-    "events_digest",
-]
 
 Cached = TypeVar("Cached")
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["RaggedInteractions", "UserTable", "train"]
 
 _LEARNING_RATE: Final = 0.02
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions, ItemScorer
 
-__all__ = ["HALF_LIVES", "PopularityBoosted", "RecentPopularity"]
 
 #: Half-lives in days to try on validation.
 HALF_LIVES: Final = (1.0, 3.0, 7.0, 20.0, 90.0, 365.0)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["SasRec", "SasRecHyperparameters"]
 
 _LEARNING_RATE: Final = 3e-3
 _INITIAL_STD: Final = 0.02

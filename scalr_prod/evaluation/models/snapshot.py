@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["FEATURES", "Snapshot", "iter_user_batches"]
 
 #: Days.
 _HALF_LIVES: Final = (7.0, 30.0, 90.0, 365.0, float("inf"))

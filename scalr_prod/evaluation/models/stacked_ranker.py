@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.models.feature_rows import FeatureRows
 
-__all__ = ["StackedRanker", "StackedRankerHyperparameters"]
 
 _USER_BATCH: Final = 512
 #: Number of cached rankers and row sets, which all arms share.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.evaluation.interactions import Interactions
 
-__all__ = ["TwoTower", "TwoTowerHyperparameters"]
 
 _LEARNING_RATE: Final = 0.01
 _SCORING_BATCH: Final = 4096

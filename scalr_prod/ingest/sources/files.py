@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.column_mapping import ColumnSelection
     from scalr_prod.ingest.sources.protocol import LogSource
 
-__all__ = [
-    "FILE_FORMATS",
-    "Csv",
-    "FilesReader",
-    "JsonLines",
-    "Parquet",
-    "ResolvedPath",
-    "expand_files",
-    "first_error_line",
-    "format_suffix",
-    "resolve_location",
-    "to_record_batch",
-]
 
 _FORMATS = {
     ".parquet": "parquet",

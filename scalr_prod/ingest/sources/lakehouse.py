@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.ingest.sources.protocol import LogSource
     from scalr_prod.ingest.sources.table_formats import TableFormat
 
-__all__ = ["Delta", "Iceberg", "read_delta_table"]
 
 _ROWS = 65_536
 #: Snapshots listed in an error.

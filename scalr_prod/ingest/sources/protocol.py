@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ingest.column_mapping import ColumnSelection
 
-__all__ = ["Batch", "LogReader", "LogSource"]
-
 
 @dataclass(frozen=True)
 class LogSource:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["list_files", "read_path"]
-
 
 def read_path(
     settings: Settings,

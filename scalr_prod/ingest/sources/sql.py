@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ingest.column_mapping import ColumnSelection
 
-__all__ = ["check_connection", "list_tables", "read_query"]
 
 _ROWS = 20_000
 #: Packages that provide SQLAlchemy dialects.

@@ -11,7 +11,6 @@ from scalr_prod.errors import UnreadableInput
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ICEBERG_METADATA_SUFFIX", "TableFormat", "detect_table_format", "ensure_no_tables"]
 
 TableFormat = Literal["delta", "iceberg"]
 

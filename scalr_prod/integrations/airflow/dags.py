@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow.sdk import Asset, CronDataIntervalTimetable, Param, dag, get_current_context, task
+from airflow.sdk import Asset, CronDataIntervalTimetable, Param, chain, dag, get_current_context, task
 
 from scalr_prod.config import load_settings
 from scalr_prod.errors import SettingsError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.integrations.airflow.scheduling import JsonValue
 
-__all__ = ["ListedProject", "list_projects", "make_dags"]
 
 #: Daily runs use the current translator; the weekly DAG trains a new one.
 DAILY_STAGES: Final = tuple(stage.name for stage in stages_to(last="late", exclude=("translator",)) if not stage.light)
@@ -227,16 +226,14 @@ def _events_dag(name: str, config: dict[str, Param], asset: Asset, timezone: str
                 _emit_asset_event(outlet_events, asset, done["announced"])
             return done
 
-        before: XComArg | None = None
+        done: list[XComArg] = []
         run: XComArg | None = None
         for stage in DAILY_STAGES:
             # The last stage also runs on a day without source events: earlier windows may have got some.
             last = {"outlets": [asset], "trigger_rule": "none_failed"} if stage == DAILY_STAGES[-1] else {}
-            done = work.override(task_id=stage, **last)(stage, run)
-            if before is not None:
-                before >> done
-            before = done
-            run = done if stage == "generate" else run
+            done.append(work.override(task_id=stage, **last)(stage, run))
+            run = done[-1] if stage == "generate" else run
+        chain(*done)
 
     events()
 
@@ -320,13 +317,9 @@ def _translator_dag(name: str, config: dict[str, Param], timezone: str) -> None:
         def promote_if_better(version: int) -> dict[str, Any]:
             return _run_task("promote", version=version)
 
-        before: XComArg | None = None
-        for stage in WEEKLY_STAGES:
-            done = work.override(task_id="train" if stage == "translator" else stage)(stage)
-            if before is not None:
-                before >> done
-            before = done
-        promote_if_better(evaluate(before))
+        done = [work.override(task_id="train" if stage == "translator" else stage)(stage) for stage in WEEKLY_STAGES]
+        chain(*done)
+        promote_if_better(evaluate(done[-1]))
 
     translator()
 

@@ -37,19 +37,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "CONFIG_VARIABLE",
-    "airflow_errors",
-    "backfill_windows",
-    "build_call",
-    "config_path",
-    "ensure_same_timezone",
-    "is_retryable",
-    "load_project_settings",
-    "run_window",
-    "training_cutoff",
-    "training_set_settings",
-]
 
 #: Airflow Variable with the path of scalr.toml; it overrides the environment variable SCALR_CONFIG.
 CONFIG_VARIABLE: Final = "scalr_config"

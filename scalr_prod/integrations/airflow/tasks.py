@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scalr_prod.pipeline import PipelineContext
     from scalr_prod.project import Project
 
-__all__ = ["COMMAND_VARIABLE", "TASKS", "run_task", "run_task_in_subprocess"]
 
 logger = logging.getLogger(__name__)
 

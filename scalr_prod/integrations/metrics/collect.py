@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Publication, Run
 
-__all__ = ["ProjectCollector"]
 
 _VERDICT_STATES: Final = {RunState.VALIDATED.value: "passed", RunState.REJECTED.value: "rejected"}
 #: Number of latest runs searched for a report.

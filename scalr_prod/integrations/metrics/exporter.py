@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.pipeline import StageScope
 
-__all__ = ["MetricsHook", "export_metrics"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import ForgettingError
-from scalr_prod.generation import file_sha256
 from scalr_prod.ledger import STAGING_FOLDERS
 from scalr_prod.operations.erasure.scrubbing import RewrittenFile, Subjects, overwrite_file
 from scalr_prod.workspace import HOME_ENTRIES
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-
-__all__ = ["erase_from_files"]
 
 #: Entries of the home that other modules handle or that contain no ids: definitions, model files, markers.
 _SKIPPED_ENTRIES: Final = frozenset({"feature_repo", "forgotten", "lake", "models", "staging", "triton"})

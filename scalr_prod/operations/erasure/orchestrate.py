@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import SuppressedKind
 
-__all__ = ["ErasureReport", "erase_items", "erase_users"]
 
 logger = logging.getLogger(__name__)
 

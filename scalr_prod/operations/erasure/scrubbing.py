@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from scalr_prod.core.atomic_io import atomic_path
+from scalr_prod.core.hashing import file_sha256
 from scalr_prod.core.row_groups import iter_batches
-from scalr_prod.generation import file_sha256
 from scalr_prod.schemas import ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.workspace import SuppressedKind
 
-__all__ = ["ItemSubjects", "RewrittenFile", "Subjects", "UserSubjects", "overwrite_file"]
 
 #: Replaces an id in texts.
 PLACEHOLDER: Final = "[forgotten]"

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.operations.erasure.scrubbing import Subjects
     from scalr_prod.workspace import SuppressedKind
 
-__all__ = ["AFFECTED_TABLES", "DERIVED_FROM_ITEMS", "EVENT_TABLES", "count_rows", "delete_rows", "find_ids", "purge"]
 
 #: Tables with rows of users, and of items of the target domain.
 AFFECTED_TABLES: Final[dict[SuppressedKind, tuple[Table, ...]]] = {

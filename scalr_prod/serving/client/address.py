@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["secret_file", "server_file", "server_urls"]
-
 
 def server_file(settings: Settings) -> Path:
     """Return the file that holds the local server's address, process and ports."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.serving.client.transport import Message
 
-__all__ = ["build_request", "check_items", "check_probabilities", "check_request", "check_version", "read_tensors", "row_bytes"]
 
 _DATATYPES: Final[Mapping[str, str]] = {"int32": "INT32", "int64": "INT64", "float32": "FP32"}
 #: Sums of float32 terms may slightly exceed 1.

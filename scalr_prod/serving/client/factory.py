@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from scalr_prod.serving.client.latency import LatencyHistogram
     from scalr_prod.serving.client.scorer import Scorer
 
-__all__ = ["local_model_digest", "open_scorer"]
-
 
 def open_scorer(
     settings: Settings,
     version: int,
     *,
-    threads: int | None = None,
     has_watchdog: bool = False,
     latencies: LatencyHistogram | None = None,
     server_index: int = 0,
@@ -38,7 +35,6 @@ def open_scorer(
     Args:
         settings: The project's settings; ``[serving] scorer`` decides.
         version: The translator version that must answer.
-        threads: Threads of the local scorer; default ``[serving] threads``.
         has_watchdog: A watchdog restarts a failed local server (`watchdog.serve_with_watchdog`): wait for the restart, even after
             failures that the server would not recover from by itself.
         latencies: Records how long answers take: of a request to Triton, or of a batch in this process.
@@ -54,9 +50,7 @@ def open_scorer(
     serving = settings.serving
     if serving.scorer == "local":
         path = load_version(settings, version).path
-        return LocalScorer(
-            path, version, threads=threads or serving.threads, device=settings.compute.device, latencies=latencies
-        )
+        return LocalScorer(path, version, threads=serving.threads, device=settings.compute.device, latencies=latencies)
     return TritonScorer(
         lambda: server_urls(settings),
         version,

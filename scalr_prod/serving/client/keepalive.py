@@ -12,8 +12,6 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["HEARTBEAT_FOLDER_VARIABLE", "Heartbeat", "read_heartbeat_count"]
-
 logger = logging.getLogger(__name__)
 
 #: Environment variable with the folder of the files; not set for a server without a watchdog.

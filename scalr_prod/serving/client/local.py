@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from scalr_prod.serving.client.latency import LatencyHistogram
+from scalr_prod.serving.client.scorer import Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-    from types import TracebackType
 
     import numpy as np
     from numpy.typing import NDArray
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from scalr_prod.serving.client.wire import AnsweringModule
     from scalr_prod.translator import Contexts, Samples
 
-__all__ = ["LocalScorer"]
 
-
-class LocalScorer:
-    """Call the module directly; see `scalr_prod.serving.client.Scorer`.
+class LocalScorer(Scorer):
+    """Call the module directly.
 
     Args:
         folder: The version's folder, as found by `load_version`.
@@ -45,18 +43,13 @@ class LocalScorer:
 
         torch.set_num_threads(1)
         self._module: AnsweringModule = TranslatorModule.load(folder, resolve_device(device), threads, trusted=True)
-        self._version = version
+        self.version = version
         self._latencies = latencies or LatencyHistogram()
-
-    @property
-    def version(self) -> int:
-        """Return the version that answers."""
-        return self._version
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
     ) -> Samples:
-        """Draw ``k`` items without replacement for each context; see `ItemScorer.sample`."""
+        """Draw ``k`` items without replacement for each context; see `Scorer.sample`."""
         with self._latencies.timed():
             return self._module.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
@@ -69,19 +62,13 @@ class LocalScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """Yield the answer to each batch, in order; see `ItemScorer.sample_stream`."""
+        """Yield the answer to each batch, in order; see `Scorer.sample_stream`."""
         for contexts in batches:
             yield self.sample(contexts, k, temperature=temperature, min_lift=min_lift, shortlist=shortlist)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return P(item | context) and P(item) of given candidates; see `ItemScorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
         return self._module.score(contexts, candidates)
 
     def close(self) -> None:
         """Do nothing: the scorer holds only memory of this process."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()

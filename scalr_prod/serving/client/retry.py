@@ -13,7 +13,6 @@ from scalr_prod.errors import RequestTooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Deadline", "RequestLimits", "RequestOptions", "RetryPolicy", "ThroughputEstimate"]
 
 #: Target share of the deadline for one request, so that a slower machine or more workers still meet it.
 _DEADLINE_SHARE: Final = 0.25

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocol of all scorers."""
+"""Base of all scorers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator import Contexts, Samples
 
-__all__ = ["Scorer"]
-
 
 class Scorer(Protocol):
-    """Client of one version of the translator. Close it, or use it as a context manager."""
+    """Client of one version of the translator. Close it, or use it as a context manager.
 
-    @property
-    def version(self) -> int:
-        """Return the version that answers."""
+    Attributes:
+        version: The version that answers.
+    """
+
+    version: int
 
     def sample(
         self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
@@ -39,6 +39,7 @@ class Scorer(Protocol):
         Raises:
             ScoringError: No valid answer arrived.
         """
+        return next(self.sample_stream([contexts], k, temperature=temperature, min_lift=min_lift, shortlist=shortlist))
 
     def sample_stream(
         self,
@@ -72,6 +73,8 @@ class Scorer(Protocol):
     def close(self) -> None:
         """Release all resources. The scorer cannot be used afterwards."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -12,7 +12,6 @@ from scalr_prod.serving.client.address import secret_file
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["CONTROL_HEADER", "CONTROL_PROTOCOLS", "Security"]
 
 #: Triton protocols that change the server or reveal its state: restricted to clients with the secret.
 CONTROL_PROTOCOLS: Final = ("model-repository", "shared-memory", "statistics", "trace", "logging")

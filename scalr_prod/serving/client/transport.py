@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.serving.client.latency import LatencyHistogram
 
-__all__ = ["Channel", "Message", "Reply", "RequestFailure", "Transport"]
 
 #: A protobuf message of Triton's service.
 Message: TypeAlias = "Any"

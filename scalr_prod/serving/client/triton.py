@@ -8,26 +8,25 @@ import random
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from scalr_prod.errors import DeadlineExceeded, MalformedResponse, ScoringError, ServerUnreachable
 from scalr_prod.serving.client import codec
 from scalr_prod.serving.client.retry import Deadline, RequestLimits, RequestOptions, ThroughputEstimate
+from scalr_prod.serving.client.scorer import Scorer
 from scalr_prod.serving.client.transport import Channel, RequestFailure
 from scalr_prod.serving.client.wire import OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS, ModelIdentity, encode_request, request_key
 from scalr_prod.translator import MAX_ABS_TIME_US, NO_ITEM, Contexts, Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
     from scalr_prod.serving.client.transport import Message, Reply, Transport
 
-__all__ = ["TritonScorer"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class _Pending:
     reply: Reply | None
 
 
-class TritonScorer:
+class TritonScorer(Scorer):
     """Call one version of the translator, on one server at a time; see `scalr_prod.serving.client.Scorer`.
 
     Args:
@@ -85,7 +84,7 @@ class TritonScorer:
         server_index: int = 0,
         connect: Callable[[str], Transport] = Channel,
     ) -> None:
-        self._addresses, self._connect, self._model, self._version = addresses, connect, model, version
+        self._addresses, self._connect, self._model, self.version = addresses, connect, model, version
         self._options, self._server_index = options, server_index
         self._throughput = ThroughputEstimate(options.deadline_s)
         self._digest, self._catalogue_size = digest, 0
@@ -107,17 +106,6 @@ class TritonScorer:
             self.close()
             raise
 
-    @property
-    def version(self) -> int:
-        """Return the version that answers."""
-        return self._version
-
-    def sample(
-        self, contexts: Contexts, k: int, *, temperature: float = 1.0, min_lift: float = 0.0, shortlist: int | None = None
-    ) -> Samples:
-        """Draw ``k`` items without replacement for each context; see `ItemScorer.sample`."""
-        return next(self.sample_stream([contexts], k, temperature=temperature, min_lift=min_lift, shortlist=shortlist))
-
     def sample_stream(
         self,
         batches: Iterable[Contexts],
@@ -127,7 +115,7 @@ class TritonScorer:
         min_lift: float = 0.0,
         shortlist: int | None = None,
     ) -> Iterator[Samples]:
-        """Yield the answer to each batch, in order, with several requests in flight; see `ItemScorer.sample_stream`."""
+        """Yield the answer to each batch, in order, with several requests in flight; see `Scorer.sample_stream`."""
         encoded = (
             encode_request(batch, k=k, temperature=temperature, min_lift=min_lift, shortlist=shortlist) for batch in batches
         )
@@ -135,7 +123,7 @@ class TritonScorer:
             yield Samples(**answer)
 
     def score(self, contexts: Contexts, candidates: NDArray[np.int32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return P(item | context) and P(item) of given candidates; see `ItemScorer.score`."""
+        """Return P(item | context) and P(item) of given candidates; see `Scorer.score`."""
         if candidates.dtype != np.int32 or candidates.ndim != 2 or len(candidates) != len(contexts):  # noqa: PLR2004
             raise ScoringError(
                 f"candidates are {candidates.dtype} {candidates.shape}, expected int32 ({len(contexts)}, C)",
@@ -153,12 +141,6 @@ class TritonScorer:
         """Close the channels and drop pending requests."""
         for channel in self._channels.values():
             channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a scorer belongs to one process: open one in each process with open_scorer(settings, version)")
@@ -208,7 +190,7 @@ class TritonScorer:
     def _send(self, request: _RequestBatch) -> _Pending:
         """Build the message, once, and send it."""
         message = codec.build_request(
-            self._model, self._version, request.tensors, tuple(request.shapes), timeout_s=self._options.deadline_s
+            self._model, self.version, request.tensors, tuple(request.shapes), timeout_s=self._options.deadline_s
         )
         deadline = Deadline.after(self._options.deadline_s)
         # An empty batch needs no request.
@@ -250,8 +232,8 @@ class TritonScorer:
     def _checked(self, request: _RequestBatch, response: Message, *, where: str) -> dict[str, NDArray[Any]]:
         """Return the tensors of an answer from this address, after validating them."""
         tensors = codec.read_tensors(response, request.shapes, where=where)
-        codec.check_version(tensors.pop("model_version"), self._version, where=where)
-        codec.check_digest(tensors["model_digest"], self._digest, self._version, where=where)
+        codec.check_version(tensors.pop("model_version"), self.version, where=where)
+        codec.check_digest(tensors["model_digest"], self._digest, self.version, where=where)
         codec.check_request(tensors.pop("request_key"), request_key(request.tensors), where=where)
         if "items" in tensors and self._catalogue_size:  # the first answer identifies the model
             codec.check_items(tensors["items"], self._catalogue_size, where=where)
@@ -331,12 +313,12 @@ class TritonScorer:
                 where=url,
                 next_step="see how busy the server is: scalr triton status; or raise [serving] deadline_s",
             )
-        return failure.to_error(url, f"{self._model} version {self._version}")
+        return failure.to_error(url, f"{self._model} version {self.version}")
 
     def _fetch_max_rows(self, deadline: Deadline) -> int:
         """Return the most rows that the server takes in one request."""
         _, config = self._retry(
-            lambda channel, left: channel.model_config(self._model, str(self._version), left), deadline, await_model=False
+            lambda channel, left: channel.model_config(self._model, str(self.version), left), deadline, await_model=False
         )
         return max(1, int(config.max_batch_size))
 
@@ -355,11 +337,11 @@ class TritonScorer:
         output_names = ("items", "model_version", "request_key", "model_digest", "catalogue_size")
         request = _RequestBatch(encode_request(contexts), dict.fromkeys(output_names, (1, 1)), is_last=True)
         message = codec.build_request(
-            self._model, self._version, request.tensors, output_names, timeout_s=self._options.deadline_s
+            self._model, self.version, request.tensors, output_names, timeout_s=self._options.deadline_s
         )
         tensors = self._answer(_Pending(request, message, deadline, self._channel, None), await_model=False)
         self._throughput.observe(1, deadline.elapsed)
         where = self._channel.url
-        identity = ModelIdentity(self._version, int(tensors["model_digest"][0, 0]), int(tensors["catalogue_size"][0, 0]))
+        identity = ModelIdentity(self.version, int(tensors["model_digest"][0, 0]), int(tensors["catalogue_size"][0, 0]))
         codec.check_items(tensors["items"], identity.catalogue_size, where=where)
         return identity

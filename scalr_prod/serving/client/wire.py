@@ -24,17 +24,6 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, NDArray[Any]]
 
-__all__ = [
-    "INPUTS",
-    "OUTPUTS",
-    "SAMPLE_OUTPUTS",
-    "SCORE_OUTPUTS",
-    "ModelIdentity",
-    "answer_requests",
-    "digest_to_int64",
-    "encode_request",
-    "request_key",
-]
 
 #: Input tensors and their dtypes; the first axis of each is the batch. One value per row has shape [B, 1].
 INPUTS: Final[Mapping[str, type[np.generic]]] = {

@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ServingEnvironment",
-    "environment_candidates",
-    "examine_environment",
-    "find_environment",
-    "find_library",
-    "prepare_backend_folder",
-    "require_environment",
-]
 
 _INSTALL_HINT: Final = 'run: scalr serving install (Linux x86-64), or set [serving] scorer = "local"'
 #: Variables of this process passed to the server: temporary folders, language and GPU. Any other one may be a secret.

@@ -6,12 +6,17 @@ Uses only the standard library: `make setup` imports it before anything is insta
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import tomllib
+import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,14 +31,12 @@ from scalr_prod.serving.install.interpreters import (
     require_platform,
 )
 from scalr_prod.serving.install.virtualenvs import EnvironmentSpec, build_environment
-from scalr_prod.serving.install.wheel import build_wheel, checkout_folder
 from scalr_prod.version import __version__
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.serving.install.virtualenvs import Torch
 
-__all__ = ["InstallPlan", "InstallReport", "install_serving", "plan_serving"]
 
 #: Marks an environment created here, which may be changed or recreated.
 _MARKER_FILE: Final = "scalr-serving.json"
@@ -42,6 +45,53 @@ _PRECOMPILE_SCRIPT: Final = (
     "import numpy, torch, numba, scalr_prod.serving.client.keepalive, scalr_prod.serving.client.wire, "
     "scalr_prod.translator.module"
 )
+
+
+_PACKAGE: Final = Path(__file__).resolve().parents[2]
+_NAME: Final = "scalr-prod"
+
+
+def checkout_folder() -> Path | None:
+    """Return the checkout that the package runs from; None if it was installed from a wheel."""
+    project = _PACKAGE.parent / "pyproject.toml"
+    try:
+        named = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["name"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return _PACKAGE.parent if named == _NAME else None
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build a wheel of the installed package, to install it elsewhere without a package index.
+
+    Args:
+        folder: Folder to write the wheel to.
+
+    Raises:
+        ServingError: The installed package has no metadata.
+    """
+    try:
+        distribution = metadata.distribution(_NAME)
+    except metadata.PackageNotFoundError as error:
+        raise ServingError(
+            f"{_NAME} is not installed in the running Python", where=str(_PACKAGE), next_step="install it with pip"
+        ) from error
+    info = f"scalr_prod-{distribution.version}.dist-info"
+    content = {f"{info}/{name}": (distribution.read_text(name) or "").encode() for name in ("METADATA", "WHEEL")}
+    for path in sorted(_PACKAGE.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            content[f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}"] = path.read_bytes()
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in content.items())
+    wheel = folder / f"scalr_prod-{distribution.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        archive.writestr(f"{info}/RECORD", f"{record}{info}/RECORD,,\n")
+    return wheel
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from scalr_prod.serving.install.environment import find_library
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOCAL_SCORER_HINT", "Interpreter", "choose_interpreter", "find_uv", "install_system_package", "require_platform"]
 
 #: Python versions with wheels of numpy < 2, in order of preference.
 SUPPORTED_MINORS: Final = ("3.12", "3.11")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from scalr_prod.core.jsonable import Jsonable
 
-__all__ = ["DiagnosticCheck"]
-
 
 @dataclass(frozen=True)
 class DiagnosticCheck(Jsonable):

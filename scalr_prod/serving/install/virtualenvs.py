@@ -22,7 +22,6 @@ from scalr_prod.serving.install.interpreters import Interpreter, find_uv, instal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["EnvironmentSpec", "Torch", "build_environment", "describe_unseen_gpu", "has_nvidia_gpu", "install_uv"]
 
 #: The build of torch to install; ``auto``: the CPU build if there is no GPU and a CPU build is available.
 Torch = Literal["auto", "cpu", "cuda"]

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.serving.install.environment import ServingEnvironment
 
-__all__ = ["child_processes", "launch_server"]
 
 logger = logging.getLogger(__name__)
 

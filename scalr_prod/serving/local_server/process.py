@@ -36,18 +36,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ServerStatus",
-    "describe_end",
-    "is_alive",
-    "log_tail",
-    "restart_locked",
-    "start_locked",
-    "start_triton",
-    "stop_locked",
-    "stop_triton",
-    "triton_status",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ServerRecord",
-    "has_other_users",
-    "heartbeat_folder",
-    "read_heartbeats",
-    "read_record",
-    "refuse_second_machine",
-    "restrict_shared_memory",
-    "server_lock",
-    "server_user",
-    "state_folder",
-]
 
 #: Starting a server, loading a version and stopping may each take this long, while other processes wait.
 _LOCK_TIMEOUT_S: Final = 600

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["ensure_serving", "serve_version", "stop_unused_server"]
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["serve_with_watchdog"]
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["ALL_USERS", "COLD_USERS", "NO_ITEM", "PADDING", "ConsumedItems", "Contexts", "Samples"]
 
 #: Source vocabulary index of padding, and of items that training did not know.
 PADDING: Final = 0

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-__all__ = ["DomainEvents", "distinct_ids", "is_first_interaction", "load_events"]
 
 #: Approximate number of events read or sorted at a time; in a log of more than `_MAX_PASSES` times as many, a fixed share of it.
 _ROWS_AT_ONCE, _MAX_PASSES = 500_000, 64

@@ -27,7 +27,6 @@ from scalr_prod.features import ViewWindow, join_point_in_time, open_feature_sto
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
-from scalr_prod.translator.data.history_index import HistoryIndex, position_dtype
 from scalr_prod.workspace import staging_folder
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["EventLog", "data_end", "event_type_weights", "read_event_log"]
 
 _EventRanges: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]"
 
@@ -52,6 +50,55 @@ _TABLES: Final = (Table.SOURCE_EVENTS, Table.TARGET_EVENTS, Table.SOURCE_USER_HI
 _COLUMNS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP, CREATED_TIMESTAMP)
 
 
+def position_dtype(count: int) -> type[np.int32 | np.int64]:
+    """Return the integer type of positions in an array of ``count`` elements, and of the position after the last one."""
+    return np.int32 if count <= np.iinfo(np.int32).max else np.int64
+
+
+@dataclass(frozen=True)
+class HistoryIndex:
+    """Positions of the last L source events before each of T target events, indexed like an array [T, L], left-padded with -1.
+
+    Positions have the type of `position_dtype`.
+
+    Attributes:
+        stop: [T]. Position after each history's last event.
+        count: int32 [T]. Number of events of each history, at most L.
+        length: L.
+        explicit_rows: int64 [A], ascending. Rows whose history is not consecutive in the log, because it lacks a late event.
+        explicit_positions: [A, L]. Positions of these rows.
+    """
+
+    stop: NDArray[np.int32 | np.int64]
+    count: NDArray[np.int32]
+    length: int
+    explicit_rows: NDArray[np.int64]
+    explicit_positions: NDArray[np.int32 | np.int64]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (T, L)."""
+        return len(self.stop), self.length
+
+    def __len__(self) -> int:
+        return len(self.stop)
+
+    def __getitem__(self, key: Any) -> NDArray[np.int32 | np.int64]:
+        """Return some rows, or some columns of them: ``[rows]`` or ``[rows, columns]``, columns being a number or a slice."""
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        back = np.arange(-self.length, 0, dtype=np.int32)[columns]
+        axes = (..., None) if back.ndim else ...
+        stop, count = self.stop[rows][axes], self.count[rows][axes]
+        positions: NDArray[np.int32 | np.int64] = np.where(-back <= count, stop + back, self.stop.dtype.type(-1))
+        if len(self.explicit_rows):
+            number = np.arange(len(self))[rows]
+            entry = np.searchsorted(self.explicit_rows, number).clip(max=len(self.explicit_rows) - 1)
+            positions = np.where(
+                (self.explicit_rows[entry] == number)[axes], self.explicit_positions[entry][..., columns], positions
+            )
+        return positions
+
+
 @dataclass(frozen=True)
 class EventLog:
     """Events of both domains.
@@ -62,7 +109,7 @@ class EventLog:
         source: Source events.
         target: Target events.
         history: [len(target), L], or a `HistoryIndex`, which is indexed in the same way. Positions in ``source`` of the last L events
-            strictly before each target event, left-padded with -1; int32 or int64, see `history_index.position_dtype`.
+            strictly before each target event, left-padded with -1; int32 or int64, see `position_dtype`.
         exclude_consumed: Whether runs exclude items that the user already consumed.
         scratch_dir: Folder for anonymous temporary files, see `core.memmap`; None: the system's temporary folder.
     """

@@ -33,17 +33,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = [
-    "MAX_AGE_DAYS",
-    "MIN_TIME_US",
-    "RECENT_DAYS",
-    "SAME_EVENT_US",
-    "TRAITS",
-    "fit",
-    "raw_traits",
-    "standardize_traits",
-    "trait_moments",
-]
 
 RECENT_DAYS: Final = 30.0
 #: First events of an item that are all stored; of later ones, only the last of each day is.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.domain_events import DomainEvents
     from scalr_prod.translator.data.event_log import EventLog
 
-__all__ = ["LazyContexts", "Parameters", "TrainingSlice", "VocabularyCoverage", "consumed_before", "contexts_and_labels"]
 
 #: An estimator's tensors, by name.
 Parameters: TypeAlias = "dict[str, torch.Tensor]"

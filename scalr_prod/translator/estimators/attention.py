@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import Parameters
     from scalr_prod.translator.estimators.compiled_kernels import TrainingKernels
 
-__all__ = ["initial_weights", "last_state", "reference_states", "window_states"]
 
 #: Fraction of earlier events hidden from attention in training.
 EVENT_DROPOUT: Final = 0.2

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["BundledSource", "LoadedEstimators", "bundle_sources", "load_bundled_estimators", "load_estimator"]
 
 #: Packages of the serving environment, besides the standard library and the modules of this package that it can import.
 _AVAILABLE: Final = ("numpy", "safetensors", "torch")

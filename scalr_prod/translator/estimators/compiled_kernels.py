@@ -16,7 +16,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TrainingKernels", "load_kernels"]
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["UNIT_ROUNDOFF", "dot_product_scores", "norm_bounds", "rounding_bound"]
-
 #: Unit roundoff of float32: half the distance from 1 to the next number.
 UNIT_ROUNDOFF: Final = 2.0**-24
 

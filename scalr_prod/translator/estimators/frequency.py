@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = ["fit", "history_weights", "largest", "score", "share", "version"]
 
 version: Final = 1
 #: α: pseudo-users who follow popularity.

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.training_pairs import Parameters
 
-__all__ = ["LazyAdamW", "LazyTable", "one_cycle_schedule"]
 
 _BETA_2: Final = 0.999
 _EPSILON: Final = 1e-8

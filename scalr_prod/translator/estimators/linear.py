@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = ["fit", "orthonormalise", "score", "share", "source_basis", "user", "vectors", "version"]
 
 version: Final = 1
 #: Principal components per unit of ``[translator] dim``.

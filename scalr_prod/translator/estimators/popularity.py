@@ -31,23 +31,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = [
-    "COUNT_NAMES",
-    "DECAYED_COUNTS",
-    "FEATURES",
-    "TENSOR_NAMES",
-    "choose_instants",
-    "decayed_counts",
-    "events_by_item",
-    "feature_bounds",
-    "feature_values",
-    "fit",
-    "log_counts",
-    "log_popularity",
-    "log_popularity_at",
-    "weighted_features",
-    "weighted_item_features",
-]
 
 #: Count → (half-life in days, events added to every item's count as smoothing, so that rare items can be proposed).
 DECAYED_COUNTS: Final[dict[str, tuple[float, float]]] = {

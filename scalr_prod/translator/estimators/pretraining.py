@@ -22,7 +22,6 @@ from scalr_prod.translator.worker_pool import check_cancelled
 if TYPE_CHECKING:
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = ["make_optimizer", "pretrain", "train_step"]
 
 EPOCHS: Final = 3
 LEARNING_RATE: Final = 2e-3

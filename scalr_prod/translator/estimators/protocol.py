@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = ["Estimator", "FittableEstimator", "LogScoreEstimator", "ProductEstimator"]
-
 
 class FittableEstimator(Protocol):
     """The part of an estimator that learns; constructed without arguments."""

@@ -9,8 +9,6 @@ from typing import Final
 import torch
 from torch.nn import functional
 
-__all__ = ["Labels", "Negatives", "sampled_softmax_loss"]
-
 #: Negatives per batch.
 NEGATIVES_PER_BATCH: Final = 1024
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
     from scalr_prod.translator.data.training_pairs import Parameters, TrainingSlice
 
-__all__ = ["fit", "largest", "score", "share", "user", "vectors", "version"]
 
 version: Final = 1
 #: Topics per unit of ``[translator] dim``.

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.data.training_pairs import TrainingSlice
 
-__all__ = ["TrainingWindows", "WindowBatch", "WindowIndex", "index_source_windows", "sample_windows"]
 
 #: ``[translator] batch_size`` counts target events. A window of the Amazon data sets has about this many.
 _EVENTS_PER_WINDOW: Final = 4

@@ -16,7 +16,6 @@ from scalr_prod.translator.kernels.compilation import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["add_by_column", "sum_by_row"]
 
 _ZERO: Final = np.float32(0)
 

@@ -17,7 +17,6 @@ from scalr_prod.translator.kernels.item_block import exp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["attention_backward", "attention_forward"]
 
 #: Loops over a window's events are padded to a multiple of this, so that they run in full vector registers.
 _LANES: Final = 32

@@ -18,7 +18,6 @@ from scalr_prod.translator.kernels import compile_cache
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["bits_to_float", "compiled", "float_to_bits", "helper", "strict_helper"]
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")

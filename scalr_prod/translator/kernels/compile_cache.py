@@ -21,8 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-__all__ = ["clear", "folder"]
-
 logger = logging.getLogger(__name__)
 _TRANSLATOR: Final = Path(__file__).resolve().parents[1]
 #: Packages that determine the compiled code, besides the interpreter.

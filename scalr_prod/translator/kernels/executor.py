@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.requests import SampleRequest
 
-__all__ = ["MAX_DRAWS", "BlockVisit", "FusedExecutor"]
 
 #: Items per block: a block of logits fits the processor's cache.
 ITEMS_PER_BLOCK: Final = 2048
@@ -78,6 +77,7 @@ class BlockPassResult:
 
     @classmethod
     def empty(cls, rows: int, best: int) -> BlockPassResult:
+        """Make the result of no block: ``rows`` contexts, ``best`` draws each."""
         return cls(
             keys=np.full((rows, best), -np.inf),
             items=np.zeros((rows, best), np.int32),

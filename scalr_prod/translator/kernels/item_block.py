@@ -16,8 +16,6 @@ import numpy as np
 
 from scalr_prod.translator.kernels.compilation import bits_to_float, compiled, float_to_bits, helper, strict_helper
 
-__all__ = ["add_log_products", "exp", "exp2", "log", "score_block"]
-
 _F = np.float32
 _LN2_HIGH: Final = _F(0.693359375)
 _LN2_LOW: Final = _F(-2.12194440e-4)

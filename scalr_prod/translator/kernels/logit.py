@@ -16,7 +16,6 @@ from scalr_prod.translator.kernels.item_block import exp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["add_derivatives", "log_losses"]
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.mixture import Mixture
 
-__all__ = ["build_executor"]
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.requests import SampleRequest
     from scalr_prod.translator.shortlist import ShortlistIndex
 
-__all__ = ["ShortlistExecutor"]
 
 #: Contexts per pass: each block is on the shortlists of some of them only.
 MAX_CONTEXTS: Final = 1024

@@ -15,7 +15,6 @@ from scalr_prod.translator.kernels.compilation import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["expectation_step", "targets_given_topic", "topics_given_source"]
 
 _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)

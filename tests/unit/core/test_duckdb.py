@@ -14,7 +14,7 @@ import pytest
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.errors import LakeError
-from scalr_prod.features.session import open_session
+from scalr_prod.features.retrieval import open_session
 from scalr_prod.workspace.duckdb import escape_glob, move_into_place, open_duckdb, staging_folder, temporary_folder
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from scalr_prod.apps.cli import app
 from scalr_prod.core.file_modes import make_private_folder, umask_of
 from scalr_prod.errors import LakeError
-from scalr_prod.features.session import open_session
+from scalr_prod.features.retrieval import open_session
 from scalr_prod.ledger import Ledger
 
 

@@ -20,11 +20,13 @@ HOOKS = {"Settings.settings_customise_sources"}
 
 
 def exported_by(path: Path) -> set[str]:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    """What `__all__` lists; in a module without one, all names that begin with no underscore."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         if any(isinstance(one, ast.Name) and one.id == "__all__" for one in targets):
             return set(ast.literal_eval(node.value))
-    return set()
+    return {name for node in body if not (name := getattr(node, "name", "_")).startswith("_")}
 
 
 def documented() -> list[tuple[str, ast.FunctionDef]]:
@@ -40,7 +42,13 @@ def documented() -> list[tuple[str, ast.FunctionDef]]:
             elif isinstance(node, ast.ClassDef):
                 methods = [one for one in node.body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
                 found += [(f"{place}:{node.name}.{one.name}", one) for one in methods]
-    return [(name, node) for name, node in found if not any("overload" in ast.unparse(one) for one in node.decorator_list)]
+    #: The docstring of a command is its help.
+    others = ("overload", ".command(")
+    return [
+        (name, node)
+        for name, node in found
+        if not any(other in ast.unparse(one) for one in node.decorator_list for other in others)
+    ]
 
 
 FOUND = documented()

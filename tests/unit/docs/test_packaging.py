@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from scalr_prod import __version__
 from scalr_prod.core import assets
-from scalr_prod.serving.install.wheel import build_wheel, checkout_folder
+from scalr_prod.serving.install.installer import build_wheel, checkout_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -377,7 +377,7 @@ def test_integer_ids(tmp_path):
 def test_a_long_query_draws_no_bar_on_stdout(monkeypatch):
     """Stdout has the one object of --json. DuckDB takes a process whose main module has no file for an interactive one."""
     import __main__
-    from scalr_prod.features.session import open_session
+    from scalr_prod.features.retrieval import open_session
 
     monkeypatch.delattr(__main__, "__file__", raising=False)
     with open_session(memory_mb=256, threads=1, spill=None) as connection:

@@ -91,7 +91,7 @@ class TestWrites:
         from concurrent.futures import ThreadPoolExecutor
 
         from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
-        from scalr_prod.features.session import open_session
+        from scalr_prod.features.retrieval import open_session
         from scalr_prod.features.writes import append_new_rows
 
         lake = Lake.open(own)

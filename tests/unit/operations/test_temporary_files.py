@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scalr_prod import Project
-from scalr_prod.operations.temporary_files import abandoned_folders
+from scalr_prod.operations.retention import abandoned_folders
 
 DAY = 86_400
 #: A process with a listener of multiprocessing's, as a driver has, that is killed.

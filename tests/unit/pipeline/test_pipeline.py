@@ -20,7 +20,7 @@ from scalr_prod.pipeline import (
     steps,
     with_light_prerequisites,
 )
-from scalr_prod.pipeline.row_counts import row_counts
+from scalr_prod.pipeline.runner import row_counts
 
 
 def names(stages):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from scalr_prod.translator.data import event_log
-from scalr_prod.translator.data.history_index import HistoryIndex, position_dtype
+from scalr_prod.translator.data.event_log import HistoryIndex, position_dtype
 
 LENGTH = 5
 

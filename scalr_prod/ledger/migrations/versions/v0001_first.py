@@ -10,8 +10,6 @@ from scalr_prod.ledger.orm_tables import UtcDateTime
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
@@ -102,9 +100,3 @@ def upgrade() -> None:
         sa.Column("manifest", sa.JSON(), nullable=False),
     )
     op.create_index("ix_datasets_fingerprint", "datasets", ["fingerprint"])
-
-
-def downgrade() -> None:
-    """Remove every table."""
-    for table in ("datasets", "model_promotions", "model_versions", "publications", "partitions", "run_transitions", "runs"):
-        op.drop_table(table)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from alembic import context, op
 
-from scalr_prod.errors import LedgerError
 from scalr_prod.ledger.orm_tables import UtcDateTime
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 #: In an order in which each is dropped before what it refers to.
 _TABLES = ("datasets", "model_promotions", "model_versions", "publications", "partitions", "transitions", "runs")
@@ -76,15 +73,6 @@ def upgrade() -> None:
     for table in reversed(_TABLES):
         op.rename_table(f"new_{table}", table)
     _indexes()
-
-
-def downgrade() -> None:
-    """Rows of several projects do not fit into the former tables."""
-    raise LedgerError(
-        "the former schema cannot hold projects",
-        where="the ledger's schema 3",
-        next_step="restore the ledger from a copy of before",
-    )
 
 
 class _Owners:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.translator.mixture import EncodedBatch, Mixture
     from scalr_prod.translator.requests import SampleRequest
 
-__all__ = ["MAX_DRAWS", "GpuExecutor"]
 
 #: Maximum draws per context; the reference handles more.
 MAX_DRAWS: Final = 256

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.translator.mixture import Mixture
 
-__all__ = ["build_executor"]
 
 #: Contexts of the test; maximum elements of a [contexts, items] tensor; relative tolerance of probabilities.
 _CONTEXTS: Final = 64

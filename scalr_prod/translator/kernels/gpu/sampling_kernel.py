@@ -15,8 +15,6 @@ from typing import Final
 import triton
 import triton.language as tl
 
-__all__ = ["CONTEXTS_PER_TILE", "ITEMS_PER_BLOCK", "ITEMS_PER_KEY", "sampling_pass"]
-
 #: Contexts per tile, items per block, and items per stored best key.
 CONTEXTS_PER_TILE: Final = 32
 ITEMS_PER_BLOCK: Final = 64

@@ -13,7 +13,6 @@ from scalr_prod.translator.estimators import frequency
 if TYPE_CHECKING:
     from scalr_prod.translator.context_batch import ContextBatch
 
-__all__ = ["ItemLists", "has_bit", "merge_duplicates", "pack_bits", "table_entries", "table_mass"]
 
 _BITS: Final = 32
 
