@@ -199,6 +199,7 @@ RULES: Final = PluginGroup(
         "information": "scalr_prod.quality.information:InformationRules",
         "calibration": "scalr_prod.quality.calibration:CalibrationRules",
         "drift": "scalr_prod.quality.drift:DriftRules",
+        "privacy": "scalr_prod.quality.privacy_rules:PrivacyRules",
     },
 )
 MODELS: Final = PluginGroup(

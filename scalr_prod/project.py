@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
     from scalr_prod.operations import ErasureReport, ExperimentReport, Explanation, RetentionReport
+    from scalr_prod.privacy import PrivacyReport
     from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
     from scalr_prod.quality import GateReport, Verdict
     from scalr_prod.reporting import WrittenReport
@@ -503,6 +504,25 @@ class Project:
         from scalr_prod.reporting import write_report
 
         return write_report(self.settings, run_id, output=Path(output) if output is not None else None)
+
+    def privacy(self, run_id: str | None = None) -> PrivacyReport:
+        """Attack a run's rows: membership of users in the translator's training, source histories, and items that few users had.
+
+        Args:
+            run_id: Default: the run that changed last.
+
+        Returns:
+            The success of each attack, with intervals over users, and what is and is not promised.
+
+        Raises:
+            RunNotFound: This project has no such run, or none at all.
+            GenerationError: The run has no rows.
+            TranslatorNotFound: Its translator version no longer exists.
+            LakeError: A table version that the run read no longer exists.
+        """
+        from scalr_prod.privacy import measure_privacy
+
+        return measure_privacy(self.settings, run_id)
 
     def status(self) -> list[pipeline.StageState]:
         """Return the stages in order: whether each is done, and its command."""

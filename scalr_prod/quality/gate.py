@@ -24,6 +24,7 @@ from scalr_prod.quality.gx_inspections import validate_columns, validate_figures
 from scalr_prod.quality.information import information_figures, suggest_next_step
 from scalr_prod.quality.outputs import write_accepted, write_quarantine
 from scalr_prod.quality.pooling import pool_small_run
+from scalr_prod.quality.privacy_rules import add_privacy_step, membership_figures
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import EVENT_COLUMNS
@@ -211,6 +212,7 @@ def _audit(
                 "translator_facts_differing": _differing(spec, record)
             }
             figures |= information_figures(record) | calibration_figures(record, quality)
+            figures |= membership_figures(settings, spec, files)
             if reference is not None:
                 figures |= measure_drift(audit.verdicts.connection, Lake.open(settings), spec, reference)
                 warn_on_drift(figures, quality, reference)
@@ -278,7 +280,7 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
         found = describe_failures(report)
-        next_step = add_next_step(report, suggest_next_step(report, next_step))
+        next_step = add_privacy_step(report, add_next_step(report, suggest_next_step(report, next_step)))
         if since := [
             report.figures["pooled_since"][rule.rule]
             for rule in report.failures

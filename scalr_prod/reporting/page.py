@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import PublicationStatus
+from scalr_prod.privacy import describe_privacy
 from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting import charts
 from scalr_prod.reporting.evaluation_verdict import verdict_section
@@ -89,6 +90,7 @@ def run_page(settings: Settings, data: RunReportData, templates: Environment, *,
         translator=_translator_metrics(data.translator),
         curve=_calibration_section(data.translator.get("calibration_curve", [])),
         reliability=data.translator.get("metrics", {}).get("reliability", []),
+        privacy=describe_privacy(data.privacy) if data.privacy else None,
         curve_kept="calibration_curve" in data.translator,
         passed=sum(rule["success"] is True for rule in rules),
         not_judged=sum(rule["success"] is None for rule in rules),

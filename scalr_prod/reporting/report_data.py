@@ -11,6 +11,7 @@ from scalr_prod.errors import FeatureStoreError, LakeError, ProvenanceNotFound, 
 from scalr_prod.generation import LIFT_SQL, SOURCE_TIMESTAMP, why_not_generated
 from scalr_prod.operations import explain_rows, read_published_events
 from scalr_prod.pipeline import read_timings
+from scalr_prod.privacy import privacy_file
 from scalr_prod.quality import rows_in_view
 from scalr_prod.reporting.samples import TranslationSample, sample_translations
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
@@ -77,6 +78,7 @@ class RunReportData:
         not_explained: Why they cannot be explained; None if they are, or if there are no examples.
         spent: ``seconds`` and ``memory_mb`` by stage; empty for a run of an earlier package version.
         translator: The manifest of the translator version; empty if the version was removed.
+        privacy: The last `PrivacyReport` of the run as JSON; empty if it was not measured.
         not_generated: Why runs generate no event under the current settings and policy; None: they do.
         history: The run's state changes in the ledger.
     """
@@ -96,6 +98,7 @@ class RunReportData:
     not_explained: str | None
     spent: Mapping[str, Mapping[str, Any]]
     translator: Mapping[str, Any]
+    privacy: Mapping[str, Any]
     not_generated: str | None
     history: Sequence[Mapping[str, Any]]
 
@@ -144,6 +147,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         not_explained=not_explained,
         spent=read_timings(settings, run_id),
         translator=_read_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
+        privacy=_read_json(privacy_file(settings, run_id)),
         not_generated=why_not_generated(settings),
         history=[change.to_json() for change in ledger.changes.find(run_id)],
     )

@@ -6,8 +6,10 @@ import html
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from support.reported_runs import HOSTILE_TITLE, pages, window
@@ -16,8 +18,11 @@ from typer.testing import CliRunner
 
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
+from scalr_prod.core.atomic_io import write_json
 from scalr_prod.errors import ReportError, RunNotFound
 from scalr_prod.ledger import run_folder
+from scalr_prod.privacy import privacy_file
+from scalr_prod.privacy.attack_statistics import measure_attack
 from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.schemas import Table
 
@@ -181,6 +186,25 @@ def test_what_the_stages_took_is_told(project, facts, written):
     page = open_page(written[0])
     assert f"A Dask worker used {facts.generation['worker_mb']:,} MiB at most." in page
     assert list(collect_run_data(opened.settings, opened.ledger, generated).spent) == ["generate"]
+
+
+def test_what_attacks_found_is_told(project, written, tmp_path):
+    opened, run_id, *_ = project
+    assert f"scalr privacy {run_id}" in written[0].read_text(encoding="utf-8")
+    report = opened.privacy(run_id)
+    coin = measure_attack(np.arange(300.0), np.arange(300.0))
+    told = replace(report, membership={"translator_scores": measure_attack(np.ones(9), np.zeros(9)), "own_rows": coin})
+    try:
+        write_json(privacy_file(opened.settings, run_id), told.to_json())
+        page = html.unescape(Path(opened.report(run_id, output=tmp_path / "page.html").path).read_text(encoding="utf-8"))
+    finally:
+        privacy_file(opened.settings, run_id).unlink()
+    assert report.promise in page
+    low, high = coin.auc.ci95
+    own, scores = (page.index(says) for says in ("the user's own published rows", "probabilities of the user's items"))
+    assert own < page.index(f"0.500 ({low:.3f} … {high:.3f})") < scores < page.index("1.000 (1.000 … 1.000)")
+    assert page.index("fewer than 2") < page.index(f"{report.evidence['5']:.2%}") < page.index("fewer than 10")
+    assert ("too few users" in page) == (report.source_inference is None)
 
 
 def test_a_refused_run_says_which_rule_broke(project, written):

@@ -165,6 +165,21 @@ def report(
     CommandContext(config, as_json, "report", run_id).run_with_project(lambda project: project.report(run_id, output=output))
 
 
+@app.command("privacy")
+def privacy_command(
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id; default: the run that changed last.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Attack a run's rows: who trained the translator, whose source history is it, and which items had few users.
+
+    Example: scalr privacy
+    """
+    CommandContext(config, as_json, "privacy", run_id).run_with_project(lambda project: project.privacy(run_id))
+
+
 @app.command()
 def ui(
     config: Config = DEFAULT_CONFIG,

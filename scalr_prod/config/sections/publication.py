@@ -56,6 +56,18 @@ class QualitySettings(SettingsSection):
         ge=0,
         description="refuse a translator whose observed rates differ from its probabilities by more than chance and this factor; 0: off",
     )
+    max_membership_auc: float = Field(
+        default=1.0,
+        ge=0.5,
+        le=1,
+        description="reject a run if an attack on its rows tells whose events trained the translator with an AUC above this (lower end of "
+        "its interval); takes seconds of processor time. 1: off; `scalr privacy` measures it",
+    )
+    min_evidence_users: int = Field(
+        default=0,
+        ge=0,
+        description="number of users who must have had a row's item in the translator's training events; 0: off",
+    )
     max_drift_warn: float = Field(
         default=0.25, ge=0, description="PSI from the previously published run above which a warning is logged; 0: off"
     )

@@ -15,8 +15,8 @@ import scalr_prod
 PACKAGE = Path(scalr_prod.__file__).parent
 #: Rooms whose modules other rooms import from the room itself.
 ROOMS = {
-    "config", "workspace", "lake", "ledger", "compute", "ingest", "histories", "features", "translator", "serving", "generation", "quality",
-    "publication", "training_set", "pipeline", "evaluation", "operations", "reporting",
+    "config", "workspace", "lake", "ledger", "compute", "ingest", "histories", "features", "translator", "serving", "generation", "privacy",
+    "quality", "publication", "training_set", "pipeline", "evaluation", "operations", "reporting",
 }  # fmt: skip
 #: Modules at the root; the former place of the offline store stays for feature_store.yaml files that name it.
 ROOT = {"__init__", "plugins", "project", "schemas", "version"}

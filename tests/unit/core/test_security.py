@@ -173,6 +173,7 @@ COMMANDS = [
     "config show",
     "config show --named",
     "report",
+    "privacy",
 ]
 #: They wait for requests, read a call of the scheduler's, and take no settings.
 UNTRIED = {"ui", "task", "quality init-suite"}

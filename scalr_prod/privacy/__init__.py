@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on a run's rows: what they tell about the users that the translator was trained on, and about source histories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scalr_prod.core.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from scalr_prod.privacy.attack_statistics import AttackSuccess
+    from scalr_prod.privacy.measurement import (
+        PrivacyReport,
+        describe_privacy,
+        measure_privacy,
+        measure_run_membership,
+        privacy_file,
+    )
+
+__all__ = ["AttackSuccess", "PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "AttackSuccess": "attack_statistics",
+        "PrivacyReport": "measurement",
+        "describe_privacy": "measurement",
+        "measure_privacy": "measurement",
+        "measure_run_membership": "measurement",
+        "privacy_file": "measurement",
+    },
+)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Privacy of a run's rows: membership inference, source inference, and evidence."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.jsonable import Jsonable
+from scalr_prod.errors import RunNotFound
+from scalr_prod.ledger import Ledger, run_folder
+from scalr_prod.privacy.evidence import measure_evidence
+from scalr_prod.privacy.membership import PUBLISHED_ATTACKS, measure_membership
+from scalr_prod.privacy.run_rows import find_run_files, open_run_rows, read_run_rows
+from scalr_prod.privacy.shadow_draws import ShadowDraws
+from scalr_prod.privacy.source_inference import SourceInference, measure_source_inference
+from scalr_prod.translator import load_version, open_worker_pool
+from scalr_prod.workspace import open_duckdb, staging_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from duckdb import DuckDBPyConnection
+
+    from scalr_prod.config import Settings
+    from scalr_prod.ledger import RunSpec
+    from scalr_prod.privacy.attack_statistics import AttackSuccess
+
+__all__ = ["PROMISE", "PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
+
+#: What a reader of the figures may conclude.
+PROMISE: Final = (
+    "These attacks were measured and succeeded as often as shown. Stronger ones may exist: no differential privacy (ε) is claimed, and "
+    "published rows are not anonymous. A user's rows follow from the user's source history."
+)
+_SAYS: Final = {
+    "own_rows": "the user's own published rows",
+    "closest_row_set": "the most similar rows of another user",
+    "item_counts": "how often other users' rows name the user's items",
+    "newcomers_closest_row_set": "the most similar rows of a newcomer",
+    "newcomers_item_counts": "how often newcomers' rows name the user's items",
+    "control": "control: most similar rows, by two sets trained on the user",
+    "own_rows_without_folds": "own rows drawn by another fold's parameters (not published)",
+    "translator_scores": "probabilities of the user's items (not published)",
+}
+
+_SOURCES: Final = {
+    "real_rows": "the user's real target events (control)",
+    "published_rows": "published rows",
+    "with_provenance": "published rows and their source items",
+}
+
+
+@dataclass(frozen=True)
+class PrivacyReport(Jsonable):
+    """Privacy of a run's rows.
+
+    Attributes:
+        run_id: The run.
+        mode: ``backfill`` or ``causal``.
+        membership: Attack → its success, see `membership`; empty where there are too few users.
+        source_inference: See `source_inference`; None where there are too few users.
+        evidence: k → share of the rows whose item fewer than k other users had in the training events.
+        seconds: Wall-clock time.
+        promise: What is and is not promised.
+    """
+
+    run_id: str
+    mode: str
+    membership: Mapping[str, AttackSuccess]
+    source_inference: SourceInference | None
+    evidence: Mapping[str, float]
+    seconds: float = 0.0
+    promise: str = PROMISE
+
+    def to_summary(self) -> dict[str, Any]:
+        """Summarize the report as tables."""
+        tables = describe_privacy(self.to_json())
+        return {
+            "run": f"{self.run_id} ({self.mode})",
+            "whose target events trained the translator?": tables["membership"] or "not measured: too few users",
+            "whose source history is it?": tables["source_inference"] or "not measured: too few users",
+            "items that few other users had": tables["evidence"],
+            "promised": self.promise,
+        }
+
+
+def describe_privacy(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of a `PrivacyReport`, as JSON, as tables in words: ``membership``, ``source_inference`` and ``evidence``."""
+    source = report["source_inference"]
+    return {
+        "membership": [
+            {
+                "told by": says,
+                "users": report["membership"][name]["users"],
+                "AUC": _interval(report["membership"][name]["auc"]),
+                "found at 1 % false": _interval(report["membership"][name]["true_positives"]),
+            }
+            for name, says in _SAYS.items()
+            if name in report["membership"]
+        ],
+        "source_inference": [
+            {"told by": says, "users": source["users"], f"picked among {source['candidates']}": _interval(source[name])}
+            for name, says in _SOURCES.items()
+        ]
+        if source
+        else [],
+        "evidence": [
+            {"other users": f"fewer than {k}", "share of rows": f"{share:.2%}"}
+            for k, share in sorted(report["evidence"].items(), key=lambda pair: int(pair[0]))
+        ],
+    }
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["ci95"]
+    return f"{estimate['value']:.3f} ({low:.3f} … {high:.3f})"
+
+
+def privacy_file(settings: Settings, run_id: str) -> Path:
+    """Return the file that keeps a run's latest `PrivacyReport` as JSON."""
+    return run_folder(settings.home, run_id) / "privacy.json"
+
+
+def measure_privacy(settings: Settings, run_id: str | None = None) -> PrivacyReport:
+    """Measure the rows of a run, accepted ones or candidates, and write the report to its folder.
+
+    Args:
+        settings: The project's settings.
+        run_id: Default: the run that changed last.
+
+    Raises:
+        RunNotFound: No such run, or none at all.
+        GenerationError: The run has no rows.
+        TranslatorNotFound: Its translator version no longer exists.
+        LakeError: A table version that the run read no longer exists.
+    """
+    started = time.perf_counter()
+    with Ledger.open(settings) as ledger:
+        runs = ledger.runs.find() if run_id is None else [ledger.runs.get(run_id)]
+    if not runs:
+        raise RunNotFound("there is no run yet", where="the ledger", next_step="scalr run")
+    spec = max(runs, key=lambda run: run.updated_at).spec
+    with _opened(settings, spec) as connection:
+        version = load_version(settings, spec.translator_version)
+        rows = read_run_rows(connection, settings, version)
+        shadow = ShadowDraws.open(connection, settings, spec, rows)
+        report = PrivacyReport(
+            spec.run_id,
+            spec.mode,
+            measure_membership(rows, shadow, mode=spec.mode, is_aligned=_is_aligned(spec)),
+            measure_source_inference(rows, shadow, mode=spec.mode),
+            measure_evidence(connection),
+        )
+    report = replace(report, seconds=round(time.perf_counter() - started, 2))
+    write_json(privacy_file(settings, spec.run_id), report.to_json())
+    return report
+
+
+def measure_run_membership(settings: Settings, spec: RunSpec, files: list[Path]) -> dict[str, AttackSuccess]:
+    """Measure the membership attacks of `PUBLISHED_ATTACKS` on a run's rows in given files."""
+    with _opened(settings, spec, files) as connection:
+        rows = read_run_rows(connection, settings, load_version(settings, spec.translator_version))
+        shadow = ShadowDraws.open(connection, settings, spec, rows)
+        found = measure_membership(rows, shadow, mode=spec.mode, is_aligned=_is_aligned(spec))
+    return {name: found[name] for name in PUBLISHED_ATTACKS if name in found}
+
+
+def _is_aligned(spec: RunSpec) -> bool:
+    return bool(spec.settings["generation"].get("align"))
+
+
+@contextmanager
+def _opened(settings: Settings, spec: RunSpec, files: list[Path] | None = None) -> Iterator[DuckDBPyConnection]:
+    with staging_folder(settings, "privacy") as folder, open_duckdb(settings, folder) as connection, open_worker_pool(1):
+        open_run_rows(connection, settings, spec, find_run_files(settings, spec) if files is None else files)
+        yield connection
