@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from scalr_prod.serving.local_server.session import ensure_serving, stop_unused_server
     from scalr_prod.serving.local_server.watchdog import serve_with_watchdog
     from scalr_prod.serving.model_repository import model_folder
-    from scalr_prod.serving.promotion import PromotionDecision, promote_if_better
+    from scalr_prod.serving.promotion import PromotionDecision, PromotionReport, promote, promote_if_better, rollback
     from scalr_prod.serving.promotion_stack import served_version, versions_in_use
-    from scalr_prod.serving.served_versions import PromotionReport, promote, rollback
 
 __all__ = [
     "DiagnosticCheck",
@@ -60,7 +59,7 @@ __getattr__ = lazy_exports(
         "DiagnosticCheck": "install.self_check",
         "LatencyHistogram": "client.latency",
         "PromotionDecision": "promotion",
-        "PromotionReport": "served_versions",
+        "PromotionReport": "promotion",
         "Scorer": "client",
         "ServerStatus": "local_server.process",
         "Torch": "install.virtualenvs",
@@ -70,10 +69,10 @@ __getattr__ = lazy_exports(
         "model_folder": "model_repository",
         "open_scorer": "client",
         "plan_serving": "install.installer",
-        "promote": "served_versions",
+        "promote": "promotion",
         "promote_if_better": "promotion",
         "require_environment": "install.environment",
-        "rollback": "served_versions",
+        "rollback": "promotion",
         "serve_with_watchdog": "local_server.watchdog",
         "served_version": "promotion_stack",
         "serving_checks": "diagnostics",
