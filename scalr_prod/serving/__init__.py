@@ -13,10 +13,9 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.serving.client import Scorer, open_scorer
     from scalr_prod.serving.client.latency import LatencyHistogram, merge_histograms
-    from scalr_prod.serving.diagnostics import serving_checks
+    from scalr_prod.serving.diagnostics import DiagnosticCheck, serving_checks
     from scalr_prod.serving.install.environment import require_environment
     from scalr_prod.serving.install.installer import install_serving, plan_serving
-    from scalr_prod.serving.install.self_check import DiagnosticCheck
     from scalr_prod.serving.install.virtualenvs import Torch
     from scalr_prod.serving.local_server.process import ServerStatus, start_triton, stop_triton, triton_status
     from scalr_prod.serving.local_server.session import ensure_serving, stop_unused_server
@@ -56,7 +55,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "DiagnosticCheck": "install.self_check",
+        "DiagnosticCheck": "diagnostics",
         "LatencyHistogram": "client.latency",
         "PromotionDecision": "promotion",
         "PromotionReport": "promotion",
