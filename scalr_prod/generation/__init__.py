@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
-    from scalr_prod.generation.generation_report import GenerationReport
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
     from scalr_prod.generation.part_files import open_part_writer, part_path
     from scalr_prod.generation.plan import plan_run, resolve_run_spec, run_settings
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     )
     from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, value_buckets
     from scalr_prod.generation.preview import RunPreview, preview_run
-    from scalr_prod.generation.runner import generate
+    from scalr_prod.generation.runner import GenerationReport, generate
     from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
 
 __all__ = [
@@ -77,7 +76,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "ConsumptionIndex": "encoding",
-        "GenerationReport": "generation_report",
+        "GenerationReport": "runner",
         "HISTORY_ITEMS": "encoding",
         "HISTORY_TIMES": "encoding",
         "LIFT_SQL": "confidence",

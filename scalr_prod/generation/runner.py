@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from scalr_prod.compute import open_cluster, preload_workers, progress_channel, run_worker_task
 from scalr_prod.core.atomic_io import write_json
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
-from scalr_prod.generation.generation_report import GenerationReport
 from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
 from scalr_prod.generation.shards import remove_shards, write_shards
@@ -25,7 +25,7 @@ from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -43,6 +43,59 @@ _SMALLER_TASKS: Final = "lower [compute] workers or raise [generation] partition
 
 #: Runs in these states stay in them when lost files are generated again.
 _FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
+
+
+@dataclass(frozen=True)
+class GenerationReport(Jsonable):
+    """Report what became of a window's source events.
+
+    Attributes:
+        run_id: The run.
+        contexts: Distinct source events (user, item, time) of the window that were translated.
+        drawn: Requested draws: contexts times ``events_per_source_event``.
+        dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no eligible item left),
+            ``duplicate`` (the user has the item at that time already) and ``alignment`` (downsampled).
+        events: Synthetic events staged as candidates.
+        users: Distinct users among them.
+        items: Distinct target items among them.
+        sources: ``contexts`` translated and resulting ``events``, by source domain.
+        coverage: Share of the translator's target items among them.
+        bucket_distance: Total variation between the value buckets of the real and of the staged events, before and after the
+            alignment.
+        left_out: Share of the `measured` contexts whose draw from the whole catalogue is missing from their shortlist, an estimate of the
+            probability (at the run's temperature) that shortlists leave out; None without shortlists.
+        measured: Contexts drawn with and without the shortlist for it.
+        seconds: Wall-clock seconds of this call.
+        contexts_per_s: Contexts translated by this call, per second.
+        events_per_s: Events staged, per second.
+        parts_made: Parts that this call made.
+        parts_kept: Verified parts of an earlier call.
+        worker_mb: Largest peak memory of a worker at the end of a part, in MiB; None if unknown.
+    """
+
+    run_id: str
+    contexts: int
+    drawn: int
+    dropped: Mapping[str, int]
+    events: int
+    users: int
+    items: int
+    coverage: float
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    bucket_distance: Mapping[str, float] = field(default_factory=dict)
+    left_out: float | None = None
+    measured: int = 0
+    seconds: float = 0.0
+    contexts_per_s: float = 0.0
+    events_per_s: float = 0.0
+    parts_made: int = 0
+    parts_kept: int = 0
+    worker_mb: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Restore a report from the output of `to_json`."""
+        return cls(**content)
 
 
 def generate(

@@ -13,9 +13,15 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.ingest.column_mapping import ColumnSelection
-    from scalr_prod.ingest.column_parsers import CellOrigin, IdParser, first_true_index, parse_numbers, select_column
+    from scalr_prod.ingest.column_parsers import (
+        CellOrigin,
+        IdParser,
+        common_id_type,
+        first_true_index,
+        parse_numbers,
+        select_column,
+    )
     from scalr_prod.ingest.id_mapping import IdMapping
-    from scalr_prod.ingest.id_types import common_id_type
     from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
     from scalr_prod.ingest.input_state import changed_inputs
     from scalr_prod.ingest.pipeline import ingest
@@ -79,7 +85,7 @@ __getattr__ = lazy_exports(
         "changed_inputs": "input_state",
         "check_domain_input": "preflight",
         "check_id_mapping": "preflight",
-        "common_id_type": "id_types",
+        "common_id_type": "column_parsers",
         "detect_table_format": "sources.table_formats",
         "first_true_index": "column_parsers",
         "format_suffix": "sources.files",

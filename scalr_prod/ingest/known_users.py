@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue
+from scalr_prod.ingest.column_parsers import common_id_type
 from scalr_prod.ingest.id_mapping import MAPPING_TABLE, UNMAPPED_PREFIX
-from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.rows import create_temp_table, scan_table, staged_rows_sql
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Domain, Table
 from scalr_prod.workspace import quote_literal

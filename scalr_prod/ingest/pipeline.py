@@ -13,8 +13,8 @@ from scalr_prod.core.timestamps import micros_to_datetime
 from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, NoCommonUsers, SettingsError
 from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key, item_prefix_filter
 from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
+from scalr_prod.ingest.column_parsers import common_id_type
 from scalr_prod.ingest.id_mapping import IdMapping
-from scalr_prod.ingest.id_types import common_id_type
 from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
 from scalr_prod.ingest.input_state import input_state, record_input_state
 from scalr_prod.ingest.known_users import UserIdResolver

@@ -13,18 +13,16 @@ from scalr_prod.core.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from scalr_prod.serving.client import Scorer, open_scorer
     from scalr_prod.serving.client.latency import LatencyHistogram, merge_histograms
-    from scalr_prod.serving.diagnostics import serving_checks
+    from scalr_prod.serving.diagnostics import DiagnosticCheck, serving_checks
     from scalr_prod.serving.install.environment import require_environment
     from scalr_prod.serving.install.installer import install_serving, plan_serving
-    from scalr_prod.serving.install.self_check import DiagnosticCheck
     from scalr_prod.serving.install.virtualenvs import Torch
     from scalr_prod.serving.local_server.process import ServerStatus, start_triton, stop_triton, triton_status
     from scalr_prod.serving.local_server.session import ensure_serving, stop_unused_server
     from scalr_prod.serving.local_server.watchdog import serve_with_watchdog
     from scalr_prod.serving.model_repository import model_folder
-    from scalr_prod.serving.promotion import PromotionDecision, promote_if_better
+    from scalr_prod.serving.promotion import PromotionDecision, PromotionReport, promote, promote_if_better, rollback
     from scalr_prod.serving.promotion_stack import served_version, versions_in_use
-    from scalr_prod.serving.served_versions import PromotionReport, promote, rollback
 
 __all__ = [
     "DiagnosticCheck",
@@ -57,10 +55,10 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "DiagnosticCheck": "install.self_check",
+        "DiagnosticCheck": "diagnostics",
         "LatencyHistogram": "client.latency",
         "PromotionDecision": "promotion",
-        "PromotionReport": "served_versions",
+        "PromotionReport": "promotion",
         "Scorer": "client",
         "ServerStatus": "local_server.process",
         "Torch": "install.virtualenvs",
@@ -70,10 +68,10 @@ __getattr__ = lazy_exports(
         "model_folder": "model_repository",
         "open_scorer": "client",
         "plan_serving": "install.installer",
-        "promote": "served_versions",
+        "promote": "promotion",
         "promote_if_better": "promotion",
         "require_environment": "install.environment",
-        "rollback": "served_versions",
+        "rollback": "promotion",
         "serve_with_watchdog": "local_server.watchdog",
         "served_version": "promotion_stack",
         "serving_checks": "diagnostics",

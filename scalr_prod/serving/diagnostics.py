@@ -7,12 +7,13 @@ import platform
 import socket
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ScalrError, ServingError
 from scalr_prod.serving.install.environment import find_environment
-from scalr_prod.serving.install.self_check import DiagnosticCheck
 from scalr_prod.serving.install.virtualenvs import describe_unseen_gpu
 
 if TYPE_CHECKING:
@@ -28,6 +29,23 @@ events = "none.parquet"
 name = "target"
 events = "none.parquet"
 """
+
+
+@dataclass(frozen=True)
+class DiagnosticCheck(Jsonable):
+    """Describe the outcome of one check.
+
+    Attributes:
+        name: What was checked.
+        ok: Whether it is usable.
+        found: The finding, in one sentence.
+        next_step: What to do if it is not usable; for a usable one, a warning's remedy.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    next_step: str | None = None
 
 
 def serving_checks(settings: Settings | None, *, deep: bool = False) -> list[DiagnosticCheck]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.built_tables import BUILT, fill_lake, table_digest
+from support.lost_worker import lose_a_worker
 from support.object_store import BUCKET, running_store
 
 from scalr_prod.compute import executor
@@ -98,16 +97,8 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
 @pytest.mark.parametrize("task", [pytest.param("_write_events", marks=long), "_write_partition"])
 def test_a_worker_that_dies_changes_no_row_and_what_it_wrote_is_removed(expected, tmp_path, monkeypatch, task):
     settings = fill_lake(tmp_path / "built", EVENTS, compute={"workers": 2})
-    work, died = getattr(full_build, task), tmp_path / "died"
-
-    def dying(*arguments):
-        result = work(*arguments)
-        with suppress(FileExistsError):  # another worker died
-            died.touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    monkeypatch.setattr(full_build, task, dying)
+    died = tmp_path / "died"
+    lose_a_worker(monkeypatch, full_build, task, died)
     build_histories(settings)
     assert died.exists()
     assert digests(settings) == expected

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from support.lost_worker import lose_a_worker
 from support.object_store import running_store
 
 from scalr_prod.config.settings import load_settings
@@ -152,16 +151,8 @@ def test_workers_and_driver_share_nothing_but_an_object_store(make_project, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["_fit_shared", "_fit_parameters"])
 def test_a_worker_that_dies_changes_no_bit(untrained, expected, tmp_path, monkeypatch, task):
-    work, died = getattr(trainer, task), tmp_path / "died"
-
-    def dying(*arguments):
-        result = work(*arguments)
-        with suppress(FileExistsError):  # another worker died
-            died.touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    monkeypatch.setattr(trainer, task, dying)
+    died = tmp_path / "died"
+    lose_a_worker(monkeypatch, trainer, task, died)
     with workers(2, tmp_path / "workers") as address:
         settings = copy_of(untrained, tmp_path / "logs", compute={"dask": address})
         assert digest(settings) == expected

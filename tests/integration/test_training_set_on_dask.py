@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from support.built_tables import fill_lake
+from support.lost_worker import lose_a_worker
 from support.object_store import BUCKET, running_store
 
 from scalr_prod.compute import executor
@@ -157,16 +156,8 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
 )
 def test_a_worker_that_dies_changes_no_byte(small, tmp_path, monkeypatch, module, task):
     settings = project(tmp_path / "project")
-    expected, work, died = build(settings, "alone", workers=1), getattr(module, task), tmp_path / "died"
-
-    def dying(*arguments):
-        result = work(*arguments)
-        with suppress(FileExistsError):  # another worker died
-            died.touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    monkeypatch.setattr(module, task, dying)
+    expected, died = build(settings, "alone", workers=1), tmp_path / "died"
+    lose_a_worker(monkeypatch, module, task, died)
     assert build(settings, "workers", workers=2) == expected
     assert died.exists()
 

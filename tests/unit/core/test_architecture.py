@@ -19,7 +19,7 @@ ROOMS = {
     "quality", "publication", "training_set", "pipeline", "evaluation", "operations", "reporting",
 }  # fmt: skip
 #: Modules at the root; the former place of the offline store stays for feature_store.yaml files that name it.
-ROOT = {"__init__", "plugins", "project", "schemas", "version"}
+ROOT = {"__init__", "errors", "plugins", "project", "schemas", "version"}
 
 
 def module_name(path):

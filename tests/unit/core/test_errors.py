@@ -66,7 +66,7 @@ def test_stage_and_run_are_set_once():
 
 def test_every_error_that_is_raised_says_where_and_what_to_do_next():
     raised, wrong = 0, []
-    for path in sorted(Path(errors.__file__).parents[1].rglob("*.py")):
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors.__all__:
                 raised += 1
@@ -80,7 +80,7 @@ def test_every_error_that_is_raised_says_where_and_what_to_do_next():
 def test_every_command_that_an_error_tells_to_run_can_be_run_as_it_is_written():
     """A next step that ends with a usage error is none: the command, its options and what it needs all have to be there."""
     told, wrong = 0, []
-    for path in sorted(Path(errors.__file__).parents[1].rglob("*.py")):
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.keyword) or node.arg != "next_step":
                 continue
