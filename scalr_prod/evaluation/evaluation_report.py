@@ -135,7 +135,12 @@ class EvaluationReport(Jsonable):
     def to_summary(self) -> dict[str, Any]:
         """Return the verdict for a terminal: the answer, for whom, what to do next, and one table."""
         summary = summarize_verdict(self.to_json())
-        lines: dict[str, Any] = {"does it help": summary.answer, "in detail": summary.certainty, "next": summary.next_step}
+        lines: dict[str, Any] = {
+            "does it help": summary.answer,
+            "in detail": summary.certainty,
+            "measured with": summary.model_settings,
+            "next": summary.next_step,
+        }
         if len(self.verdict["models"]) > 1:
             lines["models"] = [
                 {"model": row["model"], "over its best baseline % (95 %)": _over_best(row)} for row in self.verdict["models"]

@@ -59,6 +59,7 @@ class VerdictSummary:
         model: The model family that the sentences are about, the best one on validation.
         answer: Whether synthetic events help, beside the best baseline and the strongest one that uses source events, too.
         certainty: For whom.
+        model_settings: The model's hyperparameters in all arms; they are tuned on real events. A model with others gains more or less.
         next_step: What to do now.
         table: One row per arm: ``trained on``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
         lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high`` over the best baseline.
@@ -68,6 +69,7 @@ class VerdictSummary:
     model: str
     answer: str
     certainty: str
+    model_settings: str
     next_step: str
     table: Sequence[Mapping[str, Any]]
     lifts: Sequence[Mapping[str, Any]]
@@ -89,6 +91,7 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
         best,
         _answer(effect, verdict, choices[best], is_quick=is_quick),
         _certainty(effect, verdict),
+        _describe_model(best, choices[best].get("options", {})),
         _next_step(effect, verdict, is_quick=is_quick),
         _table([row for row in report["arms"] if row["model"] == best]),
         _lifts(verdict) if effect != "refused" else (),
@@ -136,6 +139,11 @@ def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
         return f"The best baseline is {_ARMS[verdict['best_baseline']]}."
     found = [f"{name} {_percent(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
     return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
+
+
+def _describe_model(model: str, options: Mapping[str, Any]) -> str:
+    named = ", ".join(f"{name} {value:.3g}" for name, value in options.items() if isinstance(value, int | float))
+    return f"{model} with {named}: the best settings for real events" if named else f"{model} with its own settings"
 
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:

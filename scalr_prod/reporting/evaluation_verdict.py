@@ -48,6 +48,7 @@ def verdict_section(settings: Settings, *, details: bool = True) -> dict[str, An
         "tone": _TONES[summary.effect],
         "answer": summary.answer,
         "certainty": summary.certainty,
+        "model_settings": summary.model_settings,
         "next_step": summary.next_step,
         "notes": _notes(settings, report),
         "path": str(path.parent),

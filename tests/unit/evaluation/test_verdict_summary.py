@@ -34,6 +34,7 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
     weight = 0.1 if helps else 0.0
     choice = {
         "helps": helps,
+        "options": {"alpha": 0.0390625, "half_life": 10.0, "factors": 64, "decay": None},
         "lambda": dict.fromkeys(("cold", "sparse", "dense"), weight),
         "validation": None if quick else {"ndcg": 0.1, "bar": bar},
     }
@@ -104,6 +105,7 @@ def test_groups_of_users_and_cross_domain_baselines_follow():
         "(95 %: -14 … +14) than with the same model trained on both domains."
     )
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
+    assert found.model_settings == "als with alpha 0.0391, half_life 10, factors 64: the best settings for real events"
 
 
 @pytest.mark.parametrize(
