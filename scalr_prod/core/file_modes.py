@@ -46,7 +46,7 @@ def make_private_folder(folder: Path) -> None:
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True)
     except FileExistsError:
         status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise PermissionError(f"{folder} is not a folder of this user") from None
         if stat.S_IMODE(status.st_mode) & ~PRIVATE_FOLDER:
             folder.chmod(PRIVATE_FOLDER)

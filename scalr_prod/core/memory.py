@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 
@@ -28,11 +29,7 @@ def release_memory() -> None:
         trim(0)
 
 
-def peak_memory_mb() -> int | None:
-    """Return the peak resident memory of this process, in MiB; None on Windows, which does not report it."""
-    try:
-        import resource
-    except ImportError:
-        return None
+def peak_memory_mb() -> int:
+    """Return the peak resident memory of this process, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak / (2**20 if sys.platform == "darwin" else 2**10))

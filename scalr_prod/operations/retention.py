@@ -73,8 +73,6 @@ _PROCESS_FILE: Final = re.compile(r"[a-z_]+_(\d+)\.db")
 
 def abandoned_folders() -> Iterator[Path]:
     """Yield the folders that killed processes left, sorted by name."""
-    if os.name != "posix":
-        return
     for folder in sorted(Path(tempfile.gettempdir()).iterdir()):
         try:
             if _is_abandoned(folder):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -129,11 +130,6 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     Raises:
         OSError: Without ``wait``: another process holds it, or the file system has no such locks.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: no locks, so no cleanup either
-        yield
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(*([OSError] if wait else [])):  # a network file system may refuse; then no process can clean up either
@@ -145,8 +141,6 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 def _sweep(root: Path) -> None:
     """Remove the folders whose owner has exited."""
-    if os.name != "posix":
-        return
     for folder in root.iterdir():
         if folder.is_dir() and _MADE.fullmatch(folder.name):
             try:
