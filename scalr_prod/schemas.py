@@ -30,6 +30,8 @@ __all__ = [
     "OPTIONAL_EVENT_COLUMNS",
     "PROVENANCE_COLUMNS",
     "SOURCE_COLUMNS",
+    "SPLIT",
+    "TRAIN",
     "USER_ID",
     "Domain",
     "IdType",
@@ -50,6 +52,11 @@ CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
 OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value")
+
+#: Column of a training set with the part that a row belongs to, where there are several.
+SPLIT: Final = "split"
+#: The part that a model is trained on, and the only one with synthetic rows.
+TRAIN: Final = "train"
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
 PROVENANCE_COLUMNS: Final = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-__all__ = ["add_days", "day_windows"]
+__all__ = ["add_days", "day_windows", "local_to_utc"]
 
 
 def add_days(moment: datetime, days: int, zone: str) -> datetime:
@@ -44,6 +44,16 @@ def day_windows(start: datetime, end: datetime, zone: str, *, days: int = 1) -> 
             windows.append((first, following))
             first = following
     return windows
+
+
+def local_to_utc(moment: datetime, zone: str) -> datetime:
+    """Return a time in UTC; one without a zone is local.
+
+    Args:
+        moment: A datetime, timezone-aware or naive.
+        zone: IANA name of the time zone of naive ones.
+    """
+    return moment.astimezone(UTC) if moment.tzinfo is not None else _to_utc(moment, ZoneInfo(zone))
 
 
 def _to_utc(local: datetime, info: ZoneInfo) -> datetime:

@@ -30,8 +30,10 @@ class TrainingSetReport(Jsonable):
         synthetic: Synthetic positives.
         negatives: Sampled negatives.
         missing_negatives: Requested negatives that are missing: no eligible item was left, or the draw hit a synthetic row.
-        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff and are left out.
+        synthetic_unknown: Published synthetic events of the window that are left out, because they were not known by the cutoff, or by the
+            end of ``train``.
         fingerprint: SHA-256 of everything that decided the rows.
+        splits: Name of each part → its start, end and counts; None: there are no parts.
         policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
     """
 
@@ -49,3 +51,4 @@ class TrainingSetReport(Jsonable):
     synthetic_unknown: int
     fingerprint: str
     policy: dict[str, Any] | None = None
+    splits: dict[str, dict[str, Any]] | None = None

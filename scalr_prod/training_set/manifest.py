@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.errors import TrainingSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "list_versions",
     "may_have_fingerprint",
     "read_manifest",
+    "rows_files",
     "verify_files",
 ]
 
@@ -56,6 +57,11 @@ def describe_files(folder: Path, known_files: Mapping[str, Mapping[str, Any]] | 
             "sha256": _sha256(path),
         }  # fmt: skip
     return files
+
+
+def rows_files(files: Iterable[str]) -> list[str]:
+    """Return the names of the files of rows among a manifest's files, in the order of the rows."""
+    return sorted(name for name in files if name.startswith(f"{ROWS_FOLDER}/"))
 
 
 def may_have_fingerprint(folder: Path, fingerprint: str) -> bool:

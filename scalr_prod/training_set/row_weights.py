@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.training_set.spine import LabelWindow
+    from scalr_prod.training_set.label_window import LabelWindow
 
 __all__ = ["confidence_multipliers", "measure_real_to_synthetic", "real_to_synthetic"]
 

@@ -15,7 +15,9 @@ from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
+    from scalr_prod.project import Project
     from scalr_prod.quality import Verdict
+    from scalr_prod.training_set import ExportReport
 
 
 class ExportFormat(StrEnum):
@@ -23,6 +25,7 @@ class ExportFormat(StrEnum):
 
     CSV = "csv"
     RECBOLE = "recbole"
+    PARQUET = "parquet"
 
 
 class Weights(StrEnum):
@@ -50,8 +53,14 @@ def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> Non
 
 @dataset_app.command("export")
 def dataset_export(
-    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="csv, or RecBole's atomic files.")] = ExportFormat.CSV,
+    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole, parquet).")],
+    form: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="csv; RecBole's atomic files; or Parquet files with every column and a card, for Hugging Face's datasets.",
+        ),
+    ] = ExportFormat.CSV,
     weights: Annotated[
         Weights | None,
         typer.Option(
@@ -61,21 +70,27 @@ def dataset_export(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Number of independent samples, one after the other.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the samples.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only this part of the set: train, validation or test ([training_set] splits); default: all."),
+    ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Export a training set's users, items, times, labels and weights for other tools.
+    """Export a training set, or a part of it, for other tools.
 
     Example: scalr dataset export --weights sample rows.csv
     """
     if form is ExportFormat.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
         raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
-    CommandContext(config, as_json, "dataset export").run_with_project(
-        lambda project: project.training_set(version).export(
-            target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed
-        )
-    )
+
+    def work(project: Project) -> ExportReport:
+        rows = project.training_set(version)
+        chosen = rows if split is None else rows.split(split)
+        return chosen.export(target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed)
+
+    CommandContext(config, as_json, "dataset export").run_with_project(work)
 
 
 @feast_app.command("export")
