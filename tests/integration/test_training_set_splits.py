@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import QualityGateFailed, TrainingSetError
-from scalr_prod.lake import Lake
 from scalr_prod.operations.erasure.files import _update_training_set_counts
 from scalr_prod.quality import check_dataset
 from scalr_prod.schemas import Table
@@ -167,7 +166,11 @@ def test_the_gate_refuses_a_synthetic_row_outside_of_train(project, monkeypatch)
 def test_a_set_with_parts_passes_the_check_of_training_sets(parts):
     settings, report, _ = parts
     assert check_dataset(report.path, settings=settings).passed
-    assert Lake.open(settings).exists(Table.SYNTHETIC_TARGET_EVENTS)
+    audit = check_dataset(report.path, suite="leaks", settings=settings)
+    assert audit.passed
+    assert {rule.rule for rule in audit.rules if rule.outcome == "skipped"} == {"known_by_the_label"}, (
+        "rows have no creation time"
+    )
 
 
 def test_hugging_face_loads_the_exported_folder_by_part(parts, tmp_path):

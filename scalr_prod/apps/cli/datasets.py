@@ -35,6 +35,13 @@ class Weights(StrEnum):
     SAMPLE = "sample"
 
 
+class BuiltInSuite(StrEnum):
+    """The suites of `scalr quality init-suite`."""
+
+    TRAINING = "training"
+    LEAKS = "leaks"
+
+
 class FeastSourceFormat(StrEnum):
     """The formats of `scalr feast export`."""
 
@@ -126,7 +133,9 @@ def quality_check(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="A suite's file or name; default: [training_set] suite, else training, which is built in."),
+        typer.Option(
+            help="A suite's file or name; training and leaks are built in. Default: [training_set] suite, else training."
+        ),
     ] = None,
     docs: Annotated[
         Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
@@ -136,7 +145,7 @@ def quality_check(
 ) -> None:
     """Check a data set before training: exit code 0 passed, 3 rejected, 1 could not be checked.
 
-    Example: scalr quality check rows.parquet --suite checks.yaml --json
+    Example: scalr quality check rows.parquet --suite leaks
     """
     from scalr_prod.quality import check_dataset
 
@@ -156,7 +165,8 @@ def quality_check(
 
 @quality_app.command("init-suite")
 def quality_init_suite(
-    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("quality/training.yaml"),
+    file: Annotated[Path | None, typer.Argument(help="The YAML file to write; default: quality/SUITE.yaml.")] = None,
+    suite: Annotated[BuiltInSuite, typer.Option(help="The suite to copy.")] = BuiltInSuite.TRAINING,
     user: Annotated[str, typer.Option(help="Name of the column.")] = "user_id",
     item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
     timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
@@ -165,6 +175,12 @@ def quality_init_suite(
     synthetic: Annotated[
         str, typer.Option(help="Name of the column of synthetic rows; skipped if it does not exist.")
     ] = "is_synthetic",
+    created: Annotated[
+        str, typer.Option(help="Name of the column of the time when a row became known; skipped if it does not exist.")
+    ] = "created_timestamp",
+    split: Annotated[
+        str, typer.Option(help="Name of the column of train, validation and test; skipped if it does not exist.")
+    ] = "split",
     as_json: Json = False,
 ) -> None:
     """Write a commented suite of checks to edit; an existing file is not overwritten.
@@ -180,5 +196,8 @@ def quality_init_suite(
         "label": label,
         "weight": weight,
         "synthetic": synthetic,
+        "created": created,
+        "split": split,
     }
-    CommandContext(None, as_json).run(lambda _: {"suite": write_suite(file, columns)})
+    path = file or Path("quality", f"{suite.value}.yaml")
+    CommandContext(None, as_json).run(lambda _: {"suite": write_suite(path, columns, name=suite.value)})
