@@ -434,7 +434,7 @@ class Project:
         Args:
             dataset: A Parquet file or folder, a Delta table's folder, a URL of one of these, or the name of a data set saved in
                 Feast; default: the latest version of the project's training set.
-            suite: A suite's file or name; default: ``[training_set] suite``, else ``training``, which is built in.
+            suite: A suite's file or name; ``training`` and ``leaks`` are built in. Default: ``[training_set] suite``, else ``training``.
 
         Returns:
             Each rule with its findings.

@@ -31,6 +31,11 @@ EVENT_ID: Final = "event_id"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
 OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value")
 
+#: Column of a training set with the part that a row belongs to, where there are several.
+SPLIT: Final = "split"
+#: The part that a model is trained on, and the only one with synthetic rows.
+TRAIN: Final = "train"
+
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
 PROVENANCE_COLUMNS: Final = (
     "event_id",

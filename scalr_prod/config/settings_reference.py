@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -148,6 +149,8 @@ def _type(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_type(inner[0])}"
     if origin is dict:
+        if inner[-1] is datetime:
+            return "table of times"
         return "table of text" if inner[-1] is str or get_origin(inner[-1]) is Literal else "table of numbers"
     if inner:  # a union or Annotated
         return _type(inner[0])

@@ -44,6 +44,16 @@ def day_windows(start: datetime, end: datetime, zone: str, *, days: int = 1) -> 
     return windows
 
 
+def local_to_utc(moment: datetime, zone: str) -> datetime:
+    """Return a time in UTC; one without a zone is local.
+
+    Args:
+        moment: A datetime, timezone-aware or naive.
+        zone: IANA name of the time zone of naive ones.
+    """
+    return moment.astimezone(UTC) if moment.tzinfo is not None else _to_utc(moment, ZoneInfo(zone))
+
+
 def _to_utc(local: datetime, info: ZoneInfo) -> datetime:
     """Return a local time in UTC; see the module for times that a change of clocks leaves out or repeats."""
     first, second = (local.replace(tzinfo=info, fold=fold).astimezone(UTC) for fold in (0, 1))

@@ -134,7 +134,7 @@ def _sandbox_settings(settings: Settings, home: Any, cutoff: datetime) -> Settin
         update={
             "project": project,
             "generation": generation,
-            "training_set": settings.training_set.model_copy(update={"start": None, "cutoff": cutoff}),
+            "training_set": settings.training_set.model_copy(update={"start": None, "cutoff": cutoff, "splits": {}}),
             "serving": settings.serving.model_copy(update={"scorer": "local", "url": None, "repository": None}),
             "feast": FeastSettings(),
             "ledger": LedgerSettings(),

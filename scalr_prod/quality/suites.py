@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import QualityError, SettingsError
+from scalr_prod.schemas import CREATED_TIMESTAMP, SPLIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["DEFAULT_COLUMNS", "Suite", "SuiteRule", "read_suite", "resolve_rules", "write_suite"]
 
-#: Default column names of the built-in suite.
+#: Default column names of the built-in suites.
 DEFAULT_COLUMNS: Final = {
     "user": "user_id",
     "item": "item_id",
@@ -28,8 +29,10 @@ DEFAULT_COLUMNS: Final = {
     "label": "label",
     "weight": "weight",
     "synthetic": "is_synthetic",
+    "created": CREATED_TIMESTAMP,
+    "split": SPLIT,
 }
-_BUILT_IN: Final = {"training": Path(__file__).with_name("training.yaml")}
+_BUILT_IN: Final = {name: Path(__file__).with_name(f"{name}.yaml") for name in ("training", "leaks")}
 #: Folder that is searched first for a suite given by name.
 _FOLDER: Final = "quality"
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -90,12 +93,14 @@ class SuiteRule:
     missing: tuple[str, ...] = ()
 
 
-def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
-    """Write the built-in suite, with comments, for editing.
+def write_suite(path: Path, columns: Mapping[str, str] | None = None, *, name: str = "training") -> str:
+    """Write a built-in suite, with comments, for editing.
 
     Args:
         path: A file that does not exist yet.
-        columns: Other names of the columns ``user``, ``item``, ``timestamp``, ``label``, ``weight`` and ``synthetic``.
+        columns: Other names of the columns ``user``, ``item``, ``timestamp``, ``label``, ``weight``, ``synthetic``, ``created`` and
+            ``split``.
+        name: ``training``, or ``leaks``.
 
     Returns:
         The path.
@@ -115,7 +120,7 @@ def write_suite(path: Path, columns: Mapping[str, str] | None = None) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(_render("training", columns or {}))
+            file.write(_render(name, columns or {}))
     except FileExistsError as error:
         raise QualityError("already exists", where=str(path), next_step="edit it, or name another file") from error
     except OSError as error:
@@ -130,7 +135,7 @@ def read_suite(name_or_path: str, base: Path) -> Suite:
 
     Args:
         name_or_path: A YAML or JSON file; or a name, for ``quality/<name>.yaml`` (``.yml``, ``.json``) below ``base``, else for a built-in
-            suite (``training``).
+            suite (``training``, ``leaks``).
         base: Base of relative paths.
 
     Raises:
@@ -178,6 +183,8 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     severity = (measured and meta.get("where_measured")) or entry.get("severity") or "critical"
     kwargs = dict(entry.get("kwargs") or {})
     needs = meta.get("needs") or []
+    if any(name in columns for name in meta.get("unless") or []):
+        return
     if severity not in _SEVERITIES:
         raise _bad(where, f"severity is {severity!r}", f"one of {', '.join(_SEVERITIES)}")
     named = [kwargs.get(key) for key in ("column", "column_A", "column_B")] + list(kwargs.get("column_list") or [])
@@ -216,7 +223,9 @@ def _matching(each: Mapping[str, Any], columns: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, type_ in columns.items()
-        if any(fnmatchcase(name, pattern) for pattern in each["columns"]) and has_kind(type_)
+        if any(fnmatchcase(name, pattern) for pattern in each["columns"])
+        and name not in each.get("except", [])
+        and has_kind(type_)
     ]
 
 
@@ -279,14 +288,19 @@ def _check(entry: Mapping[str, Any], where: str) -> None:
     for key in ("column", "column_A", "column_B", "unexpected_rows_query"):
         if key in kwargs and not isinstance(kwargs[key], str):
             raise _bad(where, f"kwargs.{key} is {kwargs[key]!r}, not text", f"{key}: …, in quotes where it looks like a number")
-    for key, names in (("kwargs.column_list", kwargs.get("column_list", [""])), ("meta.needs", meta.get("needs") or [])):
+    for key, names in (
+        ("kwargs.column_list", kwargs.get("column_list", [""])),
+        ("meta.needs", meta.get("needs") or []),
+        ("meta.unless", meta.get("unless") or []),
+    ):
         _check_names(key, names, where)
     each = meta.get("each")
     if each is None:
         return
-    if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind"}:
+    if not isinstance(each, dict) or not {"columns"} <= each.keys() <= {"columns", "kind", "except"}:
         raise _bad(where, "meta.each lacks columns, or has an unknown key", "{columns: ['*__*'], kind: time}")
     _check_names("meta.each.columns", each["columns"] or None, where)
+    _check_names("meta.each.except", each.get("except", []), where)
     kind = each.get("kind", "any")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise _bad(where, f"meta.each.kind is {kind!r}", f"one of {', '.join(_KINDS)}")

@@ -14,7 +14,7 @@ from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
 from scalr_prod.quality.row_verdicts import evaluate_rules
 from scalr_prod.quality.rule_protocol import FigureRule, RowRule
-from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID
+from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, SPLIT, TRAIN, USER_ID
 from scalr_prod.workspace import escape_glob, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
@@ -205,6 +205,9 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
     if "source_domain" in columns:  # null on synthetic rows that an old version published
         says = "source_domain is null on real rows"
         rules.append(RowRule("source_domain_is_on_no_real_row", says, "r.is_synthetic OR r.source_domain IS NULL"))
+    if SPLIT in columns:
+        says = f"a synthetic row is in the part {TRAIN}"
+        rules.append(RowRule("synthetic_rows_are_in_train", says, f"NOT r.is_synthetic OR r.{SPLIT} = '{TRAIN}'"))
     if manifest.get("start"):
         start = manifest["start"]
         rules.append(RowRule("label_is_in_the_window", f"{EVENT_TIMESTAMP} >= {start}", f"{instant} >= {_at(start)}"))

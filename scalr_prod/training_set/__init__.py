@@ -13,17 +13,22 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.training_set.build import TrainingSetReport, build_training_set, layout_reason, rebuild_reason
+    from scalr_prod.training_set.export import ExportReport
     from scalr_prod.training_set.manifest import list_versions
     from scalr_prod.training_set.reader import TrainingSet
     from scalr_prod.training_set.row_weights import confidence_multipliers, real_to_synthetic
+    from scalr_prod.training_set.splits import count_rows, ensure_run_fits_splits
     from scalr_prod.training_set.vocabulary import IdVocabulary
 
 __all__ = [
+    "ExportReport",
     "IdVocabulary",
     "TrainingSet",
     "TrainingSetReport",
     "build_training_set",
     "confidence_multipliers",
+    "count_rows",
+    "ensure_run_fits_splits",
     "layout_reason",
     "list_versions",
     "real_to_synthetic",
@@ -33,11 +38,14 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
+        "ExportReport": "export",
         "IdVocabulary": "vocabulary",
         "TrainingSet": "reader",
         "TrainingSetReport": "build",
         "build_training_set": "build",
         "confidence_multipliers": "row_weights",
+        "count_rows": "splits",
+        "ensure_run_fits_splits": "splits",
         "layout_reason": "build",
         "list_versions": "manifest",
         "real_to_synthetic": "row_weights",

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
     from scalr_prod.training_set.input_changes import InputChanges, InputTables
+    from scalr_prod.training_set.label_window import LabelWindow
     from scalr_prod.training_set.periods import Period
     from scalr_prod.training_set.previous_version import PreviousVersion
-    from scalr_prod.training_set.spine import LabelWindow
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _shape(inputs: Mapping[str, Any], tables: InputTables) -> str:
         "spine": spine,
         "held out": inputs["settings"].get("experiment"),
         "pyarrow": pa.__version__,
-    } | {name: inputs["settings"][name] for name in ("canary",) if name in inputs["settings"]}
+    } | {name: inputs["settings"][name] for name in ("canary", "splits") if name in inputs["settings"]}
     return compute_fingerprint(common)
 
 

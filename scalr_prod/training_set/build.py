@@ -16,9 +16,10 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.errors import TrainingSetBusy, TrainingSetError
 from scalr_prod.features import open_external_features, service_sources
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, PROVENANCE_COLUMNS, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, PROVENANCE_COLUMNS, SPLIT, Table
 from scalr_prod.training_set.assemble import assemble_partitions
 from scalr_prod.training_set.input_changes import EVENT_TABLES
+from scalr_prod.training_set.label_window import LabelWindow
 from scalr_prod.training_set.manifest import (
     IDS_FOLDER,
     MANIFEST_FILE,
@@ -28,10 +29,12 @@ from scalr_prod.training_set.manifest import (
     list_versions,
     may_have_fingerprint,
     read_manifest,
+    rows_files,
     verify_files,
 )
 from scalr_prod.training_set.row_weights import measure_real_to_synthetic
-from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS, LabelWindow
+from scalr_prod.training_set.spine import KEYS, LABEL_COLUMNS
+from scalr_prod.training_set.splits import describe_splits, ensure_real_events, ensure_synthetic_in_train, resolve_splits
 from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout
 
 if TYPE_CHECKING:
@@ -63,8 +66,8 @@ _LOCK_TIMEOUT_S: Final = 3600
 _MAX_SYNTHETIC_RATIO: Final = 10
 #: Settings that have no effect without external features.
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
-#: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, and λ.
-_NOT_HASHED: Final = ("name", "cutoff", "start", "suite", "task", "synthetic_weight", "segment_weights")
+#: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, its parts, and λ.
+_NOT_HASHED: Final = ("name", "cutoff", "start", "splits", "suite", "task", "synthetic_weight", "segment_weights")
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ class TrainingSetReport(Jsonable):
         synthetic: Synthetic positives.
         negatives: Sampled negatives.
         missing_negatives: Requested negatives that are missing: no eligible item was left, or the draw hit a synthetic row.
-        synthetic_unknown: Published synthetic events of the window that were not known by the cutoff and are left out.
+        synthetic_unknown: Published synthetic events of the window that are left out, because they were not known by the cutoff, or by the
+            end of ``train``.
         fingerprint: SHA-256 of everything that decided the rows.
+        splits: Name of each part → its start, end and counts; None: there are no parts.
         policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
     """
 
@@ -102,6 +107,7 @@ class TrainingSetReport(Jsonable):
     synthetic_unknown: int
     fingerprint: str
     policy: dict[str, Any] | None = None
+    splits: dict[str, dict[str, Any]] | None = None
 
 
 def build_training_set(settings: Settings, *, progress: bool = False) -> TrainingSetReport:
@@ -109,7 +115,8 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
 
     Positives are the real and synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives are optional.
     Features are those of the Feast service ``target_training_v1`` (with ``source_history``: ``downstream_training_v1``) and external ones
-    (``features``). A value counts if both its event time and its creation time are strictly before the label.
+    (``features``). A value counts if both its event time and its creation time are strictly before the label. With ``splits`` each row is
+    in a part by its time, and synthetic events are in ``train`` alone, known by its end.
 
     Args:
         settings: The project's settings.
@@ -177,6 +184,7 @@ def _build(settings: Settings, home: Path, *, progress: bool) -> TrainingSetRepo
         start=window.start,
         fingerprint=inputs.fingerprint,
         policy=policy.to_json() if policy else None,
+        splits=manifest.get("splits"),
         **counts,
     )
 
@@ -284,11 +292,20 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
             where="[training_set]",
             next_step="choose an earlier start or a later cutoff",
         )
+    splits = resolve_splits(settings)
+    for name, begins in splits.items():
+        if begins >= cutoff or (start is not None and begins <= start):
+            raise TrainingSetError(
+                f"{name} begins at {begins.isoformat()}, outside of the labels, which are from "
+                f"{start.isoformat() if start else 'the first event'} to {cutoff.isoformat()}",
+                where="[training_set] splits",
+                next_step="choose times within start and cutoff (default: the data's end)",
+            )
     synthetic = Table.SYNTHETIC_TARGET_EVENTS
     lake.require_column(synthetic, "source_domain", opened=opened[synthetic])
     states = {table.value: version_fingerprint(opened[table]) for table in tables}
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
-    window = LabelWindow(start, cutoff)
+    window = LabelWindow(start, cutoff, splits)
     values = {
         "layout": _LAYOUT,
         "name": options.name,
@@ -297,11 +314,14 @@ def _read_inputs(settings: Settings, lake: Lake) -> _BuildInputs:
         "settings": options.model_dump(mode="json", exclude={*_NOT_HASHED, *(_EXTERNAL if external is None else ())})
         | {
             "lambda": list(options.resolved_segment_weights),
-            "real_to_synthetic": measure_real_to_synthetic(opened, window) if any(options.resolved_segment_weights) else 1.0,
+            "real_to_synthetic": measure_real_to_synthetic(opened, window.train)
+            if any(options.resolved_segment_weights)
+            else 1.0,
         }
         | ({"sparse_below": settings.downstream.sparse_below} if options.is_weighted_by_segment else {})
         | (holdout.to_run_settings() if holdout else {})
-        | ({CANARY_COLUMN: canary.to_json()} if canary else {}),
+        | ({CANARY_COLUMN: canary.to_json()} if canary else {})
+        | ({"splits": {name: begins.isoformat() for name, begins in splits.items()}} if splits else {}),
         "versions": {name: state["version"] for name, state in states.items()},
         # A table restored from a backup may reach the same version with other rows.
         "contents": {name: state["files"] for name, state in states.items()},
@@ -332,6 +352,8 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
     from scalr_prod.training_set.vocabulary import write_vocabulary
     from scalr_prod.workspace import open_duckdb
 
+    if inputs.window.splits and any(inputs.values["settings"]["lambda"]):
+        ensure_synthetic_in_train(inputs.opened[Table.SYNTHETIC_TARGET_EVENTS], inputs.window)
     version = folder / "version"
     for below in (ROWS_FOLDER, IDS_FOLDER):
         (version / below).mkdir(parents=True)
@@ -362,6 +384,7 @@ def _stage(settings: Settings, lake: Lake, inputs: _BuildInputs, home: Path, fol
         negatives_per_event=settings.training_set.negatives_per_event,
     ) | {"tables": states}
     _check_labels(settings.training_set.task, inputs.window, manifest)
+    ensure_real_events(manifest.get("splits", {}))
     digest = row_rules_digest(manifest)
     previous = assembled.previous
     validated = assembled.reused_files if previous is not None and previous.manifest["judged_by"] == digest else {}
@@ -404,7 +427,7 @@ def _describe(
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(folder / assembled.partitions[0].files[0])
-    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN}]
+    features = [name for name in schema.names if name not in {*KEYS, *LABEL_COLUMNS, HELD_OUT_COLUMN, CANARY_COLUMN, SPLIT}]
     provenance = [name for name in features if name.split("__")[-1] in PROVENANCE_COLUMNS]
     if provenance:
         raise TrainingSetError(
@@ -428,9 +451,9 @@ def _describe(
         "missing_negatives": counts["real"] * negatives_per_event - counts["negatives"],
         "synthetic_unknown": _count_unknown(tables.events[Table.SYNTHETIC_TARGET_EVENTS], inputs.window),
         "parts": [partition.to_json() for partition in assembled.partitions],
-        "files": describe_files(folder, assembled.reused_files),
+        "files": (files := describe_files(folder, assembled.reused_files)),
         "created_at": datetime.now(UTC).isoformat(),
-    }
+    } | ({"splits": describe_splits(folder, rows_files(files), inputs.window)} if inputs.window.splits else {})
 
 
 def _no_real_events(lake: Lake, window: LabelWindow) -> TrainingSetError:
@@ -462,13 +485,14 @@ def _check_labels(task: str, window: LabelWindow, manifest: Mapping[str, Any]) -
 
 
 def _count_unknown(synthetic: DeltaTable, window: LabelWindow) -> int:
-    """Count published synthetic events of the window that were not known by the cutoff."""
+    """Count published synthetic events of the window that were not known by the end of ``train``, or are from after it."""
     import pyarrow.dataset as ds
 
-    late = (ds.field(CREATED_TIMESTAMP) > window.cutoff) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
+    end = window.train.cutoff
+    late = (ds.field(CREATED_TIMESTAMP) > end) & (ds.field(EVENT_TIMESTAMP) < window.cutoff)
     if window.start is not None:
         late &= ds.field(EVENT_TIMESTAMP) >= window.start
-    names = files_in_time_range(synthetic, CREATED_TIMESTAMP, to_micros(window.cutoff) + 1, UNBOUNDED[1])
+    names = files_in_time_range(synthetic, CREATED_TIMESTAMP, to_micros(end) + 1, UNBOUNDED[1])
     return int(files_dataset(synthetic, names).count_rows(filter=late)) if names else 0
 
 

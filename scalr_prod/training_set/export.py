@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a training set to other tools: CSV, or RecBole's atomic files.
+"""Export of a training set to other tools: CSV, RecBole's atomic files, or a folder of Parquet files.
 
 A reader that multiplies its loss by a weight gets the weights as a column. For any other reader, rows are sampled by weight: a row of
 weight w is written floor(w) times, and once more with probability w - floor(w). The expected number of its copies is w, so the expected
@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -23,14 +24,14 @@ from scalr_prod.errors import TrainingSetError
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
 
 
-DatasetFormat = Literal["csv", "recbole"]
+DatasetFormat = Literal["csv", "recbole", "parquet"]
 WeightsMode = Literal["column", "sample"]
 #: Columns with their RecBole types. Times are seconds since 1970 (UTC).
 _TYPES: Final = {
@@ -54,7 +55,8 @@ class ExportOptions:
     """How a training set is exported.
 
     Attributes:
-        format: ``csv`` (with a header, quoted where needed) or ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``).
+        format: ``csv`` (with a header, quoted where needed), ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``), or ``parquet``
+            (``NAME/data/PART-*.parquet`` with every column, and a card, ``NAME/README.md``).
         weights: ``column``: every row once, with its weight; ``sample``: rows sampled by weight. None: ``sample`` for ``recbole``, whose
             losses read no weight, else ``column``.
         epochs: Independent draws of a sample, written one after the other; more than 1 adds a column ``epoch``.
@@ -91,8 +93,14 @@ class ExportOptions:
         """Ensure that the options fit together.
 
         Raises:
-            TrainingSetError: There is no epoch, or several without a sample.
+            TrainingSetError: There is no epoch, or several without a sample; or a sample of Parquet files.
         """
+        if self.format == "parquet" and self.mode == "sample":
+            raise TrainingSetError(
+                "Parquet files are exported as they are, with weights",
+                where="weights",
+                next_step="export a sample as csv or recbole",
+            )
         if self.epochs < 1:
             raise TrainingSetError(f"{self.epochs} epochs", where="epochs", next_step="choose 1 or more")
         if self.epochs > 1 and self.mode == "column":
@@ -144,8 +152,8 @@ class ExportReport(Jsonable):
     """Result of an export.
 
     Attributes:
-        path: The file (csv), or the folder of the data set (recbole).
-        format: ``csv`` or ``recbole``.
+        path: The file (csv), or the folder of the data set (recbole, parquet).
+        format: ``csv``, ``recbole`` or ``parquet``.
         version: Version of the training set.
         rows: Number of rows written.
         synthetic: Number of synthetic rows written.
@@ -178,13 +186,7 @@ def export_training_set(
         TrainingSetError: The target exists, an atomic file cannot hold an id, or the options do not fit together; nothing is written.
     """
     options.check()
-    if target.exists():
-        raise _taken(target)
-    unfinished = target.with_name(
-        f".{target.name}.{uuid.uuid4().hex}.unfinished"
-    )  # unique: two processes may write to one target
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _unfinished(target) as unfinished:
         is_recbole = options.format == "recbole"
         if is_recbole:
             unfinished.mkdir(exist_ok=True)
@@ -200,6 +202,42 @@ def export_training_set(
             settings = _recbole_settings(target, report, has_negatives=has_negatives)
             (unfinished / f"{target.name}.yaml").write_text(settings, encoding="utf-8")
             write_json(unfinished / "export.json", report.to_json())
+    return report
+
+
+def export_dataset_folder(
+    parts: Mapping[str, Sequence[Path]], manifest: Mapping[str, Any], target: Path, options: ExportOptions
+) -> ExportReport:
+    """Export Parquet files by part, with a card that describes them.
+
+    Args:
+        parts: Name → Parquet files of each part, in order.
+        manifest: Manifest of the version.
+        target: The folder to write.
+        options: Format ``parquet``.
+
+    Raises:
+        TrainingSetError: The target exists, or the options do not fit together; nothing is written.
+    """
+    from scalr_prod.training_set.dataset_card import write_dataset_folder
+
+    options.check()
+    with _unfinished(target) as unfinished:
+        rows, synthetic = write_dataset_folder(parts, manifest, unfinished)
+    return ExportReport(str(target), options.format, int(manifest["version"]), rows, synthetic, "column")
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """Yield a path to write to, which is moved to the target at the end, or removed if that fails."""
+    if target.exists():
+        raise _taken(target)
+    unfinished = target.with_name(
+        f".{target.name}.{uuid.uuid4().hex}.unfinished"
+    )  # unique: two processes may write to one target
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
         if target.exists():
             raise _taken(target)
         unfinished.rename(target)
@@ -208,7 +246,6 @@ def export_training_set(
             shutil.rmtree(unfinished)
         else:
             unfinished.unlink(missing_ok=True)
-    return report
 
 
 def draw_copies(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ def write_partitions(
         ComputeError: A task failed.
     """
     limit, staging = max_partition_rows(settings.histories.length), spine.path.parent
-    planned = _plan_files(periods, periods_to_write, limit)
+    planned = _plan_files(periods, periods_to_write, limit, spine.split_rows)
     wanted = [file for file in planned if file.group >= 0]
     rows, tasks = sum(file.rows for file in wanted), len({file.group for file in wanted})
     advance(spine.row_count - rows)
@@ -120,13 +120,25 @@ class _PlannedFile:
     group: int
 
 
-def _plan_files(periods: Mapping[Period, int], wanted: Collection[Period], limit: int) -> list[_PlannedFile]:
-    """Split periods into files of at most ``limit`` rows, and group files up to the same limit."""
+def _plan_files(
+    periods: Mapping[Period, int], wanted: Collection[Period], limit: int, split_rows: Sequence[int] = ()
+) -> list[_PlannedFile]:
+    """Split periods into files of at most ``limit`` rows, and group files up to the same limit.
+
+    Args:
+        periods: Period → rows, in order.
+        wanted: The periods to write.
+        limit: Maximum rows of a file.
+        split_rows: Numbers of rows after which a part of the set begins; no file has rows of two parts.
+    """
     found: list[_PlannedFile] = []
-    group = rows_in_group = 0
+    first = group = rows_in_group = 0
     for period, rows in periods.items():
-        for number, since in enumerate(range(0, rows, limit)):
-            size = min(limit, rows - since)
+        begins = {row - first for row in split_rows if first < row < first + rows}
+        edges = [*sorted({*range(0, rows, limit), *begins}), rows]
+        first += rows
+        for number, (since, until) in enumerate(pairwise(edges)):
+            size = until - since
             if period in wanted:
                 if rows_in_group and rows_in_group + size > limit:
                     group, rows_in_group = group + 1, 0

@@ -12,7 +12,7 @@ from scalr_prod.core.hashing import file_sha256
 from scalr_prod.errors import TrainingSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 
@@ -45,6 +45,11 @@ def describe_files(folder: Path, known_files: Mapping[str, Mapping[str, Any]] | 
             "sha256": file_sha256(path),
         }  # fmt: skip
     return files
+
+
+def rows_files(files: Iterable[str]) -> list[str]:
+    """Return the names of the files of rows among a manifest's files, in the order of the rows."""
+    return sorted(name for name in files if name.startswith(f"{ROWS_FOLDER}/"))
 
 
 def may_have_fingerprint(folder: Path, fingerprint: str) -> bool:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalr_prod.errors import TrainingSetError
-from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.training_set.manifest import MANIFEST_FILE, ROWS_FOLDER, list_versions, read_manifest, verify_files
+from scalr_prod.schemas import ITEM_ID, TRAIN, USER_ID
+from scalr_prod.training_set.manifest import MANIFEST_FILE, list_versions, read_manifest, rows_files, verify_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +68,52 @@ class TrainingSet:
     @property
     def files(self) -> list[Path]:
         """The Parquet files, in the order of the rows."""
-        return [self.path / name for name in sorted(self.manifest["files"]) if name.startswith(f"{ROWS_FOLDER}/")]
+        return [self.path / name for name in rows_files(self.manifest["files"])]
 
     @property
     def features(self) -> list[str]:
         """Columns that a model may read: point-in-time features, no label, no provenance."""
         return list(self.manifest["features"])
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of its parts by time, in order; none without ``[training_set] splits``."""
+        return list(self.manifest.get("splits", ()))
+
+    def split(self, name: str) -> TrainingSet:
+        """One part of the set, with all of its readers.
+
+        Rows and columns of its matrices, and the numbers of its ids, are those of the whole set (`vocabulary`), so that a model trained on
+        one part can be tested on another. `seen` counts the real events of this part alone.
+
+        Args:
+            name: ``train``, ``validation`` or ``test``.
+
+        Returns:
+            The same version, restricted to the part.
+
+        Raises:
+            TrainingSetError: There is no such part.
+
+        Example:
+            >>> rows = project.training_set()  # doctest: +SKIP
+            >>> model.fit(rows.split("train").matrix())  # doctest: +SKIP
+            >>> relevant = rows.split("test").seen()  # doctest: +SKIP
+        """
+        parts = self.manifest.get("splits", {})
+        if name not in parts:
+            raise TrainingSetError(
+                f"there is no part {name!r}"
+                + (f"; there are {', '.join(parts)}" if parts else ": the set was built without splits"),
+                where=str(self.path),
+                next_step="name one of them" if parts else "set [training_set] splits, then run: scalr dataset build",
+            )
+        part, files = parts[name], self.manifest["files"]
+        counts = {key: part[key] for key in ("rows", "real", "synthetic", "negatives")}
+        return replace(
+            self,
+            manifest=self.manifest | counts | {"files": {file: files[file] for file in part["files"]}, "splits": {name: part}},
+        )
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
@@ -138,7 +178,7 @@ class TrainingSet:
         epochs: int = 1,
         seed: int = 0,
     ) -> ExportReport:
-        """Write user, item, time and label of the rows as files of other tools.
+        """Write the rows as files of other tools: user, item, time and label, or every column as Parquet.
 
         A tool that multiplies its loss by a weight gets every row once, with the columns ``weight`` and ``is_synthetic``. For other
         tools, rows are sampled: a row of weight w is written floor(w) times, and once more with probability w - floor(w). The expected
@@ -146,9 +186,10 @@ class TrainingSet:
 
         Args:
             target: ``csv``: the file; ``recbole``: the folder of the data set, with ``NAME.inter``, RecBole's settings ``NAME.yaml``,
-                and this report as ``export.json``.
-            form: ``csv`` or ``recbole``.
-            weights: ``column`` or ``sample``. Default: ``column`` for csv, and ``sample`` for recbole, whose losses read no weight.
+                and this report as ``export.json``; ``parquet``: the folder for ``datasets.load_dataset``, with the parts of the set and
+                a card, ``README.md``.
+            form: ``csv``, ``recbole`` or ``parquet``.
+            weights: ``column`` or ``sample``. Default: ``sample`` for recbole, whose losses read no weight, else ``column``.
             epochs: Number of independent draws of a sample, written one after the other; more than 1 adds a column ``epoch``.
             seed: Seed of a sample. The same version, seed and epoch give the same rows.
 
@@ -159,9 +200,12 @@ class TrainingSet:
             TrainingSetError: Something is there already, an id cannot stand in such a file, or epochs are requested without a sample;
                 nothing is written then.
         """
-        from scalr_prod.training_set.export import ExportOptions, export_training_set
+        from scalr_prod.training_set.export import ExportOptions, export_dataset_folder, export_training_set
 
         options = ExportOptions(form, weights, epochs, seed)
+        if form == "parquet":
+            parts = {name: self.split(name).files for name in self.splits} or {TRAIN: self.files}
+            return export_dataset_folder(parts, self.manifest, Path(target), options)
         has_negatives = bool(self.manifest.get("negatives"))
         return export_training_set(self.files, self.version, Path(target), options, has_negatives=has_negatives)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from deltalake import DeltaTable
 
-    from scalr_prod.training_set.spine import LabelWindow
+    from scalr_prod.training_set.label_window import LabelWindow
 
 
 #: Steps of R / S per factor of two. Rounding it keeps the rows of earlier days as they are when a day is added.

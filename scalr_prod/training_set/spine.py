@@ -7,7 +7,6 @@ It is the union of real and synthetic target events (label 1) and optional negat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,15 +15,18 @@ import numpy as np
 from scalr_prod.core.row_groups import iter_batches
 from scalr_prod.core.timestamps import micros_to_datetime, to_micros
 from scalr_prod.features import ViewWindow, stream_window
-from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, SPLIT, USER_ID, Table
+from scalr_prod.training_set.label_window import BEGINNING
 from scalr_prod.training_set.negatives import stage_negatives
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
 from scalr_prod.training_set.regroup import GroupedArrowFile
+from scalr_prod.training_set.splits import keep_known_in_part, split_sql
 from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, escape_glob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
     from typing import TypeAlias
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scalr_prod.config import SegmentWeights, Settings
+    from scalr_prod.training_set.label_window import LabelWindow
 
     Span: TypeAlias = tuple[int, int]
 
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
 KEYS: Final = (USER_ID, ITEM_ID, EVENT_TIMESTAMP)
 LABEL_COLUMNS: Final = ("label", "weight", "is_synthetic", "run_id", "source_domain")
 
-#: Start of an open window, before every event. Feast uses nanoseconds internally, which start in 1677.
-_BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)
 #: Rows sorted at once, and rows regrouped at once; bounds the memory.
 _ROWS_AT_ONCE: Final = 500_000
 _REGROUPED_ROWS: Final = 262_144
@@ -54,34 +55,18 @@ _ORDER: Final = f"{EVENT_TIMESTAMP}, {USER_ID}, {ITEM_ID}, is_synthetic, label D
 
 
 @dataclass(frozen=True)
-class LabelWindow:
-    """Labels in ``[start, cutoff)``, known by the cutoff.
-
-    Attributes:
-        start: First instant of a label (UTC); None: from the first event on.
-        cutoff: Labels are before this, and use only what was known by it (UTC).
-    """
-
-    start: datetime | None
-    cutoff: datetime
-
-    @property
-    def span(self) -> Span:
-        """Start and cutoff, µs."""
-        return to_micros(self.start or _BEGINNING), to_micros(self.cutoff)
-
-
-@dataclass(frozen=True)
 class Spine:
     """The staged spine.
 
     Attributes:
         path: One Parquet file, ordered by label time, then by every other column.
         day_statistics: UTC day → statistics of its rows, for days with rows; in order.
+        split_rows: For each part after ``train``, the number of rows before it.
     """
 
     path: Path
     day_statistics: Mapping[Period, PartitionStatistics]
+    split_rows: Sequence[int] = ()
 
     @property
     def row_count(self) -> int:
@@ -108,8 +93,15 @@ class Spine:
                 yield pa.Table.from_batches(parts)
 
 
-def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] = ()) -> pa.Schema:
-    """Return the spine's columns, the first columns of a training set; ``flags`` mark users in an experiment."""
+def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] = (), parts: bool = False) -> pa.Schema:
+    """Return the spine's columns, the first columns of a training set.
+
+    Args:
+        user: Type of user ids.
+        item: Type of item ids.
+        flags: Columns that mark users in an experiment.
+        parts: Whether a column names each row's part.
+    """
     import pyarrow as pa
 
     schema = pa.schema(
@@ -126,7 +118,7 @@ def spine_schema(user: pa.DataType, item: pa.DataType, *, flags: Sequence[str] =
     )
     for mark in flags:
         schema = schema.append(pa.field(mark, pa.bool_(), nullable=False))
-    return schema
+    return schema.append(pa.field(SPLIT, pa.string(), nullable=False)) if parts else schema
 
 
 def stage_spine(
@@ -150,37 +142,40 @@ def stage_spine(
     real, synthetic, negative = files = tuple(folder / f"{name}.parquet" for name in ("real", "synthetic", "negatives"))
     # Consumed items and event counts depend on events outside of the spans, too.
     read = (
-        [(to_micros(_BEGINNING), to_micros(window.cutoff))]
+        [(to_micros(BEGINNING), to_micros(window.cutoff))]
         if options.negatives_per_event or options.is_weighted_by_segment
         else spans
     )
     with open_duckdb(settings, folder) as connection:
-        schema = _stage_events(settings, Table.TARGET_EVENTS, window.cutoff, read, more=("weight",), path=real)
-        more = ("weight", "run_id", "source_domain")
-        _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.cutoff, spans, more=more, path=synthetic)
+        schema = _stage_events(settings, Table.TARGET_EVENTS, window, read, more=("weight",), path=real)
+        more, end = ("weight", "run_id", "source_domain"), window.train.span[1]
+        trained = [(low, min(high, end)) for low, high in spans if low < end]
+        _stage_events(settings, Table.SYNTHETIC_TARGET_EVENTS, window.train, trained, more=more, path=synthetic)
         holdout = Holdout.from_settings(settings)
         experiments = (HELD_OUT_COLUMN, holdout), (CANARY_COLUMN, Canary.from_settings(settings))
         marks = {name: experiment.membership_sql(USER_ID) for name, experiment in experiments if experiment is not None}
-        unmarked = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type)
-        output = spine_schema(schema.field(USER_ID).type, schema.field(ITEM_ID).type, flags=tuple(marks))
+        types = schema.field(USER_ID).type, schema.field(ITEM_ID).type
+        unmarked, output = spine_schema(*types), spine_schema(*types, flags=tuple(marks), parts=bool(window.splits))
+        marks |= {SPLIT: split_sql(window)} if window.splits else {}
         if options.negatives_per_event:
             stage_negatives(connection, options, real, negative, schema=unmarked, spans=spans)
         else:
             pq.write_table(unmarked.empty_table(), negative)
         path = folder / "spine.parquet"
         sparse_below = settings.downstream.sparse_below if options.is_weighted_by_segment else None
+        segments = None if sparse_below is None else (sparse_below, end)
         edges = _edges(connection, files, window.span)
         with (
             GroupedArrowFile(folder / "ranges.arrow", groups=len(edges) + 1) as ranges,
             pq.ParquetWriter(path, output, compression="zstd") as writer,
         ):
-            for rows in _labelled(connection, files, spans, multipliers, sparse_below=sparse_below, holdout=holdout):
+            for rows in _labelled(connection, files, spans, multipliers, segments=segments, holdout=holdout):
                 times = rows.column(EVENT_TIMESTAMP).cast(pa.int64()).to_numpy()
                 ranges.append(rows, np.searchsorted(edges, times, side="right"))
             for number in ranges.groups:
                 for rows in _ordered(connection, ranges.read_group(number), marks, negatives=options.negatives_per_event > 0):
                     writer.write_table(rows.cast(output))
-        return Spine(path, _day_statistics(connection, path))
+        return Spine(path, _day_statistics(connection, path), _rows_before(connection, path, window.splits.values()))
 
 
 def _labelled(
@@ -189,7 +184,7 @@ def _labelled(
     spans: Sequence[Span],
     multipliers: SegmentWeights,
     *,
-    sparse_below: int | None,
+    segments: tuple[int, int] | None,
     holdout: Holdout | None,
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans, unsorted.
@@ -202,17 +197,19 @@ def _labelled(
         files: Real events, synthetic events, and negatives.
         spans: The labels' time spans.
         multipliers: See `stage_spine`.
-        sparse_below: Number of real target events below which a user counts as sparse; None: all segments have one multiplier.
+        segments: Number of real target events below which a user counts as sparse, and the time (µs) before which events count; None: all
+            segments have one multiplier.
         holdout: Its users get no synthetic rows.
     """
     real, synthetic, negative = files
     keys, here, counts_join = ", ".join(KEYS), _within(spans), ""
     # λ (`synthetic_weight`) is applied to a row here: its confidence times the multiplier of its user's segment.
     multiplier = f"{multipliers.cold!r}::DOUBLE"
-    if sparse_below is not None:
-        connection.execute(
-            f"CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events FROM {_scan(real)} GROUP BY {USER_ID}"
-        )
+    if segments is not None:
+        sparse_below, end = segments
+        connection.execute(f"""
+            CREATE TEMP TABLE counts AS SELECT {USER_ID}, count(*) AS real_events
+            FROM {_scan(real)} WHERE epoch_us({EVENT_TIMESTAMP}) < {end} GROUP BY {USER_ID}""")
         counts_join, multiplier = (
             f"LEFT JOIN counts USING ({USER_ID})",
             _by_segment(multipliers, sparse_below),
@@ -270,28 +267,38 @@ def _day_statistics(connection: DuckDBPyConnection, path: Path) -> dict[Period, 
     return {utc_day(day): PartitionStatistics(*map(int, statistics)) for day, *statistics in connection.sql(query).fetchall()}
 
 
+def _rows_before(connection: DuckDBPyConnection, path: Path, times: Iterable[datetime]) -> list[int]:
+    """Count the rows before each time."""
+    query = f"SELECT count(*) FROM {_scan(path)} WHERE epoch_us({EVENT_TIMESTAMP}) < "
+    return [int(connection.sql(f"{query}{to_micros(time)}").fetchall()[0][0]) for time in times]
+
+
 def _stage_events(
-    settings: Settings, table: Table, cutoff: datetime, spans: Sequence[Span], *, more: tuple[str, ...], path: Path
+    settings: Settings, table: Table, window: LabelWindow, spans: Sequence[Span], *, more: tuple[str, ...], path: Path
 ) -> pa.Schema:
-    """Write the view's events of at least these spans, known by the cutoff, to one file in view order; return its schema."""
+    """Write the view's events of at least these spans, known by the end of their part, to one file in view order; return its schema."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer: Any = None
     columns = [*KEYS, *more]
+    read = [*columns, CREATED_TIMESTAMP] if window.splits else columns
     for span in _merge_spans(_READS, spans):
         start, end = map(micros_to_datetime, span)
-        found = stream_window(settings, ViewWindow(table.value, start=start, end=end, known_by=cutoff, columns=columns))
-        writer = writer or pq.ParquetWriter(path, found.schema.remove_metadata(), compression="lz4")
+        found = stream_window(settings, ViewWindow(table.value, start=start, end=end, known_by=window.cutoff, columns=read))
+        schema = pa.schema([found.schema.field(name) for name in columns])
+        writer = writer or pq.ParquetWriter(path, schema, compression="lz4")
         for batch in found:
-            writer.write_batch(batch.replace_schema_metadata(None))
+            known = keep_known_in_part(batch, window) if window.splits else batch
+            writer.write_batch(known.select(columns).replace_schema_metadata(None))
     writer.close()
-    schema: pa.Schema = pq.read_schema(path)
-    return schema
+    written: pa.Schema = pq.read_schema(path)
+    return written
 
 
 def _merge_spans(number: int, spans: Sequence[Span]) -> list[Span]:
     """Merge spans across the smallest gaps until there are at most ``number``."""
-    spans = list(spans) or [(to_micros(_BEGINNING), to_micros(_BEGINNING) + 1)]
+    spans = list(spans) or [(to_micros(BEGINNING), to_micros(BEGINNING) + 1)]
     while len(spans) > number:
         between = [after[0] - before[1] for before, after in pairwise(spans)]
         place = between.index(min(between))

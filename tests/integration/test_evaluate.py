@@ -135,7 +135,16 @@ def test_the_report_has_every_arm_with_its_interval(half_cold):
     assert apply_policy(settings)[0].training_set.segment_weights == policy.segment_weights
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert report.choices["als"]["validation"]["windows"] == 2
-    assert list(report.to_summary()) == ["does it help", "in detail", "measured with", "next", "als", "report", "policy", "seconds"]
+    assert list(report.to_summary()) == [
+        "does it help",
+        "in detail",
+        "measured with",
+        "next",
+        "als",
+        "report",
+        "policy",
+        "seconds",
+    ]
     assert [row["trained on"] for row in report.to_summary()["als"]][-1] == "real + synthetic events"
     shown = report.to_details()
     assert "fits" in shown["budget"]["als"]

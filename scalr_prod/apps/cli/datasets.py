@@ -15,7 +15,9 @@ from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
+    from scalr_prod.project import Project
     from scalr_prod.quality import Verdict
+    from scalr_prod.training_set import ExportReport
 
 
 class ExportFormat(StrEnum):
@@ -23,6 +25,7 @@ class ExportFormat(StrEnum):
 
     CSV = "csv"
     RECBOLE = "recbole"
+    PARQUET = "parquet"
 
 
 class Weights(StrEnum):
@@ -30,6 +33,13 @@ class Weights(StrEnum):
 
     COLUMN = "column"
     SAMPLE = "sample"
+
+
+class BuiltInSuite(StrEnum):
+    """The suites of `scalr quality init-suite`."""
+
+    TRAINING = "training"
+    LEAKS = "leaks"
 
 
 class FeastSourceFormat(StrEnum):
@@ -50,8 +60,14 @@ def dataset_build(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> Non
 
 @dataset_app.command("export")
 def dataset_export(
-    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole).")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="csv, or RecBole's atomic files.")] = ExportFormat.CSV,
+    target: Annotated[Path, typer.Argument(help="The file to write (csv), or the folder of the data set (recbole, parquet).")],
+    form: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="csv; RecBole's atomic files; or Parquet files with every column and a card, for Hugging Face's datasets.",
+        ),
+    ] = ExportFormat.CSV,
     weights: Annotated[
         Weights | None,
         typer.Option(
@@ -61,21 +77,27 @@ def dataset_export(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Number of independent samples, one after the other.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the samples.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Only this part of the set: train, validation or test ([training_set] splits); default: all."),
+    ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Export a training set's users, items, times, labels and weights for other tools.
+    """Export a training set, or a part of it, for other tools.
 
     Example: scalr dataset export --weights sample rows.csv
     """
     if form is ExportFormat.CSV and target.suffix.lower() not in {"", ".csv", ".txt"}:
         raise typer.BadParameter(f"a CSV file would be written: name {target.with_suffix('.csv')}", param_hint="TARGET")
-    CommandContext(config, as_json, "dataset export").run_with_project(
-        lambda project: project.training_set(version).export(
-            target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed
-        )
-    )
+
+    def work(project: Project) -> ExportReport:
+        rows = project.training_set(version)
+        chosen = rows if split is None else rows.split(split)
+        return chosen.export(target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed)
+
+    CommandContext(config, as_json, "dataset export").run_with_project(work)
 
 
 @feast_app.command("export")
@@ -111,7 +133,9 @@ def quality_check(
     ] = None,
     suite: Annotated[
         str | None,
-        typer.Option(help="A suite's file or name; default: [training_set] suite, else training, which is built in."),
+        typer.Option(
+            help="A suite's file or name; training and leaks are built in. Default: [training_set] suite, else training."
+        ),
     ] = None,
     docs: Annotated[
         Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
@@ -121,7 +145,7 @@ def quality_check(
 ) -> None:
     """Check a data set before training: exit code 0 passed, 3 rejected, 1 could not be checked.
 
-    Example: scalr quality check rows.parquet --suite checks.yaml --json
+    Example: scalr quality check rows.parquet --suite leaks
     """
     from scalr_prod.quality import check_dataset
 
@@ -141,7 +165,8 @@ def quality_check(
 
 @quality_app.command("init-suite")
 def quality_init_suite(
-    file: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("quality/training.yaml"),
+    file: Annotated[Path | None, typer.Argument(help="The YAML file to write; default: quality/SUITE.yaml.")] = None,
+    suite: Annotated[BuiltInSuite, typer.Option(help="The suite to copy.")] = BuiltInSuite.TRAINING,
     user: Annotated[str, typer.Option(help="Name of the column.")] = "user_id",
     item: Annotated[str, typer.Option(help="Name of the column.")] = "item_id",
     timestamp: Annotated[str, typer.Option(help="Name of the column of the label's time.")] = "event_timestamp",
@@ -150,6 +175,12 @@ def quality_init_suite(
     synthetic: Annotated[
         str, typer.Option(help="Name of the column of synthetic rows; skipped if it does not exist.")
     ] = "is_synthetic",
+    created: Annotated[
+        str, typer.Option(help="Name of the column of the time when a row became known; skipped if it does not exist.")
+    ] = "created_timestamp",
+    split: Annotated[
+        str, typer.Option(help="Name of the column of train, validation and test; skipped if it does not exist.")
+    ] = "split",
     as_json: Json = False,
 ) -> None:
     """Write a commented suite of checks to edit; an existing file is not overwritten.
@@ -165,5 +196,8 @@ def quality_init_suite(
         "label": label,
         "weight": weight,
         "synthetic": synthetic,
+        "created": created,
+        "split": split,
     }
-    CommandContext(None, as_json).run(lambda _: {"suite": write_suite(file, columns)})
+    path = file or Path("quality", f"{suite.value}.yaml")
+    CommandContext(None, as_json).run(lambda _: {"suite": write_suite(path, columns, name=suite.value)})

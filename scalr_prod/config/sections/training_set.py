@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -41,6 +42,12 @@ class TrainingSetSettings(SettingsSection):
     )
     cutoff: Instant | None = Field(
         default=None, description="no label, feature or row is from after this time; default: the data's end"
+    )
+    splits: dict[Literal["validation", "test"], datetime] = Field(
+        default_factory=dict,
+        description="times at which parts of the set begin, for a model that is tested by time: "
+        '{ validation = "2024-05-01", test = "2024-06-01" }; rows before the first are train, and synthetic rows are in train alone. '
+        "A time without a zone is in [project] timezone",
     )
     task: Literal["ranking", "classification"] = Field(
         default="ranking",

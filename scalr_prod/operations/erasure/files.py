@@ -159,8 +159,9 @@ def _update_gate_counts(folder: Path, content: dict[str, Any]) -> bool:
 
 def _update_training_set_counts(folder: Path, content: dict[str, Any]) -> bool:
     """Recount a training set's rows, and update files that an earlier, interrupted call rewrote."""
-    import pyarrow.compute as pc
     import pyarrow.dataset as ds
+
+    from scalr_prod.training_set import count_rows
 
     changed = False
     for name, file in content.get("files", {}).items():
@@ -174,16 +175,9 @@ def _update_training_set_counts(folder: Path, content: dict[str, Any]) -> bool:
     data = ds.dataset(rows, format="parquet")
     if data.count_rows() == content["rows"]:
         return changed
-    table = data.to_table(columns=["label", "is_synthetic"])
-    positive = pc.greater(table["label"], 0)
-    synthetic = pc.sum(pc.and_(positive, table["is_synthetic"])).as_py() or 0
-    positives = pc.sum(positive).as_py() or 0
-    content |= {
-        "rows": len(table),
-        "real": positives - synthetic,
-        "synthetic": synthetic,
-        "negatives": len(table) - positives,
-    }
+    for part in content.get("splits", {}).values():
+        part.update(count_rows(folder / name for name in part["files"]))
+    content |= count_rows(sorted(rows.rglob("*.parquet")))
     return True
 
 

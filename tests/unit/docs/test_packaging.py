@@ -129,7 +129,7 @@ def test_the_wheel_holds_all_that_a_run_needs(wheel):
     assert {f"scalr_prod/_assets/{path}" for path in SHIPPED} <= names
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scalr_prod").rglob("*.py")}
     assert sources <= names
-    assert "scalr_prod/quality/training.yaml" in names
+    assert {f"scalr_prod/quality/{suite}.yaml" for suite in ("training", "leaks")} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "constraints/"))]
 
 
