@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["DiagnosticCheck", "run_checks"]
 
 _REQUIRED = ("torch", "feast", "deltalake", "duckdb", "dask", "distributed", "great-expectations", "sqlalchemy", "tritonclient")
 _OPTIONAL = {

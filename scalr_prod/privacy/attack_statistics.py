@@ -13,7 +13,6 @@ from scalr_prod.core.jsonable import Jsonable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["AttackSuccess", "Estimate", "bootstrap_mean", "measure_attack"]
 
 RESAMPLES: Final = 1000
 #: False positive rate at which the true positive rate is given: an attack that is right about few users can have an AUC near 0.5.

@@ -10,7 +10,6 @@ from scalr_prod.schemas import ITEM_ID, USER_ID
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-__all__ = ["EVIDENCE_USERS", "measure_evidence"]
 
 #: Numbers of users below which the share of rows is given.
 EVIDENCE_USERS: Final = (2, 5, 10)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.privacy.attack_statistics import AttackSuccess
 
-__all__ = ["PROMISE", "PrivacyReport", "describe_privacy", "measure_privacy", "measure_run_membership", "privacy_file"]
 
 #: What a reader of the figures may conclude.
 PROMISE: Final = (

@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.privacy.run_rows import RunRows
     from scalr_prod.privacy.shadow_draws import ShadowDraws
 
-__all__ = [
-    "PUBLISHED_ATTACKS",
-    "DrawnByFold",
-    "attack_other_rows",
-    "closest_records",
-    "item_counts",
-    "item_similarity",
-    "measure_membership",
-]
 
 #: Fewest users of an attack, and of the rows that it reads: below, chance alone gives any AUC.
 MIN_USERS: Final = 100

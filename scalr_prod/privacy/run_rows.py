@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.translator import TranslatorVersion
 
-__all__ = ["RunRows", "find_run_files", "open_run_rows", "read_run_rows", "user_item_matrix"]
 
 #: Most users whose rows are read: users of one bucket of the hash.
 MAX_USERS: Final = 20_000

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.privacy.run_rows import RunRows
 
-__all__ = ["ShadowDraws"]
 
 #: Most contexts that are drawn again by each parameter set.
 MAX_CONTEXTS: Final = 2_000

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from scalr_prod.privacy.run_rows import RunRows
     from scalr_prod.privacy.shadow_draws import ShadowDraws
 
-__all__ = ["SourceInference", "hit_probability", "measure_source_inference"]
 
 #: Source histories to pick from.
 CANDIDATES: Final = 100

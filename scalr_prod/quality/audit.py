@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.rule_protocol import FigureRule, RowRule
 
-__all__ = ["ACCEPTED_EVENTS", "Audit", "open_audit"]
 
 #: View of user and item of the accepted rows.
 ACCEPTED_EVENTS: Final = "accepted_events"

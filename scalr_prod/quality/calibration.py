@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.gate_report import GateReport
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = ["CalibrationRules", "add_next_step", "calibration_figures"]
 
 _RULE: Final = "probabilities_come_true"
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.suites import Suite, SuiteRule
     from scalr_prod.quality.verdict import Outcome
 
-__all__ = ["check_dataset"]
 
 #: Folder of data docs without a project.
 _FOLDER: Final = "scalr_quality"

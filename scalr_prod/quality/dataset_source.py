@@ -15,7 +15,6 @@ from scalr_prod.workspace import escape_glob
 if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
-__all__ = ["DATASET_VIEW", "DatasetSource", "duckdb_options", "load_dataset", "locate_dataset"]
 
 #: Name of the data set in DuckDB and in data docs.
 DATASET_VIEW: Final = "dataset"

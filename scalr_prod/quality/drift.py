@@ -28,16 +28,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Publication, RunSpec
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = [
-    "MIN_EVENTS",
-    "DriftRules",
-    "compute_drift",
-    "measure_drift",
-    "psi",
-    "rows_in_view",
-    "select_reference",
-    "warn_on_drift",
-]
 
 logger = logging.getLogger(__name__)
 

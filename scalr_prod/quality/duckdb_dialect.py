@@ -18,7 +18,6 @@ from scalr_prod.quality.dataset_source import duckdb_options
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ReadOnlyDialect", "database_url"]
 
 _NAME: Final = "scalr_duckdb"
 #: DuckDB type prefix → SQLAlchemy type, by whose names a suite refers to types; the longest matching prefix wins.

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import ModelVersion, Publication, Run, RunSpec
 
-__all__ = ["validate_run"]
 
 logger = logging.getLogger(__name__)
 

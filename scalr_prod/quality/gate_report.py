@@ -11,8 +11,6 @@ from scalr_prod.core.jsonable import Jsonable
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["GateReport", "RuleOutcome", "describe_failures", "format_value"]
-
 
 @dataclass(frozen=True)
 class RuleOutcome:

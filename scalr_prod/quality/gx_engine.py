@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = [
-    "ExpectationOutcome",
-    "ExpectationSpec",
-    "GxSession",
-    "build_data_docs",
-    "open_data_context",
-    "open_gx_session",
-    "validate_table",
-]
 
 #: Results are stored on disk; suites come from this package and are stored in memory.
 _STORES: Final = {

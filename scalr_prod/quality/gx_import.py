@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from scalr_prod.core.import_hook import defer_import
 
-__all__ = ["prepare_gx_import"]
-
 
 def prepare_gx_import() -> None:
     """Defer scipy's statistics and the charts of altair until they are used; to be called before Great Expectations is imported."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.row_verdicts import RowVerdicts
     from scalr_prod.quality.rule_protocol import FigureRule
 
-__all__ = ["validate_columns", "validate_figures", "validate_rows"]
-
 
 def validate_columns(
     session: GxSession, suite: str, subject: str, files: Sequence[Path], expected_types: Mapping[str, str], *, says: str

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.gate_report import GateReport
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = ["MIN_USERS", "InformationRules", "information_figures", "suggest_next_step"]
 
 #: A bootstrap over fewer users gives no usable interval.
 MIN_USERS: Final = 20

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["write_accepted", "write_quarantine"]
-
 
 def write_accepted(folder: Path, rows: pa.RecordBatchReader | None, schema: pa.Schema) -> list[dict[str, Any]]:
     """Write the accepted rows to ``<run>/accepted``, replacing its content; without rows, only remove it.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.audit import Audit
     from scalr_prod.quality.rule_protocol import FigureRule
 
-__all__ = ["POOLED_FIGURES", "PooledRules", "pool_small_run"]
 
 #: Figures of `Audit.distribution_figures` that rules bound; their sample is the effective number of users.
 POOLED_FIGURES: Final = ("bucket_distance", "max_item_excess", "effective_items_ratio")

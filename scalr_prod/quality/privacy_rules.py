@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scalr_prod.quality.gate_report import GateReport
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = ["PrivacyRules", "add_privacy_step", "membership_figures"]
 
 _MEMBERSHIP: Final = "rows_do_not_tell_who_trained_the_translator"
 _EVIDENCE: Final = "item_had_enough_users"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.quality.rule_protocol import RowRule
 
-__all__ = ["RowVerdicts", "evaluate_rules"]
 
 _EXAMPLES: Final = 3
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import QualitySettings
     from scalr_prod.ledger import ModelVersion, RunSpec
 
-__all__ = ["AuditedRun", "FigureRule", "GateRule", "RowRule"]
-
 
 @dataclass(frozen=True)
 class RowRule:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import QualitySettings
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = ["RuleSet", "unusable_rule_error"]
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.quality.rule_protocol import AuditedRun
 
-__all__ = ["EVENT_COLUMNS", "RowRules", "RunRules", "has_one_context_per_user", "timestamp_literal"]
 
 #: Columns of a synthetic event, in order.
 EVENT_COLUMNS = (

@@ -12,17 +12,6 @@ from bisect import bisect_left
 from math import ceil, log, log1p, sqrt
 from typing import Final
 
-__all__ = [
-    "CHANCE",
-    "MIN_USERS_FOR_ITEMS",
-    "ROWS_PER_USER",
-    "max_bad_rows_by_chance",
-    "min_contexts_for_coverage",
-    "min_events_for_drift",
-    "min_users_for_distance",
-    "min_users_for_excess",
-]
-
 #: Largest probability that chance alone breaks a rule.
 CHANCE: Final = 1e-3
 _LOG: Final = -log(CHANCE)

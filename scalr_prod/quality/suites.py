@@ -19,7 +19,6 @@ from scalr_prod.schemas import CREATED_TIMESTAMP, SPLIT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["DEFAULT_COLUMNS", "Suite", "SuiteRule", "read_suite", "resolve_rules", "write_suite"]
 
 #: Default column names of the built-in suites.
 DEFAULT_COLUMNS: Final = {

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.quality.gate_report import RuleOutcome
 
-__all__ = ["row_rules_digest", "validate_training_set"]
 
 _SUITE: Final = "training_set"
 _HISTORIES: Final = ("source_user_history", "target_user_history")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.ledger import RunSpec
 
-__all__ = ["UserPartitions"]
 
 _KEY: Final = f"{USER_ID}, {ITEM_ID}, {EVENT_TIMESTAMP}"
 #: Bits of a digest, so that it is a non-negative BIGINT.

@@ -13,7 +13,6 @@ from scalr_prod.quality.gate_report import format_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Outcome", "RuleResult", "Verdict"]
 
 Outcome = Literal["passed", "failed", "warning", "skipped"]
 

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.reporting.report_data import Distributions
 
-__all__ = [
-    "COLOURS",
-    "calibration_chart",
-    "events_over_time_chart",
-    "events_per_user_chart",
-    "lift_chart",
-    "lift_interval_chart",
-    "popularity_chart",
-    "require_charts",
-    "trend_chart",
-]
 
 #: Distinguishable with colour blindness; contrast of at least 3 : 1 against the light and the dark page.
 COLOURS: Final = {"real": "#4d7fb5", "synthetic": "#c9660f"}

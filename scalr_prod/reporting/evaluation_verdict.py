@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["verdict_section"]
 
 _TONES: Final = {"helps": "good", "harms": "bad", "unsure": "", "refused": ""}
 

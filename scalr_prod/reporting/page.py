@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger
     from scalr_prod.reporting.report_data import Distributions, RunReportData
 
-__all__ = ["describe_domains", "index_page", "recent_runs", "run_page", "template_environment"]
 
 _MAX_RUNS: Final = 200
 #: Least expected number of events of a point of the calibration curve, and the columns summed when bins are merged.

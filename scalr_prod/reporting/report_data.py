@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import Ledger, Run
     from scalr_prod.operations import Explanation
 
-__all__ = ["Distributions", "RunReportData", "collect_run_data"]
 
 #: Shares of the catalogue, most popular items first, for which the share of events is shown.
 _TOP_ITEM_SHARES: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.lake import Lake
 
-__all__ = ["TranslationSample", "sample_translations"]
 
 _SAMPLED_USERS: Final = 12
 _HISTORY_LENGTH: Final = 5

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.ledger import Ledger
 
-__all__ = ["WrittenReport", "write_report"]
-
 
 @dataclass(frozen=True)
 class WrittenReport(Jsonable):

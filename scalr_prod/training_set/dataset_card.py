@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["write_dataset_folder"]
 
 _CARD: Final = "README.md"
 #: Meaning of the columns that are no features.

@@ -14,7 +14,6 @@ from scalr_prod.schemas import TRAIN
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BEGINNING", "LabelWindow"]
 
 #: Start of an open window, before every event. Feast uses nanoseconds internally, which start in 1677.
 BEGINNING: Final = datetime(1700, 1, 1, tzinfo=UTC)

@@ -29,16 +29,6 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.training_set.label_window import LabelWindow
 
-__all__ = [
-    "count_rows",
-    "describe_splits",
-    "ensure_real_events",
-    "ensure_run_fits_splits",
-    "ensure_synthetic_in_train",
-    "keep_known_in_part",
-    "resolve_splits",
-    "split_sql",
-]
 
 _WHERE = "[training_set] splits"
 _GUIDE = "docs/guides/training-sets.md"

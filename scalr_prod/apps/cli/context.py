@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from scalr_prod.core.signals import Interrupted
     from scalr_prod.project import Project
 
-__all__ = [
-    "DEFAULT_CONFIG",
-    "CommandContext",
-    "CommandReport",
-    "CommandResult",
-    "Config",
-    "Json",
-    "OptionalConfig",
-    "RunId",
-    "Version",
-    "as_utc",
-    "exit_with_error",
-    "find_config",
-]
 
 DEFAULT_CONFIG = Path("scalr.toml")
 

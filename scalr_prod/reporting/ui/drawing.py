@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.reporting.ui.users import TranslatedContext
 
-__all__ = ["SamplingThread"]
-
 
 class SamplingThread:
     """Samples events for one user at a time. On exit, closes the scorer and stops a Triton server that it started.

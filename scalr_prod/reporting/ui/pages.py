@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.reporting.ui.drawing import SamplingThread
 
-__all__ = ["CHANGEABLE_SETTINGS", "Page", "Pages"]
 
 #: Settings of ``[generation]`` that a draw may change.
 CHANGEABLE_SETTINGS: Final = ("temperature", "events_per_source_event", "min_lift")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
 
-__all__ = ["DayOfEvents", "FoundItem", "SearchResult", "events_by_day", "search"]
 
 #: Days of the table, items found, and users shown for each of them.
 _MAX_DAYS: Final = 30

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from scalr_prod.reporting.ui.drawing import SamplingThread
     from scalr_prod.reporting.ui.pages import Page
 
-__all__ = ["create_app", "serve"]
 
 logger = logging.getLogger(__name__)
 

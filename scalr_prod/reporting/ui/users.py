@@ -40,16 +40,6 @@ if TYPE_CHECKING:
     from scalr_prod.ledger import RunSpec
     from scalr_prod.operations import Explanation
 
-__all__ = [
-    "SourceEvent",
-    "TranslatedContext",
-    "UserHistory",
-    "pick_users",
-    "read_user_history",
-    "register_titles",
-    "translate_user",
-    "with_other_settings",
-]
 
 #: Users to pick from, source events shown of a history, and contexts translated at once.
 _MAX_USERS: Final = 24
