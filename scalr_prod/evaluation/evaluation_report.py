@@ -148,7 +148,7 @@ class EvaluationReport(Jsonable):
         return lines | {
             summary.model: summary.table,
             "report": self.path,
-            "policy": self.policy,
+            **({"policy": self.policy} if self.policy else {}),
             "seconds": self.seconds,
         }
 
@@ -403,7 +403,7 @@ def _verdict_line(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "best baseline": verdict["best_baseline"],
         "lift over best % (95 % CI)": _over_best(verdict),
         "cold users": _over_best(cold),
-        "all users as if new": _over_best(new),
+        "all, target history hidden": _over_best(new),
         "over the joint baseline": _interval(verdict.get("over_rival", {})),
         "over popularity by cluster": _interval(verdict.get("over_clusters", {})),
         "both blended with recent popularity": _over_best(blended),

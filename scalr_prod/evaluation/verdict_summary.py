@@ -18,7 +18,7 @@ Effect = Literal["helps", "unsure", "harms", "refused"]
 #: Arms of the table, weakest idea first, with their names in prose.
 _ARMS: Final = {
     POPULARITY_BASELINE: "recently popular items",
-    CLUSTER_BASELINE: "items popular among similar users",
+    CLUSTER_BASELINE: "items popular among users with similar source histories",
     REAL_ONLY: "real events only",
     JOINT_BASELINE: "both domains in one model",
     WITH_SYNTHETIC: "real + synthetic events",
@@ -26,7 +26,10 @@ _ARMS: Final = {
 #: Baselines that use source events, too: key in a verdict → name in prose, and what to do if it is better.
 _CROSS_DOMAIN: Final = {
     "over_rival": ("the same model trained on both domains", "train your model on both domains, if you can"),
-    "over_clusters": ("items popular among similar users", "recommend what is popular among similar users"),
+    "over_clusters": (
+        "items popular among users with similar source histories",
+        "recommend what is popular among users with similar source histories",
+    ),
 }
 #: Beginning of the answer. A quick verdict has nothing from validation.
 _STARTS: Final = {
@@ -36,18 +39,22 @@ _STARTS: Final = {
 }
 _QUICK_STARTS: Final = {
     "helps": "Synthetic events help with default settings",
-    "unsure": "This first test does not tell whether synthetic events help with default settings",
+    "unsure": "Inconclusive: this first test does not tell whether synthetic events help with default settings",
     "harms": "Synthetic events do harm with default settings",
 }
-_SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users as if they were new"}
+_SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users with their target history hidden"}
 #: Part of a verdict → the users that it is about, in tables and charts.
 _USERS: Final = {
     "all": "all users",
     "cold": "no target events",
     "sparse": "few target events",
     "dense": "many target events",
-    "new": "all users as if new",
+    "new": "all, target history hidden",
 }
+
+
+#: Hyperparameters with a unit.
+_UNITS: Final = {"half_life": "half_life (days)"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class VerdictSummary:
         certainty: For whom.
         model_settings: The model's hyperparameters in all arms; they are tuned on real events. A model with others gains more or less.
         next_step: What to do now.
-        table: One row per arm: ``trained on``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
+        table: One row per arm: ``method``, NDCG of all users and of parts of them, and the lift of real and synthetic events over it.
         lifts: One row per group of users: ``users``, ``lift_pct``, ``low`` and ``high`` over the best baseline.
     """
 
@@ -89,11 +96,11 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     return VerdictSummary(
         effect,
         best,
-        _answer(effect, verdict, choices[best], is_quick=is_quick),
+        _answer(effect, report, verdict, choices[best]),
         _certainty(effect, verdict),
-        _describe_model(best, choices[best].get("options", {})),
+        _describe_model(best, choices[best]["options"]),
         _next_step(effect, verdict, is_quick=is_quick),
-        _table([row for row in report["arms"] if row["model"] == best]),
+        _table([row for row in report["arms"] if row["model"] == best], is_used=effect != "refused"),
         _lifts(verdict) if effect != "refused" else (),
     )
 
@@ -107,12 +114,14 @@ def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
     return "helps" if low > 0 else "harms" if high < 0 else "unsure"
 
 
-def _answer(effect: Effect, verdict: Mapping[str, Any], choice: Mapping[str, Any], *, is_quick: bool) -> str:
-    model = verdict["model"]
+def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    model, is_quick, signal = verdict["model"], report["verdict"]["quick"], report.get("signal")
+    has_no_signal = signal is None or signal["own_over_others"]["ci99"][0] <= 0
     if effect == "refused" and is_quick:
-        return (
-            f"No gain found: with {model}, synthetic events are not used (users' own source histories tell no more about their target "
-            "events than other users', or synthetic_weight is 0)."
+        return f"No gain to expect: synthetic events are not used, and so not tested with {model}. " + (
+            "It is not shown that users' own source histories tell more about their target events than other users' do."
+            if has_no_signal
+            else "[training_set] synthetic_weight is 0."
         )
     if effect == "refused":
         decision = describe_acceptance(tuple(choice["lambda"].values()), choice["validation"].get("bar"))
@@ -136,19 +145,31 @@ def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
 
 def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
     if effect == "refused":
-        return f"The best baseline is {_ARMS[verdict['best_baseline']]}."
-    found = [f"{name} {_percent(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
+        return f"The best for all users is {_ARMS[verdict['best_baseline']]}."
+    found = [f"{name} {_describe_part(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
     return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
 
 
+def _describe_part(part: Mapping[str, Any]) -> str:
+    """Describe the lift for a group of users over its best baseline, and over a better one that uses source events."""
+    strongest = _strongest_cross_domain(part)
+    is_beaten = strongest is not None and float(part[strongest]["lift_pct"]) < 0
+    return f"{_percent(part)} over {_ARMS[part['best_baseline']]}" + (
+        f", but {_percent(part[strongest], 'lift_pct')} over {_CROSS_DOMAIN[strongest][0]}" if strongest and is_beaten else ""
+    )
+
+
 def _describe_model(model: str, options: Mapping[str, Any]) -> str:
-    named = ", ".join(f"{name} {value:.3g}" for name, value in options.items() if isinstance(value, int | float))
-    return f"{model} with {named}: the best settings for real events" if named else f"{model} with its own settings"
+    named = ", ".join(
+        f"{_UNITS.get(name, name)} {value:.3g}" for name, value in options.items() if isinstance(value, int | float)
+    )
+    return f"{model} with {named}: tuned on validation, for real events" if named else f"{model} with its own settings"
 
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:
     if is_quick:
-        return "scalr evaluate, which chooses the settings, tests more baselines, and writes a policy that runs apply"
+        found = "may find settings that help" if effect != "helps" else "chooses better ones"
+        return f"scalr evaluate, which {found} and tests more baselines; later runs of scalr run follow what it finds"
     if effect == "refused":
         return "keep training on real events; scalr run generates nothing until an evaluation on more events finds a gain"
     if effect == "harms":
@@ -164,7 +185,7 @@ def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) ->
     return "scalr run, which applies these settings"
 
 
-def _table(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _table(arms: Sequence[Mapping[str, Any]], *, is_used: bool) -> list[dict[str, Any]]:
     by_name = {row["name"]: row for row in arms}
     rows = []
     for arm, name in _ARMS.items():
@@ -175,11 +196,11 @@ def _table(arms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         over = by_name[arm].get("scalr_over_this") or ({} if arm != REAL_ONLY else by_name.get(WITH_SYNTHETIC, {}))
         rows.append(
             {
-                "trained on": name,
-                "NDCG": round(by_name[arm]["metrics"]["ndcg"], 4),
+                "method": name,
+                "NDCG@20": round(by_name[arm]["metrics"]["ndcg"], 4),
                 _USERS["cold"]: _ndcg(slices, "cold"),
                 _USERS["new"]: _ndcg(slices, "new"),
-                "synthetic events gain (95 %)": _percent(over, "lift_pct") if "ci95" in over else "",
+                "real + synthetic is better by (95 %)": _percent(over, "lift_pct") if "ci95" in over and is_used else "",
             }
         )
     return rows
@@ -194,9 +215,9 @@ def _lifts(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _ndcg(slices: Mapping[str, Any], name: str) -> float | None:
+def _ndcg(slices: Mapping[str, Any], name: str) -> float | str:
     found = slices.get(name, {}).get("ndcg")
-    return None if found is None else round(found, 4)
+    return "no such users" if found is None else round(found, 4)
 
 
 def _compared(comparison: Mapping[str, Any], name: str) -> str:

@@ -138,9 +138,9 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 
 def test_a_verdict_says_what_the_docs_show():
     lifts = {"ci95": [59.5, 115.9], "lift_over_best_pct": 84.9, "best_baseline": "real"}
-    cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6}
+    cold = {"ci95": [72.4, 237.7], "lift_over_best_pct": 129.6, "best_baseline": "real"}
     verdict = lifts | {"model": "als", "cold": cold}
-    choices = {"als": {"helps": True, "validation": None}}
+    choices = {"als": {"helps": True, "validation": None, "options": {}}}
     summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
     made_of = "first verdict, with a run's default settings"
     assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {summary.answer} {summary.certainty}") == ""
