@@ -200,7 +200,8 @@ class InitPlan:
                 )
         for number, note in enumerate(self.notes, 1):
             shown[f"note {number}"] = note
-        return shown | {"settings": str(self.config), "next": f"scalr run --config {self.config}"}
+        following = f"scalr evaluate --quick --config {self.config} (does it help?), or scalr run --config {self.config}"
+        return shown | {"settings": str(self.config), "next": following}
 
     def to_json(self) -> dict[str, Any]:
         """Return the values as JSON, nested as the settings are."""
