@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from scalr_prod import Project
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import TranslatorError
 from scalr_prod.generation import plan_run, shards
@@ -99,6 +100,8 @@ def test_an_item_that_was_forgotten_since_the_training_is_not_drawn(made, config
     item = rows["item_id"].mode()[0]
     shutil.copytree(config.parent, tmp_path / "project")
     copied = tmp_path / "project" / config.name
+    with Project.open(copied, **LOCAL) as project:
+        project.histories()  # the feature views read the copy's lake from now on
     with SuppressionList.open_for_update(load_settings(copied, **LOCAL)) as stones:
         stones.add(SuppressedId(stones.digest(item, "item"), datetime.now(UTC)), "item")
     _, _, _, without = make(copied, partitions=3)
