@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from support.examples import examples
@@ -199,6 +199,8 @@ TENSORS = nps.arrays(
 )
 
 
+@example({"noise_key": np.zeros((1, 2), np.int64)}, set())  # as many values as rows, in one row
+@example({"shortlist": np.full((2, 1), np.inf, np.float32)}, set())
 @FEW
 @given(
     st.dictionaries(st.sampled_from([*INPUTS, "unknown"]), TENSORS, max_size=4),

@@ -201,7 +201,7 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: RequestBounds) -> tuple
         history_items=request["history_items"],
         history_ages=request["history_ages"],
         exclude=request["exclude"],
-        **{name: request[name].reshape(-1) for name in _SCALAR_INPUTS},
+        **{name: _one_per_row(request, name) for name in _SCALAR_INPUTS},
     )
     bounds.check_contexts(contexts)
     if (contexts.history_end > contexts.event_time).any():
@@ -218,13 +218,20 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: RequestBounds) -> tuple
     return contexts, ("sample", width, int(k), temperature, min_lift, int(shortlist) or None)
 
 
+def _one_per_row(request: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    array = request[name]
+    if array.ndim > 1 and array.shape[1:] != (1,):
+        raise ValueError(f"{name} has shape {list(array.shape)}; it takes one value per row, [rows, 1]")
+    return array.reshape(-1)
+
+
 def _shared_parameter(request: Mapping[str, NDArray[Any]], name: str) -> float:
     values = request.get(name)
     if values is None:
         return _DEFAULTS[name]
     first = values.flat[0] if values.size else _DEFAULTS[name]
-    if np.isnan(first) or (values != first).any():
-        raise ValueError(f"{name} differs within one request, or is not a number")
+    if not np.isfinite(first) or (values != first).any():
+        raise ValueError(f"{name} differs within one request, or is not a finite number")
     return float(first)
 
 
