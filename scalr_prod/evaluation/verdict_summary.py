@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from scalr_prod.evaluation.acceptance import describe_acceptance
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC
+from scalr_prod.evaluation.signal import Signal, classify_signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ _STARTS: Final = {
 }
 _QUICK_STARTS: Final = {
     "helps": "Synthetic events help with default settings",
-    "unsure": "Inconclusive: this first test does not tell whether synthetic events help with default settings",
+    "unsure": "Inconclusive for default settings",
     "harms": "Synthetic events do harm with default settings",
 }
 _SENTENCE_USERS: Final = {"cold": "Users without target events", "new": "all users with their target history hidden"}
@@ -115,12 +116,11 @@ def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
 
 
 def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
-    model, is_quick, signal = verdict["model"], report["verdict"]["quick"], report.get("signal")
-    has_no_signal = signal is None or signal["own_over_others"]["ci99"][0] <= 0
+    model, is_quick = verdict["model"], report["verdict"]["quick"]
     if effect == "refused" and is_quick:
         return f"No gain to expect: synthetic events are not used, and so not tested with {model}. " + (
             "It is not shown that users' own source histories tell more about their target events than other users' do."
-            if has_no_signal
+            if classify_signal(report.get("signal")) is not Signal.PRESENT
             else "[training_set] synthetic_weight is 0."
         )
     if effect == "refused":

@@ -175,6 +175,7 @@ def _is_aligned(spec: RunSpec) -> bool:
 
 @contextmanager
 def _opened(settings: Settings, spec: RunSpec, files: list[Path] | None = None) -> Iterator[DuckDBPyConnection]:
+    # The pool is for its limit of one BLAS thread: several wait for one another.
     with staging_folder(settings, "privacy") as folder, open_duckdb(settings, folder) as connection, open_worker_pool(1):
         open_run_rows(connection, settings, spec, find_run_files(settings, spec) if files is None else files)
         yield connection

@@ -41,9 +41,7 @@ def resolve_splits(settings: Settings) -> dict[str, datetime]:
         TrainingSetError: ``test`` does not begin after ``validation``.
     """
     splits, zone = settings.training_set.splits, settings.project.timezone
-    found: dict[str, datetime] = {
-        name: local_to_utc(splits[name], zone) for name in ("validation", "test") if name in splits
-    }  # fmt: skip
+    found: dict[str, datetime] = {name: local_to_utc(splits[name], zone) for name in ("validation", "test") if name in splits}
     for (first, begins), (second, ends) in pairwise(found.items()):
         if begins >= ends:
             raise TrainingSetError(

@@ -94,8 +94,8 @@ class RequestOptions:
         in_flight: Concurrent requests of a stream.
         max_request_mb: Limit of one request's input tensors, MiB.
         retries: Backoff between attempts.
-        restart_s: Seconds that a watchdog may take to restart a failed server, added to the deadline of a request that meets none;
-            failures that a server would not recover from by itself are retried then. None: there is no watchdog.
+        restart_s: Seconds that a watchdog may take to restart a failed server, added once to the deadline of a request that finds no
+            server; failures that a server would not recover from by itself are retried then. None: there is no watchdog.
     """
 
     deadline_s: float = 60.0

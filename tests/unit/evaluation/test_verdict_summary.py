@@ -137,7 +137,7 @@ def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_bet
             (6.0, -3.0, 9.0),
             True,
             "unsure",
-            "Inconclusive: this first test does not tell whether synthetic events help with default settings: ",
+            "Inconclusive for default settings: ",
         ),
         ((-6.0, -9.0, -3.0), True, "harms", "Synthetic events do harm with default settings: "),
         (
