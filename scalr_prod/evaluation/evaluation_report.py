@@ -100,8 +100,9 @@ class EvaluationReport(Jsonable):
         arms: One row per arm and family. ``probabilities``: NE and calibration. ``synthetic``: number of synthetic events before λ,
             and the share of the catalogue that they cover.
         signal: Information of source histories beyond popularity; None if it could not be measured.
-        verdict: ``quick``: whether this is a quick verdict, of a run's default settings. Then the best baseline, and by model the lift of
-            real+scalr over the better of popularity baseline and real events only (chosen on validation), with two-way intervals.
+        verdict: ``quick``: whether this is a quick verdict, of a run's default settings. ``k``: depth of the rankings. The best
+            baseline, and by model the lift of real+scalr over the better of popularity baseline and real events only
+            (chosen on validation), with two-way intervals.
         choices: Family → what validation chose for real+scalr, its validation metrics (None in a quick verdict, which has a run's default
             settings), and the same for every other arm (``arms``).
         budget: Family → arm → models fitted and rankings made to tune it.

@@ -304,7 +304,12 @@ class EvaluationRunner:
             translator=_describe_translator(self.settings.translator),
             arms=rows,
             signal=self.signal,
-            verdict={"quick": self.plan.quick, "best_baseline": self._best_family().best_baselines["all"], "models": models}
+            verdict={
+                "quick": self.plan.quick,
+                "k": self.settings.downstream.k,
+                "best_baseline": self._best_family().best_baselines["all"],
+                "models": models,
+            }
             | ({"contexts_at_most": quick_context_limit(splits[0])} if self.plan.quick else {}),
             choices={family.name: family.choices_to_json(self.half_life, self.clusters) for family in families},
             budget={

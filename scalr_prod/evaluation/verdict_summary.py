@@ -54,6 +54,8 @@ _USERS: Final = {
 }
 
 
+#: Depth of the rankings of reports that do not name it.
+_DEFAULT_DEPTH: Final = 20
 #: Hyperparameters with a unit.
 _UNITS: Final = {"half_life": "half_life (days)"}
 
@@ -94,6 +96,7 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
     is_quick = report["verdict"]["quick"]
     (verdict,) = (row for row in report["verdict"]["models"] if row["model"] == best)
     effect = _effect(verdict, is_used=choices[best]["helps"])
+    depth = report["verdict"].get("k", _DEFAULT_DEPTH)
     return VerdictSummary(
         effect,
         best,
@@ -101,7 +104,7 @@ def summarize_verdict(report: Mapping[str, Any]) -> VerdictSummary:
         _certainty(effect, verdict),
         _describe_model(best, choices[best]["options"]),
         _next_step(effect, verdict, is_quick=is_quick),
-        _table([row for row in report["arms"] if row["model"] == best], is_used=effect != "refused"),
+        _table([row for row in report["arms"] if row["model"] == best], depth, is_used=effect != "refused"),
         _lifts(verdict) if effect != "refused" else (),
     )
 
@@ -185,7 +188,7 @@ def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) ->
     return "scalr run, which applies these settings"
 
 
-def _table(arms: Sequence[Mapping[str, Any]], *, is_used: bool) -> list[dict[str, Any]]:
+def _table(arms: Sequence[Mapping[str, Any]], k: int, *, is_used: bool) -> list[dict[str, Any]]:
     by_name = {row["name"]: row for row in arms}
     rows = []
     for arm, name in _ARMS.items():
@@ -197,7 +200,7 @@ def _table(arms: Sequence[Mapping[str, Any]], *, is_used: bool) -> list[dict[str
         rows.append(
             {
                 "method": name,
-                "NDCG@20": round(by_name[arm]["metrics"]["ndcg"], 4),
+                f"NDCG@{k}": round(by_name[arm]["metrics"]["ndcg"], 4),
                 _USERS["cold"]: _ndcg(slices, "cold"),
                 _USERS["new"]: _ndcg(slices, "new"),
                 "real + synthetic is better by (95 %)": _percent(over, "lift_pct") if "ci95" in over and is_used else "",
