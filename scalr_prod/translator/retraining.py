@@ -67,8 +67,8 @@ def find_kept_version(settings: Settings) -> KeptVersion | None:
     """Return the version that `scalr run` keeps, even if events were added since its training; None: it has to call `train`.
 
     With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one trained up to the latest time, if that
-    is less than ``[translator] retrain_every`` days before the time that the run needs, its settings are the current ones, none of its events
-    was corrected or erased, and neither log has grown by a tenth. Only times of events are compared, so the same windows keep
+    is less than ``[translator] retrain_every`` days before the time that the run needs, its settings are the current ones, none of its
+    events was corrected or erased, and neither log has grown by a tenth. Only times of events are compared, so the same windows keep
     the same versions in a backfill.
 
     Raises:
