@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from scalr_prod.histories import HistoriesReport
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
-    from scalr_prod.ledger import Ledger, ModelVersion, Run
-    from scalr_prod.operations import ErasureReport, ExperimentReport, Explanation, RetentionReport
+    from scalr_prod.ledger import DatasetUse, Ledger, ModelVersion, Run
+    from scalr_prod.operations import AffectedModel, ErasureReport, ExperimentReport, Explanation, RetentionReport
     from scalr_prod.privacy import PrivacyReport
     from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
     from scalr_prod.quality import GateReport, Verdict
@@ -428,6 +428,52 @@ class Project:
                 )
         return found
 
+    def register_model(self, model: str, version: str, *, dataset_version: int | None = None) -> DatasetUse:
+        """Register a model that was trained on a version of the training set; registering it again changes nothing.
+
+        `forget` and `models_to_retrain` name the models that learned from rows of erased users. With ``[lineage]``, the registration is
+        sent as an OpenLineage event.
+
+        Args:
+            model: The model's name.
+            version: The model's version.
+            dataset_version: Version of the training set (`TrainingSet.version`); default: the latest.
+
+        Returns:
+            The registration; ``created`` is False if it existed.
+
+        Raises:
+            LedgerError: A name is empty, too long, or has characters that names cannot have.
+            TrainingSetError: There is no such version.
+
+        Example:
+            >>> rows = project.training_set()  # doctest: +SKIP
+            >>> project.register_model("ranker", "7", dataset_version=rows.version)  # doctest: +SKIP
+        """
+        from scalr_prod.integrations.lineage import emit_dataset_use
+
+        name = self.settings.training_set.name
+        use = self.ledger.datasets.record_use(name, dataset_version, model=model, model_version=version)
+        if use.created:
+            emit_dataset_use(self.settings, use)
+        return use
+
+    def registered_models(self) -> list[DatasetUse]:
+        """Return the models that were registered with `register_model`, in order of registration."""
+        return self.ledger.datasets.uses()
+
+    def models_to_retrain(self) -> list[AffectedModel]:
+        """Return the registered models that learned from rows of users who were erased since, and the date of each retraining.
+
+        A model leaves the list with a version that was trained on a training set built after the erasure.
+
+        Raises:
+            ForgettingError: The list of erased users cannot be read.
+        """
+        from scalr_prod.operations import models_to_retrain
+
+        return models_to_retrain(self.settings)
+
     def check_quality(self, dataset: str | Path | None = None, suite: str | None = None) -> Verdict:
         """Check a training set, of this project or any other, with an editable suite of expectations.
 
@@ -670,7 +716,7 @@ class Project:
             users: Ids exactly as in the log.
 
         Returns:
-            What was removed, by location, and translators that must be retrained.
+            What was removed, by location, translators that must be retrained, and registered models that are to be retrained.
 
         Raises:
             ForgettingError: No user is named; an id is not of the lake's type; or another process is erasing.

@@ -63,6 +63,11 @@ class LogColumns(SettingsSection):
     )
     event_type: str | None = Field(default=None, description="column of the event's type, such as view or purchase")
     value: str | None = Field(default=None, description="column of a number, such as the price paid; stored but not used")
+    consent: str | None = Field(
+        default=None,
+        description="column of the user's consent to the use of source events, true or false; a user's latest event decides, and null is "
+        "false. Source domains only; default: nobody is asked",
+    )
 
 
 class ItemColumns(SettingsSection):
@@ -204,6 +209,11 @@ class DomainSettings(SettingsSection):
         le=1,
         description="share of the domain's events that scalr ingest --replace may remove; above it, it is refused",
     )
+    consent: str | None = Field(
+        default=None,
+        description="file of the users' consents, in place of columns.consent: path or URL as for events, with a row for each user: the "
+        "log's column of users, and consent. Users without a row have not consented",
+    )
     items: str | None = Field(default=None, description="file of items with their titles; path or URL as for events")
     items_version: int | None = Field(default=None, ge=0, description="version of items, as for events")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
@@ -215,6 +225,11 @@ class DomainSettings(SettingsSection):
     def sql_source(self) -> tuple[str, str] | None:
         """Database URL and query, where the log comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
+
+    @property
+    def asks_consent(self) -> bool:
+        """Whether the domain's events may be used with their user's consent only."""
+        return self.consent is not None or self.columns.consent is not None
 
     @field_validator("name")
     @classmethod
@@ -239,6 +254,12 @@ class DomainSettings(SettingsSection):
     def _weights_of_types(self) -> Self:
         if self.types and self.columns.event_type is None:
             raise ValueError("has 'types', but no column of event types: map columns.event_type")
+        return self
+
+    @model_validator(mode="after")
+    def _one_consent(self) -> Self:
+        if self.consent is not None and self.columns.consent is not None:
+            raise ValueError("has both 'consent' and 'columns.consent': name the file or the column")
         return self
 
     @model_validator(mode="after")
@@ -292,6 +313,14 @@ class Domains(SettingsSection):
         return self
 
     @model_validator(mode="after")
+    def _consent_of_sources(self) -> Self:
+        if self.target.asks_consent:
+            raise ValueError(
+                "[domains.target] asks for consent, which is to the use of source events: set it in the source domain"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_of_source_types(self) -> Self:
         for place in self.log_keys("source"):
             source = self[place]
@@ -312,6 +341,12 @@ class Domains(SettingsSection):
     def source_names(self) -> tuple[str, ...]:
         """Names of the source domains, in the order of the settings."""
         return tuple(self.sources) or ((self.source.name,) if self.source else ())
+
+    @property
+    def consent_domains(self) -> tuple[str, ...]:
+        """Names of the source domains whose events may be used with their user's consent only, sorted."""
+        sections = (self[place] for place in self.log_keys("source"))
+        return tuple(sorted(section.name for section in sections if section.asks_consent))
 
     @property
     def default_project_name(self) -> str:

@@ -133,6 +133,15 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_consent(self) -> Self:
+        if self.translator.training == "consent" and not self.domains.consent_domains:
+            raise ValueError(
+                '[translator] training = "consent", and no source domain asks for consent: name a file, [domains.source] consent, or a '
+                "column, [domains.source] columns.consent"
+            )
+        return self
+
     def origin(self, keys: Sequence[str]) -> str:
         """Return where a key's value comes from: ``default``, ``file``, ``override``, or ``environment`` with the variable's name.
 

@@ -26,7 +26,7 @@ from scalr_prod.schemas import (
     item_id_prefix,
     table_schema,
 )
-from scalr_prod.workspace import claim_home
+from scalr_prod.workspace import ConsentState, claim_home, copy_consent
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -76,6 +76,7 @@ def create_sandbox(
 
     Raises:
         TableNotFound: Nothing was ingested yet.
+        InputError: A domain asks for consent, and no ingest has recorded the users' answers.
         DomainsMixed: The lake's tables belong to other domains.
     """
     import pyarrow.compute as pc
@@ -87,10 +88,14 @@ def create_sandbox(
     versions = {name: table.version() for name, table in opened.items()}
     ids = [table.metadata().id for table in opened.values()]  # versions of a recreated lake start at 0 again
     digest = hashlib.sha256(repr(hidden.to_pylist()).encode()).hexdigest()
-    inputs = json.dumps([versions, ids, cutoff.isoformat(), digest, *([excluded_source] if excluded_source else [])])
+    consent = ConsentState.from_settings(settings)
+    others = [*([excluded_source] if excluded_source else []), *([consent.to_run_settings()] if consent else [])]
+    inputs = json.dumps([versions, ids, cutoff.isoformat(), digest, *others])
     home = settings.home / "evaluations" / f"{name}-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     isolated = _sandbox_settings(settings, home, cutoff)
     claim_home(isolated)
+    if consent is not None:
+        copy_consent(settings.home, isolated.home, consent)
     lake = Lake.open(isolated)
     known = (ds.field(EVENT_TIMESTAMP) < cutoff) & (ds.field(CREATED_TIMESTAMP) <= cutoff)
     for table in _COPIED_TABLES:

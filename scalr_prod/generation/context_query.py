@@ -13,7 +13,7 @@ from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.generation import encoding
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator import ALL_USERS, COLD_USERS, Contexts
-from scalr_prod.workspace import not_held_out_sql
+from scalr_prod.workspace import has_consent_sql, not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,31 +60,32 @@ def read_contexts(
         ``source_event_timestamp``, ``noise_key`` uint64, ``newcomer`` bool: no target event of the user can be in the training data);
         and the first time of each (user, target item), sorted by user and time, or None if a run may propose consumed items.
     """
-    from scalr_prod.lake import Lake
-
     create_chosen_users(
-        connection, Lake.open(settings), spec, f"{hash_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true"
+        connection, settings, spec, f"{hash_bucket_sql(USER_ID, buckets)} = {int(bucket)}" if buckets > 1 else "true"
     )
     rows = chosen_user_contexts(connection, spec).to_arrow_table()
     consumed = chosen_user_consumption(connection, spec)
     return rows, None if consumed is None else consumed.to_arrow_table()
 
 
-def create_chosen_users(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec, condition: str = "true") -> None:
+def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec: RunSpec, condition: str = "true") -> None:
     """Create the table `CHOSEN_USERS_TABLE` of the users whose contexts the run translates.
 
     Its columns are ``user_id``, ``contexts`` and ``events`` (both upper bounds of distinct contexts), ``newcomer``.
 
     Args:
         connection: A DuckDB connection; afterwards it has views of both domains' events at the run's versions.
-        lake: The project's lake.
+        settings: The project's settings.
         spec: The run.
         condition: An SQL condition on ``user_id``.
 
     Raises:
         LakeError: A table cannot be read.
+        InputError: The consents that the run was planned with were removed.
     """
-    _open_events(connection, lake, spec)
+    from scalr_prod.lake import Lake
+
+    _open_events(connection, Lake.open(settings), spec)
     contexts = "1" if _is_one_context_per_user(spec) else "count(*)"
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE users AS SELECT {USER_ID}, {contexts} AS contexts, count(*) AS events
@@ -98,9 +99,26 @@ def create_chosen_users(connection: DuckDBPyConnection, lake: Lake, spec: RunSpe
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE {CHOSEN_USERS_TABLE} AS
             SELECT *, {USER_ID} NOT IN (SELECT {USER_ID} FROM {Table.TARGET_EVENTS} WHERE {learned}) AS newcomer
-            FROM users WHERE {condition} AND {not_held_out_sql(spec.settings, USER_ID)}""",
+            FROM users WHERE {condition} AND {not_held_out_sql(spec.settings, USER_ID)}
+            AND {has_consent_sql(settings.home, spec.settings, USER_ID)}""",
         _query_parameters(spec, learned),
     )
+
+
+def count_users_without_consent(settings: Settings, spec: RunSpec) -> int | None:
+    """Return how many users of the window the run leaves out for want of their consent; None: it asks for none."""
+    from scalr_prod.lake import Lake
+    from scalr_prod.workspace import ConsentState, open_duckdb, staging_folder
+
+    state = ConsentState.from_run(spec.settings)
+    if state is None:
+        return None
+    with staging_folder(settings, "consent") as folder, open_duckdb(settings, folder) as connection:
+        _open_events(connection, Lake.open(settings), spec)
+        query = f"""SELECT count(DISTINCT {USER_ID}) FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL}
+            AND {not_held_out_sql(spec.settings, USER_ID)} AND {USER_ID} IN ({state.denied_sql(settings.home)})"""
+        ((users,),) = connection.execute(query, _query_parameters(spec, query)).fetchall()
+    return int(users)
 
 
 def chosen_user_events(spec: RunSpec, *columns: str) -> tuple[str, dict[str, Any]]:

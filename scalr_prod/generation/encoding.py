@@ -14,16 +14,17 @@ import numpy as np
 from scalr_prod.core.timestamps import column_to_micros
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID
 from scalr_prod.translator import PADDING, ConsumedItems
-from scalr_prod.workspace import not_held_out_sql
+from scalr_prod.workspace import has_consent_sql, not_held_out_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
+    from pathlib import Path
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from numpy.typing import NDArray
 
+    from scalr_prod.ledger import RunWindow
     from scalr_prod.translator import Contexts, ItemVocabulary
 
 
@@ -35,23 +36,22 @@ _DAY_US: Final = 86_400_000_000
 
 
 def count_contexts(
-    connection: DuckDBPyConnection, settings: Mapping[str, Any], *, start: datetime, end: datetime, as_of: datetime
+    connection: DuckDBPyConnection, settings: Mapping[str, Any], window: RunWindow, home: Path
 ) -> tuple[int, int]:
     """Return how many contexts a run translates, and of how many users.
 
     Args:
         connection: A DuckDB connection in which ``events`` are the source events.
         settings: The settings of the run's specification.
-        start: The window's first instant.
-        end: The instant after it.
-        as_of: Rows that became known later are ignored.
+        window: The run's window.
+        home: The project's home.
     """
     each = "user_id" if settings["generation"]["contexts"] == "users" else "user_id, item_id, event_timestamp"
     row = connection.execute(
         f"""SELECT count(*), count(DISTINCT user_id) FROM (SELECT DISTINCT {each} FROM events
            WHERE event_timestamp >= $start AND event_timestamp < $end AND created_timestamp <= $as_of
-           AND {not_held_out_sql(settings, "user_id")})""",
-        {"start": start, "end": end, "as_of": as_of},
+           AND {not_held_out_sql(settings, "user_id")} AND {has_consent_sql(home, settings, "user_id")})""",
+        {"start": window.start, "end": window.end, "as_of": window.as_of},
     ).fetchall()[0]
     return int(row[0]), int(row[1])
 

@@ -13,7 +13,7 @@ from scalr_prod.errors import EmptyWindow, TrainedPastWindow
 from scalr_prod.generation.encoding import count_contexts
 from scalr_prod.ledger import Ledger, RunSpec, RunWindow, TranslatorPin
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.workspace import Holdout, ensure_retrained_in_time
+from scalr_prod.workspace import ConsentState, Holdout, ensure_retrained_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         register_events(connection, lake, versions)
         window = resolve_window(wanted, connection, lake, timezone=settings.project.timezone)
         chosen = run_settings(settings)
-        contexts, _ = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
+        contexts, _ = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)
         chosen = run_settings(settings, limit)
     if limit < wanted.events_per_source_event:
@@ -174,13 +174,17 @@ def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_C
     Args:
         settings: The project's settings.
         events_per_context: How many events a context may get, see `max_events_per_context`; fewer where the settings say so.
+
+    Raises:
+        InputError: A domain asks for consent, and no ingest has recorded the users' answers.
     """
-    held = Holdout.from_settings(settings)
+    held, consent = Holdout.from_settings(settings), ConsentState.from_settings(settings)
     return {
         "generation": _row_settings(settings, events_per_context),
         "histories": {"length": settings.histories.length},
         "sources": list(settings.domains.source_names),
         **(held.to_run_settings() if held else {}),
+        **(consent.to_run_settings() if consent else {}),
     }
 
 

@@ -78,6 +78,6 @@ def preview_run(settings: Settings) -> RunPreview:
         )
         window = resolve_window(settings.generation, connection, lake, timezone=settings.project.timezone)
         chosen = run_settings(settings)
-        contexts, users = count_contexts(connection, chosen, start=window.start, end=window.end, as_of=window.as_of)
+        contexts, users = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)
     return RunPreview(window.start, window.end, window.as_of, contexts, users, settings.generation.partitions, limit)

@@ -16,6 +16,8 @@ from scalr_prod.compute import open_cluster, preload_workers, progress_channel, 
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
+from scalr_prod.errors import GenerationError
+from scalr_prod.generation.context_query import count_users_without_consent
 from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
 from scalr_prod.generation.shards import remove_shards, write_shards
@@ -23,6 +25,7 @@ from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
+from scalr_prod.workspace import ConsentState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +68,7 @@ class GenerationReport(Jsonable):
         left_out: Share of the `measured` contexts whose draw from the whole catalogue is missing from their shortlist, an estimate of the
             probability (at the run's temperature) that shortlists leave out; None without shortlists.
         measured: Contexts drawn with and without the shortlist for it.
+        without_consent: Users of the window who were left out for want of their consent; None: no domain asks for it.
         seconds: Wall-clock seconds of this call.
         contexts_per_s: Contexts translated by this call, per second.
         events_per_s: Events staged, per second.
@@ -85,6 +89,7 @@ class GenerationReport(Jsonable):
     bucket_distance: Mapping[str, float] = field(default_factory=dict)
     left_out: float | None = None
     measured: int = 0
+    without_consent: int | None = None
     seconds: float = 0.0
     contexts_per_s: float = 0.0
     events_per_s: float = 0.0
@@ -96,6 +101,11 @@ class GenerationReport(Jsonable):
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Restore a report from the output of `to_json`."""
         return cls(**content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; ``without_consent`` only where a domain asks for it."""
+        found = super().to_json()
+        return found if self.without_consent is not None else {k: v for k, v in found.items() if k != "without_consent"}
 
 
 def generate(
@@ -120,7 +130,7 @@ def generate(
         LedgerError: Another driver works on this run.
         SchedulerUnreachable: The Dask scheduler does not answer.
         ComputeError: A task failed.
-        GenerationError: A task found its input missing.
+        GenerationError: A task found its input missing, or users have withdrawn their consent since the run was planned.
         ScalrError: Of the lake, the feature store or the scorer.
     """
     from scalr_prod.translator import load_version
@@ -161,6 +171,7 @@ def generate(
             sources=settings.domains.source_names,
             seconds=time.perf_counter() - started,
         )
+        report = replace(report, without_consent=count_users_without_consent(settings, spec))
         write_json(_report_path(settings.home, spec.run_id), {"partitions": len(manifests), "report": report.to_json()})
         if state not in _FINISHED_STATES:
             ledger.runs.set_state(spec.run_id, RunState.GENERATED, cause=f"{report.events} events staged")
@@ -185,6 +196,7 @@ def _generate_parts(
     ledger.runs.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
+        _ensure_consent_still_given(settings, spec)
         preload_workers(settings.compute)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
@@ -214,6 +226,23 @@ def _generate_parts(
                 ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
     remove_shards(settings.home, spec)
     return [manifests[number] for number in range(partitions)], missing
+
+
+def _ensure_consent_still_given(settings: Settings, spec: RunSpec) -> None:
+    """Ensure that no user has withdrawn their consent since the run was planned.
+
+    Raises:
+        GenerationError: Some have; the run is to be planned again.
+    """
+    planned, now = ConsentState.from_run(spec.settings), ConsentState.from_settings(settings)
+    if planned is None or now is None or planned == now:
+        return
+    if withdrawn := planned.count_withdrawn(settings.home, now):
+        raise GenerationError(
+            f"{withdrawn} users have withdrawn their consent since the run was planned",
+            where="[domains] consent",
+            next_step="plan a new run: scalr run",
+        ).add_context(run_id=spec.run_id)
 
 
 def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:

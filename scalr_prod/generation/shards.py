@@ -63,14 +63,13 @@ def write_shards(settings: Settings, spec: RunSpec, partitions: int) -> int:
     Raises:
         LakeError: A table cannot be read.
     """
-    from scalr_prod.lake import Lake
     from scalr_prod.workspace import open_duckdb, staging_folder
 
     written = _count_written_contexts(settings.home, spec, partitions)
     if written is not None:
         return written
     with staging_folder(settings, "contexts") as folder, open_duckdb(settings, folder) as connection:
-        create_chosen_users(connection, Lake.open(settings), spec)
+        create_chosen_users(connection, settings, spec)
         assigned = _assign_shards(connection, partitions)
         contexts = _iter_context_readers(connection, spec, folder)
         rows = _write_files(_folder(settings.home, spec, "contexts"), spec, assigned, contexts)

@@ -29,6 +29,7 @@ _MISSING_ID_STEP = (
 )
 #: Spellings of a missing value in text files of databases and tools.
 _NULL_WORDS = ["NULL", "Null", "null", "NaN", "nan", "NA", "N/A", "<NA>", "None", "none", "nil", "\\N"]
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _INT64_TEXT = r"^(0|-?[1-9][0-9]{0,18})$"
 #: An integer as a float column prints it.
 _FLOAT_TEXT = r"^(0|-?[1-9][0-9]{0,14})\.0$"
@@ -270,6 +271,27 @@ def parse_numbers(values: pa.Array, origin: CellOrigin) -> pa.Array:
     if pa.types.is_null(values.type):
         return values.cast(pa.float64())
     raise origin.bad_value(f"holds {values.type}, expected numbers", next_step="map a numeric column")
+
+
+def parse_booleans(values: pa.Array, origin: CellOrigin) -> pa.Array:
+    """Parse booleans, 0 and 1, or text such as true, no or 1; nulls and blank text stay null.
+
+    Raises:
+        BadValue: Another value.
+    """
+    values = decode_dictionary(values)
+    if pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
+        return values.cast(pa.bool_())
+    if not (is_text_type(values.type) or pa.types.is_integer(values.type)):
+        raise origin.bad_value(f"holds {values.type}, expected true and false", next_step="map a column of booleans")
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(_as_text(values, origin)))
+    words = pc.if_else(pc.equal(words, ""), None, words)
+    is_true = pc.is_in(words, value_set=pa.array(_TRUE))
+    known = pc.if_else(pc.or_(is_true, pc.is_in(words, value_set=pa.array(_FALSE))), is_true, None)
+    at = first_true_index(pc.and_(pc.is_valid(words), pc.is_null(known)))
+    if at is not None:
+        raise origin.bad_value(f"'{words[at].as_py()[:100]}' is neither true nor false", at=at, next_step="correct the value")
+    return known
 
 
 def parse_texts(values: pa.Array, origin: CellOrigin) -> pa.Array:

@@ -36,13 +36,17 @@ def input_state(settings: Settings, places: Iterable[str]) -> dict[str, Any]:
     for place in places:
         section = settings.domains[place]
         log = None if section.sql_source else (section.events or "", section.format, section.storage_options)
+        consent = (section.consent, None, section.storage_options) if section.consent else ()
         inputs = [
             log,
+            consent,
             mapped if users.is_configured else (),
             (section.items, None, section.storage_options) if section.items else (),
         ]
         files = [[] if one == () else None if one is None else _files(settings, *one) for one in inputs]
         chosen = [section.model_dump(mode="json", exclude=_SECRET), users.model_dump(mode="json", exclude=_SECRET)]
+        if not section.asks_consent:  # a state from before this setting stays the same
+            del chosen[0]["consent"], chosen[0]["columns"]["consent"]
         found[place] = {
             "settings": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
             "files": None if None in files else [file for some in files for file in some or []],

@@ -14,6 +14,7 @@ from scalr_prod.errors import BadValue, CommitFailed, EmptyInput, NoCommonUsers,
 from scalr_prod.ingest.append import AppendMissing, StagedLog, commit_key, item_prefix_filter
 from scalr_prod.ingest.catalogue import remove_unused_items, update_catalogue
 from scalr_prod.ingest.column_parsers import common_id_type
+from scalr_prod.ingest.consent import record_consent
 from scalr_prod.ingest.id_mapping import IdMapping
 from scalr_prod.ingest.ingest_report import DomainReport, IngestReport
 from scalr_prod.ingest.input_state import input_state, record_input_state
@@ -498,6 +499,10 @@ class IngestPipeline:
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
+        if self.settings.domains[place].asks_consent:  # before the events, so that none is used without an answer
+            read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
+            answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
+            record_consent(self.settings, self.db, self.lake, log, answers)
         size, duplicates = update_catalogue(self.db, self.lake, log, self.items[place])
         unnamed = count_items_missing_from_file(self.db, log) if self.items[place] else None
         over_limit = self.user_day_limits[place].commit(self.lake, log) if place in self.user_day_limits else 0

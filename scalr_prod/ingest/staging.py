@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 
 from scalr_prod.errors import EmptyInput
 from scalr_prod.ingest.column_mapping import ColumnSelection
-from scalr_prod.ingest.column_parsers import IdParser, first_true_index, parse_numbers, parse_texts, select_column
+from scalr_prod.ingest.column_parsers import (
+    IdParser,
+    common_id_type,
+    first_true_index,
+    parse_booleans,
+    parse_numbers,
+    parse_texts,
+    select_column,
+)
 from scalr_prod.ingest.log_limits import TIME_REASONS, LeftOutRows, TimeBounds, TypeWeights
 from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 
 #: Columns of the rows that are left out.
 LEFT_OUT_COLUMNS = [EVENT_ID, CREATED_TIMESTAMP, "position"]
+#: Columns of the users' answers; the time of an answer of a file of consents is null.
+CONSENT_COLUMNS = [USER_ID, EVENT_TIMESTAMP, "consent"]
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 
 
@@ -44,6 +54,7 @@ class StagedEvents:
         item_ids: Parser of the item ids, with their type.
         files: The Parquet files.
         left_out_files: Files of `LEFT_OUT_COLUMNS` of rows that were left out, see `EventParser`.
+        consent_files: Files of `CONSENT_COLUMNS`, from the log or from the domain's file of consents.
         rows: Total number of rows.
         created_lifted: Rows whose created time was raised to their event time.
         left_out: Rows that were left out, by reason.
@@ -56,6 +67,7 @@ class StagedEvents:
     item_ids: IdParser = field(default_factory=IdParser)
     files: list[Path] = field(default_factory=list)
     left_out_files: list[Path] = field(default_factory=list)
+    consent_files: list[Path] = field(default_factory=list)
     rows: int = 0
     created_lifted: int = 0
     unused_columns: list[str] = field(default_factory=list)
@@ -79,6 +91,7 @@ class EventParser:
         place: Their key below ``[domains]``.
         on_left_out: Called with the rows of `LEFT_OUT_COLUMNS` that are left out, where the settings map event ids. Rows with an
             impossible time are not among them.
+        on_consent: Called with the rows of `CONSENT_COLUMNS` that are not left out, where the settings map the consent.
 
     Attributes:
         user_ids: Parser of the user ids, with their type.
@@ -88,7 +101,12 @@ class EventParser:
     """
 
     def __init__(
-        self, section: DomainSettings, place: str, *, on_left_out: Callable[[pa.RecordBatch], None] | None = None
+        self,
+        section: DomainSettings,
+        place: str,
+        *,
+        on_left_out: Callable[[pa.RecordBatch], None] | None = None,
+        on_consent: Callable[[pa.RecordBatch], None] | None = None,
     ) -> None:
         key = f"[domains.{place}] timezone"
         drops_missing = section.bad_ids == "drop"
@@ -101,6 +119,7 @@ class EventParser:
         self._types = TypeWeights.from_settings(section, f"[domains.{place}]")
         self._event_ids, self._rows = IdParser(), 0
         self._on_left_out = on_left_out if section.columns.event_id is not None else None
+        self._on_consent = on_consent if section.columns.consent is not None else None
         self._names = section.columns
         self._happened, self._known = (
             TimestampParser(section.timezone, key, format=section.timestamp_format) for _ in range(2)
@@ -130,6 +149,9 @@ class EventParser:
             early = pc.less(created, times)
             self.created_lifted += pc.sum(pc.and_(keep, early)).as_py() or 0
             columns[CREATED_TIMESTAMP] = pc.if_else(early, times, created)
+        if self._on_consent is not None and names.consent is not None:
+            answers = [users, times, parse_booleans(*select_column(batch, names.consent))]
+            self._on_consent(pa.RecordBatch.from_arrays(answers, CONSENT_COLUMNS).filter(keep))
         rows = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
         if not beyond:
             return rows
@@ -239,7 +261,7 @@ def open_events(
 
 def mapped_columns(names: LogColumns) -> tuple[str, ...]:
     """Return the log's columns that the settings map."""
-    others = (names.created, names.weight, names.event_id, names.event_type, names.value)
+    others = (names.created, names.weight, names.event_id, names.event_type, names.value, names.consent)
     return names.user, names.item, names.timestamp, *filter(None, others)
 
 
@@ -273,8 +295,13 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     seen: set[str] = set()
     batches, origin = open_events(settings, place, seen_columns=seen)
     # closing: on an invalid cell, the cursor or file is closed at once, not when the generator is collected.
-    with closing(batches), _SchemaFiles(folder, f"{place}-events") as files, _SchemaFiles(folder, f"{place}-left-out") as left:
-        cells = EventParser(settings.domains[place], place, on_left_out=left.write)
+    with (
+        closing(batches),
+        _SchemaFiles(folder, f"{place}-events") as files,
+        _SchemaFiles(folder, f"{place}-left-out") as left,
+        _SchemaFiles(folder, f"{place}-consent") as consents,
+    ):
+        cells = EventParser(settings.domains[place], place, on_left_out=left.write, on_consent=consents.write)
         staged = StagedEvents(origin, cells.left_out, cells.user_ids, cells.item_ids)
         for batch in batches:
             rows = cells.parse(batch)
@@ -282,7 +309,7 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
             staged.rows += rows.num_rows
             count(rows.num_rows)
     staged.created_lifted = cells.created_lifted
-    staged.files, staged.left_out_files = files.files, left.files
+    staged.files, staged.left_out_files, staged.consent_files = files.files, left.files, consents.files
     cells.warn_on_mixed_times()
     staged.user_ids.ensure_no_nulls()
     staged.item_ids.ensure_no_nulls()
@@ -290,7 +317,32 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     staged.left_out.ensure_within_limit(staged.rows)
     if not staged.rows:
         raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
+    if settings.domains[place].consent is not None:
+        staged.consent_files = _stage_consents(settings, place, folder, staged.user_ids)
     return staged
+
+
+def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdParser) -> list[Path]:
+    """Stage a domain's file of consents: `CONSENT_COLUMNS` without times.
+
+    Raises:
+        InputError: As for `stage_events`; or its ids are of another type than those of the log.
+    """
+    section = settings.domains[place]
+    path, users = section.consent or "", IdParser()
+    wanted = ColumnSelection((section.columns.user, "consent"), f"domains.{place}.columns")
+    batches = read_path(settings, path, wanted, storage_options=section.storage_options)
+    with closing(batches), _SchemaFiles(folder, f"{place}-consent") as files:
+        for batch in batches:
+            ids = users.parse(*select_column(batch, section.columns.user), untyped=batch.untyped)
+            answers = parse_booleans(*select_column(batch, "consent"))
+            times = pa.nulls(len(ids), pa.timestamp("us", tz="UTC"))
+            files.write(pa.RecordBatch.from_arrays([ids, times, answers], CONSENT_COLUMNS))
+    users.ensure_no_nulls()
+    common_id_type("user", [log_users, users])
+    if not files.files:
+        raise EmptyInput("holds no row", where=path, next_step=f"check what [domains.{place}] consent names")
+    return files.files
 
 
 def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | None:

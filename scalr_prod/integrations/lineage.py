@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenLineage events of stages: the inputs that each stage reads, and the table versions that it writes.
+"""OpenLineage events of stages: the inputs that each stage reads, and the table versions that it writes; and of registered models.
 
 Off unless ``[lineage]`` names a target. Best effort: a failure here is logged as a warning and never fails a stage.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from scalr_prod.config import Settings
     from scalr_prod.core.commit_events import CommitEvent
+    from scalr_prod.ledger import DatasetUse
     from scalr_prod.pipeline import StageScope
 
 
@@ -85,6 +86,12 @@ class LineageHook:
                 events.emit(outcome, commits, error)
 
 
+def emit_dataset_use(settings: Settings, use: DatasetUse) -> None:
+    """Send one event for a model that was trained elsewhere: its input is the version of the training set. Off without ``[lineage]``."""
+    if settings.lineage.file is not None or settings.lineage.url is not None:
+        _DatasetUseEvent(settings, use).emit("COMPLETE")
+
+
 class _StageEvents:
     """Events of one stage, which share an OpenLineage run id."""
 
@@ -116,15 +123,14 @@ class _StageEvents:
 
     def _build_event(self, kind: str, commits: Sequence[CommitEvent], error: str | None) -> Any:
         from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
-        from openlineage.client.facet_v2 import dataset_version_dataset, error_message_run, tags_run
+        from openlineage.client.facet_v2 import error_message_run, tags_run
         from openlineage.client.uuid import generate_new_uuid
 
         self._id = self._id or str(generate_new_uuid())
         facets: dict[str, Any] = {}
-        run_id = self._run_id()
-        if run_id is not None:
-            tags = [tags_run.TagsRunFacetFields("scalr_run_id", run_id, "scalr")]
-            facets["tags"] = tags_run.TagsRunFacet(tags, producer=_PRODUCER)
+        if tags := self._tags():
+            fields = [tags_run.TagsRunFacetFields(name, value, "scalr") for name, value in tags.items()]
+            facets["tags"] = tags_run.TagsRunFacet(fields, producer=_PRODUCER)
         if error is not None:
             facets["errorMessage"] = error_message_run.ErrorMessageRunFacet(error, "python", producer=_PRODUCER)
         latest = {commit.uri: commit.version for commit in commits}
@@ -134,15 +140,40 @@ class _StageEvents:
             producer=_PRODUCER,
             run=Run(self._id, facets),
             job=Job(self._settings.lineage.namespace, f"{self._settings.project_name}.{self._stage}"),
-            inputs=[InputDataset(*_dataset_name(uri)) for uri in _input_uris(self._settings, self._stage)],
-            outputs=[
-                OutputDataset(
-                    *_dataset_name(uri),
-                    facets={"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(version), producer=_PRODUCER)},
-                )
-                for uri, version in latest.items()
+            inputs=[
+                InputDataset(*_dataset_name(uri), facets={} if version is None else _version_facet(version))
+                for uri, version in self._inputs().items()
             ],
+            outputs=[OutputDataset(*_dataset_name(uri), facets=_version_facet(version)) for uri, version in latest.items()],
         )
+
+    def _tags(self) -> dict[str, str]:
+        run_id = self._run_id()
+        return {} if run_id is None else {"scalr_run_id": run_id}
+
+    def _inputs(self) -> dict[str, int | None]:
+        """Return URIs and, where they are known, versions of the inputs."""
+        return dict.fromkeys(_input_uris(self._settings, self._stage))
+
+
+class _DatasetUseEvent(_StageEvents):
+    """Event of a model that was trained elsewhere, on a version of a training set."""
+
+    def __init__(self, settings: Settings, use: DatasetUse) -> None:
+        super().__init__(settings, f"models.{use.model}", lambda: None, set())
+        self._use = use
+
+    def _tags(self) -> dict[str, str]:
+        return {"scalr_model_version": self._use.model_version}
+
+    def _inputs(self) -> dict[str, int | None]:
+        return {str(self._settings.home / "datasets" / self._use.dataset): self._use.dataset_version}
+
+
+def _version_facet(version: int) -> dict[str, Any]:
+    from openlineage.client.facet_v2 import dataset_version_dataset
+
+    return {"version": dataset_version_dataset.DatasetVersionDatasetFacet(str(version), producer=_PRODUCER)}
 
 
 def _input_uris(settings: Settings, stage: str) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.database import with_psycopg_driver
     from scalr_prod.ledger.dto import (
         DatasetRecord,
+        DatasetUse,
         ModelVersion,
         Partition,
         Promotion,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STAGING_FOLDERS",
     "DatasetRecord",
+    "DatasetUse",
     "Lease",
     "Ledger",
     "ModelVersion",
@@ -54,6 +56,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "DatasetRecord": "dto",
+        "DatasetUse": "dto",
         "Lease": "leases",
         "Ledger": "store",
         "ModelVersion": "dto",

@@ -67,7 +67,7 @@ class ChangeLog:
 
         Args:
             digest: Keyed hash of the user's id.
-            cause: Counts of what was removed.
+            cause: Counts of what was removed, and the training sets that held the user's rows.
         """
         with self._database.write_session() as session:
             self.add(session, "forgotten", digest, None, "forgotten", cause=cause)

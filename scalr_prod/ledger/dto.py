@@ -187,6 +187,27 @@ class DatasetRecord(Jsonable):
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class DatasetUse(Jsonable):
+    """A model, trained outside of this package, that learned from a version of a training set.
+
+    Attributes:
+        model: The model's name.
+        model_version: Its version, as its team writes it.
+        dataset: The training set's name.
+        dataset_version: The training set's version.
+        created_at: Time of the registration (UTC, the database's clock).
+        created: False where `DatasetRepository.record_use` returned an existing one.
+    """
+
+    model: str
+    model_version: str
+    dataset: str
+    dataset_version: int
+    created_at: datetime
+    created: bool = False
+
+
 def record_from_row(row: Any, kind: type[RecordType], **known: Any) -> RecordType:
     """Convert a row to a record: each field is the column of the same name, except those in ``known``."""
     columns = {column.name: getattr(row, column.name) for column in fields(kind) if column.name not in known}

@@ -194,3 +194,21 @@ class DatasetRow(Base):
     cutoff: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     manifest: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class DatasetUseRow(Base):
+    """A model that was trained on a version of a training set (append-only)."""
+
+    __tablename__ = "dataset_uses"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["project_id", "dataset", "dataset_version"], ["datasets.project_id", "datasets.name", "datasets.version"]
+        ),
+    )
+
+    project_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    model: Mapped[str] = mapped_column(String(100), primary_key=True)
+    model_version: Mapped[str] = mapped_column(String(100), primary_key=True)
+    dataset: Mapped[str] = mapped_column(String(64), primary_key=True)
+    dataset_version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

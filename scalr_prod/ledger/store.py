@@ -33,7 +33,7 @@ class Ledger:
         leases: Leases on runs.
         publications: Attempts to publish a run.
         models: Versions of the translator and their promotions.
-        datasets: Versions of training sets.
+        datasets: Versions of training sets, and the models that were trained on them.
         changes: The append-only log of all changes.
         database: The connected database.
         project: The project whose records these are.

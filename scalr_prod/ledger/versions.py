@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registry of model versions, their promotions, and training sets."""
+"""Registry of model versions, their promotions, training sets, and the models that were trained on these."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+import re
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from scalr_prod.errors import LedgerError, TranslatorNotFound
-from scalr_prod.ledger.dto import DatasetRecord, ModelVersion, Promotion, record_from_row
-from scalr_prod.ledger.orm_tables import DatasetRow, ModelVersionRow, PromotionRow
+from scalr_prod.errors import LedgerError, TrainingSetError, TranslatorNotFound
+from scalr_prod.ledger.dto import DatasetRecord, DatasetUse, ModelVersion, Promotion, record_from_row
+from scalr_prod.ledger.orm_tables import DatasetRow, DatasetUseRow, ModelVersionRow, PromotionRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _TRANSLATOR = "translator"
+#: Names and versions of models that are trained outside of this package.
+_MODEL_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@+=-]{0,99}")
 Row = TypeVar("Row", ModelVersionRow, DatasetRow)
 
 
@@ -126,7 +129,7 @@ class ModelRepository:
 
 
 class DatasetRepository:
-    """Versions of training sets in the ledger. A recorded version never changes."""
+    """Versions of training sets in the ledger, and the models that were trained on them. A recorded version never changes."""
 
     def __init__(self, scope: ProjectScope, changes: ChangeLog) -> None:
         self._scope = scope
@@ -162,6 +165,60 @@ class DatasetRepository:
         if name is not None:
             query = query.where(DatasetRow.name == name)
         return [record_from_row(row, DatasetRecord) for row in self._scope.select_own(query)]
+
+    def record_use(self, name: str, version: int | None = None, *, model: str, model_version: str) -> DatasetUse:
+        """Record that a model was trained on a version of a training set; recording the same again changes nothing.
+
+        Args:
+            name: The training set's name.
+            version: Its version; default: the latest recorded.
+            model: The model's name.
+            model_version: The model's version.
+
+        Raises:
+            LedgerError: A name or version of a model is empty, too long, or has other characters than letters, digits, blanks and
+                ``._:/@+=-``.
+            TrainingSetError: No such version is recorded.
+        """
+        if invalid := [text for text in (model, model_version) if not _MODEL_NAME.fullmatch(text)]:
+            raise LedgerError(
+                f"{invalid[0]!r} is no name or version of a model",
+                where="model",
+                next_step="use at most 100 letters, digits, blanks or characters of ._:/@+=-, beginning with a letter or digit",
+            )
+        recorded = [record.version for record in self.find(name)]
+        if version is None and recorded:
+            version = recorded[-1]
+        if version not in recorded:
+            known = f"; there are {', '.join(map(str, recorded))}" if recorded else ""
+            raise TrainingSetError(
+                f"training set {name} has no version{'' if version is None else f' {version}'}{known}",
+                where=self._database.address,
+                next_step="name the version that the model was trained on" if recorded else "build one: scalr dataset build",
+            )
+        with self._database.write_session() as session:
+            key = (self._scope.ensure_project_id(session), model, model_version, name, version)
+            row = session.get(DatasetUseRow, key)
+            if row is None:
+                columns = ("project_id", "model", "model_version", "dataset", "dataset_version")
+                row = DatasetUseRow(**dict(zip(columns, key, strict=True)), created_at=self._database.now(session))
+                try:
+                    with session.begin_nested():
+                        session.add(row)
+                except IntegrityError:  # another process was faster
+                    row = session.get_one(DatasetUseRow, key)
+                else:
+                    self._changes.add(
+                        session, "dataset", f"{name}/{version}", "recorded", "used", cause=f"by {model} {model_version}"
+                    )
+                    return record_from_row(row, DatasetUse, created=True)
+            return record_from_row(row, DatasetUse, created=False)
+
+    def uses(self) -> list[DatasetUse]:
+        """List the models that were trained on training sets of the project, in order of registration."""
+        order = (DatasetUseRow.created_at, DatasetUseRow.model, DatasetUseRow.model_version, DatasetUseRow.dataset_version)
+        query = sa.select(DatasetUseRow).order_by(*order)
+        return [record_from_row(row, DatasetUse, created=False) for row in self._scope.select_own(query)]
 
 
 def _insert_once(session: Session, row: Row, changes: ChangeLog, **identity: str) -> Row:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from scalr_prod.operations.erasure import ErasureReport, erase_items, erase_users
+    from scalr_prod.operations.erasure import AffectedModel, ErasureReport, erase_items, erase_users, models_to_retrain
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
     from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
     from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
 
 __all__ = [
+    "AffectedModel",
     "ErasureReport",
     "ExperimentReport",
     "Explanation",
@@ -25,12 +26,14 @@ __all__ = [
     "erase_users",
     "explain_event",
     "explain_rows",
+    "models_to_retrain",
     "read_published_events",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "AffectedModel": "erasure",
         "ErasureReport": "erasure",
         "ExperimentReport": "holdout_experiment",
         "Explanation": "provenance",
@@ -42,6 +45,7 @@ __getattr__ = lazy_exports(
         "erase_users": "erasure",
         "explain_event": "provenance",
         "explain_rows": "provenance",
+        "models_to_retrain": "erasure",
         "read_published_events": "provenance",
     },
 )

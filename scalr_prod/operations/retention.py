@@ -41,7 +41,7 @@ from scalr_prod.publication import (
     separate_provenance,
 )
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import oldest_staging_time, staging_folder
+from scalr_prod.workspace import ConsentState, former_states, oldest_staging_time, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,7 @@ class Removal:
     """One removed item, or in a dry run one that would be removed.
 
     Attributes:
-        kind: ``run``, ``training_set``, ``translator``, ``columns``, ``provenance``, ``table`` or ``temporary_folder``.
+        kind: ``run``, ``training_set``, ``translator``, ``consent``, ``columns``, ``provenance``, ``table`` or ``temporary_folder``.
         name: Its id, name or version.
         bytes: Size on disk; None for tables, where it is not looked up.
         files: Number of files.
@@ -177,6 +177,7 @@ def apply_retention(settings: Settings, *, dry_run: bool = False) -> RetentionRe
             *_remove_run_parts(ledger, settings.home, retention, now, trash),
             *_remove_training_sets(settings.home / "datasets", retention, now, trash),
             *_remove_translators(settings, ledger, now, trash),
+            *_remove_consents(settings, ledger, now, trash),
             *_separate_provenance(settings, ledger, now, dry_run=dry_run),
             *_remove_provenance(settings, ledger, now, dry_run=dry_run),
             *_remove_table_files(settings, ledger, dry_run=dry_run),
@@ -258,6 +259,19 @@ def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int
         or run.state not in _TERMINAL_STATES
         or (run.state is RunState.REJECTED and run.updated_at > rejected_since)
     }
+
+
+def _remove_consents(settings: Settings, ledger: Ledger, now: datetime, trash: Path | None) -> Iterator[Removal]:
+    """Remove former states of the users' consent, but those of unfinished runs."""
+    unfinished = (run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES)
+    needed = {state.digest for run in unfinished if (state := ConsentState.from_run(run.spec.settings)) is not None}
+    for path in former_states(settings.home):
+        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        if path.stem not in needed and now - written >= timedelta(days=settings.retention.days):
+            size = path.stat().st_size
+            if trash is not None:
+                path.unlink()
+            yield Removal("consent", path.stem, size, 1, f"replaced, written {_describe_age(now, written)}")
 
 
 def _separate_provenance(settings: Settings, ledger: Ledger, now: datetime, *, dry_run: bool) -> Iterator[Removal]:

@@ -72,7 +72,7 @@ def open_audit(
             GROUP BY {ITEM_ID}"""
         )
         sources = settings.domains.source_names
-        ranges = UserPartitions(connection, spec, sources, folder)
+        ranges = UserPartitions(connection, spec, sources, folder, home=settings.home)
         own = [f"c.{name}" for name in EVENT_COLUMNS]
         judged = evaluate_rules(connection, _joined(sources), rules, columns=own, shown=_SHOWN, paths=ranges.iter_files())
         connection.execute(f"CREATE TEMP VIEW {ACCEPTED_EVENTS} AS SELECT {USER_ID}, {ITEM_ID} FROM judged WHERE accepted")

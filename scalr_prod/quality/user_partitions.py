@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.partitioned import PARTITION_ROWS, iter_partition_tables, quantile_bounds
 from scalr_prod.quality.rules import has_one_context_per_user, timestamp_literal
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, USER_ID, source_domain_sql
-from scalr_prod.workspace import not_held_out_sql, quote_literal
+from scalr_prod.workspace import has_consent_sql, not_held_out_sql, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,19 +38,23 @@ class UserPartitions:
         spec: The run.
         sources: The project's source domains.
         folder: Folder of the judged rows and of spilled partitions.
+        home: The project's home.
 
     Attributes:
-        source_event_counts: Domain → distinct source events of the window, without held-out users; complete after the last partition.
+        source_event_counts: Domain → distinct source events of the window, without those of held-out users and users without consent;
+            complete after the last partition.
         user_count: Number of users with such events; counted only if the run has one context per user.
     """
 
-    def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path) -> None:
+    def __init__(self, connection: Any, spec: RunSpec, sources: Sequence[str], folder: Path, *, home: Path) -> None:
         self.source_event_counts: Counter[str] = Counter()
         self.user_count = 0
         self._connection, self._spec, self._sources, self._folder = connection, spec, sources, folder
         self._window = (
             f"{EVENT_TIMESTAMP} >= {timestamp_literal(spec.start)} AND {EVENT_TIMESTAMP} < {timestamp_literal(spec.end)}"
         )
+
+        self._is_translated = f"{not_held_out_sql(spec.settings, USER_ID)} AND {has_consent_sql(home, spec.settings, USER_ID)}"
 
     def iter_files(self) -> Iterator[Path]:
         """Yield the output file of each partition, after creating the partition's tables."""
@@ -118,8 +122,7 @@ class UserPartitions:
         _number_repeated(db, "repeated_ids", "candidates", "event_id", f"{digest} IN (FROM shared_ids)")
 
     def _count(self) -> None:
-        not_held_out = not_held_out_sql(self._spec.settings, USER_ID)
-        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {not_held_out}"
+        counted = f"SELECT DISTINCT {_KEY} FROM source WHERE {self._window} AND {self._is_translated}"
         domain = source_domain_sql(ITEM_ID, self._sources)
         query = f"SELECT {domain}, count(*) FROM ({counted}) GROUP BY ALL"
         self.source_event_counts.update(dict(self._connection.execute(query).fetchall()))

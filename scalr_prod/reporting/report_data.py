@@ -188,8 +188,10 @@ def _funnel_steps(generation: Mapping[str, Any], gate: Mapping[str, Any], publis
         return []
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
     reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
+    denied = generation.get("without_consent")
+    left_out = "" if denied is None else f"; {denied:,} users without consent were left out"
     steps = [
-        {"step": "contexts", "rows": generation["contexts"], "note": "source events or users that were translated"},
+        {"step": "contexts", "rows": generation["contexts"], "note": f"source events or users that were translated{left_out}"},
         {"step": "draws", "rows": generation["drawn"], "note": "requested from the translator"},
         {"step": "staged", "rows": generation["events"], "note": f"dropped: {reasons}" if reasons else "nothing was dropped"},
     ]

@@ -9,9 +9,10 @@ from datetime import UTC, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from scalr_prod.errors import TranslatorNotFound
+from scalr_prod.errors import InputError, TranslatorNotFound
 from scalr_prod.lake import Lake, stale_since
 from scalr_prod.schemas import Table
+from scalr_prod.translator.data.event_log import training_consent
 from scalr_prod.translator.registry import find_by_fingerprint, find_trained_between, load_version, version_numbers
 from scalr_prod.translator.training_inputs import (
     compute_fingerprint,
@@ -20,7 +21,7 @@ from scalr_prod.translator.training_inputs import (
     table_versions,
     training_inputs,
 )
-from scalr_prod.workspace import SuppressionList
+from scalr_prod.workspace import ConsentState, SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +69,8 @@ def find_kept_version(settings: Settings) -> KeptVersion | None:
 
     With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one trained up to the latest time, if that
     is less than ``[translator] retrain_every`` days before the time that the run needs, its settings are the current ones, none of its
-    events was corrected or erased, and neither log has grown by a tenth. Only times of events are compared, so the same windows keep
-    the same versions in a backfill.
+    events was corrected or erased, no user whose consent it required has withdrawn it, and neither log has grown by a tenth. Only times of
+    events are compared, so the same windows keep the same versions in a backfill.
 
     Raises:
         TableNotFound: Nothing was ingested yet.
@@ -106,6 +107,8 @@ def _has_only_grown(settings: Settings, version: TranslatorVersion, until: datet
     read: Mapping[str, Any] = version.manifest.get("events", {})  # former packages did not count
     if SuppressionList.open(settings).retraining_deadline(version.version, grace_days=0) is not None:
         return False
+    if _has_withdrawn_users(settings, version):
+        return False
     if stale_since(Lake.open(settings), version.manifest.get("data_versions", {}), version.trained_until) is not None:
         return False
     now = count_events(settings, until, table_versions(settings))
@@ -113,6 +116,17 @@ def _has_only_grown(settings: Settings, version: TranslatorVersion, until: datet
         before["id"] == now[name]["id"] and before["rows"] <= now[name]["rows"] < before["rows"] * (1 + _MAX_GROWTH)
         for name, before in read.items()
     )
+
+
+def _has_withdrawn_users(settings: Settings, version: TranslatorVersion) -> bool:
+    """Return whether users whose consent a version required have withdrawn it since; true if its consents are no longer stored."""
+    required, now = ConsentState.from_run(version.manifest), training_consent(settings)
+    if required is None or now is None or required == now:
+        return False
+    try:
+        return required.count_withdrawn(settings.home, now) > 0
+    except InputError:
+        return True
 
 
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
@@ -137,6 +151,8 @@ def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> Ret
     until = default_trained_until(settings).astimezone(UTC)
     inputs, versions = training_inputs(settings, until), table_versions(settings)
     reason = _difference(latest, inputs, versions)
+    if reason is None and training_consent(settings) != ConsentState.from_run(latest.manifest):
+        reason = RetrainingReason("users have given or withdrawn their consent", is_upgrade=False)
     if reason is None or (upgrades_only and not reason.is_upgrade):
         return None
     with tempfile.TemporaryDirectory(prefix="scalr-") as folder:  # a check writes nothing into the project

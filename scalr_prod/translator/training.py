@@ -22,7 +22,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import training_budget
 from scalr_prod.translator.dask_pool import open_training_pool
-from scalr_prod.translator.data.event_log import EventLog, read_event_log
+from scalr_prod.translator.data.event_log import EventLog, read_event_log, training_consent
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators.bundled_source import bundle_sources
@@ -99,6 +99,7 @@ def _train(
     *,
     progress: bool,
 ) -> TranslatorVersion:
+    consent = training_consent(settings)
     log = read_event_log(settings, until, versions=data_versions)
     release_memory()
     folds = settings.translator.folds
@@ -145,6 +146,7 @@ def _train(
         "vocabulary": {domain: asdict(counts) for domain, counts in coverage.items()},
         "data_versions": data_versions,
         "events": count_events(settings, until, data_versions),
+        **({} if consent is None else consent.to_run_settings()),
         # Rounding depends on the device.
         **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
         **({"carried": {name: source.to_metadata() for name, source in sources.items()}} if sources else {}),

@@ -11,7 +11,7 @@ from scalr_prod.core.calendar import add_days
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.translator.data.event_log import data_end, event_type_weights
+from scalr_prod.translator.data.event_log import data_end, event_type_weights, training_consent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,6 +97,8 @@ def compute_fingerprint(
         folder: Folder for data that does not fit in memory.
     """
     lake, content = Lake.open(settings), dict(inputs)
+    if (consent := training_consent(settings)) is not None:
+        content |= consent.to_run_settings()
     for name, version in versions.items():
         if name != Table.SOURCE_USER_HISTORY:  # derived from the events, which training checks
             content[name] = _digest(settings, lake, Table(name), version, until, folder)

@@ -32,6 +32,7 @@ _TEXT: Final = "Made by scalr_prod, which may write over the files that it made 
 #: Everything that the package writes below a project's home; any other entry is not ours.
 HOME_ENTRIES: Final = (
     *(
+        "consent",
         "data_docs",
         "datasets",
         "evaluations",

@@ -45,6 +45,7 @@ class SuppressedId:
         versions: Translator versions that existed then, if there were events of the user to learn from.
         done: Whether the erasure is complete; if not, it was interrupted, and the same command continues it.
         removed: Number of removed rows, files or entries, by place.
+        datasets: Versions of training sets that held rows of the user, by name.
     """
 
     digest: str
@@ -52,10 +53,17 @@ class SuppressedId:
     versions: tuple[int, ...] = ()
     done: bool = False
     removed: dict[str, int] = field(default_factory=dict)
+    datasets: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON value that the file holds."""
-        return {"at": self.at.isoformat(), "versions": list(self.versions), "done": self.done, "removed": dict(self.removed)}
+        return {
+            "at": self.at.isoformat(),
+            "versions": list(self.versions),
+            "done": self.done,
+            "removed": dict(self.removed),
+            "datasets": {name: list(versions) for name, versions in sorted(self.datasets.items())},
+        }
 
 
 class RetrainingDeadline(NamedTuple):
@@ -186,7 +194,13 @@ def ensure_retrained_in_time(settings: Settings, version: int) -> None:
 def _read(entries: dict[str, Any]) -> dict[str, SuppressedId]:
     return {
         digest: SuppressedId(
-            digest, datetime.fromisoformat(entry["at"]), tuple(entry["versions"]), entry["done"], entry["removed"]
+            digest,
+            datetime.fromisoformat(entry["at"]),
+            tuple(entry["versions"]),
+            entry["done"],
+            entry["removed"],
+            # Entries of earlier versions of the package have none.
+            {name: tuple(versions) for name, versions in entry.get("datasets", {}).items()},
         )
         for digest, entry in entries.items()
     }

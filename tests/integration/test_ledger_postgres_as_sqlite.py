@@ -15,6 +15,7 @@ from ledger.test_leases import (  # noqa: F401 - collected here: the same tests,
 )
 from ledger.test_ledger import (  # noqa: F401 - collected here: the same tests, with the fixtures below
     test_a_dataset_version_never_changes,
+    test_a_model_on_a_dataset_is_recorded_once,
     test_a_model_version_never_changes,
     test_a_publication_is_intended_then_confirmed_and_can_be_taken_back,
     test_a_repeated_partition_replaces_its_manifest,

@@ -41,7 +41,9 @@ def _group(name: str, text: str, example: str) -> typer.Typer:
 translator_app = _group("translator", "Train, evaluate and serve the translator.", "scalr translator evaluate")
 serving_app = _group("serving", "Install the environment of a local Triton.", "scalr serving install")
 triton_app = _group("triton", "Start and stop the local Triton server.", "scalr triton status")
-dataset_app = _group("dataset", "Build and export training sets.", "scalr dataset build")
+dataset_app = _group(
+    "dataset", "Build and export training sets; register the models that are trained on them.", "scalr dataset build"
+)
 runs_app = _group("runs", "List and show runs, resume one, roll one back.", "scalr runs list")
 publication_app = _group(
     "publication", "Disable and enable publication; widen or withdraw a canary.", "scalr publication disable"

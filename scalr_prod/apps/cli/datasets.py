@@ -14,6 +14,7 @@ from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, 
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
+    from scalr_prod.apps.cli.context import CommandResult
     from scalr_prod.config import Settings
     from scalr_prod.project import Project
     from scalr_prod.quality import Verdict
@@ -98,6 +99,36 @@ def dataset_export(
         return chosen.export(target, form.value, weights=weights.value if weights else None, epochs=epochs, seed=seed)
 
     CommandContext(config, as_json, "dataset export").run_with_project(work)
+
+
+@dataset_app.command("used-by")
+def dataset_used_by(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model's name.")] = None,
+    model_version: Annotated[str | None, typer.Argument(metavar="[MODEL_VERSION]", help="The model's version.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Version of the training set that it was trained on; default: the latest.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Register a model that was trained on a training set; without a model, list those that are registered.
+
+    scalr forget and scalr status name the registered models that learned from rows of erased users.
+
+    Example: scalr dataset used-by ranker 7 --version 3
+    """
+    if model is not None and model_version is None:
+        raise typer.BadParameter("name the model's version, too", param_hint="MODEL_VERSION")
+    if model is None and version is not None:
+        raise typer.BadParameter("goes with a model and its version", param_hint="--version")
+
+    def work(project: Project) -> CommandResult:
+        if model is None or model_version is None:
+            uses = [use.to_json() for use in project.registered_models()]
+            return {"models": [{name: value for name, value in use.items() if name != "created"} for use in uses]}
+        return project.register_model(model, model_version, dataset_version=version)
+
+    CommandContext(config, as_json, "dataset used-by").run_with_project(work)
 
 
 @feast_app.command("export")

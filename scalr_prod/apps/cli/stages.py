@@ -140,15 +140,18 @@ def evaluate(
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show which stages are done, the command of each stage, and whether the project publishes. Stages from run on refer to the latest run.
 
+    Models that learned from rows of erased users (scalr dataset used-by) are listed until they are retrained.
+
     Example: scalr status
     """
 
     def work(project: Project) -> dict[str, Any]:
         done = [stage.to_json() for stage in project.status()]
         state = project.publication_state().to_json()
+        due = [model.to_json() for model in project.models_to_retrain()]
         return {
             "stages": done,
             "publication": {name: state[name] for name in ("publication", "since", "rows", "waiting", "canary")},
-        }
+        } | ({"models_to_retrain": due} if due or as_json else {})
 
     CommandContext(config, as_json, "status").run_with_project(work)

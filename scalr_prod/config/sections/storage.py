@@ -116,3 +116,10 @@ class ForgettingSettings(SettingsSection):
         ge=0,
         description="days for which runs may use a translator that learned from an erased user; then a new one must be trained",
     )
+    model_grace_days: float = Field(
+        default=30,
+        ge=0,
+        le=36_500,
+        description="days within which a model that `scalr dataset used-by` names is to be trained without an erased user's rows; "
+        "`scalr forget` and `scalr status` show the date",
+    )

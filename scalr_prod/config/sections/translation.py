@@ -74,6 +74,10 @@ class TranslatorSettings(SettingsSection):
         description="scalr run keeps the latest trained version, even if events, settings or this package's recipe have changed; "
         "scalr translator train trains another",
     )
+    training: Literal["all", "consent"] = Field(
+        default="all",
+        description="users whose events it learns from: all, or those with consent ([domains.source] consent)",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of training")
     threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -90,7 +94,9 @@ class TranslatorSettings(SettingsSection):
 
     def recipe(self) -> dict[str, Any]:
         """Return the settings that decide a version, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin"})
+        # Omitted by default, so that versions from before this setting stay the same.
+        others = {"training"} if self.training == "all" else set()
+        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", *others})
 
 
 class GenerationSettings(SettingsSection):

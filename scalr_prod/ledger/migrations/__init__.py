@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["HEAD", "alembic_config", "upgrade"]
 
 #: The newest revision. Revisions are numbers as text, so that newer and older schemas can be compared.
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 
 
 def upgrade(connection: Connection, *, single_project: bool = False) -> None:

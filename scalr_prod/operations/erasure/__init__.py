@@ -12,9 +12,17 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.operations.erasure.orchestrate import ErasureReport, erase_items, erase_users
+    from scalr_prod.operations.erasure.trained_models import AffectedModel, models_to_retrain
 
-__all__ = ["ErasureReport", "erase_items", "erase_users"]
+__all__ = ["AffectedModel", "ErasureReport", "erase_items", "erase_users", "models_to_retrain"]
 
 __getattr__ = lazy_exports(
-    __name__, {"ErasureReport": "orchestrate", "erase_items": "orchestrate", "erase_users": "orchestrate"}
+    __name__,
+    {
+        "AffectedModel": "trained_models",
+        "ErasureReport": "orchestrate",
+        "erase_items": "orchestrate",
+        "erase_users": "orchestrate",
+        "models_to_retrain": "trained_models",
+    },
 )

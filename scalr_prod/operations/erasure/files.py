@@ -57,6 +57,26 @@ def erase_from_files(home: Path, subjects: Subjects, *, staged_parts: bool) -> C
     return removed
 
 
+def ids_in_rows(folder: Path, subjects: Subjects) -> set[int | str] | None:
+    """Return the ids that have rows in a version of a training set; None if its files are gone.
+
+    Args:
+        folder: Folder of the version.
+        subjects: The ids to look for.
+
+    Raises:
+        ForgettingError: A file is damaged.
+    """
+    files = sorted((folder / "rows").glob("*.parquet"))
+    if not files:
+        return None
+    found: set[int | str] = set()
+    for path in files:
+        with _damaged_file_errors(path):
+            found |= subjects.find_in_parquet(path)
+    return found
+
+
 @contextmanager
 def _damaged_file_errors(path: Path) -> Iterator[None]:
     """Report errors of a damaged file with its path."""

@@ -7,9 +7,9 @@ import json
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import ForgettingError, LeaseHeld
@@ -25,13 +25,16 @@ from scalr_prod.operations.erasure.tables import (
     count_rows,
     delete_rows,
     find_ids,
+    first_event_times,
     purge,
 )
+from scalr_prod.operations.erasure.trained_models import AffectedModel, affected_models, datasets_with, no_training_set_builds
 from scalr_prod.schemas import Table, id_type_of
 from scalr_prod.workspace import SuppressedId, SuppressionList, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from scalr_prod.config import Settings
     from scalr_prod.lake import Lake
@@ -56,6 +59,8 @@ class ErasureReport(Jsonable):
         removed: Number of removed rows, files or entries by location.
         translators: Versions trained on events of these users.
         retrain_by: Time (UTC) from which runs refuse these versions; None without such versions.
+        models: Versions of models that are trained on training sets and learned from rows of these users, as far as they are registered.
+        proof: For each id its keyed hash, the time of the request, and what the suppression list keeps about it.
     """
 
     users: int
@@ -64,6 +69,12 @@ class ErasureReport(Jsonable):
     removed: Mapping[str, int]
     translators: Sequence[int]
     retrain_by: datetime | None
+    models: Sequence[AffectedModel]
+    proof: Sequence[Mapping[str, Any]]
+
+    def to_summary(self) -> dict[str, Any]:
+        """Return what is printed without ``--json``: everything but the proof."""
+        return {name: value for name, value in self.to_json().items() if name != "proof"}
 
 
 def erase_users(settings: Settings, users: Sequence[int | str]) -> ErasureReport:
@@ -113,7 +124,11 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
         user_map = IdMapping.from_settings(settings)
         ids = ids if user_map is None else [*ids, *user_map.equivalent_ids(ids)]
     _ensure_publication_enabled(lake)
-    with SuppressionList.open_for_update(settings) as suppressed, Ledger.open(settings) as ledger:
+    with (
+        SuppressionList.open_for_update(settings) as suppressed,
+        no_training_set_builds(settings.home),
+        Ledger.open(settings) as ledger,
+    ):
         _ensure_no_active_run(ledger)
         runs = {run.run_id for run in ledger.runs.find()}
         entries = suppressed.entries(kind)
@@ -123,8 +138,7 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
             if (entry := entries.get(suppressed.digest(identifier, kind))) is not None and entry.done
         ]
         pending = [identifier for identifier in ids if identifier not in set(known)]
-        for identifier in pending:
-            _record_intent(lake, ledger, suppressed, identifier, kind)
+        _record_intents(settings.home, lake, ledger, suppressed, _SUBJECT_TYPES[kind](ids))
         removed = _remove_everywhere(settings, lake, _SUBJECT_TYPES[kind](ids), purge_all=bool(pending))
         _ensure_no_active_run(ledger)
         if {run.run_id for run in ledger.runs.find()} - runs:
@@ -136,7 +150,7 @@ def _erase_ids(settings: Settings, raw_ids: Sequence[int | str], kind: Suppresse
         counts = {name: count for name, count in sorted(removed.items()) if count}
         for identifier in pending:
             _record_completion(ledger, suppressed, identifier, kind, counts, subject_count=len(pending))
-        return _build_report(suppressed, kind, ids, len(known), counts, grace_days=settings.forgetting.grace_days)
+        return _build_report(settings, ledger, suppressed, kind, ids, known=len(known), counts=counts)
 
 
 def _parse_ids(suppressed: SuppressionList, lake: Lake, raw_ids: Sequence[int | str], kind: SuppressedKind) -> list[int | str]:
@@ -204,17 +218,25 @@ def _ensure_no_active_run(ledger: Ledger) -> None:
         ).add_context(run_id=run_id)
 
 
-def _record_intent(
-    lake: Lake, ledger: Ledger, suppressed: SuppressionList, identifier: int | str, kind: SuppressedKind
-) -> None:
-    """Suppress an id, and record which translators were trained on a user's events, before these are deleted."""
-    digest = suppressed.digest(identifier, kind)
-    if digest in suppressed.entries(kind):  # by an earlier, interrupted call
-        return
-    # Not of items: a translator that knows one becomes stale, and is prevented from proposing it.
-    trained_on = kind == "user" and any(count_rows(lake, table, UserSubjects([identifier])) for table in EVENT_TABLES[kind])
-    versions = tuple(model.version for model in ledger.models.find()) if trained_on else ()
-    suppressed.add(SuppressedId(digest, datetime.now(UTC), versions), kind)
+def _record_intents(home: Path, lake: Lake, ledger: Ledger, suppressed: SuppressionList, subjects: Subjects) -> None:
+    """Suppress ids, and record which translators and training sets were made from a user's events, before these are deleted."""
+    kind, held = subjects.kind, dict[int | str, dict[str, tuple[int, ...]]]()
+    first_events: dict[int | str, datetime] = {}
+    if kind == "user":  # not of items: a translator that knows one becomes stale, and is prevented from proposing it
+        first_events = first_event_times(lake, subjects)
+        held = datasets_with(home, ledger.datasets.find(), subjects, first_events)
+    translators = tuple(model.version for model in ledger.models.find())
+    for identifier in subjects.ids:
+        digest = suppressed.digest(identifier, kind)
+        known = suppressed.entries(kind).get(digest)
+        entry = known or SuppressedId(digest, datetime.now(UTC), translators if identifier in first_events else ())
+        # An earlier call may have been interrupted, and a training set built since; or one was restored from a backup.
+        datasets = {
+            name: tuple(sorted({*entry.datasets.get(name, ()), *held.get(identifier, {}).get(name, ())}))
+            for name in entry.datasets.keys() | held.get(identifier, {}).keys()
+        }
+        if known is None or datasets != known.datasets:
+            suppressed.add(replace(entry, datasets=datasets), kind)
 
 
 def _remove_everywhere(settings: Settings, lake: Lake, subjects: Subjects, *, purge_all: bool) -> Counter[str]:
@@ -281,21 +303,25 @@ def _record_completion(
 ) -> None:
     digest = suppressed.digest(identifier, kind)
     if digest not in {change.key for change in ledger.changes.find(subject="forgotten")}:
-        ledger.changes.record_erasure(digest, cause=json.dumps({f"{kind}s": subject_count, "removed": counts}))
+        datasets = suppressed.entries(kind)[digest].to_json()["datasets"]
+        removed = {f"{kind}s": subject_count, "removed": counts} | ({"datasets": datasets} if datasets else {})
+        ledger.changes.record_erasure(digest, cause=json.dumps(removed))
     suppressed.mark_done(digest, counts, kind)
 
 
 def _build_report(
+    settings: Settings,
+    ledger: Ledger,
     suppressed: SuppressionList,
     kind: SuppressedKind,
     ids: Sequence[int | str],
+    *,
     known: int,
     counts: dict[str, int],
-    *,
-    grace_days: float,
 ) -> ErasureReport:
-    entries = suppressed.entries(kind)
-    versions = sorted({version for identifier in ids for version in entries[suppressed.digest(identifier, kind)].versions})
+    entries = [suppressed.entries(kind)[suppressed.digest(identifier, kind)] for identifier in ids]
+    versions = sorted({version for entry in entries for version in entry.versions})
+    grace_days = settings.forgetting.grace_days
     deadlines = [
         deadline.at
         for version in versions
@@ -305,5 +331,13 @@ def _build_report(
         logger.info(
             "translator versions %s were trained on events of these users: train a new one", ", ".join(map(str, versions))
         )
-    users, items = (len(ids), 0) if kind == "user" else (0, len(ids))
-    return ErasureReport(users, items, known, counts, versions, min(deadlines, default=None))
+    return ErasureReport(
+        users=len(ids) if kind == "user" else 0,
+        items=len(ids) if kind == "item" else 0,
+        known=known,
+        removed=counts,
+        translators=versions,
+        retrain_by=min(deadlines, default=None),
+        models=affected_models(ledger, entries, grace_days=settings.forgetting.model_grace_days),
+        proof=[{"digest": entry.digest} | entry.to_json() for entry in entries],
+    )

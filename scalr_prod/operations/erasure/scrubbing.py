@@ -225,6 +225,18 @@ class Subjects:
                 if len(_flatten(column))
             )
 
+    def find_in_parquet(self, path: Path) -> set[int | str]:
+        """Return the ids that have rows in a Parquet file."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        found: set[int | str] = set()
+        with pq.ParquetFile(path) as file:
+            for batch in iter_batches(file, _BATCH, columns=[self.column]):
+                column = batch.column(0)
+                found.update(column.filter(pc.is_in(column, value_set=self.as_array(column.type))).unique().to_pylist())
+        return found
+
     def _id_column(self, file: pq.ParquetFile, path: Path) -> str | None:
         """Return the file's column with the ids; None if it has none."""
         import pyarrow as pa

@@ -81,6 +81,24 @@ def find_ids(lake: Lake, table: Table, subjects: Subjects) -> set[int | str]:
     return ids
 
 
+def first_event_times(lake: Lake, subjects: Subjects) -> dict[int | str, datetime]:
+    """Return the time of the first event of each subject (UTC), over the event tables; ids without events are missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    first: dict[int | str, datetime] = {}
+    for table in (table for table in EVENT_TABLES[subjects.kind] if lake.exists(table)):
+        rows = lake.dataset(table)
+        wanted = subjects.as_array(rows.schema.field(subjects.column).type)
+        for batch in rows.to_batches(columns=[subjects.column, EVENT_TIMESTAMP]):
+            theirs = pa.table(batch.filter(pc.is_in(batch.column(0), value_set=wanted)))
+            earliest = theirs.group_by(subjects.column).aggregate([(EVENT_TIMESTAMP, "min")])
+            for row in earliest.to_pylist():
+                identifier, time = row[subjects.column], row[f"{EVENT_TIMESTAMP}_min"]
+                first[identifier] = min(time, first.get(identifier, time))
+    return first
+
+
 def delete_rows(lake: Lake, table: Table, subjects: Subjects) -> int:
     """Delete the subjects' rows from a table's current version; return their number. Files without such rows are not rewritten.
 

@@ -26,7 +26,7 @@ from scalr_prod.schemas import (
     source_domain_sql,
     source_item_id_sql,
 )
-from scalr_prod.workspace import not_held_out_sql, open_duckdb, staging_folder
+from scalr_prod.workspace import has_consent_sql, not_held_out_sql, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,6 +133,7 @@ def pick_users(settings: Settings, spec: RunSpec) -> list[tuple[str, int]]:
             f"""SELECT {USER_ID}::VARCHAR, count(*) FROM events
                 WHERE {EVENT_TIMESTAMP} >= $start AND {EVENT_TIMESTAMP} < $end AND {CREATED_TIMESTAMP} <= $as_of
                   AND {not_held_out_sql(spec.settings, USER_ID)}
+                  AND {has_consent_sql(settings.home, spec.settings, USER_ID)}
                 GROUP BY {USER_ID} ORDER BY md5({USER_ID}::VARCHAR) LIMIT {_MAX_USERS}""",
             {"start": spec.start, "end": spec.end, "as_of": spec.as_of},
         ).fetchall()

@@ -27,7 +27,7 @@ from scalr_prod.features import ViewWindow, join_point_in_time, open_feature_sto
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
 from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
-from scalr_prod.workspace import staging_folder
+from scalr_prod.workspace import ConsentState, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -216,6 +216,8 @@ def data_end(lake: Lake) -> datetime:
 def read_event_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> EventLog:
     """Read the events that had happened before ``trained_until`` and were known by then.
 
+    With ``[translator] training = "consent"``, users without consent are left out, in both domains.
+
     Args:
         settings: The project's settings.
         trained_until: Only events that had happened and were known before this time are read.
@@ -225,6 +227,7 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
         The log, with its events on disk.
 
     Raises:
+        InputError: Consent is required, and no ingest has recorded the users' answers.
         LakeError: The disk is full.
         NoCommonUsers: No user has events in both domains.
         TranslatorError: A domain has no event before that time, or the histories were built from another state of the log.
@@ -236,7 +239,11 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
         lake = Lake.open(settings)
         versions = {table.value: lake.version(table) for table in _TABLES}
     with staging_folder(settings, "translator") as folder:
-        readers = {domain: _column_reader(settings, Table.events(domain), trained_until, versions) for domain in _DOMAINS}
+        consent = training_consent(settings)
+        denied = None if consent is None else consent.denied_users(settings.home)
+        readers = {
+            domain: _column_reader(settings, Table.events(domain), trained_until, versions, denied) for domain in _DOMAINS
+        }
         users, items = {}, {}
         for domain in _DOMAINS:
             users[domain], items[domain] = distinct_ids(readers[domain](USER_ID, ITEM_ID))
@@ -274,12 +281,34 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 
 
 def _column_reader(
-    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None
+    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None, denied: pa.Array | None
 ) -> Callable[..., pa.RecordBatchReader]:
-    """Return a function that reads columns of the events that had happened and were known."""
-    return lambda *columns: stream_window(
-        settings, ViewWindow(table.value, end=until, known_by=until, columns=columns, versions=versions)
-    )
+    """Return a function that reads columns of the events that had happened and were known, without those of ``denied`` users."""
+
+    def read(*columns: str) -> pa.RecordBatchReader:
+        window = ViewWindow(table.value, end=until, known_by=until, columns=columns, versions=versions)
+        reader = stream_window(settings, window)
+        return reader if denied is None else _without_users(reader, denied)
+
+    return read
+
+
+def _without_users(reader: pa.RecordBatchReader, users: pa.Array) -> pa.RecordBatchReader:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    excluded = users.cast(reader.schema.field(USER_ID).type)
+    batches = (batch.filter(pc.invert(pc.is_in(batch.column(USER_ID), value_set=excluded))) for batch in reader)
+    return pa.RecordBatchReader.from_batches(reader.schema, batches)
+
+
+def training_consent(settings: Settings) -> ConsentState | None:
+    """Return the consents that a training heeds (``[translator] training``); None: it uses the events of all users.
+
+    Raises:
+        InputError: No ingest has recorded the users' answers.
+    """
+    return ConsentState.from_settings(settings) if settings.translator.training == "consent" else None
 
 
 def event_type_weights(settings: Settings) -> dict[str, float]:

@@ -161,6 +161,7 @@ COMMANDS = [
     f"publication withdraw {RUN}",
     "dataset build",
     "dataset export rows.csv",
+    "dataset used-by ranker 1",
     "feast export view.py",
     "quality check rows.csv",
     "explain 0123456789abcdef",

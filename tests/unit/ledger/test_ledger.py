@@ -8,7 +8,7 @@ from datetime import timedelta, timezone
 import pytest
 from support.ledger_runs import T0, make_spec, to_state, validated
 
-from scalr_prod.errors import LedgerError, RunNotFound, TranslatorNotFound
+from scalr_prod.errors import LedgerError, RunNotFound, TrainingSetError, TranslatorNotFound
 from scalr_prod.ledger import Ledger, PublicationStatus, RunSpec, RunState, check_run_id
 from scalr_prod.ledger.dto import ALLOWED_TRANSITIONS
 
@@ -210,6 +210,27 @@ def test_a_dataset_version_never_changes(ledger):
     ledger.datasets.record("other", 1, fingerprint="h", **fields)
     assert [found.name for found in ledger.datasets.find()] == ["other", "set"]
     assert [found.name for found in ledger.datasets.find("set")] == ["set"]
+
+
+def test_a_model_on_a_dataset_is_recorded_once(ledger):
+    fields = {"path": "/d", "rows": 5, "cutoff": None, "manifest": {}}
+    with pytest.raises(TrainingSetError, match="training set set has no version\n"):
+        ledger.datasets.record_use("set", model="ranker", model_version="1")
+    for version in (1, 2):
+        ledger.datasets.record("set", version, fingerprint=str(version), **fields)
+    first = ledger.datasets.record_use("set", 1, model="ranker", model_version="2024-05-01")
+    again = ledger.datasets.record_use("set", 1, model="ranker", model_version="2024-05-01")
+    assert (first.created, again.created, again.created_at) == (True, False, first.created_at)
+    assert ledger.datasets.record_use("set", model="ranker", model_version="2024-05-01").dataset_version == 2
+    found = [(one.model, one.model_version, one.dataset, one.dataset_version) for one in ledger.datasets.uses()]
+    assert found == [("ranker", "2024-05-01", "set", version) for version in (1, 2)]
+    changes = [(c.key, c.to_state, c.cause) for c in ledger.changes.find(subject="dataset") if c.to_state == "used"]
+    assert changes == [(f"set/{version}", "used", "by ranker 2024-05-01") for version in (1, 2)]
+    with pytest.raises(TrainingSetError, match="has no version 3; there are 1, 2"):
+        ledger.datasets.record_use("set", 3, model="ranker", model_version="1")
+    for model, version in (("", "1"), ("ranker", "x" * 101), ("ranker\n", "1")):
+        with pytest.raises(LedgerError, match="is no name or version of a model"):
+            ledger.datasets.record_use("set", 1, model=model, model_version=version)
 
 
 def test_all_that_has_a_state_has_a_history(ledger):

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Consent of users to the use of their source events, where a source domain asks for it.
+
+Ingest records each user's latest answer in ``<home>/consent``: a Parquet file per state, named by its digest, and ``current.json``, which
+names the present one. A run reads the state that it was planned with, so its contexts stay the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from scalr_prod.core.atomic_io import atomic_path, write_json
+from scalr_prod.errors import InputError
+from scalr_prod.schemas import USER_ID
+from scalr_prod.workspace.duckdb import escape_glob, quote_literal, read_parquet_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from scalr_prod.config import Settings
+
+
+_FOLDER: Final = "consent"
+_CURRENT: Final = "current.json"
+#: Key in a run's specification.
+_SECTION: Final = "consent"
+
+
+@dataclass(frozen=True)
+class ConsentState:
+    """The users' answers at one time.
+
+    A user without consent in one of the domains is left out of everything that asks: histories hold the events of all source domains.
+
+    Attributes:
+        digest: Name of the file of answers.
+        domains: Names of the source domains that ask for consent, sorted.
+    """
+
+    digest: str
+    domains: tuple[str, ...]
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self | None:
+        """Return the present state; None where no source domain asks for consent.
+
+        Raises:
+            InputError: A domain asks whose users' answers no ingest has recorded.
+        """
+        domains = settings.domains.consent_domains
+        if not domains:
+            return None
+        current = _read_current(settings.home)
+        if missing := sorted(set(domains) - set(current.get("domains", ()))):
+            raise InputError(
+                f"the consent of the users of {' and '.join(missing)} is not known yet",
+                where="[domains] consent",
+                next_step="read the logs again: scalr ingest",
+            )
+        return cls(current["digest"], domains)
+
+    @classmethod
+    def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
+        """Return the state that a run was planned with, from the settings in its specification; None: it asked for no consent."""
+        section = settings.get(_SECTION)
+        return None if section is None else cls(section["digest"], tuple(section["domains"]))
+
+    def to_run_settings(self) -> dict[str, Any]:
+        """Return the settings that a run's specification records, for `from_run`."""
+        return {_SECTION: asdict(self) | {"domains": list(self.domains)}}
+
+    def denied_sql(self, home: Path) -> str:
+        """Return a DuckDB query of the users without consent.
+
+        Raises:
+            InputError: The answers were removed.
+        """
+        path = _path(home, self.digest)
+        if not path.is_file():
+            raise InputError(
+                "the users' consent at that time is no longer stored",
+                where=str(path),
+                next_step="plan a new run: scalr run",
+            )
+        domains = ", ".join(map(quote_literal, self.domains))
+        return f"SELECT {USER_ID} FROM {read_parquet_sql([escape_glob(path)])} WHERE NOT consent AND domain IN ({domains})"
+
+    def denied_users(self, home: Path) -> pa.Array:
+        """Return the ids of the users without consent, sorted."""
+        import duckdb
+
+        with duckdb.connect(config={"threads": 1}) as db:
+            denied = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.denied_sql(home)}) ORDER BY 1").to_arrow_table()
+        return denied.column(0).combine_chunks()
+
+    def count_withdrawn(self, home: Path, now: ConsentState) -> int:
+        """Count the users who had given their consent in this state and have not in a later one."""
+        import duckdb
+
+        domains = ", ".join(map(quote_literal, self.domains))
+        then = f"SELECT {USER_ID} FROM {read_parquet_sql([escape_glob(_path(home, self.digest))])} WHERE domain IN ({domains})"
+        with duckdb.connect(config={"threads": 1}) as db:
+            query = f"({now.denied_sql(home)}) INTERSECT ({then}) EXCEPT ({self.denied_sql(home)})"
+            return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
+
+
+def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
+    """Return a DuckDB expression: whether a run may translate a user's events by the consent that it was planned with.
+
+    Args:
+        home: The project's home.
+        settings: Settings in the run's specification.
+        user: An expression of the id.
+
+    Raises:
+        InputError: The answers were removed.
+    """
+    state = ConsentState.from_run(settings)
+    return "true" if state is None else f"{user} NOT IN ({state.denied_sql(home)})"
+
+
+@contextmanager
+def open_consent(home: Path) -> Iterator[Path | None]:
+    """Lock the consents of a home, and return the present file of answers; None: there is none yet.
+
+    Its columns are ``domain``, ``user_id``, ``consent`` and ``event_timestamp``, the time of the answer; null: from no event.
+    """
+    from filelock import FileLock
+
+    folder = home / _FOLDER
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / ".lock"):
+        digest = _read_current(home).get("digest")
+        yield None if digest is None else _path(home, digest)
+
+
+def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Collection[str]) -> None:
+    """Write a new state, within `open_consent`; it is present once this returns. The answers are in the temporary table ``all_answers``.
+
+    Args:
+        db: DuckDB connection.
+        home: The project's home.
+        query: Query of all answers, with the columns of `open_consent`.
+        domain: Domain whose answers are new.
+        others: Other domains that ask for consent; those with answers in the present state keep them.
+    """
+    known = {domain, *(name for name in _read_current(home).get("domains", ()) if name in others)}
+    db.execute(f"CREATE OR REPLACE TEMP TABLE all_answers AS {query}")
+    # Of the answers alone: a later event with the same answer is no new state.
+    hashed = f"md5_number_lower(concat_ws('|', domain, consent, {USER_ID}))"
+    totals = db.sql(f"SELECT count(*), sum({hashed}::HUGEINT) FROM all_answers").fetchall()[0]
+    digest = hashlib.sha256(":".join(map(str, totals)).encode()).hexdigest()[:16]
+    with atomic_path(_path(home, digest)) as unfinished:
+        order = f"FROM all_answers ORDER BY domain, {USER_ID}"
+        db.execute(f"COPY ({order}) TO {quote_literal(str(unfinished))} (FORMAT parquet)")
+    write_json(home / _FOLDER / _CURRENT, {"digest": digest, "domains": sorted(known)})
+
+
+def copy_consent(home: Path, other: Path, state: ConsentState) -> None:
+    """Make a state the present one of another home."""
+    import shutil
+
+    (other / _FOLDER).mkdir(exist_ok=True)
+    with atomic_path(_path(other, state.digest)) as unfinished:
+        shutil.copyfile(_path(home, state.digest), unfinished)
+    write_json(other / _FOLDER / _CURRENT, {"digest": state.digest, "domains": list(state.domains)})
+
+
+def former_states(home: Path) -> list[Path]:
+    """Return the files of all states but the present one."""
+    current = _path(home, _read_current(home).get("digest", ""))
+    return sorted(path for path in (home / _FOLDER).glob("*.parquet") if path != current)
+
+
+def _path(home: Path, digest: str) -> Path:
+    return home / _FOLDER / f"{digest}.parquet"
+
+
+def _read_current(home: Path) -> dict[str, Any]:
+    path = home / _FOLDER / _CURRENT
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path), next_step="remove it, then run: scalr ingest") from error
+    return found
