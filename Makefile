@@ -9,14 +9,14 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops lint style types docs audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops lint style types docs audit soak bench bench-lift dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and the serving one
+setup: .venv/.ready .venv-triton/.ready ## both environments: the package with feast-delta, and the serving one
 
-.venv/.ready: pyproject.toml scalr_prod/version.py constraints/package.txt
+.venv/.ready: pyproject.toml scalr_prod/version.py packages/feast-delta/pyproject.toml packages/feast-delta/src/feast_delta/version.py constraints/package.txt
 	$(PYTHON) scripts/setup_env.py package
 	@touch $@
 
@@ -92,6 +92,9 @@ soak: setup ## ten minutes of generation against Triton: memory of every process
 
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py
+
+dist: setup ## wheels and source archives of both distributions in dist/, the same to the byte from the same commit
+	.venv/bin/python scripts/dist.py
 
 clean: ## remove both environments and all that the demo made
 	rm -rf .venv .venv-triton .scalr

@@ -9,7 +9,6 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.workspace.duckdb import (
-        configure_connection,
         create_delta_view,
         duckdb_session,
         escape_glob,
@@ -47,7 +46,6 @@ __all__ = [
     "bind_to_project",
     "claim_directory",
     "claim_home",
-    "configure_connection",
     "create_delta_view",
     "duckdb_session",
     "ensure_retrained_in_time",
@@ -82,7 +80,6 @@ __getattr__ = lazy_exports(
         "bind_to_project": "identity",
         "claim_directory": "ownership",
         "claim_home": "ownership",
-        "configure_connection": "duckdb",
         "create_delta_view": "duckdb",
         "duckdb_session": "duckdb",
         "ensure_retrained_in_time": "suppression_list",
