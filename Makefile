@@ -9,7 +9,7 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops lint style types docs audit soak bench bench-lift dist clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite lint style types docs audit soak bench bench-lift dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ faults: setup ## the nightly fault suite: a hundred kills, and what else takes m
 
 ops: setup ## a real Airflow scheduler for two projects, every part a server's, a restore: ten minutes on one core; CI runs it after make test-long
 	$(PYTEST) -m "nightly or not nightly" tests/ops
+
+feast-suite: setup ## Feast's universal tests of offline stores, run on feast-delta; FEAST_SOURCES=DIR names a checkout of the installed Feast's version
+	.venv/bin/python scripts/feast_suite.py
 
 lint: style types ## ruff, mypy --strict, import contracts
 

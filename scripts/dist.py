@@ -28,8 +28,6 @@ def main(folder: Path) -> None:
         sys.exit("uv was not found; run: make setup")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        # A umask of the user would be in the archives' file modes.
-        os.umask(0o022)
         for source in DISTRIBUTIONS:
             command = [uv, "build", "--quiet", "--out-dir", made, source]
             subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": epoch})

@@ -173,7 +173,7 @@ def test_the_offline_store_s_wheel_holds_its_package_alone(tmp_path):
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_two_builds_are_the_same_to_the_byte(tmp_path):
-    """In two folders, at two times of day, with two umasks."""
+    """In two folders, at two times of day, with two umasks. Nightly: it builds eight archives."""
     sums = []
     for name, umask in (("first", 0o022), ("second", 0o077)):
         command = [sys.executable, ROOT / "scripts" / "dist.py", tmp_path / name]

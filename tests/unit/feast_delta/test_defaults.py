@@ -100,6 +100,30 @@ class TestWrites:
         assert writer.open_table().version() == 1
 
 
+@pytest.mark.parametrize("form", ["polars", "arrow table", "arrow stream", "sql"])
+def test_a_spine_is_of_any_form(store, tmp_path, form):
+    import polars as pl
+
+    store.apply([METER, view_of(readings(tmp_path))])
+    rows = pa.table({"meter": ["m2", "m1", "m1", "none"], "event_timestamp": hours(3, 1, 3, 3), "number": [1, 2, 3, 4]})
+    forms = {
+        "polars": pl.from_arrow(rows),
+        "arrow table": rows,
+        "arrow stream": rows.to_reader(),
+        "sql": "SELECT meter, TIMESTAMPTZ '2024-01-01 00:00:00Z' + INTERVAL (hour) HOUR AS event_timestamp, number"
+        " FROM (VALUES ('m2', 3, 1), ('m1', 1, 2), ('m1', 3, 3), ('none', 3, 4)) v (meter, hour, number) ORDER BY number",
+    }
+    found = store.get_historical_features(forms[form], ["power:kwh"]).to_arrow()
+    assert found["kwh"].to_pylist() == [30.0, 10.0, 25.0, None]
+    assert found["number"].to_pylist() == [1, 2, 3, 4]
+
+
+def test_what_is_no_spine(store, tmp_path):
+    store.apply([METER, view_of(readings(tmp_path))])
+    with pytest.raises(DeltaStoreError, match="not list"):
+        store.get_historical_features([{"meter": "m1"}], ["power:kwh"])
+
+
 def test_a_version_is_pinned_by_full_path_or_last_part(store, tmp_path):
     source = readings(tmp_path)
     later = {"read_at": hours(2.5), "stored_at": hours(2.5), "kwh_total": [99.0], "meter_no": ["m1"], "phase": ["z"]}

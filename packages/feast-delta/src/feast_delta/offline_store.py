@@ -188,7 +188,8 @@ class DeltaOfflineStore(OfflineStore):
             config: Feast's settings.
             feature_views: The views that the references name.
             feature_refs: ``view:feature``.
-            entity_df: The spine: a data frame, an Arrow table, or a SQL query over the project's feature views by their names.
+            entity_df: The spine: a data frame of pandas or Polars, an Arrow table or stream, or a SQL query over the project's feature
+                views by their names.
                 None: the rows with ``start_date <= event time <= end_date``.
             registry: Feast's registry.
             project: Feast's project.

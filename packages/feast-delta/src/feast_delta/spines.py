@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spines: the rows to which features are joined, from a data frame or an Arrow table."""
+"""Spines: the rows to which features are joined, from a data frame or Arrow data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from feast_delta.sessions import quote_identifier
 if TYPE_CHECKING:
     from datetime import datetime
 
-    import pandas as pd
     from duckdb import DuckDBPyConnection
 
 
@@ -41,11 +40,14 @@ class EntitySpine:
     last: datetime | None
 
 
-def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
+def spine_from_rows(rows: Any) -> EntitySpine:
     """Validate spine rows and find their timestamp column: ``event_timestamp``, else the only timestamp column.
 
+    Args:
+        rows: A pandas data frame, an Arrow table, or another object that exports an Arrow stream, such as a Polars data frame.
+
     Raises:
-        DeltaStoreError: There is no such column, or the rows are neither a data frame nor an Arrow table.
+        DeltaStoreError: There is no such column, or the rows are nothing of that.
     """
     import pandas as pd
 
@@ -58,9 +60,11 @@ def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
             ) from error
     elif isinstance(rows, pa.Table):
         table = rows
+    elif hasattr(rows, "__arrow_c_stream__"):
+        table = pa.table(rows)
     else:
         raise DeltaStoreError(
-            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}",
+            f"a spine is a data frame of pandas or Polars, an Arrow table or a SQL query, not {type(rows).__name__}",
             where="entity_df",
             next_step="pass one of these",
         )
