@@ -455,7 +455,7 @@ class ReportError(ScalrError):
 
 
 class QualityGateFailed(ScalrError):
-    """The quality gate rejected the run; the message names the failed expectations and the report."""
+    """The quality gate rejected the run or the data set; the message names the broken rules and the report."""
 
     cure = "Open the report: it lists each broken rule with rows that broke it. Fix the logs or the setting, then `scalr run`."
 

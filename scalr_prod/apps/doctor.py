@@ -149,7 +149,9 @@ def _check_access(settings: Settings) -> DiagnosticCheck:
         "home access",
         ok=True,
         found=f"mode {mode:04o}: {f'open to {others} of this machine' if others else 'this user alone'}",
-        next_step=f"chmod 700 {settings.home}; for a home that a group shares, see docs/runbook.md" if mode & 0o007 else None,
+        next_step=f"chmod 700 {settings.home}; for a home that a group shares, see docs/guides/deployment.md"
+        if mode & 0o007
+        else None,
     )
 
 

@@ -185,7 +185,7 @@ def _clustered_error(residuals: Any, expected_by_user: NDArray[np.float64] | flo
 def _degrees_of_freedom(*sums: NDArray[np.float64]) -> float:
     """Return the degrees of freedom of the sum of several variances (Satterthwaite 1946), each of the squares of one array.
 
-    Each array counts as the number of normal variates of equal variance whose squares and fourth powers would sum up to the same, less one.
+    An array whose sums of squares and of fourth powers are those of n independent normal variates of equal variance has n - 1.
     """
     squares = [values**2 for values in sums]
     variances = np.array([float(values.sum()) for values in squares])

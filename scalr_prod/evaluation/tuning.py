@@ -468,8 +468,8 @@ class Tuner:
     def _tune_segment_weights(self, arm: Arm, real_scores: NDArray[np.float64]) -> Arm:
         """Choose λ of each segment from the trials in which all segments had the same λ.
 
-        λ is 0 if real events only score within the tolerance of the segment's best. Otherwise it is the common λ, if that is as good as
-        the best, or the nearest value that is. A segment keeps the common λ if its own would make all users together worse by more than
+        λ is 0 if real events only score within the tolerance of the segment's best. Otherwise it is the value nearest to the common λ among
+        those as good as the best (`_is_as_good`). A segment keeps the common λ if its own would make all users together worse by more than
         the tolerance. It has λ = 0 if it ranks worse than with real events only.
         """
         trials = {

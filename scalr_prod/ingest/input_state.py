@@ -28,7 +28,7 @@ _SECRET: Final = {"url", "storage_options"}
 def input_state(settings: Settings, places: Iterable[str]) -> dict[str, Any]:
     """Return by place what an ingest reads: a digest of the settings, and name, size and time of change of every file.
 
-    ``files`` is None if files cannot show whether rows have changed: for a query, a table, or a log reader of another package.
+    ``files`` is None if files cannot show whether rows have changed: for a query, or a log reader of another package.
     """
     users = settings.users
     mapped = None if users.sql_source or users.map is None else (users.map, users.format, users.storage_options)

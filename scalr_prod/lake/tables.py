@@ -297,8 +297,8 @@ class Lake(TableStore):
         """
         if expected_version is not None:
             opened = self.open_current(table, opened)
-            # Delta takes longer to plan a replacement than to write 10 000 rows. Appending or overwriting is safe here, because the commit
-            # lands on this version or fails.
+            # Delta takes longer to plan a replacement than to write 10 000 rows. An append does the same if the window is empty, an
+            # overwrite if it covers the table. Both are safe, because the commit lands on this version or fails.
             if opened.version() == expected_version:
                 is_empty, covers_table = is_window_empty(opened, start, end), is_table_within(opened, start, end)
                 if is_empty or covers_table:

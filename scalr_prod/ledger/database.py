@@ -70,15 +70,20 @@ class LedgerDatabase:
         with self._translate_errors(), Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a SQLite file, whose locks are for processes of one machine."""
+        return self._url.get_backend_name() == "sqlite"
+
     def now(self, session: Session) -> datetime:
         """Return the database's time, which all drivers share (for SQLite, the machine's clock)."""
-        if self._url.get_backend_name() == "sqlite":
+        if self.is_sqlite:
             return datetime.now(UTC)
         now: datetime = session.scalar(sa.select(sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))))  # type: ignore[assignment]  # never null
         return now.astimezone(UTC)
 
     def _connect(self) -> sa.Engine:
-        sqlite = self._url.get_backend_name() == "sqlite"
+        sqlite = self.is_sqlite
         options: dict[str, Any] = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
         if sqlite:
             options["poolclass"] = sa.NullPool
@@ -100,7 +105,7 @@ class LedgerDatabase:
         with self._translate_errors():
             if self._schema_version() == HEAD:
                 return
-            if self._url.get_backend_name() == "sqlite":
+            if self.is_sqlite:
                 self._migrate_sqlite(Path(self._url.database or ""), has_single_project=has_single_project)
             else:
                 with self.engine.begin() as connection:
@@ -140,7 +145,7 @@ class LedgerDatabase:
 
     def _schema_version(self, connection: sa.Connection | None = None) -> str | None:
         if connection is None:
-            if self._url.get_backend_name() == "sqlite" and not Path(self._url.database or "").exists():
+            if self.is_sqlite and not Path(self._url.database or "").exists():
                 return None
             with self.engine.connect() as new_connection:
                 return self._schema_version(new_connection)

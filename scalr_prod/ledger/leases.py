@@ -169,11 +169,13 @@ class LeaseRepository:
         """Acquire a lease that is free, expired, or the owner's already; returns its expiry (UTC).
 
         Raises:
-            LedgerError: Another driver holds it.
+            LedgerError: Another driver holds it, or a driver on another machine holds any lease of a SQLite ledger.
         """
         with self._database.write_session() as session:
             row = self._runs.load_row(session, run_id, lock=True)
             now = self._database.now(session)
+            if self._database.is_sqlite:
+                self._ensure_one_machine(session, now)
             others = row.lease_owner is not None and row.lease_owner != owner and not _is_dead(row.lease_owner)
             if others and row.lease_expires_at is not None and row.lease_expires_at > now:
                 raise LeaseHeld(
@@ -186,6 +188,20 @@ class LeaseRepository:
                 self._changes.add(session, "lease", run_id, row.lease_owner, owner, cause=f"taken over: {cause}", run_id=run_id)
             row.lease_owner, row.lease_expires_at = owner, now + timedelta(seconds=ttl_s)
             return row.lease_expires_at
+
+    def _ensure_one_machine(self, session: Session, now: datetime) -> None:
+        """Refuse to work beside another machine on a SQLite ledger, since SQLite's locks do not hold on most shared file systems.
+
+        Raises:
+            LeaseHeld: A driver on another machine holds a lease.
+        """
+        held = session.scalars(sa.select(RunRow.lease_owner).where(RunRow.lease_expires_at > now))
+        if other := next((owner for owner in held if owner and _is_elsewhere(owner)), None):
+            raise LeaseHeld(
+                f"machine {other.rsplit(':', 3)[0]} is at work with this SQLite ledger, whose locks are for one machine",
+                where=self._database.address,
+                next_step="wait until it is done; to work on several machines at once, set [ledger] url and [feast] registry to PostgreSQL",
+            )
 
     def renew(self, run_id: str, owner: str, *, ttl_s: float = _TTL_S) -> datetime:
         """Extend a lease, even an expired one if nobody else has taken over the run; returns its expiry (UTC).
@@ -223,13 +239,20 @@ def _this_process() -> str:
 
 
 def _machine_id() -> str:
-    """Identify the boot and PID namespace of this machine (a container has its own namespace); "-" where unknown."""
+    """Identify the boot and PID namespace of this machine (a container has its own namespace) as BOOT-SPACE; "-" where unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         space = Path("/proc/self/ns/pid").readlink()
     except OSError:
         return "-"
-    return hashlib.sha256(f"{boot} {space}".encode()).hexdigest()[:8]
+    return "-".join(hashlib.sha256(part.encode()).hexdigest()[:8] for part in (boot, str(space)))
+
+
+def _is_elsewhere(owner: str) -> bool:
+    """Return whether an owner is a process of a machine with another boot; False for containers of this machine and in doubt."""
+    parts, own = owner.rsplit(":", 3), _machine_id()
+    known = len(parts) == 4 and "-" in parts[2].strip("-") and own != "-"  # noqa: PLR2004 - the parts of `_this_process`
+    return known and parts[2].partition("-")[0] != own.partition("-")[0]
 
 
 def _is_dead(owner: str) -> bool:

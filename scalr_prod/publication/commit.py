@@ -266,7 +266,7 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
     ensure_no_erased_ids(settings, run.run_id, files)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_accepted_rows(files, canary)
-    if settings.publication.provenance == "separate":  # first: the run is published once its events are committed
+    if settings.publication.provenance == "separate":  # before the events: whoever reads an event finds its provenance
         write_provenance(run.lake, run.run_id, files)
     region = ViewRegion(spec.start, spec.end, users)
     other_regions = [ViewRegion(spec.start, spec.end, excluded_canaries=users)] if users else []

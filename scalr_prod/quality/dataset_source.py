@@ -22,6 +22,8 @@ _NEXT: Final = (
     "name a Parquet or CSV file, a folder of Parquet files, a Delta table's folder, or a data set that is saved in Feast"
 )
 _CSV_ENDINGS: Final = (".csv", ".csv.gz", ".csv.zst")
+#: Columns of a CSV file that `scalr dataset export` wrote: times are seconds since 1970, and marks are 0 or 1.
+_EXPORTED_COLUMNS: Final = ("user_id", "item_id", "timestamp", "is_synthetic")
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,11 @@ def _make(connection: Any, found: DatasetSource, options: dict[str, str]) -> Non
         connection.register("incoming", incoming.scanner(batch_readahead=2, fragment_readahead=1).to_reader())
         connection.execute(f"CREATE TABLE {DATASET_VIEW} AS SELECT * FROM incoming")
     elif found.kind == "csv":
-        connection.execute(
-            f"CREATE VIEW {DATASET_VIEW} AS SELECT * FROM read_csv({_files(found.location)}, header = true, sample_size = -1)"
-        )
+        rows = f"FROM read_csv({_files(found.location)}, header = true, sample_size = -1)"
+        chosen, types = "*", {name: type_ for name, type_, *_ in connection.execute(f"DESCRIBE {rows}").fetchall()}
+        if set(_EXPORTED_COLUMNS) <= set(types) and types["timestamp"] in {"BIGINT", "DOUBLE"}:
+            chosen = "* EXCLUDE (timestamp) REPLACE (is_synthetic::BOOLEAN AS is_synthetic), to_timestamp(timestamp) AS event_timestamp"
+        connection.execute(f"CREATE VIEW {DATASET_VIEW} AS SELECT {chosen} {rows}")
     else:
         connection.execute(
             f"CREATE VIEW {DATASET_VIEW} AS SELECT * FROM read_parquet({_files(found.location)}, hive_partitioning = true)"

@@ -70,8 +70,8 @@ class PrivacyRules:
             found.append(
                 FigureRule(
                     _MEMBERSHIP,
-                    "with 95 % confidence, no attack tells users that the translator was trained on from others with an AUC above "
-                    f"{quality.max_membership_auc:g}",
+                    "no attack can tell which users' events trained the translator: the lower end of the 95 % interval of its AUC is at "
+                    f"most {quality.max_membership_auc:g}",
                     "membership_auc_low",
                     high=quality.max_membership_auc,
                     sample="membership_users",

@@ -199,7 +199,7 @@ class RunRules:
                 FigureRule(
                     "items_are_as_many_as_the_real_ones",
                     f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events; "
-                    "if the run's rows and users cannot reach the real number, times the most that they can",
+                    "if the run has too few rows and users for the real number, that many times the highest number it could have",
                     "effective_items_ratio",
                     low=quality.min_effective_items,
                     sample="effective_users",

@@ -189,8 +189,8 @@ def _labelled(
 ) -> Iterator[pa.Table]:
     """Yield all rows of the spans, unsorted.
 
-    Synthetic rows to leave out (λ is 0, or a held-out user) are marked, not dropped: `_ordered` first drops the negatives of the same user
-    and item, then the marked rows.
+    Synthetic rows to leave out (λ is 0, or a held-out user) are marked, not dropped. `_ordered` drops the negatives of the same user, item
+    and time, and then these rows, too.
 
     Args:
         connection: A DuckDB connection.

@@ -161,7 +161,7 @@ def measure_information(
     """Measure the information gain with a parameter set.
 
     Args:
-        tensors: A parameter set, numbered -1, without calibration and without the held-out users' target events.
+        tensors: Parameter set -1, fitted without the held-out users' target events, without calibration tables.
         metadata: Metadata of the parameter set.
         all_events: Events of held-out users at any time.
         validation_events: All users' events from the validation slice, which is later than what the set was fitted on.

@@ -66,9 +66,9 @@ class KeptVersion:
 def find_kept_version(settings: Settings) -> KeptVersion | None:
     """Return the version that `scalr run` keeps, even if events were added since its training; None: it has to call `train`.
 
-    With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one with the latest ``trained_until``, less
-    than ``[translator] retrain_every`` before the time that the run needs. Its settings must be the current ones, none of its events may
-    have been corrected or erased, and neither log may have grown by a tenth. Only times of events are compared, so the same windows keep
+    With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one trained up to the latest time, if that
+    is less than ``[translator] retrain_every`` days before the time that the run needs, its settings are the current ones, none of its
+    events was corrected or erased, and neither log has grown by a tenth. Only times of events are compared, so the same windows keep
     the same versions in a backfill.
 
     Raises:

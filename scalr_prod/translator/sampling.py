@@ -7,7 +7,7 @@ Every eligible item has the key P^(1 / T) / E, with E from `counter_rng`; the it
 Keys are computed in float32 over the whole catalogue, and `Mixture.rounding_bound` bounds their error. The items with the largest keys, a
 few more than k, are the candidates. If the keys of two adjacent candidates differ by less than the bound, all candidates' keys are
 computed again in float64. If rounding may have kept a draw out of the candidates, or may decide whether a draw passes ``min_lift``, the
-row is marked `Draws.needs_float64` and drawn again in float64 as a whole.
+row is marked in `Draws.needs_float64`; `TranslatorModule.sample` then draws all of it again in float64.
 """
 
 from __future__ import annotations

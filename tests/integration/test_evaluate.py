@@ -193,6 +193,7 @@ def _check_probabilities(report, model):
     assert cold == real["cold"]["ne"]
 
 
+@long
 @pytest.mark.slow
 def test_what_an_arm_trained_on_before_is_of_the_earlier_scene_alone(translated):
     """Ids, not numbers, are compared: the earlier scene numbers users and items for itself."""

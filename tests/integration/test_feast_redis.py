@@ -240,6 +240,7 @@ class TestOnlineEqualsOffline:
         assert served(project)["event_id"] == ["older0", "older1", None, None]
         assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_a_rollback(self, project):
         materialize(project)
@@ -287,6 +288,7 @@ class TestOnlineEqualsOffline:
         materialize(project)
         assert_online_equals_offline(project)
 
+    @long
     @on_redis
     def test_a_fill_that_was_cut_off(self, project, monkeypatch):
         materialize(project)

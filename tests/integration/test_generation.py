@@ -161,6 +161,7 @@ def test_a_finished_generation_is_left_as_it_is(config, here, made):
     pd.testing.assert_frame_equal(candidates(settings, spec.run_id), rows, rtol=0, atol=1e-5)
 
 
+@long
 def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, made):
     spec, _, rows, _ = made
     settings = project(config, here)

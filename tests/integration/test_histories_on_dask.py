@@ -93,8 +93,8 @@ def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatc
     assert caught.value.next_step == "fix the cause, then run: scalr histories"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", [pytest.param("_write_events", marks=long), "_write_partition"])
+@long
+@pytest.mark.parametrize("task", ["_write_events", "_write_partition"])
 def test_a_worker_that_dies_changes_no_row_and_what_it_wrote_is_removed(expected, tmp_path, monkeypatch, task):
     settings = fill_lake(tmp_path / "built", EVENTS, compute={"workers": 2})
     died = tmp_path / "died"

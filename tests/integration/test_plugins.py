@@ -277,6 +277,7 @@ def test_an_estimator(make_project, tmp_path, together, monkeypatch):
     pd.testing.assert_frame_equal(again[rows.columns], rows, rtol=0, atol=1e-5, check_dtype=False)
 
 
+@long
 def test_an_estimator_that_triton_could_not_load_is_refused_before_training(make_project, tmp_path, together):
     together.write_text(together.read_text().replace("import torch", "import pandas\nimport torch"))
     settings = make_project(tmp_path / "logs", LEAN.replace('"linear"]', '"linear", "together"]'))

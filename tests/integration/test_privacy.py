@@ -97,6 +97,7 @@ def test_a_translator_that_repeats_training_events_is_refused(regulars, tmp_path
         assert ledger.runs.get(report.run_id).state == "rejected"
 
 
+@pytest.mark.long
 def test_an_honest_run_tells_nothing_of_its_users_events(tmp_path):
     made = make_two_domains(tmp_path / "logs", users=1000)
     estimators = 'estimators = ["popularity", "frequency", "linear"]\n[generation]\ncontexts = "users"\n'

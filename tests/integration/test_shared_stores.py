@@ -107,6 +107,7 @@ def test_two_projects_of_equal_domains_share_everything_and_meet_nowhere(stores,
     assert [[Lake.open(one).version(table) for table in Table] for one in (first, second)] == versions
 
 
+@long
 def test_a_second_project_of_one_name_is_refused_by_every_store_with_both_lakes(stores, tmp_path):
     toml, held = stores
     first = made(tmp_path / "a", toml(None), "a", 70)

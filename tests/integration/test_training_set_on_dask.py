@@ -134,6 +134,7 @@ def test_an_error_of_a_task_arrives_as_it_was_raised_and_nothing_is_left(small, 
         assert ledger.datasets.find("failed") == []
 
 
+@long
 def test_an_unexpected_error_names_the_command(small, here, tmp_path, monkeypatch):
     def fail(*_):
         raise ValueError("no such thing")

@@ -96,6 +96,7 @@ def test_every_reader_reads_a_part_with_the_ids_of_the_whole(parts, tmp_path):
         opened.split("dev")
 
 
+@pytest.mark.long
 def test_the_same_splits_give_the_same_version_and_later_rows_leave_the_parts_before_as_they_are(project, parts):
     _, report, opened = parts
     _, again, _ = build(project, **OPTIONS)
@@ -149,6 +150,7 @@ def test_parts_without_a_row_are_refused(project, splits, match):
         build(project, name="empty", splits=splits, cutoff=at(190))
 
 
+@pytest.mark.long
 def test_times_without_a_zone_are_the_projects(project):
     settings = load_settings(
         project, project={"timezone": "America/New_York"}, training_set={"name": "zone", "splits": {"test": "2024-05-31"}}
@@ -193,6 +195,7 @@ def test_hugging_face_loads_the_exported_folder_by_part(parts, tmp_path):
     assert "[0.5, 0.0, 0.25]" in card
 
 
+@pytest.mark.long
 def test_a_part_alone_or_a_set_without_parts_is_one_split_of_the_folder(project, parts, tmp_path):
     import datasets
 

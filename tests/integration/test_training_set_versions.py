@@ -66,6 +66,7 @@ def test_many_small_files_joined_by_user_and_item_hold_the_rows_of_one_join(proj
     assert list(staging.glob("*")) == [], "what is kept meanwhile has gone"
 
 
+@long
 def test_the_next_day_keeps_the_files_of_the_days_before_and_judges_only_the_others(project, monkeypatch):
     from scalr_prod.quality import training_set as gate
 

@@ -19,7 +19,7 @@ class QualitySettings(SettingsSection):
         default="strict", description="strict: one bad row rejects the run; quarantine: bad rows go to synthetic_quarantine"
     )
     rules: tuple[str, ...] = Field(
-        default=(), description="your own gate rules as module:object; the built-in ones always apply"
+        default=(), description="your own gate rules as module:object, in addition to the built-in ones"
     )
     max_quarantine_share: float = Field(
         default=0.05, ge=0, le=1, description="share of bad rows above which a run is rejected in spite of quarantine"
@@ -60,8 +60,8 @@ class QualitySettings(SettingsSection):
         default=1.0,
         ge=0.5,
         le=1,
-        description="reject a run if an attack on its rows tells whose events trained the translator with an AUC above this (lower end of "
-        "its interval); takes seconds of processor time. 1: off; `scalr privacy` measures it",
+        description="reject a run if an attack on its rows finds out which users' events trained the translator: if the lower end of the "
+        "95 % interval of the attack's AUC is above this. Takes seconds of processor time. 1: off; `scalr privacy` measures it",
     )
     min_evidence_users: int = Field(
         default=0,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from scalr_prod.core.redaction import redact_url
 from scalr_prod.errors import ScalrError, UnreadableInput
 from scalr_prod.ingest.column_mapping import ColumnSelection, resolve_columns
-from scalr_prod.ingest.sources.files import FILE_FORMATS, FilesReader, expand_files, first_error_line, resolve_location
+from scalr_prod.ingest.sources.files import (
+    FILE_FORMATS,
+    FilesReader,
+    ResolvedPath,
+    expand_files,
+    first_error_line,
+    resolve_location,
+)
 from scalr_prod.ingest.sources.protocol import Batch, LogReader, LogSource
 from scalr_prod.ingest.sources.table_formats import detect_table_format
 from scalr_prod.plugins import READERS
@@ -61,25 +68,37 @@ def list_files(
     format: str | None,  # noqa: A002 - named as in the settings
     storage_options: dict[str, str],
 ) -> list[list[str]] | None:
-    """Return name, size and time of change of each file at a path, glob, folder or URL.
+    """Return name, size and time of change of each file at a path, glob, folder or URL; of a table, of the files that name its versions.
 
-    None where they do not tell what it holds: a table, a log reader of another package, or a store that keeps no such times.
+    None where they do not tell what it holds: a log reader of another package, or a store that keeps no such times.
 
     Raises:
         UnreadableInput: No file matches, or it cannot be opened.
     """
     location = pattern if "://" in pattern else str(settings.resolve(pattern))
     source = LogSource(location, ColumnSelection((), location), storage_options=storage_options)
-    if format not in {None, *FILE_FORMATS} or (format is None and _table_at(source) is not None):
+    if format not in {None, "delta", "iceberg", *FILE_FORMATS}:
         return None
+    table = None if format in FILE_FORMATS else _table_at(source)
     found = []
-    for url, filesystem, path in expand_files(source):
+    for url, filesystem, path in expand_files(source) if table is None else _version_files(source, table):
         info = filesystem.info(path)
         changed = next((info[key] for key in ("mtime", "LastModified", "last_modified", "ETag", "etag") if info.get(key)), None)
         if changed is None:
             return None
         found.append([url, str(info.get("size")), str(changed)])
     return found
+
+
+def _version_files(source: LogSource, table: str) -> list[ResolvedPath]:
+    """Return the last file of a Delta table's log, or all metadata files of an Iceberg table."""
+    with resolve_location(source.location, source.storage_options) as (url, filesystem, path):
+        if path.endswith(".json"):  # an Iceberg metadata file is named
+            return [ResolvedPath(url, filesystem, path)]
+        folder = f"{path.rstrip('/')}/{'_delta_log' if table == 'delta' else 'metadata'}"
+        names = sorted(name for name in filesystem.ls(folder, detail=False) if name.endswith(".json"))
+        versions = names[-1:] if table == "delta" else names
+        return [ResolvedPath(f"{url}/{name.rsplit('/', 1)[-1]}", filesystem, name) for name in versions]
 
 
 def _table_at(source: LogSource) -> str | None:

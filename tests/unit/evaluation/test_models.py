@@ -162,6 +162,7 @@ def test_sasrec_ranks_by_popularity_for_users_without_events_however_long_it_tra
         assert spearmanr(row, popularity).statistic > 0.99
 
 
+@long
 def test_sasrec_has_one_table_of_items(skewed):
     model = make_model("sasrec", {"epochs": 0}, threads=1)
     model.fit(skewed, seed=0)

@@ -10,6 +10,7 @@ from scalr_prod.evaluation.ranking_metrics import calibration_metrics, exposure_
 from scalr_prod.evaluation.statistics import MetricContributions, TwoWayClusters, holm_adjust, paired_bootstrap
 
 
+@pytest.mark.long
 def test_the_bootstrap_covers_the_true_lift_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     covered = 0

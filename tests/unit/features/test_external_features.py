@@ -128,6 +128,7 @@ def test_rows_of_several_joins_have_the_values_that_they_have_in_one(own, theirs
     assert several.manifest["columns"] == one.manifest["columns"]
 
 
+@long
 def test_a_new_version_is_made_where_their_tables_have_changed_and_only_then(own, theirs):
     settings = with_features(own, "their_service")
     first = build_training_set(settings)

@@ -8,6 +8,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys
 import scalr_prod.features
@@ -32,6 +34,7 @@ print(get_torch().__name__)
 """
 
 
+@pytest.mark.long
 def test_feast_is_imported_as_it_is_written(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)  # typeguard reads its source
     found = subprocess.run(

@@ -82,6 +82,7 @@ class TestRepository:
             open_feature_store(unlaid)
         assert caught.value.next_step == "run: scalr histories"
 
+    @pytest.mark.long
     def test_a_registry_that_does_not_answer(self, own):
         feast = own.feast.model_copy(update={"registry": "postgresql+psycopg://127.0.0.1:1/registry"})
         with pytest.raises(FeatureStoreError, match="Feast cannot be opened") as caught:

@@ -88,6 +88,7 @@ def test_few_events_of_a_day_that_was_left_out_stay_out(project):
     assert (report.left_out, held(settings)) == ({"over_user_day": 1}, [])
 
 
+@pytest.mark.long
 def test_events_that_leave_the_lake_are_counted_and_their_histories_are_stale(project):
     settings = project(log(DELIVERIES[0] + DELIVERIES[1]), "")
     ingest(settings)

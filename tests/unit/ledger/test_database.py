@@ -86,7 +86,7 @@ def _begin(url: str, seeds: range, barrier: object) -> int:
         return sum(ledger.runs.begin(make_spec(seed=seed)).created for seed in seeds)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_open_and_write_a_new_ledger_at_once_lose_nothing(url):
     created = in_processes(_begin, [(url, range(10))] * 3)
     assert sum(created) == 10, "each run was created by exactly one of them"

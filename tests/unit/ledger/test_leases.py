@@ -33,6 +33,24 @@ def test_a_lease_keeps_others_out_until_it_is_given_back_or_runs_out(ledger):
     assert ledger.leases.release(run_id, "b")
 
 
+def test_two_machines_do_not_work_at_once_on_a_sqlite_ledger(ledger):
+    """Another boot id is another machine; containers of one machine have the same."""
+    ours, theirs = (ledger.runs.begin(make_spec(seed=seed)).run_id for seed in (1, 2))
+    with ledger.leases.hold(theirs) as held:
+        host, process, machine, token = held.owner.rsplit(":", 3)
+        ledger.leases.acquire(ours, "a")
+    beside = f"{host}:{process}:{machine.partition('-')[0]}-00000000:{token}"
+    ledger.leases.acquire(theirs, beside)
+    ledger.leases.acquire(ours, "a")
+    ledger.leases.release(theirs, beside)
+    ledger.leases.acquire(theirs, "elsewhere:7:00000000-00000000:1", ttl_s=0.5)
+    with pytest.raises(LeaseHeld, match="machine elsewhere is at work with this SQLite ledger") as caught:
+        ledger.leases.acquire(ours, "a")
+    assert "PostgreSQL" in caught.value.next_step
+    time.sleep(0.6)
+    ledger.leases.acquire(ours, "a")
+
+
 def test_a_lease_is_given_back_when_the_work_fails(ledger):
     run_id = ledger.runs.begin(make_spec()).run_id
     with pytest.raises(RuntimeError, match="boom"), ledger.leases.hold(run_id):

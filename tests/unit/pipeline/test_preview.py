@@ -6,6 +6,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake import write_deltalake
 from typer.testing import CliRunner
 
 from scalr_prod import Project
@@ -85,6 +86,18 @@ def test_a_log_that_has_grown_is_seen_before_anything_is_read(project, settings)
         assert found["reasons"]["histories"] == "after ingest"
         opened.ingest()
         assert opened.dry_run("ingest").to_json()["stages"] == {"ingest": "look"}
+
+
+def test_a_delta_log_that_has_grown_is_seen_before_anything_is_read(settings, tmp_path):
+    rows = pq.read_table(settings.resolve(settings.domains.source.events))
+    write_deltalake(tmp_path / "log", rows)
+    source = settings.domains.source.model_copy(update={"events": str(tmp_path / "log")})
+    settings = settings.model_copy(update={"domains": settings.domains.model_copy(update={"source": source})})
+    with Project(settings) as opened:
+        opened.ingest()
+        assert changed_inputs(settings) == {}
+        write_deltalake(tmp_path / "log", rows.slice(0, 1), mode="append")
+        assert opened.dry_run("ingest").to_json()["reasons"] == {"ingest": "source: 00000000000000000001.json changed"}
 
 
 def test_other_settings_of_a_log_are_seen(settings_with):

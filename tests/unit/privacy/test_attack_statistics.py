@@ -46,6 +46,7 @@ def test_normal_scores_have_the_auc_of_their_distance():
     assert found.true_positives.value == pytest.approx(norm.sf(norm.isf(0.01) - 1), abs=0.02)
 
 
+@pytest.mark.long
 def test_intervals_cover_a_coin():
     """Of 100 attacks that know nothing, about 95 have an interval with 0.5; a user's two scores may depend on each other."""
     rng, covered = np.random.default_rng(2), 0

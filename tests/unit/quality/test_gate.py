@@ -38,6 +38,7 @@ def heavier(frame: pd.DataFrame, *rows: int) -> pd.DataFrame:
     return frame.assign(weight=frame["weight"].where(~frame.index.isin(rows), np.float32(2)))
 
 
+@long
 def test_a_quarantine_is_repeated_without_work_by_the_same_rules(project):
     project.configure(QUARANTINE)
     spec = project.run()

@@ -221,6 +221,7 @@ def test_an_empty_training_set_is_refused(settings, write):
         validate_training_set(settings, write([]), manifest([]))
 
 
+@pytest.mark.long
 def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is_asked(settings, write):
     rows = good_rows()
     folder = write(rows[:20])

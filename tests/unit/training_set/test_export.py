@@ -15,6 +15,7 @@ from support.training_set_folder import write_version
 from training_set.test_matrix import table_of
 
 from scalr_prod.errors import TrainingSetError
+from scalr_prod.quality import check_dataset
 from scalr_prod.training_set import TrainingSet
 from scalr_prod.training_set.export import draw_copies
 
@@ -143,6 +144,8 @@ def test_the_report_compares_what_was_drawn_with_what_is_expected(opened, tmp_pa
         assert draw["left_out"] == len(rows) - len(kept)
         assert draw["left_out_synthetic"] == rows["is_synthetic"].sum() - of_synthetic["timestamp"].nunique()
     assert opened.export(tmp_path / "weights.csv").to_json()["sample"] is None
+    verdict = check_dataset(tmp_path / "weights.csv")
+    assert (verdict.kind, verdict.passed) == ("csv", True), [str(rule) for rule in verdict.rules if rule.outcome == "failed"]
 
 
 def test_a_row_of_a_large_weight_is_written_in_several_steps(tmp_path, monkeypatch):

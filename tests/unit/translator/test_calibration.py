@@ -93,7 +93,8 @@ def drawn_by(world: World, calibration: dict[str, torch.Tensor], seed: int = 5) 
 
 def calibrated(world: World, labels: np.ndarray) -> dict[str, torch.Tensor]:
     nobody = np.zeros(len(labels), bool)
-    found = calibrate(world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, labels, nobody), seed=0)
+    events, components = CalibrationEvents(world.contexts, labels, nobody), ("mixture", "popularity")
+    found = calibrate(world.module(uncalibrated_tables()), events, seed=0, components=components)
     assert torch.equal(*(found[name] for name in CALIBRATION_TABLES)), "with too few held-out rows both tables are one"
     return found
 
@@ -180,15 +181,13 @@ def test_without_eligible_labels_the_mixture_is_popularity(world):
 
 def test_a_fold_does_not_influence_its_own_table(world):
     """With other labels of fold 0's users, fold 0's table stays bit-identical, and those of other folds change."""
-    labels = drawn_by(world, mixing(TRUE))
+    labels, contexts = drawn_by(world, mixing(TRUE))[:1000], world.contexts.take(np.arange(1000))
     held_out, fold = (np.random.default_rng(seed).integers(0, 2, len(labels)).astype(np.int32) for seed in (1, 2))
     other = labels.copy()
     theirs = fold == 0
     other[theirs] = labels[theirs] // 2  # of two items, the one with the lower index was there no later
     ours, others = (
-        calibrate(
-            world.module(uncalibrated_tables()), CalibrationEvents(world.contexts, answers, held_out == 1, fold=fold), seed=0
-        )
+        calibrate(world.module(uncalibrated_tables()), CalibrationEvents(contexts, answers, held_out == 1, fold=fold), seed=0)
         for answers in (labels, other)
     )
     assert torch.equal(ours[fold_table_name(0)], others[fold_table_name(0)])

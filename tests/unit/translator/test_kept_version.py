@@ -155,6 +155,7 @@ def test_new_events_and_late_ones_are_added_without_a_training(own):
     assert retraining_reason(own).text.startswith(f"version 1 was trained until {until.isoformat()}")
 
 
+@pytest.mark.long
 def test_a_correction_of_what_it_read_trains_anew(own):
     until = default_trained_until(own)
     append(own, until + DAY)
@@ -191,6 +192,7 @@ def trained(monkeypatch):
     return ends
 
 
+@pytest.mark.long
 def test_a_backfill_trains_weekly_and_repeats_itself(own, trained):
     first = default_trained_until(own) + 10 * DAY
     windows = [as_of(own, first + number * DAY) for number in range(16)]
