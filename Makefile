@@ -9,14 +9,14 @@ export UV_FIND_LINKS
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops lint style types docs audit soak bench bench-lift clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite lint style types docs audit soak bench bench-lift dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.ready .venv-triton/.ready ## both environments: the package, and the serving one
+setup: .venv/.ready .venv-triton/.ready ## both environments: the package with feast-delta, and the serving one
 
-.venv/.ready: pyproject.toml scalr_prod/version.py constraints/package.txt
+.venv/.ready: pyproject.toml scalr_prod/version.py packages/feast-delta/pyproject.toml packages/feast-delta/src/feast_delta/version.py constraints/package.txt
 	$(PYTHON) scripts/setup_env.py package
 	@touch $@
 
@@ -61,6 +61,9 @@ faults: setup ## the nightly fault suite: a hundred kills, and what else takes m
 ops: setup ## a real Airflow scheduler for two projects, every part a server's, a restore: ten minutes on one core; CI runs it after make test-long
 	$(PYTEST) -m "nightly or not nightly" tests/ops
 
+feast-suite: setup ## Feast's universal tests of offline stores, run on feast-delta; FEAST_SOURCES=DIR names a checkout of the installed Feast's version
+	.venv/bin/python scripts/feast_suite.py
+
 lint: style types ## ruff, mypy --strict, import contracts
 
 style: setup
@@ -92,6 +95,9 @@ soak: setup ## ten minutes of generation against Triton: memory of every process
 
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py
+
+dist: setup ## wheels and source archives of both distributions in dist/, the same to the byte from the same commit
+	.venv/bin/python scripts/dist.py
 
 clean: ## remove both environments and all that the demo made
 	rm -rf .venv .venv-triton .scalr

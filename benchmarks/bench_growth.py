@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 
+from feast_delta import point_in_time
+from feast_delta.scan import scan_delta
 from scalr_prod.core import partitioned
 from scalr_prod.core.id_index import IdIndex, index_in
-from scalr_prod.features import point_in_time
-from scalr_prod.features.scan import scan_delta
 from scalr_prod.lake import Lake
 from scalr_prod.lake.commits import commit_records
 from scalr_prod.schemas import Table, table_schema

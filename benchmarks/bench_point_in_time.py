@@ -147,7 +147,7 @@ def ours(folder: Path, name: str, spine: pa.Table) -> Any:
     from feast.data_format import DeltaFormat
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from feast_delta import DeltaOfflineStore, DeltaOfflineStoreConfig
 
     source = FileSource(
         path=str(folder / name),
@@ -157,7 +157,7 @@ def ours(folder: Path, name: str, spine: pa.Table) -> Any:
     )
     view = feature_view(source, lists=name == "lists")
     features = [f"view:{field.name}" for field in view.features]
-    options = DeltaOfflineStoreConfig(threads=1, memory_mb=1000, spill=str(folder / "spill"))
+    options = DeltaOfflineStoreConfig(threads=1, memory_mb=1000, spill=str(folder / "spill"), knowledge_time="created")
     config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=options, online_store=None)
 
     def run() -> int:

@@ -22,10 +22,12 @@ CHOSEN = {
 def main() -> None:
     """Resolve both environments, universally, and write what came out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    store = tomllib.loads((ROOT / "packages" / "feast-delta" / "pyproject.toml").read_text())["project"]
+    dependencies = [one for one in project["project"]["dependencies"] if not one.startswith(store["name"])]
     groups = project["dependency-groups"]
     serving = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
     extras = [r for key, rs in project["project"]["optional-dependencies"].items() if key != "all" for r in rs]
-    wanted = {"package": [*project["project"]["dependencies"], *extras, *groups["dev"]], "serving": serving}
+    wanted = {"package": [*dependencies, *store["dependencies"], *extras, *groups["dev"]], "serving": serving}
     for name, requirements in wanted.items():
         with tempfile.NamedTemporaryFile("w", suffix=".in") as source:
             source.write("\n".join([*requirements, *CHOSEN[name]]))

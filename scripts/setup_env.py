@@ -39,9 +39,9 @@ def main(name: str) -> None:
 
 
 def package(folder: Path) -> None:
-    """The package with all extras, and what developing it needs."""
+    """The package with all extras, its offline store for Feast, and what developing them needs."""
     dev = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
-    requirements = ("--editable", f"{ROOT}[all]", *dev)
+    requirements = ("--editable", f"{ROOT / 'packages' / 'feast-delta'}", "--editable", f"{ROOT}[all]", *dev)
     build_environment(
         EnvironmentSpec(folder, sys.executable, ROOT / "constraints" / "package.txt", requirements), system_packages=True
     )

@@ -17,7 +17,6 @@ _MODULES: Final = (
     "pandas",
     "pyarrow.dataset",
     "pyarrow.parquet",
-    "scalr_prod.features.retrieval_job",
     "scalr_prod.features.offline_store",
     "scalr_prod.features.store_snapshot",
     "scalr_prod.generation.task",

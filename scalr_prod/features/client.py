@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from feast_delta.errors import DeltaStoreError
 from scalr_prod.config import Settings
 from scalr_prod.core.redaction import redact, secrets_in
+from scalr_prod.core.store_errors import translated
 from scalr_prod.errors import FeatureStoreError, ScalrError
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import EVENT_TIMESTAMP, Table
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from feast import FeatureStore
 
-    from scalr_prod.features.retrieval_job import DeltaRetrievalJob
+    from feast_delta.retrieval_job import DeltaRetrievalJob
 
 
 logger = logging.getLogger(__name__)
@@ -254,6 +256,8 @@ def translate_feast_errors(used: Settings | FeatureStore) -> Iterator[None]:
             yield
     except ScalrError:
         raise
+    except DeltaStoreError as error:
+        raise translated(error) from error
     except Exception as error:
         where, secrets = (
             (used.feast_repo, used.secrets) if isinstance(used, Settings) else (used.repo_path, _store_secrets(used))

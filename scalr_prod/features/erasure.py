@@ -7,9 +7,9 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from feast_delta.queries import join_keys
 from scalr_prod.features.client import capture_feast_output, open_feature_store, translate_feast_errors
 from scalr_prod.features.online_deletes import iter_redis_keys, redis_client, sqlite_path
-from scalr_prod.features.queries import join_keys
 from scalr_prod.features.repository import apply_feature_repo, lock_repository
 
 if TYPE_CHECKING:

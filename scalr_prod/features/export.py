@@ -174,6 +174,7 @@ def _definitions(named: FeastExportSettings, project: str, lake: Lake, form: Exp
     path = f"{root!r} + f'/{{table}}'" if delta else f"f{where}"
     endpoint = lake.storage_options.get("AWS_ENDPOINT_URL") if delta else None
     mapping = {} if named.key == USER_ID else {USER_ID: named.key}
+    tags = {"knowledge_time": "created"} | dict(named.tags) | {"scalr_project": project}
     views = "\n".join(
         f"""{table.value} = view(
     {table.value!r},
@@ -188,8 +189,9 @@ def _definitions(named: FeastExportSettings, project: str, lake: Lake, form: Exp
     return f'''"""Synthetic events of the project {project}: a user's row as of a time.
 
 Written by `scalr feast export`, which overwrites it: do not edit it, and set names in [feast.export] of scalr.toml.
-A synthetic event is known from its run's time on, not from its event time. So call
-store.get_historical_features(..., filter_by_created_timestamp=True), or a training set sees events before they were known.
+A synthetic event is known from its run's time on, not from its event time. The offline store feast-delta reads that from the tag
+knowledge_time. With another store call store.get_historical_features(..., filter_by_created_timestamp=True), or a training set sees events
+before they were known.
 {_about(delta=delta)}
 """
 
@@ -200,7 +202,7 @@ from feast.data_format import {"DeltaFormat" if delta else "ParquetFormat"}
 from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 OWNER = {named.owner!r}
-TAGS = {dict(named.tags) | {"scalr_project": project}!r}
+TAGS = {tags!r}
 
 user = Entity(
     name={named.entity!r},

@@ -13,10 +13,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from feast_delta.columns import is_hidden_until_created, source_columns
 from scalr_prod.core.redaction import secrets_in
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features.client import feast_error, join_point_in_time, open_feature_store, translate_feast_errors
-from scalr_prod.features.columns import is_hidden_until_created, source_columns
 from scalr_prod.features.sources import ServiceSources, feature_sources
 from scalr_prod.schemas import EVENT_TIMESTAMP, ITEM_ID, PROVENANCE_COLUMNS, USER_ID, Table
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
     from feast.feature_view_projection import FeatureViewProjection
 
+    from feast_delta.columns import KnowledgeTime
     from scalr_prod.config import LogColumns, Settings
     from scalr_prod.features.store_snapshot import StoreSnapshot
 
@@ -149,7 +150,8 @@ def open_external_features(settings: Settings) -> ExternalFeatures | None:
         keys = _keys(projections, views, settings.domains.target.columns, options.feature_keys)
         sources = feature_sources(store, projections, settings.project.storage_options)
         files = {projection.name: _files(store, views[projection.name]) for projection in projections}
-        defined = [_definition(projection, views[projection.name]) for projection in projections]
+        default = store.config.offline_store.knowledge_time
+        defined = [_definition(projection, views[projection.name], default) for projection in projections]
         text = json.dumps({"keys": keys, "defined": defined, "files": files}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
         join = ExternalJoin(StoreSnapshot.from_store(store), tuple(requests), keys)
@@ -266,7 +268,7 @@ def _keys(
     return found
 
 
-def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[Any]:
+def _definition(projection: FeatureViewProjection, view: FeatureView, default: KnowledgeTime) -> list[Any]:
     """Return the parts of a view's definition that decide its values."""
     source, columns = view.batch_source, source_columns(view.batch_source)
     return [
@@ -279,7 +281,7 @@ def _definition(projection: FeatureViewProjection, view: FeatureView) -> list[An
             dict(columns.mapped_columns),
             columns.event,
             columns.created,
-            is_hidden_until_created(view.name, view.tags, source.tags),
+            is_hidden_until_created(view.name, view.tags, source.tags, default=default),
         ],
     ]
 
@@ -293,9 +295,9 @@ def _files(store: FeatureStore, view: FeatureView) -> Any:
     import fsspec
     from feast.data_format import DeltaFormat
 
+    from feast_delta.queries import source_path
+    from feast_delta.scan import open_delta_table
     from scalr_prod.core.delta_log import version_fingerprint
-    from scalr_prod.features.queries import source_path
-    from scalr_prod.features.scan import open_delta_table
 
     options = store.config.offline_store.storage_options
     path = source_path(store.config, view.batch_source)

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from feast_delta.columns import source_columns
+from feast_delta.queries import join_keys, optional_micros, source_path
+from feast_delta.scan import scan_delta
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.delta_log import diff_files, files_in_time_range
 from scalr_prod.core.jsonable import Jsonable
-from scalr_prod.features.columns import source_columns
 from scalr_prod.features.online_deletes import delete_missing_entities, delete_view_rows, redis_client, sqlite_path
-from scalr_prod.features.queries import join_keys, optional_micros, source_path
-from scalr_prod.features.retrieval import open_duckdb_session
-from scalr_prod.features.scan import scan_delta
 from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def find_changed_entities(
                     between = f"{moment} > make_timestamptz({low}) AND {moment} <= make_timestamptz({high})"
                     yield f"{_keys(keys, some.relation)} AND {between}"
 
-    with open_duckdb_session(store.config) as connection:
+    with store.config.offline_store.open_session() as connection:
         try:
             # Run the queries here: a vacuumed version opens, and fails only when it is read.
             found = list(queries(connection)) or [f"{_keys(keys, _empty(connection, path, options, keys))}"]

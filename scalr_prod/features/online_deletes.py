@@ -7,11 +7,10 @@ import logging
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from feast_delta.columns import source_columns
+from feast_delta.queries import RowFilter, join_keys, known_by_us, optional_micros, source_path, window_sql
+from feast_delta.scan import scan_delta
 from scalr_prod.core.delta_log import diff_files
-from scalr_prod.features.columns import source_columns
-from scalr_prod.features.queries import RowFilter, join_keys, known_by_us, optional_micros, source_path, window_sql
-from scalr_prod.features.retrieval import open_duckdb_session
-from scalr_prod.features.scan import scan_delta
 from scalr_prod.workspace import quote_identifier
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def delete_missing_entities(
         return "none"
     columns = source_columns(view.batch_source)
     keys = [columns.column_name(key) for key in join_keys(view)]
-    with open_duckdb_session(store.config) as connection:
+    with store.config.offline_store.open_session() as connection:
         connection.register("among", candidates)
         only = f"SEMI JOIN among USING ({', '.join(quote_identifier(key) for key in keys)})"
         for name, (version, end) in (("before", before), ("now", now)):

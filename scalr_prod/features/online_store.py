@@ -66,9 +66,8 @@ def materialize(
         ProjectsMixed: Another project of this name, on another lake, fills the same Redis. Nothing was written.
         FeatureStoreError: No such view, or the online store cannot be reached.
     """
+    from feast_delta.queries import source_path
     from scalr_prod.features.materialization_state import MaterializationRecord, MaterializationState, definition_digest
-    from scalr_prod.features.queries import source_path
-    from scalr_prod.features.retrieval import open_duckdb_session
 
     end = end or datetime.now(UTC)
 
@@ -94,7 +93,7 @@ def materialize(
         }
         emptied, written = [], {}
         # One DuckDB database for all views: opening one takes longer than most of their queries.
-        with open_duckdb_session(store.config) as connection:
+        with store.config.offline_store.open_session() as connection:
             store.config.offline_store.within = connection
             for view in chosen:
                 deleted, entities = record.begin(view, states[view.name])
@@ -108,7 +107,7 @@ def materialize(
 
 def _fill(store: FeatureStore, view: FeatureView, end: datetime, entities: pa.Table | None) -> None:
     """Write the latest rows of these entities; None: all entities."""
-    from scalr_prod.features.queries import source_path
+    from feast_delta.queries import source_path
 
     chosen = {} if entities is None else {source_path(store.config, view.batch_source): entities}
     store.config.offline_store.entities = chosen
@@ -121,8 +120,8 @@ def _version(store: FeatureStore, view: FeatureView) -> int | None:
     """Return the Delta version of a view's table; None for other files."""
     from feast.data_format import DeltaFormat
 
-    from scalr_prod.features.queries import source_path
-    from scalr_prod.features.scan import open_delta_table
+    from feast_delta.queries import source_path
+    from feast_delta.scan import open_delta_table
 
     source = view.batch_source
     if not isinstance(getattr(source, "file_format", None), DeltaFormat):

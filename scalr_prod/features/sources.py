@@ -8,10 +8,10 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from feast_delta.columns import is_hidden_until_created, source_columns
+from feast_delta.scan import open_delta_table
 from scalr_prod.core.delta_log import arrow_schema
 from scalr_prod.features.client import open_feature_store, translate_feast_errors
-from scalr_prod.features.columns import is_hidden_until_created, source_columns
-from scalr_prod.features.scan import open_delta_table
 from scalr_prod.schemas import ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def references_by_key(store: FeatureStore, service: str) -> dict[str, str | list
     The whole service is under ``user_id``, by its name, if references would not be equivalent (a view has another name or other keys in the
     service, or is not a plain view), or if no view is keyed by the user.
     """
-    from scalr_prod.features.queries import join_keys
+    from feast_delta.queries import join_keys
 
     projections = store.get_feature_service(service).feature_view_projections
     views = {view.name: view for view in store.list_feature_views()}
@@ -110,7 +110,7 @@ def feature_sources(
     from feast.data_format import DeltaFormat
     from feast.infra.offline_stores.file_source import FileSource
 
-    from scalr_prod.features.queries import source_path
+    from feast_delta.queries import source_path
 
     definitions, sources, unclear = [], [], None
     plain_views = {view.name: view for view in store.list_feature_views()}
@@ -122,7 +122,7 @@ def feature_sources(
             continue
         table = open_delta_table(source_path(store.config, source), options)
         columns = source_columns(source)
-        limited = is_hidden_until_created(view.name, view.tags, source.tags)
+        limited = is_hidden_until_created(view.name, view.tags, source.tags, default=store.config.offline_store.knowledge_time)
         sources.append(FeatureSource(view.name, table, columns.event, columns.created if limited else None))
         definitions.append(
             {

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         write_consent,
     )
     from scalr_prod.workspace.duckdb import (
-        configure_connection,
         create_delta_view,
         duckdb_session,
         escape_glob,
@@ -56,7 +55,6 @@ __all__ = [
     "bind_to_project",
     "claim_directory",
     "claim_home",
-    "configure_connection",
     "copy_consent",
     "create_delta_view",
     "duckdb_session",
@@ -97,7 +95,6 @@ __getattr__ = lazy_exports(
         "bind_to_project": "identity",
         "claim_directory": "ownership",
         "claim_home": "ownership",
-        "configure_connection": "duckdb",
         "copy_consent": "consent",
         "create_delta_view": "duckdb",
         "duckdb_session": "duckdb",

@@ -15,19 +15,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from feast_delta.sessions import duckdb_session, quote_identifier, quote_literal, read_parquet_sql
 from scalr_prod.core.delta_log import duckdb_readable_files
 from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.errors import LakeError
 from scalr_prod.workspace.ownership import claim_home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from deltalake import DeltaTable
     from duckdb import DuckDBPyConnection
 
     from scalr_prod.config import Settings
 
+
+__all__ = [
+    "create_delta_view",
+    "duckdb_session",
+    "escape_glob",
+    "move_into_place",
+    "oldest_staging_time",
+    "open_duckdb",
+    "quote_identifier",
+    "quote_literal",
+    "read_parquet_sql",
+    "staging_folder",
+    "temporary_folder",
+]
 
 #: Names of the folders that `temporary_folder` creates.
 _MADE: Final = re.compile(r".+-[a-z0-9_]{8}")
@@ -158,21 +173,6 @@ def escape_glob(path: str | Path) -> str:
     return _PATTERN.sub(r"[\g<0>]", str(path))
 
 
-def quote_identifier(name: str) -> str:
-    """Return a quoted SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def quote_literal(value: str | int) -> str:
-    """Return a SQL literal of a text or an integer."""
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
-
-
-def read_parquet_sql(files: Iterable[str]) -> str:
-    """Return a DuckDB table function that reads Parquet files, whose names must hold no glob characters."""
-    return f"read_parquet([{', '.join(map(quote_literal, files))}])"
-
-
 def create_delta_view(connection: DuckDBPyConnection, name: str, table: DeltaTable) -> None:
     """Create a view of a Delta table at its opened version.
 
@@ -182,54 +182,6 @@ def create_delta_view(connection: DuckDBPyConnection, name: str, table: DeltaTab
         connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM {read_parquet_sql(files)}")
     else:
         connection.register(name, table.to_pyarrow_dataset())
-
-
-def configure_connection(connection: DuckDBPyConnection) -> None:
-    """Apply the settings that all connections share.
-
-    Args:
-        connection: A DuckDB connection.
-    """
-    # Not possible in the config: time zones come with the ICU extension, which is loaded after connecting.
-    connection.execute("SET TimeZone = 'UTC'")
-    # DuckDB draws its bar on stdout, which would break the output of --json.
-    connection.execute("SET enable_progress_bar = false")
-    # For few expected rows DuckDB runs an ASOF join as a nested loop; it expects few rows of an Arrow data set, whose length it does not
-    # know.
-    connection.execute("SET asof_loop_join_threshold = 0")
-    # Parse each file's footer once for all queries.
-    connection.execute("SET parquet_metadata_cache = true")
-
-
-@contextmanager
-def duckdb_session(
-    *, memory_mb: int, spill_folder: Path, threads: int | None = None, preserve_order: bool = False
-) -> Iterator[DuckDBPyConnection]:
-    """Open an in-memory DuckDB connection in UTC with explicit threads, memory limit and spill folder.
-
-    Args:
-        memory_mb: Memory limit in MB; DuckDB spills beyond it.
-        spill_folder: The spill folder.
-        threads: Default: all cores, at most eight.
-        preserve_order: Preserve insertion order in plain reads, at some cost in memory.
-    """
-    import duckdb
-
-    connection = duckdb.connect(
-        config={
-            "threads": threads or min(os.cpu_count() or 1, 8),
-            "memory_limit": f"{memory_mb}MB",
-            "temp_directory": str(spill_folder),
-            "preserve_insertion_order": preserve_order,
-            # Never download an extension: the needed ones are built in.
-            "autoinstall_known_extensions": False,
-        }
-    )
-    try:
-        configure_connection(connection)
-        yield connection
-    finally:
-        connection.close()
 
 
 @contextmanager

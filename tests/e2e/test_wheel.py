@@ -63,10 +63,11 @@ class Machine:
 def machine(tmp_path_factory) -> Machine:
     machine = Machine(tmp_path_factory.mktemp("empty"))
     uv = Path(sys.executable).with_name("uv")
-    subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", machine.folder / "dist", ROOT], check=True)
-    (wheel,) = (machine.folder / "dist").glob("*.whl")
+    for source in (ROOT / "packages" / "feast-delta", ROOT):
+        subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", machine.folder / "dist", source], check=True)
+    store, wheel = sorted((machine.folder / "dist").glob("*.whl"))
     subprocess.run([sys.executable, "-m", "venv", machine.folder / "venv"], check=True)
-    installed = machine.run(machine.bin / "pip", "install", "--quiet", f"{wheel}[polars]")
+    installed = machine.run(machine.bin / "pip", "install", "--quiet", store, f"{wheel}[polars]")
     assert installed.returncode == 0, installed.stderr[-4000:]
     logs = make_two_domains(machine.folder / "logs", users=150)
     for name, path in (("gadgets", logs.source), ("dishes", logs.target)):

@@ -21,7 +21,7 @@ from support.small import LOCAL, lean
 from scalr_prod.compute.cluster import open_cluster
 from scalr_prod.config.settings import load_settings
 from scalr_prod.errors import SchedulerUnreachable, SettingsError
-from scalr_prod.features.retrieval import open_session
+from scalr_prod.features import DeltaOfflineStoreConfig
 from scalr_prod.serving import promote, start_triton, stop_triton
 from scalr_prod.serving.local_server.server_state import read_record
 from scalr_prod.workspace import open_duckdb, staging_folder
@@ -189,8 +189,8 @@ def test_another_user_reads_nothing_that_is_spilled_or_in_shared_memory(shared_m
         with (
             staging_folder(settings, "attacked") as folder,
             open_duckdb(settings, folder) as database,
-            open_session(memory_mb=64, threads=1, spill=str(settings.home / "staging")) as feast,
-            open_session(memory_mb=64, threads=1, spill=None) as foreign,
+            DeltaOfflineStoreConfig(memory_mb=64, threads=1, spill=str(settings.home / "staging")).open_session() as feast,
+            DeltaOfflineStoreConfig(memory_mb=64, threads=1).open_session() as foreign,
             open_cluster(settings, tasks=1) as cluster,
         ):
             for connection in (database, feast, foreign):

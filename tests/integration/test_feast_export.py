@@ -111,9 +111,9 @@ def repository(folder: Path, offline: str) -> Path:
 
 @pytest.fixture(scope="module")
 def theirs(project, tmp_path_factory):
-    """Three repositories, exported to and read by Feast alone: by store, the folder, the command's report and the rows."""
+    """Repositories, exported to and read by Feast alone: by store, the folder, the command's report and the rows."""
     root, prefix, told = tmp_path_factory.mktemp("theirs"), f"{project.project_name}_", {}
-    for store in ("file", "duckdb", "none"):
+    for store in ("file", "duckdb", "feast_delta.DeltaOfflineStore", "none"):
         folder = repository(root / store, f"offline_store: {{type: {store}}}\n" if store != "none" else "")
         done = CliRunner().invoke(app, ["feast", "export", str(folder), "--json", "--config", str(project.base / "scalr.toml")])
         assert done.exit_code == 0, done.output
@@ -121,7 +121,7 @@ def theirs(project, tmp_path_factory):
     export_definitions(project, root / "none", "delta")
     refs = [f"{prefix}{view}:{name}" for view, names in FEATURES.items() for name in names]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SCALR_")}
-    known = {str(root / store): store != "none" for store in told}
+    known = {str(root / store): store in {"file", "duckdb"} for store in told}
     command = [sys.executable, "-c", PROGRAM, json.dumps([refs, known])]
     done = warm.run(command, env=environment, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -172,6 +172,16 @@ def test_feasts_own_stores_give_the_rows_of_ours(project, theirs, store):
         for name in names:
             found = values(rows, f"{project.project_name}_{view}__{name}")
             assert found == values(expected, f"{view}__{name}"), name
+
+
+@pytest.mark.slow
+def test_the_offline_store_of_a_repository_of_somebody_else_reads_the_clock_from_the_tags(project, theirs):
+    folder, told, rows = theirs["feast_delta.DeltaOfflineStore"]
+    assert told["format"] == "delta"
+    expected = ours(project, folder)
+    for view, names in FEATURES.items():
+        for name in names:
+            assert values(rows, f"{project.project_name}_{view}__{name}") == values(expected, f"{view}__{name}"), name
 
 
 @pytest.mark.slow

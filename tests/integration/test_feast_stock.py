@@ -116,7 +116,6 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
 """,
     )
     assert set(found["rooms"]) == {
-        "core.atomic_io",
         "core.commit_events",
         "core.delta_log",
         "core.directory_marker",
@@ -125,6 +124,7 @@ print(json.dumps({"rooms": rooms, "historical": historical.event_id.tolist(), "b
         "core.file_systems",
         "core.import_hook",
         "core.lazy_exports",
+        "core.store_errors",
         "core.timestamps",
         "errors",
         "features",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
 
-from scalr_prod.features import point_in_time, queries
+from feast_delta import point_in_time, queries
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STAMP = pa.timestamp("us", tz="UTC")
@@ -49,6 +49,7 @@ def cases(draw):
         "by_user": draw(st.booleans()),
         "ttl": draw(st.sampled_from([0, 0, 2, 5])),
         "known_by": draw(st.one_of(st.none(), st.integers(-1, 12))),
+        "clock": draw(st.sampled_from(["created", "created", "event"])),
         "files": draw(st.integers(1, 3)),
         "narrow": draw(st.booleans()),
         "held": draw(st.booleans()),
@@ -65,7 +66,9 @@ def oracle(case) -> list[int | None]:
             created = event if delay is None else event + delay
             if user is None or time is None or owner != user or event > time:
                 continue
-            if created > (time if case["known_by"] is None else case["known_by"]):
+            limit = time if case["clock"] == "created" else None
+            limit = limit if case["known_by"] is None else case["known_by"]
+            if limit is not None and created > limit:
                 continue
             # Between rows with both clocks equal, the greatest value counts, and null is the greatest.
             rank = (event, created, value is None, value or 0)
@@ -134,9 +137,10 @@ def name(user, case):
 def ask(view, case, spine, columns=("value", "values", "there"), **options) -> pa.Table:
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from feast_delta import DeltaOfflineStore, DeltaOfflineStoreConfig
 
-    store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]), **options)
+    clock = case.get("clock", "created")
+    store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]), knowledge_time=clock, **options)
     config = RepoConfig(project="p", provider="local", registry="none.db", offline_store=store, online_store=None)
     references = [f"view:{column}" for column in columns]
     job = DeltaOfflineStore.get_historical_features(config, [view], references, spine, Empty, "p", full_feature_names=True)
@@ -193,7 +197,7 @@ def test_the_latest_rows_of_some_are_those_that_they_have_among_all(folder, case
 def latest(source, case, end, entities):
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
+    from feast_delta import DeltaOfflineStore, DeltaOfflineStoreConfig
 
     store = DeltaOfflineStoreConfig(threads=1, known_by=at(case["known_by"]))
     store.entities = entities
@@ -221,7 +225,7 @@ def test_only_files_and_rows_that_may_hold_the_spines_keys_are_read(folder, monk
 
     monkeypatch.setattr(queries, "scan_delta", counted)
     if place == "copied":  # as from an object store
-        monkeypatch.setattr("scalr_prod.features.scan.duckdb_readable_files", lambda _: None)
+        monkeypatch.setattr("feast_delta.scan.duckdb_readable_files", lambda _: None)
     case = {"text": text, "known_by": None}
     for users, files in (([2, 3], 2), ([7, 9], 0)):
         key = pa.array([name(user, case) for user in users], pa.string() if text else pa.int64())

@@ -12,7 +12,7 @@ from feast.data_format import DeltaFormat
 from feast.repo_config import RepoConfig
 from feast.types import Float64, String
 
-from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
+from feast_delta import DeltaOfflineStoreConfig
 from support.feast_project import hours
 
 #: Two meters, read every hour; the second reading of the first one was corrected two days later.
@@ -28,13 +28,14 @@ METER = Entity(name="meter", join_keys=["meter"], value_type=ValueType.STRING)
 SCHEMA = [Field(name="meter", dtype=String), Field(name="kwh", dtype=Float64), Field(name="phase", dtype=String)]
 
 
-def store_in(folder: Path) -> FeatureStore:
-    """Feast with our offline store and nothing else of the package; ``readings`` may be written to."""
+def store_in(folder: Path, kind: type[DeltaOfflineStoreConfig] = DeltaOfflineStoreConfig, **options) -> FeatureStore:
+    """Feast with the Delta offline store, by default with the strict clock; ``readings`` may be written to."""
+    options = {"knowledge_time": "created", "writable": [str(folder / "readings")]} | options
     config = RepoConfig(
         project="meters",
         provider="local",
         registry=str(folder / "registry.db"),
-        offline_store=DeltaOfflineStoreConfig(threads=1, memory_mb=128, writable=[str(folder / "readings")]),
+        offline_store=kind(threads=1, memory_mb=128, **options),
         online_store={"type": "sqlite", "path": str(folder / "online.db")},
         entity_key_serialization_version=3,
     )

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The package's structure, read from its source: no circle of imports, rooms entered by their doors, one class a name, short signatures.
+"""The structure of the package and of its offline store, read from their source.
+
+No circle of imports, rooms entered by their doors, one class a name, short signatures.
 
 Imports inside functions and under ``TYPE_CHECKING`` count as well. Layers are held by import-linter (`make lint`).
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import feast_delta
 import scalr_prod
 
 PACKAGE = Path(scalr_prod.__file__).parent
@@ -22,18 +25,31 @@ ROOMS = {
 ROOT = {"__init__", "errors", "plugins", "project", "schemas", "version"}
 
 
-def module_name(path):
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+#: The distribution below the package.
+STORE = Path(feast_delta.__file__).parent
+
+
+def module_name(path, package=PACKAGE):
+    parts = path.relative_to(package.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def trees_of(package):
+    return {module_name(path, package): ast.parse(path.read_text(encoding="utf-8")) for path in package.rglob("*.py")}
 
 
 @pytest.fixture(scope="module")
 def trees():
-    return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    return trees_of(PACKAGE)
 
 
-def imported(tree, modules):
-    """Names of the package's modules that a module imports, wherever the import stands, with the line."""
+@pytest.fixture(scope="module")
+def store_trees():
+    return trees_of(STORE)
+
+
+def imported(tree, modules, package="scalr_prod"):
+    """Names of a package's modules that a module imports, wherever the import stands, with the line."""
 
     def closest(name):
         while name not in modules:
@@ -41,12 +57,12 @@ def imported(tree, modules):
         return name
 
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scalr_prod"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
                 yield (full if full in modules else closest(node.module)), node.lineno
         elif isinstance(node, ast.Import):
-            yield from ((closest(alias.name), node.lineno) for alias in node.names if alias.name.startswith("scalr_prod"))
+            yield from ((closest(alias.name), node.lineno) for alias in node.names if alias.name.split(".")[0] == package)
 
 
 def circles(graph):
@@ -75,11 +91,13 @@ def circles(graph):
     return found
 
 
-def test_no_circle_of_imports(trees):
-    graph = defaultdict(set) | {
-        name: {other for other, _ in imported(tree, trees) if other != name} for name, tree in trees.items()
-    }
-    assert not circles(graph)
+def test_no_circle_of_imports(trees, store_trees):
+    for modules, package in ((trees, "scalr_prod"), (store_trees, "feast_delta")):
+        graph = defaultdict(set) | {
+            name: {other for other, _ in imported(tree, modules, package) if other != name} for name, tree in modules.items()
+        }
+        assert any(graph.values())
+        assert not circles(graph)
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
@@ -96,22 +114,34 @@ def test_rooms_are_entered_by_their_doors(trees):
     assert not inside
 
 
-def test_a_class_name_stands_once(trees):
+def test_the_offline_store_imports_nothing_of_the_package(trees, store_trees):
+    """Only the package's rooms that read Delta logs, open DuckDB or import Feast import the store."""
+    assert not [name for name, tree in store_trees.items() if any(imported(tree, trees))]
+    users = {name for name, tree in trees.items() if any(imported(tree, store_trees, "feast_delta"))}
+    assert {name for name in users if not name.startswith("scalr_prod.features.")} == {
+        "scalr_prod.core.delta_log",
+        "scalr_prod.core.store_errors",
+        "scalr_prod.workspace.duckdb",
+    }
+
+
+def test_a_class_name_stands_once(trees, store_trees):
+    """The config of the project's offline store has the name that Feast prescribes."""
     names = Counter(
         node.name
-        for name, tree in trees.items()
+        for name, tree in {**trees, **store_trees}.items()
         for node in tree.body
         if isinstance(node, ast.ClassDef) and not name.startswith("scalr_prod.ledger.migrations")
     )
-    assert not [name for name, count in names.items() if count > 1]
+    assert [name for name, count in names.items() if count > 1] == ["DeltaOfflineStoreConfig"]
 
 
-def test_a_function_takes_at_most_seven_values(trees):
+def test_a_function_takes_at_most_seven_values(trees, store_trees):
     """Exceptions: kernels, the command line's options, and methods whose parameters Feast prescribes."""
-    free = ("scalr_prod.translator.kernels.", "scalr_prod.apps.cli.", "scalr_prod.features.offline_store")
+    free = ("scalr_prod.translator.kernels.", "scalr_prod.apps.cli.", "feast_delta.offline_store")
     long = [
         f"{name}:{node.lineno} {node.name}"
-        for name, tree in trees.items()
+        for name, tree in {**trees, **store_trees}.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not name.startswith(free)
         if len({one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}) > 7

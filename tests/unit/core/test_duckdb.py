@@ -14,7 +14,7 @@ import pytest
 
 from scalr_prod.config.settings import Settings
 from scalr_prod.errors import LakeError
-from scalr_prod.features.retrieval import open_session
+from scalr_prod.features import DeltaOfflineStoreConfig
 from scalr_prod.workspace.duckdb import escape_glob, move_into_place, open_duckdb, staging_folder, temporary_folder
 
 
@@ -102,7 +102,7 @@ def test_what_others_keep_in_a_folder_for_spilling_stays(tmp_path):
     (tmp_path / "my_project").mkdir()
     (tmp_path / "my_project" / "thesis.txt").write_text("mine")
     (tmp_path / "data-2024").mkdir()
-    with open_session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores:
+    with DeltaOfflineStoreConfig(memory_mb=100, threads=1, spill=str(tmp_path)).open_session() as stores:
         stores.execute("SELECT 1")
     with temporary_folder(tmp_path, "other-"):
         assert (tmp_path / "my_project" / "thesis.txt").read_text() == "mine"
@@ -202,7 +202,7 @@ def test_an_asof_join_of_arrow_data_sets_compares_no_row_with_every_other_one(tm
     pq.write_table(rows, tmp_path / "rows.parquet")
     with (
         open_duckdb(project(tmp_path), tmp_path) as ours,
-        open_session(memory_mb=100, threads=1, spill=str(tmp_path)) as stores,
+        DeltaOfflineStoreConfig(memory_mb=100, threads=1, spill=str(tmp_path)).open_session() as stores,
     ):
         for connection in (ours, stores):
             for name in ("few", "many"):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from scalr_prod.apps.cli import app
 from scalr_prod.core.file_modes import make_private_folder, umask_of
 from scalr_prod.errors import LakeError
-from scalr_prod.features.retrieval import open_session
+from scalr_prod.features import DeltaOfflineStoreConfig
 from scalr_prod.ledger import Ledger
 
 
@@ -95,7 +95,7 @@ def temporary(tmp_path, monkeypatch):
 def test_spilled_rows_lie_in_a_folder_that_others_cannot_enter(temporary, umask):
     umask(0o022)
     (temporary / "scalr-feast-joe").mkdir()  # as an earlier version made it
-    with open_session(memory_mb=64, threads=1, spill=None):
+    with DeltaOfflineStoreConfig(memory_mb=64, threads=1).open_session():
         assert modes(temporary / "scalr-feast-joe")["."] == 0o700
 
 
@@ -111,7 +111,7 @@ def test_a_folder_that_another_user_made_is_not_used(temporary, tmp_path_factory
         monkeypatch.setattr(os, "geteuid", lambda: planted.lstat().st_uid + 1)
     with (
         pytest.raises(LakeError, match="not a folder of this user") as caught,
-        open_session(memory_mb=64, threads=1, spill=None),
+        DeltaOfflineStoreConfig(memory_mb=64, threads=1).open_session(),
     ):
         pass
     assert caught.value.where == str(planted)

@@ -17,7 +17,8 @@ from scalr_prod.apps.cli import app
 
 PACKAGE = Path(scalr_prod.__file__).parent
 ROOT = PACKAGE.parent
-SOURCES = [*PACKAGE.rglob("*.py"), *(ROOT / "triton_models").rglob("*.py"), *(ROOT / "feature_repo").rglob("*.py")]
+FOLDERS = (PACKAGE, ROOT / "packages", ROOT / "triton_models", ROOT / "feature_repo")
+SOURCES = [path for folder in FOLDERS for path in folder.rglob("*.py")]
 
 #: Modules and functions that run code they are given, or read pickles.
 LOADERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

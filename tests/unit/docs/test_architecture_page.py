@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGE = ROOT / "scalr_prod"
-SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py")))
+#: The folder of the package `feast_delta`.
+STORE = ROOT / "packages" / "feast-delta" / "src"
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for folder in (PACKAGE, STORE) for path in sorted(folder.rglob("*.py")))
 ROWS = [
     line.split("|")[1:4]
     for line in (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8").splitlines()
@@ -25,7 +27,7 @@ def test_the_page_answers_questions():
 def test_what_the_page_names_is_there(question, modules, answer):
     named = re.findall(r"`([\w/]+(?:\.py|/|\.yaml)?)(?:: [\w.]+)?`", modules + answer)
     places = [name for name in named if "/" in name or name.endswith(".py")]
-    assert [place for place in places if not (PACKAGE / place).exists()] == []
+    assert [place for place in places if not any((folder / place).exists() for folder in (PACKAGE, STORE))] == []
     names = re.findall(r"`(?:[\w/]+\.py: )?([A-Z_a-z][\w.]*)`", answer)
     unknown = [name for name in names if not name.endswith(".py") and not re.search(rf"\b{name.rpartition('.')[2]}\b", SOURCE)]
     assert unknown == []

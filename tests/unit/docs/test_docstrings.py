@@ -1,4 +1,7 @@
-"""What each module exports is documented whole: arguments as in the signature, and the errors of ours that it raises."""
+"""What each module exports is documented whole: arguments as in the signature, and the errors of ours that it raises.
+
+`feast_delta`, the distribution below the package, is one of the places.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import feast_delta.errors
 import scalr_prod
-from scalr_prod import errors
+import scalr_prod.errors
 
-ROOT = Path(__file__).resolve().parents[3] / "scalr_prod"
+CHECKOUT = Path(__file__).resolve().parents[3]
+ROOT = CHECKOUT / "scalr_prod"
+STORE = CHECKOUT / "packages" / "feast-delta" / "src"
+ERRORS = {name: getattr(module, name) for module in (scalr_prod.errors, feast_delta.errors) for name in module.__all__}
 #: What docs/reference/python.md promises, and what docs/guides/plugins.md gives to those who write a plug-in.
 OF_PLUGINS = {"Fitted", "ProductEstimator", "LogarithmEstimator", "Pairs", "Batch", "Knob", "heed_stop", "check_dataset"}
 PUBLIC = {*scalr_prod.__all__, "ReportWritten", *OF_PLUGINS}
@@ -32,8 +39,8 @@ def exported_by(path: Path) -> set[str]:
 def documented() -> list[tuple[str, ast.FunctionDef]]:
     """Every exported function, and every public method of an exported class, by a name that tells where it is."""
     found = []
-    for path in sorted(ROOT.rglob("*.py")):
-        exported, place = exported_by(path), path.relative_to(ROOT).with_suffix("").as_posix()
+    for root, path in ((top, path) for top in (ROOT, STORE) for path in sorted(top.rglob("*.py"))):
+        exported, place = exported_by(path), path.relative_to(root).with_suffix("").as_posix()
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if getattr(node, "name", None) not in exported:
                 continue
@@ -76,6 +83,7 @@ def test_the_walk_finds_what_is_there():
         "config/settings:load_settings",
         "training_set/reader:TrainingSet.torch",
         "lake/tables:Lake.append",
+        "feast_delta/scan:scan_delta",
     } <= names
     assert len(names) > 900
 
@@ -99,14 +107,14 @@ def test_errors_of_ours_that_are_raised_are_told():
     for name, node in FOUND:
         text = ast.get_docstring(node) or ""
         raised = {
-            getattr(errors, one.exc.func.id)
+            ERRORS[one.exc.func.id]
             for one in ast.walk(node)
             if isinstance(one, ast.Raise)
             and isinstance(one.exc, ast.Call)
             and isinstance(one.exc.func, ast.Name)
-            and one.exc.func.id in errors.__all__
+            and one.exc.func.id in ERRORS
         }
-        told = [getattr(errors, word) for word in re.findall(r"\w+", text) if word in errors.__all__]
+        told = [ERRORS[word] for word in re.findall(r"\w+", text) if word in ERRORS]
         missing = {kind.__name__ for kind in raised if not any(issubclass(kind, one) for one in told)}
         if missing and not re.search(r"\b[Ss]ee `", text):
             wrong[name] = missing

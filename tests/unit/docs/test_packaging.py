@@ -18,12 +18,14 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import feast_delta
 from scalr_prod import __version__
 from scalr_prod.core import assets
 from scalr_prod.serving.install.installer import build_wheel, checkout_folder
 
 ROOT = Path(__file__).resolve().parents[3]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+STORE = ROOT / "packages" / "feast-delta"
+PROJECT, STORE_PROJECT = (tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, STORE))
 PYTHONS = ("3.11", "3.12", "3.13")
 SHIPPED = (
     "constraints/package.txt",
@@ -56,7 +58,8 @@ def pinned(name: str, python: str, file: str = "package") -> Version:
 
 def requirements() -> list[Requirement]:
     extras = [line for extra, lines in PROJECT["optional-dependencies"].items() if extra != "all" for line in lines]
-    found = [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+    found = [Requirement(line) for line in (*PROJECT["dependencies"], *STORE_PROJECT["dependencies"], *extras)]
+    found = [requirement for requirement in found if requirement.name != STORE_PROJECT["name"]]
     bounded = {requirement.name for requirement in found if requirement.specifier}
     # What is only an extra of a bounded one has no bound of its own.
     return [requirement for requirement in found if requirement.specifier or requirement.name not in bounded]
@@ -77,6 +80,19 @@ def test_every_dependency_is_bounded_above_by_what_is_tested(requirement):
         assert Version(above.version) <= max(next_line(version), Version("1")), f"nothing after {version} is tested"
 
 
+def test_both_distributions_fit_together():
+    (needed,) = (Requirement(line) for line in PROJECT["dependencies"] if line.startswith(STORE_PROJECT["name"]))
+    assert needed.specifier.contains(feast_delta.__version__)
+    shared = {Requirement(line).name: Requirement(line) for line in PROJECT["dependencies"]}
+    assert [str(shared[Requirement(line).name]) for line in STORE_PROJECT["dependencies"]] == [
+        str(Requirement(line)) for line in STORE_PROJECT["dependencies"]
+    ]
+    assert {Requirement(line).name for line in STORE_PROJECT["dependencies"]} == {"deltalake", "duckdb", "feast", "pyarrow"}
+    for name in ("requires-python", "license"):
+        assert PROJECT[name] == STORE_PROJECT[name]
+    assert (STORE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_both_environments_have_one_torch():
     assert {pinned("torch", python, file) for python in PYTHONS for file in ("package", "serving")} == {pinned("torch", "3.11")}
     assert pinned("numpy", "3.11", "serving") < Version("2") <= pinned("numpy", "3.11")
@@ -85,7 +101,13 @@ def test_both_environments_have_one_torch():
 
 
 def test_no_file_that_installs_names_a_registry_or_a_local_build():
-    files = [ROOT / "pyproject.toml", ROOT / "Makefile", *(ROOT / "constraints").iterdir(), *(ROOT / "scripts").glob("*.py")]
+    files = [
+        ROOT / "pyproject.toml",
+        STORE / "pyproject.toml",
+        ROOT / "Makefile",
+        *(ROOT / "constraints").iterdir(),
+        *(ROOT / "scripts").glob("*.py"),
+    ]
     for path in (*files, *(ROOT / "scalr_prod" / "serving").glob("*.py")):
         assert not re.search(r"pypi\.org|pytorch\.org|pythonhosted|==[0-9.]+\+", path.read_text()), path
 
@@ -97,6 +119,8 @@ def test_images_are_built_from_every_folder_that_the_wheel_takes_in():
         if "/build/package" in text:
             for folder in (*tool["packages"], *tool["force-include"]):
                 assert f"COPY {folder} /build/package/{folder}\n" in text, path
+            needed = "COPY packages/feast-delta /build/feast-delta\n" in text and " /build/feast-delta " in text
+            assert needed or "--no-deps /build/package" in text, path
 
 
 def check_record(archive: zipfile.ZipFile) -> None:
@@ -133,6 +157,40 @@ def test_the_wheel_holds_all_that_a_run_needs(wheel):
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "constraints/"))]
 
 
+@pytest.mark.slow
+def test_the_offline_store_s_wheel_holds_its_package_alone(tmp_path):
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", tmp_path, STORE], check=True, timeout=300)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        check_record(archive)
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert {f"feast_delta-{feast_delta.__version__}.dist-info/licenses/LICENSE"} <= set(archive.namelist())
+    sources = STORE / "src"
+    assert names == {path.relative_to(sources).as_posix() for path in sources.rglob("*") if path.suffix in {".py", ".typed"}}
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_two_builds_are_the_same_to_the_byte(tmp_path):
+    """In two folders, at two times of day, with two umasks. Nightly: it builds eight archives."""
+    sums = []
+    for name, umask in (("first", 0o022), ("second", 0o077)):
+        command = [sys.executable, ROOT / "scripts" / "dist.py", tmp_path / name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900, umask=umask)
+        sums.append(done.stdout.splitlines())
+    assert sums[0] == sums[1]
+    assert [line.rpartition(" ")[2].partition("-")[0] for line in sums[0]] == [
+        "feast_delta",
+        "feast_delta",
+        "scalr_prod",
+        "scalr_prod",
+    ]
+    for line in (tmp_path / "first" / "SHA256SUMS").read_text().splitlines():
+        digest, _, name = line.partition("  ")
+        assert hashlib.sha256((tmp_path / "first" / name).read_bytes()).hexdigest() == digest
+
+
 def test_the_folders_that_the_wheel_holds_are_found_in_a_checkout():
     for path in SHIPPED:
         folder, _, rest = path.partition("/")
@@ -160,7 +218,7 @@ def test_a_checkout_is_told_from_an_installed_package():
 
 def test_every_source_file_names_the_license():
     line = f"# SPDX-License-Identifier: {PROJECT['license']}\n"
-    files = sorted((ROOT / "scalr_prod").rglob("*.py"))
+    files = sorted(path for folder in (ROOT / "scalr_prod", STORE) for path in folder.rglob("*.py"))
     assert len(files) > 200
     assert [path for path in files if not path.read_text(encoding="utf-8").startswith(line)] == []
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("Apache License")

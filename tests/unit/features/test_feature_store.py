@@ -263,7 +263,7 @@ class TestReadWindow:
         assert join_point_in_time(open_feature_store(own), spine(["a"], hours(9)), ["source_events:item_id"]).num_rows == 1
 
     def test_a_stream_that_breaks_off_says_so_in_our_words(self, feast_project, monkeypatch):
-        from scalr_prod.features.retrieval_job import DeltaRetrievalJob
+        from feast_delta.retrieval_job import DeltaRetrievalJob
 
         whole = DeltaRetrievalJob.stream
 
@@ -378,9 +378,9 @@ def test_integer_ids(tmp_path):
 def test_a_long_query_draws_no_bar_on_stdout(monkeypatch):
     """Stdout has the one object of --json. DuckDB takes a process whose main module has no file for an interactive one."""
     import __main__
-    from scalr_prod.features.retrieval import open_session
+    from scalr_prod.features import DeltaOfflineStoreConfig
 
     monkeypatch.delattr(__main__, "__file__", raising=False)
-    with open_session(memory_mb=256, threads=1, spill=None) as connection:
+    with DeltaOfflineStoreConfig(memory_mb=256, threads=1).open_session() as connection:
         (shown,) = connection.execute("SELECT current_setting('enable_progress_bar')").fetchone()
         assert shown is False

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.feast_project import COUNT, T0, hours, spine, synthetic
+from deltalake import DeltaTable, write_deltalake
+from feast import FileSource
+from feast.data_format import DeltaFormat
+from support.feast_project import COUNT, T0, hours, make_project, spine, synthetic
 
 from scalr_prod.errors import FeatureStoreError
 from scalr_prod.features import (
@@ -26,9 +30,8 @@ class TestOtherTables:
 
     @pytest.fixture
     def view(self, tmp_path):
-        from deltalake import write_deltalake
-        from feast import Entity, FeatureView, Field, FileSource
-        from feast.data_format import DeltaFormat, ParquetFormat
+        from feast import Entity, FeatureView, Field
+        from feast.data_format import ParquetFormat
         from feast.types import Int64, String
         from feast.value_type import ValueType
 
@@ -90,25 +93,87 @@ class TestWrites:
     def test_four_writers_at_once_lose_and_double_nothing(self, own):
         from concurrent.futures import ThreadPoolExecutor
 
+        from feast_delta.writes import append_new_rows
         from scalr_prod.features.offline_store import DeltaOfflineStoreConfig
-        from scalr_prod.features.retrieval import open_session
-        from scalr_prod.features.writes import append_new_rows
 
         lake = Lake.open(own)
-        path, options = lake.uri(Table.SYNTHETIC_TARGET_EVENTS), DeltaOfflineStoreConfig(lake=lake.root)
+        path = lake.uri(Table.SYNTHETIC_TARGET_EVENTS)
+        options = DeltaOfflineStoreConfig(lake=lake.root, memory_mb=64, threads=1)
 
         def write(writer: int) -> int:
             # Each writer has ten rows of its own and ten that all of them send.
             names = [f"own{writer}-{n}" for n in range(10)] + [f"shared-{n}" for n in range(10)]
             rows = synthetic(["a"] * 20, [1] * 20, hours(*range(20)), "w") | {"event_id": names}
-            with open_session(memory_mb=64, threads=1, spill=None) as connection:
-                return append_new_rows(connection, path, options, pa.table(rows), event="event_timestamp")
+            with options.open_session() as connection:
+                access = options.table_writer(path)
+                return append_new_rows(connection, path, access, pa.table(rows), event="event_timestamp")
 
         with ThreadPoolExecutor(4) as pool:
             added = list(pool.map(write, range(4)))
         found = lake.read(Table.SYNTHETIC_TARGET_EVENTS)["event_id"].to_pylist()
         assert sum(added) == 50
         assert len(found) == len(set(found)) == 52
+
+
+class TestWhatMayBeWritten:
+    def written(self, store, view: str, count: int) -> None:
+        store.write_to_offline_store(
+            view, pa.table(synthetic(["a"] * count, [1] * count, hours(*range(count)), "w")).to_pandas()
+        )
+
+    def with_view(self, settings, path: str):
+        """The view of synthetic events, over a table elsewhere."""
+        store = open_feature_store(settings)
+        view = store.get_feature_view("synthetic_target_events")
+        view.batch_source = FileSource(
+            name="elsewhere", path=path, file_format=DeltaFormat(), timestamp_field="event_timestamp"
+        )
+        store.apply([view])
+        return open_feature_store(settings)
+
+    def elsewhere(self, settings, folder: Path) -> str:
+        lake = Lake.open(settings)
+        path = str(folder / "backup" / Table.SYNTHETIC_TARGET_EVENTS.value)
+        write_deltalake(path, lake.read(Table.SYNTHETIC_TARGET_EVENTS))
+        return path
+
+    def test_a_table_elsewhere_with_the_name_of_one_of_ours(self, own, tmp_path):
+        path = self.elsewhere(own, tmp_path)
+        store = self.with_view(own, path)
+        with pytest.raises(FeatureStoreError, match="the table is not writable"):
+            self.written(store, "synthetic_target_events", 2)
+        assert DeltaTable(path).version() == 0
+        assert Lake.open(own).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_a_table_elsewhere_that_the_settings_name(self, tmp_path):
+        settings = make_project(tmp_path, '[feast]\nwritable = ["backup/synthetic_target_events"]\n')
+        path = self.elsewhere(settings, tmp_path)
+        store = self.with_view(settings, f"file://{path}")
+        for _ in range(2):
+            self.written(store, "synthetic_target_events", 3)
+        assert DeltaTable(path).to_pyarrow_table().num_rows == 5, "a resend adds nothing"
+        assert Lake.open(settings).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 2
+
+    def test_our_own_by_another_spelling(self, own, tmp_path):
+        (tmp_path / "link").symlink_to(Lake.open(own).root)
+        store = self.with_view(own, f"{tmp_path}/link/synthetic_target_events/")
+        self.written(store, "synthetic_target_events", 3)
+        assert Lake.open(own).read(Table.SYNTHETIC_TARGET_EVENTS).num_rows == 5
+
+    def test_versions_are_of_our_own_tables(self, own, tmp_path):
+        """A version that is pinned by a table's name is not that of a table elsewhere with this name."""
+        lake, path = Lake.open(own), self.elsewhere(own, tmp_path)
+        self.written(open_feature_store(own), "synthetic_target_events", 3)
+        self.with_view(own, path)
+        store = open_feature_store(own, versions={"synthetic_target_events": lake.version(Table.SYNTHETIC_TARGET_EVENTS)})
+        rows = pd.DataFrame({"user_id": ["a"], "event_timestamp": hours(30)})
+        assert store.get_historical_features(rows, ["synthetic_target_events:event_id"]).to_df()["event_id"].tolist() == ["e0"]
+
+    def test_a_fill_reads_a_table_elsewhere(self, own, tmp_path):
+        self.with_view(own, self.elsewhere(own, tmp_path))
+        assert "synthetic_target_events" in materialize(own).views
+        found = open_feature_store(own).get_online_features(["synthetic_target_events:event_id"], [{"user_id": "a"}]).to_dict()
+        assert found["event_id"] == ["e0"]
 
 
 class TestOnline:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from scalr_prod.errors import FeatureStoreError
+from feast_delta.errors import DeltaStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
 
 
-#: Tag of a feature view or a source. ``created`` (the default): a row is known from its creation time on. ``event``: a row is known from
-#: its event time on; the creation time is only a load time, and breaks ties.
+#: ``event``: a row is known from its event time on, and its creation time only breaks ties, as in Feast's own stores. ``created``: a row is
+#: known from its creation time on.
+KnowledgeTime: TypeAlias = Literal["created", "event"]
+#: Tag of a feature view or a source that sets its `KnowledgeTime`. The default is ``knowledge_time`` of ``offline_store``.
 KNOWLEDGE_TIME = "knowledge_time"
-_CHOICES = ("created", "event")
+_CHOICES = get_args(KnowledgeTime)
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,20 @@ def source_columns(source: DataSource) -> SourceColumns:
     )
 
 
-def is_hidden_until_created(where: str, *tags: Mapping[str, str] | None) -> bool:
+def is_hidden_until_created(where: str, *tags: Mapping[str, str] | None, default: KnowledgeTime) -> bool:
     """Whether a row is visible only from its creation time on; the first set of tags that has the tag decides.
 
     Args:
         where: Name of the view or the source, for errors.
         tags: Tags, most specific first.
+        default: Used if none has the tag.
 
     Raises:
-        FeatureStoreError: The tag is neither ``created`` nor ``event``.
+        DeltaStoreError: The tag is neither ``created`` nor ``event``.
     """
-    chosen = next((found[KNOWLEDGE_TIME] for found in tags if found and KNOWLEDGE_TIME in found), "created")
+    chosen = next((found[KNOWLEDGE_TIME] for found in tags if found and KNOWLEDGE_TIME in found), default)
     if chosen not in _CHOICES:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the tag {KNOWLEDGE_TIME} is {chosen!r}; it is one of: {', '.join(_CHOICES)}",
             where=where,
             next_step="correct the tag in the feature view's definition, then run: feast apply",

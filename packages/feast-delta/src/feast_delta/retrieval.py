@@ -3,30 +3,19 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
-import tempfile
-from contextlib import AbstractContextManager, closing, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
-from scalr_prod.core.file_modes import make_private_folder
-from scalr_prod.errors import FeatureStoreError, LakeError
-from scalr_prod.features import queries
-from scalr_prod.features.columns import KNOWLEDGE_TIME, source_columns
-from scalr_prod.features.point_in_time import count_not_yet_known, join_sql, match_rows, prune
-from scalr_prod.features.retrieval_job import DeltaRetrievalJob
-from scalr_prod.features.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
-from scalr_prod.workspace import (
-    configure_connection,
-    duckdb_session,
-    is_home,
-    quote_identifier,
-    quote_literal,
-    temporary_folder,
-)
+from feast_delta import queries
+from feast_delta.columns import KNOWLEDGE_TIME, source_columns
+from feast_delta.errors import DeltaStoreError
+from feast_delta.point_in_time import count_not_yet_known, join_sql, match_rows, prune
+from feast_delta.retrieval_job import DeltaRetrievalJob
+from feast_delta.sessions import quote_identifier, quote_literal
+from feast_delta.spines import EVENT_TIMESTAMP, EntitySpine, register_spine, spine_from_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,68 +28,13 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.features.scan import Scan
+    from feast_delta.scan import Scan
 
 
 logger = logging.getLogger(__name__)
 
 #: Opens a DuckDB connection and yields the result as a lazy relation.
 QueryRunner: TypeAlias = "Callable[[], AbstractContextManager[DuckDBPyRelation]]"
-
-
-@contextmanager
-def open_session(
-    *, memory_mb: int, threads: int | None, spill: str | None, ordered: bool = False
-) -> Iterator[DuckDBPyConnection]:
-    """Open an in-memory DuckDB connection in UTC.
-
-    Args:
-        memory_mb: Memory limit, see `duckdb_session`.
-        threads: Default: all cores, up to eight.
-        spill: Parent of the temporary spill folder; default: the system's temporary folder.
-        ordered: Keep table order in plain reads, at some cost in memory.
-
-    Raises:
-        LakeError: Another user has taken the name of this user's folder there, or it cannot be created.
-    """
-    root = Path(spill or tempfile.gettempdir())
-    if not is_home(root.parent):  # a shared folder: use a subfolder that no other user can enter
-        root /= f"scalr-feast-{getpass.getuser()}"
-        try:
-            make_private_folder(root)
-        except OSError as error:
-            raise LakeError(
-                f"rows cannot be spilled there: {error}",
-                where=str(root),
-                next_step="name a folder of your own: spill in offline_store of feature_store.yaml, or TMPDIR",
-            ) from error
-    with (
-        temporary_folder(root, "feast-") as folder,
-        duckdb_session(memory_mb=memory_mb, spill_folder=folder, threads=threads, preserve_order=ordered) as connection,
-    ):
-        yield connection
-
-
-@contextmanager
-def open_cursor(parent: DuckDBPyConnection) -> Iterator[DuckDBPyConnection]:
-    """Open a second connection to an open database; its temporary objects are dropped when it is closed.
-
-    It reuses what DuckDB has already loaded, such as time zones and Parquet footers.
-
-    Args:
-        parent: The open connection; memory, threads and spill folder are shared.
-    """
-    with closing(parent.cursor()) as connection:
-        configure_connection(connection)
-        yield connection
-
-
-def open_duckdb_session(config: RepoConfig, *, ordered: bool = False) -> AbstractContextManager[DuckDBPyConnection]:
-    """Open a DuckDB connection within the limits of feature_store.yaml, or a cursor of the one that is already open."""
-    options = config.offline_store
-    if options.within is not None and not ordered:
-        return open_cursor(options.within)
-    return open_session(memory_mb=options.memory_mb, threads=options.threads, spill=options.spill, ordered=ordered)
 
 
 def plan_join(
@@ -110,7 +44,7 @@ def plan_join(
 
     @contextmanager
     def run() -> Iterator[DuckDBPyRelation]:
-        with open_duckdb_session(config) as connection:
+        with config.offline_store.open_session() as connection:
             register_spine(connection, spine)
             yield _join(connection, config, requested, spine.table.schema, options)
 
@@ -167,13 +101,13 @@ def plan_window(
         The query runner, and the join key columns.
 
     Raises:
-        FeatureStoreError: The views have different keys.
+        DeltaStoreError: The views have different keys.
     """
     start_us, end_us = queries.optional_micros(first), queries.optional_micros(last)
     options = queries.JoinOptions(full_names=full_names, created_until_us=end_us if known_by_end else None)
     keys = [sorted(queries.join_keys(view).values()) for view in requested]
     if any(other != keys[0] for other in keys):
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             "views with different keys cannot be read together without a spine",
             where=", ".join(f"{view.name} ({', '.join(names)})" for view, names in zip(requested, keys, strict=True)),
             next_step="read one view's window, and join the others to its rows as a spine",
@@ -195,7 +129,7 @@ def plan_window(
 
     @contextmanager
     def run() -> Iterator[DuckDBPyRelation]:
-        with open_duckdb_session(config, ordered=True) as connection:
+        with config.offline_store.open_session(ordered=True) as connection:
             if len(requested) == 1:
                 ((view, names),) = requested.items()
                 yield connection.sql(window_sql(connection, view, names, "source_0"))
@@ -215,11 +149,11 @@ def spine_from_query(config: RepoConfig, query: str, registry: BaseRegistry, pro
     """Run a SQL query over the project's feature views and return its result as a spine.
 
     Raises:
-        FeatureStoreError: The query fails, or its result is no spine.
+        DeltaStoreError: The query fails, or its result is no spine.
     """
     import duckdb
 
-    with open_duckdb_session(config, ordered=True) as connection:
+    with config.offline_store.open_session(ordered=True) as connection:
         for view in registry.list_feature_views(project):
             # Open only views whose name occurs in the query: opening reads the Delta log.
             if view.name in query:
@@ -228,7 +162,7 @@ def spine_from_query(config: RepoConfig, query: str, registry: BaseRegistry, pro
         try:
             rows = connection.sql(query).to_arrow_table()
         except duckdb.Error as error:
-            raise FeatureStoreError(
+            raise DeltaStoreError(
                 f"the spine's query failed: {error}", where="entity_df", next_step="correct the query"
             ) from error
     return spine_from_rows(rows)
@@ -270,7 +204,7 @@ def plan_pull(
 
     @contextmanager
     def run() -> Iterator[DuckDBPyRelation]:
-        with open_duckdb_session(config, ordered=ordered) as connection:
+        with config.offline_store.open_session(ordered=ordered) as connection:
             scan = queries.open_source(connection, config, source, "source_0", columns)
             sql = query(connection, scan, [(column, column) for column in columns])
             if add_dummy_key:
@@ -281,4 +215,5 @@ def plan_pull(
         run,
         repo_path=str(config.repo_path) if config.repo_path else None,
         storage_options=config.offline_store.storage_options,
+        translate_errors=config.offline_store.translate_errors,
     )

@@ -6,20 +6,18 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing, contextmanager
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from feast.monitoring.monitoring_utils import monitoring_table_meta, normalize_monitoring_row, opt_float
 
-from scalr_prod.core.timestamps import micros_to_datetime
-from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features import queries
-from scalr_prod.features.columns import source_columns
-from scalr_prod.features.point_in_time import timestamps_sql
-from scalr_prod.features.retrieval import open_duckdb_session
-from scalr_prod.workspace import quote_identifier
+from feast_delta import queries
+from feast_delta.columns import source_columns
+from feast_delta.errors import DeltaStoreError
+from feast_delta.point_in_time import timestamps_sql
+from feast_delta.sessions import quote_identifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,7 +56,7 @@ def compute_metrics(
     """
     columns = source_columns(source)
     numeric = [name for name, kind in features if kind == "numeric"]
-    with open_duckdb_session(config) as connection:
+    with config.offline_store.open_session() as connection:
         names = [name for name, kind in features if kind in {"numeric", "categorical"}]
         scan = queries.open_source(connection, config, source, "source_0", [rows.event, *map(columns.column_name, names)])
         selected = queries.window_sql(scan, [(columns.column_name(name), name) for name in names], rows)
@@ -73,11 +71,11 @@ def compute_metrics(
 def latest_event_time(config: RepoConfig, source: DataSource, event: str) -> datetime | None:
     """Return the latest event time of a source; None without rows."""
     column = source_columns(source).column_name(event)
-    with open_duckdb_session(config) as connection:
+    with config.offline_store.open_session() as connection:
         scan = queries.open_source(connection, config, source, "source_0", [column])
         query = f"SELECT max({timestamps_sql(column, None)[0]}) FROM {scan.relation}"
         ((latest,),) = connection.execute(query).fetchall()
-    return None if latest is None else micros_to_datetime(latest)
+    return None if latest is None else datetime.fromtimestamp(0, UTC) + timedelta(microseconds=latest)
 
 
 def _metric(name: str, kind: str, rows: int, nulls: int) -> dict[str, Any]:
@@ -191,7 +189,7 @@ def clear_baseline(config: RepoConfig, project: str, **filters: str | None) -> N
 @contextmanager
 def _database(config: RepoConfig) -> Iterator[sqlite3.Connection]:
     if config.repo_path is None:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             "metrics are stored in the feature repository, but the settings name none",
             where="repo_path",
             next_step="open the store by FeatureStore(repo_path=…), or set repo_path of its RepoConfig",
@@ -202,7 +200,7 @@ def _database(config: RepoConfig) -> Iterator[sqlite3.Connection]:
 
 def _known(column: str, columns: Sequence[str]) -> str:
     if column not in columns:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"metrics have no column {column!r}; they have: {', '.join(columns)}",
             where="filters",
             next_step="correct the filter",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spines: the rows to which features are joined, from a data frame or an Arrow table."""
+"""Spines: the rows to which features are joined, from a data frame or Arrow data."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.point_in_time import SPINE_ROW, SPINE_TABLE, SPINE_TIME
-from scalr_prod.workspace import quote_identifier
+from feast_delta.errors import DeltaStoreError
+from feast_delta.point_in_time import SPINE_ROW, SPINE_TABLE, SPINE_TIME
+from feast_delta.sessions import quote_identifier
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    import pandas as pd
     from duckdb import DuckDBPyConnection
 
 
@@ -41,11 +40,14 @@ class EntitySpine:
     last: datetime | None
 
 
-def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
+def spine_from_rows(rows: Any) -> EntitySpine:
     """Validate spine rows and find their timestamp column: ``event_timestamp``, else the only timestamp column.
 
+    Args:
+        rows: A pandas data frame, an Arrow table, or another object that exports an Arrow stream, such as a Polars data frame.
+
     Raises:
-        FeatureStoreError: There is no such column, or the rows are neither a data frame nor an Arrow table.
+        DeltaStoreError: There is no such column, or the rows are nothing of that.
     """
     import pandas as pd
 
@@ -53,14 +55,16 @@ def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
         try:
             table = pa.Table.from_pandas(rows, preserve_index=False)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise FeatureStoreError(
+            raise DeltaStoreError(
                 f"the spine cannot be read: {error}", where="entity_df", next_step="give each column values of one type"
             ) from error
     elif isinstance(rows, pa.Table):
         table = rows
+    elif hasattr(rows, "__arrow_c_stream__"):
+        table = pa.table(rows)
     else:
-        raise FeatureStoreError(
-            f"a spine is a pandas DataFrame, an Arrow table or a SQL query, not {type(rows).__name__}",
+        raise DeltaStoreError(
+            f"a spine is a data frame of pandas or Polars, an Arrow table or a SQL query, not {type(rows).__name__}",
             where="entity_df",
             next_step="pass one of these",
         )
@@ -68,7 +72,7 @@ def spine_from_rows(rows: pd.DataFrame | pa.Table) -> EntitySpine:
     if pa.types.is_null(table.schema.field(time).type):
         table = table.set_column(table.schema.get_field_index(time), time, table[time].cast(pa.timestamp("us", tz="UTC")))
     if not pa.types.is_timestamp(table.schema.field(time).type):
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the spine's times are of type {table.schema.field(time).type}", where=time, next_step="convert them to timestamps"
         )
     bounds = pc.min_max(table[time]).as_py()
@@ -103,11 +107,11 @@ def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> s
         view: The view's name, for errors.
 
     Raises:
-        FeatureStoreError: The column is missing, or one key is text and the other a number.
+        DeltaStoreError: The column is missing, or one key is text and the other a number.
     """
     index = schema.get_field_index(column)
     if index < 0:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the spine lacks the join key {column!r} of {view}; it has: {', '.join(schema.names)}",
             where="entity_df",
             next_step=f"add the column {column!r}",
@@ -122,7 +126,7 @@ def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> s
     if pa.types.is_floating(found) and pa.types.is_integer(source):
         # pandas stores integers with missing values as floats.
         return f"TRY_CAST(s.{quote_identifier(column)} AS BIGINT)"
-    raise FeatureStoreError(
+    raise DeltaStoreError(
         f"the spine's {column!r} holds {found}, but the key of {view} holds {source}",
         where=column,
         next_step="pass the ids in the type they were ingested with",
@@ -143,7 +147,7 @@ def _time_column(schema: pa.Schema) -> str:
     times = [field.name for field in schema if pa.types.is_timestamp(field.type)]
     if len(times) == 1:
         return str(times[0])
-    raise FeatureStoreError(
+    raise DeltaStoreError(
         f"the spine has no column {EVENT_TIMESTAMP!r}; it has: {', '.join(schema.names)}",
         where="entity_df",
         next_step=f"name its timestamp column {EVENT_TIMESTAMP!r}",

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scalr_prod.core.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
-from scalr_prod.errors import FeatureStoreError
-from scalr_prod.workspace import quote_identifier, quote_literal, read_parquet_sql
+from feast_delta.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
+from feast_delta.errors import DeltaStoreError, TableMissing
+from feast_delta.sessions import quote_identifier, quote_literal, read_parquet_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,8 @@ def open_delta_table(path: str, storage_options: dict[str, str], version: int | 
     """Open a Delta table, at its latest or a given version.
 
     Raises:
-        FeatureStoreError: There is no table at this path, no such version, or it cannot be read.
+        TableMissing: There is no table at this path.
+        DeltaStoreError: There is no such version, or it cannot be read.
     """
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
@@ -65,12 +66,14 @@ def open_delta_table(path: str, storage_options: dict[str, str], version: int | 
     try:
         return DeltaTable(path, version=version, storage_options=storage_options or None)
     except TableNotFoundError as error:
-        raise FeatureStoreError(
-            "the feature view's table does not exist yet", where=path, next_step="run: scalr ingest, then: scalr histories"
+        raise TableMissing(
+            "the feature view's table does not exist yet",
+            where=path,
+            next_step="create the table, or correct its source's path",
         ) from error
     except Exception as error:
         # deltalake raises many exception types (DeltaError, OSError, Rust panics as Exception).
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the feature view's table cannot be read{'' if version is None else f' at version {version}'}: {error}",
             where=path,
             next_step="check the path and the access to it",
@@ -112,7 +115,7 @@ def scan_parquet(connection: DuckDBPyConnection, path: str, alias: str, columns:
     """Make a Parquet file or folder selectable in DuckDB; URLs are read through pyarrow.
 
     Raises:
-        FeatureStoreError: There is no Parquet at this path.
+        DeltaStoreError: There is no Parquet at this path.
     """
     import pyarrow.dataset as ds
 
@@ -125,7 +128,7 @@ def scan_parquet(connection: DuckDBPyConnection, path: str, alias: str, columns:
         else:
             dataset = ds.dataset(path, format="parquet")
     except (OSError, ValueError) as error:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"cannot be read as Parquet: {error}", where=path, next_step="check the path and the access to it"
         ) from error
     files = list(dataset.files)

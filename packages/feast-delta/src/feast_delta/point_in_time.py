@@ -13,8 +13,8 @@ the moment it becomes visible, ``seen = greatest(event, created)``:
 
 An ASOF join on ``seen`` is then exact. If no row is late (``created <= event`` everywhere), ``seen`` is the event time and no row is
 dropped. Where a row that the join found ties with others of its entity on ``seen`` and event, the winner is chosen after the join. If K is
-a fixed time, rows created after it are filtered out first, and ``seen`` is the event time. Training sets ask for strictly earlier
-features: they pass the label's time less 1 µs (`training_set.feature_join`).
+a fixed time, rows created after it are filtered out first, and ``seen`` is the event time. For strictly earlier
+features, pass the label's time less 1 µs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from scalr_prod.workspace import quote_identifier, quote_literal
+from feast_delta.sessions import quote_identifier, quote_literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
-    from scalr_prod.features.scan import Scan
+    from feast_delta.scan import Scan
 
 
 #: The spine's table in the connection, and its row number column.
@@ -337,7 +337,7 @@ def _carried(view: ViewJoin) -> list[str]:
 
 
 def _micros_sql(column: str) -> str:
-    # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
+    # The cast handles external tables with naive times or nanoseconds; it is a no-op for Delta's timestamps in UTC.
     return f"epoch_us(CAST({quote_identifier(column)} AS TIMESTAMPTZ))"
 
 

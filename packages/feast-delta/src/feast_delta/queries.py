@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from calendar import timegm
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,8 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.file_source import FileSource
 from feast.utils import _get_requested_feature_views_to_features_dict, _get_requested_on_demand_feature_views
 
-from scalr_prod.core.delta_log import (
+from feast_delta.columns import is_hidden_until_created, source_columns
+from feast_delta.delta_log import (
     UNBOUNDED,
     arrow_schema,
     file_time_bounds,
@@ -21,16 +22,15 @@ from scalr_prod.core.delta_log import (
     files_in_time_range,
     row_count_by_file,
 )
-from scalr_prod.core.timestamps import to_micros
-from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.columns import is_hidden_until_created, source_columns
-from scalr_prod.features.point_in_time import ViewJoin, spine_key_range, tie_breakers, timestamps_sql
-from scalr_prod.features.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
-from scalr_prod.features.spines import EVENT_TIMESTAMP, key_sql
-from scalr_prod.workspace import quote_identifier
+from feast_delta.errors import DeltaStoreError
+from feast_delta.point_in_time import ViewJoin, spine_key_range, tie_breakers, timestamps_sql
+from feast_delta.scan import Scan, open_delta_table, resolve_path, scan_delta, scan_parquet
+from feast_delta.sessions import quote_identifier
+from feast_delta.spines import EVENT_TIMESTAMP, key_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from datetime import datetime
 
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.repo_config import RepoConfig
 
-    from scalr_prod.features.point_in_time import KeyRange
+    from feast_delta.point_in_time import KeyRange
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RowFilter:
 
     @property
     def _happened(self) -> str:
-        # The cast handles external tables with naive times or nanoseconds; it is a no-op for the lake's tables.
+        # The cast handles external tables with naive times or nanoseconds; it is a no-op for Delta's timestamps in UTC.
         return f"CAST({quote_identifier(self.event)} AS TIMESTAMPTZ)"
 
     def _conditions(self) -> Iterator[str]:
@@ -150,7 +150,7 @@ def plan_view_join(
         number: Suffix of the objects created in the connection.
 
     Raises:
-        FeatureStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
+        DeltaStoreError: The table cannot be read or lacks a column, or the spine lacks a key.
     """
     source, columns = view.batch_source, source_columns(view.batch_source)
     keys = {columns.column_name(key): spine_key for key, spine_key in join_keys(view).items()}
@@ -171,7 +171,7 @@ def plan_view_join(
     scan = open_source(connection, config, source, alias, needed, optional_columns=features, within=ReadRange(keys=spine_range))
     prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
     limit_us = earliest(known_by_us(config, source, view), options.created_until_us)
-    limited = is_hidden_until_created(view.name, view.tags, source.tags)
+    limited = is_hidden_until_created(view.name, view.tags, source.tags, default=config.offline_store.knowledge_time)
     return ViewJoin(
         scan=scan,
         keys=tuple((column, spine_key(column, scan.schema)) for column in keys),
@@ -187,11 +187,10 @@ def plan_view_join(
 
 
 def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
-    """Return the fixed knowledge time of the settings in µs; None if unset, or if creation times do not limit visibility."""
+    """Return the fixed knowledge time of the settings in µs; None if unset, or if a tag says that creation times are load times."""
     known_by = optional_micros(config.offline_store.known_by)
-    if known_by is None or not is_hidden_until_created(
-        view.name if view else source.name, view.tags if view else None, source.tags
-    ):
+    name, tags = (view.name, view.tags) if view else (source.name, None)
+    if known_by is None or not is_hidden_until_created(name, tags, source.tags, default="created"):
         return None
     return known_by
 
@@ -218,12 +217,12 @@ def ensure_unique_names(spine: Iterable[str], views: Sequence[ViewJoin]) -> None
     """Ensure that no feature has the name of a spine column.
 
     Raises:
-        FeatureStoreError: A feature has the name of a spine column.
+        DeltaStoreError: A feature has the name of a spine column.
     """
     spine_columns = set(spine)
     clash = sorted({name for view in views for _, name in view.features if name in spine_columns})
     if clash:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the spine already has columns named like features: {', '.join(clash)}",
             where="entity_df",
             next_step="ask with full_feature_names=True, or rename them in the spine",
@@ -266,12 +265,12 @@ def open_source(
         within: The rows that are needed.
 
     Raises:
-        FeatureStoreError: The source is not a file source, is missing, or lacks a column.
+        DeltaStoreError: The source is not a file source, is missing, or lacks a column.
     """
     path = source_path(config, source)
     options = config.offline_store.storage_options
     if source is not None and isinstance(source.file_format, DeltaFormat):
-        table = open_delta_table(path, options, _pinned(config, path))
+        table = open_delta_table(path, options, config.offline_store.pinned_version(path))
         names = None
         if within.time is not None:
             column, low, high = within.time
@@ -286,7 +285,7 @@ def open_source(
         scan = scan_parquet(connection, path, alias, [*columns, *optional_columns])
     missing = [column for column in columns if column not in scan.schema.names]
     if missing:
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"the table has no column {', '.join(missing)}; it has: {', '.join(scan.schema.names)}",
             where=path,
             next_step="correct the feature view's definition, or its source's field_mapping",
@@ -294,23 +293,14 @@ def open_source(
     return scan
 
 
-def _pinned(config: RepoConfig, path: str) -> int | None:
-    """Return the pinned version of a table, by its full path or, for lake tables, by name."""
-    options = config.offline_store
-    root, _, name = path.rstrip("/").rpartition("/")
-    own = options.lake is None or root == options.lake.rstrip("/")
-    version: int | None = options.versions.get(path, options.versions.get(name) if own else None)
-    return version
-
-
 def source_path(config: RepoConfig, source: DataSource | None) -> str:
     """Return the path or URL of a file source; relative paths start from the repository.
 
     Raises:
-        FeatureStoreError: The source is not a file source.
+        DeltaStoreError: The source is not a file source.
     """
     if not isinstance(source, FileSource):
-        raise FeatureStoreError(
+        raise DeltaStoreError(
             f"this offline store reads a FileSource, not {type(source).__name__}",
             where=f"data source {getattr(source, 'name', '')}".rstrip(),
             next_step="use a FileSource with DeltaFormat",
@@ -414,6 +404,5 @@ def _numbered(ties: Sequence[str]) -> list[str]:
 
 def optional_micros(moment: datetime | None) -> int | None:
     """Convert to µs since 1970; a naive datetime counts as UTC, as in Feast."""
-    if moment is None:
-        return None
-    return to_micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    # Exact, where a timestamp in seconds is a rounded float.
+    return None if moment is None else timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond

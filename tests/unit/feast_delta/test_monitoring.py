@@ -13,7 +13,7 @@ from feast.monitoring.monitoring_service import MonitoringService
 from support.feast_project import hours
 from support.meter_tables import METER, READINGS, RENAMED, readings, source_of, store_in, view_of
 
-from scalr_prod.errors import FeatureStoreError
+from feast_delta import DeltaStoreError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental.*:RuntimeWarning")
 
@@ -84,5 +84,5 @@ def test_feasts_service_keeps_and_finds_metrics(store, tmp_path):
 
 def test_a_filter_that_is_no_column(store):
     offline = store._get_provider().offline_store
-    with pytest.raises(FeatureStoreError, match="no column"):
+    with pytest.raises(DeltaStoreError, match="no column"):
         offline.query_monitoring_metrics(store.config, "meters", "feature", filters={"1=1; --": "x"})

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,9 +14,8 @@ from feast.errors import SavedDatasetLocationAlreadyExists
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
-from scalr_prod.core.atomic_io import atomic_path
-from scalr_prod.errors import FeatureStoreError
-from scalr_prod.features.scan import resolve_path
+from feast_delta.errors import DeltaStoreError
+from feast_delta.scan import resolve_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +40,7 @@ class DeltaRetrievalJob(RetrievalJob):
         on_demand_feature_views: Transformations that Feast applies to the result.
         repo_path: Base of the relative paths of saved datasets.
         storage_options: Access to an object store.
+        translate_errors: See `DeltaOfflineStoreConfig.translate_errors`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class DeltaRetrievalJob(RetrievalJob):
         on_demand_feature_views: list[OnDemandFeatureView] | None = None,
         repo_path: str | None = None,
         storage_options: dict[str, str] | None = None,
+        translate_errors: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__()
         self._run = run
@@ -59,6 +61,7 @@ class DeltaRetrievalJob(RetrievalJob):
         self._on_demand_feature_views = on_demand_feature_views or []
         self._repo_path = repo_path
         self._storage_options = storage_options or {}
+        self._translate_errors = translate_errors
 
     @property
     def full_feature_names(self) -> bool:
@@ -78,13 +81,13 @@ class DeltaRetrievalJob(RetrievalJob):
     @contextmanager
     def stream(self) -> Iterator[pa.RecordBatchReader]:
         """Stream the result in batches, without on-demand features; memory does not grow with the result."""
-        with self._run() as relation:
+        with self._translate_errors(), self._run() as relation:
             reader = relation.to_arrow_reader(_BATCH_ROWS)
             schema = normalize_schema(reader.schema)
             yield pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002 - Feast's signature
-        with self._run() as relation:
+        with self._translate_errors(), self._run() as relation:
             table = relation.to_arrow_table()
         return table.cast(normalize_schema(table.schema))
 
@@ -101,25 +104,26 @@ class DeltaRetrievalJob(RetrievalJob):
 
         Raises:
             SavedDatasetLocationAlreadyExists: The location exists, and may not be overwritten.
-            FeatureStoreError: The storage is not file storage.
+            DeltaStoreError: The storage is not file storage.
         """
-        if not isinstance(storage, SavedDatasetFileStorage):
-            raise FeatureStoreError(
-                f"a saved dataset cannot be stored as {type(storage).__name__}",
-                where="storage",
-                next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
-            )
-        options = storage.file_options
-        path = resolve_path(options.uri, self._repo_path)
-        if self.on_demand_feature_views:
-            _write(self.to_arrow().to_reader(), path, options.file_format, self._storage_options, overwrite=allow_overwrite)
-            return
-        with self.stream() as reader:
-            _write(reader, path, options.file_format, self._storage_options, overwrite=allow_overwrite)
+        with self._translate_errors():
+            if not isinstance(storage, SavedDatasetFileStorage):
+                raise DeltaStoreError(
+                    f"a saved dataset cannot be stored as {type(storage).__name__}",
+                    where="storage",
+                    next_step="use feast.infra.offline_stores.file_source.SavedDatasetFileStorage",
+                )
+            options = storage.file_options
+            path = resolve_path(options.uri, self._repo_path)
+            if self.on_demand_feature_views:
+                _write(self.to_arrow().to_reader(), path, options.file_format, self._storage_options, overwrite=allow_overwrite)
+                return
+            with self.stream() as reader:
+                _write(reader, path, options.file_format, self._storage_options, overwrite=allow_overwrite)
 
 
 def normalize_schema(schema: pa.Schema) -> pa.Schema:
-    """Convert a schema to the lake's types: DuckDB names a list's child ``l``, pyarrow ``item``."""
+    """Convert a schema to pyarrow's own types: DuckDB names a list's child ``l``, pyarrow ``item``."""
     return pa.schema([field.with_type(_plain(field.type)) for field in schema])
 
 
@@ -157,11 +161,15 @@ def _write(
     if path.endswith(".parquet"):
         with ExitStack() as stack:
             if filesystem is None:  # object stores publish a file only when it is complete
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                inner = str(stack.enter_context(atomic_path(Path(path))))
-            writer = stack.enter_context(pq.ParquetWriter(inner, reader.schema, filesystem=filesystem))
-            for batch in reader:
-                writer.write_batch(batch)
+                final = Path(path)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = stack.enter_context(TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent))
+                inner = str(Path(unfinished) / final.name)
+            with pq.ParquetWriter(inner, reader.schema, filesystem=filesystem) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+            if filesystem is None:
+                Path(inner).replace(path)
         return
     if filesystem is None and Path(path).is_dir() and any(not file.match("part-*.parquet") for file in Path(path).iterdir()):
         raise SavedDatasetLocationAlreadyExists(location=path)  # it holds files of something else
