@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from scalr_prod.config.sections.compute import ComputeSettings, ServingSettings
 from scalr_prod.config.sections.observability import LineageSettings, LoggingSettings, MetricsSettings, UiSettings
-from scalr_prod.config.sections.publication import ExperimentSettings, PublicationSettings, QualitySettings
+from scalr_prod.config.sections.publication import ExperimentSettings, PublicationSettings
+from scalr_prod.config.sections.quality import QualitySettings
 from scalr_prod.config.sections.storage import (
     FeastExportSettings,
     FeastSettings,
