@@ -302,8 +302,9 @@ def _checked(sections: dict[str, Any], where: str, *, base: Path) -> Settings:
         raise SettingsError(
             "contains a zero byte, which paths and names cannot", where=f"{where}, {key}", next_step="remove it"
         )
-    if "base" in sections:
-        raise SettingsError("unknown key 'base'", where=where, next_step="remove it")
+    # Names of arguments of the settings' constructor.
+    if (name := next((key for key in sections if key in {"base", "self"} or key.startswith("_")), None)) is not None:
+        raise SettingsError(f"unknown key {name!r}", where=where, next_step="remove it")
     check_environment(Settings)
     try:
         return Settings(**sections, base=base)

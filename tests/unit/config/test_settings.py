@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scalr_prod.config.settings import load_settings
@@ -167,6 +167,8 @@ def test_missing_and_broken_files(tmp_path):
 
 
 @given(section=st.text(max_size=12), key=st.text(max_size=12), value=st.one_of(st.integers(), st.text(max_size=20), st.none()))
+@example(section="self", key="", value=None)
+@example(section="_env_file", key="", value=None)
 def test_whatever_is_passed_in_gives_settings_or_a_clear_error(tmp_path_factory, section, key, value):
     path = write(tmp_path_factory.mktemp("fuzz"), DOMAINS)
     try:
