@@ -622,15 +622,18 @@ class Project:
 
         serve(self.settings, port=port, on_started=started)
 
-    def experiment(self, *, outcomes: str | None = None, out: str | Path | None = None) -> ExperimentReport:
-        """Return who is held out; with outcomes, the effect of synthetic events with a 95 % interval.
+    def experiment(
+        self, *, outcomes: str | None = None, until: datetime | None = None, out: str | Path | None = None
+    ) -> ExperimentReport:
+        """Return who is held out; with outcomes, the effect of synthetic events with an always-valid 95 % interval.
 
         Args:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
+            until: Time until which the outcomes were counted; default: now.
             out: File to write every user's group to: ``.parquet`` or ``.csv``.
 
         Returns:
-            Users of each group; with outcomes, the effect and its interval.
+            Users of each group; with outcomes, the effect and its interval, also by segment of users.
 
         Raises:
             SettingsError: Nobody is held out.
@@ -639,7 +642,7 @@ class Project:
         """
         from scalr_prod.operations import analyze_experiment
 
-        return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+        return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
 
     def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
         """Write Feast definitions of published events into a feature repository of your own.

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from scalr_prod.config.domains import SettingsSection
-from scalr_prod.config.sections.values import check_plugin_names
+from scalr_prod.config.sections.values import Instant, check_plugin_names
 from scalr_prod.plugins import RULES
 
 
@@ -109,6 +109,11 @@ class ExperimentSettings(SettingsSection):
         repr=False,
         description="key of the hash that chooses held-out and canary users, at least 8 characters; another key chooses other users. "
         "Default: a key created with the home",
+    )
+    start: Instant | None = Field(
+        default=None,
+        description="start of the experiment: outcomes are counted from it on, and a user's segment is that of earlier events. Default: "
+        "the first publication of a run with the present key",
     )
 
     @model_validator(mode="after")
