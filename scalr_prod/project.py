@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import Ledger, ModelVersion, Run
-    from scalr_prod.operations import ErasureReport, ExperimentReport, Explanation, RetentionReport
+    from scalr_prod.operations import ErasureReport, ExperimentReport, Explanation, PowerReport, RetentionReport
     from scalr_prod.privacy import PrivacyReport
     from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
     from scalr_prod.quality import GateReport, Verdict
@@ -643,6 +643,25 @@ class Project:
         from scalr_prod.operations import analyze_experiment
 
         return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
+
+    def experiment_power(self, *, effect_pct: float = 5.0, holdout: float | None = None) -> PowerReport:
+        """Return the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+
+        Args:
+            effect_pct: The effect to find, in per cent of the mean outcome, over 0.
+            holdout: Share of held-out users; default: ``[experiment] holdout``.
+
+        Returns:
+            Smallest effects by length of the experiment and by segment of users.
+
+        Raises:
+            SettingsError: No share of held-out users is given.
+            TableNotFound: Nothing has been ingested yet.
+            EvaluationError: The target log covers less than two days.
+        """
+        from scalr_prod.operations import measure_power
+
+        return measure_power(self.settings, effect_pct=effect_pct, holdout=holdout)
 
     def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
         """Write Feast definitions of published events into a feature repository of your own.

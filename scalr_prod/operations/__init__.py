@@ -9,6 +9,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.operations.erasure import ErasureReport, erase_items, erase_users
+    from scalr_prod.operations.experiment_power import PowerReport, measure_power
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
     from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
     from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
@@ -17,6 +18,7 @@ __all__ = [
     "ErasureReport",
     "ExperimentReport",
     "Explanation",
+    "PowerReport",
     "Removal",
     "RetentionReport",
     "analyze_experiment",
@@ -25,6 +27,7 @@ __all__ = [
     "erase_users",
     "explain_event",
     "explain_rows",
+    "measure_power",
     "read_published_events",
 ]
 
@@ -34,6 +37,7 @@ __getattr__ = lazy_exports(
         "ErasureReport": "erasure",
         "ExperimentReport": "holdout_experiment",
         "Explanation": "provenance",
+        "PowerReport": "experiment_power",
         "Removal": "retention",
         "RetentionReport": "retention",
         "analyze_experiment": "holdout_experiment",
@@ -42,6 +46,7 @@ __getattr__ = lazy_exports(
         "erase_users": "erasure",
         "explain_event": "provenance",
         "explain_rows": "provenance",
+        "measure_power": "experiment_power",
         "read_published_events": "provenance",
     },
 )

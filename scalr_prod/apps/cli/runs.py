@@ -158,6 +158,24 @@ def experiment_command(
         )
 
 
+@experiment_app.command("power")
+def experiment_power(
+    effect: Annotated[float, typer.Option(min=0, help="The effect to find, in per cent of the mean.")] = 5.0,
+    holdout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of held-out users; default: [experiment] holdout.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Estimate the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+
+    Example: scalr experiment power --effect 5
+    """
+    CommandContext(config, as_json, "experiment power").run_with_project(
+        lambda project: project.experiment_power(effect_pct=effect, holdout=holdout)
+    )
+
+
 @app.command()
 def report(
     run_id: Annotated[str | None, typer.Argument(help="A run's id; default: the run that changed last.")] = None,
