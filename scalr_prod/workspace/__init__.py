@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         is_home,
     )
     from scalr_prod.workspace.suppression_list import SuppressedId, SuppressedKind, SuppressionList, ensure_retrained_in_time
-    from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, not_held_out_sql
+    from scalr_prod.workspace.user_assignment import (
+        CANARY_COLUMN,
+        HELD_OUT_COLUMN,
+        Canary,
+        Holdout,
+        experiment_salt,
+        not_held_out_sql,
+    )
 
 __all__ = [
     "CANARY_COLUMN",
@@ -53,6 +60,7 @@ __all__ = [
     "ensure_retrained_in_time",
     "ensure_supported_path",
     "escape_glob",
+    "experiment_salt",
     "is_empty",
     "is_home",
     "move_into_place",
@@ -88,6 +96,7 @@ __getattr__ = lazy_exports(
         "ensure_retrained_in_time": "suppression_list",
         "ensure_supported_path": "ownership",
         "escape_glob": "duckdb",
+        "experiment_salt": "user_assignment",
         "is_empty": "ownership",
         "is_home": "ownership",
         "move_into_place": "duckdb",

@@ -110,6 +110,11 @@ class ExperimentSettings(SettingsSection):
         description="key of the hash that chooses held-out and canary users, at least 8 characters; another key chooses other users. "
         "Default: a key created with the home",
     )
+    harmful_segments: Literal["notice", "drop"] = Field(
+        default="notice",
+        description="a segment of users whose outcomes `scalr experiment` finds to be lower by synthetic events (the always-valid interval "
+        "is below 0): notice tells it in every run; drop also sets its λ to 0, whatever else sets λ, for as long as key and start stay",
+    )
     start: Instant | None = Field(
         default=None,
         description="start of the experiment: outcomes are counted from it on, and a user's segment is that of earlier events. Default: "
