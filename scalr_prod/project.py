@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalr_prod.ingest import IngestReport
     from scalr_prod.lake import Lake
     from scalr_prod.ledger import DatasetUse, Ledger, ModelVersion, Run
-    from scalr_prod.operations import AffectedModel, ErasureReport, ExperimentReport, Explanation, RetentionReport
+    from scalr_prod.operations import AffectedModel, ErasureReport, ExperimentReport, Explanation, PowerReport, RetentionReport
     from scalr_prod.privacy import PrivacyReport
     from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
     from scalr_prod.quality import GateReport, Verdict
@@ -668,15 +668,18 @@ class Project:
 
         serve(self.settings, port=port, on_started=started)
 
-    def experiment(self, *, outcomes: str | None = None, out: str | Path | None = None) -> ExperimentReport:
-        """Return who is held out; with outcomes, the effect of synthetic events with a 95 % interval.
+    def experiment(
+        self, *, outcomes: str | None = None, until: datetime | None = None, out: str | Path | None = None
+    ) -> ExperimentReport:
+        """Return who is held out; with outcomes, the effect of synthetic events with an always-valid 95 % interval.
 
         Args:
             outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
+            until: Time until which the outcomes were counted; default: now.
             out: File to write every user's group to: ``.parquet`` or ``.csv``.
 
         Returns:
-            Users of each group; with outcomes, the effect and its interval.
+            Users of each group; with outcomes, the effect and its interval, also by segment of users.
 
         Raises:
             SettingsError: Nobody is held out.
@@ -685,7 +688,26 @@ class Project:
         """
         from scalr_prod.operations import analyze_experiment
 
-        return analyze_experiment(self.settings, outcomes=outcomes, out=Path(out) if out is not None else None)
+        return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
+
+    def experiment_power(self, *, effect_pct: float = 5.0, holdout: float | None = None) -> PowerReport:
+        """Return the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+
+        Args:
+            effect_pct: The effect to find, in per cent of the mean outcome, over 0.
+            holdout: Share of held-out users; default: ``[experiment] holdout``.
+
+        Returns:
+            Smallest effects by length of the experiment and by segment of users.
+
+        Raises:
+            SettingsError: No share of held-out users is given.
+            TableNotFound: Nothing has been ingested yet.
+            EvaluationError: The target log covers less than two days.
+        """
+        from scalr_prod.operations import measure_power
+
+        return measure_power(self.settings, effect_pct=effect_pct, holdout=holdout)
 
     def export_feast(self, folder: str | Path, form: ExportFormat | None = None) -> FeastExport:
         """Write Feast definitions of published events into a feature repository of your own.

@@ -2,7 +2,8 @@
 """Evaluation policy: the sampling settings and λ by user segment that later runs apply.
 
 `scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
-they run with. A value set in scalr.toml or in the environment takes precedence.
+they run with. A value set in scalr.toml or in the environment takes precedence. λ = 0 for a segment that the experiment found to be harmed
+comes last (`harmful_segments`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EvaluationError
+from scalr_prod.generation.harmful_segments import (
+    describe_harmful_segments,
+    drop_harmful_segments,
+    harmful_segments_path,
+)
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 
@@ -125,6 +131,8 @@ def policy_path(settings: Settings) -> Path:
 def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
 
+    Then apply what the experiment found, see `harmful_segments`.
+
     Raises:
         EvaluationError: The file is not a valid policy.
     """
@@ -139,7 +147,9 @@ def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
             ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
             f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
         )
-    return found, followed
+    for sentence in describe_harmful_segments(settings):
+        logger.warning("%s", sentence)
+    return drop_harmful_segments(found), followed
 
 
 def policy_status(settings: Settings) -> PolicyStatus | None:
@@ -159,9 +169,11 @@ def why_not_generated(settings: Settings) -> str | None:
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(options.resolved_segment_weights):
+    if any(drop_harmful_segments(found).training_set.resolved_segment_weights):
         return None
-    if options.synthetic_weight == 0:
+    if any(options.resolved_segment_weights):
+        where = f"the experiment's result at {harmful_segments_path(settings)}"
+    elif options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"
     elif "training_set.segment_weights" in settings.explicit_keys:
         where = "[training_set] segment_weights"

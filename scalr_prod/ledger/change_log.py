@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalr_prod.ledger.tenancy import ProjectScope
 
 
-ChangeSubject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten"]
+ChangeSubject = Literal["run", "partition", "publication", "lease", "model", "dataset", "forgotten", "experiment"]
 
 
 class ChangeLog:
@@ -71,6 +71,19 @@ class ChangeLog:
         """
         with self._database.write_session() as session:
             self.add(session, "forgotten", digest, None, "forgotten", cause=cause)
+
+    def record_segment(self, key: str, state: str, *, cause: str) -> None:
+        """Record what an experiment found of a segment of users, or what follows from it; nothing where that was recorded before.
+
+        Args:
+            key: Segment and experiment.
+            state: ``harmful`` or ``dropped``.
+            cause: What was measured.
+        """
+        former = [change.to_state for change in self.find(subject="experiment") if change.key == key]
+        if state not in former:
+            with self._database.write_session() as session:
+                self.add(session, "experiment", key, former[-1] if former else None, state, cause=cause)
 
     def add(
         self,

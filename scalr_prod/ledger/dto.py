@@ -85,8 +85,9 @@ class StateChange(Jsonable):
     """One entry of the ledger's change log.
 
     Attributes:
-        subject: ``run``, ``partition``, ``publication``, ``lease``, ``model``, ``dataset`` or ``forgotten``.
-        key: A run's id, with a partition or attempt after a slash; or name and version of a model or data set.
+        subject: ``run``, ``partition``, ``publication``, ``lease``, ``model``, ``dataset``, ``forgotten`` or ``experiment``.
+        key: A run's id, with a partition or attempt after a slash; name and version of a model or data set; or a segment of users and its
+            experiment.
         from_state: The state before; None for the first.
         to_state: The new state; for a lease, the new owner.
         at: Time of the change (UTC, the database's clock).

@@ -9,6 +9,7 @@ from scalr_prod.core.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scalr_prod.operations.erasure import AffectedModel, ErasureReport, erase_items, erase_users, models_to_retrain
+    from scalr_prod.operations.experiment_power import PowerReport, measure_power
     from scalr_prod.operations.holdout_experiment import ExperimentReport, analyze_experiment
     from scalr_prod.operations.provenance import Explanation, explain_event, explain_rows, read_published_events
     from scalr_prod.operations.retention import Removal, RetentionReport, apply_retention
@@ -18,6 +19,7 @@ __all__ = [
     "ErasureReport",
     "ExperimentReport",
     "Explanation",
+    "PowerReport",
     "Removal",
     "RetentionReport",
     "analyze_experiment",
@@ -26,6 +28,7 @@ __all__ = [
     "erase_users",
     "explain_event",
     "explain_rows",
+    "measure_power",
     "models_to_retrain",
     "read_published_events",
 ]
@@ -37,6 +40,7 @@ __getattr__ = lazy_exports(
         "ErasureReport": "erasure",
         "ExperimentReport": "holdout_experiment",
         "Explanation": "provenance",
+        "PowerReport": "experiment_power",
         "Removal": "retention",
         "RetentionReport": "retention",
         "analyze_experiment": "holdout_experiment",
@@ -46,6 +50,7 @@ __getattr__ = lazy_exports(
         "explain_event": "provenance",
         "explain_rows": "provenance",
         "models_to_retrain": "erasure",
+        "measure_power": "experiment_power",
         "read_published_events": "provenance",
     },
 )

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Online holdout experiment: assignment of users to sides, and the effect of synthetic events on an outcome with an interval."""
+"""Online holdout experiment: assignment of users to sides, and the effect of synthetic events on an outcome with always-valid intervals."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
+from scalr_prod.generation import SEGMENTS, apply_policy, describe_harmful_segments, record_harmful_segments
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
-from scalr_prod.schemas import USER_ID, Table
+from scalr_prod.operations import always_valid
+from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.workspace import Canary, Holdout, open_duckdb, staging_folder
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.config import Settings
-    from scalr_prod.ledger import RunSpec
+    from scalr_prod.ledger import Publication
 
 
 logger = logging.getLogger(__name__)
@@ -50,8 +53,10 @@ class Effect:
         mean_treated: Mean outcome of treated users.
         mean_held_out: Mean outcome of held-out users.
         effect: The difference; with ``cuped``, after subtracting what the pre-experiment values explain.
-        low: Lower end of the 95 % interval (Welch's t).
+        low: Lower end of the always-valid 95 % interval (`always_valid`): it may be read as often as one likes.
         high: Upper end of the interval.
+        fixed_low: Lower end of the 95 % interval for a single reading at a time fixed beforehand (Welch's t).
+        fixed_high: Upper end of that interval.
         relative_pct: The effect in per cent of the held-out users' mean; None if that mean is 0.
         variance_removed: Share of the outcomes' variance explained by pre-experiment values, 0 to 1.
         split_p: Binomial p-value of the split of the users, assuming that having an outcome does not depend on the side.
@@ -65,6 +70,8 @@ class Effect:
     effect: float
     low: float
     high: float
+    fixed_low: float
+    fixed_high: float
     relative_pct: float | None
     variance_removed: float
     split_p: float
@@ -83,7 +90,11 @@ class ExperimentReport(Jsonable):
         synthetic_events_of_held_out: Rows of held-out users in the feature view, published before they were held out.
         runs_of_other_keys: Runs planned with another key, under which other users were held out.
         out: The file with every user's side; None if none was requested.
+        start: ``[experiment] start``, or when a run was first published under the present key; None: not yet.
+        days: Days of outcomes, from the start; None without outcomes.
         effect: None without outcomes, or if nobody is held out.
+        effect_by_segment: The effect for users who were cold, sparse or dense at the start, for segments with enough users on both sides.
+        harmful_segments: One sentence for each segment that the present experiment found to be harmed, now or before.
         canary_effect: Canary users against users who are neither in the canary nor held out. None without outcomes, or without a
             canary.
     """
@@ -96,17 +107,26 @@ class ExperimentReport(Jsonable):
     synthetic_events_of_held_out: int
     runs_of_other_keys: list[str]
     out: str | None = None
+    start: datetime | None = None
+    days: float | None = None
     effect: Effect | None = None
+    effect_by_segment: dict[str, Effect] = field(default_factory=dict)
+    harmful_segments: list[str] = field(default_factory=list)
     canary_effect: Effect | None = None
 
 
-def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: Path | None = None) -> ExperimentReport:
+def analyze_experiment(
+    settings: Settings, *, outcomes: str | None = None, until: datetime | None = None, out: Path | None = None
+) -> ExperimentReport:
     """Report who is held out and who is in the canary; with outcomes, estimate the effect.
+
+    Segments whose always-valid interval lies below 0 are recorded for later runs (`scalr_prod.generation.harmful_segments`).
 
     Args:
         settings: ``[experiment]``.
         outcomes: Path or URL of a table with ``user_id``, ``value`` and optionally ``pre_value``, one row per user; users without an
             outcome have 0. Parquet, CSV, JSON lines, a Delta or Iceberg table.
+        until: Time until which the outcomes were counted; default: now.
         out: Write ``user_id`` and ``side`` (``treated``, ``held_out``, ``canary``) of every user of the source domains: ``.parquet`` or
             ``.csv``.
 
@@ -114,7 +134,8 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
         SettingsError: Nobody is held out, and there is no canary.
         TableNotFound: Nothing has been ingested yet.
         InputError: The outcomes cannot be read, lack a column, or contain a user twice.
-        EvaluationError: A side has too few users; or the output file has another suffix, or cannot be written.
+        EvaluationError: A side has too few users; ``until`` is not after the start; the policy file is not valid; or the output file has
+            another suffix, or cannot be written.
     """
     holdout, canary = Holdout.from_settings(settings), Canary.from_settings(settings)
     if holdout is None and canary is None:
@@ -125,7 +146,12 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
         raise EvaluationError(
             f"unsupported file type '{out.suffix}'", where=str(out), next_step="name a file that ends in .parquet or .csv"
         )
-    lake = Lake.open(settings)
+    lake, salt = Lake.open(settings), (holdout or canary).salt  # type: ignore[union-attr]  # one of them is set
+    with Ledger.open(settings) as ledger:
+        planned = {run.run_id: Holdout.from_run(run.spec.settings) for run in ledger.runs.find()}
+        runs = {run for run, held in planned.items() if held is not None and held.salt == salt}
+        start = settings.experiment.start or _first_publication(ledger.publications.find(), runs, salt)
+    days = None if outcomes is None else _days(start, until)
     with staging_folder(settings, "experiment") as folder, open_duckdb(settings, folder) as db:
         db.register("events", lake.dataset(Table.SOURCE_EVENTS))
         side = _side_sql(holdout, canary)
@@ -135,16 +161,21 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
         if lake.exists(Table.SYNTHETIC_TARGET_EVENTS):
             db.register("synthetic", lake.dataset(Table.SYNTHETIC_TARGET_EVENTS))
             synthetic = db.sql(f"SELECT count(*) FROM synthetic WHERE {side} = 'held_out'").fetchall()[0][0]
-        effect = canary_effect = None
-        if outcomes is not None:
+        effects = _Effects()
+        if outcomes is not None and days is not None:
             rows = _read_outcomes(settings, outcomes)
             db.register("target", lake.dataset(Table.TARGET_EVENTS))
             _warn_about_unknown_users(db, rows, outcomes)
-            effect, canary_effect = _estimate_effects(db, holdout, canary, rows, outcomes)
+            db.register("outcomes", rows)
+            _ensure_distinct_users(db, outcomes)
+            sparse_below = apply_policy(settings)[0].downstream.sparse_below
+            effects = _estimate_effects(db, holdout, canary, segment_sql(start, sparse_below), days)
         if out is not None:
             _write_sides(db, out)
-    with Ledger.open(settings) as ledger:
-        specs = [run.spec for run in ledger.runs.find()]
+    record_harmful_segments(
+        settings,
+        {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
+    )
     return ExperimentReport(
         holdout=holdout.share if holdout else 0.0,
         canary=canary.share if canary else 0.0,
@@ -152,11 +183,49 @@ def analyze_experiment(settings: Settings, *, outcomes: str | None = None, out: 
         users_held_out=counts.get("held_out", 0),
         users_canary=counts.get("canary", 0),
         synthetic_events_of_held_out=int(synthetic),
-        runs_of_other_keys=_runs_of_other_keys(specs, (holdout or canary).salt),  # type: ignore[union-attr]  # one of them is set
+        runs_of_other_keys=[run for run, held in planned.items() if held is not None and held.salt != salt],
         out=None if out is None else str(out),
-        effect=effect,
-        canary_effect=canary_effect,
+        start=start,
+        days=days,
+        effect=effects.overall,
+        effect_by_segment=effects.by_segment,
+        harmful_segments=describe_harmful_segments(settings),
+        canary_effect=effects.canary,
     )
+
+
+def _describe_harm(segment: str, effect: Effect, days: float) -> str:
+    return (
+        f"synthetic events changed the outcome of {segment} users by {effect.effect:+.3g} each in {days:.0f} days "
+        f"(95 %: {effect.low:+.3g} to {effect.high:+.3g})"
+    )
+
+
+def _first_publication(publications: list[Publication], runs: set[str], salt: str) -> datetime | None:
+    """Return when one of some runs, or a run in a canary of the present key, was first published; None: never."""
+    for_experiment = (found for found in publications if found.run_id in runs or (found.canary or {}).get("salt") == salt)
+    return min((found.published_at.astimezone(UTC) for found in for_experiment if found.published_at is not None), default=None)
+
+
+def _days(start: datetime | None, until: datetime | None) -> float:
+    """Return the days from the experiment's start, at least one; without a start, one.
+
+    Raises:
+        EvaluationError: ``until`` is not after the start.
+    """
+    if start is None:
+        logger.warning(
+            "no run was published under this holdout, and [experiment] start is not set: intervals are as wide as on the first day"
+        )
+        return 1.0
+    days = ((until or datetime.now(UTC)) - start).total_seconds() / 86_400
+    if days <= 0:
+        raise EvaluationError(
+            f"outcomes until {until.isoformat() if until else 'now'} are from before the experiment's start, {start.isoformat()}",
+            where="[experiment] start",
+            next_step="count outcomes from the start on, or correct [experiment] start",
+        )
+    return max(days, 1.0)
 
 
 def estimate_effect(
@@ -164,6 +233,7 @@ def estimate_effect(
     held_out: npt.NDArray[np.bool_],
     expected_share: float,
     *,
+    days: float = 1.0,
     pre_value: npt.NDArray[np.float64] | None = None,
 ) -> Effect:
     """Estimate the effect of not being held out.
@@ -175,6 +245,7 @@ def estimate_effect(
         outcome: Outcomes, float64 [N].
         held_out: Whether each user is held out, bool [N].
         expected_share: Expected share of held-out users.
+        days: Days that outcomes were counted for.
         pre_value: Pre-experiment values, float64 [N]; None without them.
 
     Raises:
@@ -199,7 +270,8 @@ def estimate_effect(
         total = float(within_y @ within_y)
         removed = slope * slope * spread / total if total else 0.0
     effect = float(adjusted[~held_out].mean() - adjusted[held_out].mean())
-    half = _welch_half_width(adjusted[~held_out], adjusted[held_out])
+    sides = adjusted[~held_out], adjusted[held_out]
+    half, fixed = always_valid.half_width(*sides, days), _welch_half_width(*sides)
     base = float(outcome[held_out].mean())
     split = stats.binomtest(int(held_out.sum()), len(held_out), expected_share)
     return Effect(
@@ -211,6 +283,8 @@ def estimate_effect(
         effect=effect,
         low=effect - half,
         high=effect + half,
+        fixed_low=effect - fixed,
+        fixed_high=effect + fixed,
         relative_pct=100 * effect / base if base else None,
         variance_removed=float(removed),
         split_p=float(split.pvalue),
@@ -247,11 +321,27 @@ def _warn_about_unknown_users(db: Any, rows: pa.Table, origin: str) -> None:
         )
 
 
-def _estimate_effects(
-    db: Any, holdout: Holdout | None, canary: Canary | None, rows: pa.Table, origin: str
-) -> tuple[Effect | None, Effect | None]:
-    """Estimate the effect of not being held out, and of being in the canary."""
-    db.register("outcomes", rows)
+def segment_sql(start: datetime | None, sparse_below: int) -> str:
+    """Return the DuckDB query of the segment of each user of the view ``target`` with events before the start; all others are cold.
+
+    Args:
+        start: Only earlier events count, since later ones may be an effect of the experiment; None: all.
+        sparse_below: Number of real target events below which a user counts as sparse.
+    """
+    _, sparse, dense = SEGMENTS
+    earlier = "" if start is None else f"WHERE {EVENT_TIMESTAMP} < TIMESTAMPTZ '{start.isoformat()}'"
+    return (
+        f"SELECT {USER_ID}::VARCHAR AS {USER_ID}, CASE WHEN count(*) < {sparse_below} THEN '{sparse}' ELSE '{dense}' END AS segment "
+        f"FROM target {earlier} GROUP BY {USER_ID}"
+    )
+
+
+def _ensure_distinct_users(db: Any, origin: str) -> None:
+    """Check that the outcomes have one row per user.
+
+    Raises:
+        BadValue: A user occurs twice.
+    """
     duplicates = db.sql(
         f"SELECT {USER_ID} FROM outcomes GROUP BY {USER_ID} HAVING count(*) > 1 ORDER BY {USER_ID} LIMIT 1"
     ).fetchall()
@@ -261,24 +351,43 @@ def _estimate_effects(
             where=f"{origin}, column '{USER_ID}'",
             next_step="aggregate the outcomes to one row per user",
         )
+
+
+@dataclass(frozen=True)
+class _Effects:
+    """Effects of not being held out, for all users and by segment, and of being in the canary."""
+
+    overall: Effect | None = None
+    by_segment: dict[str, Effect] = field(default_factory=dict)
+    canary: Effect | None = None
+
+
+def _estimate_effects(db: Any, holdout: Holdout | None, canary: Canary | None, segments: str, days: float) -> _Effects:
+    """Estimate the effects from the tables ``outcomes`` and ``target``."""
     query = (
-        f"SELECT {_side_sql(holdout, canary)} AS side, {_VALUE_COLUMN}, {_PRE_VALUE_COLUMN} FROM outcomes ORDER BY {USER_ID}"
+        f"SELECT {_side_sql(holdout, canary)} AS side, coalesce(segment, '{SEGMENTS[0]}') AS segment, {_VALUE_COLUMN}, {_PRE_VALUE_COLUMN} "
+        f"FROM outcomes LEFT JOIN ({segments}) USING ({USER_ID}) ORDER BY {USER_ID}"
     )
     columns = db.sql(query).fetchnumpy()
-    side, value = np.asarray(columns["side"]).astype(str), np.asarray(columns[_VALUE_COLUMN])
-    before = np.ma.filled(columns[_PRE_VALUE_COLUMN].astype(np.float64), np.nan)
-    known = None if rows[_PRE_VALUE_COLUMN].null_count == rows.num_rows else before
+    side, segment = (np.asarray(columns[name]).astype(str) for name in ("side", "segment"))
+    value, before = np.asarray(columns[_VALUE_COLUMN]), np.ma.filled(columns[_PRE_VALUE_COLUMN].astype(np.float64), np.nan)
+    pre_value = before if np.isfinite(before).any() else None
+    held_out = side == "held_out"
 
     def estimate(users: npt.NDArray[np.bool_], untreated: npt.NDArray[np.bool_], share: float) -> Effect:
-        return _warn_about_uneven_split(
-            estimate_effect(value[users], untreated[users], share, pre_value=None if known is None else known[users]), share
-        )
+        known = None if pre_value is None else pre_value[users]
+        return estimate_effect(value[users], untreated[users], share, days=days, pre_value=known)
 
-    effect = estimate(np.ones(len(side), dtype=bool), side == "held_out", holdout.share) if holdout else None
-    if canary is None:
-        return effect, None
-    expected_share = 1 - canary.share / (1 - (holdout.share if holdout else 0.0))
-    return effect, estimate(side != "held_out", side == "treated", expected_share)
+    overall, by_segment, in_canary = None, {}, None
+    if holdout is not None:
+        overall = _warn_about_uneven_split(estimate(np.ones(len(side), dtype=bool), held_out, holdout.share), holdout.share)
+        masks = {name: segment == name for name in SEGMENTS}
+        enough = [name for name, mask in masks.items() if min((mask & held_out).sum(), (mask & ~held_out).sum()) >= _MIN_USERS]
+        by_segment = {name: estimate(masks[name], held_out, holdout.share) for name in enough}
+    if canary is not None:
+        share = 1 - canary.share / (1 - (holdout.share if holdout else 0.0))
+        in_canary = _warn_about_uneven_split(estimate(~held_out, side == "treated", share), share)
+    return _Effects(overall, by_segment, in_canary)
 
 
 def _warn_about_uneven_split(effect: Effect, share: float) -> Effect:
@@ -343,8 +452,3 @@ def _write_sides(db: Any, out: Path) -> None:
             db.execute(f"COPY (SELECT {USER_ID}, side FROM sides ORDER BY {USER_ID}) TO '{path}' (FORMAT {file_format})")
     except (OSError, duckdb.IOException) as error:
         raise EvaluationError(f"cannot be written: {error}", where=str(out), next_step="choose a writable folder") from error
-
-
-def _runs_of_other_keys(specs: list[RunSpec], salt: str) -> list[str]:
-    planned = ((spec.run_id, Holdout.from_run(spec.settings)) for spec in specs)
-    return [run_id for run_id, holdout in planned if holdout is not None and holdout.salt != salt]

@@ -55,15 +55,17 @@ def feast(context: PipelineContext) -> None:
 
 
 def policy(context: PipelineContext) -> StageReport | None:
-    """Apply the home's policy to the settings; a whole run skips generation if every weight is 0.
+    """Apply the home's policy, and what the experiment found, to the settings; a whole run skips generation if every weight is 0.
 
     A whole run whose events could not be in the training set is refused here, before any training.
     """
-    from scalr_prod.generation import apply_policy, why_not_generated
+    from scalr_prod.generation import apply_policy, describe_harmful_segments, record_dropped_segments, why_not_generated
     from scalr_prod.training_set import ensure_run_fits_splits
 
+    context.harmful_segments = describe_harmful_segments(context.settings)
     context.settings, followed = apply_policy(context.settings)
     if context.whole:
+        record_dropped_segments(context.settings)
         context.not_generated = why_not_generated(context.settings)
         if context.not_generated:
             logger.info("%s", context.not_generated)

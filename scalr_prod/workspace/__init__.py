@@ -39,7 +39,14 @@ if TYPE_CHECKING:
         is_home,
     )
     from scalr_prod.workspace.suppression_list import SuppressedId, SuppressedKind, SuppressionList, ensure_retrained_in_time
-    from scalr_prod.workspace.user_assignment import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, not_held_out_sql
+    from scalr_prod.workspace.user_assignment import (
+        CANARY_COLUMN,
+        HELD_OUT_COLUMN,
+        Canary,
+        Holdout,
+        experiment_salt,
+        not_held_out_sql,
+    )
 
 __all__ = [
     "CANARY_COLUMN",
@@ -61,6 +68,7 @@ __all__ = [
     "ensure_retrained_in_time",
     "ensure_supported_path",
     "escape_glob",
+    "experiment_salt",
     "former_states",
     "has_consent_sql",
     "is_empty",
@@ -103,6 +111,7 @@ __getattr__ = lazy_exports(
         "escape_glob": "duckdb",
         "former_states": "consent",
         "has_consent_sql": "consent",
+        "experiment_salt": "user_assignment",
         "is_empty": "ownership",
         "is_home": "ownership",
         "move_into_place": "duckdb",

@@ -53,7 +53,7 @@ class Holdout:
         """
         if not settings.experiment.holdout:
             return None
-        return cls(settings.experiment.holdout, _salt(settings))
+        return cls(settings.experiment.holdout, experiment_salt(settings))
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
@@ -99,7 +99,7 @@ class Canary(Jsonable):
             ForeignFiles: The home holds files that this package did not make.
         """
         share = settings.experiment.canary if share is None else share
-        return cls(share, _salt(settings)) if share else None
+        return cls(share, experiment_salt(settings)) if share else None
 
     @classmethod
     def from_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
@@ -125,8 +125,8 @@ class Canary(Jsonable):
         return members.combine_chunks()
 
 
-def _salt(settings: Settings) -> str:
-    """Derive the salt from ``[experiment] key``, else from the home's id."""
+def experiment_salt(settings: Settings) -> str:
+    """Return the salt of the project's experiment, 32 hex digits, from ``[experiment] key``, else from the home's id."""
     key = settings.experiment.key
     if key is None:
         claim_home(settings)

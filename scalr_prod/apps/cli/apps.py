@@ -32,8 +32,9 @@ app = typer.Typer(
 )
 
 
-def _group(name: str, text: str, example: str) -> typer.Typer:
-    group = typer.Typer(help=text, epilog=f"Example: {example}", no_args_is_help=True)
+def _group(name: str, text: str, example: str, *, alone: bool = False) -> typer.Typer:
+    """Add a group; with ``alone``, its name is a command, too."""
+    group = typer.Typer(help=text, epilog=f"Example: {example}", no_args_is_help=not alone, invoke_without_command=alone)
     app.add_typer(group, name=name)
     return group
 
@@ -48,6 +49,7 @@ runs_app = _group("runs", "List and show runs, resume one, roll one back.", "sca
 publication_app = _group(
     "publication", "Disable and enable publication; widen or withdraw a canary.", "scalr publication disable"
 )
+experiment_app = _group("experiment", "Measure and plan the holdout experiment.", "scalr experiment power", alone=True)
 feast_app = _group("feast", "Export synthetic events to your own feature repository.", "scalr feast export ../features")
 quality_app = _group("quality", "Check training sets of this project or any other.", "scalr quality check rows.parquet")
 config_app = _group("config", "Show the effective settings.", "scalr config show")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scalr_prod.apps.cli.apps import app, publication_app, runs_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, exit_with_error
+from scalr_prod.apps.cli.apps import app, experiment_app, publication_app, runs_app
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, RunId, as_utc, exit_with_error
 from scalr_prod.errors import ForgettingError
 
 if TYPE_CHECKING:
@@ -132,22 +132,47 @@ def explain_command(
     CommandContext(config, as_json, "explain").run_with_project(lambda project: project.explain(event_id))
 
 
-@app.command("experiment")
+@experiment_app.callback()
 def experiment_command(
+    ctx: typer.Context,
     outcomes: Annotated[
         str | None,
         typer.Option(help="A table of user_id, value and, where there is one, pre_value; users without an outcome with 0."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Time until which the outcomes were counted (UTC); default: now.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write every user's side to this .parquet or .csv file.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Show who is held out by [experiment]; with outcomes, the effect of synthetic events with a 95 % interval (CUPED with pre_value).
+    """Show who is held out by [experiment]; with outcomes, the effect of synthetic events, overall and by segment of users.
+
+    Intervals are 95 % and always valid: they may be read every day (CUPED with pre_value).
 
     Example: scalr experiment --outcomes revenue.csv --json
     """
-    CommandContext(config, as_json, "experiment").run_with_project(
-        lambda project: project.experiment(outcomes=outcomes, out=out)
+    if ctx.invoked_subcommand is None:
+        CommandContext(config, as_json, "experiment").run_with_project(
+            lambda project: project.experiment(outcomes=outcomes, until=as_utc(until), out=out)
+        )
+
+
+@experiment_app.command("power")
+def experiment_power(
+    effect: Annotated[float, typer.Option(min=0, help="The effect to find, in per cent of the mean.")] = 5.0,
+    holdout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of held-out users; default: [experiment] holdout.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Estimate the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+
+    Example: scalr experiment power --effect 5
+    """
+    CommandContext(config, as_json, "experiment power").run_with_project(
+        lambda project: project.experiment_power(effect_pct=effect, holdout=holdout)
     )
 
 

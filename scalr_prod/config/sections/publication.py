@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from scalr_prod.config.domains import SettingsSection
+from scalr_prod.config.sections.values import Instant
 
 
 class PublicationSettings(SettingsSection):
@@ -38,6 +39,16 @@ class ExperimentSettings(SettingsSection):
         repr=False,
         description="key of the hash that chooses held-out and canary users, at least 8 characters; another key chooses other users. "
         "Default: a key created with the home",
+    )
+    harmful_segments: Literal["notice", "drop"] = Field(
+        default="notice",
+        description="a segment of users whose outcomes `scalr experiment` finds to be lower by synthetic events (the always-valid interval "
+        "is below 0): notice tells it in every run; drop also sets its λ to 0, whatever else sets λ, for as long as key and start stay",
+    )
+    start: Instant | None = Field(
+        default=None,
+        description="start of the experiment: outcomes are counted from it on, and a user's segment is that of earlier events. Default: "
+        "the first publication of a run with the present key",
     )
 
     @model_validator(mode="after")

@@ -40,6 +40,7 @@ COMMANDS = [
     "runs resume",
     "runs rollback",
     "experiment",
+    "experiment power",
     "explain",
     "publication disable",
     "publication enable",

@@ -167,6 +167,7 @@ COMMANDS = [
     "quality check rows.csv",
     "explain 0123456789abcdef",
     "experiment",
+    "experiment power --holdout 0.1",
     "forget u1",
     "maintain",
     "doctor",

@@ -79,6 +79,8 @@ def test_commands_and_their_options_are_there(_language, text):
             continue
         command, rest, name = SCALR, words[1:], "scalr"
         while hasattr(command, "resolve_command") and rest:
+            if command.invoke_without_command and rest[0].startswith("-"):  # a group that is a command, too
+                break
             context = command.make_context(name, list(rest), resilient_parsing=True)
             name, found, rest = command.resolve_command(context, list(rest))
             command = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import settings_from_dict
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, QualityGateFailed, SettingsError
+from scalr_prod.ledger import Ledger
 from scalr_prod.operations.holdout_experiment import analyze_experiment, estimate_effect
 from scalr_prod.publication.commit import publish
 from scalr_prod.quality import validate_run
@@ -77,13 +79,14 @@ def made(rng, held, *, effect: float):
     return taste + rng.gamma(1.0, 1.0, len(held)) + np.where(held, 0.0, effect), before
 
 
-def test_the_interval_is_welchs():
+def test_the_interval_for_one_reading_is_welchs():
     rng = np.random.default_rng(1)
     held = rng.random(300) < 0.2
     value = np.where(held, rng.normal(1, 3, 300), rng.normal(2, 1, 300))
     found = estimate_effect(value, held, 0.2)
     reference = stats.ttest_ind(value[~held], value[held], equal_var=False).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((reference.low, reference.high))
+    assert (found.fixed_low, found.fixed_high) == pytest.approx((reference.low, reference.high))
+    assert found.low < found.fixed_low < found.fixed_high < found.high
 
 
 @long
@@ -95,8 +98,8 @@ def test_the_interval_covers_the_truth_in_93_of_100_experiments(cuped):
         held = split(Holdout(0.1, f"{number:032x}"), np.arange(USERS))
         value, before = made(rng, held, effect=0.5)
         found = estimate_effect(value, held, 0.1, pre_value=before if cuped else None)
-        covered += found.low <= 0.5 <= found.high
-        widths.append(found.high - found.low)
+        covered += found.fixed_low <= 0.5 <= found.fixed_high
+        widths.append(found.fixed_high - found.fixed_low)
     assert covered >= 93
     assert np.mean(widths) < (0.5 if cuped else 0.75)
 
@@ -111,7 +114,7 @@ def test_what_was_known_before_makes_the_interval_narrower(tmp_path):
     assert plain.effect == pytest.approx(plain.mean_treated - plain.mean_held_out)
     assert plain.relative_pct == pytest.approx(100 * plain.effect / plain.mean_held_out)
     before[::3] = np.nan
-    assert cuped.low < estimate_effect(value, held, 0.2, pre_value=before).effect < cuped.high
+    assert cuped.fixed_low < estimate_effect(value, held, 0.2, pre_value=before).effect < cuped.fixed_high
     constant = estimate_effect(value, held, 0.2, pre_value=np.zeros(USERS))
     assert (constant.effect, constant.variance_removed) == (pytest.approx(plain.effect), 0.0)
 
@@ -166,6 +169,48 @@ def test_sides_that_cannot_be_written_are_told_with_the_file(project):
             analyze_experiment(project.settings, out=out)
         assert told.value.where == str(out)
     assert not list(project.folder.glob(".*.tmp"))
+
+
+def test_the_effect_of_each_segment_counts_days_from_the_start(tmp_path):
+    """Half of the users are dense before the start, and lose by treatment; target events after it do not make a user dense."""
+    source = [(f"u{k}", f"s{k % 7}", k / 100, k / 100) for k in range(400)]
+    early = [(f"u{k}", f"t{n}", -1000 + n, -1000 + n) for k in range(0, 400, 2) for n in range(6)]
+    late = [(f"u{k}", f"t{n}", 100 + n, 100 + n) for k in range(1, 400, 2) for n in range(6)]
+    begun = '[experiment]\nholdout = 0.3\nkey = "a key of the company"\nstart = 2024-01-01T00:00:00Z\n'
+    project = Handmade(tmp_path, extra=begun, source=source, target=[*early, *late])
+    held, rng = sides(project.settings, [f"u{k}" for k in range(400)]), np.random.default_rng(0)
+    effect = np.where(np.arange(400) % 2 == 0, -3.0, 1.0)
+    outcomes(project, value=rng.normal(5, 1, 400) + np.where(held, 0, effect))
+
+    def report(until: datetime):
+        return analyze_experiment(project.settings, outcomes="outcomes.csv", until=until)
+
+    found = report(datetime(2024, 1, 25, tzinfo=UTC))
+    assert (found.days, found.start) == (24.0, datetime(2024, 1, 1, tzinfo=UTC))
+    assert set(found.effect_by_segment) == {"cold", "dense"}
+    cold, dense = found.effect_by_segment["cold"], found.effect_by_segment["dense"]
+    assert (cold.users_held_out, dense.users_held_out) == (held[1::2].sum(), held[::2].sum())
+    assert 0 < cold.low < 1 < cold.high
+    assert dense.low < -3 < dense.high < 0
+    first_day = report(datetime(2024, 1, 2, tzinfo=UTC)).effect_by_segment["dense"]
+    assert first_day.high - first_day.low > 1.5 * (dense.high - dense.low), "fewer days allow for more chance"
+    with pytest.raises(EvaluationError, match="before the experiment's start"):
+        report(datetime(2023, 12, 31, tzinfo=UTC))
+
+
+def test_the_experiment_starts_with_the_first_publication_under_its_key(project, caplog):
+    outcomes(project)
+    report = analyze_experiment(project.settings, outcomes="outcomes.csv")
+    assert (report.start, report.days) == (None, 1.0)
+    assert "as wide as on the first day" in caplog.text
+    spec = project.accepted(start=0, end=4, seed=1)
+    publish(project.settings, spec.run_id)
+    with Ledger.open(project.settings) as ledger:
+        (published,) = ledger.publications.find()
+    report = analyze_experiment(project.settings, outcomes="outcomes.csv")
+    assert report.start == published.published_at
+    other = project.configure('[experiment]\nholdout = 0.2\nkey = "another key of theirs"\n')
+    assert analyze_experiment(other).start is None
 
 
 def test_a_choice_of_users_that_depends_on_the_experiment_is_told(project, caplog):
