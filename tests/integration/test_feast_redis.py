@@ -380,6 +380,7 @@ def test_another_projects_rows_stay(redis, tmp_path):
     assert_online_equals_offline(other)
 
 
+@long
 def test_nothing_is_left_of_what_departed(redis, tmp_path):
     """A deleted entity's key goes with its last row."""
     client(redis).flushall()

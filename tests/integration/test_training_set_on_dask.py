@@ -119,6 +119,7 @@ def hidden(*paths: Path):
             Path(f"{path}.hidden").rename(path)
 
 
+@long
 def test_an_error_of_a_task_arrives_as_it_was_raised_and_nothing_is_left(small, here, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise TrainingSetError("other rows", where="here", next_step="look")

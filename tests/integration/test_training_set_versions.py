@@ -141,7 +141,8 @@ def test_a_lake_that_moves_during_the_build_is_noticed(project, monkeypatch):
         build_training_set(settings)
 
 
-@pytest.mark.parametrize("weights", [None, pytest.param((0.5, 0.0, 0.25), marks=long)])
+@long
+@pytest.mark.parametrize("weights", [None, (0.5, 0.0, 0.25)])
 def test_rows_that_are_put_in_order_piece_by_piece_are_those_of_one_order_and_each_view_is_read_once(
     project, monkeypatch, weights
 ):

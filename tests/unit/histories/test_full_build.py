@@ -19,6 +19,7 @@ def files_of(settings, table):
     return {path.name for path in Path(Lake.open(settings).uri(table)).iterdir() if path.name != "_delta_log"}
 
 
+@pytest.mark.long
 def test_the_number_of_partitions_changes_no_row(tmp_path, monkeypatch):
     settings, split = (fill_lake(tmp_path / name, 2_000) for name in ("whole", "split"))
     build_histories(settings)
@@ -31,7 +32,7 @@ def test_the_number_of_partitions_changes_no_row(tmp_path, monkeypatch):
         assert len(names) > 5
 
 
-@pytest.mark.parametrize("task_events", [1_000, 100])
+@pytest.mark.parametrize("task_events", [1_000, pytest.param(100, marks=pytest.mark.long)])
 def test_the_number_of_tasks_changes_neither_rows_nor_their_order(tmp_path, monkeypatch, task_events):
     monkeypatch.setattr(partitioned, "PARTITION_ROWS", 400)
     settings, split = (fill_lake(tmp_path / name, 2_000) for name in ("whole", "split"))

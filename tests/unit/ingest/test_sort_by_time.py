@@ -55,6 +55,7 @@ def rows_of(settings: Settings) -> dict[Table, pa.Table]:
     return {table: lake.read(table) for table in TABLES}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("duplicates", sweep(["drop", "keep"], keep=1))
 def test_heaps_of_few_rows_change_nothing(tmp_path, monkeypatch, duplicates):

@@ -63,7 +63,7 @@ def held(settings, user: str = "bot") -> list[str]:
             itertools.product([(0, 1, 2), (2, 1, 0), (1, 2, 0, 1)], ["", WITH_IDS], ["drop", "cap"]),
             key=lambda case: case not in {((1, 2, 0, 1), "", "drop"), ((2, 1, 0), WITH_IDS, "cap")},
         ),
-        keep=2,
+        keep=1,
     ),
 )
 def test_a_day_in_several_deliveries_is_judged_as_one(project, policy, ids, order):

@@ -37,6 +37,7 @@ def project(tmp_path) -> Handmade:
     return made
 
 
+@pytest.mark.long
 def test_a_wrong_class_is_refused_once_the_settings_ask_for_it(project):
     spec = project.run(metrics=metrics(LOWEST, WRONG))
     project.configure("")

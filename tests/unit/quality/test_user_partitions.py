@@ -60,8 +60,8 @@ def test_a_partition_reads_only_the_files_with_its_users(project, monkeypatch):
     assert parts <= sum(connection.files) <= parts + 2 * partitions
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("each_user", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("each_user", [False, True])
 def test_a_run_judged_range_by_range_gets_the_verdict_that_it_gets_at_once(project, monkeypatch, each_user):
     """Of the same rows, among them such as break a rule that looks at other rows, at a log, or at nothing but themselves."""
     project.configure(QUARANTINE.replace("0.2", "0.9"))

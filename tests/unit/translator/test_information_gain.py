@@ -61,6 +61,7 @@ def information(world: World, **options) -> InformationGain:
     return fit_calibration(settings, shared, log.fold == 0, lambda _: None, with_information=True).information
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tenth_of_a_nat_is_significant_and_reproducible():
     world = World(signal=0.2, users=1_500, topics=8, source_items=64, target_items=64)  # .11 nats for the oracle

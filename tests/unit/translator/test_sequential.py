@@ -90,6 +90,7 @@ def test_source_windows_hold_every_source_event_of_the_slice_once(pairs):
     np.testing.assert_array_equal(windows.item_counts()[1:], np.bincount(items.flatten(), minlength=pairs.n_source + 1)[1:])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_pretraining_learns_the_next_source_item(pairs, monkeypatch):
     """A log in which source item i is always followed by i + 1: after pretraining the state of i is nearest to what follows."""

@@ -167,6 +167,7 @@ def test_a_shortlist_fits_its_own_context(world):
     assert held > 1.5 * 24 / ITEMS
 
 
+@pytest.mark.long
 def test_block_scores_use_popularity_at_the_start_of_the_week(world):
     """Events of the week, and later ones, do not count."""
     contexts = make_contexts(world, 50, seed=7)
