@@ -63,6 +63,11 @@ class LogColumns(SettingsSection):
     )
     event_type: str | None = Field(default=None, description="column of the event's type, such as view or purchase")
     value: str | None = Field(default=None, description="column of a number, such as the price paid; stored but not used")
+    exposed_by: str | None = Field(
+        default=None,
+        description="of the target: column of the model or variant whose recommendation led to the event, empty where none did; see "
+        "[translator] exposed_events",
+    )
 
 
 class ItemColumns(SettingsSection):
@@ -295,6 +300,8 @@ class Domains(SettingsSection):
     def _weights_of_source_types(self) -> Self:
         for place in self.log_keys("source"):
             source = self[place]
+            if source.columns.exposed_by is not None:
+                raise ValueError(f"[domains.{place}.columns] has exposed_by, which only the target domain has: remove it")
             if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
