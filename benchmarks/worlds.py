@@ -249,7 +249,7 @@ class WorldLogs:
             found: NDArray[np.float64] = -np.log(topics[each, topic[rows]] * shares[period, topic[rows], place[rows]] / mass)
             return found
 
-        followed, own = self._laws(rows)
+        followed, own = self.laws(rows)
         return Oracles(rows, np.log(seen.sum() - counts.sum(1)), loss(followed), loss(own))
 
     def _former(self) -> NDArray[np.int64]:
@@ -258,7 +258,7 @@ class WorldLogs:
         place = np.arange(len(user))[:, None] - 1 - np.arange(self.world.target_events - 1)
         return np.where(place >= np.searchsorted(user, user)[:, None], place, -1)
 
-    def _laws(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def laws(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Topics of target events that repeat nothing, as either oracle weighs them: [R, topics] each."""
         world = self.world
         user, every = self.target.user[rows], np.arange(len(rows))

@@ -28,8 +28,10 @@ ITEM_ID: Final = "item_id"
 EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
+#: The model whose recommendation led to a target event; null: none did.
+EXPOSED_BY: Final = "exposed_by"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
-OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value")
+OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value", EXPOSED_BY)
 
 #: Column of a training set with the part that a row belongs to, where there are several.
 SPLIT: Final = "split"

@@ -29,6 +29,7 @@ LEFT_OUT = {
     "abxi": "the evaluation protocol of another paper: [food and kitchen](../experiments/food-and-kitchen.md#the-protocol-of-abxi)",
     "lift": "an earlier evaluation with weaker baselines: [food and kitchen](../experiments/food-and-kitchen.md)",
     "lift_yelp_sasrec": "withdrawn: [lift](../experiments/lift.md#sasrec)",
+    "loop": "a simulated loop: [the loop](../experiments/loop.md)",
     "privacy": "attacks, not speed or lift: [privacy](../experiments/privacy.md)",
     "world_lifts": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",
     "worlds": "simulated logs: [worlds with a known answer](../experiments/worlds.md)",

@@ -68,6 +68,11 @@ class LogColumns(SettingsSection):
         description="column of the user's consent to the use of source events, true or false; a user's latest event decides, and null is "
         "false. Source domains only; default: nobody is asked",
     )
+    exposed_by: str | None = Field(
+        default=None,
+        description="of the target: column of the model or variant whose recommendation led to the event, empty where none did; see "
+        "[translator] exposed_events",
+    )
 
 
 class ItemColumns(SettingsSection):
@@ -324,6 +329,8 @@ class Domains(SettingsSection):
     def _weights_of_source_types(self) -> Self:
         for place in self.log_keys("source"):
             source = self[place]
+            if source.columns.exposed_by is not None:
+                raise ValueError(f"[domains.{place}.columns] has exposed_by, which only the target domain has: remove it")
             if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "

@@ -38,6 +38,7 @@ from scalr_prod.lake import (
 from scalr_prod.schemas import (
     EVENT_ID,
     EVENT_TIMESTAMP,
+    EXPOSED_BY,
     ITEM_ID,
     OPTIONAL_EVENT_COLUMNS,
     USER_ID,
@@ -535,6 +536,7 @@ class IngestPipeline:
             unused_columns=staged.unused_columns,
             items_not_in_file=unnamed,
             created_lifted=staged.created_lifted,
+            exposed=count_rows(self.db, f"FROM {log.view} WHERE {EXPOSED_BY} IS NOT NULL"),
             catalogue=size,
             catalogue_duplicates=duplicates,
             user_id=self.user_type,

@@ -233,7 +233,10 @@ class PipelineReport(Jsonable):
                 facts[side] = f"{log['rows']} events of {log['users']} users on {log['items']} items ({log['rows_added']} new)"
         if (made := self.stages.get("translator")) is not None:
             outcome = f"kept: {made['kept']}" if made["kept"] else "as it was" if made["reused"] else "trained"
-            facts["translator"] = f"version {made['version']}, {outcome}"
+            dropped = (
+                f", without {made['exposed_events']} events that a recommendation led to" if made["exposed_events"] else ""
+            )
+            facts["translator"] = f"version {made['version']}, {outcome}{dropped}"
         if (made := self.stages.get("generate")) is not None:
             facts["generated"] = f"{made['events']} events for {made['users']} users, from {made['contexts']} contexts"
         if (made := self.stages.get("validate")) is not None:

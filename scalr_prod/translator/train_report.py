@@ -25,6 +25,7 @@ class TrainReport(Jsonable):
         seconds: Wall-clock time.
         metrics: Metrics of the manifest: user group → component → metric.
         vocabulary: Domain → fields of `VocabularyCoverage`.
+        exposed_events: Target events that training left out because a recommendation led to them; None: the log does not mark them.
         kept: Why `scalr run` kept the version and trained none; None: it was trained, or its inputs are the same.
     """
 
@@ -36,6 +37,7 @@ class TrainReport(Jsonable):
     seconds: float
     metrics: dict[str, Any] = field(repr=False)
     vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+    exposed_events: int | None = None
     kept: str | None = None
 
     @classmethod
@@ -50,5 +52,6 @@ class TrainReport(Jsonable):
             seconds=seconds,
             metrics=version.manifest["metrics"],
             vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
+            exposed_events=version.manifest.get("exposed_events"),
             kept=kept,
         )

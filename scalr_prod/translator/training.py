@@ -22,7 +22,7 @@ from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
 from scalr_prod.translator import training_budget
 from scalr_prod.translator.dask_pool import open_training_pool
-from scalr_prod.translator.data.event_log import EventLog, read_event_log, training_consent
+from scalr_prod.translator.data.event_log import EventLog, read_event_log, target_weighting, training_consent
 from scalr_prod.translator.data.training_pairs import TrainingSlice, VocabularyCoverage
 from scalr_prod.translator.devices import describe_device
 from scalr_prod.translator.estimators.bundled_source import bundle_sources
@@ -102,6 +102,7 @@ def _train(
     consent = training_consent(settings)
     log = read_event_log(settings, until, versions=data_versions)
     release_memory()
+    exposed = _count_dropped(settings, log)
     folds = settings.translator.folds
     end = to_micros(until)
     pairs = TrainingSlice.from_log(log, end, settings.translator, device=training_device(settings.compute.device))
@@ -149,6 +150,7 @@ def _train(
         **({} if consent is None else consent.to_run_settings()),
         # Rounding depends on the device.
         **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
+        **({"exposed_events": exposed} if exposed is not None else {}),
         **({"carried": {name: source.to_metadata() for name, source in sources.items()}} if sources else {}),
     }
     return write_version(
@@ -159,6 +161,15 @@ def _train(
         vocabulary=_vocabulary(settings, log, pairs, data_versions),
         sources={source.file_name: source.source for source in sources.values()},
     )
+
+
+def _count_dropped(settings: Settings, log: EventLog) -> int | None:
+    """Count and log the target events that training leaves out because a recommendation led to them; None: the log does not mark them."""
+    if not target_weighting(settings).drops_exposed or log.target.weight is None:
+        return None
+    count = int((log.target.weight == 0).sum())
+    logger.info("%d of %d target events are left out of training: a recommendation led to them", count, len(log.target))
+    return count
 
 
 def _warn_if_vocabulary_limited(coverage: dict[str, VocabularyCoverage]) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.calendar import add_days
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Table
-from scalr_prod.translator.data.event_log import data_end, event_type_weights, training_consent
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, EXPOSED_BY, Table
+from scalr_prod.translator.data.domain_events import EventWeighting
+from scalr_prod.translator.data.event_log import data_end, target_weighting, training_consent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,8 +79,9 @@ def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:
         from scalr_prod.translator.estimators.bundled_source import bundle_sources
 
         content["estimators"] = {name: [one.version, one.sha256] for name, one in bundle_sources(plugins).items()}
-    type_weights = event_type_weights(settings)
-    content |= {"types": type_weights} if type_weights else {}
+    weighting = target_weighting(settings)
+    content |= {"types": weighting.types} if weighting.types else {}
+    content |= {"exposed": "drop"} if weighting.drops_exposed else {}
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -111,7 +113,9 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
 
     is_catalogue = table is Table.TARGET_ITEMS
     row = "item_id, value" if is_catalogue else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
-    row += ", event_type" if table is Table.TARGET_EVENTS and event_type_weights(settings) else ""
+    weighting = target_weighting(settings) if table is Table.TARGET_EVENTS else EventWeighting()
+    row += ", event_type" if weighting.types else ""
+    row += f", {EXPOSED_BY} IS NOT NULL" if weighting.drops_exposed else ""
     known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with open_duckdb(settings, folder) as duck:

@@ -69,6 +69,11 @@ class TranslatorSettings(SettingsSection):
         description="days, in the events' time: while events are only added, scalr run keeps a translator for this long, or until "
         "a log has grown by a tenth. 0: new events always train another",
     )
+    exposed_events: Literal["drop", "keep"] = Field(
+        default="drop",
+        description="target events that a recommendation led to ([domains.target.columns] exposed_by): leave them out of training, where "
+        "the translator would learn its own draws, or train on them. A user who had an item in this way is never proposed it again",
+    )
     pin: bool = Field(
         default=False,
         description="scalr run keeps the latest trained version, even if events, settings or this package's recipe have changed; "
@@ -93,10 +98,10 @@ class TranslatorSettings(SettingsSection):
         return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that decide a version, as plain JSON values."""
+        """Return the settings that decide a version, as plain JSON values; ``exposed_events`` does where the log marks such events."""
         # Omitted by default, so that versions from before this setting stay the same.
         others = {"training"} if self.training == "all" else set()
-        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", *others})
+        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "exposed_events", *others})
 
 
 class GenerationSettings(SettingsSection):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scalr_prod.core.hashing import stable_hash
 from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, EXPOSED_BY, ITEM_ID, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ class DomainEvents:
         item: int32 [M]. Position in ``ids``.
         time: int64 [M]. Microseconds since the epoch.
         ids: The item ids, sorted.
-        weight: float32 [M]. Weight of each event by its type; None: 1 each.
+        weight: float32 [M]. Weight of each event, see `EventWeighting`; None: 1 each.
     """
 
     user: NDArray[np.int32]
@@ -46,6 +46,31 @@ class DomainEvents:
 
     def __len__(self) -> int:
         return len(self.user)
+
+
+@dataclass(frozen=True)
+class EventWeighting:
+    """How much each event weighs in training.
+
+    Attributes:
+        types: Weight of each event type; empty: 1 each.
+        drops_exposed: Whether events that a recommendation led to weigh 0.
+    """
+
+    types: Mapping[str, float] = field(default_factory=dict)
+    drops_exposed: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns that decide an event's weight; none: every event weighs 1."""
+        return (*(("event_type",) if self.types else ()), *((EXPOSED_BY,) if self.drops_exposed else ()))
+
+    def weigh(self, events: pa.Table) -> NDArray[np.float32]:
+        """Return the weight of each event of a table with these columns, float32 [M]."""
+        weight = _type_weights(events["event_type"], self.types) if self.types else np.ones(len(events), dtype=np.float32)
+        if self.drops_exposed:
+            weight = np.where(events[EXPOSED_BY].is_null().to_numpy(), weight, np.float32(0))
+        return weight
 
 
 def distinct_ids(reader: pa.RecordBatchReader) -> list[pa.Array]:
@@ -71,28 +96,29 @@ def distinct_ids(reader: pa.RecordBatchReader) -> list[pa.Array]:
 
 
 def load_events(
-    batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weights: Mapping[str, float], folder: Path | None
+    batches: Iterable[pa.RecordBatch], users: pa.Array, ids: pa.Array, weighting: EventWeighting, folder: Path | None
 ) -> tuple[DomainEvents, NDArray[np.int64]]:
     """Load events into arrays on disk, ordered by user, time and hash of the item.
 
     Args:
-        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp``, and ``event_type`` for ``weights``.
+        batches: ``user_id``, ``item_id``, ``event_timestamp``, ``created_timestamp``, and the columns of the weighting.
         users: Ids of all users, sorted.
         ids: Ids of the domain's items, sorted.
-        weights: Weight of each event type; empty: 1 each.
+        weighting: Weights of events.
         folder: Folder of the arrays' files, see `core.memmap`.
 
     Returns:
         The events, and when each became known: int64 [M], microseconds. All arrays are on disk.
     """
-    dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if weights else [])]
+    is_weighted = bool(weighting.columns)
+    dtypes = [np.int32, np.int32, np.int64, np.int64, *([np.float32] if is_weighted else [])]
     indexes = {USER_ID: IdIndex(users), ITEM_ID: IdIndex(ids)}
 
     def read() -> Iterator[list[NDArray[Any]]]:
         for table in _as_tables(batches):
             numbers = [index.positions(table[name]) for name, index in indexes.items()]
             times = [column_to_micros(table[name]) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
-            yield [*numbers, *times, *([_type_weights(table["event_type"], weights)] if weights else [])]
+            yield [*numbers, *times, *([weighting.weigh(table)] if is_weighted else [])]
 
     as_read = spill_arrays(read(), dtypes, folder)
     hashed = np.unique(stable_hash(ids), return_inverse=True)[1].astype(np.int32)
@@ -103,7 +129,7 @@ def load_events(
             yield [array[order] for array in (user, item, time, known, *weight)]
 
     user, item, time, known, *weight = spill_arrays(in_order(), dtypes, folder)
-    return DomainEvents(user, item, time, ids, weight[0] if weights else None), known
+    return DomainEvents(user, item, time, ids, weight[0] if is_weighted else None), known
 
 
 def _as_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -26,7 +26,13 @@ from scalr_prod.errors import NoCommonUsers, TranslatorError
 from scalr_prod.features import ViewWindow, join_point_in_time, open_feature_store, stream_window
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, USER_ID, Table
-from scalr_prod.translator.data.domain_events import DomainEvents, distinct_ids, is_first_interaction, load_events
+from scalr_prod.translator.data.domain_events import (
+    DomainEvents,
+    EventWeighting,
+    distinct_ids,
+    is_first_interaction,
+    load_events,
+)
 from scalr_prod.workspace import ConsentState, staging_folder
 
 if TYPE_CHECKING:
@@ -259,11 +265,11 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
                 where="domains.source.columns.user, domains.target.columns.user",
                 next_step="map the columns that hold the same kind of user id in both logs",
             )
-        weights = {"source": {}, "target": event_type_weights(settings)}
+        weighting = {"source": EventWeighting(), "target": target_weighting(settings)}
         all_users = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
-        columns = {domain: [*_COLUMNS, *(["event_type"] if weights[domain] else [])] for domain in _DOMAINS}
+        columns = {domain: [*_COLUMNS, *weighting[domain].columns] for domain in _DOMAINS}
         (source, source_known), (target, _) = (
-            load_events(readers[domain](*columns[domain]), all_users, items[domain], weights[domain], folder)
+            load_events(readers[domain](*columns[domain]), all_users, items[domain], weighting[domain], folder)
             for domain in _DOMAINS
         )
         ranges = _source_ranges(settings, source, source_known, target, trained_until, folder)
@@ -311,10 +317,12 @@ def training_consent(settings: Settings) -> ConsentState | None:
     return ConsentState.from_settings(settings) if settings.translator.training == "consent" else None
 
 
-def event_type_weights(settings: Settings) -> dict[str, float]:
-    """Return the weight of each target event type; empty: 1 each."""
+def target_weighting(settings: Settings) -> EventWeighting:
+    """Return how much target events weigh in training."""
     target = settings.domains.target
-    return dict(target.types) if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
+    types = target.types if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
+    drops_exposed = target.columns.exposed_by is not None and settings.translator.exposed_events == "drop"
+    return EventWeighting(dict(types), drops_exposed)
 
 
 def _histories(

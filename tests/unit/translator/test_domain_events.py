@@ -10,7 +10,7 @@ from support.examples import sweep
 
 from scalr_prod.core.hashing import stable_hash
 from scalr_prod.translator.data import domain_events
-from scalr_prod.translator.data.domain_events import distinct_ids, load_events
+from scalr_prod.translator.data.domain_events import EventWeighting, distinct_ids, load_events
 
 MANY = 3_000
 
@@ -39,7 +39,7 @@ def test_events_are_sorted_by_user_time_and_item_hash(weights, at_a_time, monkey
     users, ids = distinct_ids(table.select(["user_id", "item_id"]).to_reader(70))
     assert users.to_pylist() == sorted(set(table["user_id"].to_pylist()))
     assert ids.to_pylist() == sorted(set(table["item_id"].to_pylist()))
-    found, known = load_events(table.to_reader(70), users, ids, weights, tmp_path)
+    found, known = load_events(table.to_reader(70), users, ids, EventWeighting(weights), tmp_path)
     plain = table.to_pandas()
     plain["hash"] = stable_hash(table["item_id"])
     plain = plain.sort_values(["user_id", "event_timestamp", "hash", "created_timestamp"], kind="stable")
@@ -59,7 +59,7 @@ def test_the_indexes_of_known_ids_are_built_once_whatever_the_number_of_batches(
     built, index = [], domain_events.IdIndex
     monkeypatch.setattr(domain_events, "IdIndex", lambda known: built.append(len(known)) or index(known))
     users, ids = distinct_ids(log().select(["user_id", "item_id"]).to_reader(70))
-    load_events(log().to_reader(70), users, ids, {}, tmp_path)
+    load_events(log().to_reader(70), users, ids, EventWeighting(), tmp_path)
     assert built == [len(users), len(ids)]
 
 
@@ -67,5 +67,5 @@ def test_empty_input_keeps_the_column_types(tmp_path):
     nothing = log()[:0]
     users, ids = distinct_ids(nothing.select(["user_id", "item_id"]).to_reader())
     assert (len(users), len(ids), users.type) == (0, 0, pa.string())
-    found, known = load_events(nothing.to_reader(), users, ids, {}, tmp_path)
+    found, known = load_events(nothing.to_reader(), users, ids, EventWeighting(), tmp_path)
     assert len(found) == len(known) == 0
