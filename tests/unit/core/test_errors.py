@@ -106,11 +106,11 @@ def _texts(node: ast.expr) -> list[str]:
 def _unusable(words: list[str]) -> list[str]:
     """What is wrong with a command line that follows `scalr`; text may go on behind it."""
     found = SCALR
-    while words and getattr(found, "commands", None):
+    while words and getattr(found, "commands", None) and not (found.invoke_without_command and words[0].startswith("--")):
         if words[0] not in found.commands:
             return [f"there is no {words[0]}"]
         found = found.commands[words.pop(0)]
-    if getattr(found, "commands", None):
+    if getattr(found, "commands", None) and not found.invoke_without_command:
         return ["a group of commands"]
     given = [word.split("=")[0] for word in words if word.startswith("--")]
     options = {option for one in found.params for option in one.opts}
