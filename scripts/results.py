@@ -369,7 +369,7 @@ def reliability() -> list[str]:
     ]
     return [
         *heading("Reliability", "faults", "soak"),
-        "Drivers killed by SIGKILL, and how many then published the same rows ([how](../explanation/reliability.md)):",
+        "Drivers killed by SIGKILL, and runs with the same rows afterwards ([how](../explanation/reliability.md)); one had ended before:",
         "",
         *table(["stage", "killed", "same rows afterwards"], [*rows, ["all", str(killed), str(same)]]),
         f"A driver that runs for {soak['seconds']:g} s without a pause, with {soak['clients']} clients beside it:",
