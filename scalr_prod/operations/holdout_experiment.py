@@ -172,10 +172,12 @@ def analyze_experiment(
             effects = _estimate_effects(db, holdout, canary, segment_sql(start, sparse_below), days)
         if out is not None:
             _write_sides(db, out)
-    record_harmful_segments(
-        settings,
-        {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
-    )
+    # Nothing is concluded from outcomes before any publication, nor from a table whose users depend on the experiment.
+    if start is not None and effects.overall is not None and effects.overall.split_p >= _MIN_SPLIT_P:
+        record_harmful_segments(
+            settings,
+            {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
+        )
     return ExperimentReport(
         holdout=holdout.share if holdout else 0.0,
         canary=canary.share if canary else 0.0,

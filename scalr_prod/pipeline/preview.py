@@ -89,8 +89,9 @@ def dry_run(settings: Settings, graph: Iterable[Stage], *, whole: bool = False) 
     """
     from scalr_prod.generation import apply_policy, why_not_generated
 
+    not_generated = why_not_generated(settings)
     settings, _ = apply_policy(settings)
-    if whole and (not_generated := why_not_generated(settings)):
+    if whole and not_generated:
         found = _dry_run(settings, [stage for stage in graph if stage.name not in SKIPPED_WITHOUT_EVENTS], plan=False)
         left_out = {stage.name: "leave out" for stage in graph if stage.name in SKIPPED_WITHOUT_EVENTS and not stage.light}
         would = {stage.name: (dict(found.stages) | left_out)[stage.name] for stage in graph if not stage.light}

@@ -63,10 +63,11 @@ def policy(context: PipelineContext) -> StageReport | None:
     from scalr_prod.training_set import ensure_run_fits_splits
 
     context.harmful_segments = describe_harmful_segments(context.settings)
+    not_generated = why_not_generated(context.settings)  # of the settings as written, so that the reason names where λ is set
     context.settings, followed = apply_policy(context.settings)
     if context.whole:
         record_dropped_segments(context.settings)
-        context.not_generated = why_not_generated(context.settings)
+        context.not_generated = not_generated
         if context.not_generated:
             logger.info("%s", context.not_generated)
         else:

@@ -109,16 +109,19 @@ def compute_fingerprint(
 
 def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: datetime, folder: Path) -> list[str]:
     """Return the number of rows known by ``until`` and the sum of their hashes, which do not depend on row order or commits."""
+    from scalr_prod.core.delta_log import arrow_schema
     from scalr_prod.workspace import create_delta_view, open_duckdb
 
     is_catalogue = table is Table.TARGET_ITEMS
     row = "item_id, value" if is_catalogue else "user_id, item_id, epoch_us(event_timestamp), epoch_us(created_timestamp)"
     weighting = target_weighting(settings) if table is Table.TARGET_EVENTS else EventWeighting()
     row += ", event_type" if weighting.types else ""
-    row += f", {EXPOSED_BY} IS NOT NULL" if weighting.drops_exposed else ""
+    opened = lake.open_table(table, version=version)
+    # The table has the column from the first ingest on that maps it.
+    row += f", {EXPOSED_BY} IS NOT NULL" if weighting.drops_exposed and EXPOSED_BY in arrow_schema(opened).names else ""
     known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with open_duckdb(settings, folder) as duck:
-        create_delta_view(duck, "events", lake.open_table(table, version=version))
+        create_delta_view(duck, "events", opened)
         totals = duck.execute(query, None if is_catalogue else [until]).fetchall()[0]
     return [str(value) for value in totals]

@@ -42,8 +42,8 @@ class ExperimentSettings(SettingsSection):
     )
     harmful_segments: Literal["notice", "drop"] = Field(
         default="notice",
-        description="a segment of users whose outcomes `scalr experiment` finds to be lower by synthetic events (the always-valid interval "
-        "is below 0): notice tells it in every run; drop also sets its λ to 0, whatever else sets λ, for as long as key and start stay",
+        description="a segment of users for whom `scalr experiment` finds that synthetic events lower the outcome (the always-valid "
+        "interval is below 0): notice tells it in every run; drop also sets its λ to 0, whatever else sets λ, while key and start stay",
     )
     start: Instant | None = Field(
         default=None,

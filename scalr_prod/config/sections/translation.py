@@ -72,7 +72,8 @@ class TranslatorSettings(SettingsSection):
     exposed_events: Literal["drop", "keep"] = Field(
         default="drop",
         description="target events that a recommendation led to ([domains.target.columns] exposed_by): leave them out of training, where "
-        "the translator would learn its own draws, or train on them. A user who had an item in this way is never proposed it again",
+        "the translator would learn its own draws, or train on them. Users who had an item in this way are not proposed it again, unless "
+        "exclude_consumed is false",
     )
     pin: bool = Field(
         default=False,
@@ -98,7 +99,7 @@ class TranslatorSettings(SettingsSection):
         return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that decide a version, as plain JSON values; ``exposed_events`` does where the log marks such events."""
+        """Return the settings that decide a version, as plain JSON values; ``exposed_events`` is in `training_inputs`."""
         # Omitted by default, so that versions from before this setting stay the same.
         others = {"training"} if self.training == "all" else set()
         return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "exposed_events", *others})

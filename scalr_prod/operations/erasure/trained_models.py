@@ -88,9 +88,11 @@ def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_day
     for use in uses:
         datasets[use.model][use.model_version].append((use.dataset, use.dataset_version))
 
-    def settling_version(model: str, entry: SuppressedId) -> str | None:
-        """Return the model's first version whose training sets were all built after an erasure."""
-        for version, read in datasets[model].items():
+    def settling_version(model: str, affected: str, entry: SuppressedId) -> str | None:
+        """Return the first version registered after an affected one whose training sets were all built after an erasure."""
+        versions = list(datasets[model])
+        for version in versions[versions.index(affected) + 1 :]:
+            read = datasets[model][version]
             if all(built_at[one] > entry.at and one[1] not in entry.datasets.get(one[0], ()) for one in read):
                 return version
         return None
@@ -98,7 +100,7 @@ def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_day
     found = []
     for use in uses:
         entries = erasures[use.dataset, use.dataset_version]
-        settled = {entry.digest: settling_version(use.model, entry) for entry in entries}
+        settled = {entry.digest: settling_version(use.model, use.model_version, entry) for entry in entries}
         if due := [entry for entry in entries if settled[entry.digest] is None] or entries:
             last = max(entries, key=lambda entry: entry.at)
             found.append(

@@ -124,6 +124,36 @@ def test_what_is_no_spine(store, tmp_path):
         store.get_historical_features([{"meter": "m1"}], ["power:kwh"])
 
 
+def test_a_table_that_gained_a_column_is_read_whole(store, tmp_path):
+    source = readings(tmp_path)
+    store.apply([METER, view_of(source)])
+    before = kwh(store, ("m1", 3), ("m2", 3))
+    later = {
+        "read_at": hours(4),
+        "stored_at": hours(4),
+        "kwh_total": [7.0],
+        "meter_no": ["m1"],
+        "phase": ["z"],
+        "tariff": ["t"],
+    }
+    write_deltalake(source.path, pa.table(later), mode="append", schema_mode="merge")
+    assert kwh(store, ("m1", 3), ("m2", 3), ("m1", 5)) == [*before, 7.0]
+
+
+def test_files_in_folders_of_the_table_are_read(store, tmp_path):
+    """Some writers put files into folders of random names, without partitions."""
+    source = readings(tmp_path)
+    store.apply([METER, view_of(source)])
+    before = kwh(store, ("m1", 3), ("m2", 3))
+    table = DeltaTable(source.path)
+    (name,) = table.get_add_actions()["path"].to_pylist()
+    (Path(source.path) / "k3").mkdir()
+    (Path(source.path) / name).rename(Path(source.path) / "k3" / name)
+    log = Path(source.path) / "_delta_log" / "00000000000000000000.json"
+    log.write_text(log.read_text().replace(f'"{name}"', f'"k3/{name}"'))
+    assert kwh(store, ("m1", 3), ("m2", 3)) == before
+
+
 def test_a_version_is_pinned_by_full_path_or_last_part(store, tmp_path):
     source = readings(tmp_path)
     later = {"read_at": hours(2.5), "stored_at": hours(2.5), "kwh_total": [99.0], "meter_no": ["m1"], "phase": ["z"]}

@@ -104,6 +104,18 @@ def test_a_later_version_on_later_sets_settles_it(settings):
     assert len({one.retrain_by for one in found}) == 1, "that of the erasure that no version settles"
 
 
+def test_a_version_registered_before_an_affected_one_does_not_settle_it(settings):
+    """Version 5 replaced version 4, so it is what serves."""
+    build(settings, 1, ["ada", "bob"])
+    erase_users(settings, ["ada"])
+    build(settings, 2, ["bob"])
+    train(settings, "4", 2)
+    train(settings, "5", 1)
+    assert due(settings) == [("ranker", "5", 1, 1)]
+    train(settings, "6", 2)
+    assert due(settings) == []
+
+
 def test_a_set_whose_files_are_gone_counts_for_users_with_earlier_events(settings):
     shutil.rmtree(build(settings, 1, ["bob"]))
     train(settings, "1", 1)

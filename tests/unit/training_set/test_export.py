@@ -144,7 +144,7 @@ def test_the_report_compares_what_was_drawn_with_what_is_expected(opened, tmp_pa
         assert draw["left_out"] == len(rows) - len(kept)
         assert draw["left_out_synthetic"] == rows["is_synthetic"].sum() - of_synthetic["timestamp"].nunique()
     assert opened.export(tmp_path / "weights.csv").to_json()["sample"] is None
-    verdict = check_dataset(tmp_path / "weights.csv")
+    verdict = check_dataset(tmp_path / "weights.csv", folder=tmp_path / "docs")
     assert (verdict.kind, verdict.passed) == ("csv", True), [str(rule) for rule in verdict.rules if rule.outcome == "failed"]
 
 

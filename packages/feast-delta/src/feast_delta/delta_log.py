@@ -142,6 +142,15 @@ def duckdb_readable_files(table: DeltaTable) -> list[str] | None:
     return files
 
 
+def files_have_all_columns(table: DeltaTable) -> bool:
+    """Return whether every file is known to hold all columns: a table may have gained some. Lists and structs are not looked at."""
+    import pyarrow as pa
+
+    actions = _actions(table)
+    counted = [f"null_count.{field.name}" for field in arrow_schema(table) if not pa.types.is_nested(field.type)]
+    return len(actions) < 2 or all(name in actions.schema.names and not actions.column(name).null_count for name in counted)  # noqa: PLR2004 - files
+
+
 def _is_plain(table: DeltaTable) -> bool:
     """Return whether the files alone hold the rows: no deletion vectors, no column mapping, no partition columns."""
     features = set(table.protocol().reader_features or ())

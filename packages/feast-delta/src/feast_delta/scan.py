@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
 
-from feast_delta.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset
+from feast_delta.delta_log import GLOB_CHARACTERS, arrow_schema, duckdb_readable_files, files_dataset, files_have_all_columns
 from feast_delta.errors import DeltaStoreError, TableMissing
 from feast_delta.sessions import quote_identifier, quote_literal, read_parquet_sql
 
@@ -102,12 +103,16 @@ def scan_delta(
     schema = arrow_schema(table)
     files = duckdb_readable_files(table)
     if files is not None and file_names is not None:
-        files = [file for file in files if Path(file).name in file_names]
+        root = urlparse(table.table_uri).path if table.table_uri.startswith("file:") else table.table_uri
+        prefix = unquote(root).rstrip("/") + "/"
+        chosen = {unquote(name) for name in file_names}
+        files = [file for file in files if file.removeprefix(prefix) in chosen]
     if files == []:
         connection.register(alias, schema.empty_table())
         return Scan(quote_identifier(alias), schema, "0::BIGINT")
     if files is not None:
-        return Scan(read_parquet_sql(files), schema, _file_row_id(), table, len(files))
+        relation = read_parquet_sql(files, union_by_name=not files_have_all_columns(table))
+        return Scan(relation, schema, _file_row_id(), table, len(files))
     return replace(_copy(connection, files_dataset(table, file_names), alias, columns, rows_sql), table=table)
 
 

@@ -24,9 +24,15 @@ def quote_literal(value: str | int) -> str:
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
-def read_parquet_sql(files: Iterable[str]) -> str:
-    """Return a DuckDB table function that reads Parquet files, whose names must hold no glob characters."""
-    return f"read_parquet([{', '.join(map(quote_literal, files))}])"
+def read_parquet_sql(files: Iterable[str], *, union_by_name: bool = False) -> str:
+    """Return a DuckDB table function that reads Parquet files.
+
+    Args:
+        files: Their paths, without glob characters.
+        union_by_name: Whether a column may be missing in some of them; DuckDB then reads every file's footer first.
+    """
+    options = ", union_by_name = true" if union_by_name else ""
+    return f"read_parquet([{', '.join(map(quote_literal, files))}]{options})"
 
 
 def configure_connection(connection: DuckDBPyConnection) -> None:
