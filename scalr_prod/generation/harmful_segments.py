@@ -68,20 +68,23 @@ def harmful_segments_path(settings: Settings) -> Path:
 
 
 def record_harmful_segments(settings: Settings, measured: Mapping[str, str]) -> None:
-    """Add segments to those of the present experiment, in the file and in the ledger; nothing is ever removed.
+    """Add segments to those of the present experiment, in the ledger and in the file, which holds one experiment's.
 
     Args:
         settings: The project's settings.
         measured: Segment → what was measured, in one clause.
     """
-    known = HarmfulSegments.from_settings(settings)
-    if not measured.keys() - known.segments.keys():
+    from filelock import FileLock
+
+    if not measured:
         return
     salt, start = experiment_salt(settings), settings.experiment.start
     path = harmful_segments_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, HarmfulSegments(salt, start.isoformat() if start else None, {**measured, **known.segments}).to_json())
-    _record_in_ledger(settings, measured, "harmful", salt)
+    with FileLock(path.with_suffix(".lock")):
+        known = HarmfulSegments.from_settings(settings).segments
+        _record_in_ledger(settings, measured, "harmful", salt)
+        write_json(path, HarmfulSegments(salt, start.isoformat() if start else None, {**measured, **known}).to_json())
 
 
 def describe_harmful_segments(settings: Settings) -> list[str]:

@@ -25,7 +25,7 @@ from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import ConsentState
+from scalr_prod.workspace import count_withdrawn_since_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -234,10 +234,7 @@ def _ensure_consent_still_given(settings: Settings, spec: RunSpec) -> None:
     Raises:
         GenerationError: Some have; the run is to be planned again.
     """
-    planned, now = ConsentState.from_run(spec.settings), ConsentState.from_settings(settings)
-    if planned is None or now is None or planned == now:
-        return
-    if withdrawn := planned.count_withdrawn(settings.home, now):
+    if withdrawn := count_withdrawn_since_plan(settings, spec.settings):
         raise GenerationError(
             f"{withdrawn} users have withdrawn their consent since the run was planned",
             where="[domains] consent",

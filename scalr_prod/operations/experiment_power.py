@@ -13,7 +13,7 @@ from scalr_prod.errors import EvaluationError, SettingsError
 from scalr_prod.generation import SEGMENTS, apply_policy
 from scalr_prod.lake import Lake
 from scalr_prod.operations import always_valid
-from scalr_prod.operations.holdout_experiment import segment_sql
+from scalr_prod.operations.holdout_experiment import MIN_USERS, segment_sql
 from scalr_prod.schemas import EVENT_TIMESTAMP, USER_ID, Table
 from scalr_prod.workspace import open_duckdb, staging_folder
 
@@ -85,7 +85,7 @@ class PowerReport(Jsonable):
         period_days: Days of each of the two periods that it was measured on.
         days_needed: Days until the effect is found in 80 of 100 experiments, with ``pre_value``; None: more than a year.
         by_days: Smallest effects by length of the experiment, for all users; empty without target events in the periods.
-        by_segment: The same for each segment of users.
+        by_segment: The same for each segment of which both sides would have enough users.
     """
 
     holdout: float
@@ -188,7 +188,8 @@ def measure_power(settings: Settings, *, effect_pct: float = 5.0, holdout: float
             )
         segment, first, second, active = _read_periods(db, latest, period, sparse_below)
     masks = {"all": np.ones(len(segment), dtype=bool)} | {name: segment == name for name in SEGMENTS}
-    models = {name: OutcomeModel.from_periods(first[mask], second[mask], period) for name, mask in masks.items() if mask.any()}
+    enough = {name: mask for name, mask in masks.items() if name == "all" or mask.sum() * min(share, 1 - share) >= MIN_USERS}
+    models = {name: OutcomeModel.from_periods(first[mask], second[mask], period) for name, mask in enough.items()}
     by_segment = [
         SegmentPower(
             name,

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _VALUE_COLUMN: Final = "value"
 _PRE_VALUE_COLUMN: Final = "pre_value"
 #: Least users per side for a reliable interval.
-_MIN_USERS: Final = 20
+MIN_USERS: Final = 20
 #: Below this probability, the split of the outcome's users does not match the experiment.
 _MIN_SPLIT_P: Final = 0.001
 
@@ -255,9 +255,9 @@ def estimate_effect(
     """
     from scipy import stats
 
-    if min(held_out.sum(), (~held_out).sum()) < _MIN_USERS:
+    if min(held_out.sum(), (~held_out).sum()) < MIN_USERS:
         raise EvaluationError(
-            f"{int(held_out.sum())} held-out users and {int((~held_out).sum())} others have an outcome; {_MIN_USERS} of each are needed",
+            f"{int(held_out.sum())} held-out users and {int((~held_out).sum())} others have an outcome; {MIN_USERS} of each are needed",
             where="outcomes",
             next_step="give an outcome for every user, 0 if there was none, or hold out a larger share",
         )
@@ -384,7 +384,7 @@ def _estimate_effects(db: Any, holdout: Holdout | None, canary: Canary | None, s
     if holdout is not None:
         overall = _warn_about_uneven_split(estimate(np.ones(len(side), dtype=bool), held_out, holdout.share), holdout.share)
         masks = {name: segment == name for name in SEGMENTS}
-        enough = [name for name, mask in masks.items() if min((mask & held_out).sum(), (mask & ~held_out).sum()) >= _MIN_USERS]
+        enough = [name for name, mask in masks.items() if min((mask & held_out).sum(), (mask & ~held_out).sum()) >= MIN_USERS]
         by_segment = {name: estimate(masks[name], held_out, holdout.share) for name in enough}
     if canary is not None:
         share = 1 - canary.share / (1 - (holdout.share if holdout else 0.0))

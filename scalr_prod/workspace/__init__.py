@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from scalr_prod.workspace.consent import (
         ConsentState,
         copy_consent,
+        count_withdrawn_since_plan,
         former_states,
         has_consent_sql,
         open_consent,
@@ -63,6 +64,7 @@ __all__ = [
     "claim_directory",
     "claim_home",
     "copy_consent",
+    "count_withdrawn_since_plan",
     "create_delta_view",
     "duckdb_session",
     "ensure_retrained_in_time",
@@ -104,6 +106,7 @@ __getattr__ = lazy_exports(
         "claim_directory": "ownership",
         "claim_home": "ownership",
         "copy_consent": "consent",
+        "count_withdrawn_since_plan": "consent",
         "create_delta_view": "duckdb",
         "duckdb_session": "duckdb",
         "ensure_retrained_in_time": "suppression_list",

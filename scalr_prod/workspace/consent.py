@@ -42,10 +42,13 @@ class ConsentState:
     Attributes:
         digest: Name of the file of answers.
         domains: Names of the source domains that ask for consent, sorted.
+        all_domains: Whether these are all source domains. Then users without an answer have not consented; otherwise they may be users of
+            a domain that does not ask.
     """
 
     digest: str
     domains: tuple[str, ...]
+    all_domains: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
@@ -64,24 +67,42 @@ class ConsentState:
                 where="[domains] consent",
                 next_step="read the logs again: scalr ingest",
             )
-        return cls(current["digest"], domains)
+        return cls(current["digest"], domains, all_domains=set(domains) == set(settings.domains.source_names))
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
         """Return the state that a run was planned with, from the settings in its specification; None: it asked for no consent."""
         section = settings.get(_SECTION)
-        return None if section is None else cls(section["digest"], tuple(section["domains"]))
+        return None if section is None else cls(section["digest"], tuple(section["domains"]), section["all_domains"])
 
     def to_run_settings(self) -> dict[str, Any]:
         """Return the settings that a run's specification records, for `from_run`."""
         return {_SECTION: asdict(self) | {"domains": list(self.domains)}}
 
     def denied_sql(self, home: Path) -> str:
-        """Return a DuckDB query of the users without consent.
+        """Return a DuckDB query of the users who refused.
 
         Raises:
             InputError: The answers were removed.
         """
+        return f"SELECT {USER_ID} FROM {self._answers_sql(home)} WHERE NOT consent AND domain IN ({self._domains_sql})"
+
+    def has_consent_sql(self, home: Path, user: str) -> str:
+        """Return a DuckDB expression: whether a user's events may be used.
+
+        Raises:
+            InputError: The answers were removed.
+        """
+        if not self.all_domains:
+            return f"{user} NOT IN ({self.denied_sql(home)})"
+        answers = f"FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
+        return f"{user} IN (SELECT {USER_ID} {answers} GROUP BY {USER_ID} HAVING bool_and(consent))"
+
+    @property
+    def _domains_sql(self) -> str:
+        return ", ".join(map(quote_literal, self.domains))
+
+    def _answers_sql(self, home: Path) -> str:
         path = _path(home, self.digest)
         if not path.is_file():
             raise InputError(
@@ -89,11 +110,10 @@ class ConsentState:
                 where=str(path),
                 next_step="plan a new run: scalr run",
             )
-        domains = ", ".join(map(quote_literal, self.domains))
-        return f"SELECT {USER_ID} FROM {read_parquet_sql([escape_glob(path)])} WHERE NOT consent AND domain IN ({domains})"
+        return read_parquet_sql([escape_glob(path)])
 
     def denied_users(self, home: Path) -> pa.Array:
-        """Return the ids of the users without consent, sorted."""
+        """Return the ids of the users who refused, sorted."""
         import duckdb
 
         with duckdb.connect(config={"threads": 1}) as db:
@@ -104,8 +124,7 @@ class ConsentState:
         """Count the users who had given their consent in this state and have not in a later one."""
         import duckdb
 
-        domains = ", ".join(map(quote_literal, self.domains))
-        then = f"SELECT {USER_ID} FROM {read_parquet_sql([escape_glob(_path(home, self.digest))])} WHERE domain IN ({domains})"
+        then = f"SELECT {USER_ID} FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
         with duckdb.connect(config={"threads": 1}) as db:
             query = f"({now.denied_sql(home)}) INTERSECT ({then}) EXCEPT ({self.denied_sql(home)})"
             return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
@@ -123,7 +142,21 @@ def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
         InputError: The answers were removed.
     """
     state = ConsentState.from_run(settings)
-    return "true" if state is None else f"{user} NOT IN ({state.denied_sql(home)})"
+    return "true" if state is None else state.has_consent_sql(home, user)
+
+
+def count_withdrawn_since_plan(settings: Settings, run_settings: Mapping[str, Any]) -> int:
+    """Count the users who have withdrawn their consent since a run was planned.
+
+    Args:
+        settings: The project's settings.
+        run_settings: Settings in the run's specification.
+
+    Raises:
+        InputError: The answers of that time were removed.
+    """
+    planned, now = ConsentState.from_run(run_settings), ConsentState.from_settings(settings)
+    return 0 if planned is None or now is None or planned == now else planned.count_withdrawn(settings.home, now)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import duckdb
 import pandas as pd
 import pytest
 from support.ingest_project import log, project_in, rows_of
@@ -49,6 +52,21 @@ def test_the_latest_event_decides_and_null_is_no_consent(make):
     ingest(settings)
     assert ConsentState.from_settings(settings) == state
     assert former_states(settings.home) == []
+
+
+def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make):
+    settings = make(log(("u1", "s1", 0), ("u2", "s1", 1), agreed=[True, False]), TARGET, source_toml=COLUMN)
+    ingest(settings)
+    state = ConsentState.from_settings(settings)
+    assert state.all_domains
+
+    def allowed(state):
+        condition = state.has_consent_sql(settings.home, "user_id")
+        return duckdb.sql(f"SELECT user_id FROM (VALUES ('u1'), ('u2'), ('unknown')) v (user_id) WHERE {condition}").fetchall()
+
+    assert allowed(state) == [("u1",)]
+    assert sorted(allowed(replace(state, all_domains=False))) == [("u1",), ("unknown",)], "a user of a domain that does not ask"
+    assert ConsentState.from_run(state.to_run_settings()) == state
 
 
 def test_later_logs_change_answers_and_earlier_ones_do_not(make):
