@@ -190,8 +190,6 @@ def _computation_identity(split: EvaluationSplit) -> dict[str, Any]:
     """Return the settings, code digests and library versions that results depend on."""
     settings = split.settings
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in _DIGESTED_SECTIONS}
-    if settings.translator.training == "all":  # results from before this setting stay valid
-        del sections["translator"]["training"]
     custom = [name for name in settings.translator.estimators if name not in {"popularity", *ESTIMATORS.builtin}]
     return {
         **sections,

@@ -16,7 +16,6 @@ from scalr_prod.compute import open_cluster, preload_workers, progress_channel, 
 from scalr_prod.core.atomic_io import write_json
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.progress import track
-from scalr_prod.errors import GenerationError
 from scalr_prod.generation.context_query import count_users_without_consent
 from scalr_prod.generation.part_files import part_identity, part_path, read_manifest, remove_stale_parts
 from scalr_prod.generation.popularity_matching import align_parts
@@ -25,7 +24,7 @@ from scalr_prod.generation.task import DROP_REASONS, candidate_schema, generate_
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import count_withdrawn_since_plan
+from scalr_prod.workspace import ensure_consent_not_withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -130,7 +129,8 @@ def generate(
         LedgerError: Another driver works on this run.
         SchedulerUnreachable: The Dask scheduler does not answer.
         ComputeError: A task failed.
-        GenerationError: A task found its input missing, or users have withdrawn their consent since the run was planned.
+        GenerationError: A task found its input missing.
+        InputError: Users have withdrawn their consent since the run was planned.
         ScalrError: Of the lake, the feature store or the scorer.
     """
     from scalr_prod.translator import load_version
@@ -196,7 +196,7 @@ def _generate_parts(
     ledger.runs.record_partitions(spec.run_id, sorted(manifests.items()), partitions=partitions)
     missing = [number for number in range(partitions) if number not in manifests]
     if missing:
-        _ensure_consent_still_given(settings, spec)
+        ensure_consent_not_withdrawn(settings, spec.run_id, spec.settings)
         preload_workers(settings.compute)
         for table, version in spec.table_versions.items():
             Lake.open(settings).open_table(Table(table), version=version)  # fail here once, not in every worker
@@ -226,20 +226,6 @@ def _generate_parts(
                 ledger.runs.record_partition(spec.run_id, manifest["partition"], manifest)
     remove_shards(settings.home, spec)
     return [manifests[number] for number in range(partitions)], missing
-
-
-def _ensure_consent_still_given(settings: Settings, spec: RunSpec) -> None:
-    """Ensure that no user has withdrawn their consent since the run was planned.
-
-    Raises:
-        GenerationError: Some have; the run is to be planned again.
-    """
-    if withdrawn := count_withdrawn_since_plan(settings, spec.settings):
-        raise GenerationError(
-            f"{withdrawn} users have withdrawn their consent since the run was planned",
-            where="[domains] consent",
-            next_step="plan a new run: scalr run",
-        ).add_context(run_id=spec.run_id)
 
 
 def _run_task(settings: Settings, spec: RunSpec, partition: int, partitions: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from scalr_prod.errors import PublicationError
 from scalr_prod.ledger import run_folder
 from scalr_prod.publication.regions import REWRITE_SCAN_OPTIONS
 from scalr_prod.schemas import ITEM_ID, USER_ID
-from scalr_prod.workspace import SuppressionList, count_withdrawn_since_plan
+from scalr_prod.workspace import SuppressionList
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scalr_prod.config import Settings
-    from scalr_prod.ledger import RunSpec
     from scalr_prod.workspace import Canary, SuppressedKind
 
 
@@ -70,20 +69,6 @@ def count_accepted_rows(files: Sequence[Path], canary: Canary) -> int:
 
     users = (pq.read_table(path, columns=[USER_ID]).column(0).combine_chunks() for path in files)
     return sum(pc.sum(canary.membership_mask(column)).as_py() or 0 for column in users if len(column))
-
-
-def ensure_consent_not_withdrawn(settings: Settings, spec: RunSpec) -> None:
-    """Ensure that no user has withdrawn their consent since the run was planned.
-
-    Raises:
-        PublicationError: Some have.
-    """
-    if withdrawn := count_withdrawn_since_plan(settings, spec.settings):
-        raise PublicationError(
-            f"{withdrawn} users have withdrawn their consent since the run was planned",
-            where="[domains] consent",
-            next_step="plan a new run: scalr run",
-        ).add_context(run_id=spec.run_id)
 
 
 def ensure_no_erased_ids(settings: Settings, run_id: str, files: Sequence[Path]) -> None:

@@ -23,14 +23,13 @@ from scalr_prod.ledger import PublicationStatus, RunState
 from scalr_prod.publication.accepted_rows import (
     accepted_files,
     count_accepted_rows,
-    ensure_consent_not_withdrawn,
     ensure_no_erased_ids,
     stream_accepted_rows,
 )
 from scalr_prod.publication.provenance import write_provenance
 from scalr_prod.publication.regions import RegionRows, ViewRegion, count_rows_by_run, published_region, stream_rows
 from scalr_prod.schemas import SOURCE_COLUMNS, Table
-from scalr_prod.workspace import Canary
+from scalr_prod.workspace import Canary, ensure_consent_not_withdrawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -270,7 +269,7 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
     _ensure_not_stale(run.lake, spec)
     files, rows = accepted_files(settings, run.run_id)
     ensure_no_erased_ids(settings, run.run_id, files)
-    ensure_consent_not_withdrawn(settings, spec)
+    ensure_consent_not_withdrawn(settings, spec.run_id, spec.settings)
     users = frozenset[Canary]() if canary is None else frozenset({canary})
     rows = rows if canary is None else count_accepted_rows(files, canary)
     if settings.publication.provenance == "separate":  # before the events: whoever reads an event finds its provenance

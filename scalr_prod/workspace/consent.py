@@ -145,18 +145,26 @@ def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
     return "true" if state is None else state.has_consent_sql(home, user)
 
 
-def count_withdrawn_since_plan(settings: Settings, run_settings: Mapping[str, Any]) -> int:
-    """Count the users who have withdrawn their consent since a run was planned.
+def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: Mapping[str, Any]) -> None:
+    """Ensure that no user has withdrawn their consent since a run was planned.
 
     Args:
         settings: The project's settings.
+        run_id: The run.
         run_settings: Settings in the run's specification.
 
     Raises:
-        InputError: The answers of that time were removed.
+        InputError: Some have; or the answers of that time were removed.
     """
     planned, now = ConsentState.from_run(run_settings), ConsentState.from_settings(settings)
-    return 0 if planned is None or now is None or planned == now else planned.count_withdrawn(settings.home, now)
+    if planned is None or now is None or planned == now:
+        return
+    if withdrawn := planned.count_withdrawn(settings.home, now):
+        raise InputError(
+            f"{withdrawn} users have withdrawn their consent since the run was planned",
+            where="[domains] consent",
+            next_step="plan a new run: scalr run",
+        ).add_context(run_id=run_id)
 
 
 @contextmanager

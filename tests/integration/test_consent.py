@@ -14,13 +14,12 @@ from typer.testing import CliRunner
 from scalr_prod import Project
 from scalr_prod.apps.cli import app
 from scalr_prod.config.settings import load_settings
-from scalr_prod.errors import GenerationError, PublicationError
+from scalr_prod.errors import InputError
 from scalr_prod.evaluation.sandbox import create_sandbox
 from scalr_prod.generation import plan_run
-from scalr_prod.publication.accepted_rows import ensure_consent_not_withdrawn
 from scalr_prod.schemas import Table
 from scalr_prod.translator.data.event_log import read_event_log
-from scalr_prod.workspace import ConsentState
+from scalr_prod.workspace import ConsentState, ensure_consent_not_withdrawn
 
 pytestmark = pytest.mark.slow
 
@@ -63,10 +62,10 @@ def test_users_without_consent_are_no_contexts_and_not_trained_on(tmp_path, here
         planned = plan_run(settings.with_sections(generation={"seed": 5}))
         consents[gone] = False
         scalr("ingest")
-        with pytest.raises(GenerationError, match="1 users have withdrawn their consent"):
+        with pytest.raises(InputError, match="1 users have withdrawn their consent"):
             project.resume(planned.run_id)
-        with pytest.raises(PublicationError, match="1 users have withdrawn their consent"):
-            ensure_consent_not_withdrawn(settings, planned)
+        with pytest.raises(InputError, match="1 users have withdrawn their consent"):
+            ensure_consent_not_withdrawn(settings, planned.run_id, planned.settings)
         assert gone in project.lake.read(Table.SYNTHETIC_TARGET_EVENTS)["user_id"].unique().to_pylist()
         again = scalr("run")
         assert again["run_id"] != first["run_id"]

@@ -103,8 +103,7 @@ def scan_delta(
     schema = arrow_schema(table)
     files = duckdb_readable_files(table)
     if files is not None and file_names is not None:
-        root = urlparse(table.table_uri).path if table.table_uri.startswith("file:") else table.table_uri
-        prefix = unquote(root).rstrip("/") + "/"
+        prefix = unquote(urlparse(table.table_uri).path).rstrip("/") + "/"
         chosen = {unquote(name) for name in file_names}
         files = [file for file in files if file.removeprefix(prefix) in chosen]
     if files == []:
