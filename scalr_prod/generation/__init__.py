@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
-    from scalr_prod.generation.harmful_segments import (
-        describe_harmful_segments,
+    from scalr_prod.generation.harmed_segments import (
+        describe_harmed_segments,
         record_dropped_segments,
-        record_harmful_segments,
+        record_harmed_segments,
     )
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
     from scalr_prod.generation.part_files import open_part_writer, part_path
@@ -55,7 +55,7 @@ __all__ = [
     "candidate_schema",
     "close_session",
     "confidence_weight",
-    "describe_harmful_segments",
+    "describe_harmed_segments",
     "generate",
     "keep_counts",
     "late_windows",
@@ -69,7 +69,7 @@ __all__ = [
     "preview_run",
     "read_contexts",
     "record_dropped_segments",
-    "record_harmful_segments",
+    "record_harmed_segments",
     "replay_settings",
     "resolve_run_spec",
     "run_settings",
@@ -102,7 +102,7 @@ __getattr__ = lazy_exports(
         "candidate_schema": "task",
         "close_session": "task",
         "confidence_weight": "confidence",
-        "describe_harmful_segments": "harmful_segments",
+        "describe_harmed_segments": "harmed_segments",
         "generate": "runner",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
@@ -115,8 +115,8 @@ __getattr__ = lazy_exports(
         "policy_status": "policy",
         "preview_run": "preview",
         "read_contexts": "context_query",
-        "record_dropped_segments": "harmful_segments",
-        "record_harmful_segments": "harmful_segments",
+        "record_dropped_segments": "harmed_segments",
+        "record_harmed_segments": "harmed_segments",
         "replay_settings": "late_events",
         "resolve_run_spec": "plan",
         "run_settings": "plan",

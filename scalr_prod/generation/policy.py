@@ -3,7 +3,7 @@
 
 `scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
 they run with. A value set in scalr.toml or in the environment takes precedence. λ = 0 for a segment that the experiment found to be harmed
-comes last (`harmful_segments`).
+comes last (`harmed_segments`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EvaluationError
-from scalr_prod.generation.harmful_segments import (
-    describe_harmful_segments,
-    drop_harmful_segments,
-    harmful_segments_path,
+from scalr_prod.generation.harmed_segments import (
+    describe_harmed_segments,
+    drop_harmed_segments,
+    harmed_segments_path,
 )
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -131,7 +131,7 @@ def policy_path(settings: Settings) -> Path:
 def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
 
-    Then apply what the experiment found, see `harmful_segments`.
+    Then apply what the experiment found, see `harmed_segments`.
 
     Raises:
         EvaluationError: The file is not a valid policy.
@@ -147,9 +147,9 @@ def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
             ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
             f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
         )
-    for sentence in describe_harmful_segments(settings):
+    for sentence in describe_harmed_segments(settings):
         logger.warning("%s", sentence)
-    return drop_harmful_segments(found), followed
+    return drop_harmed_segments(found), followed
 
 
 def policy_status(settings: Settings) -> PolicyStatus | None:
@@ -169,10 +169,10 @@ def why_not_generated(settings: Settings) -> str | None:
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(drop_harmful_segments(found).training_set.resolved_segment_weights):
+    if any(drop_harmed_segments(found).training_set.resolved_segment_weights):
         return None
     if any(options.resolved_segment_weights):
-        where = f"the experiment's result at {harmful_segments_path(settings)}"
+        where = f"the experiment's result at {harmed_segments_path(settings)}"
     elif options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"
     elif "training_set.segment_weights" in settings.explicit_keys:

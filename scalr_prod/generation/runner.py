@@ -49,14 +49,15 @@ _FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 @dataclass(frozen=True)
 class GenerationReport(Jsonable):
-    """Report what became of a window's source events.
+    """Outcome of a run's generation.
 
     Attributes:
         run_id: The run.
-        contexts: Distinct source events (user, item, time) of the window that were translated.
+        contexts: Contexts that were translated: users, or source events.
         drawn: Requested draws: contexts times ``events_per_source_event``.
         dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no eligible item left),
-            ``duplicate`` (the user has the item at that time already) and ``alignment`` (downsampled).
+            ``duplicate`` (another draw gave the user this item; at the same time, if ``exclude_consumed`` is false) and ``alignment``
+            (downsampled).
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
         items: Distinct target items among them.

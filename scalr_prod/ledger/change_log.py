@@ -77,7 +77,7 @@ class ChangeLog:
 
         Args:
             key: Segment and experiment.
-            state: ``harmful`` or ``dropped``.
+            state: ``harmed`` or ``dropped``.
             cause: What was measured.
         """
         former = [change.to_state for change in self.find(subject="experiment") if change.key == key]

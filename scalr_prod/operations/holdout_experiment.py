@@ -13,7 +13,7 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
-from scalr_prod.generation import SEGMENTS, apply_policy, describe_harmful_segments, record_harmful_segments
+from scalr_prod.generation import SEGMENTS, apply_policy, describe_harmed_segments, record_harmed_segments
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations import always_valid
@@ -94,7 +94,7 @@ class ExperimentReport(Jsonable):
         days: Days of outcomes, from the start; None without outcomes.
         effect: None without outcomes, or if nobody is held out.
         effect_by_segment: The effect for users who were cold, sparse or dense at the start, for segments with enough users on both sides.
-        harmful_segments: One sentence for each segment that the present experiment found to be harmed, now or before.
+        harmed_segments: One sentence for each segment that the present experiment found to be harmed, now or before.
         canary_effect: Canary users against users who are neither in the canary nor held out. None without outcomes, or without a
             canary.
     """
@@ -111,7 +111,7 @@ class ExperimentReport(Jsonable):
     days: float | None = None
     effect: Effect | None = None
     effect_by_segment: dict[str, Effect] = field(default_factory=dict)
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
     canary_effect: Effect | None = None
 
 
@@ -120,7 +120,7 @@ def analyze_experiment(
 ) -> ExperimentReport:
     """Report who is held out and who is in the canary; with outcomes, estimate the effect.
 
-    Segments whose always-valid interval lies below 0 are recorded for later runs (`scalr_prod.generation.harmful_segments`).
+    Segments whose always-valid interval lies below 0 are recorded for later runs (`scalr_prod.generation.harmed_segments`).
 
     Args:
         settings: ``[experiment]``.
@@ -174,7 +174,7 @@ def analyze_experiment(
             _write_sides(db, out)
     # Nothing is concluded from outcomes before any publication, nor from a table whose users depend on the experiment.
     if start is not None and effects.overall is not None and effects.overall.split_p >= _MIN_SPLIT_P:
-        record_harmful_segments(
+        record_harmed_segments(
             settings,
             {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
         )
@@ -191,15 +191,15 @@ def analyze_experiment(
         days=days,
         effect=effects.overall,
         effect_by_segment=effects.by_segment,
-        harmful_segments=describe_harmful_segments(settings),
+        harmed_segments=describe_harmed_segments(settings),
         canary_effect=effects.canary,
     )
 
 
 def _describe_harm(segment: str, effect: Effect, days: float) -> str:
     return (
-        f"synthetic events changed the outcome of {segment} users by {effect.effect:+.3g} each in {days:.0f} days "
-        f"(95 %: {effect.low:+.3g} to {effect.high:+.3g})"
+        f"synthetic events lowered the outcome of {segment} users by {-effect.effect:.3g} per user over {days:.0f} days "
+        f"(95 %: {-effect.high:.3g} to {-effect.low:.3g})"
     )
 
 

@@ -52,7 +52,7 @@ class PipelineContext:
         whole: Whether this executes all stages, as `scalr run` does. Only then is generation skipped if λ is 0 for all users.
         resume: Allow publishing a run that was rolled back. Set only if the user names the run.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
-        harmful_segments: One sentence for each segment of users whom synthetic events harm by the experiment; ``policy`` sets it.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the experiment; ``policy`` sets it.
         spec: The run; ``plan`` sets it.
         rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None: it is published.
         seconds: Wall-clock seconds by stage.
@@ -71,7 +71,7 @@ class PipelineContext:
     whole: bool = False
     resume: bool = False
     not_generated: str | None = None
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
     spec: RunSpec | None = None
     rolled_back: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class PipelineReport(Jsonable):
         stages: Each stage's own report.
         not_generated: Why no event was generated; None: events were.
         rolled_back: Why the run was not published: it was rolled back earlier.
-        harmful_segments: One sentence for each segment of users whom synthetic events harm by the experiment.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the experiment.
     """
 
     run_id: str | None
@@ -207,7 +207,7 @@ class PipelineReport(Jsonable):
     stages: dict[str, dict[str, Any]] = field(repr=False)
     not_generated: str | None = None
     rolled_back: str | None = None
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
 
     @classmethod
     def from_context(cls, context: PipelineContext) -> PipelineReport:
@@ -221,7 +221,7 @@ class PipelineReport(Jsonable):
         """
         reports = {name: report.to_json() for name, report in context.reports.items()}
         run_id = None if context.not_generated else context.require_spec().run_id
-        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.rolled_back, context.harmful_segments)
+        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.rolled_back, context.harmed_segments)
 
     def to_summary(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
@@ -250,8 +250,8 @@ class PipelineReport(Jsonable):
             kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
             facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
             facts["its folder"] = made["path"]
-        if self.harmful_segments:
-            facts["experiment"] = ". ".join(self.harmful_segments)
+        if self.harmed_segments:
+            facts["experiment"] = ". ".join(self.harmed_segments)
         return facts | {"seconds": round(sum(self.seconds.values()), 1), "next": self._next_step()}
 
     def _next_step(self) -> str:

@@ -59,10 +59,10 @@ def policy(context: PipelineContext) -> StageReport | None:
 
     A whole run whose events could not be in the training set is refused here, before any training.
     """
-    from scalr_prod.generation import apply_policy, describe_harmful_segments, record_dropped_segments, why_not_generated
+    from scalr_prod.generation import apply_policy, describe_harmed_segments, record_dropped_segments, why_not_generated
     from scalr_prod.training_set import ensure_run_fits_splits
 
-    context.harmful_segments = describe_harmful_segments(context.settings)
+    context.harmed_segments = describe_harmed_segments(context.settings)
     not_generated = why_not_generated(context.settings)  # of the settings as written, so that the reason names where λ is set
     context.settings, followed = apply_policy(context.settings)
     if context.whole:

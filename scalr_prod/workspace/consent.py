@@ -79,8 +79,8 @@ class ConsentState:
         """Return the settings that a run's specification records, for `from_run`."""
         return {_SECTION: asdict(self) | {"domains": list(self.domains)}}
 
-    def denied_sql(self, home: Path) -> str:
-        """Return a DuckDB query of the users who refused.
+    def without_consent_sql(self, home: Path) -> str:
+        """Return a DuckDB query of the users without consent: they refused, or gave no answer.
 
         Raises:
             InputError: The answers were removed.
@@ -94,7 +94,7 @@ class ConsentState:
             InputError: The answers were removed.
         """
         if not self.all_domains:
-            return f"{user} NOT IN ({self.denied_sql(home)})"
+            return f"{user} NOT IN ({self.without_consent_sql(home)})"
         answers = f"FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
         return f"{user} IN (SELECT {USER_ID} {answers} GROUP BY {USER_ID} HAVING bool_and(consent))"
 
@@ -112,13 +112,13 @@ class ConsentState:
             )
         return read_parquet_sql([escape_glob(path)])
 
-    def denied_users(self, home: Path) -> pa.Array:
-        """Return the ids of the users who refused, sorted."""
+    def users_without_consent(self, home: Path) -> pa.Array:
+        """Return the ids of the users without consent, sorted: they refused, or gave no answer."""
         import duckdb
 
         with duckdb.connect(config={"threads": 1}) as db:
-            denied = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.denied_sql(home)}) ORDER BY 1").to_arrow_table()
-        return denied.column(0).combine_chunks()
+            users = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.without_consent_sql(home)}) ORDER BY 1").to_arrow_table()
+        return users.column(0).combine_chunks()
 
     def count_withdrawn(self, home: Path, now: ConsentState) -> int:
         """Count the users who had given their consent in this state and have not in a later one."""
@@ -126,7 +126,7 @@ class ConsentState:
 
         then = f"SELECT {USER_ID} FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
         with duckdb.connect(config={"threads": 1}) as db:
-            query = f"({now.denied_sql(home)}) INTERSECT ({then}) EXCEPT ({self.denied_sql(home)})"
+            query = f"({now.without_consent_sql(home)}) INTERSECT ({then}) EXCEPT ({self.without_consent_sql(home)})"
             return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
 

@@ -33,7 +33,7 @@ _SECTION: Final = "experiment"
 
 @dataclass(frozen=True)
 class Holdout:
-    """The users that are held out of the experiment.
+    """The holdout: users who get no synthetic events.
 
     Attributes:
         share: Share of users that are held out, 0 to 1.

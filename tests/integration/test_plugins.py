@@ -162,7 +162,7 @@ def test_a_model(make_project, tmp_path, outside):
 
         import numpy as np
 
-        from scalr_prod.evaluation.search import Hyperparameter
+        from scalr_prod.evaluation import Hyperparameter
 
 
         class Popular:

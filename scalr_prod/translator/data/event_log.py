@@ -246,9 +246,9 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
         versions = {table.value: lake.version(table) for table in _TABLES}
     with staging_folder(settings, "translator") as folder:
         consent = training_consent(settings)
-        denied = None if consent is None else consent.denied_users(settings.home)
+        excluded = None if consent is None else consent.users_without_consent(settings.home)
         readers = {
-            domain: _column_reader(settings, Table.events(domain), trained_until, versions, denied) for domain in _DOMAINS
+            domain: _column_reader(settings, Table.events(domain), trained_until, versions, excluded) for domain in _DOMAINS
         }
         users, items = {}, {}
         for domain in _DOMAINS:
@@ -287,14 +287,14 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 
 
 def _column_reader(
-    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None, denied: pa.Array | None
+    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None, excluded: pa.Array | None
 ) -> Callable[..., pa.RecordBatchReader]:
-    """Return a function that reads columns of the events that had happened and were known, without those of ``denied`` users."""
+    """Return a function that reads columns of the events that had happened and were known, without those of ``excluded`` users."""
 
     def read(*columns: str) -> pa.RecordBatchReader:
         window = ViewWindow(table.value, end=until, known_by=until, columns=columns, versions=versions)
         reader = stream_window(settings, window)
-        return reader if denied is None else _without_users(reader, denied)
+        return reader if excluded is None else _without_users(reader, excluded)
 
     return read
 

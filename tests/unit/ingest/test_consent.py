@@ -27,9 +27,9 @@ def make(tmp_path):
     return project_in(tmp_path)
 
 
-def denied(settings):
+def without_consent(settings):
     state = ConsentState.from_settings(settings)
-    return state.denied_users(settings.home).to_pylist()
+    return state.users_without_consent(settings.home).to_pylist()
 
 
 def test_the_latest_event_decides_and_null_is_no_consent(make):
@@ -45,7 +45,7 @@ def test_the_latest_event_decides_and_null_is_no_consent(make):
     source = log(*rows, agreed=pd.array([False, True, True, False, None, True, False], "boolean"))
     settings = make(source, TARGET, source_toml=COLUMN)
     report = ingest(settings)
-    assert denied(settings) == ["u2", "u3", "u4"], "of two answers at one time, both must be a consent"
+    assert without_consent(settings) == ["u2", "u3", "u4"], "of two answers at one time, both must be a consent"
     assert report.domains["source"].unused_columns == []
     assert "agreed" not in Lake.open(settings).schema(Table.SOURCE_EVENTS).names
     state = ConsentState.from_settings(settings)
@@ -72,18 +72,18 @@ def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make)
 def test_later_logs_change_answers_and_earlier_ones_do_not(make):
     settings = make(log(("u1", "s1", 5), ("u2", "s1", 5), agreed=[True, True]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     first = ConsentState.from_settings(settings)
     make(log(("u1", "s2", 6), ("u2", "s2", 4), ("u3", "s2", 1), agreed=[0, 0, 1]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == ["u1"]
+    assert without_consent(settings) == ["u1"]
     now = ConsentState.from_settings(settings)
-    assert first.denied_users(settings.home).to_pylist() == [], "a run keeps the answers that it was planned with"
+    assert first.users_without_consent(settings.home).to_pylist() == [], "a run keeps the answers that it was planned with"
     assert (first.count_withdrawn(settings.home, now), now.count_withdrawn(settings.home, first)) == (1, 0)
     # The same events with another answer, as an export that joins the present answer to all events has them.
     make(log(("u1", "s2", 6), ("u2", "s2", 4), ("u3", "s2", 1), agreed=[1, 0, 0]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == ["u3"]
+    assert without_consent(settings) == ["u3"]
     # Maintenance removes former answers, in time; a run that was planned with them says so.
     former = {first.digest, now.digest}
     assert {path.stem for path in former_states(settings.home)} == former
@@ -91,8 +91,8 @@ def test_later_logs_change_answers_and_earlier_ones_do_not(make):
     removed = apply_retention(settings.with_sections(retention={"days": 0})).removed
     assert {one.name for one in removed if one.kind == "consent"} == former
     with pytest.raises(InputError, match="the users' consent at that time is no longer stored"):
-        first.denied_users(settings.home)
-    assert denied(settings) == ["u3"]
+        first.users_without_consent(settings.home)
+    assert without_consent(settings) == ["u3"]
 
 
 def test_a_file_of_consents_decides_and_users_without_a_row_have_not_consented(make, tmp_path):
@@ -100,12 +100,12 @@ def test_a_file_of_consents_decides_and_users_without_a_row_have_not_consented(m
     source, target = log((1, "s1", 0), (2, "s1", 1), (3, "s1", 2)), log((1, "t1", 0))
     settings = make(source, target, source_toml='consent = "consent.csv"')
     ingest(settings)
-    assert denied(settings) == [2, 3]
+    assert without_consent(settings) == [2, 3]
     assert changed_inputs(settings) == {}
     (tmp_path / "consent.csv").write_text("user_id,consent\n2,1\n3,TRUE\n")
     assert changed_inputs(settings) == {"source": "consent.csv changed"}
     ingest(settings)
-    assert denied(settings) == [1]
+    assert without_consent(settings) == [1]
 
 
 def test_users_of_the_lake_without_an_answer_have_not_consented(make):
@@ -114,7 +114,7 @@ def test_users_of_the_lake_without_an_answer_have_not_consented(make):
     with pytest.raises(InputError, match="the consent of the users of source is not known yet"):
         ConsentState.from_settings(settings)
     ingest(settings)
-    assert denied(settings) == ["u2"]
+    assert without_consent(settings) == ["u2"]
 
 
 def test_users_are_mapped_as_those_of_the_log_are(make, tmp_path):
@@ -122,7 +122,7 @@ def test_users_are_mapped_as_those_of_the_log_are(make, tmp_path):
     source = log(("a", "s1", 0), ("b", "s1", 0), ("c", "s1", 0), agreed=[True, False, False])
     settings = make(source, TARGET, source_toml=COLUMN, extra='[users]\nmap = "map.csv"')
     ingest(settings)
-    assert denied(settings) == ["source:c", "u2"]
+    assert without_consent(settings) == ["source:c", "u2"]
 
 
 def test_consent_is_asked_by_domain(tmp_path):
@@ -134,13 +134,13 @@ def test_consent_is_asked_by_domain(tmp_path):
     (tmp_path / "scalr.toml").write_text(toml.replace("GAMES", ""))
     settings = load_settings(tmp_path / "scalr.toml")
     ingest(settings)
-    assert denied(settings) == ["u2"]
+    assert without_consent(settings) == ["u2"]
     (tmp_path / "scalr.toml").write_text(toml.replace("GAMES", COLUMN))
     settings = load_settings(tmp_path / "scalr.toml")
     with pytest.raises(InputError, match="the consent of the users of games is not known yet"):
         ConsentState.from_settings(settings)
     ingest(settings, domain="sources.games")
-    assert denied(settings) == ["u1", "u2"]
+    assert without_consent(settings) == ["u1", "u2"]
 
 
 def test_an_erased_user_is_in_no_file_of_answers(make):
@@ -148,9 +148,9 @@ def test_an_erased_user_is_in_no_file_of_answers(make):
     ingest(settings)
     state = ConsentState.from_settings(settings)
     erase_users(settings, ["u1"])
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     ingest(settings)  # the log still holds the user
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     paths = list((settings.home / "consent").glob("*.parquet"))
     assert state.digest in {path.stem for path in paths}
     assert all("u1" not in set(pd.read_parquet(path)["user_id"]) for path in paths)

@@ -127,7 +127,7 @@ def test_the_translator_may_know_as_much_as_its_mode_says(project, mode, trained
     if passes:
         assert validate_run(project.settings, spec.run_id).passed
     else:
-        assert list(fails_on(project, spec.run_id)) == ["translator_had_not_seen_the_window"]
+        assert list(fails_on(project, spec.run_id)) == ["translator_trained_until_limit"]
 
 
 def change_record(project, spec, change):
@@ -253,7 +253,7 @@ def test_a_quiet_run_is_judged_with_the_published_events_before_it(tmp_path):
     [
         pytest.param(0.0, set(), marks=long),
         pytest.param(0.3, {"item_shares_are_like_the_real_ones"}, marks=long),
-        (1.0, {"item_shares_are_like_the_real_ones", "items_are_as_many_as_the_real_ones"}),
+        (1.0, {"item_shares_are_like_the_real_ones", "effective_items"}),
     ],
 )
 def test_a_run_that_collapses_to_an_item_fails(tmp_path, collapsed, broken):

@@ -30,7 +30,7 @@ DAYS, USERS, ITEMS, DRAWS = 365, 2_000, 80, 3
 FAULTS = ("shuffled users", "doubled volume", "unknown items", "wrong items")
 PLANTED = 20
 #: Rules that need more users than a day has.
-DISTRIBUTIONS = {"popularity_is_like_the_real_one", "item_shares_are_like_the_real_ones", "items_are_as_many_as_the_real_ones"}
+DISTRIBUTIONS = {"popularity_is_like_the_real_one", "item_shares_are_like_the_real_ones", "effective_items"}
 
 
 @pytest.fixture(scope="module")
