@@ -516,7 +516,7 @@ class Project:
             cutoffs: Number of rolling cutoffs: the time after the first one is split into equal windows.
             arms: Only these arms and the arms they are compared to.
             full: Every arm, model, seed and validation window.
-            quick: Stop at the first verdict, of a run's default settings; no policy is written.
+            quick: Stop after the quick verdict, which is for a run's default settings; no policy is written.
 
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
@@ -691,7 +691,7 @@ class Project:
         return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
 
     def experiment_power(self, *, effect_pct: float = 5.0, holdout: float | None = None) -> PowerReport:
-        """Return the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+        """Return the minimum detectable effect (MDE) on a user's number of target events, and the days that it takes.
 
         Args:
             effect_pct: The effect to find, in per cent of the mean outcome, over 0.

@@ -29,13 +29,13 @@ EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
 #: The model whose recommendation led to a target event; null: none did.
-EXPOSED_BY: Final = "exposed_by"
+RECOMMENDED_BY: Final = "recommended_by"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
-OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value", EXPOSED_BY)
+OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value", RECOMMENDED_BY)
 
-#: Column of a training set with the part that a row belongs to, where there are several.
+#: Column of a training set with the split that a row belongs to, if there are several.
 SPLIT: Final = "split"
-#: The part that a model is trained on, and the only one with synthetic rows.
+#: The split that a model is trained on, and the only one with synthetic rows.
 TRAIN: Final = "train"
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.

@@ -450,7 +450,7 @@ def lift() -> list[str]:
         "In brackets: 95 % intervals with users and items resampled.",
         "",
         *table(header, rows),
-        "Normalized entropy (NE) of the models that give probabilities; below the value with real events alone is better:",
+        "Normalized entropy (NE) of the models that give probabilities; below the value with real events only is better:",
         "",
         *table(["model", "NE, real", "NE, real + synthetic", "relative, all", "cold", "sparse", "dense"], entropies),
         *notes(*LIFTS),
@@ -574,7 +574,7 @@ def default_weight() -> list[str]:
             for draw in one["draws"]
         ]
         sizes = f"{number(one['real_events'])} real events, {number(one['test_users'])} test users"
-        baselines = f"the best list reaches {one['popular_lately']:.4f}, ALS on real events alone {one['real']:.4f}"
+        baselines = f"the best list reaches {one['popular_lately']:.4f}, ALS on real events only {one['real']:.4f}"
         lines += [
             f"{arrow(pair)}: {sizes}; {baselines}.",
             "",

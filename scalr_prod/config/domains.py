@@ -66,12 +66,12 @@ class LogColumns(SettingsSection):
     consent: str | None = Field(
         default=None,
         description="column of the user's consent to the use of source events, true or false; a user's latest event decides, and null is "
-        "false. Source domains only; default: nobody is asked",
+        "false. Source domains only; default: consent is not required",
     )
-    exposed_by: str | None = Field(
+    recommended_by: str | None = Field(
         default=None,
-        description="of the target: column of the model or variant whose recommendation led to the event, empty where none did; see "
-        "[translator] exposed_events",
+        description="of the target: column of the model or variant whose recommendation led to the event, empty for all other events; see "
+        "[translator] recommended_events",
     )
 
 
@@ -232,7 +232,7 @@ class DomainSettings(SettingsSection):
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @property
-    def asks_consent(self) -> bool:
+    def requires_consent(self) -> bool:
         """Whether the domain's events may be used with their user's consent only."""
         return self.consent is not None or self.columns.consent is not None
 
@@ -319,9 +319,9 @@ class Domains(SettingsSection):
 
     @model_validator(mode="after")
     def _consent_of_sources(self) -> Self:
-        if self.target.asks_consent:
+        if self.target.requires_consent:
             raise ValueError(
-                "[domains.target] asks for consent, which is to the use of source events: set it in the source domain"
+                "[domains.target] requires consent, but consent is to the use of source events: set it in the source domain"
             )
         return self
 
@@ -329,8 +329,8 @@ class Domains(SettingsSection):
     def _weights_of_source_types(self) -> Self:
         for place in self.log_keys("source"):
             source = self[place]
-            if source.columns.exposed_by is not None:
-                raise ValueError(f"[domains.{place}.columns] has exposed_by, which only the target domain has: remove it")
+            if source.columns.recommended_by is not None:
+                raise ValueError(f"[domains.{place}.columns] has recommended_by, which only the target domain has: remove it")
             if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
@@ -353,7 +353,7 @@ class Domains(SettingsSection):
     def consent_domains(self) -> tuple[str, ...]:
         """Names of the source domains whose events may be used with their user's consent only, sorted."""
         sections = (self[place] for place in self.log_keys("source"))
-        return tuple(sorted(section.name for section in sections if section.asks_consent))
+        return tuple(sorted(section.name for section in sections if section.requires_consent))
 
     @property
     def default_project_name(self) -> str:

@@ -162,7 +162,7 @@ class EvaluationReport(Jsonable):
             "translator": self.translator,
             "signal beyond popularity": describe_signal(self.signal),
             "arms": [_arm_line(row) for row in self.arms],
-            "first verdict, default settings" if self.verdict["quick"] else "verdict": [
+            "quick verdict, default settings" if self.verdict["quick"] else "verdict": [
                 _verdict_line(model) for model in self.verdict["models"]
             ],
             "budget": {family: _describe_budget(arms) for family, arms in self.budget.items()},

@@ -40,7 +40,7 @@ class Interactions:
         catalogue: Number of target items. Higher item numbers are source items: they are learned from, but neither ranked nor
             evaluated. None: all items are target items.
         before: The same arm's training events as of an earlier instant, with the same user and item numbers, for models that set
-            ``knows_before``. Such a model fits scores on them, and learns from the events after that instant how far to trust those
+            ``uses_earlier_events``. Such a model fits scores on them, and learns from the events after that instant how far to trust those
             scores. Users whose target events were hidden there are cold in it.
 
     Raises:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.plan import EvaluationPlan
     from scalr_prod.evaluation.probabilities import PlattCalibrator
-    from scalr_prod.evaluation.progress_ticker import EvaluationProgress
+    from scalr_prod.evaluation.progress import EvaluationProgress
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.trial_cache import ValidationSplit
     from scalr_prod.evaluation.tuning import TunedArm

@@ -133,7 +133,7 @@ def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any
     start = (_QUICK_STARTS if is_quick else _STARTS)[effect]
     if verdict["lift_over_best_pct"] is None:
         return f"{start}: with {model}, {baseline} found none of the users' items."
-    answer = f"{start}: with {model}, NDCG is {_compared(verdict, 'lift_over_best_pct')} than with {baseline}"
+    answer = f"{start}: NDCG of {model} is {_compared(verdict, 'lift_over_best_pct')} than with {baseline}"
     strongest = _strongest_cross_domain(verdict)
     if strongest is not None:
         answer += f", and {_compared(verdict[strongest], 'lift_pct')} than with {_CROSS_DOMAIN[strongest][0]}"

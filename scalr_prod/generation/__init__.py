@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         settings_digest,
         why_not_generated,
     )
-    from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, value_buckets
+    from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, popularity_buckets
     from scalr_prod.generation.preview import RunPreview, preview_run
     from scalr_prod.generation.runner import GenerationReport, generate
     from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
@@ -66,6 +66,7 @@ __all__ = [
     "plan_run",
     "policy_path",
     "policy_status",
+    "popularity_buckets",
     "preview_run",
     "read_contexts",
     "record_dropped_segments",
@@ -76,7 +77,6 @@ __all__ = [
     "sample_events",
     "settings_digest",
     "sort_for_scoring",
-    "value_buckets",
     "why_not_generated",
 ]
 
@@ -123,7 +123,7 @@ __getattr__ = lazy_exports(
         "sample_events": "task",
         "settings_digest": "policy",
         "sort_for_scoring": "context_query",
-        "value_buckets": "popularity_matching",
+        "popularity_buckets": "popularity_matching",
         "why_not_generated": "policy",
     },
 )

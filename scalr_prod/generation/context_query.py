@@ -106,7 +106,7 @@ def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec
 
 
 def count_users_without_consent(settings: Settings, spec: RunSpec) -> int | None:
-    """Return how many users of the window the run leaves out for want of their consent; None: it asks for none."""
+    """Return how many users of the window the run leaves out because they have not consented; None if consent is not required."""
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import ConsentState, open_duckdb, staging_folder
 

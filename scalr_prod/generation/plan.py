@@ -176,7 +176,7 @@ def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_C
         events_per_context: How many events a context may get, see `max_events_per_context`; fewer where the settings say so.
 
     Raises:
-        InputError: A domain asks for consent, and no ingest has recorded the users' answers.
+        InputError: No ingest has recorded the consent of a domain that requires it.
     """
     held, consent = Holdout.from_settings(settings), ConsentState.from_settings(settings)
     return {

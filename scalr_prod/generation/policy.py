@@ -110,17 +110,17 @@ class PolicyStatus(Jsonable):
 
     Attributes:
         path: The policy file.
-        followed: False if it was measured under other settings.
+        is_applied: False if it was measured under other settings.
         reason: One sentence.
         applied: Settings that it set, as ``section.key``.
-        overruled: Settings that it left alone because scalr.toml or the environment sets them.
+        overridden: Settings that it left alone because scalr.toml or the environment sets them.
     """
 
     path: str
-    followed: bool
+    is_applied: bool
     reason: str
     applied: dict[str, Any]
-    overruled: list[str]
+    overridden: list[str]
 
 
 def policy_path(settings: Settings) -> Path:
@@ -136,20 +136,20 @@ def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     Raises:
         EvaluationError: The file is not a valid policy.
     """
-    found, followed = _with_policy(settings)
-    if followed is not None and not followed.followed:
-        logger.warning("the policy at %s is not followed: %s", followed.path, followed.reason)
-    elif followed is not None:
+    found, status = _with_policy(settings)
+    if status is not None and not status.is_applied:
+        logger.warning("policy %s not applied: %s", status.path, status.reason)
+    elif status is not None:
         logger.info(
-            "policy of %s followed (%s): %s%s",
-            followed.path,
-            followed.reason,
-            ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
-            f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
+            "policy %s applied (%s): %s%s",
+            status.path,
+            status.reason,
+            ", ".join(f"{key} = {value}" for key, value in status.applied.items()) or "nothing",
+            f"; set elsewhere and kept: {', '.join(status.overridden)}" if status.overridden else "",
         )
     for sentence in describe_harmed_segments(settings):
         logger.warning("%s", sentence)
-    return drop_harmed_segments(found), followed
+    return drop_harmed_segments(found), status
 
 
 def policy_status(settings: Settings) -> PolicyStatus | None:
@@ -179,7 +179,7 @@ def why_not_generated(settings: Settings) -> str | None:
         where = "[training_set] segment_weights"
     else:
         where = f"the policy at {policy_path(settings)}"
-    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events alone"
+    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events only"
 
 
 def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
@@ -191,7 +191,7 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
         reason = (
             "it was measured under other domains, translator or contexts, or by an earlier version: run scalr evaluate again"
         )
-        return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
+        return settings, PolicyStatus(str(path), is_applied=False, reason=reason, applied={}, overridden=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {
             "events_per_source_event": policy.volume,
@@ -211,12 +211,12 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     }
     changed = {section: getattr(settings, section).model_copy(update=values) for section, values in unset.items()}
     applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
-    overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
+    overridden = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
     if settings.generation.mode == "causal":
         reason = f"{reason}; evaluations measure backfills, and this project's windows are causal"
     return settings.model_copy(update=changed), PolicyStatus(
-        str(path), followed=True, reason=reason, applied=applied, overruled=overruled
+        str(path), is_applied=True, reason=reason, applied=applied, overridden=overridden
     )
 
 
@@ -243,5 +243,5 @@ def logs_digest(settings: Settings) -> str:
 
 
 _DOMAIN_KEYS: Final = {"name", "events", "query", "columns"}
-#: What λ means. Policies of versions in which it was a factor on each row are not followed.
+#: What λ means. Policies of versions in which it was a factor on each row are not applied.
 _WEIGHT_MEANING: Final = "share of the real weight"

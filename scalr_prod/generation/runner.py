@@ -68,7 +68,7 @@ class GenerationReport(Jsonable):
         left_out: Share of the `measured` contexts whose draw from the whole catalogue is missing from their shortlist, an estimate of the
             probability (at the run's temperature) that shortlists leave out; None without shortlists.
         measured: Contexts drawn with and without the shortlist for it.
-        without_consent: Users of the window who were left out for want of their consent; None: no domain asks for it.
+        without_consent: Users of the window who were left out because they have not consented; None if consent is not required.
         seconds: Wall-clock seconds of this call.
         contexts_per_s: Contexts translated by this call, per second.
         events_per_s: Events staged, per second.
@@ -103,7 +103,7 @@ class GenerationReport(Jsonable):
         return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; ``without_consent`` only where a domain asks for it."""
+        """Return JSON values; ``without_consent`` only if a domain requires consent."""
         found = super().to_json()
         return found if self.without_consent is not None else {k: v for k, v in found.items() if k != "without_consent"}
 

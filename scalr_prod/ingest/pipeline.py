@@ -38,9 +38,9 @@ from scalr_prod.lake import (
 from scalr_prod.schemas import (
     EVENT_ID,
     EVENT_TIMESTAMP,
-    EXPOSED_BY,
     ITEM_ID,
     OPTIONAL_EVENT_COLUMNS,
+    RECOMMENDED_BY,
     USER_ID,
     Table,
     id_type_of,
@@ -500,7 +500,7 @@ class IngestPipeline:
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
-        if self.settings.domains[place].asks_consent:  # before the events, so that none is used without an answer
+        if self.settings.domains[place].requires_consent:  # before the events, so that none is used without an answer
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
             record_consent(self.settings, self.db, self.lake, log, answers)
@@ -536,7 +536,7 @@ class IngestPipeline:
             unused_columns=staged.unused_columns,
             items_not_in_file=unnamed,
             created_lifted=staged.created_lifted,
-            exposed=count_rows(self.db, f"FROM {log.view} WHERE {EXPOSED_BY} IS NOT NULL"),
+            recommended=count_rows(self.db, f"FROM {log.view} WHERE {RECOMMENDED_BY} IS NOT NULL"),
             catalogue=size,
             catalogue_duplicates=duplicates,
             user_id=self.user_type,

@@ -26,7 +26,7 @@ from scalr_prod.ingest.log_limits import TIME_REASONS, LeftOutRows, TimeBounds, 
 from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
 from scalr_prod.ingest.timestamp_parser import TimestampParser
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, EXPOSED_BY, ITEM_ID, USER_ID
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -195,8 +195,8 @@ class EventParser:
                 beyond["unknown_type"] = unknown
         if names.value is not None:
             columns["value"] = _finite(*select_column(batch, names.value))
-        if names.exposed_by is not None:
-            columns[EXPOSED_BY] = parse_texts(*select_column(batch, names.exposed_by))
+        if names.recommended_by is not None:
+            columns[RECOMMENDED_BY] = parse_texts(*select_column(batch, names.recommended_by))
         self._rows += size
         return columns
 
@@ -270,7 +270,7 @@ def mapped_columns(names: LogColumns) -> tuple[str, ...]:
         names.event_type,
         names.value,
         names.consent,
-        names.exposed_by,
+        names.recommended_by,
     )
     return names.user, names.item, names.timestamp, *filter(None, others)
 

@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 _VALUE_COLUMN: Final = "value"
 _PRE_VALUE_COLUMN: Final = "pre_value"
-#: Least users per side for a reliable interval.
+#: Minimum number of users per side for a reliable interval.
 MIN_USERS: Final = 20
-#: Below this probability, the split of the outcome's users does not match the experiment.
-_MIN_SPLIT_P: Final = 0.001
+#: p-value of the test for a sample ratio mismatch below which the effect is not trusted.
+_MIN_SRM_P: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Effect:
         fixed_high: Upper end of that interval.
         relative_pct: The effect in per cent of the held-out users' mean; None if that mean is 0.
         variance_removed: Share of the outcomes' variance explained by pre-experiment values, 0 to 1.
-        split_p: Binomial p-value of the split of the users, assuming that having an outcome does not depend on the side.
+        srm_p: p-value of a test for a sample ratio mismatch (SRM): the binomial probability of sides at least as uneven as these, if having
+            an outcome does not depend on the side.
     """
 
     method: str
@@ -74,7 +75,7 @@ class Effect:
     fixed_high: float
     relative_pct: float | None
     variance_removed: float
-    split_p: float
+    srm_p: float
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def analyze_experiment(
         if out is not None:
             _write_sides(db, out)
     # Nothing is concluded from outcomes before any publication, nor from a table whose users depend on the experiment.
-    if start is not None and effects.overall is not None and effects.overall.split_p >= _MIN_SPLIT_P:
+    if start is not None and effects.overall is not None and effects.overall.srm_p >= _MIN_SRM_P:
         record_harmed_segments(
             settings,
             {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
@@ -289,7 +290,7 @@ def estimate_effect(
         fixed_high=effect + fixed,
         relative_pct=100 * effect / base if base else None,
         variance_removed=float(removed),
-        split_p=float(split.pvalue),
+        srm_p=float(split.pvalue),
     )
 
 
@@ -393,8 +394,8 @@ def _estimate_effects(db: Any, holdout: Holdout | None, canary: Canary | None, s
 
 
 def _warn_about_uneven_split(effect: Effect, share: float) -> Effect:
-    """Warn if the split of the users does not match the experiment; return the effect."""
-    if effect.split_p < _MIN_SPLIT_P:
+    """Warn about a sample ratio mismatch; return the effect."""
+    if effect.srm_p < _MIN_SRM_P:
         logger.warning(
             "of %d users with an outcome, %d have no synthetic events, but %.0f were expected: which users are in the table depends on "
             "the experiment, so the effect cannot be trusted",

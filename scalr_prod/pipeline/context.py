@@ -234,7 +234,9 @@ class PipelineReport(Jsonable):
         if (made := self.stages.get("translator")) is not None:
             outcome = f"kept: {made['kept']}" if made["kept"] else "as it was" if made["reused"] else "trained"
             dropped = (
-                f", without {made['exposed_events']} events that a recommendation led to" if made["exposed_events"] else ""
+                f", without {made['recommended_events']} events that a recommendation led to"
+                if made["recommended_events"]
+                else ""
             )
             facts["translator"] = f"version {made['version']}, {outcome}{dropped}"
         if (made := self.stages.get("generate")) is not None:
@@ -257,7 +259,7 @@ class PipelineReport(Jsonable):
     def _next_step(self) -> str:
         if self.not_generated:
             return "scalr evaluate, once there are more events"
-        is_evaluated = self.stages.get("policy", {}).get("followed")
+        is_evaluated = self.stages.get("policy", {}).get("is_applied")
         return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
 
 

@@ -64,7 +64,7 @@ def policy(context: PipelineContext) -> StageReport | None:
 
     context.harmed_segments = describe_harmed_segments(context.settings)
     not_generated = why_not_generated(context.settings)  # of the settings as written, so that the reason names where λ is set
-    context.settings, followed = apply_policy(context.settings)
+    context.settings, status = apply_policy(context.settings)
     if context.whole:
         record_dropped_segments(context.settings)
         context.not_generated = not_generated
@@ -72,7 +72,7 @@ def policy(context: PipelineContext) -> StageReport | None:
             logger.info("%s", context.not_generated)
         else:
             ensure_run_fits_splits(context.settings)
-    return followed
+    return status
 
 
 def translator(context: PipelineContext) -> StageReport:

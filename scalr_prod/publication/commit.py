@@ -261,7 +261,7 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
             where="[experiment] key",
             next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
         ).add_context(run_id=standing.run_id)
-    return canary <= published_for
+    return canary.is_subset_of(published_for)
 
 
 def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, standing: Publication | None) -> PublicationReport:

@@ -22,7 +22,7 @@ class RowRule:
 
     Attributes:
         name: Names the rule in reports, and its column in the judged rows: lower-case letters, digits and ``_``.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         holds: DuckDB expression over a row; null counts as broken. In a run it can use the candidate ``c``, its source event ``s``
             (``found``), its item ``i`` (``found``, ``first_seen``) and the user's own consumption of the item ``u``
             (``first_consumed``), all as known by the run's ``as_of``, and the views ``source_events``, ``target_events`` and
@@ -30,7 +30,7 @@ class RowRule:
     """
 
     name: str
-    says: str
+    description: str
     holds: str
 
 
@@ -42,7 +42,7 @@ class FigureRule:
 
     Attributes:
         name: Names the rule in reports.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         figure: Name of the figure in the gate's report.
         low: Lower bound, inclusive; None: no bound.
         high: Upper bound, inclusive; None: no bound.
@@ -53,7 +53,7 @@ class FigureRule:
     """
 
     name: str
-    says: str
+    description: str
     figure: str
     low: float | None = None
     high: float | None = None

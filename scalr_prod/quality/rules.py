@@ -106,7 +106,7 @@ class RowRules:
                 f"translator_version is {spec.translator_version}",
                 f"c.translator_version = {spec.translator_version}",
             ),
-            RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
+            RowRule("run_id_matches", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
         ]
 
 
@@ -140,7 +140,7 @@ class RunRules:
         contexts = "users" if has_one_context_per_user(spec) else "source events"
         rules = [
             FigureRule(
-                "run_holds_events",
+                "run_has_events",
                 "at least one row is accepted",
                 "accepted",
                 low=1,

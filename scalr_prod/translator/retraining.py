@@ -194,6 +194,6 @@ def _changed_settings(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> l
         found.append("an estimator of another package")
     if former.get("types") != inputs.get("types"):
         found.append("[domains.target] types")
-    if former.get("exposed") != inputs.get("exposed"):
-        found.append("[translator] exposed_events or [domains.target.columns] exposed_by")
+    if former.get("recommended") != inputs.get("recommended"):
+        found.append("[translator] recommended_events or [domains.target.columns] recommended_by")
     return found

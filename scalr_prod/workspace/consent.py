@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consent of users to the use of their source events, where a source domain asks for it.
+"""Consent of users to the use of their source events, where a source domain requires it.
 
 Ingest records each user's latest answer in ``<home>/consent``: a Parquet file per state, named by its digest, and ``current.json``, which
 names the present one. A run reads the state that it was planned with, so its contexts stay the same.
@@ -37,13 +37,13 @@ _SECTION: Final = "consent"
 class ConsentState:
     """The users' answers at one time.
 
-    A user without consent in one of the domains is left out of everything that asks: histories hold the events of all source domains.
+    A user must have consented in every domain that requires it, because a history combines the events of all source domains.
 
     Attributes:
         digest: Name of the file of answers.
-        domains: Names of the source domains that ask for consent, sorted.
+        domains: Names of the source domains that require consent, sorted.
         all_domains: Whether these are all source domains. Then users without an answer have not consented; otherwise they may be users of
-            a domain that does not ask.
+            a domain that does not require consent.
     """
 
     digest: str
@@ -52,10 +52,10 @@ class ConsentState:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
-        """Return the present state; None where no source domain asks for consent.
+        """Return the current state, or None if no source domain requires consent.
 
         Raises:
-            InputError: A domain asks whose users' answers no ingest has recorded.
+            InputError: No ingest has recorded the consent of a domain that requires it.
         """
         domains = settings.domains.consent_domains
         if not domains:
@@ -71,7 +71,7 @@ class ConsentState:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the state that a run was planned with, from the settings in its specification; None: it asked for no consent."""
+        """Return the state that a run was planned with, from the settings in its specification; None if consent was not required."""
         section = settings.get(_SECTION)
         return None if section is None else cls(section["digest"], tuple(section["domains"]), section["all_domains"])
 
@@ -190,7 +190,7 @@ def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Colle
         home: The project's home.
         query: Query of all answers, with the columns of `open_consent`.
         domain: Domain whose answers are new.
-        others: Other domains that ask for consent; those with answers in the present state keep them.
+        others: Other domains that require consent; those with answers in the present state keep them.
     """
     known = {domain, *(name for name in _read_current(home).get("domains", ()) if name in others)}
     db.execute(f"CREATE OR REPLACE TEMP TABLE all_answers AS {query}")
@@ -214,8 +214,8 @@ def copy_consent(home: Path, other: Path, state: ConsentState) -> None:
     write_json(other / _FOLDER / _CURRENT, {"digest": state.digest, "domains": list(state.domains)})
 
 
-def former_states(home: Path) -> list[Path]:
-    """Return the files of all states but the present one."""
+def superseded_consent_files(home: Path) -> list[Path]:
+    """Return the files of all states but the current one, sorted."""
     current = _path(home, _read_current(home).get("digest", ""))
     return sorted(path for path in (home / _FOLDER).glob("*.parquet") if path != current)
 

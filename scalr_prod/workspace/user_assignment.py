@@ -106,8 +106,8 @@ class Canary(Jsonable):
         """Return the canary of a publication from its ledger record; None: it was for everybody."""
         return None if found is None else cls(**found)
 
-    def __le__(self, other: Canary | None) -> bool:
-        """Return whether this canary is certainly a subset of the other (None: everybody)."""
+    def is_subset_of(self, other: Canary | None) -> bool:
+        """Return whether every user of this canary is certainly in the other one (None: everybody)."""
         return other is None or (self.salt == other.salt and self.share <= other.share)
 
     def membership_sql(self, user: str) -> str:

@@ -166,7 +166,7 @@ def test_a_model(make_project, tmp_path, outside):
 
 
         class Popular:
-            knobs = (Hyperparameter("power", (1.0, 0.5), high=1.0),)
+            search_space = (Hyperparameter("power", (1.0, 0.5), high=1.0),)
 
             def __init__(self, power=1.0):
                 self.power = power

@@ -167,7 +167,7 @@ def experiment_power(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Estimate the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+    """Estimate the minimum detectable effect (MDE) on a user's number of target events, and the days that it takes.
 
     Example: scalr experiment power --effect 5
     """

@@ -120,6 +120,6 @@ class ForgettingSettings(SettingsSection):
         default=30,
         ge=0,
         le=36_500,
-        description="days within which a model that `scalr dataset used-by` names is to be trained without an erased user's rows; "
-        "`scalr forget` and `scalr status` show the date",
+        description="days within which a registered model (`scalr dataset register-model`) is to be trained without an erased user's "
+        "rows; `scalr forget` and `scalr status` show the date",
     )

@@ -49,7 +49,7 @@ class ImplicitAls:
 
     Hyperparameters: Final = AlsHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    knobs: Final = (
+    search_space: Final = (
         Hyperparameter("alpha", (10.0, 40.0, 2.5), step=4.0),
         Hyperparameter("regularization", (10.0, 1.0, 100.0), step=10.0),
         HALF_LIFE,

@@ -222,7 +222,7 @@ def data_end(lake: Lake) -> datetime:
 def read_event_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> EventLog:
     """Read the events that had happened before ``trained_until`` and were known by then.
 
-    With ``[translator] training = "consent"``, users without consent are left out, in both domains.
+    With ``[translator] train_on = "consenting_users"``, users without consent are left out, in both domains.
 
     Args:
         settings: The project's settings.
@@ -314,15 +314,15 @@ def training_consent(settings: Settings) -> ConsentState | None:
     Raises:
         InputError: No ingest has recorded the users' answers.
     """
-    return ConsentState.from_settings(settings) if settings.translator.training == "consent" else None
+    return ConsentState.from_settings(settings) if settings.translator.train_on == "consenting_users" else None
 
 
 def target_weighting(settings: Settings) -> EventWeighting:
     """Return how much target events weigh in training."""
     target = settings.domains.target
     types = target.types if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
-    drops_exposed = target.columns.exposed_by is not None and settings.translator.exposed_events == "drop"
-    return EventWeighting(dict(types), drops_exposed)
+    drops_recommended = target.columns.recommended_by is not None and settings.translator.recommended_events == "drop"
+    return EventWeighting(dict(types), drops_recommended)
 
 
 def _histories(

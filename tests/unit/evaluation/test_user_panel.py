@@ -165,7 +165,7 @@ def test_entropies_pool_cutoffs_and_seeds_by_segment(panel):
     assert ours["dense"]["ne_vs_real_pct"] == pytest.approx(0)
     assert "scalr_ne_vs_this_pct" not in ours["all"]
     rival = rows["model_level_transfer"]["probabilities"]
-    assert rival["cold"]["scalr_ne_vs_this_pct"] == pytest.approx(-gained), "it says the base rate, as real events alone do"
+    assert rival["cold"]["scalr_ne_vs_this_pct"] == pytest.approx(-gained), "it says the base rate, as real events only do"
     assert rival["all"]["scalr_ne_ci95"] == pytest.approx([low, high])
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from scalr_prod.evaluation import summarize_verdict
 
-UNSURE = "Synthetic events helped on validation, and the test does not confirm it: with als, "
-HARM = "Synthetic events helped on validation, but did harm in the test: with als, "
+UNSURE = "Synthetic events helped on validation, and the test does not confirm it: "
+HARM = "Synthetic events helped on validation, but did harm in the test: "
 REFUSED = {
     "passed": False,
     "expected_pct": -1.2,
@@ -47,19 +47,19 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(55.4, 31.0, 96.0, "popular_lately"),
             "helps",
-            "Synthetic events help: with als, NDCG is 55 % higher (95 %: +31 … +96) than with recently popular items.",
+            "Synthetic events help: NDCG of als is 55 % higher (95 %: +31 … +96) than with recently popular items.",
             "scalr run, which applies these settings",
         ),
         (
             lift(12.0, -5.0, 30.0, "real"),
             "unsure",
-            f"{UNSURE}NDCG is 12 % higher (95 %: -5 … +30) than with real events only.",
+            f"{UNSURE}NDCG of als is 12 % higher (95 %: -5 … +30) than with real events only.",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
         (
             lift(-9.0, -15.0, -2.0, "real"),
             "harms",
-            f"{HARM}NDCG is 9 % lower (95 %: -15 … -2) than with real events only.",
+            f"{HARM}NDCG of als is 9 % lower (95 %: -15 … -2) than with real events only.",
             (
                 "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
                 "scalr evaluate --cutoffs 4"
@@ -68,7 +68,7 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(None, None, None, "real"),
             "unsure",
-            f"{UNSURE}real events only found none of the users' items.",
+            f"{UNSURE}with als, real events only found none of the users' items.",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
     ],
@@ -102,7 +102,7 @@ def test_groups_of_users_and_cross_domain_baselines_follow():
         "is 0) over recently popular items."
     )
     assert found.answer == (
-        "Synthetic events help: with als, NDCG is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
+        "Synthetic events help: NDCG of als is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
         "(95 %: -14 … +14) than with the same model trained on both domains."
     )
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
@@ -177,4 +177,4 @@ def test_the_model_that_is_best_on_validation_speaks():
     found["choices"]["sasrec"] = found["choices"]["als"] | {"validation": {"ndcg": 0.2}}
     found["verdict"]["models"].append({"model": "sasrec"} | lift(30.0, 20.0, 40.0, "real"))
     summary = summarize_verdict(json.loads(json.dumps(found)))
-    assert (summary.model, "NDCG is 30 % higher" in summary.answer) == ("sasrec", True)
+    assert (summary.model, "NDCG of sasrec is 30 % higher" in summary.answer) == ("sasrec", True)

@@ -16,7 +16,7 @@ from scalr_prod.ingest.input_state import changed_inputs
 from scalr_prod.lake import Lake
 from scalr_prod.operations import apply_retention, erase_users
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import ConsentState, former_states
+from scalr_prod.workspace import ConsentState, superseded_consent_files
 
 COLUMN = 'columns = { consent = "agreed" }'
 TARGET = log(("u1", "t1", 0), ("u2", "t2", 1), ("u3", "t2", 2))
@@ -51,7 +51,7 @@ def test_the_latest_event_decides_and_null_is_no_consent(make):
     state = ConsentState.from_settings(settings)
     ingest(settings)
     assert ConsentState.from_settings(settings) == state
-    assert former_states(settings.home) == []
+    assert superseded_consent_files(settings.home) == []
 
 
 def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make):
@@ -65,7 +65,9 @@ def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make)
         return duckdb.sql(f"SELECT user_id FROM (VALUES ('u1'), ('u2'), ('unknown')) v (user_id) WHERE {condition}").fetchall()
 
     assert allowed(state) == [("u1",)]
-    assert sorted(allowed(replace(state, all_domains=False))) == [("u1",), ("unknown",)], "a user of a domain that does not ask"
+    assert sorted(allowed(replace(state, all_domains=False))) == [("u1",), ("unknown",)], (
+        "a user of a domain that does not require it"
+    )
     assert ConsentState.from_run(state.to_run_settings()) == state
 
 
@@ -86,7 +88,7 @@ def test_later_logs_change_answers_and_earlier_ones_do_not(make):
     assert without_consent(settings) == ["u3"]
     # Maintenance removes former answers, in time; a run that was planned with them says so.
     former = {first.digest, now.digest}
-    assert {path.stem for path in former_states(settings.home)} == former
+    assert {path.stem for path in superseded_consent_files(settings.home)} == former
     assert not [one for one in apply_retention(settings).removed if one.kind == "consent"]
     removed = apply_retention(settings.with_sections(retention={"days": 0})).removed
     assert {one.name for one in removed if one.kind == "consent"} == former
@@ -183,8 +185,8 @@ def test_a_column_or_a_file_that_is_not_there_is_refused(make, tmp_path):
     ("toml", "says"),
     [
         ({"source_toml": f'consent = "c.csv"\n{COLUMN}'}, "has both 'consent' and 'columns.consent'"),
-        ({"target_toml": COLUMN}, r"\[domains.target\] asks for consent"),
-        ({"extra": '[translator]\ntraining = "consent"'}, "no source domain asks for consent"),
+        ({"target_toml": COLUMN}, r"\[domains.target\] requires consent"),
+        ({"extra": '[translator]\ntrain_on = "consenting_users"'}, "no source domain requires consent"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, toml, says):

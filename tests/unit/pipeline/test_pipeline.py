@@ -175,8 +175,8 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
     ("reports", "following"),
     [
         ({}, "scalr report, and scalr evaluate: does it help?"),
-        ({"policy": {"followed": False}}, "scalr report, and scalr evaluate: does it help?"),
-        ({"policy": {"followed": True}}, "scalr report"),
+        ({"policy": {"is_applied": False}}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"is_applied": True}}, "scalr report"),
     ],
 )
 def test_an_evaluation_is_proposed_until_one_is_followed(reports, following):

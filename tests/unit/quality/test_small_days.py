@@ -167,7 +167,7 @@ def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_t
         frame = draw_day(spec, source, popularity, rng)
         broken, not_judged = judge(project, spec, frame)
         assert not broken, (day, broken)
-        assert {"source_coverage", "run_holds_events"} <= not_judged
+        assert {"source_coverage", "run_has_events"} <= not_judged
         judged.update(DISTRIBUTIONS - not_judged)
         if day in planted:
             broken, _ = judge(project, spec, plant(planted[day], frame, rng))

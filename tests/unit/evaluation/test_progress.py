@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from scalr_prod.core.progress import heartbeat_interval
-from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.progress import evaluation_progress
 
 
 def test_a_long_step_is_told_of_again_and_again(caplog):
