@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
-Tuned are the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline, and
-for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms have the model
-settings that are best for real events only, since the policy is applied to a model whose settings somebody else has chosen.
+Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
+and for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms use the model
+settings that are best for real events only, because the policy will be applied to a model whose settings are the user's own choice.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20. Of λ, temperature, volume and filter, the values within one standard
 error of the best score count as equal, and the one nearest to the default of a run is chosen.

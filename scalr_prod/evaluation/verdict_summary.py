@@ -121,8 +121,8 @@ def _effect(verdict: Mapping[str, Any], *, is_used: bool) -> Effect:
 def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     model, is_quick = verdict["model"], report["verdict"]["quick"]
     if effect == "refused" and is_quick:
-        return f"No gain to expect: synthetic events are not used, and so not tested with {model}. " + (
-            "It is not shown that users' own source histories tell more about their target events than other users' do."
+        return f"No gain expected, so synthetic events were not tested with {model}: " + (
+            "users' own source histories were not shown to predict their target events better than other users' histories."
             if classify_signal(report.get("signal")) is not Signal.PRESENT
             else "[training_set] synthetic_weight is 0."
         )
@@ -148,7 +148,7 @@ def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
 
 def _certainty(effect: Effect, verdict: Mapping[str, Any]) -> str:
     if effect == "refused":
-        return f"The best for all users is {_ARMS[verdict['best_baseline']]}."
+        return f"Best for all users: {_ARMS[verdict['best_baseline']]}."
     found = [f"{name} {_describe_part(verdict[key])}" for key, name in _SENTENCE_USERS.items() if key in verdict]
     return f"{'; '.join(found)}." if found else "There are too few users for figures by group."
 
@@ -166,7 +166,7 @@ def _describe_model(model: str, options: Mapping[str, Any]) -> str:
     named = ", ".join(
         f"{_UNITS.get(name, name)} {value:.3g}" for name, value in options.items() if isinstance(value, int | float)
     )
-    return f"{model} with {named}: tuned on validation, for real events" if named else f"{model} with its own settings"
+    return f"{model} with {named} (tuned on validation, on real events only)" if named else f"{model} with its own settings"
 
 
 def _next_step(effect: Effect, verdict: Mapping[str, Any], *, is_quick: bool) -> str:

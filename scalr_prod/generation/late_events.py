@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LateWindow:
-    """Describe a published window with source events that its run did not know.
+    """A published window with source events that its run did not know.
 
     Attributes:
         start: The window's first instant (UTC).
@@ -49,7 +49,7 @@ class LateWindow:
 
 @dataclass(frozen=True)
 class LateReport(Jsonable):
-    """Report what was done about late source events.
+    """What was done about late source events.
 
     Attributes:
         windows: Windows within the look-back that have late events, earliest first.

@@ -162,7 +162,7 @@ def policy_status(settings: Settings) -> PolicyStatus | None:
 
 
 def why_not_generated(settings: Settings) -> str | None:
-    """Return why a run generates no event: λ is 0 for all users, so that no training set would hold one. None: some λ is above 0.
+    """Return why a run generates no events: λ is 0 for all users, so no training set would have any. None if some λ is above 0.
 
     Raises:
         EvaluationError: The policy file is not a valid policy.
@@ -179,7 +179,7 @@ def why_not_generated(settings: Settings) -> str | None:
         where = "[training_set] segment_weights"
     else:
         where = f"the policy at {policy_path(settings)}"
-    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events only"
+    return f"λ is 0 for all users (set by {where}), so no events are generated or published, and training sets contain real events only"
 
 
 def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:

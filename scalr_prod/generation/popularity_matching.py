@@ -48,7 +48,7 @@ _HASH_CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """Hold the result of the alignment.
+    """Result of popularity matching.
 
     Attributes:
         events: Rows kept.

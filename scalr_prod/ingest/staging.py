@@ -326,7 +326,7 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
     staged.left_out.ensure_within_limit(staged.rows)
     if not staged.rows:
-        raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
+        raise EmptyInput("has no rows", where=origin, next_step=f"check what [domains.{place}] names")
     if settings.domains[place].consent is not None:
         staged.consent_files = _stage_consents(settings, place, folder, staged.user_ids)
     return staged
@@ -351,7 +351,7 @@ def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdP
     users.ensure_no_nulls()
     common_id_type("user", [log_users, users])
     if not files.files:
-        raise EmptyInput("holds no row", where=path, next_step=f"check what [domains.{place}] consent names")
+        raise EmptyInput("has no rows", where=path, next_step=f"check what [domains.{place}] consent names")
     return files.files
 
 
@@ -375,7 +375,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     staged.files = files.files
     staged.item_ids.ensure_no_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
+        raise EmptyInput("has no rows", where=section.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
 
 

@@ -169,9 +169,9 @@ def measure_power(settings: Settings, *, effect_pct: float = 5.0, holdout: float
     share = settings.experiment.holdout if holdout is None else holdout
     if not 0 < share < 1 or effect_pct <= 0:
         raise SettingsError(
-            f"no experiment holds out {share:g} of the users to find an effect of {effect_pct:g} %",
+            f"the share of held-out users must be between 0 and 1, and the effect above 0; they are {share:g} and {effect_pct:g} %",
             where="[experiment] holdout",
-            next_step="set [experiment] holdout = 0.05, or try a share: scalr experiment power --holdout 0.05 --effect 5",
+            next_step="set [experiment] holdout = 0.05, or pass both: scalr experiment power --holdout 0.05 --effect 5",
         )
     lake = Lake.open(settings)
     sparse_below = apply_policy(settings)[0].downstream.sparse_below

@@ -44,7 +44,7 @@ _MIN_SRM_P: Final = 0.001
 class Effect:
     """Difference in mean outcome between users with synthetic events and held-out users.
 
-    For a canary: between its users and the users that runs are published for later, who count as held out here.
+    For a canary: the difference between canary users and users for whom runs are published later; the latter count as held out here.
 
     Attributes:
         method: ``difference_in_means``, or ``cuped`` with pre-experiment values.
@@ -87,15 +87,15 @@ class ExperimentReport(Jsonable):
         canary: ``[experiment] canary``.
         users_treated: Users of the source domains who are not held out.
         users_held_out: Users of the source domains who are held out.
-        users_canary: Users that runs are published for first; they count as treated, too.
+        users_canary: Users for whom runs are published first; they count as treated, too.
         synthetic_events_of_held_out: Rows of held-out users in the feature view, published before they were held out.
         runs_of_other_keys: Runs planned with another key, under which other users were held out.
         out: The file with every user's side; None if none was requested.
-        start: ``[experiment] start``, or when a run was first published under the present key; None: not yet.
+        start: ``[experiment] start``, or when a run was first published under the current key, or None if not yet.
         days: Days of outcomes, from the start; None without outcomes.
         effect: None without outcomes, or if nobody is held out.
         effect_by_segment: The effect for users who were cold, sparse or dense at the start, for segments with enough users on both sides.
-        harmed_segments: One sentence for each segment that the present experiment found to be harmed, now or before.
+        harmed_segments: One sentence per segment that the current experiment found to be harmed, now or before.
         canary_effect: Canary users against users who are neither in the canary nor held out. None without outcomes, or without a
             canary.
     """
@@ -205,7 +205,7 @@ def _describe_harm(segment: str, effect: Effect, days: float) -> str:
 
 
 def _first_publication(publications: list[Publication], runs: set[str], salt: str) -> datetime | None:
-    """Return when one of some runs, or a run in a canary of the present key, was first published; None: never."""
+    """Return when one of some runs, or a run in a canary of the current key, was first published, or None if never."""
     for_experiment = (found for found in publications if found.run_id in runs or (found.canary or {}).get("salt") == salt)
     return min((found.published_at.astimezone(UTC) for found in for_experiment if found.published_at is not None), default=None)
 
@@ -239,7 +239,7 @@ def estimate_effect(
     days: float = 1.0,
     pre_value: npt.NDArray[np.float64] | None = None,
 ) -> Effect:
-    """Estimate the effect of not being held out.
+    """Estimate the treatment effect: treated minus held-out users.
 
     CUPED (Deng, Xu, Kohavi, Walker 2013) subtracts the regression of the outcome on the pre-experiment value, with one slope for both
     sides. Unknown pre-experiment values (NaN) are replaced by the mean of the known ones.
@@ -358,7 +358,7 @@ def _ensure_distinct_users(db: Any, origin: str) -> None:
 
 @dataclass(frozen=True)
 class _Effects:
-    """Effects of not being held out, for all users and by segment, and of being in the canary."""
+    """Treatment effects for all users and by segment, and the effect of being in the canary."""
 
     overall: Effect | None = None
     by_segment: dict[str, Effect] = field(default_factory=dict)

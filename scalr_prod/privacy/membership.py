@@ -81,7 +81,7 @@ def measure_membership(rows: RunRows, shadow: ShadowDraws, *, mode: str, is_alig
 
 
 def _attack_scores(members: ShadowDraws, own_fold: NDArray[np.int32], real: Any, mode: str) -> AttackSuccess:
-    """Attack by probabilities of the real items: of the set that a causal run uses, or of the next fold's, and of the own fold's.
+    """Attack by probabilities of the real items: by the set that a causal run uses, or the next fold's, and by the user's own fold's.
 
     Some items are more likely under any set: with three sets, the probability by the third is the measure.
     """

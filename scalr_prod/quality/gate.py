@@ -226,7 +226,7 @@ def _audit(
                 figures["drift_reference"] = reference.run_id
             rows, good = audit.verdicts.counts()
             if not good and figures["contexts"]:
-                logger.warning("%s holds no event of its %d contexts", spec.run_id, figures["contexts"])
+                logger.warning("%s: none of its %d contexts gave an accepted event", spec.run_id, figures["contexts"])
             passed = all(rule.success is not False for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.rejected() if quarantined else None)
@@ -276,7 +276,7 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
     if report.policy == "strict":
         next_step += '; [quality] policy = "quarantine" sets bad rows aside'
     if not report.rows:
-        found = "the run holds no candidate event: nothing could be translated with these settings"
+        found = "the run has no candidate events: no context gave an event with these settings"
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
         found = describe_failures(report)
@@ -287,7 +287,7 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
             for rule in report.failures
             if rule.rule in report.figures.get("pooled_since", {})
         ]:
-            next_step += f"; if the events published since {min(since)} are at fault, take them back: scalr runs rollback"
+            next_step += f"; if the events published since {min(since)} are at fault, roll them back: scalr runs rollback"
     error = QualityGateFailed(found, where=report.docs, next_step=next_step)
     error.add_context(run_id=run_id)
     return error

@@ -78,7 +78,7 @@ def validate_training_set(
         )
     if not report.passed:
         raise QualityGateFailed(
-            describe_failures(report) or "the training set holds no row",
+            describe_failures(report) or "the training set has no rows",
             where=report.docs,
             next_step="read the report; nothing was kept. Fix the cause, then run: scalr dataset build",
         )

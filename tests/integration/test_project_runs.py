@@ -136,7 +136,7 @@ def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tm
         report = project.run()
         assert (report.run_id, list(report.stages)) == (None, ["ingest", "histories", "translator", "dataset"])
         assert report.stages["dataset"]["real"] > report.stages["dataset"]["synthetic"] == 0
-        assert "λ is 0 for all users by [training_set] synthetic_weight" in report.to_json()["not_generated"]
+        assert "λ is 0 for all users (set by [training_set] synthetic_weight)" in report.to_json()["not_generated"]
         assert caplog.messages.count(report.not_generated) == 1
         assert project.runs() == []
 

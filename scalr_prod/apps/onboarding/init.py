@@ -324,7 +324,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
                 if len(shown) == _SHOWN:
                     break
         if not shown:
-            raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
+            raise EmptyInput("has no rows", where=origin, next_step="name a file that has rows")
         cells.user_ids.ensure_no_nulls()
         cells.item_ids.ensure_no_nulls()
         users.append(cells.user_ids)

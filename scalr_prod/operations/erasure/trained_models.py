@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of others that learned from rows of erased users, and when they are to be retrained.
+"""Registered models that were trained on rows of users erased since, and when to retrain them.
 
-Training jobs register the version of the training set that they read (`DatasetRepository.record_use`). An erasure keeps which versions held
-the user's rows. A model version that was trained on one of them is affected, whenever it was registered: an erasure rewrites the files of a
-version, and a registration does not tell which files were read. A later version of the model settles it if all of its training sets were
-built after the erasure.
+Training jobs register the version of the training set that they read (`DatasetRepository.record_use`). An erasure records which versions
+had the user's rows. A model trained on such a version is affected even if it was registered after the erasure: an erasure rewrites the
+files in place, and a registration does not record which files were read. A later version of the model clears it if all of its training sets
+were built after the erasure.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ UNFIT = {
     "epoch numbers of unclear unit": ("user_id,item_id,timestamp\n1,2,37\n", BadValue),
     "null or empty id": ("user_id,item_id,timestamp\n1,,1700000000\n", BadValue),
     "has no line of column names": ("196,242,3,881250949\n186,302,3,891717742\n", ColumnNotFound),
-    "holds no row": ("user_id,item_id,timestamp\n", EmptyInput),
+    "has no rows": ("user_id,item_id,timestamp\n", EmptyInput),
 }
 
 

@@ -84,7 +84,7 @@ def test_a_refusal_gives_its_reason_and_no_chart():
     assert found.answer.startswith(
         "No gain found: with als, synthetic events are not used (λ = 0: -3.0 % over real events only"
     )
-    assert found.certainty == "The best for all users is recently popular items."
+    assert found.certainty == "Best for all users: recently popular items."
     assert found.next_step.startswith("keep training on real events")
     assert not found.lifts
 
@@ -107,7 +107,8 @@ def test_groups_of_users_and_cross_domain_baselines_follow():
     )
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
     assert (
-        found.model_settings == "als with alpha 0.0391, half_life (days) 10, factors 64: tuned on validation, for real events"
+        found.model_settings
+        == "als with alpha 0.0391, half_life (days) 10, factors 64 (tuned on validation, on real events only)"
     )
 
 
@@ -144,7 +145,7 @@ def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_bet
             (0.0, 0.0, 0.0),
             False,
             "refused",
-            "No gain to expect: synthetic events are not used, and so not tested with als. It is not shown that users' own ",
+            "No gain expected, so synthetic events were not tested with als: users' own source histories were not shown ",
         ),
     ],
 )

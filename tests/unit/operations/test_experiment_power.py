@@ -102,7 +102,7 @@ def test_it_is_told_from_the_logs_of_a_project(project):
 
 
 def test_what_cannot_be_planned_is_told(project, tmp_path):
-    with pytest.raises(SettingsError, match="holds out 0 of the users") as told:
+    with pytest.raises(SettingsError, match="they are 0 and 5 %") as told:
         measure_power(project.settings)
     assert "--holdout 0.05" in told.value.next_step
     short = Handmade(tmp_path / "short", target=[("u1", "t1", 0, 0), ("u1", "t1", 20, 20)])

@@ -221,5 +221,5 @@ def test_a_whole_run_generates_nothing_where_nothing_would_weigh(settings_with, 
     if why is None:
         assert whole.not_generated is None
     else:
-        assert f"λ is 0 for all users by {why}: no event is generated or published" in whole.not_generated
+        assert f"λ is 0 for all users (set by {why}), so no events are generated or published" in whole.not_generated
         assert caplog.messages == [whole.not_generated]

@@ -57,7 +57,7 @@ def test_where_synthetic_events_weigh_nothing_a_run_would_generate_none(settings
         opened.ingest()
         opened.histories()
     found = told(project, "run")
-    assert "λ is 0 for all users by [training_set] synthetic_weight" in found["not_generated"]
+    assert "λ is 0 for all users (set by [training_set] synthetic_weight)" in found["not_generated"]
     assert found["window"] == found["not_generated"]
     assert found["stages"] == {
         **dict.fromkeys(("ingest", "histories"), "look"),
