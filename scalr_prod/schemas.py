@@ -205,7 +205,7 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
         return "int64"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"
-    raise TypeError(f"{column} holds {kind}, expected int64 or string")
+    raise TypeError(f"{column} contains {kind}, expected int64 or string")
 
 
 def item_id_prefix(domain: str) -> str:

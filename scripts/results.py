@@ -206,7 +206,7 @@ def speed() -> list[str]:
     below = [f"{row.part} ({row.share:.0%})" for row in rows if row.share < row.aim]
     missed = f"; below the aim: {', '.join(below)}" if below else "; all reach their aim"
     return [
-        *heading("Speed beside a limit", "limits", "catalogue", "scoring", "generation", "point_in_time", "data_path"),
+        *heading("Speed compared with a limit", "limits", "catalogue", "scoring", "generation", "point_in_time", "data_path"),
         *lines,
         f"Catalogues of two sizes are compared in contexts × items per second. A commit is one of {rows_of_commit} rows.",
         "",
@@ -402,7 +402,7 @@ def translator() -> list[str]:
     for pair, of in found.items():
         frequency = "cold_ndcg_of_frequency"
         measures += [
-            Measure(f"{arrow(pair)}: NLL beside the best estimator's", of["nll"], "", of["nll_limit"]),
+            Measure(f"{arrow(pair)}: NLL, compared with the best estimator's", of["nll"], "", of["nll_limit"]),
             Measure("NDCG@20 over the best estimator's", of["ndcg_of_best"], "", of["ndcg_of_best_limit"], least=True),
             Measure("the same over frequency's, cold users", of[frequency], "", of[f"{frequency}_limit"], least=True),
         ]
@@ -579,7 +579,7 @@ def default_weight() -> list[str]:
             f"{arrow(pair)}: {sizes}; {baselines}.",
             "",
             *table(
-                ["events a user", "temperature", "`min_lift`", "synthetic events", *(f"λ = {weight}" for weight in weights)],
+                ["events per user", "temperature", "`min_lift`", "synthetic events", *(f"λ = {weight}" for weight in weights)],
                 rows,
             ),
         ]

@@ -103,14 +103,14 @@ class UserMapSettings(SettingsSection):
     map: str | None = Field(
         default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as for a domain's events"
     )
-    query: str | None = Field(default=None, description="SQL that returns the pairs, in place of map")
+    query: str | None = Field(default=None, description="SQL that returns the pairs, instead of map")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
     format: str | None = Field(default=None, description="format of map, as for a domain")
     columns: UserMapColumns = Field(default=UserMapColumns(), description="what the map's columns are called")
     storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
+        default_factory=dict, repr=False, description="passed to the library that opens the map; may contain secrets"
     )
 
     @property
@@ -141,9 +141,9 @@ class DomainSettings(SettingsSection):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
-    formerly: str | None = Field(default=None, description="the domain's former name in the project's tables: renames it")
+    formerly: str | None = Field(default=None, description="the domain's previous name in the project's tables: renames it")
     events: str | None = Field(default=None, description="the log: path, glob or folder, or fsspec URL")
-    query: str | None = Field(default=None, description="SQL that returns the log, in place of events")
+    query: str | None = Field(default=None, description="SQL that returns the log, instead of events")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
@@ -216,14 +216,14 @@ class DomainSettings(SettingsSection):
     )
     consent: str | None = Field(
         default=None,
-        description="file of the users' consents, in place of columns.consent: path or URL as for events, with a row for each user: the "
+        description="file of the users' consents, instead of columns.consent: path or URL as for events, with a row for each user: the "
         "log's column of users, and consent. Users without a row have not consented",
     )
     items: str | None = Field(default=None, description="file of items with their titles; path or URL as for events")
     items_version: int | None = Field(default=None, ge=0, description="version of items, as for events")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
     storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"
+        default_factory=dict, repr=False, description="passed to the library that opens the log; may contain secrets"
     )
 
     @property
@@ -286,7 +286,7 @@ class Domains(SettingsSection):
 
     source: DomainSettings | None = Field(default=None, description="the source domain")
     sources: dict[str, DomainSettings] = Field(
-        default_factory=dict, description="several source domains, by name, in place of source"
+        default_factory=dict, description="several source domains, by name, instead of source"
     )
     target: DomainSettings = Field(description="the target domain")
 

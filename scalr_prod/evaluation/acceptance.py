@@ -135,7 +135,7 @@ def _describe_rule(decision: Mapping[str, Any]) -> str:
     if not decision.get("personal", True):
         if "over_shuffled" in decision:
             return "not better than the same events given to other users"
-        return "the users' own source histories tell no more than other users'"
+        return "the users' own source histories predict no better than other users'"
     harm, limit = decision["harm_probability"], decision["max_harm_probability"]
     if decision["expected_pct"] <= 0:
         return f"expected gain {decision['expected_pct']:+.1f} %"

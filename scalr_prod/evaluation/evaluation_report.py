@@ -185,7 +185,7 @@ class ArmOutcomes:
 
     Attributes:
         panel: Test cases of `plain` and `blended`: the users as they are.
-        new_user_panel: Test cases of `new_users`: the users as if they were new. None: there are none.
+        new_user_panel: Test cases of `new_users`: the users as if they were new. None if there are none.
         plain: Outcomes of the models as they are trained.
         blended: Outcomes of the same models, blended with recent popularity.
         new_users: Outcomes of models that saw none of the tested users' target events.

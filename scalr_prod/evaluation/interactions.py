@@ -65,7 +65,7 @@ class Interactions:
             raise ValueError("user, item, time, weight and observed differ in length")
         for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
             if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
-                raise ValueError(f"{name} holds a number outside 0 … {limit - 1}")
+                raise ValueError(f"{name} contains a number outside 0 … {limit - 1}")
 
     def __len__(self) -> int:
         return len(self.user)

@@ -126,7 +126,7 @@ class FamilyEvaluation:
 
 def _describe_translator(options: TranslatorSettings) -> str:
     """Describe until when an evaluation's translators are trained, and how much older a run's may be."""
-    at_cutoff = "trained anew until each cutoff"
+    at_cutoff = "trained again until each cutoff"
     if options.pin:
         return f"{at_cutoff}; runs keep the latest one, whatever its age ([translator] pin = true)"
     if not options.retrain_every:

@@ -67,7 +67,7 @@ class SplitTranslator:
         module: The translator.
         information: Information of source histories beyond popularity, measured when the translator was trained; None if its version
             lacks that measurement.
-        base: The translator of the same split without new users; what it samples for all other users is reused. None: there is none.
+        base: The translator of the same split without new users; what it samples for all other users is reused. None if there is none.
     """
 
     split: EvaluationSplit

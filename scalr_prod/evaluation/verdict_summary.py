@@ -67,7 +67,7 @@ class VerdictSummary:
     Attributes:
         effect: ``helps`` or ``harms``: the interval of the lift excludes 0. ``unsure``: it contains 0. ``refused``: λ is 0.
         model: The model family that the sentences are about, the best one on validation.
-        answer: Whether synthetic events help, beside the best baseline and the strongest one that uses source events, too.
+        answer: Whether synthetic events help, compared with the best baseline and the strongest one that uses source events, too.
         certainty: For whom.
         model_settings: The model's hyperparameters in all arms; they are tuned on real events. A model with others gains more or less.
         next_step: What to do now.
@@ -141,7 +141,7 @@ def _answer(effect: Effect, report: Mapping[str, Any], verdict: Mapping[str, Any
 
 
 def _strongest_cross_domain(verdict: Mapping[str, Any]) -> str | None:
-    """Return the key of the baseline that uses source events, too, and over which the lift is lowest; None: there is none."""
+    """Return the key of the baseline that uses source events, too, and over which the lift is lowest, or None if there is none."""
     found = [key for key in _CROSS_DOMAIN if key in verdict and verdict[key]["lift_pct"] is not None]
     return min(found, key=lambda key: float(verdict[key]["lift_pct"]), default=None)
 

@@ -126,7 +126,7 @@ def chosen_user_events(spec: RunSpec, *columns: str) -> tuple[str, dict[str, Any
 
     Args:
         spec: The run.
-        columns: Columns of `CHOSEN_USERS_TABLE` to add to each event, besides ``newcomer``.
+        columns: Columns of `CHOSEN_USERS_TABLE` to add to each event, in addition to ``newcomer``.
     """
     selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, "newcomer", *columns))
     query = f"SELECT {selected} FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"

@@ -81,9 +81,9 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         TrainedPastWindow: The translator has learned from what came after the window's start (``causal``) or ``as_of``
             (``backfill``).
         TranslatorNotFound: No such version, or none at all.
-        TranslatorError: It learned from users who were forgotten, and ``[forgetting] grace_days`` are over.
+        TranslatorError: It learned from users who were erased, and ``[forgetting] grace_days`` are over.
         TableNotFound: A stage was skipped.
-        LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
+        LakeError: An earlier version made the table of synthetic events, and no ingest has brought it up to date.
     """
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import open_duckdb, staging_folder
@@ -230,7 +230,7 @@ def _empty_window_error(start: datetime | None, end: datetime, as_of: datetime, 
         known = f"those known by {as_of.isoformat()} range from {found.first} to {found.last}"
     window = f"[{start.isoformat() if start else 'first event'}, {end.isoformat()})"
     return EmptyWindow(
-        f"no source event lies in the window {window}; {known}",
+        f"no source event is in the window {window}; {known}",
         where="[generation] start, end, as_of",
         next_step="choose a window inside the data, or leave start, end and as_of out",
     )

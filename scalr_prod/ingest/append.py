@@ -327,7 +327,7 @@ def write_events(
         table: The events table.
         rows: The events, in the table's schema.
         version: The version that they were computed from.
-        correction: What the commit changes in existing events; None: they are appended.
+        correction: What the commit changes in existing events, or None if they are appended.
         predicate: With a correction, SQL of the events that the rows replace.
 
     Raises:

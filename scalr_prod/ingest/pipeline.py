@@ -265,7 +265,7 @@ class IngestPipeline:
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise EmptyInput(
-                "holds only rows of erased users or items",
+                "contains only rows of erased users or items",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
@@ -283,7 +283,7 @@ class IngestPipeline:
         section = self.settings.domains[place]
         if not rows:
             raise EmptyInput(
-                "holds only events that are left out",
+                "contains only events that are left out",
                 where=self.events[place].origin,
                 next_step=f"check types and unknown_types of [domains.{place}]",
             )
@@ -318,7 +318,7 @@ class IngestPipeline:
         over = limit.apply(opened, item_prefix_filter(prefix), staged.left_out)
         if not count_rows(self.db, f"FROM {view}"):
             raise EmptyInput(
-                "holds only users and days with more than max_user_day events",
+                "contains only users and days with more than max_user_day events",
                 where=staged.origin,
                 next_step=f"raise max_user_day of [domains.{place}]",
             )
@@ -336,7 +336,7 @@ class IngestPipeline:
                 rows = self.logs[target].rows
                 if MIN_ROWS <= rows == self.logs[source].rows and self._digest(source) == self._digest(target):
                     raise BadValue(
-                        f"holds the same {rows} events as [domains.{source}]",
+                        f"contains the same {rows} events as [domains.{source}]",
                         where=f"{self.events[target].origin}, [domains.{target}]",
                         next_step="name the logs of two different domains; for two parts of one log, select them by a query, or by types "
                         'and unknown_types = "drop"',
@@ -375,7 +375,7 @@ class IngestPipeline:
                 f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
                 f"(user ids look like {examples[0]} and {examples[1]})",
                 where=" and ".join(staged.origin for staged in self.events.values()),
-                next_step="map columns that hold the same ids of the same users under [domains.*.columns] user; or, where the two know "
+                next_step="map columns that have the same ids of the same users under [domains.*.columns] user; or, where the two know "
                 "the same people by different ids, name a table of the pairs: [users] map",
             )
         return common
@@ -472,7 +472,7 @@ class IngestPipeline:
         )
 
     def _bind_table(self, table: Table, domain: Domain | None) -> None:
-        """Bind a table without a binding, or with a former name, to the current project or domain."""
+        """Bind a table without a binding, or with an earlier name, to the current project or domain."""
 
         def bind(_version: int) -> None:
             check_domains(self.settings, self.lake)

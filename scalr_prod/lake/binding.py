@@ -134,7 +134,7 @@ def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | N
         finding = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
     elif gone:
         finding = (
-            f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+            f"the tables contain events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
         )
         advice = f"name it again under [domains.sources], or {advice}"
     elif target is not None and (

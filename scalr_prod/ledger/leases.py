@@ -190,7 +190,7 @@ class LeaseRepository:
             return row.lease_expires_at
 
     def _ensure_one_machine(self, session: Session, now: datetime) -> None:
-        """Refuse to work beside another machine on a SQLite ledger, since SQLite's locks do not hold on most shared file systems.
+        """Refuse to work while another machine does on a SQLite ledger, since SQLite's locks do not hold on most shared file systems.
 
         Raises:
             LeaseHeld: A driver on another machine holds a lease.

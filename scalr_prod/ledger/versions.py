@@ -97,7 +97,7 @@ class ModelRepository:
             return record_from_row(last, Promotion)
 
     def promoted_version(self) -> int | None:
-        """Return the version to be served; None where none was promoted."""
+        """Return the version to be served, or None if none was promoted."""
         with self._database.read_session() as session:
             last = self._last_promotion(session)
             return None if last is None else last.version

@@ -45,7 +45,7 @@ class PipelineContext:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
         domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
-        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs, or None if it adds missing events.
         trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
@@ -54,7 +54,7 @@ class PipelineContext:
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
         harmed_segments: One sentence for each segment of users whom synthetic events harm by the experiment; ``policy`` sets it.
         spec: The run; ``plan`` sets it.
-        rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None: it is published.
+        rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None if it is published.
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
@@ -174,8 +174,8 @@ class StageState(Jsonable):
         makes: Description of its output.
         command: The command that executes it.
         stale: Why the existing output is out of date; None if it is not.
-        kept: Why `scalr run` keeps the translator, and when the next training is due. None: it does not, or for other stages.
-        not_generated: Why `scalr run` skips the stage; None: it does not.
+        kept: Why `scalr run` keeps the translator, and when the next training is due. None if it does not, or for other stages.
+        not_generated: Why `scalr run` skips the stage, or None if it does not.
         rolled_back: Why the latest run stays out of the feature view: it was rolled back.
     """
 
@@ -194,7 +194,7 @@ class PipelineReport(Jsonable):
     """Report of a complete run.
 
     Attributes:
-        run_id: The run; None where no event was generated.
+        run_id: The run, or None if no event was generated.
         seconds: Wall-clock seconds by stage.
         stages: Each stage's own report.
         not_generated: Why no event was generated; None: events were.
@@ -264,7 +264,7 @@ class PipelineReport(Jsonable):
 
 
 def rollback_reason(run: Run) -> str | None:
-    """Return why a run stays out of the feature view: it was rolled back. None: it was not."""
+    """Return why a run stays out of the feature view: it was rolled back. None if it was not."""
     from scalr_prod.ledger import RunState
 
     if run.state is not RunState.ROLLED_BACK:

@@ -24,7 +24,7 @@ class RuleOutcome(Jsonable):
         rule: Its name.
         description: The requirement, in a sentence.
         scope: ``schema``, ``row`` or ``run``.
-        success: Whether it held throughout; None: it was not judged, since the sample is too small.
+        success: Whether it held throughout, or None if it was not judged, since the sample is too small.
         checked: Number of rows (or figures) checked.
         failed: Number of them that broke it.
         observed: The value, for figures.

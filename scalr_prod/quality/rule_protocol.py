@@ -78,7 +78,7 @@ class AuditedRun:
         events_per_source_event: The run's limit of events per source event.
         translator: The ledger's record of its translator's training; None if there is none.
         popularity_buckets: Number of popularity buckets that `bucket_distance` compares.
-        reference: Id of the previously published run that the figures ``drift_…`` compare with; None: there are no such figures.
+        reference: Id of the previously published run that the figures ``drift_…`` compare with, or None if there are no such figures.
     """
 
     spec: RunSpec

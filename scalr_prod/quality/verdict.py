@@ -26,7 +26,7 @@ class RuleResult(Jsonable):
         description: The requirement, in a sentence.
         outcome: ``failed`` rejects the data set; ``warning`` is a failure of lower severity; ``skipped``: a column is missing.
         checked: Number of rows checked.
-        failed: Number of rows that break it; None: it is about the whole data set.
+        failed: Number of rows that break it, or None if it is about the whole data set.
         observed: The observed value, if it is about the whole data set.
         examples: The first values or rows that break it, as text.
         reason: Why it could not be computed, or was skipped.

@@ -78,8 +78,8 @@ class RunReportData:
         spent: ``seconds`` and ``memory_mb`` by stage; empty for a run of an earlier package version.
         translator: The manifest of the translator version; empty if the version was removed.
         privacy: The last `PrivacyReport` of the run as JSON; empty if it was not measured.
-        not_generated: Why runs generate no event under the current settings and policy; None: they do.
-        harmed_segments: One sentence for each segment of users whom synthetic events harm by the present experiment.
+        not_generated: Why runs generate no event under the current settings and policy, or None if they do.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the current experiment.
         history: The run's state changes in the ledger.
     """
 

@@ -90,7 +90,7 @@ class TrainingSetReport(Jsonable):
             end of ``train``.
         fingerprint: SHA-256 of everything that decided the rows.
         splits: Name of each split → its start, end and counts, or None without splits.
-        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
+        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`), or None if there is no policy.
     """
 
     name: str
@@ -220,7 +220,7 @@ def rebuild_reason(settings: Settings) -> str | None:
 
 
 def layout_reason(manifest: Mapping[str, Any]) -> str | None:
-    """Return that this version of the package builds training sets otherwise than a version's; None: it does not."""
+    """Return that this version of the package builds training sets otherwise than a version's, or None if it does not."""
     layout = manifest.get("layout")
     return None if layout == _LAYOUT else f"this version of the package builds it otherwise (layout {layout}, now {_LAYOUT})"
 
@@ -228,7 +228,7 @@ def layout_reason(manifest: Mapping[str, Any]) -> str | None:
 def _warn_of_volume(name: str, version: int, real: int, synthetic: int, events_per_source_event: int) -> None:
     if synthetic > _MAX_SYNTHETIC_RATIO * real:
         logger.warning(
-            "training set %s v%d has %d synthetic events beside %d real ones, more than %d times as many: %s (now %d)",
+            "training set %s v%d has %d synthetic events for %d real ones, more than %d times as many: %s (now %d)",
             name,
             version,
             synthetic,
@@ -263,7 +263,7 @@ class _BuildInputs:
     Attributes:
         window: The labels.
         opened: The tables, at the versions that are read.
-        external: External features; None: there are none.
+        external: External features, or None if there are none.
         values: All of it as JSON values, for the fingerprint and the manifest.
     """
 

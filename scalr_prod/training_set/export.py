@@ -391,7 +391,7 @@ def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:
         broken = ids.filter(pc.match_substring_regex(ids, _BREAKS))
         if len(broken):
             raise TrainingSetError(
-                f"the {name} {broken[0].as_py()!r} holds a tab, a line break or a quote, which an atomic file cannot hold",
+                f"the {name} {broken[0].as_py()!r} contains a tab, a line break or a quote, which an atomic file cannot contain",
                 where=path.name,
                 next_step="export as csv, which quotes it, or rename the id in the log",
             )

@@ -26,7 +26,7 @@ class TrainReport(Jsonable):
         metrics: Metrics of the manifest: user group → component → metric.
         vocabulary: Domain → fields of `VocabularyCoverage`.
         recommended_events: Target events that training left out because a recommendation led to them; None: the log does not mark them.
-        kept: Why `scalr run` kept the version and trained none; None: it was trained, or its inputs are the same.
+        kept: Why `scalr run` kept the version and trained none, or None if it was trained, or its inputs are the same.
     """
 
     version: int

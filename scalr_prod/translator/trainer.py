@@ -323,7 +323,7 @@ def label_rows_between(log: EventLog, begin: int, end: int) -> NDArray[np.int64]
     rows = np.flatnonzero(log.is_label & (log.target.time >= begin) & (log.target.time < end))
     if not len(rows):
         raise TranslatorError(
-            f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
+            f"no target event is in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
             where="the validation slice",
             next_step="ingest more target events, or raise translator.validation_fraction",
         )

@@ -207,7 +207,7 @@ def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> An
         settings: The project's settings.
         ids: Arrow array [n_target].
         count: int64 [n_target].
-        version: Delta version of the catalogue; None: there is no catalogue.
+        version: Delta version of the catalogue, or None if there is no catalogue.
     """
     import pyarrow.compute as pc
 

@@ -2,7 +2,7 @@
 """Consent of users to the use of their source events, where a source domain requires it.
 
 Ingest records each user's latest answer in ``<home>/consent``: a Parquet file per state, named by its digest, and ``current.json``, which
-names the present one. A run reads the state that it was planned with, so its contexts stay the same.
+names the current one. A run reads the state that it was planned with, so its contexts stay the same.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: 
 
 @contextmanager
 def open_consent(home: Path) -> Iterator[Path | None]:
-    """Lock the consents of a home, and return the present file of answers; None: there is none yet.
+    """Lock the consents of a home, and return the current file of answers, or None if there is none yet.
 
     Its columns are ``domain``, ``user_id``, ``consent`` and ``event_timestamp``, the time of the answer; null: from no event.
     """
@@ -190,7 +190,7 @@ def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Colle
         home: The project's home.
         query: Query of all answers, with the columns of `open_consent`.
         domain: Domain whose answers are new.
-        others: Other domains that require consent; those with answers in the present state keep them.
+        others: Other domains that require consent; those with answers in the current state keep them.
     """
     known = {domain, *(name for name in _read_current(home).get("domains", ()) if name in others)}
     db.execute(f"CREATE OR REPLACE TEMP TABLE all_answers AS {query}")
@@ -205,7 +205,7 @@ def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Colle
 
 
 def copy_consent(home: Path, other: Path, state: ConsentState) -> None:
-    """Make a state the present one of another home."""
+    """Make a state the current one of another home."""
     import shutil
 
     (other / _FOLDER).mkdir(exist_ok=True)

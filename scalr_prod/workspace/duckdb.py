@@ -69,7 +69,7 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
 
 
 def oldest_staging_time(settings: Settings, *, ignore: str) -> datetime | None:
-    """Return when the oldest staging folder in use was created: work on the project has gone on since then. None: there is none.
+    """Return when the oldest staging folder in use was created: work on the project has gone on since then. None if there is none.
 
     Args:
         settings: The project's settings.

@@ -40,7 +40,7 @@ class ProjectIdentity:
 
         Args:
             settings: The project's settings.
-            store_file: The store's file; None where it is not a single file on this machine.
+            store_file: The store's file, or None if it is not a single file on this machine.
         """
         project, home, lake = settings.project, settings.home, normalize_lake_url(settings.lake_url)
         alone = store_file is not None and store_file.resolve().is_relative_to(home)

@@ -166,7 +166,7 @@ class SuppressionList:
         self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
     def retraining_deadline(self, version: int, *, grace_days: float) -> RetrainingDeadline | None:
-        """Return until when runs may use a translator version that learned from erased users; None: it learned from none."""
+        """Return until when runs may use a translator version that learned from erased users, or None if it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]
         if not requested:
             return None

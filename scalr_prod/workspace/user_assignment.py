@@ -45,7 +45,7 @@ class Holdout:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
-        """Return the project's holdout; None where nobody is held out.
+        """Return the project's holdout, or None if nobody is held out.
 
         Raises:
             ProjectsMixed: The home belongs to another project.
@@ -57,7 +57,7 @@ class Holdout:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the holdout that a run was planned with, from the settings in its specification; None: it had none."""
+        """Return the holdout that a run was planned with, from the settings in its specification, or None if it had none."""
         section = settings.get(_SECTION)
         return None if section is None else cls(**section)
 
@@ -88,7 +88,7 @@ class Canary(Jsonable):
 
     @classmethod
     def from_settings(cls, settings: Settings, share: float | None = None) -> Self | None:
-        """Return the project's canary; None where runs are published for everybody at once.
+        """Return the project's canary, or None if runs are published for everybody at once.
 
         Args:
             settings: The project's settings.
@@ -103,7 +103,7 @@ class Canary(Jsonable):
 
     @classmethod
     def from_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
-        """Return the canary of a publication from its ledger record; None: it was for everybody."""
+        """Return the canary of a publication from its ledger record, or None if it was for everybody."""
         return None if found is None else cls(**found)
 
     def is_subset_of(self, other: Canary | None) -> bool:

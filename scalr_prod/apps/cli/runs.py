@@ -304,7 +304,7 @@ def _read_ids(file: Path) -> list[str]:
             value = None
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise ForgettingError(
-                "holds no JSON string or integer",
+                "contains no JSON string or integer",
                 where=f"{file}, line {number}",
                 next_step='write one id per line, such as "user-17"',
             )

@@ -43,7 +43,7 @@ def ingest(
         datetime | None,
         typer.Option(
             metavar="SINCE",
-            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer holds are removed.",
+            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer has are removed.",
         ),
     ] = None,
     as_json: Json = False,

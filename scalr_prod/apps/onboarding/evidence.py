@@ -260,7 +260,7 @@ def _infer_item(log: LogProfile, found: Inference) -> None:
 
 
 def _no_item(log: LogProfile, column: ColumnProfile, user: str, time: str | None) -> str | None:
-    """Return why a column is not the item; None: it may be."""
+    """Return why a column is not the item, or None if it may be."""
     if column.is_unique:
         return "nearly every row has another one"
     if column.distinct < _ITEMS:

@@ -130,7 +130,7 @@ class _Draft:
         return list(dict.fromkeys(self.sample.rows.schema.names))
 
     def error(self, *, decisive: bool) -> ColumnNotFound | None:
-        """Return the error for roles without a column, or with several if the guess has to be decisive; None: there are none."""
+        """Return the error for roles without a column, or with several if the guess has to be decisive, or None if there are none."""
         unsure = self.inference.unsure if self.inference is not None and decisive else {}
         if not self.missing and not unsure:
             return None
@@ -318,7 +318,7 @@ _LISTED: Final = 20
 
 
 def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue | None:
-    """Return the error of the ingest for a column in a role; None: it can be read."""
+    """Return the error of the ingest for a column in a role, or None if it can be read."""
     values, place = select_column(sample, name)
     try:
         if role == "timestamp":

@@ -30,7 +30,7 @@ _SHOWN: Final = 5
 
 
 _COMMENTS: Final = {
-    "format": "its name does not tell its format",
+    "format": "its name does not show its format",
     "timezone": "of times that name no zone",
     "timestamp_format": "of times that are not ISO 8601",
 }

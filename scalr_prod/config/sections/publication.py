@@ -48,7 +48,7 @@ class ExperimentSettings(SettingsSection):
     start: Instant | None = Field(
         default=None,
         description="start of the experiment: outcomes are counted from it on, and a user's segment is that of earlier events. Default: "
-        "the first publication of a run with the present key",
+        "the first publication of a run with the current key",
     )
 
     @model_validator(mode="after")

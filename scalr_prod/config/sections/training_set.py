@@ -164,5 +164,5 @@ class DownstreamSettings(SettingsSection):
     @classmethod
     def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value or len(set(value)) != len(value) or any(isinstance(one, int | float) and one <= 0 for one in value):
-            raise ValueError("must hold at least one value, each once, numbers above 0")
+            raise ValueError("must have at least one value, each once, numbers above 0")
         return value

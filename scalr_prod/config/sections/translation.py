@@ -140,7 +140,7 @@ class GenerationSettings(SettingsSection):
         default=None,
         ge=1,
         lt=2**31,
-        description="number of likely items to draw from for each context, in place of the whole catalogue: for catalogues of over a "
+        description="number of likely items to draw from for each context, instead of the whole catalogue: for catalogues of over a "
         "million items, on CPUs. Each run measures the probability left out. Default: all items",
     )
     exclude_consumed: bool = Field(

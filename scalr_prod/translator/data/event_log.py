@@ -263,7 +263,7 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
             raise NoCommonUsers(
                 f"no user is in both domains ({len(users['source'])} source users, {len(users['target'])} target users)",
                 where="domains.source.columns.user, domains.target.columns.user",
-                next_step="map the columns that hold the same kind of user id in both logs",
+                next_step="map the columns that have the same kind of user id in both logs",
             )
         weighting = {"source": EventWeighting(), "target": target_weighting(settings)}
         all_users = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
@@ -309,7 +309,7 @@ def _without_users(reader: pa.RecordBatchReader, users: pa.Array) -> pa.RecordBa
 
 
 def training_consent(settings: Settings) -> ConsentState | None:
-    """Return the consents that a training heeds (``[translator] training``); None: it uses the events of all users.
+    """Return the consents that training respects (``[translator] train_on``), or None if it uses the events of all users.
 
     Raises:
         InputError: No ingest has recorded the users' answers.

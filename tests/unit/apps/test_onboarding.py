@@ -304,7 +304,7 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
         plan_init(tmp_path / "scalr.toml", asked, items={"target": str(tmp_path / "nothing.csv")})
     assert "--target-items" in caught.value.next_step
     (tmp_path / "log.xlsx").write_bytes(b"PK")
-    with pytest.raises(UnreadableInput, match="does not tell its format"):
+    with pytest.raises(UnreadableInput, match="does not show its format"):
         look(tmp_path, target, "log.xlsx")
     with pytest.raises(ColumnNotFound, match="no column 'nobody'"):
         look(tmp_path, target, "dishes.csv", columns={"user": "nobody"})

@@ -259,7 +259,7 @@ def test_an_unknown_model_is_an_error(name):
 def test_interactions_refuse_what_does_not_fit(tastes):
     with pytest.raises(ValueError, match="differ in length"):
         replace(tastes, time=tastes.time[1:])
-    with pytest.raises(ValueError, match="item holds a number"):
+    with pytest.raises(ValueError, match="item contains a number"):
         replace(tastes, n_items=3)
     assert len(tastes.weighted(0.0)) == 0
     assert tastes.matrix().sum() == len(tastes)

@@ -166,7 +166,7 @@ def test_without_consent_nothing_is_kept(make):
     assert len(rows_of(settings)) == 1
 
 
-@pytest.mark.parametrize(("value", "says"), [("maybe", "'maybe' is neither true nor false"), (0.5, "holds double")])
+@pytest.mark.parametrize(("value", "says"), [("maybe", "'maybe' is neither true nor false"), (0.5, "contains double")])
 def test_an_answer_that_is_none_is_refused(make, value, says):
     settings = make(log(("u1", "s1", 0), agreed=[value]), TARGET, source_toml=COLUMN)
     with pytest.raises(BadValue, match=says):

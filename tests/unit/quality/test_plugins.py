@@ -121,6 +121,6 @@ def test_one_without_rules_is_refused(judged):
 def test_ours_cannot_be_taken_out(tmp_path):
     from scalr_prod.errors import SettingsError
 
-    with pytest.raises(SettingsError, match="which always holds"):
+    with pytest.raises(SettingsError, match="which is always true"):
         Handmade(tmp_path, '[quality]\nrules = ["rows"]', target=GATE_TARGET)
     assert not list(Path(tmp_path).rglob("gate.json"))
