@@ -158,7 +158,7 @@ def source_file(found: Any) -> Path | None:
 
 
 def source_digest(found: Any) -> str:
-    """Return the SHA-256 of a plug-in's source file, in hex; that of no bytes where there is none."""
+    """Return the SHA-256 of a plug-in's source file, in hex; that of no bytes if there is none."""
     file = source_file(found)
     return hashlib.sha256(file.read_bytes() if file is not None and file.is_file() else b"").hexdigest()
 

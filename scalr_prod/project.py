@@ -674,7 +674,7 @@ class Project:
         """Return who is held out; with outcomes, the effect of synthetic events with an always-valid 95 % interval.
 
         Args:
-            outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row per user.
+            outcomes: Path or URL of a table ``user_id``, ``value`` and, if there is one, ``pre_value``: one row per user.
             until: Time until which the outcomes were counted; default: now.
             out: File to write every user's group to: ``.parquet`` or ``.csv``.
 

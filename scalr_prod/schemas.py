@@ -209,7 +209,7 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
 
 
 def item_id_prefix(domain: str) -> str:
-    """Return the prefix of a domain's item ids in the source tables, where there are several source domains."""
+    """Return the prefix of a domain's item ids in the source tables, if there are several source domains."""
     return f"{domain}{_APART}"
 
 

@@ -120,7 +120,7 @@ class UserMapSettings(SettingsSection):
 
     @property
     def sql_source(self) -> tuple[str, str] | None:
-        """Database URL and query, where the map comes from SQL."""
+        """Database URL and query, if the map comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @field_validator("format")
@@ -228,7 +228,7 @@ class DomainSettings(SettingsSection):
 
     @property
     def sql_source(self) -> tuple[str, str] | None:
-        """Database URL and query, where the log comes from SQL."""
+        """Database URL and query, if the log comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @property

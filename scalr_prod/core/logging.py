@@ -63,7 +63,7 @@ def configure_logging(
 ) -> None:
     """Log to stderr; replaces the handler of an earlier call.
 
-    Does nothing where other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
+    Does nothing if other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
     process.
 
     Args:

@@ -60,7 +60,7 @@ class ExternalJoin:
             connection: An open DuckDB connection whose database runs the join; default: a new one.
 
         Returns:
-            One column ``view__feature`` per feature, null where there is no value.
+            One column ``view__feature`` per feature, null if there is no value.
 
         Raises:
             FeatureStoreError: A key has another type than the ids, or a table cannot be read or lacks a column.

@@ -208,7 +208,7 @@ class IngestPipeline:
         self.suppressed_rows: dict[str, int] = {}
         #: Counts of repeated rows of the log, by settings key.
         self.duplicates: dict[str, DuplicateCounts] = {}
-        #: Limits of events per user and day, by settings key, where there is one.
+        #: Limits of events per user and day, by settings key, if there is one.
         self.user_day_limits: dict[str, UserDayLimit] = {}
         self.since = since
         self.user_ids.load_mapping(db)

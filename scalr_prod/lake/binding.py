@@ -123,7 +123,7 @@ def _check_project(settings: Settings, lake: Lake) -> None:
 
 
 def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | None]) -> None:
-    """Check the domains where the settings or the tables name several source domains; see `check_domains`."""
+    """Check the domains if the settings or the tables name several source domains; see `check_domains`."""
     source, target = described["source"], _bound(described["target"])
     several = source is not None and source.startswith(_SEVERAL)
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
@@ -151,7 +151,7 @@ def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | N
 
 
 def _check_pair(domains: Domains, lake: Lake, bound: dict[Domain, str | None]) -> None:
-    """Check the domains where there is one source domain; see `check_domains`."""
+    """Check the domains if there is one source domain; see `check_domains`."""
     named = {domain: _named(domains, domain).name for domain in _OTHER}
     differing = [domain for domain, name in bound.items() if name is not None and name != named[domain]]
     crossed = [

@@ -44,7 +44,7 @@ class CommitResult:
     Attributes:
         table: The table's name.
         version: The Delta version of the commit.
-        written: False where the key had been committed before, so that nothing was written.
+        written: False if the key had been committed before, so that nothing was written.
     """
 
     table: str

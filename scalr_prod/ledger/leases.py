@@ -220,7 +220,7 @@ class LeaseRepository:
             return until
 
     def release(self, run_id: str, owner: str) -> bool:
-        """Release a lease; returns False where the owner no longer held it."""
+        """Release a lease; returns False if the owner no longer held it."""
         with self._database.write_session() as session:
             return self._set_lease(session, run_id, owner, None, None)
 

@@ -61,7 +61,7 @@ class PrivacyReport(Jsonable):
     Attributes:
         run_id: The run.
         mode: ``backfill`` or ``causal``.
-        membership: Attack → its success, see `membership`; empty where there are too few users.
+        membership: Attack → its success, see `membership`; empty if there are too few users.
         source_inference: See `source_inference`, or None if there are too few users.
         evidence: k → share of the rows whose item fewer than k other users had in the training events.
         seconds: Wall-clock time.

@@ -98,7 +98,7 @@ def _other_fold(fold: NDArray[np.int32], folds: int, step: int = 1) -> NDArray[n
 
 
 def _attack_other_users(rows: RunRows, shadow: ShadowDraws, mode: str) -> dict[str, AttackSuccess]:
-    """Attack users by other users' rows: of the run itself where the fold's sets drew them, else by the same sets' new draws."""
+    """Attack users by other users' rows: of the run itself if the fold's sets drew them, else by the same sets' new draws."""
     attacked = _attacked_users(rows)
     folds = shadow.module.folds
     found: dict[str, AttackSuccess] = {}

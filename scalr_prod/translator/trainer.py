@@ -114,7 +114,7 @@ def weights_metadata(settings: Settings, pairs: TrainingSlice, folds: int) -> di
 
 
 def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]:
-    """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
+    """Describe estimators of other packages; empty if there are none, so that such versions keep the same bytes."""
     return {"carried": json.dumps({name: source.to_metadata() for name, source in estimators.items()})} if estimators else {}
 
 

@@ -83,7 +83,7 @@ class SuppressionList:
 
     Args:
         folder: Folder of the list.
-        key: Key of the hashes; empty where nobody was ever erased.
+        key: Key of the hashes; empty if nobody was ever erased.
         users: Users by hash.
         items: Items by hash.
     """
@@ -93,7 +93,7 @@ class SuppressionList:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Read a project's list; empty where nobody was erased.
+        """Read a project's list; empty if nobody was erased.
 
         Raises:
             ForgettingError: The list or its key cannot be read.

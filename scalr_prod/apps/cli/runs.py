@@ -137,7 +137,7 @@ def experiment_command(
     ctx: typer.Context,
     outcomes: Annotated[
         str | None,
-        typer.Option(help="A table of user_id, value and, where there is one, pre_value; users without an outcome with 0."),
+        typer.Option(help="A table of user_id, value and, if there is one, pre_value; users without an outcome with 0."),
     ] = None,
     until: Annotated[
         datetime | None, typer.Option(help="Time until which the outcomes were counted (UTC); default: now.")

@@ -37,6 +37,6 @@ class LogRequest:
 
     @property
     def value_prefix(self) -> str:
-        """What values of its options begin with: ``NAME=`` where there are several sources."""
+        """What values of its options begin with: ``NAME=`` if there are several sources."""
         name = self.place.partition(".")[2]
         return f"{name}=" if name else ""

@@ -76,7 +76,7 @@ def upgrade() -> None:
 
 
 class _Owners:
-    """The home that each old row is evidently of, as a project; made only where there are rows."""
+    """The home that each old row is evidently of, as a project; made only if there are rows."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
