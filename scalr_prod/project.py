@@ -332,7 +332,7 @@ class Project:
         return promote(self.settings, version)
 
     def promote_if_better(self, version: int) -> PromotionDecision:
-        """Serve a version if it is no worse than the served one on events that neither was trained on.
+        """Serve a version if it is no worse than the served one on events on which neither was trained.
 
         Args:
             version: Number of the version.
@@ -725,7 +725,7 @@ class Project:
         Raises:
             TableNotFound: Nothing was published yet.
             ForeignFiles: A file or folder of that name lies there that this command did not make.
-            FeatureStoreError: There is no ``feature_store.yaml`` to tell the format from, or nothing can be written there.
+            FeatureStoreError: There is no ``feature_store.yaml`` that shows the format, or nothing can be written there.
         """
         from scalr_prod.features import export_definitions
 

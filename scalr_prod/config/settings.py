@@ -332,7 +332,7 @@ def _named_by_environment() -> set[str]:
 
 
 def _database(url: str) -> tuple[str, str, str, str]:
-    """Return what tells databases apart: a URL without its driver and credentials."""
+    """Return what identifies a database: a URL without its driver and credentials."""
     parts = urlsplit(url)
     return parts.scheme.partition("+")[0], parts.netloc.rpartition("@")[2].removesuffix(":5432"), parts.path, parts.query
 

@@ -96,7 +96,7 @@ def describe_baseline(arm: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """One arm of one model family: the data that it trains on, and the hyperparameters of data and model.
+    """One arm of one model family: the data on which it trains, and the hyperparameters of data and model.
 
     Attributes:
         family: Model family.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of downstream models, and the weighted interactions that they train on.
+"""Interface of downstream models, and the weighted interactions on which they train.
 
 A custom model is a class with ``fit`` and ``score``. With a ``probability`` method it is evaluated on probabilities as well. See
 docs/guides/evaluation.md for a complete example in under twenty lines.
@@ -188,7 +188,7 @@ class DownstreamModel(ItemScorer, Protocol):
 
 @runtime_checkable
 class ProbabilisticModel(Protocol):
-    """A model that also gives the probability of a pair, at the ratio of negatives it was trained with."""
+    """A model that also gives the probability of a pair, at the ratio of negatives with which it was trained."""
 
     #: Uniformly drawn negatives per positive that its probabilities are calibrated for.
     negatives: int

@@ -137,7 +137,7 @@ class ValidationResults:
 
 @dataclass(frozen=True)
 class TunedArm:
-    """An arm with the values that it is evaluated with.
+    """An arm with the values with which it is evaluated.
 
     Attributes:
         arm: The arm; λ is 0 if synthetic events were refused.

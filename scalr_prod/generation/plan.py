@@ -173,7 +173,7 @@ def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_C
 
     Args:
         settings: The project's settings.
-        events_per_context: How many events a context may get, see `max_events_per_context`; fewer where the settings say so.
+        events_per_context: How many events a context may get, see `max_events_per_context`; fewer if the settings say so.
 
     Raises:
         InputError: No ingest has recorded the consent of a domain that requires it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ties a lake to one project and to the domains that its tables were made for, so that other settings cannot mix data into it.
+"""Ties a lake to one project and to the domains for which its tables were made, so that other settings cannot mix data into it.
 
 The description in a table's Delta log holds the binding: the quarantine table names the project, each events table names its domains. With
 one source domain, items keep their own ids; with several, ids carry the domain's name. A lake of one kind cannot turn into the other.
@@ -71,7 +71,7 @@ def open_project_lake(settings: Settings) -> Lake:
 
 
 def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
-    """Check that the settings name the project and the domains that the lake is bound to.
+    """Check that the settings name the project and the domains to which the lake is bound.
 
     A domain may have a new name if ``formerly`` gives the old one, and domains may be added to several source domains; the next ingest
     updates the binding.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that an object store lets only one writer commit a version of a table, which the lake relies on."""
+"""Check that an object store lets only one writer commit a version of a table: the lake relies on it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def serving(context: PipelineContext) -> None:
-    """Check the environment that Triton runs in, which is needed only after minutes of work."""
+    """Check the environment in which Triton runs; it is needed only after minutes of work."""
     from scalr_prod.serving import require_environment
 
     require_environment(context.settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Membership inference: do a run's rows tell whether a user's target events trained the translator?
+"""Membership inference: do a run's rows reveal whether a user's target events trained the translator?
 
 The attacker holds a user's real target events and the rows of the whole run. A translator has one parameter set for each fold, which was
 not trained on the fold's users, so every user is both trained on ("in") and not ("out"): the attack gets rows drawn by a set that was

@@ -157,7 +157,7 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
 
 @dataclass(frozen=True)
 class RunInView:
-    """A run and the feature view that it is published to or removed from, while this process holds the run's lease.
+    """A run and the feature view to which it is published or from which it is removed, while this process holds the run's lease.
 
     Attributes:
         run_id: The run.

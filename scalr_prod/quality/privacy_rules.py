@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate rules on what a run's rows tell about users, see `scalr_prod.privacy`."""
+"""Gate rules on what a run's rows reveal about users, see `scalr_prod.privacy`."""
 
 from __future__ import annotations
 

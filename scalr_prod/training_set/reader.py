@@ -312,7 +312,7 @@ class TrainingSet:
         shuffle: bool = False,
         seed: int = 0,
     ) -> Any:
-        """A torch data set for a ``DataLoader``; `scalr_prod.training_set.torch_data` tells what a row holds.
+        """A torch data set for a ``DataLoader``; `scalr_prod.training_set.torch_data` describes a row.
 
         Args:
             history_length: L, the latest events of a history that are kept; default: all that were stored.

@@ -71,7 +71,7 @@ class ConsentState:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the state that a run was planned with, from the settings in its specification; None if consent was not required."""
+        """Return the state with which a run was planned, from the settings in its specification; None if consent was not required."""
         section = settings.get(_SECTION)
         return None if section is None else cls(section["digest"], tuple(section["domains"]), section["all_domains"])
 
@@ -131,7 +131,7 @@ class ConsentState:
 
 
 def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
-    """Return a DuckDB expression: whether a run may translate a user's events by the consent that it was planned with.
+    """Return a DuckDB expression: whether a run may translate a user's events by the consent with which it was planned.
 
     Args:
         home: The project's home.

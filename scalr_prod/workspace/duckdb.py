@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DuckDB sessions with a memory limit and a spill folder, and the staging folders that they write to."""
+"""DuckDB sessions with a memory limit and a spill folder, and the staging folders to which they write."""
 
 from __future__ import annotations
 

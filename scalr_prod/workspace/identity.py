@@ -67,7 +67,7 @@ class ProjectIdentity:
         return self.home == "."
 
     def is_located_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
-        """Return whether a recorded location is this project's: the same lake and home, or one that it was moved from."""
+        """Return whether a recorded location is this project's: the same lake and home, or one from which it was moved."""
         return self.was_moved_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
 
     def was_moved_from(self, *places: str | None) -> bool:

@@ -57,7 +57,7 @@ class Holdout:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the holdout that a run was planned with, from the settings in its specification, or None if it had none."""
+        """Return the holdout with which a run was planned, from the settings in its specification, or None if it had none."""
         section = settings.get(_SECTION)
         return None if section is None else cls(**section)
 

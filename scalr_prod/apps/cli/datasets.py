@@ -126,7 +126,7 @@ def dataset_register_model(
 
 @dataset_app.command("models")
 def dataset_models(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """List the registered models, each with its version and the version of the training set that it was trained on.
+    """List the registered models, each with its version and the version of the training set on which it was trained.
 
     Example: scalr dataset models
     """

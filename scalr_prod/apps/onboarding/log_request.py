@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user says of a log."""
+"""What the user states about a log."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event log that the translator is trained on: both domains' events known by ``trained_until``, as integer arrays.
+"""Event log on which the translator is trained: both domains' events known by ``trained_until``, as integer arrays.
 
 Events are read through Feast. Each target event is paired with its user's source history strictly before it by a point-in-time join.
 
