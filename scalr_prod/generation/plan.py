@@ -244,9 +244,8 @@ def _choose_version(settings: Settings, version: int | None, limit: datetime) ->
     if version is None:
         with Ledger.open(settings) as ledger:
             usable = [record.version for record in ledger.models.find() if record.trained_until <= limit]
-        on_disk = [
-            number for number in usable if (models_dir(settings.home) / str(number)).is_dir()
-        ]  # retention removes old ones
+        # Retention removes old ones.
+        on_disk = [number for number in usable if (models_dir(settings.home) / str(number)).is_dir()]
         version = max(on_disk, default=max(usable, default=None))
     translator = resolve_version(settings, version)
     if translator.trained_until > limit:
