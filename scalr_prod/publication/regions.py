@@ -53,7 +53,7 @@ class ViewRegion:
         """Return the intersection of two regions; None if it is empty."""
         start, end = max(self.start, other.start), min(self.end, other.end)
         within, beyond = self.included_canaries | other.included_canaries, self.excluded_canaries | other.excluded_canaries
-        empty = start >= end or any(included <= excluded for included in within for excluded in beyond)
+        empty = start >= end or any(included.is_subset_of(excluded) for included in within for excluded in beyond)
         return None if empty else ViewRegion(start, end, within, beyond)
 
     def difference(self, other: ViewRegion) -> list[ViewRegion]:

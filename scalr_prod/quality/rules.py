@@ -46,7 +46,7 @@ EVENT_COLUMNS = (
 class RowRules:
     """Rules for every row of a run."""
 
-    version = 3
+    version = 4
 
     def rules(self, run: AuditedRun) -> list[RowRule]:
         """Return the rules for every row; see `scalr_prod.quality.GateRule`."""

@@ -101,7 +101,7 @@ def test_parts_go_of_runs_that_have_ended_and_their_verdict_stays(opened):
     ]
     report = opened.maintain()
     assert names(report, "run") == sorted(ended)
-    assert report.bytes == 3 * 3 * 100
+    assert report.bytes == 3 * 4 * 100
     for run_id in ended:
         assert sorted(path.name for path in run_folder(opened.settings.home, run_id).iterdir()) == ["accepted", "gate.json"]
         assert opened.ledger.runs.get(run_id).run_id == run_id
