@@ -101,7 +101,7 @@ soak: setup ## ten minutes of generation against Triton: memory of every process
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py
 
-dist: setup ## wheels and source archives of both distributions in dist/, the same to the byte from the same commit
+dist: setup ## wheels, source archives and SBOMs of both distributions in dist/, the same to the byte from the same commit
 	.venv/bin/python scripts/dist.py
 
 clean: ## remove both environments and all that the demo made
