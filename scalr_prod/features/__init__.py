@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
     from scalr_prod.features.store_snapshot import StoreSnapshot
+    from scalr_prod.features.template import TemplateReport, write_template
 
 __all__ = [
     "DeltaOfflineStore",
@@ -44,6 +45,7 @@ __all__ = [
     "SavedDatasetReport",
     "ServiceSources",
     "StoreSnapshot",
+    "TemplateReport",
     "ViewWindow",
     "apply_feature_repo",
     "check_external_features",
@@ -59,6 +61,7 @@ __all__ = [
     "saved_dataset_location",
     "service_sources",
     "stream_window",
+    "write_template",
 ]
 
 before_import("feast", prepare_feast_import)
@@ -77,6 +80,7 @@ __getattr__ = lazy_exports(
         "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
         "StoreSnapshot": "store_snapshot",
+        "TemplateReport": "template",
         "ViewWindow": "client",
         "apply_feature_repo": "repository",
         "check_external_features": "external_features",
@@ -92,5 +96,6 @@ __getattr__ = lazy_exports(
         "saved_dataset_location": "datasets",
         "service_sources": "sources",
         "stream_window": "client",
+        "write_template": "template",
     },
 )

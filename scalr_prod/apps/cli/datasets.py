@@ -154,6 +154,20 @@ def feast_export(
     )
 
 
+@feast_app.command("template")
+def feast_template(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder; its name is the Feast project's.")],
+    as_json: Json = False,
+) -> None:
+    """Write a small feature repository over Delta tables, with made-up events, to begin your own from; no scalr.toml is needed.
+
+    Example: scalr feast template ../features
+    """
+    from scalr_prod.features import write_template
+
+    CommandContext(None, as_json, "feast template").run(lambda _: write_template(folder))
+
+
 @quality_app.command("check")
 def quality_check(
     dataset: Annotated[

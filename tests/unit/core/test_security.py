@@ -179,7 +179,7 @@ COMMANDS = [
     "privacy",
 ]
 #: They wait for requests, read a call of the scheduler's, and take no settings.
-UNTRIED = {"ui", "task", "quality init-suite"}
+UNTRIED = {"ui", "task", "quality init-suite", "feast template"}
 
 
 def command_names(group, *names):
