@@ -246,3 +246,63 @@ def quality_init_suite(
     }
     path = file or Path("quality", f"{suite.value}.yaml")
     CommandContext(None, as_json).run(lambda _: {"suite": write_suite(path, columns, name=suite.value)})
+
+
+@quality_app.command("export-contract")
+def quality_export_contract(
+    log: Annotated[str, typer.Argument(help="The log: source, sources.NAME or target.")],
+    file: Annotated[Path, typer.Argument(help="The YAML file to write; an existing file is not overwritten.")],
+    suite: Annotated[
+        str | None, typer.Option(help="A suite whose expectations the contract has, too: its file, or its name in quality/.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write a log's contract in the Open Data Contract Standard: its columns, limits and rules, from the settings.
+
+    Example: scalr quality export-contract target contracts/food.yaml
+    """
+    CommandContext(config, as_json, "quality export-contract").run_with_project(
+        lambda project: project.export_contract(log, file, suite=suite)
+    )
+
+
+@quality_app.command("import-contract")
+def quality_import_contract(
+    file: Annotated[Path, typer.Argument(help="A contract of the Open Data Contract Standard 3, in YAML or JSON.")],
+    log: Annotated[str, typer.Option(help="The log that the settings are for: source, sources.NAME or target.")] = "target",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A column that the contract does not tell, as role=name, such as user=customer_id; repeat for more."),
+    ] = None,
+    schema_object: Annotated[
+        str | None, typer.Option("--object", help="The object of the schema with the events, where there are several.")
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="Write the rules that settings do not express as a suite to this YAML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the settings of a log that follow from a contract, and name what they cannot express.
+
+    Example: scalr quality import-contract contracts/food.yaml >> scalr.toml
+    """
+    from scalr_prod.quality import import_contract, write_contract_suite
+
+    columns = dict(one.split("=", 1) for one in column or [] if "=" in one)
+    if len(columns) != len(column or []):
+        raise typer.BadParameter("write it as role=name, each role once", param_hint="--column")
+
+    def work(_: Settings | None) -> CommandResult:
+        found = import_contract(file, place=log, columns=columns, schema_object=schema_object)
+        written = write_contract_suite(suite, found) if suite else None
+        if as_json:
+            return found.to_json() | {"suite": written}
+        print(found.toml, end="")
+        for part in found.not_expressed:
+            print(f"# not expressed: {part}")
+        if found.expectations and written is None:
+            print(f"# not expressed by settings: {len(found.expectations)} rules; --suite FILE writes them as a suite")
+        return None
+
+    CommandContext(None, as_json, "quality import-contract").run(work)
