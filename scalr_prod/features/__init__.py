@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         check_external_features,
         open_external_features,
     )
+    from scalr_prod.features.live_retrieval import FeatureRetrieval, retrieve_features
     from scalr_prod.features.materialization_state import has_been_materialized
     from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
     from scalr_prod.features.online_store import MaterializationReport, materialize
@@ -39,6 +40,7 @@ __all__ = [
     "ExternalFeatures",
     "ExternalJoin",
     "FeastExport",
+    "FeatureRetrieval",
     "FeatureSource",
     "MaterializationReport",
     "RepositoryReport",
@@ -57,6 +59,7 @@ __all__ = [
     "open_external_features",
     "open_feature_store",
     "references_by_key",
+    "retrieve_features",
     "save_dataset",
     "saved_dataset_location",
     "service_sources",
@@ -74,6 +77,7 @@ __getattr__ = lazy_exports(
         "ExternalFeatures": "external_features",
         "ExternalJoin": "external_features",
         "FeastExport": "export",
+        "FeatureRetrieval": "live_retrieval",
         "FeatureSource": "sources",
         "MaterializationReport": "online_store",
         "RepositoryReport": "repository",
@@ -92,6 +96,7 @@ __getattr__ = lazy_exports(
         "open_external_features": "external_features",
         "open_feature_store": "client",
         "references_by_key": "sources",
+        "retrieve_features": "live_retrieval",
         "save_dataset": "datasets",
         "saved_dataset_location": "datasets",
         "service_sources": "sources",

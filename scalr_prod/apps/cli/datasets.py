@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003 - Typer reads it at run time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalr_prod.apps.cli.apps import dataset_app, feast_app, quality_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, find_config
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, as_utc, find_config
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
@@ -185,6 +186,21 @@ def quality_check(
     docs: Annotated[
         Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
     ] = None,
+    feast: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a Feast repository: DATASET is one of its feature views or services, retrieved by its own store.",
+        ),
+    ] = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --feast: Parquet or CSV rows with keys and event_timestamp to join features to; default: a window."
+        ),
+    ] = None,
+    start: Annotated[datetime | None, typer.Option(help="With --feast: first event time of the window; default: all.")] = None,
+    end: Annotated[datetime | None, typer.Option(help="With --feast: last event time of the window; default: now.")] = None,
     config: OptionalConfig = None,
     as_json: Json = False,
 ) -> None:
@@ -194,7 +210,15 @@ def quality_check(
     """
     from scalr_prod.quality import check_dataset
 
+    if feast is None and (entities or start or end):
+        raise typer.BadParameter("goes with --feast", param_hint="--entities, --start, --end")
+    if feast is not None and dataset is None:
+        raise typer.BadParameter("name a feature view or service of the repository", param_hint="DATASET")
+
     def work(settings: Settings | None) -> Verdict:
+        from scalr_prod.features import FeatureRetrieval
+
+        retrieval = None if feast is None else FeatureRetrieval(feast, entities, as_utc(start), as_utc(end))
         if dataset is None:
             if settings is None:
                 raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
@@ -202,7 +226,7 @@ def quality_check(
 
             chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
         named = suite or (settings.training_set.suite if settings else None) or "training"
-        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
+        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs, retrieval=retrieval)
 
     if not CommandContext(find_config(config), as_json, "quality check").run(work).passed:
         raise typer.Exit(QualityGateFailed.exit_code)
