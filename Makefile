@@ -6,10 +6,12 @@ WORKERS ?= 2
 # uv reads no pip configuration; where a machine offers local wheels to pip, offer them to uv too.
 UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_FIND_LINKS
+# The environment of `make newest`.
+NEWEST ?= .venv-newest
 export PYTHONHASHSEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite lint style types docs audit soak bench bench-lift dist clean constraints
+.PHONY: help setup browser demo test run-tests test-long test-fast coverage faults ops feast-suite newest lint style types docs audit soak bench bench-lift dist clean constraints
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +66,9 @@ ops: setup ## a real Airflow scheduler for two projects, every part a server's, 
 feast-suite: setup ## Feast's universal tests of offline stores, run on feast-delta; FEAST_SOURCES=DIR names a checkout of the installed Feast's version
 	.venv/bin/python scripts/feast_suite.py
 
+newest: setup ## the newest releases of the dependencies, without constraint files, in an environment of their own (NEWEST=DIR), and a short set of tests on them; TESTS="tests/unit/lake/test_lake.py" for some
+	.venv/bin/python scripts/newest.py $(NEWEST) $(TESTS)
+
 lint: style types ## ruff, mypy --strict, import contracts
 
 style: setup
@@ -96,7 +101,7 @@ soak: setup ## ten minutes of generation against Triton: memory of every process
 constraints: setup ## renew the pinned constraint files
 	.venv/bin/python scripts/constraints.py
 
-dist: setup ## wheels and source archives of both distributions in dist/, the same to the byte from the same commit
+dist: setup ## wheels, source archives and SBOMs of both distributions in dist/, the same to the byte from the same commit
 	.venv/bin/python scripts/dist.py
 
 clean: ## remove both environments and all that the demo made

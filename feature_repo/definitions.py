@@ -1,6 +1,7 @@
 """Feast entities, sources, views and services over the lake's tables.
 
-`lake.json` in this folder, written when the repository is created, contains the lake's location and the types of its ids.
+`lake.json` in this folder, written when the repository is created, contains the lake's location, the types of its ids, and what
+`[feast]` of scalr.toml says about the definitions.
 """
 
 from __future__ import annotations
@@ -9,31 +10,40 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import ConflictPolicy, Entity, FeatureService, FeatureView, Field, FileSource, LabelView, Project, ValueType
 from feast.data_format import DeltaFormat
 from feast.types import Array, Float32, Int64, String, UnixTimestamp
 
 LAKE = json.loads((Path(__file__).parent / "lake.json").read_text(encoding="utf-8"))
+OWNER, TAGS = LAKE["owner"], LAKE["tags"]
 TYPES = {"int64": Int64, "string": String}
 USER, SOURCE_ITEM, TARGET_ITEM = (TYPES[LAKE[name]] for name in ("user", "source_item", "target_item"))
+
+project = Project(name=LAKE["project"], description=LAKE["description"], owner=OWNER, tags=TAGS)
 
 user = Entity(
     name="user",
     join_keys=["user_id"],
     value_type=ValueType.INT64 if LAKE["user"] == "int64" else ValueType.STRING,
     description="A person, known in both domains by one id.",
+    owner=OWNER,
+    tags=TAGS,
 )
 item = Entity(
     name="item",
     join_keys=["item_id"],
     value_type=ValueType.INT64 if LAKE["target_item"] == "int64" else ValueType.STRING,
     description="An item of the target domain.",
+    owner=OWNER,
+    tags=TAGS,
 )
 synthetic_event = Entity(
     name="synthetic_event",
     join_keys=["event_id"],
     value_type=ValueType.STRING,
     description="A synthetic target event.",
+    owner=OWNER,
+    tags=TAGS,
 )
 
 
@@ -45,6 +55,8 @@ def table(name: str) -> FileSource:
         file_format=DeltaFormat(),
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
+        owner=OWNER,
+        tags=TAGS,
     )
 
 
@@ -58,6 +70,8 @@ def view(name: str, entity: Entity, key: Field, fields: list[Field], description
         source=table(name),
         online=online,
         description=description,
+        owner=OWNER,
+        tags=TAGS,
     )
 
 
@@ -126,18 +140,51 @@ synthetic_event_provenance = view(
     online=False,
 )
 
+if LAKE["label_view"]:
+    synthetic_target_labels = LabelView(
+        name="synthetic_target_labels",
+        entities=[user, item],
+        schema=[
+            Field(name="user_id", dtype=USER),
+            Field(name="item_id", dtype=TARGET_ITEM),
+            Field(name="weight", dtype=Float32),
+            Field(name="probability", dtype=Float32),
+            Field(name="event_id", dtype=String),
+            Field(name="run_id", dtype=String),
+        ],
+        source=synthetic_target_events.batch_source,
+        online=False,
+        labeler_field="run_id",
+        # Real labels come first: whoever joins both names them first in the order of labelers, which Feast keeps in no definition.
+        conflict_policy=ConflictPolicy.LABELER_PRIORITY,
+        reference_feature_view="synthetic_target_events",
+        description="Synthetic target events as labels of a user and an item; weight is the confidence in a positive label.",
+        owner=OWNER,
+        tags=TAGS
+        | {
+            "feast.io/field-role:weight": "label",
+            **{f"feast.io/field-role:{name}": "metadata" for name in ("probability", "event_id", "run_id")},
+        },
+    )
+
 translator_inputs_v1 = FeatureService(
     name="translator_inputs_v1",
     features=[source_user_history, target_user_history],
     description="What the translator learns from and translates.",
+    owner=OWNER,
+    tags=TAGS,
 )
 target_training_v1 = FeatureService(
     name="target_training_v1",
     features=[target_user_history, target_item_stats],
     description="Features of a training set; none tells a synthetic row from a real one, and none is of the source domain.",
+    owner=OWNER,
+    tags=TAGS,
 )
 downstream_training_v1 = FeatureService(
     name="downstream_training_v1",
     features=[source_user_history, target_user_history, target_item_stats],
     description="Features of a training set with source histories; none of them tells a synthetic row from a real one.",
+    owner=OWNER,
+    tags=TAGS,
 )

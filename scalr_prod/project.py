@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scalr_prod.operations import AffectedModel, ErasureReport, ExperimentReport, Explanation, PowerReport, RetentionReport
     from scalr_prod.privacy import PrivacyReport
     from scalr_prod.publication import CanaryReport, PublicationReport, ToggleReport
-    from scalr_prod.quality import GateReport, Verdict
+    from scalr_prod.quality import ContractExport, GateReport, Verdict
     from scalr_prod.reporting import WrittenReport
     from scalr_prod.serving import PromotionDecision, PromotionReport, Scorer
     from scalr_prod.training_set import TrainingSet, TrainingSetReport
@@ -497,6 +497,25 @@ class Project:
             suite=suite or self.settings.training_set.suite or "training",
             settings=self.settings,
         ).require()
+
+    def export_contract(self, log: str, path: str | Path, *, suite: str | None = None) -> ContractExport:
+        """Write a log's contract in the Open Data Contract Standard; an existing file is not overwritten.
+
+        Args:
+            log: ``source``, ``sources.<name>`` or ``target``.
+            path: The YAML file.
+            suite: A suite whose expectations the contract has, too: its file or name.
+
+        Returns:
+            The contract's id and columns, and the settings that it leaves out.
+
+        Raises:
+            SettingsError: There is no such log or suite.
+            QualityError: The file exists, or cannot be written.
+        """
+        from scalr_prod.quality import export_contract
+
+        return export_contract(self.settings, log, Path(path), suite=suite)
 
     def evaluate(
         self,

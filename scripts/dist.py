@@ -1,8 +1,9 @@
-"""Build wheels and source archives of both distributions, the same to the byte from the same commit.
+"""Build wheels and source archives of both distributions, the same to the byte from the same commit, and an SBOM of each wheel.
 
 Usage: python scripts/dist.py [FOLDER]
 
-Writes them and their SHA256SUMS to FOLDER (default: dist). Their times are those of the last commit, or SOURCE_DATE_EPOCH.
+Writes them and their SHA256SUMS to FOLDER (default: dist). Their times are those of the last commit, or SOURCE_DATE_EPOCH. An SBOM
+(CycloneDX, .cdx.json) has the releases of this environment: see scripts/sbom.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from sbom import write_sbom
 
 ROOT = Path(__file__).resolve().parent.parent
 #: The lower one first.
@@ -31,7 +34,9 @@ def main(folder: Path) -> None:
         for source in DISTRIBUTIONS:
             command = [uv, "build", "--quiet", "--out-dir", made, source]
             subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": epoch})
-        built = sorted(path for path in Path(made).iterdir() if path.suffix in {".whl", ".gz"})
+        for wheel in Path(made).glob("*.whl"):
+            write_sbom(wheel, wheel.with_suffix(".cdx.json"), epoch=int(epoch))
+        built = sorted(path for path in Path(made).iterdir() if path.suffix in {".whl", ".gz", ".json"})
         lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in built]
         for path in built:
             path.replace(folder / path.name)

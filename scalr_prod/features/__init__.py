@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         check_external_features,
         open_external_features,
     )
+    from scalr_prod.features.live_retrieval import FeatureRetrieval, retrieve_features
     from scalr_prod.features.materialization_state import has_been_materialized
     from scalr_prod.features.offline_store import DeltaOfflineStore, DeltaOfflineStoreConfig
     from scalr_prod.features.online_store import MaterializationReport, materialize
     from scalr_prod.features.repository import RepositoryReport, apply_feature_repo
     from scalr_prod.features.sources import FeatureSource, ServiceSources, references_by_key, service_sources
     from scalr_prod.features.store_snapshot import StoreSnapshot
+    from scalr_prod.features.template import TemplateReport, write_template
 
 __all__ = [
     "DeltaOfflineStore",
@@ -38,12 +40,14 @@ __all__ = [
     "ExternalFeatures",
     "ExternalJoin",
     "FeastExport",
+    "FeatureRetrieval",
     "FeatureSource",
     "MaterializationReport",
     "RepositoryReport",
     "SavedDatasetReport",
     "ServiceSources",
     "StoreSnapshot",
+    "TemplateReport",
     "ViewWindow",
     "apply_feature_repo",
     "check_external_features",
@@ -55,10 +59,12 @@ __all__ = [
     "open_external_features",
     "open_feature_store",
     "references_by_key",
+    "retrieve_features",
     "save_dataset",
     "saved_dataset_location",
     "service_sources",
     "stream_window",
+    "write_template",
 ]
 
 before_import("feast", prepare_feast_import)
@@ -71,12 +77,14 @@ __getattr__ = lazy_exports(
         "ExternalFeatures": "external_features",
         "ExternalJoin": "external_features",
         "FeastExport": "export",
+        "FeatureRetrieval": "live_retrieval",
         "FeatureSource": "sources",
         "MaterializationReport": "online_store",
         "RepositoryReport": "repository",
         "SavedDatasetReport": "datasets",
         "ServiceSources": "sources",
         "StoreSnapshot": "store_snapshot",
+        "TemplateReport": "template",
         "ViewWindow": "client",
         "apply_feature_repo": "repository",
         "check_external_features": "external_features",
@@ -88,9 +96,11 @@ __getattr__ = lazy_exports(
         "open_external_features": "external_features",
         "open_feature_store": "client",
         "references_by_key": "sources",
+        "retrieve_features": "live_retrieval",
         "save_dataset": "datasets",
         "saved_dataset_location": "datasets",
         "service_sources": "sources",
         "stream_window": "client",
+        "write_template": "template",
     },
 )

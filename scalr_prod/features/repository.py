@@ -19,7 +19,13 @@ from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.core.redaction import is_secret_name
 from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.features.client import feast_error, open_feature_store
-from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
+from scalr_prod.features.tenancy import (
+    APPLIED_FILE,
+    check_registry_owner,
+    previous_project_name,
+    remove_from_registry,
+    remove_label_views,
+)
 from scalr_prod.lake import open_project_lake
 from scalr_prod.schemas import ITEM_ID, RECOMMENDED_BY, USER_ID, Table, id_type_of
 from scalr_prod.version import __version__
@@ -45,7 +51,7 @@ class RepositoryReport(Jsonable):
     Attributes:
         path: The repository's folder; `feast -c PATH …` works on it.
         applied: False if everything was up to date.
-        views: Names of the feature views.
+        views: Names of the feature views, and of the label view.
         services: Names of the feature services.
     """
 
@@ -69,7 +75,7 @@ def apply_feature_repo(settings: Settings) -> RepositoryReport:
         FeatureStoreError: Feast refused the definitions, or the registry cannot be reached.
     """
     lake = _lake_facts(settings)
-    files = _files(settings, lake)
+    files = _files(settings, lake | _definition_facts(settings))
     fingerprint = _fingerprint(settings.feast_registry_url, files)
     repo = settings.feast_repo
     # Check without the lock first: a materialization holds it for long.
@@ -139,7 +145,19 @@ def _registry_file(registry_url: str) -> Path | None:
     return Path(registry.database or "") if registry.drivername.startswith("sqlite") else None
 
 
-def _lake_facts(settings: Settings) -> dict[str, str]:
+def _definition_facts(settings: Settings) -> dict[str, Any]:
+    """Return what the settings say about the definitions."""
+    sources = ", ".join(settings.domains.source_names)
+    return {
+        "project": settings.project_name,
+        "description": f"Synthetic events of {settings.domains.target.name}, translated from events of {sources}.",
+        "owner": settings.feast.owner,
+        "tags": dict(settings.feast.tags),
+        "label_view": settings.feast.label_view,
+    }
+
+
+def _lake_facts(settings: Settings) -> dict[str, Any]:
     lake = open_project_lake(settings)
     source, target = lake.schema(Table.SOURCE_EVENTS), lake.schema(Table.TARGET_EVENTS)
     item = id_type_of(source, ITEM_ID)
@@ -157,7 +175,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
     }
 
 
-def _files(settings: Settings, lake: dict[str, str]) -> dict[str, str]:
+def _files(settings: Settings, lake: dict[str, Any]) -> dict[str, str]:
     template = assets.asset_folder("feature_repo")
     yaml = Template((template / "feature_store.yaml").read_text(encoding="utf-8"))
     options = {key: value for key, value in settings.project.storage_options.items() if not is_secret_name(key)}
@@ -249,19 +267,23 @@ def _same(path: Path, text: str) -> bool:
 def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[str]]:
     """Apply the definitions; leave other registry objects alone, except ours under a previous name."""
     store = open_feature_store(settings)
-    from feast import Entity, FeatureService, FeatureView, FileSource
+    from feast import Entity, FeatureService, FeatureView, FileSource, LabelView, Project
 
     found = vars(_load_definitions(settings.feast_repo / "definitions.py"))
-    objects = [value for value in found.values() if isinstance(value, Entity | FeatureView | FeatureService)]
+    objects = [
+        value for value in found.values() if isinstance(value, Project | Entity | FeatureView | LabelView | FeatureService)
+    ]
     sources = [
         view.batch_source for view in objects if isinstance(view, FeatureView) and isinstance(view.batch_source, FileSource)
     ]
+    label_views = {value.name for value in objects if isinstance(value, LabelView)}
     project, file = ProjectIdentity.from_settings(settings), _registry_file(settings.feast_registry_url)
     shared = file is None or not file.resolve().is_relative_to(settings.home)
     try:
         check_registry_owner(project, store, shared=shared)
         with _read_once(store.registry):
             store.apply([*sources, *objects])
+            remove_label_views(store.registry, store.project, {source.path for source in sources}, keep=label_views)
         if previous is not None:
             remove_from_registry(store, previous, lake=project.lake, home=settings.home, shared=shared)
     except ScalrError:
@@ -275,7 +297,7 @@ def _apply(settings: Settings, previous: str | None) -> tuple[list[str], list[st
             secrets=settings.secrets,
             next_step="check [feast] registry, and that the lake's tables can be read",
         ) from error
-    views = [value.name for value in objects if isinstance(value, FeatureView)]
+    views = [value.name for value in objects if isinstance(value, FeatureView | LabelView)]
     return views, [value.name for value in objects if isinstance(value, FeatureService)]
 
 

@@ -17,7 +17,7 @@ from scalr_prod.schemas import Table
 from scalr_prod.workspace import ProjectIdentity, normalize_lake_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from feast import FeatureStore
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: File in the repository that records what was applied last.
 APPLIED_FILE: Final = ".applied.json"
+#: Label views that definitions.py may define.
+LABEL_VIEWS: Final = ("synthetic_target_labels",)
 _REDIS_KEY: Final = "scalr:project:{}"
 
 
@@ -108,6 +110,7 @@ def remove_from_registry(store: FeatureStore, previous_name: str, *, lake: str, 
         if view.online:
             delete_view_rows(previous_store, view, drop=True)
         registry.delete_feature_view(view.name, previous_name)
+    remove_label_views(registry, previous_name, paths)
     for source in sources:
         registry.delete_data_source(source.name, previous_name)
     if store.config.online_store.type == "redis":
@@ -115,6 +118,20 @@ def remove_from_registry(store: FeatureStore, previous_name: str, *, lake: str, 
     if not _has_objects(registry, previous_name):
         registry.delete_project(previous_name)
     logger.info("%d feature views moved from project '%s' to '%s' in the registry", len(views), previous_name, store.project)
+
+
+def remove_label_views(registry: Any, project: str, paths: Collection[str], *, keep: Collection[str] = ()) -> None:
+    """Remove this package's label views from a Feast project.
+
+    Args:
+        registry: Feast's registry.
+        project: The Feast project.
+        paths: Paths of the lake's tables; label views over other tables are those of others.
+        keep: Names of label views that stay.
+    """
+    for view in registry.list_label_views(project):
+        if view.name in LABEL_VIEWS and view.name not in keep and getattr(view.batch_source, "path", None) in paths:
+            registry.delete_label_view(view.name, project)
 
 
 def claim_redis(project: ProjectIdentity, store: FeatureStore) -> None:

@@ -10,6 +10,8 @@ from scalr_prod.core.lazy_exports import lazy_exports
 from scalr_prod.quality.gx_import import prepare_gx_import
 
 if TYPE_CHECKING:
+    from scalr_prod.quality.contract_export import ContractExport, export_contract
+    from scalr_prod.quality.contract_import import ContractImport, import_contract, write_contract_suite
     from scalr_prod.quality.dataset_check import check_dataset
     from scalr_prod.quality.drift import rows_in_view
     from scalr_prod.quality.gate import validate_run
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MIN_USERS",
     "AuditedRun",
+    "ContractExport",
+    "ContractImport",
     "FigureRule",
     "GateReport",
     "GateRule",
@@ -31,10 +35,13 @@ __all__ = [
     "RuleResult",
     "Verdict",
     "check_dataset",
+    "export_contract",
+    "import_contract",
     "row_rules_digest",
     "rows_in_view",
     "validate_run",
     "validate_training_set",
+    "write_contract_suite",
     "write_suite",
 ]
 
@@ -44,6 +51,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "AuditedRun": "rule_protocol",
+        "ContractExport": "contract_export",
+        "ContractImport": "contract_import",
         "FigureRule": "rule_protocol",
         "GateReport": "gate_report",
         "GateRule": "rule_protocol",
@@ -53,10 +62,13 @@ __getattr__ = lazy_exports(
         "RuleResult": "verdict",
         "Verdict": "verdict",
         "check_dataset": "dataset_check",
+        "export_contract": "contract_export",
+        "import_contract": "contract_import",
         "row_rules_digest": "training_set",
         "rows_in_view": "drift",
         "validate_run": "gate",
         "validate_training_set": "training_set",
+        "write_contract_suite": "contract_import",
         "write_suite": "suites",
     },
 )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.config import ComputeSettings
 from scalr_prod.core.disk_errors import translate_disk_errors
 from scalr_prod.errors import QualityError
+from scalr_prod.features import FeatureRetrieval, retrieve_features
 from scalr_prod.generation import Policy, policy_path
-from scalr_prod.quality.dataset_source import DATASET_VIEW, load_dataset, locate_dataset
+from scalr_prod.quality.dataset_source import DATASET_VIEW, DatasetSource, load_dataset, locate_dataset
 from scalr_prod.quality.gx_engine import build_data_docs, open_data_context, validate_table
 from scalr_prod.quality.suites import check_expectation_type, read_suite, resolve_rules
 from scalr_prod.quality.verdict import RuleResult, Verdict
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from scalr_prod.config import Settings
-    from scalr_prod.quality.dataset_source import DatasetSource
     from scalr_prod.quality.suites import Suite, SuiteRule
     from scalr_prod.quality.verdict import Outcome
 
@@ -36,7 +36,12 @@ _FAULTS_OF_A_SUITE: Final = ("Parser Error", "Catalog Error", "Referenced column
 
 
 def check_dataset(
-    dataset: str | Path, *, suite: str = "training", settings: Settings | None = None, folder: str | Path | None = None
+    dataset: str | Path,
+    *,
+    suite: str = "training",
+    settings: Settings | None = None,
+    folder: str | Path | None = None,
+    retrieval: FeatureRetrieval | None = None,
 ) -> Verdict:
     """Check a data set against a suite; DuckDB reads the rows within ``[compute] memory_mb``.
 
@@ -49,6 +54,7 @@ def check_dataset(
         suite: A suite's file, or its name: see `scalr_prod.quality.suites.read_suite`.
         settings: The project's settings, for its Feast registry, ``storage_options``, and home of data docs; None: no project.
         folder: Where results and data docs go; default: the project's home, or ``scalr_quality`` in the current folder.
+        retrieval: The dataset is the name of a feature view or service, to be retrieved from this Feast repository. Default: it is none.
 
     Returns:
         The verdict, passed or not; `Verdict.require` raises if it failed.
@@ -56,16 +62,19 @@ def check_dataset(
     Raises:
         InputError: The data set is missing, cannot be read, or has no row.
         SettingsError: There is no such suite, or the file is invalid.
+        FeatureStoreError: The Feast repository has no such view or service, or it cannot be retrieved from.
         EvaluationError: The project's policy cannot be read.
         QualityError: An expectation cannot be computed for any rows, or another check holds the data docs.
         ForeignFiles: The folder holds files that this package did not create.
         LakeError: The folder is not writable.
     """
     chosen = read_suite(suite, settings.base if settings else Path.cwd())
-    found = locate_dataset(str(dataset), settings)
+    found = None if retrieval is not None else locate_dataset(str(dataset), settings)
     compute = settings.compute if settings else ComputeSettings()
     with _place(settings, folder) as (home, staging):
         database = staging / "dataset.duckdb"
+        if found is None:
+            found = _retrieved(str(dataset), retrieval or FeatureRetrieval(), settings, staging)
         rows, columns = load_dataset(found, database, settings, memory_mb=compute.memory_mb)
         rules = resolve_rules(chosen, columns, measured=_is_measured(found, settings))
         with open_data_context(home) as (context, docs):
@@ -73,7 +82,7 @@ def check_dataset(
     return Verdict(
         dataset=str(dataset),
         kind=found.kind,
-        location=found.location,
+        location=str(retrieval.repo or found.location) if retrieval is not None else found.location,
         suite=chosen.name,
         suite_file=chosen.file,
         passed=not any(result.outcome == "failed" for result in results),
@@ -82,6 +91,13 @@ def check_dataset(
         rules=results,
         docs=docs,
     )
+
+
+def _retrieved(name: str, retrieval: FeatureRetrieval, settings: Settings | None, staging: Path) -> DatasetSource:
+    """Retrieve a feature view or service into the staging folder."""
+    rows = staging / "retrieved.parquet"
+    retrieve_features(name, retrieval, settings, rows)
+    return DatasetSource("feast", str(rows))
 
 
 def _is_measured(found: DatasetSource, settings: Settings | None) -> bool:

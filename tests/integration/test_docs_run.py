@@ -275,6 +275,16 @@ def audited(page: Page) -> None:
     page.names = {"training_set_v3": "training_set_v1"}
 
 
+def contracted(page: Page) -> None:
+    columns = [{"name": name} for name in ("customer", "item_id")] + [{"name": "ordered_at", "required": True, "unique": True}]
+    theirs = {"apiVersion": "v3.1.0", "kind": "DataContract", "id": "orders", "version": "1.0.0", "status": "active"}
+    theirs |= {"domain": "orders", "schema": [{"name": "orders", "properties": columns}]}
+    (page.folder / "orders.yaml").write_text(json.dumps(theirs))
+    (page.folder / "checks.yaml").write_text(
+        "expectations: [{type: expect_table_row_count_to_be_between, kwargs: {min_value: 1}}]"
+    )
+
+
 def reported(page: Page) -> None:
     with Project.open(page.folder / "scalr.toml") as project:
         (made,) = project.runs()
@@ -290,6 +300,7 @@ def foreign(page: Page) -> None:
 OTHERS = {
     "docs/guides/airflow.md": airflow,
     "docs/guides/airflow-windows.md": scheduled,
+    "docs/guides/contracts.md": contracted,
     "docs/guides/correct.md": corrected,
     "docs/guides/experiment.md": outcomes,
     "docs/guides/feast-export.md": of_another_team,

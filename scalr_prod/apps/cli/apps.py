@@ -50,6 +50,10 @@ publication_app = _group(
     "publication", "Disable and enable publication; widen or withdraw a canary.", "scalr publication disable"
 )
 experiment_app = _group("experiment", "Measure and plan the holdout experiment.", "scalr experiment power", alone=True)
-feast_app = _group("feast", "Export synthetic events to your own feature repository.", "scalr feast export ../features")
-quality_app = _group("quality", "Check training sets of this project or any other.", "scalr quality check rows.parquet")
+feast_app = _group(
+    "feast", "Export synthetic events to your own feature repository, or begin one.", "scalr feast export ../features"
+)
+quality_app = _group(
+    "quality", "Check training sets of this project or any other; exchange data contracts.", "scalr quality check rows.parquet"
+)
 config_app = _group("config", "Show the effective settings.", "scalr config show")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003 - Typer reads it at run time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from scalr_prod.apps.cli.apps import dataset_app, feast_app, quality_app
-from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, find_config
+from scalr_prod.apps.cli.context import DEFAULT_CONFIG, CommandContext, Config, Json, OptionalConfig, as_utc, find_config
 from scalr_prod.errors import QualityGateFailed
 
 if TYPE_CHECKING:
@@ -161,6 +162,20 @@ def feast_export(
     )
 
 
+@feast_app.command("template")
+def feast_template(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder; its name is the Feast project's.")],
+    as_json: Json = False,
+) -> None:
+    """Write a small feature repository over Delta tables, with made-up events, to begin your own from; no scalr.toml is needed.
+
+    Example: scalr feast template ../features
+    """
+    from scalr_prod.features import write_template
+
+    CommandContext(None, as_json, "feast template").run(lambda _: write_template(folder))
+
+
 @quality_app.command("check")
 def quality_check(
     dataset: Annotated[
@@ -178,6 +193,21 @@ def quality_check(
     docs: Annotated[
         Path | None, typer.Option(help="Folder of the data docs; default: the project's home, or scalr_quality without one.")
     ] = None,
+    feast: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a Feast repository: DATASET is one of its feature views or services, retrieved by its own store.",
+        ),
+    ] = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --feast: Parquet or CSV rows with keys and event_timestamp to join features to; default: a window."
+        ),
+    ] = None,
+    start: Annotated[datetime | None, typer.Option(help="With --feast: first event time of the window; default: all.")] = None,
+    end: Annotated[datetime | None, typer.Option(help="With --feast: last event time of the window; default: now.")] = None,
     config: OptionalConfig = None,
     as_json: Json = False,
 ) -> None:
@@ -187,7 +217,15 @@ def quality_check(
     """
     from scalr_prod.quality import check_dataset
 
+    if feast is None and (entities or start or end):
+        raise typer.BadParameter("goes with --feast", param_hint="--entities, --start, --end")
+    if feast is not None and dataset is None:
+        raise typer.BadParameter("name a feature view or service of the repository", param_hint="DATASET")
+
     def work(settings: Settings | None) -> Verdict:
+        from scalr_prod.features import FeatureRetrieval
+
+        retrieval = None if feast is None else FeatureRetrieval(feast, entities, as_utc(start), as_utc(end))
         if dataset is None:
             if settings is None:
                 raise typer.BadParameter("without a scalr.toml, name the data set", param_hint="DATASET")
@@ -195,7 +233,7 @@ def quality_check(
 
             chosen = str(TrainingSet.open(settings.home / "datasets" / settings.training_set.name).path)
         named = suite or (settings.training_set.suite if settings else None) or "training"
-        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs)
+        return check_dataset(dataset or chosen, suite=named, settings=settings, folder=docs, retrieval=retrieval)
 
     if not CommandContext(find_config(config), as_json, "quality check").run(work).passed:
         raise typer.Exit(QualityGateFailed.exit_code)
@@ -239,3 +277,63 @@ def quality_init_suite(
     }
     path = file or Path("quality", f"{suite.value}.yaml")
     CommandContext(None, as_json).run(lambda _: {"suite": write_suite(path, columns, name=suite.value)})
+
+
+@quality_app.command("export-contract")
+def quality_export_contract(
+    log: Annotated[str, typer.Argument(help="The log: source, sources.NAME or target.")],
+    file: Annotated[Path, typer.Argument(help="The YAML file to write; an existing file is not overwritten.")],
+    suite: Annotated[
+        str | None, typer.Option(help="A suite whose expectations the contract has, too: its file, or its name in quality/.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Write a log's contract in the Open Data Contract Standard: its columns, limits and rules, from the settings.
+
+    Example: scalr quality export-contract target contracts/food.yaml
+    """
+    CommandContext(config, as_json, "quality export-contract").run_with_project(
+        lambda project: project.export_contract(log, file, suite=suite)
+    )
+
+
+@quality_app.command("import-contract")
+def quality_import_contract(
+    file: Annotated[Path, typer.Argument(help="A contract of the Open Data Contract Standard 3, in YAML or JSON.")],
+    log: Annotated[str, typer.Option(help="The log that the settings are for: source, sources.NAME or target.")] = "target",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A column that the contract does not tell, as role=name, such as user=customer_id; repeat for more."),
+    ] = None,
+    schema_object: Annotated[
+        str | None, typer.Option("--object", help="The object of the schema with the events, where there are several.")
+    ] = None,
+    suite: Annotated[
+        Path | None, typer.Option(help="Write the rules that settings do not express as a suite to this YAML file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the settings of a log that follow from a contract, and name what they cannot express.
+
+    Example: scalr quality import-contract contracts/food.yaml >> scalr.toml
+    """
+    from scalr_prod.quality import import_contract, write_contract_suite
+
+    columns = dict(one.split("=", 1) for one in column or [] if "=" in one)
+    if len(columns) != len(column or []):
+        raise typer.BadParameter("write it as role=name, each role once", param_hint="--column")
+
+    def work(_: Settings | None) -> CommandResult:
+        found = import_contract(file, place=log, columns=columns, schema_object=schema_object)
+        written = write_contract_suite(suite, found) if suite else None
+        if as_json:
+            return found.to_json() | {"suite": written}
+        print(found.toml, end="")
+        for part in found.not_expressed:
+            print(f"# not expressed: {part}")
+        if found.expectations and written is None:
+            print(f"# not expressed by settings: {len(found.expectations)} rules; --suite FILE writes them as a suite")
+        return None
+
+    CommandContext(None, as_json, "quality import-contract").run(work)

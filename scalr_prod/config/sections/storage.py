@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from scalr_prod.config.domains import SettingsSection, ZoneName
 from scalr_prod.core.directory_marker import PROJECT_NAME_PATTERN
@@ -81,9 +81,29 @@ class FeastSettings(SettingsSection):
     writable: tuple[str, ...] = Field(
         default=(), description="addresses of your own Delta tables that write_to_offline_store may append to"
     )
+    owner: str = Field(
+        default="", description="owner of the Feast project, its entities, views and services, such as an e-mail address"
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict, description="tags of the Feast project, its entities, views and services"
+    )
+    label_view: bool = Field(
+        default=False,
+        description="register published synthetic events as a Feast label view, synthetic_target_labels, too: their key is user and item, "
+        "and a run is a labeler",
+    )
     export: FeastExportSettings = Field(
         default_factory=FeastExportSettings, description="names in the file that `scalr feast export` writes"
     )
+
+    @field_validator("tags")
+    @classmethod
+    def _no_clock(cls, value: dict[str, str]) -> dict[str, str]:
+        if "knowledge_time" in value:
+            raise ValueError(
+                "has 'knowledge_time', which would change when rows become visible: this project's views have the strict clock"
+            )
+        return value
 
 
 class RetentionSettings(SettingsSection):

@@ -45,6 +45,7 @@ COMMANDS = [
     "publication disable",
     "publication enable",
     "quality check",
+    "quality export-contract",
     "init",
     "config show",
 ]

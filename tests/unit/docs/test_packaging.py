@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -33,6 +34,11 @@ SHIPPED = (
     "constraints/serving.txt",
     "feature_repo/definitions.py",
     "feature_repo/feature_store.yaml",
+    "feature_repo/template/README.md",
+    "feature_repo/template/feature_store.yaml",
+    "feature_repo/template/definitions.py",
+    "feature_repo/template/make_events.py",
+    "feature_repo/template/retrieve.py",
     "triton_models/translator/config.pbtxt",
     "triton_models/translator/1/model.py",
     "airflow_dags/scalr_dags.py",
@@ -98,6 +104,40 @@ def test_both_environments_have_one_torch():
     assert pinned("numpy", "3.11", "serving") < Version("2") <= pinned("numpy", "3.11")
     wanted = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
     assert all(Requirement(line).specifier.contains(pinned(Requirement(line).name, "3.12", "serving")) for line in wanted)
+
+
+def test_the_page_of_compatibility_has_every_bound_and_pin():
+    page = (ROOT / "docs" / "reference" / "compatibility.md").read_text(encoding="utf-8")
+    package, serving, reasons = (
+        {cells[0]: cells[1:] for line in part.splitlines() if len(cells := line.strip("| ").split(" | ")) > 1}
+        for part in page.split("\n## ")[1:]
+    )
+    for requirement in requirements():
+        accepted, tested, _ = package[requirement.name]
+        assert set(accepted.split(", ")) == {str(part) for part in requirement.specifier}
+        assert {Version(one.partition(" ")[0]) for one in tested.split(", ")} == {pinned(requirement.name, p) for p in PYTHONS}
+    wanted = [line for line in (ROOT / "constraints" / "serving.in").read_text().splitlines() if not line.startswith("#")]
+    assert {Requirement(line).name for line in wanted} == set(serving) - {"package", "---"}
+    assert serving["numpy"][1] == str(pinned("numpy", "3.12", "serving"))
+    assert set(reasons) - {"package", "---"} <= set(package) | set(serving)
+
+
+def test_the_newest_releases_are_those_without_an_upper_bound():
+    script = runpy.run_path(str(ROOT / "scripts" / "newest.py"))
+    relax, libraries = script["without_upper_bound"], script["LIBRARIES"]
+    assert [
+        relax(line) for line in ("feast>=0.66,<0.68", "torch>=2.6,!=2.7,<2.14", "feast[redis]", "mkdocs-material==9.5")
+    ] == [
+        "feast>=0.66",
+        "torch!=2.7,>=2.6",
+        "feast[redis]",
+        "mkdocs-material",
+    ]
+    assert set(libraries) <= {requirement.name for requirement in requirements()}
+    assert all((ROOT / path).is_file() for path in libraries.values())
+    assert {name: Version(one) for name, one in script["tested_versions"]().items()} == {
+        name: pinned(name, "3.11") for name in libraries
+    }
 
 
 def test_no_file_that_installs_names_a_registry_or_a_local_build():
@@ -180,12 +220,9 @@ def test_two_builds_are_the_same_to_the_byte(tmp_path):
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900, umask=umask)
         sums.append(done.stdout.splitlines())
     assert sums[0] == sums[1]
-    assert [line.rpartition(" ")[2].partition("-")[0] for line in sums[0]] == [
-        "feast_delta",
-        "feast_delta",
-        "scalr_prod",
-        "scalr_prod",
-    ]
+    names = [line.rpartition(" ")[2] for line in sums[0]]
+    assert [name.partition("-")[0] for name in names] == ["feast_delta"] * 3 + ["scalr_prod"] * 3
+    assert [name.endswith(".cdx.json") for name in names] == [True, False, False] * 2
     for line in (tmp_path / "first" / "SHA256SUMS").read_text().splitlines():
         digest, _, name = line.partition("  ")
         assert hashlib.sha256((tmp_path / "first" / name).read_bytes()).hexdigest() == digest
