@@ -131,7 +131,7 @@ class ValidationResults:
             results["bar"] = self.acceptance.to_json()
             if not self.acceptance.passed:
                 candidate = self.acceptance.candidate.hyperparameters_to_json()
-                results["refused"] = self.acceptance.over_real.lift_to_json() | {"choice": candidate}
+                results["refused"] = self.acceptance.told.lift_to_json() | {"choice": candidate}
         return results
 
 
