@@ -32,7 +32,7 @@ DEFAULT_PAIRS = "food_from_kitchen,kitchen_from_food,deli_from_produce"
 
 
 def main() -> dict[str, Any]:
-    """By pair: real events alone, the best list, and NDCG@20 by draw and λ."""
+    """By pair: real events only, the best list, and NDCG@20 by draw and λ."""
     figures: dict[str, Any] = {}
     for name in os.environ.get("SCALR_BENCH_PAIRS", DEFAULT_PAIRS).split(","):
         queries = _queries(name)

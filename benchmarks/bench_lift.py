@@ -121,7 +121,7 @@ def markdown(tables: dict) -> str:
 
 def _sentence(users: dict, choice: dict) -> str:
     weights = "/".join(f"{value:.2g}" for value in choice["lambda"].values())
-    draw = f"{choice['draw']['volume']} events a user, temperature {choice['draw']['temperature']:g}, λ cold/sparse/dense {weights}"
+    draw = f"{choice['draw']['volume']} events per user, temperature {choice['draw']['temperature']:g}, λ cold/sparse/dense {weights}"
     tested = f"{users['all']} test users ({users['cold']} cold, {users['sparse']} sparse, {users['dense']} dense)"
     return f"{tested}. Chosen on validation: {draw}."
 

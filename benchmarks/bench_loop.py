@@ -64,22 +64,22 @@ class Arm:
         share: λ, the synthetic rows' share of weight; 0: no synthetic row.
         draws: Most synthetic events for each user.
         ratio: ``[generation] max_synthetic_ratio``; 0: no limit.
-        exposed_weight: Weight of an event from the list in the translator's training, 0 to 1.
+        recommended_weight: Weight of an event from the list in the translator's training, 0 to 1.
     """
 
     share: float
     draws: int = DRAWS
     ratio: float = 10.0
-    exposed_weight: float = 1.0
+    recommended_weight: float = 1.0
 
 
 ARMS = {
     "no_synthetic": Arm(0.0),
-    "no_synthetic_marked": Arm(0.0, exposed_weight=0.0),
+    "no_synthetic_marked": Arm(0.0, recommended_weight=0.0),
     "equal_weight": Arm(1.0, ratio=0.0),
     "default": Arm(0.1),
-    "down_weighted": Arm(0.1, exposed_weight=0.3),
-    "marked": Arm(0.1, exposed_weight=0.0),
+    "down_weighted": Arm(0.1, recommended_weight=0.3),
+    "marked": Arm(0.1, recommended_weight=0.0),
     "capped": Arm(0.1, ratio=0.25),
 }
 #: Arms that are run in a second world, too.
@@ -125,11 +125,11 @@ class Loop:
 
     def run(self, arm: Arm) -> list[dict[str, float]]:
         """The figures of every round."""
-        item, exposed = self.organic.item.copy(), np.zeros(len(self.organic.item), dtype=bool)
-        return [self._round(arm, number, item, exposed) for number in range(ROUNDS)]
+        item, recommended = self.organic.item.copy(), np.zeros(len(self.organic.item), dtype=bool)
+        return [self._round(arm, number, item, recommended) for number in range(ROUNDS)]
 
-    def _round(self, arm: Arm, number: int, item: NDArray[np.int64], exposed: NDArray[np.bool_]) -> dict[str, float]:
-        """Train on what happened before the round, and write what happens in it to ``item`` and ``exposed``."""
+    def _round(self, arm: Arm, number: int, item: NDArray[np.int64], recommended: NDArray[np.bool_]) -> dict[str, float]:
+        """Train on what happened before the round, and write what happens in it to ``item`` and ``recommended``."""
         begin, end = self.edges[number : number + 2]
         before = self.organic.time < begin
         users = np.arange(self.world.users)
@@ -139,7 +139,7 @@ class Loop:
         truth = np.where(seen > 0, 0, truth)
         truth /= truth.sum(1, keepdims=True)
 
-        drawn, probability, prior = self._draws(arm, item, np.where(exposed, arm.exposed_weight, 1.0), begin)
+        drawn, probability, prior = self._draws(arm, item, np.where(recommended, arm.recommended_weight, 1.0), begin)
         real_only = _als(seen)
         shown = _top(real_only, seen)
         value = base = float(truth[users[:, None], shown].sum(1).mean())
@@ -164,7 +164,7 @@ class Loop:
         place = (self.choice[now][:, None] > chance.cumsum(1)).sum(1).clip(max=SHOWN - 1)
         listed = self.listed[now] & (mass[:, 0] > 0)
         item[now[listed]] = offered[np.arange(len(now)), place][listed]
-        exposed[now[listed]] = True
+        recommended[now[listed]] = True
 
         chosen = np.where(real, drawn, 0)
         return {

@@ -1,7 +1,7 @@
 """Whether λ is chosen right on pairs that nothing was tuned on: both ways.
 
 Each pair is evaluated as `scalr evaluate` does, with half of the users target-cold. Where λ is above 0, the test slice tells what was
-gained over real events alone; where it came out 0, what the best choice that was not taken would have gained there. Right is a choice
+gained over real events only; where it came out 0, what the best choice that was not taken would have gained there. Right is a choice
 that is not behind the other beyond chance (95 %, users and items resampled).
 
 The pairs are categories of Yelp's places (SCALR_TEST_DATA, or ../shared/data beside the checkout; left out where absent) and departments
@@ -137,14 +137,14 @@ def judged(name: str, queries: tuple[str, str], folder: Path) -> dict[str, Any]:
         gain = {"difference": ours["difference"], "ci95": ours["difference_ci95"], "lift_pct": ours["lift_pct"]}
         return found | {"over_the_other_choice": gain, "right": gain["ci95"][1] >= 0}
     if refused is None:
-        told = "no choice was ahead of real events alone on validation"
+        told = "no choice was ahead of real events only on validation"
         return found | {"right": True, "over_the_other_choice": told}
     other = _not_taken(settings, report, refused["choice"])
     return found | {"the_other_choice": other, "right": other["ci95"][0] <= 0}
 
 
 def _not_taken(settings: Any, report: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """What a choice that was not taken gains over real events alone, as they were tuned, on the test slice."""
+    """What a choice that was not taken gains over real events only, as they were tuned, on the test slice."""
     from scalr_prod.evaluation.arms import ArmDataBuilder
     from scalr_prod.evaluation.evaluator import SplitEvaluator
     from scalr_prod.evaluation.split import EvaluationSplit

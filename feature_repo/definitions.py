@@ -76,8 +76,8 @@ def events(name: str, item_type: object, description: str) -> FeatureView:
     fields = [Field(name="item_id", dtype=item_type), Field(name="weight", dtype=Float32)]
     if LAKE.get("typed") == name:
         fields.append(Field(name="event_type", dtype=String))
-    if LAKE.get("exposed") == name:
-        fields.append(Field(name="exposed_by", dtype=String))
+    if LAKE.get("recommended") == name:
+        fields.append(Field(name="recommended_by", dtype=String))
     return view(name, user, Field(name="user_id", dtype=USER), fields, description, online=False)
 
 

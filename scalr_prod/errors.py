@@ -209,7 +209,7 @@ class UnreadableInput(InputError):
 
 
 class EmptyInput(InputError):
-    """The input can be read, but holds no rows."""
+    """The input can be read, but has no rows."""
 
     cure = "Check the path or the query: a log needs at least one event."
 

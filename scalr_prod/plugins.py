@@ -56,7 +56,7 @@ class PluginGroup:
         return [*self.builtin, *sorted(set(self._others()) - set(self.builtin))]
 
     def find_problem(self, name: str) -> str | None:
-        """Return why the settings cannot use this name, in a sentence; None where they can. Imports nothing."""
+        """Return why the settings cannot use this name, in a sentence, or None if they can. Imports nothing."""
         if _PLACE.fullmatch(name) or name in self.builtin or (":" not in name and name in self._others()):
             return None
         return f"there is no {self.kind} {name!r}; there are: {', '.join(self.names())}, or name one as module:object"
@@ -150,7 +150,7 @@ def _registered(group: str, _path: tuple[str, ...]) -> dict[str, tuple[str, ...]
 
 
 def source_file(found: Any) -> Path | None:
-    """Return the source file of a plug-in (a class, an instance of one, or a module); None where it has none."""
+    """Return the source file of a plug-in (a class, an instance of one, or a module), or None if it has none."""
     home = found if inspect.ismodule(found) or isinstance(found, type) else type(found)
     module = home if inspect.ismodule(home) else sys.modules.get(home.__module__)
     file = getattr(module, "__file__", None)
@@ -158,7 +158,7 @@ def source_file(found: Any) -> Path | None:
 
 
 def source_digest(found: Any) -> str:
-    """Return the SHA-256 of a plug-in's source file, in hex; that of no bytes where there is none."""
+    """Return the SHA-256 of a plug-in's source file, in hex; that of no bytes if there is none."""
     file = source_file(found)
     return hashlib.sha256(file.read_bytes() if file is not None and file.is_file() else b"").hexdigest()
 

@@ -332,7 +332,7 @@ class Project:
         return promote(self.settings, version)
 
     def promote_if_better(self, version: int) -> PromotionDecision:
-        """Serve a version if it is no worse than the served one on events that neither was trained on.
+        """Serve a version if it is no worse than the served one on events on which neither was trained.
 
         Args:
             version: Number of the version.
@@ -516,7 +516,7 @@ class Project:
             cutoffs: Number of rolling cutoffs: the time after the first one is split into equal windows.
             arms: Only these arms and the arms they are compared to.
             full: Every arm, model, seed and validation window.
-            quick: Stop at the first verdict, of a run's default settings; no policy is written.
+            quick: Stop after the quick verdict, which is for a run's default settings; no policy is written.
 
         Returns:
             Lifts with intervals by model, arm and segment, and the policy that runs follow.
@@ -674,7 +674,7 @@ class Project:
         """Return who is held out; with outcomes, the effect of synthetic events with an always-valid 95 % interval.
 
         Args:
-            outcomes: Path or URL of a table ``user_id``, ``value`` and, where there is one, ``pre_value``: one row a user.
+            outcomes: Path or URL of a table ``user_id``, ``value`` and, if there is one, ``pre_value``: one row per user.
             until: Time until which the outcomes were counted; default: now.
             out: File to write every user's group to: ``.parquet`` or ``.csv``.
 
@@ -691,7 +691,7 @@ class Project:
         return analyze_experiment(self.settings, outcomes=outcomes, until=until, out=Path(out) if out is not None else None)
 
     def experiment_power(self, *, effect_pct: float = 5.0, holdout: float | None = None) -> PowerReport:
-        """Return the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+        """Return the minimum detectable effect (MDE) on a user's number of target events, and the days that it takes.
 
         Args:
             effect_pct: The effect to find, in per cent of the mean outcome, over 0.
@@ -725,7 +725,7 @@ class Project:
         Raises:
             TableNotFound: Nothing was published yet.
             ForeignFiles: A file or folder of that name lies there that this command did not make.
-            FeatureStoreError: There is no ``feature_store.yaml`` to tell the format from, or nothing can be written there.
+            FeatureStoreError: There is no ``feature_store.yaml`` that shows the format, or nothing can be written there.
         """
         from scalr_prod.features import export_definitions
 

@@ -29,13 +29,13 @@ EVENT_TIMESTAMP: Final = "event_timestamp"
 CREATED_TIMESTAMP: Final = "created_timestamp"
 EVENT_ID: Final = "event_id"
 #: The model whose recommendation led to a target event; null: none did.
-EXPOSED_BY: Final = "exposed_by"
+RECOMMENDED_BY: Final = "recommended_by"
 #: Optional columns of events tables: present where a log's settings map them; null in rows of other logs.
-OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value", EXPOSED_BY)
+OPTIONAL_EVENT_COLUMNS: Final = (EVENT_ID, "event_type", "value", RECOMMENDED_BY)
 
-#: Column of a training set with the part that a row belongs to, where there are several.
+#: Column of a training set with the split that a row belongs to, if there are several.
 SPLIT: Final = "split"
-#: The part that a model is trained on, and the only one with synthetic rows.
+#: The split that a model is trained on, and the only one with synthetic rows.
 TRAIN: Final = "train"
 
 #: Columns that tell a synthetic row from a real one: never offered to a model as features.
@@ -205,11 +205,11 @@ def id_type_of(schema: pa.Schema, column: str) -> IdType:
         return "int64"
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"
-    raise TypeError(f"{column} holds {kind}, expected int64 or string")
+    raise TypeError(f"{column} contains {kind}, expected int64 or string")
 
 
 def item_id_prefix(domain: str) -> str:
-    """Return the prefix of a domain's item ids in the source tables, where there are several source domains."""
+    """Return the prefix of a domain's item ids in the source tables, if there are several source domains."""
     return f"{domain}{_APART}"
 
 

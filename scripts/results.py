@@ -207,7 +207,7 @@ def speed() -> list[str]:
     below = [f"{row.part} ({row.share:.0%})" for row in rows if row.share < row.aim]
     missed = f"; below the aim: {', '.join(below)}" if below else "; all reach their aim"
     return [
-        *heading("Speed beside a limit", "limits", "catalogue", "scoring", "generation", "point_in_time", "data_path"),
+        *heading("Speed compared with a limit", "limits", "catalogue", "scoring", "generation", "point_in_time", "data_path"),
         *lines,
         f"Catalogues of two sizes are compared in contexts × items per second. A commit is one of {rows_of_commit} rows.",
         "",
@@ -403,7 +403,7 @@ def translator() -> list[str]:
     for pair, of in found.items():
         frequency = "cold_ndcg_of_frequency"
         measures += [
-            Measure(f"{arrow(pair)}: NLL beside the best estimator's", of["nll"], "", of["nll_limit"]),
+            Measure(f"{arrow(pair)}: NLL, compared with the best estimator's", of["nll"], "", of["nll_limit"]),
             Measure("NDCG@20 over the best estimator's", of["ndcg_of_best"], "", of["ndcg_of_best_limit"], least=True),
             Measure("the same over frequency's, cold users", of[frequency], "", of[f"{frequency}_limit"], least=True),
         ]
@@ -451,7 +451,7 @@ def lift() -> list[str]:
         "In brackets: 95 % intervals with users and items resampled.",
         "",
         *table(header, rows),
-        "Normalized entropy (NE) of the models that give probabilities; below the value with real events alone is better:",
+        "Normalized entropy (NE) of the models that give probabilities; below the value with real events only is better:",
         "",
         *table(["model", "NE, real", "NE, real + synthetic", "relative, all", "cold", "sparse", "dense"], entropies),
         *notes(*LIFTS),
@@ -615,12 +615,12 @@ def default_weight() -> list[str]:
             for draw in one["draws"]
         ]
         sizes = f"{number(one['real_events'])} real events, {number(one['test_users'])} test users"
-        baselines = f"the best list reaches {one['popular_lately']:.4f}, ALS on real events alone {one['real']:.4f}"
+        baselines = f"the best list reaches {one['popular_lately']:.4f}, ALS on real events only {one['real']:.4f}"
         lines += [
             f"{arrow(pair)}: {sizes}; {baselines}.",
             "",
             *table(
-                ["events a user", "temperature", "`min_lift`", "synthetic events", *(f"λ = {weight}" for weight in weights)],
+                ["events per user", "temperature", "`min_lift`", "synthetic events", *(f"λ = {weight}" for weight in weights)],
                 rows,
             ),
         ]

@@ -166,7 +166,7 @@ def open_cluster(settings: Settings, *, tasks: int, **advice: str) -> Iterator[C
 
 
 def preload_workers(compute: ComputeSettings) -> None:
-    """Start, in the background, the process that local workers are forked from; one that runs already is kept.
+    """Start, in the background, the process from which local workers are forked; one that runs already is kept.
 
     It exits with this process, even if this one is killed.
     """

@@ -38,7 +38,7 @@ class Executor(Protocol):
 
 @contextmanager
 def open_executor(settings: Settings, connection: Any, *, tasks: int, work_s: float, stage: str) -> Iterator[Executor]:
-    """Open what runs a stage's tasks: the cluster of ``[compute] dask``, or this process where a cluster would not be faster.
+    """Open what runs a stage's tasks: the cluster of ``[compute] dask``, or this process if a cluster would not be faster.
 
     Args:
         settings: The project's settings.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports for tasks of local workers, done once in the process that they are forked from.
+"""Imports for tasks of local workers, done once in the process from which they are forked.
 
 Importing Feast and the other libraries takes seconds. Forked workers share these imports and their memory, and a lost worker is
 replaced quickly. Importing this module only imports; it opens nothing.

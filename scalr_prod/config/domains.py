@@ -66,12 +66,12 @@ class LogColumns(SettingsSection):
     consent: str | None = Field(
         default=None,
         description="column of the user's consent to the use of source events, true or false; a user's latest event decides, and null is "
-        "false. Source domains only; default: nobody is asked",
+        "false. Source domains only; default: consent is not required",
     )
-    exposed_by: str | None = Field(
+    recommended_by: str | None = Field(
         default=None,
-        description="of the target: column of the model or variant whose recommendation led to the event, empty where none did; see "
-        "[translator] exposed_events",
+        description="of the target: column of the model or variant whose recommendation led to the event, empty for all other events; see "
+        "[translator] recommended_events",
     )
 
 
@@ -103,14 +103,14 @@ class UserMapSettings(SettingsSection):
     map: str | None = Field(
         default=None, description="pairs of a source id and a target id: path, glob, folder or URL, as for a domain's events"
     )
-    query: str | None = Field(default=None, description="SQL that returns the pairs, in place of map")
+    query: str | None = Field(default=None, description="SQL that returns the pairs, instead of map")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
     format: str | None = Field(default=None, description="format of map, as for a domain")
     columns: UserMapColumns = Field(default=UserMapColumns(), description="what the map's columns are called")
     storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="passed to the library that opens the map; may hold secrets"
+        default_factory=dict, repr=False, description="passed to the library that opens the map; may contain secrets"
     )
 
     @property
@@ -120,7 +120,7 @@ class UserMapSettings(SettingsSection):
 
     @property
     def sql_source(self) -> tuple[str, str] | None:
-        """Database URL and query, where the map comes from SQL."""
+        """Database URL and query, if the map comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @field_validator("format")
@@ -141,9 +141,9 @@ class DomainSettings(SettingsSection):
     """One domain's log: a Delta or Iceberg table, files (path, glob or fsspec URL), or a SQL query."""
 
     name: str = Field(description="the domain's name: 1 to 64 letters, digits, '_', '.', '-' or spaces")
-    formerly: str | None = Field(default=None, description="the domain's former name in the project's tables: renames it")
+    formerly: str | None = Field(default=None, description="the domain's previous name in the project's tables: renames it")
     events: str | None = Field(default=None, description="the log: path, glob or folder, or fsspec URL")
-    query: str | None = Field(default=None, description="SQL that returns the log, in place of events")
+    query: str | None = Field(default=None, description="SQL that returns the log, instead of events")
     url: str | None = Field(
         default=None, repr=False, description="SQLAlchemy URL that the query is put to; keep a password in the environment"
     )
@@ -216,23 +216,23 @@ class DomainSettings(SettingsSection):
     )
     consent: str | None = Field(
         default=None,
-        description="file of the users' consents, in place of columns.consent: path or URL as for events, with a row for each user: the "
+        description="file of the users' consents, instead of columns.consent: path or URL as for events, with a row for each user: the "
         "log's column of users, and consent. Users without a row have not consented",
     )
     items: str | None = Field(default=None, description="file of items with their titles; path or URL as for events")
     items_version: int | None = Field(default=None, ge=0, description="version of items, as for events")
     item_columns: ItemColumns = Field(default=ItemColumns(), description="what its columns are called")
     storage_options: dict[str, str] = Field(
-        default_factory=dict, repr=False, description="passed to the library that opens the log; may hold secrets"
+        default_factory=dict, repr=False, description="passed to the library that opens the log; may contain secrets"
     )
 
     @property
     def sql_source(self) -> tuple[str, str] | None:
-        """Database URL and query, where the log comes from SQL."""
+        """Database URL and query, if the log comes from SQL."""
         return None if self.query is None or self.url is None else (self.url, self.query)
 
     @property
-    def asks_consent(self) -> bool:
+    def requires_consent(self) -> bool:
         """Whether the domain's events may be used with their user's consent only."""
         return self.consent is not None or self.columns.consent is not None
 
@@ -286,7 +286,7 @@ class Domains(SettingsSection):
 
     source: DomainSettings | None = Field(default=None, description="the source domain")
     sources: dict[str, DomainSettings] = Field(
-        default_factory=dict, description="several source domains, by name, in place of source"
+        default_factory=dict, description="several source domains, by name, instead of source"
     )
     target: DomainSettings = Field(description="the target domain")
 
@@ -319,9 +319,9 @@ class Domains(SettingsSection):
 
     @model_validator(mode="after")
     def _consent_of_sources(self) -> Self:
-        if self.target.asks_consent:
+        if self.target.requires_consent:
             raise ValueError(
-                "[domains.target] asks for consent, which is to the use of source events: set it in the source domain"
+                "[domains.target] requires consent, but consent is to the use of source events: set it in the source domain"
             )
         return self
 
@@ -329,8 +329,8 @@ class Domains(SettingsSection):
     def _weights_of_source_types(self) -> Self:
         for place in self.log_keys("source"):
             source = self[place]
-            if source.columns.exposed_by is not None:
-                raise ValueError(f"[domains.{place}.columns] has exposed_by, which only the target domain has: remove it")
+            if source.columns.recommended_by is not None:
+                raise ValueError(f"[domains.{place}.columns] has recommended_by, which only the target domain has: remove it")
             if source.weights_for == "all" and any(weight != 1 for weight in source.types.values()):
                 raise ValueError(
                     f"[domains.{place}] has types of other weights than 1, which the translator does not know in a source domain: a "
@@ -353,7 +353,7 @@ class Domains(SettingsSection):
     def consent_domains(self) -> tuple[str, ...]:
         """Names of the source domains whose events may be used with their user's consent only, sorted."""
         sections = (self[place] for place in self.log_keys("source"))
-        return tuple(sorted(section.name for section in sections if section.asks_consent))
+        return tuple(sorted(section.name for section in sections if section.requires_consent))
 
     @property
     def default_project_name(self) -> str:

@@ -135,10 +135,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_consent(self) -> Self:
-        if self.translator.training == "consent" and not self.domains.consent_domains:
+        if self.translator.train_on == "consenting_users" and not self.domains.consent_domains:
             raise ValueError(
-                '[translator] training = "consent", and no source domain asks for consent: name a file, [domains.source] consent, or a '
-                "column, [domains.source] columns.consent"
+                '[translator] train_on = "consenting_users", but no source domain requires consent: name a file, [domains.source] '
+                "consent, or a column, [domains.source] columns.consent"
             )
         return self
 
@@ -332,7 +332,7 @@ def _named_by_environment() -> set[str]:
 
 
 def _database(url: str) -> tuple[str, str, str, str]:
-    """Return what tells databases apart: a URL without its driver and credentials."""
+    """Return what identifies a database: a URL without its driver and credentials."""
     parts = urlsplit(url)
     return parts.scheme.partition("+")[0], parts.netloc.rpartition("@")[2].removesuffix(":5432"), parts.path, parts.query
 

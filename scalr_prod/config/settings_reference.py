@@ -131,7 +131,7 @@ def _values(model: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """Return the section model that a field holds; None where it holds a plain value."""
+    """Return the section model that a field holds, or None if it holds a plain value."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel) and get_origin(annotation) is not dict:
             return kind

@@ -86,7 +86,7 @@ def version_fingerprint(table: DeltaTable) -> dict[str, Any]:
 def reopen_version(
     current: DeltaTable, fingerprint: Mapping[str, Any], storage_options: dict[str, str] | None
 ) -> DeltaTable | None:
-    """Open a table at a recorded state; None where its log is gone or the table is another one.
+    """Open a table at a recorded state, or None if its log is gone or the table is another one.
 
     Only the log is safe to read: the files may have been removed since.
     """

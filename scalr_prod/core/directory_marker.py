@@ -32,7 +32,7 @@ class DirectoryMarker:
 
 
 def read_marker(folder: Path) -> DirectoryMarker | None:
-    """Read a folder's marker; None where there is no readable one."""
+    """Read a folder's marker, or None if there is no readable one."""
     try:
         return _read(folder)
     except OSError:
@@ -40,7 +40,7 @@ def read_marker(folder: Path) -> DirectoryMarker | None:
 
 
 def _read(folder: Path) -> DirectoryMarker | None:
-    """Read a folder's marker; None where it is missing or invalid.
+    """Read a folder's marker, or None if it is missing or invalid.
 
     Raises:
         OSError: It cannot be read at the moment.

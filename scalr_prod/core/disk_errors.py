@@ -34,7 +34,7 @@ _NATIVE: Final = re.compile(r"\bos error (\d+)\b")
 
 @contextmanager
 def translate_disk_errors(where: str | Path) -> Iterator[None]:
-    """Within the block, raise `LakeError` where the disk is full or cannot be written to.
+    """Within the block, raise `LakeError` if the disk is full or cannot be written to.
 
     Args:
         where: The folder that is written to; reported where the system's error names no file.

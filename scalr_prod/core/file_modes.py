@@ -36,7 +36,7 @@ def umask_of(folder: Path) -> Iterator[None]:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create a folder in a place that other users can write to, if it is missing; only this user can enter it.
+    """Create a folder in a place where other users can write, if it is missing; only this user can enter it.
 
     Raises:
         PermissionError: Something else has the name, or another user owns the folder.

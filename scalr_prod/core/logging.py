@@ -31,7 +31,7 @@ _NOISY: Final = ("py.warnings", "great_expectations", "feast", "alembic", "botoc
 
 @contextmanager
 def log_context(**fields: Any) -> Iterator[None]:
-    """Add fields to every log line within the block, besides those of enclosing blocks.
+    """Add fields to every log line within the block, in addition to those of enclosing blocks.
 
     Args:
         fields: Any of `CONTEXT_FIELDS`; None: not known.
@@ -63,7 +63,7 @@ def configure_logging(
 ) -> None:
     """Log to stderr; replaces the handler of an earlier call.
 
-    Does nothing where other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
+    Does nothing if other code has installed handlers: a scheduler's task runner, or an application that runs Dask workers in its own
     process.
 
     Args:

@@ -135,13 +135,14 @@ class ProgressTracker:
 
     def describe(self, snapshot: dict[str, Any]) -> str:
         """Return the text of a line, from `snapshot`."""
-        line = f"{self.label}: at work for {snapshot['seconds']:.0f} s"
+        done = ""
         if not self.unit:
-            line += f", {100 * snapshot['share']:.0f} %" if self.total else ""
+            done = f"{100 * snapshot['share']:.0f} %" if self.total else ""
         elif self.total:
-            line += f", {self.done:,} of {self.total:,} {self.unit} ({100 * snapshot['share']:.0f} %)"
+            done = f"{self.done:,} of {self.total:,} {self.unit} ({100 * snapshot['share']:.0f} %)"
         elif self.done:
-            line += f", {self.done:,} {self.unit}"
+            done = f"{self.done:,} {self.unit}"
+        line = f"{self.label}: {done} in {snapshot['seconds']:.0f} s" if done else f"{self.label}: {snapshot['seconds']:.0f} s"
         if snapshot["rate"] and self.unit:
             line += f", {snapshot['rate']:,.3g}/s" if snapshot["rate"] < _SLOW else f", {snapshot['rate']:,.0f}/s"
         return line + (f", about {snapshot['eta_s']:,.0f} s left" if snapshot["eta_s"] is not None else "")

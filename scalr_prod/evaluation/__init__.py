@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.interactions import DownstreamModel, Interactions
     from scalr_prod.evaluation.plan import EvaluationRequest
+    from scalr_prod.evaluation.search import HALF_LIFE, Hyperparameter
     from scalr_prod.evaluation.verdict_summary import VerdictSummary, summarize_verdict
 
 __all__ = [
+    "HALF_LIFE",
     "DownstreamModel",
     "EvaluationReport",
     "EvaluationRequest",
+    "Hyperparameter",
     "Interactions",
     "VerdictSummary",
     "evaluate",
@@ -30,6 +33,8 @@ __getattr__ = lazy_exports(
         "DownstreamModel": "interactions",
         "EvaluationReport": "evaluation_report",
         "EvaluationRequest": "plan",
+        "HALF_LIFE": "search",
+        "Hyperparameter": "search",
         "Interactions": "interactions",
         "VerdictSummary": "verdict_summary",
         "evaluate": "evaluation",

@@ -56,7 +56,7 @@ class GainEstimate:
         """Combine a measured lift with the prior. Both are taken as normal."""
         variance = comparison.lift_error**2
         if not variance >= 0:  # NaN: the baseline is 0
-            return cls(0.0, 1.0)
+            return cls(_PRIOR_SD, 0.0) if comparison.difference_ci95[0] > 0 else cls(0.0, 1.0)
         if variance == 0:
             return cls(comparison.lift_pct, float(comparison.lift_pct < -_HARM))
         trust = _PRIOR_SD**2 / (_PRIOR_SD**2 + variance)
@@ -143,7 +143,7 @@ def _describe_rule(decision: Mapping[str, Any]) -> str:
     if not decision.get("personal", True):
         if "over_shuffled" in decision:
             return "not better than the same events given to other users"
-        return "the users' own source histories tell no more than other users'"
+        return "the users' own source histories predict no better than other users'"
     harm, limit = decision["harm_probability"], decision["max_harm_probability"]
     if decision["expected_pct"] <= 0:
         return f"expected gain {decision['expected_pct']:+.1f} %"

@@ -38,6 +38,8 @@ REAL_ONLY: Final = "real"
 WITH_SYNTHETIC: Final = "real+scalr"
 SYNTHETIC_ONLY: Final = "synthetic_only"
 POPULARITY_BASELINE: Final = "popular_lately"
+#: The better of the popularity baseline and real events only, in each segment of users.
+BEST_BY_SEGMENT: Final = "best_by_segment"
 #: Popularity among users whose source histories are alike.
 CLUSTER_BASELINE: Final = "popular_in_cluster"
 #: One model trained on the real events of both domains.
@@ -96,7 +98,7 @@ def describe_baseline(arm: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """One arm of one model family: the data that it trains on, and the hyperparameters of data and model.
+    """One arm of one model family: the data on which it trains, and the hyperparameters of data and model.
 
     Attributes:
         family: Model family.

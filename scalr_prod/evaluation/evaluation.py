@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scalr_prod.errors import EvaluationError, TranslatorError
 from scalr_prod.evaluation.arms import CLUSTER_BASELINE, POPULARITY_BASELINE, REAL_ONLY, WITH_SYNTHETIC, ArmDataBuilder
 from scalr_prod.evaluation.plan import EvaluationPlan
-from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.progress import evaluation_progress
 from scalr_prod.evaluation.runner import EvaluationRunner
 from scalr_prod.evaluation.signal import Signal, classify_signal, describe_signal, measure_signal
 from scalr_prod.evaluation.trial_cache import validation_splits
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
     from scalr_prod.evaluation.evaluation_report import EvaluationReport
     from scalr_prod.evaluation.plan import EvaluationRequest
-    from scalr_prod.evaluation.progress_ticker import EvaluationProgress
+    from scalr_prod.evaluation.progress import EvaluationProgress
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.trial_cache import ValidationSplit
 
@@ -55,9 +55,9 @@ def run_quick_verdict(runner: EvaluationRunner, window: Sequence[ValidationSplit
     runner.evaluate_arm(run, family, WITH_SYNTHETIC)
     report = runner.finish()
     limit = run.data_builder.max_contexts
-    scope = "" if limit is None else f", drawn for {limit:,} contexts at most"
+    scope = "" if limit is None else f" (of {limit:,} sampled contexts)"
     summary = summarize_verdict(report.to_json())
-    logger.info("first verdict, with a run's default settings%s: %s %s", scope, summary.answer, summary.certainty)
+    logger.info("quick verdict%s: %s %s", scope, summary.answer, summary.certainty)
     return report
 
 

@@ -114,7 +114,7 @@ class SplitEvaluator:
         return Outcome(ranking, exposure, predictions, model.negatives)
 
     def labelled_rows(self, negatives: int) -> LabelledRows:
-        """Return the rows that probabilities are evaluated on: every test pair with ``negatives`` negatives, the same for every model."""
+        """Return the rows on which probabilities are evaluated: every test pair with ``negatives`` negatives, the same for every model."""
         if negatives not in self._labelled_rows:
             self._labelled_rows[negatives] = LabelledRows.from_split(self.split, negatives)
         return self._labelled_rows[negatives]

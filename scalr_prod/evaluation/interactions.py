@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of downstream models, and the weighted interactions that they train on.
+"""Interface of downstream models, and the weighted interactions on which they train.
 
 A custom model is a class with ``fit`` and ``score``. With a ``probability`` method it is evaluated on probabilities as well. See
 docs/guides/evaluation.md for a complete example in under twenty lines.
@@ -40,7 +40,7 @@ class Interactions:
         catalogue: Number of target items. Higher item numbers are source items: they are learned from, but neither ranked nor
             evaluated. None: all items are target items.
         before: The same arm's training events as of an earlier instant, with the same user and item numbers, for models that set
-            ``knows_before``. Such a model fits scores on them, and learns from the events after that instant how far to trust those
+            ``uses_earlier_events``. Such a model fits scores on them, and learns from the events after that instant how far to trust those
             scores. Users whose target events were hidden there are cold in it.
 
     Raises:
@@ -65,7 +65,7 @@ class Interactions:
             raise ValueError("user, item, time, weight and observed differ in length")
         for name, numbers, limit in (("user", self.user, self.n_users), ("item", self.item, self.n_items)):
             if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
-                raise ValueError(f"{name} holds a number outside 0 … {limit - 1}")
+                raise ValueError(f"{name} contains a number outside 0 … {limit - 1}")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -188,7 +188,7 @@ class DownstreamModel(ItemScorer, Protocol):
 
 @runtime_checkable
 class ProbabilisticModel(Protocol):
-    """A model that also gives the probability of a pair, at the ratio of negatives it was trained with."""
+    """A model that also gives the probability of a pair, at the ratio of negatives with which it was trained."""
 
     #: Uniformly drawn negatives per positive that its probabilities are calibrated for.
     negatives: int

@@ -100,7 +100,7 @@ class ResultCache:
         fingerprint: Digest of what all results depend on; empty for a cache that stores nothing.
 
     Args:
-        folder: Folder of the files; None: nothing is stored.
+        folder: Folder of the files, or None if nothing is stored.
         fingerprint: See above.
     """
 

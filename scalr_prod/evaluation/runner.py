@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scalr_prod.evaluation.interactions import DownstreamModel
     from scalr_prod.evaluation.plan import EvaluationPlan
     from scalr_prod.evaluation.probabilities import PlattCalibrator
-    from scalr_prod.evaluation.progress_ticker import EvaluationProgress
+    from scalr_prod.evaluation.progress import EvaluationProgress
     from scalr_prod.evaluation.split import EvaluationSplit
     from scalr_prod.evaluation.trial_cache import ValidationSplit
     from scalr_prod.evaluation.tuning import TunedArm
@@ -126,7 +126,7 @@ class FamilyEvaluation:
 
 def _describe_translator(options: TranslatorSettings) -> str:
     """Describe until when an evaluation's translators are trained, and how much older a run's may be."""
-    at_cutoff = "trained anew until each cutoff"
+    at_cutoff = "trained again until each cutoff"
     if options.pin:
         return f"{at_cutoff}; runs keep the latest one, whatever its age ([translator] pin = true)"
     if not options.retrain_every:
@@ -178,10 +178,10 @@ class EvaluationRunner:
 
     def prepare_tuning(self, splits: Sequence[ValidationSplit]) -> None:
         """Tune the half-life of the popularity baseline, which all other choices depend on, and create the tuners."""
-        self.progress.start_task(f"choosing the half-life of {POPULARITY_BASELINE}")
+        self.progress.start_task(f"tuning {POPULARITY_BASELINE}")
         self.half_life = tune_half_life(splits)
         if CLUSTER_BASELINE in self.plan.arms:
-            self.progress.start_task(f"choosing clusters for {CLUSTER_BASELINE}")
+            self.progress.start_task(f"tuning {CLUSTER_BASELINE}")
             self.clusters = tune_clusters(splits)
         for name in self.settings.downstream.models:
             tuner = Tuner(name, splits, self.settings, self.half_life, self.progress.count_fits, quick=self.plan.quick)
@@ -192,7 +192,7 @@ class EvaluationRunner:
         if name in UNTRAINED_ARMS:
             return
         if name in {REAL_ONLY, JOINT_BASELINE, *TUNED_ARMS}:
-            self.progress.start_task(f"choosing for {family.name} {name}")
+            self.progress.start_task(f"tuning {family.name} {name}")
             tuned = family.tuned[name] = family.tuner.tune(name)
             if (validation := tuned.validation) is not None:
                 logger.info("%s %s on validation: NDCG %.4f, %d fits", family.name, name, validation.ndcg, validation.fits)

@@ -76,7 +76,7 @@ def create_sandbox(
 
     Raises:
         TableNotFound: Nothing was ingested yet.
-        InputError: A domain asks for consent, and no ingest has recorded the users' answers.
+        InputError: No ingest has recorded the consent of a domain that requires it.
         DomainsMixed: The lake's tables belong to other domains.
     """
     import pyarrow.compute as pc

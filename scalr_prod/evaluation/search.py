@@ -31,7 +31,7 @@ class Hyperparameter:
         low: Natural lower limit; a best value there does not count as on the edge.
         high: Natural upper limit.
         is_integer: Whether values are integers.
-        default: What a run uses without an evaluation; None: there is no such value.
+        default: What a run uses without an evaluation, or None if there is no such value.
     """
 
     name: str

@@ -35,7 +35,7 @@ def measure_signal(cache: ResultCache, data_builder: ArmDataBuilder) -> dict[str
 
 
 class Signal(Enum):
-    """Whether users' own source histories tell more about their target events than other users' histories do."""
+    """Whether users' own source histories predict their target events better than other users' histories do."""
 
     PRESENT = "present"
     ABSENT = "absent"

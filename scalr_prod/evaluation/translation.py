@@ -63,18 +63,18 @@ class SplitTranslator:
         contexts: Contexts of the run.
         user: int32 [C]. User number of each context.
         item_number: int32 [n_target]. The split's number of each of the translator's items.
-        value_bucket: int64 [N]. Popularity bucket of each item, as used by alignment.
+        popularity_bucket: int64 [N]. Popularity bucket of each item, as used by alignment.
         module: The translator.
         information: Information of source histories beyond popularity, measured when the translator was trained; None if its version
             lacks that measurement.
-        base: The translator of the same split without new users; what it samples for all other users is reused. None: there is none.
+        base: The translator of the same split without new users; what it samples for all other users is reused. None if there is none.
     """
 
     split: EvaluationSplit
     contexts: Contexts
     user: NDArray[np.int32]
     item_number: NDArray[np.int32]
-    value_bucket: NDArray[np.int64]
+    popularity_bucket: NDArray[np.int64]
     module: TranslatorModule
     information: dict[str, Any] | None = None
     base: SplitTranslator | None = None
@@ -91,7 +91,7 @@ class SplitTranslator:
         Raises:
             TranslatorError: Too little to learn from.
         """
-        from scalr_prod.generation import ConsumptionIndex, RequestEncoder, plan_run, read_contexts, value_buckets
+        from scalr_prod.generation import ConsumptionIndex, RequestEncoder, plan_run, popularity_buckets, read_contexts
         from scalr_prod.pipeline import PipelineContext, execute_stages, stages_to
         from scalr_prod.translator import Contexts, TranslatorModule, load_version
         from scalr_prod.workspace import open_duckdb, staging_folder
@@ -115,7 +115,7 @@ class SplitTranslator:
             contexts=contexts,
             user=index_in(rows[USER_ID], split.numbering.users),
             item_number=index_in(vocabulary.all_target_ids, split.numbering.items),
-            value_bucket=value_buckets(counts, settings.generation.align_buckets),
+            popularity_bucket=popularity_buckets(counts, settings.generation.align_buckets),
             module=TranslatorModule.load(version.path, trusted=True),
             information=version.manifest["metrics"].get("information"),
         )
@@ -209,8 +209,8 @@ class SplitTranslator:
 
         buckets = self.split.settings.generation.align_buckets
         counts = np.round(self.split.real.popularity()).astype(np.int64)
-        bucket = self.value_bucket[item]
-        keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_shares(counts, self.value_bucket, buckets))
+        bucket = self.popularity_bucket[item]
+        keep = keep_counts(np.bincount(bucket, minlength=buckets), bucket_shares(counts, self.popularity_bucket, buckets))
         order = np.lexsort((np.random.default_rng(seed).random(len(item)), bucket))
         begin = np.searchsorted(bucket[order], np.arange(buckets))
         keep_mask = np.zeros(len(item), dtype=bool)

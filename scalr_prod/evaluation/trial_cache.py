@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Validation results of one family: each arm is fitted once on every window for each combination of hyperparameters, and fits are counted.
 
-The selection metric is NDCG, or the information gain of the probabilities if the model class sets ``chosen_by = "information"``.
+The selection metric is NDCG, or the information gain of the probabilities if the model class sets ``selection_metric = "information"``.
 """
 
 from __future__ import annotations

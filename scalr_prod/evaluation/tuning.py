@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hyperparameter tuning of each arm on validation splits, with the same budget for all arms.
 
-Tuned are the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline, and
-for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms have the model
-settings that are best for real events only, since the policy is applied to a model whose settings somebody else has chosen.
+Tuning covers the half-life of the popularity baseline, the model settings for real events only, the source weight of the joint baseline,
+and for every arm with synthetic events (real+scalr and controls alike) λ, temperature, volume and λ by segment. These arms use the model
+settings that are best for real events only, because the policy will be applied to a model whose settings are the user's own choice.
 Hyperparameters are searched one after the other, and a grid whose best value is on its edge is extended. Values are chosen by NDCG at a
 depth of at least 100, which varies less between users than NDCG@20. Of λ, temperature, volume and filter, the values within one standard
 error of the best score count as equal, and the one nearest to the default of a run is chosen.
@@ -28,7 +28,15 @@ import numpy as np
 from scalr_prod.config import DEFAULT_SYNTHETIC_WEIGHT
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.evaluation.acceptance import Acceptance, describe_acceptance
-from scalr_prod.evaluation.arms import JOINT_BASELINE, POPULARITY_BASELINE, REAL_ONLY, SYNTHETIC_ONLY, WITH_SYNTHETIC, Arm
+from scalr_prod.evaluation.arms import (
+    BEST_BY_SEGMENT,
+    JOINT_BASELINE,
+    POPULARITY_BASELINE,
+    REAL_ONLY,
+    SYNTHETIC_ONLY,
+    WITH_SYNTHETIC,
+    Arm,
+)
 from scalr_prod.evaluation.models import family_hyperparameters
 from scalr_prod.evaluation.models.cluster_popularity import CLUSTER_HALF_LIVES, CLUSTERS
 from scalr_prod.evaluation.models.recent_popularity import HALF_LIVES
@@ -137,7 +145,7 @@ class ValidationResults:
 
 @dataclass(frozen=True)
 class TunedArm:
-    """An arm with the values that it is evaluated with.
+    """An arm with the values with which it is evaluated.
 
     Attributes:
         arm: The arm; λ is 0 if synthetic events were refused.
@@ -292,14 +300,19 @@ class Tuner:
         return self._real_arm
 
     def best_baselines(self) -> dict[str, str]:
-        """Return the better of the popularity baseline and real events only on validation, for all users and each non-empty segment."""
+        """Return the better of the popularity baseline and real events only on validation, for each segment with users.
+
+        ``all`` is that baseline, or `BEST_BY_SEGMENT` if segments differ.
+        """
         real, popularity = self.trials.ndcg(self.real_arm()), self.recent_popularity.user_ndcg
-        masks = {"all": np.ones(len(real), dtype=bool)} | {name: self.segments == n for n, name in enumerate(SEGMENTS)}
-        return {
+        masks = {name: self.segments == number for number, name in enumerate(SEGMENTS)}
+        found = {
             name: POPULARITY_BASELINE if popularity[users].mean() > real[users].mean() else REAL_ONLY
             for name, users in masks.items()
             if users.any()
         }
+        names = set(found.values())
+        return {"all": names.pop() if len(names) == 1 else BEST_BY_SEGMENT} | found
 
     def _tune_joint_baseline(self) -> Arm:
         """Tune the source weight, all model settings again (two domains may need others), and the source weight again."""

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Former place of the offline store, which feature_store.yaml files of earlier versions name. Use `scalr_prod.features`."""
+"""Earlier place of the offline store, which feature_store.yaml files of earlier versions name. Use `scalr_prod.features`."""

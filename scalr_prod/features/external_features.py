@@ -60,7 +60,7 @@ class ExternalJoin:
             connection: An open DuckDB connection whose database runs the join; default: a new one.
 
         Returns:
-            One column ``view__feature`` per feature, null where there is no value.
+            One column ``view__feature`` per feature, null if there is no value.
 
         Raises:
             FeatureStoreError: A key has another type than the ids, or a table cannot be read or lacks a column.
@@ -235,7 +235,7 @@ def _check(projections: list[FeatureViewProjection], views: dict[str, FeatureVie
         names = {f"{called}__{feature.name}" for feature in projection.features}
         if leaked := [feature.name for feature in projection.features if feature.name in PROVENANCE_COLUMNS]:
             raise FeatureStoreError(
-                f"the feature {called}:{leaked[0]} has the name of a column that tells a synthetic row from a real one",
+                f"the feature {called}:{leaked[0]} has the name of a column that distinguishes synthetic rows from real ones",
                 where=where,
                 next_step="leave it out, or give it another name: no model may learn from a row's provenance",
             )

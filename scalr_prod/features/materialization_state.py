@@ -113,7 +113,7 @@ class MaterializationState(Jsonable):
     """State of a view's table that the view was filled from.
 
     Attributes:
-        version: Delta version of its table; None: it is no Delta table.
+        version: Delta version of its table, or None if it is no Delta table.
         end: Latest event time.
         definition: See `definition_digest`.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Delta offline store as the project's feature_store.yaml names it: the strict clock, the lake's tables, this package's errors."""
+"""The Delta offline store of a project's feature_store.yaml: `knowledge_time: created`, the lake's tables, this package's errors."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast_delta.columns import source_columns
-from feast_delta.queries import RowFilter, join_keys, known_by_us, optional_micros, source_path, window_sql
+from feast_delta.queries import RowFilter, join_keys, known_by_micros, optional_micros, source_path, window_sql
 from feast_delta.scan import scan_delta
 from scalr_prod.core.delta_log import diff_files
 from scalr_prod.workspace import quote_identifier
@@ -61,11 +61,11 @@ def delete_missing_entities(
         for name, (version, end) in (("before", before), ("now", now)):
             try:
                 table = DeltaTable(path, version=version, storage_options=options)
-                limit_us = optional_micros(end) if known_by_us(store.config, view.batch_source) is not None else None
+                limit_us = optional_micros(end) if known_by_micros(store.config, view.batch_source) is not None else None
                 query = window_sql(
                     scan_delta(connection, table, name, [*keys, *columns.timestamp_columns]),
                     [(key, key) for key in keys],
-                    RowFilter(columns.event, columns.created, end_us=optional_micros(end), known_by_us=limit_us),
+                    RowFilter(columns.event, columns.created, end_us=optional_micros(end), known_by_micros=limit_us),
                 )
                 # Run the query here: a vacuumed version opens, and fails only when it is read.
                 connection.execute(f"CREATE TEMP TABLE entities_{name} AS SELECT DISTINCT * FROM ({query}) {only}")

@@ -21,7 +21,7 @@ from scalr_prod.errors import FeatureStoreError, ProjectsMixed, ScalrError
 from scalr_prod.features.client import feast_error, open_feature_store
 from scalr_prod.features.tenancy import APPLIED_FILE, check_registry_owner, previous_project_name, remove_from_registry
 from scalr_prod.lake import open_project_lake
-from scalr_prod.schemas import EXPOSED_BY, ITEM_ID, USER_ID, Table, id_type_of
+from scalr_prod.schemas import ITEM_ID, RECOMMENDED_BY, USER_ID, Table, id_type_of
 from scalr_prod.version import __version__
 from scalr_prod.workspace import ProjectIdentity, claim_directory
 
@@ -153,7 +153,7 @@ def _lake_facts(settings: Settings) -> dict[str, str]:
         "source_item_id": id_type_of(synthetic, "source_item_id") if synthetic is not None else item,
         "target_item": id_type_of(target, ITEM_ID),
         **({"typed": Table.TARGET_EVENTS.value} if "event_type" in target.names else {}),
-        **({"exposed": Table.TARGET_EVENTS.value} if EXPOSED_BY in target.names else {}),
+        **({"recommended": Table.TARGET_EVENTS.value} if RECOMMENDED_BY in target.names else {}),
     }
 
 

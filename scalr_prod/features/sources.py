@@ -48,7 +48,7 @@ class ServiceSources:
     Attributes:
         digest: SHA-256 of the definitions and table schemas; with an equal digest, equal rows give equal features.
         sources: One per view.
-        untraceable_reason: Why changes of the features cannot be traced in Delta logs; None: they can.
+        untraceable_reason: Why changes of the features cannot be traced in Delta logs, or None if they can.
     """
 
     digest: str

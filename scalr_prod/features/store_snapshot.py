@@ -25,7 +25,7 @@ _REGISTRY_STORE: Final = f"{__name__}.SnapshotRegistryStore"
 
 @dataclass(frozen=True)
 class StoreSnapshot:
-    """A feature store's settings and definitions at one time. It can be pickled, and opened where its repository cannot be read.
+    """A feature store's settings and definitions at one time. It can be pickled, and opened even if its repository cannot be read.
 
     Attributes:
         config: Feast's settings; the registry's content is its path, in base64.

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from scalr_prod.generation.confidence import LIFT_SQL, confidence_weight
     from scalr_prod.generation.context_query import SOURCE_TIMESTAMP, RequestEncoder, read_contexts, sort_for_scoring
     from scalr_prod.generation.encoding import HISTORY_ITEMS, HISTORY_TIMES, ConsumptionIndex
-    from scalr_prod.generation.harmful_segments import (
-        describe_harmful_segments,
+    from scalr_prod.generation.harmed_segments import (
+        describe_harmed_segments,
         record_dropped_segments,
-        record_harmful_segments,
+        record_harmed_segments,
     )
     from scalr_prod.generation.late_events import LateReport, LateWindow, late_windows, replay_settings
     from scalr_prod.generation.part_files import open_part_writer, part_path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         settings_digest,
         why_not_generated,
     )
-    from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, value_buckets
+    from scalr_prod.generation.popularity_matching import bucket_shares, keep_counts, popularity_buckets
     from scalr_prod.generation.preview import RunPreview, preview_run
     from scalr_prod.generation.runner import GenerationReport, generate
     from scalr_prod.generation.task import WorkerSession, candidate_schema, close_session, open_session, sample_events
@@ -55,7 +55,7 @@ __all__ = [
     "candidate_schema",
     "close_session",
     "confidence_weight",
-    "describe_harmful_segments",
+    "describe_harmed_segments",
     "generate",
     "keep_counts",
     "late_windows",
@@ -66,17 +66,17 @@ __all__ = [
     "plan_run",
     "policy_path",
     "policy_status",
+    "popularity_buckets",
     "preview_run",
     "read_contexts",
     "record_dropped_segments",
-    "record_harmful_segments",
+    "record_harmed_segments",
     "replay_settings",
     "resolve_run_spec",
     "run_settings",
     "sample_events",
     "settings_digest",
     "sort_for_scoring",
-    "value_buckets",
     "why_not_generated",
 ]
 
@@ -102,7 +102,7 @@ __getattr__ = lazy_exports(
         "candidate_schema": "task",
         "close_session": "task",
         "confidence_weight": "confidence",
-        "describe_harmful_segments": "harmful_segments",
+        "describe_harmed_segments": "harmed_segments",
         "generate": "runner",
         "keep_counts": "popularity_matching",
         "late_windows": "late_events",
@@ -115,15 +115,15 @@ __getattr__ = lazy_exports(
         "policy_status": "policy",
         "preview_run": "preview",
         "read_contexts": "context_query",
-        "record_dropped_segments": "harmful_segments",
-        "record_harmful_segments": "harmful_segments",
+        "record_dropped_segments": "harmed_segments",
+        "record_harmed_segments": "harmed_segments",
         "replay_settings": "late_events",
         "resolve_run_spec": "plan",
         "run_settings": "plan",
         "sample_events": "task",
         "settings_digest": "policy",
         "sort_for_scoring": "context_query",
-        "value_buckets": "popularity_matching",
+        "popularity_buckets": "popularity_matching",
         "why_not_generated": "policy",
     },
 )

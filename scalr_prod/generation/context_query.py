@@ -106,7 +106,7 @@ def create_chosen_users(connection: DuckDBPyConnection, settings: Settings, spec
 
 
 def count_users_without_consent(settings: Settings, spec: RunSpec) -> int | None:
-    """Return how many users of the window the run leaves out for want of their consent; None: it asks for none."""
+    """Return how many users of the window the run leaves out because they have not consented; None if consent is not required."""
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import ConsentState, open_duckdb, staging_folder
 
@@ -116,7 +116,7 @@ def count_users_without_consent(settings: Settings, spec: RunSpec) -> int | None
     with staging_folder(settings, "consent") as folder, open_duckdb(settings, folder) as connection:
         _open_events(connection, Lake.open(settings), spec)
         query = f"""SELECT count(DISTINCT {USER_ID}) FROM {Table.SOURCE_EVENTS} WHERE {_IN_WINDOW_SQL}
-            AND {not_held_out_sql(spec.settings, USER_ID)} AND {USER_ID} IN ({state.denied_sql(settings.home)})"""
+            AND {not_held_out_sql(spec.settings, USER_ID)} AND {USER_ID} IN ({state.without_consent_sql(settings.home)})"""
         ((users,),) = connection.execute(query, _query_parameters(spec, query)).fetchall()
     return int(users)
 
@@ -126,7 +126,7 @@ def chosen_user_events(spec: RunSpec, *columns: str) -> tuple[str, dict[str, Any
 
     Args:
         spec: The run.
-        columns: Columns of `CHOSEN_USERS_TABLE` to add to each event, besides ``newcomer``.
+        columns: Columns of `CHOSEN_USERS_TABLE` to add to each event, in addition to ``newcomer``.
     """
     selected = ", ".join((USER_ID, ITEM_ID, EVENT_TIMESTAMP, "newcomer", *columns))
     query = f"SELECT {selected} FROM {Table.SOURCE_EVENTS} JOIN {CHOSEN_USERS_TABLE} USING ({USER_ID}) WHERE {_IN_WINDOW_SQL}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LateWindow:
-    """Describe a published window with source events that its run did not know.
+    """A published window with source events that its run did not know.
 
     Attributes:
         start: The window's first instant (UTC).
@@ -49,7 +49,7 @@ class LateWindow:
 
 @dataclass(frozen=True)
 class LateReport(Jsonable):
-    """Report what was done about late source events.
+    """What was done about late source events.
 
     Attributes:
         windows: Windows within the look-back that have late events, earliest first.
@@ -79,8 +79,8 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
     generation, lake = settings.generation, Lake.open(settings)
     reach = end - timedelta(days=generation.lookback)
     with Ledger.open(settings) as ledger:
-        standing = _live_runs(ledger, before=start)
-    within = sorted((spec for spec in standing if spec.end >= reach), key=lambda spec: spec.start)
+        live = _live_runs(ledger, before=start)
+    within = sorted((spec for spec in live if spec.end >= reach), key=lambda spec: spec.start)
     windows = []
     for spec in within:
         knows = max(as_of, spec.as_of) if generation.late_as_of == "latest" else spec.as_of
@@ -92,7 +92,7 @@ def late_windows(settings: Settings, start: datetime, end: datetime, as_of: date
         late, unknown = max(known - translated, 0), everything - max(known, translated)
         if late or unknown:
             windows.append(LateWindow(spec.start, spec.end, knows, spec.run_id, late, unknown))
-    return LateReport(windows, _count_too_late(lake, standing, edge=min([reach, *(spec.start for spec in within)])))
+    return LateReport(windows, _count_too_late(lake, live, edge=min([reach, *(spec.start for spec in within)])))
 
 
 def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, int | None]:
@@ -103,30 +103,30 @@ def replay_settings(settings: Settings, window: LateWindow) -> tuple[Settings, i
     """
     with Ledger.open(settings) as ledger:
         spec = ledger.runs.get(window.published_by).spec
-        standing = {one.run_id: one for one in ledger.publications.live()}
-    canary = Canary.from_publication(standing[spec.run_id].canary if spec.run_id in standing else None)
+        live = {one.run_id: one for one in ledger.publications.live()}
+    canary = Canary.from_publication(live[spec.run_id].canary if spec.run_id in live else None)
     users = settings.experiment.model_copy(update={"canary": canary.share if canary else 0.0})
-    of_then = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
+    original = {"mode": spec.mode, "seed": spec.seed, "contexts": "events", "shortlist": None, **spec.settings["generation"]}
     times = {"start": window.start, "end": window.end, "as_of": window.as_of}
-    generation = settings.generation.model_copy(update=of_then | times)
-    again = settings.model_copy(update={"generation": generation, "experiment": users})
-    there = (models_dir(settings.home) / str(spec.translator_version)).is_dir()
-    return again, spec.translator_version if there else None
+    generation = settings.generation.model_copy(update=original | times)
+    replay = settings.model_copy(update={"generation": generation, "experiment": users})
+    is_on_disk = (models_dir(settings.home) / str(spec.translator_version)).is_dir()
+    return replay, spec.translator_version if is_on_disk else None
 
 
 def _live_runs(ledger: Ledger, *, before: datetime) -> list[RunSpec]:
     """Return the runs whose rows are all in the feature view, in order of publication."""
     published = [one for one in ledger.publications.live() if one.end <= before]
     gone = PublicationStatus.ROLLED_BACK  # its rollback restored what it had replaced
-    standing = (one for one in published if all(later.status is gone for later in ledger.publications.superseding(one)))
-    return [ledger.runs.get(one.run_id).spec for one in standing]
+    live = (one for one in published if all(later.status is gone for later in ledger.publications.superseding(one)))
+    return [ledger.runs.get(one.run_id).spec for one in live]
 
 
-def _count_too_late(lake: Lake, standing: list[RunSpec], *, edge: datetime) -> int:
+def _count_too_late(lake: Lake, live: list[RunSpec], *, edge: datetime) -> int:
     """Count source events before ``edge`` that arrived since the latest published run."""
-    if not standing:
+    if not live:
         return 0
-    before = _count_events(lake, None, edge, version=_source_events_version(standing[-1]))
+    before = _count_events(lake, None, edge, version=_source_events_version(live[-1]))
     return 0 if before is None else (_count_events(lake, None, edge) or 0) - before
 
 

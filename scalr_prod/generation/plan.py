@@ -67,7 +67,7 @@ def plan_run(settings: Settings, *, version: int | None = None, cause: str = "pl
 
 
 def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSpec:
-    """The run of the settings' window, with every default resolved; nothing is written down.
+    """Return the run of the configured window with every default resolved, without recording it.
 
     Defaults: the window ends with the data; it starts at the first source event (``backfill``) or a calendar day before its
     end (``causal``); ``as_of`` is the window's end; the translator is the latest version trained on nothing past the limit of the mode.
@@ -81,49 +81,49 @@ def resolve_run_spec(settings: Settings, *, version: int | None = None) -> RunSp
         TrainedPastWindow: The translator has learned from what came after the window's start (``causal``) or ``as_of``
             (``backfill``).
         TranslatorNotFound: No such version, or none at all.
-        TranslatorError: It learned from users who were forgotten, and ``[forgetting] grace_days`` are over.
+        TranslatorError: It learned from users who were erased, and ``[forgetting] grace_days`` are over.
         TableNotFound: A stage was skipped.
-        LakeError: A former version made the table of synthetic events, and no ingest has brought it up to date.
+        LakeError: An earlier version made the table of synthetic events, and no ingest has brought it up to date.
     """
     from scalr_prod.lake import Lake
     from scalr_prod.workspace import open_duckdb, staging_folder
 
-    wanted = settings.generation
+    options = settings.generation
     lake = Lake.open(settings)
     lake.require_column(Table.SYNTHETIC_TARGET_EVENTS, "source_domain")
     versions = {table.value: lake.version(table) for table in TABLES_READ}
     with staging_folder(settings, "plan") as folder, open_duckdb(settings, folder) as connection:
         register_events(connection, lake, versions)
-        window = resolve_window(wanted, connection, lake, timezone=settings.project.timezone)
+        window = resolve_window(options, connection, lake, timezone=settings.project.timezone)
         chosen = run_settings(settings)
         contexts, _ = count_contexts(connection, chosen, window, settings.home)
         limit = max_events_per_context(settings, connection, window, contexts)
         chosen = run_settings(settings, limit)
-    if limit < wanted.events_per_source_event:
+    if limit < options.events_per_source_event:
         logger.info(
-            "drawing up to %d events for each of %d contexts, not %d, at temperature %g: [generation] max_synthetic_ratio is %g",
-            limit,
+            "[generation] max_synthetic_ratio = %g limits each of %d contexts to %d events instead of %d; the temperature is %g",
+            options.max_synthetic_ratio,
             contexts,
-            wanted.events_per_source_event,
+            limit,
+            options.events_per_source_event,
             chosen["generation"]["temperature"],
-            wanted.max_synthetic_ratio,
         )
-    translator = _choose_version(settings, version, window.start if wanted.mode == "causal" else window.as_of)
+    translator = _choose_version(settings, version, window.start if options.mode == "causal" else window.as_of)
     return RunSpec.create(
-        mode=wanted.mode,
+        mode=options.mode,
         window=window,
-        seed=wanted.seed,
+        seed=options.seed,
         translator=TranslatorPin(translator.version, translator.sha256, translator.trained_until),
         table_versions=versions,
         settings=chosen,
     )
 
 
-def resolve_window(wanted: GenerationSettings, connection: DuckDBPyConnection, lake: Lake, *, timezone: str) -> RunWindow:
+def resolve_window(options: GenerationSettings, connection: DuckDBPyConnection, lake: Lake, *, timezone: str) -> RunWindow:
     """Return the window of the settings with every default resolved; see `resolve_run_spec` for the defaults.
 
     Args:
-        wanted: ``[generation]`` mode, start, end and as_of.
+        options: ``[generation]`` mode, start, end and as_of.
         connection: A DuckDB connection in which ``events`` are the source events.
         lake: The project's lake.
         timezone: Time zone of calendar days.
@@ -133,10 +133,10 @@ def resolve_window(wanted: GenerationSettings, connection: DuckDBPyConnection, l
     """
     from scalr_prod.translator import data_end
 
-    end = wanted.end or data_end(lake)
-    as_of = wanted.as_of or end
+    end = options.end or data_end(lake)
+    as_of = options.as_of or end
     # A causal run without a start covers the last day: it is the daily one.
-    start = wanted.start or (add_days(end, -1, timezone) if wanted.mode == "causal" else None)
+    start = options.start or (add_days(end, -1, timezone) if options.mode == "causal" else None)
     found = _known_events(connection, start, end, as_of)
     if found.first is None or found.last is None or not found.in_window:
         raise _empty_window_error(start, end, as_of, found)
@@ -169,14 +169,14 @@ def max_events_per_context(settings: Settings, connection: DuckDBPyConnection, w
 
 
 def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_CONTEXT) -> dict[str, Any]:
-    """Those settings that change a run's rows, as its specification keeps them.
+    """Return the settings that affect a run's rows, as stored in its specification.
 
     Args:
         settings: The project's settings.
-        events_per_context: How many events a context may get, see `max_events_per_context`; fewer where the settings say so.
+        events_per_context: How many events a context may get, see `max_events_per_context`; fewer if the settings say so.
 
     Raises:
-        InputError: A domain asks for consent, and no ingest has recorded the users' answers.
+        InputError: No ingest has recorded the consent of a domain that requires it.
     """
     held, consent = Holdout.from_settings(settings), ConsentState.from_settings(settings)
     return {
@@ -189,21 +189,22 @@ def run_settings(settings: Settings, events_per_context: int = _MAX_EVENTS_PER_C
 
 
 def _row_settings(settings: Settings, events_per_context: int) -> dict[str, Any]:
-    """Those settings of generation that change rows; how the work is cut (partitions, batches) does not."""
-    wanted = settings.generation
-    limited = min(events_per_context / wanted.events_per_source_event, 1.0)
+    """Return the settings of generation that affect rows; how the work is divided (partitions, batches) does not."""
+    options = settings.generation
+    limited = min(events_per_context / options.events_per_source_event, 1.0)
     is_named = "generation.temperature" in settings.explicit_keys
     return {
-        "contexts": wanted.contexts,
-        "events_per_source_event": min(wanted.events_per_source_event, events_per_context),
-        # Of fewer events the likelier ones: half of the temperature made up for a quarter of the events (docs/adr/0090).
-        "temperature": wanted.temperature * (1.0 if is_named else max(limited, _MIN_TEMPERATURE_FACTOR)),
-        "min_lift": wanted.min_lift,
-        "exclude_consumed": wanted.exclude_consumed,
-        "align": wanted.align,
-        "align_buckets": wanted.align_buckets,
+        "contexts": options.contexts,
+        "events_per_source_event": min(options.events_per_source_event, events_per_context),
+        # Fewer events are drawn at a lower temperature, so that they are the likelier ones: half the temperature made up for drawing a
+        # quarter of the events (docs/adr/0090).
+        "temperature": options.temperature * (1.0 if is_named else max(limited, _MIN_TEMPERATURE_FACTOR)),
+        "min_lift": options.min_lift,
+        "exclude_consumed": options.exclude_consumed,
+        "align": options.align,
+        "align_buckets": options.align_buckets,
         # Omitted when unset, so that ids of runs from before this setting stay the same.
-        **({} if wanted.shortlist is None else {"shortlist": wanted.shortlist}),
+        **({} if options.shortlist is None else {"shortlist": options.shortlist}),
     }
 
 
@@ -229,28 +230,30 @@ def _empty_window_error(start: datetime | None, end: datetime, as_of: datetime, 
         known = f"those known by {as_of.isoformat()} range from {found.first} to {found.last}"
     window = f"[{start.isoformat() if start else 'first event'}, {end.isoformat()})"
     return EmptyWindow(
-        f"no source event lies in the window {window}; {known}",
+        f"no source event is in the window {window}; {known}",
         where="[generation] start, end, as_of",
         next_step="choose a window inside the data, or leave start, end and as_of out",
     )
 
 
 def _choose_version(settings: Settings, version: int | None, limit: datetime) -> TranslatorVersion:
-    """The version asked for, or the latest that has learned from nothing past the limit."""
+    """Return the requested version, or the latest one trained on nothing after the limit."""
     from scalr_prod.translator import models_dir, resolve_version
 
-    wanted = settings.generation
+    options = settings.generation
     if version is None:
         with Ledger.open(settings) as ledger:
-            fitting = [record.version for record in ledger.models.find() if record.trained_until <= limit]
-        there = [number for number in fitting if (models_dir(settings.home) / str(number)).is_dir()]  # upkeep removes old ones
-        version = max(there, default=max(fitting, default=None))
+            usable = [record.version for record in ledger.models.find() if record.trained_until <= limit]
+        on_disk = [
+            number for number in usable if (models_dir(settings.home) / str(number)).is_dir()
+        ]  # retention removes old ones
+        version = max(on_disk, default=max(usable, default=None))
     translator = resolve_version(settings, version)
     if translator.trained_until > limit:
-        edge = "the window's start" if wanted.mode == "causal" else "as_of"
+        edge = "the window's start" if options.mode == "causal" else "as_of"
         raise TrainedPastWindow(
             f"translator version {translator.version} has learned from events up to {translator.trained_until.isoformat()}, "
-            f"past {edge} {limit.isoformat()} (mode = {wanted.mode})",
+            f"past {edge} {limit.isoformat()} (mode = {options.mode})",
             where="[generation] mode, start, as_of",
             next_step=_TRAIN_HINT.format(limit=limit.isoformat()),
         )

@@ -3,7 +3,7 @@
 
 `scalr evaluate` writes it. `scalr run`, `scalr generate` and `scalr dataset build` apply it if it was measured under the settings that
 they run with. A value set in scalr.toml or in the environment takes precedence. λ = 0 for a segment that the experiment found to be harmed
-comes last (`harmful_segments`).
+comes last (`harmed_segments`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import EvaluationError
-from scalr_prod.generation.harmful_segments import (
-    describe_harmful_segments,
-    drop_harmful_segments,
-    harmful_segments_path,
+from scalr_prod.generation.harmed_segments import (
+    describe_harmed_segments,
+    drop_harmed_segments,
+    harmed_segments_path,
 )
 from scalr_prod.lake import Lake
 from scalr_prod.schemas import Table
@@ -110,17 +110,17 @@ class PolicyStatus(Jsonable):
 
     Attributes:
         path: The policy file.
-        followed: False if it was measured under other settings.
+        is_applied: False if it was measured under other settings.
         reason: One sentence.
         applied: Settings that it set, as ``section.key``.
-        overruled: Settings that it left alone because scalr.toml or the environment sets them.
+        overridden: Settings that it left alone because scalr.toml or the environment sets them.
     """
 
     path: str
-    followed: bool
+    is_applied: bool
     reason: str
     applied: dict[str, Any]
-    overruled: list[str]
+    overridden: list[str]
 
 
 def policy_path(settings: Settings) -> Path:
@@ -131,25 +131,25 @@ def policy_path(settings: Settings) -> Path:
 def apply_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     """Apply the project's policy to the settings, log it, and return what it changed; without a policy return the settings unchanged.
 
-    Then apply what the experiment found, see `harmful_segments`.
+    Then apply what the experiment found, see `harmed_segments`.
 
     Raises:
         EvaluationError: The file is not a valid policy.
     """
-    found, followed = _with_policy(settings)
-    if followed is not None and not followed.followed:
-        logger.warning("the policy at %s is not followed: %s", followed.path, followed.reason)
-    elif followed is not None:
+    found, status = _with_policy(settings)
+    if status is not None and not status.is_applied:
+        logger.warning("policy %s not applied: %s", status.path, status.reason)
+    elif status is not None:
         logger.info(
-            "policy of %s followed (%s): %s%s",
-            followed.path,
-            followed.reason,
-            ", ".join(f"{key} = {value}" for key, value in followed.applied.items()) or "nothing",
-            f"; already set, not changed: {', '.join(followed.overruled)}" if followed.overruled else "",
+            "policy %s applied (%s): %s%s",
+            status.path,
+            status.reason,
+            ", ".join(f"{key} = {value}" for key, value in status.applied.items()) or "nothing",
+            f"; set elsewhere and kept: {', '.join(status.overridden)}" if status.overridden else "",
         )
-    for sentence in describe_harmful_segments(settings):
+    for sentence in describe_harmed_segments(settings):
         logger.warning("%s", sentence)
-    return drop_harmful_segments(found), followed
+    return drop_harmed_segments(found), status
 
 
 def policy_status(settings: Settings) -> PolicyStatus | None:
@@ -162,24 +162,24 @@ def policy_status(settings: Settings) -> PolicyStatus | None:
 
 
 def why_not_generated(settings: Settings) -> str | None:
-    """Return why a run generates no event: λ is 0 for all users, so that no training set would hold one. None: some λ is above 0.
+    """Return why a run generates no events: λ is 0 for all users, so no training set would have any. None if some λ is above 0.
 
     Raises:
         EvaluationError: The policy file is not a valid policy.
     """
     found, _ = _with_policy(settings)
     options = found.training_set
-    if any(drop_harmful_segments(found).training_set.resolved_segment_weights):
+    if any(drop_harmed_segments(found).training_set.resolved_segment_weights):
         return None
     if any(options.resolved_segment_weights):
-        where = f"the experiment's result at {harmful_segments_path(settings)}"
+        where = f"the experiment's result at {harmed_segments_path(settings)}"
     elif options.synthetic_weight == 0:
         where = "[training_set] synthetic_weight"
     elif "training_set.segment_weights" in settings.explicit_keys:
         where = "[training_set] segment_weights"
     else:
         where = f"the policy at {policy_path(settings)}"
-    return f"λ is 0 for all users by {where}: no event is generated or published, and a training set holds real events alone"
+    return f"λ is 0 for all users (set by {where}), so no events are generated or published, and training sets contain real events only"
 
 
 def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
@@ -191,7 +191,7 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
         reason = (
             "it was measured under other domains, translator or contexts, or by an earlier version: run scalr evaluate again"
         )
-        return settings, PolicyStatus(str(path), followed=False, reason=reason, applied={}, overruled=[])
+        return settings, PolicyStatus(str(path), is_applied=False, reason=reason, applied={}, overridden=[])
     proposed: dict[str, dict[str, Any]] = {
         "generation": {
             "events_per_source_event": policy.volume,
@@ -211,12 +211,12 @@ def _with_policy(settings: Settings) -> tuple[Settings, PolicyStatus | None]:
     }
     changed = {section: getattr(settings, section).model_copy(update=values) for section, values in unset.items()}
     applied = {f"{section}.{key}": value for section, values in unset.items() for key, value in values.items()}
-    overruled = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
+    overridden = [name for section, values in proposed.items() for key in values if (name := f"{section}.{key}") in named]
     reason = "as measured" if policy.logs == logs_digest(settings) else "the logs have changed since it was measured"
     if settings.generation.mode == "causal":
         reason = f"{reason}; evaluations measure backfills, and this project's windows are causal"
     return settings.model_copy(update=changed), PolicyStatus(
-        str(path), followed=True, reason=reason, applied=applied, overruled=overruled
+        str(path), is_applied=True, reason=reason, applied=applied, overridden=overridden
     )
 
 
@@ -243,5 +243,5 @@ def logs_digest(settings: Settings) -> str:
 
 
 _DOMAIN_KEYS: Final = {"name", "events", "query", "columns"}
-#: What λ means. Policies of versions in which it was a factor on each row are not followed.
+#: What λ means. Policies of versions in which it was a factor on each row are not applied.
 _WEIGHT_MEANING: Final = "share of the real weight"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downsampling of synthetic events so that their item values are distributed as those of the real events.
+"""Downsampling of synthetic events so that the popularity of their items is distributed as that of the real events' items.
 
-An item's *value* is its popularity: the number of real target events on it known by the run's ``as_of``. Values are cut into buckets of
+An item's popularity is the number of real target events on it known by the run's ``as_of``. Items are sorted into popularity buckets of
 equal mass of real events. Each bucket keeps as many synthetic events as brings the shares closest to the real ones, while at least
 half of all events stay. A hash, the event's own id, selects which ones, so the selection does not depend on the number of parts.
 After the bucket-wise downsampling of SCALR (arXiv 2606.00282).
@@ -48,7 +48,7 @@ _HASH_CELL_SQL: Final = "CAST('0x' || substr(event_id, 1, 3) AS INTEGER)"
 
 @dataclass(frozen=True)
 class AlignmentResult:
-    """Hold the result of the alignment.
+    """Result of popularity matching.
 
     Attributes:
         events: Rows kept.
@@ -67,8 +67,8 @@ class AlignmentResult:
     bucket_distance: dict[str, float]
 
 
-def value_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
-    """Return each item's bucket, with about the same number of real events in every bucket.
+def popularity_buckets(counts: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
+    """Return each item's popularity bucket, with about the same number of real events in every bucket.
 
     Items of equal popularity share a bucket, so a very popular item makes its bucket wide, and other buckets may stay empty.
 
@@ -187,7 +187,7 @@ def align_parts(
 
 
 def _register_buckets(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec, buckets: int) -> NDArray[np.float64]:
-    """Create the view ``value_buckets`` (item_id, bucket) and return the real events' shares."""
+    """Create the view ``popularity_buckets`` (item_id, bucket) and return the real events' shares."""
     import pyarrow as pa
 
     version = spec.table_versions[Table.TARGET_EVENTS]
@@ -198,8 +198,8 @@ def _register_buckets(connection: DuckDBPyConnection, lake: Lake, spec: RunSpec,
         params={"as_of": spec.as_of},
     ).to_arrow_table()
     counts = items["events"].to_numpy()
-    bucket = value_buckets(counts, buckets)
-    connection.register("value_buckets", pa.table({ITEM_ID: items[ITEM_ID], "bucket": bucket}))
+    bucket = popularity_buckets(counts, buckets)
+    connection.register("popularity_buckets", pa.table({ITEM_ID: items[ITEM_ID], "bucket": bucket}))
     return bucket_shares(counts, bucket, buckets)
 
 
@@ -209,7 +209,7 @@ def _count_by_bucket(connection: DuckDBPyConnection, staged: list[Path], buckets
     for path in staged:
         table = connection.sql(
             f"""SELECT coalesce(bucket, 0) AS bucket, {_HASH_CELL_SQL} AS cell, count(*) AS events
-                FROM read_parquet($path) LEFT JOIN value_buckets USING ({ITEM_ID}) GROUP BY ALL""",
+                FROM read_parquet($path) LEFT JOIN popularity_buckets USING ({ITEM_ID}) GROUP BY ALL""",
             params={"path": escape_glob(path)},
         ).to_arrow_table()
         np.add.at(found, (table["bucket"].to_numpy(), table["cell"].to_numpy()), table["events"].to_numpy())
@@ -238,8 +238,8 @@ def _write_kept_rows(
 
     columns = ", ".join(f"staged.{name}" for name in schema.names)
     found = connection.sql(
-        f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN value_buckets USING ({ITEM_ID})
-            JOIN limits ON limits.bucket = coalesce(value_buckets.bucket, 0)
+        f"""SELECT {columns} FROM read_parquet($path) AS staged LEFT JOIN popularity_buckets USING ({ITEM_ID})
+            JOIN limits ON limits.bucket = coalesce(popularity_buckets.bucket, 0)
             WHERE {_HASH_CELL_SQL} < limits.cells
             ORDER BY staged.user_id, staged.event_timestamp, staged.{ITEM_ID}""",
         params={"path": escape_glob(source)},

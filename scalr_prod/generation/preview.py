@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunPreview(Jsonable):
-    """Describe the run that would be planned.
+    """The run that would be planned.
 
     Attributes:
         start: The window's first instant (UTC).

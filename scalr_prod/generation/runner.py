@@ -49,14 +49,15 @@ _FINISHED_STATES: Final = frozenset({RunState.PUBLISHED, RunState.ROLLED_BACK})
 
 @dataclass(frozen=True)
 class GenerationReport(Jsonable):
-    """Report what became of a window's source events.
+    """Outcome of a run's generation.
 
     Attributes:
         run_id: The run.
-        contexts: Distinct source events (user, item, time) of the window that were translated.
+        contexts: Contexts that were translated: users, or source events.
         drawn: Requested draws: contexts times ``events_per_source_event``.
         dropped: Draws that became no event, by reason: ``below_lift``, ``none_eligible`` (no eligible item left),
-            ``duplicate`` (the user has the item at that time already) and ``alignment`` (downsampled).
+            ``duplicate`` (another draw gave the user this item; at the same time, if ``exclude_consumed`` is false) and ``alignment``
+            (downsampled).
         events: Synthetic events staged as candidates.
         users: Distinct users among them.
         items: Distinct target items among them.
@@ -67,7 +68,7 @@ class GenerationReport(Jsonable):
         left_out: Share of the `measured` contexts whose draw from the whole catalogue is missing from their shortlist, an estimate of the
             probability (at the run's temperature) that shortlists leave out; None without shortlists.
         measured: Contexts drawn with and without the shortlist for it.
-        without_consent: Users of the window who were left out for want of their consent; None: no domain asks for it.
+        without_consent: Users of the window who were left out because they have not consented; None if consent is not required.
         seconds: Wall-clock seconds of this call.
         contexts_per_s: Contexts translated by this call, per second.
         events_per_s: Events staged, per second.
@@ -102,7 +103,7 @@ class GenerationReport(Jsonable):
         return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; ``without_consent`` only where a domain asks for it."""
+        """Return JSON values; ``without_consent`` only if a domain requires consent."""
         found = super().to_json()
         return found if self.without_consent is not None else {k: v for k, v in found.items() if k != "without_consent"}
 

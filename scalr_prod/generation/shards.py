@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's input, written once for all of its tasks as shards in ``<home>/runs/<run_id>/asked``.
+"""A run's input, written once for all of its tasks as shards in ``<home>/runs/<run_id>/shards``.
 
 The driver reads the logs in one pass and each task reads only its own shards, so the number of tasks does not matter. A shard holds
 consecutive users, so that their rows in other tables lie together too. Each task's file has one row group per shard, and a manifest.
@@ -108,12 +108,13 @@ def read_shards(home: Path, spec: RunSpec, partition: int, partitions: int) -> I
 
 
 def remove_shards(home: Path, spec: RunSpec) -> None:
-    """Remove the files that `write_shards` wrote, if any."""
-    shutil.rmtree(_folder(home, spec), ignore_errors=True)
+    """Remove the files that `write_shards` wrote, if any, also those of earlier versions."""
+    for name in ("shards", "asked"):
+        shutil.rmtree(run_folder(home, spec.run_id) / name, ignore_errors=True)
 
 
 def _folder(home: Path, spec: RunSpec, name: str = "") -> Path:
-    return run_folder(home, spec.run_id) / "asked" / name
+    return run_folder(home, spec.run_id) / "shards" / name
 
 
 def _table_names(spec: RunSpec) -> tuple[str, ...]:

@@ -298,7 +298,7 @@ def _to_event_rows(
 
 @dataclass
 class _PartCounts:
-    """Count what became of a partition's draws, shard by shard."""
+    """Counts of a partition's draws, by outcome."""
 
     contexts: int = 0
     drawn: int = 0

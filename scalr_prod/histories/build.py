@@ -117,7 +117,7 @@ def _is_built(histories: HistorySettings, lake: Lake, table: Table) -> bool:
 
 
 def rebuild_reason(settings: Settings) -> str | None:
-    """Return why tables that were built from the current events would be built again; None: they would not."""
+    """Return why tables that were built from the current events would be built again, or None if they would not."""
     lake = Lake.open(settings)
     for table, events in _EVENTS.items():
         if _is_built(settings.histories, lake, table) or not (lake.exists(table) and lake.exists(events)):

@@ -83,7 +83,7 @@ class EventsTable:
     _former: dict[int, DeltaTable] = field(default_factory=dict)
 
     def at_version(self, version: int) -> DeltaTable:
-        """Open the table at a former version.
+        """Open the table at an earlier version.
 
         Raises:
             LakeError: The log or the files of that version were removed.

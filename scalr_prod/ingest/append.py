@@ -16,7 +16,7 @@ from scalr_prod.errors import BadValue
 from scalr_prod.ingest.rows import BATCH_ROWS, cast_to_schema, combine_filters, create_temp_table, scan_table
 from scalr_prod.ingest.sort_by_time import SORT_COLUMNS, iter_sorted_batches, write_sorted_file
 from scalr_prod.lake import retry_on_new_version
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, EXPOSED_BY, ITEM_ID, USER_ID, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID, Table
 from scalr_prod.workspace import escape_glob, read_parquet_sql
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class AppendMissing:
 
         Raises:
             BadValue: More than half of the log is in the table with another created time or weight (their columns were mapped
-                differently), or shifted in time (another time zone); or an event of the table is marked as exposed in the log alone, or
+                differently), or shifted in time (another time zone); or an event of the table is marked as recommended in the log alone, or
                 in the table alone. Ingesting it would double-count.
         """
         if not self.lake.exists(self.table):
@@ -184,21 +184,21 @@ class AppendMissing:
         return int(changed)
 
     def _refuse_marks(self, names: Sequence[str]) -> None:
-        """Reject a log that marks events of ``counted`` in another way (``exposed_by``).
+        """Reject a log that marks events of ``counted`` in another way (``recommended_by``).
 
         Raises:
             BadValue: It does.
         """
-        if EXPOSED_BY not in names:
+        if RECOMMENDED_BY not in names:
             return
-        others = [name for name in names if name != EXPOSED_BY]
-        differs = f"new.{EXPOSED_BY} IS DISTINCT FROM counted.{EXPOSED_BY}"
+        others = [name for name in names if name != RECOMMENDED_BY]
+        differs = f"new.{RECOMMENDED_BY} IS DISTINCT FROM counted.{RECOMMENDED_BY}"
         first, events = self.db.sql(
             f"SELECT epoch_us(min(new.{EVENT_TIMESTAMP})), count(*) FROM lacking AS new SEMI JOIN counted ON {_same(others)} AND {differs}"
         ).fetchall()[0]
         if events:
             raise BadValue(
-                f"{events} events are in the lake already with another {EXPOSED_BY}; ingesting again would double-count",
+                f"{events} events are in the lake already with another {RECOMMENDED_BY}; ingesting again would double-count",
                 where=self.log.origin,
                 next_step=f"replace them: scalr ingest --replace {micros_to_datetime(first).date().isoformat()}; or map event_id, so that "
                 "events can change",
@@ -327,7 +327,7 @@ def write_events(
         table: The events table.
         rows: The events, in the table's schema.
         version: The version that they were computed from.
-        correction: What the commit changes in existing events; None: they are appended.
+        correction: What the commit changes in existing events, or None if they are appended.
         predicate: With a correction, SQL of the events that the rows replace.
 
     Raises:

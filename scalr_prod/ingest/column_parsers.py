@@ -63,13 +63,15 @@ def common_id_type(what: str, inputs: Sequence[IdParser], *, lake_type: tuple[Id
     for ids in inputs:
         if ids.declared_at is not None and ids.declared_type != kind:
             raise BadValue(
-                f"holds {ids.declared_type} {what} ids, but {holder} holds {kind} ones",
+                f"contains {ids.declared_type} {what} ids, but {holder} contains {kind} ones",
                 where=f"{ids.declared_at.file}, column '{ids.declared_at.column}'",
                 next_step=next_step,
             )
         if kind == "int64" and ids.first_non_integer is not None and not ids.all_integral_floats:
             text, place = ids.first_non_integer
-            raise place.bad_value(f"'{text}' is not an int64, but {holder} holds int64 {what} ids", at=0, next_step=next_step)
+            raise place.bad_value(
+                f"'{text}' is not an int64, but {holder} contains int64 {what} ids", at=0, next_step=next_step
+            )
     return kind
 
 
@@ -147,7 +149,7 @@ class IdParser:
             ids = self._integers(values, origin)
         else:
             raise origin.bad_value(
-                f"holds {values.type}, which cannot be an id",
+                f"contains {values.type}, which cannot be an id",
                 next_step="map a column of integers or strings, or cast this one before (ids are never guessed from floats)",
             )
         self._count_nulls(ids, origin)
@@ -160,7 +162,7 @@ class IdParser:
             raise origin.bad_value(
                 f"an id of {len(ids[at].as_py())} characters, '{ids[at].as_py()[:20]}…'; the longest may take {_LONGEST_ID} bytes",
                 at=at,
-                next_step="map the column that holds the ids, or hash long ones before",
+                next_step="map the column that has the ids, or hash long ones before",
             )
         blank = pc.equal(pc.utf8_trim_whitespace(ids), "")
         ids = pc.if_else(blank, None, ids)
@@ -199,7 +201,7 @@ class IdParser:
             return values.cast(pa.int64())
         except pa.ArrowInvalid as error:
             raise origin.bad_value(
-                f"holds integers that do not fit 64 signed bits ({error})", next_step="cast the column to strings before"
+                f"contains integers that do not fit 64 signed bits ({error})", next_step="cast the column to strings before"
             ) from error
 
     def _keep_type(self, kind: IdType, origin: CellOrigin) -> None:
@@ -207,7 +209,7 @@ class IdParser:
             self.declared_type, self.declared_at = kind, origin
         elif self.declared_type != kind and self.declared_at is not None:
             raise origin.bad_value(
-                f"holds {kind} ids, but {self.declared_at.file} holds {self.declared_type} ids",
+                f"contains {kind} ids, but {self.declared_at.file} contains {self.declared_type} ids",
                 next_step="write all files of a domain with one type of id",
             )
 
@@ -270,7 +272,7 @@ def parse_numbers(values: pa.Array, origin: CellOrigin) -> pa.Array:
         return values.cast(pa.float64(), safe=False)
     if pa.types.is_null(values.type):
         return values.cast(pa.float64())
-    raise origin.bad_value(f"holds {values.type}, expected numbers", next_step="map a numeric column")
+    raise origin.bad_value(f"contains {values.type}, expected numbers", next_step="map a numeric column")
 
 
 def parse_booleans(values: pa.Array, origin: CellOrigin) -> pa.Array:
@@ -283,7 +285,7 @@ def parse_booleans(values: pa.Array, origin: CellOrigin) -> pa.Array:
     if pa.types.is_boolean(values.type) or pa.types.is_null(values.type):
         return values.cast(pa.bool_())
     if not (is_text_type(values.type) or pa.types.is_integer(values.type)):
-        raise origin.bad_value(f"holds {values.type}, expected true and false", next_step="map a column of booleans")
+        raise origin.bad_value(f"contains {values.type}, expected true and false", next_step="map a column of booleans")
     words = pc.utf8_lower(pc.utf8_trim_whitespace(_as_text(values, origin)))
     words = pc.if_else(pc.equal(words, ""), None, words)
     is_true = pc.is_in(words, value_set=pa.array(_TRUE))
@@ -303,7 +305,7 @@ def parse_texts(values: pa.Array, origin: CellOrigin) -> pa.Array:
     values = decode_dictionary(values)
     if pa.types.is_nested(values.type) or pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
         raise origin.bad_value(
-            f"holds {values.type}, expected text", next_step="map a column of text, or join its parts before"
+            f"contains {values.type}, expected text", next_step="map a column of text, or join its parts before"
         )
     text = _as_text(values, origin)
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text)
@@ -319,7 +321,9 @@ def _as_text(values: pa.Array, origin: CellOrigin) -> pa.Array:
     try:
         text.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise origin.bad_value(f"holds text that is not UTF-8 ({error})", next_step="write the file again as UTF-8") from error
+        raise origin.bad_value(
+            f"contains text that is not UTF-8 ({error})", next_step="write the file again as UTF-8"
+        ) from error
     return text
 
 

@@ -82,7 +82,7 @@ class IdMapping:
                 if not read_all and batch.rows.num_rows:
                     break
         if not any(len(pairs) for pairs in mapping.pairs):
-            raise EmptyInput("holds no pair of ids", where=origin, next_step="check what [users] names")
+            raise EmptyInput("has no pairs of ids", where=origin, next_step="check what [users] names")
         return mapping
 
     def _add(self, batch: Batch, source: str, target: str) -> None:
@@ -171,7 +171,7 @@ def _columns(settings: Settings, names: Sequence[str], origin: str) -> tuple[str
         source, target = source or left[0], target or left[0]
     if source is None or target is None or source == target:
         raise ColumnNotFound(
-            f"cannot tell which column holds the source's ids and which the target's; there are: {', '.join(names)}",
+            f"cannot determine which column has the source's ids and which the target's; there are: {', '.join(names)}",
             where=origin,
             next_step='name them: columns = { source = "…", target = "…" } under [users] in scalr.toml',
         )

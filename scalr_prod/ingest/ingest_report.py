@@ -40,7 +40,7 @@ class DomainReport(Jsonable):
         unused_columns: Columns of the log that the settings do not map.
         items_not_in_file: Items of the log that the item file lacks; None without an item file.
         created_lifted: Rows whose created time was before their event time, and was raised to it.
-        exposed: Rows of the log that a recommendation led to, by ``columns.exposed_by``.
+        recommended: Rows of the log that a recommendation led to, by ``columns.recommended_by``.
         catalogue: The domain's rows of the item catalogue afterwards.
         catalogue_duplicates: Rows of the item file that a later row with the same id replaced.
         user_id: Type of the user ids.
@@ -68,7 +68,7 @@ class DomainReport(Jsonable):
     unused_columns: list[str]
     items_not_in_file: int | None
     created_lifted: int
-    exposed: int
+    recommended: int
     catalogue: int
     catalogue_duplicates: int
     user_id: IdType

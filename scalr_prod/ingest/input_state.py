@@ -45,10 +45,10 @@ def input_state(settings: Settings, places: Iterable[str]) -> dict[str, Any]:
         ]
         files = [[] if one == () else None if one is None else _files(settings, *one) for one in inputs]
         chosen = [section.model_dump(mode="json", exclude=_SECRET), users.model_dump(mode="json", exclude=_SECRET)]
-        if not section.asks_consent:  # a state from before this setting stays the same
+        if not section.requires_consent:  # a state from before this setting stays the same
             del chosen[0]["consent"], chosen[0]["columns"]["consent"]
-        if section.columns.exposed_by is None:  # likewise
-            del chosen[0]["columns"]["exposed_by"]
+        if section.columns.recommended_by is None:  # likewise
+            del chosen[0]["columns"]["recommended_by"]
         found[place] = {
             "settings": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
             "files": None if None in files else [file for some in files for file in some or []],

@@ -79,7 +79,7 @@ class UserIdResolver:
             return
         if lake_type and lake_type[0] != "string":
             raise BadValue(
-                f"{lake_type[1]} holds int64 user ids; with a map they are text, since source users without a pair are "
+                f"{lake_type[1]} contains int64 user ids; with a map they are text, since source users without a pair are "
                 f"'{UNMAPPED_PREFIX}<id>'",
                 where="[users]",
                 next_step="start a new project home, or leave [users] out",
@@ -233,5 +233,5 @@ def _refuse_moved(db: Any, lake: Lake, log: StagedLog) -> None:
         raise BadValue(
             f"{moved} events of {users} users are in the lake under other ids, from before [users] changed; this would double-count",
             where=log.origin,
-            next_step=f"replace them with a log that holds all of them: scalr ingest --replace {first[:10]}",
+            next_step=f"replace them with a log that has all of them: scalr ingest --replace {first[:10]}",
         )

@@ -204,7 +204,7 @@ def ensure_not_doubled(
         raise BadValue(
             f"{finding}: the log seems to be duplicated",
             where=log.origin,
-            next_step="look for a copy beside the log; to count each event once, or as often as it occurs, set "
+            next_step="look for a copy of the log; to count each event once, or as often as it occurs, set "
             f'duplicates = "drop" or "keep" of [domains.{log.place}]',
         )
     logger.warning('%s: %s; duplicates = "%s"', log.origin, finding, section.duplicates)

@@ -38,9 +38,9 @@ from scalr_prod.lake import (
 from scalr_prod.schemas import (
     EVENT_ID,
     EVENT_TIMESTAMP,
-    EXPOSED_BY,
     ITEM_ID,
     OPTIONAL_EVENT_COLUMNS,
+    RECOMMENDED_BY,
     USER_ID,
     Table,
     id_type_of,
@@ -208,7 +208,7 @@ class IngestPipeline:
         self.suppressed_rows: dict[str, int] = {}
         #: Counts of repeated rows of the log, by settings key.
         self.duplicates: dict[str, DuplicateCounts] = {}
-        #: Limits of events per user and day, by settings key, where there is one.
+        #: Limits of events per user and day, by settings key, if there is one.
         self.user_day_limits: dict[str, UserDayLimit] = {}
         self.since = since
         self.user_ids.load_mapping(db)
@@ -265,7 +265,7 @@ class IngestPipeline:
         self.suppressed_rows[place] = staged.rows - read
         if not read:
             raise EmptyInput(
-                "holds only rows of erased users or items",
+                "contains only rows of erased users or items",
                 where=staged.origin,
                 next_step=f"check what [domains.{place}] names",
             )
@@ -283,7 +283,7 @@ class IngestPipeline:
         section = self.settings.domains[place]
         if not rows:
             raise EmptyInput(
-                "holds only events that are left out",
+                "contains only events that are left out",
                 where=self.events[place].origin,
                 next_step=f"check types and unknown_types of [domains.{place}]",
             )
@@ -318,7 +318,7 @@ class IngestPipeline:
         over = limit.apply(opened, item_prefix_filter(prefix), staged.left_out)
         if not count_rows(self.db, f"FROM {view}"):
             raise EmptyInput(
-                "holds only users and days with more than max_user_day events",
+                "contains only users and days with more than max_user_day events",
                 where=staged.origin,
                 next_step=f"raise max_user_day of [domains.{place}]",
             )
@@ -336,7 +336,7 @@ class IngestPipeline:
                 rows = self.logs[target].rows
                 if MIN_ROWS <= rows == self.logs[source].rows and self._digest(source) == self._digest(target):
                     raise BadValue(
-                        f"holds the same {rows} events as [domains.{source}]",
+                        f"contains the same {rows} events as [domains.{source}]",
                         where=f"{self.events[target].origin}, [domains.{target}]",
                         next_step="name the logs of two different domains; for two parts of one log, select them by a query, or by types "
                         'and unknown_types = "drop"',
@@ -375,7 +375,7 @@ class IngestPipeline:
                 f"{sources} and '{domains.target.name}' share no user, so there is nothing to learn a translation from "
                 f"(user ids look like {examples[0]} and {examples[1]})",
                 where=" and ".join(staged.origin for staged in self.events.values()),
-                next_step="map columns that hold the same ids of the same users under [domains.*.columns] user; or, where the two know "
+                next_step="map columns that have the same ids of the same users under [domains.*.columns] user; or, where the two know "
                 "the same people by different ids, name a table of the pairs: [users] map",
             )
         return common
@@ -472,7 +472,7 @@ class IngestPipeline:
         )
 
     def _bind_table(self, table: Table, domain: Domain | None) -> None:
-        """Bind a table without a binding, or with a former name, to the current project or domain."""
+        """Bind a table without a binding, or with an earlier name, to the current project or domain."""
 
         def bind(_version: int) -> None:
             check_domains(self.settings, self.lake)
@@ -500,7 +500,7 @@ class IngestPipeline:
                 where=self.lake.uri(table),
                 next_step="repeat the command",
             )
-        if self.settings.domains[place].asks_consent:  # before the events, so that none is used without an answer
+        if self.settings.domains[place].requires_consent:  # before the events, so that none is used without an answer
             read_answers = staged_rows_sql(staged.consent_files, {USER_ID: self.user_ids.log_id_types[log.domain]})
             answers = self.user_ids.exclude_suppressed(self.db, self.suppressed, read_answers, log.domain)
             record_consent(self.settings, self.db, self.lake, log, answers)
@@ -536,7 +536,7 @@ class IngestPipeline:
             unused_columns=staged.unused_columns,
             items_not_in_file=unnamed,
             created_lifted=staged.created_lifted,
-            exposed=count_rows(self.db, f"FROM {log.view} WHERE {EXPOSED_BY} IS NOT NULL"),
+            recommended=count_rows(self.db, f"FROM {log.view} WHERE {RECOMMENDED_BY} IS NOT NULL"),
             catalogue=size,
             catalogue_duplicates=duplicates,
             user_id=self.user_type,

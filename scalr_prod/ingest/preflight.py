@@ -49,7 +49,7 @@ def _first(batches: Generator[Batch, None, None], origin: str, *, next_step: str
     with closing(batches):
         first = next((batch for batch in batches if batch.rows.num_rows), None)
     if first is None:
-        raise EmptyInput("holds no row", where=origin, next_step=next_step)
+        raise EmptyInput("has no rows", where=origin, next_step=next_step)
     return first
 
 

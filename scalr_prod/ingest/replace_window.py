@@ -157,7 +157,7 @@ class _TableReplacement:
                 f"{removed} of the domain's {rows} events in the lake are not in the log, and would be removed from it: more than "
                 f"max_removed_share = {limit:g}",
                 where=log.origin,
-                next_step=f"check that the log holds all events since {self.since.isoformat()}; if they are to go, raise "
+                next_step=f"check that the log has all events since {self.since.isoformat()}; if they are to go, raise "
                 f"max_removed_share under [domains.{log.place}]",
             )
 

@@ -26,7 +26,7 @@ from scalr_prod.ingest.log_limits import TIME_REASONS, LeftOutRows, TimeBounds, 
 from scalr_prod.ingest.sources.readers import read_path
 from scalr_prod.ingest.sources.sql import read_query
 from scalr_prod.ingest.timestamp_parser import TimestampParser
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, EXPOSED_BY, ITEM_ID, USER_ID
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_ID, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -195,8 +195,8 @@ class EventParser:
                 beyond["unknown_type"] = unknown
         if names.value is not None:
             columns["value"] = _finite(*select_column(batch, names.value))
-        if names.exposed_by is not None:
-            columns[EXPOSED_BY] = parse_texts(*select_column(batch, names.exposed_by))
+        if names.recommended_by is not None:
+            columns[RECOMMENDED_BY] = parse_texts(*select_column(batch, names.recommended_by))
         self._rows += size
         return columns
 
@@ -270,7 +270,7 @@ def mapped_columns(names: LogColumns) -> tuple[str, ...]:
         names.event_type,
         names.value,
         names.consent,
-        names.exposed_by,
+        names.recommended_by,
     )
     return names.user, names.item, names.timestamp, *filter(None, others)
 
@@ -326,7 +326,7 @@ def stage_events(settings: Settings, place: str, folder: Path, *, count: Callabl
     staged.unused_columns = sorted(seen - set(mapped_columns(settings.domains[place].columns)))
     staged.left_out.ensure_within_limit(staged.rows)
     if not staged.rows:
-        raise EmptyInput("holds no row", where=origin, next_step=f"check what [domains.{place}] names")
+        raise EmptyInput("has no rows", where=origin, next_step=f"check what [domains.{place}] names")
     if settings.domains[place].consent is not None:
         staged.consent_files = _stage_consents(settings, place, folder, staged.user_ids)
     return staged
@@ -351,7 +351,7 @@ def _stage_consents(settings: Settings, place: str, folder: Path, log_users: IdP
     users.ensure_no_nulls()
     common_id_type("user", [log_users, users])
     if not files.files:
-        raise EmptyInput("holds no row", where=path, next_step=f"check what [domains.{place}] consent names")
+        raise EmptyInput("has no rows", where=path, next_step=f"check what [domains.{place}] consent names")
     return files.files
 
 
@@ -375,7 +375,7 @@ def stage_items(settings: Settings, place: str, folder: Path) -> StagedItems | N
     staged.files = files.files
     staged.item_ids.ensure_no_nulls()
     if not staged.rows:
-        raise EmptyInput("holds no row", where=section.items, next_step=f"check or leave out [domains.{place}] items")
+        raise EmptyInput("has no rows", where=section.items, next_step=f"check or leave out [domains.{place}] items")
     return staged
 
 

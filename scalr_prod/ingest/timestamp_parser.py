@@ -82,13 +82,13 @@ class TimestampParser:
             instants = self._from_epoch(values, origin)
         else:
             raise origin.bad_value(
-                f"holds {kind}, which is not a timestamp", next_step="map a column of timestamps, dates or epoch numbers"
+                f"contains {kind}, which is not a timestamp", next_step="map a column of timestamps, dates or epoch numbers"
             )
         micros = instants.cast(pa.int64())
         at = first_true_index(pc.or_(pc.less(micros, _EARLIEST), pc.greater(micros, _LATEST)))
         if at is not None:
             raise origin.bad_value(
-                f"{values[at].as_py()} lies outside the years 1678 to 2261",
+                f"{values[at].as_py()} is outside the years 1678 to 2261",
                 at=at,
                 next_step="correct the value, or leave the row out",
             )
@@ -202,7 +202,7 @@ def _to_us(values: pa.Array, origin: CellOrigin) -> pa.Array:
     try:
         micros = values.cast(target, safe=values.type.unit != "ns")
     except pa.ArrowInvalid as error:
-        raise origin.bad_value(f"holds timestamps out of range ({error})", next_step="correct the values") from error
+        raise origin.bad_value(f"contains timestamps out of range ({error})", next_step="correct the values") from error
     return micros.cast(UTC_MICROSECONDS) if values.type.tz else micros
 
 

@@ -54,7 +54,7 @@ class UserDayLimit:
         section: Its settings, with a limit.
         timezone: The project's time zone.
         home: The project's home.
-        since: The log replaces the lake's events from this time on; None: it is added to them.
+        since: The log replaces the lake's events from this time on, or None if it is added to them.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class UserDayLimit:
         return f"SELECT {_KEY} FROM {self._file_sql()} WHERE {own}{self._earlier()}"
 
     def _record(self) -> None:
-        """Record the days that are left out as a whole; those that the log replaces are recorded anew."""
+        """Record the days that are left out as a whole; those that the log replaces are recorded again."""
         if self._caps or not (self._path.exists() or count_rows(self._db, f"FROM {self._over}")):
             return
         place = quote_literal(self._place)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ties a lake to one project and to the domains that its tables were made for, so that other settings cannot mix data into it.
+"""Ties a lake to one project and to the domains for which its tables were made, so that other settings cannot mix data into it.
 
 The description in a table's Delta log holds the binding: the quarantine table names the project, each events table names its domains. With
 one source domain, items keep their own ids; with several, ids carry the domain's name. A lake of one kind cannot turn into the other.
@@ -71,7 +71,7 @@ def open_project_lake(settings: Settings) -> Lake:
 
 
 def check_domains(settings: Settings, lake: Lake) -> dict[Table, DeltaTable]:
-    """Check that the settings name the project and the domains that the lake is bound to.
+    """Check that the settings name the project and the domains to which the lake is bound.
 
     A domain may have a new name if ``formerly`` gives the old one, and domains may be added to several source domains; the next ingest
     updates the binding.
@@ -123,7 +123,7 @@ def _check_project(settings: Settings, lake: Lake) -> None:
 
 
 def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | None]) -> None:
-    """Check the domains where the settings or the tables name several source domains; see `check_domains`."""
+    """Check the domains if the settings or the tables name several source domains; see `check_domains`."""
     source, target = described["source"], _bound(described["target"])
     several = source is not None and source.startswith(_SEVERAL)
     bound = set(source.removeprefix(_SEVERAL).split(", ")) if source is not None and several else set()
@@ -134,7 +134,7 @@ def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | N
         finding = f"the tables were made for {known}; the settings name {', '.join(map(_quoted, domains.source_names))}"
     elif gone:
         finding = (
-            f"the tables hold events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
+            f"the tables contain events of {', '.join(map(_quoted, gone))}, which the settings do not name as a source domain"
         )
         advice = f"name it again under [domains.sources], or {advice}"
     elif target is not None and (
@@ -151,7 +151,7 @@ def _check_several(domains: Domains, lake: Lake, described: dict[Domain, str | N
 
 
 def _check_pair(domains: Domains, lake: Lake, bound: dict[Domain, str | None]) -> None:
-    """Check the domains where there is one source domain; see `check_domains`."""
+    """Check the domains if there is one source domain; see `check_domains`."""
     named = {domain: _named(domains, domain).name for domain in _OTHER}
     differing = [domain for domain, name in bound.items() if name is not None and name != named[domain]]
     crossed = [

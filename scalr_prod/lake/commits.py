@@ -44,7 +44,7 @@ class CommitResult:
     Attributes:
         table: The table's name.
         version: The Delta version of the commit.
-        written: False where the key had been committed before, so that nothing was written.
+        written: False if the key had been committed before, so that nothing was written.
     """
 
     table: str
@@ -171,7 +171,7 @@ def _properties(key: str, expected_version: int | None, metadata: CommitMetadata
 
 
 def find_commit_version(delta: DeltaTable, key: str) -> int | None:
-    """Return the version of the commit with this key; None where the table's history does not reach back to it.
+    """Return the version of the commit with this key, or None if the table's history does not reach back to it.
 
     Each commit is a file, so read the latest ten, then the latest hundred, and so on.
     """
@@ -190,7 +190,7 @@ def _version_with_key(delta: DeltaTable, key: str) -> int:
 
 
 def commit_record(table: DeltaTable) -> str | None:
-    """Return the record of the commit that made this version of a table, see `CommitMetadata`; None: it has none."""
+    """Return the record of the commit that made this version of a table, see `CommitMetadata`, or None if it has none."""
     latest = next((entry for entry in table.history(1) if entry.get("version") == table.version()), {})
     return latest.get(_RECORD)
 

@@ -50,7 +50,7 @@ class Correction:
 
     @classmethod
     def from_record(cls, record: str) -> Correction | None:
-        """Parse a commit's record; None where it is not of a replacement."""
+        """Parse a commit's record, or None if it is not of a replacement."""
         content: Any = json.loads(record).get("replaced")
         return None if content is None else cls(datetime.fromisoformat(content["since"]), content["removed"], content["added"])
 

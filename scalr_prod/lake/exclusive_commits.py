@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that an object store lets only one writer commit a version of a table, which the lake relies on."""
+"""Check that an object store lets only one writer commit a version of a table: the lake relies on it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _count_accepted(tables: list[DeltaTable]) -> int:
 
 
 def _remove(uri: str, options: dict[str, str]) -> None:
-    """Remove the table; where the store refuses, a few small objects are left."""
+    """Remove the table; if the store refuses, a few small objects are left."""
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, PyFileSystem
 

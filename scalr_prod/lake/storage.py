@@ -183,7 +183,7 @@ class TableStore:
         if "://" in self.root or not folder.is_dir():
             return
         if any(path.name != "_delta_log" and not is_empty(path) for path in folder.iterdir()):
-            raise self._foreign(table, "holds files, but no Delta table")
+            raise self._foreign(table, "contains files, but no Delta table")
 
     def check_ownership(self, opened: Mapping[Table, DeltaTable] | None = None) -> dict[Table, DeltaTable]:
         """Check that this package made every table of the lake.

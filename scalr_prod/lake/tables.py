@@ -125,7 +125,7 @@ class Lake(TableStore):
         self._rewrite(table, pa.schema([*wanted, *others]), key=key, expected_version=delta.version())
 
     def drop_columns(self, table: Table, names: Collection[str], *, expected_version: int) -> None:
-        """Remove columns from a table, in one commit; all rows are rewritten. Former versions keep the columns.
+        """Remove columns from a table, in one commit; all rows are rewritten. Earlier versions keep the columns.
 
         Raises:
             CommitFailed: Nothing changed; the table may have a newer version.
@@ -197,7 +197,7 @@ class Lake(TableStore):
         return self.dataset(table, version=version).to_table(columns=list(columns) if columns else None, filter=where)
 
     def commit_version(self, table: Table, key: str) -> int | None:
-        """Return the version of the commit with this key; None where the table's history does not reach back to it."""
+        """Return the version of the commit with this key, or None if the table's history does not reach back to it."""
         return find_commit_version(self.open_table(table), key)
 
     def append(
@@ -335,7 +335,7 @@ class Lake(TableStore):
         )
 
     def transaction_version(self, table: Table, app_id: str) -> int | None:
-        """Return the latest number of an app id in the table's log, see `CommitMetadata`; None: there is none."""
+        """Return the latest number of an app id in the table's log, see `CommitMetadata`, or None if there is none."""
         return self.open_table(table).transaction_version(app_id)
 
     def commit_records(self, table: Table, *, after: int = -1) -> list[tuple[int, str]]:
@@ -400,7 +400,7 @@ class Lake(TableStore):
         return commit_once(self, table, key, write, expected_version=expected_version, metadata=metadata)
 
     def hidden_version(self, table: Table, *, version: int | None = None, opened: DeltaTable | None = None) -> int | None:
-        """Return the hidden version, see `hide_rows`; None: nothing is hidden, or there is no table.
+        """Return the hidden version, see `hide_rows`, or None if nothing is hidden, or there is no table.
 
         Args:
             table: Which table.
@@ -420,7 +420,7 @@ class Lake(TableStore):
         return None if aside == delta.transaction_version(_RESTORED_VERSION) else aside
 
     def committed_at(self, table: Table, version: int) -> datetime | None:
-        """Return when a version was committed (UTC, the writer's clock); None where the history does not reach back to it."""
+        """Return when a version was committed (UTC, the writer's clock), or None if the history does not reach back to it."""
         from datetime import UTC, datetime
 
         entries = commits_after(self.open_table(table), version - 1)

@@ -50,7 +50,7 @@ def checked_window(rows: pa.Table | pa.RecordBatchReader, start: datetime, end: 
             extremes = pc.min_max(times).as_py()
             if times.null_count or (len(times) and not start <= extremes["min"] <= extremes["max"] < end):
                 raise ValueError(
-                    f"a row lies outside of the window from {start.isoformat()} to {end.isoformat()}: "
+                    f"a row is outside the window from {start.isoformat()} to {end.isoformat()}: "
                     f"rows from {extremes['min']} to {extremes['max']}, {times.null_count} without a time"
                 )
             yield batch

@@ -73,11 +73,11 @@ class ChangeLog:
             self.add(session, "forgotten", digest, None, "forgotten", cause=cause)
 
     def record_segment(self, key: str, state: str, *, cause: str) -> None:
-        """Record what an experiment found of a segment of users, or what follows from it; nothing where that was recorded before.
+        """Record what an experiment found of a segment of users, or what follows from it; nothing if that was recorded before.
 
         Args:
             key: Segment and experiment.
-            state: ``harmful`` or ``dropped``.
+            state: ``harmed`` or ``dropped``.
             cause: What was measured.
         """
         former = [change.to_state for change in self.find(subject="experiment") if change.key == key]

@@ -168,7 +168,7 @@ class LedgerDatabase:
             raise LedgerError(
                 f"the ledger refused the row: {self._plain_message(error)}",
                 where=self.address,
-                next_step="see what it holds: scalr runs list; then run the command again",
+                next_step="see what it contains: scalr runs list; then run the command again",
             ) from error
         except OperationalError as error:
             raise LedgerError(

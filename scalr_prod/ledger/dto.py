@@ -56,7 +56,7 @@ class PublicationStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Run(Jsonable):
-    """A run of a project. ``created`` is False where `RunRepository.begin` returned an existing one."""
+    """A run of a project. ``created`` is False if `RunRepository.begin` returned an existing one."""
 
     project: str
     run_id: str
@@ -198,7 +198,7 @@ class DatasetUse(Jsonable):
         dataset: The training set's name.
         dataset_version: The training set's version.
         created_at: Time of the registration (UTC, the database's clock).
-        created: False where `DatasetRepository.record_use` returned an existing one.
+        created: False if `DatasetRepository.record_use` returned an existing one.
     """
 
     model: str

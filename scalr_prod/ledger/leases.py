@@ -190,7 +190,7 @@ class LeaseRepository:
             return row.lease_expires_at
 
     def _ensure_one_machine(self, session: Session, now: datetime) -> None:
-        """Refuse to work beside another machine on a SQLite ledger, since SQLite's locks do not hold on most shared file systems.
+        """Refuse to work while another machine does on a SQLite ledger, since SQLite's locks do not hold on most shared file systems.
 
         Raises:
             LeaseHeld: A driver on another machine holds a lease.
@@ -220,7 +220,7 @@ class LeaseRepository:
             return until
 
     def release(self, run_id: str, owner: str) -> bool:
-        """Release a lease; returns False where the owner no longer held it."""
+        """Release a lease; returns False if the owner no longer held it."""
         with self._database.write_session() as session:
             return self._set_lease(session, run_id, owner, None, None)
 

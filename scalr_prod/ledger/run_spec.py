@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 #: Folders of a run that are useless once it has ended or the tables that it is pinned to are gone. Its spec, metrics and verdict stay, and
 #: so do the accepted rows: a run that was rolled back may be published again.
-STAGING_FOLDERS: Final = ("asked", "parts", "candidates")
+#: ``asked`` is the name of ``shards`` in earlier versions.
+STAGING_FOLDERS: Final = ("shards", "asked", "parts", "candidates")
 
 _RUN_ID: Final = re.compile(r"run_[0-9a-f]{16}")
 _INSTANTS: Final = ("start", "end", "as_of", "translator_trained_until")

@@ -86,7 +86,7 @@ class ProjectScope:
         return row
 
     def _find_project(self, session: Session) -> ProjectRow | None:
-        """Find the project's row, also under an earlier name or location; None where it has none.
+        """Find the project's row, also under an earlier name or location, or None if it has none.
 
         Raises:
             ProjectsMixed: The name, the lake or the home belongs to another project.

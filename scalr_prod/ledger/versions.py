@@ -97,7 +97,7 @@ class ModelRepository:
             return record_from_row(last, Promotion)
 
     def promoted_version(self) -> int | None:
-        """Return the version to be served; None where none was promoted."""
+        """Return the version to be served, or None if none was promoted."""
         with self._database.read_session() as session:
             last = self._last_promotion(session)
             return None if last is None else last.version
@@ -114,7 +114,7 @@ class ModelRepository:
         return session.scalars(query.order_by(PromotionRow.id.desc()).limit(1)).one_or_none()
 
     def describe_other_owners(self, version: int) -> str:
-        """Name the other projects that have this version, as the end of a sentence; empty where none has."""
+        """Name the other projects that have this version, as the end of a sentence; empty if none has."""
         if not 0 < version < 2**31:  # out of the column's range
             return ""
         with self._database.read_session() as session:

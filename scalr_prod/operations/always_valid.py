@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 ALPHA: Final = 0.05
-#: Days that the mixture is tuned to. In standard errors, the interval is narrowest after about eight times as many.
+#: Days for which the mixture is tuned; relative to the standard error, the interval is narrowest at about eight times as many.
 _TUNED_DAYS: Final = 3.0
 
 
@@ -37,9 +37,8 @@ def boundary(days: float) -> float:
 def half_width(treated: npt.NDArray[np.float64], held_out: npt.NDArray[np.float64], days: float) -> float:
     """Return half the width of the interval of a difference in mean outcomes per user.
 
-    The standard error is the larger one of two: with a variance for each side, and with one for both. Few users are held out. Where their
-    outcomes are skewed, their mean and their variance are too low together, so that their own variance alone gives intervals that are too
-    narrow too often.
+    The standard error is the larger of the unpooled and the pooled one. With few held-out users and skewed outcomes, a sample with a low
+    mean also has a low variance, so unpooled intervals would be too narrow too often.
 
     Args:
         treated: Each treated user's outcome so far, float64 [N].

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power of the holdout experiment: the smallest effect that it can detect, and the days that it takes, from past target events."""
+"""Power of the holdout experiment: its minimum detectable effect (MDE), and the days that it takes, from past target events."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
 
 #: Standard errors between the interval's end and the true effect for a power of 80 %.
 _POWER_Z: Final = 0.8416
-#: Standard errors of half an interval that is read once.
+#: Half the width of the fixed-horizon interval, in standard errors.
 _FIXED_Z: Final = 1.96
 #: Lengths of the experiment to report, in days, and the longest one to look for.
 _DAYS: Final = (7, 14, 28, 56, 84)
 _MAX_DAYS: Final = 365
-#: Most days of each of the two periods at the log's end that means and variances are measured on; also the days of a pre-experiment value.
+#: Maximum length, in days, of the two periods at the end of the log in which means and variances are measured. The pre-experiment period is
+#: as long.
 _PERIOD_DAYS: Final = 28.0
 _DAY_S: Final = 86_400
 
 
 @dataclass(frozen=True)
 class DetectableEffect:
-    """The smallest effect that 80 of 100 experiments of a length find, in per cent of the mean outcome.
+    """Minimum detectable effect (MDE) at 80 % power of an experiment of a length, in per cent of the mean outcome.
 
     Attributes:
         days: Length of the experiment.
-        smallest_effect_pct: With always-valid intervals.
+        mde_pct: With always-valid intervals.
         with_pre_value_pct: The same with outcomes of the period before as ``pre_value`` (CUPED).
-        at_one_look_pct: With ``pre_value``, and an interval that is read once, at the end.
+        at_one_look_pct: With ``pre_value`` and the fixed-horizon interval, read once at the end.
     """
 
     days: int
-    smallest_effect_pct: float
+    mde_pct: float
     with_pre_value_pct: float
     at_one_look_pct: float
 
@@ -62,14 +63,14 @@ class SegmentPower:
         segment: ``all``, ``cold``, ``sparse`` or ``dense``: by the number of real target events before the measured periods.
         users: Number of users.
         events_per_user_day: Mean number of target events of a user on a day.
-        smallest_effect_pct: `DetectableEffect.with_pre_value_pct` after 28 days; None without events.
+        mde_pct: `DetectableEffect.with_pre_value_pct` after 28 days; None without events.
         days_needed: Days until the effect in question is found with ``pre_value``; None: more than a year.
     """
 
     segment: str
     users: int
     events_per_user_day: float
-    smallest_effect_pct: float | None
+    mde_pct: float | None
     days_needed: int | None
 
 
@@ -83,8 +84,8 @@ class PowerReport(Jsonable):
         users: Users of the source domains.
         active_users_per_day: Users with a target event on a day, on average.
         period_days: Days of each of the two periods that it was measured on.
-        days_needed: Days until the effect is found in 80 of 100 experiments, with ``pre_value``; None: more than a year.
-        by_days: Smallest effects by length of the experiment, for all users; empty without target events in the periods.
+        days_needed: Days until the power for the effect is 80 %, with ``pre_value``; None: more than a year.
+        by_days: Minimum detectable effects by length of the experiment, for all users; empty without target events in the periods.
         by_segment: The same for each segment of which both sides would have enough users.
     """
 
@@ -128,7 +129,7 @@ class OutcomeModel:
         return self.between * days**2 + self.within * days
 
     def detectable(self, z: float, days: float, holdout: float, *, period: float | None = None) -> float:
-        """Return the smallest effect over a number of days, as a share of the mean.
+        """Return the minimum detectable effect over a number of days, as a share of the mean.
 
         Args:
             z: Half the interval's width in standard errors.
@@ -168,9 +169,9 @@ def measure_power(settings: Settings, *, effect_pct: float = 5.0, holdout: float
     share = settings.experiment.holdout if holdout is None else holdout
     if not 0 < share < 1 or effect_pct <= 0:
         raise SettingsError(
-            f"no experiment holds out {share:g} of the users to find an effect of {effect_pct:g} %",
+            f"the share of held-out users must be between 0 and 1, and the effect above 0; they are {share:g} and {effect_pct:g} %",
             where="[experiment] holdout",
-            next_step="set [experiment] holdout = 0.05, or try a share: scalr experiment power --holdout 0.05 --effect 5",
+            next_step="set [experiment] holdout = 0.05, or pass both: scalr experiment power --holdout 0.05 --effect 5",
         )
     lake = Lake.open(settings)
     sparse_below = apply_policy(settings)[0].downstream.sparse_below

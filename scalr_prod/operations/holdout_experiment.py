@@ -13,7 +13,7 @@ import numpy as np
 from scalr_prod.core.atomic_io import atomic_path
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import BadValue, ColumnNotFound, EvaluationError, SettingsError
-from scalr_prod.generation import SEGMENTS, apply_policy, describe_harmful_segments, record_harmful_segments
+from scalr_prod.generation import SEGMENTS, apply_policy, describe_harmed_segments, record_harmed_segments
 from scalr_prod.lake import Lake
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations import always_valid
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 _VALUE_COLUMN: Final = "value"
 _PRE_VALUE_COLUMN: Final = "pre_value"
-#: Least users per side for a reliable interval.
+#: Minimum number of users per side for a reliable interval.
 MIN_USERS: Final = 20
-#: Below this probability, the split of the outcome's users does not match the experiment.
-_MIN_SPLIT_P: Final = 0.001
+#: p-value of the test for a sample ratio mismatch below which the effect is not trusted.
+_MIN_SRM_P: Final = 0.001
 
 
 @dataclass(frozen=True)
 class Effect:
     """Difference in mean outcome between users with synthetic events and held-out users.
 
-    For a canary: between its users and the users that runs are published for later, who count as held out here.
+    For a canary: the difference between canary users and users for whom runs are published later; the latter count as held out here.
 
     Attributes:
         method: ``difference_in_means``, or ``cuped`` with pre-experiment values.
@@ -59,7 +59,8 @@ class Effect:
         fixed_high: Upper end of that interval.
         relative_pct: The effect in per cent of the held-out users' mean; None if that mean is 0.
         variance_removed: Share of the outcomes' variance explained by pre-experiment values, 0 to 1.
-        split_p: Binomial p-value of the split of the users, assuming that having an outcome does not depend on the side.
+        srm_p: p-value of a test for a sample ratio mismatch (SRM): the binomial probability of sides at least as uneven as these, if having
+            an outcome does not depend on the side.
     """
 
     method: str
@@ -74,7 +75,7 @@ class Effect:
     fixed_high: float
     relative_pct: float | None
     variance_removed: float
-    split_p: float
+    srm_p: float
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,15 @@ class ExperimentReport(Jsonable):
         canary: ``[experiment] canary``.
         users_treated: Users of the source domains who are not held out.
         users_held_out: Users of the source domains who are held out.
-        users_canary: Users that runs are published for first; they count as treated, too.
+        users_canary: Users for whom runs are published first; they count as treated, too.
         synthetic_events_of_held_out: Rows of held-out users in the feature view, published before they were held out.
         runs_of_other_keys: Runs planned with another key, under which other users were held out.
         out: The file with every user's side; None if none was requested.
-        start: ``[experiment] start``, or when a run was first published under the present key; None: not yet.
+        start: ``[experiment] start``, or when a run was first published under the current key, or None if not yet.
         days: Days of outcomes, from the start; None without outcomes.
         effect: None without outcomes, or if nobody is held out.
         effect_by_segment: The effect for users who were cold, sparse or dense at the start, for segments with enough users on both sides.
-        harmful_segments: One sentence for each segment that the present experiment found to be harmed, now or before.
+        harmed_segments: One sentence per segment that the current experiment found to be harmed, now or before.
         canary_effect: Canary users against users who are neither in the canary nor held out. None without outcomes, or without a
             canary.
     """
@@ -111,7 +112,7 @@ class ExperimentReport(Jsonable):
     days: float | None = None
     effect: Effect | None = None
     effect_by_segment: dict[str, Effect] = field(default_factory=dict)
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
     canary_effect: Effect | None = None
 
 
@@ -120,7 +121,7 @@ def analyze_experiment(
 ) -> ExperimentReport:
     """Report who is held out and who is in the canary; with outcomes, estimate the effect.
 
-    Segments whose always-valid interval lies below 0 are recorded for later runs (`scalr_prod.generation.harmful_segments`).
+    Segments whose always-valid interval lies below 0 are recorded for later runs (`scalr_prod.generation.harmed_segments`).
 
     Args:
         settings: ``[experiment]``.
@@ -173,8 +174,8 @@ def analyze_experiment(
         if out is not None:
             _write_sides(db, out)
     # Nothing is concluded from outcomes before any publication, nor from a table whose users depend on the experiment.
-    if start is not None and effects.overall is not None and effects.overall.split_p >= _MIN_SPLIT_P:
-        record_harmful_segments(
+    if start is not None and effects.overall is not None and effects.overall.srm_p >= _MIN_SRM_P:
+        record_harmed_segments(
             settings,
             {name: _describe_harm(name, found, days or 0) for name, found in effects.by_segment.items() if found.high < 0},
         )
@@ -191,20 +192,20 @@ def analyze_experiment(
         days=days,
         effect=effects.overall,
         effect_by_segment=effects.by_segment,
-        harmful_segments=describe_harmful_segments(settings),
+        harmed_segments=describe_harmed_segments(settings),
         canary_effect=effects.canary,
     )
 
 
 def _describe_harm(segment: str, effect: Effect, days: float) -> str:
     return (
-        f"synthetic events changed the outcome of {segment} users by {effect.effect:+.3g} each in {days:.0f} days "
-        f"(95 %: {effect.low:+.3g} to {effect.high:+.3g})"
+        f"synthetic events lowered the outcome of {segment} users by {-effect.effect:.3g} per user over {days:.0f} days "
+        f"(95 %: {-effect.high:.3g} to {-effect.low:.3g})"
     )
 
 
 def _first_publication(publications: list[Publication], runs: set[str], salt: str) -> datetime | None:
-    """Return when one of some runs, or a run in a canary of the present key, was first published; None: never."""
+    """Return when one of some runs, or a run in a canary of the current key, was first published, or None if never."""
     for_experiment = (found for found in publications if found.run_id in runs or (found.canary or {}).get("salt") == salt)
     return min((found.published_at.astimezone(UTC) for found in for_experiment if found.published_at is not None), default=None)
 
@@ -238,7 +239,7 @@ def estimate_effect(
     days: float = 1.0,
     pre_value: npt.NDArray[np.float64] | None = None,
 ) -> Effect:
-    """Estimate the effect of not being held out.
+    """Estimate the treatment effect: treated minus held-out users.
 
     CUPED (Deng, Xu, Kohavi, Walker 2013) subtracts the regression of the outcome on the pre-experiment value, with one slope for both
     sides. Unknown pre-experiment values (NaN) are replaced by the mean of the known ones.
@@ -289,7 +290,7 @@ def estimate_effect(
         fixed_high=effect + fixed,
         relative_pct=100 * effect / base if base else None,
         variance_removed=float(removed),
-        split_p=float(split.pvalue),
+        srm_p=float(split.pvalue),
     )
 
 
@@ -357,7 +358,7 @@ def _ensure_distinct_users(db: Any, origin: str) -> None:
 
 @dataclass(frozen=True)
 class _Effects:
-    """Effects of not being held out, for all users and by segment, and of being in the canary."""
+    """Treatment effects for all users and by segment, and the effect of being in the canary."""
 
     overall: Effect | None = None
     by_segment: dict[str, Effect] = field(default_factory=dict)
@@ -393,8 +394,8 @@ def _estimate_effects(db: Any, holdout: Holdout | None, canary: Canary | None, s
 
 
 def _warn_about_uneven_split(effect: Effect, share: float) -> Effect:
-    """Warn if the split of the users does not match the experiment; return the effect."""
-    if effect.split_p < _MIN_SPLIT_P:
+    """Warn about a sample ratio mismatch; return the effect."""
+    if effect.srm_p < _MIN_SRM_P:
         logger.warning(
             "of %d users with an outcome, %d have no synthetic events, but %.0f were expected: which users are in the table depends on "
             "the experiment, so the effect cannot be trusted",

@@ -41,7 +41,7 @@ from scalr_prod.publication import (
     separate_provenance,
 )
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import ConsentState, former_states, oldest_staging_time, staging_folder
+from scalr_prod.workspace import ConsentState, oldest_staging_time, staging_folder, superseded_consent_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -262,10 +262,10 @@ def _translators_of_runs(ledger: Ledger, *, rejected_since: datetime) -> set[int
 
 
 def _remove_consents(settings: Settings, ledger: Ledger, now: datetime, trash: Path | None) -> Iterator[Removal]:
-    """Remove former states of the users' consent, but those of unfinished runs."""
+    """Remove superseded states of the users' consent, except those of unfinished runs."""
     unfinished = (run for run in ledger.runs.find() if run.state not in _TERMINAL_STATES)
     needed = {state.digest for run in unfinished if (state := ConsentState.from_run(run.spec.settings)) is not None}
-    for path in former_states(settings.home):
+    for path in superseded_consent_files(settings.home):
         written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         if path.stem not in needed and now - written >= timedelta(days=settings.retention.days):
             size = path.stat().st_size

@@ -45,16 +45,16 @@ class PipelineContext:
         settings: The project's settings; the stage ``policy`` puts the home's policy in them.
         progress: Show progress bars on stderr.
         domain: Ingest only ``source``, ``target`` or ``sources.NAME``; None: all.
-        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs; None: it adds missing events.
+        replace_from: From this time on (UTC), ingest replaces the lake's events with those of the logs, or None if it adds missing events.
         trained_until: Exclusive upper time limit of the training data (UTC); None: by ``[generation] mode``.
         version: The translator version to generate with; ``translator`` sets it. None: the latest trained.
         cause: Why a run is planned, for the ledger's history.
         whole: Whether this executes all stages, as `scalr run` does. Only then is generation skipped if λ is 0 for all users.
         resume: Allow publishing a run that was rolled back. Set only if the user names the run.
         not_generated: Why no event is generated; the stage ``policy`` of a whole run sets it. None: events are generated.
-        harmful_segments: One sentence for each segment of users whom synthetic events harm by the experiment; ``policy`` sets it.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the experiment; ``policy`` sets it.
         spec: The run; ``plan`` sets it.
-        rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None: it is published.
+        rolled_back: Why the run stays out of the view: it was rolled back. ``plan`` sets it. None if it is published.
         seconds: Wall-clock seconds by stage.
         memory_mb: Peak memory of this process at each stage's end, in MiB; None if unknown.
         reports: Each stage's own report.
@@ -71,7 +71,7 @@ class PipelineContext:
     whole: bool = False
     resume: bool = False
     not_generated: str | None = None
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
     spec: RunSpec | None = None
     rolled_back: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -174,8 +174,8 @@ class StageState(Jsonable):
         makes: Description of its output.
         command: The command that executes it.
         stale: Why the existing output is out of date; None if it is not.
-        kept: Why `scalr run` keeps the translator, and when the next training is due. None: it does not, or for other stages.
-        not_generated: Why `scalr run` skips the stage; None: it does not.
+        kept: Why `scalr run` keeps the translator, and when the next training is due. None if it does not, or for other stages.
+        not_generated: Why `scalr run` skips the stage, or None if it does not.
         rolled_back: Why the latest run stays out of the feature view: it was rolled back.
     """
 
@@ -194,12 +194,12 @@ class PipelineReport(Jsonable):
     """Report of a complete run.
 
     Attributes:
-        run_id: The run; None where no event was generated.
+        run_id: The run, or None if no event was generated.
         seconds: Wall-clock seconds by stage.
         stages: Each stage's own report.
         not_generated: Why no event was generated; None: events were.
         rolled_back: Why the run was not published: it was rolled back earlier.
-        harmful_segments: One sentence for each segment of users whom synthetic events harm by the experiment.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the experiment.
     """
 
     run_id: str | None
@@ -207,7 +207,7 @@ class PipelineReport(Jsonable):
     stages: dict[str, dict[str, Any]] = field(repr=False)
     not_generated: str | None = None
     rolled_back: str | None = None
-    harmful_segments: list[str] = field(default_factory=list)
+    harmed_segments: list[str] = field(default_factory=list)
 
     @classmethod
     def from_context(cls, context: PipelineContext) -> PipelineReport:
@@ -221,7 +221,7 @@ class PipelineReport(Jsonable):
         """
         reports = {name: report.to_json() for name, report in context.reports.items()}
         run_id = None if context.not_generated else context.require_spec().run_id
-        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.rolled_back, context.harmful_segments)
+        return cls(run_id, dict(context.seconds), reports, context.not_generated, context.rolled_back, context.harmed_segments)
 
     def to_summary(self) -> dict[str, Any]:
         """Return a summary of one line per step. `to_json` and the page of ``scalr report`` have all details."""
@@ -234,7 +234,9 @@ class PipelineReport(Jsonable):
         if (made := self.stages.get("translator")) is not None:
             outcome = f"kept: {made['kept']}" if made["kept"] else "as it was" if made["reused"] else "trained"
             dropped = (
-                f", without {made['exposed_events']} events that a recommendation led to" if made["exposed_events"] else ""
+                f", without {made['recommended_events']} events that a recommendation led to"
+                if made["recommended_events"]
+                else ""
             )
             facts["translator"] = f"version {made['version']}, {outcome}{dropped}"
         if (made := self.stages.get("generate")) is not None:
@@ -250,19 +252,19 @@ class PipelineReport(Jsonable):
             kinds = f"{made['real']} real, {made['synthetic']} synthetic, {made['negatives']} negatives"
             facts["training set"] = f"version {made['version']}, {made['rows']} rows: {kinds}"
             facts["its folder"] = made["path"]
-        if self.harmful_segments:
-            facts["experiment"] = ". ".join(self.harmful_segments)
+        if self.harmed_segments:
+            facts["experiment"] = ". ".join(self.harmed_segments)
         return facts | {"seconds": round(sum(self.seconds.values()), 1), "next": self._next_step()}
 
     def _next_step(self) -> str:
         if self.not_generated:
             return "scalr evaluate, once there are more events"
-        is_evaluated = self.stages.get("policy", {}).get("followed")
+        is_evaluated = self.stages.get("policy", {}).get("is_applied")
         return "scalr report" if is_evaluated else "scalr report, and scalr evaluate: does it help?"
 
 
 def rollback_reason(run: Run) -> str | None:
-    """Return why a run stays out of the feature view: it was rolled back. None: it was not."""
+    """Return why a run stays out of the feature view: it was rolled back. None if it was not."""
     from scalr_prod.ledger import RunState
 
     if run.state is not RunState.ROLLED_BACK:

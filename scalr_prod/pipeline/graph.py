@@ -24,7 +24,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
     Stage(
         "features",
         (),
-        "your own features of training sets, where there are any",
+        "your own features of training sets, if there are any",
         "feast apply",
         steps.features,
         checks.has_external_features,
@@ -42,7 +42,7 @@ GRAPH: Final[tuple[Stage, ...]] = (
     Stage(
         "policy",
         ("histories",),
-        "the settings that an evaluation chose, where there was one",
+        "the settings that an evaluation chose, if there was one",
         "scalr evaluate",
         steps.policy,
         checks.always_done,
@@ -92,7 +92,12 @@ GRAPH: Final[tuple[Stage, ...]] = (
         LATEST_RUN_PUBLISHED,
     ),
     Stage(
-        "late", ("publish",), "earlier windows, where source events arrived late", "scalr run", steps.late, LATEST_RUN_PUBLISHED
+        "late",
+        ("publish",),
+        "earlier windows for which source events arrived late",
+        "scalr run",
+        steps.late,
+        LATEST_RUN_PUBLISHED,
     ),
     Stage(
         "dataset",

@@ -44,7 +44,7 @@ class DryRun:
         stages: Each stage that takes time. ``make``: it would be done. ``look``: what it makes is there, and nothing new was seen; where
             a log is a query or a table, only the stage itself can tell. ``leave out``: λ is 0 for all users, or the run was rolled back.
         reasons: Why stages would be done again, or are left out, by stage.
-        seconds: Estimated for stages that would be done, where former runs of the project were measured.
+        seconds: Estimated for stages that would be done, if earlier runs of the project were measured.
         measured: What the estimate rests on, in words.
         translator: Which version is kept, and when the next training is due; None: none is, or the translator's inputs are the same.
         not_generated: Why no event would be generated; None: events would be.
@@ -112,7 +112,7 @@ def _dry_run(settings: Settings, graph: Iterable[Stage], *, plan: bool = True) -
             _add_dependent(reasons)
         would = {name: "look" if there and name not in reasons else "make" for name, there in done.items()}
         reasons = {name: reason for name, reason in reasons.items() if done.get(name)}
-        return DryRun(found, why, would, {}, "no former run of this project: no time can be told", reasons)
+        return DryRun(found, why, would, {}, "no earlier run of this project: no duration can be estimated", reasons)
     from scalr_prod.ledger import Ledger
 
     states = {state.stage: state for state in stage_states(settings)}
@@ -207,7 +207,7 @@ def _needs_ledger(name: str) -> bool:
 
 
 def _rates(ledger: Ledger, runs: list[Run]) -> dict[str, float]:
-    """Seconds a context, by stage: the least of the runs, since a run may have waited for somebody between two stages."""
+    """Seconds per context, by stage: the minimum over runs, since a run may have waited for a person between two stages."""
     found: dict[str, float] = {}
     for run in runs:
         contexts = sum(int(part.manifest.get("contexts", 0)) for part in ledger.runs.partitions(run.run_id))
@@ -235,6 +235,6 @@ def _last_durations(settings: Settings) -> dict[str, float]:
 
 def _describe_measurement(rates: Mapping[str, float], seconds: Mapping[str, float]) -> str:
     if not seconds and not rates:
-        return "no former run of this project was measured: no time can be told"
-    rate = f"{1 / rates['generate']:.0f} contexts a second in former runs" if rates.get("generate") else "former runs"
+        return "no earlier run of this project was measured: no duration can be estimated"
+    rate = f"{1 / rates['generate']:.0f} contexts per second in earlier runs" if rates.get("generate") else "earlier runs"
     return f"{rate}; stages other than generate, validate and publish are measured where [metrics] is on"

@@ -75,7 +75,7 @@ def stale_stages(settings: Settings) -> dict[str, str]:
 
 
 def describe_kept_translator(settings: Settings) -> str | None:
-    """Return which version `scalr run` keeps, why, and when the next training is due; None: it trains, or the inputs are the same."""
+    """Return which version `scalr run` keeps, why, and when the next training is due, or None if it trains, or the inputs are the same."""
     from scalr_prod.translator import find_kept_version
 
     with suppress(ScalrError):  # the stage itself says what is wrong
@@ -97,7 +97,7 @@ def _upgrade_reasons(settings: Settings, sets: Sequence[DatasetRecord]) -> dict[
     with suppress(ScalrError):
         if retraining := retraining_reason(settings, upgrades_only=True):
             kept = f"[translator] pin = true keeps version {load_version(settings).version}"
-            reasons["translator"] = f"{retraining.text}: scalr run trains a version and publishes its run anew; {kept}"
+            reasons["translator"] = f"{retraining.text}: scalr run trains a version and publishes its run again; {kept}"
     if sets and (reason := layout_reason(sets[-1].manifest)):
         reasons["dataset"] = f"{reason}: scalr run builds a version"
     return reasons
@@ -133,7 +133,7 @@ def rolled_back_runs(ledger: Ledger, manifest: Mapping[str, Any]) -> list[str]:
 def describe_rolled_back(runs: Sequence[str]) -> str:
     """Say that a training set holds rows of runs that were rolled back."""
     verb = "was" if len(runs) == 1 else "were"
-    return f"it holds rows of {', '.join(runs)}, which {verb} rolled back since; build it again: scalr dataset build"
+    return f"it contains rows of {', '.join(runs)}, which {verb} rolled back since; build it again: scalr dataset build"
 
 
 def _is_in_version(publication: Publication, version: int) -> bool:
@@ -143,7 +143,7 @@ def _is_in_version(publication: Publication, version: int) -> bool:
 
 
 def _replaces(later: Publication, former: Publication) -> bool:
-    """Return whether a publication has replaced all rows of a former one."""
+    """Return whether a publication has replaced all rows of an earlier one."""
     newer = (later.delta_version or 0) > (former.delta_version or 0)
     return newer and later.canary is None and later.start <= former.start and later.end >= former.end
 
@@ -241,4 +241,4 @@ def _runs_in_view(lake: Lake) -> set[str]:
 
 
 def _reason(since: datetime) -> str:
-    return f"events from {since.isoformat()} on were replaced since it was made; make it anew: scalr run"
+    return f"events from {since.isoformat()} on were replaced since it was made; rebuild it: scalr run"

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def serving(context: PipelineContext) -> None:
-    """Check the environment that Triton runs in, which is needed only after minutes of work."""
+    """Check the environment in which Triton runs; it is needed only after minutes of work."""
     from scalr_prod.serving import require_environment
 
     require_environment(context.settings)
@@ -59,12 +59,12 @@ def policy(context: PipelineContext) -> StageReport | None:
 
     A whole run whose events could not be in the training set is refused here, before any training.
     """
-    from scalr_prod.generation import apply_policy, describe_harmful_segments, record_dropped_segments, why_not_generated
+    from scalr_prod.generation import apply_policy, describe_harmed_segments, record_dropped_segments, why_not_generated
     from scalr_prod.training_set import ensure_run_fits_splits
 
-    context.harmful_segments = describe_harmful_segments(context.settings)
+    context.harmed_segments = describe_harmed_segments(context.settings)
     not_generated = why_not_generated(context.settings)  # of the settings as written, so that the reason names where λ is set
-    context.settings, followed = apply_policy(context.settings)
+    context.settings, status = apply_policy(context.settings)
     if context.whole:
         record_dropped_segments(context.settings)
         context.not_generated = not_generated
@@ -72,7 +72,7 @@ def policy(context: PipelineContext) -> StageReport | None:
             logger.info("%s", context.not_generated)
         else:
             ensure_run_fits_splits(context.settings)
-    return followed
+    return status
 
 
 def translator(context: PipelineContext) -> StageReport:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on a run's rows: what they tell about the users that the translator was trained on, and about source histories."""
+"""Attacks on a run's rows: what they reveal about the users on whom the translator was trained, and about source histories."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class AttackSuccess(Jsonable):
 
     Attributes:
         users: Number of attacked users. Each is attacked twice: trained on ("in") and not trained on ("out").
-        auc: Probability that the score of a user who was trained on is higher than that of one who was not; 0.5 is a coin.
-        true_positives: Share of the users who were trained on that are found while 1 % of the others are accused; 0.01 is a coin.
+        auc: Probability that the score of a user who was trained on is higher than that of one who was not; 0.5 is chance level.
+        true_positives: Share of the users who were trained on that are found while 1 % of the others are accused; 0.01 is chance level.
     """
 
     users: int

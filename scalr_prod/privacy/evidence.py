@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evidence of a row: how many real users had its target item in the events that the translator was trained on."""
+"""Evidence of a row: how many real users had its target item in the events on which the translator was trained."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ class PrivacyReport(Jsonable):
     Attributes:
         run_id: The run.
         mode: ``backfill`` or ``causal``.
-        membership: Attack → its success, see `membership`; empty where there are too few users.
-        source_inference: See `source_inference`; None where there are too few users.
+        membership: Attack → its success, see `membership`; empty if there are too few users.
+        source_inference: See `source_inference`, or None if there are too few users.
         evidence: k → share of the rows whose item fewer than k other users had in the training events.
         seconds: Wall-clock time.
         promise: What is and is not promised.
@@ -94,16 +94,16 @@ def describe_privacy(report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
     return {
         "membership": [
             {
-                "told by": says,
+                "attack": says,
                 "users": report["membership"][name]["users"],
                 "AUC": _interval(report["membership"][name]["auc"]),
-                "found at 1 % false": _interval(report["membership"][name]["true_positives"]),
+                "true positives at 1 % false positives": _interval(report["membership"][name]["true_positives"]),
             }
             for name, says in _SAYS.items()
             if name in report["membership"]
         ],
         "source_inference": [
-            {"told by": says, "users": source["users"], f"picked among {source['candidates']}": _interval(source[name])}
+            {"guessed from": says, "users": source["users"], f"picked among {source['candidates']}": _interval(source[name])}
             for name, says in _SOURCES.items()
         ]
         if source

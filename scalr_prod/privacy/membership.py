@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Membership inference: do a run's rows tell whether a user's target events trained the translator?
+"""Membership inference: do a run's rows reveal whether a user's target events trained the translator?
 
 The attacker holds a user's real target events and the rows of the whole run. A translator has one parameter set for each fold, which was
 not trained on the fold's users, so every user is both trained on ("in") and not ("out"): the attack gets rows drawn by a set that was
@@ -81,7 +81,7 @@ def measure_membership(rows: RunRows, shadow: ShadowDraws, *, mode: str, is_alig
 
 
 def _attack_scores(members: ShadowDraws, own_fold: NDArray[np.int32], real: Any, mode: str) -> AttackSuccess:
-    """Attack by probabilities of the real items: of the set that a causal run uses, or of the next fold's, and of the own fold's.
+    """Attack by probabilities of the real items: by the set that a causal run uses, or the next fold's, and by the user's own fold's.
 
     Some items are more likely under any set: with three sets, the probability by the third is the measure.
     """
@@ -98,7 +98,7 @@ def _other_fold(fold: NDArray[np.int32], folds: int, step: int = 1) -> NDArray[n
 
 
 def _attack_other_users(rows: RunRows, shadow: ShadowDraws, mode: str) -> dict[str, AttackSuccess]:
-    """Attack users by other users' rows: of the run itself where the fold's sets drew them, else by the same sets' new draws."""
+    """Attack users by other users' rows: of the run itself if the fold's sets drew them, else by the same sets' new draws."""
     attacked = _attacked_users(rows)
     folds = shadow.module.folds
     found: dict[str, AttackSuccess] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's rows and the target events that its translator was trained on, of a sample of users, as user-item matrices."""
+"""A run's rows and the target events on which its translator was trained, of a sample of users, as user-item matrices."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunRows:
 
     @property
     def is_member(self) -> NDArray[np.bool_]:
-        """Return which users the translator was trained on: bool [U]."""
+        """Return on which users the translator was trained: bool [U]."""
         return np.asarray(np.diff(self.real.indptr) > 0)
 
 

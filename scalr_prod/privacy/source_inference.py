@@ -91,7 +91,7 @@ def _inconsistent(named: Any, shadow: ShadowDraws, group: NDArray[np.int64]) -> 
 
 
 def hit_probability(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probability that each user picks the own history, the most likely one; ties are picked among by chance.
+    """Return the probability that the attack picks each user's own history; ties are broken at random.
 
     Args:
         likelihood: float64 [C, C]. Log likelihood of each user's rows under each history; a user's own is on the diagonal.

@@ -43,7 +43,7 @@ class CanaryReport(Jsonable):
 def list_canaries(settings: Settings) -> list[dict[str, Any]]:
     """Return ``run_id``, ``share``, ``rows``, ``start`` and ``end`` of each canary publication, in order of publication."""
     with Ledger.open(settings) as ledger:
-        standing = _live_canaries(ledger)
+        live = _live_canaries(ledger)
     return [
         {
             "run_id": publication.run_id,
@@ -52,7 +52,7 @@ def list_canaries(settings: Settings) -> list[dict[str, Any]]:
             "start": publication.start.isoformat(),
             "end": publication.end.isoformat(),
         }
-        for publication in standing
+        for publication in live
     ]
 
 
@@ -85,12 +85,12 @@ def widen_canaries(settings: Settings, runs: Sequence[str] = (), *, share: float
 def _publish_later_runs(settings: Settings) -> Iterator[PublicationReport]:
     """Publish again each run that the widening of an earlier one overwrote in part; yield those that changed the view."""
     with Ledger.open(settings) as ledger:
-        standing = _in_order(ledger)
-    versions = {publication.run_id: publication.delta_version or 0 for publication in standing}
-    for number, publication in enumerate(standing):
+        live = _in_order(ledger)
+    versions = {publication.run_id: publication.delta_version or 0 for publication in live}
+    for number, publication in enumerate(live):
         version = versions[publication.run_id]
-        widened = [published_region(earlier) for earlier in standing[:number] if versions[earlier.run_id] > version]
-        regions = _owned_regions(publication, standing[number + 1 :]) if widened else []
+        widened = [published_region(earlier) for earlier in live[:number] if versions[earlier.run_id] > version]
+        regions = _owned_regions(publication, live[number + 1 :]) if widened else []
         if any(region.intersection(other) for region in regions for other in widened):
             report = publish_for(settings, publication.run_id, Canary.from_publication(publication.canary))
             if report.outcome != "already_published":
@@ -114,26 +114,26 @@ def withdraw_canaries(settings: Settings, runs: Sequence[str] = ()) -> CanaryRep
 
 def _select_canaries(settings: Settings, runs: Sequence[str]) -> list[Publication]:
     with Ledger.open(settings) as ledger:
-        standing = _live_canaries(ledger)
+        live = _live_canaries(ledger)
         for run_id in runs:
             ledger.runs.get(run_id)  # raises if there is no such run
-    others = set(runs) - {publication.run_id for publication in standing}
+    others = set(runs) - {publication.run_id for publication in live}
     if others:
         raise PublicationError(
             "the run is not published for a share of users",
             where="ledger",
             next_step="see which are: scalr status",
         ).add_context(run_id=min(others))
-    return [publication for publication in standing if not runs or publication.run_id in set(runs)]
+    return [publication for publication in live if not runs or publication.run_id in set(runs)]
 
 
 def _live_canaries(ledger: Ledger) -> list[Publication]:
     """Return the canary publications that later ones have not replaced entirely, in order of publication."""
-    standing = _in_order(ledger)
+    live = _in_order(ledger)
     return [
         publication
-        for number, publication in enumerate(standing)
-        if publication.canary and _owned_regions(publication, standing[number + 1 :])
+        for number, publication in enumerate(live)
+        if publication.canary and _owned_regions(publication, live[number + 1 :])
     ]
 
 

@@ -146,18 +146,18 @@ def publish_for(settings: Settings, run_id: str, canary: Canary | None, *, is_wi
     check_exclusive_commits(Lake.open(settings))
     with open_run(settings, run_id) as run:
         last, outcome = run.confirm_pending()
-        standing = None if last is None or (not is_widening and run.is_superseded(last)) else last
-        if standing is not None and _covers(standing, canary):
-            report = PublicationReport.from_publication(standing, outcome)
+        live = None if last is None or (not is_widening and run.is_superseded(last)) else last
+        if live is not None and _covers(live, canary):
+            report = PublicationReport.from_publication(live, outcome)
         else:
-            report = _commit_run(settings, run, canary, standing)
+            report = _commit_run(settings, run, canary, live)
     logger.info("%s: %s, %d rows in version %s", run_id, report.outcome, report.rows, report.delta_version)
     return replace(report, online=update_online_store(settings))
 
 
 @dataclass(frozen=True)
 class RunInView:
-    """A run and the feature view that it is published to or removed from, while this process holds the run's lease.
+    """A run and the feature view to which it is published or from which it is removed, while this process holds the run's lease.
 
     Attributes:
         run_id: The run.
@@ -250,9 +250,9 @@ def _ensure_audited(ledger: Ledger, run_id: str) -> None:
         )
 
 
-def _covers(standing: Publication, canary: Canary | None) -> bool:
+def _covers(live: Publication, canary: Canary | None) -> bool:
     """Return whether a publication covers all of these users already."""
-    published_for = Canary.from_publication(standing.canary)
+    published_for = Canary.from_publication(live.canary)
     if published_for is None or canary is None:
         return published_for is None
     if published_for.salt != canary.salt:
@@ -260,11 +260,11 @@ def _covers(standing: Publication, canary: Canary | None) -> bool:
             "the users that the run is published for were selected with another key",
             where="[experiment] key",
             next_step="publish it for all users, or withdraw it: scalr publication widen, scalr publication withdraw",
-        ).add_context(run_id=standing.run_id)
-    return canary <= published_for
+        ).add_context(run_id=live.run_id)
+    return canary.is_subset_of(published_for)
 
 
-def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, standing: Publication | None) -> PublicationReport:
+def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, live: Publication | None) -> PublicationReport:
     spec = run.ledger.runs.get(run.run_id).spec
     _ensure_not_stale(run.lake, spec)
     files, rows = accepted_files(settings, run.run_id)
@@ -288,7 +288,7 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
             rows=rows,
             replaced=run.count_rows(region),
             canary=None if canary is None else canary.to_json(),
-            widens=None if standing is None else standing.attempt,
+            widens=None if live is None else live.attempt,
         )
         run.lease.check()
         reader = _rows_to_commit(run, files, canary, [RegionRows(version, other) for other in other_regions])
@@ -307,7 +307,7 @@ def _commit_run(settings: Settings, run: RunInView, canary: Canary | None, stand
         rows=rows,
         cause=f"publish: {rows} rows{audience} in version {commit.version}, replacing {replaced}",
     )
-    return PublicationReport.from_publication(confirmed, "published" if standing is None else "widened")
+    return PublicationReport.from_publication(confirmed, "published" if live is None else "widened")
 
 
 def _rows_to_commit(

@@ -143,7 +143,7 @@ class Audit:
         } | self.distribution_figures(ACCEPTED_EVENTS, effective_users)
 
     def distribution_figures(self, events: str, effective_users: float) -> dict[str, float]:
-        """Compute the figures on how events spread over items, beside the real events.
+        """Compute the figures on how events spread over items, compared with the real events.
 
         ``bucket_distance``: total variation distance over popularity buckets. ``max_item_excess``: largest share of an item among the
         events above its share among real ones. ``effective_items`` and ``real_effective_items``: exp(entropy) of the items.

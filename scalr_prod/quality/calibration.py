@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.rule_protocol import AuditedRun
 
 
-_RULE: Final = "probabilities_come_true"
+_RULE: Final = "probabilities_are_calibrated"
 
 
 def calibration_figures(record: ModelVersion | None, quality: QualitySettings) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def calibration_figures(record: ModelVersion | None, quality: QualitySettings) -
 class CalibrationRules:
     """Rule on the measured reliability of the translator's probabilities."""
 
-    version = 1
+    version = 2
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rule; none if ``max_probability_factor`` is 0, or if the translator's training did not measure reliability."""
@@ -49,7 +49,7 @@ class CalibrationRules:
         ]
 
 
-def add_next_step(report: GateReport, default: str) -> str:
+def extend_next_step(report: GateReport, default: str) -> str:
     """Add what to do if the rule was broken."""
     if all(rule.rule != _RULE for rule in report.failures):
         return default

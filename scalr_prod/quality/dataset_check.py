@@ -153,7 +153,7 @@ def _expectation(rule: SuiteRule, file: str) -> Any:
             type=rule.type,
             kwargs=dict(rule.kwargs),
             severity=rule.severity,
-            description=rule.says,
+            description=rule.description,
             meta={"rule": rule.name},
         ).to_domain_obj()
     except Exception as error:  # pydantic's errors, and any from an expectation's own checks
@@ -166,12 +166,12 @@ def _expectation(rule: SuiteRule, file: str) -> Any:
 
 def _outcome(rule: SuiteRule, entry: Any, columns: dict[str, str], file: str, engine: Any) -> RuleResult:
     if entry is None:
-        return RuleResult(rule.name, rule.says, "skipped", reason=f"no column {', '.join(rule.missing)}")
+        return RuleResult(rule.name, rule.description, "skipped", reason=f"no column {', '.join(rule.missing)}")
     outcome: Outcome = "passed" if entry.success else "failed" if rule.severity == "critical" else "warning"
     absent = [name for name in rule.columns if name not in columns]
     if not entry.success and absent:
         return RuleResult(
-            rule.name, rule.says, outcome, reason=f"no column {', '.join(absent)}; there are: {', '.join(columns)}"
+            rule.name, rule.description, outcome, reason=f"no column {', '.join(absent)}; there are: {', '.join(columns)}"
         )
     problem = _problem(entry.exception_info or {})
     if problem is not None:
@@ -181,16 +181,16 @@ def _outcome(rule: SuiteRule, entry: Any, columns: dict[str, str], file: str, en
                 where=f"{file}, {rule.name}",
                 next_step="correct it, or name the columns that it needs in meta.needs",
             )
-        return RuleResult(rule.name, rule.says, outcome, reason=f"cannot be computed: {problem}")
+        return RuleResult(rule.name, rule.description, outcome, reason=f"cannot be computed: {problem}")
     result = entry.result
     examples = tuple(str(value) for value in (result.get("partial_unexpected_list") or [])[:_EXAMPLES])
     if rule.type == "unexpected_rows_expectation":
         shown = () if entry.success else _first_rows(engine, rule.kwargs["unexpected_rows_query"])
-        return RuleResult(rule.name, rule.says, outcome, observed=result.get("observed_value"), examples=shown)
+        return RuleResult(rule.name, rule.description, outcome, observed=result.get("observed_value"), examples=shown)
     if "unexpected_count" in result:
         checked, failed = int(result.get("element_count") or 0), int(result["unexpected_count"])
-        return RuleResult(rule.name, rule.says, outcome, checked, failed, examples=examples)
-    return RuleResult(rule.name, rule.says, outcome, observed=_plain(result.get("observed_value")))
+        return RuleResult(rule.name, rule.description, outcome, checked, failed, examples=examples)
+    return RuleResult(rule.name, rule.description, outcome, observed=_plain(result.get("observed_value")))
 
 
 def _first_rows(engine: Any, query: str) -> tuple[str, ...]:

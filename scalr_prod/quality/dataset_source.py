@@ -111,7 +111,7 @@ def load_dataset(
             f"cannot be read: {first}", where=source.location, next_step="check the files, and [project] storage_options"
         ) from error
     if not rows:
-        raise EmptyInput("holds no row", where=source.location, next_step="check what should have written it")
+        raise EmptyInput("has no rows", where=source.location, next_step="check what should have written it")
     return rows, types
 
 

@@ -15,16 +15,17 @@ from scalr_prod.errors import GenerationError, LedgerError, QualityGateFailed
 from scalr_prod.generation import candidate_schema
 from scalr_prod.lake import Lake, open_project_lake
 from scalr_prod.ledger import Ledger, RunState, run_folder
+from scalr_prod.quality import calibration, information, privacy_rules
 from scalr_prod.quality.audit import open_audit
-from scalr_prod.quality.calibration import add_next_step, calibration_figures
+from scalr_prod.quality.calibration import calibration_figures
 from scalr_prod.quality.drift import measure_drift, rows_in_view, select_reference, warn_on_drift
 from scalr_prod.quality.gate_report import GateReport, describe_failures
 from scalr_prod.quality.gx_engine import open_gx_session
 from scalr_prod.quality.gx_inspections import validate_columns, validate_figures, validate_rows
-from scalr_prod.quality.information import information_figures, suggest_next_step
+from scalr_prod.quality.information import information_figures
 from scalr_prod.quality.outputs import write_accepted, write_quarantine
 from scalr_prod.quality.pooling import pool_small_run
-from scalr_prod.quality.privacy_rules import add_privacy_step, membership_figures
+from scalr_prod.quality.privacy_rules import membership_figures
 from scalr_prod.quality.rule_protocol import AuditedRun
 from scalr_prod.quality.rule_set import RuleSet
 from scalr_prod.quality.rules import EVENT_COLUMNS
@@ -179,7 +180,7 @@ def _audit(
             spec.run_id,
             files,
             {column.name: str(column.type) for column in schema},
-            says="columns, order and types are those of generated events",
+            description="columns, order and types are those of generated events",
         )
         if not all(rule.success for rule in shape):
             return GateReport(
@@ -225,7 +226,7 @@ def _audit(
                 figures["drift_reference"] = reference.run_id
             rows, good = audit.verdicts.counts()
             if not good and figures["contexts"]:
-                logger.warning("%s holds no event of its %d contexts", spec.run_id, figures["contexts"])
+                logger.warning("%s: none of its %d contexts gave an accepted event", spec.run_id, figures["contexts"])
             passed = all(rule.success is not False for rule in by_run) and (quality.policy == "quarantine" or good == rows)
             quarantined = rows - good if quality.policy == "quarantine" else 0
             write_quarantine(settings, spec, audit.rejected() if quarantined else None)
@@ -275,17 +276,18 @@ def _refusal(report: GateReport, run_id: str) -> QualityGateFailed:
     if report.policy == "strict":
         next_step += '; [quality] policy = "quarantine" sets bad rows aside'
     if not report.rows:
-        found = "the run holds no candidate event: nothing could be translated with these settings"
+        found = "the run has no candidate events: no context gave an event with these settings"
         next_step = "lower [generation] min_lift, or widen its window; then run: scalr generate"
     else:
         found = describe_failures(report)
-        next_step = add_privacy_step(report, add_next_step(report, suggest_next_step(report, next_step)))
+        for rules in (information, calibration, privacy_rules):
+            next_step = rules.extend_next_step(report, next_step)
         if since := [
             report.figures["pooled_since"][rule.rule]
             for rule in report.failures
             if rule.rule in report.figures.get("pooled_since", {})
         ]:
-            next_step += f"; if the events published since {min(since)} are at fault, take them back: scalr runs rollback"
+            next_step += f"; if the events published since {min(since)} are at fault, roll them back: scalr runs rollback"
     error = QualityGateFailed(found, where=report.docs, next_step=next_step)
     error.add_context(run_id=run_id)
     return error

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from scalr_prod.core.jsonable import Jsonable
 
@@ -12,15 +12,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+#: Key of a rule's description in JSON, also in the files of earlier versions.
+DESCRIPTION_KEY: Final = "says"
+
+
 @dataclass(frozen=True)
-class RuleOutcome:
+class RuleOutcome(Jsonable):
     """Outcome of one expectation.
 
     Attributes:
         rule: Its name.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         scope: ``schema``, ``row`` or ``run``.
-        success: Whether it held throughout; None: it was not judged, since the sample is too small.
+        success: Whether it held throughout, or None if it was not judged, since the sample is too small.
         checked: Number of rows (or figures) checked.
         failed: Number of them that broke it.
         observed: The value, for figures.
@@ -29,7 +33,7 @@ class RuleOutcome:
     """
 
     rule: str
-    says: str
+    description: str
     scope: Literal["schema", "row", "run"]
     success: bool | None
     checked: int
@@ -37,6 +41,15 @@ class RuleOutcome:
     observed: Any = None
     examples: Sequence[Mapping[str, Any]] = ()
     reason: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read the output of `to_json`."""
+        return cls(**{"description" if key == DESCRIPTION_KEY else key: value for key, value in content.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; the description's key is `DESCRIPTION_KEY`."""
+        return {DESCRIPTION_KEY if key == "description" else key: value for key, value in super().to_json().items()}
 
 
 @dataclass(frozen=True)
@@ -84,14 +97,14 @@ class GateReport(Jsonable):
     @classmethod
     def from_json(cls, content: Mapping[str, Any], *, repeated: bool = False) -> Self:
         """Read the output of `to_json`."""
-        rules = [RuleOutcome(**rule) for rule in content["rules"]]
+        rules = [RuleOutcome.from_json(rule) for rule in content["rules"]]
         return cls(**{**content, "rules": rules, "repeated": repeated})
 
 
 def describe_failures(report: GateReport) -> str:
     """Describe each failed expectation with its result in one sentence."""
     return "; ".join(
-        f"{rule.rule} ({rule.says}): "
+        f"{rule.rule} ({rule.description}): "
         + (f"found {format_value(rule.observed)}" if rule.scope == "run" else f"{rule.failed} of {rule.checked} break it")
         for rule in report.failures
     )

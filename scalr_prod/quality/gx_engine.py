@@ -40,15 +40,15 @@ class ExpectationSpec:
     """One expectation: rule name, description, and GX's class and arguments."""
 
     rule: str
-    says: str
+    description: str
     expectation: str
     arguments: Mapping[str, Any]
     severity: Literal["critical", "warning"] = "critical"
 
     @classmethod
-    def all_true(cls, rule: str, says: str, *, severity: Literal["critical", "warning"] = "critical") -> ExpectationSpec:
+    def all_true(cls, rule: str, description: str, *, severity: Literal["critical", "warning"] = "critical") -> ExpectationSpec:
         """Expect every value of the boolean column ``rule`` to be True."""
-        return cls(rule, says, "ExpectColumnValuesToBeInSet", {"column": rule, "value_set": [True]}, severity)
+        return cls(rule, description, "ExpectColumnValuesToBeInSet", {"column": rule, "value_set": [True]}, severity)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _expectation(check: ExpectationSpec) -> Any:
     return getattr(library, check.expectation)(
         **check.arguments,
         severity=check.severity,
-        meta={"rule": check.rule, "notes": {"format": "markdown", "content": [f"**{check.rule}**: {check.says}"]}},
+        meta={"rule": check.rule, "notes": {"format": "markdown", "content": [f"**{check.rule}**: {check.description}"]}},
     )
 
 

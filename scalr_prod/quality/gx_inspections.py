@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def validate_columns(
-    session: GxSession, suite: str, subject: str, files: Sequence[Path], expected_types: Mapping[str, str], *, says: str
+    session: GxSession, suite: str, subject: str, files: Sequence[Path], expected_types: Mapping[str, str], *, description: str
 ) -> list[RuleOutcome]:
     """Validate names, order and types of every file's columns; rows can be validated only if these match."""
     import pyarrow as pa
@@ -33,11 +33,13 @@ def validate_columns(
         for actual, wanted_column in zip_longest([f"{field.name}: {field.type}" for field in pq.read_schema(path)], expected)
     ]
     arguments = {"column_A": "column", "column_B": "expected"}
-    checks = [ExpectationSpec("columns_are_the_contracts", says, "ExpectColumnPairValuesToBeEqual", arguments)]
+    checks = [ExpectationSpec("columns_match_schema", description, "ExpectColumnPairValuesToBeEqual", arguments)]
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in ("file", "column", "expected")]))
     (finding,) = session.validate(f"{suite}_columns", subject, table, checks)
     examples = [row for row in rows if row["column"] != row["expected"]][:5]
-    return [RuleOutcome(finding.rule, says, "schema", finding.success, finding.checked, finding.failed, examples=examples)]
+    return [
+        RuleOutcome(finding.rule, description, "schema", finding.success, finding.checked, finding.failed, examples=examples)
+    ]
 
 
 def validate_rows(
@@ -50,12 +52,12 @@ def validate_rows(
 ) -> list[RuleOutcome]:
     """Validate every rule over every row."""
     rules = verdicts.rules
-    checks = [ExpectationSpec.all_true(rule.name, rule.says, severity=severity) for rule in rules]
+    checks = [ExpectationSpec.all_true(rule.name, rule.description, severity=severity) for rule in rules]
     findings = session.validate(f"{suite}_rows", subject, verdicts.files, checks)
     return [
         RuleOutcome(
             rule.name,
-            rule.says,
+            rule.description,
             "row",
             success=not finding.failed,
             checked=finding.checked,
@@ -75,7 +77,7 @@ def validate_figures(
     not_judged = {
         rule.name: RuleOutcome(
             rule.name,
-            rule.says,
+            rule.description,
             "run",
             success=None,
             checked=0,
@@ -90,7 +92,7 @@ def validate_figures(
     checks = [
         ExpectationSpec(
             rule.name,
-            rule.says,
+            rule.description,
             "ExpectColumnValuesToBeBetween",
             {"column": rule.figure, "min_value": rule.low, "max_value": rule.high},
         )
@@ -100,7 +102,9 @@ def validate_figures(
     row = pa.table({name: pa.array([value], from_pandas=True) for name, value in figures.items()})
     findings = session.validate(f"{suite}_figures", subject, row, checks)
     outcomes = not_judged | {
-        rule.name: RuleOutcome(rule.name, rule.says, "run", finding.success, 1, finding.failed, observed=figures[rule.figure])
+        rule.name: RuleOutcome(
+            rule.name, rule.description, "run", finding.success, 1, finding.failed, observed=figures[rule.figure]
+        )
         for rule, finding in zip(judged, findings, strict=True)
     }
     return [outcomes[rule.name] for rule in rules]

@@ -55,8 +55,8 @@ class InformationRules:
         ]
 
 
-def suggest_next_step(report: GateReport, default: str) -> str:
-    """Suggest what to do if rules of this module were broken, alone or among others."""
+def extend_next_step(report: GateReport, default: str) -> str:
+    """Add what to do if rules of this module were broken, alone or among others."""
     broken = [rule.rule.startswith("information_") for rule in report.failures]
     if not any(broken):
         return default

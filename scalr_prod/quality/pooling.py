@@ -83,7 +83,7 @@ def pool_small_run(
         since_by_rule[rule.name] = since.isoformat()
         pooled[rule.name] = replace(
             rule,
-            says=f"{rule.says}; together with the published events since {since.isoformat()}, since the run is small",
+            description=f"{rule.description}; judged together with events published from {since.isoformat()} on, because the run is small",
             figure=name,
             sample=None,
         )

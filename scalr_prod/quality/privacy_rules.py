@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gate rules on what a run's rows tell about users, see `scalr_prod.privacy`."""
+"""Gate rules on what a run's rows reveal about users, see `scalr_prod.privacy`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalr_prod.quality.rule_protocol import AuditedRun
 
 
-_MEMBERSHIP: Final = "rows_do_not_tell_who_trained_the_translator"
+_MEMBERSHIP: Final = "membership_is_not_inferable"
 _EVIDENCE: Final = "item_had_enough_users"
 #: Fewest attacked users that are judged: with fewer, each user shapes the translator noticeably, whatever it is.
 _MIN_USERS: Final = 500
@@ -51,7 +51,7 @@ def membership_figures(settings: Settings, spec: RunSpec, files: Sequence[Path])
 class PrivacyRules:
     """Rules on membership inference, and on the number of users behind a row."""
 
-    version = 1
+    version = 2
 
     def rules(self, run: AuditedRun) -> list[RowRule | FigureRule]:
         """Return the rules that ``max_membership_auc`` and ``min_evidence_users`` ask for; none by default."""
@@ -81,7 +81,7 @@ class PrivacyRules:
         return found
 
 
-def add_privacy_step(report: GateReport, default: str) -> str:
+def extend_next_step(report: GateReport, default: str) -> str:
     """Add what to do if a rule of this module was broken."""
     broken = {rule.rule for rule in report.failures}
     if _MEMBERSHIP in broken:

@@ -22,7 +22,7 @@ class RowRule:
 
     Attributes:
         name: Names the rule in reports, and its column in the judged rows: lower-case letters, digits and ``_``.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         holds: DuckDB expression over a row; null counts as broken. In a run it can use the candidate ``c``, its source event ``s``
             (``found``), its item ``i`` (``found``, ``first_seen``) and the user's own consumption of the item ``u``
             (``first_consumed``), all as known by the run's ``as_of``, and the views ``source_events``, ``target_events`` and
@@ -30,7 +30,7 @@ class RowRule:
     """
 
     name: str
-    says: str
+    description: str
     holds: str
 
 
@@ -42,7 +42,7 @@ class FigureRule:
 
     Attributes:
         name: Names the rule in reports.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         figure: Name of the figure in the gate's report.
         low: Lower bound, inclusive; None: no bound.
         high: Upper bound, inclusive; None: no bound.
@@ -53,7 +53,7 @@ class FigureRule:
     """
 
     name: str
-    says: str
+    description: str
     figure: str
     low: float | None = None
     high: float | None = None
@@ -78,7 +78,7 @@ class AuditedRun:
         events_per_source_event: The run's limit of events per source event.
         translator: The ledger's record of its translator's training; None if there is none.
         popularity_buckets: Number of popularity buckets that `bucket_distance` compares.
-        reference: Id of the previously published run that the figures ``drift_…`` compare with; None: there are no such figures.
+        reference: Id of the previously published run that the figures ``drift_…`` compare with, or None if there are no such figures.
     """
 
     spec: RunSpec

@@ -106,7 +106,7 @@ class RowRules:
                 f"translator_version is {spec.translator_version}",
                 f"c.translator_version = {spec.translator_version}",
             ),
-            RowRule("run_is_this_one", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
+            RowRule("run_id_matches", f"run_id is {spec.run_id}", f"c.run_id = '{spec.run_id}'"),
         ]
 
 
@@ -131,7 +131,7 @@ class RunRules:
     run, `scalr_prod.quality.pooling` adds earlier events to distributions. All other rules always apply.
     """
 
-    version = 7
+    version = 8
 
     def rules(self, run: AuditedRun) -> list[FigureRule]:
         """Return the rules for a run as a whole; see `scalr_prod.quality.GateRule`."""
@@ -140,7 +140,7 @@ class RunRules:
         contexts = "users" if has_one_context_per_user(spec) else "source events"
         rules = [
             FigureRule(
-                "run_holds_events",
+                "run_has_events",
                 "at least one row is accepted",
                 "accepted",
                 low=1,
@@ -148,7 +148,7 @@ class RunRules:
                 min_sample=min_contexts_for_coverage(0),
             ),
             FigureRule(
-                "translator_had_not_seen_the_window",
+                "translator_trained_until_limit",
                 f"the translator's trained_until is no later than the run's {limit} (mode = {spec.mode})",
                 "seconds_trained_past_limit",
                 high=0,
@@ -161,7 +161,7 @@ class RunRules:
             ),
             FigureRule(
                 "volume_per_source_event",
-                f"no source event became more than {events_per_source_event} events",
+                f"at most {events_per_source_event} events for each of the window's {contexts}",
                 "max_events_per_source_event",
                 high=events_per_source_event,
             ),
@@ -197,9 +197,9 @@ class RunRules:
         if quality.min_effective_items:
             rules.append(
                 FigureRule(
-                    "items_are_as_many_as_the_real_ones",
-                    f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events; "
-                    "if the run has too few rows and users for the real number, that many times the highest number it could have",
+                    "effective_items",
+                    f"the effective number of items, exp(entropy), is at least {quality.min_effective_items:g} times that of real events "
+                    "(or of the largest number that so few rows and users can reach)",
                     "effective_items_ratio",
                     low=quality.min_effective_items,
                     sample="effective_users",

@@ -75,7 +75,7 @@ class SuiteRule:
 
     Attributes:
         name: Its name in the verdict, unique in the suite.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         type: Great Expectations' type name.
         kwargs: Its arguments.
         severity: ``critical``, ``warning`` or ``info``.
@@ -84,7 +84,7 @@ class SuiteRule:
     """
 
     name: str
-    says: str
+    description: str
     type: str
     kwargs: Mapping[str, Any]
     severity: str
@@ -203,13 +203,13 @@ def _rules(entry: Mapping[str, Any], columns: Mapping[str, str], where: str, *, 
     matching = _matching(each, columns)
     if rule.missing or not matching:
         missing = rule.missing or tuple(map(str, each["columns"]))
-        plain = rule.says.replace("{column}", "a feature")
+        plain = rule.description.replace("{column}", "a feature")
         yield SuiteRule(rule.name, plain, rule.type, rule.kwargs, rule.severity, (), missing)
     for column in [] if rule.missing else matching:
         if column not in needs:
             yield SuiteRule(
                 f"{column}_{rule.name}",
-                rule.says.replace("{column}", column),
+                rule.description.replace("{column}", column),
                 rule.type,
                 _substitute(kwargs, column),
                 rule.severity,

@@ -55,9 +55,11 @@ def validate_training_set(
     files = sorted(folder.rglob("*.parquet"))
     subject = f"{manifest.get('name', 'training_set')}"
     with open_gx_session(settings) as inspector:
-        says = "columns, order and types are those of the manifest"
+        description = "columns, order and types are those of the manifest"
         unjudged = [path for path in files if path.name not in validated_files]
-        outcomes = validate_columns(inspector, _SUITE, subject, unjudged or files[:1], manifest["columns"], says=says)
+        outcomes = validate_columns(
+            inspector, _SUITE, subject, unjudged or files[:1], manifest["columns"], description=description
+        )
         rows = good = 0
         figures: dict[str, Any] = {}
         if outcomes[0].success and files:
@@ -76,7 +78,7 @@ def validate_training_set(
         )
     if not report.passed:
         raise QualityGateFailed(
-            describe_failures(report) or "the training set holds no row",
+            describe_failures(report) or "the training set has no rows",
             where=report.docs,
             next_step="read the report; nothing was kept. Fix the cause, then run: scalr dataset build",
         )
@@ -202,11 +204,11 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
         RowRule("label_is_not_contradicted", "no row of this user, item and time has the other label", "b.found IS NULL"),
     ]
     if "source_domain" in columns:  # null on synthetic rows that an old version published
-        says = "source_domain is null on real rows"
-        rules.append(RowRule("source_domain_is_on_no_real_row", says, "r.is_synthetic OR r.source_domain IS NULL"))
+        description = "source_domain is null on real rows"
+        rules.append(RowRule("source_domain_is_on_no_real_row", description, "r.is_synthetic OR r.source_domain IS NULL"))
     if SPLIT in columns:
-        says = f"a synthetic row is in the part {TRAIN}"
-        rules.append(RowRule("synthetic_rows_are_in_train", says, f"NOT r.is_synthetic OR r.{SPLIT} = '{TRAIN}'"))
+        description = f"a synthetic row is in the split {TRAIN}"
+        rules.append(RowRule("synthetic_rows_are_in_train", description, f"NOT r.is_synthetic OR r.{SPLIT} = '{TRAIN}'"))
     if manifest.get("start"):
         start = manifest["start"]
         rules.append(RowRule("label_is_in_the_window", f"{EVENT_TIMESTAMP} >= {start}", f"{instant} >= {_at(start)}"))
@@ -234,9 +236,9 @@ def _row_rules(manifest: Mapping[str, Any]) -> list[RowRule]:
 def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
     rows, synthetic = int(manifest["rows"]), int(manifest["synthetic"])
     return [
-        FigureRule("rows_are_the_manifests", f"there are {rows} rows", "rows", low=rows, high=rows),
+        FigureRule("row_count_matches_manifest", f"there are {rows} rows", "rows", low=rows, high=rows),
         FigureRule(
-            "synthetic_rows_are_the_manifests", f"{synthetic} are synthetic", "synthetic", low=synthetic, high=synthetic
+            "synthetic_row_count_matches_manifest", f"{synthetic} are synthetic", "synthetic", low=synthetic, high=synthetic
         ),
         FigureRule(
             "labels_are_in_the_window", "no label is from before the start or after the cutoff", "labels_outside", high=0
@@ -248,9 +250,9 @@ def _figure_rules(manifest: Mapping[str, Any]) -> list[FigureRule]:
             high=0,
         ),
         FigureRule(
-            "provenance_is_no_feature", "no provenance column is offered as a feature", "provenance_among_features", high=0
+            "no_provenance_in_features", "no provenance column is offered as a feature", "provenance_among_features", high=0
         ),
-        FigureRule("features_are_there", "every feature is a column", "features_without_column", high=0),
+        FigureRule("features_exist", "every feature is a column", "features_without_column", high=0),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scalr_prod.core.jsonable import Jsonable
 from scalr_prod.errors import QualityGateFailed
-from scalr_prod.quality.gate_report import format_value
+from scalr_prod.quality.gate_report import DESCRIPTION_KEY, format_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,22 +18,22 @@ Outcome = Literal["passed", "failed", "warning", "skipped"]
 
 
 @dataclass(frozen=True)
-class RuleResult:
+class RuleResult(Jsonable):
     """Result of one expectation of a suite.
 
     Attributes:
         rule: Its name.
-        says: The requirement, in a sentence.
+        description: The requirement, in a sentence.
         outcome: ``failed`` rejects the data set; ``warning`` is a failure of lower severity; ``skipped``: a column is missing.
         checked: Number of rows checked.
-        failed: Number of rows that break it; None: it is about the whole data set.
+        failed: Number of rows that break it, or None if it is about the whole data set.
         observed: The observed value, if it is about the whole data set.
         examples: The first values or rows that break it, as text.
         reason: Why it could not be computed, or was skipped.
     """
 
     rule: str
-    says: str
+    description: str
     outcome: Outcome
     checked: int = 0
     failed: int | None = None
@@ -41,12 +41,16 @@ class RuleResult:
     examples: Sequence[str] = ()
     reason: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; the description's key is `DESCRIPTION_KEY`."""
+        return {DESCRIPTION_KEY if key == "description" else key: value for key, value in super().to_json().items()}
+
     def __str__(self) -> str:
         if self.reason or self.failed is not None:
             found = self.reason or f"{self.failed} of {self.checked} rows break it"
         else:  # for a query: the number of rows found, and the first one, which shows a share that is out of bounds
             found = ": ".join((f"found {format_value(self.observed)}", *self.examples[:1]))
-        return f"{self.rule} ({self.says}): {found}"
+        return f"{self.rule} ({self.description}): {found}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalr_prod.config import Settings
 
 
-_TONES: Final = {"helps": "good", "harms": "bad", "unsure": "", "refused": ""}
+_TONES: Final = {"helps": "good", "behind": "bad", "harms": "bad", "unsure": "", "refused": ""}
 
 
 def verdict_section(settings: Settings, *, details: bool = True) -> dict[str, Any] | None:
@@ -80,10 +80,10 @@ def _notes(settings: Settings, report: Mapping[str, Any]) -> list[str]:
     notes = []
     if report["verdict"]["quick"]:
         notes.append(
-            "This is a first verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
+            "This is a quick verdict, with a run's default settings. A full evaluation chooses them, and tests more baselines."
         )
     status = policy_status(settings)
-    if status is not None and not status.followed:
+    if status is not None and not status.is_applied:
         notes.append(f"Runs do not apply it: {status.reason}.")
     elif status is not None and status.reason != "as measured":
         notes.append(f"Runs apply it, though {status.reason}.")

@@ -204,7 +204,7 @@ def _translator_metrics(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     information = None
     if own is not None:
         low, high = own["ci99"]
-        information = f"{own['nats']:.2f} nats an event over another user's (99 %: {low:.2f} to {high:.2f})"
+        information = f"{own['nats']:.2f} nats per event over another user's (99 %: {low:.2f} to {high:.2f})"
     left_out = [
         f"{counts['items'] - counts['kept']:,} of {counts['items']:,} {domain} items, with"
         f" {1 - counts['events_kept'] / counts['events']:.2%} of the events"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from scalr_prod.errors import FeatureStoreError, LakeError, ProvenanceNotFound, ReportError, TranslatorError
-from scalr_prod.generation import LIFT_SQL, SOURCE_TIMESTAMP, describe_harmful_segments, why_not_generated
+from scalr_prod.generation import LIFT_SQL, SOURCE_TIMESTAMP, describe_harmed_segments, why_not_generated
 from scalr_prod.operations import explain_rows, read_published_events
 from scalr_prod.pipeline import read_timings
 from scalr_prod.privacy import privacy_file
@@ -78,8 +78,8 @@ class RunReportData:
         spent: ``seconds`` and ``memory_mb`` by stage; empty for a run of an earlier package version.
         translator: The manifest of the translator version; empty if the version was removed.
         privacy: The last `PrivacyReport` of the run as JSON; empty if it was not measured.
-        not_generated: Why runs generate no event under the current settings and policy; None: they do.
-        harmful_segments: One sentence for each segment of users whom synthetic events harm by the present experiment.
+        not_generated: Why runs generate no event under the current settings and policy, or None if they do.
+        harmed_segments: One sentence for each segment of users whom synthetic events harm by the current experiment.
         history: The run's state changes in the ledger.
     """
 
@@ -100,7 +100,7 @@ class RunReportData:
     translator: Mapping[str, Any]
     privacy: Mapping[str, Any]
     not_generated: str | None
-    harmful_segments: Sequence[str]
+    harmed_segments: Sequence[str]
     history: Sequence[Mapping[str, Any]]
 
 
@@ -150,7 +150,7 @@ def collect_run_data(settings: Settings, ledger: Ledger, run_id: str) -> RunRepo
         translator=_read_json(settings.home / "models" / "translator" / str(run.spec.translator_version) / "manifest.json"),
         privacy=_read_json(privacy_file(settings, run_id)),
         not_generated=why_not_generated(settings),
-        harmful_segments=describe_harmful_segments(settings),
+        harmed_segments=describe_harmed_segments(settings),
         history=[change.to_json() for change in ledger.changes.find(run_id)],
     )
 
@@ -191,8 +191,8 @@ def _funnel_steps(generation: Mapping[str, Any], gate: Mapping[str, Any], publis
         return []
     dropped = {reason: count for reason, count in generation["dropped"].items() if count}
     reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in dropped.items())
-    denied = generation.get("without_consent")
-    left_out = "" if denied is None else f"; {denied:,} users without consent were left out"
+    without_consent = generation.get("without_consent")
+    left_out = "" if without_consent is None else f"; {without_consent:,} users without consent were left out"
     steps = [
         {"step": "contexts", "rows": generation["contexts"], "note": f"source events or users that were translated{left_out}"},
         {"step": "draws", "rows": generation["drawn"], "note": "requested from the translator"},

@@ -61,7 +61,7 @@ def rollback(settings: Settings) -> PromotionReport:
         ScoringError: It was loaded, but does not answer as expected.
     """
     chain = promoted_versions(settings)
-    if len(chain) < 2:  # noqa: PLR2004 - the present one and the one before
+    if len(chain) < 2:  # noqa: PLR2004 - the current one and the one before
         raise ServingError(
             "no version was served before this one" if chain else "no version was promoted yet",
             where="translator versions",

@@ -66,7 +66,7 @@ _LOCK_TIMEOUT_S: Final = 3600
 _MAX_SYNTHETIC_RATIO: Final = 10
 #: Settings that have no effect without external features.
 _EXTERNAL: Final = ("features", "features_repo", "feature_keys")
-#: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, its parts, and λ.
+#: Settings that do not affect rows (``task`` only requires negatives), or that `_read_inputs` resolves: the window, its splits, and λ.
 _NOT_HASHED: Final = ("name", "cutoff", "start", "splits", "suite", "task", "synthetic_weight", "segment_weights")
 
 
@@ -89,8 +89,8 @@ class TrainingSetReport(Jsonable):
         synthetic_unknown: Published synthetic events of the window that are left out, because they were not known by the cutoff, or by the
             end of ``train``.
         fingerprint: SHA-256 of everything that decided the rows.
-        splits: Name of each part → its start, end and counts; None: there are no parts.
-        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`); None: there is no policy.
+        splits: Name of each split → its start, end and counts, or None without splits.
+        policy: How an evaluation's policy was applied (see `scalr_prod.generation.policy`), or None if there is no policy.
     """
 
     name: str
@@ -116,7 +116,7 @@ def build_training_set(settings: Settings, *, progress: bool = False) -> Trainin
     Positives are the real and synthetic target events of ``[start, cutoff)`` that were known by the cutoff; negatives are optional.
     Features are those of the Feast service ``target_training_v1`` (with ``source_history``: ``downstream_training_v1``) and external ones
     (``features``). A value counts if both its event time and its creation time are strictly before the label. With ``splits`` each row is
-    in a part by its time, and synthetic events are in ``train`` alone, known by its end.
+    in a split by its time, and synthetic events are in ``train`` only, known by its end.
 
     Args:
         settings: The project's settings.
@@ -220,7 +220,7 @@ def rebuild_reason(settings: Settings) -> str | None:
 
 
 def layout_reason(manifest: Mapping[str, Any]) -> str | None:
-    """Return that this version of the package builds training sets otherwise than a version's; None: it does not."""
+    """Return that this version of the package builds training sets otherwise than a version's, or None if it does not."""
     layout = manifest.get("layout")
     return None if layout == _LAYOUT else f"this version of the package builds it otherwise (layout {layout}, now {_LAYOUT})"
 
@@ -228,7 +228,7 @@ def layout_reason(manifest: Mapping[str, Any]) -> str | None:
 def _warn_of_volume(name: str, version: int, real: int, synthetic: int, events_per_source_event: int) -> None:
     if synthetic > _MAX_SYNTHETIC_RATIO * real:
         logger.warning(
-            "training set %s v%d has %d synthetic events beside %d real ones, more than %d times as many: %s (now %d)",
+            "training set %s v%d has %d synthetic events for %d real ones, more than %d times as many: %s (now %d)",
             name,
             version,
             synthetic,
@@ -263,7 +263,7 @@ class _BuildInputs:
     Attributes:
         window: The labels.
         opened: The tables, at the versions that are read.
-        external: External features; None: there are none.
+        external: External features, or None if there are none.
         values: All of it as JSON values, for the fingerprint and the manifest.
     """
 

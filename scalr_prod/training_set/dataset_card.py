@@ -28,15 +28,15 @@ _MEANINGS: Final = {
     "source_domain": "the domain that it was generated from; null for real ones. Not a feature",
     "held_out": "whether the user is held out of an experiment. Not a feature",
     "canary": "whether the user is in the first group of an experiment. Not a feature",
-    SPLIT: "the part that the row belongs to. Not a feature",
+    SPLIT: "the split that the row belongs to. Not a feature",
 }
 
 
-def write_dataset_folder(parts: Mapping[str, Sequence[Path]], manifest: Mapping[str, Any], folder: Path) -> tuple[int, int]:
-    """Write ``data/PART-00000-of-00001.parquet`` and the card ``README.md``.
+def write_dataset_folder(splits: Mapping[str, Sequence[Path]], manifest: Mapping[str, Any], folder: Path) -> tuple[int, int]:
+    """Write ``data/SPLIT-00000-of-00001.parquet`` and the card ``README.md``.
 
     Args:
-        parts: Name → Parquet files of each part, in order.
+        splits: Name → Parquet files of each split, in order.
         manifest: Manifest of the version.
         folder: An empty folder.
 
@@ -44,29 +44,29 @@ def write_dataset_folder(parts: Mapping[str, Sequence[Path]], manifest: Mapping[
         Number of rows, and of synthetic rows.
     """
     (folder / "data").mkdir(parents=True)
-    for name, files in parts.items():
+    for name, files in splits.items():
         for number, path in enumerate(files):
             shutil.copyfile(path, folder / "data" / f"{name}-{number:05d}-of-{len(files):05d}.parquet")
-    counts = {name: count_rows(files) for name, files in parts.items()}
-    (folder / _CARD).write_text(_card(parts, counts, manifest), encoding="utf-8")
+    counts = {name: count_rows(files) for name, files in splits.items()}
+    (folder / _CARD).write_text(_card(splits, counts, manifest), encoding="utf-8")
     return tuple(sum(count[key] for count in counts.values()) for key in ("rows", "synthetic"))  # type: ignore[return-value]  # two keys
 
 
-def _card(parts: Mapping[str, Sequence[Path]], counts: Mapping[str, Mapping[str, int]], manifest: Mapping[str, Any]) -> str:
+def _card(splits: Mapping[str, Sequence[Path]], counts: Mapping[str, Mapping[str, int]], manifest: Mapping[str, Any]) -> str:
     title = f"{manifest.get('name', 'training_set')} v{manifest['version']}"
     return "\n\n".join(
         [
-            _front_matter(title, parts),
+            _front_matter(title, splits),
             f"# {title}",
             _purpose(manifest),
-            "## Parts",
+            "## Splits",
             _table(
-                ["part", "from", "to", "rows", "real", "synthetic", "negatives"],
-                [_part_row(name, count, manifest) for name, count in counts.items()],
+                ["split", "from", "to", "rows", "real", "synthetic", "negatives"],
+                [_split_row(name, count, manifest) for name, count in counts.items()],
             ),
             _rules(manifest),
             "## Weights",
-            _weights(manifest, parts),
+            _weights(manifest, splits),
             "## Columns",
             _table(
                 ["column", "type", "meaning"],
@@ -87,13 +87,13 @@ def _purpose(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _front_matter(title: str, parts: Mapping[str, Sequence[Path]]) -> str:
-    files = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in parts]
+def _front_matter(title: str, splits: Mapping[str, Sequence[Path]]) -> str:
+    files = [f"  - split: {name}\n    path: data/{name}-*.parquet" for name in splits]
     head = ["---", f"pretty_name: {json.dumps(title)}", "configs:", "- config_name: default", "  data_files:"]
     return "\n".join([*head, *files, "---"])
 
 
-def _part_row(name: str, count: Mapping[str, int], manifest: Mapping[str, Any]) -> list[str]:
+def _split_row(name: str, count: Mapping[str, int], manifest: Mapping[str, Any]) -> list[str]:
     bounds = manifest.get("splits", {}).get(name, {"start": manifest.get("start"), "end": manifest["cutoff"]})
     numbers = [f"{count[key]:,}" for key in ("rows", "real", "synthetic", "negatives")]
     return [name, bounds["start"] or "the first event", bounds["end"], *numbers]
@@ -101,19 +101,19 @@ def _part_row(name: str, count: Mapping[str, int], manifest: Mapping[str, Any]) 
 
 def _rules(manifest: Mapping[str, Any]) -> str:
     if "splits" not in manifest:
-        return "Synthetic rows are for training alone: leave them out of validation and test."
+        return "Synthetic rows are for training only: leave them out of validation and test."
     return (
-        f"A row is in the part of its time if it was known by the part's end. Synthetic rows are in `{TRAIN}` alone, and were generated "
-        "from what was known by its end."
+        f"A row is in the split in which it happened, if it was known by the split's end. Synthetic rows are in `{TRAIN}` only, and were "
+        "generated from what was known by its end."
     )
 
 
-def _weights(manifest: Mapping[str, Any], parts: Mapping[str, Sequence[Path]]) -> str:
+def _weights(manifest: Mapping[str, Any], splits: Mapping[str, Sequence[Path]]) -> str:
     weights = list(dict.fromkeys(manifest["settings"]["lambda"]))
     shares = (
         f"λ = {weights[0]:g}" if len(weights) == 1 else f"λ of cold, sparse and dense users = {manifest['settings']['lambda']}"
     )
-    runs = _runs([path for files in parts.values() for path in files])
+    runs = _runs([path for files in splits.values() for path in files])
     return (
         "Multiply the loss of each row by `weight`. A real event weighs 1, or its own weight; a negative 1. A synthetic event weighs "
         "its confidence times one factor, which is at most 1. All of them together weigh λ times as much as the real events of "

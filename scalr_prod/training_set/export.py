@@ -56,7 +56,7 @@ class ExportOptions:
 
     Attributes:
         format: ``csv`` (with a header, quoted where needed), ``recbole`` (``NAME/NAME.inter`` and ``NAME/NAME.yaml``), or ``parquet``
-            (``NAME/data/PART-*.parquet`` with every column, and a card, ``NAME/README.md``).
+            (``NAME/data/SPLIT-*.parquet`` with every column, and a card, ``NAME/README.md``).
         weights: ``column``: every row once, with its weight; ``sample``: rows sampled by weight. None: ``sample`` for ``recbole``, whose
             losses read no weight, else ``column``.
         epochs: Independent draws of a sample, written one after the other; more than 1 adds a column ``epoch``.
@@ -206,12 +206,12 @@ def export_training_set(
 
 
 def export_dataset_folder(
-    parts: Mapping[str, Sequence[Path]], manifest: Mapping[str, Any], target: Path, options: ExportOptions
+    splits: Mapping[str, Sequence[Path]], manifest: Mapping[str, Any], target: Path, options: ExportOptions
 ) -> ExportReport:
-    """Export Parquet files by part, with a card that describes them.
+    """Export Parquet files by split, with a card that describes them.
 
     Args:
-        parts: Name → Parquet files of each part, in order.
+        splits: Name → Parquet files of each split, in order.
         manifest: Manifest of the version.
         target: The folder to write.
         options: Format ``parquet``.
@@ -223,7 +223,7 @@ def export_dataset_folder(
 
     options.check()
     with _unfinished(target) as unfinished:
-        rows, synthetic = write_dataset_folder(parts, manifest, unfinished)
+        rows, synthetic = write_dataset_folder(splits, manifest, unfinished)
     return ExportReport(str(target), options.format, int(manifest["version"]), rows, synthetic, "column")
 
 
@@ -391,7 +391,7 @@ def _refuse_breaks(batch: pa.RecordBatch, path: Path) -> None:
         broken = ids.filter(pc.match_substring_regex(ids, _BREAKS))
         if len(broken):
             raise TrainingSetError(
-                f"the {name} {broken[0].as_py()!r} holds a tab, a line break or a quote, which an atomic file cannot hold",
+                f"the {name} {broken[0].as_py()!r} contains a tab, a line break or a quote, which an atomic file cannot contain",
                 where=path.name,
                 next_step="export as csv, which quotes it, or rename the id in the log",
             )

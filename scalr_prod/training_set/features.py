@@ -129,7 +129,7 @@ def _plan_files(
         periods: Period → rows, in order.
         wanted: The periods to write.
         limit: Maximum rows of a file.
-        split_rows: Numbers of rows after which a part of the set begins; no file has rows of two parts.
+        split_rows: Numbers of rows after which a split of the set begins; no file has rows of two splits.
     """
     found: list[_PlannedFile] = []
     first = group = rows_in_group = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The times of a training set's labels: a window, and its parts."""
+"""The times of a training set's labels: a window, and its splits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LabelWindow:
     Attributes:
         start: First instant of a label (UTC); None: from the first event on.
         cutoff: Labels are before this, and use only what was known by it (UTC).
-        splits: Name and first instant (UTC) of each part after ``train``, in order; empty: there are no parts.
+        splits: Name and first instant (UTC) of each split after ``train``, in order; empty: there are no splits.
     """
 
     start: datetime | None
@@ -39,11 +39,11 @@ class LabelWindow:
         return to_micros(self.start or BEGINNING), to_micros(self.cutoff)
 
     @property
-    def parts(self) -> dict[str, tuple[datetime | None, datetime]]:
-        """Name → start and end of each part, in order; without splits, all is ``train``."""
+    def split_ranges(self) -> dict[str, tuple[datetime | None, datetime]]:
+        """Name → start and end of each split, in order; without splits, all is ``train``."""
         return dict(zip((TRAIN, *self.splits), pairwise((self.start, *self.splits.values(), self.cutoff)), strict=True))  # type: ignore[arg-type]  # ends are no None
 
     @property
     def train(self) -> LabelWindow:
-        """The window of the part with the synthetic rows."""
-        return LabelWindow(self.start, self.parts[TRAIN][1])
+        """The window of the split with the synthetic rows."""
+        return LabelWindow(self.start, self.split_ranges[TRAIN][1])

@@ -77,42 +77,44 @@ class TrainingSet:
 
     @property
     def splits(self) -> list[str]:
-        """Names of its parts by time, in order; none without ``[training_set] splits``."""
+        """Names of its splits by time, in order; none without ``[training_set] splits``."""
         return list(self.manifest.get("splits", ()))
 
     def split(self, name: str) -> TrainingSet:
-        """One part of the set, with all of its readers.
+        """Return one split of the set, with all of its readers.
 
         Rows and columns of its matrices, and the numbers of its ids, are those of the whole set (`vocabulary`), so that a model trained on
-        one part can be tested on another. `seen` counts the real events of this part alone.
+        one split can be tested on another. `seen` counts the real events of this split only.
 
         Args:
             name: ``train``, ``validation`` or ``test``.
 
         Returns:
-            The same version, restricted to the part.
+            The same version, restricted to the split.
 
         Raises:
-            TrainingSetError: There is no such part.
+            TrainingSetError: There is no such split.
 
         Example:
             >>> rows = project.training_set()  # doctest: +SKIP
             >>> model.fit(rows.split("train").matrix())  # doctest: +SKIP
             >>> relevant = rows.split("test").seen()  # doctest: +SKIP
         """
-        parts = self.manifest.get("splits", {})
-        if name not in parts:
+        splits = self.manifest.get("splits", {})
+        if name not in splits:
             raise TrainingSetError(
-                f"there is no part {name!r}"
-                + (f"; there are {', '.join(parts)}" if parts else ": the set was built without splits"),
+                f"there is no split {name!r}"
+                + (f"; there are {', '.join(splits)}" if splits else ": the set was built without splits"),
                 where=str(self.path),
-                next_step="name one of them" if parts else "set [training_set] splits, then run: scalr dataset build",
+                next_step="name one of them" if splits else "set [training_set] splits, then run: scalr dataset build",
             )
-        part, files = parts[name], self.manifest["files"]
-        counts = {key: part[key] for key in ("rows", "real", "synthetic", "negatives")}
+        split, files = splits[name], self.manifest["files"]
+        counts = {key: split[key] for key in ("rows", "real", "synthetic", "negatives")}
         return replace(
             self,
-            manifest=self.manifest | counts | {"files": {file: files[file] for file in part["files"]}, "splits": {name: part}},
+            manifest=self.manifest
+            | counts
+            | {"files": {file: files[file] for file in split["files"]}, "splits": {name: split}},
         )
 
     def __len__(self) -> int:
@@ -186,7 +188,7 @@ class TrainingSet:
 
         Args:
             target: ``csv``: the file; ``recbole``: the folder of the data set, with ``NAME.inter``, RecBole's settings ``NAME.yaml``,
-                and this report as ``export.json``; ``parquet``: the folder for ``datasets.load_dataset``, with the parts of the set and
+                and this report as ``export.json``; ``parquet``: the folder for ``datasets.load_dataset``, with the splits of the set and
                 a card, ``README.md``.
             form: ``csv``, ``recbole`` or ``parquet``.
             weights: ``column`` or ``sample``. Default: ``sample`` for recbole, whose losses read no weight, else ``column``.
@@ -204,8 +206,8 @@ class TrainingSet:
 
         options = ExportOptions(form, weights, epochs, seed)
         if form == "parquet":
-            parts = {name: self.split(name).files for name in self.splits} or {TRAIN: self.files}
-            return export_dataset_folder(parts, self.manifest, Path(target), options)
+            splits = {name: self.split(name).files for name in self.splits} or {TRAIN: self.files}
+            return export_dataset_folder(splits, self.manifest, Path(target), options)
         has_negatives = bool(self.manifest.get("negatives"))
         return export_training_set(self.files, self.version, Path(target), options, has_negatives=has_negatives)
 
@@ -241,7 +243,7 @@ class TrainingSet:
         return found
 
     def seen(self, vocabulary: IdVocabulary | None = None) -> sparse.csr_matrix:
-        """How often each user had each item, by real events alone: what to filter out of recommendations.
+        """How often each user had each item, by real events only: what to filter out of recommendations.
 
         An event counts 1 whatever it weighs. Synthetic events and negatives do not count. Events before ``[training_set] start`` or
         from the cutoff on are not in the set, and so not here.
@@ -310,7 +312,7 @@ class TrainingSet:
         shuffle: bool = False,
         seed: int = 0,
     ) -> Any:
-        """A torch data set for a ``DataLoader``; `scalr_prod.training_set.torch_data` tells what a row holds.
+        """A torch data set for a ``DataLoader``; `scalr_prod.training_set.torch_data` describes a row.
 
         Args:
             history_length: L, the latest events of a history that are kept; default: all that were stored.

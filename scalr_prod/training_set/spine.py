@@ -21,7 +21,7 @@ from scalr_prod.training_set.negatives import stage_negatives
 from scalr_prod.training_set.periods import DAY_US, Period, utc_day
 from scalr_prod.training_set.previous_version import PartitionStatistics
 from scalr_prod.training_set.regroup import GroupedArrowFile
-from scalr_prod.training_set.splits import keep_known_in_part, split_sql
+from scalr_prod.training_set.splits import keep_known_by_split_end, split_sql
 from scalr_prod.workspace import CANARY_COLUMN, HELD_OUT_COLUMN, Canary, Holdout, escape_glob
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def _stage_events(
         schema = pa.schema([found.schema.field(name) for name in columns])
         writer = writer or pq.ParquetWriter(path, schema, compression="lz4")
         for batch in found:
-            known = keep_known_in_part(batch, window) if window.splits else batch
+            known = keep_known_by_split_end(batch, window) if window.splits else batch
             writer.write_batch(known.select(columns).replace_schema_metadata(None))
     writer.close()
     written: pa.Schema = pq.read_schema(path)

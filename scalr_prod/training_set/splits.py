@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named parts of a training set by time: train, validation and test, with synthetic events in train alone.
+"""Splits of a training set by time: train, validation and test, with synthetic events in train only.
 
-A part is what a set with the part's end as its cutoff holds of it: an event belongs to it if it happened in it and was known by its end.
-So ``train`` has the real and synthetic rows, and the weights, of a set whose cutoff is the first boundary. A synthetic event is known from
-its run's ``as_of`` on, and its run, translator included, read nothing that became known later.
+Each split equals, for its period, a training set whose cutoff is the split's end: it has the events that happened in it and were known by
+its end. So ``train`` has the real and synthetic rows, and the weights, of a set whose cutoff is the first boundary. A synthetic event is
+known from its run's ``as_of`` on, and its run, translator included, read nothing that became known later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GUIDE = "docs/guides/training-sets.md"
 
 
 def resolve_splits(settings: Settings) -> dict[str, datetime]:
-    """Return the name and the first instant (UTC) of each part after ``train``, in order; empty without ``[training_set] splits``.
+    """Return the name and the first instant (UTC) of each split after ``train``, in order; empty without ``[training_set] splits``.
 
     Raises:
         TrainingSetError: ``test`` does not begin after ``validation``.
@@ -103,71 +103,71 @@ def _learned_too_much(found: str, first: datetime) -> TrainingSetError:
         f"{found}; train ends at {moment}, and events that were learned from later ones would leak them",
         where=_WHERE,
         next_step=f'set [generation] end = "{moment}" and run again, in a home of its own ({_GUIDE}); or [training_set] '
-        "synthetic_weight = 0 for real events alone",
+        "synthetic_weight = 0 for real events only",
     )
 
 
 def ensure_real_events(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Ensure that each part has a real event.
+    """Ensure that each split has a real event.
 
     Args:
-        splits: The parts, as `describe_splits` returns them.
+        splits: The splits, as `describe_splits` returns them.
 
     Raises:
-        TrainingSetError: A part has none.
+        TrainingSetError: A split has none.
     """
-    for name, part in splits.items():
-        if not part["real"]:
+    for name, split in splits.items():
+        if not split["real"]:
             raise TrainingSetError(
-                f"{name} has no real event: it is from {part['start'] or 'the first event'} to {part['end']}",
+                f"{name} has no real event: it is from {split['start'] or 'the first event'} to {split['end']}",
                 where=_WHERE,
                 next_step="choose other times, or a later [training_set] cutoff",
             )
 
 
-def keep_known_in_part(batch: pa.RecordBatch, window: LabelWindow) -> pa.RecordBatch:
-    """Keep the events that were known by the end of the part in which they happened.
+def keep_known_by_split_end(batch: pa.RecordBatch, window: LabelWindow) -> pa.RecordBatch:
+    """Keep the events that were known by the end of the split in which they happened.
 
     Args:
         batch: Events before the window's cutoff, with event and creation time.
-        window: The labels, with parts.
+        window: The labels, with splits.
     """
     import pyarrow as pa
 
     happened, created = (
         batch.column(name).cast(pa.int64()).to_numpy(zero_copy_only=False) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)
     )
-    ends = np.array([to_micros(end) for _, end in window.parts.values()], np.int64)
+    ends = np.array([to_micros(end) for _, end in window.split_ranges.values()], np.int64)
     return batch.filter(pa.array(created <= ends[np.searchsorted(ends[:-1], happened, side="right")]))
 
 
 def split_sql(window: LabelWindow) -> str:
-    """Return SQL of the name of a row's part."""
-    *former, last = window.parts.items()
+    """Return SQL of the name of a row's split."""
+    *former, last = window.split_ranges.items()
     cases = "".join(f" WHEN epoch_us({EVENT_TIMESTAMP}) < {to_micros(end)} THEN '{name}'" for name, (_, end) in former)
     return f"(CASE{cases} ELSE '{last[0]}' END)"
 
 
 def describe_splits(folder: Path, files: Iterable[str], window: LabelWindow) -> dict[str, dict[str, Any]]:
-    """Describe each part for the manifest: start, end, files, and the counts of its rows.
+    """Describe each split for the manifest: start, end, files, and the counts of its rows.
 
     Args:
         folder: Folder of the version.
-        files: Names of its files of rows, relative to the folder, in the order of time; each holds rows of one part.
-        window: The labels, with parts.
+        files: Names of its files of rows, relative to the folder, in the order of time; each holds rows of one split.
+        window: The labels, with splits.
     """
     import pyarrow.parquet as pq
 
     found: dict[str, dict[str, Any]] = {
         name: {"start": start.isoformat() if start else None, "end": end.isoformat(), "files": []}
-        for name, (start, end) in window.parts.items()
+        for name, (start, end) in window.split_ranges.items()
     }
     for name in files:
         with pq.ParquetFile(folder / name) as file:
-            part = next(file.iter_batches(batch_size=1, columns=[SPLIT])).column(0)[0].as_py()
-        found[part]["files"].append(name)
-    for part in found.values():
-        part.update(count_rows(folder / name for name in part["files"]))
+            split = next(file.iter_batches(batch_size=1, columns=[SPLIT])).column(0)[0].as_py()
+        found[split]["files"].append(name)
+    for split in found.values():
+        split.update(count_rows(folder / name for name in split["files"]))
     return found
 
 

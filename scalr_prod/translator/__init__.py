@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from scalr_prod.translator.train_report import TrainReport
     from scalr_prod.translator.trainer import time_quantile
     from scalr_prod.translator.training import train
-    from scalr_prod.translator.worker_pool import open_worker_pool
+    from scalr_prod.translator.worker_pool import check_cancelled, open_worker_pool
 
 __all__ = [
     "ALL_USERS",
@@ -70,6 +70,7 @@ __all__ = [
     "TranslatorModule",
     "TranslatorVersion",
     "attribute",
+    "check_cancelled",
     "check_sampling",
     "compare_versions",
     "data_end",
@@ -113,6 +114,7 @@ __getattr__ = lazy_exports(
         "TranslatorModule": "module",
         "TranslatorVersion": "registry",
         "attribute": "attribution",
+        "check_cancelled": "worker_pool",
         "check_sampling": "requests",
         "compare_versions": "challenger_test",
         "data_end": "data.event_log",

@@ -99,7 +99,7 @@ def calibrate(
 
     Returns:
         Tensors by their names in a version: `CALIBRATION_TABLES`, float32 [components, weights], for set -1 (fitted on all rows) and for
-        held-out users (fitted on held-out rows where there are enough); `fold_table_name` for each fold's set (fitted likewise on the rows
+        held-out users (fitted on held-out rows if there are enough); `fold_table_name` for each fold's set (fitted likewise on the rows
         of the other folds); ``shared/tastes/mean`` and ``spread`` [T], which standardise the traits. `uncalibrated_tables` where
         no label is eligible.
     """
@@ -138,7 +138,7 @@ def fold_table_name(fold: int) -> str:
 
 
 def _held_out_or_all(held_out: NDArray[np.bool_], all_rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the rows of held-out users where there are enough of them for a table, else all rows."""
+    """Return the rows of held-out users if there are enough of them for a table, else all rows."""
     return held_out if held_out.sum() >= max(MIN_HELD_OUT_EVENTS, min(200, all_rows.sum() // 10)) else all_rows
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the device that the translator runs on, and fallback to the CPU. `training_device` chooses the device for training."""
+"""Choice of the device on which the translator runs, and fallback to the CPU. `training_device` chooses the device for training."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Information gain: how much a user's source history tells about the user's target events, in nats per event.
+"""Information gain: how much a user's source history reveals about the user's target events, in nats per event.
 
 Both measurements use users whose target events did not shape the parameters, with calibration weights fitted on other users:
 

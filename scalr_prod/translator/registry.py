@@ -87,7 +87,7 @@ class TranslatorVersion:
         path: Folder of the version.
         sha256: Checksum of the weights' file.
         trained_until: End of the training data, exclusive: no later event, and none that was known only later, was used (UTC).
-        folds: Number of folds, each of which has a parameter set besides set ``-1``.
+        folds: Number of folds, each of which has a parameter set in addition to set ``-1``.
         manifest: Content of ``manifest.json``.
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reliability by class of predicted probability: mean prediction beside observed rate.
+"""Reliability by class of predicted probability: mean prediction compared with the observed rate.
 
 A pair is one event and one item that was eligible at it. Its outcome is whether the event was on that item.
 """

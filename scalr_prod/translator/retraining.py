@@ -65,7 +65,7 @@ class KeptVersion:
 
 
 def find_kept_version(settings: Settings) -> KeptVersion | None:
-    """Return the version that `scalr run` keeps, even if events were added since its training; None: it has to call `train`.
+    """Return the version that `scalr run` keeps, even if events were added since its training, or None if it has to call `train`.
 
     With ``[translator] pin`` it is the latest version that the run may use. Otherwise it is the one trained up to the latest time, if that
     is less than ``[translator] retrain_every`` days before the time that the run needs, its settings are the current ones, none of its
@@ -130,7 +130,7 @@ def _has_withdrawn_users(settings: Settings, version: TranslatorVersion) -> bool
 
 
 def retraining_reason(settings: Settings, *, upgrades_only: bool = False) -> RetrainingReason | None:
-    """Predict whether `scalr run` would train a translator, and return why; None: it would reuse a version, or there is none yet.
+    """Predict whether `scalr run` would train a translator, and return why, or None if it would reuse a version, or there is none yet.
 
     `pipeline.steps.translator` decides: by `find_kept_version`, then by `training.train`, which reuses a version with the same inputs. The
     logs are read only if settings and table versions do not settle the question.
@@ -194,6 +194,6 @@ def _changed_settings(former: Mapping[str, Any], inputs: Mapping[str, Any]) -> l
         found.append("an estimator of another package")
     if former.get("types") != inputs.get("types"):
         found.append("[domains.target] types")
-    if former.get("exposed") != inputs.get("exposed"):
-        found.append("[translator] exposed_events or [domains.target.columns] exposed_by")
+    if former.get("recommended") != inputs.get("recommended"):
+        found.append("[translator] recommended_events or [domains.target.columns] recommended_by")
     return found

@@ -46,7 +46,7 @@ _TINY_KEY: Final = 2.0**-67
 
 @dataclass(frozen=True)
 class Draws:
-    """K draws (fewer columns where there are fewer items) for each of B contexts.
+    """K draws (fewer columns if there are fewer items) for each of B contexts.
 
     Attributes:
         items: int64 [B, K]. `NO_ITEM` where no item was left, or the draw fell below ``min_lift``.

@@ -25,8 +25,8 @@ class TrainReport(Jsonable):
         seconds: Wall-clock time.
         metrics: Metrics of the manifest: user group → component → metric.
         vocabulary: Domain → fields of `VocabularyCoverage`.
-        exposed_events: Target events that training left out because a recommendation led to them; None: the log does not mark them.
-        kept: Why `scalr run` kept the version and trained none; None: it was trained, or its inputs are the same.
+        recommended_events: Target events that training left out because a recommendation led to them; None: the log does not mark them.
+        kept: Why `scalr run` kept the version and trained none, or None if it was trained, or its inputs are the same.
     """
 
     version: int
@@ -37,7 +37,7 @@ class TrainReport(Jsonable):
     seconds: float
     metrics: dict[str, Any] = field(repr=False)
     vocabulary: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
-    exposed_events: int | None = None
+    recommended_events: int | None = None
     kept: str | None = None
 
     @classmethod
@@ -52,6 +52,6 @@ class TrainReport(Jsonable):
             seconds=seconds,
             metrics=version.manifest["metrics"],
             vocabulary=version.manifest.get("vocabulary", {}),  # former packages did not count
-            exposed_events=version.manifest.get("exposed_events"),
+            recommended_events=version.manifest.get("recommended_events"),
             kept=kept,
         )

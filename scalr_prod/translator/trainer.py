@@ -114,7 +114,7 @@ def weights_metadata(settings: Settings, pairs: TrainingSlice, folds: int) -> di
 
 
 def _describe_bundled(estimators: Mapping[str, BundledSource]) -> dict[str, str]:
-    """Describe estimators of other packages; empty where there are none, so that such versions keep the same bytes."""
+    """Describe estimators of other packages; empty if there are none, so that such versions keep the same bytes."""
     return {"carried": json.dumps({name: source.to_metadata() for name, source in estimators.items()})} if estimators else {}
 
 
@@ -323,7 +323,7 @@ def label_rows_between(log: EventLog, begin: int, end: int) -> NDArray[np.int64]
     rows = np.flatnonzero(log.is_label & (log.target.time >= begin) & (log.target.time < end))
     if not len(rows):
         raise TranslatorError(
-            f"no target event lies in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
+            f"no target event is in [{np.datetime64(begin, 'us')}, {np.datetime64(end, 'us')})",
             where="the validation slice",
             next_step="ingest more target events, or raise translator.validation_fraction",
         )

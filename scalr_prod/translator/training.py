@@ -102,7 +102,7 @@ def _train(
     consent = training_consent(settings)
     log = read_event_log(settings, until, versions=data_versions)
     release_memory()
-    exposed = _count_dropped(settings, log)
+    recommended = _count_dropped(settings, log)
     folds = settings.translator.folds
     end = to_micros(until)
     pairs = TrainingSlice.from_log(log, end, settings.translator, device=training_device(settings.compute.device))
@@ -150,7 +150,7 @@ def _train(
         **({} if consent is None else consent.to_run_settings()),
         # Rounding depends on the device.
         **({} if pairs.device == "cpu" else {"device": describe_device(pairs.device)}),
-        **({"exposed_events": exposed} if exposed is not None else {}),
+        **({"recommended_events": recommended} if recommended is not None else {}),
         **({"carried": {name: source.to_metadata() for name, source in sources.items()}} if sources else {}),
     }
     return write_version(
@@ -165,7 +165,7 @@ def _train(
 
 def _count_dropped(settings: Settings, log: EventLog) -> int | None:
     """Count and log the target events that training leaves out because a recommendation led to them; None: the log does not mark them."""
-    if not target_weighting(settings).drops_exposed or log.target.weight is None:
+    if not target_weighting(settings).drops_recommended or log.target.weight is None:
         return None
     count = int((log.target.weight == 0).sum())
     logger.info("%d of %d target events are left out of training: a recommendation led to them", count, len(log.target))
@@ -207,7 +207,7 @@ def _values(settings: Settings, ids: Any, count: Any, version: int | None) -> An
         settings: The project's settings.
         ids: Arrow array [n_target].
         count: int64 [n_target].
-        version: Delta version of the catalogue; None: there is no catalogue.
+        version: Delta version of the catalogue, or None if there is no catalogue.
     """
     import pyarrow.compute as pc
 

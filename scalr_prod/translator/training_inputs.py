@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from scalr_prod.core.calendar import add_days
 from scalr_prod.lake import Lake
 from scalr_prod.plugins import ESTIMATORS
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, EXPOSED_BY, Table
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, RECOMMENDED_BY, Table
 from scalr_prod.translator.data.domain_events import EventWeighting
 from scalr_prod.translator.data.event_log import data_end, target_weighting, training_consent
 
@@ -81,7 +81,7 @@ def training_inputs(settings: Settings, until: datetime) -> dict[str, Any]:
         content["estimators"] = {name: [one.version, one.sha256] for name, one in bundle_sources(plugins).items()}
     weighting = target_weighting(settings)
     content |= {"types": weighting.types} if weighting.types else {}
-    content |= {"exposed": "drop"} if weighting.drops_exposed else {}
+    content |= {"recommended": "drop"} if weighting.drops_recommended else {}
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
 
@@ -118,7 +118,11 @@ def _digest(settings: Settings, lake: Lake, table: Table, version: int, until: d
     row += ", event_type" if weighting.types else ""
     opened = lake.open_table(table, version=version)
     # The table has the column from the first ingest on that maps it.
-    row += f", {EXPOSED_BY} IS NOT NULL" if weighting.drops_exposed and EXPOSED_BY in arrow_schema(opened).names else ""
+    row += (
+        f", {RECOMMENDED_BY} IS NOT NULL"
+        if weighting.drops_recommended and RECOMMENDED_BY in arrow_schema(opened).names
+        else ""
+    )
     known = "" if is_catalogue else " WHERE event_timestamp < $1 AND created_timestamp <= $1"
     query = f"SELECT count(*), sum(md5_number_lower(concat_ws('|', {row}))::HUGEINT) FROM events{known}"
     with open_duckdb(settings, folder) as duck:

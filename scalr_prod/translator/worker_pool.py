@@ -135,7 +135,7 @@ def run_unit(
         work: See `WorkerPool.map`.
         inputs: See `WorkerPool.map`.
         unit: See `WorkerPool.map`.
-        cancelled: Set to cancel the unit at its next `check_cancelled`; None: it cannot be cancelled.
+        cancelled: Set to cancel the unit at its next `check_cancelled`, or None if it cannot be cancelled.
         on_progress: See `WorkerPool.map`.
     """
     before = vars(_thread_state).copy()

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
         ConsentState,
         copy_consent,
         ensure_consent_not_withdrawn,
-        former_states,
         has_consent_sql,
         open_consent,
+        superseded_consent_files,
         write_consent,
     )
     from scalr_prod.workspace.duckdb import (
@@ -71,7 +71,6 @@ __all__ = [
     "ensure_supported_path",
     "escape_glob",
     "experiment_salt",
-    "former_states",
     "has_consent_sql",
     "is_empty",
     "is_home",
@@ -85,6 +84,7 @@ __all__ = [
     "quote_literal",
     "read_parquet_sql",
     "staging_folder",
+    "superseded_consent_files",
     "temporary_folder",
     "write_consent",
 ]
@@ -112,7 +112,7 @@ __getattr__ = lazy_exports(
         "ensure_retrained_in_time": "suppression_list",
         "ensure_supported_path": "ownership",
         "escape_glob": "duckdb",
-        "former_states": "consent",
+        "superseded_consent_files": "consent",
         "has_consent_sql": "consent",
         "experiment_salt": "user_assignment",
         "is_empty": "ownership",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Consent of users to the use of their source events, where a source domain asks for it.
+"""Consent of users to the use of their source events, where a source domain requires it.
 
 Ingest records each user's latest answer in ``<home>/consent``: a Parquet file per state, named by its digest, and ``current.json``, which
-names the present one. A run reads the state that it was planned with, so its contexts stay the same.
+names the current one. A run reads the state that it was planned with, so its contexts stay the same.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _SECTION: Final = "consent"
 class ConsentState:
     """The users' answers at one time.
 
-    A user without consent in one of the domains is left out of everything that asks: histories hold the events of all source domains.
+    A user must have consented in every domain that requires it, because a history combines the events of all source domains.
 
     Attributes:
         digest: Name of the file of answers.
-        domains: Names of the source domains that ask for consent, sorted.
+        domains: Names of the source domains that require consent, sorted.
         all_domains: Whether these are all source domains. Then users without an answer have not consented; otherwise they may be users of
-            a domain that does not ask.
+            a domain that does not require consent.
     """
 
     digest: str
@@ -52,10 +52,10 @@ class ConsentState:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
-        """Return the present state; None where no source domain asks for consent.
+        """Return the current state, or None if no source domain requires consent.
 
         Raises:
-            InputError: A domain asks whose users' answers no ingest has recorded.
+            InputError: No ingest has recorded the consent of a domain that requires it.
         """
         domains = settings.domains.consent_domains
         if not domains:
@@ -71,7 +71,7 @@ class ConsentState:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the state that a run was planned with, from the settings in its specification; None: it asked for no consent."""
+        """Return the state with which a run was planned, from the settings in its specification; None if consent was not required."""
         section = settings.get(_SECTION)
         return None if section is None else cls(section["digest"], tuple(section["domains"]), section["all_domains"])
 
@@ -79,8 +79,8 @@ class ConsentState:
         """Return the settings that a run's specification records, for `from_run`."""
         return {_SECTION: asdict(self) | {"domains": list(self.domains)}}
 
-    def denied_sql(self, home: Path) -> str:
-        """Return a DuckDB query of the users who refused.
+    def without_consent_sql(self, home: Path) -> str:
+        """Return a DuckDB query of the users without consent: they refused, or gave no answer.
 
         Raises:
             InputError: The answers were removed.
@@ -94,7 +94,7 @@ class ConsentState:
             InputError: The answers were removed.
         """
         if not self.all_domains:
-            return f"{user} NOT IN ({self.denied_sql(home)})"
+            return f"{user} NOT IN ({self.without_consent_sql(home)})"
         answers = f"FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
         return f"{user} IN (SELECT {USER_ID} {answers} GROUP BY {USER_ID} HAVING bool_and(consent))"
 
@@ -112,13 +112,13 @@ class ConsentState:
             )
         return read_parquet_sql([escape_glob(path)])
 
-    def denied_users(self, home: Path) -> pa.Array:
-        """Return the ids of the users who refused, sorted."""
+    def users_without_consent(self, home: Path) -> pa.Array:
+        """Return the ids of the users without consent, sorted: they refused, or gave no answer."""
         import duckdb
 
         with duckdb.connect(config={"threads": 1}) as db:
-            denied = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.denied_sql(home)}) ORDER BY 1").to_arrow_table()
-        return denied.column(0).combine_chunks()
+            users = db.sql(f"SELECT DISTINCT {USER_ID} FROM ({self.without_consent_sql(home)}) ORDER BY 1").to_arrow_table()
+        return users.column(0).combine_chunks()
 
     def count_withdrawn(self, home: Path, now: ConsentState) -> int:
         """Count the users who had given their consent in this state and have not in a later one."""
@@ -126,12 +126,12 @@ class ConsentState:
 
         then = f"SELECT {USER_ID} FROM {self._answers_sql(home)} WHERE domain IN ({self._domains_sql})"
         with duckdb.connect(config={"threads": 1}) as db:
-            query = f"({now.denied_sql(home)}) INTERSECT ({then}) EXCEPT ({self.denied_sql(home)})"
+            query = f"({now.without_consent_sql(home)}) INTERSECT ({then}) EXCEPT ({self.without_consent_sql(home)})"
             return int(db.sql(f"SELECT count(*) FROM ({query})").fetchall()[0][0])
 
 
 def has_consent_sql(home: Path, settings: Mapping[str, Any], user: str) -> str:
-    """Return a DuckDB expression: whether a run may translate a user's events by the consent that it was planned with.
+    """Return a DuckDB expression: whether a run may translate a user's events by the consent with which it was planned.
 
     Args:
         home: The project's home.
@@ -169,7 +169,7 @@ def ensure_consent_not_withdrawn(settings: Settings, run_id: str, run_settings: 
 
 @contextmanager
 def open_consent(home: Path) -> Iterator[Path | None]:
-    """Lock the consents of a home, and return the present file of answers; None: there is none yet.
+    """Lock the consents of a home, and return the current file of answers, or None if there is none yet.
 
     Its columns are ``domain``, ``user_id``, ``consent`` and ``event_timestamp``, the time of the answer; null: from no event.
     """
@@ -190,7 +190,7 @@ def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Colle
         home: The project's home.
         query: Query of all answers, with the columns of `open_consent`.
         domain: Domain whose answers are new.
-        others: Other domains that ask for consent; those with answers in the present state keep them.
+        others: Other domains that require consent; those with answers in the current state keep them.
     """
     known = {domain, *(name for name in _read_current(home).get("domains", ()) if name in others)}
     db.execute(f"CREATE OR REPLACE TEMP TABLE all_answers AS {query}")
@@ -205,7 +205,7 @@ def write_consent(db: Any, home: Path, query: str, domain: str, *, others: Colle
 
 
 def copy_consent(home: Path, other: Path, state: ConsentState) -> None:
-    """Make a state the present one of another home."""
+    """Make a state the current one of another home."""
     import shutil
 
     (other / _FOLDER).mkdir(exist_ok=True)
@@ -214,8 +214,8 @@ def copy_consent(home: Path, other: Path, state: ConsentState) -> None:
     write_json(other / _FOLDER / _CURRENT, {"digest": state.digest, "domains": list(state.domains)})
 
 
-def former_states(home: Path) -> list[Path]:
-    """Return the files of all states but the present one."""
+def superseded_consent_files(home: Path) -> list[Path]:
+    """Return the files of all states but the current one, sorted."""
     current = _path(home, _read_current(home).get("digest", ""))
     return sorted(path for path in (home / _FOLDER).glob("*.parquet") if path != current)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DuckDB sessions with a memory limit and a spill folder, and the staging folders that they write to."""
+"""DuckDB sessions with a memory limit and a spill folder, and the staging folders to which they write."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def staging_folder(settings: Settings, stage: str) -> Iterator[Path]:
 
 
 def oldest_staging_time(settings: Settings, *, ignore: str) -> datetime | None:
-    """Return when the oldest staging folder in use was created: work on the project has gone on since then. None: there is none.
+    """Return when the oldest staging folder in use was created: work on the project has gone on since then. None if there is none.
 
     Args:
         settings: The project's settings.

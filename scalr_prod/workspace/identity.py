@@ -40,7 +40,7 @@ class ProjectIdentity:
 
         Args:
             settings: The project's settings.
-            store_file: The store's file; None where it is not a single file on this machine.
+            store_file: The store's file, or None if it is not a single file on this machine.
         """
         project, home, lake = settings.project, settings.home, normalize_lake_url(settings.lake_url)
         alone = store_file is not None and store_file.resolve().is_relative_to(home)
@@ -67,7 +67,7 @@ class ProjectIdentity:
         return self.home == "."
 
     def is_located_at(self, lake: str | None, home: str | None, home_id: str | None) -> bool:
-        """Return whether a recorded location is this project's: the same lake and home, or one that it was moved from."""
+        """Return whether a recorded location is this project's: the same lake and home, or one from which it was moved."""
         return self.was_moved_from(lake, home) or (lake == self.lake and self.is_home(home, home_id))
 
     def was_moved_from(self, *places: str | None) -> bool:

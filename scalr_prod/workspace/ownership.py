@@ -78,7 +78,7 @@ def claim_directory(
     # Check the marker again: another process may have claimed the folder meanwhile, and it writes the marker first.
     if existing and not made_by_older_version(folder) and not marker.is_file():
         raise ForeignFiles(
-            f"holds {', '.join(sorted(existing)[:3])}, which this package did not make and would overwrite",
+            f"contains {', '.join(sorted(existing)[:3])}, which this package did not make and would overwrite",
             where=str(folder),
             next_step=f"name another folder{f' as {setting} in scalr.toml' if setting else ''}, or move these files away",
         )
@@ -97,7 +97,7 @@ def ensure_supported_path(path: str, setting: str) -> None:
     """
     if unsupported := _NO_PATH.search(path):
         raise SettingsError(
-            f"tables and databases cannot be kept in a folder whose path holds {unsupported[0]!r}",
+            f"tables and databases cannot be kept in a folder whose path contains {unsupported[0]!r}",
             where=path,
             next_step=f"name another folder as {setting} in scalr.toml",
         )

@@ -83,7 +83,7 @@ class SuppressionList:
 
     Args:
         folder: Folder of the list.
-        key: Key of the hashes; empty where nobody was ever erased.
+        key: Key of the hashes; empty if nobody was ever erased.
         users: Users by hash.
         items: Items by hash.
     """
@@ -93,7 +93,7 @@ class SuppressionList:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """Read a project's list; empty where nobody was erased.
+        """Read a project's list; empty if nobody was erased.
 
         Raises:
             ForgettingError: The list or its key cannot be read.
@@ -166,7 +166,7 @@ class SuppressionList:
         self.add(replace(self.entries(kind)[digest], done=True, removed=removed), kind)
 
     def retraining_deadline(self, version: int, *, grace_days: float) -> RetrainingDeadline | None:
-        """Return until when runs may use a translator version that learned from erased users; None: it learned from none."""
+        """Return until when runs may use a translator version that learned from erased users, or None if it learned from none."""
         requested = [entry.at for entry in self.users.values() if version in entry.versions]
         if not requested:
             return None

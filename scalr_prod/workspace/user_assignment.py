@@ -33,7 +33,7 @@ _SECTION: Final = "experiment"
 
 @dataclass(frozen=True)
 class Holdout:
-    """The users that are held out of the experiment.
+    """The holdout: users who get no synthetic events.
 
     Attributes:
         share: Share of users that are held out, 0 to 1.
@@ -45,7 +45,7 @@ class Holdout:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
-        """Return the project's holdout; None where nobody is held out.
+        """Return the project's holdout, or None if nobody is held out.
 
         Raises:
             ProjectsMixed: The home belongs to another project.
@@ -57,7 +57,7 @@ class Holdout:
 
     @classmethod
     def from_run(cls, settings: Mapping[str, Any]) -> Self | None:
-        """Return the holdout that a run was planned with, from the settings in its specification; None: it had none."""
+        """Return the holdout with which a run was planned, from the settings in its specification, or None if it had none."""
         section = settings.get(_SECTION)
         return None if section is None else cls(**section)
 
@@ -88,7 +88,7 @@ class Canary(Jsonable):
 
     @classmethod
     def from_settings(cls, settings: Settings, share: float | None = None) -> Self | None:
-        """Return the project's canary; None where runs are published for everybody at once.
+        """Return the project's canary, or None if runs are published for everybody at once.
 
         Args:
             settings: The project's settings.
@@ -103,11 +103,11 @@ class Canary(Jsonable):
 
     @classmethod
     def from_publication(cls, found: Mapping[str, Any] | None) -> Self | None:
-        """Return the canary of a publication from its ledger record; None: it was for everybody."""
+        """Return the canary of a publication from its ledger record, or None if it was for everybody."""
         return None if found is None else cls(**found)
 
-    def __le__(self, other: Canary | None) -> bool:
-        """Return whether this canary is certainly a subset of the other (None: everybody)."""
+    def is_subset_of(self, other: Canary | None) -> bool:
+        """Return whether every user of this canary is certainly in the other one (None: everybody)."""
         return other is None or (self.salt == other.salt and self.share <= other.share)
 
     def membership_sql(self, user: str) -> str:

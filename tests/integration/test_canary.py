@@ -241,7 +241,7 @@ def test_the_effect_of_a_canary_is_measured_against_those_who_wait(project, tmp_
     settings = project.configure(with_canary(0.4, 0.1))
     report = analyze_experiment(settings, outcomes=str(tmp_path / "outcomes.csv"))
     assert report.canary_effect.low < 1.0 < report.canary_effect.high
-    assert report.canary_effect.split_p > 0.001
+    assert report.canary_effect.srm_p > 0.001
     assert report.effect.low < 0.4 / 0.9 < report.effect.high
     only = analyze_experiment(project.configure(with_canary(0.4)), outcomes=str(tmp_path / "outcomes.csv"))
     assert only.effect is None

@@ -28,7 +28,7 @@ def test_users_without_consent_are_no_contexts_and_not_trained_on(tmp_path, here
     domains = make_two_domains(tmp_path, users=120)
     config = lean(write_toml(domains, LOCAL))
     text = config.read_text().replace('name = "gadgets"\n', 'name = "gadgets"\nconsent = "consent.csv"\n')
-    config.write_text(text.replace("[translator]\n", '[translator]\ntraining = "consent"\n'))
+    config.write_text(text.replace("[translator]\n", '[translator]\ntrain_on = "consenting_users"\n'))
     users = sorted(pd.read_parquet(domains.source)["user_id"].unique())
     consents = dict.fromkeys(users, True) | dict.fromkeys(users[::3], False)
 

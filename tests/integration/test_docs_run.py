@@ -51,7 +51,7 @@ NEEDED = {
     "a clone of the repository, and minutes",
     "a cluster",
     "a group of the machine",
-    "a library that only tests/integration/test_hand_over.py installs",
+    "a library that only tests/integration/test_weights.py installs",
     "a database server",
     "a package index",
     "a server that runs until it is stopped",

@@ -23,7 +23,7 @@ from scalr_prod.evaluation.evaluator import SplitEvaluator
 from scalr_prod.evaluation.models.als import ImplicitAls
 from scalr_prod.evaluation.models.snapshot import FEATURES, Snapshot
 from scalr_prod.evaluation.plan import EvaluationPlan, quick_context_limit
-from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.progress import evaluation_progress
 from scalr_prod.evaluation.published_sets import publish_synthetic_events
 from scalr_prod.evaluation.result_cache import ResultCache
 from scalr_prod.evaluation.search import Hyperparameter
@@ -73,7 +73,7 @@ def short_search():
     """Few values to try for ALS, each fitted in a tenth of the time: tests/unit/evaluation/test_tuning.py is about the search."""
     with pytest.MonkeyPatch.context() as patch:
         factors = Hyperparameter("factors", (16, 8), step=2.0, low=8, high=16, is_integer=True)
-        patch.setattr(ImplicitAls, "knobs", (Hyperparameter("alpha", (10.0, 40.0), low=10.0, high=40.0), factors))
+        patch.setattr(ImplicitAls, "search_space", (Hyperparameter("alpha", (10.0, 40.0), low=10.0, high=40.0), factors))
         yield
 
 
@@ -354,7 +354,7 @@ def test_with_an_event_as_context_what_is_published_is_what_is_drawn(make_projec
 
 
 @pytest.mark.slow
-def test_a_first_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(translated, monkeypatch):
+def test_a_quick_verdict_asks_about_fewer_contexts_and_draws_the_same_for_them(translated, monkeypatch):
     """The fewer are some of all, drawn alike; results are kept."""
     scene, translation = translated
     how = DrawOptions(3, 0.5)

@@ -1,4 +1,4 @@
-"""What `evaluate` has worked out is kept: stopped, it goes on from there; a first verdict comes before the rest, and is part of it."""
+"""What `evaluate` has worked out is kept: stopped, it goes on from there; a quick verdict comes before the rest, and is part of it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
             "als real at",
             "signal beyond popularity",
             "als real+scalr at",
-            "first verdict",
+            "quick verdict",
         )
     ]
     assert lines == sorted(lines), "each is told when it is known"
@@ -121,7 +121,7 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
             evaluated(arms=ARMS)
     gone_on = evaluated(arms=ARMS)
     # Rankings are kept and models are not: each interruption may lose one arm's models, two here, which boosts rank again.
-    assert needed <= fits.done <= needed + 3 * 2, "a first verdict costs nothing when the rest follows"
+    assert needed <= fits.done <= needed + 3 * 2, "a quick verdict costs nothing when the rest follows"
     done = fits.done
     assert _told(gone_on) == _told(undisturbed)
     assert policy_path(settings).read_bytes() == policy
@@ -131,9 +131,9 @@ def test_stopped_it_goes_on_and_comes_to_the_same_report(make_project, tmp_path,
 
     evaluations.rename(tmp_path / "gone-on")
     monkeypatch.setattr("scalr_prod.evaluation.plan._QUICK_CONTEXTS", 100)
-    assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a first verdict of less leaves nothing to the whole evaluation"
+    assert _told(evaluated(arms=ARMS)) == _told(undisturbed), "a quick verdict of less leaves nothing to the whole evaluation"
     assert policy_path(settings).read_bytes() == policy
-    assert "drawn for 100 contexts at most: " in caplog.text
+    assert "quick verdict (of 100 sampled contexts): " in caplog.text
 
 
 def test_a_verdict_says_what_the_docs_show():
@@ -142,8 +142,7 @@ def test_a_verdict_says_what_the_docs_show():
     verdict = lifts | {"model": "als", "cold": cold}
     choices = {"als": {"helps": True, "validation": None, "options": {}}}
     summary = summarize_verdict({"verdict": {"quick": True, "models": [verdict]}, "choices": choices, "arms": []})
-    made_of = "first verdict, with a run's default settings"
-    assert difference(example("docs/guides/evaluation.md")[-1], f"{made_of}: {summary.answer} {summary.certainty}") == ""
+    assert difference(example("docs/guides/evaluation.md")[-1], f"quick verdict: {summary.answer} {summary.certainty}") == ""
 
 
 def _told(report) -> str:

@@ -77,7 +77,7 @@ def made(config, here):
     settings = project(config, here, batch_size=64)
     spec = plan_run(settings, version=1)
     report = generate(settings, spec)
-    assert not (run_folder(settings.home, spec.run_id) / "asked").exists()
+    assert not (run_folder(settings.home, spec.run_id) / "shards").exists()
     staged = pd.read_parquet(run_folder(settings.home, spec.run_id) / "parts")
     return Made(spec, report, candidates(settings, spec.run_id), staged)
 
@@ -175,10 +175,10 @@ def test_missing_and_damaged_parts_are_made_again_and_others_kept(config, here, 
     part_path(folder / "candidates", 1).unlink()
     # What a killed driver leaves of the contexts that it lays out: one file with its manifest, and one without.
     write_shards(settings, spec, 5)
-    for path in (folder / "asked").rglob("_part-0000[1-4].json"):
+    for path in (folder / "shards").rglob("_part-0000[1-4].json"):
         path.unlink()
     report = generate(settings, spec)
-    assert not (folder / "asked").exists()
+    assert not (folder / "shards").exists()
     after = [part.stat().st_mtime_ns for part in parts]
     assert (report.parts_made, report.parts_kept) == (2, 3)
     assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True, True]

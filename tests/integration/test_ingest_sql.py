@@ -97,7 +97,7 @@ def test_a_query_that_changes_nothing_but_the_order_adds_nothing(tmp_path, sqlit
     [
         ("SELECT * FROM nowhere", {}, UnreadableInput, ("postgresql://", "nowhere", "does not exist")),
         ("SELECT FROM WHERE", {}, UnreadableInput, ("syntax error",)),
-        ("SELECT * FROM empty", {}, EmptyInput, ("the query of [domains.target]", "holds no row")),
+        ("SELECT * FROM empty", {}, EmptyInput, ("the query of [domains.target]", "has no rows")),
         ("SELECT customer, at FROM clicks", {}, ColumnNotFound, ("'item'", "there are: 'customer', 'at'")),
         ("SELECT *, item AS item FROM clicks", {}, BadValue, ("'item'", "2 times")),
         ("SELECT * FROM clicks", {"timestamp": "local"}, BadValue, ("'local', row 1", "naive", "[domains.target] timezone")),

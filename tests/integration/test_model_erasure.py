@@ -1,4 +1,4 @@
-"""Through the commands: a model is registered, its user forgotten, its retraining due, then settled; on SQLite and PostgreSQL."""
+"""Through the commands: a model is registered, its user forgotten, its retraining due, then done; on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ def test_a_model_on_a_forgotten_users_rows_is_due_until_it_is_retrained(database
         assert TEXT not in done.output
         return json.loads(done.stdout)
 
-    registered = scalr("dataset", "used-by", "ranker", "2024-05")
+    registered = scalr("dataset", "register-model", "ranker", "2024-05")
     assert (registered["dataset_version"], registered["created"]) == (1, True)
-    assert scalr("dataset", "used-by", "ranker", "2024-05", "--version", "1")["created"] is False
-    assert "has no version 7; there are 1" in scalr("dataset", "used-by", "ranker", "1", "--version", "7", code=1)["found"]
-    assert [one["model_version"] for one in scalr("dataset", "used-by")["models"]] == ["2024-05"]
+    assert scalr("dataset", "register-model", "ranker", "2024-05", "--version", "1")["created"] is False
+    assert (
+        "has no version 7; there are 1" in scalr("dataset", "register-model", "ranker", "1", "--version", "7", code=1)["found"]
+    )
+    assert [one["model_version"] for one in scalr("dataset", "models")["models"]] == ["2024-05"]
     (event,) = [json.loads(line) for line in (config.parent / "lineage.jsonl").read_text().splitlines()]
     assert (event["eventType"], event["job"]["name"].partition(".")[2]) == ("COMPLETE", "models.ranker")
     assert [one["name"] for one in event["inputs"]] == [str(settings.home / "datasets" / settings.training_set.name)]
@@ -49,7 +51,7 @@ def test_a_model_on_a_forgotten_users_rows_is_due_until_it_is_retrained(database
 
     forgotten = scalr("forget", TEXT)
     (model,) = forgotten["models"]
-    assert (model["model"], model["version"], model["users"], model["settled_by"]) == ("ranker", "2024-05", 1, None)
+    assert (model["model"], model["version"], model["users"], model["retrained_as"]) == ("ranker", "2024-05", 1, None)
     left = datetime.fromisoformat(model["retrain_by"]) - datetime.now(UTC)
     assert timedelta(days=29) < left < timedelta(days=30)
     (proof,) = forgotten["proof"]
@@ -60,12 +62,12 @@ def test_a_model_on_a_forgotten_users_rows_is_due_until_it_is_retrained(database
     assert json.loads(change.cause)["datasets"] == proof["datasets"]
     gone(settings, TEXT)
 
-    scalr("dataset", "used-by", "reranker", "1", "--version", "1")  # the job ended after the erasure
+    scalr("dataset", "register-model", "reranker", "1", "--version", "1")  # the job ended after the erasure
     assert [one["model"] for one in scalr("status")["models_to_retrain"]] == ["ranker", "reranker"]
     assert "2024-05" in CliRunner().invoke(app, ["status", "--config", str(config)]).stdout
 
     assert scalr("dataset", "build")["version"] == 2
-    scalr("dataset", "used-by", "ranker", "2024-06")
+    scalr("dataset", "register-model", "ranker", "2024-06")
     assert [one["model"] for one in scalr("status")["models_to_retrain"]] == ["reranker"]
-    assert [one["settled_by"] for one in scalr("forget", TEXT)["models"]] == ["2024-06", None]
+    assert [one["retrained_as"] for one in scalr("forget", TEXT)["models"]] == ["2024-06", None]
     gone(settings, TEXT)

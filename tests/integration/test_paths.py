@@ -51,9 +51,9 @@ def test_a_home_whose_ledger_would_be_elsewhere_is_refused(tmp_path):
     """A database's URL ends its path at a question mark."""
     config = write_toml(make_two_domains(tmp_path / "project"))
     settings = load_settings(config, project={"home": "a?b", "lake": str(tmp_path / "lake")})
-    with pytest.raises(SettingsError, match=r"holds '[?]'"):
+    with pytest.raises(SettingsError, match=r"contains '[?]'"):
         ingest(settings)
-    with pytest.raises(SettingsError, match=r"holds '[?]'"):
+    with pytest.raises(SettingsError, match=r"contains '[?]'"):
         Project(settings).status()
     assert sorted(path.name for path in tmp_path.rglob("a*")) == []
 

@@ -162,11 +162,11 @@ def test_a_model(make_project, tmp_path, outside):
 
         import numpy as np
 
-        from scalr_prod.evaluation.search import Hyperparameter
+        from scalr_prod.evaluation import Hyperparameter
 
 
         class Popular:
-            knobs = (Hyperparameter("power", (1.0, 0.5), high=1.0),)
+            search_space = (Hyperparameter("power", (1.0, 0.5), high=1.0),)
 
             def __init__(self, power=1.0):
                 self.power = power

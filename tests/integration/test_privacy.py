@@ -87,7 +87,7 @@ def test_a_translator_that_repeats_training_events_is_refused(regulars, tmp_path
     done = warm.run([SCALR, "run", "--config", regulars, "--json"], env=environment)
     assert done.returncode == 3, done.stderr
     refused = json.loads(done.stdout)
-    assert "rows_do_not_tell_who_trained_the_translator" in refused["found"]
+    assert "membership_is_not_inferable" in refused["found"]
     assert "scalr privacy" in refused["next_step"]
     with Project.open(regulars) as project:
         report = project.privacy()

@@ -120,7 +120,7 @@ def test_a_dry_run_tells_what_would_be_done_and_leaves_the_home_as_it_is(two_run
             took.append((at[RunState.GENERATED] - at[RunState.GENERATING]).total_seconds() / contexts)
         assert found["seconds"]["generate"] == pytest.approx(min(took) * found["contexts"], abs=0.1)
         assert found["seconds_in_all"] == found["seconds"]["generate"] > 0
-        assert "contexts a second in former runs" in found["measured"]
+        assert "contexts per second in earlier runs" in found["measured"]
     assert files_of(home) == before
 
 
@@ -136,7 +136,7 @@ def test_where_synthetic_events_weigh_nothing_none_is_generated(make_project, tm
         report = project.run()
         assert (report.run_id, list(report.stages)) == (None, ["ingest", "histories", "translator", "dataset"])
         assert report.stages["dataset"]["real"] > report.stages["dataset"]["synthetic"] == 0
-        assert "λ is 0 for all users by [training_set] synthetic_weight" in report.to_json()["not_generated"]
+        assert "λ is 0 for all users (set by [training_set] synthetic_weight)" in report.to_json()["not_generated"]
         assert caplog.messages.count(report.not_generated) == 1
         assert project.runs() == []
 

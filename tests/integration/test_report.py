@@ -192,15 +192,15 @@ def test_what_attacks_found_is_told(project, written, tmp_path):
     opened, run_id, *_ = project
     assert f"scalr privacy {run_id}" in written[0].read_text(encoding="utf-8")
     report = opened.privacy(run_id)
-    coin = measure_attack(np.arange(300.0), np.arange(300.0))
-    told = replace(report, membership={"translator_scores": measure_attack(np.ones(9), np.zeros(9)), "own_rows": coin})
+    chance = measure_attack(np.arange(300.0), np.arange(300.0))
+    told = replace(report, membership={"translator_scores": measure_attack(np.ones(9), np.zeros(9)), "own_rows": chance})
     try:
         write_json(privacy_file(opened.settings, run_id), told.to_json())
         page = html.unescape(Path(opened.report(run_id, output=tmp_path / "page.html").path).read_text(encoding="utf-8"))
     finally:
         privacy_file(opened.settings, run_id).unlink()
     assert report.promise in page
-    low, high = coin.auc.ci95
+    low, high = chance.auc.ci95
     own, scores = (page.index(says) for says in ("the user's own published rows", "probabilities of the user's items"))
     assert own < page.index(f"0.500 ({low:.3f} … {high:.3f})") < scores < page.index("1.000 (1.000 … 1.000)")
     assert page.index("fewer than 2") < page.index(f"{report.evidence['5']:.2%}") < page.index("fewer than 10")

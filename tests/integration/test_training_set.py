@@ -203,7 +203,7 @@ def test_more_synthetic_events_than_are_of_use_are_told_of(project, caplog, monk
     assert "events_per_source_event" not in caplog.text
     monkeypatch.setattr("scalr_prod.training_set.build._MAX_SYNTHETIC_RATIO", 0)
     _, report, _ = build(project, **SHARED)
-    assert f"{report.synthetic} synthetic events beside {report.real} real ones" in caplog.text
+    assert f"{report.synthetic} synthetic events for {report.real} real ones" in caplog.text
     assert "lower [generation] events_per_source_event (now 2)" in caplog.text
 
 

@@ -92,7 +92,7 @@ def test_every_reader_reads_a_part_with_the_ids_of_the_whole(parts, tmp_path):
         assert (written.rows, written.synthetic) == (len(rows), rows["is_synthetic"].sum())
     difference = sum(opened.split(name).matrix() for name in opened.splits) - opened.matrix()
     assert abs(difference).max() < 1e-4
-    with pytest.raises(TrainingSetError, match="no part 'dev'; there are train, validation, test"):
+    with pytest.raises(TrainingSetError, match="no split 'dev'; there are train, validation, test"):
         opened.split("dev")
 
 
@@ -161,7 +161,7 @@ def test_times_without_a_zone_are_the_projects(project):
 
 def test_the_gate_refuses_a_synthetic_row_outside_of_train(project, monkeypatch):
     monkeypatch.setattr(spine, "split_sql", lambda window: f"(CASE WHEN is_synthetic THEN 'test' ELSE {split_sql(window)} END)")
-    with pytest.raises(QualityGateFailed, match="a synthetic row is in the part train"):
+    with pytest.raises(QualityGateFailed, match="a synthetic row is in the split train"):
         build(project, **OPTIONS | {"name": "wrong"})
 
 
@@ -220,4 +220,4 @@ def test_the_command_exports_a_part(project, parts, tmp_path):
     assert json.loads(done.stdout)["rows"] == len(opened.split("test"))
     refused = CliRunner().invoke(app, [*call[:2], str(tmp_path / "more.csv"), "--split", "dev", *call[5:]], env=overrides)
     assert refused.exit_code == 1
-    assert "there is no part 'dev'; there are train" in refused.output
+    assert "there is no split 'dev'; there are train" in refused.output

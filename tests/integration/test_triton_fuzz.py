@@ -169,9 +169,9 @@ def test_the_client_tells_what_was_wrong(served):
     wrong = asked.exclude.copy()
     wrong[0, 0] = manifest["n_target"]
     with open_scorer(served, 1) as scorer:
-        with pytest.raises(InvalidRequest, match=f"exclude holds {manifest['n_target']}"):
+        with pytest.raises(InvalidRequest, match=f"exclude contains {manifest['n_target']}"):
             scorer.sample(Contexts(**{**vars(asked), "exclude": wrong}), 2)
-        with pytest.raises(InvalidRequest, match="candidates holds -7"):
+        with pytest.raises(InvalidRequest, match="candidates contains -7"):
             scorer.score(asked, np.full((len(asked), 1), -7, np.int32))
         assert len(scorer.sample(asked, 2)) == len(asked)
 

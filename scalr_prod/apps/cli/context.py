@@ -38,7 +38,7 @@ RunId = Annotated[str, typer.Argument(help="A run's id, as `scalr runs list` sho
 
 
 class CommandReport(Protocol):
-    """What a command returns; ``to_summary``, where it exists, gives what is printed without ``--json``."""
+    """What a command returns; ``to_summary``, if it exists, gives what is printed without ``--json``."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -80,13 +80,13 @@ def dataset_export(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the samples.")] = 0,
     split: Annotated[
         str | None,
-        typer.Option(help="Only this part of the set: train, validation or test ([training_set] splits); default: all."),
+        typer.Option(help="Only this split of the set: train, validation or test ([training_set] splits); default: all."),
     ] = None,
     version: Annotated[int | None, typer.Option(help="Version of the training set; default: the latest.")] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Export a training set, or a part of it, for other tools.
+    """Export a training set, or one split of it, for other tools.
 
     Example: scalr dataset export --weights sample rows.csv
     """
@@ -101,34 +101,41 @@ def dataset_export(
     CommandContext(config, as_json, "dataset export").run_with_project(work)
 
 
-@dataset_app.command("used-by")
-def dataset_used_by(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model's name.")] = None,
-    model_version: Annotated[str | None, typer.Argument(metavar="[MODEL_VERSION]", help="The model's version.")] = None,
+@dataset_app.command("register-model")
+def dataset_register_model(
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    model_version: Annotated[str, typer.Argument(help="The model's version.")],
     version: Annotated[
         int | None, typer.Option(help="Version of the training set that it was trained on; default: the latest.")
     ] = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Register a model that was trained on a training set; without a model, list those that are registered.
+    """Register a model that was trained on a training set.
 
     scalr forget and scalr status name the registered models that learned from rows of erased users.
 
-    Example: scalr dataset used-by ranker 7 --version 3
+    Example: scalr dataset register-model ranker 7 --version 3
     """
-    if model is not None and model_version is None:
-        raise typer.BadParameter("name the model's version, too", param_hint="MODEL_VERSION")
-    if model is None and version is not None:
-        raise typer.BadParameter("goes with a model and its version", param_hint="--version")
 
     def work(project: Project) -> CommandResult:
-        if model is None or model_version is None:
-            uses = [use.to_json() for use in project.registered_models()]
-            return {"models": [{name: value for name, value in use.items() if name != "created"} for use in uses]}
         return project.register_model(model, model_version, dataset_version=version)
 
-    CommandContext(config, as_json, "dataset used-by").run_with_project(work)
+    CommandContext(config, as_json, "dataset register-model").run_with_project(work)
+
+
+@dataset_app.command("models")
+def dataset_models(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """List the registered models, each with its version and the version of the training set on which it was trained.
+
+    Example: scalr dataset models
+    """
+
+    def work(project: Project) -> CommandResult:
+        uses = [use.to_json() for use in project.registered_models()]
+        return {"models": [{name: value for name, value in use.items() if name != "created"} for use in uses]}
+
+    CommandContext(config, as_json, "dataset models").run_with_project(work)
 
 
 @feast_app.command("export")

@@ -137,7 +137,7 @@ def experiment_command(
     ctx: typer.Context,
     outcomes: Annotated[
         str | None,
-        typer.Option(help="A table of user_id, value and, where there is one, pre_value; users without an outcome with 0."),
+        typer.Option(help="A table of user_id, value and, if there is one, pre_value; users without an outcome with 0."),
     ] = None,
     until: Annotated[
         datetime | None, typer.Option(help="Time until which the outcomes were counted (UTC); default: now.")
@@ -167,7 +167,7 @@ def experiment_power(
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
 ) -> None:
-    """Estimate the smallest effect on a user's number of target events that the experiment can find, and the days that it takes.
+    """Estimate the minimum detectable effect (MDE) on a user's number of target events, and the days that it takes.
 
     Example: scalr experiment power --effect 5
     """
@@ -304,7 +304,7 @@ def _read_ids(file: Path) -> list[str]:
             value = None
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise ForgettingError(
-                "holds no JSON string or integer",
+                "contains no JSON string or integer",
                 where=f"{file}, line {number}",
                 next_step='write one id per line, such as "user-17"',
             )

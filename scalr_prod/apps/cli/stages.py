@@ -43,7 +43,7 @@ def ingest(
         datetime | None,
         typer.Option(
             metavar="SINCE",
-            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer holds are removed.",
+            help="Make the lake's events from then on (UTC) equal to those of the logs: rows that a log no longer has are removed.",
         ),
     ] = None,
     as_json: Json = False,
@@ -113,14 +113,14 @@ def evaluate(
     full: Annotated[bool, typer.Option("--full", help="Every arm, model, seed and validation window.")] = False,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Stop after the first verdict, which is for a run's default settings; write no policy."),
+        typer.Option("--quick", help="Stop after the quick verdict, which is for a run's default settings; write no policy."),
     ] = False,
     details: Annotated[bool, typer.Option("--details", help="Print the figures of every arm, segment and model.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train models with and without synthetic events, with controls, and evaluate them on later events.
 
-    Prints a first verdict early. Results are cached: after an interruption, the same command continues.
+    Prints a quick verdict first. Results are cached: after an interruption, the same command continues.
 
     Example: scalr evaluate --cold-fraction 0.5 --cutoffs 4
     """
@@ -140,7 +140,7 @@ def evaluate(
 def status(config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
     """Show which stages are done, the command of each stage, and whether the project publishes. Stages from run on refer to the latest run.
 
-    Models that learned from rows of erased users (scalr dataset used-by) are listed until they are retrained.
+    Models that learned from rows of erased users (scalr dataset register-model) are listed until they are retrained.
 
     Example: scalr status
     """

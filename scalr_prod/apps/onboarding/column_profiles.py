@@ -153,7 +153,7 @@ class ColumnProfile:
         values: Its distinct values, without null.
         codes: For each row, the position of its value; -1 for null.
         times: Its values as times, if they are times.
-        problem: Why it cannot hold ids; None: it can.
+        problem: Why it cannot hold ids, or None if it can.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class ColumnProfile:
 
     @functools.cached_property
     def integers(self) -> np.ndarray | None:
-        """Distinct values as sorted integers; None: there are others."""
+        """Distinct values as sorted integers, or None if there are others."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -415,7 +415,7 @@ def _profile(sample: Batch, name: str, zone: str) -> ColumnProfile:
 
 
 def _id_problem(values: pa.Array, distinct: pa.Array, origin: CellOrigin, *, untyped: bool) -> str | None:
-    """Return why a column cannot hold the ids of users or items, in a few words; None: it can."""
+    """Return why a column cannot hold the ids of users or items, in a few words, or None if it can."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -455,7 +455,7 @@ def parse_times(values: pa.Array, origin: CellOrigin, zone: str) -> ParsedTimes:
 
 
 def _times(distinct: pa.Array, origin: CellOrigin, zone: str) -> TimeSpan | None:
-    """Return distinct values as times of plausible years; None: they are none."""
+    """Return distinct values as times of plausible years, or None if they are none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

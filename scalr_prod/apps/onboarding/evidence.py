@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules by which `scalr init` finds user, item and time from the values of both logs, where names do not tell them (ADR 0026)."""
+"""Rules by which `scalr init` finds user, item and time from the values of both logs, if names do not show them (ADR 0026)."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ _GROUPED: Final = 5.0
 
 @dataclass
 class Inference:
-    """What the values of a log's sample tell.
+    """What the values of a log's sample show.
 
     Attributes:
         columns: Role → the column that fits best.
-        unsure: Role → columns that the values do not tell apart.
+        unsure: Role → columns that the values do not distinguish.
         evidence: Column → what was found, in words.
         title: The column of the items' names.
         notes: Role → choice between several possibilities.
@@ -73,7 +73,7 @@ def infer_columns(logs: Mapping[str, LogProfile], named: Mapping[str, Mapping[st
 
     Args:
         logs: Place → profile of a sample; the target is last.
-        named: Place → role → column that the user or its name told; it is kept.
+        named: Place → role → column that the user or its name gave; it is kept.
 
     Returns:
         Place → what was found. A role without a fitting column is missing.
@@ -260,7 +260,7 @@ def _infer_item(log: LogProfile, found: Inference) -> None:
 
 
 def _no_item(log: LogProfile, column: ColumnProfile, user: str, time: str | None) -> str | None:
-    """Return why a column is not the item; None: it may be."""
+    """Return why a column is not the item, or None if it may be."""
     if column.is_unique:
         return "nearly every row has another one"
     if column.distinct < _ITEMS:

@@ -34,9 +34,9 @@ class LogGuess:
         settings: Further keys of ``[domains.<place>]``: ``format``, ``timezone``, ``timestamp_format``.
         time_description: Description of its times.
         notes: Choices between several possibilities.
-        evidence: Column → what its values tell, if names did not tell all roles.
+        evidence: Column → what its values show, if names did not give all roles.
         by_values: Roles that the values decided.
-        title: The column of the items' names, if the log has one and its names did not tell all roles.
+        title: The column of the items' names, if the log has one and its names did not give all roles.
     """
 
     place: str
@@ -110,9 +110,9 @@ class _Draft:
         format: The format, if its name does not determine it.
         columns: Role → column.
         notes: Role → choice between several possibilities.
-        missing: Role → the error if the values do not tell it either.
-        inference: What the values tell; None: the names told everything.
-        kept: Roles whose columns the user or their names told.
+        missing: Role → the error if the values do not show it either.
+        inference: What the values show, or None if the names gave everything.
+        kept: Roles whose columns the user or their names gave.
     """
 
     request: LogRequest
@@ -130,7 +130,7 @@ class _Draft:
         return list(dict.fromkeys(self.sample.rows.schema.names))
 
     def error(self, *, decisive: bool) -> ColumnNotFound | None:
-        """Return the error for roles without a column, or with several if the guess has to be decisive; None: there are none."""
+        """Return the error for roles without a column, or with several if the guess has to be decisive, or None if there are none."""
         unsure = self.inference.unsure if self.inference is not None and decisive else {}
         if not self.missing and not unsure:
             return None
@@ -225,7 +225,7 @@ def _by_values(base: Settings, drafts: Mapping[str, _Draft]) -> None:
 
 
 def _is_told(role: str, column: str, profile: LogProfile) -> bool:
-    """Return whether a column's known name tells its role beside its values; those of items are compared by their values."""
+    """Return whether a column's known name decides its role, whatever its values; those of items are compared by their values."""
     return (
         role != "item"
         and has_known_name(role, column)
@@ -318,7 +318,7 @@ _LISTED: Final = 20
 
 
 def _problem(role: str, sample: Batch, name: str, asked: LogRequest) -> BadValue | None:
-    """Return the error of the ingest for a column in a role; None: it can be read."""
+    """Return the error of the ingest for a column in a role, or None if it can be read."""
     values, place = select_column(sample, name)
     try:
         if role == "timestamp":

@@ -30,7 +30,7 @@ _SHOWN: Final = 5
 
 
 _COMMENTS: Final = {
-    "format": "its name does not tell its format",
+    "format": "its name does not show its format",
     "timezone": "of times that name no zone",
     "timestamp_format": "of times that are not ISO 8601",
 }
@@ -324,7 +324,7 @@ def _read(settings: Settings) -> dict[str, list[dict[str, str]]]:
                 if len(shown) == _SHOWN:
                     break
         if not shown:
-            raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
+            raise EmptyInput("has no rows", where=origin, next_step="name a file that has rows")
         cells.user_ids.ensure_no_nulls()
         cells.item_ids.ensure_no_nulls()
         users.append(cells.user_ids)

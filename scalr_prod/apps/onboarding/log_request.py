@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user says of a log."""
+"""What the user states about a log."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class LogRequest:
 
     @property
     def value_prefix(self) -> str:
-        """What values of its options begin with: ``NAME=`` where there are several sources."""
+        """What values of its options begin with: ``NAME=`` if there are several sources."""
         name = self.place.partition(".")[2]
         return f"{name}=" if name else ""

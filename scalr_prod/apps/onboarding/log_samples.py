@@ -80,7 +80,7 @@ def _first(batches: Generator[Batch, None, None], origin: str, rows: int) -> Bat
             if len(found) == _FILES or sampled >= rows or (found and (seen_rows >= EVIDENCE_ROWS or seen_bytes >= _BYTES)):
                 break
     if not found:
-        raise EmptyInput("holds no row", where=origin, next_step="name a file that holds rows")
+        raise EmptyInput("has no rows", where=origin, next_step="name a file that has rows")
     table = pa.Table.from_batches([one.rows for one in found]).combine_chunks().slice(0, rows).to_batches()[0]
     one_file = len({one.origin for one in found}) == 1
     return Batch(found[0].origin if one_file else origin, found[0].row, table, found[0].untyped)

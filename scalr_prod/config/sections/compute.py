@@ -124,7 +124,7 @@ class ServingSettings(SettingsSection):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Addresses in ``url``, in order, without ``grpc://``; empty where a local server is started."""
+        """Addresses in ``url``, in order, without ``grpc://``; empty if a local server is started."""
         return () if self.url is None else _addresses(self.url)
 
     @model_validator(mode="after")

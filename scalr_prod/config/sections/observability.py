@@ -32,7 +32,7 @@ class MetricsSettings(SettingsSection):
         description="file in the folder of node_exporter's textfile collector; one for each project",
     )
     push: WebAddress | None = Field(
-        default=None, repr=False, description="URL of a push gateway; may hold a user and a password"
+        default=None, repr=False, description="URL of a push gateway; may contain a user and a password"
     )
 
 

@@ -40,15 +40,15 @@ class ExperimentSettings(SettingsSection):
         description="key of the hash that chooses held-out and canary users, at least 8 characters; another key chooses other users. "
         "Default: a key created with the home",
     )
-    harmful_segments: Literal["notice", "drop"] = Field(
-        default="notice",
+    harmed_segments: Literal["warn", "drop"] = Field(
+        default="warn",
         description="a segment of users for whom `scalr experiment` finds that synthetic events lower the outcome (the always-valid "
-        "interval is below 0): notice tells it in every run; drop also sets its λ to 0, whatever else sets λ, while key and start stay",
+        "interval is below 0): every run warns about it; drop also sets its λ to 0, whatever else sets λ, until key or start changes",
     )
     start: Instant | None = Field(
         default=None,
         description="start of the experiment: outcomes are counted from it on, and a user's segment is that of earlier events. Default: "
-        "the first publication of a run with the present key",
+        "the first publication of a run with the current key",
     )
 
     @model_validator(mode="after")

@@ -77,5 +77,5 @@ class QualitySettings(SettingsSection):
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if own := sorted(set(value) & set(RULES.builtin)):
-            raise ValueError(f"names {', '.join(own)}, which always holds: leave it out")
+            raise ValueError(f"names {', '.join(own)}, which is always true: leave it out")
         return check_plugin_names(RULES, value)

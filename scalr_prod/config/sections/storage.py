@@ -20,8 +20,8 @@ class ProjectSettings(SettingsSection):
         description="the project's name in shared stores: 1 to 63 lower-case letters, digits and '_'; "
         "default: <source>_to_<target>, from the domains' names",
     )
-    formerly: str | None = Field(default=None, description="the project's former name in these stores: renames it")
-    moved_from: str | None = Field(default=None, description="the former lake or home, if it was moved (not copied)")
+    formerly: str | None = Field(default=None, description="the project's previous name in these stores: renames it")
+    moved_from: str | None = Field(default=None, description="the previous lake or home, if it was moved (not copied)")
     timezone: ZoneName = Field(
         default="UTC",
         description="IANA zone of the project's calendar: a daily window is a day of it, in scheduled runs and backfills",
@@ -33,7 +33,7 @@ class ProjectSettings(SettingsSection):
     storage_options: dict[str, str] = Field(
         default_factory=dict,
         repr=False,
-        description="passed to the library that opens a lake on an object store; may hold secrets",
+        description="passed to the library that opens a lake on an object store; may contain secrets",
     )
 
 
@@ -76,7 +76,7 @@ class FeastSettings(SettingsSection):
     redis: str = Field(
         default="localhost:6379",
         repr=False,
-        description="address of Redis, if it is the online store; may hold a password",
+        description="address of Redis, if it is the online store; may contain a password",
     )
     writable: tuple[str, ...] = Field(
         default=(), description="addresses of your own Delta tables that write_to_offline_store may append to"
@@ -87,7 +87,7 @@ class FeastSettings(SettingsSection):
 
 
 class RetentionSettings(SettingsSection):
-    """What `scalr maintain` keeps, besides everything that a published, served or running item refers to."""
+    """What `scalr maintain` keeps, in addition to everything that a published, served or running item refers to."""
 
     days: float = Field(
         default=30,
@@ -120,6 +120,6 @@ class ForgettingSettings(SettingsSection):
         default=30,
         ge=0,
         le=36_500,
-        description="days within which a model that `scalr dataset used-by` names is to be trained without an erased user's rows; "
-        "`scalr forget` and `scalr status` show the date",
+        description="days within which a registered model (`scalr dataset register-model`) is to be trained without an erased user's "
+        "rows; `scalr forget` and `scalr status` show the date",
     )

@@ -45,7 +45,7 @@ class TrainingSetSettings(SettingsSection):
     )
     splits: dict[Literal["validation", "test"], datetime] = Field(
         default_factory=dict,
-        description="times at which parts of the set begin, for a model that is tested by time: "
+        description="times at which splits of the set begin, for a model that is tested by time: "
         '{ validation = "2024-05-01", test = "2024-06-01" }; rows before the first are train, and synthetic rows are in train alone. '
         "A time without a zone is in [project] timezone",
     )
@@ -164,5 +164,5 @@ class DownstreamSettings(SettingsSection):
     @classmethod
     def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if not value or len(set(value)) != len(value) or any(isinstance(one, int | float) and one <= 0 for one in value):
-            raise ValueError("must hold at least one value, each once, numbers above 0")
+            raise ValueError("must have at least one value, each once, numbers above 0")
         return value

@@ -69,20 +69,20 @@ class TranslatorSettings(SettingsSection):
         description="days, in the events' time: while events are only added, scalr run keeps a translator for this long, or until "
         "a log has grown by a tenth. 0: new events always train another",
     )
-    exposed_events: Literal["drop", "keep"] = Field(
+    recommended_events: Literal["drop", "keep"] = Field(
         default="drop",
-        description="target events that a recommendation led to ([domains.target.columns] exposed_by): leave them out of training, where "
-        "the translator would learn its own draws, or train on them. Users who had an item in this way are not proposed it again, unless "
-        "exclude_consumed is false",
+        description="target events that a recommendation led to ([domains.target.columns] recommended_by): leave them out of training, "
+        "where the translator would learn its own draws, or train on them. Users who had an item in this way are not proposed it again, "
+        "unless exclude_consumed is false",
     )
     pin: bool = Field(
         default=False,
         description="scalr run keeps the latest trained version, even if events, settings or this package's recipe have changed; "
         "scalr translator train trains another",
     )
-    training: Literal["all", "consent"] = Field(
+    train_on: Literal["all", "consenting_users"] = Field(
         default="all",
-        description="users whose events it learns from: all, or those with consent ([domains.source] consent)",
+        description="users whose events the translator learns from: all, or those with consent ([domains.source] consent)",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of training")
     threads: int = Field(
@@ -99,10 +99,10 @@ class TranslatorSettings(SettingsSection):
         return check_plugin_names(ESTIMATORS, value, also_allowed=("popularity",))
 
     def recipe(self) -> dict[str, Any]:
-        """Return the settings that decide a version, as plain JSON values; ``exposed_events`` is in `training_inputs`."""
+        """Return the settings that decide a version, as plain JSON values; ``recommended_events`` is in `training_inputs`."""
         # Omitted by default, so that versions from before this setting stay the same.
-        others = {"training"} if self.training == "all" else set()
-        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "exposed_events", *others})
+        others = {"train_on"} if self.train_on == "all" else set()
+        return self.model_dump(mode="json", exclude={"threads", "retrain_every", "pin", "recommended_events", *others})
 
 
 class GenerationSettings(SettingsSection):
@@ -140,7 +140,7 @@ class GenerationSettings(SettingsSection):
         default=None,
         ge=1,
         lt=2**31,
-        description="number of likely items to draw from for each context, in place of the whole catalogue: for catalogues of over a "
+        description="number of likely items to draw from for each context, instead of the whole catalogue: for catalogues of over a "
         "million items, on CPUs. Each run measures the probability left out. Default: all items",
     )
     exclude_consumed: bool = Field(

@@ -30,7 +30,7 @@ def check_plugin_names(group: PluginGroup, names: tuple[str, ...], also_allowed:
 
 
 def _web(value: str) -> str:
-    """Check that a URL can be parsed; errors do not repeat it, since it may hold a password."""
+    """Check that a URL can be parsed; errors do not repeat it, since it may contain a password."""
     try:
         parts = urlsplit(value)
         has_host = parts.hostname and parts.port != 0 and parts.netloc.count("@") == value.count("@") <= 1

@@ -9,8 +9,9 @@ factorisation's score to those. They are registered as plug-ins (`scalr_prod.plu
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation.interactions import DownstreamModel
 from scalr_prod.evaluation.search import HALF_LIFE
 from scalr_prod.plugins import MODELS
@@ -27,13 +28,22 @@ __all__ = [
 ]
 
 
+#: Former names of a model class's attributes, and the current ones.
+_RENAMED: Final = {
+    "knobs": "search_space",
+    "chosen_by": "selection_metric",
+    "knows_before": "uses_earlier_events",
+    "knows_source": "uses_source_events",
+}
+
+
 def family_hyperparameters(family: str) -> tuple[Hyperparameter, ...]:
-    """Return the hyperparameters of a family: its class's ``knobs``, or else the half-life of event weights.
+    """Return the hyperparameters of a family: its class's ``search_space``, or else the half-life of event weights.
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return tuple(getattr(_load_class(family), "knobs", (HALF_LIFE,)))
+    return tuple(getattr(_load_class(family), "search_space", (HALF_LIFE,)))
 
 
 def make_model(name: str, options: dict[str, Any], *, threads: int) -> DownstreamModel:
@@ -59,30 +69,38 @@ def make_model(name: str, options: dict[str, Any], *, threads: int) -> Downstrea
 
 
 def selection_metric(name: str) -> str:
-    """Return the selection metric of a family: its class's ``chosen_by``, or else ``ndcg``.
+    """Return the selection metric of a family: its class's ``selection_metric``, or else ``ndcg``.
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return str(getattr(_load_class(name), "chosen_by", "ndcg"))
+    return str(getattr(_load_class(name), "selection_metric", "ndcg"))
 
 
 def uses_source_events(name: str) -> bool:
-    """Return whether a family uses source events by itself (``knows_source`` of its class); joint training would add nothing to it."""
-    return bool(getattr(_load_class(name), "knows_source", False))
+    """Return whether a family uses source events by itself (an attribute of its class); joint training would add nothing to it."""
+    return bool(getattr(_load_class(name), "uses_source_events", False))
 
 
 def uses_earlier_events(name: str) -> bool:
-    """Return whether a family uses `Interactions.before` (``knows_before`` of its class).
+    """Return whether a family uses `Interactions.before` (an attribute of its class).
 
     Raises:
         EvaluationError: As in `make_model`.
     """
-    return bool(getattr(_load_class(name), "knows_before", False))
+    return bool(getattr(_load_class(name), "uses_earlier_events", False))
 
 
 def _load_class(name: str) -> Any:
-    return MODELS.load(name, DownstreamModel)
+    model_class = MODELS.load(name, DownstreamModel)
+    for former, attribute in _RENAMED.items():
+        if hasattr(model_class, former):
+            raise EvaluationError(
+                f"the model {name} has an attribute {former}, which is called {attribute} now",
+                where=MODELS.setting,
+                next_step=f"rename {former} to {attribute} in the model's class",
+            )
+    return model_class
 
 
 def _accepts_argument(factory: Any, argument: str) -> bool:

@@ -61,7 +61,7 @@ class FeatureRanker:
 
     Hyperparameters: Final = FeatureRankerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    knobs: Final = (
+    search_space: Final = (
         Hyperparameter("smallest", (100.0, 300.0), low=1.0),
         Hyperparameter("leaves", (31, 15), step=2.0, low=4, high=255, is_integer=True),
         Hyperparameter("trees", (200, 100), step=2.0, low=10, high=800, is_integer=True),
@@ -69,9 +69,9 @@ class FeatureRanker:
     )
 
     #: Tuned by its probabilities rather than its rankings.
-    chosen_by: Final = "information"
+    selection_metric: Final = "information"
     #: Source events are already features, so there is no separate joint baseline.
-    knows_source: Final = True
+    uses_source_events: Final = True
 
     def __init__(self, hyperparameters: FeatureRankerHyperparameters) -> None:
         self.hyperparameters, self.negatives = hyperparameters, hyperparameters.negatives

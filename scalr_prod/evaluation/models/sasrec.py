@@ -74,7 +74,7 @@ class SasRec:
 
     Hyperparameters: Final = SasRecHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    knobs: Final = (Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True), HALF_LIFE)
+    search_space: Final = (Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True), HALF_LIFE)
 
     def __init__(self, hyperparameters: SasRecHyperparameters) -> None:
         self.hyperparameters = hyperparameters

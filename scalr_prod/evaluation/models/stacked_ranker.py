@@ -88,17 +88,17 @@ class StackedRanker:
 
     Hyperparameters: Final = StackedRankerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    knobs: Final = (
+    search_space: Final = (
         Hyperparameter("smallest", (100.0, 300.0), low=1.0),
         Hyperparameter("least", (100.0, 300.0), low=1.0),
-        *ImplicitAls.knobs,
+        *ImplicitAls.search_space,
         Hyperparameter("trees", (100, 0), step=2.0, high=400, is_integer=True),
     )
 
     #: Tuned by its probabilities rather than its rankings.
-    chosen_by: Final = "information"
+    selection_metric: Final = "information"
     #: Uses `Interactions.before`.
-    knows_before: Final = True
+    uses_earlier_events: Final = True
 
     _ranker_cache: ClassVar[OrderedDict[bytes, FeatureRanker]] = OrderedDict()
     _row_cache: ClassVar[OrderedDict[bytes, FeatureRows]] = OrderedDict()

@@ -68,7 +68,7 @@ class TwoTower:
 
     Hyperparameters: Final = TwoTowerHyperparameters
     #: Hyperparameters tuned on validation for real events only, one after the other.
-    knobs: Final = (
+    search_space: Final = (
         Hyperparameter("decay", (1.0, 0.3, 3.0)),
         Hyperparameter("epochs", (8, 16), step=2.0, low=2, high=64, is_integer=True),
         HALF_LIFE,

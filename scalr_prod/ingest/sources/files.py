@@ -89,7 +89,7 @@ class FilesReader:
             table = detect_table_format(filesystem, path)
             if table is not None:
                 raise UnreadableInput(
-                    f"holds a table of format {table}, not loose {self.kind} files",
+                    f"contains a table of format {table}, not loose {self.kind} files",
                     where=url,
                     next_step=f'leave format out, or set format = "{table}"',
                 )
@@ -108,7 +108,7 @@ class Csv(FilesReader):
 
 
 class JsonLines(FilesReader):
-    """Files of one JSON object a line."""
+    """Files of one JSON object per line."""
 
     kind = "jsonl"
 
@@ -199,7 +199,7 @@ def _format_of(url: str) -> str:
     suffix = format_suffix(url)
     if suffix not in _FORMATS:
         raise UnreadableInput(
-            "its name does not tell its format",
+            "its name does not show its format",
             where=url,
             next_step=f"name it {_ENDINGS}, or (for a log) set format to one of {', '.join(FILE_FORMATS)}",
         )
@@ -371,13 +371,13 @@ def _object(line: str, row: int, url: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # RecursionError and plain ValueError: hostile depth or length
         found = error.msg if isinstance(error, json.JSONDecodeError) else first_error_line(error)
         raise UnreadableInput(
-            f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object a line"
+            f"not valid JSON: {found}", where=f"{url}, row {row + 1}", next_step="give one JSON object per line"
         ) from error
     if not isinstance(found, dict):
         raise UnreadableInput(
-            f"holds a {type(found).__name__}, not an object",
+            f"contains a {type(found).__name__}, not an object",
             where=f"{url}, row {row + 1}",
-            next_step="give one JSON object a line",
+            next_step="give one JSON object per line",
         )
     return found
 
@@ -414,7 +414,7 @@ def to_record_batch(names: Sequence[str], columns: Iterable[Sequence[Any]], orig
         except (pa.ArrowException, OverflowError, UnicodeError) as error:
             kinds = sorted({type(value).__name__ for value in values if value is not None})
             raise BadValue(
-                f"holds values of several types ({', '.join(kinds)}) or none that can be taken: {first_error_line(error)}",
+                f"contains values of several types ({', '.join(kinds)}) or none that can be taken: {first_error_line(error)}",
                 where=f"{origin}, column '{name}', rows {row + 1} to {row + len(values)}",
                 next_step="give one type in all rows",
             ) from error

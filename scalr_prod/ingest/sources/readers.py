@@ -70,7 +70,7 @@ def list_files(
 ) -> list[list[str]] | None:
     """Return name, size and time of change of each file at a path, glob, folder or URL; of a table, of the files that name its versions.
 
-    None where they do not tell what it holds: a log reader of another package, or a store that keeps no such times.
+    None if they do not tell what it holds: a log reader of another package, or a store that keeps no such times.
 
     Raises:
         UnreadableInput: No file matches, or it cannot be opened.

@@ -69,7 +69,9 @@ def list_projects(listing: str) -> list[ListedProject]:
         files += sorted([*location.glob("*.toml"), *location.glob("*/scalr.toml")]) if location.is_dir() else [location]
     projects = [_read_listed_project(file.resolve()) for file in files]
     if not projects:
-        raise SettingsError("holds no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder")
+        raise SettingsError(
+            "contains no settings file", where=f"SCALR_PROJECTS = {listing}", next_step="name files or a folder"
+        )
     names: dict[str, str] = {}
     for project in projects:
         if project.name in names:
@@ -255,9 +257,9 @@ def _backfill_dag(name: str, config: dict[str, Param], asset: Asset) -> None:
     def backfill() -> None:
         """Generate and publish the windows of a range one after the other, from the events as last ingested.
 
-        Safe to run beside the daily DAG: only one task works on a run at a time, and a published window is left as it is unless
-        its inputs have changed. The asset is emitted once, at the end, for the windows that were published; ``finish`` then fails the run
-        if another window failed.
+        Safe to run at the same time as the daily DAG: only one task works on a run at a time, and a published window is left as it is
+        unless its inputs have changed. The asset is emitted once, at the end, for the windows that were published; ``finish`` then fails
+        the run if another window failed.
         """
 
         @task

@@ -156,7 +156,7 @@ def _run_payload(context: PipelineContext) -> dict[str, str | None]:
 
 
 def _not_generated(settings: Settings) -> dict[str, Any] | None:
-    """The window, where no event is generated for it since λ is 0; it is announced, so that a training set of real events is built."""
+    """Return the window if no event is generated for it because λ is 0; it is announced, so that a training set of real events is built."""
     from scalr_prod.generation import why_not_generated
 
     why, window = why_not_generated(settings), settings.generation
@@ -194,7 +194,7 @@ def _windows(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(call: Mapping[str, Any]) -> dict[str, Any]:
-    """Generate, validate and publish one window of a backfill; do nothing where λ is 0 for all users."""
+    """Generate, validate and publish one window of a backfill; do nothing if λ is 0 for all users."""
     settings = _load_window_settings(call, *map(datetime.fromisoformat, call["window"]))
     if window := _not_generated(settings):
         return window

@@ -133,7 +133,7 @@ class ProjectCollector:
         return family
 
 
-#: A metric's name, the values of its labels beside ``project``, and its value.
+#: A metric's name, the values of its labels in addition to ``project``, and its value.
 _Sample = tuple[str, tuple[str, ...], Any]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Definitions of all metrics: kind, labels beside ``project``, and help text."""
+"""Definitions of all metrics: kind, labels in addition to ``project``, and help text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Metric:
     Attributes:
         kind: Its Prometheus type.
         help_text: Its help text.
-        labels: Its labels beside ``project``.
+        labels: Its labels in addition to ``project``.
     """
 
     kind: Literal["counter", "gauge", "histogram"]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of others that learned from rows of erased users, and when they are to be retrained.
+"""Registered models that were trained on rows of users erased since, and when to retrain them.
 
-Training jobs register the version of the training set that they read (`DatasetRepository.record_use`). An erasure keeps which versions held
-the user's rows. A model version that was trained on one of them is affected, whenever it was registered: an erasure rewrites the files of a
-version, and a registration does not tell which files were read. A later version of the model settles it if all of its training sets were
-built after the erasure.
+Training jobs register the version of the training set that they read (`DatasetRepository.record_use`). An erasure records which versions
+had the user's rows. A model trained on such a version is affected even if it was registered after the erasure: an erasure rewrites the
+files in place, and a registration does not record which files were read. A later version of the model clears it if all of its training sets
+were built after the erasure.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class AffectedModel(Jsonable):
         version: Its version.
         dataset: The training set's name.
         dataset_version: The training set's version, which held the rows.
-        users: Number of these users; only those without a settling version where there are some.
+        users: Number of these users; only those for whom no version was retrained yet, if there are any.
         retrain_by: Time (UTC) by which a version without their rows is due.
-        settled_by: Version of the model whose training sets were all built after the erasures; None: retraining is due.
+        retrained_as: Version of the model whose training sets were all built after the erasures, or None if retraining is due.
     """
 
     model: str
@@ -51,11 +51,11 @@ class AffectedModel(Jsonable):
     dataset_version: int
     users: int
     retrain_by: datetime
-    settled_by: str | None
+    retrained_as: str | None
 
 
 def models_to_retrain(settings: Settings) -> list[AffectedModel]:
-    """Return the model versions that learned from erased users and that no later version settles, in order of registration.
+    """Return the model versions that learned from erased users and that no later version replaces, in order of registration.
 
     Raises:
         ForgettingError: The suppression list cannot be read.
@@ -66,7 +66,7 @@ def models_to_retrain(settings: Settings) -> list[AffectedModel]:
         return []
     with Ledger.open(settings) as ledger:
         affected = affected_models(ledger, suppressed.users.values(), grace_days=settings.forgetting.model_grace_days)
-    return [model for model in affected if model.settled_by is None]
+    return [model for model in affected if model.retrained_as is None]
 
 
 def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_days: float) -> list[AffectedModel]:
@@ -88,7 +88,7 @@ def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_day
     for use in uses:
         datasets[use.model][use.model_version].append((use.dataset, use.dataset_version))
 
-    def settling_version(model: str, affected: str, entry: SuppressedId) -> str | None:
+    def retrained_version(model: str, affected: str, entry: SuppressedId) -> str | None:
         """Return the first version registered after an affected one whose training sets were all built after an erasure."""
         versions = list(datasets[model])
         for version in versions[versions.index(affected) + 1 :]:
@@ -100,8 +100,8 @@ def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_day
     found = []
     for use in uses:
         entries = erasures[use.dataset, use.dataset_version]
-        settled = {entry.digest: settling_version(use.model, use.model_version, entry) for entry in entries}
-        if due := [entry for entry in entries if settled[entry.digest] is None] or entries:
+        retrained = {entry.digest: retrained_version(use.model, use.model_version, entry) for entry in entries}
+        if due := [entry for entry in entries if retrained[entry.digest] is None] or entries:
             last = max(entries, key=lambda entry: entry.at)
             found.append(
                 AffectedModel(
@@ -111,7 +111,7 @@ def affected_models(ledger: Ledger, erased: Iterable[SuppressedId], *, grace_day
                     dataset_version=use.dataset_version,
                     users=len(due),
                     retrain_by=min(entry.at for entry in due) + timedelta(days=grace_days),
-                    settled_by=settled[last.digest] if due == entries and None not in settled.values() else None,
+                    retrained_as=retrained[last.digest] if due == entries and None not in retrained.values() else None,
                 )
             )
     return found

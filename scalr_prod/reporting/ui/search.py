@@ -53,7 +53,7 @@ class FoundItem:
     Attributes:
         domain: Its domain.
         item: Its id as in its event log, as text.
-        title: None: it has none.
+        title: None if it has none.
         real: Number of real events.
         synthetic: Number of events in the feature view; None for items of a source domain.
         users: Users with the most probable of these events, most probable first.

@@ -95,7 +95,7 @@ class RequestOptions:
         max_request_mb: Limit of one request's input tensors, MiB.
         retries: Backoff between attempts.
         restart_s: Seconds that a watchdog may take to restart a failed server, added once to the deadline of a request that finds no
-            server; failures that a server would not recover from by itself are retried then. None: there is no watchdog.
+            server; failures that a server would not recover from by itself are retried then. None if there is no watchdog.
     """
 
     deadline_s: float = 60.0

@@ -74,9 +74,9 @@ class RequestFailure(Exception):
         """Return the error for the user."""
         if self.is_model_absent:
             return ModelNotReady(
-                f"the server does not hold {model}: {self.detail}",
+                f"the server has not loaded {model}: {self.detail}",
                 where=url,
-                next_step="run: scalr translator promote (or see what it holds: scalr triton status)",
+                next_step="run: scalr translator promote (or see what it has loaded: scalr triton status)",
             )
         if self.is_restricted:
             return ScoringError(

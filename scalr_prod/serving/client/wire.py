@@ -214,7 +214,7 @@ def _decode(request: Mapping[str, NDArray[Any]], bounds: RequestBounds) -> tuple
     k, temperature, min_lift, shortlist = (_shared_parameter(request, name) for name in _DEFAULTS)
     check_sampling(k, temperature, min_lift, shortlist or None)
     if k > bounds.n_target:  # each draw takes memory in the server, even if no item is left for it
-        raise ValueError(f"k = {k}: the catalogue holds {bounds.n_target} items, and none is drawn twice")
+        raise ValueError(f"k = {k}: the catalogue has {bounds.n_target} items, and none is drawn twice")
     return contexts, ("sample", width, int(k), temperature, min_lift, int(shortlist) or None)
 
 

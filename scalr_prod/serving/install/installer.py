@@ -147,7 +147,7 @@ def plan_serving(settings: Settings | None = None, *, folder: Path | None = None
     """Plan the location and sources of the serving environment, without changing anything.
 
     Args:
-        settings: The project's settings, where there are some: they may name the environment.
+        settings: The project's settings, if there are some: they may name the environment.
         folder: The environment; default: the one found, else the first of `environment_candidates`.
         system_packages: Whether apt may install a shared library that Python lacks.
 
@@ -171,9 +171,9 @@ def install_serving(
     """Create or update the serving environment, and check that its server runs.
 
     Args:
-        settings: The project's settings, where there are some: they may name the environment.
+        settings: The project's settings, if there are some: they may name the environment.
         folder: The environment; default: the one found, else the first of `environment_candidates`.
-        torch: ``cpu``, ``cuda``, or ``auto``: the CPU build where there is no GPU and a CPU build is available.
+        torch: ``cpu``, ``cuda``, or ``auto``: the CPU build if there is no GPU and a CPU build is available.
         system_packages: Whether apt may install what Python lacks, as root.
 
     Raises:

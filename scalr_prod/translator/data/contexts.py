@@ -174,7 +174,7 @@ class Samples(_Rows):
 
 def _check(name: str, array: NDArray[Any], dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
     if array.dtype != dtype:
-        raise ValueError(f"{name} holds {array.dtype}, expected {np.dtype(dtype)}")
+        raise ValueError(f"{name} contains {array.dtype}, expected {np.dtype(dtype)}")
     if array.ndim != len(shape) or any(want not in {None, got} for want, got in zip(shape, array.shape, strict=True)):
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
 

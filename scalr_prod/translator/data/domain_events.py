@@ -12,7 +12,7 @@ from scalr_prod.core.hashing import stable_hash
 from scalr_prod.core.id_index import IdIndex, sorted_unique
 from scalr_prod.core.memmap import iter_row_slices, spill_arrays
 from scalr_prod.core.timestamps import column_to_micros
-from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, EXPOSED_BY, ITEM_ID, USER_ID
+from scalr_prod.schemas import CREATED_TIMESTAMP, EVENT_TIMESTAMP, ITEM_ID, RECOMMENDED_BY, USER_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,22 +54,22 @@ class EventWeighting:
 
     Attributes:
         types: Weight of each event type; empty: 1 each.
-        drops_exposed: Whether events that a recommendation led to weigh 0.
+        drops_recommended: Whether events that a recommendation led to weigh 0.
     """
 
     types: Mapping[str, float] = field(default_factory=dict)
-    drops_exposed: bool = False
+    drops_recommended: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the columns that decide an event's weight; none: every event weighs 1."""
-        return (*(("event_type",) if self.types else ()), *((EXPOSED_BY,) if self.drops_exposed else ()))
+        return (*(("event_type",) if self.types else ()), *((RECOMMENDED_BY,) if self.drops_recommended else ()))
 
     def weigh(self, events: pa.Table) -> NDArray[np.float32]:
         """Return the weight of each event of a table with these columns, float32 [M]."""
         weight = _type_weights(events["event_type"], self.types) if self.types else np.ones(len(events), dtype=np.float32)
-        if self.drops_exposed:
-            weight = np.where(events[EXPOSED_BY].is_null().to_numpy(), weight, np.float32(0))
+        if self.drops_recommended:
+            weight = np.where(events[RECOMMENDED_BY].is_null().to_numpy(), weight, np.float32(0))
         return weight
 
 

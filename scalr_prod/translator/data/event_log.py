@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Event log that the translator is trained on: both domains' events known by ``trained_until``, as integer arrays.
+"""Event log on which the translator is trained: both domains' events known by ``trained_until``, as integer arrays.
 
 Events are read through Feast. Each target event is paired with its user's source history strictly before it by a point-in-time join.
 
@@ -222,7 +222,7 @@ def data_end(lake: Lake) -> datetime:
 def read_event_log(settings: Settings, trained_until: datetime, *, versions: Mapping[str, int] | None = None) -> EventLog:
     """Read the events that had happened before ``trained_until`` and were known by then.
 
-    With ``[translator] training = "consent"``, users without consent are left out, in both domains.
+    With ``[translator] train_on = "consenting_users"``, users without consent are left out, in both domains.
 
     Args:
         settings: The project's settings.
@@ -246,9 +246,9 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
         versions = {table.value: lake.version(table) for table in _TABLES}
     with staging_folder(settings, "translator") as folder:
         consent = training_consent(settings)
-        denied = None if consent is None else consent.denied_users(settings.home)
+        excluded = None if consent is None else consent.users_without_consent(settings.home)
         readers = {
-            domain: _column_reader(settings, Table.events(domain), trained_until, versions, denied) for domain in _DOMAINS
+            domain: _column_reader(settings, Table.events(domain), trained_until, versions, excluded) for domain in _DOMAINS
         }
         users, items = {}, {}
         for domain in _DOMAINS:
@@ -263,7 +263,7 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
             raise NoCommonUsers(
                 f"no user is in both domains ({len(users['source'])} source users, {len(users['target'])} target users)",
                 where="domains.source.columns.user, domains.target.columns.user",
-                next_step="map the columns that hold the same kind of user id in both logs",
+                next_step="map the columns that have the same kind of user id in both logs",
             )
         weighting = {"source": EventWeighting(), "target": target_weighting(settings)}
         all_users = sorted_unique(pa.chunked_array([users["source"].cast(users["target"].type), users["target"]]))
@@ -287,14 +287,14 @@ def read_event_log(settings: Settings, trained_until: datetime, *, versions: Map
 
 
 def _column_reader(
-    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None, denied: pa.Array | None
+    settings: Settings, table: Table, until: datetime, versions: Mapping[str, int] | None, excluded: pa.Array | None
 ) -> Callable[..., pa.RecordBatchReader]:
-    """Return a function that reads columns of the events that had happened and were known, without those of ``denied`` users."""
+    """Return a function that reads columns of the events that had happened and were known, without those of ``excluded`` users."""
 
     def read(*columns: str) -> pa.RecordBatchReader:
         window = ViewWindow(table.value, end=until, known_by=until, columns=columns, versions=versions)
         reader = stream_window(settings, window)
-        return reader if denied is None else _without_users(reader, denied)
+        return reader if excluded is None else _without_users(reader, excluded)
 
     return read
 
@@ -309,20 +309,20 @@ def _without_users(reader: pa.RecordBatchReader, users: pa.Array) -> pa.RecordBa
 
 
 def training_consent(settings: Settings) -> ConsentState | None:
-    """Return the consents that a training heeds (``[translator] training``); None: it uses the events of all users.
+    """Return the consents that training respects (``[translator] train_on``), or None if it uses the events of all users.
 
     Raises:
         InputError: No ingest has recorded the users' answers.
     """
-    return ConsentState.from_settings(settings) if settings.translator.training == "consent" else None
+    return ConsentState.from_settings(settings) if settings.translator.train_on == "consenting_users" else None
 
 
 def target_weighting(settings: Settings) -> EventWeighting:
     """Return how much target events weigh in training."""
     target = settings.domains.target
     types = target.types if target.weights_for == "all" and any(weight != 1 for weight in target.types.values()) else {}
-    drops_exposed = target.columns.exposed_by is not None and settings.translator.exposed_events == "drop"
-    return EventWeighting(dict(types), drops_exposed)
+    drops_recommended = target.columns.recommended_by is not None and settings.translator.recommended_events == "drop"
+    return EventWeighting(dict(types), drops_recommended)
 
 
 def _histories(

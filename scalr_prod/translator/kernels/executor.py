@@ -54,7 +54,7 @@ class BlockPassResult:
     """Result of a pass for R contexts.
 
     Attributes:
-        keys: float64 [R, K], descending. Best keys; -infinity where there are fewer items.
+        keys: float64 [R, K], descending. Best keys; -infinity if there are fewer items.
         items: int32 [R, K]. Positions of their items.
         logits: float32 [R, K]. Their logits.
         priors: float32 [R, K]. Their logits under the prior.

@@ -175,7 +175,7 @@ def test_a_home_of_somebody_else_is_found_and_left_alone(config, tmp_path):
     ("users", "pairs", "found", "next_step"),
     [
         ('map = "absent.csv"', "", "no such file", "correct [users] map"),
-        ('map = "pairs.csv"', "s,films\n", "holds no pair", "[users]"),
+        ('map = "pairs.csv"', "s,films\n", "has no pairs", "[users]"),
         ('map = "pairs.csv"\ncolumns = { source = "shop" }', "s,films\n1,2\n", "no column 'shop'", "columns"),
         ('query = "SELECT 1"\nurl = "sqlite:////no/such.db"', "", "no such file", "database URL"),
         ('map = "pairs.csv"', "source,target\nu1,70\n", None, None),

@@ -250,7 +250,7 @@ UNFIT = {
     "epoch numbers of unclear unit": ("user_id,item_id,timestamp\n1,2,37\n", BadValue),
     "null or empty id": ("user_id,item_id,timestamp\n1,,1700000000\n", BadValue),
     "has no line of column names": ("196,242,3,881250949\n186,302,3,891717742\n", ColumnNotFound),
-    "holds no row": ("user_id,item_id,timestamp\n", EmptyInput),
+    "has no rows": ("user_id,item_id,timestamp\n", EmptyInput),
 }
 
 
@@ -304,7 +304,7 @@ def test_other_mistakes_are_clear_errors(tmp_path, target):
         plan_init(tmp_path / "scalr.toml", asked, items={"target": str(tmp_path / "nothing.csv")})
     assert "--target-items" in caught.value.next_step
     (tmp_path / "log.xlsx").write_bytes(b"PK")
-    with pytest.raises(UnreadableInput, match="does not tell its format"):
+    with pytest.raises(UnreadableInput, match="does not show its format"):
         look(tmp_path, target, "log.xlsx")
     with pytest.raises(ColumnNotFound, match="no column 'nobody'"):
         look(tmp_path, target, "dishes.csv", columns={"user": "nobody"})

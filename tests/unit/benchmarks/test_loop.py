@@ -32,16 +32,18 @@ def test_without_a_list_the_figures_are_those_of_the_organic_events(loop):
 
 @pytest.mark.long  # three trainings
 def test_a_round_writes_what_users_took_from_the_list(loop):
-    item, exposed = loop.organic.item.copy(), np.zeros(len(loop.organic.item), dtype=bool)
-    first = loop._round(ARMS["default"], 0, item, exposed)
+    item, recommended = loop.organic.item.copy(), np.zeros(len(loop.organic.item), dtype=bool)
+    first = loop._round(ARMS["default"], 0, item, recommended)
     inside = (loop.organic.time >= loop.edges[0]) & (loop.organic.time < loop.edges[1])
-    assert not exposed[~inside].any()
-    assert 0.3 < exposed[inside].mean() < 0.6
-    assert (item[~exposed] == loop.organic.item[~exposed]).all()
-    taken = loop.probabilities(loop.organic.user[exposed], loop.organic.time[exposed])[np.arange(exposed.sum()), item[exposed]]
+    assert not recommended[~inside].any()
+    assert 0.3 < recommended[inside].mean() < 0.6
+    assert (item[~recommended] == loop.organic.item[~recommended]).all()
+    taken = loop.probabilities(loop.organic.user[recommended], loop.organic.time[recommended])[
+        np.arange(recommended.sum()), item[recommended]
+    ]
     assert (taken > 0).all(), "nobody takes what is not for them"
     happened = loop.tail[item[inside]].mean()
     assert first["tail_share"] == pytest.approx(happened, abs=0.06), "the expectation is that of what happened"
     kept = loop._draws(ARMS["default"], item, np.ones(len(item)), loop.edges[1])[1]
-    marked = loop._draws(ARMS["marked"], item, np.where(exposed, 0.0, 1.0), loop.edges[1])[1]
+    marked = loop._draws(ARMS["marked"], item, np.where(recommended, 0.0, 1.0), loop.edges[1])[1]
     assert (kept != marked).any()

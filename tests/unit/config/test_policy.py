@@ -1,4 +1,4 @@
-"""A policy is followed where the settings leave a choice, and only under the settings that it was measured with."""
+"""A policy is applied if the settings leave a choice, and only under the settings that it was measured with."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_without_a_policy_nothing_changes(settings):
 def test_a_policy_sets_what_the_settings_leave_open(settings, caplog):
     caplog.set_level("INFO", logger="scalr_prod")
     policy_of(settings).write(policy_path(settings))
-    found, followed = apply_policy(settings)
+    found, status = apply_policy(settings)
     assert (found.generation.events_per_source_event, found.generation.temperature) == (20, 0.5)
     assert (found.generation.min_lift, found.generation.align) == (0.0, False)
     assert found.training_set.resolved_segment_weights == found.training_set.segment_weights == (0.3, 0.1, 0.0)
     assert found.downstream.sparse_below == 7
-    assert followed.followed
-    assert followed.overruled == []
-    assert json.loads(json.dumps(followed.to_json()))["applied"]["generation.temperature"] == 0.5
+    assert status.is_applied
+    assert status.overridden == []
+    assert json.loads(json.dumps(status.to_json()))["applied"]["generation.temperature"] == 0.5
     assert "generation.temperature = 0.5" in caplog.text
     assert found.domains == settings.domains
 
@@ -59,11 +59,11 @@ def test_what_the_settings_name_wins(two_domains, monkeypatch):
         write_toml(two_domains, "[generation]\ntemperature = 0.9\n[training_set]\nsynthetic_weight = 0.4\n")
     )
     policy_of(settings).write(policy_path(settings))
-    found, followed = apply_policy(settings)
+    found, status = apply_policy(settings)
     assert (found.generation.temperature, found.generation.min_lift) == (0.9, 2.0)
     assert found.generation.events_per_source_event == 20
     assert (found.training_set.resolved_segment_weights, found.training_set.segment_weights) == ((0.4, 0.4, 0.4), None)
-    assert set(followed.overruled) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
+    assert set(status.overridden) == {"generation.temperature", "generation.min_lift", "training_set.segment_weights"}
 
 
 def test_a_policy_of_no_weight_says_that_nothing_is_generated(two_domains):
@@ -73,24 +73,24 @@ def test_a_policy_of_no_weight_says_that_nothing_is_generated(two_domains):
     assert why_not_generated(apply_policy(settings)[0]) == why_not_generated(settings)
     weighed = load_settings(write_toml(two_domains, "[training_set]\nsynthetic_weight = 0.4\n"))
     other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
-    assert why_not_generated(weighed) is why_not_generated(other) is None, "it is overruled, or not followed"
+    assert why_not_generated(weighed) is why_not_generated(other) is None, "it is overridden, or not applied"
 
 
-def test_a_policy_of_other_settings_is_not_followed(two_domains, caplog):
+def test_a_policy_of_other_settings_is_not_applied(two_domains, caplog):
     settings = load_settings(write_toml(two_domains))
     policy_of(settings).write(policy_path(settings))
     other = load_settings(write_toml(two_domains, '[generation]\ncontexts = "users"\n'))
-    found, followed = apply_policy(other)
+    found, status = apply_policy(other)
     assert found == other
-    assert not followed.followed
+    assert not status.is_applied
     assert "run scalr evaluate again" in caplog.text
 
 
 def test_changed_logs_are_said_and_the_policy_still_holds(settings):
     policy_of(settings, logs="of last month").write(policy_path(settings))
-    found, followed = apply_policy(settings)
+    found, status = apply_policy(settings)
     assert found.generation.temperature == 0.5
-    assert "changed since" in followed.reason
+    assert "changed since" in status.reason
 
 
 def test_a_causal_project_is_told_that_a_backfill_was_measured(two_domains):
@@ -115,12 +115,12 @@ def test_a_policy_is_read_as_it_was_written(settings, tmp_path):
     assert json.loads((tmp_path / "a" / "policy.json").read_text())["weights"] == {"cold": 0.3, "sparse": 0.1, "dense": 0.0}
 
 
-def test_a_policy_of_before_the_bar_was_told_is_followed(settings):
+def test_a_policy_of_before_the_bar_was_told_is_applied(settings):
     older = policy_of(settings).to_json()
     del older["bar"]
     policy_path(settings).parent.mkdir(parents=True)
     policy_path(settings).write_text(json.dumps(older))
-    assert apply_policy(settings)[1].followed
+    assert apply_policy(settings)[1].is_applied
 
 
 def test_a_verdict_is_of_the_shortlists_that_were_drawn_from(two_domains):
@@ -141,7 +141,7 @@ def test_a_verdict_is_of_the_columns_that_are_mapped_and_of_the_pretraining(two_
     assert len({settings_digest(one) for one in (settings, other, pretrained)}) == 3
 
 
-def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_followed(two_domains, caplog):
+def test_a_policy_of_when_lambda_was_a_factor_on_each_row_is_not_applied(two_domains, caplog):
     """Its weights mean something else now."""
     settings = load_settings(write_toml(two_domains))
     asked = {"name", "events", "query", "columns"}

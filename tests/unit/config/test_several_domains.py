@@ -110,7 +110,7 @@ def test_users_may_be_in_any_of_the_domains_but_someone_in_both_sides(load):
     [
         (ONE, several("books", "music"), "made for one source domain, 'books'; the settings name 'books', 'music'"),
         (several("books", "music"), ONE, "made for several source domains; the settings name 'books'"),
-        (several("books", "music", "films"), several("books", "music"), "hold events of 'films'"),
+        (several("books", "music", "films"), several("books", "music"), "contain events of 'films'"),
     ],
     ids=["several after one", "one after several", "one of several is gone"],
 )
@@ -149,7 +149,7 @@ def test_one_of_several_with_ids_of_another_type_cannot_join_later(load, tmp_pat
     ingest(load(several("books", "music") + TARGET))
     films = pd.read_parquet(tmp_path / "films.parquet")
     films.assign(item_id="f1").to_parquet(tmp_path / "films.parquet")
-    with pytest.raises(BadValue, match="synthetic_quarantine holds int64"):
+    with pytest.raises(BadValue, match="synthetic_quarantine contains int64"):
         ingest(load(several("books", "music", "films") + TARGET))
 
 

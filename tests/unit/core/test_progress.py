@@ -42,7 +42,7 @@ def test_a_line_says_share_rate_and_time_left(clock):
     snapshot = tracker.snapshot()
     assert (snapshot["done"], snapshot["share"], snapshot["rate"]) == (500, 0.5, 50)  # of this call: not what was there before
     line = tracker.describe(snapshot)
-    assert line == "reading: at work for 6 s, 500 of 1,000 events (50 %), 50/s, about 10 s left"
+    assert line == "reading: 500 of 1,000 events (50 %) in 6 s, 50/s, about 10 s left"
     (shown,) = example("docs/guides/logs.md")
     assert difference(shown.replace("translating", "reading").replace("contexts", "events"), line) == ""
 
@@ -102,7 +102,7 @@ def test_only_the_innermost_task_is_logged(lines):
             records = lines(count + 4)[count + 1 :]  # one line of the outer work may have been under way
         assert {record.message.split(":")[0] for record in records} == {"item statistics"}
         count = len(lines(1))
-        assert lines(count + 2)[-1].message.startswith("histories: at work for")
+        assert lines(count + 2)[-1].message.startswith("histories: 0 s")
 
 
 def test_a_bar_silences_the_lines_of_the_work_around_it(lines):
@@ -113,7 +113,7 @@ def test_a_bar_silences_the_lines_of_the_work_around_it(lines):
             time.sleep(0.3)
             assert len(lines(1)) <= count
         count = len(lines(1))
-        assert lines(count + 2)[-1].message.startswith("ingest: at work for")
+        assert lines(count + 2)[-1].message.startswith("ingest: ")
 
 
 def test_a_stage_writes_at_most_one_line_an_interval_whatever_its_tasks(lines):
@@ -167,7 +167,7 @@ def test_expected_work_is_told_by_its_share_and_the_time_left(lines):
         advance(2e6)
         record = lines(2)[1]
     assert record.share == 0.25
-    assert record.message == "translator: at work for 0 s, 25 %"
+    assert record.message == "translator: 25 % in 0 s"
     assert not {"done", "total", "rate"} & set(vars(record))
 
 
@@ -178,4 +178,4 @@ def test_the_time_left_of_expected_work_is_reckoned_from_its_first_step_on(clock
     clock[0] += 5
     pulse.advance(1e6)
     assert pulse.snapshot()["eta_s"] == pytest.approx(30)
-    assert pulse.describe(pulse.snapshot()) == "translator: at work for 25 s, 25 %, about 30 s left"
+    assert pulse.describe(pulse.snapshot()) == "translator: 25 % in 25 s, about 30 s left"

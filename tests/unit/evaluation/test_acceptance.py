@@ -37,7 +37,7 @@ GAIN = "+12.3 % over real events only (95 %: +4.9 … +19.9)"
         ),
         (
             Acceptance(arm(), comparison(12.3), Signal.ABSENT),
-            f"refused: λ = 0: {GAIN}; the users' own source histories tell no more than other users'",
+            f"refused: λ = 0: {GAIN}; the users' own source histories predict no better than other users'",
         ),
         (
             Acceptance(arm(), comparison(12.3), Signal.UNCLEAR, comparison(3, 0.2)),

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 from scalr_prod.errors import EvaluationError
 from scalr_prod.evaluation.interactions import Interactions, ProbabilisticModel
-from scalr_prod.evaluation.models import make_model
+from scalr_prod.evaluation.models import make_model, uses_source_events
 from scalr_prod.evaluation.models.cluster_popularity import ClusterPopularity, cluster_users
 
 #: Trains three families once or twice more.
@@ -241,6 +241,15 @@ def test_a_model_of_ones_own(tastes, monkeypatch):
         make_model("my_models:Broken", {}, threads=1)
 
 
+def test_an_attribute_by_its_former_name_is_refused_with_the_new_one(monkeypatch):
+    """It would be ignored otherwise: joint training would be tried for a model that uses source events by itself."""
+    monkeypatch.setitem(sys.modules, "my_models", mine := ModuleType("my_models"))
+    mine.Former = type("Former", (), {"fit": make_model, "score": make_model, "knows_source": True})
+    with pytest.raises(EvaluationError, match="knows_source, which is called uses_source_events now") as caught:
+        uses_source_events("my_models:Former")
+    assert "rename knows_source" in caught.value.next_step
+
+
 @pytest.mark.parametrize("name", ["magic", "no_such_module:Model", "json:Model", ":x"])
 def test_an_unknown_model_is_an_error(name):
     with pytest.raises(EvaluationError, match="there is no model"):
@@ -250,7 +259,7 @@ def test_an_unknown_model_is_an_error(name):
 def test_interactions_refuse_what_does_not_fit(tastes):
     with pytest.raises(ValueError, match="differ in length"):
         replace(tastes, time=tastes.time[1:])
-    with pytest.raises(ValueError, match="item holds a number"):
+    with pytest.raises(ValueError, match="item contains a number"):
         replace(tastes, n_items=3)
     assert len(tastes.weighted(0.0)) == 0
     assert tastes.matrix().sum() == len(tastes)

@@ -26,7 +26,7 @@ REAL = Arm("my_models:Teller", "real", {}, DrawOptions(5, 1.0), (0.1, 0.1, 0.1),
 class Teller:
     """A model of one's own whose probabilities are what it is for."""
 
-    chosen_by = "information"
+    selection_metric = "information"
     negatives = 9
 
     def fit(self, events, *, seed): ...

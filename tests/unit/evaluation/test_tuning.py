@@ -19,7 +19,7 @@ from scalr_prod.evaluation.tuning import Tuner, tune_half_life
 
 USERS, ITEMS = 600, 1000
 NO_BOOST = (0.0, 0.0, 0.0)
-#: Each user's NDCG with real events alone.
+#: Each user's NDCG with real events only.
 NOISE = np.random.default_rng(0).gamma(1.0, 0.05, USERS)
 SETTINGS = SimpleNamespace(
     downstream=DownstreamSettings(volumes=(5, 20), temperatures=(1.0, 0.5, 0.02), weights=(0.1, 1.0)),
@@ -286,7 +286,7 @@ def test_a_gain_is_found_where_it_lies_beyond_the_named_weights(lightest):
 
 
 def test_the_list_does_not_decide_for_a_model_that_is_not_blended_with_it():
-    """Ours doubles what real events alone reach, and the list is far beyond both: the verdict says so, and λ stays."""
+    """Ours doubles what real events only reach, and the list is far beyond both: the verdict says so, and λ stays."""
     tuner, _ = tuner_of(only(OURS, lambda choice, segment: np.full(USERS, 1.0)), listed=lambda half_life: 3.0)
     choice, _ = tune(tuner, OURS)
     assert tuner.best_baselines()["all"] == "popular_lately"

@@ -8,8 +8,8 @@ import pytest
 
 from scalr_prod.evaluation import summarize_verdict
 
-UNSURE = "Synthetic events helped on validation, and the test does not confirm it: with als, "
-HARM = "Synthetic events helped on validation, but did harm in the test: with als, "
+UNSURE = "Synthetic events helped on validation, and the test does not confirm it: "
+HARM = "Synthetic events helped on validation, but did harm in the test: "
 REFUSED = {
     "passed": False,
     "expected_pct": -1.2,
@@ -47,19 +47,19 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(55.4, 31.0, 96.0, "popular_lately"),
             "helps",
-            "Synthetic events help: with als, NDCG is 55 % higher (95 %: +31 … +96) than with recently popular items.",
+            "Synthetic events help: NDCG of als is 55 % higher (95 %: +31 … +96) than with recently popular items.",
             "scalr run, which applies these settings",
         ),
         (
             lift(12.0, -5.0, 30.0, "real"),
             "unsure",
-            f"{UNSURE}NDCG is 12 % higher (95 %: -5 … +30) than with real events only.",
+            f"{UNSURE}NDCG of als is 12 % higher (95 %: -5 … +30) than with real events only.",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
         (
             lift(-9.0, -15.0, -2.0, "real"),
             "harms",
-            f"{HARM}NDCG is 9 % lower (95 %: -15 … -2) than with real events only.",
+            f"{HARM}NDCG of als is 9 % lower (95 %: -15 … -2) than with real events only.",
             (
                 "set [training_set] synthetic_weight = 0, since scalr run would apply these settings; then test at more times: "
                 "scalr evaluate --cutoffs 4"
@@ -68,7 +68,7 @@ def report(verdict, *, helps=True, quick=False, bar=None, arms=()):
         (
             lift(None, None, None, "real"),
             "unsure",
-            f"{UNSURE}real events only found none of the users' items.",
+            f"{UNSURE}with als, real events only found none of the users' items.",
             "scalr run, which applies these settings; to be sure, test at more times (scalr evaluate --cutoffs 4) or measure online",
         ),
     ],
@@ -84,7 +84,7 @@ def test_a_refusal_gives_its_reason_and_no_chart():
     assert found.answer.startswith(
         "No gain found: with als, synthetic events are not used (λ = 0: -3.0 % over real events only"
     )
-    assert found.certainty == "The best for all users is recently popular items."
+    assert found.certainty == "Best for all users: recently popular items."
     assert found.next_step.startswith("keep training on real events")
     assert not found.lifts
 
@@ -102,12 +102,13 @@ def test_groups_of_users_and_cross_domain_baselines_follow():
         "is 0) over recently popular items."
     )
     assert found.answer == (
-        "Synthetic events help: with als, NDCG is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
+        "Synthetic events help: NDCG of als is 60 % higher (95 %: +31 … +96) than with real events only, and 2 % lower "
         "(95 %: -14 … +14) than with the same model trained on both domains."
     )
     assert [row["users"] for row in found.lifts] == ["all users", "no target events"], "undefined lifts are not drawn"
     assert (
-        found.model_settings == "als with alpha 0.0391, half_life (days) 10, factors 64: tuned on validation, for real events"
+        found.model_settings
+        == "als with alpha 0.0391, half_life (days) 10, factors 64 (tuned on validation, on real events only)"
     )
 
 
@@ -144,7 +145,7 @@ def test_the_strongest_baseline_across_domains_is_recommended_first_if_it_is_bet
             (0.0, 0.0, 0.0),
             False,
             "refused",
-            "No gain to expect: synthetic events are not used, and so not tested with als. It is not shown that users' own ",
+            "No gain expected, so synthetic events were not tested with als: users' own source histories were not shown ",
         ),
     ],
 )
@@ -177,4 +178,4 @@ def test_the_model_that_is_best_on_validation_speaks():
     found["choices"]["sasrec"] = found["choices"]["als"] | {"validation": {"ndcg": 0.2}}
     found["verdict"]["models"].append({"model": "sasrec"} | lift(30.0, 20.0, 40.0, "real"))
     summary = summarize_verdict(json.loads(json.dumps(found)))
-    assert (summary.model, "NDCG is 30 % higher" in summary.answer) == ("sasrec", True)
+    assert (summary.model, "NDCG of sasrec is 30 % higher" in summary.answer) == ("sasrec", True)

@@ -183,7 +183,7 @@ def test_without_features_of_ones_own_a_version_is_what_it_was(own, theirs):
             (
                 ["risky"],
                 {},
-                "the feature risky:probability has the name of a column that tells a synthetic row from a real one",
+                "the feature risky:probability has the name of a column that distinguishes synthetic rows from real ones",
             ),
             (["profile"], {"feature_keys": {}}, "the view profile is joined on 'customer'"),
             (["profile"], {"features_repo": "elsewhere"}, "there is no feature repository"),

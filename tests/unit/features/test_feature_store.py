@@ -215,7 +215,7 @@ class TestPointInTime:
         ("rows", "features", "message"),
         [
             (pa.table({"event_timestamp": pa.array(hours(1), STAMP)}), COUNTS, "lacks the join key 'user_id'"),
-            (spine([1], hours(1)), COUNTS, "holds int64, but the key of source_user_history holds string"),
+            (spine([1], hours(1)), COUNTS, "contains int64, but the key of source_user_history contains string"),
             (pa.table({"user_id": ["a"]}), COUNTS, "no column 'event_timestamp'"),
             (pa.table({"user_id": ["a"], "event_timestamp": ["noon"]}), COUNTS, "times are of type string"),
             (spine(["a"], hours(1)), "no_such_service", "no_such_service"),

@@ -15,7 +15,7 @@ from scalr_prod.features import DeltaOfflineStore, DeltaOfflineStoreConfig
 
 @pytest.mark.parametrize("place", ["scalr_prod.features.offline_store", "scalr_prod.feast_store.offline_store"])
 def test_settings_files_of_any_version_name_the_strict_clock(place):
-    """A file that names no clock had the strict one."""
+    """A file that names no clock had ``knowledge_time: created``."""
     config = get_offline_config_from_type(f"{place}.DeltaOfflineStore")()
     assert type(config) is DeltaOfflineStoreConfig
     assert (config.knowledge_time, config.writable, config.lake) == ("created", [], None)

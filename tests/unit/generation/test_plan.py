@@ -190,7 +190,7 @@ def test_synthetic_events_are_limited_by_the_real_ones(project, caplog, ratio, w
         spec = plan_run(settings)
     chosen = spec.settings["generation"]
     assert (chosen["events_per_source_event"], chosen["temperature"]) == (drawn, temperature)
-    assert (f"drawing up to {drawn} events for each of 1 contexts, not {wanted}" in caplog.text) == (drawn < wanted)
+    assert (f"limits each of 1 contexts to {drawn} events instead of {wanted}" in caplog.text) == (drawn < wanted)
     assert preview_run(settings).differences(settings, spec) == []
 
 

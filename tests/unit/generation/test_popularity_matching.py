@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from scalr_prod.generation.popularity_matching import MIN_KEPT_SHARE, bucket_shares, keep_counts, value_buckets
+from scalr_prod.generation.popularity_matching import MIN_KEPT_SHARE, bucket_shares, keep_counts, popularity_buckets
 
 
 def distance(counts, shares) -> float:
@@ -12,7 +12,7 @@ def distance(counts, shares) -> float:
 
 def test_buckets_rise_with_popularity_and_hold_like_mass():
     counts = np.arange(1, 401)
-    bucket = value_buckets(counts, 10)
+    bucket = popularity_buckets(counts, 10)
     assert (np.diff(bucket) >= 0).all()
     shares = bucket_shares(counts, bucket, 10)
     assert shares.sum() == pytest.approx(1)
@@ -21,14 +21,14 @@ def test_buckets_rise_with_popularity_and_hold_like_mass():
 
 def test_items_of_one_popularity_share_a_bucket():
     counts = np.array([1, 1, 1, 1, 50, 50])
-    bucket = value_buckets(counts, 4)
+    bucket = popularity_buckets(counts, 4)
     assert len(set(bucket[:4])) == 1
     assert len(set(bucket[4:])) == 1
     assert bucket[0] < bucket[4]
 
 
 def test_buckets_of_nothing():
-    assert value_buckets(np.zeros(0, dtype=np.int64), 10).tolist() == []
+    assert popularity_buckets(np.zeros(0, dtype=np.int64), 10).tolist() == []
     assert bucket_shares(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), 3).tolist() == [0, 0, 0]
     counts = np.array([4, 0])
     assert keep_counts(counts, np.zeros(2)).tolist() == [4, 0]

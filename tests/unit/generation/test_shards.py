@@ -76,7 +76,7 @@ def test_all_tasks_together_read_each_context_once_and_no_user_twice(made, count
     assert max(len(rows) for rows, _ in read) < 10 + most
     assert max(sum(len(rows) for rows, _ in task) for task in tasks) < 1.3 * len(asked) / count + most
     remove_shards(made.settings.home, spec)
-    assert not (run_folder(made.settings.home, spec.run_id) / "asked").exists()
+    assert not (run_folder(made.settings.home, spec.run_id) / "shards").exists()
 
 
 def test_contexts_of_a_partition_are_made_from_its_events_alone(made, monkeypatch):
@@ -98,7 +98,7 @@ def test_contexts_of_a_partition_are_made_from_its_events_alone(made, monkeypatc
 
 def test_what_is_whole_is_used_again_and_what_is_not_is_written_anew(made):
     spec = made.run(seed=5, generated=False)
-    folder = run_folder(made.settings.home, spec.run_id) / "asked"
+    folder = run_folder(made.settings.home, spec.run_id) / "shards"
     with pytest.raises(GenerationError, match="missing or damaged"):
         list(read_shards(made.settings.home, spec, 0, 3))
     write_shards(made.settings, spec, 3)
@@ -126,7 +126,7 @@ def test_a_run_that_may_propose_consumed_items_lays_out_contexts_alone(made):
     spec = made.run(exclude_consumed=False, generated=False)
     write_shards(made.settings, spec, 2)
     assert all(consumed is None for _, consumed in read_shards(made.settings.home, spec, 0, 2))
-    assert not (run_folder(made.settings.home, spec.run_id) / "asked" / "consumed").exists()
+    assert not (run_folder(made.settings.home, spec.run_id) / "shards" / "consumed").exists()
 
 
 def test_a_window_without_contexts_gives_tasks_without_slices(made):

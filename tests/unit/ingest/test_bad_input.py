@@ -72,10 +72,10 @@ CASES = {
     "no such file": Case("missing.parquet", None, UnreadableInput, ("t/missing.parquet", "no such file", "[domains]")),
     "no match": Case("t/none-*.parquet", None, UnreadableInput, ("no file matches",)),
     "empty folder": Case("folder", "dir", UnreadableInput, ("folder", "no such file")),
-    "zero bytes csv": Case("t.csv", "", EmptyInput, ("t.csv", "holds no row", "[domains.target]")),
-    "header only csv": Case("t.csv", HEAD, EmptyInput, ("t.csv", "holds no row")),
-    "zero bytes jsonl": Case("t.jsonl", "", EmptyInput, ("t.jsonl", "holds no row")),
-    "zero rows parquet": Case("t.parquet", typed().slice(0, 0), EmptyInput, ("t.parquet", "holds no row")),
+    "zero bytes csv": Case("t.csv", "", EmptyInput, ("t.csv", "has no rows", "[domains.target]")),
+    "header only csv": Case("t.csv", HEAD, EmptyInput, ("t.csv", "has no rows")),
+    "zero bytes jsonl": Case("t.jsonl", "", EmptyInput, ("t.jsonl", "has no rows")),
+    "zero rows parquet": Case("t.parquet", typed().slice(0, 0), EmptyInput, ("t.parquet", "has no rows")),
     "zero bytes parquet": Case("t.parquet", b"", UnreadableInput, ("t.parquet", "cannot be read as parquet")),
     "truncated parquet": Case(
         "t.parquet", truncated(), UnreadableInput, ("t.parquet", "cannot be read as parquet", "complete")

@@ -16,7 +16,7 @@ from scalr_prod.ingest.input_state import changed_inputs
 from scalr_prod.lake import Lake
 from scalr_prod.operations import apply_retention, erase_users
 from scalr_prod.schemas import Table
-from scalr_prod.workspace import ConsentState, former_states
+from scalr_prod.workspace import ConsentState, superseded_consent_files
 
 COLUMN = 'columns = { consent = "agreed" }'
 TARGET = log(("u1", "t1", 0), ("u2", "t2", 1), ("u3", "t2", 2))
@@ -27,9 +27,9 @@ def make(tmp_path):
     return project_in(tmp_path)
 
 
-def denied(settings):
+def without_consent(settings):
     state = ConsentState.from_settings(settings)
-    return state.denied_users(settings.home).to_pylist()
+    return state.users_without_consent(settings.home).to_pylist()
 
 
 def test_the_latest_event_decides_and_null_is_no_consent(make):
@@ -45,13 +45,13 @@ def test_the_latest_event_decides_and_null_is_no_consent(make):
     source = log(*rows, agreed=pd.array([False, True, True, False, None, True, False], "boolean"))
     settings = make(source, TARGET, source_toml=COLUMN)
     report = ingest(settings)
-    assert denied(settings) == ["u2", "u3", "u4"], "of two answers at one time, both must be a consent"
+    assert without_consent(settings) == ["u2", "u3", "u4"], "of two answers at one time, both must be a consent"
     assert report.domains["source"].unused_columns == []
     assert "agreed" not in Lake.open(settings).schema(Table.SOURCE_EVENTS).names
     state = ConsentState.from_settings(settings)
     ingest(settings)
     assert ConsentState.from_settings(settings) == state
-    assert former_states(settings.home) == []
+    assert superseded_consent_files(settings.home) == []
 
 
 def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make):
@@ -65,34 +65,36 @@ def test_a_user_without_any_answer_has_not_consented_where_all_domains_ask(make)
         return duckdb.sql(f"SELECT user_id FROM (VALUES ('u1'), ('u2'), ('unknown')) v (user_id) WHERE {condition}").fetchall()
 
     assert allowed(state) == [("u1",)]
-    assert sorted(allowed(replace(state, all_domains=False))) == [("u1",), ("unknown",)], "a user of a domain that does not ask"
+    assert sorted(allowed(replace(state, all_domains=False))) == [("u1",), ("unknown",)], (
+        "a user of a domain that does not require it"
+    )
     assert ConsentState.from_run(state.to_run_settings()) == state
 
 
 def test_later_logs_change_answers_and_earlier_ones_do_not(make):
     settings = make(log(("u1", "s1", 5), ("u2", "s1", 5), agreed=[True, True]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     first = ConsentState.from_settings(settings)
     make(log(("u1", "s2", 6), ("u2", "s2", 4), ("u3", "s2", 1), agreed=[0, 0, 1]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == ["u1"]
+    assert without_consent(settings) == ["u1"]
     now = ConsentState.from_settings(settings)
-    assert first.denied_users(settings.home).to_pylist() == [], "a run keeps the answers that it was planned with"
+    assert first.users_without_consent(settings.home).to_pylist() == [], "a run keeps the answers that it was planned with"
     assert (first.count_withdrawn(settings.home, now), now.count_withdrawn(settings.home, first)) == (1, 0)
     # The same events with another answer, as an export that joins the present answer to all events has them.
     make(log(("u1", "s2", 6), ("u2", "s2", 4), ("u3", "s2", 1), agreed=[1, 0, 0]), TARGET, source_toml=COLUMN)
     ingest(settings)
-    assert denied(settings) == ["u3"]
+    assert without_consent(settings) == ["u3"]
     # Maintenance removes former answers, in time; a run that was planned with them says so.
     former = {first.digest, now.digest}
-    assert {path.stem for path in former_states(settings.home)} == former
+    assert {path.stem for path in superseded_consent_files(settings.home)} == former
     assert not [one for one in apply_retention(settings).removed if one.kind == "consent"]
     removed = apply_retention(settings.with_sections(retention={"days": 0})).removed
     assert {one.name for one in removed if one.kind == "consent"} == former
     with pytest.raises(InputError, match="the users' consent at that time is no longer stored"):
-        first.denied_users(settings.home)
-    assert denied(settings) == ["u3"]
+        first.users_without_consent(settings.home)
+    assert without_consent(settings) == ["u3"]
 
 
 def test_a_file_of_consents_decides_and_users_without_a_row_have_not_consented(make, tmp_path):
@@ -100,12 +102,12 @@ def test_a_file_of_consents_decides_and_users_without_a_row_have_not_consented(m
     source, target = log((1, "s1", 0), (2, "s1", 1), (3, "s1", 2)), log((1, "t1", 0))
     settings = make(source, target, source_toml='consent = "consent.csv"')
     ingest(settings)
-    assert denied(settings) == [2, 3]
+    assert without_consent(settings) == [2, 3]
     assert changed_inputs(settings) == {}
     (tmp_path / "consent.csv").write_text("user_id,consent\n2,1\n3,TRUE\n")
     assert changed_inputs(settings) == {"source": "consent.csv changed"}
     ingest(settings)
-    assert denied(settings) == [1]
+    assert without_consent(settings) == [1]
 
 
 def test_users_of_the_lake_without_an_answer_have_not_consented(make):
@@ -114,7 +116,7 @@ def test_users_of_the_lake_without_an_answer_have_not_consented(make):
     with pytest.raises(InputError, match="the consent of the users of source is not known yet"):
         ConsentState.from_settings(settings)
     ingest(settings)
-    assert denied(settings) == ["u2"]
+    assert without_consent(settings) == ["u2"]
 
 
 def test_users_are_mapped_as_those_of_the_log_are(make, tmp_path):
@@ -122,7 +124,7 @@ def test_users_are_mapped_as_those_of_the_log_are(make, tmp_path):
     source = log(("a", "s1", 0), ("b", "s1", 0), ("c", "s1", 0), agreed=[True, False, False])
     settings = make(source, TARGET, source_toml=COLUMN, extra='[users]\nmap = "map.csv"')
     ingest(settings)
-    assert denied(settings) == ["source:c", "u2"]
+    assert without_consent(settings) == ["source:c", "u2"]
 
 
 def test_consent_is_asked_by_domain(tmp_path):
@@ -134,13 +136,13 @@ def test_consent_is_asked_by_domain(tmp_path):
     (tmp_path / "scalr.toml").write_text(toml.replace("GAMES", ""))
     settings = load_settings(tmp_path / "scalr.toml")
     ingest(settings)
-    assert denied(settings) == ["u2"]
+    assert without_consent(settings) == ["u2"]
     (tmp_path / "scalr.toml").write_text(toml.replace("GAMES", COLUMN))
     settings = load_settings(tmp_path / "scalr.toml")
     with pytest.raises(InputError, match="the consent of the users of games is not known yet"):
         ConsentState.from_settings(settings)
     ingest(settings, domain="sources.games")
-    assert denied(settings) == ["u1", "u2"]
+    assert without_consent(settings) == ["u1", "u2"]
 
 
 def test_an_erased_user_is_in_no_file_of_answers(make):
@@ -148,9 +150,9 @@ def test_an_erased_user_is_in_no_file_of_answers(make):
     ingest(settings)
     state = ConsentState.from_settings(settings)
     erase_users(settings, ["u1"])
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     ingest(settings)  # the log still holds the user
-    assert denied(settings) == []
+    assert without_consent(settings) == []
     paths = list((settings.home / "consent").glob("*.parquet"))
     assert state.digest in {path.stem for path in paths}
     assert all("u1" not in set(pd.read_parquet(path)["user_id"]) for path in paths)
@@ -164,7 +166,7 @@ def test_without_consent_nothing_is_kept(make):
     assert len(rows_of(settings)) == 1
 
 
-@pytest.mark.parametrize(("value", "says"), [("maybe", "'maybe' is neither true nor false"), (0.5, "holds double")])
+@pytest.mark.parametrize(("value", "says"), [("maybe", "'maybe' is neither true nor false"), (0.5, "contains double")])
 def test_an_answer_that_is_none_is_refused(make, value, says):
     settings = make(log(("u1", "s1", 0), agreed=[value]), TARGET, source_toml=COLUMN)
     with pytest.raises(BadValue, match=says):
@@ -183,8 +185,8 @@ def test_a_column_or_a_file_that_is_not_there_is_refused(make, tmp_path):
     ("toml", "says"),
     [
         ({"source_toml": f'consent = "c.csv"\n{COLUMN}'}, "has both 'consent' and 'columns.consent'"),
-        ({"target_toml": COLUMN}, r"\[domains.target\] asks for consent"),
-        ({"extra": '[translator]\ntraining = "consent"'}, "no source domain asks for consent"),
+        ({"target_toml": COLUMN}, r"\[domains.target\] requires consent"),
+        ({"extra": '[translator]\ntrain_on = "consenting_users"'}, "no source domain requires consent"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, toml, says):

@@ -142,7 +142,7 @@ def test_what_cannot_be_a_map_is_refused(project, tmp_path):
 
 def test_a_lake_of_integers_takes_no_map(project):
     ingest(project("", source=[(70, "s1", 1)]))
-    with pytest.raises(BadValue, match="holds int64 user ids"):
+    with pytest.raises(BadValue, match="contains int64 user ids"):
         ingest(project())
 
 

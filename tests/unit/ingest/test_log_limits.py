@@ -198,7 +198,7 @@ CASES = [
         [log(plain() * 2, id=same_ids * 2, kind=["purchase"] * 20 + ["cancelled"] * 20)],
         WEIGHED + 'unknown_types = "drop"\nmax_left_out = 1.0',
         {**IDS, **TYPES},
-        refused="holds only events that are left out",
+        refused="contains only events that are left out",
     ),
     # --- event types
     Case(

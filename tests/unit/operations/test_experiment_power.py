@@ -90,11 +90,11 @@ def test_it_is_told_from_the_logs_of_a_project(project):
     assert report["active_users_per_day"] == pytest.approx(200, rel=0.05)
     assert [row["days"] for row in report["by_days"]] == [7, 14, 28, 56, 84]
     for row in report["by_days"]:
-        assert row["at_one_look_pct"] < row["with_pre_value_pct"] < row["smallest_effect_pct"]
+        assert row["at_one_look_pct"] < row["with_pre_value_pct"] < row["mde_pct"]
     segments = {row["segment"]: row for row in report["by_segment"]}
     assert segments["all"]["events_per_user_day"] == pytest.approx(0.5, rel=0.03)
     assert (segments["cold"]["users"], segments["dense"]["users"]) == (100, 300)
-    assert (segments["cold"]["smallest_effect_pct"], segments["cold"]["days_needed"]) == (None, None)
+    assert (segments["cold"]["mde_pct"], segments["cold"]["days_needed"]) == (None, None)
     assert 1 <= report["days_needed"] <= 28
     text = CliRunner().invoke(app, command).stdout
     assert "days_needed" in text
@@ -102,7 +102,7 @@ def test_it_is_told_from_the_logs_of_a_project(project):
 
 
 def test_what_cannot_be_planned_is_told(project, tmp_path):
-    with pytest.raises(SettingsError, match="holds out 0 of the users") as told:
+    with pytest.raises(SettingsError, match="they are 0 and 5 %") as told:
         measure_power(project.settings)
     assert "--holdout 0.05" in told.value.next_step
     short = Handmade(tmp_path / "short", target=[("u1", "t1", 0, 0), ("u1", "t1", 20, 20)])

@@ -157,7 +157,7 @@ def test_who_is_where_is_told_and_written_and_the_effect_measured(project):
     effect = report["effect"]
     assert (effect["method"], effect["users_held_out"]) == ("cuped", held.sum())
     assert effect["low"] < 2 < effect["high"]
-    assert effect["split_p"] > 0.01
+    assert effect["srm_p"] > 0.01
     assert report["synthetic_events_of_held_out"] == 0
     assert not list(project.folder.glob(".*.tmp"))
 
@@ -219,7 +219,7 @@ def test_a_choice_of_users_that_depends_on_the_experiment_is_told(project, caplo
     chosen = np.concatenate([users[~held], users[held][:25]])
     pd.DataFrame({"user_id": chosen, "value": np.arange(len(chosen)) % 3}).to_csv(project.folder / "o.csv", index=False)
     report = analyze_experiment(project.settings, outcomes="o.csv")
-    assert report.effect.split_p < 0.001
+    assert report.effect.srm_p < 0.001
     assert "cannot be trusted" in caplog.text
 
 

@@ -47,7 +47,7 @@ def staged(project, seed, state, **changes):
     run_id = project.ledger.runs.begin(make_spec(seed=seed, **changes)).run_id
     to_state(project.ledger, run_id, state)
     folder = run_folder(project.settings.home, run_id)
-    for name in ("asked", "parts", "candidates", "accepted"):
+    for name in ("shards", "asked", "parts", "candidates", "accepted"):
         (folder / name).mkdir(parents=True)
         (folder / name / "part-00000.parquet").write_bytes(b"x" * 100)
     (folder / "gate.json").write_text("{}")

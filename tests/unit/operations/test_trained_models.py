@@ -91,7 +91,7 @@ def test_a_later_version_on_later_sets_settles_it(settings):
     assert due(settings) == [("ranker", "1", 1, 1), ("ranker", "3", 1, 1)]
     train(settings, "4", 3)
     assert due(settings) == []
-    assert [one.settled_by for one in erase_users(settings, ["ada"]).models] == ["4", "4"]
+    assert [one.retrained_as for one in erase_users(settings, ["ada"]).models] == ["4", "4"]
     erase_users(settings, ["bob"])
     found = models_to_retrain(settings)
     assert {(one.version, one.dataset_version, one.users) for one in found if one.model == "ranker"} == {
@@ -132,7 +132,7 @@ def test_a_set_that_was_built_before_an_interrupted_erasure_went_on_settles_noth
             erase_users(settings, ["ada"])
     build(settings, 2, ["ada", "bob"])
     train(settings, "2", 2)
-    assert {one.version for one in erase_users(settings, ["ada"]).models if one.settled_by is None} == {"1", "2"}
+    assert {one.version for one in erase_users(settings, ["ada"]).models if one.retrained_as is None} == {"1", "2"}
     assert {one.version for one in models_to_retrain(settings)} == {"1", "2"}
 
 

@@ -175,8 +175,8 @@ def test_a_report_for_people_leaves_out_what_was_not_done():
     ("reports", "following"),
     [
         ({}, "scalr report, and scalr evaluate: does it help?"),
-        ({"policy": {"followed": False}}, "scalr report, and scalr evaluate: does it help?"),
-        ({"policy": {"followed": True}}, "scalr report"),
+        ({"policy": {"is_applied": False}}, "scalr report, and scalr evaluate: does it help?"),
+        ({"policy": {"is_applied": True}}, "scalr report"),
     ],
 )
 def test_an_evaluation_is_proposed_until_one_is_followed(reports, following):
@@ -221,5 +221,5 @@ def test_a_whole_run_generates_nothing_where_nothing_would_weigh(settings_with, 
     if why is None:
         assert whole.not_generated is None
     else:
-        assert f"λ is 0 for all users by {why}: no event is generated or published" in whole.not_generated
+        assert f"λ is 0 for all users (set by {why}), so no events are generated or published" in whole.not_generated
         assert caplog.messages == [whole.not_generated]

@@ -33,7 +33,7 @@ def test_before_anything_was_made_nothing_is(project, settings):
     assert set(found["stages"].values()) == {"make"}
     assert found["window"] == "not known before the logs are read: scalr ingest, scalr histories"
     assert found["seconds_in_all"] is None
-    assert found["measured"] == "no former run of this project: no time can be told"
+    assert found["measured"] == "no earlier run of this project: no duration can be estimated"
     assert files_of(project.parent) == before
     assert not settings.home.exists()
 
@@ -57,7 +57,7 @@ def test_where_synthetic_events_weigh_nothing_a_run_would_generate_none(settings
         opened.ingest()
         opened.histories()
     found = told(project, "run")
-    assert "λ is 0 for all users by [training_set] synthetic_weight" in found["not_generated"]
+    assert "λ is 0 for all users (set by [training_set] synthetic_weight)" in found["not_generated"]
     assert found["window"] == found["not_generated"]
     assert found["stages"] == {
         **dict.fromkeys(("ingest", "histories"), "look"),

@@ -151,7 +151,7 @@ def test_status_and_the_training_set_itself_say_so(settings, rolled_back, manife
             settings.training_set.name, 1, path=str(folder), fingerprint="f", rows=9, cutoff=None, manifest=manifest
         )
     monkeypatch.setattr(TrainingSet, "open", lambda *_: TrainingSet(folder, manifest | {"version": 1}))
-    why = f"it holds rows of {rolled_back}, which was rolled back since; build it again: scalr dataset build"
+    why = f"it contains rows of {rolled_back}, which was rolled back since; build it again: scalr dataset build"
     assert stale_stages(settings)["dataset"] == why
     with Project(settings) as project:
         project.training_set()

@@ -43,7 +43,7 @@ def test_a_wrong_class_is_refused_once_the_settings_ask_for_it(project):
     project.configure("")
     assert validate_run(project.settings, spec.run_id).passed
     project.configure(WITHIN_TWO)
-    with pytest.raises(QualityGateFailed, match="probabilities_come_true") as caught:
+    with pytest.raises(QualityGateFailed, match="probabilities_are_calibrated") as caught:
         validate_run(project.settings, spec.run_id)
     assert "of 60 with a probability of 0.9 to 1, mean 0.94, 0 came true" in caught.value.found
     assert "max_probability_factor" in caught.value.next_step

@@ -84,8 +84,8 @@ def test_a_set_without_a_leak_passes_every_rule(tmp_path):
         "history__event_timestamps_before_the_label",
         "known_by_the_label",
         "synthetic_rows_are_in_train",
-        "copies_are_in_one_part",
-        "users_are_in_one_part",
+        "copies_are_in_one_split",
+        "users_are_in_one_split",
     ]
 
 
@@ -115,8 +115,8 @@ def test_copies_of_a_label_in_two_parts_are_found_and_those_in_one_part_are_not(
     assert audit(rows, tmp_path).passed, "a log may hold an event twice"
     rows[-1]["split"] = "validation"
     verdict = audit(rows, tmp_path)
-    assert findings(verdict)["copies_are_in_one_part"] == 1
-    (found,) = (one for one in verdict.rules if one.rule == "copies_are_in_one_part")
+    assert findings(verdict)["copies_are_in_one_split"] == 1
+    (found,) = (one for one in verdict.rules if one.rule == "copies_are_in_one_split")
     assert "['test', 'validation']" in found.examples[0]
 
 
@@ -134,8 +134,8 @@ def test_users_in_two_parts_are_found_where_parts_are_by_user(tmp_path):
     assert audit(rows, tmp_path).passed
     rows[5]["split"] = "test"
     verdict = audit(rows, tmp_path)
-    assert findings(verdict) == {"users_are_in_one_part": 1}
-    (found,) = (one for one in verdict.rules if one.rule == "users_are_in_one_part")
+    assert findings(verdict) == {"users_are_in_one_split": 1}
+    (found,) = (one for one in verdict.rules if one.rule == "users_are_in_one_split")
     assert "u5" in found.examples[0]
 
 

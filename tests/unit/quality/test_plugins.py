@@ -53,7 +53,7 @@ def test_rows_that_break_it_are_put_aside_and_the_report_names_it(judged):
     report, folder = judged(f"[{ROW}, {FIGURE.replace('high=5', 'low=5')}]", QUARANTINE)
     (outcome,) = (rule for rule in report.rules if rule.rule == "not_at_night")
     assert 0 < outcome.failed == report.quarantined < report.rows
-    assert {rule.rule for rule in report.rules} > {"event_id_is_unique", "run_holds_events", "not_at_night"}
+    assert {rule.rule for rule in report.rules} > {"event_id_is_unique", "run_has_events", "not_at_night"}
     kept = json.loads((folder / "gate.json").read_text())
     assert kept["report"]["rule_set"] == kept["inputs"]["rules"] == report.rule_set
     assert {name: version for name, version in report.rule_set.items() if name != "their_rules:Rule"} == {
@@ -121,6 +121,6 @@ def test_one_without_rules_is_refused(judged):
 def test_ours_cannot_be_taken_out(tmp_path):
     from scalr_prod.errors import SettingsError
 
-    with pytest.raises(SettingsError, match="which always holds"):
+    with pytest.raises(SettingsError, match="which is always true"):
         Handmade(tmp_path, '[quality]\nrules = ["rows"]', target=GATE_TARGET)
     assert not list(Path(tmp_path).rglob("gate.json"))

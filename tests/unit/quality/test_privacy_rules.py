@@ -47,4 +47,4 @@ def test_nothing_is_measured_by_default_and_few_users_are_not_judged(project):
     report = validate_run(project.settings, spec.run_id)
     assert report.passed
     reasons = {rule.rule: rule.reason for rule in report.not_judged}
-    assert reasons["rows_do_not_tell_who_trained_the_translator"] == "membership_users is 0: judged from 500 on"
+    assert reasons["membership_is_not_inferable"] == "membership_users is 0: judged from 500 on"

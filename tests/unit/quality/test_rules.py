@@ -53,7 +53,7 @@ VIOLATIONS = {
         {"event_is_at_the_source_event", "source_event_is_real_and_known"},
     ),
     "translator_version_is_present": (setting("translator_version", None), {"translator_is_the_runs"}),
-    "run_id_is_present": (setting("run_id", None), {"run_is_this_one"}),
+    "run_id_is_present": (setting("run_id", None), {"run_id_matches"}),
     "created_timestamp_is_present": (setting("created_timestamp", None), {"known_from_as_of_on"}),
     "event_id_is_a_hash": (setting("event_id", "xyz"), set()),
     "event_id_is_a_hash (upper case)": (setting("event_id", "A" * 32), set()),
@@ -76,7 +76,7 @@ VIOLATIONS = {
     "item_was_seen_before (never)": (setting("item_id", "unseen"), set()),
     "user_had_not_consumed_it": (setting("item_id", "eaten"), set()),
     "translator_is_the_runs": (setting("translator_version", 2), set()),
-    "run_is_this_one": (setting("run_id", "run_0000000000000000"), set()),
+    "run_id_matches": (setting("run_id", "run_0000000000000000"), set()),
 }
 
 
@@ -120,6 +120,7 @@ def test_a_run_that_keeps_every_rule_passes(project):
     docs = Path(report.docs)
     assert spec.run_id in docs.read_text()
     assert GateReport.from_json(json.loads(json.dumps(report.to_json()))).to_json() == json.loads(json.dumps(report.to_json()))
+    assert {"rule", "says", "scope"} < report.to_json()["rules"][0].keys(), "keys of gate.json stay as they are"
 
 
 def test_each_broken_rule_is_the_reason_of_its_row(tmp_path):

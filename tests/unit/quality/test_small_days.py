@@ -30,7 +30,7 @@ DAYS, USERS, ITEMS, DRAWS = 365, 2_000, 80, 3
 FAULTS = ("shuffled users", "doubled volume", "unknown items", "wrong items")
 PLANTED = 20
 #: Rules that need more users than a day has.
-DISTRIBUTIONS = {"popularity_is_like_the_real_one", "item_shares_are_like_the_real_ones", "items_are_as_many_as_the_real_ones"}
+DISTRIBUTIONS = {"popularity_is_like_the_real_one", "item_shares_are_like_the_real_ones", "effective_items"}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_a_year_of_small_honest_days_is_never_refused_and_faults_are_told_as_a_t
         frame = draw_day(spec, source, popularity, rng)
         broken, not_judged = judge(project, spec, frame)
         assert not broken, (day, broken)
-        assert {"source_coverage", "run_holds_events"} <= not_judged
+        assert {"source_coverage", "run_has_events"} <= not_judged
         judged.update(DISTRIBUTIONS - not_judged)
         if day in planted:
             broken, _ = judge(project, spec, plant(planted[day], frame, rng))

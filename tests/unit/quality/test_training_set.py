@@ -197,13 +197,13 @@ def test_rows_that_share_a_key_are_found_wherever_they_lie(settings, tmp_path, m
     sweep(
         [
             {
-                "rows_are_the_manifests": {"rows": 30},
-                "synthetic_rows_are_the_manifests": {"synthetic": 9},
-                "provenance_is_no_feature": {"features": ["source_user_history__event_count", "is_synthetic"]},
+                "row_count_matches_manifest": {"rows": 30},
+                "synthetic_row_count_matches_manifest": {"synthetic": 9},
+                "no_provenance_in_features": {"features": ["source_user_history__event_count", "is_synthetic"]},
             },
-            {"columns_are_the_contracts": {"columns": {"user_id": "string"}}},
-            {"provenance_is_no_feature": {"features": ["synthetic_target_events__probability"]}},
-            {"features_are_there": {"features": ["target_item_stats__value"]}},
+            {"columns_match_schema": {"columns": {"user_id": "string"}}},
+            {"no_provenance_in_features": {"features": ["synthetic_target_events__probability"]}},
+            {"features_exist": {"features": ["target_item_stats__value"]}},
         ],
         keep=2,
     ),
@@ -236,7 +236,10 @@ def test_of_files_that_were_judged_before_only_what_is_asked_of_the_whole_set_is
     assert validate_training_set(settings, folder, whole, validated_files=everything).rows == 30
     counts = {"rows": 20, "synthetic": 3}
     for rules, broken in (
-        (("rows_are_the_manifests", "synthetic_rows_are_the_manifests"), whole | counts | {"cutoff": hour(35).isoformat()}),
+        (
+            ("row_count_matches_manifest", "synthetic_row_count_matches_manifest"),
+            whole | counts | {"cutoff": hour(35).isoformat()},
+        ),
         ((), whole | {"start": hour(12).isoformat()}),
     ):
         with pytest.raises(QualityGateFailed) as caught:

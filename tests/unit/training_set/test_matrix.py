@@ -156,7 +156,7 @@ def ndcg(top: np.ndarray, later: list[set[str]], ids: list[str]) -> float:
 
 @pytest.mark.parametrize("recipe", ["AlternatingLeastSquares", "Embedding"])
 def test_the_recipes_of_the_scoring_page_keep_the_gain(recipe, tmp_path):
-    """As the page has them; filtered by what was learned from, as users had done; and on real events alone."""
+    """As the page has them; filtered by what was learned from, as users had done; and on real events only."""
     page = blocks_of((ROOT / "docs" / "guides" / "scoring.md").read_text(encoding="utf-8"))
     (code,) = (block.text for block in page if block.language == "python" and f"import {recipe}" in block.text)
     both, later = tastes(tmp_path / "both")

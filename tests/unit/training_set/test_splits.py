@@ -16,7 +16,7 @@ from scalr_prod.training_set import ensure_run_fits_splits
 from scalr_prod.training_set.features import _plan_files
 from scalr_prod.training_set.label_window import LabelWindow
 from scalr_prod.training_set.periods import DAY_US, Period
-from scalr_prod.training_set.splits import keep_known_in_part, resolve_splits
+from scalr_prod.training_set.splits import keep_known_by_split_end, resolve_splits
 
 MAY, JUNE, JULY = (datetime(2024, month, 1, tzinfo=UTC) for month in (5, 6, 7))
 BOTH = {"validation": "2024-05-01", "test": "2024-06-01"}
@@ -76,7 +76,7 @@ def test_an_event_is_kept_if_it_was_known_by_the_end_of_its_part():
     batch = pa.record_batch(
         {"event_timestamp": pa.array(happened, stamp), "created_timestamp": pa.array(created, stamp), "n": range(len(cases))}
     )
-    found = keep_known_in_part(batch, window).column("n").to_pylist()
+    found = keep_known_by_split_end(batch, window).column("n").to_pylist()
     assert found == [number for number, keep in enumerate(kept) if keep]
     assert window.train == LabelWindow(None, MAY)
 

@@ -81,7 +81,7 @@ def test_an_upgrade_is_told_before_it_trains(ingested, version, monkeypatch):
     state = {state.stage: state for state in stage_states(ingested)}["translator"]
     assert not state.done
     assert state.stale == (
-        f"{reason.text}: scalr run trains a version and publishes its run anew; [translator] pin = true keeps version 1"
+        f"{reason.text}: scalr run trains a version and publishes its run again; [translator] pin = true keeps version 1"
     )
     found = pipeline.dry_run(ingested, pipeline.stages_to()).to_json()
     assert found["stages"]["translator"] == found["stages"]["generate"] == "make"

@@ -205,11 +205,11 @@ class DeltaOfflineStore(OfflineStore):
             DeltaStoreError: The spine lacks a key or a time, its types do not fit, or a table cannot be read.
         """
         requested = queries.requested_features(feature_views, feature_refs, project, registry)
-        strict = bool(kwargs.get("filter_by_created_timestamp"))
+        force_created = bool(kwargs.get("filter_by_created_timestamp"))
         if entity_df is None:
             first, last = compute_non_entity_date_range(feature_views, kwargs.get("start_date"), kwargs.get("end_date"))
             run, keys = retrieval.plan_window(
-                config, requested, first, last, known_by_end=strict, full_names=full_feature_names
+                config, requested, first, last, known_by_end=force_created, full_names=full_feature_names
             )
         else:
             spine = (
@@ -218,7 +218,7 @@ class DeltaOfflineStore(OfflineStore):
                 else spine_from_rows(entity_df)
             )
             first, last = spine.first, spine.last
-            options = queries.JoinOptions(full_names=full_feature_names, strict=strict)
+            options = queries.JoinOptions(full_names=full_feature_names, force_created=force_created)
             run = retrieval.plan_join(config, requested, spine, options)
             keys = [name for name in spine.table.schema.names if name != spine.time_column]
         return DeltaRetrievalJob(

@@ -83,7 +83,7 @@ class ViewJoin:
         tie_breakers: Columns that decide, in this order, between rows with equal event and creation times.
         ttl_us: Rows older than this at the spine's time count as absent; 0: no limit.
         known_by_spine_time: Whether a row is visible only from its creation time on.
-        known_by_us: Leave out rows created after this, µs since 1970; None: no limit.
+        known_by_micros: Leave out rows created after this, µs since 1970; None: no limit.
         filter_entities: The table has many more rows than the spine: filter out other entities before the join.
         buffered: Keys, timestamps and narrow features of the relevant rows, if buffered in the session; the lookup then reads these.
     """
@@ -97,7 +97,7 @@ class ViewJoin:
     tie_breakers: tuple[str, ...] = ()
     ttl_us: int = 0
     known_by_spine_time: bool = True
-    known_by_us: int | None = None
+    known_by_micros: int | None = None
     filter_entities: bool = False
     buffered: Scan | None = None
 
@@ -133,7 +133,7 @@ def _buffer(connection: DuckDBPyConnection, view: ViewJoin, number: int) -> View
     selected = ", ".join(map(quote_identifier, dict.fromkeys([*columns, *carried])))
     connection.execute(
         f"CREATE TEMP TABLE held_{number} AS SELECT {selected}, {view.scan.row_id} AS {_ROW_ID} FROM {view.scan.relation}"
-        f" WHERE {_limits_sql(replace(view, known_by_us=None), event)}"
+        f" WHERE {_limits_sql(replace(view, known_by_micros=None), event)}"
     )
     return replace(view, buffered=replace(view.scan, relation=f"held_{number}", row_id=_ROW_ID), filter_entities=False)
 
@@ -321,8 +321,8 @@ def _limits_sql(view: ViewJoin, clock: str) -> str:
         limits += [f"{quote_identifier(column)} IN (SELECT {spine} FROM {SPINE_TABLE} s)" for column, spine in view.keys]
     if view.ttl_us:
         limits.append(f"{event} >= (SELECT min({SPINE_TIME}) FROM {SPINE_TABLE}) - {view.ttl_us}")
-    if view.created and view.known_by_us is not None:
-        limits.append(f"{created} <= {view.known_by_us}")
+    if view.created and view.known_by_micros is not None:
+        limits.append(f"{created} <= {view.known_by_micros}")
     return " AND ".join(limits)
 
 

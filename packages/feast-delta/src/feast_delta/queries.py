@@ -51,14 +51,14 @@ class RowFilter:
         created: Column of the creation time; None: creation times do not count.
         start_us: µs since 1970; None: no limit.
         end_us: µs since 1970; None: no limit.
-        known_by_us: µs since 1970; None: no limit.
+        known_by_micros: µs since 1970; None: no limit.
     """
 
     event: str
     created: str | None = None
     start_us: int | None = None
     end_us: int | None = None
-    known_by_us: int | None = None
+    known_by_micros: int | None = None
 
     def where_sql(self, *conditions: str) -> str:
         """Return the WHERE clause, with further conditions; empty without any."""
@@ -79,9 +79,9 @@ class RowFilter:
             yield self.since_sql(self.start_us)
         if self.end_us is not None:
             yield f"{self._happened} <= make_timestamptz({self.end_us})"
-        if self.created and self.known_by_us is not None:
+        if self.created and self.known_by_micros is not None:
             created = f"coalesce(CAST({quote_identifier(self.created)} AS TIMESTAMPTZ), {self._happened})"
-            yield f"{created} <= make_timestamptz({self.known_by_us})"
+            yield f"{created} <= make_timestamptz({self.known_by_micros})"
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class JoinOptions:
 
     Attributes:
         full_names: Name features ``view__feature``.
-        strict: A row is visible only from its creation time on, whatever the tags and settings say.
+        force_created: A row is visible only from its creation time on, whatever the tags and settings say.
         created_until_us: Leave out rows created after this, µs since 1970; None: no limit.
     """
 
     full_names: bool
-    strict: bool = False
+    force_created: bool = False
     created_until_us: int | None = None
 
 
@@ -170,7 +170,7 @@ def plan_view_join(
     alias = f"source_{number}"
     scan = open_source(connection, config, source, alias, needed, optional_columns=features, within=ReadRange(keys=spine_range))
     prefix = f"{view.projection.name_to_use()}__" if options.full_names else ""
-    limit_us = earliest(known_by_us(config, source, view), options.created_until_us)
+    limit_us = earliest(known_by_micros(config, source, view), options.created_until_us)
     limited = is_hidden_until_created(view.name, view.tags, source.tags, default=config.offline_store.knowledge_time)
     return ViewJoin(
         scan=scan,
@@ -181,12 +181,12 @@ def plan_view_join(
         features=tuple((columns.column_name(name), f"{prefix}{name}") for name in names),
         tie_breakers=tie_breakers(scan.schema, features),
         ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
-        known_by_spine_time=options.strict or (limited and limit_us is None),
-        known_by_us=limit_us,
+        known_by_spine_time=options.force_created or (limited and limit_us is None),
+        known_by_micros=limit_us,
     )
 
 
-def known_by_us(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
+def known_by_micros(config: RepoConfig, source: DataSource, view: FeatureView | None = None) -> int | None:
     """Return the fixed knowledge time of the settings in µs; None if unset, or if a tag says that creation times are load times."""
     known_by = optional_micros(config.offline_store.known_by)
     name, tags = (view.name, view.tags) if view else (source.name, None)

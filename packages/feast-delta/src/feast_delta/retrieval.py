@@ -122,9 +122,9 @@ def plan_window(
         needed = dict.fromkeys([*(column for column, _ in selected), *columns.timestamp_columns])
         within = queries.ReadRange(time=(columns.event, start_us, end_us))
         scan = queries.open_source(connection, config, source, alias, list(needed), within=within)
-        limit_us = queries.earliest(queries.known_by_us(config, source, view), options.created_until_us)
+        limit_us = queries.earliest(queries.known_by_micros(config, source, view), options.created_until_us)
         return queries.window_sql(
-            scan, selected, queries.RowFilter(columns.event, columns.created, start_us, end_us, known_by_us=limit_us)
+            scan, selected, queries.RowFilter(columns.event, columns.created, start_us, end_us, known_by_micros=limit_us)
         )
 
     @contextmanager
@@ -178,8 +178,8 @@ def pulled_rows(
 ) -> queries.RowFilter:
     """Return the filter of a source's rows between two event times, both included; None: unbounded."""
     start_us, end_us = map(queries.optional_micros, times)
-    known_by_us = queries.known_by_us(config, source)
-    return queries.RowFilter(event, created or None, start_us=start_us, end_us=end_us, known_by_us=known_by_us)
+    known_by_micros = queries.known_by_micros(config, source)
+    return queries.RowFilter(event, created or None, start_us=start_us, end_us=end_us, known_by_micros=known_by_micros)
 
 
 def plan_pull(

@@ -36,7 +36,7 @@ class Scan:
         relation: SQL for a FROM clause.
         schema: Arrow schema of all of its columns.
         row_id: SQL expression (BIGINT), unique per row.
-        table: The Delta table; None: it is not one.
+        table: The Delta table, or None if it is not one.
         files: Number of files that each query reads; 0: the rows were copied.
     """
 

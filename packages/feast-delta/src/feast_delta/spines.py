@@ -127,7 +127,7 @@ def key_sql(schema: pa.Schema, column: str, source: pa.DataType, view: str) -> s
         # pandas stores integers with missing values as floats.
         return f"TRY_CAST(s.{quote_identifier(column)} AS BIGINT)"
     raise DeltaStoreError(
-        f"the spine's {column!r} holds {found}, but the key of {view} holds {source}",
+        f"the spine's {column!r} contains {found}, but the key of {view} contains {source}",
         where=column,
         next_step="pass the ids in the type they were ingested with",
     )

@@ -5,7 +5,7 @@ A repository configuration of those tests, which are in Feast's repository and n
 
     FULL_REPO_CONFIGS_MODULE=feast_delta.universal_tests FEAST_IS_LOCAL_TEST=True pytest --integration tests/integration/offline_store
 
-``FEAST_DELTA_KNOWLEDGE_TIME=created`` runs them with the strict clock.
+``FEAST_DELTA_KNOWLEDGE_TIME=created`` runs them with ``knowledge_time: created``.
 """
 
 from __future__ import annotations

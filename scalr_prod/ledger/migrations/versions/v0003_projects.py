@@ -27,7 +27,7 @@ _TABLES = ("datasets", "model_promotions", "model_versions", "publications", "pa
 
 
 def upgrade() -> None:
-    """Make the tables anew beside the old ones, carry the rows over with their project, and put the new ones in their place."""
+    """Make the tables again beside the old ones, carry the rows over with their project, and put the new ones in their place."""
     connection = op.get_bind()
     op.create_table(
         "projects",
@@ -76,7 +76,7 @@ def upgrade() -> None:
 
 
 class _Owners:
-    """The home that each old row is evidently of, as a project; made only where there are rows."""
+    """The home that each old row is evidently of, as a project; made only if there are rows."""
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection

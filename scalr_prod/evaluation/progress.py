@@ -32,7 +32,7 @@ class EvaluationProgress(progress.ProgressTracker):
     def start_task(self, task: str) -> None:
         """Start another task and log it."""
         self.label = task
-        logger.info("%s: %d s, %d models fitted", task, self.seconds, self.models_fitted)
+        logger.info("%s (%d s so far, %d models fitted)", task, self.seconds, self.models_fitted)
 
     def count_fits(self, task: str, count: int = 1) -> None:
         """Record fitted models."""
@@ -53,7 +53,7 @@ class EvaluationProgress(progress.ProgressTracker):
 
     def describe(self, snapshot: dict[str, Any]) -> str:
         """Return the text of a log line."""
-        return f"still at {super().describe(snapshot)}, {self.models_fitted} models fitted"
+        return f"{super().describe(snapshot)}, {self.models_fitted} models fitted"
 
 
 class _ProgressBar(EvaluationProgress):

@@ -1,4 +1,4 @@
-"""The recipes of docs/guides/hand-over.md for libraries that the project does not need, each installed apart from it.
+"""The recipes of docs/guides/weights.md for libraries that the project does not need, each installed apart from it.
 
 Those for installed libraries run with the other pages, in test_docs_run.py.
 """
@@ -18,7 +18,7 @@ from support.small import LOCAL, lean
 from scalr_prod import Project
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "guides" / "hand-over.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "weights.md").read_text(encoding="utf-8")
 BLOCKS = [block.text for block in blocks_of(PAGE) if block.language == "python"]
 (RECBOLE,) = (text for text in BLOCKS if "recbole" in text)
 #: With what they import that the project lacks. TorchRec's release goes with torch's: constraints/package.txt.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from scalr_prod.core.progress import heartbeat_interval
-from scalr_prod.evaluation.progress_ticker import evaluation_progress
+from scalr_prod.evaluation.progress import evaluation_progress
 
 
 def test_a_long_step_is_told_of_again_and_again(caplog):
@@ -17,7 +17,7 @@ def test_a_long_step_is_told_of_again_and_again(caplog):
         for arm in pulse.track_steps(["real", "ours"], {"real": 2, "ours": 18}.get):
             pulse.count_fits(f"als {arm}", 5)
             behind.append(pulse.done)
-        while sum("still at als ours" in line for line in caplog.messages) < 3:
+        while sum("als ours: " in line for line in caplog.messages) < 3:
             pass
     # Five fits where two were expected, then five of eighteen; and all that were expected when a step is done with.
     assert behind == [2, 7]
@@ -31,4 +31,4 @@ def test_a_bar_needs_no_lines(caplog):
     with heartbeat_interval(0.0001), evaluation_progress(show_bar=True) as pulse:
         pulse.count_fits("als real")
         assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
-    assert "still at" not in caplog.text
+    assert "als real: " not in caplog.text

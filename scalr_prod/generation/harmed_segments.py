@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Correction of λ by the holdout experiment: segments of users whom synthetic events harm, and λ = 0 for them.
 
-`scalr experiment --outcomes` records a segment when its always-valid interval lies below 0. It stays recorded for as long as the experiment
-has the same key and start: once its λ is 0, later outcomes say nothing about what synthetic events would do.
+`scalr experiment --outcomes` records a segment when its always-valid interval lies below 0. It stays recorded until the experiment's key or
+start changes: once its λ is 0, later outcomes no longer measure the effect of synthetic events.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class HarmfulSegments(Jsonable):
+class HarmedSegments(Jsonable):
     """Segments that an experiment found to be harmed.
 
     Attributes:
@@ -41,12 +41,12 @@ class HarmfulSegments(Jsonable):
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Return those of the present experiment.
+        """Return the segments recorded for the current experiment.
 
         Raises:
             EvaluationError: The file is not valid.
         """
-        path, start = harmful_segments_path(settings), settings.experiment.start
+        path, start = harmed_segments_path(settings), settings.experiment.start
         if not path.exists():
             return cls("", None, {})
         try:
@@ -62,13 +62,13 @@ class HarmfulSegments(Jsonable):
         return found if (found.salt, found.start) == (present.salt, present.start) and segments else present
 
 
-def harmful_segments_path(settings: Settings) -> Path:
+def harmed_segments_path(settings: Settings) -> Path:
     """Return the path of the file."""
-    return settings.home / "evaluations" / "harmful_segments.json"
+    return settings.home / "evaluations" / "harmed_segments.json"
 
 
-def record_harmful_segments(settings: Settings, measured: Mapping[str, str]) -> None:
-    """Add segments to those of the present experiment, in the ledger and in the file, which holds one experiment's.
+def record_harmed_segments(settings: Settings, measured: Mapping[str, str]) -> None:
+    """Record segments for the current experiment, in the ledger and in the file (which keeps one experiment only).
 
     Args:
         settings: The project's settings.
@@ -79,27 +79,27 @@ def record_harmful_segments(settings: Settings, measured: Mapping[str, str]) -> 
     if not measured:
         return
     salt, start = experiment_salt(settings), settings.experiment.start
-    path = harmful_segments_path(settings)
+    path = harmed_segments_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        known = HarmfulSegments.from_settings(settings).segments
-        _record_in_ledger(settings, measured, "harmful", salt)
-        write_json(path, HarmfulSegments(salt, start.isoformat() if start else None, {**measured, **known}).to_json())
+        known = HarmedSegments.from_settings(settings).segments
+        _record_in_ledger(settings, measured, "harmed", salt)
+        write_json(path, HarmedSegments(salt, start.isoformat() if start else None, {**measured, **known}).to_json())
 
 
-def describe_harmful_segments(settings: Settings) -> list[str]:
-    """Return one sentence for each segment of the present experiment that is harmed: what was measured, and what runs do about it."""
+def describe_harmed_segments(settings: Settings) -> list[str]:
+    """Return one sentence per segment harmed in the current experiment: what was measured, and what runs do about it."""
     outcome = (
-        "so that their λ is 0 ([experiment] harmful_segments)"
-        if settings.experiment.harmful_segments == "drop"
-        else 'set [experiment] harmful_segments = "drop" to give them λ = 0'
+        "λ is 0 for them ([experiment] harmed_segments)"
+        if settings.experiment.harmed_segments == "drop"
+        else 'to set λ to 0 for them: [experiment] harmed_segments = "drop"'
     )
-    return [f"{measured}; {outcome}" for measured in HarmfulSegments.from_settings(settings).segments.values()]
+    return [f"{measured}; {outcome}" for measured in HarmedSegments.from_settings(settings).segments.values()]
 
 
-def drop_harmful_segments(settings: Settings) -> Settings:
-    """Return the settings with λ = 0 for harmed segments, if ``[experiment] harmful_segments`` is ``drop``."""
-    harmed = HarmfulSegments.from_settings(settings).segments if settings.experiment.harmful_segments == "drop" else {}
+def drop_harmed_segments(settings: Settings) -> Settings:
+    """Return the settings with λ = 0 for harmed segments, if ``[experiment] harmed_segments`` is ``drop``."""
+    harmed = HarmedSegments.from_settings(settings).segments if settings.experiment.harmed_segments == "drop" else {}
     if not harmed:
         return settings
     weights = settings.training_set.resolved_segment_weights
@@ -110,8 +110,8 @@ def drop_harmful_segments(settings: Settings) -> Settings:
 
 def record_dropped_segments(settings: Settings) -> None:
     """Record in the ledger that a run gives harmed segments λ = 0; once for each experiment and segment."""
-    if settings.experiment.harmful_segments == "drop":
-        found = HarmfulSegments.from_settings(settings)
+    if settings.experiment.harmed_segments == "drop":
+        found = HarmedSegments.from_settings(settings)
         if found.segments:
             _record_in_ledger(settings, found.segments, "dropped", found.salt)
 

@@ -1,4 +1,4 @@
-"""A segment that synthetic events harm gets λ = 0 where a setting asks for it, and every run tells it."""
+"""A segment that synthetic events harm gets λ = 0 if a setting asks for it, and every run warns about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.small_project import Handmade
 
 from scalr_prod.errors import EvaluationError
 from scalr_prod.generation import apply_policy, why_not_generated
-from scalr_prod.generation.harmful_segments import HarmfulSegments, harmful_segments_path, record_harmful_segments
+from scalr_prod.generation.harmed_segments import HarmedSegments, harmed_segments_path, record_harmed_segments
 from scalr_prod.ledger import Ledger
 from scalr_prod.operations import analyze_experiment
 from scalr_prod.pipeline import PipelineContext, PipelineReport
@@ -20,7 +20,7 @@ from scalr_prod.reporting.report_data import collect_run_data
 from scalr_prod.workspace import Holdout
 
 BEGUN = '[experiment]\nholdout = 0.3\nkey = "a key of the company"\nstart = 2024-01-01T00:00:00Z\n'
-DROPPING = BEGUN + 'harmful_segments = "drop"\n'
+DROPPING = BEGUN + 'harmed_segments = "drop"\n'
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def weights(project: Handmade) -> tuple[float, ...]:
 
 def test_harm_is_noticed_and_weighs_nothing_where_it_is_asked_for(project, caplog):
     report = measure(project, cold=0.5, dense=-3.0)
-    (sentence,) = report.harmful_segments
-    assert "changed the outcome of dense users by -2." in sentence
-    assert 'harmful_segments = "drop"' in sentence
+    (sentence,) = report.harmed_segments
+    assert "lowered the outcome of dense users by 2." in sentence
+    assert 'harmed_segments = "drop"' in sentence
     assert weights(project) == (0.1, 0.1, 0.1)
     assert sentence in caplog.text, "every run tells it"
     project.configure(DROPPING)
@@ -65,7 +65,7 @@ def test_harm_is_noticed_and_weighs_nothing_where_it_is_asked_for(project, caplo
 
 
 def test_an_effect_that_may_be_chance_changes_nothing(project):
-    assert measure(project, cold=-0.1, dense=1.0).harmful_segments == []
+    assert measure(project, cold=-0.1, dense=1.0).harmed_segments == []
     project.configure(DROPPING)
     assert weights(project) == (0.1, 0.1, 0.1)
 
@@ -78,20 +78,20 @@ def test_a_run_tells_it_in_one_sentence_and_the_ledger_keeps_it(project):
         policy(context)
     context.spec = project.run()
     summary = PipelineReport.from_context(context).to_summary()
-    assert "so that their λ is 0" in summary["experiment"]
+    assert "λ is 0 for them" in summary["experiment"]
     assert context.settings.training_set.resolved_segment_weights.dense == 0
     with Ledger.open(project.settings) as ledger:
         changes = ledger.changes.find(subject="experiment")
-        told = collect_run_data(project.settings, ledger, context.spec.run_id).harmful_segments
-    assert [(change.from_state, change.to_state) for change in changes] == [(None, "harmful"), ("harmful", "dropped")]
-    assert all(change.key.startswith("dense/") and "dense users by -2." in change.cause for change in changes)
-    assert list(told) == context.harmful_segments
+        told = collect_run_data(project.settings, ledger, context.spec.run_id).harmed_segments
+    assert [(change.from_state, change.to_state) for change in changes] == [(None, "harmed"), ("harmed", "dropped")]
+    assert all(change.key.startswith("dense/") and "dense users by 2." in change.cause for change in changes)
+    assert list(told) == context.harmed_segments
 
 
 def test_it_stays_until_another_experiment_begins(project):
     measure(project, cold=0.5, dense=-3.0)
     project.configure(DROPPING)
-    assert measure(project, cold=0.5, dense=3.0).harmful_segments, "what no longer happens cannot be seen to do good"
+    assert measure(project, cold=0.5, dense=3.0).harmed_segments, "what no longer happens cannot be seen to do good"
     project.configure(DROPPING.replace("holdout = 0.3", "holdout = 0.0"))
     assert weights(project)[2] == 0, "the end of an experiment is no reason to begin again"
     project.configure(DROPPING.replace("2024-01-01", "2024-06-01"))
@@ -102,15 +102,15 @@ def test_it_stays_until_another_experiment_begins(project):
 
 def test_where_every_segment_is_harmed_nothing_is_generated(project):
     Ledger.open(project.settings).close()
-    record_harmful_segments(project.settings, dict.fromkeys(("cold", "sparse", "dense"), "they lose"))
+    record_harmed_segments(project.settings, dict.fromkeys(("cold", "sparse", "dense"), "they lose"))
     assert why_not_generated(project.settings) is None
-    assert str(harmful_segments_path(project.settings)) in why_not_generated(project.configure(DROPPING))
+    assert str(harmed_segments_path(project.settings)) in why_not_generated(project.configure(DROPPING))
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"salt": 1}', '{"salt": "", "start": null, "segments": 3}'])
 def test_a_broken_file_is_a_clear_error(project, text):
-    path = harmful_segments_path(project.settings)
+    path = harmed_segments_path(project.settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     with pytest.raises(EvaluationError, match="not a valid result"):
-        HarmfulSegments.from_settings(project.settings)
+        HarmedSegments.from_settings(project.settings)
