@@ -83,6 +83,11 @@ def test_no_lift_can_be_told_where_the_baseline_finds_nothing():
     assert not Acceptance(arm(), nothing, Signal.PRESENT).passed
 
 
+def test_a_gain_over_nothing_counts_as_large():
+    found = ArmComparison(float("nan"), float("nan"), (float("nan"), float("nan")), 0.01, (0.005, 0.015), 0.0001)
+    assert GainEstimate.from_comparison(found) == GainEstimate(50.0, 0.0)
+
+
 def test_without_an_effect_few_are_accepted_and_their_loss_is_small():
     """True gains of 0, measured with a standard error of 5 %: about one in three is kept."""
     measured = np.random.default_rng(0).normal(0, 5, 2000)
